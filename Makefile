@@ -1,0 +1,34 @@
+# Every target works from a fresh clone: `setup` makes .venv with plain pip and is skipped while it is current.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.current
+export OMP_NUM_THREADS ?= 2
+export HYDRA_FULL_ERROR ?= 0
+
+.PHONY: setup check test test-long clean help
+help: ## What the targets do
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+setup: $(STAMP) ## Virtual environment with the pinned torch pair
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the packages (about three minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+check: $(STAMP) ## Lint, types, floors, unit tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/unit
+
+test: $(STAMP) ## All fast tests
+	$(BIN)/pytest -q -m "not long" tests/unit tests/parity tests/smoke
+
+test-long: $(STAMP) ## Soaks and kills
+	$(BIN)/pytest -q tests
+
+clean: ## Removes the environment and all caches, never your runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""OpenWavLM: the complete open path from recordings to a WavLM-family model."""

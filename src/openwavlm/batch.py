@@ -1,0 +1,145 @@
+"""What travels from a loader worker to the device: one micro-batch with everything that was drawn for it."""
+
+import hashlib
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+class _Movable:
+    """A dataclass whose tensors move together."""
+
+    def _apply(self, function: Any) -> Self:
+        moved: dict[str, Any] = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = function(value)
+            elif isinstance(value, _Movable):
+                moved[field.name] = value._apply(function)
+        return replace(self, **moved)  # type: ignore[type-var]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """Copies every tensor to `device`."""
+        return self._apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Page-locks every tensor (called by torch's DataLoader)."""
+        return self._apply(lambda tensor: tensor.pin_memory())
+
+    def _update(self, digest: Any) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                digest.update(f"{field.name}{tuple(value.shape)}{value.dtype}".encode())
+                digest.update(value.cpu().contiguous().numpy().tobytes())
+            elif isinstance(value, _Movable):
+                value._update(digest)
+
+    def fingerprint(self) -> str:
+        """Hash of all tensors: equal exactly when the batches are bit-equal."""
+        digest = hashlib.blake2b(digest_size=16)
+        self._update(digest)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class MixRecord(_Movable):
+    """The mixtures of one micro-batch, one entry a mixture (WavLM §III-B, Algorithm 1).
+
+    Attributes:
+        row: int64 (mixtures,), the primary's row, ascending.
+        partner: int64 (mixtures,), the secondary: a row of the batch, or `batch + i` for row `i` of the noise.
+        start: int64 (mixtures,), first overlapped sample in the primary.
+        partner_start: int64 (mixtures,), first sample taken from the secondary.
+        length: int64 (mixtures,), overlapped samples.
+        energy_ratio_db: float32 (mixtures,), primary over scaled secondary, whole-utterance mean energies.
+        max_length: Longest overlap, known on the host so that applying needs no synchronisation.
+    """
+
+    row: Tensor
+    partner: Tensor
+    start: Tensor
+    partner_start: Tensor
+    length: Tensor
+    energy_ratio_db: Tensor
+    max_length: int
+
+    @classmethod
+    def empty(cls) -> "MixRecord":
+        """The record of a batch without mixtures."""
+        none = torch.zeros(0, dtype=torch.int64)
+        return cls(none, none, none, none, none, torch.zeros(0), 0)
+
+    def __len__(self) -> int:
+        return self.row.shape[0]
+
+
+@dataclass(frozen=True)
+class MicroBatchId:
+    """Name of a micro-batch in the plan: what all its random draws are keyed by.
+
+    Attributes:
+        source: Name of the data source.
+        epoch: The source's data epoch, from 0.
+        stream: Which of the source's shard streams.
+        index: Position within the stream's epoch.
+    """
+
+    source: str
+    epoch: int
+    stream: int
+    index: int
+
+    @property
+    def key(self) -> int:
+        """Stream and index as one integer, the `micro` of `randomness.words`."""
+        return self.stream << 32 | self.index
+
+
+@dataclass(frozen=True)
+class PretrainBatch(_Movable):
+    """One micro-batch of masked-prediction training.
+
+    Attributes:
+        waveforms: int16 (batch, samples), zero-padded at the end.
+        num_samples: int64 (batch,), valid samples; 0 for a row that could not be read.
+        labels: int32 (batch, frames), pseudo-labels of the clean audio; −1 where there is none.
+        mask: bool (batch, frames), True = masked.
+        masked_index: int64 (masked,), flat positions batch · frames that enter the loss.
+        unmasked_index: int64 (unmasked,), flat positions of valid frames that are not masked.
+        layer_keep: bool (layers,), LayerDrop's draw; all True in evaluation.
+        mix: The mixtures to apply.
+        noise: int16 (noises, samples), noise clips that `mix` refers to, zero-padded.
+        noise_num_samples: int64 (noises,), their valid samples.
+        rows: int64 (batch,), rows of the source's index.
+        start_frame: int64 (batch,), where each piece begins in its utterance.
+        id: Which micro-batch of the plan this is.
+        weight: 1, or 0 for a padding micro-batch that only keeps the collectives aligned.
+        num_unreadable: Rows that could not be read.
+        valid_samples: Sum of `num_samples`, on the host.
+    """
+
+    waveforms: Tensor
+    num_samples: Tensor
+    labels: Tensor
+    mask: Tensor
+    masked_index: Tensor
+    unmasked_index: Tensor
+    layer_keep: Tensor
+    mix: MixRecord
+    noise: Tensor
+    noise_num_samples: Tensor
+    rows: Tensor
+    start_frame: Tensor
+    id: MicroBatchId
+    weight: float = 1.0
+    num_unreadable: int = 0
+    valid_samples: int = 0
+
+    @property
+    def num_masked(self) -> int:
+        """Frames that enter the loss (0 for a padding micro-batch); known on the host."""
+        return self.masked_index.shape[0] if self.weight else 0

@@ -33,7 +33,7 @@ def main() -> None:
     lengths = synthetic_lengths(arguments.rows)
     first_row = np.minimum(np.arange(0, arguments.rows + arguments.rows_per_shard, arguments.rows_per_shard), arguments.rows)
     usable = np.ones(arguments.rows, dtype=bool)
-    batching = Batching(max_seconds=15.6, min_seconds=2.0, micro_seconds=175.0)
+    batching = Batching(seconds=2800.0, micro_seconds=175.0, max_seconds=15.6, min_seconds=2.0)
     began = time.perf_counter()
     plan = EpochPlan(lengths, first_row, usable, batching, seed=1, source="synthetic", epoch=0)
     seconds = time.perf_counter() - began

@@ -4,12 +4,28 @@ import hashlib
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
+_BY_VALUE_BYTES = 1 << 18
+
+
+def _rebuild(cls: type, values: dict[str, Any]) -> Any:
+    return cls(**{name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in values.items()})
+
 
 class _Movable:
-    """A dataclass whose tensors move together."""
+    """A dataclass whose tensors move together, between devices and between processes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Between processes a tensor costs a shared-memory file and a descriptor, far more than copying a few kilobytes:
+        # only the audio travels that way, the rest goes through the pipe by value.
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.device.type == "cpu" and value.nbytes <= _BY_VALUE_BYTES:
+                values[name] = value.numpy()
+        return _rebuild, (type(self), values)
 
     def _apply(self, function: Any) -> Self:
         moved: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 def conf_dir() -> Path:
@@ -21,6 +21,14 @@ def conf_dir() -> Path:
         if (candidate / "train.yaml").is_file():
             return candidate
     raise ValueError(f"no configuration found beside {here}: reinstall the package or run from a checkout")
+
+
+def swept(overrides: list[str]) -> str:
+    """Name of a sweep's trial: the overrides that the command line does not hold as they are, because they were expanded."""
+    return ",".join(o for o in overrides if o not in sys.argv).replace("/", "_") or "trial"
+
+
+OmegaConf.register_new_resolver("swept", swept, replace=True)
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:

@@ -11,7 +11,7 @@ from openwavlm.data.plan import Batching, EpochPlan
 from openwavlm.data.schedule import Schedule, SourceStream
 from openwavlm.frames import num_frames
 
-BATCHING = Batching(max_seconds=4.0, min_seconds=0.5, micro_seconds=16.0, shards_per_block=3, group=2)
+BATCHING = Batching(seconds=64.0, micro_seconds=16.0, max_seconds=4.0, min_seconds=0.5, shards_per_block=3, group=2)
 
 
 def lengths(rows: int, seed: int = 0) -> np.ndarray:
@@ -90,7 +90,7 @@ def test_order_differs_between_epochs_and_seeds():
 
 
 def test_fairseq_crop_gives_every_row_of_a_micro_batch_the_length_of_its_shortest():
-    plan = epoch_plan(0, batching=Batching(4.0, 0.5, 16.0, "fairseq_crop"))
+    plan = epoch_plan(0, batching=Batching(64.0, 16.0, 4.0, 0.5, "fairseq_crop"))
     frames = num_frames(lengths(300).astype(np.int64))
     starts = []
     for index in range(len(plan)):
@@ -188,13 +188,22 @@ def test_more_processes_than_micro_batches_are_refused_with_the_way_out():
 
 
 def test_a_source_without_usable_audio_is_refused_by_name():
-    empty = SourceStream(lambda epoch: epoch_plan(epoch, batching=Batching(400, 300, 500)), "source a")
+    empty = SourceStream(lambda epoch: epoch_plan(epoch, batching=Batching(500, 500, 400, 300)), "source a")
     with pytest.raises(ValueError, match="source a has no usable audio"):
         Schedule({"a": (1.0, [empty])}, 2).step(0)
 
 
 @pytest.mark.parametrize(
-    "arguments", [(1.0, 2.0, 3.0), (4.0, 0.0, 8.0), (4.0, 1.0, 3.0), (4.0, 1.0, 8.0, "sorted"), (1300.0, 1.0, 1400.0)]
+    "arguments",
+    [
+        (3.0, 3.0, 1.0, 2.0),
+        (8.0, 8.0, 4.0, 0.0),
+        (3.0, 3.0, 4.0, 1.0),
+        (8.0, 8.0, 4.0, 1.0, "sorted"),
+        (1400.0, 1400.0, 1300.0, 1.0),
+        (12.0, 8.0, 4.0, 1.0),
+        (4.0, 8.0, 4.0, 1.0),
+    ],
 )
 def test_impossible_lengths_and_policies_are_refused(arguments):
     with pytest.raises(ValueError):

@@ -28,9 +28,10 @@ _TARGET_SHARE = 0.9  # pieces of a long utterance aim at this share of the longe
 
 @dataclass(frozen=True)
 class Batching:
-    """How a source's audio becomes micro-batches (DESIGN: the plan).
+    """How audio becomes micro-batches and global steps.
 
     Attributes:
+        seconds: Audio of a global step, padding included; a multiple of `micro_seconds`.
         max_seconds: Longest row; longer utterances are cut (`split`) or cropped (the other policies).
         min_seconds: Shorter utterances are left out, and counted.
         micro_seconds: Budget of a micro-batch: rows × longest row, padding included.
@@ -43,9 +44,10 @@ class Batching:
         ValueError: If a length is not positive, the order min ≤ max ≤ micro is broken, or the policy is unknown.
     """
 
+    seconds: float
+    micro_seconds: float
     max_seconds: float
     min_seconds: float
-    micro_seconds: float
     policy: Literal["split", "fairseq_crop", "pad"] = "split"
     shards_per_block: int = 20
     group: int = 4
@@ -56,12 +58,22 @@ class Batching:
                 "lengths must satisfy 0.025 ≤ min_seconds ≤ max_seconds ≤ micro_seconds, but are "
                 f"{self.min_seconds}, {self.max_seconds}, {self.micro_seconds}"
             )
+        if self.seconds < self.micro_seconds or abs(self.seconds / self.micro_seconds - self.slots) > 1e-6:
+            raise ValueError(
+                f"batch.seconds must be a multiple of batch.micro_seconds, but {self.seconds} / {self.micro_seconds} = "
+                f"{self.seconds / self.micro_seconds:.3f}: use {max(1, self.slots) * self.micro_seconds:g}, say"
+            )
         if self.max_seconds > 1200:
             raise ValueError(f"max_seconds must be at most 1200, but is {self.max_seconds}: rows that long do not fit any memory")
         if self.policy not in ("split", "fairseq_crop", "pad"):
-            raise ValueError(f"data.policy must be split, fairseq_crop or pad, but is {self.policy!r}")
+            raise ValueError(f"batch.policy must be split, fairseq_crop or pad, but is {self.policy!r}")
         if self.shards_per_block < 1 or self.group < 1:
             raise ValueError(f"shards_per_block and group must be at least 1, but are {self.shards_per_block}, {self.group}")
+
+    @property
+    def slots(self) -> int:
+        """M, the micro-batches of a global step."""
+        return round(self.seconds / self.micro_seconds)
 
     @property
     def max_frames(self) -> int:
@@ -167,7 +179,7 @@ class EpochPlan:
         for number in range(len(self._shards)):
             block = self._derive(number, count=True)
             for array in (block.rows, block.start, block.frames, block.bounds, block.order):
-                digest.update(array)
+                digest.update(array.data)
             counts.append(len(block.order))
             self._remember(number, block)
         self._ends = np.cumsum(np.array(counts, dtype=np.int64))
@@ -260,7 +272,7 @@ class EpochPlan:
         """Order by falling length with keyed ties: one sort of unique 64-bit keys (length, tie, position)."""
         if len(frames) >> _POSITION_BITS:
             raise ValueError(
-                f"a block of {len(frames)} pieces is too large: lower data.shards_per_block, now {self.batching.shards_per_block}"
+                f"a block of {len(frames)} pieces is too large: lower batch.shards_per_block, now {self.batching.shards_per_block}"
             )
         ties = self._words("plan.ties", len(frames), block=number) >> np.uint64(64 - _TIE_BITS)
         keys = (np.uint64(0xFFFF) - frames.astype(np.uint64)) << np.uint64(_TIE_BITS + _POSITION_BITS)

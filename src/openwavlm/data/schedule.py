@@ -49,7 +49,7 @@ class SourceStream:
             plan = self._plan_of(epoch)
             if len(plan) == 0:
                 raise ValueError(
-                    f"{self._name} has no usable audio: every utterance is shorter than data.min_seconds or held out"
+                    f"{self._name} has no usable audio: every utterance is shorter than batch.min_seconds or held out"
                 )
             end = self.epoch_starts[epoch] + len(plan)
             if epoch + 1 == len(self.epoch_starts):
@@ -131,7 +131,7 @@ class Schedule:
         if world_size > self.slots:
             raise ValueError(
                 f"{world_size} processes but only {self.slots} micro-batches a step: use at most {self.slots} processes, "
-                "or lower data.micro_seconds (which changes the micro-batches, so start a new run)"
+                "or lower batch.micro_seconds (which changes the micro-batches, so start a new run)"
             )
         self._seek(step)
         located: list[tuple[EpochPlan, int]] = [None] * self.slots  # type: ignore[list-item]
@@ -144,8 +144,8 @@ class Schedule:
                 located[slot % self.slots] = streams[which].at(int(taken[which]))
                 taken[which] += 1
                 slot += 1
-        for plan in dict.fromkeys(id(plan) for plan, _ in located):
-            digest.update(next(p for p, _ in located if id(p) == plan).digest.to_bytes(8, "little"))
+        for plan_digest in dict.fromkeys(plan.digest for plan, _ in located):
+            digest.update(plan_digest.to_bytes(8, "little"))
         specs = []
         for first in range(0, self.slots, world_size):
             mine = first + rank

@@ -1,0 +1,35 @@
+"""Compares shards (and labels) with checksums, counts and a recomputed sample: `python data_prep/verify.py --help`."""
+
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from openwavlm.cli import command
+from openwavlm.data.index import Index
+from openwavlm.data.verify import verify_shards
+
+
+@command("prep/verify")
+def main(config: DictConfig) -> None:
+    """Verifies, prints the verdict, and fails if anything is damaged."""
+    result = verify_shards(config.shards, share=config.share, seed=config.seed, workers=config.workers)
+    problems = list(result.problems)
+    verdicts = [result.sentence()]
+    if config.labels is not None:
+        from openwavlm.labelling.verify import verify_labels
+
+        labels = verify_labels(Path(config.labels), Index.open(config.shards), share=config.share, seed=config.seed)
+        verdicts.append(labels.sentence())
+        if not labels.passed:
+            problems.append(labels.sentence())
+    print("\n".join(verdicts))
+    if config.json is not None:
+        Path(config.json).write_text(json.dumps({"verdicts": verdicts, "problems": problems}, indent=1) + "\n")
+    if problems:
+        print("\n".join(problems[: config.show]))
+        raise ValueError(f"{len(problems)} problems in {config.shards}: restore the files from a copy, or prepare them again")
+
+
+if __name__ == "__main__":
+    main()

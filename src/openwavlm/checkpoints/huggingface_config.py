@@ -1,0 +1,115 @@
+"""Our configuration ↔ Hugging Face's `config.json` and `preprocessor_config.json`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from openwavlm.frames import SAMPLE_RATE_HZ
+from openwavlm.models.config import WavLMConfig
+
+# Our field → Hugging Face's key, and what its class assumes for a key that config.json lacks (transformers 5.23).
+_KEYS: dict[str, tuple[str, Any]] = {
+    "conv_dims": ("conv_dim", (512, 512, 512, 512, 512, 512, 512)),
+    "conv_kernels": ("conv_kernel", (10, 3, 3, 3, 3, 2, 2)),
+    "conv_strides": ("conv_stride", (5, 2, 2, 2, 2, 2, 2)),
+    "conv_bias": ("conv_bias", False),
+    "extractor_norm": ("feat_extract_norm", "group"),
+    "dim": ("hidden_size", 768),
+    "ffn_dim": ("intermediate_size", 3072),
+    "heads": ("num_attention_heads", 12),
+    "layers": ("num_hidden_layers", 12),
+    "pre_norm": ("do_stable_layer_norm", False),
+    "positional_kernel": ("num_conv_pos_embeddings", 128),
+    "positional_groups": ("num_conv_pos_embedding_groups", 16),
+    "num_buckets": ("num_buckets", 320),
+    "max_distance": ("max_bucket_distance", 800),
+    "dropout": ("hidden_dropout", 0.1),
+    "attention_dropout": ("attention_dropout", 0.1),
+    "activation_dropout": ("activation_dropout", 0.1),
+    "input_dropout": ("feat_proj_dropout", 0.0),
+    "layer_drop": ("layerdrop", 0.1),
+}
+# What this encoder always is, whatever else a config.json may ask for.
+_FIXED: dict[str, Any] = {
+    "model_type": "wavlm",
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "layer_norm_eps": 1e-5,
+    "add_adapter": False,
+}
+
+
+def huggingface_config(config: WavLMConfig) -> dict[str, Any]:
+    """Content of `config.json`: every value explicit, since the class's defaults are not those of the published models."""
+    content: dict[str, Any] = {"architectures": ["WavLMModel"], **_FIXED}
+    for field, (key, _) in _KEYS.items():
+        value = getattr(config, field)
+        content[key] = list(value) if isinstance(value, tuple) else value
+    content |= {
+        "num_feat_extract_layers": len(config.conv_dims),
+        "output_hidden_size": config.dim,
+        "initializer_range": 0.02,
+        "vocab_size": 32,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        # Fine-tuning's masking. Without mask_time_prob > 0 the class has no mask embedding to load; without
+        # mask_feature_min_masks, which it does not define, mask_feature_prob > 0 fails in training (transformers 5.23).
+        "apply_spec_augment": True,
+        "mask_time_prob": 0.05,
+        "mask_time_length": 10,
+        "mask_time_min_masks": 2,
+        "mask_feature_prob": 0.0,
+        "mask_feature_length": 10,
+        "mask_feature_min_masks": 0,
+        "final_dropout": 0.1,
+        "ctc_loss_reduction": "mean",
+        "ctc_zero_infinity": False,
+        "use_weighted_layer_sum": False,
+        "classifier_proj_size": 256,
+        "tdnn_dim": [512, 512, 512, 512, 1500],
+        "tdnn_kernel": [5, 3, 3, 1, 1],
+        "tdnn_dilation": [1, 2, 3, 1, 1],
+        "xvector_output_dim": 512,
+    }
+    return content
+
+
+def preprocessor_config(config: WavLMConfig) -> dict[str, Any]:
+    """Content of `preprocessor_config.json`."""
+    return {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": SAMPLE_RATE_HZ,
+        "padding_value": 0.0,
+        "padding_side": "right",
+        "do_normalize": config.normalise_waveform,
+        "return_attention_mask": True,
+    }
+
+
+def read_config(content: Mapping[str, Any], *, normalise_waveform: bool, origin: str) -> WavLMConfig:
+    """Our configuration from the content of a `config.json`.
+
+    Args:
+        content: What the file holds; keys of heads, masking and older models are ignored.
+        normalise_waveform: The preprocessor's `do_normalize`.
+        origin: The file, for messages.
+
+    Returns:
+        The configuration; what Hugging Face does not know (`feature_grad_mult`, …) has our defaults.
+
+    Raises:
+        ValueError: If the file describes another model, or numbers that `WavLMConfig` refuses.
+    """
+    for key, value in _FIXED.items():
+        # The class's defaults equal these, save that a file without model_type is not known to be a WavLM.
+        found = content.get(key, None if key == "model_type" else value)
+        if found != value:
+            raise ValueError(
+                f"{key} must be {value!r}, but is {found!r} in {origin}; only WavLM encoders with published activations can be read"
+            )
+    fields = {field: content.get(key, default) for field, (key, default) in _KEYS.items()}
+    try:
+        return WavLMConfig(**fields, normalise_waveform=normalise_waveform)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{origin} must describe a WavLM encoder, but {error}") from error

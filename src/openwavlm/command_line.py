@@ -1,0 +1,20 @@
+"""The program `openwavlm`: a name for each job, each with its own `--help`."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": ("openwavlm.launch", "launch or resume a pre-training run (the same as train.py)"),
+    "export": ("openwavlm.export", "write a run in Hugging Face's format"),
+}
+
+
+def main() -> None:
+    """Dispatches `openwavlm COMMAND key=value …`."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name not in COMMANDS:
+        lines = "".join(f"\n  {command:<8} {what}" for command, (_, what) in COMMANDS.items())
+        print(f"usage: openwavlm COMMAND key=value ...   (openwavlm COMMAND --help shows the keys)\n{lines}", file=sys.stderr)
+        raise SystemExit(0 if name in ("--help", "-h", "help") else 2)
+    del sys.argv[1]
+    importlib.import_module(COMMANDS[name][0]).main()

@@ -1,0 +1,76 @@
+"""Files that appear whole or not at all: written beside their place, synchronised, renamed."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the renames inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that takes its name only when the block ends without an error.
+
+    The temporary name carries the process id, so that a process that outlives its parent cannot disturb its successor.
+
+    Args:
+        path: Where the file shall be; its folder is made.
+
+    Yields:
+        Binary file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
+    """Writes a value as JSON, atomically; equal values give equal bytes."""
+    with atomic_file(path) as file:
+        file.write((json.dumps(value, indent=indent, sort_keys=True) + "\n").encode())
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def writer_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Keeps a second writer out of a folder for the length of the block; the lock dies with the process.
+
+    Args:
+        folder: What is written to; made if it does not exist.
+        shared: True for writers of disjoint parts, which exclude only an exclusive writer.
+
+    Raises:
+        ValueError: If somebody else holds the lock.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("ab") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another process is writing to {folder}: wait until it ends, or stop it") from error
+        yield

@@ -1,0 +1,132 @@
+"""The loaders of one rank: global steps for training, a fixed pass for validation.
+
+        plan (main process)                     workers                          main process
+step s ─ specs of this rank ──► queue ──► MicroBatchBuilder[spec] ──► queue ──► list of the step's micro-batches
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch.utils.data import DataLoader
+
+from openwavlm.batch import PretrainBatch
+from openwavlm.data.collate import MicroBatchBuilder
+from openwavlm.data.plan import MicroBatchSpec
+from openwavlm.data.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How batches are fetched; nothing here changes what is trained on.
+
+    Attributes:
+        workers: Loader processes of each rank; 0 reads in the training process.
+        prefetch: Micro-batches that each worker reads ahead.
+        pin_memory: Page-lock batches for faster copies to a GPU.
+
+    Raises:
+        ValueError: If a number is negative.
+    """
+
+    workers: int = 2
+    prefetch: int = 4
+    pin_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.prefetch < 1:
+            raise ValueError(f"loader.workers must be ≥ 0 and loader.prefetch ≥ 1, but are {self.workers}, {self.prefetch}")
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One global step of one rank: what Lightning calls a batch.
+
+    Attributes:
+        step: The update, from 0.
+        digest: 40-bit hash of the plans that the step draws from.
+        micro_batches: In the order in which they run; equally many on every rank.
+    """
+
+    step: int
+    digest: int
+    micro_batches: list[PretrainBatch]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """Copies the micro-batches to `device`."""
+        moved = [batch.to(device, non_blocking=non_blocking) for batch in self.micro_batches]
+        return type(self)(self.step, self.digest, moved)
+
+
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+def micro_batch_loader(builder: MicroBatchBuilder, specs: Any, loading: Loading) -> DataLoader:
+    """A DataLoader whose sampler is the plan: an iterable of specs in, micro-batches out, in order."""
+    return DataLoader(
+        builder,  # type: ignore[arg-type]
+        sampler=specs,
+        batch_size=None,
+        collate_fn=_identity,
+        num_workers=loading.workers,
+        prefetch_factor=loading.prefetch if loading.workers else None,
+        pin_memory=loading.pin_memory,
+        generator=torch.Generator(),  # else it would take its workers' seeds from the global generator
+    )
+
+
+class StepLoader:
+    """Iterates over global steps from `start_step`; its length is the whole run's, as Lightning's progress needs it.
+
+    Args:
+        schedule: The run's schedule.
+        builder: Makes micro-batches.
+        loading: Workers.
+        rank: This process.
+        world_size: Number of processes.
+        start_step: First step to yield.
+        num_steps: Steps of the whole run.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        builder: MicroBatchBuilder,
+        loading: Loading,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        num_steps: int,
+    ) -> None:
+        self._schedule, self._builder, self._loading = schedule, builder, loading
+        self._rank, self._world_size = rank, world_size
+        self._start, self._num_steps = start_step, num_steps
+
+    def __len__(self) -> int:
+        return self._num_steps
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        per_step = -(-self._schedule.slots // self._world_size)
+        digests: dict[int, int] = {}
+
+        def specs() -> Iterator[MicroBatchSpec]:
+            for step in range(self._start, self._num_steps):
+                plan = self._schedule.step(step, self._rank, self._world_size)
+                digests[step] = plan.digest
+                yield from plan.specs
+
+        batches = iter(micro_batch_loader(self._builder, specs(), self._loading))
+        for step in range(self._start, self._num_steps):
+            micro_batches = [next(batches) for _ in range(per_step)]
+            yield StepBatch(step, digests.pop(step), micro_batches)
+
+    # Lightning takes a loader with these two methods for one that can resume; where to start is decided before the fit.
+    def state_dict(self) -> dict[str, int]:
+        """Nothing to save: the step counter is the position."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing to restore."""

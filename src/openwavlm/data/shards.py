@@ -1,0 +1,212 @@
+"""The shard task: decodes its recordings once, shuffles their utterances and writes them as webdataset tars with done-files.
+
+    <shard set>/settings.json                  what may not change between runs
+                tasks.jsonl                    which recordings each task holds
+                shards/000/000007-000.tar       shard 0 of task 7: KEY.flac and KEY.json of every utterance
+                shards/000/000007-000.json      its done-file: count, bytes, checksum, identity, index rows
+                done/000/000007.json           the task is finished: its shards, and what was skipped
+                index/                         see `index.py`
+
+Everything is a function of the task's line, the settings and the audio: who runs a task, when and how often changes no byte.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import webdataset
+
+from openwavlm.data.atomic import atomic_file, write_json
+from openwavlm.data.audio import AudioError, check_clip, decode
+from openwavlm.data.corpora.utterance import Utterance
+from openwavlm.data.index import FORMAT_VERSION, shard_identity
+from openwavlm.data.rows import Row, make_row
+from openwavlm.data.tasks import Item, TaskLine, read_task
+from openwavlm.frames import SAMPLE_RATE_HZ
+from openwavlm.randomness import stable_hash
+
+_TAR_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """A task with all it needs.
+
+    Attributes:
+        output: The shard set.
+        root: Folder that the audio paths are relative to.
+        line: Which task of `tasks.jsonl`.
+        source: Name of the corpus.
+        seed: Seed of the shuffle.
+        min_seconds: Length below which an utterance counts as short.
+        max_hours: Longest recording that is decoded.
+        utterances_per_shard: Most utterances in a shard.
+    """
+
+    output: Path
+    root: Path
+    line: TaskLine
+    source: str
+    seed: int
+    min_seconds: float
+    max_hours: float
+    utterances_per_shard: int
+
+
+def task_file(output: Path, number: int) -> Path:
+    """The done-file of a task."""
+    return output / "done" / f"{number // 1000:03d}" / f"{number:06d}.json"
+
+
+def run_task(job: ShardJob) -> dict[str, Any]:
+    """Decodes, shuffles and writes one task.
+
+    Returns:
+        The content of the task's done-file.
+    """
+    groups: dict[str, list[Item]] = defaultdict(list)
+    task = read_task(job.output / "tasks.jsonl", job.line)
+    for item in task.items:
+        groups[item[0].path].append(item)
+    rows: list[Row] = []
+    skipped: list[dict[str, Any]] = []
+    clipped: dict[str, int] = {}
+    for group in groups.values():
+        clips = _decode_group(group, job, skipped, clipped)
+        for item in group:
+            good = [(utterance, clips[utterance.name]) for utterance in item if utterance.name in clips]
+            if good:
+                rows.append(make_row(good, job.source))
+    rows.sort(key=lambda row: (stable_hash(f"{job.seed}/shuffle/{row.key}"), row.key))
+    number_of_shards = -(-len(rows) // job.utterances_per_shard)
+    borders = [len(rows) * part // number_of_shards for part in range(number_of_shards + 1)] if rows else [0]
+    tars = [_write_shard(job, part, rows[start:end]) for part, (start, end) in enumerate(pairwise(borders))]
+    lengths = [row.fields["num_samples"] for row in rows]
+    result = {
+        "format_version": FORMAT_VERSION,
+        "task": job.line.number,
+        "shards": dict(tars),
+        "planned": sum(len(item) for item in task.items),
+        "utterances": len(rows),
+        "samples": sum(lengths),
+        "joined": sum(bool(row.members) for row in rows),
+        "joined_clips": sum(len(row.members) for row in rows),
+        "short": sum(length < job.min_seconds * SAMPLE_RATE_HZ for length in lengths),
+        "clipped_samples": sum(clipped.values()),
+        "clipped_files": len(clipped),
+        "skipped": skipped,
+        "again": task.again,
+    }
+    write_json(task_file(job.output, job.line.number), result)
+    return result
+
+
+def file_stamp(path: Path) -> list[int] | None:
+    """Size and time of change, by which a repaired file is recognised; None if there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _decode_group(
+    group: list[Item], job: ShardJob, skipped: list[dict[str, Any]], clipped: dict[str, int]
+) -> dict[str, np.ndarray]:
+    """Decodes the audio files of some items once each.
+
+    Returns:
+        Clips by utterance name; what is bad is appended to `skipped`, clipped samples by file are added to `clipped`.
+    """
+    by_path: dict[str, list[Utterance]] = defaultdict(list)
+    for item in group:
+        for utterance in item:
+            by_path[utterance.path].append(utterance)
+    clips: dict[str, np.ndarray] = {}
+    for name, utterances in by_path.items():
+        path = job.root / name
+        start_s = min(utterance.start_s for utterance in utterances)
+        try:
+            audio = decode(path, start_s=start_s, end_s=_latest(utterances), max_hours=job.max_hours)
+        except AudioError as error:
+            skipped += [_skip(utterance, path, error) for utterance in utterances]
+            continue
+        if audio.num_clipped:
+            clipped[name] = audio.num_clipped
+        for utterance in utterances:
+            first = round((utterance.start_s - start_s) * SAMPLE_RATE_HZ)
+            last = None if utterance.end_s is None else round((utterance.end_s - start_s) * SAMPLE_RATE_HZ)
+            clip = audio.samples[first:last]
+            try:
+                check_clip(clip)
+            except AudioError as error:
+                skipped.append(_skip(utterance, path, error))
+            else:
+                clips[utterance.name] = clip
+    return clips
+
+
+def _latest(utterances: list[Utterance]) -> float | None:
+    ends = [utterance.end_s for utterance in utterances]
+    known = [end for end in ends if end is not None]
+    return max(known) if len(known) == len(ends) else None
+
+
+def _skip(utterance: Utterance, path: Path, error: AudioError) -> dict[str, Any]:
+    return {
+        "name": utterance.name,
+        "path": utterance.path,
+        "reason": error.reason,
+        "detail": error.detail,
+        "stamp": file_stamp(path),
+    }
+
+
+class _HashingFile:
+    """Passes writes on and hashes them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+
+def _write_shard(job: ShardJob, part: int, rows: list[Row]) -> tuple[str, int]:
+    """Writes one tar and its done-file; returns its name and size."""
+    number = job.line.number
+    name = f"shards/{number // 1000:03d}/{number:06d}-{part:03d}.tar"
+    path = job.output / name
+    columns: dict[str, list[Any]] = defaultdict(list)
+    with atomic_file(path) as file:
+        hashing = _HashingFile(file)
+        # An integer time keeps tarfile from adding a PAX header to every member, and makes equal input give equal bytes.
+        with webdataset.TarWriter(hashing, encoder=False, mtime=0) as tar:
+            for row in rows:
+                offset = tar.tarstream.offset + _TAR_BLOCK
+                text = json.dumps(row.fields, ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace")
+                tar.write({"__key__": row.key, "flac": row.flac, "json": text})
+                blocks = [-(-len(member) // _TAR_BLOCK) for member in (row.flac, text)]
+                assert tar.tarstream.offset == offset + _TAR_BLOCK * (sum(blocks) + 1)
+                row.append_to(columns, offset)
+        nbytes = file.tell()
+    identity = shard_identity(*(np.array(columns[column], np.uint64) for column in ("pcm", "key", "num_samples")))
+    done = {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "rows": len(rows),
+        "nbytes": nbytes,
+        "checksum": hashing.digest.hexdigest(),
+        "identity": identity,
+        "columns": columns,
+        "members": [(number, *member) for number, row in enumerate(rows) for member in row.members],
+    }
+    write_json(path.with_suffix(".json"), done, indent=None)
+    return name, nbytes

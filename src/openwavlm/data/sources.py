@@ -1,0 +1,207 @@
+"""The data of a run: sources opened, checked and split; the training schedule and the validation plan over them."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openwavlm.data.index import Index
+from openwavlm.data.plan import Batching, EpochPlan, MicroBatchSpec
+from openwavlm.data.reader import check_shards
+from openwavlm.data.schedule import Schedule, SourceStream
+from openwavlm.data.splits import validation_rows
+from openwavlm.targets.labels import LabelStore
+
+_SOURCE_KEYS = ("shards", "labels", "weight", "share")
+_UNIGRAM_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on.
+
+    Attributes:
+        sources: Name → {shards: folder, labels: folder, weight: factor on its hours (1), share: instead of hours × weight}.
+        noise: Shard set of noise clips, or None.
+        validation_share: Expected share of the speakers that is held out.
+        split_seed: Seed of that split and of the validation masks; apart from the run's seed.
+        validation_seconds: Most held-out audio that a validation pass reads.
+        streams: Shard streams that the slots of a step are dealt to; more than 1 only for large remote shard sets.
+        max_skip_rate: Share of rows that may be unreadable before the run stops.
+
+    Raises:
+        ValueError: If a source has an unknown or missing key, or a number is out of range.
+    """
+
+    sources: dict[str, dict[str, Any]]
+    noise: str | None = None
+    validation_share: float = 0.02
+    split_seed: int = 0
+    validation_seconds: float = 3600.0
+    streams: int = 1
+    max_skip_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError(
+                "data.sources is empty: name at least one, as in data.sources.speech.shards=shards/x data.sources.speech.labels=labels/x"
+            )
+        for name, source in self.sources.items():
+            unknown = set(source) - set(_SOURCE_KEYS)
+            if unknown:
+                raise ValueError(
+                    f"data.sources.{name}.{min(unknown)} is not a known key; a source takes {', '.join(_SOURCE_KEYS)}"
+                )
+            for key in ("shards", "labels"):
+                if not source.get(key):
+                    raise ValueError(f"data.sources.{name}.{key} must name a folder, as in data.sources.{name}.{key}={key}/NAME")
+        if not (0 <= self.validation_share < 1 and self.streams >= 1 and 0 <= self.max_skip_rate < 1):
+            raise ValueError(
+                "data.validation_share and data.max_skip_rate must lie in [0, 1) and data.streams be at least 1, but are "
+                f"{self.validation_share}, {self.max_skip_rate}, {self.streams}"
+            )
+
+
+@dataclass
+class OpenData:
+    """The sources of a run, opened and checked.
+
+    Args:
+        data: What to open.
+        batching: Lengths and policy.
+        seed: The run's seed.
+
+    Raises:
+        ValueError: If a folder is missing, damaged, of a newer format, or labels and shards do not belong together.
+    """
+
+    data: Data
+    batching: Batching
+    seed: int
+    indexes: dict[str, Index] = field(default_factory=dict)
+    stores: dict[str, LabelStore] = field(default_factory=dict)
+    noise_index: Index | None = None
+
+    def __post_init__(self) -> None:
+        for name, source in self.data.sources.items():
+            index = Index.open(Path(source["shards"]))
+            check_shards(index)
+            self.indexes[name] = index
+            self.stores[name] = LabelStore.open(Path(source["labels"]), index)
+        if self.data.noise is not None:
+            self.noise_index = Index.open(Path(self.data.noise))
+            check_shards(self.noise_index)
+        codebooks = {store.codebook_hash: name for name, store in self.stores.items()}
+        if len(codebooks) > 1:
+            raise ValueError(
+                f"the labels of the sources {', '.join(sorted(codebooks.values()))} come from different codebooks, so equal numbers mean "
+                "different sounds: assign all of them with one codebook"
+            )
+        self._held_out = {
+            name: validation_rows(index, share=self.data.validation_share, split_seed=self.data.split_seed)
+            for name, index in self.indexes.items()
+        }
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="plan")
+
+    @property
+    def num_classes(self) -> int:
+        """Clusters of the codebook."""
+        return next(iter(self.stores.values())).num_classes
+
+    def fingerprints(self) -> dict[str, str]:
+        """What the run is bound to: shards, labels, codebook, noise."""
+        found = {f"shards.{name}": index.fingerprint for name, index in self.indexes.items()}
+        found |= {f"labels.{name}": store.fingerprint for name, store in self.stores.items()}
+        found["codebook"] = next(iter(self.stores.values())).codebook_hash
+        if self.noise_index is not None:
+            found["noise"] = self.noise_index.fingerprint
+        return found
+
+    def _plan(self, name: str, usable: np.ndarray, seed: int, epoch: int, stream: int, streams: int) -> EpochPlan:
+        index = self.indexes[name]
+        return EpochPlan(
+            index.num_samples,
+            index.first_row,
+            usable,
+            self.batching,
+            seed=seed,
+            source=name,
+            epoch=epoch,
+            stream=stream,
+            streams=streams,
+        )
+
+    def schedule(self) -> Schedule:
+        """The training schedule over all sources.
+
+        Raises:
+            ValueError: If a source has fewer shards than streams.
+        """
+        sources: dict[str, tuple[float, list[SourceStream]]] = {}
+        streams = self.data.streams
+        for name, source in self.data.sources.items():
+            index, usable = self.indexes[name], ~self._held_out[name]
+            if len(index.shards) < streams:
+                raise ValueError(
+                    f"source {name} has {len(index.shards)} shards, fewer than data.streams={streams}: lower data.streams"
+                )
+            hours = float(np.sum(index.num_samples, where=usable, dtype=np.float64)) / 16_000 / 3600
+            share = source.get("share") or hours * (source.get("weight") or 1.0)
+            sources[name] = (
+                share,
+                [
+                    SourceStream(
+                        lambda epoch, name=name, usable=usable, which=which: self._plan(  # type: ignore[misc]
+                            name, usable, self.seed, epoch, which, streams
+                        ),
+                        f"source {name}",
+                        self._background,
+                    )
+                    for which in range(streams)
+                ],
+            )
+        return Schedule(sources, self.batching.slots)
+
+    def validation_specs(self) -> list[MicroBatchSpec]:
+        """Micro-batches of the held-out speakers, all sources after one another, at most `validation_seconds` of audio."""
+        specs: list[MicroBatchSpec] = []
+        budget = self.data.validation_seconds * 50
+        for name, held_out in self._held_out.items():
+            if not held_out.any():
+                continue
+            plan = self._plan(name, held_out, self.data.split_seed, 0, 0, 1)
+            for number in range(len(plan)):
+                spec = plan.spec(number)
+                frames = int(spec.num_frames.sum())
+                if specs and frames > budget:
+                    break
+                budget -= frames
+                specs.append(spec)
+        return specs
+
+    def label_counts(self) -> np.ndarray:
+        """How often each label occurs in (a regular sample of) the training rows: int64 (classes,)."""
+        counts = np.zeros(self.num_classes, dtype=np.int64)
+        for name, store in self.stores.items():
+            rows = np.flatnonzero(~self._held_out[name])
+            for row in rows[:: max(1, len(rows) // _UNIGRAM_ROWS)].tolist():
+                counts += np.bincount(store.read(row), minlength=self.num_classes)
+        return counts
+
+    def summary(self) -> dict[str, float | int]:
+        """Figures for the start of a run: hours and speakers of both parts."""
+        hours = {False: 0.0, True: 0.0}
+        speakers: dict[bool, set[int]] = {False: set(), True: set()}
+        for name, index in self.indexes.items():
+            for held in (False, True):
+                part = self._held_out[name] == held
+                hours[held] += float(np.sum(index.num_samples, where=part, dtype=np.float64)) / 16_000 / 3600
+                speakers[held] |= {hash((name, s)) for s in np.unique(index.speaker[part]).tolist() if s}
+        return {
+            "training_hours": round(hours[False], 3),
+            "validation_hours": round(hours[True], 3),
+            "training_speakers": len(speakers[False]),
+            "validation_speakers": len(speakers[True]),
+        }

@@ -1,0 +1,120 @@
+"""Compares a shard set with its checksums and counts, and decodes a sample of it again."""
+
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from openwavlm.data.atomic import sha256_of
+from openwavlm.data.audio import pcm_id, pcm_md5
+from openwavlm.data.index import Index, shard_identity
+from openwavlm.data.pool import run_jobs
+from openwavlm.data.reader import ShardReader, UnreadableAudio
+from openwavlm.randomness import uniform, words
+
+
+@dataclass(frozen=True)
+class ShardVerification:
+    """What was compared.
+
+    Attributes:
+        shards: Number of tars read.
+        rows: Rows that they should hold.
+        decoded: Rows whose audio was decoded and compared.
+        problems: One sentence for each damage found.
+    """
+
+    shards: int
+    rows: int
+    decoded: int
+    problems: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """True if nothing is damaged."""
+        return not self.problems
+
+    def sentence(self) -> str:
+        """The verdict, for people."""
+        verdict = f"{self.shards} shards with {self.rows} utterances read, {self.decoded} decoded: "
+        return verdict + ("all as it should be" if self.passed else f"{len(self.problems)} problems, first: {self.problems[0]}")
+
+
+@dataclass(frozen=True)
+class _ShardJob:
+    path: Path
+    shard: int
+    share: float
+    seed: int
+
+
+def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, workers: int = 1) -> ShardVerification:
+    """Reads every tar of a shard set and compares it with the index; decodes a sample of the rows.
+
+    Args:
+        path: The shard set.
+        share: Share of the rows that is decoded and compared with its MD5; at least one row of every shard.
+        seed: Seed of that choice.
+        workers: Local processes.
+
+    Returns:
+        The problems that were found, in shard order.
+
+    Raises:
+        ValueError: If `share` is outside [0, 1], or there is no readable index.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must lie in [0, 1], but is {share}")
+    index = Index.open(path)
+    jobs = [_ShardJob(index.path, shard, share, seed) for shard in range(len(index.shards))]
+    found = sorted(run_jobs(_verify_shard, jobs, workers=workers, description="reading shards"))
+    problems = [problem for _, _, part in found for problem in part]
+    listed = {shard.name for shard in index.shards}
+    problems += [
+        f"{tar} is not in the index: run data_prep/make_shards.py again"
+        for tar in sorted((index.path / "shards").glob("*/*.tar"))
+        if tar.relative_to(index.path).as_posix() not in listed
+    ]
+    return ShardVerification(len(jobs), len(index), sum(decoded for _, decoded, _ in found), problems)
+
+
+def _verify_shard(job: _ShardJob) -> tuple[int, int, list[str]]:
+    """Returns the shard's number, how many rows were decoded, and the problems."""
+    index = Index.open(job.path)
+    info = index.shards[job.shard]
+    tar = index.path / info.name
+    if not tar.is_file():
+        return job.shard, 0, [f"{tar} is missing"]
+    problems = []
+    if tar.stat().st_size != info.nbytes:
+        problems.append(f"{tar} must have {info.nbytes} bytes, but has {tar.stat().st_size}")
+    elif sha256_of(tar) != info.checksum:
+        problems.append(f"{tar} does not have its checksum")
+    rows = np.arange(index.first_row[job.shard], index.first_row[job.shard + 1])
+    if shard_identity(index.pcm[rows], index.key[rows], index.num_samples[rows]) != info.identity:
+        problems.append(f"the index rows of {tar} do not have their identity")
+    members = _count_members(tar)
+    if members != 2 * len(rows):
+        problems.append(f"{tar} must hold {2 * len(rows)} members, but a tar reader finds {members}")
+    draws = uniform(words(job.seed, "verify", len(rows), micro=job.shard))
+    chosen = np.flatnonzero(draws < max(job.share, draws.min(initial=1) + 1e-12))
+    reader = ShardReader(index)
+    for row in rows[chosen]:
+        try:
+            samples = reader.read(int(row))
+        except UnreadableAudio as error:
+            problems.append(str(error))
+            continue
+        if pcm_id(pcm_md5(samples)) != int(index.pcm[row]):
+            problems.append(f"row {row} of {tar} does not decode to the samples of its MD5")
+    reader.close()
+    return job.shard, len(chosen), problems
+
+
+def _count_members(tar: Path) -> int:
+    try:
+        with tarfile.open(tar, "r:") as file:
+            return sum(1 for _ in file)
+    except tarfile.TarError:
+        return 0

@@ -1,0 +1,76 @@
+"""From a run to a directory that Transformers loads."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import DictConfig
+from safetensors.torch import save
+
+from openwavlm.build import make_model, objects
+from openwavlm.checkpoints.huggingface import save_huggingface
+from openwavlm.cli import command
+from openwavlm.models.pretraining import WavLMForPretraining
+from openwavlm.training.checkpoint import newest_checkpoint, write_atomically
+
+log = logging.getLogger(__name__)
+
+
+def load_run(run: Path) -> tuple[WavLMForPretraining, dict[str, Any]]:
+    """The model of a run's newest checkpoint that verifies, in eval mode, and what the checkpoint is bound to.
+
+    Raises:
+        ValueError: If the directory is no run, or holds no checkpoint.
+    """
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise ValueError(
+            f"{run} is no run directory (it has no config.yaml): give the folder that train.py wrote, as in run=runs/NAME"
+        )
+    found = newest_checkpoint(run / "checkpoints")
+    if found is None:
+        raise ValueError(f"{run} has no checkpoint yet: let it train to callbacks.checkpoint_every, or touch {run / 'save_now'}")
+    checkpoint = torch.load(found, map_location="cpu", weights_only=True)
+    state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
+    parts = objects(yaml.safe_load(config.read_text()))
+    model = make_model(parts, state["label_embeddings"].shape[0] - parts["head"].special_rows)
+    model.load_state_dict(state, strict=True)
+    return model.eval(), checkpoint["openwavlm"]
+
+
+def export_run(run: Path, output: Path | None = None) -> Path:
+    """Writes the encoder in Hugging Face's format, and the prediction head in a file beside it.
+
+    Args:
+        run: Run directory.
+        output: Folder to write; `run/export` by default.
+
+    Returns:
+        The folder: model.safetensors, config.json, preprocessor_config.json, pretraining_head.safetensors, openwavlm.json.
+
+    Raises:
+        ValueError: If there is nothing to export.
+    """
+    model, bound = load_run(run)
+    output = output or run / "export"
+    output.mkdir(parents=True, exist_ok=True)
+    save_huggingface(model.wavlm, output)
+    head = {
+        "final_proj.weight": model.final_proj.weight.detach().contiguous(),
+        "final_proj.bias": model.final_proj.bias.detach().contiguous(),
+        "label_embs_concat": model.label_embeddings.detach().contiguous(),
+    }
+    write_atomically(output / "pretraining_head.safetensors", save(head))
+    about = {"format_version": 1, "updates": bound["step"], "fingerprints": bound["fingerprints"]}
+    write_atomically(output / "openwavlm.json", (json.dumps(about, indent=1) + "\n").encode())
+    return output
+
+
+@command("export")
+def main(config: DictConfig) -> None:
+    """The command `openwavlm export`."""
+    output = export_run(Path(config.run), Path(config.output) if config.output else None)
+    log.info("wrote %s: transformers.WavLMModel.from_pretrained(%r) loads it", output, str(output))

@@ -1,0 +1,102 @@
+"""Proof that labels are what they claim: checksums of all files, and a sample of rows computed again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from openwavlm.data.index import Index
+from openwavlm.data.reader import ShardReader, UnreadableAudio
+from openwavlm.labelling.extract import check_reproducible, extract_features
+from openwavlm.labelling.fit import keyed_hash
+from openwavlm.targets.kmeans import one_torch_thread
+from openwavlm.targets.label_packs import file_checksum, labels_file, rows_file
+from openwavlm.targets.labels import LabelPacks, LabelStore
+
+
+@dataclass(frozen=True)
+class LabelVerification:
+    """What was compared.
+
+    Attributes:
+        rows: Rows that were computed again.
+        frames: Their frames.
+        differing_rows: Rows with at least one other label, or labelled where the other is not.
+        differing_frames: Frames with another label.
+        damaged_files: Files whose checksum is not the one in `meta.json`.
+    """
+
+    rows: int
+    frames: int
+    differing_rows: list[int]
+    differing_frames: int
+    damaged_files: list[Path]
+
+    @property
+    def passed(self) -> bool:
+        """True if nothing differs."""
+        return not self.differing_rows and not self.damaged_files
+
+    def sentence(self) -> str:
+        """The verdict, for people."""
+        verdict = f"{self.rows} rows ({self.frames} frames) computed again: "
+        verdict += f"{len(self.differing_rows)} rows ({self.differing_frames} frames) differ"
+        if self.differing_rows:
+            verdict += f", first row {self.differing_rows[0]}"
+        if self.damaged_files:
+            verdict += f"; {len(self.damaged_files)} files are damaged, first {self.damaged_files[0]}"
+        return verdict
+
+
+def verify_labels(
+    labels: Path, index: Index, *, share: float = 0.01, seed: int = 0, min_rows: int = 16, checksums: bool = True
+) -> LabelVerification:
+    """Opens a labelling with all its checks, reads its files against their checksums and computes a sample of rows again.
+
+    Args:
+        labels: The labelling.
+        index: The shard set.
+        share: Share of the rows that is computed again.
+        seed: Seed of that choice.
+        min_rows: At least so many, if there are.
+        checksums: Whether to read all files.
+
+    Returns:
+        What was compared and what differs. Labels that another type of CPU made can differ in single frames that lie between two
+        centroids: decide by `differing_frames`.
+
+    Raises:
+        ValueError: If `share` is outside [0, 1], or for what `LabelStore.open` refuses.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"the share of rows must lie in [0, 1], but is {share}")
+    packs, store = LabelPacks.open(labels), LabelStore.open(labels, index)
+    check_reproducible(packs.codebook.features, labels)
+    damaged = _damaged_files(packs) if checksums else []
+    order = np.argsort(keyed_hash(np.asarray(index.pcm[:]), seed), kind="stable")
+    rows = np.sort(order[: min(len(index), max(min_rows, round(share * len(index))))])
+    reader = ShardReader(index)
+    differing, frames, differing_frames = [], 0, 0
+    with one_torch_thread():
+        for row in rows.tolist():
+            stored = store.read(row)
+            try:
+                computed = packs.codebook.assign(extract_features(packs.codebook.features, reader.read(row)))
+            except UnreadableAudio:
+                computed = stored[:0]
+            frames += len(computed)
+            if len(stored) != len(computed):
+                differing.append(row)
+                differing_frames += abs(len(stored) - len(computed))
+            elif not np.array_equal(stored, computed):
+                differing.append(row)
+                differing_frames += int(np.count_nonzero(stored != computed))
+    return LabelVerification(len(rows), frames, differing, differing_frames, damaged)
+
+
+def _damaged_files(packs: LabelPacks) -> list[Path]:
+    expected = {}
+    for pack in packs.meta["packs"]:
+        expected[labels_file(packs.path, pack["name"])] = pack["labels_checksum"]
+        expected[rows_file(packs.path, pack["name"])] = pack["rows_checksum"]
+    return [file for file, checksum in expected.items() if file_checksum(file) != checksum]

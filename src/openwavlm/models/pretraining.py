@@ -1,0 +1,131 @@
+"""WavLM with the head that predicts pseudo-labels of masked frames (WavLM §III-A; HuBERT §II-B, Eq. 3).
+
+Where this differs from Microsoft's code: the logits are float32 throughout (there the cosine is rounded to the model's type),
+and the four embeddings of fairseq's special symbols, which are never right answers, exist only with `special_rows=4`.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from openwavlm.losses import cosine_logits, feature_penalty, masked_prediction
+from openwavlm.models.wavlm import WavLM
+
+
+class PretrainingOutput(NamedTuple):
+    """What a micro-batch gives; every entry is a tensor of one element on the model's device.
+
+    Attributes:
+        cross_entropy_sum: float32, summed over the masked frames, in nats.
+        num_correct: int64, masked frames whose label has the largest logit.
+        feature_penalty: float32, mean square of the convolutional features.
+        unmasked_cross_entropy_sum: float32, the same over the unmasked frames, without gradient; None if not asked for.
+        num_unmasked_correct: int64, likewise.
+    """
+
+    cross_entropy_sum: Tensor
+    num_correct: Tensor
+    feature_penalty: Tensor
+    unmasked_cross_entropy_sum: Tensor | None
+    num_unmasked_correct: Tensor | None
+
+
+class WavLMForPretraining(nn.Module):
+    """The encoder, a projection of its masked frames, and one embedding a pseudo-label.
+
+    Args:
+        wavlm: The encoder.
+        num_classes: Clusters of the codebook, ≥ 1.
+        final_dim: Width of projection and embeddings: 256 (Base, Base+), 768 (Large).
+        logit_temperature: Divides the cosine, > 0.
+        special_rows: Embeddings before those of the labels that are never a right answer; 4 in fairseq's checkpoints.
+        label_init: `uniform`, U(0, 1) as in fairseq, or `normal`, N(0, 1).
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        wavlm: WavLM,
+        *,
+        num_classes: int,
+        final_dim: int,
+        logit_temperature: float = 0.1,
+        special_rows: int = 0,
+        label_init: Literal["uniform", "normal"] = "uniform",
+    ):
+        super().__init__()
+        for name, value, least in (
+            ("num_classes", num_classes, 1),
+            ("final_dim", final_dim, 1),
+            ("special_rows", special_rows, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, but is {value}; give a larger number")
+        if not logit_temperature > 0:
+            raise ValueError(f"logit_temperature must be positive, but is {logit_temperature}; published models use 0.1")
+        if label_init not in ("uniform", "normal"):
+            raise ValueError(f"label_init must be uniform or normal, but is {label_init!r}; choose one of them")
+        self.num_classes = num_classes
+        self.logit_temperature = logit_temperature
+        self.special_rows = special_rows
+        self.label_init = label_init
+        self.wavlm = wavlm
+        self.final_proj = nn.Linear(wavlm.config.dim, final_dim)
+        self.label_embeddings = nn.Parameter(torch.empty(special_rows + num_classes, final_dim))
+        if not self.label_embeddings.is_meta:
+            self.initialise_head()
+
+    @torch.no_grad()
+    def initialise_head(self) -> None:
+        """Draws projection and label embeddings, on the CPU and from torch's generator, whatever the model's device."""
+        fresh = nn.Linear(self.final_proj.in_features, self.final_proj.out_features, device="cpu")
+        self.final_proj.load_state_dict(fresh.state_dict())
+        labels = torch.empty(self.label_embeddings.shape, device="cpu")
+        self.label_embeddings.copy_(labels.uniform_(0, 1) if self.label_init == "uniform" else labels.normal_(0, 1))
+
+    def forward(
+        self,
+        waveforms: Tensor,
+        num_samples: Tensor | None,
+        mask: Tensor | None,
+        masked_index: Tensor,
+        masked_labels: Tensor,
+        layer_keep: Tensor | None = None,
+        unmasked_index: Tensor | None = None,
+        unmasked_labels: Tensor | None = None,
+    ) -> PretrainingOutput:
+        """Predicts the pseudo-labels of the masked frames.
+
+        Frames are chosen by index, not by a boolean mask, whose size the host would have to wait for. Without a masked frame the
+        loss is 0 and every parameter still gets a gradient, zeros but for the feature penalty's.
+
+        Args:
+            waveforms: float (batch, samples), mixed, and normalised if the model wants it.
+            num_samples: int64 (batch,), valid samples; None = all.
+            mask: bool (batch, frames), True = hidden from the encoder.
+            masked_index: int64 (masked,), flat positions batch · frames that enter the loss.
+            masked_labels: Integers (masked,), their pseudo-labels, 0 … num_classes − 1.
+            layer_keep: bool (layers,), LayerDrop's draw.
+            unmasked_index: int64 (unmasked,), flat positions of other frames, which are only measured.
+            unmasked_labels: Integers (unmasked,), their pseudo-labels.
+
+        Returns:
+            Sums over the frames, and the feature penalty.
+        """
+        encoded = self.wavlm(waveforms, num_samples, mask=mask, layer_keep=layer_keep)
+        frames = encoded.final.flatten(0, 1)
+        cross_entropy_sum, num_correct = self._predict(frames, masked_index, masked_labels)
+        unmasked_cross_entropy_sum, num_unmasked_correct = None, None
+        if unmasked_index is not None and unmasked_labels is not None:
+            with torch.no_grad():
+                unmasked_cross_entropy_sum, num_unmasked_correct = self._predict(frames, unmasked_index, unmasked_labels)
+        penalty = feature_penalty(encoded.features)
+        return PretrainingOutput(cross_entropy_sum, num_correct, penalty, unmasked_cross_entropy_sum, num_unmasked_correct)
+
+    def _predict(self, frames: Tensor, index: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        projected = self.final_proj(frames.index_select(0, index))
+        logits = cosine_logits(projected, self.label_embeddings, self.logit_temperature)
+        return masked_prediction(logits, labels + self.special_rows)

@@ -1,0 +1,263 @@
+"""k-means codebooks: fitting by scikit-learn's mini-batches (HuBERT §III-B, SPEC §4.4), assignment by one matrix product."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openwavlm.data.atomic import atomic_file, write_json
+from openwavlm.targets.quality import perplexity
+
+FORMAT_VERSION = 1
+MIN_FRAMES_PER_CLUSTER = 20
+WANTED_FRAMES_PER_CLUSTER = 1000
+# One fixed size, so that a distance never depends on how much else was asked for.
+_CHUNK_FRAMES = 65_536
+_MAX_CLUSTERS = 65_536
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """The centroids of one clustering.
+
+    Attributes:
+        centroids: float32 (clusters, dim).
+        features: What the features are (`MFCC_SETTINGS`, or a teacher's hash and layer); as written to `meta.json`.
+        fitted: How the codebook came about: index fingerprints, frames, seconds, seed, inertia, usage, perplexity.
+    """
+
+    centroids: Tensor
+    features: dict[str, Any] = field(default_factory=dict)
+    fitted: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.centroids.ndim != 2 or self.centroids.dtype != torch.float32:
+            raise ValueError(
+                "centroids must be float32 (clusters, dim), but are "
+                f"{self.centroids.dtype} {tuple(self.centroids.shape)}: convert them first"
+            )
+        if not 1 <= len(self.centroids) <= _MAX_CLUSTERS:
+            raise ValueError(f"a codebook must have 1 to {_MAX_CLUSTERS} clusters (labels are uint16), but has {len(self)}")
+
+    def __len__(self) -> int:
+        return self.centroids.shape[0]
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of shape and little-endian bytes of the centroids."""
+        array = np.ascontiguousarray(self.centroids.cpu().numpy(), dtype="<f4")
+        return hashlib.sha256(str(array.shape).encode() + array.tobytes()).hexdigest()
+
+    @cached_property
+    def _projection(self) -> tuple[Tensor, Tensor]:
+        return self.centroids.square().sum(dim=1), self.centroids.T.contiguous()
+
+    def _scores(self, features: Tensor) -> Tensor:
+        """Squared distances less the frame's own square: (frames, clusters)."""
+        squares, directions = self._projection
+        return torch.addmm(squares, features, directions, alpha=-2)
+
+    def assign(self, features: Tensor | np.ndarray) -> np.ndarray:
+        """Nearest centroid of every frame.
+
+        Args:
+            features: float32 (frames, dim).
+
+        Returns:
+            uint16 (frames,); of equally near centroids the one with the lowest number.
+
+        Raises:
+            ValueError: If the features have another number of dimensions than the centroids.
+        """
+        frames = self._checked(features)
+        labels = [self._scores(chunk).argmin(dim=1) for chunk in frames.split(_CHUNK_FRAMES)]
+        return torch.cat(labels).numpy().astype(np.uint16)
+
+    def inertia(self, features: Tensor | np.ndarray) -> tuple[float, np.ndarray]:
+        """Mean squared distance to the nearest centroid, and int64 (clusters,) frames of each cluster."""
+        frames = self._checked(features)
+        total, counts = 0.0, np.zeros(len(self), dtype=np.int64)
+        for chunk in frames.split(_CHUNK_FRAMES):
+            scores, labels = self._scores(chunk).min(dim=1)
+            total += float((scores.double() + chunk.double().square().sum(dim=1)).sum())
+            counts += torch.bincount(labels, minlength=len(self)).numpy()
+        return total / max(len(frames), 1), counts
+
+    def _checked(self, features: Tensor | np.ndarray) -> Tensor:
+        frames = torch.as_tensor(features)
+        if frames.ndim != 2 or frames.shape[1] != self.centroids.shape[1]:
+            raise ValueError(
+                f"features must be (frames, {self.centroids.shape[1]}) for this codebook, but are {tuple(frames.shape)}: "
+                "use the features that it was fitted on"
+            )
+        return frames.to(torch.float32)
+
+    def save_array(self, folder: Path) -> None:
+        """Writes `codebook.npy` alone."""
+        with atomic_file(folder / "codebook.npy") as file:
+            np.save(file, self.centroids.cpu().numpy().astype("<f4"))
+
+    def save(self, folder: Path) -> None:
+        """Writes `codebook.npy` and then, as the finished mark, `meta.json`."""
+        self.save_array(folder)
+        meta = {
+            "format_version": FORMAT_VERSION,
+            "kind": "codebook",
+            "hash": self.hash,
+            "num_classes": len(self),
+            "dim": self.centroids.shape[1],
+            "features": self.features,
+            "fitted": self.fitted,
+        }
+        write_json(folder / "meta.json", meta)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Codebook":
+        """Opens a codebook folder.
+
+        Raises:
+            ValueError: If the folder is no finished codebook, is of a newer format, or its array is not the one that was written.
+        """
+        folder = Path(folder)
+        meta = read_meta(folder, kind="codebook", newest=FORMAT_VERSION, made_by="data_prep/fit_kmeans.py")
+        codebook = cls(load_centroids(folder), meta["features"], meta["fitted"])
+        if codebook.hash != meta["hash"]:
+            raise ValueError(
+                f"the array in {folder / 'codebook.npy'} must have the hash {meta['hash'][:12]} that its meta.json names, but has "
+                f"{codebook.hash[:12]}: copy the folder again or fit it again"
+            )
+        return codebook
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Runs torch on one thread: sums then have one order, whatever the machine's cores and the number of workers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def load_centroids(folder: Path) -> Tensor:
+    """Reads `codebook.npy` of a codebook or a labelling; float32 (clusters, dim)."""
+    try:
+        return torch.from_numpy(np.load(folder / "codebook.npy", allow_pickle=False).astype(np.float32))
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{folder / 'codebook.npy'} cannot be read ({error}): copy the folder again or make it again") from error
+
+
+def fit_minibatch_kmeans(
+    features: Tensor | np.ndarray, clusters: int, seed: int, *, n_init: int = 5, batch_size: int = 10_000, max_iter: int = 100
+) -> Codebook:
+    """Fits k-means by mini-batches with k-means++ starts (SPEC §4.4; fairseq's `learn_kmeans.py`).
+
+    It runs on one thread: the order of sums, so the codebook, is then the same on every number of cores.
+
+    Args:
+        features: float32 (frames, dim).
+        clusters: Number of clusters K.
+        seed: Seed of the starts and of the mini-batches.
+        n_init: Starts, of which the best goes on; 20 in fairseq, where it is most of the cost for wide features.
+        batch_size: Frames a mini-batch.
+        max_iter: Passes over the frames at most; it stops after 100 mini-batches without improvement.
+
+    Returns:
+        The codebook; `fitted` has frames, seed, mean squared distance, usage and perplexity.
+
+    Raises:
+        ValueError: If the features are not finite (frames, dim), or are fewer than 20 frames a cluster.
+    """
+    from sklearn.cluster import MiniBatchKMeans
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    frames = np.ascontiguousarray(torch.as_tensor(features).numpy(), dtype=np.float32)
+    if frames.ndim != 2 or not np.isfinite(frames).all():
+        raise ValueError(f"features must be finite and of the shape (frames, dim), but are {frames.shape}: look at the audio")
+    _check_amount(len(frames), clusters)
+    with threadpool_limits(limits=1):
+        model = MiniBatchKMeans(
+            n_clusters=clusters,
+            init="k-means++",
+            n_init=n_init,
+            max_iter=max_iter,
+            batch_size=batch_size,
+            tol=0.0,
+            max_no_improvement=100,
+            reassignment_ratio=0.0,
+            compute_labels=False,
+            random_state=seed,
+        ).fit(frames)
+        codebook = Codebook(torch.from_numpy(np.ascontiguousarray(model.cluster_centers_, dtype=np.float32)))
+    with one_torch_thread():
+        inertia, counts = codebook.inertia(frames)
+    fitted = {
+        "frames": len(frames),
+        "seed": seed,
+        "n_init": n_init,
+        "batch_size": batch_size,
+        "mini_batches": int(model.n_steps_),
+        "mean_squared_distance": inertia,
+        "used_clusters": int((counts > 0).sum()),
+        "perplexity": perplexity(counts),
+    }
+    return replace(codebook, fitted=fitted)
+
+
+def _check_amount(frames: int, clusters: int) -> None:
+    if clusters < 1:
+        raise ValueError(f"the number of clusters must be positive, but is {clusters}")
+    if frames < MIN_FRAMES_PER_CLUSTER * clusters:
+        raise ValueError(
+            f"k-means needs at least {MIN_FRAMES_PER_CLUSTER} frames a cluster, but {frames} frames for {clusters} clusters are "
+            f"{frames / clusters:.1f}: give more audio or ask for at most {max(frames // MIN_FRAMES_PER_CLUSTER, 1)} clusters"
+        )
+    if frames < WANTED_FRAMES_PER_CLUSTER * clusters:
+        log.warning(
+            f"k-means is fitted on {frames / clusters:.0f} frames a cluster ({frames} frames, {clusters} clusters); "
+            f"{WANTED_FRAMES_PER_CLUSTER} or more are wanted"
+        )
+
+
+def read_meta(folder: Path, *, kind: str, newest: int, made_by: str) -> dict[str, Any]:
+    """Reads the finished mark `meta.json` of a codebook or a labelling.
+
+    Args:
+        folder: Where it lies.
+        kind: `codebook` or `labels`.
+        newest: Newest `format_version` that this program reads.
+        made_by: The script that makes such a folder, for the message.
+
+    Raises:
+        ValueError: If it is absent, unreadable, of another kind or of a newer format.
+    """
+    path = folder / "meta.json"
+    if not path.is_file():
+        raise ValueError(
+            f"a folder of {kind} must have meta.json, written last as its finished mark, but {folder} has none: "
+            f"run {made_by} (again; finished work is kept) or correct the path"
+        )
+    try:
+        meta = json.loads(path.read_text())
+        version, found = int(meta["format_version"]), str(meta["kind"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): copy the folder again or make it again with {made_by}") from error
+    if found != kind:
+        raise ValueError(f"{folder} must hold {kind}, but its meta.json says {found}: correct the path")
+    if version > newest:
+        raise ValueError(
+            f"{folder} has {kind} of format_version {version}, but this OpenWavLM reads up to {newest}: update OpenWavLM"
+        )
+    return meta

@@ -1,0 +1,168 @@
+"""The label format on disk and its writers: packs of uint16 labels with a table of rows, and `meta.json` as the finished mark.
+
+    labels/NAME/pack-00000.u16        labels of whole consecutive shards, one little-endian uint16 a model frame
+                pack-00000.rows.npy   one record a row: offset (first label), key, pcm, frames
+                codebook.npy          float32 (clusters, dim)
+                meta.json             what the labels are, and which shards (by identity) each pack covers
+
+A row of audio that could not be read has 0 frames: the loader treats it as unreadable.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from openwavlm.data.atomic import atomic_file, write_json
+from openwavlm.data.index import Index
+from openwavlm.frames import FRAME_RATE_HZ, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, num_frames
+
+FORMAT_VERSION = 1
+MAX_PACKS = 256
+ROW_DTYPE = np.dtype([("offset", "<u8"), ("key", "<u8"), ("pcm", "<u8"), ("frames", "<u4")])
+GRID = {"hop_samples": HOP_SAMPLES, "receptive_field_samples": RECEPTIVE_FIELD_SAMPLES, "label_rate_hz": FRAME_RATE_HZ}
+
+
+def labels_file(folder: Path, pack: str) -> Path:
+    """Where a pack's labels lie."""
+    return folder / f"{pack}.u16"
+
+
+def rows_file(folder: Path, pack: str) -> Path:
+    """Where a pack's table of rows lies."""
+    return folder / f"{pack}.rows.npy"
+
+
+def new_checksum() -> "hashlib.blake2b":
+    """The checksum of every file and shard of labels, to be updated with bytes."""
+    return hashlib.blake2b(digest_size=16)
+
+
+def file_checksum(path: Path) -> str:
+    """Checksum of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, new_checksum).hexdigest()
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """One finished pack.
+
+    Attributes:
+        record: The pack's entry in `meta.json`.
+        label_counts: int64 (classes,) frames of each label.
+    """
+
+    record: dict[str, Any]
+    label_counts: np.ndarray
+
+
+def write_pack(
+    folder: Path,
+    pack: str,
+    index: Index,
+    shards: Sequence[int],
+    label_row: Callable[[int], np.ndarray | None],
+    num_classes: int,
+) -> PackResult:
+    """Writes the labels of whole shards.
+
+    Args:
+        folder: The labelling.
+        pack: The pack's name, `pack-00000`.
+        index: The shard set.
+        shards: Consecutive shards of the index.
+        label_row: Labels (frames,) of an index row, or None if its audio cannot be read.
+        num_classes: Number of clusters K.
+
+    Returns:
+        The pack's entry for `meta.json` and its label counts.
+    """
+    rows = np.concatenate([np.arange(index.first_row[shard], index.first_row[shard + 1]) for shard in shards])
+    table = np.zeros(len(rows), dtype=ROW_DTYPE)
+    table["key"], table["pcm"] = index.key[rows], index.pcm[rows]
+    expected = num_frames(np.asarray(index.num_samples[rows], dtype=np.int64))
+    counts = np.zeros(num_classes, dtype=np.int64)
+    shard_records: list[dict[str, Any]] = []
+    place = 0
+    with atomic_file(labels_file(folder, pack)) as file:
+        for shard in shards:
+            part = slice(place, place + index.shards[shard].rows)
+            checksum = _write_shard(file, table[part], expected[part], int(index.first_row[shard]), label_row, counts)
+            frames = int(table["frames"][part].sum())
+            identity = index.shards[shard].identity
+            shard_records.append({"identity": identity, "rows": part.stop - place, "frames": frames, "checksum": checksum})
+            place = part.stop
+    with atomic_file(rows_file(folder, pack)) as file:
+        np.save(file, table)
+    record = {
+        "name": pack,
+        "rows": len(table),
+        "frames": int(table["frames"].sum()),
+        "unreadable_rows": int(np.count_nonzero((table["frames"] == 0) & (expected > 0))),
+        "labels_bytes": labels_file(folder, pack).stat().st_size,
+        "labels_checksum": file_checksum(labels_file(folder, pack)),
+        "rows_bytes": rows_file(folder, pack).stat().st_size,
+        "rows_checksum": file_checksum(rows_file(folder, pack)),
+        "shards": shard_records,
+    }
+    return PackResult(record, counts)
+
+
+def _write_shard(
+    file: BinaryIO,
+    table: np.ndarray,
+    expected: np.ndarray,
+    first_row: int,
+    label_row: Callable[[int], np.ndarray | None],
+    counts: np.ndarray,
+) -> str:
+    """Appends one shard's labels, fills in its part of the row table and of the counts; returns the labels' checksum."""
+    checksum = new_checksum()
+    for place, frames in enumerate(expected.tolist()):
+        found = label_row(first_row + place)
+        labels = np.zeros(0, dtype="<u2") if found is None else np.ascontiguousarray(found, dtype="<u2")
+        assert found is None or len(labels) == frames
+        table["offset"][place], table["frames"][place] = file.tell() // labels.itemsize, len(labels)
+        counts += np.bincount(labels, minlength=len(counts))
+        # The length goes in first: moving a border between rows must change the sum.
+        checksum.update(len(labels).to_bytes(4, "little") + labels.tobytes())
+        file.write(labels.tobytes())
+    return checksum.hexdigest()
+
+
+def write_labels_meta(
+    folder: Path, codebook_hash: str, features: dict[str, Any], packs: list[dict[str, Any]], label_counts: np.ndarray
+) -> dict[str, Any]:
+    """Writes `meta.json`, the finished mark, by rename; everything that it names must be there already.
+
+    Args:
+        folder: The labelling.
+        codebook_hash: Hash of the codebook in it.
+        features: What the clustered features are.
+        packs: `PackResult.record` of every pack, in order.
+        label_counts: int64 (classes,) frames of each label, over all packs.
+
+    Returns:
+        What was written.
+    """
+    meta = {
+        "format_version": FORMAT_VERSION,
+        "kind": "labels",
+        "codebook_hash": codebook_hash,
+        "num_classes": len(label_counts),
+        **GRID,
+        "dtype": "<u2",
+        "features": features,
+        "shards": sum(len(pack["shards"]) for pack in packs),
+        "rows": sum(pack["rows"] for pack in packs),
+        "frames": sum(pack["frames"] for pack in packs),
+        "unreadable_rows": sum(pack["unreadable_rows"] for pack in packs),
+        "label_counts": [int(count) for count in label_counts],
+        "packs": packs,
+    }
+    write_json(folder / "meta.json", meta)
+    return meta

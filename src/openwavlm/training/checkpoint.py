@@ -1,0 +1,120 @@
+"""Checkpoints that survive a kill: written beside, synced, described, renamed; the newest one that verifies is taken.
+
+step-00012000.ckpt        Lightning's full checkpoint (tensors and plain values, loaded with weights_only=True)
+step-00012000.ckpt.json   size, checksum, step, fingerprints; written first, so a .ckpt without it never exists
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+
+FORMAT_VERSION = 1
+log = logging.getLogger(__name__)
+
+
+def fsync_directory(directory: Path) -> None:
+    """Makes a rename in `directory` durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a small file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_directory(path.parent)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's plugin that writes and reads one checkpoint file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes `path` so that a kill at any instant leaves either nothing or a whole file with its description."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        ours = checkpoint.get("openwavlm", {})
+        description = {
+            "format_version": FORMAT_VERSION,
+            "step": ours.get("step"),
+            "bytes": temporary.stat().st_size,
+            "sha256": _checksum(temporary),
+            "fingerprints": ours.get("fingerprints"),
+        }
+        write_atomically(path.with_name(path.name + ".json"), (json.dumps(description, indent=1) + "\n").encode())
+        temporary.replace(path)
+        fsync_directory(path.parent)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: FBT001
+        """Reads tensors and plain values only: no code in a checkpoint is ever run."""
+        return torch.load(Path(path), map_location=map_location or "cpu", weights_only=True)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Deletes a checkpoint and its description."""
+        path = Path(path)
+        path.unlink(missing_ok=True)
+        path.with_name(path.name + ".json").unlink(missing_ok=True)
+
+
+def checkpoint_path(directory: Path, step: int) -> Path:
+    """Where the checkpoint after `step` updates lives."""
+    return directory / f"step-{step:08d}.ckpt"
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint whose size and checksum hold; a torn or corrupt one is passed over with a warning.
+
+    Raises:
+        ValueError: If the newest one was written by a newer version.
+    """
+    for path in sorted(directory.glob("step-*.ckpt"), reverse=True):
+        try:
+            description = json.loads(path.with_name(path.name + ".json").read_text())
+        except (OSError, ValueError):
+            log.warning("checkpoint %s has no readable description; the one before it is used", path.name)
+            continue
+        if description.get("format_version", 0) > FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has checkpoint format {description['format_version']}, this version reads up to {FORMAT_VERSION}: "
+                "install a newer openwavlm"
+            )
+        if path.stat().st_size == description["bytes"] and _checksum(path) == description["sha256"]:
+            return path
+        log.warning("checkpoint %s is damaged (size or checksum); the one before it is used", path.name)
+    return None
+
+
+def prune(directory: Path, keep_last: int) -> None:
+    """Deletes all but the newest `keep_last` checkpoints and any unfinished file."""
+    for leftover in directory.glob("*.tmp"):
+        leftover.unlink(missing_ok=True)
+    for old in sorted(directory.glob("step-*.ckpt"))[:-keep_last]:
+        AtomicCheckpointIO().remove_checkpoint(old)
+
+
+def fingerprint_of(parts: Mapping[str, Any]) -> str:
+    """Hash of a mapping of plain values, independent of its order."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

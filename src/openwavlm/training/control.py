@@ -1,0 +1,102 @@
+"""What the ranks tell each other once a step: masked frames, the plan they follow, and whether to save or stop.
+
+One all-reduce of four integers on the host (gloo), started before the first forward and waited for before the first backward, so that
+it costs no device synchronisation and every rank acts on a signal at the same step boundary.
+"""
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """Sums over all ranks.
+
+    Attributes:
+        masked_frames: Frames that enter the loss of this step.
+        stop: Whether a rank was asked to stop after this step.
+        save: Whether a rank was asked to save after this step.
+    """
+
+    masked_frames: int
+    stop: bool
+    save: bool
+
+
+class Control:
+    """The per-step exchange, and the flags that signals and touched files set.
+
+    Args:
+        directory: Run directory; a file `save_now` or `stop` in it asks rank 0 for that, once.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._directory = directory
+        self._stop = False
+        self._save = False
+        self._group: dist.ProcessGroup | None = None
+        self._work: dist.Work | None = None
+        self._vector = torch.zeros(4, dtype=torch.int64)
+        self._digest = 0
+        self.world_size, self.rank = 1, 0
+        if dist.is_available() and dist.is_initialized():
+            self.world_size, self.rank = dist.get_world_size(), dist.get_rank()
+            if self.world_size > 1:
+                self._group = dist.new_group(backend="gloo")
+
+    def listen(self) -> None:
+        """Lets SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and a stop at the next step boundary; a second SIGINT ends at once."""
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._stop:
+            raise KeyboardInterrupt
+        self._stop = True
+
+    def _touched(self, name: str) -> bool:
+        if self._directory is None or self.rank != 0:
+            return False
+        path = self._directory / name
+        if not path.exists():
+            return False
+        path.unlink(missing_ok=True)
+        return True
+
+    def begin(self, masked_frames: int, digest: int) -> None:
+        """Starts the exchange of one step."""
+        self._stop = self._stop or self._touched("stop")
+        self._save = self._save or self._touched("save_now")
+        self._digest = digest
+        self._vector = torch.tensor([masked_frames, int(self._stop), int(self._save), digest], dtype=torch.int64)
+        self._save = False
+        if self._group is not None:
+            self._work = dist.all_reduce(self._vector, group=self._group, async_op=True)
+
+    def finish(self) -> StepTotals:
+        """Waits for the exchange.
+
+        Raises:
+            RuntimeError: If the ranks follow different plans.
+        """
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        masked, stop, save, digests = self._vector.tolist()
+        if digests != self._digest * self.world_size:
+            raise RuntimeError(
+                "the ranks planned different data: their shards, labels or versions differ; compare run.json's fingerprints with the "
+                "index on every node"
+            )
+        return StepTotals(masked, stop > 0, save > 0)
+
+    def sum(self, vector: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks of a float64 vector on the host."""
+        if self._group is not None:
+            dist.all_reduce(vector, group=self._group)
+        return vector

@@ -1,0 +1,106 @@
+"""Masked prediction on held-out speakers beside what needs no audio: the unigram and the nearest unmasked label."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openwavlm.batch import PretrainBatch
+from openwavlm.data.collate import MicroBatchBuilder
+from openwavlm.data.loader import Loading, micro_batch_loader
+from openwavlm.data.plan import MicroBatchSpec
+from openwavlm.models.pretraining import WavLMForPretraining
+from openwavlm.targets.quality import repeat_nearest
+from openwavlm.training.control import Control
+from openwavlm.training.module import forward_micro_batch
+
+VALIDATION_COLUMNS = [
+    "step",
+    "cross_entropy",
+    "accuracy",
+    "unigram_cross_entropy",
+    "unigram_accuracy",
+    "repeat_nearest_accuracy",
+    "masked_frames",
+    "unmasked_accuracy",
+]
+
+
+@dataclass(frozen=True)
+class Unigram:
+    """What is known of the labels without audio, from the training rows.
+
+    Attributes:
+        log_prob: float64 (classes,), add-one-smoothed log-probabilities.
+        commonest: The label that is always guessed.
+    """
+
+    log_prob: np.ndarray
+    commonest: int
+
+    @classmethod
+    def of(cls, counts: np.ndarray) -> "Unigram":
+        """From training counts (classes,)."""
+        smoothed = counts.astype(np.float64) + 1
+        return cls(np.log(smoothed / smoothed.sum()), int(counts.argmax()))
+
+
+class Evaluation:
+    """A fixed pass over the held-out speakers: clean audio, masks fixed by key, the same figure at every number of processes.
+
+    Args:
+        specs: All micro-batches of the validation plan.
+        builder: Makes them, without mixing.
+        loading: Workers.
+        unigram: The training labels' distribution.
+        control: Sums over ranks.
+    """
+
+    def __init__(
+        self, specs: list[MicroBatchSpec], builder: MicroBatchBuilder, loading: Loading, unigram: Unigram, control: Control
+    ) -> None:
+        self._specs, self._builder, self._loading = specs, builder, loading
+        self._unigram, self._control = unigram, control
+
+    @torch.no_grad()
+    def run(self, model: WavLMForPretraining, device: torch.device) -> dict[str, float | int]:
+        """Evaluates in eval mode; touches no training generator."""
+        was_training = model.training
+        model.eval()
+        sums = torch.zeros(8, dtype=torch.float64)
+        mine = self._specs[self._control.rank :: self._control.world_size]
+        for batch in micro_batch_loader(self._builder, mine, self._loading):
+            output = forward_micro_batch(model, batch.to(device), None, with_unmasked=True)
+            sums += self._sums(batch, output.cross_entropy_sum, output.num_correct, output.num_unmasked_correct)
+        model.train(was_training)
+        loss, correct, unigram_loss, unigram_correct, nearest, masked, seen_correct, seen = self._control.sum(sums).tolist()
+        frames = max(1.0, masked)
+        return {
+            "cross_entropy": loss / frames,
+            "accuracy": correct / frames,
+            "unigram_cross_entropy": unigram_loss / frames,
+            "unigram_accuracy": unigram_correct / frames,
+            "repeat_nearest_accuracy": nearest / frames,
+            "masked_frames": int(masked),
+            "unmasked_accuracy": seen_correct / max(1.0, seen),
+        }
+
+    def _sums(self, batch: PretrainBatch, loss: Tensor, correct: Tensor, unmasked_correct: Tensor | None) -> Tensor:
+        labels = batch.labels.numpy()
+        hidden = batch.masked_index.numpy()
+        truth = labels.reshape(-1)[hidden]
+        nearest = repeat_nearest(batch.labels, batch.mask).numpy().reshape(-1)[hidden]
+        return torch.tensor(
+            [
+                float(loss),
+                float(correct),
+                float(-self._unigram.log_prob[truth].sum()),
+                float((truth == self._unigram.commonest).sum()),
+                float((nearest == truth).sum()),
+                float(len(truth)),
+                float(unmasked_correct) if unmasked_correct is not None else 0.0,
+                float(len(batch.unmasked_index)),
+            ],
+            dtype=torch.float64,
+        )

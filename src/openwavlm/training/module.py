@@ -1,0 +1,248 @@
+"""The global step: masked prediction over the rank's micro-batches, normalised by the masked frames of all ranks.
+
+for each micro-batch:   loss = (Σ cross-entropy + λ · penalty · n) · W / N        n its masked frames, N those of the whole step
+gradients averaged over W ranks  ⇒  Σ over everything / N   (fairseq's rule; the same at every number of processes)
+norm → finite? → clip → AdamW (a void update is skipped on the device, without asking it)
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from openwavlm.augment.mixing import Mixing, mix
+from openwavlm.batch import PretrainBatch
+from openwavlm.data.loader import StepBatch
+from openwavlm.models.pretraining import PretrainingOutput, WavLMForPretraining
+from openwavlm.models.wavlm import normalise
+from openwavlm.randomness import stable_hash, words
+from openwavlm.training.control import Control, StepTotals
+from openwavlm.training.optim import Optim
+
+_SKIPS_TOLERATED = 5  # below this many, a rate says nothing
+SUMS = [
+    "cross_entropy",
+    "correct",
+    "masked",
+    "penalty",
+    "unmasked_correct",
+    "unmasked",
+    "samples",
+    "padded_samples",
+    "rows",
+    "unreadable",
+    "mixtures",
+    "mask_frames",
+    "valid_frames",
+]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Weights of the loss.
+
+    Attributes:
+        feature_penalty: λ, weight of the mean squared convolutional feature (10 in the references).
+
+    Raises:
+        ValueError: If a weight is negative.
+    """
+
+    feature_penalty: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.feature_penalty < 0:
+            raise ValueError(f"loss.feature_penalty must not be negative, but is {self.feature_penalty}")
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one update did, summed over all ranks; read back after the next step has begun."""
+
+    step: int
+    sums: dict[str, float]
+    grad_norm: float
+    lr: float
+    with_unmasked: bool
+
+
+def prepare_waveforms(batch: PretrainBatch, mixing: Mixing | None, *, normalised: bool) -> Tensor:
+    """int16 → float in [−1, 1] → mixtures from an untouched copy → normalised over valid samples if the model wants it."""
+    waveforms = batch.waveforms.to(torch.float32) / 32768
+    again = mixing is not None and mixing.mode == "unispeech"  # that code normalises before mixing, and mixed rows once more
+    if normalised and again:
+        waveforms = normalise(waveforms, batch.num_samples)
+    if mixing is not None and len(batch.mix):
+        noise = batch.noise.to(torch.float32) / 32768
+        waveforms = mix(
+            waveforms, batch.num_samples, batch.mix, noise, batch.noise_num_samples, mode=mixing.mode, normalise=normalised
+        )
+    return normalise(waveforms, batch.num_samples) if normalised and not again else waveforms
+
+
+def seed_dropout(device: torch.device, seed: int, batch: PretrainBatch) -> None:
+    """Re-seeds the device's default generator for one micro-batch: dropout then depends on the plan alone."""
+    source = stable_hash(batch.id.source)
+    key = int(words(seed, "dropout", 1, source=source, epoch=batch.id.epoch, micro=batch.id.key)[0] >> 1)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(key)
+    else:
+        torch.default_generator.manual_seed(key)
+
+
+def forward_micro_batch(
+    model: WavLMForPretraining, batch: PretrainBatch, mixing: Mixing | None, *, with_unmasked: bool
+) -> PretrainingOutput:
+    """One micro-batch through the model; labels are those of the clean primary utterance."""
+    waveforms = prepare_waveforms(batch, mixing, normalised=model.wavlm.config.normalise_waveform)
+    labels = batch.labels.flatten().to(torch.int64)
+    unmasked = batch.unmasked_index if with_unmasked else None
+    return model(
+        waveforms,
+        batch.num_samples,
+        mask=batch.mask,
+        masked_index=batch.masked_index,
+        masked_labels=labels.index_select(0, batch.masked_index),
+        layer_keep=batch.layer_keep,
+        unmasked_index=unmasked,
+        unmasked_labels=labels.index_select(0, unmasked) if unmasked is not None else None,
+    )
+
+
+class PretrainingModule(lightning.LightningModule):
+    """Lightning's view of the run: one batch is one global step, optimised by hand.
+
+    Args:
+        model: Encoder and prediction head.
+        optim: Optimiser and schedule.
+        loss: Loss weights.
+        mixing: How drawn mixtures are applied.
+        seed: The run's seed.
+        control: The per-step exchange between ranks.
+        on_record: Called with each finished step's record, one step late.
+        unmasked_every: Steps between two measurements of the accuracy on unmasked frames; 0 = never.
+        max_skip_rate: Share of rows that may be unreadable before the run stops.
+        fingerprints: What checkpoints are bound to.
+    """
+
+    def __init__(
+        self,
+        model: WavLMForPretraining,
+        optim: Optim,
+        loss: Loss,
+        mixing: Mixing,
+        *,
+        seed: int,
+        control: Control,
+        on_record: Callable[[StepRecord], None],
+        unmasked_every: int = 50,
+        max_skip_rate: float = 1e-3,
+        fingerprints: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.optim, self.loss, self.mixing, self.seed = optim, loss, mixing, seed
+        self.control, self.on_record, self.unmasked_every = control, on_record, unmasked_every
+        self.max_skip_rate, self._rows, self._unreadable = max_skip_rate, 0.0, 0.0
+        self.fingerprints = fingerprints or {}
+        self.plan_state: Callable[[], dict[str, Any]] = dict
+        self.totals: StepTotals | None = None
+        self._pending: tuple[int, Tensor, Tensor, float, bool] | None = None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; the rate is set at each step."""
+        return self.optim.optimizer(self.model.parameters())
+
+    def training_step(self, batch: StepBatch, batch_idx: int) -> None:
+        """Runs one global step."""
+        self.control.begin(sum(micro.num_masked for micro in batch.micro_batches), batch.digest)
+        self.flush()
+        with_unmasked = bool(self.unmasked_every) and (batch.step + 1) % self.unmasked_every == 0
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+        for number, micro in enumerate(batch.micro_batches):
+            with self._gradient_sync(wanted=number == len(batch.micro_batches) - 1):
+                seed_dropout(self.device, self.seed, micro)
+                output = forward_micro_batch(self.model, micro, self.mixing, with_unmasked=with_unmasked)
+                if number == 0:
+                    self.totals = self.control.finish()
+                assert self.totals is not None
+                self.manual_backward(self._loss(output, micro, self.totals.masked_frames))
+                if micro.weight:
+                    sums += self._sums(output, micro)
+        assert self.totals is not None
+        norm = self._update(optimizer, batch.step)
+        self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked)
+
+    def _gradient_sync(self, *, wanted: bool) -> contextlib.AbstractContextManager:
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, DistributedDataParallel) and not wanted:
+            return wrapped.no_sync()
+        return contextlib.nullcontext()
+
+    def _loss(self, output: PretrainingOutput, micro: PretrainBatch, masked_frames: int) -> Tensor:
+        total = output.cross_entropy_sum + self.loss.feature_penalty * output.feature_penalty * micro.num_masked
+        return total * (micro.weight * self.control.world_size / max(1, masked_frames))
+
+    def _sums(self, output: PretrainingOutput, micro: PretrainBatch) -> Tensor:
+        """The step's figures of one micro-batch; only three of them come from the device."""
+        rows, samples = micro.waveforms.shape
+        masked, unmasked = micro.num_masked, micro.unmasked_index.shape[0]
+        known = [0, 0, masked, 0, 0, 0, micro.valid_samples, rows * samples, rows, micro.num_unreadable]
+        known += [len(micro.mix), masked, masked + unmasked]
+        values = torch.tensor(known, dtype=torch.float64).to(self.device, non_blocking=True)
+        values[0] = output.cross_entropy_sum.detach()
+        values[1] = output.num_correct
+        values[3] = output.feature_penalty.detach() * masked
+        if output.num_unmasked_correct is not None:
+            values[4] = output.num_unmasked_correct
+            values[5] = unmasked
+        return values
+
+    def _update(self, optimizer: Any, step: int) -> Tensor:
+        """Clips, and steps unless the gradient's norm is not finite; returns the norm before clipping."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.clip_norm, norm)
+        for group in optimizer.param_groups:
+            group["lr"] = self.optim.learning_rate(step)
+        # Fused AdamW leaves parameters, moments and its step count alone where found_inf is 1.
+        optimizer.optimizer.found_inf = (~torch.isfinite(norm)).to(torch.float32)
+        optimizer.optimizer.grad_scale = None
+        optimizer.step()
+        return norm
+
+    def flush(self) -> None:
+        """Reads back the last step's figures (its device work has finished by now) and hands the record on."""
+        if self._pending is None:
+            return
+        step, sums, norm, lr, with_unmasked = self._pending
+        self._pending = None
+        figures = dict(zip(SUMS, self.control.sum(sums.cpu()).tolist(), strict=True))
+        self.on_record(StepRecord(step + 1, figures, float(norm), lr, with_unmasked))
+        self._check_unreadable(figures)
+
+    def _check_unreadable(self, figures: dict[str, float]) -> None:
+        self._rows += figures["rows"]
+        self._unreadable += figures["unreadable"]
+        if self._unreadable > max(_SKIPS_TOLERATED, self.max_skip_rate * self._rows):
+            raise ValueError(
+                f"{self._unreadable:.0f} of {self._rows:.0f} rows could not be read, more than data.max_skip_rate="
+                f"{self.max_skip_rate:g} allows: run data_prep/verify.py on the shards, restore what it names, and start again"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what binds the checkpoint to its data and its place in the plan."""
+        checkpoint["openwavlm"] = {
+            "format_version": 1,
+            "step": self.trainer.global_step,
+            "fingerprints": self.fingerprints,
+            "plan": self.plan_state(),
+        }

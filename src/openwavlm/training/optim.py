@@ -1,0 +1,72 @@
+"""The optimiser and its schedule: AdamW, linear warm-up from 0, linear decay (fairseq's `polynomial_decay` with power 1)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Hyper-parameters of the update (HuBERT Base's by default).
+
+    Attributes:
+        updates: Optimiser steps of the whole run.
+        lr: Peak learning rate.
+        warmup_updates: Steps of linear warm-up from 0.
+        final_share: Share of `lr` that is left at the last update.
+        betas: Adam's moments.
+        eps: Adam's epsilon.
+        weight_decay: Decoupled weight decay.
+        decay: Which parameters decay: `all` (as fairseq does) or `matrices` (no biases, norms or other vectors).
+        clip_norm: Largest L2 norm of the gradient per masked frame.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    updates: int
+    lr: float = 5e-4
+    warmup_updates: int = 32_000
+    final_share: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    decay: Literal["all", "matrices"] = "matrices"
+    clip_norm: float = 10.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        if self.updates < 1:
+            raise ValueError(f"optim.updates must be at least 1, but is {self.updates}")
+        if not 0 <= self.warmup_updates < self.updates:
+            raise ValueError(
+                f"optim.warmup_updates must lie in [0, optim.updates), but is {self.warmup_updates} of {self.updates}: "
+                "8 % of the updates is the usual choice"
+            )
+        if not (self.lr > 0 and self.clip_norm > 0 and 0 <= self.final_share <= 1):
+            raise ValueError(
+                "optim.lr and optim.clip_norm must be positive and optim.final_share in [0, 1], but are "
+                f"{self.lr}, {self.clip_norm}, {self.final_share}"
+            )
+        if self.decay not in ("all", "matrices"):
+            raise ValueError(f"optim.decay must be all or matrices, but is {self.decay!r}")
+
+    def learning_rate(self, step: int) -> float:
+        """Rate of update `step`, counted from 0; the first update already moves, the peak is reached at `warmup_updates`."""
+        if step < self.warmup_updates:
+            return self.lr * (step + 1) / (self.warmup_updates + 1)
+        left = (self.updates - step) / (self.updates - self.warmup_updates)
+        return self.lr * (self.final_share + (1 - self.final_share) * left)
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+        """AdamW in its fused form, the one that can skip a void update without a host synchronisation."""
+        trained = [p for p in parameters if p.requires_grad]
+        decayed = [p for p in trained if self.decay == "all" or p.ndim > 1]
+        others = [p for p in trained if self.decay == "matrices" and p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=self.lr, betas=self.betas, eps=self.eps, fused=True
+        )

@@ -1,0 +1,52 @@
+"""`metrics.csv` and `validation.csv`: one row a step, shortest round-trip floats, flushed; rows past a checkpoint are cut on resume."""
+
+import os
+from pathlib import Path
+
+Value = int | float | None
+
+
+class CsvRecord:
+    """An append-only table keyed by its first column, `step`.
+
+    Args:
+        path: The file.
+        columns: Names; the first is `step`.
+        last_step: Rows past this step are cut (the run starts again after it), as is a torn last line.
+
+    Raises:
+        ValueError: If an existing file has other columns.
+    """
+
+    def __init__(self, path: Path, columns: list[str], *, last_step: int = 0) -> None:
+        self.path, self.columns = path, columns
+        header = ",".join(columns) + "\n"
+        kept = [header]
+        if path.exists():
+            with path.open() as lines:
+                first = next(lines, header)
+                if first != header:
+                    raise ValueError(f"{path} has other columns than this version writes: start a new run (another name)")
+                for line in lines:
+                    if not line.endswith("\n") or int(line.split(",", 1)[0]) > last_step:
+                        break
+                    kept.append(line)
+        temporary = path.with_suffix(".csv.tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(path)
+        self._file = path.open("a")
+
+    def write(self, values: dict[str, Value]) -> None:
+        """Appends one row; a missing value is an empty field."""
+        assert set(values) <= set(self.columns)
+        fields = (values.get(name) for name in self.columns)
+        self._file.write(",".join("" if value is None else repr(value) for value in fields) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Forces the rows to disk: what a checkpoint stands on."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

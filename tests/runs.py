@@ -1,0 +1,110 @@
+"""Launches training runs in fresh processes that start in a second: a fork server that has imported everything already."""
+
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TINY_MODEL = [
+    "model.conv_dims=[8,8,8,8,8,8,8]",
+    "model.dim=16",
+    "model.ffn_dim=32",
+    "model.heads=2",
+    "model.layers=2",
+    "model.positional_kernel=8",
+    "model.positional_groups=2",
+    "head.final_dim=8",
+]
+
+
+def compose(overrides: list[str]) -> Any:
+    """The training config as `train.py` would compose it."""
+    from hydra import compose, initialize_config_dir
+
+    from openwavlm.cli import conf_dir
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("train", overrides)
+
+
+def _kill_at_fsync(count: int) -> None:
+    real, calls = os.fsync, [0]
+
+    def fsync(descriptor: int) -> None:
+        calls[0] += 1
+        if calls[0] == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(descriptor)
+
+    os.fsync = fsync
+
+
+def _main(
+    overrides: list[str], directory: Path, environment: dict[str, str], fsync: int | None, patch: Callable[[], None] | None
+) -> None:
+    import logging
+
+    import torch
+
+    logging.basicConfig(level=logging.ERROR)
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    if fsync:
+        _kill_at_fsync(fsync)
+    if patch:
+        patch()
+    from openwavlm.train import train
+
+    train(compose(overrides), directory)
+
+
+def launch(
+    overrides: list[str],
+    directory: Path,
+    *,
+    world_size: int = 1,
+    kill_after: float | None = None,
+    kill_at_fsync: int | None = None,
+    patch: Callable[[], None] | None = None,
+) -> list[int]:
+    """Runs a launch to its end or its death; returns the exit codes of its processes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["openwavlm.train"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(world_size):
+        environment = {}
+        if world_size > 1:
+            environment = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "GROUP_RANK": "0",
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "TORCHELASTIC_RUN_ID": "test",
+            }
+        process = context.Process(target=_main, args=(overrides, directory, environment, kill_at_fsync, patch))
+        process.start()
+        processes.append(process)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        for process in processes:
+            process.kill()
+    for process in processes:
+        process.join(300)
+    return [process.exitcode for process in processes]
+
+
+def random_moments(count: int, longest: float, seed: int) -> list[float]:
+    """Seconds after a launch at which to kill it."""
+    generator = random.Random(seed)
+    return [generator.uniform(0.2, longest) for _ in range(count)]

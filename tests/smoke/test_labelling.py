@@ -1,0 +1,322 @@
+"""From a shard set to labels: fit, assign, verify, grow, carry over, and survive being killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import make_corpus, make_shard_set, write_speech_like
+
+from openwavlm.data.index import Index
+from openwavlm.data.reader import ShardReader
+from openwavlm.data.splits import validation_rows
+from openwavlm.labelling import fit
+from openwavlm.labelling.assign import assign_labels
+from openwavlm.labelling.fit import draw_sample, fit_codebook, thinned_places
+from openwavlm.labelling.verify import verify_labels
+from openwavlm.targets.kmeans import Codebook
+from openwavlm.targets.labels import LabelStore
+from openwavlm.targets.mfcc import mfcc_features
+
+ROOT = Path(__file__).parents[2]
+SPLIT = {"validation_share": 0.3, "split_seed": 0}
+CLUSTERS = 12
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def run_script(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "data_prep" / name), *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("corpus"), speakers=6, utterances=5, seconds=(0.8, 2.0))
+
+
+@pytest.fixture(scope="module")
+def shards(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shard_set(tmp_path_factory.mktemp("shards"), corpus=corpus, utterances_per_shard=5)
+
+
+@pytest.fixture(scope="module")
+def codebook(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("codebook") / "mfcc"
+    fit_codebook([shards], output, clusters=CLUSTERS, **SPLIT)
+    return output
+
+
+@pytest.fixture(scope="module")
+def labels(shards: Path, codebook: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("labels") / "mfcc"
+    assert assign_labels(shards, codebook, output) is not None
+    return output
+
+
+def test_labels_are_the_nearest_centroids_of_each_stored_utterance(shards: Path, codebook: Path, labels: Path) -> None:
+    index = Index.open(shards)
+    store, reader, book = LabelStore.open(labels, index), ShardReader(index), Codebook.load(codebook)
+    for row in range(len(index)):
+        features = mfcc_features(reader.read(row)).double().numpy()
+        distances = np.square(features[:, None] - book.centroids.double().numpy()).sum(axis=2)
+        assert (store.read(row) == distances.argmin(axis=1)).mean() > 0.99
+    stats = json.loads((labels / "stats.json").read_text())
+    assert stats["rows"] == len(index) == 30
+    assert stats["used_clusters"] == CLUSTERS
+    assert sorted(path.suffix for path in labels.glob("pack-*")) == [".npy"] * stats["packs"] + [".u16"] * stats["packs"]
+
+
+def test_recomputed_labels_are_equal_and_a_flipped_one_is_found(shards: Path, codebook: Path, tmp_path: Path) -> None:
+    assign_labels(shards, codebook, tmp_path / "labels")
+    index = Index.open(shards)
+    report = verify_labels(tmp_path / "labels", index, share=1.0)
+    assert report.passed
+    assert report.rows == 30
+    assert report.frames == sum(len(LabelStore.open(tmp_path / "labels", index).read(row)) for row in range(30))
+    file = tmp_path / "labels" / "pack-00000.u16"
+    values = np.fromfile(file, dtype="<u2")
+    values[5] = (values[5] + 1) % CLUSTERS
+    values.tofile(file)
+    report = verify_labels(tmp_path / "labels", index, share=1.0)
+    assert not report.passed
+    assert (report.differing_rows, report.differing_frames, report.damaged_files) == ([0], 1, [file])
+    assert "1 rows (1 frames) differ, first row 0; 1 files are damaged" in report.sentence()
+
+
+def test_the_scripts_give_the_same_bytes_with_two_workers(shards: Path, codebook: Path, labels: Path, tmp_path: Path) -> None:
+    split = [f"{name}={value}" for name, value in SPLIT.items()]
+    done = run_script("fit_kmeans.py", f"shards=[{shards}]", "output=km", f"clusters={CLUSTERS}", *split, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert files_of(tmp_path / "km") == files_of(codebook)
+    done = run_script("assign_labels.py", f"shards={shards}", "codebook=km", "output=out", "workers=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert files_of(tmp_path / "out") == files_of(labels)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["km", "out"]
+
+
+def test_unknown_features_are_refused_by_name(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="features must be one of mfcc, but is 'hubert'"):
+        fit_codebook([shards], tmp_path / "km", features="hubert")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from openwavlm.labelling import assign
+
+computer = assign._computer
+def deadly(index, book):
+    label_row = computer(index, book)
+    def until_row_17(row):
+        if row == 17:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return label_row(row)
+    return until_row_17
+assign._computer = deadly
+assign.assign_labels(*map(Path, sys.argv[1:4]))
+"""
+
+
+def test_killed_in_the_middle_of_a_pack_it_goes_on_to_the_same_bytes(
+    shards: Path, codebook: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "labels"
+    command = [sys.executable, "-c", KILLED, str(shards), str(codebook), str(output)]
+    killed = subprocess.run(command, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = sorted(path.name for path in (output / "tasks").glob("*.json"))
+    assert done == ["pack-00000.json", "pack-00001.json", "pack-00002.json"]
+    with pytest.raises(ValueError, match="finished mark"):
+        LabelStore.open(output, Index.open(shards))
+    read: list[int] = []
+    original = ShardReader.read
+    monkeypatch.setattr(ShardReader, "read", lambda self, row, *rest: read.append(row) or original(self, row, *rest))
+    assign_labels(shards, codebook, output)
+    assert read == list(range(15, 30))
+    assert files_of(output) == files_of(labels)
+
+
+def test_a_job_array_deals_the_packs_and_its_last_job_finishes(
+    shards: Path, codebook: Path, labels: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "labels"
+    assert assign_labels(shards, codebook, output, num_tasks=2, task_index=1) is None
+    assert len(list(output.glob("pack-*.u16"))) == 3
+    assert assign_labels(shards, codebook, output, num_tasks=2, task_index=0) is not None
+    assert files_of(output) == files_of(labels)
+
+
+def test_packs_of_an_unfinished_call_with_another_codebook_are_done_again(
+    shards: Path, codebook: Path, labels: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "labels"
+    fit_codebook([shards], tmp_path / "km", clusters=CLUSTERS, seed=1, **SPLIT)
+    assert assign_labels(shards, tmp_path / "km", output, num_tasks=2, task_index=0) is None
+    assign_labels(shards, codebook, output)
+    assert files_of(output) == files_of(labels)
+
+
+def test_growth_labels_the_new_shards_alone(
+    shards: Path, codebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = make_corpus(tmp_path / "corpus", speakers=3, utterances=3, seconds=(0.8, 1.2), seed=5)
+    grown = make_shard_set(tmp_path, corpus=corpus, utterances_per_shard=4)
+    output = tmp_path / "labels"
+    assign_labels(grown, codebook, output)
+    before = files_of(output)
+    for number in range(5):
+        write_speech_like(corpus / "spk09" / f"utt{number}.flac", seconds=1.0, seed=number, speaker="new")
+    extra = make_shard_set(tmp_path, corpus=corpus, utterances_per_shard=4)
+    index = Index.open(extra)
+    with pytest.raises(ValueError, match="have none"):
+        LabelStore.open(output, index)
+    read: list[int] = []
+    original = ShardReader.read
+    monkeypatch.setattr(ShardReader, "read", lambda self, row, *rest: read.append(row) or original(self, row, *rest))
+    meta = assign_labels(extra, codebook, output)
+    assert meta is not None
+    old_packs = {name: content for name, content in before.items() if name.startswith("pack-")}
+    assert len(read) == 5
+    assert len(index) == 14
+    after = files_of(output)
+    assert {name: after[name] for name in old_packs} == old_packs
+    assert verify_labels(output, index, share=1.0).passed
+    unchanged = files_of(output)
+    assign_labels(extra, codebook, output)
+    assert files_of(output) == unchanged
+
+
+def test_labels_are_carried_to_the_same_audio_in_other_shards(
+    corpus: Path, shards: Path, codebook: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_shard_set(tmp_path, corpus=corpus, utterances_per_shard=7, seed=9, source="renamed")
+    index = Index.open(other)
+    assert not {shard.identity for shard in index.shards} & {shard.identity for shard in Index.open(shards).shards}
+    with pytest.raises(ValueError, match=r"have none.*mode=rebind"):
+        LabelStore.open(labels, index)
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardReader, "read", lambda *_: pytest.fail("carrying labels over reads no audio"))
+        assign_labels(other, None, tmp_path / "carried", mode="rebind", carry_from=labels)
+    assert verify_labels(tmp_path / "carried", index, share=1.0).passed
+    assign_labels(other, codebook, tmp_path / "computed")
+    assert files_of(tmp_path / "carried") == files_of(tmp_path / "computed")
+
+
+def test_other_audio_has_no_labels_to_carry(labels: Path, tmp_path: Path) -> None:
+    other = make_shard_set(tmp_path, speakers=1, utterances=2, seconds=(0.8, 1.0), seed=77)
+    with pytest.raises(ValueError, match=r"2 of 2 rows .* have none in"):
+        assign_labels(other, None, tmp_path / "carried", mode="rebind", carry_from=labels)
+
+
+def damage(shards: Path) -> tuple[Index, int]:
+    """Overwrites one utterance with zeros, in a shard that keeps its size and its first utterance."""
+    index = Index.open(shards)
+    row = int(index.first_row[0]) + 1
+    with (shards / index.shards[0].name).open("r+b") as file:
+        file.seek(int(index.offset[row]))
+        file.write(bytes(int(index.nbytes[row])))
+    return index, row
+
+
+def test_unreadable_audio_is_counted_and_past_the_rate_refused(codebook: Path, tmp_path: Path) -> None:
+    shards = make_shard_set(tmp_path, speakers=2, utterances=4, seconds=(0.8, 1.2), seed=3)
+    index, row = damage(shards)
+    output = tmp_path / "labels"
+    with pytest.raises(ValueError, match=r"a share of 0\.001 .* but 1 of 8 are: repair the shards, or raise max_skip_rate"):
+        assign_labels(shards, codebook, output)
+    assert not (output / "meta.json").exists()
+    assign_labels(shards, codebook, output, max_skip_rate=0.2)
+    store = LabelStore.open(output, index)
+    assert [len(store.read(other)) > 0 for other in range(8)] == [other != row for other in range(8)]
+    assert json.loads((output / "stats.json").read_text())["unreadable_rows"] == 1
+    assert verify_labels(output, index, share=1.0).passed
+    with pytest.raises(ValueError, match="1 of 8 are"):
+        fit_codebook([shards], tmp_path / "km", clusters=4, validation_share=0.0)
+    fit_codebook([shards], tmp_path / "km", clusters=4, validation_share=0.0, max_skip_rate=0.2)
+    assert Codebook.load(tmp_path / "km").fitted["unreadable_utterances"] == 1
+
+
+def test_a_codebook_is_fitted_on_training_speakers_alone(shards: Path, codebook: Path) -> None:
+    index = Index.open(shards)
+    held_out = validation_rows(index, share=0.3, split_seed=0)
+    assert 0 < held_out.sum() < len(index)
+    sample = draw_sample([index], sample_hours=100.0, seed=0, **SPLIT)
+    assert sorted(sample.row.tolist()) == np.flatnonzero(~held_out).tolist()
+    fitted = Codebook.load(codebook).fitted
+    assert fitted["utterances"] == (~held_out).sum()
+    assert fitted["seconds"] == pytest.approx(index.num_samples[~held_out].sum() / 16_000, abs=1e-3)
+
+
+def test_a_sample_depends_on_the_audio_and_the_seed_and_not_on_shards(corpus: Path, shards: Path, tmp_path: Path) -> None:
+    indexes = [Index.open(shards), Index.open(make_shard_set(tmp_path, corpus=corpus, utterances_per_shard=11, seed=4))]
+
+    def sampled(number: int, seed: int) -> list[int]:
+        sample = draw_sample([indexes[number]], sample_hours=12 / 3600, seed=seed, **SPLIT)
+        assert 12 <= sample.num_samples.sum() / 16_000 < 14
+        return indexes[number].pcm[sample.row].tolist()
+
+    assert sampled(0, 0) == sampled(1, 0) != sampled(0, 1)
+
+
+def test_a_bound_on_frames_thins_them_out_evenly_in_blocks_of_any_size(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert np.flatnonzero(np.diff(thinned_places(0, 10, total=10, keep=4))).tolist() == [2, 4, 7, 9]
+    whole = fit_codebook([shards], tmp_path / "whole", clusters=4, max_frames=500, **SPLIT)
+    monkeypatch.setattr(fit, "_UTTERANCES_A_TASK", 3)
+    blocks = fit_codebook([shards], tmp_path / "blocks", clusters=4, max_frames=500, **SPLIT)
+    assert whole.fitted["frames"] == 500
+    assert whole.hash == blocks.hash
+
+
+def test_a_codebook_folder_is_never_overwritten_by_another_request(shards: Path, codebook: Path) -> None:
+    before = files_of(codebook)
+    fit_codebook([shards], codebook, clusters=CLUSTERS, **SPLIT)
+    with pytest.raises(ValueError, match="already has one of another request"):
+        fit_codebook([shards], codebook, clusters=CLUSTERS, seed=1, **SPLIT)
+    assert files_of(codebook) == before
+
+
+def test_a_labelling_has_one_codebook(shards: Path, labels: Path, tmp_path: Path) -> None:
+    fit_codebook([shards], tmp_path / "km", clusters=4, seed=1, **SPLIT)
+    with pytest.raises(ValueError, match="one labelling has one codebook"):
+        assign_labels(shards, tmp_path / "km", labels)
+
+
+def test_a_codebook_of_other_features_is_refused(shards: Path, codebook: Path, tmp_path: Path) -> None:
+    book = Codebook.load(codebook)
+    Codebook(book.centroids, book.features | {"kept_frames": "odd"}).save(tmp_path / "km")
+    with pytest.raises(ValueError, match="differ in kept_frames"):
+        assign_labels(shards, tmp_path / "km", tmp_path / "labels")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mode": "guess"}, "one of assign, rebind"),
+        ({"mode": "rebind"}, "needs carry_from"),
+        ({"num_tasks": 2, "task_index": 2}, r"task_index must lie in \[0, num_tasks\)"),
+        ({"packs": 0}, "at least one for new shards"),
+        ({"packs": 257}, None),
+    ],
+)
+def test_wrong_arguments_are_refused(shards: Path, codebook: Path, tmp_path: Path, arguments: dict, message: str | None) -> None:
+    if message is None:
+        assert assign_labels(shards, codebook, tmp_path / "labels", **arguments) is not None
+        return
+    with pytest.raises(ValueError, match=message):
+        assign_labels(shards, codebook, tmp_path / "labels", **arguments)
+
+
+def test_no_training_speaker_is_refused(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leaves no utterance"):
+        fit_codebook([shards], tmp_path / "km", clusters=4, validation_share=0.9999999)

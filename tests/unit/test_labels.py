@@ -1,0 +1,244 @@
+"""The label store: what it reads, and everything that it refuses."""
+
+import json
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo, shard_identity, write_index
+from openwavlm.frames import num_frames
+from openwavlm.targets.kmeans import Codebook
+from openwavlm.targets.label_packs import labels_file, rows_file, write_labels_meta, write_pack
+from openwavlm.targets.labels import LabelPacks, LabelStore
+
+CLUSTERS = 10
+
+
+ROWS = {0: 5, 1: 1, 2: 7, 3: 3}
+
+
+def make_index(path: Path, shard_rows: dict[int, int], *, seed: int = 0, num_samples: int = 0) -> Index:
+    """An index without audio: the lengths, keys and hashes of a shard depend on `seed` and the shard's number alone."""
+    parts = []
+    for number, rows in shard_rows.items():
+        generator = np.random.default_rng([seed, number])
+        lengths = generator.integers(400, 30_000, rows) if num_samples == 0 else np.full(rows, num_samples)
+        parts.append((lengths, generator.integers(2**63, size=rows), generator.integers(2**63, size=rows)))
+    lengths, key, pcm = (np.concatenate(column).astype(np.uint64) for column in zip(*parts, strict=True))
+    shard = np.repeat(np.arange(len(shard_rows)), list(shard_rows.values()))
+    columns = {name: np.zeros(len(shard), dtype) for name, dtype in COLUMNS.items()}
+    columns |= {"shard": shard, "num_samples": lengths, "key": key, "pcm": pcm}
+    shards = [
+        ShardInfo(f"shards/{number:05d}.tar", rows, 0, "", shard_identity(part[2], part[1], part[0]))
+        for (number, rows), part in zip(shard_rows.items(), parts, strict=True)
+    ]
+    return write_index(path, columns=columns, tables={name: [""] for name in TABLES}, shards=shards)
+
+
+def true_labels(index: Index, row: int) -> np.ndarray:
+    return np.random.default_rng(int(index.pcm[row])).integers(CLUSTERS, size=num_frames(int(index.num_samples[row])))
+
+
+def write_labels(
+    folder: Path,
+    index: Index,
+    packs: list[list[int]],
+    label_row: Callable[[int], np.ndarray | None] | None = None,
+) -> dict:
+    codebook = Codebook(torch.arange(CLUSTERS * 3, dtype=torch.float32).reshape(CLUSTERS, 3), {"name": "test"})
+    codebook.save_array(folder)
+    label_row = label_row or (lambda row: true_labels(index, row))
+    results = [
+        write_pack(folder, f"pack-{number:05d}", index, shards, label_row, CLUSTERS) for number, shards in enumerate(packs)
+    ]
+    counts = np.sum([result.label_counts for result in results], axis=0)
+    return write_labels_meta(folder, codebook.hash, codebook.features, [result.record for result in results], counts)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    return make_index(tmp_path / "shards", ROWS)
+
+
+@pytest.fixture
+def labels(tmp_path: Path, index: Index) -> Path:
+    write_labels(tmp_path / "labels", index, [[0, 1], [2, 3]])
+    return tmp_path / "labels"
+
+
+def change_meta(labels: Path, **values: object) -> None:
+    meta = json.loads((labels / "meta.json").read_text())
+    (labels / "meta.json").write_text(json.dumps(meta | values))
+
+
+def test_every_row_reads_back_whole_and_in_part(index: Index, labels: Path) -> None:
+    store = LabelStore.open(labels, index)
+    for row in reversed(range(len(index))):
+        expected = true_labels(index, row)
+        found = store.read(row)
+        assert found.dtype == np.uint16
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(store.read(row, 1, len(expected) - 1), expected[1:])
+        np.testing.assert_array_equal(store.read(row, len(expected) // 2), expected[len(expected) // 2 :])
+    assert store.num_classes == CLUSTERS
+    assert store.label_counts.sum() == sum(len(true_labels(index, row)) for row in range(len(index)))
+
+
+def test_labels_serve_shards_in_another_order_and_in_part(tmp_path: Path, labels: Path) -> None:
+    part = make_index(tmp_path / "part", {3: 3, 0: 5})
+    store = LabelStore.open(labels, part)
+    for row in range(8):
+        np.testing.assert_array_equal(store.read(row), true_labels(part, row))
+
+
+def test_frames_beyond_a_row_are_refused(index: Index, labels: Path) -> None:
+    store = LabelStore.open(labels, index)
+    frames = len(store.read(3))
+    for start, count in [(0, frames + 1), (frames, 1), (-1, 1), (2, -1)]:
+        with pytest.raises(ValueError, match="the plan and the labels must come from the same index"):
+            store.read(3, start, count)
+
+
+def test_a_row_of_unreadable_audio_is_empty_and_counted(tmp_path: Path, index: Index) -> None:
+    labels = tmp_path / "labels"
+    meta = write_labels(labels, index, [[0, 1, 2, 3]], lambda row: None if row in (0, 7) else true_labels(index, row))
+    store = LabelStore.open(labels, index)
+    assert meta["unreadable_rows"] == 2
+    assert len(store.read(7)) == len(store.read(7, 3, 4)) == 0
+    np.testing.assert_array_equal(store.read(8), true_labels(index, 8))
+
+
+def test_audio_below_one_frame_is_empty_and_not_unreadable(tmp_path: Path) -> None:
+    short = make_index(tmp_path / "short", {0: 3}, num_samples=399)
+    assert write_labels(tmp_path / "labels", short, [[0]])["unreadable_rows"] == 0
+    assert len(LabelStore.open(tmp_path / "labels", short).read(1)) == 0
+
+
+def test_a_pickled_store_is_small_and_reads_the_same(index: Index, labels: Path) -> None:
+    store = LabelStore.open(labels, index)
+    store.read(0)
+    copy = pickle.loads(pickle.dumps(store))
+    assert len(pickle.dumps(store)) < 2000
+    np.testing.assert_array_equal(copy.read(9), store.read(9))
+    assert copy.fingerprint == store.fingerprint
+
+
+def test_the_fingerprint_is_of_these_shards_labels_and_not_of_packs(tmp_path: Path, index: Index, labels: Path) -> None:
+    write_labels(tmp_path / "other_packs", index, [[0], [1, 2, 3]])
+    same = LabelStore.open(tmp_path / "other_packs", index).fingerprint
+    assert same == LabelStore.open(labels, index).fingerprint
+    write_labels(tmp_path / "other_labels", index, [[0, 1, 2, 3]], lambda row: (true_labels(index, row) + 1) % CLUSTERS)
+    assert same != LabelStore.open(tmp_path / "other_labels", index).fingerprint
+    part = make_index(tmp_path / "part", {2: 7, 3: 3})
+    assert same != LabelStore.open(labels, part).fingerprint
+
+
+def test_reading_takes_less_than_twenty_microseconds(index: Index, labels: Path) -> None:
+    store = LabelStore.open(labels, index)
+    rows = np.random.default_rng(0).integers(len(index), size=2000).tolist()
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        for row in rows:
+            store.read(row, 0, 1)
+        best = min(best, (time.perf_counter() - started) / len(rows))
+    assert best < 20e-6
+
+
+def test_labels_without_their_finished_mark_are_refused(index: Index, labels: Path) -> None:
+    (labels / "meta.json").unlink()
+    with pytest.raises(ValueError, match=r"written last as its finished mark.*run data_prep/assign_labels\.py"):
+        LabelStore.open(labels, index)
+
+
+def test_a_codebook_folder_given_as_labels_is_refused(index: Index, tmp_path: Path) -> None:
+    Codebook(torch.zeros(2, 2)).save(tmp_path / "codebook")
+    with pytest.raises(ValueError, match=r"must hold labels, but its meta\.json says codebook"):
+        LabelStore.open(tmp_path / "codebook", index)
+
+
+def test_labels_of_a_newer_format_are_refused_by_name(index: Index, labels: Path) -> None:
+    change_meta(labels, format_version=2)
+    with pytest.raises(ValueError, match=r"labels of format_version 2.*reads up to 1: update OpenWavLM"):
+        LabelStore.open(labels, index)
+
+
+@pytest.mark.parametrize(("name", "value"), [("hop_samples", 160), ("receptive_field_samples", 401), ("label_rate_hz", 100.0)])
+def test_labels_on_another_frame_grid_are_refused(index: Index, labels: Path, name: str, value: float) -> None:
+    change_meta(labels, **{name: value})
+    with pytest.raises(ValueError, match=f"{name} = (320|400|50), but those in .* have {name} = {value:g}"):
+        LabelStore.open(labels, index)
+
+
+def test_labels_of_another_shard_set_are_refused_with_both_ways_out(tmp_path: Path, labels: Path) -> None:
+    other = make_index(tmp_path / "other", {**ROWS, 4: 2}, seed=1)
+    with pytest.raises(ValueError, match=r"5 of 5 have none \(for example shards/00000.tar\).*assign_labels.*mode=rebind"):
+        LabelStore.open(labels, other)
+    grown = make_index(tmp_path / "grown", {**ROWS, 4: 2})
+    with pytest.raises(ValueError, match=r"1 of 5 have none \(for example shards/00004.tar\)"):
+        LabelStore.open(labels, grown)
+
+
+def test_a_truncated_pack_is_refused(index: Index, labels: Path) -> None:
+    file = labels_file(labels, "pack-00001")
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(ValueError, match=f"must have {size} bytes, but has {size - 2}"):
+        LabelStore.open(labels, index)
+    file.unlink()
+    with pytest.raises(ValueError, match="is absent"):
+        LabelStore.open(labels, index)
+
+
+def test_a_codebook_of_another_size_is_refused(index: Index, labels: Path) -> None:
+    np.save(labels / "codebook.npy", np.zeros((CLUSTERS + 1, 3), np.float32))
+    with pytest.raises(ValueError, match=r"must have the 10 clusters that meta\.json names, but has 11"):
+        LabelStore.open(labels, index)
+
+
+def test_another_codebook_of_the_same_size_is_refused(index: Index, labels: Path) -> None:
+    np.save(labels / "codebook.npy", np.zeros((CLUSTERS, 3), np.float32))
+    with pytest.raises(ValueError, match="must have the hash"):
+        LabelStore.open(labels, index)
+
+
+def test_a_row_with_another_number_of_frames_is_refused(index: Index, labels: Path) -> None:
+    file = rows_file(labels, "pack-00001")
+    table = np.load(file)
+    table["frames"][2] += 1
+    np.save(file, table)
+    expected = len(true_labels(index, 8))
+    with pytest.raises(ValueError, match=rf"row 8 \(shards/00002.tar\) on there are {expected + 1} frames instead of {expected}"):
+        LabelStore.open(labels, index)
+
+
+def test_a_label_beyond_the_codebook_is_refused(index: Index, labels: Path) -> None:
+    file = labels_file(labels, "pack-00000")
+    values = np.fromfile(file, dtype="<u2")
+    values[-1] = CLUSTERS
+    values.tofile(file)
+    with pytest.raises(ValueError, match=r"below the 10 clusters.*pack-00000\.u16 has the label 10"):
+        LabelStore.open(labels, index)
+
+
+def test_a_failed_pack_leaves_no_file_under_its_name(tmp_path: Path, index: Index) -> None:
+    def fail_late(row: int) -> np.ndarray:
+        if row == 3:
+            raise ValueError("stop")
+        return true_labels(index, row)
+
+    with pytest.raises(ValueError, match="stop"):
+        write_labels(tmp_path / "labels", index, [[0, 1]], fail_late)
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == ["codebook.npy"]
+
+
+def test_a_labelling_names_its_shards_by_identity_alone(index: Index, labels: Path) -> None:
+    text = (labels / "meta.json").read_text()
+    assert str(index.path) not in text
+    assert "tar" not in text
+    assert set(LabelPacks.open(labels).place) == {shard.identity for shard in index.shards}

@@ -57,7 +57,7 @@ def write_labels(
         write_pack(folder, f"pack-{number:05d}", index, shards, label_row, CLUSTERS) for number, shards in enumerate(packs)
     ]
     counts = np.sum([result.label_counts for result in results], axis=0)
-    return write_labels_meta(folder, codebook.hash, codebook.features, [result.record for result in results], counts)
+    return write_labels_meta(folder, codebook, [result.record for result in results], counts)
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_a_task_list_grows_without_changing_its_lines(tmp_path: Path) -> None:
 
 def test_keys_are_plain_stable_and_different() -> None:
     key = utterance_key("set", "spk.1/utt.é 01")
-    assert key == "utt_01-5e3e4a2cf5b6c5a7" or key.startswith("utt_01-")
+    assert key == "utt_01-3ad0e65c70d509a2"
     assert key != utterance_key("set", "spk.2/utt.é 01") != utterance_key("other", "spk.2/utt.é 01")
     assert len(utterance_key("s", "x" * 500)) < 90
 

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 def run_jobs(
     function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int = 1, description: str = "working"
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yields `function(job)` for every job in the order in which they finish.
 
     Args:

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,11 @@ def _plan(
     tasks = cut_tasks(items, lengths, seed=settings["seed"], source=settings["source"], task_hours=settings["task_hours"])
     append_tasks(listing, tasks, len(lines), again)
     logger.info("%d new utterances, %.1f hours, in %d tasks", len(fresh), sum(lengths) / 3600, len(tasks))
-    if settings["layout"] == "folder" and not settings["speaker_folder"] and min(lengths) < settings["min_seconds"]:
+    if (
+        settings["layout"] == "folder"
+        and not settings["speaker_folder"]
+        and any(0 < length < settings["min_seconds"] for length in lengths)
+    ):
         logger.info("speakers are unknown, so short clips of different files are not joined: speaker_folder=1 tells speakers")
     return present, len(known | present)
 
@@ -235,11 +240,13 @@ def _job(output: Path, root: Path, line: TaskLine, settings: dict[str, Any]) -> 
 def _run(output: Path, jobs: list[ShardJob], total: int | None, max_skip_rate: float, workers: int) -> None:
     """Runs tasks; stops as soon as too much of the `total` had to be skipped (a job of an array does not know the total)."""
     found: dict[str, dict[str, Any]] = {}
-    for result in run_jobs(run_task, jobs, workers=workers, description="writing shards"):
-        found |= {entry["name"]: entry for entry in result["skipped"]}
-        if total is not None and len(found) > max_skip_rate * total:
-            write_skipped(output, found)
-            refuse_many_skipped(output, found, total, max_skip_rate)
+    # Closing ends the pool at once when the rate refuses; otherwise it would finish all tasks first.
+    with closing(run_jobs(run_task, jobs, workers=workers, description="writing shards")) as results:
+        for result in results:
+            found |= {entry["name"]: entry for entry in result["skipped"]}
+            if total is not None and len(found) > max_skip_rate * total:
+                write_skipped(output, found)
+                refuse_many_skipped(output, found, total, max_skip_rate)
 
 
 def _finish(

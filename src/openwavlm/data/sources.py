@@ -99,11 +99,26 @@ class OpenData:
                 f"the labels of the sources {', '.join(sorted(codebooks.values()))} come from different codebooks, so equal numbers mean "
                 "different sounds: assign all of them with one codebook"
             )
+        for name, store in self.stores.items():
+            self._check_codebook_heard_no_held_out_speaker(name, store)
         self._held_out = {
             name: validation_rows(index, share=self.data.validation_share, split_seed=self.data.split_seed)
             for name, index in self.indexes.items()
         }
         self._background = ThreadPoolExecutor(1, thread_name_prefix="plan")
+
+    def _check_codebook_heard_no_held_out_speaker(self, name: str, store: LabelStore) -> None:
+        fitted = store.codebook_fitted
+        if self.indexes[name].fingerprint not in fitted.get("indexes", ()):
+            return
+        same_split = fitted.get("split_seed") == self.data.split_seed
+        if not (same_split and self.data.validation_share <= fitted.get("validation_share", 0)):
+            raise ValueError(
+                f"the codebook of source {name} was fitted with validation_share={fitted.get('validation_share')} and split_seed="
+                f"{fitted.get('split_seed')}, so it may have heard speakers that this run holds out (validation_share="
+                f"{self.data.validation_share}, split_seed={self.data.split_seed}): set data.validation_share and data.split_seed to the "
+                "codebook's, or fit the codebook again with the run's"
+            )
 
     @property
     def num_classes(self) -> int:

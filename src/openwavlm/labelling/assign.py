@@ -285,7 +285,7 @@ def _finish(
     packs = [result["record"] for result in results]
     if existing:
         counts, packs = counts + np.array(existing.meta["label_counts"]), existing.meta["packs"] + packs
-    return _tidy(output, write_labels_meta(output, book.hash, book.features, packs, counts))
+    return _tidy(output, write_labels_meta(output, book, packs, counts))
 
 
 def _tidy(output: Path, meta: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 from openwavlm.data.atomic import atomic_file, write_json
 from openwavlm.data.index import Index
 from openwavlm.frames import FRAME_RATE_HZ, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, num_frames
+from openwavlm.targets.kmeans import Codebook
 
 FORMAT_VERSION = 1
 MAX_PACKS = 256
@@ -135,14 +136,13 @@ def _write_shard(
 
 
 def write_labels_meta(
-    folder: Path, codebook_hash: str, features: dict[str, Any], packs: list[dict[str, Any]], label_counts: np.ndarray
+    folder: Path, codebook: Codebook, packs: list[dict[str, Any]], label_counts: np.ndarray
 ) -> dict[str, Any]:
     """Writes `meta.json`, the finished mark, by rename; everything that it names must be there already.
 
     Args:
         folder: The labelling.
-        codebook_hash: Hash of the codebook in it.
-        features: What the clustered features are.
+        codebook: The codebook in it; what it was fitted on is kept, so that a run can tell whether it heard held-out speakers.
         packs: `PackResult.record` of every pack, in order.
         label_counts: int64 (classes,) frames of each label, over all packs.
 
@@ -152,11 +152,12 @@ def write_labels_meta(
     meta = {
         "format_version": FORMAT_VERSION,
         "kind": "labels",
-        "codebook_hash": codebook_hash,
+        "codebook_hash": codebook.hash,
         "num_classes": len(label_counts),
         **GRID,
         "dtype": "<u2",
-        "features": features,
+        "features": codebook.features,
+        "codebook_fitted": codebook.fitted,
         "shards": sum(len(pack["shards"]) for pack in packs),
         "rows": sum(pack["rows"] for pack in packs),
         "frames": sum(pack["frames"] for pack in packs),

@@ -70,7 +70,7 @@ class LabelPacks:
                     f"labels must lie on the model's frame grid, {name} = {expected:g}, but those in {path} have {name} = "
                     f"{meta[name]:g}: make them again with {_MADE_BY}"
                 )
-        codebook = Codebook(load_centroids(path), meta["features"])
+        codebook = Codebook(load_centroids(path), meta["features"], meta["codebook_fitted"])
         if len(codebook) != meta["num_classes"]:
             raise ValueError(
                 f"{path / 'codebook.npy'} must have the {meta['num_classes']} clusters that meta.json names, but has "
@@ -114,6 +114,7 @@ class LabelStore:
         path: The labelling.
         num_classes: Number of clusters K.
         codebook_hash: Hash of the codebook that all labels come from.
+        codebook_fitted: What the codebook was fitted on (index fingerprints, held-out share, …); empty if unknown.
         fingerprint: Hash of the codebook and of the labels of this index's shards; packs and other shards do not enter.
         label_counts: int64 (classes,) frames of each label in the whole labelling.
     """
@@ -128,6 +129,7 @@ class LabelStore:
         self.path = packs.path
         self.num_classes = int(packs.meta["num_classes"])
         self.codebook_hash = str(packs.meta["codebook_hash"])
+        self.codebook_fitted = packs.codebook.fitted
         self.label_counts = np.array(packs.meta["label_counts"], dtype=np.int64)
         self._pack_frames = [(pack["name"], int(pack["frames"])) for pack in packs.meta["packs"]]
         # Plain lists: indexing them costs a tenth of indexing an array on the hot path.

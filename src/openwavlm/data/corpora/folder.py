@@ -17,7 +17,7 @@ def utterances(root: Path, *, speaker_folder: int = 0, subfolders: Sequence[str]
         language: Language of all files; empty when unknown.
 
     Yields:
-        Utterances in the order of their paths.
+        Utterances, those of a folder before those of its sub-folders.
 
     Raises:
         ValueError: If the root or a sub-folder does not exist, or a file lies too high up to have a speaker's folder.

@@ -24,7 +24,7 @@ def utterances(root: Path, *, subfolders: Sequence[str] = (), language: str = "e
         language: Language of all files.
 
     Yields:
-        Utterances in the order of their paths, with transcripts where there are any.
+        Utterances, those of a folder before those of its sub-folders, with transcripts where there are any.
 
     Raises:
         ValueError: If the root or a part does not exist, or a file does not fit the layout.

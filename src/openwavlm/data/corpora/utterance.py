@@ -42,7 +42,7 @@ def portable(text: str) -> str:
 
 
 def audio_files(root: Path, subfolders: Sequence[str] = ()) -> Iterator[Path]:
-    """Walks a corpus in sorted order, following links once; hidden files and folders are left out.
+    """Walks a corpus, files before sub-folders and both sorted; follows links once, leaves out what is hidden.
 
     Files in formats that nobody here can decode (`.m4a`, …) are listed too, so that they end up counted as skipped.
 

@@ -1,13 +1,18 @@
 """The shape that every command shares: a Hydra app that answers bad input with one sentence and a non-zero exit."""
 
+import difflib
 import functools
 import logging
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 
 def conf_dir() -> Path:
@@ -31,11 +36,41 @@ def swept(overrides: list[str]) -> str:
 OmegaConf.register_new_resolver("swept", swept, replace=True)
 
 
+def check_complete(config: DictConfig) -> None:
+    """Checks that every mandatory value is given.
+
+    Raises:
+        ValueError: If one is missing.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ValueError(f"the config needs a value for {', '.join(missing)}, as in {missing[0]}=...")
+
+
+def _names(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items_ex(resolve=False):
+        yield f"{prefix}{key}"
+        if isinstance(value, DictConfig):
+            yield from _names(value, f"{prefix}{key}.")
+
+
+def _sentence(error: Exception, config_name: str) -> str:
+    """What is wrong with the command line, in one sentence; for a misspelt key with the key that comes nearest."""
+    unknown = re.search(r"Could not override '([^']+)'", str(error))
+    if not unknown:
+        text = str(error).split("Config search path:")[0].split("See https://hydra.cc")[0]
+        return " ".join(text.split())
+    key = unknown.group(1)
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        near = difflib.get_close_matches(key, list(_names(hydra.compose(config_name))), 1)
+    return f"{key} is not a known key; " + (f"did you mean {near[0]}?" if near else "--help lists all keys")
+
+
 def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Turns `function(config)` into a command-line program configured by `conf/<config_name>.yaml`.
 
-    `ValueError` and `OSError` (what a user can cause) become one sentence on standard error and exit status 2; `debug=true` keeps
-    the traceback.
+    `ValueError` and `OSError` (what a user can cause) become one sentence on standard error and exit status 2, as does a command line
+    that Hydra refuses; `debug=true` keeps the traceback.
     """
 
     def wrap(function: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -43,6 +78,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         def guarded(config: DictConfig) -> None:
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
             try:
+                check_complete(config)
                 function(config)
             except (ValueError, OSError) as error:
                 if config.get("debug"):
@@ -53,6 +89,20 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
                 print("interrupted: run the same command again to go on", file=sys.stderr, flush=True)
                 raise SystemExit(130) from None
 
-        return hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)
+        program = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)
+
+        @functools.wraps(function)
+        def main() -> None:
+            # Otherwise Hydra prints its own message, of several lines and with its search path, and ends with status 1.
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+            try:
+                program()
+            except (HydraException, OmegaConfBaseException) as error:
+                if "debug=true" in sys.argv:
+                    raise
+                print(f"error: {_sentence(error, config_name)}", file=sys.stderr, flush=True)
+                raise SystemExit(2) from error
+
+        return main
 
     return wrap

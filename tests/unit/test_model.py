@@ -315,6 +315,20 @@ def test_gradients_are_bit_equal_from_run_to_run(backend):
         assert all(torch.equal(again[name], gradient) for name, gradient in first.items())
 
 
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # inductor's own
+def test_compiled_layers_give_the_same_gradients_under_the_same_names():
+    mask = torch.rand(3, 24, generator=torch.Generator().manual_seed(5)) < 0.5
+    keep = torch.tensor([True, False, True])
+    reference = gradients(tiny(layers=3).train(), mask=mask, layer_keep=keep)
+    model = tiny(layers=3).train()
+    model.compile_layers()
+    compiled = gradients(model, mask=mask, layer_keep=keep)
+    assert compiled.keys() == reference.keys()
+    for name, gradient in reference.items():
+        assert float((compiled[name] - gradient).abs().max()) <= 1e-4 * float(gradient.abs().max()) + 1e-5, name
+
+
 @torch.no_grad()
 def test_bfloat16_autocast_keeps_norms_gates_and_the_weight_norm_in_float32():
     model = tiny(pre_norm=True).eval()

@@ -176,6 +176,15 @@ class WavLM(nn.Module):
             final = self.encoder.norm(final)
         return WavLMOutput(hidden_states, final, features, padding_mask)
 
+    def compile_layers(self) -> None:
+        """Compiles each encoder layer in place; names of parameters stay as they are.
+
+        Never compile the model as a whole: on a CPU, torch 2.11 then reuses buffers wrongly and gives silently wrong gradients of
+        the relative bias and of `gate_scale` (0.2 and 1.0 relative; right with inductor's buffer reuse off).
+        """
+        for layer in self.encoder.layers:
+            layer.compile()
+
     def _check(self, waveforms: Tensor, until_layer: int | None) -> None:
         if not waveforms.is_floating_point():
             raise ValueError(

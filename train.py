@@ -1,4 +1,4 @@
-"""Launches or resumes a pre-training run: `python train.py name=first experiment=nano data.sources.x.shards=… data.sources.x.labels=…`."""
+"""Launches or resumes a run: `python train.py name=NAME experiment=nano data.sources.speech.shards=DIR data.sources.speech.labels=DIR`."""
 
 from openwavlm.launch import main
 

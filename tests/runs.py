@@ -53,6 +53,7 @@ def _main(
 
     logging.basicConfig(level=logging.ERROR)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # as in an ordinary process, not the fork server of this test
     os.environ.update(environment)
     if fsync:
         _kill_at_fsync(fsync)

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from openwavlm.augment.mixing import Mixing
+from openwavlm.cli import check_complete
 from openwavlm.data.collate import Draws, MicroBatchBuilder
 from openwavlm.data.loader import Loading
 from openwavlm.data.plan import Batching
@@ -48,14 +50,22 @@ class TrainerSettings:
     Attributes:
         accelerator: `auto`, `cpu` or `gpu`.
         devices: Processes on this node when the launcher has not set them (torchrun and Slurm do).
-        strategy: `auto` (one process: none; more: DDP) or `ddp`.
         threads: CPU threads of each process; null = leave torch's choice.
+
+    Raises:
+        ValueError: If a number is not positive.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
-    strategy: Literal["auto", "ddp"] = "auto"
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.devices < 1 or (self.threads is not None and self.threads < 1):
+            raise ValueError(
+                f"trainer.devices and trainer.threads must be at least 1 (threads: null for torch's choice), but are {self.devices}, "
+                f"{self.threads}"
+            )
 
 
 TARGETS: dict[str, type] = {
@@ -78,8 +88,14 @@ _NODES = {
     "logger": Logging,
     "loader": Loading,
 }
-_KEYS = ("name", "seed", "precision", "stop_after", "allow_change", "debug")
-_NUMBERS: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}
+_KEYS = {
+    "name": str | int | float,  # a run may be called 1 or 2e-4
+    "seed": int,
+    "precision": Literal["32-true", "bf16-mixed"],
+    "stop_after": int | None,
+    "allow_change": list[str],
+    "debug": bool,
+}
 
 
 def build(node: dict[str, Any], where: str) -> Any:
@@ -92,6 +108,16 @@ def build(node: dict[str, Any], where: str) -> Any:
     Raises:
         ValueError: If the target is not allowed, a key is unknown or missing, or a value is refused; the message names the key.
     """
+    target, values = _checked(node, where)
+    return target(**values)
+
+
+def _checked(node: dict[str, Any], where: str) -> tuple[type, dict[str, Any]]:
+    """The target of a node and its arguments, every name and type checked."""
+    if not isinstance(node, dict):
+        raise ValueError(
+            f"{where} must be a group of keys with a _target_, but is {node!r}; choose an option, as in {where}=default"
+        )
     values = {key: value for key, value in node.items() if key != "_target_"}
     target = TARGETS.get(node.get("_target_", ""))
     if target is None:
@@ -103,10 +129,49 @@ def build(node: dict[str, Any], where: str) -> Any:
         raise ValueError(f"{where} needs {', '.join(missing)}")
     hints = typing.get_type_hints(target)
     for key, value in values.items():
-        kinds = _NUMBERS.get(hints.get(key))
-        if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
-            raise ValueError(f"{where}.{key} must be of type {hints[key].__name__}, but is {value!r}")
-    return target(**values)
+        _check_type(value, hints[key], f"{where}.{key}")
+    return target, values
+
+
+def _check_type(value: Any, hint: Any, where: str) -> None:
+    if not _is_of(value, hint):
+        raise ValueError(f"{where} must be {_described(hint)}, but is {value!r}")
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a plain value has an annotated type; a whole number is a float too, a truth value is no number."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin in (types.UnionType, typing.Union):
+        return any(_is_of(value, choice) for choice in inner)
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            return False
+        kinds = inner[:1] * len(value) if origin is list or inner[-1] is ... else inner
+        return len(value) == len(kinds) and all(_is_of(v, kind) for v, kind in zip(value, kinds, strict=True))
+    if origin is dict:
+        return isinstance(value, dict) and all(_is_of(v, inner[1]) for v in value.values())
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _described(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(inner)}"
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_described(choice) for choice in inner)
+    if origin in (list, tuple):
+        count = "" if origin is list or inner[-1] is ... else f"{len(inner)} "
+        return f"a list of {count}values, each {_described(inner[0])}"
+    if origin is dict:
+        return f"a group of names, each with {_described(inner[1])}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    return names.get(hint, "a value")
 
 
 def _refuse_unknown(values: typing.Iterable[str], known: typing.Iterable[str], where: str) -> None:
@@ -121,14 +186,18 @@ def _refuse_unknown(values: typing.Iterable[str], known: typing.Iterable[str], w
 def objects(config: dict[str, Any]) -> dict[str, Any]:
     """All nodes of a training config as objects, after every key has been checked."""
     _refuse_unknown(config, [*_NODES, *_KEYS], "")
-    absent = [key for key in _NODES if not config.get(key)]
+    absent = [key for key in (*_NODES, *_KEYS) if key not in config]
     if absent:
-        raise ValueError(f"the config lacks {', '.join(absent)}")
-    made = {key: build(config[key], key) for key in _NODES}
-    wrong = [key for key, kind in _NODES.items() if not isinstance(made[key], kind)]
-    if wrong:
-        raise ValueError(f"{wrong[0]}._target_ must be {_NODES[wrong[0]].__qualname__}, but is {config[wrong[0]]['_target_']}")
-    return made
+        raise ValueError(f"the config lacks {', '.join(absent)}: take the override away that removes it")
+    for key, hint in _KEYS.items():
+        _check_type(config[key], hint, key)
+    # All names and types before any value: a misspelt key is not to hide behind a folder that is still missing.
+    checked = {key: _checked(config[key], key) for key in _NODES}
+    for key, (target, _) in checked.items():
+        if target is not _NODES[key]:
+            expected = f"{_NODES[key].__module__}.{_NODES[key].__qualname__}"
+            raise ValueError(f"{key}._target_ must be {expected}, but is {config[key]['_target_']}")
+    return {key: target(**values) for key, (target, values) in checked.items()}
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -137,9 +206,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: If a mandatory value is missing.
     """
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise ValueError(f"the config needs a value for {', '.join(missing)}, as in {missing[0]}=...")
+    check_complete(config)
     return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,8 +30,13 @@ def conf_dir() -> Path:
 
 
 def swept(overrides: list[str]) -> str:
-    """Name of a sweep's trial: the overrides that the command line does not hold as they are, because they were expanded."""
-    return ",".join(o for o in overrides if o not in sys.argv).replace("/", "_") or "trial"
+    """Name of a sweep's trial: what the sweep varies, by the command line or by a sweeper's own settings."""
+    given = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(given)
+    fixed = {override.get_key_element() for override in parsed if not override.is_sweep_override()}
+    varied = "__".join(o for o in overrides if o.split("=", 1)[0] not in fixed)
+    # No "=" or ",": the folder's name must be usable as a value on the next command line.
+    return re.sub(r"[^\w.+-]", "-", varied) or "trial"
 
 
 OmegaConf.register_new_resolver("swept", swept, replace=True)
@@ -49,16 +55,20 @@ def check_complete(config: DictConfig) -> None:
 
 def _names(node: DictConfig, prefix: str = "") -> Iterator[str]:
     for key, value in node.items_ex(resolve=False):
-        yield f"{prefix}{key}"
+        name = f"{prefix}{key!s}"
+        yield name
         if isinstance(value, DictConfig):
-            yield from _names(value, f"{prefix}{key}.")
+            yield from _names(value, f"{name}.")
 
 
 def _sentence(error: Exception, config_name: str) -> str:
     """What is wrong with the command line, in one sentence; for a misspelt key with the key that comes nearest."""
-    unknown = re.search(r"Could not override '([^']+)'", str(error))
+    text = str(error).split("Config search path:")[0].split("See https://hydra.cc")[0]
+    absent = re.search(r"Could not find '(.+)/(.*)'\s+Available options in '.+':\s+(.*)", text, re.DOTALL)
+    if absent:
+        return f"{absent.group(1)} has no option {absent.group(2)!r}: choose one of {', '.join(absent.group(3).split())}"
+    unknown = re.search(r"Could not override '([^']+)'", text)
     if not unknown:
-        text = str(error).split("Config search path:")[0].split("See https://hydra.cc")[0]
         return " ".join(text.split())
     key = unknown.group(1)
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -95,9 +105,11 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         def main() -> None:
             # Otherwise Hydra prints its own message, of several lines and with its search path, and ends with status 1.
             os.environ["HYDRA_FULL_ERROR"] = "1"
+            # argparse takes no overrides after a flag that follows others: `train.py name=x -m seed=1,2` would be refused.
+            sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
             try:
                 program()
-            except (HydraException, OmegaConfBaseException) as error:
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
                 if "debug=true" in sys.argv:
                     raise
                 print(f"error: {_sentence(error, config_name)}", file=sys.stderr, flush=True)

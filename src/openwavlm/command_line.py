@@ -14,7 +14,10 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name not in COMMANDS:
         lines = "".join(f"\n  {command:<8} {what}" for command, (_, what) in COMMANDS.items())
-        print(f"usage: openwavlm COMMAND key=value ...   (openwavlm COMMAND --help shows the keys)\n{lines}", file=sys.stderr)
-        raise SystemExit(0 if name in ("--help", "-h", "help") else 2)
+        asked = name in ("--help", "-h", "help")
+        refusal = "" if asked else f"error: there is no command {name}\n"
+        usage = f"usage: openwavlm COMMAND key=value ...   (openwavlm COMMAND --help shows the keys)\n{lines}"
+        print(refusal + usage, file=sys.stdout if asked else sys.stderr)
+        raise SystemExit(0 if asked else 2)
     del sys.argv[1]
     importlib.import_module(COMMANDS[name][0]).main()

@@ -32,4 +32,4 @@ def num_samples_of(frames: Integers) -> Integers:
 
 def frames_of_seconds(seconds: float) -> int:
     """Largest number of frames whose samples fit into `seconds`."""
-    return num_frames(int(round(seconds * SAMPLE_RATE_HZ)))
+    return num_frames(round(seconds * SAMPLE_RATE_HZ))

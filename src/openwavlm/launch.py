@@ -4,30 +4,38 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from openwavlm.build import objects, plain
 from openwavlm.cli import command
-from openwavlm.train import train
+from openwavlm.train import check_world_size, train
 
 
 def _under_torchrun(devices: int) -> None:
-    """Replaces this process by torchrun with `devices` processes of the same command."""
-    arguments = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}", *sys.argv]
-    os.execv(sys.executable, [sys.executable, *arguments])
+    """Replaces this process by torchrun with `devices` processes of the same command, however this one was started."""
+    arguments = ["--standalone", f"--nproc-per-node={devices}", "-m", "openwavlm", "train", *sys.argv[1:]]
+    os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *arguments])
 
 
 @command("train")
 def main(config: DictConfig) -> None:
     """Trains; more than one device on one node is handed to torchrun."""
     hydra = HydraConfig.get()
-    devices = int(config.trainer.get("devices", 1))
-    if devices > 1 and "WORLD_SIZE" not in os.environ:
+    parts = objects(plain(config))  # a misspelt key is answered here, by one process
+    settings = parts["trainer"]
+    if settings.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError(
+            "trainer.accelerator is gpu, but torch finds no GPU here: see `nvidia-smi`, or use trainer.accelerator=auto"
+        )
+    if settings.devices > 1 and "WORLD_SIZE" not in os.environ:
         if hydra.mode == RunMode.MULTIRUN:
             raise ValueError(
                 "a sweep with trainer.devices > 1 needs a launcher that starts torchrun for each trial; run the trials one by one, or "
                 "with trainer.devices=1"
             )
-        _under_torchrun(devices)
+        check_world_size(settings.devices, parts["batch"])
+        _under_torchrun(settings.devices)
     train(config, Path(hydra.runtime.output_dir))

@@ -5,7 +5,9 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
+import time
 from functools import partial
 from pathlib import Path
 
@@ -89,10 +91,11 @@ def test_a_run_killed_at_ten_moments_equals_an_undisturbed_one(data, undisturbed
     in_saving = iter([4, 6, 9, 11, 13])
     starts = []
     for number, moment in enumerate(random_moments(10, 2.5, seed=3)):
+        overrides = [*SETTINGS, *data, f"loader.workers={number % 3}"]
         if number % 2:
-            launch(SETTINGS + data, tmp_path, kill_at_fsync=next(in_saving))
+            launch(overrides, tmp_path, kill_at_fsync=next(in_saving))
         else:
-            launch(SETTINGS + data, tmp_path, kill_after=moment)
+            launch(overrides, tmp_path, kill_after=moment)
         starts.append(sorted(path.name for path in tmp_path.glob("checkpoints/*")))
     assert launch(SETTINGS + data, tmp_path) == [0]
     assert_same_run(tmp_path, undisturbed)
@@ -100,7 +103,7 @@ def test_a_run_killed_at_ten_moments_equals_an_undisturbed_one(data, undisturbed
     assert len({segment["from_step"] for segment in segments}) >= 3, "the kills must have hit the run at work"
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [2])
 def test_the_number_of_loader_workers_changes_nothing(data, undisturbed, tmp_path, workers):
     assert launch([*SETTINGS, *data, f"loader.workers={workers}"], tmp_path) == [0]
     assert_same_run(tmp_path, undisturbed)
@@ -142,6 +145,85 @@ def test_a_signal_saves_at_the_step_boundary_and_the_run_goes_on_as_if_nothing_w
     assert [p.name for p in sorted(tmp_path.glob("checkpoints/*.ckpt"))][-1] == "step-00000008.ckpt"
     assert launch(SETTINGS + data, tmp_path) == [0]
     assert_same_run(tmp_path, undisturbed)
+
+
+def _terminate_the_group_at_step_seven() -> None:
+    from openwavlm.training.module import PretrainingModule
+
+    os.setpgrp()
+    real = PretrainingModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        if batch.step == 7:
+            os.killpg(0, signal.SIGTERM)
+        real(self, batch, batch_idx)
+
+    PretrainingModule.training_step = training_step
+
+
+def test_a_signal_to_the_whole_process_group_leaves_the_workers_at_work(data, tmp_path):
+    overrides = [*SETTINGS, *data, "loader.workers=2", "callbacks.validate_every=0"]
+    assert launch(overrides, tmp_path, patch=_terminate_the_group_at_step_seven) == [0]
+    assert [p.name for p in sorted(tmp_path.glob("checkpoints/*.ckpt"))][-1] == "step-00000008.ckpt"
+
+
+def _die_at_step_five(note: Path) -> None:
+    from openwavlm.training.module import PretrainingModule
+
+    os.setpgrp()
+    note.write_text(str(os.getpid()))
+    real = PretrainingModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        if batch.step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(self, batch, batch_idx)
+
+    PretrainingModule.training_step = training_step
+
+
+def living(group: int) -> list[int]:
+    """Processes of a group that are not merely waiting to be reaped."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, process_group = path.read_text().rsplit(")", 1)[1].split()[:3]
+        except OSError:
+            continue
+        if int(process_group) == group and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_the_workers_of_a_killed_run_end_with_it(data, tmp_path):
+    overrides = [*SETTINGS, *data, "loader.workers=2", "loader.prefetch=16", "callbacks.validate_every=0"]
+    assert launch(overrides, tmp_path / "run", patch=partial(_die_at_step_five, tmp_path / "pid")) == [-signal.SIGKILL]
+    group = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 20
+    while living(group) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not living(group)
+
+
+def test_a_change_of_the_plan_begins_the_next_data_epoch(data, tmp_path):
+    assert launch([*SETTINGS, *data, "stop_after=9"], tmp_path) == [0]
+    before = torch.load(tmp_path / "checkpoints" / "step-00000009.ckpt", weights_only=True)["openwavlm"]["plan"]
+    begun = len(before["streams"]["speech"][0]["starts"])
+    changed = [*SETTINGS, *data, "batch.micro_seconds=6", "batch.seconds=18"]
+    assert launch(changed, tmp_path) == [1], "not without being allowed"
+    assert launch([*changed, "allow_change=[batch]", "stop_after=12"], tmp_path) == [0]
+    after = torch.load(tmp_path / "checkpoints" / "step-00000012.ckpt", weights_only=True)["openwavlm"]["plan"]
+    assert after["origin"] == 9 and after["streams"]["speech"][0]["first_epoch"] == begun
+    assert launch(changed, tmp_path) == [0]
+    assert [int(row["step"]) for row in table(tmp_path)] == list(range(1, 21))
+
+
+def test_a_finished_run_is_extended_by_an_allowed_change(data, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    longer = [*SETTINGS, *data, "optim.updates=24", "allow_change=[optim.updates]"]
+    assert launch(longer, tmp_path / "run") == [0]
+    assert [int(row["step"]) for row in table(tmp_path / "run")] == list(range(1, 25))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["segments"][-1]["changes"] == {"optim.updates": [20, 24]}
 
 
 def test_touching_stop_in_the_run_directory_stops_it(data, tmp_path):

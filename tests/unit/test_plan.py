@@ -167,9 +167,37 @@ def test_a_schedule_entered_in_the_middle_equals_one_walked_through(streams):
     fresh = schedule(9, streams=streams, others=(0.3,))
     assert fresh.ids(23) == expected[23]
     restored = schedule(9, streams=streams, others=(0.3,))
-    restored.restore_epoch_starts(walked.epoch_starts())
+    restored.restore(walked.state(23))
     assert restored.ids(23) == expected[23]
     assert walked.ids(3) == expected[3]
+
+
+def test_what_a_checkpoint_keeps_does_not_depend_on_how_far_the_loader_has_read_ahead():
+    behind, ahead = schedule(9), schedule(9)
+    for step in range(40):
+        ahead.ids(step)
+        if step < 15:
+            behind.ids(step)
+    assert behind.state(15) == ahead.state(15)
+
+
+def test_another_plan_begins_each_stream_with_its_next_epoch():
+    old = schedule(9)
+    for step in range(20):
+        old.ids(step)
+    begun = max(name.epoch for name in old.ids(19))
+    for slots, rows in ((5, 300), (9, 120), (12, 300)):
+        new = schedule(slots, rows=rows)
+        new.begin_at(20, old.state(20))
+        names = [name for step in range(20, 50) for name in new.ids(step)]
+        assert (names[0].epoch, names[0].index) == (begun + 1, 0)
+        seen = {}
+        for name in names:
+            seen.setdefault(name.epoch, []).append(name.index)
+        assert all(indices == list(range(len(indices))) for indices in seen.values())
+        again = schedule(slots, rows=rows)
+        again.restore(new.state(33))
+        assert again.ids(33) == new.ids(33)
 
 
 def test_each_stream_of_each_source_is_passed_over_without_gaps():

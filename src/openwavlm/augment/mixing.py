@@ -85,7 +85,7 @@ def check_noise_bank(mixing: Mixing, bank_size: int) -> None:
     if mixing.prob > 0 and mixing.noise_prob > 0 and bank_size < 1:
         raise ValueError(
             f"Mixing with noise needs a noise bank, but mixing.noise_prob is {mixing.noise_prob} and there is no noise clip; "
-            f"name a bank of noise clips or set mixing.noise_prob=0."
+            f"name one, as in data.noise=shards/NOISE, or use mixing=speech."
         )
 
 

@@ -4,6 +4,9 @@
 step s ─ specs of this rank ──► queue ──► MicroBatchBuilder[spec] ──► queue ──► list of the step's micro-batches
 """
 
+import ctypes
+import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -16,6 +19,8 @@ from openwavlm.data.collate import MicroBatchBuilder
 from openwavlm.data.plan import MicroBatchSpec
 from openwavlm.data.schedule import Schedule
 
+_PR_SET_PDEATHSIG = 1
+
 
 @dataclass(frozen=True)
 class Loading:
@@ -24,7 +29,7 @@ class Loading:
     Attributes:
         workers: Loader processes of each rank; 0 reads in the training process.
         prefetch: Micro-batches that each worker reads ahead.
-        pin_memory: Page-lock batches for faster copies to a GPU.
+        pin_memory: Page-lock batches, so that copies to a GPU need not be waited for; None = where there is one.
 
     Raises:
         ValueError: If a number is negative.
@@ -32,7 +37,7 @@ class Loading:
 
     workers: int = 2
     prefetch: int = 4
-    pin_memory: bool = False
+    pin_memory: bool | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.prefetch < 1:
@@ -63,6 +68,14 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+def _prepare_worker(worker: int) -> None:
+    """A signal to the whole process group is the trainer's to answer; and a worker whose trainer was killed ends with it."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def micro_batch_loader(builder: MicroBatchBuilder, specs: Any, loading: Loading) -> DataLoader:
     """A DataLoader whose sampler is the plan: an iterable of specs in, micro-batches out, in order."""
     return DataLoader(
@@ -72,7 +85,10 @@ def micro_batch_loader(builder: MicroBatchBuilder, specs: Any, loading: Loading)
         collate_fn=_identity,
         num_workers=loading.workers,
         prefetch_factor=loading.prefetch if loading.workers else None,
-        pin_memory=loading.pin_memory,
+        # A forked worker starts in milliseconds and has the trainer for its parent; none of them touches a GPU.
+        multiprocessing_context="fork" if loading.workers else None,
+        worker_init_fn=_prepare_worker,
+        pin_memory=torch.cuda.is_available() if loading.pin_memory is None else loading.pin_memory,
         generator=torch.Generator(),  # else it would take its workers' seeds from the global generator
     )
 

@@ -128,6 +128,14 @@ class PlanStatistics:
     padded: int = 0
     too_short: int = 0
 
+    def __add__(self, other: "PlanStatistics") -> "PlanStatistics":
+        return PlanStatistics(
+            self.available + other.available,
+            self.planned + other.planned,
+            self.padded + other.padded,
+            self.too_short + other.too_short,
+        )
+
     @property
     def padding_share(self) -> float:
         """Padding frames over all frames of the micro-batches."""

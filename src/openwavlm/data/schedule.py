@@ -6,15 +6,17 @@ reads stream j mod S of that source; each stream is the concatenation of its dat
 several sources and streams the assignment turns by one slot a step, so that no source leaves one of its streams unread.
 """
 
+import bisect
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from openwavlm.batch import MicroBatchId
-from openwavlm.data.plan import EpochPlan, MicroBatchSpec
+from openwavlm.data.plan import EpochPlan, MicroBatchSpec, PlanStatistics
 
 _UNIT = 1 << 32
 _GOLDEN = 2_654_435_769  # 2³² / golden ratio: the phases s · φ mod 1 spread evenly over any run of steps
@@ -26,11 +28,13 @@ class SourceStream:
     Args:
         make_plan: Epoch → plan of that epoch.
         name: For messages.
+        background: Where the next epoch is planned once half of one is given out; None = when it is needed.
     """
 
     def __init__(self, make_plan: Callable[[int], EpochPlan], name: str, background: ThreadPoolExecutor | None = None) -> None:
         self._make_plan, self._name, self._background = make_plan, name, background
-        self.epoch_starts: list[int] = [0]  # position of the first micro-batch of each known epoch
+        self.first_epoch = 0
+        self.epoch_starts: list[int] = [0]  # position of the first micro-batch of each known epoch from `first_epoch` on
         self._epoch = -1
         self._plan: EpochPlan | None = None
         self._next: Future[EpochPlan] | None = None
@@ -55,16 +59,17 @@ class SourceStream:
             if epoch + 1 == len(self.epoch_starts):
                 self.epoch_starts.append(end)
             if position < end:
-                return plan, position - self.epoch_starts[epoch]
+                index = position - self.epoch_starts[epoch]
+                if self._background is not None and self._next is None and 2 * index >= len(plan):
+                    self._next = self._background.submit(self._make_plan, self.first_epoch + epoch + 1)
+                return plan, index
             epoch += 1
 
     def _plan_of(self, epoch: int) -> EpochPlan:
         if epoch != self._epoch or self._plan is None:
             ready = self._next if self._next is not None and epoch == self._epoch + 1 else None
-            self._plan = ready.result() if ready is not None else self._make_plan(epoch)
+            self._plan = ready.result() if ready is not None else self._make_plan(self.first_epoch + epoch)
             self._epoch, self._next = epoch, None
-            if self._background is not None:
-                self._next = self._background.submit(self._make_plan, epoch + 1)
         return self._plan
 
 
@@ -114,8 +119,9 @@ class Schedule:
         borders = np.round(np.cumsum(parts) * _UNIT).astype(np.int64)
         borders[-1] = self._left * _UNIT
         self._borders = np.concatenate([[0], borders])
-        self._taken = np.zeros((len(sources), max(len(s) for s in self._streams.values())), dtype=np.int64)
-        self._step = 0
+        self._shape = (len(sources), max(len(s) for s in self._streams.values()))
+        self._origin = 0
+        self._reset()
 
     def counts(self, step: int | np.ndarray) -> np.ndarray:
         """Slots of each source at `step`: int64 (..., sources), each within one of its exact share."""
@@ -158,32 +164,75 @@ class Schedule:
         """Names of the step's micro-batches in slot order."""
         return [spec.id for spec in self.step(step).specs]
 
-    def epoch_starts(self) -> dict[str, list[list[int]]]:
-        """For each source and stream, the positions at which its epochs begin: what a resumed run need not derive again."""
-        return {name: [list(stream.epoch_starts) for stream in streams] for name, streams in self._streams.items()}
+    def state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint after `step` updates keeps: where the streams began, and where their epochs began up to there.
 
-    def restore_epoch_starts(self, starts: dict[str, list[list[int]]]) -> None:
-        """Takes the epoch starts of a checkpoint of the same plan."""
-        for name, streams in self._streams.items():
-            for stream, known in zip(streams, starts.get(name, []), strict=False):
-                stream.epoch_starts = list(known)
+        The same for every number of processes and however far the loader has read ahead.
+        """
+        taken = self._taken_before(step)
+        streams: dict[str, list[dict[str, Any]]] = {}
+        for number, (name, members) in enumerate(self._streams.items()):
+            streams[name] = []
+            for which, stream in enumerate(members):
+                known = bisect.bisect_left(stream.epoch_starts, max(1, int(taken[number, which])))
+                streams[name].append({"first_epoch": stream.first_epoch, "starts": stream.epoch_starts[:known]})
+        return {"origin": self._origin, "streams": streams}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from `state` of the same plan, without planning its past epochs again."""
+        self._origin = state["origin"]
+        for name, members in self._streams.items():
+            for stream, kept in zip(members, state["streams"][name], strict=True):
+                stream.first_epoch, stream.epoch_starts = kept["first_epoch"], list(kept["starts"])
+        self._reset()
+
+    def begin_at(self, step: int, state: dict[str, Any]) -> None:
+        """Begins another plan at `step`: each stream with the epoch after the last one that `state` of the old plan had begun."""
+        self._origin = step
+        for name, members in self._streams.items():
+            begun = [kept["first_epoch"] + len(kept["starts"]) for kept in state["streams"].get(name, [])]
+            for stream in members:
+                stream.first_epoch, stream.epoch_starts = max(begun, default=0), [0]
+        self._reset()
+
+    def statistics(self) -> PlanStatistics:
+        """Frames planned, padded and left out in the epochs that the first step reads."""
+        total = PlanStatistics()
+        for streams in self._streams.values():
+            for stream in streams:
+                plan, _ = stream.at(0)
+                total = total + plan.statistics
+        return total
+
+    def _reset(self) -> None:
+        self._step, self._taken = self._origin, np.zeros(self._shape, dtype=np.int64)
 
     def _turn(self, step: int | np.ndarray) -> int | np.ndarray:
         return step if len(self._streams) > 1 else 0 * step
 
     def _seek(self, step: int) -> None:
         """Sets how many micro-batches each stream has given before `step`."""
+        if step < self._origin:
+            raise ValueError(f"this plan begins at step {self._origin}, but step {step} was asked for")
         if step < self._step:
-            self._step, self._taken = 0, np.zeros_like(self._taken)
-        while self._step < step:
-            steps = np.arange(self._step, min(step, self._step + 65_536))
+            self._reset()
+        self._taken = self._taken + self._given(self._step, step)
+        self._step = step
+
+    def _taken_before(self, step: int) -> np.ndarray:
+        return self._given(self._origin, step)
+
+    def _given(self, first: int, last: int) -> np.ndarray:
+        """How many micro-batches each stream gives in the steps [first, last)."""
+        given = np.zeros(self._shape, dtype=np.int64)
+        for start in range(first, last, 65_536):
+            steps = np.arange(start, min(last, start + 65_536))
             counts = self.counts(steps)
             ends = np.cumsum(counts, axis=1) + np.asarray(self._turn(steps))[..., None]
             for number, streams in enumerate(self._streams.values()):
                 size = len(streams)
                 for which in range(size):
-                    below = (ends[:, number] - which + size - 1) // size - (
-                        ends[:, number] - counts[:, number] - which + size - 1
-                    ) // size
-                    self._taken[number, which] += int(below.sum())
-            self._step += len(steps)
+                    upto = (ends[:, number] - which + size - 1) // size
+                    before = (ends[:, number] - counts[:, number] - which + size - 1) // size
+                    given[number, which] += int((upto - before).sum())
+        return given

@@ -1,7 +1,10 @@
 """The data of a run: sources opened, checked and split; the training schedule and the validation plan over them."""
 
+import hashlib
+import json
+import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from openwavlm.data.plan import Batching, EpochPlan, MicroBatchSpec
 from openwavlm.data.reader import check_shards
 from openwavlm.data.schedule import Schedule, SourceStream
 from openwavlm.data.splits import validation_rows
+from openwavlm.frames import FRAME_RATE_HZ, HOP_SAMPLES, num_frames
 from openwavlm.targets.labels import LabelStore
 
 _SOURCE_KEYS = ("shards", "labels", "weight", "share")
@@ -56,11 +60,31 @@ class Data:
                 )
             for key in ("shards", "labels"):
                 if not source.get(key):
-                    raise ValueError(f"data.sources.{name}.{key} must name a folder, as in data.sources.{name}.{key}={key}/NAME")
+                    raise ValueError(
+                        f"data.sources.{name}.{key} must name a folder, as in data.sources.{name}.{key}={key}/NAME (or take the source "
+                        f"away with ~data.sources.{name})"
+                    )
+            for key in ("weight", "share"):
+                value = source.get(key)
+                if value is not None and (not isinstance(value, int | float) or not 0 < value < math.inf):
+                    raise ValueError(
+                        f"data.sources.{name}.{key} must be a positive number, but is {value!r}: take the source away with "
+                        f"~data.sources.{name} if it is not to be used"
+                    )
+        if len({source.get("share") is None for source in self.sources.values()}) > 1:
+            raise ValueError(
+                "data.sources must all have a share or none (a share takes the place of hours × weight), but only "
+                f"{', '.join(name for name, source in self.sources.items() if source.get('share') is not None)} has one: set it for all"
+            )
         if not (0 <= self.validation_share < 1 and self.streams >= 1 and 0 <= self.max_skip_rate < 1):
             raise ValueError(
                 "data.validation_share and data.max_skip_rate must lie in [0, 1) and data.streams be at least 1, but are "
                 f"{self.validation_share}, {self.max_skip_rate}, {self.streams}"
+            )
+        if not self.validation_seconds > 0:
+            raise ValueError(
+                f"data.validation_seconds must be positive, but is {self.validation_seconds}: to validate nothing, use "
+                "callbacks.validate_every=0"
             )
 
 
@@ -74,7 +98,8 @@ class OpenData:
         seed: The run's seed.
 
     Raises:
-        ValueError: If a folder is missing, damaged, of a newer format, or labels and shards do not belong together.
+        ValueError: If a folder is missing, damaged, of a newer format, or labels and shards do not belong together; if the codebooks
+            differ or heard held-out speakers; if nothing of a source is left to train on.
     """
 
     data: Data
@@ -105,17 +130,25 @@ class OpenData:
             name: validation_rows(index, share=self.data.validation_share, split_seed=self.data.split_seed)
             for name, index in self.indexes.items()
         }
+        for name, index in self.indexes.items():
+            long_enough = num_frames(np.asarray(index.num_samples, dtype=np.int64)) >= self.batching.min_frames
+            if not (long_enough & ~self._held_out[name]).any():
+                raise ValueError(
+                    f"source {name} has no usable audio: every utterance is shorter than "
+                    f"batch.min_seconds={self.batching.min_seconds:g} or held out (data.validation_share="
+                    f"{self.data.validation_share:g}); lower one of them or give more audio"
+                )
         self._background = ThreadPoolExecutor(1, thread_name_prefix="plan")
 
     def _check_codebook_heard_no_held_out_speaker(self, name: str, store: LabelStore) -> None:
         fitted = store.codebook_fitted
-        if self.indexes[name].fingerprint not in fitted.get("indexes", ()):
+        if "split_seed" not in fitted:  # a published codebook: nothing is known
             return
-        same_split = fitted.get("split_seed") == self.data.split_seed
-        if not (same_split and self.data.validation_share <= fitted.get("validation_share", 0)):
+        same_split = fitted["split_seed"] == self.data.split_seed
+        if not (same_split and self.data.validation_share <= fitted["validation_share"]):
             raise ValueError(
-                f"the codebook of source {name} was fitted with validation_share={fitted.get('validation_share')} and split_seed="
-                f"{fitted.get('split_seed')}, so it may have heard speakers that this run holds out (validation_share="
+                f"the codebook of source {name} was fitted with validation_share={fitted['validation_share']} and split_seed="
+                f"{fitted['split_seed']}, so it may have heard speakers that this run holds out (validation_share="
                 f"{self.data.validation_share}, split_seed={self.data.split_seed}): set data.validation_share and data.split_seed to the "
                 "codebook's, or fit the codebook again with the run's"
             )
@@ -180,21 +213,37 @@ class OpenData:
         return Schedule(sources, self.batching.slots)
 
     def validation_specs(self) -> list[MicroBatchSpec]:
-        """Micro-batches of the held-out speakers, all sources after one another, at most `validation_seconds` of audio."""
+        """Micro-batches of the held-out speakers, at most `validation_seconds` of audio, shared out over the sources by their hours."""
         specs: list[MicroBatchSpec] = []
-        budget = self.data.validation_seconds * 50
+        frames = {
+            name: float(np.sum(self.indexes[name].num_samples, where=held_out, dtype=np.float64)) / HOP_SAMPLES
+            for name, held_out in self._held_out.items()
+        }
+        share = min(1.0, self.data.validation_seconds * FRAME_RATE_HZ / max(1.0, sum(frames.values())))
         for name, held_out in self._held_out.items():
             if not held_out.any():
                 continue
             plan = self._plan(name, held_out, self.data.split_seed, 0, 0, 1)
+            budget, first = frames[name] * share, len(specs)
             for number in range(len(plan)):
                 spec = plan.spec(number)
-                frames = int(spec.num_frames.sum())
-                if specs and frames > budget:
+                size = int(spec.num_frames.sum())
+                if len(specs) > first and size > budget:
                     break
-                budget -= frames
+                budget -= size
                 specs.append(spec)
         return specs
+
+    def plan_key(self) -> str:
+        """Hash of all that the plan depends on: two launches with the same key train on the same micro-batches."""
+        sources = {name: [source.get("weight"), source.get("share")] for name, source in self.data.sources.items()}
+        shards = {name: index.fingerprint for name, index in self.indexes.items()}
+        settings = [self.data.streams, self.data.validation_share, self.data.split_seed, self.seed, asdict(self.batching)]
+        return hashlib.sha256(json.dumps([sources, shards, settings]).encode()).hexdigest()[:32]
+
+    def close(self) -> None:
+        """Ends the planning in the background."""
+        self._background.shutdown(wait=False, cancel_futures=True)
 
     def label_counts(self) -> np.ndarray:
         """How often each label occurs in (a regular sample of) the training rows: int64 (classes,)."""
@@ -218,5 +267,6 @@ class OpenData:
             "training_hours": round(hours[False], 3),
             "validation_hours": round(hours[True], 3),
             "training_speakers": len(speakers[False]),
+            "validation_rows": sum(int(held_out.sum()) for held_out in self._held_out.values()),
             "validation_speakers": len(speakers[True]),
         }

@@ -27,6 +27,10 @@ def validation_rows(index: Index, *, share: float, split_seed: int) -> np.ndarra
     """
     if not 0 <= share < 1:
         raise ValueError(f"the validation share must lie in [0, 1), but is {share}")
-    by_speaker = _held_out(index.speakers, share, split_seed)
-    by_recording = _held_out(index.recordings, share, split_seed)
-    return np.where(index.speaker[:] > 0, by_speaker[index.speaker[:]], by_recording[index.recording[:]])
+    held_out = _held_out(index.speakers, share, split_seed)[index.speaker[:]]
+    unknown = np.flatnonzero(index.speaker[:] == 0)
+    if len(unknown):
+        recordings, which = np.unique(index.recording[unknown], return_inverse=True)
+        names = index.recordings
+        held_out[unknown] = _held_out([names[recording] for recording in recordings], share, split_seed)[which]
+    return held_out

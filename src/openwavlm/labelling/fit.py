@@ -35,7 +35,7 @@ def fit_codebook(
     sample_hours: float = 100.0,
     max_frames: int = 5_000_000,
     seed: int = 0,
-    validation_share: float = 0.02,
+    validation_share: float = 0.1,
     split_seed: int = 0,
     n_init: int = 5,
     workers: int = 1,

@@ -99,6 +99,8 @@ class WavLM(nn.Module):
             attention_backend=config.attention_backend,
             skip_dropped_layers=config.layer_drop_mode == "skip",
         )
+        if config.feature_grad_mult == 0:
+            self.extractor.requires_grad_(False)
         if not self.mask_embedding.is_meta:
             self.initialise()
 

@@ -135,9 +135,7 @@ def _write_shard(
     return checksum.hexdigest()
 
 
-def write_labels_meta(
-    folder: Path, codebook: Codebook, packs: list[dict[str, Any]], label_counts: np.ndarray
-) -> dict[str, Any]:
+def write_labels_meta(folder: Path, codebook: Codebook, packs: list[dict[str, Any]], label_counts: np.ndarray) -> dict[str, Any]:
     """Writes `meta.json`, the finished mark, by rename; everything that it names must be there already.
 
     Args:

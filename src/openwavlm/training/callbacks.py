@@ -81,7 +81,8 @@ class StepBoundary(lightning.Callback):
         stop = totals.stop or step == self._stop_after
         every = self._schedules.validate_every
         if self._evaluation is not None and every and (at_end or step % every == 0):
-            figures = self._evaluation.run(pl_module.model, pl_module.device)
+            with trainer.precision_plugin.forward_context():
+                figures = self._evaluation.run(pl_module.model, pl_module.device)
             if self._log is not None:
                 self._log.validation(step, figures)
         if at_end or stop or totals.save or step % self._schedules.checkpoint_every == 0:

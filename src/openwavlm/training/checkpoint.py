@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,36 +84,39 @@ def checkpoint_path(directory: Path, step: int) -> Path:
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint whose size and checksum hold; a torn or corrupt one is passed over with a warning.
+    """The newest checkpoint whose size and checksum hold, None if there is none; a damaged one is passed over with a warning.
 
     Raises:
-        ValueError: If the newest one was written by a newer version.
+        ValueError: If the newest one was written by a newer version, or if there are some and all are damaged.
     """
-    for path in sorted(directory.glob("step-*.ckpt"), reverse=True):
+    found = sorted(directory.glob("step-*.ckpt"), reverse=True)
+    for path in found:
         try:
             description = json.loads(path.with_name(path.name + ".json").read_text())
-        except (OSError, ValueError):
-            log.warning("checkpoint %s has no readable description; the one before it is used", path.name)
+            size, checksum = description["bytes"], description["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            log.warning("checkpoint %s has no readable description (%s.json) and is passed over", path.name, path.name)
             continue
         if description.get("format_version", 0) > FORMAT_VERSION:
             raise ValueError(
                 f"{path} has checkpoint format {description['format_version']}, this version reads up to {FORMAT_VERSION}: "
                 "install a newer openwavlm"
             )
-        if path.stat().st_size == description["bytes"] and _checksum(path) == description["sha256"]:
+        if path.stat().st_size == size and _checksum(path) == checksum:
             return path
-        log.warning("checkpoint %s is damaged (size or checksum); the one before it is used", path.name)
+        log.warning("checkpoint %s is damaged (size or checksum) and is passed over", path.name)
+    if found:
+        raise ValueError(
+            f"none of the {len(found)} checkpoints in {directory} verifies: restore one of them from a copy, or delete the run's "
+            "folder to train from the start"
+        )
     return None
 
 
 def prune(directory: Path, keep_last: int) -> None:
-    """Deletes all but the newest `keep_last` checkpoints and any unfinished file."""
+    """Deletes all but the `keep_last` checkpoints that were written last, and any unfinished file."""
     for leftover in directory.glob("*.tmp"):
         leftover.unlink(missing_ok=True)
-    for old in sorted(directory.glob("step-*.ckpt"))[:-keep_last]:
+    # By time, not by step: a damaged one that was passed over has a later step than those written after it.
+    for old in sorted(directory.glob("step-*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name))[:-keep_last]:
         AtomicCheckpointIO().remove_checkpoint(old)
-
-
-def fingerprint_of(parts: Mapping[str, Any]) -> str:
-    """Hash of a mapping of plain values, independent of its order."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

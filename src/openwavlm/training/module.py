@@ -56,8 +56,8 @@ class Loss:
     feature_penalty: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.feature_penalty < 0:
-            raise ValueError(f"loss.feature_penalty must not be negative, but is {self.feature_penalty}")
+        if not 0 <= self.feature_penalty < float("inf"):
+            raise ValueError(f"loss.feature_penalty must be a number that is not negative, but is {self.feature_penalty}")
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ class PretrainingModule(lightning.LightningModule):
         unmasked_every: Steps between two measurements of the accuracy on unmasked frames; 0 = never.
         max_skip_rate: Share of rows that may be unreadable before the run stops.
         fingerprints: What checkpoints are bound to.
+        plan_state: Step → what a checkpoint keeps of the plan.
     """
 
     def __init__(
@@ -142,7 +143,8 @@ class PretrainingModule(lightning.LightningModule):
         on_record: Callable[[StepRecord], None],
         unmasked_every: int = 50,
         max_skip_rate: float = 1e-3,
-        fingerprints: dict[str, str] | None = None,
+        fingerprints: dict[str, str],
+        plan_state: Callable[[int], dict[str, Any]],
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -150,14 +152,17 @@ class PretrainingModule(lightning.LightningModule):
         self.optim, self.loss, self.mixing, self.seed = optim, loss, mixing, seed
         self.control, self.on_record, self.unmasked_every = control, on_record, unmasked_every
         self.max_skip_rate, self._rows, self._unreadable = max_skip_rate, 0.0, 0.0
-        self.fingerprints = fingerprints or {}
-        self.plan_state: Callable[[], dict[str, Any]] = dict
+        self.fingerprints, self.plan_state = fingerprints, plan_state
         self.totals: StepTotals | None = None
         self._pending: tuple[int, Tensor, Tensor, float, bool] | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the rate is set at each step."""
         return self.optim.optimizer(self.model.parameters())
+
+    def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
+        """Copies without waiting (Lightning waits for everything that is not a plain tensor)."""
+        return batch.to(device, non_blocking=True)
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """Runs one global step."""
@@ -244,5 +249,11 @@ class PretrainingModule(lightning.LightningModule):
             "format_version": 1,
             "step": self.trainer.global_step,
             "fingerprints": self.fingerprints,
-            "plan": self.plan_state(),
+            "plan": self.plan_state(self.trainer.global_step),
+            "rows": self._rows,
+            "unreadable": self._unreadable,
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on counting unreadable rows."""
+        self._rows, self._unreadable = checkpoint["openwavlm"]["rows"], checkpoint["openwavlm"]["unreadable"]

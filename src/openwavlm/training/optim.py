@@ -1,11 +1,16 @@
 """The optimiser and its schedule: AdamW, linear warm-up from 0, linear decay (fairseq's `polynomial_decay` with power 1)."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    return parameter.squeeze().ndim > 1  # gains of shape (1, 1, kernel) and (1, heads, 1, 1) are vectors
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,18 @@ class Optim:
                 f"optim.warmup_updates must lie in [0, optim.updates), but is {self.warmup_updates} of {self.updates}: "
                 "8 % of the updates is the usual choice"
             )
-        if not (self.lr > 0 and self.clip_norm > 0 and 0 <= self.final_share <= 1):
+        if not (0 < self.lr < math.inf and self.clip_norm > 0 and 0 <= self.final_share <= 1):
             raise ValueError(
                 "optim.lr and optim.clip_norm must be positive and optim.final_share in [0, 1], but are "
                 f"{self.lr}, {self.clip_norm}, {self.final_share}"
+            )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(
+                f"optim.betas must be two numbers in [0, 1), but are {list(self.betas)}: [0.9, 0.98] is the usual choice"
+            )
+        if not (self.eps > 0 and 0 <= self.weight_decay < math.inf):
+            raise ValueError(
+                f"optim.eps must be positive and optim.weight_decay not negative, but are {self.eps}, {self.weight_decay}"
             )
         if self.decay not in ("all", "matrices"):
             raise ValueError(f"optim.decay must be all or matrices, but is {self.decay!r}")
@@ -64,8 +77,8 @@ class Optim:
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
         """AdamW in its fused form, the one that can skip a void update without a host synchronisation."""
         trained = [p for p in parameters if p.requires_grad]
-        decayed = [p for p in trained if self.decay == "all" or p.ndim > 1]
-        others = [p for p in trained if self.decay == "matrices" and p.ndim <= 1]
+        decayed = [p for p in trained if self.decay == "all" or _is_matrix(p)]
+        others = [p for p in trained if self.decay == "matrices" and not _is_matrix(p)]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(
             [group for group in groups if group["params"]], lr=self.lr, betas=self.betas, eps=self.eps, fused=True

@@ -23,12 +23,14 @@ class CsvRecord:
         header = ",".join(columns) + "\n"
         kept = [header]
         if path.exists():
-            with path.open() as lines:
+            with path.open(errors="replace") as lines:
                 first = next(lines, header)
                 if first != header:
                     raise ValueError(f"{path} has other columns than this version writes: start a new run (another name)")
                 for line in lines:
-                    if not line.endswith("\n") or int(line.split(",", 1)[0]) > last_step:
+                    step = line.split(",", 1)[0]
+                    # After a loss of power the end may hold anything; what lies before the checkpoint was forced to disk.
+                    if not line.endswith("\n") or not step.isdecimal() or int(step) > last_step:
                         break
                     kept.append(line)
         temporary = path.with_suffix(".csv.tmp")

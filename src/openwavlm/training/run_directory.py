@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import socket
 import threading
@@ -19,10 +20,15 @@ HEARTBEAT_S = 15.0
 DEAD_AFTER_S = 120.0
 _FREE_GROUPS = ("trainer", "callbacks", "logger", "loader")  # may differ between launches: they do not change the trajectory
 _FREE_KEYS = ("stop_after", "allow_change", "debug")
+_RECORD_BYTES = 512
+log = logging.getLogger(__name__)
 
 
 class RunLock:
     """Only one launch writes to a run: an advisory file lock on this host, a heartbeat for the others.
+
+    The lock is one of `fcntl`, which belongs to the process alone: with `flock` a killed run would stay locked for as long as
+    its forked loader workers live.
 
     Args:
         directory: The run directory.
@@ -34,26 +40,32 @@ class RunLock:
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "lock"
-        self._file = self.path.open("a+")
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         holder = self._holder()
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(self._refusal(holder)) from None
         fresh = time.time() - holder.get("heartbeat", 0) < DEAD_AFTER_S
-        if holder and holder.get("host") != socket.gethostname() and fresh:
+        if self._locked_by_another() or (holder and holder.get("host") != socket.gethostname() and fresh):
+            os.close(self._file)
             raise ValueError(self._refusal(holder))
         self._stop = threading.Event()
         self._beat()
         self._thread = threading.Thread(target=self._beats, daemon=True)
         self._thread.start()
 
-    def _holder(self) -> dict[str, Any]:
-        self._file.seek(0)
+    def _locked_by_another(self) -> bool:
         try:
-            return json.loads(self._file.read() or "{}")
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): only its heartbeat keeps a second launch away", self.path, error.strerror)
+        return False
+
+    def _holder(self) -> dict[str, Any]:
+        try:
+            holder = json.loads(os.pread(self._file, _RECORD_BYTES, 0) or b"{}")
         except ValueError:
             return {}
+        return holder if isinstance(holder, dict) else {}
 
     def _refusal(self, holder: dict[str, Any]) -> str:
         who = f"process {holder.get('pid')} on {holder.get('host')}" if holder else "another process"
@@ -69,10 +81,8 @@ class RunLock:
             "job": os.environ.get("SLURM_JOB_ID"),
             "heartbeat": time.time(),
         }
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(json.dumps(record))
-        self._file.flush()
+        # One write of constant length: a reader never meets half a record.
+        os.pwrite(self._file, json.dumps(record).ljust(_RECORD_BYTES).encode(), 0)
 
     def _beats(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
@@ -83,9 +93,8 @@ class RunLock:
         """Gives the run free."""
         self._stop.set()
         self._thread.join()
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.close()
+        os.ftruncate(self._file, 0)
+        os.close(self._file)
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -112,18 +121,20 @@ def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tup
 
 
 def accept_config(directory: Path, config: dict[str, Any], allow_change: list[str]) -> dict[str, tuple[Any, Any]]:
-    """Compares the composed config with the run's and stores it.
+    """Compares the composed config with the run's, and lays it down to become the run's when a segment begins.
+
+    A launch that is refused after this (a folder is missing, the data changed) has trained nothing and so binds nothing.
 
     Returns:
         The allowed changes of this launch, empty on the first.
 
     Raises:
-        ValueError: If a key differs that was not allowed; the message lists each with both values.
+        ValueError: If the run's config cannot be read; if a key differs that was not allowed: the message lists each with both values.
     """
     path = directory / "config.yaml"
     changes: dict[str, tuple[Any, Any]] = {}
     if path.exists():
-        changes = changed_keys(yaml.safe_load(path.read_text()), config)
+        changes = changed_keys(_read_config(path), config)
         refused = {
             key: values for key, values in changes.items() if not any(key == a or key.startswith(a + ".") for a in allow_change)
         }
@@ -133,8 +144,22 @@ def accept_config(directory: Path, config: dict[str, Any], allow_change: list[st
                 f"this launch differs from the run in {directory}:{lines}\nUse another name for a new run, or allow_change="
                 f"[{','.join(refused)}] to go on with the change (it is recorded in run.json)"
             )
-    write_atomically(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+    write_atomically(_staged(directory), yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
     return changes
+
+
+def _staged(directory: Path) -> Path:
+    return directory / "config.yaml.next"
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError:
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is damaged: restore it from a copy, or start a new run under another name")
+    return config
 
 
 class RunRecord:
@@ -144,15 +169,21 @@ class RunRecord:
         directory: The run directory.
 
     Raises:
-        ValueError: If it was written by a newer version.
+        ValueError: If it is damaged or was written by a newer version.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / "run.json"
+        self._path, self._staged_config = directory / "run.json", _staged(directory)
         self.content: dict[str, Any] = {"format_version": FORMAT_VERSION, "segments": []}
         if self._path.exists():
-            self.content = json.loads(self._path.read_text())
-            if self.content["format_version"] > FORMAT_VERSION:
+            try:
+                self.content = json.loads(self._path.read_text())
+                newer = self.content["format_version"] > FORMAT_VERSION
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{self._path} is damaged: restore it from a copy, or start a new run under another name"
+                ) from error
+            if newer:
                 raise ValueError(
                     f"{self._path} has format {self.content['format_version']}, this version reads up to {FORMAT_VERSION}: "
                     "install a newer openwavlm"
@@ -174,9 +205,11 @@ class RunRecord:
         self.content["fingerprints"] = fingerprints
 
     def begin_segment(self, segment: dict[str, Any]) -> None:
-        """Adds this launch."""
+        """Adds this launch, whose config becomes the run's."""
         self.content["segments"].append(segment)
         self.save()
+        if self._staged_config.exists():
+            self._staged_config.replace(self._staged_config.with_suffix(""))
 
     def save(self) -> None:
         """Writes the file."""

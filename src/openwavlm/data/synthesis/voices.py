@@ -1,0 +1,92 @@
+"""Who speaks in the embedded corpus: voices (a voice variant of espeak-ng, its pitch and its rate) and accents (its English voices).
+
+Three groups share no voice: training; two voices that choose layers and rates; four that nothing has heard before the last figure.
+One accent is spoken by the last group alone. Variants with an echo are left out, since the room belongs to the channel, as are
+Klatt synthesis and whispers, whose noise comes from the C library's global generator.
+"""
+
+from dataclasses import dataclass
+
+# Name of ours → voice file of espeak-ng.
+TRAINING_ACCENTS = {
+    "us": "gmw/en-US",
+    "rp": "gmw/en-GB-x-rp",
+    "scotland": "gmw/en-GB-scotland",
+    "lancaster": "gmw/en-GB-x-gbclan",
+}
+HELD_OUT_ACCENTS = {"caribbean": "gmw/en-029"}
+ACCENTS = TRAINING_ACCENTS | HELD_OUT_ACCENTS
+
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A speaker's settings.
+
+    Attributes:
+        name: Name of the variant in espeak-ng, and of the voice here.
+        split: `train`, `dev` or `test`.
+        pitch: 0 … 99, where 50 is the variant's own.
+        rate_wpm: Words a minute.
+    """
+
+    name: str
+    split: str
+    pitch: int
+    rate_wpm: int
+
+
+VOICES = (
+    Voice("Alex", "train", 48, 168),
+    Voice("Andrea", "train", 40, 176),
+    Voice("Annie", "train", 50, 160),
+    Voice("Denis", "train", 55, 182),
+    Voice("antonio", "train", 44, 172),
+    Voice("f1", "train", 52, 164),
+    Voice("grandma", "train", 45, 150),
+    Voice("m1", "train", 50, 175),
+    Voice("m3", "train", 60, 190),
+    Voice("m5", "train", 40, 158),
+    Voice("m6", "train", 56, 170),
+    Voice("m7", "train", 46, 185),
+    Voice("max", "train", 62, 166),
+    Voice("quincy", "train", 42, 178),
+    Voice("steph", "train", 48, 180),
+    Voice("zac", "train", 35, 162),
+    Voice("anika", "dev", 42, 170),
+    Voice("victor", "dev", 50, 165),
+    Voice("Nguyen", "test", 50, 172),
+    Voice("aunty", "test", 47, 160),
+    Voice("m4", "test", 54, 180),
+    Voice("shelby", "test", 50, 168),
+)
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A voice in an accent.
+
+    Attributes:
+        voice: The voice.
+        accent: Name of the accent.
+    """
+
+    voice: Voice
+    accent: str
+
+    @property
+    def name(self) -> str:
+        """`VOICE_ACCENT`, from which both can be told."""
+        return f"{self.voice.name}_{self.accent}"
+
+    @property
+    def espeak_voice(self) -> str:
+        """What espeak-ng calls it."""
+        return f"{ACCENTS[self.accent]}+{self.voice.name}"
+
+
+def speakers_of(split: str) -> list[Speaker]:
+    """Every voice of a split in each of its accents: those of training, in `test` the held-out one as well."""
+    accents = ACCENTS if split == "test" else TRAINING_ACCENTS
+    return [Speaker(voice, accent) for voice in VOICES if voice.split == split for accent in accents]

@@ -1,0 +1,228 @@
+"""The programs as a user calls them: sweep, export, several processes, help."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from programs import REPOSITORY, run_program
+from safetensors.torch import load_file
+from synthetic import make_shard_set, speech_like
+
+import openwavlm
+from openwavlm.labelling.assign import assign_labels
+from openwavlm.labelling.fit import fit_codebook
+from runs import TINY_MODEL
+
+SETTINGS = [
+    "experiment=nano",
+    *TINY_MODEL,
+    "batch.seconds=8",
+    "batch.micro_seconds=4",
+    "batch.max_seconds=2",
+    "optim.updates=4",
+    "optim.warmup_updates=0",
+    "callbacks.checkpoint_every=2",
+    "callbacks.validate_every=4",
+    "data.validation_share=0.3",
+    "loader.workers=0",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> list[str]:
+    """Overrides that name a small labelled corpus and a noise bank."""
+    folder = tmp_path_factory.mktemp("data")
+    shards = make_shard_set(folder, speakers=6, utterances=4, seconds=(1.0, 3.0))
+    noise = make_shard_set(folder / "noise", speakers=2, utterances=2, seconds=(0.5, 2.0), seed=9)
+    fit_codebook([shards], folder / "codebook", clusters=10, validation_share=0.3)
+    assign_labels(shards, folder / "codebook", folder / "labels")
+    return [f"data.sources.speech.shards={shards}", f"data.sources.speech.labels={folder / 'labels'}", f"data.noise={noise}"]
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Path:
+    """A working directory in which `runs/first` was trained."""
+    folder = tmp_path_factory.mktemp("trained")
+    outcome = run_program(folder, "train.py", "name=first", *SETTINGS, *data)
+    assert outcome.status == 0, outcome
+    assert "runs/first at update 0 of 4: 0.01 M parameters, 10 classes" in outcome.stderr
+    return folder
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_a_run_lives_where_its_name_says_and_nowhere_else(trained):
+    run = trained / "runs" / "first"
+    assert summary(run)["complete"]
+    assert {path.name for path in trained.iterdir()} - {"stdout.txt", "stderr.txt", "elsewhere"} == {"runs"}
+    assert {path.name for path in run.iterdir()} - {"export", "config.yaml.next"} == {
+        *("config.yaml", "run.json", "metrics.csv", "validation.csv", "summary.json", "checkpoints", "tensorboard", "lock")
+    }
+
+
+def test_the_same_command_again_has_nothing_to_do(trained, data):
+    run = trained / "runs" / "first"
+    before = (run / "metrics.csv").read_bytes(), sorted(run.glob("checkpoints/*"))
+    outcome = run_program(trained, "train.py", "name=first", *SETTINGS, *data)
+    assert outcome.status == 0 and "nothing to do" in outcome.stderr
+    assert ((run / "metrics.csv").read_bytes(), sorted(run.glob("checkpoints/*"))) == before
+    assert summary(run)["complete"]
+
+
+def test_a_sweep_makes_a_run_of_each_value_and_goes_on_where_it_stopped(data, tmp_path):
+    # One value is written as Hydra would not write it: it must not become part of the names.
+    command = ["train.py", "name=sweep", *SETTINGS, *data, "optim.eps=1e-07", "-m", "optim.lr=1e-3,5e-4"]
+    assert run_program(tmp_path, *command, "stop_after=2").status == 0
+    trials = [tmp_path / "runs" / "sweep" / f"optim.lr-{value}" for value in ("0.001", "0.0005")]
+    folders = [path for path in (tmp_path / "runs" / "sweep").iterdir() if path.is_dir()]
+    assert sorted(folders) == sorted(trials), "named by what is swept and nothing else"
+    assert [summary(trial)["updates"] for trial in trials] == [2, 2]
+
+    assert run_program(tmp_path, *command).status == 0
+    tables = [(trial / "metrics.csv").read_bytes() for trial in trials]
+    assert [summary(trial)["complete"] for trial in trials] == [True, True] and tables[0] != tables[1]
+    rates = [float(table.decode().splitlines()[1].split(",")[7]) for table in tables]
+    assert rates == [1e-3, 5e-4]
+
+    outcome = run_program(tmp_path, *command)
+    assert outcome.status == 0 and outcome.stderr.count("nothing to do") == 2
+    assert [(trial / "metrics.csv").read_bytes() for trial in trials] == tables
+    starts = [[s["from_step"] for s in json.loads((trial / "run.json").read_text())["segments"]] for trial in trials]
+    assert starts == [[0, 2]] * 2, "a launch that has nothing to do adds no segment"
+
+
+def test_a_sweep_over_several_processes_is_refused(tmp_path):
+    places = "data.sources.speech={shards: a, labels: b}"
+    message = run_program(tmp_path, "train.py", "-m", "name=x", "seed=1,2", "trainer.devices=2", places).error()
+    assert message.startswith("a sweep with trainer.devices > 1 needs a launcher") and "trainer.devices=1" in message
+
+
+# --- export -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(trained) -> Path:
+    outcome = run_program(trained, "openwavlm", "export", "run=runs/first")
+    assert outcome.status == 0, outcome
+    assert "runs/first/export" in outcome.stderr and "transformers.WavLMModel.from_pretrained" in outcome.stderr
+    return trained / "runs" / "first" / "export"
+
+
+def test_what_is_exported_loads_in_transformers_with_equal_hidden_states(exported):
+    theirs, info = transformers.WavLMModel.from_pretrained(exported, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    ours = openwavlm.load(exported)
+    waveforms = torch.from_numpy(speech_like(1.5)).float()[None] / 32768
+    features = ours.extract(waveforms, final_norm=True)
+    with torch.no_grad():
+        output = theirs.eval()(waveforms, output_hidden_states=True)
+    reference = [*output.hidden_states[:-1], output.last_hidden_state]  # the last hidden state is normalised or not by version
+    assert len(features) == len(reference) == 3 and features[0].shape == (1, 74, 16)
+    for mine, other in zip(features, reference, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_exported_are_the_weights_of_the_newest_checkpoint(exported):
+    checkpoint = exported.parent / "checkpoints" / "step-00000004.ckpt"
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    head = load_file(exported / "pretraining_head.safetensors")
+    assert torch.equal(head["label_embs_concat"], state["model.label_embeddings"]) and head["final_proj.weight"].shape == (8, 16)
+    model = openwavlm.load(exported)
+    trained = {key.removeprefix("model.wavlm."): value for key, value in state.items() if key.startswith("model.wavlm.")}
+    mine = model.state_dict()
+    assert set(mine) == set(trained) and all(torch.equal(mine[key], trained[key]) for key in mine)
+    about = json.loads((exported / "openwavlm.json").read_text())
+    assert about["updates"] == 4 and {"codebook", "labels.speech", "shards.speech", "noise"} == set(about["fingerprints"])
+
+
+def test_an_export_goes_where_it_is_told(trained):
+    assert run_program(trained, "openwavlm", "export", "run=runs/first", "output=elsewhere/model").status == 0
+    assert openwavlm.load(trained / "elsewhere" / "model").config.dim == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "the config needs a value for run, as in run=..."),
+        (["run=nowhere"], "nowhere is no run directory (it has no config.yaml): give the folder that train.py wrote"),
+        (["run=runs/first", "outptu=x"], "outptu is not a known key; did you mean output?"),
+    ],
+)
+def test_an_export_of_nothing_is_refused(trained, arguments, sentence):
+    assert run_program(trained, "openwavlm", "export", *arguments).error().startswith(sentence)
+
+
+def test_a_run_without_a_checkpoint_is_not_exported(trained, tmp_path):
+    (tmp_path / "config.yaml").write_bytes((trained / "runs" / "first" / "config.yaml").read_bytes())
+    message = run_program(trained, "openwavlm", "export", f"run={tmp_path}").error()
+    assert message.startswith(f"{tmp_path} has no checkpoint yet: let it train to callbacks.checkpoint_every, or touch")
+
+
+# --- several processes --------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_train_through_the_program(trained, data, tmp_path):
+    # `python -m openwavlm train` hands over to torchrun, which must find its way back to the same command.
+    command = [sys.executable, "-m", "openwavlm", "train", "name=two", *SETTINGS, *data, "trainer.devices=2"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=180, env=_environment())
+    assert found.returncode == 0, found.stderr
+    run = tmp_path / "runs" / "two"
+    assert [s["world_size"] for s in json.loads((run / "run.json").read_text())["segments"]] == [2]
+    losses = [
+        [float(line.split(",")[1]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+        for folder in (run, trained / "runs" / "first")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 4
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+# --- help ---------------------------------------------------------------------------------------------------------------
+
+SCRIPTS = sorted(path.name for path in (REPOSITORY / "data_prep").glob("*.py"))
+
+
+def test_all_scripts_are_known_here():
+    assert {"assign_labels.py", "fit_kmeans.py", "make_shards.py", "verify.py"} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_help_of_a_script_shows_its_command_line_and_every_key(tmp_path, name):
+    outcome = run_program(tmp_path, f"data_prep/{name}", "--help")
+    assert outcome.status == 0 and outcome.stderr == ""
+    assert f"python data_prep/{name} " in outcome.stdout and "debug: false" in outcome.stdout
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".txt"], "help must leave nothing behind"
+
+
+def test_the_help_of_train_shows_its_command_line_groups_and_keys(tmp_path):
+    outcome = run_program(tmp_path, "train.py", "--help")
+    assert outcome.status == 0 and outcome.stderr == ""
+    assert "python train.py name=NAME experiment=EXPERIMENT data.sources.speech.shards=DIR" in outcome.stdout
+    assert "model: base, base_plus, large, nano, small" in outcome.stdout and "warmup_updates: 32000" in outcome.stdout
+
+
+def test_the_help_of_export_shows_its_command_line(tmp_path):
+    outcome = run_program(tmp_path, "openwavlm", "export", "--help")
+    assert outcome.status == 0 and "openwavlm export run=runs/NAME [output=DIR]" in outcome.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_program_lists_its_commands(tmp_path, arguments):
+    outcome = run_program(tmp_path, "openwavlm", *arguments)
+    assert outcome.status == 0 and outcome.stderr == ""
+    assert outcome.stdout.startswith("usage: openwavlm COMMAND key=value ...")
+    assert "\n  train " in outcome.stdout and "\n  export " in outcome.stdout
+
+
+def test_an_unknown_command_is_refused_with_the_list(tmp_path):
+    outcome = run_program(tmp_path, "openwavlm", "trian")
+    assert outcome.error() == "there is no command trian" and "\n  train " in outcome.stderr

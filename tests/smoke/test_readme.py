@@ -1,0 +1,104 @@
+"""The pages tell the truth: README's commands run as written, other commands compose, every file and test that is named exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from programs import REPOSITORY, run_program
+from synthetic import make_corpus, write_speech_like
+
+from openwavlm.build import objects, plain
+from runs import compose
+
+PAGES = sorted(
+    path for pattern in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md") for path in REPOSITORY.glob(pattern)
+)
+RECORDINGS, NOISE, FILE = "/path/to/recordings", "/path/to/noise", "/path/to/recordings/SPEAKER/FILE.flac"
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The lines of all shell blocks as arguments, `python` taken away; anything but the project's programs fails."""
+    found = []
+    for block in blocks(text, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                assert words[0] in ("python", "openwavlm"), f"{line!r} is no program of ours: give its block no language"
+                found.append(words[1:] if words[0] == "python" else words)
+    return found
+
+
+def section(title: str) -> str:
+    text = (REPOSITORY / "README.md").read_text()
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Recordings of ten speakers and a noise bank."""
+    folder = tmp_path_factory.mktemp("readme")
+    make_corpus(folder / "recordings", speakers=10, utterances=3, seconds=(2.0, 6.0))
+    for number in range(4):
+        write_speech_like(folder / "noise" / f"{number}.wav", 3.0, seed=number, speaker="noise")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' own, on loading
+def test_the_commands_for_own_recordings_run_as_written(folder, monkeypatch, capsys):
+    text = section("Train on your own recordings")
+    ran = []
+    for words in commands(text):
+        words = [word.replace(RECORDINGS, str(folder / "recordings")).replace(NOISE, str(folder / "noise")) for word in words]
+        if words[0] == "train.py":
+            words += ["optim.updates=3", "optim.warmup_updates=1"]
+        outcome = run_program(folder, *words)
+        assert outcome.status == 0, (words, outcome.stderr)
+        ran.append(words[0])
+    assert [ran.count(name) for name in ("data_prep/make_shards.py", "train.py", "openwavlm")] == [2, 2, 2], ran
+    assert {"data_prep/fit_kmeans.py", "data_prep/assign_labels.py"} <= set(ran)
+
+    (snippet,) = blocks(text, "python")
+    assert FILE in snippet
+    monkeypatch.chdir(folder)
+    audio = folder / "recordings" / "spk00" / "utt000.flac"
+    exec(compile(snippet.replace(FILE, str(audio)), "README.md", "exec"), {})
+    assert capsys.readouterr().out.count(", 192)") == 4, "nano has three layers of width 192, and the encoder's input"
+
+
+def test_every_train_command_of_the_pages_composes():
+    found = 0
+    for page in PAGES:
+        for words in commands(page.read_text()):
+            if words[0] != "train.py":
+                continue
+            sweeps = "-m" in words
+            overrides = [word.split(",")[0] if sweeps else word for word in words[1:] if word != "-m"]
+            objects(plain(compose(overrides)))
+            found += 1
+    assert found >= 6
+
+
+def test_every_file_that_a_page_names_exists():
+    named = 0
+    for page in PAGES:
+        text = page.read_text()
+        links = {page.parent / link.split("#")[0] for link in re.findall(r"\]\((?!https?:)([^)#]+)", text)}
+        paths = {
+            REPOSITORY / path for path in re.findall(r"`(?:python )?((?:tests|benchmarks|data_prep|src|conf)/[\w./-]+)", text)
+        }
+        for path in links | paths:
+            assert path.exists(), f"{page.relative_to(REPOSITORY)} names {path}, which does not exist"
+        tests = set(re.findall(r"`(test_\w+)`", text))
+        known = {
+            name
+            for file in (REPOSITORY / "tests").glob("*/test_*.py")
+            for name in re.findall(r"def (test_\w+)", file.read_text())
+        }
+        assert tests <= known, f"{page.relative_to(REPOSITORY)} names tests that do not exist: {tests - known}"
+        named += len(links | paths | tests)
+    assert named >= 20

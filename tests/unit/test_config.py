@@ -1,0 +1,219 @@
+"""Every config file composes and builds; every misspelt key, wrong type and missing value is answered in a sentence."""
+
+import inspect
+import re
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+
+from openwavlm.build import _NODES, TARGETS, make_model, objects, plain
+from openwavlm.cli import conf_dir
+
+PLACES = ["name=test", "data.sources.speech.shards=shards", "data.sources.speech.labels=labels"]
+GROUPS = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in conf_dir().iterdir() if path.is_dir()}
+OPTIONS = [(group, option) for group in _NODES for option in GROUPS[group]]
+MILLIONS = {"base": 94.4, "base_plus": 94.4, "large": 315.5, "nano": 1.6, "small": 23.6}  # as conf/model says, without the head
+
+
+def composed(*overrides: str) -> dict:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return plain(compose("train", [*PLACES, *overrides]))
+
+
+@pytest.fixture(scope="module")
+def config() -> dict:
+    return composed()
+
+
+def changed(config: dict, key: str, value: object) -> dict:
+    """A copy of the config with one (dotted) key set."""
+    copy = {name: dict(node) if isinstance(node, dict) else node for name, node in config.items()}
+    *path, last = key.split(".")
+    place = copy
+    for name in path:
+        place = place[name]
+    place[last] = value
+    return copy
+
+
+def test_all_config_files_are_known_to_these_tests():
+    assert set(GROUPS) == {*_NODES, "experiment", "prep"}
+    assert len(GROUPS["experiment"]) == 1 and len(GROUPS["model"]) == 5 and len(OPTIONS) == 23
+
+
+@pytest.mark.parametrize("experiment", GROUPS["experiment"])
+def test_every_experiment_composes_and_builds(experiment):
+    values = composed(f"experiment={experiment}", "data.noise=noise")
+    parts = objects(values)
+    with torch.device("meta"):
+        model = make_model(parts, 100)
+    assert model.num_classes == 100 and sum(p.numel() for p in model.parameters()) > 1_000_000
+
+
+@pytest.mark.parametrize("option", GROUPS["model"])
+def test_every_model_builds_with_its_size(option):
+    with torch.device("meta"):
+        model = make_model(objects(composed(f"model={option}")), 500)
+    millions = sum(p.numel() for p in model.wavlm.parameters()) / 1e6
+    assert millions == pytest.approx(MILLIONS[option], abs=0.05)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_file_of_a_node_names_all_keys_of_its_class_and_no_other(group, option):
+    # So each key can be overridden without a plus sign, and none is dead.
+    values = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text())
+    target = TARGETS[values.pop("_target_")]
+    assert target is _NODES[group]
+    assert set(values) == set(inspect.signature(target).parameters)
+
+
+# --- misspelt keys ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("optim.learnin_rate", None),
+        ("optim.warmup_update", "warmup_updates"),
+        ("model.layer", "layers"),
+        ("mixing.probs", "prob"),
+        ("loader.worker", "workers"),
+        ("trainer.device", "devices"),
+        ("callbacks.checkpoint_evry", "checkpoint_every"),
+        ("sede", "seed"),
+        ("stop_afer", "stop_after"),
+        ("optimm", "optim"),
+    ],
+)
+def test_a_misspelt_key_is_refused_with_the_one_that_comes_nearest(config, key, near):
+    with pytest.raises(ValueError, match=f"^{key} is not a known key; ") as refusal:
+        objects(changed(config, key, 1))
+    assert str(refusal.value).endswith(f"did you mean {near}?") if near else "known keys: updates, lr" in str(refusal.value)
+
+
+def test_a_misspelt_key_of_a_source_is_refused():
+    with pytest.raises(ValueError, match=r"data\.sources\.speech\.shard is not a known key; a source takes shards, labels"):
+        objects(composed("+data.sources.speech.shard=x"))
+
+
+def test_a_misspelt_key_in_an_experiment_file_is_refused(tmp_path):
+    # Hydra itself merges such a file without a word.
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "mine.yaml"
+    search = f"hydra.searchpath=[file://{tmp_path}]"
+    for content, key, near in (
+        ({"optim": {"warmup_updatse": 3}}, "optim.warmup_updatse", "warmup_updates"),
+        ({"masking": {"lenght": 3}}, "masking.lenght", "length"),
+        ({"stop_aftr": 3}, "stop_aftr", "stop_after"),
+    ):
+        file.write_text("# @package _global_\n" + yaml.safe_dump(content))
+        with pytest.raises(ValueError, match=f"^{key} is not a known key; did you mean {near}"):
+            objects(composed(search, "experiment=mine"))
+    file.write_text("# @package _global_\n" + yaml.safe_dump({"optim": {"warmup_updates": 3}}))
+    assert objects(composed(search, "experiment=mine"))["optim"].warmup_updates == 3
+
+
+def test_a_misspelt_key_is_told_before_a_missing_folder():
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        values = plain(compose("train", ["name=test", "+optim.lrr=1"]))
+    with pytest.raises(ValueError, match=r"^optim\.lrr"):
+        objects(values)
+
+
+# --- wrong values -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("optim.lr", "abc", "optim.lr must be a number, but is 'abc'"),
+        ("optim.lr", True, "optim.lr must be a number, but is True"),
+        ("optim.lr", None, "optim.lr must be a number, but is None"),
+        ("optim.updates", 1.5, "optim.updates must be a whole number, but is 1.5"),
+        ("optim.updates", None, "optim needs updates"),
+        ("optim.betas", "abc", "optim.betas must be a list of 2 values, each a number, but is 'abc'"),
+        ("optim.betas", [0.9], "optim.betas must be a list of 2 values"),
+        ("optim.decay", "none", "optim.decay must be one of all, matrices, but is 'none'"),
+        ("model.conv_dims", [1, "x"], "model.conv_dims must be a list of values, each a whole number"),
+        ("model.pre_norm", 1, "model.pre_norm must be true or false, but is 1"),
+        ("head.label_init", "zero", "head.label_init must be one of uniform, normal"),
+        ("trainer.threads", "two", "trainer.threads must be a whole number or null, but is 'two'"),
+        ("trainer.threads", 0, "trainer.threads must be at least 1"),
+        ("trainer.devices", 0, "trainer.devices and trainer.threads must be at least 1"),
+        ("trainer.accelerator", "gpus", "trainer.accelerator must be one of auto, cpu, gpu"),
+        ("data.sources", [], "data.sources must be a group of names"),
+        ("data.sources", {}, "data.sources is empty: name at least one"),
+        ("data.noise", 3, "data.noise must be a text or null, but is 3"),
+        ("batch.policy", "crop", "batch.policy must be one of split, fairseq_crop, pad"),
+        ("batch.seconds", 100.0, "batch.seconds must be a multiple of batch.micro_seconds"),
+        ("precision", "bf16", "precision must be one of 32-true, bf16-mixed, but is 'bf16'"),
+        ("seed", "abc", "seed must be a whole number, but is 'abc'"),
+        ("stop_after", "end", "stop_after must be a whole number or null"),
+        ("allow_change", "optim.lr", "allow_change must be a list of values, each a text, but is 'optim.lr'"),
+        ("masking.prob", -1, "masking.prob is -1"),
+        ("loss.feature_penalty", -1, "loss.feature_penalty must be a number that is not negative"),
+        ("loader.prefetch", 0, "loader.prefetch ≥ 1"),
+        ("logger.every_s", 0, "logger.every_s and logger.tensorboard_every must be positive"),
+        ("callbacks.keep_last", 0, "keep_last must be ≥ 1"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(config, key, value, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)) as refusal:
+        objects(changed(config, key, value))
+    assert "\n" not in str(refusal.value)
+
+
+def test_numbers_that_are_right_are_taken(config):
+    parts = objects(changed(changed(changed(config, "optim.lr", 1), "trainer.threads", None), "name", 17))
+    assert parts["optim"].lr == 1 and parts["trainer"].threads is None
+    assert objects(changed(config, "optim.betas", (0.5, 0.6)))["optim"].betas == (0.5, 0.6)
+
+
+def test_a_mandatory_value_that_is_missing_is_named():
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("train", [])
+    with pytest.raises(ValueError, match=r"the config needs a value for name, as in name=\.\.\."):
+        plain(config)
+
+
+@pytest.mark.parametrize("key", ["optim", "data", "seed", "precision", "allow_change"])
+def test_a_part_that_was_removed_is_named(config, key):
+    values = {name: value for name, value in config.items() if name != key}
+    with pytest.raises(ValueError, match=f"the config lacks {key}"):
+        objects(values)
+    with pytest.raises(ValueError, match=f"{key} must be .*, but is None"):
+        objects(values | {key: None})
+
+
+def test_only_targets_on_the_list_are_built(config):
+    for target in ("os.system", "torch.optim.AdamW", None):
+        with pytest.raises(
+            ValueError, match=r"optim\._target_ must be one of openwavlm\.models\.config\.WavLMConfig, .*, but is"
+        ):
+            objects(changed(config, "optim._target_", target))
+    with pytest.raises(ValueError, match=r"loss\._target_ must be openwavlm\.training\.module\.Loss, but is .*Head"):
+        objects(config | {"loss": config["head"]})
+    assert len(TARGETS) == len(_NODES) == 12
+
+
+def test_sources_are_checked(config):
+    def sources(**other: object) -> dict:
+        speech = {"shards": "a", "labels": "b", "weight": 1.0, "share": None}
+        return config | {"data": config["data"] | {"sources": {"speech": speech, "other": speech | other}}}
+
+    assert len(objects(sources())["data"].sources) == 2
+    for change, sentence in (
+        (
+            {"shards": None},
+            r"data\.sources\.other\.shards must name a folder, .* take the source away with ~data\.sources\.other",
+        ),
+        ({"labels": ""}, r"data\.sources\.other\.labels must name a folder"),
+        ({"weight": 0}, r"data\.sources\.other\.weight must be a positive number, but is 0"),
+        ({"weight": "much"}, r"data\.sources\.other\.weight must be a positive number, but is 'much'"),
+        ({"share": -0.5}, r"data\.sources\.other\.share must be a positive number, but is -0\.5"),
+        ({"share": 0.5}, r"data\.sources must all have a share or none .* but only other has one"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            objects(sources(**change))

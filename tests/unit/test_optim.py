@@ -1,0 +1,141 @@
+"""The optimiser: the schedule's values, which parameters decay, and that a void update leaves everything as it was."""
+
+import copy
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from openwavlm.augment.mixing import Mixing
+from openwavlm.training.control import Control
+from openwavlm.training.module import Loss, PretrainingModule
+from openwavlm.training.optim import Optim
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_its_end():
+    optim = Optim(updates=100, lr=1.0, warmup_updates=9, final_share=0.1)
+    rates = [optim.learning_rate(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
+    assert max(rates) == rates[9] == 1.0
+    falls = [a - b for a, b in itertools.pairwise(rates[9:])]
+    assert falls == pytest.approx([0.9 / 91] * 90)
+    assert optim.learning_rate(100) == pytest.approx(0.1)
+
+
+def test_the_first_update_moves_with_and_without_warm_up():
+    assert Optim(updates=10, lr=1.0, warmup_updates=0).learning_rate(0) == 1.0
+    assert Optim(updates=10, lr=1.0, warmup_updates=1).learning_rate(0) == 0.5
+    assert Optim(updates=10, lr=1.0, warmup_updates=0, final_share=1.0).learning_rate(9) == 1.0
+
+
+def parameters() -> list[nn.Parameter]:
+    matrix, bias, frozen = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))
+    return [matrix, bias, frozen.requires_grad_(False)]
+
+
+@pytest.mark.parametrize(("decay", "bias_decays"), [("matrices", False), ("all", True)])
+def test_matrices_decay_and_vectors_only_if_asked(decay, bias_decays):
+    matrix, bias, frozen = parameters()
+    optimizer = Optim(updates=1, warmup_updates=0, lr=0.1, weight_decay=0.5, decay=decay).optimizer([matrix, bias, frozen])
+    matrix.grad, bias.grad = torch.zeros(3, 2), torch.zeros(3)
+    optimizer.step()
+    torch.testing.assert_close(matrix.data, torch.full((3, 2), 0.95))
+    torch.testing.assert_close(bias.data, torch.full((3,), 0.95 if bias_decays else 1.0))
+    assert torch.equal(frozen, torch.ones(2, 2)) and sum(len(group["params"]) for group in optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"updates": 0}, "optim.updates must be at least 1, but is 0"),
+        ({"warmup_updates": 10}, r"optim.warmup_updates must lie in \[0, optim.updates\), but is 10 of 10"),
+        ({"lr": 0.0}, "optim.lr .* must be positive"),
+        ({"lr": float("inf")}, "optim.lr .* must be positive"),
+        ({"lr": float("nan")}, "optim.lr .* must be positive"),
+        ({"clip_norm": -1.0}, "optim.clip_norm must be positive"),
+        ({"final_share": 1.5}, r"optim.final_share in \[0, 1\]"),
+        ({"betas": (0.9, 1.0)}, r"optim.betas must be two numbers in \[0, 1\), but are \[0.9, 1.0\]"),
+        ({"betas": (0.9,)}, "optim.betas must be two numbers"),
+        ({"eps": 0.0}, "optim.eps must be positive"),
+        ({"weight_decay": -0.1}, "optim.weight_decay not negative"),
+        ({"decay": "none"}, "optim.decay must be all or matrices, but is 'none'"),
+    ],
+)
+def test_values_out_of_range_are_refused(values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Optim(**({"updates": 10, "warmup_updates": 0} | values))
+
+
+# --- the void update ----------------------------------------------------------------------------------------------------
+
+
+class Twin:
+    """A small model with its optimiser, updated as the training module updates."""
+
+    def __init__(self, *, clip_norm: float = 1.0) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Linear(4, 3)
+        optim = Optim(updates=100, lr=0.1, warmup_updates=0, final_share=1.0, clip_norm=clip_norm)
+        module = PretrainingModule(
+            self.model,
+            optim,
+            Loss(),
+            Mixing(),
+            seed=0,
+            control=Control(),
+            on_record=lambda record: None,
+            fingerprints={},
+            plan_state=dict,
+        )
+        self.optimizer = module.configure_optimizers()
+        self._as_lightning = SimpleNamespace(
+            optimizer=self.optimizer, param_groups=self.optimizer.param_groups, step=self.optimizer.step
+        )
+        self._update = module._update
+
+    def update(self, scale: float) -> float:
+        """One update by a gradient of `scale` everywhere, infinite or not a number where it is so; returns its norm."""
+        for parameter in self.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        self.model.weight.grad[1, 2] = scale
+        return float(self._update(self._as_lightning, 0))
+
+    def state(self) -> list[torch.Tensor]:
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        return [*(p.detach() for p in self.model.parameters()), *moments]
+
+
+@pytest.mark.parametrize("scale", [float("inf"), float("-inf"), float("nan")])
+def test_a_void_update_leaves_weights_moments_and_step_count_unchanged(scale):
+    twin, undisturbed = Twin(), Twin()
+    for _ in range(2):
+        twin.update(1.0)
+        undisturbed.update(1.0)
+    before = copy.deepcopy(twin.state())
+    assert len(before) == 2 + 2 * 3, "weight and bias, each with two moments and a step count"
+    assert not torch.isfinite(torch.tensor(twin.update(scale)))
+    assert all(torch.equal(a, b) for a, b in zip(before, twin.state(), strict=True))
+    twin.update(2.0)
+    undisturbed.update(2.0)
+    assert all(torch.equal(a, b) for a, b in zip(undisturbed.state(), twin.state(), strict=True))
+    assert not torch.equal(before[0], twin.state()[0]), "the update after it must move the weights"
+
+
+def test_a_void_first_update_creates_no_moments_that_count():
+    twin, undisturbed = Twin(), Twin()
+    twin.update(float("inf"))
+    twin.update(1.0)
+    undisturbed.update(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(undisturbed.state(), twin.state(), strict=True))
+
+
+def test_the_norm_is_that_before_clipping_and_the_gradient_is_clipped_to_its_limit():
+    twin = Twin(clip_norm=0.5)
+    assert twin.update(1.0) == pytest.approx(15**0.5)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in twin.model.parameters()])
+    assert float(norm) == pytest.approx(0.5, rel=1e-5)
+    twin = Twin(clip_norm=100.0)
+    twin.update(1.0)
+    assert torch.equal(twin.model.weight.grad, torch.ones(3, 4)), "a gradient below the limit stays as it is"

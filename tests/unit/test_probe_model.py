@@ -1,0 +1,227 @@
+"""Whole probes: what is planted in the audio is found, by the right layer, on held-out speakers, once."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from openwavlm.frames import num_frames, num_samples_of
+from openwavlm.models.config import WavLMConfig
+from openwavlm.models.wavlm import WavLM
+from openwavlm.probes import measure as measure_module
+from openwavlm.probes.features import EncoderFeatures, LogMelFeatures, MfccFeatures, stream, with_context
+from openwavlm.probes.measure import measure, measure_cached
+from openwavlm.probes.measured import CONDITIONS, Measured, ProbeSettings, cache_name
+from openwavlm.probes.mixtures import mix_set, probe_mixtures
+from openwavlm.probes.probe import probe_model
+from openwavlm.probes.sets import ProbeSet, ProbeUtterance
+from openwavlm.targets.mfcc import mfcc_features
+
+TONES_HZ = np.array([400, 900, 1500, 2200, 3000])
+SETTINGS = ProbeSettings(clusters=5, codebook_seeds=(0, 1), codebook_frames=500, degraded_seconds=6.0)
+CONFIG = WavLMConfig(
+    conv_dims=(8,) * 7,
+    dim=16,
+    ffn_dim=16,
+    heads=2,
+    layers=2,
+    pre_norm=True,
+    positional_kernel=8,
+    positional_groups=2,
+    layer_drop=0,
+)
+
+
+def tones(speaker: str, seconds: float, seed: int) -> ProbeUtterance:
+    """Speech of a machine: a tone a phone, each 10 frames long, detuned by the speaker; some frames have no phone."""
+    voice = np.random.default_rng([ord(letter) for letter in speaker])
+    rng = np.random.default_rng(seed)
+    frames = num_frames(round(seconds * 16_000))
+    phones = np.repeat(rng.integers(0, 5, frames // 10 + 1), 10)[:frames]
+    frequency_hz = np.append(np.repeat(TONES_HZ[phones], 320), [TONES_HZ[phones[-1]]] * 80) * voice.uniform(0.97, 1.03)
+    signal = 6000 * np.sin(2 * np.pi * np.cumsum(frequency_hz) / 16_000) + 40 * rng.standard_normal(num_samples_of(frames))
+    return ProbeUtterance(signal.astype(np.int16), np.where(rng.random(frames) < 0.1, -1, phones), speaker, f"{speaker}-{seed}")
+
+
+def tone_set(speakers: str, utterances: int = 4) -> ProbeSet:
+    made = [
+        tones(speaker, 1.5 + 0.3 * (number % 3), 100 * ord(speaker) + number)
+        for speaker in speakers
+        for number in range(utterances)
+    ]
+    return ProbeSet(tuple(made), tuple("vwxyz"))
+
+
+TRAIN, DEV, TEST = tone_set("abcd"), tone_set("ef"), tone_set("ghi")
+
+
+class NoiseThenLogMel(LogMelFeatures):
+    """Layer 0 is noise, layer 1 the truth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dims = (40, 40)
+        self.standardise = True
+
+    def __call__(self, waveforms: np.ndarray, layers: object) -> list[Tensor]:
+        frames = super().__call__(waveforms, [0])[0]
+        noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(waveforms.shape[1]))
+        return [frames if layer else noise for layer in layers]  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def measured() -> Measured:
+    return measure(NoiseThenLogMel(), TRAIN, DEV, TEST, SETTINGS)
+
+
+def test_the_layer_that_knows_is_chosen_and_the_one_that_does_not_finds_nothing(measured: Measured) -> None:
+    assert measured.chosen == measured.units_layer == 1
+    assert measured.accuracy(1) > 0.85 and measured.dev_accuracy[1] > 0.85
+    assert measured.accuracy(0) < 0.4
+    known = [int((utterance.phones >= 0).sum()) for utterance in TEST.utterances]
+    assert measured.frames[0].tolist() == known
+    assert measured.units[0].sum(axis=(1, 2)).tolist() == [sum(known)] * 2
+
+
+def test_degraded_audio_is_judged_for_the_chosen_layer_on_fewer_utterances(measured: Measured) -> None:
+    assert CONDITIONS == ("clean", "telephone", "noise10")
+    for place in (1, 2):
+        judged = measured.frames[place] > 0
+        assert 0 < judged.sum() < len(TEST)
+        assert (measured.correct[place, 0] == -1).all()
+        assert (measured.correct[place, 1][~judged] == 0).all()
+        assert (measured.frames[place][judged] == measured.frames[0][judged]).all()
+    assert measured.accuracy(1, "noise10") < measured.accuracy(1)
+
+
+def test_frames_that_do_not_fit_into_memory_are_extracted_again_with_the_same_figures(
+    measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure_module, "_KEPT_BYTES", 0)
+    again = measure(NoiseThenLogMel(), TRAIN, DEV, TEST, SETTINGS)
+    np.testing.assert_array_equal(again.units, measured.units)
+    np.testing.assert_array_equal(again.correct, measured.correct)
+    assert again.audio_seconds > measured.audio_seconds
+
+
+def test_a_cached_baseline_is_not_measured_again_unless_something_changes(tmp_path: Path) -> None:
+    calls = []
+
+    def note(part: str, seconds: float) -> None:
+        calls.append(part)
+
+    first = measure_cached(MfccFeatures(), TRAIN, DEV, TEST, SETTINGS, units_layer=0, cache=tmp_path, progress=note)
+    assert set(calls) == {"training", "dev", *CONDITIONS}
+    calls.clear()
+    second = measure_cached(MfccFeatures(), TRAIN, DEV, TEST, SETTINGS, units_layer=0, cache=tmp_path, progress=note)
+    assert not calls
+    np.testing.assert_array_equal(first.units, second.units)
+    names = {
+        cache_name(MfccFeatures(), (TRAIN, DEV, TEST), SETTINGS),
+        cache_name(LogMelFeatures(), (TRAIN, DEV, TEST), SETTINGS),
+        cache_name(MfccFeatures(), (TRAIN, DEV, DEV), SETTINGS),
+        cache_name(MfccFeatures(), (TRAIN, DEV, TEST), replace(SETTINGS, clusters=6)),
+        cache_name(MfccFeatures(), (TRAIN, DEV, TEST), SETTINGS, 0),
+    }
+    assert len(names) == 5
+
+
+def test_every_frame_comes_once_and_equals_its_own_utterance() -> None:
+    model = EncoderFeatures(WavLM(CONFIG))
+    seen = np.zeros(len(TEST), dtype=int)
+    for piece in stream(model, TEST, [0, 2], batch_seconds=5):
+        utterance = TEST.utterances[piece.utterance]
+        seen[piece.utterance] += len(piece.phones)
+        alone = model.model.extract(torch.from_numpy(utterance.waveform()).float()[None] / 32768, layers=[0, 2])
+        for features, expected in zip(piece.features, alone, strict=True):
+            torch.testing.assert_close(features, expected[0], rtol=1e-4, atol=1e-5)
+        assert piece.phones.tolist() == utterance.phones.tolist()
+    assert seen.tolist() == [utterance.frames for utterance in TEST.utterances]
+
+
+def test_long_utterances_are_cut_on_the_grid() -> None:
+    parts: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for piece in stream(MfccFeatures(), TEST, [0], max_seconds=0.7):
+        parts.setdefault(piece.utterance, []).append((piece.features[0], piece.phones))
+        assert len(piece.phones) <= 35
+    utterance, pieces = TEST.utterances[0], parts[0]
+    assert sum(len(phones) for _, phones in pieces) == utterance.frames
+    whole = mfcc_features(utterance.waveform())[:, :13]
+    assert {tuple(row) for features, _ in pieces for row in features[:, :13].tolist()} == {tuple(row) for row in whole.tolist()}
+
+
+def test_context_is_the_neighbours_with_the_ends_repeated() -> None:
+    frames = torch.arange(8.0).reshape(1, 4, 2)
+    wide = with_context(frames, 1)
+    assert wide[0, 0].tolist() == [0, 1, 0, 1, 2, 3]
+    assert wide[0, 2].tolist() == [2, 3, 4, 5, 6, 7]
+    assert wide[0, 3].tolist() == [4, 5, 6, 7, 6, 7]
+
+
+def test_a_models_figures_stand_beside_its_baselines_and_training_does_not_notice(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    model = WavLM(CONFIG).train()
+    before = torch.get_rng_state()
+    figures = probe_model(model, TRAIN, DEV, TEST, SETTINGS, cache=tmp_path)
+    assert torch.equal(torch.get_rng_state(), before) and model.training
+    phones, units = figures["phones"], figures["units"]
+    assert len(phones["layers"]) == len(phones["layers_dev"]) == 3
+    assert phones["chosen"] == phones["layers"][phones["chosen_layer"]]
+    assert phones["chosen_layer"] == int(np.argmax(phones["layers_dev"]))
+    assert phones["logmel"] > 0.85 and phones["mfcc_context"] > phones["majority"]
+    low, high = phones["intervals"]["mfcc"]
+    assert low <= phones["mfcc"] <= high
+    difference, low, high = phones["differences"]["mfcc"]
+    assert difference == pytest.approx(phones["chosen"] - phones["mfcc"], abs=2e-5) and low <= difference <= high
+    for condition in CONDITIONS:
+        assert {"chosen", "mfcc", "logmel", "untrained", "spread", "verdicts"} <= units[condition].keys()
+    assert {"chosen", "mfcc", "logmel", "untrained"} <= phones["noise10"].keys()
+    assert figures["speakers"]["chosen"] == figures["speakers"]["layers"][figures["speakers"]["chosen_layer"]]
+    again = probe_model(model, TRAIN, DEV, TEST, SETTINGS, cache=tmp_path)
+    assert {name: again[name] for name in ("phones", "units", "speakers")} == {
+        name: figures[name] for name in ("phones", "units", "speakers")
+    }
+
+
+def test_voices_shared_between_parts_and_unequal_inventories_are_refused() -> None:
+    model = WavLM(CONFIG)
+    with pytest.raises(ValueError, match="different people"):
+        probe_model(model, TRAIN, DEV, DEV, SETTINGS)
+    with pytest.raises(ValueError, match="one inventory"):
+        probe_model(model, TRAIN, DEV, ProbeSet(TEST.utterances, tuple("uvwxyz")), SETTINGS)
+
+
+def test_mixtures_have_another_speaker_at_the_wanted_ratio_where_they_are_marked() -> None:
+    mixtures = mix_set(TEST, seed=3)
+    shares = []
+    for clean, mixed, heard in zip(TEST.utterances, mixtures.mixed.utterances, mixtures.overlapped, strict=True):
+        assert mixed.name == clean.name and len(heard) == clean.frames
+        difference = mixed.waveform().astype(float) - clean.waveform()
+        frames = np.array([np.abs(difference[320 * frame : 320 * frame + 400]).max() for frame in range(clean.frames)])
+        assert frames[heard].min(initial=1e9) > 100 and frames[~heard].max(initial=0) < 600
+        shares.append(heard.mean())
+        if heard.sum() > 5:
+            inside = np.flatnonzero(np.abs(difference) > 1)
+            ratio_db = 10 * np.log10(
+                np.mean(difference[inside[0] : inside[-1]] ** 2) / np.mean(clean.waveform().astype(float) ** 2)
+            )
+            assert abs(ratio_db) < 0.5
+    assert 0.1 < np.mean(shares) < 0.5
+    again = mix_set(TEST, seed=3)
+    assert all(
+        np.array_equal(a.waveform(), b.waveform()) for a, b in zip(again.mixed.utterances, mixtures.mixed.utterances, strict=True)
+    )
+    with pytest.raises(ValueError, match="second voice"):
+        mix_set(tone_set("a"), seed=0)
+
+
+def test_a_second_voice_is_detected_and_hurts_the_first_ones_phones() -> None:
+    figures = probe_mixtures(NoiseThenLogMel(), TRAIN, DEV, TEST)
+    overlap, phones = figures["overlap"], figures["phones"]
+    assert overlap["chosen_layer"] == phones["chosen_layer"] == 1
+    assert overlap["layers"][0] < overlap["share"] + 0.1 < overlap["chosen"] - 0.2
+    assert 0.3 < phones["chosen"] < 0.8
+    assert sum(phones["by_speaker"]["correct"]) / sum(phones["by_speaker"]["frames"]) == pytest.approx(phones["chosen"], abs=1e-4)

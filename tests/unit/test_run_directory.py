@@ -1,0 +1,422 @@
+"""The run directory: one writer, the rules of a second launch, records and checkpoints that survive a kill."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint, prune
+from openwavlm.training.records import CsvRecord
+from openwavlm.training.run_directory import DEAD_AFTER_S, RunLock, RunRecord, accept_config
+
+FORK = multiprocessing.get_context("fork")
+
+
+# --- the lock -----------------------------------------------------------------------------------------------------------
+
+
+def _hold(directory: Path, held: "multiprocessing.synchronize.Event", *, with_child: bool) -> None:
+    RunLock(directory)
+    if with_child and os.fork() == 0:  # as a loader worker: it outlives its parent for a while
+        time.sleep(3)
+        os._exit(0)
+    held.set()
+    time.sleep(60)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Starts processes that hold the run of `tmp_path`; none outlives the test."""
+    started = []
+
+    def start(*, with_child: bool = False) -> multiprocessing.Process:
+        held = FORK.Event()
+        process = FORK.Process(target=_hold, args=(tmp_path, held), kwargs={"with_child": with_child})
+        process.start()
+        started.append(process)
+        assert held.wait(20)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def test_a_second_launch_is_refused_with_pid_and_host(tmp_path, holder):
+    process = holder()
+    with pytest.raises(ValueError, match="is being written by process") as refusal:
+        RunLock(tmp_path)
+    assert f"process {process.pid} on {socket.gethostname()}: wait for it, stop it, or choose another name" in str(refusal.value)
+    assert process.is_alive()
+
+
+@pytest.mark.parametrize("with_child", [False, True])
+def test_a_dead_launch_on_this_host_is_taken_over_at_once(tmp_path, holder, with_child):
+    process = holder(with_child=with_child)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    lock = RunLock(tmp_path)
+    assert json.loads((tmp_path / "lock").read_bytes())["pid"] == os.getpid()
+    lock.release()
+
+
+def test_a_released_run_is_free(tmp_path):
+    for _ in range(2):
+        RunLock(tmp_path).release()
+    assert (tmp_path / "lock").read_bytes() == b""
+
+
+def _write_lock(directory: Path, *, age_s: float) -> None:
+    record = {"host": "elsewhere", "pid": 17, "job": "4711", "heartbeat": time.time() - age_s}
+    (directory / "lock").write_text(json.dumps(record))
+
+
+def test_a_launch_on_another_host_is_refused_while_its_heart_beats(tmp_path):
+    _write_lock(tmp_path, age_s=DEAD_AFTER_S - 20)
+    before = (tmp_path / "lock").read_bytes()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"process 17 on elsewhere: wait for it.*taken over 120 s after its last heartbeat"):
+            RunLock(tmp_path)
+    assert (tmp_path / "lock").read_bytes() == before
+
+
+def test_a_launch_on_another_host_is_taken_over_when_its_heart_has_stopped(tmp_path):
+    _write_lock(tmp_path, age_s=DEAD_AFTER_S + 1)
+    RunLock(tmp_path).release()
+
+
+def test_an_unreadable_lock_is_taken_over(tmp_path):
+    for content in (b"", b"{", b"\x00" * 100, b"17"):
+        (tmp_path / "lock").write_bytes(content)
+        RunLock(tmp_path).release()
+
+
+def test_the_heart_beats_and_a_reader_never_meets_half_a_record(tmp_path, monkeypatch):
+    monkeypatch.setattr("openwavlm.training.run_directory.HEARTBEAT_S", 0.001)
+    (tmp_path / "lock").touch()
+    reader = os.open(tmp_path / "lock", os.O_RDONLY)  # closing it here would drop the lock, which belongs to the process
+    lock = RunLock(tmp_path)
+    try:
+        beats = {json.loads(os.pread(reader, 512, 0))["heartbeat"] for _ in range(3000)}
+        assert len(beats) > 5
+    finally:
+        lock.release()
+        os.close(reader)
+
+
+# --- the second launch --------------------------------------------------------------------------------------------------
+
+CONFIG = {
+    "name": "test",
+    "seed": 1,
+    "optim": {"updates": 100, "lr": 5e-5, "betas": [0.9, 0.98]},
+    "data": {"sources": {"speech": {"shards": "a", "share": None}}, "noise": None},
+    "trainer": {"devices": 1},
+    "callbacks": {"checkpoint_every": 10},
+    "logger": {"every_s": 1.0},
+    "loader": {"workers": 2},
+    "stop_after": None,
+    "allow_change": [],
+    "debug": False,
+}
+
+
+def with_changes(**changes: object) -> dict:
+    """The config with dotted keys (`__` for the dot) set."""
+    config = json.loads(json.dumps(CONFIG))
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        node = config
+        for name in path:
+            node = node[name]
+        node[last] = value
+    return config
+
+
+@pytest.fixture
+def begun(tmp_path) -> Path:
+    """A run that has begun with `CONFIG`."""
+    assert accept_config(tmp_path, CONFIG, []) == {}
+    RunRecord(tmp_path).begin_segment({"from_step": 0})
+    return tmp_path
+
+
+def test_the_same_config_goes_on(begun):
+    assert accept_config(begun, with_changes(), []) == {}
+    assert yaml.safe_load((begun / "config.yaml").read_text()) == CONFIG
+
+
+@pytest.mark.parametrize(
+    "key", ["trainer__devices", "callbacks__checkpoint_every", "logger__every_s", "loader__workers", "stop_after"]
+)
+def test_what_does_not_change_the_trajectory_may_change(begun, key):
+    assert accept_config(begun, with_changes(**{key: 7}), []) == {}
+    RunRecord(begun).begin_segment({"from_step": 3})
+    assert accept_config(begun, CONFIG, []) == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("seed", 2, "  seed: 1 -> 2"),
+        ("optim__updates", 200, "  optim.updates: 100 -> 200"),
+        ("optim__betas", [0.9, 0.99], "  optim.betas: [0.9, 0.98] -> [0.9, 0.99]"),
+        ("data__sources__speech__shards", "b", "  data.sources.speech.shards: 'a' -> 'b'"),
+        ("optim__new", 1, "  optim.new: None -> 1"),
+        ("trainer_like", 1, "  trainer_like: None -> 1"),
+    ],
+)
+def test_what_changes_the_trajectory_is_refused_with_both_values(begun, key, value, line):
+    config = with_changes(**{key: value})
+    dotted = key.replace("__", ".")
+    with pytest.raises(ValueError, match="this launch differs from the run in") as refusal:
+        accept_config(begun, config, ["data.noise"])
+    assert str(refusal.value).splitlines()[1] == line and f"allow_change=[{dotted}]" in str(refusal.value)
+    assert yaml.safe_load((begun / "config.yaml").read_text()) == CONFIG
+    old, new = accept_config(begun, config, [dotted.split(".")[0]])[dotted]
+    assert f"{old!r} -> {new!r}" in line
+    RunRecord(begun).begin_segment({"from_step": 3, "changes": [dotted]})
+    assert yaml.safe_load((begun / "config.yaml").read_text()) == config
+    assert json.loads((begun / "run.json").read_text())["segments"][-1]["changes"] == [dotted]
+
+
+def test_only_what_allow_change_names_is_allowed(begun):
+    config = with_changes(optim__updates=200, optim__lr=1.0, seed=3)
+    with pytest.raises(ValueError, match="this launch differs") as refusal:
+        accept_config(begun, config, ["optim.updates", "see"])
+    assert [line.split(":")[0].strip() for line in str(refusal.value).splitlines()[1:-1]] == ["optim.lr", "seed"]
+    assert set(accept_config(begun, config, ["optim", "seed"])) == {"optim.updates", "optim.lr", "seed"}
+
+
+def test_a_launch_that_was_refused_later_binds_nothing(tmp_path):
+    wrong = with_changes(data__sources__speech__shards="a-misspelt-folder")
+    accept_config(tmp_path, wrong, [])  # then the folder is not found, and no segment begins
+    assert accept_config(tmp_path, CONFIG, []) == {}
+    RunRecord(tmp_path).begin_segment({"from_step": 0})
+    accept_config(tmp_path, with_changes(optim__updates=200), ["optim.updates"])  # refused later again
+    assert accept_config(tmp_path, CONFIG, []) == {}
+
+
+def test_a_damaged_config_is_named(begun):
+    for content in ("a: [", "", "17"):
+        (begun / "config.yaml").write_text(content)
+        with pytest.raises(ValueError, match=r"config\.yaml is damaged: restore it from a copy, or start a new run"):
+            accept_config(begun, CONFIG, [])
+
+
+def test_a_record_of_a_newer_version_is_refused(begun):
+    content = json.loads((begun / "run.json").read_text())
+    (begun / "run.json").write_text(json.dumps(content | {"format_version": 2}))
+    with pytest.raises(ValueError, match=r"run\.json has format 2, this version reads up to 1: install a newer openwavlm"):
+        RunRecord(begun)
+
+
+def test_a_damaged_record_is_named(begun):
+    for content in ("{", "[]", "{}"):
+        (begun / "run.json").write_text(content)
+        with pytest.raises(ValueError, match=r"run\.json is damaged"):
+            RunRecord(begun)
+
+
+def test_changed_data_is_refused_unless_allowed(begun):
+    record = RunRecord(begun)
+    record.check_fingerprints({"shards.a": "1", "labels.a": "2"}, [])
+    record.save()
+    RunRecord(begun).check_fingerprints({"labels.a": "2", "shards.a": "1"}, [])
+    for changed, names in (
+        ({"shards.a": "1", "labels.a": "3"}, "labels.a"),
+        ({"shards.a": "1"}, "labels.a"),
+        ({"shards.a": "0", "labels.a": "2", "noise": "4"}, "noise, shards.a"),
+    ):
+        with pytest.raises(ValueError, match=rf"has changed since it began \({names}\): restore it, .* or allow_change=\[data\]"):
+            RunRecord(begun).check_fingerprints(changed, ["optim"])
+        RunRecord(begun).check_fingerprints(changed, ["data"])
+
+
+# --- records ------------------------------------------------------------------------------------------------------------
+
+
+def written(path: Path, steps: range) -> Path:
+    record = CsvRecord(path, ["step", "loss"], last_step=0)
+    for step in steps:
+        record.write({"step": step, "loss": step / 10})
+    record.close()
+    return path
+
+
+def reopened(path: Path, last_step: int) -> list[str]:
+    CsvRecord(path, ["step", "loss"], last_step=last_step).close()
+    return path.read_text().splitlines()[1:]
+
+
+def test_rows_past_the_checkpoint_are_cut(tmp_path):
+    path = written(tmp_path / "metrics.csv", range(1, 8))
+    assert reopened(path, 5) == ["1,0.1", "2,0.2", "3,0.3", "4,0.4", "5,0.5"]
+    record = CsvRecord(path, ["step", "loss"], last_step=5)
+    record.write({"step": 6})
+    record.close()
+    assert path.read_text().splitlines()[-1] == "6,"
+
+
+@pytest.mark.parametrize("torn", ["6,0.", "6", "", "\0\0\0\n", "\0" * 40, "x,1\n"])
+def test_a_torn_end_is_cut(tmp_path, torn):
+    path = written(tmp_path / "metrics.csv", range(1, 6))
+    with path.open("a") as file:
+        file.write(torn)
+    assert reopened(path, 9) == ["1,0.1", "2,0.2", "3,0.3", "4,0.4", "5,0.5"]
+
+
+def test_floats_come_back_as_they_were(tmp_path):
+    value = 0.1 + 0.2
+    record = CsvRecord(tmp_path / "metrics.csv", ["step", "loss"])
+    record.write({"step": 1, "loss": value})
+    record.close()
+    assert float((tmp_path / "metrics.csv").read_text().splitlines()[1].split(",")[1]) == value
+
+
+def test_a_table_of_other_columns_is_refused(tmp_path):
+    path = written(tmp_path / "metrics.csv", range(1, 3))
+    with pytest.raises(ValueError, match=r"metrics\.csv has other columns than this version writes: start a new run"):
+        CsvRecord(path, ["step", "accuracy"], last_step=1)
+    assert len(path.read_text().splitlines()) == 3
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------------
+
+
+def save(folder: Path, step: int) -> Path:
+    path = checkpoint_path(folder, step)
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.full((50,), float(step)), "openwavlm": {"step": step}}, path)
+    return path
+
+
+def describe(path: Path, **values: object) -> None:
+    description = path.with_name(path.name + ".json")
+    description.write_text(json.dumps(json.loads(description.read_text()) | values))
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_newest_checkpoint_is_taken(tmp_path):
+    assert newest_checkpoint(tmp_path / "none") is None
+    for step in (9, 100_000_000, 10):
+        path = save(tmp_path, step)
+    assert newest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 100_000_000)
+    assert AtomicCheckpointIO().load_checkpoint(path)["openwavlm"]["step"] == 10
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_a_byte,
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.with_name(path.name + ".json").unlink(),
+        lambda path: path.with_name(path.name + ".json").write_text("{"),
+        lambda path: path.with_name(path.name + ".json").write_text("{}"),
+        lambda path: path.with_name(path.name + ".json").write_text("17"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, caplog, damage):
+    older, newer = save(tmp_path, 1), save(tmp_path, 2)
+    damage(newer)
+    assert newest_checkpoint(tmp_path) == older
+    assert newer.name in caplog.text and "passed over" in caplog.text
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_in_silence(tmp_path):
+    for step in (1, 2):
+        flip_a_byte(save(tmp_path, step))
+    with pytest.raises(ValueError, match=r"none of the 2 checkpoints in .* verifies: restore one of them from a copy, or delete"):
+        newest_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
+    save(tmp_path, 1)
+    describe(save(tmp_path, 2), format_version=2)
+    with pytest.raises(
+        ValueError, match=r"step-00000002\.ckpt has checkpoint format 2, this version reads up to 1: install a newer"
+    ):
+        newest_checkpoint(tmp_path)
+
+
+def test_pruning_keeps_what_was_written_last(tmp_path):
+    for step in (3, 6, 9, 12):
+        save(tmp_path, step)
+    (tmp_path / "step-00000015.ckpt.tmp").touch()
+    prune(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"step-{step:08d}.ckpt{end}" for step in (9, 12) for end in ("", ".json")
+    ]
+
+
+def test_a_damaged_later_checkpoint_does_not_push_out_the_good_ones(tmp_path):
+    save(tmp_path, 9)
+    flip_a_byte(save(tmp_path, 12))
+    time.sleep(0.01)
+    good = save(tmp_path, 10)  # the run went on from 9, with another checkpoint_every
+    prune(tmp_path, 1)
+    assert newest_checkpoint(tmp_path) == good
+
+
+def _save_and_die(folder: Path, fsyncs: int, *, at_rename: bool) -> None:
+    """Kills the process at the given fsync, or just before the last rename."""
+    real, calls = os.fsync, [0]
+
+    def fsync(descriptor: int) -> None:
+        calls[0] += 1
+        if calls[0] == fsyncs:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(descriptor)
+
+    os.fsync = fsync
+    if at_rename:
+        replace = Path.replace
+
+        def die_or_replace(self: Path, target: Path) -> Path:
+            if Path(target).suffix == ".ckpt":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return replace(self, target)
+
+        Path.replace = die_or_replace
+    torch.set_num_threads(1)
+    save(folder, 2)
+
+
+@pytest.mark.parametrize(
+    ("fsyncs", "at_rename", "survivor"), [(1, False, 1), (2, False, 1), (3, False, 1), (0, True, 1), (4, False, 2)]
+)
+def test_a_kill_at_any_point_of_saving_leaves_a_checkpoint_that_works(tmp_path, fsyncs, at_rename, survivor):
+    save(tmp_path, 1)
+    process = FORK.Process(target=_save_and_die, args=(tmp_path, fsyncs), kwargs={"at_rename": at_rename})
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    found = newest_checkpoint(tmp_path)
+    assert found == checkpoint_path(tmp_path, survivor)
+    assert torch.equal(AtomicCheckpointIO().load_checkpoint(found)["weights"], torch.full((50,), float(survivor)))
+    save(tmp_path, 2)
+    assert newest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 2)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return os.system, ("false",)
+
+    path = checkpoint_path(tmp_path, 1)
+    AtomicCheckpointIO().save_checkpoint({"x": Payload()}, path)
+    with pytest.raises(Exception, match="Weights only load failed"):
+        AtomicCheckpointIO().load_checkpoint(path)

@@ -23,7 +23,7 @@ check: $(STAMP) ## Lint, types, floors, unit tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -n 2 tests/unit
+	$(BIN)/pytest -q -n 2 -m "not long" tests/unit
 
 test: $(STAMP) ## All fast tests
 	$(BIN)/pytest -q -n 2 --dist loadgroup -m "not long" tests/unit tests/parity tests/smoke

@@ -145,7 +145,7 @@ FULL_LARGE = WavLMConfig(
 )
 
 
-@pytest.mark.parametrize("config", [FULL_BASE, pytest.param(FULL_LARGE, marks=pytest.mark.long)], ids=["Base", "Large"])
+@pytest.mark.parametrize("config", [FULL_BASE, FULL_LARGE], ids=["Base", "Large"])
 def test_all_hidden_states_equal_at_full_size(config):
     reference, model = pair(config)
     waveforms = speechlike(1, 16_000)

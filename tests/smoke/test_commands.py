@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from programs import REPOSITORY, run_program
 from safetensors.torch import load_file
-from synthetic import make_shard_set, speech_like
 
 import openwavlm
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
+from programs import REPOSITORY, run_program
 from runs import TINY_MODEL
+from synthetic import make_shard_set, speech_like
 
 SETTINGS = [
     "experiment=nano",

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import make_corpus, make_shard_set, write_speech_like
 
 from openwavlm.data.index import Index
 from openwavlm.data.reader import ShardReader
@@ -21,6 +20,7 @@ from openwavlm.labelling.verify import verify_labels
 from openwavlm.targets.kmeans import Codebook
 from openwavlm.targets.labels import LabelStore
 from openwavlm.targets.mfcc import mfcc_features
+from synthetic import make_corpus, make_shard_set, write_speech_like
 
 ROOT = Path(__file__).parents[2]
 SPLIT = {"validation_share": 0.3, "split_seed": 0}

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from synthetic import make_corpus, speech_like, write_speech_like
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from openwavlm.data.audio import pcm_id, pcm_md5
@@ -26,6 +25,7 @@ from openwavlm.data.indexing import build_index
 from openwavlm.data.prepare import make_shards
 from openwavlm.data.reader import ShardReader, check_shards
 from openwavlm.data.verify import verify_shards
+from synthetic import make_corpus, speech_like, write_speech_like
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"speaker_folder": 1, "task_hours": 8 / 3600, "utterances_per_shard": 3, "min_seconds": 0.5, "source": "test"}

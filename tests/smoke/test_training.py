@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from synthetic import make_shard_set
 
 from runs import TINY_MODEL, launch, random_moments
+from synthetic import make_shard_set
 
 SETTINGS = [
     "experiment=nano",

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from synthetic import speech_like
 
 from openwavlm.data.audio import check_clip, decode, encode_flac, flac_md5, pcm_id, pcm_md5, probe_seconds
 from openwavlm.data.containers import AudioError
+from synthetic import speech_like
 
 SPEECH = speech_like(2.0, seed=1, speaker="a")
 TONE_HZ = 440.0

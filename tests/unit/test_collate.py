@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from synthetic import make_shard_set
 
 from openwavlm.augment.mixing import Mixing
 from openwavlm.batch import PretrainBatch
@@ -26,6 +25,7 @@ from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
 from openwavlm.masking import SpanMasking
 from openwavlm.targets.labels import LabelStore
+from synthetic import make_shard_set
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score
-from synthetic import make_shard_set, speech_like
 
 from openwavlm.batch import MixRecord
 from openwavlm.data.index import Index
@@ -21,6 +20,7 @@ from openwavlm.probes.ridge import RidgeStatistics
 from openwavlm.probes.sets import ProbeSet, ProbeUtterance, check_disjoint_speakers, contamination
 from openwavlm.probes.speakers import LinearDiscriminant, frame_means, speaker_accuracy
 from openwavlm.probes.units import UnitQuality, fit_units, verdict
+from synthetic import make_shard_set, speech_like
 
 
 def one_utterance(samples: int = 8000, speaker: str = "a", name: str = "") -> ProbeUtterance:

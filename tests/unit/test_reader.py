@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import make_shard_set
 
 from openwavlm.data import reader as reader_module
 from openwavlm.data.audio import pcm_id, pcm_md5
 from openwavlm.data.index import Index
 from openwavlm.data.reader import ShardReader, UnreadableAudio, check_shards
 from openwavlm.data.verify import verify_shards
+from synthetic import make_shard_set
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ def main(config: DictConfig) -> None:
         Path(config.shards),
         Path(config.codebook) if config.codebook else None,
         Path(config.output),
+        teacher=Path(config.teacher) if config.teacher else None,
         mode=config.mode,
         carry_from=Path(config.carry_from) if config.carry_from else None,
         workers=config.workers,

@@ -19,7 +19,9 @@ def main(config: DictConfig) -> None:
     if config.labels is not None:
         from openwavlm.labelling.verify import verify_labels
 
-        labels = verify_labels(Path(config.labels), Index.open(config.shards), share=config.share, seed=config.seed)
+        teacher = Path(config.teacher) if config.teacher else None
+        index = Index.open(config.shards)
+        labels = verify_labels(Path(config.labels), index, teacher=teacher, share=config.share, seed=config.seed)
         verdicts.append(labels.sentence())
         if not labels.passed:
             problems.append(labels.sentence())

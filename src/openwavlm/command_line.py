@@ -5,7 +5,9 @@ import sys
 
 COMMANDS = {
     "train": ("openwavlm.launch", "launch or resume a pre-training run (the same as train.py)"),
+    "extract": ("openwavlm.extract", "features of a model's layers, or units, of a folder of recordings"),
     "export": ("openwavlm.export", "write a run in Hugging Face's format"),
+    "report": ("openwavlm.report_command", "write a run's report.html: figures, pictures, audio, verdicts"),
 }
 
 

@@ -104,7 +104,7 @@ def test_the_scripts_give_the_same_bytes_with_two_workers(shards: Path, codebook
 
 
 def test_unknown_features_are_refused_by_name(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="features must be one of mfcc, but is 'hubert'"):
+    with pytest.raises(ValueError, match="features must be one of mfcc, layer, but is 'hubert'"):
         fit_codebook([shards], tmp_path / "km", features="hubert")
 
 
@@ -114,8 +114,8 @@ from pathlib import Path
 from openwavlm.labelling import assign
 
 computer = assign._computer
-def deadly(index, book):
-    label_row = computer(index, book)
+def deadly(index, book, teacher):
+    label_row = computer(index, book, teacher)
     def until_row_17(row):
         if row == 17:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -272,7 +272,7 @@ def test_a_bound_on_frames_thins_them_out_evenly_in_blocks_of_any_size(
 ) -> None:
     assert np.flatnonzero(np.diff(thinned_places(0, 10, total=10, keep=4))).tolist() == [2, 4, 7, 9]
     whole = fit_codebook([shards], tmp_path / "whole", clusters=4, max_frames=500, **SPLIT)
-    monkeypatch.setattr(fit, "_UTTERANCES_A_TASK", 3)
+    monkeypatch.setattr(fit, "_UTTERANCES_A_TASK", {"mfcc": 3})
     blocks = fit_codebook([shards], tmp_path / "blocks", clusters=4, max_frames=500, **SPLIT)
     assert whole.fitted["frames"] == 500
     assert whole.hash == blocks.hash

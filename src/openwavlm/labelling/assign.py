@@ -47,6 +47,7 @@ class _Task:
         shards: Its shards, by number in the index.
         codebook: The centroids.
         carry_from: An older labelling whose labels are carried over, or None to compute them.
+        teacher: The model of layer features.
         key: Hash of all that the pack depends on.
     """
 
@@ -56,6 +57,7 @@ class _Task:
     shards: tuple[int, ...]
     codebook: Codebook
     carry_from: Path | None
+    teacher: Path | None
     key: str
 
     @property
@@ -68,6 +70,7 @@ def assign_labels(
     codebook: Path | None,
     output: Path,
     *,
+    teacher: Path | None = None,
     mode: str = "assign",
     carry_from: Path | None = None,
     workers: int = 1,
@@ -84,6 +87,7 @@ def assign_labels(
         shards: Shard-set directory.
         codebook: Codebook folder; None with `mode="rebind"`, which keeps the codebook of `carry_from`.
         output: The labelling; one that exists is grown by the shards that it lacks.
+        teacher: With a codebook of layer features: the model that it was fitted on, a Hugging Face directory; each process loads it.
         mode: `assign` computes labels; `rebind` carries those of `carry_from` over by the MD5 of the audio, without reading it.
         carry_from: With `rebind`: the labelling of the same audio in other shards.
         workers: Processes.
@@ -97,15 +101,18 @@ def assign_labels(
         What `meta.json` says; None if packs of other jobs are still missing.
 
     Raises:
-        ValueError: If the mode or its arguments are wrong, the codebook's features cannot be made here, the labelling has another
-            codebook, the shards are damaged, audio has no labels to carry over, or too many rows are unreadable.
+        ValueError: If the mode or its arguments are wrong, the codebook's features cannot be made here (no teacher or another
+            one), the labelling has another codebook, the shards are damaged, audio has no labels to carry over, or too many rows
+            are unreadable.
     """
     _check_arguments(mode, codebook, carry_from, num_tasks, task_index)
+    if mode == "rebind" and teacher is not None:
+        raise ValueError(f"mode=rebind reads no audio, so it needs no teacher, but has {teacher}: leave teacher out")
     index = Index.open(shards)
     check_shards(index)
     book = LabelPacks.open(carry_from).codebook if carry_from else Codebook.load(codebook or Path())
     if carry_from is None:
-        check_reproducible(book.features, codebook)
+        check_reproducible(book.features, codebook, teacher)
     with writer_lock(output, shared=task_index is not None):
         existing = _existing(output, book)
         new = existing.missing(index) if existing else list(range(len(index.shards)))
@@ -115,7 +122,7 @@ def assign_labels(
         if carry_from:
             _check_carried(index, new, carry_from)
         first_pack = len(existing.meta["packs"]) if existing else 0
-        tasks = _cut(index, new, first_pack, packs, output=output, book=book, carry_from=carry_from)
+        tasks = _cut(index, new, first_pack, packs, output=output, book=book, carry_from=carry_from, teacher=teacher)
         book.save_array(output)
         mine = [task for number, task in enumerate(tasks) if task_index is None or number % num_tasks == task_index]
         todo = [task for task in mine if _done(task) is None]
@@ -161,6 +168,7 @@ def _cut(
     output: Path,
     book: Codebook,
     carry_from: Path | None,
+    teacher: Path | None,
 ) -> list[_Task]:
     """Deals the new shards, in index order, to packs of about equally many shards."""
     left = MAX_PACKS - first_pack
@@ -176,7 +184,7 @@ def _cut(
         numbers = tuple(int(shard) for shard in part)
         entries = [book.hash, json.dumps(book.features, sort_keys=True), *(index.shards[shard].identity for shard in numbers)]
         key = hashlib.blake2b("\n".join(entries).encode(), digest_size=16).hexdigest()
-        tasks.append(_Task(index.path, output, f"pack-{number:05d}", numbers, book, carry_from, key))
+        tasks.append(_Task(index.path, output, f"pack-{number:05d}", numbers, book, carry_from, teacher, key))
     return tasks
 
 
@@ -194,14 +202,14 @@ def _done(task: _Task) -> dict[str, Any] | None:
 def _label_pack(task: _Task) -> None:
     """Writes one pack and then its done-file; the whole of a task, alike in every process and on every machine."""
     index = Index.open(task.shards_path)
-    label_row = _carrier(index, task.carry_from) if task.carry_from else _computer(index, task.codebook)
+    label_row = _carrier(index, task.carry_from) if task.carry_from else _computer(index, task.codebook, task.teacher)
     with one_torch_thread():
         result = write_pack(task.output, task.pack, index, task.shards, label_row, len(task.codebook))
     done = {"task": task.key, "record": result.record, "label_counts": result.label_counts.tolist()}
     write_json(task.done_file, done)
 
 
-def _computer(index: Index, book: Codebook) -> Callable[[int], np.ndarray | None]:
+def _computer(index: Index, book: Codebook, teacher: Path | None = None) -> Callable[[int], np.ndarray | None]:
     reader = ShardReader(index)
 
     def labels_of(row: int) -> np.ndarray | None:
@@ -210,7 +218,7 @@ def _computer(index: Index, book: Codebook) -> Callable[[int], np.ndarray | None
         except UnreadableAudio as error:
             log.warning(f"no labels: {error}")
             return None
-        return book.assign(extract_features(book.features, waveform))
+        return book.assign(extract_features(book.features, waveform, teacher))
 
     return labels_of
 

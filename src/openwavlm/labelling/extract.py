@@ -1,40 +1,126 @@
-"""Which features can be clustered, by name."""
+"""Which features can be clustered, by name: MFCC, or a layer of a model (the teacher)."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from openwavlm.labelling.teacher import CHUNK_SECONDS, Teacher, layer_features, open_teacher
 from openwavlm.targets.mfcc import MFCC_SETTINGS, mfcc_features
 
-FEATURES = ("mfcc",)
+FEATURES = ("mfcc", "layer")
+FEATURE_NORMS = ("auto", "standardise", "none")
 
 
-def feature_settings(features: str) -> dict[str, Any]:
+def feature_settings(
+    features: str, *, teacher: Path | None = None, layer: int | None = None, feature_norm: str = "auto"
+) -> dict[str, Any]:
     """Everything that the values of these features depend on; part of a codebook's and a labelling's `meta.json`.
 
+    Args:
+        features: One of `FEATURES`.
+        teacher: With `layer`: the model, a Hugging Face directory.
+        layer: With `layer`: which one; 0 is the encoder's input, the stream before the first layer.
+        feature_norm: With `layer`: `standardise` (each dimension to mean 0 and deviation 1 over the fitting sample), `none`, or
+            `auto`: the first for pre-norm models, whose raw streams a few dimensions rule, the second for the others.
+
     Raises:
-        ValueError: If there are no features of that name.
+        ValueError: If there are no features of that name; if `teacher`, `layer` or `feature_norm` are missing, superfluous or
+            wrong; if the teacher cannot be loaded.
     """
     if features not in FEATURES:
         raise ValueError(f"features must be one of {', '.join(FEATURES)}, but is {features!r}: correct the name")
-    return dict(MFCC_SETTINGS)
+    if features == "mfcc":
+        if teacher is not None or layer is not None or feature_norm != "auto":
+            raise ValueError(
+                "teacher, layer and feature_norm belong to features=layer, but features is mfcc: leave them out, or set "
+                "features=layer"
+            )
+        return dict(MFCC_SETTINGS)
+    if teacher is None or layer is None:
+        raise ValueError("features=layer needs teacher (a folder that export wrote) and layer: add teacher=DIR layer=NUMBER")
+    if feature_norm not in FEATURE_NORMS:
+        raise ValueError(f"feature_norm must be one of {', '.join(FEATURE_NORMS)}, but is {feature_norm!r}: correct the name")
+    opened = open_teacher(teacher)
+    layers = opened.model.config.layers
+    if not 0 <= layer <= layers:
+        raise ValueError(f"layer must lie in 0…{layers} for {teacher} (0 is the encoder's input), but is {layer}: choose one")
+    if feature_norm == "auto":
+        feature_norm = "standardise" if opened.model.config.pre_norm else "none"
+    return _layer_settings(opened, layer, feature_norm)
 
 
-def extract_features(settings: dict[str, Any], waveform: np.ndarray) -> Tensor:
-    """Features of one utterance, float32 (frames, dim), one row a model frame; `settings` as of `feature_settings`."""
-    assert settings["name"] == "mfcc"
-    return mfcc_features(waveform)
+def _layer_settings(teacher: Teacher, layer: int, feature_norm: str) -> dict[str, Any]:
+    return {
+        "name": "layer",
+        "dim": teacher.model.config.dim,
+        "teacher": teacher.hash,
+        "layer": layer,
+        "residual": "after",
+        "feature_norm": feature_norm,
+        "waveform_scale": "[-1, 1)",
+        "max_chunk_seconds": CHUNK_SECONDS,
+    }
 
 
-def check_reproducible(settings: dict[str, Any], origin: object) -> None:
-    """Refuses features that this program would compute otherwise.
+def extract_features(settings: dict[str, Any], waveform: np.ndarray, teacher: Path | None = None) -> Tensor:
+    """Features of one utterance before any `feature_norm`, which belongs to the codebook.
+
+    Args:
+        settings: As of `feature_settings`.
+        waveform: int16 (samples,) at 16 kHz.
+        teacher: The model of layer features, which must be the one that `settings` name.
+
+    Returns:
+        float32 (frames, dim), one row a model frame.
 
     Raises:
-        ValueError: If `settings` are not those that a feature of the same name has here.
+        ValueError: If the teacher is missing, cannot be loaded or is another model.
+    """
+    if settings["name"] == "mfcc":
+        return mfcc_features(waveform)
+    assert settings["name"] == "layer"
+    return layer_features(_bound_teacher(settings, "the labels", teacher).model, settings["layer"], waveform)
+
+
+def _bound_teacher(settings: dict[str, Any], origin: object, path: Path | None) -> Teacher:
+    """Opens the teacher that features were made with."""
+    wanted = str(settings.get("teacher"))
+    if path is None:
+        raise ValueError(
+            f"the features of {origin} are layer {settings.get('layer')} of the model {wanted[:12]}, but no teacher was given: add "
+            "teacher=DIR, the folder of that model"
+        )
+    teacher = open_teacher(path)
+    if teacher.hash != wanted:
+        raise ValueError(
+            f"the features of {origin} must come from the model {wanted[:12]}, but {path} holds the model {teacher.hash[:12]}: give "
+            "the folder of the model that the codebook was fitted on"
+        )
+    return teacher
+
+
+def check_reproducible(settings: dict[str, Any], origin: object, teacher: Path | None = None) -> None:
+    """Refuses features that this program would compute otherwise.
+
+    Args:
+        settings: What `meta.json` says about them.
+        origin: Whose they are, for messages.
+        teacher: The model of layer features.
+
+    Raises:
+        ValueError: If a teacher is missing, superfluous or another model; if `settings` are not those that a feature of the same
+            name has here.
     """
     name = str(settings.get("name"))
-    here = feature_settings(name)
+    if name == "layer":
+        layer, feature_norm = int(settings.get("layer", -1)), str(settings.get("feature_norm"))
+        here = _layer_settings(_bound_teacher(settings, origin, teacher), layer, feature_norm)
+    elif teacher is not None:
+        raise ValueError(f"the features of {origin} are {name}, which no teacher makes, but {teacher} was given: leave it out")
+    else:
+        here = feature_settings(name)
     if here != settings:
         other = sorted(key for key in here.keys() | settings.keys() if here.get(key) != settings.get(key))
         raise ValueError(

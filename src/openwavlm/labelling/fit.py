@@ -18,11 +18,12 @@ from openwavlm.data.reader import ShardReader, UnreadableAudio, check_shards
 from openwavlm.data.splits import validation_rows
 from openwavlm.frames import SAMPLE_RATE_HZ, num_frames
 from openwavlm.labelling.extract import extract_features, feature_settings
-from openwavlm.targets.kmeans import Codebook, fit_minibatch_kmeans, one_torch_thread
+from openwavlm.targets.kmeans import Codebook, fit_minibatch_kmeans, one_torch_thread, standardise
 
 log = logging.getLogger(__name__)
 
-_UTTERANCES_A_TASK = 256
+# A layer costs a hundred times what MFCC cost, and its frames are wider.
+_UTTERANCES_A_TASK = {"mfcc": 256, "layer": 32}
 _SAMPLES_AN_HOUR = 3600 * SAMPLE_RATE_HZ
 
 
@@ -31,6 +32,9 @@ def fit_codebook(
     output: Path,
     *,
     features: str = "mfcc",
+    teacher: Path | None = None,
+    layer: int | None = None,
+    feature_norm: str = "auto",
     clusters: int = 100,
     sample_hours: float = 100.0,
     max_frames: int = 5_000_000,
@@ -49,9 +53,12 @@ def fit_codebook(
         shards: Shard-set directories.
         output: Folder of the codebook.
         features: Which features (`extract.FEATURES`).
+        teacher: With `features="layer"`: the model, a Hugging Face directory; each process loads it.
+        layer: With `features="layer"`: which one.
+        feature_norm: With `features="layer"`: `auto`, `standardise` or `none`, as in `extract.feature_settings`.
         clusters: Number of clusters K.
         sample_hours: Hours of audio that are sampled (whole utterances); less if there is less.
-        max_frames: Bound of the frames in memory; beyond it they are thinned out evenly.
+        max_frames: Bound of the frames in memory (4 bytes a dimension each); beyond it they are thinned out evenly.
         seed: Seed of the sample and of k-means.
         validation_share: Share of speakers that is held out, as in training.
         split_seed: Seed of that split, as in training.
@@ -60,10 +67,10 @@ def fit_codebook(
         max_skip_rate: Largest share of utterances that may be unreadable.
 
     Raises:
-        ValueError: If the features do not exist, the folder has another codebook, a shard set is damaged, no training speaker is
-            left, too many utterances are unreadable, or there are too few frames.
+        ValueError: If the features or their teacher do not exist, the folder has another codebook, a shard set is damaged, no
+            training speaker is left, too many utterances are unreadable, or there are too few frames.
     """
-    settings = feature_settings(features)
+    settings = feature_settings(features, teacher=teacher, layer=layer, feature_norm=feature_norm)
     if not sample_hours > 0 or max_frames < 1:
         raise ValueError(f"sample_hours and max_frames must be positive, but are {sample_hours} and {max_frames}")
     indexes = [Index.open(path) for path in shards]
@@ -80,13 +87,14 @@ def fit_codebook(
     for index in indexes:
         check_shards(index)
     sample = draw_sample(indexes, sample_hours=sample_hours, seed=seed, validation_share=validation_share, split_seed=split_seed)
-    frames, unreadable = _features_of(indexes, sample, settings, max_frames=max_frames, workers=workers)
+    frames, unreadable = _features_of(indexes, sample, settings, teacher, max_frames=max_frames, workers=workers)
     check_skip_rate(unreadable, len(sample), max_skip_rate)
+    norm = standardise(frames) if settings.get("feature_norm") == "standardise" else None
     codebook = fit_minibatch_kmeans(frames, clusters, seed, n_init=n_init)
     seconds = round(float(sample.num_samples.sum()) / SAMPLE_RATE_HZ, 3)
     fitted = codebook.fitted | request | {"utterances": len(sample), "unreadable_utterances": unreadable, "seconds": seconds}
     fitted |= {"request": key, "scikit_learn": sklearn.__version__}
-    codebook = Codebook(codebook.centroids, settings, fitted)
+    codebook = Codebook(codebook.centroids, settings, fitted, norm)
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "stats.json", {"command": "fit_kmeans", "hash": codebook.hash, "num_classes": len(codebook)} | fitted)
     codebook.save(output)
@@ -101,8 +109,8 @@ def _finished(output: Path, key: str) -> Codebook:
     codebook = Codebook.load(output)
     if codebook.fitted.get("request") != key:
         raise ValueError(
-            f"a codebook is written once, but {output} already has one of another request (other audio, features, clusters or "
-            "seeds): name another output or delete that folder"
+            f"a codebook is written once, but {output} already has one of another request (other audio, features, teacher, "
+            "clusters or seeds): name another output or delete that folder"
         )
     log.info(f"{output} already has this codebook")
     return codebook
@@ -181,22 +189,30 @@ class _Block:
     indexes: tuple[Path, ...]
     sample: Sample
     settings: dict[str, Any]
+    teacher: Path | None
     first_frame: int
     total_frames: int
     max_frames: int
 
 
 def _features_of(
-    indexes: Sequence[Index], sample: Sample, settings: dict[str, Any], *, max_frames: int, workers: int
+    indexes: Sequence[Index],
+    sample: Sample,
+    settings: dict[str, Any],
+    teacher: Path | None,
+    *,
+    max_frames: int,
+    workers: int,
 ) -> tuple[np.ndarray, int]:
     frames = num_frames(sample.num_samples)
     before = np.cumsum(frames) - frames
     blocks = []
-    for start in range(0, len(sample), _UTTERANCES_A_TASK):
-        rows = slice(start, start + _UTTERANCES_A_TASK)
+    step = _UTTERANCES_A_TASK[settings["name"]]
+    for start in range(0, len(sample), step):
+        rows = slice(start, start + step)
         part = Sample(sample.source[rows], sample.row[rows], sample.num_samples[rows])
         paths = tuple(index.path for index in indexes)
-        blocks.append(_Block(paths, part, settings, int(before[start]), int(frames.sum()), max_frames))
+        blocks.append(_Block(paths, part, settings, teacher, int(before[start]), int(frames.sum()), max_frames))
     total = int(frames.sum())
     features = np.empty((min(total, max_frames), settings["dim"]), dtype=np.float32)
     filled, unreadable = np.zeros(len(features), dtype=bool), 0
@@ -234,6 +250,6 @@ def _block_features(block: _Block) -> tuple[int, np.ndarray, int]:
             unreadable += 1
             continue
         with one_torch_thread():
-            kept.append(extract_features(block.settings, waveform).numpy()[stays])
+            kept.append(extract_features(block.settings, waveform, block.teacher).numpy()[stays])
     place = int(thinned_places(block.first_frame, 0, total=block.total_frames, keep=block.max_frames)[0])
     return place, np.concatenate(kept), unreadable

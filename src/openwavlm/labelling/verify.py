@@ -49,13 +49,21 @@ class LabelVerification:
 
 
 def verify_labels(
-    labels: Path, index: Index, *, share: float = 0.01, seed: int = 0, min_rows: int = 16, checksums: bool = True
+    labels: Path,
+    index: Index,
+    *,
+    teacher: Path | None = None,
+    share: float = 0.01,
+    seed: int = 0,
+    min_rows: int = 16,
+    checksums: bool = True,
 ) -> LabelVerification:
     """Opens a labelling with all its checks, reads its files against their checksums and computes a sample of rows again.
 
     Args:
         labels: The labelling.
         index: The shard set.
+        teacher: The model that made the features, if they are of a layer.
         share: Share of the rows that is computed again.
         seed: Seed of that choice.
         min_rows: At least so many, if there are.
@@ -66,12 +74,12 @@ def verify_labels(
         centroids: decide by `differing_frames`.
 
     Raises:
-        ValueError: If `share` is outside [0, 1], or for what `LabelStore.open` refuses.
+        ValueError: If `share` is outside [0, 1], or for what `LabelStore.open` and `check_reproducible` refuse.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"the share of rows must lie in [0, 1], but is {share}")
     packs, store = LabelPacks.open(labels), LabelStore.open(labels, index)
-    check_reproducible(packs.codebook.features, labels)
+    check_reproducible(packs.codebook.features, labels, teacher)
     damaged = _damaged_files(packs) if checksums else []
     order = np.argsort(keyed_hash(np.asarray(index.pcm[:]), seed), kind="stable")
     rows = np.sort(order[: min(len(index), max(min_rows, round(share * len(index))))])
@@ -81,7 +89,7 @@ def verify_labels(
         for row in rows.tolist():
             stored = store.read(row)
             try:
-                computed = packs.codebook.assign(extract_features(packs.codebook.features, reader.read(row)))
+                computed = packs.codebook.assign(extract_features(packs.codebook.features, reader.read(row), teacher))
             except UnreadableAudio:
                 computed = stored[:0]
             frames += len(computed)

@@ -35,11 +35,14 @@ class Codebook:
         centroids: float32 (clusters, dim).
         features: What the features are (`MFCC_SETTINGS`, or a teacher's hash and layer); as written to `meta.json`.
         fitted: How the codebook came about: index fingerprints, frames, seconds, seed, inertia, usage, perplexity.
+        norm: float32 (2, dim): mean and deviation by which every feature is standardised before it is compared with the
+            centroids, which live on that scale; None = the features as they are.
     """
 
     centroids: Tensor
     features: dict[str, Any] = field(default_factory=dict)
     fitted: dict[str, Any] = field(default_factory=dict)
+    norm: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.centroids.ndim != 2 or self.centroids.dtype != torch.float32:
@@ -49,15 +52,23 @@ class Codebook:
             )
         if not 1 <= len(self.centroids) <= _MAX_CLUSTERS:
             raise ValueError(f"a codebook must have 1 to {_MAX_CLUSTERS} clusters (labels are uint16), but has {len(self)}")
+        if self.norm is not None and not _is_norm(self.norm, self.centroids.shape[1]):
+            raise ValueError(
+                f"a feature norm must be float32 (2, {self.centroids.shape[1]}), finite means and positive deviations, but is "
+                f"{self.norm.dtype} {tuple(self.norm.shape)}: copy the folder again or fit it again"
+            )
 
     def __len__(self) -> int:
         return self.centroids.shape[0]
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of shape and little-endian bytes of the centroids."""
-        array = np.ascontiguousarray(self.centroids.cpu().numpy(), dtype="<f4")
-        return hashlib.sha256(str(array.shape).encode() + array.tobytes()).hexdigest()
+        """SHA-256 of shape and little-endian bytes of the centroids and, if there is one, of the feature norm."""
+        digest = hashlib.sha256()
+        for tensor in (self.centroids,) if self.norm is None else (self.centroids, self.norm):
+            array = np.ascontiguousarray(tensor.cpu().numpy(), dtype="<f4")
+            digest.update(str(array.shape).encode() + array.tobytes())
+        return digest.hexdigest()
 
     @cached_property
     def _projection(self) -> tuple[Tensor, Tensor]:
@@ -72,7 +83,7 @@ class Codebook:
         """Nearest centroid of every frame.
 
         Args:
-            features: float32 (frames, dim).
+            features: float32 (frames, dim), not yet standardised.
 
         Returns:
             uint16 (frames,); of equally near centroids the one with the lowest number.
@@ -81,14 +92,14 @@ class Codebook:
             ValueError: If the features have another number of dimensions than the centroids.
         """
         frames = self._checked(features)
-        labels = [self._scores(chunk).argmin(dim=1) for chunk in frames.split(_CHUNK_FRAMES)]
+        labels = [self._scores(self._normalised(chunk)).argmin(dim=1) for chunk in frames.split(_CHUNK_FRAMES)]
         return torch.cat(labels).numpy().astype(np.uint16)
 
     def inertia(self, features: Tensor | np.ndarray) -> tuple[float, np.ndarray]:
         """Mean squared distance to the nearest centroid, and int64 (clusters,) frames of each cluster."""
         frames = self._checked(features)
         total, counts = 0.0, np.zeros(len(self), dtype=np.int64)
-        for chunk in frames.split(_CHUNK_FRAMES):
+        for chunk in map(self._normalised, frames.split(_CHUNK_FRAMES)):
             scores, labels = self._scores(chunk).min(dim=1)
             total += float((scores.double() + chunk.double().square().sum(dim=1)).sum())
             counts += torch.bincount(labels, minlength=len(self)).numpy()
@@ -103,13 +114,18 @@ class Codebook:
             )
         return frames.to(torch.float32)
 
+    def _normalised(self, frames: Tensor) -> Tensor:
+        return frames if self.norm is None else (frames - self.norm[0]) / self.norm[1]
+
     def save_array(self, folder: Path) -> None:
-        """Writes `codebook.npy` alone."""
-        with atomic_file(folder / "codebook.npy") as file:
-            np.save(file, self.centroids.cpu().numpy().astype("<f4"))
+        """Writes `codebook.npy` alone or, if there is a norm, with `feature_norm.npy`."""
+        for name, tensor in (("codebook.npy", self.centroids), ("feature_norm.npy", self.norm)):
+            if tensor is not None:
+                with atomic_file(folder / name) as file:
+                    np.save(file, tensor.cpu().numpy().astype("<f4"))
 
     def save(self, folder: Path) -> None:
-        """Writes `codebook.npy` and then, as the finished mark, `meta.json`."""
+        """Writes the arrays and then, as the finished mark, `meta.json`."""
         self.save_array(folder)
         meta = {
             "format_version": FORMAT_VERSION,
@@ -131,13 +147,23 @@ class Codebook:
         """
         folder = Path(folder)
         meta = read_meta(folder, kind="codebook", newest=FORMAT_VERSION, made_by="data_prep/fit_kmeans.py")
-        codebook = cls(load_centroids(folder), meta["features"], meta["fitted"])
+        codebook = cls.load_arrays(folder, meta["features"], meta["fitted"])
         if codebook.hash != meta["hash"]:
             raise ValueError(
                 f"the array in {folder / 'codebook.npy'} must have the hash {meta['hash'][:12]} that its meta.json names, but has "
                 f"{codebook.hash[:12]}: copy the folder again or fit it again"
             )
         return codebook
+
+    @classmethod
+    def load_arrays(cls, folder: Path, features: dict[str, Any], fitted: dict[str, Any]) -> "Codebook":
+        """Reads the arrays of a codebook or a labelling, whose `meta.json` says the rest; the hash is the caller's to check.
+
+        Raises:
+            ValueError: If an array is missing or damaged.
+        """
+        norm = _load_array(folder / "feature_norm.npy") if features.get("feature_norm") == "standardise" else None
+        return cls(_load_array(folder / "codebook.npy"), features, fitted, norm)
 
 
 @contextmanager
@@ -151,12 +177,49 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def load_centroids(folder: Path) -> Tensor:
-    """Reads `codebook.npy` of a codebook or a labelling; float32 (clusters, dim)."""
+def _load_array(file: Path) -> Tensor:
     try:
-        return torch.from_numpy(np.load(folder / "codebook.npy", allow_pickle=False).astype(np.float32))
+        return torch.from_numpy(np.load(file, allow_pickle=False).astype(np.float32))
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{folder / 'codebook.npy'} cannot be read ({error}): copy the folder again or make it again") from error
+        raise ValueError(f"{file} cannot be read ({error}): copy the folder again or make it again") from error
+
+
+def _is_norm(norm: Tensor, dim: int) -> bool:
+    return norm.shape == (2, dim) and norm.dtype == torch.float32 and bool(norm.isfinite().all() and (norm[1] > 0).all())
+
+
+def standardise(frames: np.ndarray) -> Tensor:
+    """Brings each dimension to mean 0 and deviation 1, in place.
+
+    A dimension that never moves, whose deviation is below 1e-6 of its largest value, is only centred.
+
+    Args:
+        frames: float32 (frames, dim); overwritten.
+
+    Returns:
+        float32 (2, dim): the means and deviations, as `Codebook.norm` has them.
+
+    Raises:
+        ValueError: If there are no frames, or some are not finite.
+    """
+    mean = frames.mean(axis=0, dtype=np.float64) if len(frames) else np.full(frames.shape[1], np.nan)
+    if not np.isfinite(mean).all():
+        raise ValueError(
+            f"features must be finite and at least one frame, but are {frames.shape} with a mean that is not: look at the audio and "
+            "at the teacher"
+        )
+    variance = np.zeros_like(mean)
+    chunks = [frames[start : start + _CHUNK_FRAMES] for start in range(0, len(frames), _CHUNK_FRAMES)]
+    for chunk in chunks:
+        variance += np.square(chunk - mean).sum(axis=0)
+    deviation = np.sqrt(variance / len(frames))
+    # Without copies: wide features of a large sample fill the memory once already.
+    deviation[deviation <= 1e-6 * np.maximum(frames.max(axis=0), -frames.min(axis=0))] = 1
+    norm = np.stack([mean, deviation]).astype(np.float32)
+    for chunk in chunks:
+        chunk -= norm[0]
+        chunk /= norm[1]
+    return torch.from_numpy(norm)
 
 
 def fit_minibatch_kmeans(

@@ -3,6 +3,7 @@
     labels/NAME/pack-00000.u16        labels of whole consecutive shards, one little-endian uint16 a model frame
                 pack-00000.rows.npy   one record a row: offset (first label), key, pcm, frames
                 codebook.npy          float32 (clusters, dim)
+                feature_norm.npy      float32 (2, dim), mean and deviation; only of standardised features
                 meta.json             what the labels are, and which shards (by identity) each pack covers
 
 A row of audio that could not be read has 0 frames: the loader treats it as unreadable.

@@ -9,7 +9,7 @@ import numpy as np
 
 from openwavlm.data.index import Index
 from openwavlm.frames import num_frames
-from openwavlm.targets.kmeans import Codebook, load_centroids, read_meta
+from openwavlm.targets.kmeans import Codebook, read_meta
 from openwavlm.targets.label_packs import FORMAT_VERSION, GRID, labels_file, rows_file
 
 _MADE_BY = "data_prep/assign_labels.py"
@@ -70,7 +70,7 @@ class LabelPacks:
                     f"labels must lie on the model's frame grid, {name} = {expected:g}, but those in {path} have {name} = "
                     f"{meta[name]:g}: make them again with {_MADE_BY}"
                 )
-        codebook = Codebook(load_centroids(path), meta["features"], meta["codebook_fitted"])
+        codebook = Codebook.load_arrays(path, meta["features"], meta["codebook_fitted"])
         if len(codebook) != meta["num_classes"]:
             raise ValueError(
                 f"{path / 'codebook.npy'} must have the {meta['num_classes']} clusters that meta.json names, but has "

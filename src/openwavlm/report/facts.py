@@ -1,0 +1,178 @@
+"""What ran, in words: the configuration, the warnings and the commands to go on, from a run's own records."""
+
+import shlex
+from typing import Any
+
+import numpy as np
+
+from openwavlm.report.content import Iteration
+from openwavlm.report.verdicts import number
+
+
+def what_ran(iteration: Iteration) -> list[tuple[str, str]]:
+    """(topic, sentence) on model, data, updates, masking and mixing; topics without a record are left out."""
+    config = iteration.config
+    makers = (_model, _data, _updates, _labels, _masking, _mixing, _speed)
+    topics = ("model", "data", "training", "labels", "masking", "mixing", "speed")
+    found = []
+    for topic, make in zip(topics, makers, strict=True):
+        text = make(iteration, config)
+        if text:
+            found.append((topic, text))
+    return found
+
+
+def _model(iteration: Iteration, config: dict[str, Any]) -> str:
+    model = config.get("model") or {}
+    if not model:
+        return ""
+    size = f", {iteration.parameters / 1e6:.2f} M parameters" if iteration.parameters else ""
+    channels = "-".join(str(channels) for channels in model["conv_dims"])
+    return (
+        f"WavLM, {model['layers']} layers of width {model['dim']} ({model['heads']} heads, "
+        f"{'pre' if model['pre_norm'] else 'post'}-norm){size}; waveform convolutions of {channels} channels"
+    )
+
+
+def _data(iteration: Iteration, config: dict[str, Any]) -> str:
+    data = iteration.data
+    sources = ", ".join((config.get("data") or {}).get("sources") or {})
+    if data is None:
+        return f"source {sources} (its folders were not opened, so hours and speakers are not known)" if sources else ""
+    speakers = f"{data['training_speakers']} speakers" if data["training_speakers"] else "unknown speakers"
+    text = f"{data['training_hours']:.2f} h of {speakers} to train on (source {sources}); held out: "
+    if not data["validation_rows"]:
+        return text + "nothing"
+    held = f"{data['validation_speakers']} speakers" if data["validation_speakers"] else "whole recordings of unknown speakers"
+    return text + f"{data['validation_hours']:.2f} h of {held}"
+
+
+def _updates(iteration: Iteration, config: dict[str, Any]) -> str:
+    planned = (config.get("optim") or {}).get("updates")
+    batch = config.get("batch") or {}
+    text = f"{iteration.updates} of {planned} updates" if planned else f"{iteration.updates} updates"
+    if batch:
+        text += f" of {batch['seconds']:g} s of audio each, in rows of at most {batch['max_seconds']:g} s"
+    if iteration.data and iteration.data["training_hours"]:
+        text += f"; about {iteration.audio_seconds / 3600 / iteration.data['training_hours']:.1f} passes over the data"
+    return text + f"; seed {config['seed']}" if "seed" in config else text
+
+
+def _labels(iteration: Iteration, config: dict[str, Any]) -> str:
+    sources = (config.get("data") or {}).get("sources") or {}
+    clusters = (iteration.plan or {}).get("codebook")
+    if not sources:
+        return ""
+    folders = ", ".join(str(source["labels"]) for source in sources.values())
+    return f"{int(clusters)} clusters, {folders}" if clusters else folders
+
+
+def _masking(iteration: Iteration, config: dict[str, Any]) -> str:
+    masking = config.get("masking")
+    if not masking:
+        return ""
+    text = f"spans of {masking['length']} frames ({masking['length'] * 20} ms)"
+    valid = iteration.metrics.get("mask_coverage")
+    if valid is not None and len(valid):
+        text += f"; on average {100 * np.nanmean(valid):.1f} % of the valid frames were hidden (all updates)"
+    return text
+
+
+def _mixing(iteration: Iteration, config: dict[str, Any]) -> str:
+    mixing, metrics = config.get("mixing"), iteration.metrics
+    if not mixing:
+        return ""
+    if not mixing["prob"]:
+        return "off"
+    low, high = mixing["speech_db"]
+    noise = f" ({100 * mixing['noise_prob']:.0f} % of these: noise)" if mixing["noise_prob"] else ""
+    text = f"a second voice{' or noise' if noise else ''} is added to {100 * mixing['prob']:.0f} % of the rows{noise}"
+    text += f"; voices at {number(low, 1)} to {number(high, 1)} dB, at most {100 * mixing['max_share']:.0f} % of a row"
+    if len(metrics.get("rows", ())):
+        share = metrics["mixed_rows"].sum() / max(1.0, metrics["rows"].sum())
+        text += f"; {100 * share:.1f} % of all rows were mixed"
+    return text
+
+
+def _speed(iteration: Iteration, config: dict[str, Any]) -> str:
+    parts = []
+    if iteration.audio_s_per_s:
+        parts.append(f"{iteration.audio_s_per_s:.0f} s of audio a second (validation and start included)")
+    if iteration.wall_seconds:
+        parts.append(f"{duration(iteration.wall_seconds)} in all")
+    if len(iteration.metrics.get("padding_share", ())):
+        parts.append(f"{100 * np.nanmean(iteration.metrics['padding_share']):.2f} % of the input was padding")
+    if iteration.plan is not None:
+        lost, short = 100 * iteration.plan["lost_share"], int(iteration.plan["too_short"])
+        parts.append(f"{lost:.2f} % of the audio was left out ({short} utterances were too short)")
+    return "; ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def warnings_of(iteration: Iteration) -> list[str]:
+    """What a reader has to know before believing the figures, from the run's own records."""
+    found, metrics = list(iteration.notes), iteration.metrics
+    planned = (iteration.config.get("optim") or {}).get("updates")
+    if not iteration.updates:
+        found.append("No update was recorded.")
+    elif planned and iteration.updates < planned:
+        found.append(f"The run is not finished: {iteration.updates} of {planned} updates.")
+    if not len(iteration.validation.get("step", ())):
+        found.append("Nothing was validated: no held-out speakers, or no validation was due yet.")
+    elif iteration.data is not None and not iteration.data["validation_speakers"]:
+        found.append("Speakers are not known: whole recordings were held out, so a voice may be on both sides of the split.")
+    elif iteration.data is not None and iteration.data["validation_speakers"] < 5:
+        count = iteration.data["validation_speakers"]
+        found.append(
+            f"Only {count} speaker{'s' if count > 1 else ''} held out: masked-prediction figures may change with other voices."
+        )
+    void, unreadable = (np.nansum(metrics.get(name, np.zeros(1))) for name in ("void", "unreadable_rows"))
+    if void:
+        found.append(f"{int(void)} updates were skipped because their gradient was not finite.")
+    if unreadable:
+        found.append(f"{int(unreadable)} rows could not be read and gave no loss.")
+    changes = {key: values for part in iteration.record.get("segments", []) for key, values in part.get("changes", {}).items()}
+    if changes:
+        found.append(f"The config was changed between launches: {', '.join(changes)}.")
+    realised = iteration.realised
+    if realised is not None and realised.as_recorded is False:
+        found.append(
+            "The batches that were built again differ from those of metrics.csv, so mixture and levels below are not the run's "
+            "own: data or config changed since."
+        )
+    return found
+
+
+def overrides_of(record: dict[str, Any]) -> list[str]:
+    """The overrides of a run's first launch, as far as its record holds them; a word without `=` belongs to the value before it."""
+    segments = record.get("segments") or [{}]
+    words: list[str] = []
+    for word in str(segments[0].get("command", "")).split(" ")[1:]:
+        if "=" in word and not word.startswith("-"):
+            words.append(word)
+        elif words:
+            words[-1] += f" {word}"
+    return words
+
+
+def commands_of(iteration: Iteration) -> list[tuple[str, str]]:
+    """(what it does, command) to go on with a run."""
+    run = shlex.quote(str(iteration.run))
+    found = [("Export the encoder for Transformers", f"openwavlm export run={run}")]
+    overrides = [word for word in overrides_of(iteration.record) if word.split("=")[0] not in ("optim.updates", "allow_change")]
+    updates = (iteration.config.get("optim") or {}).get("updates")
+    if any(word.startswith("data.sources") for word in overrides) and updates:
+        longer = [*overrides, f"optim.updates={2 * int(updates)}", "allow_change=[optim.updates]"]
+        found.append(("Train longer (from where the run was launched)", "openwavlm train " + " ".join(map(shlex.quote, longer))))
+    found.append(("Watch the curves", f"tensorboard --logdir {run}/tensorboard"))
+    export = str(iteration.run / "export")
+    found.append(
+        ("Load the exported encoder, to fine-tune it with your own code", f"transformers.WavLMModel.from_pretrained({export!r})")
+    )
+    return found

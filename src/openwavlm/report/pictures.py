@@ -1,0 +1,224 @@
+"""The report's pictures: matplotlib figures as inline SVG, spectrograms as PNG data URIs, audio as WAV data URIs.
+
+Charts are drawn at the width of a telephone's screen and laid side by side on wider ones, so that their text is never scaled down.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import soundfile
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from openwavlm.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from openwavlm.report.content import Example, Iteration, Realised
+
+BLUE, ORANGE, GREY, GREEN, RED = "#1f5fa8", "#c8641b", "#8a8f98", "#2c7a4b", "#a83232"
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "openwavlm",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+_BASELINES = {
+    "mfcc": ("one MFCC frame", GREY, ":"),
+    "mfcc_context": ("MFCC ± 5", ORANGE, "--"),
+    "logmel_context": ("log-mel ± 5", RED, "-."),
+    "untrained": ("untrained", GREEN, (0, (1, 1))),
+}
+
+
+@contextmanager
+def _chart(width: float = 4.9, height: float = 3.1) -> Iterator[tuple[Axes, list[str]]]:
+    """A figure with one pair of axes; its SVG is put into the list."""
+    svg: list[str] = []
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+        yield axes, svg
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg.append(buffer.getvalue())
+
+
+def _inline(svg: str, name: str) -> str:
+    """An SVG as an element of a page: without prologue and metadata (which point to the network), with identifiers of its own."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = body.replace('xlink:href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    return re.sub(r' xmlns(?::xlink)?="[^"]*"', "", body)
+
+
+def loss_curves(iteration: Iteration, name: str) -> str | None:
+    """Cross-entropy over updates: training batches, held-out speakers, and the lines of what hears no audio."""
+    metrics, validation = iteration.metrics, iteration.validation
+    if not len(metrics.get("step", ())) and not len(validation.get("step", ())):
+        return None
+    with _chart() as (axes, svg):
+        if len(metrics.get("step", ())):
+            steps, smooth = _smoothed(metrics["step"], metrics["cross_entropy"])
+            axes.plot(steps, smooth, color="#a9c4e4", linewidth=1.2, label="training batches, mixed")
+        if len(validation.get("step", ())):
+            axes.plot(validation["step"], validation["cross_entropy"], "o-", color=BLUE, markersize=4, label="held-out speakers")
+        _control_lines(axes, iteration, "cross_entropy")
+        axes.set(xlabel="updates", ylabel="nats a masked frame", title="Masked cross-entropy (lower is better)")
+        _legend_below(axes)
+    return _inline(svg[0], name)
+
+
+def accuracy_curve(iteration: Iteration, name: str) -> str | None:
+    """Masked accuracy over updates on held-out speakers."""
+    validation = iteration.validation
+    if not len(validation.get("step", ())):
+        return None
+    with _chart() as (axes, svg):
+        axes.plot(validation["step"], validation["accuracy"], "o-", color=BLUE, markersize=4, label="held-out speakers")
+        _control_lines(axes, iteration, "accuracy")
+        axes.set(xlabel="updates", ylabel="share of masked frames", title="Masked accuracy (higher is better)", ylim=(0, None))
+        _legend_below(axes)
+    return _inline(svg[0], name)
+
+
+def _legend_below(axes: Axes) -> None:
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+
+
+def _smoothed(steps: np.ndarray, values: np.ndarray, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Means of neighbouring updates, so that at most `points` are drawn; updates without a figure are left out."""
+    kept = np.isfinite(values)
+    steps, values = steps[kept], values[kept]
+    size = max(1, -(-len(values) // points))
+    edges = np.arange(0, len(values), size)
+    counts = np.diff(np.append(edges, len(values)))
+    return steps[edges + counts - 1], np.add.reduceat(values, edges) / counts if len(values) else values
+
+
+def _control_lines(axes: Axes, iteration: Iteration, figure: str) -> None:
+    masked = iteration.masked or {}
+    lines = (("unigram", "label frequencies", GREY, ":"), ("count_table", "count table", ORANGE, "--"))
+    for control, label, colour, style in (*lines, ("nearest_label", "nearest unmasked label", GREEN, "-.")):
+        value = (masked.get(control) or {}).get(figure)
+        if value is not None:
+            axes.axhline(value, color=colour, linestyle=style, linewidth=1.4, label=label)
+
+
+def layer_chart(phones: dict[str, Any], name: str) -> str | None:
+    """Phone accuracy of every layer with the baselines as lines and the chosen layer marked."""
+    layers = phones.get("layers") or []
+    if not layers:
+        return None
+    with _chart() as (axes, svg):
+        axes.plot(range(len(layers)), layers, "o-", color=BLUE, markersize=5, label="layers of the model")
+        chosen = phones.get("chosen_layer")
+        if chosen is not None:
+            interval = (phones.get("intervals") or {}).get("chosen")
+            if interval and None not in interval:
+                axes.plot([chosen, chosen], interval, color=BLUE, linewidth=5, alpha=0.3, solid_capstyle="butt")
+            axes.plot([chosen], [layers[chosen]], "*", color=BLUE, markersize=14, label="chosen on dev voices")
+        for control, (label, colour, style) in _BASELINES.items():
+            if isinstance(phones.get(control), int | float):
+                axes.axhline(phones[control], color=colour, linestyle=style, linewidth=1.4, label=label)
+        axes.set(
+            xlabel="layer (0: input of the first)", ylabel="share of frames", title="Phones, held-out voices (higher is better)"
+        )
+        axes.set_xticks(range(0, len(layers), max(1, len(layers) // 12)))
+        _legend_below(axes)
+    return _inline(svg[0], name)
+
+
+def usage_chart(counts: np.ndarray, name: str) -> str | None:
+    """How often each label occurs, most frequent first."""
+    if not counts.sum():
+        return None
+    share = 100 * np.sort(counts)[::-1] / counts.sum()
+    with _chart() as (axes, svg):
+        axes.fill_between(np.arange(len(share)), share, step="mid", color="#a9c4e4")
+        axes.axhline(100 / len(share), color=GREY, linestyle=":", label="all equally often")
+        axes.set(
+            xlabel="labels, most frequent first",
+            ylabel="% of the training frames",
+            title="How often each label occurs",
+            ylim=(0, None),
+        )
+        _legend_below(axes)
+    return _inline(svg[0], name)
+
+
+def level_chart(realised: Realised, limits_db: list[float] | None, name: str) -> str | None:
+    """Histograms of the measured levels of mixtures."""
+    levels = [np.clip(values[np.isfinite(values)], -20, 25) for values in (realised.energy_ratio_db, realised.overlap_snr_db)]
+    if not len(levels[0]):
+        return None
+    bins = np.arange(-20, 25.1, 2.5)
+    with _chart() as (axes, svg):
+        axes.hist(
+            levels, bins.tolist(), color=[BLUE, ORANGE], label=["over whole utterances (what is drawn)", "within the overlap"]
+        )
+        for place, limit in enumerate(limits_db or []):
+            axes.axvline(limit, color=GREY, linestyle=":", label="limits for speech" if place == 0 else None)
+        axes.set(
+            xlabel="main voice over added sound, dB (outer bars: and beyond)",
+            ylabel="mixtures",
+            title="Measured levels of the mixtures",
+        )
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center")
+    return _inline(svg[0], name)
+
+
+def _spectrogram_db(signal: np.ndarray) -> np.ndarray:
+    """Log power, (bins, frames): 25-ms windows every 5 ms."""
+    padded = np.pad(signal.astype(np.float64), 200)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 400)[::80] * np.hanning(400)
+    return 10 * np.log10(np.abs(np.fft.rfft(windows, 512)).T ** 2 + 1e-7)
+
+
+def mixture_picture(example: Example) -> str:
+    """Spectrograms before and after mixing over the mask and the labels, one time axis; a PNG data URI."""
+    seconds = len(example.clean) / SAMPLE_RATE_HZ
+    begin, end = example.start / SAMPLE_RATE_HZ, (example.start + example.length) / SAMPLE_RATE_HZ
+    grid = (0.0, len(example.mask) / FRAME_RATE_HZ)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 4.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        rows = figure.subplots(4, 1, sharex=True, gridspec_kw={"height_ratios": [4, 4, 0.8, 0.8]})
+        top = _spectrogram_db(example.mixed).max()
+        for axes, signal, title in zip(rows, (example.clean, example.mixed), ("before mixing", "after mixing"), strict=False):
+            image = _spectrogram_db(signal)
+            axes.imshow(image, origin="lower", aspect="auto", extent=(0, seconds, 0, 8), vmin=top - 70, vmax=top, cmap="magma")
+            axes.set(title=title, ylabel="kHz")
+            for edge in (begin, end):
+                axes.axvline(edge, color="white", linestyle="--", linewidth=1)
+        rows[2].imshow(example.mask[None], aspect="auto", extent=(*grid, 0, 1), cmap="Greys", vmin=0, vmax=1.3)
+        rows[2].set_title("mask (dark: hidden from the encoder, to be predicted)")
+        labels = np.where(example.labels >= 0, example.labels * 7 % 20, np.nan)
+        rows[3].imshow(labels[None], aspect="auto", extent=(*grid, 0, 1), cmap="tab20", vmin=0, vmax=19, interpolation="nearest")
+        rows[3].set_title("labels of the clean voice (one colour a label)")
+        for axes in rows[2:]:
+            axes.set_yticks([])
+        rows[3].set(xlabel="seconds", xlim=(0, seconds))
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def audio_uri(signal: np.ndarray, peak: float) -> str:
+    """A signal as a 16-bit WAV data URI, divided by `peak`: give two signals the same one to keep their levels comparable."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, 0.9 * signal / max(peak, 1e-6), SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
+    return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,219 @@
+"""Which controls a model beat and which it did not, as sentences computed from the figures (DESIGN §8)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from openwavlm.probes.bootstrap import ratio_interval
+
+Outcome = Literal["beats", "ties", "behind"]
+
+CONTROLS = {
+    "unigram": "the label frequencies (unigram)",
+    "count_table": "the count table",
+    "nearest_label": "repeating the nearest unmasked label",
+    "mfcc": "one MFCC frame",
+    "mfcc_context": "MFCC ± 5 frames",
+    "logmel": "one log-mel frame",
+    "logmel_context": "log-mel ± 5 frames",
+    "untrained": "the untrained encoder",
+}
+UNIT_CONTROLS = {"mfcc": "units of MFCC", "logmel": "units of log-mel", "untrained": "units of the untrained encoder"}
+CONDITIONS = {"clean": "clean speech", "telephone": "telephone band", "noise10": "10 dB noise"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One comparison.
+
+    Attributes:
+        outcome: `beats`, `ties` (the figures do not tell the two apart) or `behind`.
+        measure: What was measured: "masked cross-entropy", "phones", "units (clean speech)".
+        control: Key of the control.
+        sentence: The comparison with its figures.
+        ours: The model's figure.
+        theirs: The control's figure.
+        interval: Lower and upper end of the difference over speakers, if there is one.
+    """
+
+    outcome: Outcome
+    measure: str
+    control: str
+    sentence: str
+    ours: float
+    theirs: float
+    interval: tuple[float, float] | None = None
+
+
+def number(value: float, places: int = 3) -> str:
+    """A figure with a fixed number of places and a real minus sign."""
+    return f"{value:.{places}f}".replace("-", "−")
+
+
+def beats(iteration: dict[str, Any]) -> list[Verdict]:
+    """Compares an iteration's figures with every control that was measured.
+
+    A difference whose interval over speakers contains 0, and units closer than twice the spread over codebook seeds, are ties.
+    Masked labels have no interval: the figures are compared as they are.
+
+    Args:
+        iteration: An entry of `summary.json`'s `iterations`: `masked`, `phones`, `units`, each of which may be missing or None.
+
+    Returns:
+        One verdict a control and measure, in the order masked labels, phones, units.
+    """
+    found = [*_masked(iteration.get("masked") or {}), *_phones(iteration.get("phones") or {})]
+    for condition, units in (iteration.get("units") or {}).items():
+        found += _units(condition, units or {})
+    return found
+
+
+def _plain(outcome_of: float) -> Outcome:
+    return "beats" if outcome_of > 0 else "behind" if outcome_of < 0 else "ties"
+
+
+_SAYS = {"beats": "beats", "ties": "does not beat", "behind": "does not beat"}
+
+
+def _masked(masked: dict[str, Any]) -> list[Verdict]:
+    verdicts = []
+    for control in ("unigram", "count_table", "nearest_label"):
+        theirs = masked.get(control) or {}
+        if _has(masked, "cross_entropy") and _has(theirs, "cross_entropy"):
+            ours, other = masked["cross_entropy"], theirs["cross_entropy"]
+            outcome, share = _plain(other - ours), 100 * abs(1 - ours / other)
+            what = "masked cross-entropy"
+            words = f"{number(ours)} nats against {number(other)}, {share:.1f} % {'lower' if ours < other else 'higher'}"
+            verdicts.append(
+                Verdict(outcome, what, control, f"{_SAYS[outcome]} {CONTROLS[control]} in {what}: {words}", ours, other)
+            )
+        if _has(masked, "accuracy") and _has(theirs, "accuracy"):
+            ours, other = masked["accuracy"], theirs["accuracy"]
+            outcome, what = _plain(ours - other), "masked accuracy"
+            words = f"{number(ours)} against {number(other)}"
+            verdicts.append(
+                Verdict(outcome, what, control, f"{_SAYS[outcome]} {CONTROLS[control]} in {what}: {words}", ours, other)
+            )
+    return verdicts
+
+
+def _phones(phones: dict[str, Any]) -> list[Verdict]:
+    verdicts: list[Verdict] = []
+    if not _has(phones, "chosen"):
+        return verdicts
+    for control in ("mfcc", "mfcc_context", "logmel", "logmel_context", "untrained"):
+        if not _has(phones, control):
+            continue
+        ours, theirs = phones["chosen"], phones[control]
+        words = f"{number(ours)} against {number(theirs)} of the frames right"
+        outcome, interval = _plain(ours - theirs), None
+        given = (phones.get("differences") or {}).get(control)
+        if given and None not in given:
+            difference, low, high = given
+            interval = (low, high)
+            outcome = "beats" if low > 0 else "behind" if high < 0 else "ties"
+            words += f"; difference {number(difference)}, 95 % interval over speakers {number(low)} … {number(high)}"
+            words += ", which contains 0" if outcome == "ties" else ""
+        else:
+            words += "; no interval"
+        sentence = f"{_SAYS[outcome]} {CONTROLS[control]} in phones: {words}"
+        verdicts.append(Verdict(outcome, "phones", control, sentence, ours, theirs, interval))
+    return verdicts
+
+
+_OF_WORD: dict[str, Outcome] = {"higher": "beats", "equal": "ties", "lower": "behind"}
+
+
+def _units(condition: str, units: dict[str, Any]) -> list[Verdict]:
+    verdicts: list[Verdict] = []
+    if not _has(units, "chosen"):
+        return verdicts
+    spread = units.get("spread") or 0.0
+    for control in UNIT_CONTROLS:
+        if not _has(units, control):
+            continue
+        ours, theirs = units["chosen"], units[control]
+        word = (units.get("verdicts") or {}).get(control)
+        apart = abs(ours - theirs) >= 2 * spread and ours != theirs
+        outcome = _OF_WORD[word] if word in _OF_WORD else _plain(ours - theirs) if apart else "ties"
+        words = f"PNMI {number(ours)} against {number(theirs)}, spread over codebook seeds {number(spread)}"
+        words += " (equal: closer than twice the spread)" if outcome == "ties" else ""
+        measure = f"units ({CONDITIONS.get(condition, condition)})"
+        sentence = f"{_SAYS[outcome]} {UNIT_CONTROLS[control]} on {CONDITIONS.get(condition, condition)}: {words}"
+        verdicts.append(Verdict(outcome, measure, control, sentence, ours, theirs))
+    return verdicts
+
+
+def compare_iterations(earlier: dict[str, Any], later: dict[str, Any]) -> list[str]:
+    """What a further iteration brought, on the same test speakers; phones with a paired interval where the sums by speaker are given."""
+    sentences = []
+    first, second = earlier.get("phones") or {}, later.get("phones") or {}
+    if _has(first, "chosen") and _has(second, "chosen"):
+        text = f"Phones: {number(second['chosen'])} after {number(first['chosen'])}"
+        sums, others = second.get("by_speaker"), first.get("by_speaker")
+        if sums and others and sums["speakers"] == others["speakers"] and list(sums["frames"]) == list(others["frames"]):
+            gain = ratio_interval(np.subtract(sums["correct"], others["correct"]), np.asarray(sums["frames"]))
+            verdict = "higher" if gain.low > 0 else "lower" if gain.high < 0 else "no difference shown"
+            text += f" (difference {number(gain.value)}, 95 % interval {number(gain.low)} … {number(gain.high)}: {verdict})"
+        else:
+            text += " (no paired interval)"
+        sentences.append(text)
+    for condition in CONDITIONS:
+        before, after = ((part.get("units") or {}).get(condition) or {} for part in (earlier, later))
+        if _has(before, "chosen") and _has(after, "chosen"):
+            spread = max(before.get("spread") or 0.0, after.get("spread") or 0.0)
+            gain_of = after["chosen"] - before["chosen"]
+            verdict = "equal" if abs(gain_of) < 2 * spread or not gain_of else "higher" if gain_of > 0 else "lower"
+            words = f"{number(after['chosen'])} after {number(before['chosen'])}, spread {number(spread)}: {verdict}"
+            sentences.append(f"Units, {CONDITIONS[condition]}: PNMI {words}")
+    return sentences
+
+
+def headline(verdicts: Iterable[Verdict]) -> str:
+    """How many comparisons were won, in one sentence."""
+    outcomes = [verdict.outcome for verdict in verdicts]
+    if not outcomes:
+        return "Nothing was measured on held-out speakers, so nothing can be said about what the model learnt."
+    lost = len(outcomes) - outcomes.count("beats")
+    if not lost:
+        return f"The model beats its controls in all {len(outcomes)} comparisons."
+    won = outcomes.count("beats")
+    return f"The model does not beat its controls in {lost} of {len(outcomes)} comparisons; it beats them in {won or 'none'}."
+
+
+def wins(verdicts: Iterable[Verdict]) -> list[tuple[str, str]]:
+    """The comparisons that were won, one (measure with the model's figure, controls with theirs) a measure."""
+    grouped: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        if verdict.outcome == "beats":
+            grouped.setdefault(verdict.measure, []).append(verdict)
+    lines = []
+    for measure, members in grouped.items():
+        names = UNIT_CONTROLS if measure.startswith("units") else CONTROLS
+        controls = [
+            f"{names[verdict.control]} ({number(verdict.theirs)}"
+            + (f"; difference {number(verdict.interval[0])} … {number(verdict.interval[1])})" if verdict.interval else ")")
+            for verdict in members
+        ]
+        lines.append((f"beats in {measure}, at {number(members[0].ours)}", ", ".join(controls)))
+    return lines
+
+
+def unmeasured(iteration: dict[str, Any]) -> list[str]:
+    """Sentences on the controls and measures that are missing."""
+    masked, missing = iteration.get("masked"), []
+    if not masked:
+        missing.append("Masked prediction was not measured on held-out speakers (no validation).")
+    elif not _has(masked.get("count_table") or {}, "cross_entropy"):
+        missing.append("The count table, the strongest control that hears no audio, was not measured.")
+    if not iteration.get("phones"):
+        missing.append("Phones were not probed, so nothing is known about what the layers hold.")
+    if not iteration.get("units"):
+        missing.append("Units (k-means of the features against phones) were not measured.")
+    return missing
+
+
+def _has(figures: dict[str, Any], name: str) -> bool:
+    return isinstance(figures.get(name), int | float)

@@ -1,0 +1,174 @@
+"""Hidden states as features: exact frames, what identifies a teacher, and the norm that a codebook carries."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import openwavlm
+from openwavlm.checkpoints.huggingface import save_huggingface
+from openwavlm.frames import num_frames
+from openwavlm.labelling.extract import check_reproducible, extract_features, feature_settings
+from openwavlm.labelling.teacher import CHUNK_SECONDS, layer_chunks, layer_features, model_hash, open_teacher
+from openwavlm.models.config import WavLMConfig
+from openwavlm.models.wavlm import WavLM
+from openwavlm.targets.kmeans import Codebook, fit_minibatch_kmeans, standardise
+from synthetic import speech_like
+
+TINY = WavLMConfig(
+    conv_dims=(8,) * 7, dim=16, ffn_dim=32, heads=2, layers=2, pre_norm=True, positional_kernel=8, positional_groups=2
+)
+
+
+def tiny(seed: int = 0, **changes: object) -> WavLM:
+    torch.manual_seed(seed)
+    return WavLM(replace(TINY, **changes)).eval()
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    save_huggingface(tiny(), folder)
+    return folder
+
+
+@pytest.mark.parametrize("samples", [0, 399, 400, 719, 720, 16_000, 479_999, 480_000, 480_080, 960_100])
+def test_there_are_exactly_as_many_rows_as_frames(samples: int) -> None:
+    model = tiny()
+    waveform = np.resize(speech_like(1.0), samples)
+    assert layer_features(model, 1, waveform).shape == (num_frames(samples), 16)
+    parts = [(first, len(states[0])) for first, states in layer_chunks(model, [1], waveform)]
+    assert [first for first, _ in parts] == np.cumsum([0, *(length for _, length in parts)])[: len(parts)].tolist()
+    assert all(length <= num_frames(CHUNK_SECONDS * 16_000) for _, length in parts)
+    assert max((length for _, length in parts), default=0) - min((length for _, length in parts), default=0) <= 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"pre_norm": False, "normalise_waveform": True}])
+def test_features_are_the_hidden_states_after_the_residual_of_the_whole_utterance(tmp_path: Path, changes: dict) -> None:
+    save_huggingface(tiny(**changes), tmp_path)
+    waveform = speech_like(1.37)
+    expected = openwavlm.load(tmp_path).extract(torch.from_numpy(waveform)[None].float() / 32768, layers=[0, 2])
+    for layer, states in zip((0, 2), expected, strict=True):
+        settings = feature_settings("layer", teacher=tmp_path, layer=layer)
+        assert settings["feature_norm"] == ("none" if changes else "standardise")
+        assert torch.equal(extract_features(settings, waveform, tmp_path), states[0])
+
+
+def test_parts_of_a_long_utterance_know_nothing_of_each_other() -> None:
+    model = tiny()
+    waveform = np.concatenate([speech_like(20.0, seed) for seed in range(2)])
+    other = waveform.copy()
+    other[20 * 16_000 + 400 :] = speech_like(20.0, 7)[400:]
+    whole, changed = layer_features(model, 2, waveform), layer_features(model, 2, other)
+    half = num_frames(len(waveform)) // 2
+    assert torch.equal(whole[:half], changed[:half])
+    assert not torch.equal(whole[half:], changed[half:])
+
+
+def test_a_teacher_is_its_weights_and_architecture_and_not_its_folder_or_training(teacher: Path, tmp_path: Path) -> None:
+    model = tiny()
+    known = model_hash(model)
+    assert open_teacher(teacher).hash == known
+    save_huggingface(tiny(dropout=0.3, layer_drop=0.2), tmp_path, metadata={"run": "other"})
+    assert open_teacher(tmp_path).hash == known
+    assert model_hash(tiny(seed=1)) != known
+    assert model_hash(tiny(normalise_waveform=True)) != known
+    with torch.no_grad():
+        model.projection.bias[3] += 1e-6
+    assert model_hash(model) != known
+
+
+def test_a_teacher_that_was_written_anew_is_loaded_anew(tmp_path: Path) -> None:
+    save_huggingface(tiny(), tmp_path)
+    first = open_teacher(tmp_path)
+    assert open_teacher(tmp_path) is first
+    save_huggingface(tiny(seed=1), tmp_path)
+    assert open_teacher(tmp_path).hash != first.hash
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"features": "mfcc", "layer": 1}, "belong to features=layer"),
+        ({"features": "layer", "layer": 1, "teacher": None}, "needs teacher"),
+        ({"features": "layer"}, r"needs teacher .* and layer"),
+        ({"features": "layer", "layer": 3}, r"layer must lie in 0…2"),
+        ({"features": "layer", "layer": 1, "feature_norm": "whiten"}, "one of auto, standardise, none"),
+        ({"features": "layer", "layer": 1, "teacher": Path("/nowhere")}, "config.json"),
+    ],
+)
+def test_wrong_requests_are_refused(teacher: Path, arguments: dict, message: str) -> None:
+    defaults = {} if arguments["features"] == "mfcc" else {"teacher": teacher}
+    with pytest.raises(ValueError, match=message):
+        feature_settings(**(defaults | arguments))
+
+
+def test_another_teacher_a_missing_one_and_a_needless_one_are_refused(teacher: Path, tmp_path: Path) -> None:
+    settings = feature_settings("layer", teacher=teacher, layer=1)
+    check_reproducible(settings, "here", teacher)
+    with pytest.raises(ValueError, match="no teacher was given: add teacher=DIR"):
+        check_reproducible(settings, "here")
+    save_huggingface(tiny(seed=1), tmp_path)
+    with pytest.raises(ValueError, match=r"must come from the model .* holds the model"):
+        check_reproducible(settings, "here", tmp_path)
+    with pytest.raises(ValueError, match="no teacher makes"):
+        check_reproducible(feature_settings("mfcc"), "here", teacher)
+    with pytest.raises(ValueError, match="differ in residual"):
+        check_reproducible(settings | {"residual": "before"}, "here", teacher)
+
+
+def frames_of_blobs() -> np.ndarray:
+    generator = np.random.default_rng(0)
+    centres = 4 * generator.standard_normal((5, 6))
+    return (centres[generator.integers(5, size=3000)] + generator.standard_normal((3000, 6))).astype(np.float32)
+
+
+def fitted(frames: np.ndarray) -> Codebook:
+    own = frames.copy()
+    norm = standardise(own)
+    return replace(fit_minibatch_kmeans(own, 5, seed=0), norm=norm)
+
+
+def test_standardised_labels_do_not_see_the_scale_of_a_dimension() -> None:
+    frames = frames_of_blobs()
+    scaled = frames * np.array([1, 1024, 1, 1, 2.0**-6, 1], dtype=np.float32)
+    book, other = fitted(frames), fitted(scaled)
+    assert np.array_equal(book.assign(frames), other.assign(scaled))
+    assert torch.equal(book.centroids, other.centroids)
+    plain = (fit_minibatch_kmeans(frames, 5, seed=0), fit_minibatch_kmeans(scaled, 5, seed=0))
+    assert not np.array_equal(plain[0].assign(frames), plain[1].assign(scaled))
+
+
+def test_standardising_gives_mean_zero_and_deviation_one_and_leaves_a_constant_dimension_at_zero() -> None:
+    frames = frames_of_blobs()
+    frames[:, 2] = 0.1
+    own = frames.copy()
+    norm = standardise(own).numpy()
+    np.testing.assert_allclose(norm[0], frames.mean(axis=0, dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(own.mean(axis=0, dtype=np.float64), 0, atol=1e-6)
+    np.testing.assert_allclose(own.std(axis=0, dtype=np.float64), [1, 1, 0, 1, 1, 1], atol=1e-6)
+    assert norm[1, 2] == 1
+    with pytest.raises(ValueError, match="must be finite"):
+        standardise(np.full((3, 2), np.inf, dtype=np.float32))
+
+
+def test_a_codebook_keeps_its_norm_and_its_hash_binds_it(tmp_path: Path) -> None:
+    frames = frames_of_blobs()
+    book = replace(fitted(frames), features={"name": "layer", "feature_norm": "standardise"})
+    book.save(tmp_path)
+    again = Codebook.load(tmp_path)
+    assert again.hash == book.hash != replace(book, norm=None).hash
+    assert np.array_equal(again.assign(frames), book.assign(frames))
+    assert not np.array_equal(replace(book, norm=None).assign(frames), book.assign(frames))
+    norm = np.load(tmp_path / "feature_norm.npy")
+    np.save(tmp_path / "feature_norm.npy", norm * np.float32(1.5))
+    with pytest.raises(ValueError, match="must have the hash"):
+        Codebook.load(tmp_path)
+    np.save(tmp_path / "feature_norm.npy", -norm)
+    with pytest.raises(ValueError, match="positive deviations"):
+        Codebook.load(tmp_path)
+    (tmp_path / "feature_norm.npy").unlink()
+    with pytest.raises(ValueError, match=r"feature_norm\.npy cannot be read"):
+        Codebook.load(tmp_path)

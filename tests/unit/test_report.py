@@ -1,0 +1,215 @@
+"""The report's first lines follow from the figures, and a missing part is said in a sentence."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from openwavlm.report.content import Example, Iteration, Realised, ReportContent, read_iteration, read_table
+from openwavlm.report.facts import commands_of, overrides_of, warnings_of
+from openwavlm.report.page import render, write_report
+from openwavlm.report.verdicts import beats, compare_iterations, headline, unmeasured, wins
+
+MASKED = {
+    "cross_entropy": 3.0,
+    "accuracy": 0.2,
+    "unigram": {"cross_entropy": 3.8, "accuracy": 0.05},
+    "count_table": {"cross_entropy": 3.3, "accuracy": 0.25},
+}
+PHONES = {
+    "layers": [0.30, 0.42, 0.46],
+    "chosen_layer": 2,
+    "chosen": 0.46,
+    "mfcc": 0.37,
+    "mfcc_context": 0.45,
+    "logmel_context": 0.52,
+    "untrained": 0.31,
+    "frames": 16200,
+    "intervals": {"chosen": [0.44, 0.48]},
+    "differences": {
+        "mfcc": [0.09, 0.07, 0.11],
+        "mfcc_context": [0.01, -0.01, 0.03],
+        "logmel_context": [-0.06, -0.08, -0.04],
+    },
+    "noise10": {"chosen": 0.4, "mfcc": 0.2, "frames": 900},
+}
+UNITS = {
+    "clean": {
+        "chosen": 0.36,
+        "mfcc": 0.355,
+        "untrained": 0.2,
+        "spread": 0.004,
+        "verdicts": {"mfcc": "equal", "untrained": "higher"},
+    },
+    "noise10": {"chosen": 0.15, "mfcc": 0.16, "spread": 0.004},
+}
+
+
+def outcomes(**figures) -> dict[tuple[str, str], str]:
+    return {(verdict.measure, verdict.control): verdict.outcome for verdict in beats(figures)}
+
+
+def iteration(tmp_path, **parts) -> Iteration:
+    return Iteration("first", tmp_path, **parts)
+
+
+def test_a_lower_cross_entropy_beats_and_a_lower_accuracy_does_not():
+    found = outcomes(masked=MASKED)
+    assert found["masked cross-entropy", "count_table"] == "beats" and found["masked accuracy", "count_table"] == "behind"
+    assert found["masked cross-entropy", "unigram"] == found["masked accuracy", "unigram"] == "beats"
+    said = next(v.sentence for v in beats({"masked": MASKED}) if v.outcome == "behind")
+    assert said == "does not beat the count table in masked accuracy: 0.200 against 0.250"
+
+
+def test_a_higher_cross_entropy_does_not_beat():
+    masked = MASKED | {"cross_entropy": 3.4}
+    verdict = next(v for v in beats({"masked": masked}) if v.control == "count_table")
+    assert verdict.outcome == "behind" and "3.0 % higher" in verdict.sentence
+
+
+def test_a_difference_whose_interval_contains_0_does_not_beat():
+    found = outcomes(phones=PHONES)
+    assert found == {
+        ("phones", "mfcc"): "beats",
+        ("phones", "mfcc_context"): "ties",
+        ("phones", "logmel_context"): "behind",
+        ("phones", "untrained"): "beats",
+    }
+    said = next(v.sentence for v in beats({"phones": PHONES}) if v.control == "mfcc_context")
+    assert said.startswith("does not beat MFCC ± 5 frames in phones") and "−0.010 … 0.030, which contains 0" in said
+
+
+def test_units_closer_than_twice_the_spread_are_equal_also_without_a_written_verdict():
+    found = outcomes(units=UNITS)
+    assert found["units (clean speech)", "mfcc"] == "ties" and found["units (clean speech)", "untrained"] == "beats"
+    assert found["units (10 dB noise)", "mfcc"] == "behind"
+    narrow = {"noise10": UNITS["noise10"] | {"spread": 0.006}}
+    assert outcomes(units=narrow)["units (10 dB noise)", "mfcc"] == "ties"
+
+
+def test_the_headline_counts_what_was_not_beaten():
+    assert headline(beats({"masked": MASKED})).startswith("The model does not beat its controls in 1 of 4 comparisons")
+    assert "all 2" in headline(beats({"masked": MASKED | {"count_table": {}}}))
+    assert headline([]).startswith("Nothing was measured")
+
+
+def test_wins_are_listed_by_measure_with_the_figures_of_the_controls():
+    lines = dict(wins(beats({"phones": PHONES})))
+    assert lines == {
+        "beats in phones, at 0.460": "one MFCC frame (0.370; difference 0.070 … 0.110), the untrained encoder (0.310)"
+    }
+
+
+def test_what_was_not_measured_is_said():
+    assert len(unmeasured({})) == 3 and unmeasured({"masked": MASKED, "phones": PHONES, "units": UNITS}) == []
+    assert "count table" in unmeasured({"masked": {"cross_entropy": 1.0}, "phones": PHONES, "units": UNITS})[0]
+
+
+def test_a_later_iteration_is_compared_in_pairs_by_speaker():
+    sums = {"speakers": ["a", "b", "c"], "frames": [1000.0, 2000.0, 1500.0], "correct": [400.0, 800.0, 600.0]}
+    better = sums | {"correct": [450.0, 900.0, 670.0]}
+    earlier, later = {"phones": {"chosen": 0.4, "by_speaker": sums}}, {"phones": {"chosen": 0.449, "by_speaker": better}}
+    assert compare_iterations(earlier, later)[0].endswith(": higher)")
+    assert compare_iterations(later, earlier)[0].endswith(": lower)")
+    other = {"phones": {"chosen": 0.4, "by_speaker": sums | {"speakers": ["a", "b", "d"]}}}
+    assert compare_iterations(other, later) == ["Phones: 0.449 after 0.400 (no paired interval)"]
+
+
+def test_a_report_of_nothing_is_a_page_of_sentences(tmp_path):
+    page = write_report(tmp_path, ReportContent("bare", [iteration(tmp_path)])).read_text()
+    for sentence in (
+        "Nothing was measured",
+        "No probe was run",
+        "No update was recorded",
+        "There is no mixture",
+        "Nothing was validated",
+    ):
+        assert sentence in page
+    assert json.loads((tmp_path / "summary.json").read_text())["iterations"][0]["masked"] is None
+
+
+def test_a_report_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="needs at least one run"):
+        write_report(tmp_path, ReportContent("none", []))
+
+
+def full(tmp_path) -> Iteration:
+    steps = np.arange(1.0, 11)
+    signal = np.sin(np.arange(16_000) / 9).astype(np.float32)
+    metrics = {"step": steps, "cross_entropy": 4 - steps / 10, "accuracy": np.full(10, 0.98765), "audio_s": np.full(10, 30.0)}
+    validation = {"step": steps[4::5], "cross_entropy": np.array([3.5, 3.0]), "accuracy": np.array([0.1, 0.2])}
+    return iteration(
+        tmp_path,
+        config={"optim": {"updates": 10}, "mixing": None},
+        metrics=metrics,
+        validation=validation,
+        masked=MASKED,
+        probes={"phones": PHONES, "units": UNITS},
+        cluster_counts=np.array([5, 0, 20, 10]),
+        example=Example(1, "a <b>", signal, 1.2 * signal, 3000, 6000, 1.0, 2.0, np.arange(49) % 16 < 8, np.arange(49) % 50),
+        realised=Realised((1,), 2, 20, 4, 1, 0.5, np.zeros(4), np.array([1.0, 2, np.nan, 60]), np.full(4, 0.3), as_recorded=True),
+    )
+
+
+def test_a_full_page_loads_nothing_and_names_no_training_accuracy(tmp_path):
+    page = render(ReportContent("a & b", [full(tmp_path), full(tmp_path)]))
+    assert not re.search(r"https?://|<script|<link|@import|url\((?!#)", page)
+    assert len(re.findall(r'src="data:audio/wav;base64,', page)) == 4 and page.count("<svg") == 10
+    assert not re.search(r'src="(?!data:)|href="(?!#)', page)
+    assert "0.988" not in page and "98.8" not in page
+    assert "a &amp; b" in page and "a &lt;b&gt;" in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert ids and len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', page)) <= set(ids)
+
+
+def test_the_first_lines_hold_the_verdicts(tmp_path):
+    page = render(ReportContent("run", [full(tmp_path)]))
+    first = re.sub(r"<[^>]+>", " ", page[page.index("</h1>") :])[:1200]
+    assert "does not beat its controls in 5 of 11" in first and "does not beat log-mel ± 5 frames in phones" in first
+
+
+def test_the_page_is_a_function_of_its_content(tmp_path):
+    assert render(ReportContent("run", [full(tmp_path)])) == render(ReportContent("run", [full(tmp_path)]))
+
+
+def test_the_summary_keeps_what_others_wrote(tmp_path):
+    (tmp_path / "summary.json").write_text('{"format_version": 1, "complete": true}')
+    write_report(tmp_path, ReportContent("run", [full(tmp_path)]))
+    kept = json.loads((tmp_path / "summary.json").read_text())
+    assert (
+        kept["complete"] and kept["iterations"][0]["phones"]["chosen"] == 0.46 and kept["iterations"][0]["audio_seconds"] == 300
+    )
+
+
+def test_a_torn_last_line_and_empty_fields_are_read_over(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss,unmasked_accuracy\n1,2.5,\n2,2.25,0.5\n3,2")
+    table = read_table(path)
+    assert table["step"].tolist() == [1, 2] and np.isnan(table["unmasked_accuracy"][0])
+    path.write_text("step,loss\n")
+    assert read_table(path) == {} and read_table(tmp_path / "none.csv") == {}
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is no run directory"):
+        read_iteration(tmp_path)
+
+
+def test_warnings_tell_of_skipped_updates_lost_rows_and_an_early_end(tmp_path):
+    metrics = {"step": np.array([1.0, 2]), "void": np.array([0.0, 1]), "unreadable_rows": np.array([2.0, 1])}
+    said = " ".join(warnings_of(iteration(tmp_path, metrics=metrics, config={"optim": {"updates": 5}})))
+    assert "2 of 5 updates" in said and "1 updates were skipped" in said and "3 rows could not be read" in said
+
+
+def test_the_command_to_train_longer_repeats_the_first_launch(tmp_path):
+    command = "/x/train.py experiment=nano name=n data.sources.speech.shards=my shards/a optim.updates=7"
+    record = {"segments": [{"command": command}, {"command": "train.py other=1"}]}
+    assert overrides_of(record)[2] == "data.sources.speech.shards=my shards/a"
+    commands = dict(commands_of(iteration(tmp_path, record=record, config={"optim": {"updates": 7}})))
+    longer = next(text for text in commands.values() if "optim.updates" in text)
+    assert (
+        "'data.sources.speech.shards=my shards/a'" in longer and "optim.updates=14" in longer and "optim.updates=7 " not in longer
+    )
+    assert not any("optim.updates" in text for _, text in commands_of(iteration(tmp_path)))

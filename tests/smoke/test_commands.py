@@ -10,13 +10,13 @@ import pytest
 import torch
 import transformers
 from programs import REPOSITORY, run_program
+from runs import TINY_MODEL
 from safetensors.torch import load_file
 from synthetic import make_shard_set, speech_like
 
 import openwavlm
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
-from runs import TINY_MODEL
 
 SETTINGS = [
     "experiment=nano",

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from programs import REPOSITORY, run_program
+from runs import compose
 from synthetic import make_corpus, write_speech_like
 
 from openwavlm.build import objects, plain
-from runs import compose
 
 PAGES = sorted(
     path for pattern in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md") for path in REPOSITORY.glob(pattern)

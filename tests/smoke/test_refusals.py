@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from programs import REPOSITORY, run_program
+from runs import TINY_MODEL, compose, launch
 from synthetic import make_shard_set
 
 from openwavlm.data.index import Index
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
 from openwavlm.train import train
-from runs import TINY_MODEL, compose, launch
 
 SETTINGS = [
     "experiment=nano",

@@ -5,6 +5,7 @@ import sys
 
 COMMANDS = {
     "train": ("openwavlm.launch", "launch or resume a pre-training run (the same as train.py)"),
+    "iterate": ("openwavlm.iterate", "labels, training, probes, labels again: a resumable chain"),
     "export": ("openwavlm.export", "write a run in Hugging Face's format"),
 }
 

@@ -234,8 +234,8 @@ def make_builder(parts: dict[str, Any], opened: OpenData, seed: int, *, training
         layer_drop=model.layer_drop if training else 0.0,
     )
     return MicroBatchBuilder(
-        {name: Path(source["shards"]) for name, source in data.sources.items()},
-        {name: Path(source["labels"]) for name, source in data.sources.items()},
+        {name: Path(source["shards"]) for name, source in data.all_sets.items()},
+        {name: Path(source["labels"]) for name, source in data.all_sets.items()},
         draws,
         Path(data.noise) if data.noise and training else None,
     )

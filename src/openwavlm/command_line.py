@@ -6,6 +6,7 @@ import sys
 COMMANDS = {
     "train": ("openwavlm.launch", "launch or resume a pre-training run (the same as train.py)"),
     "extract": ("openwavlm.extract", "features of a model's layers, or units, of a folder of recordings"),
+    "iterate": ("openwavlm.iterate", "labels, training, probes, labels again: a resumable chain"),
     "export": ("openwavlm.export", "write a run in Hugging Face's format"),
     "report": ("openwavlm.report_command", "write a run's report.html: figures, pictures, audio, verdicts"),
 }

@@ -34,7 +34,7 @@ def load_run(run: Path) -> tuple[WavLMForPretraining, dict[str, Any]]:
     if found is None:
         raise ValueError(f"{run} has no checkpoint yet: let it train to callbacks.checkpoint_every, or touch {run / 'save_now'}")
     checkpoint = torch.load(found, map_location="cpu", weights_only=True)
-    state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
+    state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items() if key.startswith("model.")}
     parts = objects(yaml.safe_load(config.read_text()))
     model = make_model(parts, state["label_embeddings"].shape[0] - parts["head"].special_rows)
     model.load_state_dict(state, strict=True)

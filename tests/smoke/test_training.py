@@ -38,6 +38,8 @@ SETTINGS = [
     "callbacks.unmasked_every=4",
     "data.validation_share=0.3",
     "loader.workers=0",
+    "loss.unmasked=0.5",
+    "loss.logmel=0.5",
 ]
 
 
@@ -243,9 +245,8 @@ def _record(path: Path, fault: str | None) -> None:
 
     real_forward, real_loss = modules.forward_micro_batch, PretrainingModule._loss
 
-    def forward_micro_batch(model, batch, mixing, *, with_unmasked):
+    def forward_micro_batch(model, batch, mixed, **options):
         if model.training:
-            mixed = modules.prepare_waveforms(batch, mixing, normalised=False)
             line = {
                 "id": f"{batch.id.epoch}/{batch.id.index}",
                 "batch": batch.fingerprint(),
@@ -256,13 +257,13 @@ def _record(path: Path, fault: str | None) -> None:
             }
             with path.with_suffix(f".{line['rank']}").open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        return real_forward(model, batch, mixing, with_unmasked=with_unmasked)
+        return real_forward(model, batch, mixed, **options)
 
-    def per_rank_mean(self, output, micro, masked_frames):
-        return real_loss(self, output, micro, max(1, self.local_masked) * self.control.world_size)
+    def per_rank_mean(self, output, logmel_error, micro, masked_frames, warm):
+        return real_loss(self, output, logmel_error, micro, max(1, self.local_masked) * self.control.world_size, warm)
 
-    def missing_factor(self, output, micro, masked_frames):
-        return real_loss(self, output, micro, masked_frames) / self.control.world_size
+    def missing_factor(self, output, logmel_error, micro, masked_frames, warm):
+        return real_loss(self, output, logmel_error, micro, masked_frames, warm) / self.control.world_size
 
     modules.forward_micro_batch = forward_micro_batch
     if fault == "per-rank means":

@@ -28,6 +28,7 @@ class Data:
 
     Attributes:
         sources: Name → {shards: folder, labels: folder, weight: factor on its hours (1), share: instead of hours × weight}.
+        validation: Name → {shards, labels}: sets of their own that validation reads; then `validation_share` must be 0.
         noise: Shard set of noise clips, or None.
         validation_share: Expected share of the speakers that is held out.
         split_seed: Seed of that split and of the validation masks; apart from the run's seed.
@@ -40,6 +41,7 @@ class Data:
     """
 
     sources: dict[str, dict[str, Any]]
+    validation: dict[str, dict[str, Any]] = field(default_factory=dict)
     noise: str | None = None
     validation_share: float = 0.02
     split_seed: int = 0
@@ -52,6 +54,7 @@ class Data:
             raise ValueError(
                 "data.sources is empty: name at least one, as in data.sources.speech.shards=shards/x data.sources.speech.labels=labels/x"
             )
+        self._check_validation()
         for name, source in self.sources.items():
             unknown = set(source) - set(_SOURCE_KEYS)
             if unknown:
@@ -87,6 +90,23 @@ class Data:
                 "callbacks.validate_every=0"
             )
 
+    def _check_validation(self) -> None:
+        for name, source in self.validation.items():
+            if set(source) != {"shards", "labels"} or not all(source.values()):
+                raise ValueError(f"data.validation.{name} takes shards and labels, each a folder, but is {source}")
+            if name in self.sources:
+                raise ValueError(f"data.validation.{name} has the name of a source that is trained on: choose another name")
+        if self.validation and self.validation_share:
+            raise ValueError(
+                f"data.validation names held-out sets, so data.validation_share must be 0, but is {self.validation_share:g}: set it to 0, "
+                "or drop data.validation"
+            )
+
+    @property
+    def all_sets(self) -> dict[str, dict[str, Any]]:
+        """Sources and validation sets."""
+        return self.sources | self.validation
+
 
 @dataclass
 class OpenData:
@@ -110,7 +130,7 @@ class OpenData:
     noise_index: Index | None = None
 
     def __post_init__(self) -> None:
-        for name, source in self.data.sources.items():
+        for name, source in self.data.all_sets.items():
             index = Index.open(Path(source["shards"]))
             check_shards(index)
             self.indexes[name] = index
@@ -130,7 +150,10 @@ class OpenData:
             name: validation_rows(index, share=self.data.validation_share, split_seed=self.data.split_seed)
             for name, index in self.indexes.items()
         }
+        self._held_out |= {name: np.ones(len(self.indexes[name]), dtype=bool) for name in self.data.validation}
         for name, index in self.indexes.items():
+            if name in self.data.validation:
+                continue
             long_enough = num_frames(np.asarray(index.num_samples, dtype=np.int64)) >= self.batching.min_frames
             if not (long_enough & ~self._held_out[name]).any():
                 raise ValueError(

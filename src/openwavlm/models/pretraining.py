@@ -14,14 +14,15 @@ from openwavlm.models.wavlm import WavLM
 
 
 class PretrainingOutput(NamedTuple):
-    """What a micro-batch gives; every entry is a tensor of one element on the model's device.
+    """What a micro-batch gives, on the model's device; all but the features are tensors of one element.
 
     Attributes:
         cross_entropy_sum: float32, summed over the masked frames, in nats.
         num_correct: int64, masked frames whose label has the largest logit.
         feature_penalty: float32, mean square of the convolutional features.
-        unmasked_cross_entropy_sum: float32, the same over the unmasked frames, without gradient; None if not asked for.
+        unmasked_cross_entropy_sum: float32, the same over the unmasked frames; None if not asked for.
         num_unmasked_correct: int64, likewise.
+        features: (batch, channels, frames), the extractor's output.
     """
 
     cross_entropy_sum: Tensor
@@ -29,6 +30,7 @@ class PretrainingOutput(NamedTuple):
     feature_penalty: Tensor
     unmasked_cross_entropy_sum: Tensor | None
     num_unmasked_correct: Tensor | None
+    features: Tensor
 
 
 class WavLMForPretraining(nn.Module):
@@ -96,6 +98,8 @@ class WavLMForPretraining(nn.Module):
         layer_keep: Tensor | None = None,
         unmasked_index: Tensor | None = None,
         unmasked_labels: Tensor | None = None,
+        *,
+        learn_unmasked: bool = False,
     ) -> PretrainingOutput:
         """Predicts the pseudo-labels of the masked frames.
 
@@ -109,8 +113,9 @@ class WavLMForPretraining(nn.Module):
             masked_index: int64 (masked,), flat positions batch · frames that enter the loss.
             masked_labels: Integers (masked,), their pseudo-labels, 0 … num_classes − 1.
             layer_keep: bool (layers,), LayerDrop's draw.
-            unmasked_index: int64 (unmasked,), flat positions of other frames, which are only measured.
+            unmasked_index: int64 (unmasked,), flat positions of other frames, which are measured.
             unmasked_labels: Integers (unmasked,), their pseudo-labels.
+            learn_unmasked: Whether their cross-entropy has a gradient.
 
         Returns:
             Sums over the frames, and the feature penalty.
@@ -120,10 +125,12 @@ class WavLMForPretraining(nn.Module):
         cross_entropy_sum, num_correct = self._predict(frames, masked_index, masked_labels)
         unmasked_cross_entropy_sum, num_unmasked_correct = None, None
         if unmasked_index is not None and unmasked_labels is not None:
-            with torch.no_grad():
+            with torch.set_grad_enabled(learn_unmasked and torch.is_grad_enabled()):
                 unmasked_cross_entropy_sum, num_unmasked_correct = self._predict(frames, unmasked_index, unmasked_labels)
         penalty = feature_penalty(encoded.features)
-        return PretrainingOutput(cross_entropy_sum, num_correct, penalty, unmasked_cross_entropy_sum, num_unmasked_correct)
+        return PretrainingOutput(
+            cross_entropy_sum, num_correct, penalty, unmasked_cross_entropy_sum, num_unmasked_correct, encoded.features
+        )
 
     def _predict(self, frames: Tensor, index: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         projected = self.final_proj(frames.index_select(0, index))

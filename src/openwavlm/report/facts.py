@@ -165,6 +165,10 @@ def commands_of(iteration: Iteration) -> list[tuple[str, str]]:
     """(what it does, command) to go on with a run."""
     run = shlex.quote(str(iteration.run))
     found = [("Export the encoder for Transformers", f"openwavlm export run={run}")]
+    layer = ((iteration.probes or {}).get("phones") or {}).get("chosen_layer")
+    layers = "" if layer is None else f" {shlex.quote(f'layers=[{layer}]')}"
+    extract = f"openwavlm extract encoder={run}/export input=RECORDINGS output=FEATURES{layers}"
+    found.append(("Features of your own recordings, from the exported encoder", extract))
     overrides = [word for word in overrides_of(iteration.record) if word.split("=")[0] not in ("optim.updates", "allow_change")]
     updates = (iteration.config.get("optim") or {}).get("updates")
     if any(word.startswith("data.sources") for word in overrides) and updates:

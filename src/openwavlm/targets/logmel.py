@@ -71,11 +71,12 @@ def log_mel(waveforms: Tensor) -> Tensor:
     return (power @ bands + _FLOOR).log()
 
 
-def normalised_log_mel(waveforms: Tensor) -> Tensor:
+def normalised_log_mel(waveforms: Tensor, num_samples: Tensor | None = None) -> Tensor:
     """`log_mel` with each band brought to mean 0 and variance 1 over the utterance, which removes the channel's colour.
 
     Args:
-        waveforms: Floating point (…, samples) at 16 kHz in [−1, 1), no padding.
+        waveforms: Floating point (…, samples) at 16 kHz in [−1, 1).
+        num_samples: int64 (…,), valid samples; None = all. What lies beyond counts for nothing and comes out as 0.
 
     Returns:
         float32 (…, frames, 40).
@@ -84,5 +85,11 @@ def normalised_log_mel(waveforms: Tensor) -> Tensor:
         ValueError: As `log_mel` does.
     """
     spectra = log_mel(waveforms)
+    if num_samples is not None:
+        frames = num_frames(num_samples)[..., None, None]
+        valid = torch.arange(spectra.shape[-2], device=spectra.device)[:, None] < frames
+        count = frames.clamp(min=1)
+        centred = (spectra - (spectra * valid).sum(dim=-2, keepdim=True) / count) * valid
+        return centred * torch.rsqrt(centred.square().sum(dim=-2, keepdim=True) / count + 1e-3)
     centred = spectra - spectra.mean(dim=-2, keepdim=True)
     return centred * torch.rsqrt(centred.square().mean(dim=-2, keepdim=True) + 1e-3)

@@ -13,7 +13,7 @@ from openwavlm.data.plan import MicroBatchSpec
 from openwavlm.models.pretraining import WavLMForPretraining
 from openwavlm.targets.quality import repeat_nearest
 from openwavlm.training.control import Control
-from openwavlm.training.module import forward_micro_batch
+from openwavlm.training.module import forward_micro_batch, prepare_waveforms
 
 VALIDATION_COLUMNS = [
     "step",
@@ -71,7 +71,9 @@ class Evaluation:
         sums = torch.zeros(8, dtype=torch.float64)
         mine = self._specs[self._control.rank :: self._control.world_size]
         for batch in micro_batch_loader(self._builder, mine, self._loading):
-            output = forward_micro_batch(model, batch.to(device), None, with_unmasked=True)
+            moved = batch.to(device)
+            waveforms = prepare_waveforms(moved, None, normalised=model.wavlm.config.normalise_waveform)
+            output = forward_micro_batch(model, moved, waveforms, with_unmasked=True)
             sums += self._sums(batch, output.cross_entropy_sum, output.num_correct, output.num_unmasked_correct)
         model.train(was_training)
         loss, correct, unigram_loss, unigram_correct, nearest, masked, seen_correct, seen = self._control.sum(sums).tolist()

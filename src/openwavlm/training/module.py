@@ -12,15 +12,17 @@ from typing import Any
 
 import lightning
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from openwavlm.augment.mixing import Mixing, mix
 from openwavlm.batch import PretrainBatch
 from openwavlm.data.loader import StepBatch
+from openwavlm.frames import num_frames
 from openwavlm.models.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.models.wavlm import normalise
 from openwavlm.randomness import stable_hash, words
+from openwavlm.targets.logmel import NUM_BANDS, normalised_log_mel
 from openwavlm.training.control import Control, StepTotals
 from openwavlm.training.optim import Optim
 
@@ -39,6 +41,7 @@ SUMS = [
     "mixtures",
     "mask_frames",
     "valid_frames",
+    "logmel_error",
 ]
 
 
@@ -46,18 +49,33 @@ SUMS = [
 class Loss:
     """Weights of the loss.
 
+    The two warm-up losses make the waveform extractor of a small model learn several times sooner; they are in no reference.
+
     Attributes:
         feature_penalty: λ, weight of the mean squared convolutional feature (10 in the references).
+        unmasked: First weight of the cross-entropy on unmasked frames, which then falls linearly to 0.
+        logmel: First weight of the mean squared error of a linear map from the convolutional features to 40 normalised log-mels.
+        warm_share: Share of the updates over which both fall to 0.
 
     Raises:
         ValueError: If a weight is negative.
     """
 
     feature_penalty: float = 10.0
+    unmasked: float = 0.0
+    logmel: float = 0.0
+    warm_share: float = 0.4
 
     def __post_init__(self) -> None:
-        if not 0 <= self.feature_penalty < float("inf"):
-            raise ValueError(f"loss.feature_penalty must be a number that is not negative, but is {self.feature_penalty}")
+        for name in ("feature_penalty", "unmasked", "logmel"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"loss.{name} must be a number that is not negative, but is {getattr(self, name)}")
+        if not 0 < self.warm_share <= 1:
+            raise ValueError(f"loss.warm_share must lie in (0, 1], but is {self.warm_share}")
+
+    def warm(self, step: int, updates: int) -> float:
+        """Factor of the warm-up losses at update `step` of `updates`."""
+        return max(0.0, 1 - step / (self.warm_share * updates))
 
 
 @dataclass(frozen=True)
@@ -96,10 +114,14 @@ def seed_dropout(device: torch.device, seed: int, batch: PretrainBatch) -> None:
 
 
 def forward_micro_batch(
-    model: WavLMForPretraining, batch: PretrainBatch, mixing: Mixing | None, *, with_unmasked: bool
+    model: WavLMForPretraining,
+    batch: PretrainBatch,
+    waveforms: Tensor,
+    *,
+    with_unmasked: bool,
+    learn_unmasked: bool = False,
 ) -> PretrainingOutput:
     """One micro-batch through the model; labels are those of the clean primary utterance."""
-    waveforms = prepare_waveforms(batch, mixing, normalised=model.wavlm.config.normalise_waveform)
     labels = batch.labels.flatten().to(torch.int64)
     unmasked = batch.unmasked_index if with_unmasked else None
     return model(
@@ -111,6 +133,7 @@ def forward_micro_batch(
         layer_keep=batch.layer_keep,
         unmasked_index=unmasked,
         unmasked_labels=labels.index_select(0, unmasked) if unmasked is not None else None,
+        learn_unmasked=learn_unmasked,
     )
 
 
@@ -120,7 +143,7 @@ class PretrainingModule(lightning.LightningModule):
     Args:
         model: Encoder and prediction head.
         optim: Optimiser and schedule.
-        loss: Loss weights.
+        loss: Loss weights; with `logmel` the module owns the linear map, which no export contains.
         mixing: How drawn mixtures are applied.
         seed: The run's seed.
         control: The per-step exchange between ranks.
@@ -149,6 +172,7 @@ class PretrainingModule(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model = model
+        self.logmel_map = nn.Linear(model.wavlm.config.conv_dims[-1], NUM_BANDS) if loss.logmel else None
         self.optim, self.loss, self.mixing, self.seed = optim, loss, mixing, seed
         self.control, self.on_record, self.unmasked_every = control, on_record, unmasked_every
         self.max_skip_rate, self._rows, self._unreadable = max_skip_rate, 0.0, 0.0
@@ -158,7 +182,7 @@ class PretrainingModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the rate is set at each step."""
-        return self.optim.optimizer(self.model.parameters())
+        return self.optim.optimizer(self.parameters())
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
         """Copies without waiting (Lightning waits for everything that is not a plain tensor)."""
@@ -169,19 +193,25 @@ class PretrainingModule(lightning.LightningModule):
         self.control.begin(sum(micro.num_masked for micro in batch.micro_batches), batch.digest)
         self.flush()
         with_unmasked = bool(self.unmasked_every) and (batch.step + 1) % self.unmasked_every == 0
+        warm = self.loss.warm(batch.step, self.optim.updates)
+        learn_unmasked = self.loss.unmasked * warm > 0
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         for number, micro in enumerate(batch.micro_batches):
             with self._gradient_sync(wanted=number == len(batch.micro_batches) - 1):
                 seed_dropout(self.device, self.seed, micro)
-                output = forward_micro_batch(self.model, micro, self.mixing, with_unmasked=with_unmasked)
+                waveforms = prepare_waveforms(micro, self.mixing, normalised=self.model.wavlm.config.normalise_waveform)
+                output = forward_micro_batch(
+                    self.model, micro, waveforms, with_unmasked=with_unmasked or learn_unmasked, learn_unmasked=learn_unmasked
+                )
+                logmel_error = self._logmel_error(output.features, waveforms, micro.num_samples)
                 if number == 0:
                     self.totals = self.control.finish()
                 assert self.totals is not None
-                self.manual_backward(self._loss(output, micro, self.totals.masked_frames))
+                self.manual_backward(self._loss(output, logmel_error, micro, self.totals.masked_frames, warm))
                 if micro.weight:
-                    sums += self._sums(output, micro)
+                    sums += self._sums(output, logmel_error, micro)
         assert self.totals is not None
         norm = self._update(optimizer, batch.step)
         self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked)
@@ -192,16 +222,32 @@ class PretrainingModule(lightning.LightningModule):
             return wrapped.no_sync()
         return contextlib.nullcontext()
 
-    def _loss(self, output: PretrainingOutput, micro: PretrainBatch, masked_frames: int) -> Tensor:
+    def _logmel_error(self, features: Tensor, waveforms: Tensor, num_samples: Tensor) -> Tensor | None:
+        """Mean squared error over valid frames and bands; computed to the end, so that every rank's parameters keep a gradient."""
+        if self.logmel_map is None:
+            return None
+        target = normalised_log_mel(waveforms, num_samples)
+        frames = num_frames(num_samples)
+        valid = torch.arange(target.shape[1], device=target.device) < frames[:, None]
+        error = (self.logmel_map(features.transpose(1, 2)).float() - target).square().mean(-1)
+        return (error * valid).sum() / frames.sum().clamp(min=1)
+
+    def _loss(
+        self, output: PretrainingOutput, logmel_error: Tensor | None, micro: PretrainBatch, masked_frames: int, warm: float
+    ) -> Tensor:
         total = output.cross_entropy_sum + self.loss.feature_penalty * output.feature_penalty * micro.num_masked
+        if self.loss.unmasked * warm > 0 and output.unmasked_cross_entropy_sum is not None:
+            total = total + self.loss.unmasked * warm * output.unmasked_cross_entropy_sum
+        if logmel_error is not None:
+            total = total + self.loss.logmel * warm * logmel_error * micro.num_masked
         return total * (micro.weight * self.control.world_size / max(1, masked_frames))
 
-    def _sums(self, output: PretrainingOutput, micro: PretrainBatch) -> Tensor:
+    def _sums(self, output: PretrainingOutput, logmel_error: Tensor | None, micro: PretrainBatch) -> Tensor:
         """The step's figures of one micro-batch; only three of them come from the device."""
         rows, samples = micro.waveforms.shape
         masked, unmasked = micro.num_masked, micro.unmasked_index.shape[0]
         known = [0, 0, masked, 0, 0, 0, micro.valid_samples, rows * samples, rows, micro.num_unreadable]
-        known += [len(micro.mix), masked, masked + unmasked]
+        known += [len(micro.mix), masked, masked + unmasked, 0]
         values = torch.tensor(known, dtype=torch.float64).to(self.device, non_blocking=True)
         values[0] = output.cross_entropy_sum.detach()
         values[1] = output.num_correct
@@ -209,11 +255,13 @@ class PretrainingModule(lightning.LightningModule):
         if output.num_unmasked_correct is not None:
             values[4] = output.num_unmasked_correct
             values[5] = unmasked
+        if logmel_error is not None:
+            values[13] = logmel_error.detach() * masked
         return values
 
     def _update(self, optimizer: Any, step: int) -> Tensor:
         """Clips, and steps unless the gradient's norm is not finite; returns the norm before clipping."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        parameters = [p for p in self.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.clip_norm, norm)
         for group in optimizer.param_groups:

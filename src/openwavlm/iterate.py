@@ -1,0 +1,259 @@
+"""The loop labels → train → probe → labels as one resumable chain: `openwavlm iterate`.
+
+corpus ─ shards ─┬─ codebook ─ labels ─ train ─ export ─ probes ─┐   iteration 1 (MFCC)
+                 └─ codebook ◄─ layer of the exported model ◄────┘   iteration 2, …
+"""
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+
+from openwavlm.build import objects, plain
+from openwavlm.cli import command
+from openwavlm.data.atomic import write_json
+from openwavlm.data.prepare import make_shards
+from openwavlm.data.sources import OpenData
+from openwavlm.data.synthesis.corpus import synthesize
+from openwavlm.export import export_run, load_run
+from openwavlm.iteration.masked import masked_figures
+from openwavlm.iteration.probe_sets import inventory, probe_set, read_phone_times
+from openwavlm.iteration.stages import Chain, Stage
+from openwavlm.labelling.assign import assign_labels
+from openwavlm.labelling.fit import fit_codebook
+from openwavlm.probes.measured import ProbeSettings
+from openwavlm.probes.probe import probe_model
+
+log = logging.getLogger(__name__)
+
+SETS = ("train", "dev", "test", "dev_clean", "test_clean")
+
+
+class Iteration:
+    """One pass of the loop over prepared shard sets.
+
+    Args:
+        chain: Where the stages are.
+        config: The whole config as plain values.
+        shards: Name → stage that made the shard set.
+        times: Table of phone times, or None.
+    """
+
+    def __init__(self, chain: Chain, config: dict[str, Any], shards: dict[str, Stage], times: Path | None) -> None:
+        self.chain, self.config, self.shards, self.times = chain, config, shards, times
+
+    def run(self, number: int, settings: dict[str, Any], previous: dict[str, Stage] | None) -> dict[str, Stage]:
+        """Makes or finds all stages of iteration `number` (from 1)."""
+        book = self._codebook(number, settings, previous)
+        labels = {name: self._labels(number, name, book, settings, previous) for name in ("train", "dev", "test")}
+        trained = self._train(number, settings, labels)
+        exported = self.chain.run(f"{number}/export", {}, [trained], lambda folder: self._export(trained, folder))
+        masked = self.chain.run(f"{number}/masked", {}, [trained, *labels.values()], lambda folder: self._masked(trained))
+        probed = None
+        if self.times is not None:
+            inputs = [exported, self.shards["train"], self.shards["dev_clean"], self.shards["test_clean"]]
+            probed = self.chain.run(f"{number}/probe", dict(self.config["probe"]), inputs, lambda folder: self._probe(trained))
+        stages = {"codebook": book, "train": trained, "export": exported, "masked": masked}
+        return stages | ({"probe": probed} if probed else {}) | {f"labels-{name}": stage for name, stage in labels.items()}
+
+    def _codebook(self, number: int, settings: dict[str, Any], previous: dict[str, Stage] | None) -> Stage:
+        wanted = {"features": settings["features"], "clusters": settings["clusters"], "seed": self.config["seed"]}
+        inputs = [self.shards["train"]]
+        teacher: dict[str, Any] = {}
+        if settings["features"] == "layer":
+            if previous is None:
+                raise ValueError("the first iteration has no model whose layer could be clustered: use features: mfcc")
+            wanted["layer"] = self._layer(number, settings, previous)
+            inputs.append(previous["export"])
+            teacher = {"teacher": previous["export"].folder, "layer": wanted["layer"]}
+
+        def make(folder: Path) -> dict[str, Any]:
+            book = fit_codebook(
+                [self.shards["train"].folder],
+                folder / "codebook",
+                features=settings["features"],
+                clusters=settings["clusters"],
+                seed=self.config["seed"],
+                validation_share=0.0,
+                workers=self.config["workers"],
+                **teacher,
+            )
+            return {"hash": book.hash, "layer": wanted.get("layer")}
+
+        return self.chain.run(f"{number}/codebook", wanted, inputs, make)
+
+    def _layer(self, number: int, settings: dict[str, Any], previous: dict[str, Stage]) -> int:
+        """The configured layer; else the best on development speakers; else half depth, then three quarters."""
+        if settings.get("layer") not in (None, "auto"):
+            return int(settings["layer"])
+        if "probe" in previous:
+            return max(1, int(previous["probe"].result["phones"]["chosen_layer"]))
+        layers = int(previous["train"].result["layers"])
+        return max(1, round(layers * (0.5 if number == 2 else 0.75)))
+
+    def _labels(self, number: int, name: str, book: Stage, settings: dict[str, Any], previous: dict[str, Stage] | None) -> Stage:
+        teacher = previous["export"].folder if settings["features"] == "layer" and previous else None
+
+        def make(folder: Path) -> None:
+            assign_labels(
+                self.shards[name].folder,
+                book.folder / "codebook",
+                folder / "labels",
+                teacher=teacher,
+                workers=self.config["workers"],
+            )
+
+        return self.chain.run(f"{number}/labels-{name}", {}, [book, self.shards[name]], make)
+
+    def _train(self, number: int, settings: dict[str, Any], labels: dict[str, Stage]) -> Stage:
+        overrides = [*self.config["overrides"], *settings.get("overrides", []), f"seed={self.config['seed']}"]
+        if settings.get("updates"):
+            overrides.append(f"optim.updates={settings['updates']}")
+        data = [
+            "data.validation_share=0",
+            f"data.sources.speech.shards={self.shards['train'].folder}",
+            f"data.sources.speech.labels={labels['train'].folder / 'labels'}",
+            *(
+                f"+data.validation.{name}={{shards: {self.shards[name].folder}, labels: {labels[name].folder / 'labels'}}}"
+                for name in ("dev", "test")
+            ),
+        ]
+
+        def make(folder: Path) -> dict[str, Any]:
+            program = [sys.executable, "-m", "openwavlm", "train", f"name=iteration-{number}", f"hydra.run.dir={folder / 'run'}"]
+            status = subprocess.run([*program, *overrides, *data], check=False).returncode
+            if status:
+                raise ValueError(
+                    f"training of iteration {number} ended with status {status}: see above; the same command goes on"
+                )
+            summary = json.loads((folder / "run" / "summary.json").read_text())
+            if not summary["complete"]:
+                raise ValueError(
+                    f"training of iteration {number} was stopped at update {summary['updates']}: the same command goes on"
+                )
+            parts = objects(yaml.safe_load((folder / "run" / "config.yaml").read_text()))
+            return {"layers": parts["model"].layers, **summary["this_launch"]}
+
+        return self.chain.run(f"{number}/train", {"overrides": overrides}, list(labels.values()), make)
+
+    def _export(self, trained: Stage, folder: Path) -> dict[str, Any]:
+        export_run(trained.folder / "run", folder)
+        return {}
+
+    def _masked(self, trained: Stage) -> dict[str, Any]:
+        run = trained.folder / "run"
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        parts = objects(config)
+        opened = OpenData(parts["data"], parts["batch"], config["seed"])
+        try:
+            model, _ = load_run(run)
+            return masked_figures(model, parts, opened, train="speech", dev="dev", test="test")
+        finally:
+            opened.close()
+
+    def _probe(self, trained: Stage) -> dict[str, Any]:
+        assert self.times is not None
+        times = read_phone_times(self.times)
+        phones = inventory(times)
+        settings = dict(self.config["probe"])
+        train = probe_set(self.shards["train"].folder, times, phones).spread_over_speakers(settings.pop("train_seconds"))
+        dev = probe_set(self.shards["dev_clean"].folder, times, phones)
+        test = probe_set(self.shards["test_clean"].folder, times, phones)
+        model, _ = load_run(trained.folder / "run")
+        cache = self.chain.folder / "baselines"
+        return probe_model(model.wavlm, train, dev, test, ProbeSettings(**settings), cache=cache)
+
+
+def _corpus(chain: Chain, config: dict[str, Any]) -> tuple[dict[str, Stage], Path | None]:
+    """The shard sets, from synthesised or given corpora, and the table of phone times."""
+    if not config["synthesis"]:
+        given = {name: corpus for name, corpus in config["corpora"].items() if corpus}
+        shards = {name: chain.run(f"shards/{name}", corpus, [], _shards(corpus, config)) for name, corpus in given.items()}
+        times = Path(config["alignments"]) if config["alignments"] else None
+        for name in ("dev", "test"):
+            if name in shards:
+                shards.setdefault(f"{name}_clean", shards[name])
+        return shards, times
+    settings = dict(config["synthesis"])
+    made = chain.run(
+        "corpus", settings, [], lambda folder: synthesize(output=folder / "audio", workers=config["workers"], **settings)
+    )
+    audio = made.folder / "audio"
+    shards = {}
+    for name in SETS:
+        corpus = {"input": str(audio / f"{name}.tsv"), "layout": "manifest", "source": "demo"}
+        shards[name] = chain.run(f"shards/{name}", {"set": name}, [made], _shards(corpus, config))
+    return shards, audio / "phones.tsv"
+
+
+def _shards(corpus: dict[str, Any], config: dict[str, Any]) -> Any:
+    def make(folder: Path) -> dict[str, Any]:
+        return make_shards(output=folder, workers=config["workers"], **corpus)
+
+    return make
+
+
+def iterate(config: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Runs all iterations, or what is left of them.
+
+    Args:
+        config: `conf/iterate.yaml` as plain values.
+        directory: Run directory, `runs/NAME`.
+
+    Returns:
+        What is written to `summary.json`.
+
+    Raises:
+        ValueError: If a stage refuses its input.
+    """
+    began = time.monotonic()
+    chain = Chain(directory / "stages")
+    shards, times = _corpus(chain, config)
+    one = Iteration(chain, config, shards, times)
+    iterations: list[dict[str, Stage]] = []
+    for number, settings in enumerate(config["iterations"], start=1):
+        iterations.append(one.run(number, settings, iterations[-1] if iterations else None))
+    summary = {
+        "format_version": 1,
+        "iterations": [_figures(stages) for stages in iterations],
+        "seconds": {str(stage.folder.relative_to(directory)): stage.seconds for stage in chain.stages},
+        "this_call": {
+            "made": [str(stage.folder.relative_to(directory)) for stage in chain.stages if stage.made],
+            "wall_seconds": round(time.monotonic() - began, 1),
+        },
+    }
+    write_json(directory / "summary.json", summary)
+    return summary
+
+
+def _figures(stages: dict[str, Stage]) -> dict[str, Any]:
+    trained = stages["train"]
+    figures: dict[str, Any] = {"masked": stages["masked"].result}
+    if "probe" in stages:
+        figures |= {name: stages["probe"].result[name] for name in ("phones", "units", "speakers")}
+    figures["audio_seconds"], figures["wall_seconds"] = trained.result["audio_seconds"], trained.seconds
+    return figures
+
+
+@command("iterate")
+def main(config: DictConfig) -> None:
+    """The command `openwavlm iterate`."""
+    values = plain(config)
+    directory = Path("runs") / values["name"]
+    summary = iterate(values, directory.resolve())
+    for number, figures in enumerate(summary["iterations"], start=1):
+        masked = figures["masked"]
+        log.info(
+            "iteration %d: masked cross-entropy %.3f (count table %.3f, unigram %.3f)",
+            number,
+            masked["cross_entropy"],
+            masked["count_table"]["cross_entropy"],
+            masked["unigram"]["cross_entropy"],
+        )
+    log.info("figures: %s", directory / "summary.json")

@@ -1,0 +1,77 @@
+"""Masked prediction of a trained run on a labelled shard set, beside what needs no audio: unigram, nearest label, count table."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from openwavlm.build import make_builder
+from openwavlm.data.loader import Loading
+from openwavlm.data.plan import EpochPlan, MicroBatchSpec
+from openwavlm.data.sources import OpenData
+from openwavlm.frames import num_frames
+from openwavlm.masking import SpanMasking, draw_span_mask
+from openwavlm.models.pretraining import WavLMForPretraining
+from openwavlm.probes.counts import CountTable
+from openwavlm.randomness import stable_hash
+from openwavlm.training.control import Control
+from openwavlm.training.evaluation import Evaluation, Unigram
+
+Sequences = tuple[list[np.ndarray], list[np.ndarray]]
+
+
+def _labels_and_masks(opened: OpenData, name: str, specs: list[MicroBatchSpec], masking: SpanMasking, seed: int) -> Sequences:
+    """Labels and masks of all rows of some micro-batches, exactly as the loader draws them, without reading audio."""
+    labels, masks = [], []
+    for spec in specs:
+        mask = draw_span_mask(masking, spec.num_frames, seed, source=stable_hash(name), epoch=spec.id.epoch, micro=spec.id.key)
+        for place, (row, start, frames) in enumerate(
+            zip(spec.rows.tolist(), spec.start_frame.tolist(), spec.num_frames.tolist(), strict=True)
+        ):
+            labels.append(opened.stores[name].read(row, start, frames).astype(np.int64))
+            masks.append(mask[place, :frames])
+    return labels, masks
+
+
+def _specs(opened: OpenData, name: str, seed: int) -> list[MicroBatchSpec]:
+    index = opened.indexes[name]
+    usable = num_frames(np.asarray(index.num_samples, dtype=np.int64)) > 0
+    plan = EpochPlan(index.num_samples, index.first_row, usable, opened.batching, seed=seed, source=name, epoch=0)
+    return [plan.spec(number) for number in range(len(plan))]
+
+
+def masked_figures(
+    model: WavLMForPretraining, parts: dict[str, Any], opened: OpenData, *, train: str, dev: str, test: str
+) -> dict[str, Any]:
+    """Scores a model and its straw men on the same masked frames of `test`.
+
+    The count table is fitted on the labels of `train` under training's masks, its weights on those of `dev`; neither hears audio.
+
+    Args:
+        model: Encoder and head.
+        parts: The run's objects (`build.objects`).
+        opened: The run's data, in which `test` and `dev` are validation sets.
+        train: Name of the source.
+        dev: Name of the set on which the count table's weights are fitted.
+        test: Name of the set that is judged.
+
+    Returns:
+        `cross_entropy`, `accuracy`, `frames` of the model; the same of `unigram`, `repeat_nearest` and `count_table`.
+    """
+    seed, masking = opened.data.split_seed, parts["masking"]
+    specs = {name: _specs(opened, name, seed) for name in (train, dev, test)}
+    control = Control()
+    builder = make_builder(parts, opened, seed, training=False)
+    evaluation = Evaluation(specs[test], builder, Loading(workers=1), Unigram.of(opened.label_counts()), control)
+    figures = evaluation.run(model, torch.device("cpu"))
+    sequences = {name: _labels_and_masks(opened, name, specs[name], masking, seed) for name in specs}
+    table = CountTable(opened.num_classes, seed=0).fit(*sequences[train], *sequences[dev])
+    score = table.score(*sequences[test])
+    return {
+        "cross_entropy": figures["cross_entropy"],
+        "accuracy": figures["accuracy"],
+        "frames": figures["masked_frames"],
+        "unigram": {"cross_entropy": figures["unigram_cross_entropy"], "accuracy": figures["unigram_accuracy"]},
+        "repeat_nearest": {"accuracy": figures["repeat_nearest_accuracy"]},
+        "count_table": {"cross_entropy": score.cross_entropy, "accuracy": score.accuracy, "frames": score.frames},
+    }

@@ -1,0 +1,83 @@
+"""A resumable chain of content-addressed stages: a stage is done when its folder holds the mark of exactly what was asked for.
+
+A stage's key is a hash of its settings and of the keys of the stages that it builds on. Its folder is named after it and the key, so
+that a changed value makes new folders for what depends on it and leaves everything else where it is.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openwavlm.data.atomic import write_json
+
+log = logging.getLogger(__name__)
+_MARK = "stage.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage.
+
+    Attributes:
+        key: Hash of all that it depends on.
+        folder: Where its results are.
+        result: What it returned, as JSON has it.
+        seconds: How long it took when it was made.
+        made: Whether this call made it.
+    """
+
+    key: str
+    folder: Path
+    result: dict[str, Any]
+    seconds: float
+    made: bool
+
+
+class Chain:
+    """Runs stages below one folder.
+
+    Args:
+        folder: Where the stages' folders are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stages: list[Stage] = []
+
+    def run(
+        self, name: str, settings: dict[str, Any], inputs: list[Stage], make: Callable[[Path], dict[str, Any] | None]
+    ) -> Stage:
+        """Makes a stage, or finds that it is done.
+
+        Args:
+            name: Path of the stage below the chain's folder, as in `1/codebook`.
+            settings: Plain values that decide its result.
+            inputs: The stages that it reads.
+            make: Writes into the folder that it is given and returns what later stages want to know; killed and called again with
+                the same folder it goes on.
+
+        Returns:
+            The stage.
+        """
+        asked = json.dumps([name, settings, [stage.key for stage in inputs]], sort_keys=True, default=str)
+        key = hashlib.sha256(asked.encode()).hexdigest()[:12]
+        folder = self.folder / f"{name}-{key}"
+        mark = folder / _MARK
+        if mark.is_file():
+            done = json.loads(mark.read_text())
+            stage = Stage(key, folder, done["result"], done["seconds"], made=False)
+        else:
+            log.info("== %s", name)
+            began = time.monotonic()
+            folder.mkdir(parents=True, exist_ok=True)
+            result = make(folder) or {}
+            seconds = round(time.monotonic() - began, 1)
+            write_json(mark, {"key": key, "settings": json.loads(asked), "result": result, "seconds": seconds})
+            stage = Stage(key, folder, result, seconds, made=True)
+        self.stages.append(stage)
+        return stage

@@ -7,7 +7,7 @@ STAMP := $(VENV)/.current
 export OMP_NUM_THREADS ?= 1
 export HYDRA_FULL_ERROR ?= 0
 
-.PHONY: setup check test test-long clean help
+.PHONY: setup demo check test test-long clean help
 help: ## What the targets do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -27,6 +27,9 @@ check: $(STAMP) ## Lint, types, floors, unit tests
 
 test: $(STAMP) ## All fast tests
 	$(BIN)/pytest -q -n 2 --dist loadgroup -m "not long" tests/unit tests/parity tests/smoke
+
+demo: $(STAMP) ## The whole job on synthetic voices, on a CPU
+	@$(BIN)/openwavlm iterate --config-name demo
 
 test-long: $(STAMP) ## Soaks and kills
 	$(BIN)/pytest -q tests

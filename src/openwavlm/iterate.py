@@ -4,8 +4,10 @@ corpus ─ shards ─┬─ codebook ─ labels ─ train ─ export ─ probes 
                  └─ codebook ◄─ layer of the exported model ◄────┘   iteration 2, …
 """
 
+import importlib
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -24,11 +26,14 @@ from openwavlm.data.synthesis.corpus import synthesize
 from openwavlm.export import export_run, load_run
 from openwavlm.iteration.masked import masked_figures
 from openwavlm.iteration.probe_sets import inventory, probe_set, read_phone_times
-from openwavlm.iteration.stages import Chain, Stage
+from openwavlm.iteration.stages import MARK, Chain, Stage
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
 from openwavlm.probes.measured import ProbeSettings
 from openwavlm.probes.probe import probe_model
+from openwavlm.report.content import ReportContent
+from openwavlm.report.page import write_report
+from openwavlm.report_command import gather
 
 log = logging.getLogger(__name__)
 
@@ -219,9 +224,16 @@ def iterate(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     iterations: list[dict[str, Stage]] = []
     for number, settings in enumerate(config["iterations"], start=1):
         iterations.append(one.run(number, settings, iterations[-1] if iterations else None))
+    result = chain.run("result", {}, [iterations[-1]["export"]], lambda folder: _publish(iterations[-1]["export"], directory))
+    figures = [stage for stages in iterations for name, stage in stages.items() if name in ("train", "masked", "probe")]
+    chain.run("report", {}, figures, lambda folder: _report(iterations, directory, config["name"]))
+    page = directory / "report.html"
+    kept = json.loads((directory / "summary.json").read_text()) if (directory / "summary.json").is_file() else {}
     summary = {
+        **kept,
         "format_version": 1,
-        "iterations": [_figures(stages) for stages in iterations],
+        "export": result.result,
+        "report": str(page.name),
         "seconds": {str(stage.folder.relative_to(directory)): stage.seconds for stage in chain.stages},
         "this_call": {
             "made": [str(stage.folder.relative_to(directory)) for stage in chain.stages if stage.made],
@@ -232,13 +244,46 @@ def iterate(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     return summary
 
 
-def _figures(stages: dict[str, Stage]) -> dict[str, Any]:
-    trained = stages["train"]
-    figures: dict[str, Any] = {"masked": stages["masked"].result}
-    if "probe" in stages:
-        figures |= {name: stages["probe"].result[name] for name in ("phones", "units", "speakers")}
-    figures["audio_seconds"], figures["wall_seconds"] = trained.result["audio_seconds"], trained.seconds
-    return figures
+def _publish(exported: Stage, directory: Path) -> dict[str, Any]:
+    """Copies the last model to `export/` and loads it with Transformers where that is installed."""
+    target = directory / "export"
+    target.mkdir(parents=True, exist_ok=True)
+    for path in exported.folder.iterdir():
+        if path.name != MARK:
+            shutil.copyfile(path, target / path.name)
+    try:
+        transformers = importlib.import_module("transformers")
+    except ImportError:
+        return {"transformers": None}
+    _, loading = transformers.WavLMModel.from_pretrained(target, output_loading_info=True)
+    transformers.Wav2Vec2FeatureExtractor.from_pretrained(target)
+    wrong = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
+    if wrong:
+        raise ValueError(f"Transformers does not load {target} as it is: {', '.join(map(str, wrong))}")
+    return {"transformers": transformers.__version__}
+
+
+def _report(iterations: list[dict[str, Stage]], directory: Path, name: str) -> dict[str, Any]:
+    parts = []
+    for number, stages in enumerate(iterations, start=1):
+        probes = stages["probe"].result if "probe" in stages else None
+        trained = stages["train"]
+        layer = stages["codebook"].result["layer"]
+        title = f"iteration {number}: labels from {'MFCC' if layer is None else f'layer {layer}'}"
+        part = gather(trained.folder / "run", title, probes=probes, masked=stages["masked"].result)
+        part.wall_seconds = trained.seconds
+        parts.append(part)
+    export = directory / "export"
+    commands = [
+        ("features of a folder of recordings", f"openwavlm extract encoder={export} input=FOLDER output=FEATURES"),
+        ("the model in Python", f"transformers.WavLMModel.from_pretrained({str(export)!r})"),
+        (
+            "the same on your own recordings",
+            "openwavlm iterate name=mine corpora.train.input=DIR corpora.dev.input=DIR corpora.test.input=DIR",
+        ),
+    ]
+    write_report(directory, ReportContent(f"OpenWavLM: {name}", parts, commands=commands))
+    return {}
 
 
 @command("iterate")
@@ -256,4 +301,4 @@ def main(config: DictConfig) -> None:
             masked["count_table"]["cross_entropy"],
             masked["unigram"]["cross_entropy"],
         )
-    log.info("figures: %s", directory / "summary.json")
+    log.info("report: %s, figures: %s, model: %s", *(directory / name for name in ("report.html", "summary.json", "export")))

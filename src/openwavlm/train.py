@@ -366,13 +366,17 @@ def _summary(directory: Path, step: int, updates: int, audio_s: float, seconds: 
         values = lines[-1].split(",")
         if len(lines) > 1 and len(values) == len(lines[0].split(",")):
             last = {name: float(value) for name, value in zip(lines[0].split(","), values, strict=True) if value}
+    path = directory / "summary.json"
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    launch = {"audio_seconds": round(audio_s, 1), "wall_seconds": round(seconds, 1)}
     summary = {
+        **kept,
         "format_version": 1,
         "updates": step,
         "complete": step >= updates,
         "validation": last,
-        "this_launch": {"audio_seconds": round(audio_s, 1), "wall_seconds": round(seconds, 1)},
+        "this_launch": launch if seconds else kept.get("this_launch", launch),
     }
     if rank == 0:
-        write_atomically(directory / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
     return summary

@@ -16,7 +16,7 @@ from typing import Any
 from openwavlm.data.atomic import write_json
 
 log = logging.getLogger(__name__)
-_MARK = "stage.json"
+MARK = "stage.json"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Chain:
         asked = json.dumps([name, settings, [stage.key for stage in inputs]], sort_keys=True, default=str)
         key = hashlib.sha256(asked.encode()).hexdigest()[:12]
         folder = self.folder / f"{name}-{key}"
-        mark = folder / _MARK
+        mark = folder / MARK
         if mark.is_file():
             done = json.loads(mark.read_text())
             stage = Stage(key, folder, done["result"], done["seconds"], made=False)

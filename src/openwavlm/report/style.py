@@ -24,6 +24,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; }
 .figures { font-size: .92rem; margin: .6rem 0; }
 .figures th, .figures td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #e6e9ed; text-align: right; }
+.figures td { white-space: nowrap; }
 .figures th:first-child { text-align: left; font-weight: 500; }
 .figures thead th { font-weight: 600; }
 .charts { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; }

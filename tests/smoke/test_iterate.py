@@ -1,0 +1,72 @@
+"""The loop: two iterations from recordings to a model, made once, and remade only where something changed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+import yaml
+from runs import TINY_MODEL
+from synthetic import make_corpus
+
+from openwavlm.cli import conf_dir
+from openwavlm.iterate import iterate
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("corpora")
+    made = yaml.safe_load((conf_dir() / "iterate.yaml").read_text())
+    made["name"] = "test"
+    made["workers"] = 1
+    for seed, name in enumerate(("train", "dev", "test")):
+        corpus = make_corpus(folder / name, speakers=3, utterances=4, seconds=(1.5, 3.0), seed=seed)
+        made["corpora"][name] = {"input": str(corpus), "speaker_folder": 1, "source": name, "min_seconds": 0.5}
+    made["iterations"] = [
+        {"features": "mfcc", "clusters": 8, "updates": 4},
+        {"features": "layer", "layer": "auto", "clusters": 10, "updates": 4},
+    ]
+    small = ["optim.warmup_updates=1", "batch.seconds=8", "batch.micro_seconds=4", "loader.workers=0"]
+    made["overrides"] = ["experiment=nano", "loss=warm", *TINY_MODEL, *small]
+    return made
+
+
+@pytest.fixture(scope="module")
+def done(config, tmp_path_factory) -> tuple[Path, dict]:
+    directory = tmp_path_factory.mktemp("iterate")
+    return directory, iterate(config, directory)
+
+
+def test_two_iterations_end_in_a_model_a_page_and_figures(done):
+    directory, summary = done
+    assert len(summary["iterations"]) == 2
+    for iteration in summary["iterations"]:
+        assert iteration["masked"]["cross_entropy"] > 0 and iteration["masked"]["count_table"]["cross_entropy"] > 0
+    assert transformers.WavLMModel.from_pretrained(directory / "export").config.num_hidden_layers == 2
+    page = (directory / "report.html").read_text()
+    assert "iteration 2: labels from layer 1" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_second_call_makes_nothing_and_keeps_every_byte(done, config):
+    directory, _ = done
+    before = {path: path.read_bytes() for path in directory.rglob("*.safetensors")}
+    summary = iterate(config, directory)
+    assert summary["this_call"]["made"] == []
+    assert len(summary["iterations"]) == 2
+    assert before == {path: path.read_bytes() for path in directory.rglob("*.safetensors")}
+
+
+def test_a_changed_value_remakes_only_what_depends_on_it(done, config):
+    directory, _ = done
+    changed = json.loads(json.dumps(config))
+    changed["iterations"][1]["clusters"] = 9
+    made = iterate(changed, directory)["this_call"]["made"]
+    assert made and all(name.startswith(("stages/2/", "stages/result", "stages/report")) for name in made)
+
+
+def test_the_first_iteration_cannot_cluster_a_layer(config, tmp_path):
+    wrong = json.loads(json.dumps(config))
+    wrong["iterations"] = [{"features": "layer", "clusters": 8, "updates": 4}]
+    with pytest.raises(ValueError, match="the first iteration has no model"):
+        iterate(wrong, tmp_path)

@@ -244,7 +244,7 @@ def _units_table(units: dict[str, Any]) -> str:
     explained = (
         "Units: each frame is replaced by its nearest of k cluster centres. PNMI is the share of the phone's uncertainty that the "
         "unit takes away, less what shuffled units reach. “Equal” means closer than twice the spread over codebook seeds. "
-        "Codebooks are fitted on clean speech of training voices."
+        "Codebooks are fitted on the speech of training voices as the model was trained on it, without mixtures."
     )
     header = ["PNMI of units", "model", "MFCC", "log-mel", "untrained", "spread"]
     return _table(header, rows) + _paragraph(explained) if rows else "<p>Units were not measured.</p>"

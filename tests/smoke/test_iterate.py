@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import transformers
 import yaml
-from runs import TINY_MODEL
-from synthetic import make_corpus
 
 from openwavlm.cli import conf_dir
 from openwavlm.iterate import iterate
+from runs import TINY_MODEL
+from synthetic import make_corpus
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The programs as a user calls them: sweep, export, several processes, help."""
 
+import csv
 import json
 import os
 import subprocess
@@ -88,7 +89,7 @@ def test_a_sweep_makes_a_run_of_each_value_and_goes_on_where_it_stopped(data, tm
     assert run_program(tmp_path, *command).status == 0
     tables = [(trial / "metrics.csv").read_bytes() for trial in trials]
     assert [summary(trial)["complete"] for trial in trials] == [True, True] and tables[0] != tables[1]
-    rates = [float(table.decode().splitlines()[1].split(",")[7]) for table in tables]
+    rates = [float(next(csv.DictReader(table.decode().splitlines()))["lr"]) for table in tables]
     assert rates == [1e-3, 5e-4]
 
     outcome = run_program(tmp_path, *command)

@@ -172,6 +172,23 @@ def test_a_schedule_entered_in_the_middle_equals_one_walked_through(streams):
     assert walked.ids(3) == expected[3]
 
 
+def test_a_restored_stream_plans_no_epoch_that_lies_behind_it():
+    walked = schedule(9)
+    for step in range(100):
+        walked.ids(step)
+    planned = []
+
+    def plan(epoch):
+        planned.append(epoch)
+        return epoch_plan(epoch)
+
+    restored = Schedule({"a": (1.0, [SourceStream(plan, "a")])}, 9)
+    restored.restore(walked.state(100))
+    restored.statistics()
+    assert restored.ids(100) == walked.ids(100)
+    assert walked.ids(100)[0].epoch > 3 and len(planned) <= 3
+
+
 def test_what_a_checkpoint_keeps_does_not_depend_on_how_far_the_loader_has_read_ahead():
     behind, ahead = schedule(9), schedule(9)
     for step in range(40):

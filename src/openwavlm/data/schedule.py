@@ -45,11 +45,8 @@ class SourceStream:
         Raises:
             ValueError: If the stream has no usable audio.
         """
-        epoch = max(e for e, start in enumerate(self.epoch_starts) if start <= position) if self._epoch < 0 else self._epoch
+        epoch = bisect.bisect_right(self.epoch_starts, position) - 1  # no epoch whose end is known is planned to get past it
         while True:
-            if position < self.epoch_starts[epoch]:
-                epoch -= 1
-                continue
             plan = self._plan_of(epoch)
             if len(plan) == 0:
                 raise ValueError(

@@ -62,6 +62,15 @@ def test_a_piece_is_a_slice_of_the_whole(pristine: Path) -> None:
     np.testing.assert_array_equal(reader.read(3, 5000), whole[5000:])
 
 
+def test_a_piece_is_decoded_into_the_array_that_is_given(pristine: Path) -> None:
+    reader = ShardReader(pristine)
+    batch = np.full((2, 5000), 7, dtype=np.int16)
+    reader.read(3, 640, 4000, out=batch[1, :4000])
+    np.testing.assert_array_equal(batch[1, :4000], reader.read(3, 640, 4000))
+    assert (batch[0] == 7).all()
+    assert (batch[1, 4000:] == 7).all()
+
+
 def test_a_piece_past_the_end_is_unreadable(pristine: Path) -> None:
     reader = ShardReader(pristine)
     length = int(reader.index.num_samples[0])

@@ -42,7 +42,7 @@ class Decoded:
     num_clipped: int
 
 
-class _SequentialFile(soundfile.SoundFile):
+class SequentialFile(soundfile.SoundFile):
     """A sound file read forwards only.
 
     python-soundfile seeks after every read of a seekable file and never reads past the length that the header claims: that fails
@@ -50,6 +50,7 @@ class _SequentialFile(soundfile.SoundFile):
     """
 
     def seekable(self) -> bool:
+        """No: the position is never asked for."""
         return False
 
 
@@ -95,7 +96,7 @@ def decode(path: Path, *, start_s: float = 0.0, end_s: float | None = None, max_
 
 def _decode_open(file: BinaryIO, size: int, start_s: float, end_s: float | None, max_hours: float) -> Decoded:
     try:
-        sound = _SequentialFile(file)
+        sound = SequentialFile(file)
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise AudioError("unreadable", f"no audio format that libsndfile knows ({_message(error)})") from error
     with sound:

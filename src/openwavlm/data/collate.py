@@ -111,9 +111,10 @@ class MicroBatchBuilder:
         planned = zip(spec.rows.tolist(), spec.start_frame.tolist(), spec.num_frames.tolist(), sizes.tolist(), strict=True)
         for place, (row, start, frames, size) in enumerate(planned):
             try:
-                waveforms[place, :size] = reader.read(row, start * HOP_SAMPLES, size)
+                reader.read(row, start * HOP_SAMPLES, size, out=waveforms[place, :size])
             except UnreadableAudio as error:
                 self._report(str(error))
+                waveforms[place] = 0
                 continue
             units = store.read(row, start, frames)
             if len(units) != frames:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from openwavlm.data.audio import flac_md5, pcm_id
+from openwavlm.data.audio import SequentialFile, flac_md5, pcm_id
 from openwavlm.data.index import Index
 
 _MAX_DESCRIPTORS = 256
@@ -30,16 +30,19 @@ class ShardReader:
         self.index = index if isinstance(index, Index) else Index.open(index)
         self._files: OrderedDict[int, int] = OrderedDict()
 
-    def read(self, row: int, start_sample: int = 0, num_samples: int | None = None) -> np.ndarray:
+    def read(
+        self, row: int, start_sample: int = 0, num_samples: int | None = None, *, out: np.ndarray | None = None
+    ) -> np.ndarray:
         """Reads an utterance or a piece of it.
 
         Args:
             row: Row of the index.
             start_sample: First sample.
             num_samples: How many; None for the rest of the utterance.
+            out: int16 (num_samples,), contiguous, to decode into; after an error it may hold part of the audio.
 
         Returns:
-            int16 (num_samples,).
+            int16 (num_samples,); `out` where it was given.
 
         Raises:
             UnreadableAudio: If the shard is missing or too short, holds another utterance at this place, or does not decode.
@@ -55,14 +58,15 @@ class ShardReader:
         if pcm_id(flac_md5(payload)) != int(index.pcm[row]):
             raise UnreadableAudio(self._about(row, "the shard holds something else at this place"))
         try:
-            with soundfile.SoundFile(io.BytesIO(payload)) as file:
+            with SequentialFile(io.BytesIO(payload)) as file:
                 if start_sample:
                     file.seek(start_sample)
-                samples: np.ndarray = file.read(num_samples, dtype="int16")
-        except (soundfile.SoundFileError, RuntimeError) as error:
+                samples = np.empty(num_samples, dtype=np.int16) if out is None else out
+                decoded = len(file.read(out=samples))
+        except (soundfile.SoundFileError, ValueError, RuntimeError) as error:
             raise UnreadableAudio(self._about(row, "the FLAC data does not decode")) from error
-        if len(samples) != num_samples:
-            raise UnreadableAudio(self._about(row, f"{len(samples)} of {num_samples} samples decode"))
+        if decoded != num_samples:
+            raise UnreadableAudio(self._about(row, f"{decoded} of {num_samples} samples decode"))
         return samples
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from openwavlm.build import objects, plain
 from openwavlm.cli import command
 from openwavlm.data.atomic import write_json
+from openwavlm.data.index import Index
 from openwavlm.data.prepare import make_shards
 from openwavlm.data.sources import OpenData
 from openwavlm.data.synthesis.corpus import synthesize
@@ -31,13 +32,14 @@ from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
 from openwavlm.probes.measured import ProbeSettings
 from openwavlm.probes.probe import probe_model
+from openwavlm.probes.sets import contamination
 from openwavlm.report.content import ReportContent
 from openwavlm.report.page import write_report
 from openwavlm.report_command import gather
 
 log = logging.getLogger(__name__)
 
-SETS = ("train", "dev", "test", "dev_clean", "test_clean")
+SETS = ("train", "dev", "test")
 
 
 class Iteration:
@@ -56,19 +58,22 @@ class Iteration:
     def run(self, number: int, settings: dict[str, Any], previous: dict[str, Stage] | None) -> dict[str, Stage]:
         """Makes or finds all stages of iteration `number` (from 1)."""
         book = self._codebook(number, settings, previous)
-        labels = {name: self._labels(number, name, book, settings, previous) for name in ("train", "dev", "test")}
+        labels = {name: self._labels(number, name, book, settings, previous) for name in SETS}
         trained = self._train(number, settings, labels)
         exported = self.chain.run(f"{number}/export", {}, [trained], lambda folder: self._export(trained, folder))
-        masked = self.chain.run(f"{number}/masked", {}, [trained, *labels.values()], lambda folder: self._masked(trained))
+        masked = self.chain.run(
+            f"{number}/masked", {}, [trained, *labels.values()], lambda folder: self._masked(trained, labels["test"])
+        )
         probed = None
         if self.times is not None:
-            inputs = [exported, self.shards["train"], self.shards["dev_clean"], self.shards["test_clean"]]
+            inputs = [exported, *(self.shards[f"{name}_clean"] for name in SETS)]
             probed = self.chain.run(f"{number}/probe", dict(self.config["probe"]), inputs, lambda folder: self._probe(trained))
         stages = {"codebook": book, "train": trained, "export": exported, "masked": masked}
         return stages | ({"probe": probed} if probed else {}) | {f"labels-{name}": stage for name, stage in labels.items()}
 
     def _codebook(self, number: int, settings: dict[str, Any], previous: dict[str, Stage] | None) -> Stage:
-        wanted = {"features": settings["features"], "clusters": settings["clusters"], "seed": self.config["seed"]}
+        wanted: dict[str, Any] = {name: settings[name] for name in ("features", "clusters", "sample_hours") if name in settings}
+        wanted["seed"] = self.config["seed"]
         inputs = [self.shards["train"]]
         teacher: dict[str, Any] = {}
         if settings["features"] == "layer":
@@ -76,17 +81,15 @@ class Iteration:
                 raise ValueError("the first iteration has no model whose layer could be clustered: use features: mfcc")
             wanted["layer"] = self._layer(number, settings, previous)
             inputs.append(previous["export"])
-            teacher = {"teacher": previous["export"].folder, "layer": wanted["layer"]}
+            teacher = {"teacher": previous["export"].folder}
 
         def make(folder: Path) -> dict[str, Any]:
             book = fit_codebook(
                 [self.shards["train"].folder],
                 folder / "codebook",
-                features=settings["features"],
-                clusters=settings["clusters"],
-                seed=self.config["seed"],
                 validation_share=0.0,
                 workers=self.config["workers"],
+                **wanted,
                 **teacher,
             )
             return {"hash": book.hash, "layer": wanted.get("layer")}
@@ -124,10 +127,7 @@ class Iteration:
             "data.validation_share=0",
             f"data.sources.speech.shards={self.shards['train'].folder}",
             f"data.sources.speech.labels={labels['train'].folder / 'labels'}",
-            *(
-                f"+data.validation.{name}={{shards: {self.shards[name].folder}, labels: {labels[name].folder / 'labels'}}}"
-                for name in ("dev", "test")
-            ),
+            f"+data.validation.dev={{shards: {self.shards['dev'].folder}, labels: {labels['dev'].folder / 'labels'}}}",
         ]
 
         def make(folder: Path) -> dict[str, Any]:
@@ -151,9 +151,12 @@ class Iteration:
         export_run(trained.folder / "run", folder)
         return {}
 
-    def _masked(self, trained: Stage) -> dict[str, Any]:
+    def _masked(self, trained: Stage, test_labels: Stage) -> dict[str, Any]:
+        """Judges the trained run on the test set, which training never opened."""
         run = trained.folder / "run"
         config = yaml.safe_load((run / "config.yaml").read_text())
+        test = {"shards": str(self.shards["test"].folder), "labels": str(test_labels.folder / "labels")}
+        config["data"]["validation"]["test"] = test
         parts = objects(config)
         opened = OpenData(parts["data"], parts["batch"], config["seed"])
         try:
@@ -164,12 +167,13 @@ class Iteration:
 
     def _probe(self, trained: Stage) -> dict[str, Any]:
         assert self.times is not None
-        times = read_phone_times(self.times)
-        phones = inventory(times)
         settings = dict(self.config["probe"])
-        train = probe_set(self.shards["train"].folder, times, phones).spread_over_speakers(settings.pop("train_seconds"))
+        times = read_phone_times(self.times, fold_stress=settings.pop("fold_stress"))
+        phones = inventory(times)
+        train = probe_set(self.shards["train_clean"].folder, times, phones).spread_over_speakers(settings.pop("train_seconds"))
         dev = probe_set(self.shards["dev_clean"].folder, times, phones)
         test = probe_set(self.shards["test_clean"].folder, times, phones)
+        contamination(test, [(Index.open(self.shards["train"].folder), None)])
         model, _ = load_run(trained.folder / "run")
         cache = self.chain.folder / "baselines"
         return probe_model(model.wavlm, train, dev, test, ProbeSettings(**settings), cache=cache)
@@ -181,9 +185,8 @@ def _corpus(chain: Chain, config: dict[str, Any]) -> tuple[dict[str, Stage], Pat
         given = {name: corpus for name, corpus in config["corpora"].items() if corpus}
         shards = {name: chain.run(f"shards/{name}", corpus, [], _shards(corpus, config)) for name, corpus in given.items()}
         times = Path(config["alignments"]) if config["alignments"] else None
-        for name in ("dev", "test"):
-            if name in shards:
-                shards.setdefault(f"{name}_clean", shards[name])
+        for name in SETS:
+            shards.setdefault(f"{name}_clean", shards[name])
         return shards, times
     settings = dict(config["synthesis"])
     made = chain.run(
@@ -191,7 +194,7 @@ def _corpus(chain: Chain, config: dict[str, Any]) -> tuple[dict[str, Stage], Pat
     )
     audio = made.folder / "audio"
     shards = {}
-    for name in SETS:
+    for name in (*SETS, *(f"{name}_clean" for name in SETS)):
         corpus = {"input": str(audio / f"{name}.tsv"), "layout": "manifest", "source": "demo"}
         shards[name] = chain.run(f"shards/{name}", {"set": name}, [made], _shards(corpus, config))
     return shards, audio / "phones.tsv"

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 ROOT = Path(__file__).parents[2]
 # Below one utterance a speaker, so each of the 92 says one.
 SMALL = {"minutes": 1.0, "dev_minutes": 0.5, "test_minutes": 1.0}
-SETS = ("train", "dev", "dev_clean", "test", "test_clean")
+SETS = ("train", "train_clean", "dev", "dev_clean", "test", "test_clean")
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -49,7 +49,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_manifests_list_every_speaker_and_their_files_have_the_announced_length(corpus: Path):
     stats = json.loads((corpus / "stats.json").read_text())
-    counts = {"train": 64, "dev": 8, "dev_clean": 8, "test": 20, "test_clean": 20}
+    counts = {"train": 64, "train_clean": 64, "dev": 8, "dev_clean": 8, "test": 20, "test_clean": 20}
     for name in SETS:
         rows = rows_of(corpus / f"{name}.tsv")
         assert len(rows) == counts[name] == stats["sets"][name]["utterances"]
@@ -82,6 +82,14 @@ def test_phone_times_are_contiguous_and_cover_the_audio(corpus: Path):
         assert all(before.end_s == after.start_s for before, after in pairwise(segments))
         assert all(segment.end_s > segment.start_s for segment in segments)
         assert segments[0].phone == segments[-1].phone == "sil" and {segment.phone for segment in segments} <= set(CLASSES)
+
+
+def test_training_keeps_a_clean_twin_of_as_much_as_was_asked_for(tmp_path: Path):
+    stats = synthesize(output=tmp_path / "corpus", **SMALL | {"minutes": 12.0, "clean_minutes": 1.0})
+    whole, clean = (rows_of(tmp_path / "corpus" / f"{name}.tsv") for name in ("train", "train_clean"))
+    assert len(whole) > len(clean) == 64 == stats["sets"]["train_clean"]["speakers"]
+    said = {row["path"].removeprefix("train/"): row["text"] for row in whole}
+    assert all(said[row["path"].removeprefix("train_clean/")] == row["text"] for row in clean)
 
 
 def test_the_clean_twin_says_the_same_at_the_same_time(corpus: Path):

@@ -13,9 +13,34 @@ from openwavlm.probes.alignments import Segment, frame_phones, inventory_of, rea
 from openwavlm.probes.sets import ProbeSet, ProbeUtterance
 
 
-def read_phone_times(path: Path) -> dict[str, list[Segment]]:
-    """Segments of each recording, named as the index names it: the table's path without its extension."""
-    return {str(PurePosixPath(name).with_suffix("")): segments for name, segments in read_tsv(path).items()}
+def read_phone_times(path: Path, *, fold_stress: bool = False) -> dict[str, list[Segment]]:
+    """Segments of each recording, named by the table's path without its extension.
+
+    Args:
+        path: Table `path start end phone`.
+        fold_stress: Whether ARPAbet's stress digits and capitals are dropped (`AH0`, `AH1` → `ah`) and `sp` becomes `sil`, so that
+            tables of different origin have one inventory.
+    """
+    times = {str(PurePosixPath(name).with_suffix("")): segments for name, segments in read_tsv(path).items()}
+    if not fold_stress:
+        return times
+    return {name: [segment._replace(phone=_folded(segment.phone)) for segment in segments] for name, segments in times.items()}
+
+
+def _folded(phone: str) -> str:
+    phone = phone.lower().rstrip("012")
+    return "sil" if phone == "sp" else phone
+
+
+def _by_ending(times: Mapping[str, Sequence[Segment]]) -> dict[str, Sequence[Segment]]:
+    """Every ending of a path that only one path of the table has: a shard set may have been made from any folder above its files."""
+    endings: dict[str, Sequence[Segment] | None] = {}
+    for name, segments in times.items():
+        parts = PurePosixPath(name).parts
+        for place in range(len(parts)):
+            ending = "/".join(parts[place:])
+            endings[ending] = None if ending in endings else segments
+    return {ending: segments for ending, segments in endings.items() if segments is not None} | dict(times)
 
 
 def inventory(times: Mapping[str, Sequence[Segment]]) -> tuple[str, ...]:
@@ -27,7 +52,7 @@ def probe_set(shards: Path, times: Mapping[str, Sequence[Segment]], phones: Sequ
     """The rows of a shard set that have phone times.
 
     Args:
-        shards: Shard set whose `recording` is a path of the table, without its extension.
+        shards: Shard set whose `recording` is a path of the table without its extension, or the end of one.
         times: Segments by recording.
         phones: The inventory.
 
@@ -36,10 +61,11 @@ def probe_set(shards: Path, times: Mapping[str, Sequence[Segment]], phones: Sequ
     """
     index = Index.open(shards)
     reader = ShardReader(index)
+    endings = _by_ending(times)
     utterances = []
     for row in range(len(index)):
         recording = index.recordings[int(index.recording[row])].split("/", 1)[-1]
-        segments = times.get(recording)
+        segments = endings.get(recording)
         frames = num_frames(int(index.num_samples[row]))
         if segments is None or frames == 0:
             continue
@@ -48,7 +74,7 @@ def probe_set(shards: Path, times: Mapping[str, Sequence[Segment]], phones: Sequ
         if (labels >= 0).any():
             utterances.append(ProbeUtterance(partial(_audio, reader, row), np.asarray(labels), speaker, recording))
     if not utterances:
-        raise ValueError(f"no recording of {shards} has phone times: the table's paths must be the index's recordings")
+        raise ValueError(f"no recording of {shards} has phone times: the table's paths must end in the index's recordings")
     return ProbeSet(tuple(utterances), tuple(phones))
 
 

@@ -1,8 +1,8 @@
 """The embedded corpus: sentences × voices × accents × channels → FLAC files, manifests and phone times.
 
     OUTPUT/train/m1_us/0000.flac …     dev/… test/…            each with its own channel
-    OUTPUT/dev_clean/… test_clean/…                            the same utterances without one
-    OUTPUT/train.tsv dev.tsv dev_clean.tsv test.tsv test_clean.tsv   manifests for `make_shards layout=manifest`
+    OUTPUT/train_clean/… dev_clean/… test_clean/…              the same utterances without one (of train, some)
+    OUTPUT/train.tsv train_clean.tsv dev.tsv …                 manifests of the six sets, for `make_shards layout=manifest`
     OUTPUT/phones.tsv                  path start end phone raw: seconds, without gaps
     OUTPUT/parts/…                     done-files, one a speaker; stats.json comes last
 
@@ -10,6 +10,7 @@ Dev and test are shard sets of their own, never mixed into training's.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ class Part:
         split: `train`, `dev` or `test`.
         speaker: Who speaks.
         seconds: Audio wanted, met to half an utterance.
+        clean_seconds: Audio that is kept without its channel too, from the first utterance on.
         seed: Seed of the corpus.
     """
 
@@ -48,6 +50,7 @@ class Part:
     split: str
     speaker: Speaker
     seconds: float
+    clean_seconds: float
     seed: int
 
     @property
@@ -57,8 +60,8 @@ class Part:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The part's folders: the split's and, held out, its clean twin's."""
-        return (self.split,) if self.split == "train" else (self.split, f"{self.split}_clean")
+        """The part's folders: the split's and its clean twin's."""
+        return self.split, f"{self.split}_clean"
 
 
 def synthesize(
@@ -67,6 +70,7 @@ def synthesize(
     minutes: float = 90.0,
     dev_minutes: float = 7.0,
     test_minutes: float = 12.0,
+    clean_minutes: float = 15.0,
     seed: int = 0,
     workers: int = 1,
 ) -> dict[str, Any]:
@@ -77,6 +81,7 @@ def synthesize(
         minutes: Training audio, but at least one utterance (about 4 s) of each of the 64 speakers.
         dev_minutes: Audio of the development voices.
         test_minutes: Audio of the held-out voices.
+        clean_minutes: Training audio of which a clean twin is kept, for probes; the held-out sets have theirs whole.
         seed: Seed of sentences, prosody and channels.
         workers: Local processes; the result is the same.
 
@@ -88,19 +93,21 @@ def synthesize(
             espeak-ng is not installed.
     """
     output = Path(output)
-    settings = {"minutes": minutes, "dev_minutes": dev_minutes, "test_minutes": test_minutes, "seed": seed}
-    for name in ("minutes", "dev_minutes", "test_minutes"):
-        if not 0 < settings[name] < float("inf"):
-            raise ValueError(f"{name} must be above 0, but is {settings[name]}")
+    amounts = {"minutes": minutes, "dev_minutes": dev_minutes, "test_minutes": test_minutes, "clean_minutes": clean_minutes}
+    for name, amount in amounts.items():
+        if not 0 < amount < float("inf"):
+            raise ValueError(f"{name} must be above 0, but is {amount}")
+    settings = {**amounts, "seed": seed}
     espeak.check_available()
     wanted_s = dict(zip(SPLITS, (60 * minutes, 60 * dev_minutes, 60 * test_minutes), strict=True))
+    clean_s = dict.fromkeys(SPLITS, math.inf) | {"train": 60 * clean_minutes}
     with writer_lock(output):
         _bind_settings(output, settings)
         for leftover in output.rglob("*.tmp"):
             leftover.unlink()
         parts = [
-            Part(output, split, speaker, wanted_s[split] / len(speakers_of(split)), seed)
-            for split in SPLITS
+            Part(output, split, speaker, wanted_s[split] / count, clean_s[split] / count, seed)
+            for split, count in ((split, len(speakers_of(split))) for split in SPLITS)
             for speaker in speakers_of(split)
         ]
         for _ in run_jobs(run_part, [part for part in parts if not is_done(part)], workers=workers, description="synthesising"):
@@ -161,16 +168,16 @@ def run_part(part: Part) -> int:
         seconds = len(said.waveform) / SAMPLE_RATE_HZ
         if not MIN_SECONDS <= seconds <= MAX_SECONDS:
             continue
-        rows.append(_write(part, said, len(rows)))
+        rows.append(_write(part, said, len(rows), part.sets if made_s < part.clean_seconds else part.sets[:1]))
         made_s += seconds
     write_json(part.done_file, {"utterances": rows}, indent=None)
     return len(rows)
 
 
-def _write(part: Part, said: Utterance, number: int) -> dict[str, Any]:
-    """Writes an utterance through its channel and, held out, its clean twin."""
+def _write(part: Part, said: Utterance, number: int, folders: tuple[str, ...]) -> dict[str, Any]:
+    """Writes an utterance through its channel and, where asked for, its clean twin."""
     nbytes = {}
-    for folder in part.sets:
+    for folder in folders:
         name = f"{folder}/{part.speaker.name}/{number:04d}"
         channel = Channel.draw(part.seed, name)
         recorded = clean_recording(said.waveform, channel.key) if folder.endswith("_clean") else transmit(said.waveform, channel)
@@ -189,7 +196,8 @@ def _finish(output: Path, parts: list[Part], settings: dict[str, Any]) -> dict[s
     phone_seconds = dict.fromkeys(phones.CLASSES, 0.0)
     for part in parts:
         for row in _read_done(part) or ():
-            for name, path in zip(part.sets, row["nbytes"], strict=True):
+            for path in row["nbytes"]:
+                name = path.split("/", 1)[0]
                 manifests.setdefault(name, []).append(_manifest_row(part, name, path, row))
                 seconds[name] = seconds.get(name, 0.0) + row["num_samples"] / SAMPLE_RATE_HZ
                 times += [(path, f"{start:.6f}", f"{end:.6f}", phone, raw) for start, end, phone, raw in row["segments"]]

@@ -7,7 +7,7 @@ STAMP := $(VENV)/.current
 export OMP_NUM_THREADS ?= 1
 export HYDRA_FULL_ERROR ?= 0
 
-.PHONY: setup demo check test test-long clean help
+.PHONY: setup demo learn check test test-long clean help
 help: ## What the targets do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -30,6 +30,9 @@ test: $(STAMP) ## All fast tests
 
 demo: $(STAMP) ## The whole job on synthetic voices, on a CPU
 	@$(BIN)/openwavlm iterate --config-name demo
+
+learn: $(STAMP) ## Paired comparisons: iterations, mixing, front ends, warm-up losses (over an hour)
+	@$(BIN)/openwavlm learn
 
 test-long: $(STAMP) ## Soaks and kills
 	$(BIN)/pytest -q tests

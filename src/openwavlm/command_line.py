@@ -7,6 +7,7 @@ COMMANDS = {
     "train": ("openwavlm.launch", "launch or resume a pre-training run (the same as train.py)"),
     "extract": ("openwavlm.extract", "features of a model's layers, or units, of a folder of recordings"),
     "iterate": ("openwavlm.iterate", "labels, training, probes, labels again: a resumable chain"),
+    "learn": ("openwavlm.learn", "paired comparisons over seeds: iterations, mixing, front ends, warm-up losses"),
     "export": ("openwavlm.export", "write a run in Hugging Face's format"),
     "report": ("openwavlm.report_command", "write a run's report.html: figures, pictures, audio, verdicts"),
 }

@@ -152,18 +152,20 @@ class Iteration:
         return {}
 
     def _masked(self, trained: Stage, test_labels: Stage) -> dict[str, Any]:
-        """Judges the trained run on the test set, which training never opened."""
-        run = trained.folder / "run"
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        test = {"shards": str(self.shards["test"].folder), "labels": str(test_labels.folder / "labels")}
-        config["data"]["validation"]["test"] = test
-        parts = objects(config)
-        opened = OpenData(parts["data"], parts["batch"], config["seed"])
+        parts, seed = self._with_test(trained, test_labels)
+        opened = OpenData(parts["data"], parts["batch"], seed)
         try:
-            model, _ = load_run(run)
+            model, _ = load_run(trained.folder / "run")
             return masked_figures(model, parts, opened, train="speech", dev="dev", test="test")
         finally:
             opened.close()
+
+    def _with_test(self, trained: Stage, test_labels: Stage) -> tuple[dict[str, Any], int]:
+        """The run's objects and seed, with the test set, which training never opened, as another set to validate on."""
+        config = yaml.safe_load((trained.folder / "run" / "config.yaml").read_text())
+        test = {"shards": str(self.shards["test"].folder), "labels": str(test_labels.folder / "labels")}
+        config["data"]["validation"]["test"] = test
+        return objects(config), config["seed"]
 
     def _probe(self, trained: Stage) -> dict[str, Any]:
         assert self.times is not None

@@ -49,7 +49,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_manifests_list_every_speaker_and_their_files_have_the_announced_length(corpus: Path):
     stats = json.loads((corpus / "stats.json").read_text())
-    counts = {"train": 64, "train_clean": 64, "dev": 8, "dev_clean": 8, "test": 20, "test_clean": 20}
+    counts = {"train": 128, "train_clean": 128, "dev": 8, "dev_clean": 8, "test": 20, "test_clean": 20}
     for name in SETS:
         rows = rows_of(corpus / f"{name}.tsv")
         assert len(rows) == counts[name] == stats["sets"][name]["utterances"]
@@ -87,7 +87,7 @@ def test_phone_times_are_contiguous_and_cover_the_audio(corpus: Path):
 def test_training_keeps_a_clean_twin_of_as_much_as_was_asked_for(tmp_path: Path):
     stats = synthesize(output=tmp_path / "corpus", **SMALL | {"minutes": 12.0, "clean_minutes": 1.0})
     whole, clean = (rows_of(tmp_path / "corpus" / f"{name}.tsv") for name in ("train", "train_clean"))
-    assert len(whole) > len(clean) == 64 == stats["sets"]["train_clean"]["speakers"]
+    assert len(whole) > len(clean) == 128 == stats["sets"]["train_clean"]["speakers"]
     said = {row["path"].removeprefix("train/"): row["text"] for row in whole}
     assert all(said[row["path"].removeprefix("train_clean/")] == row["text"] for row in clean)
 
@@ -155,4 +155,4 @@ def test_the_program_finishes_a_corpus_and_prints_what_is_in_it(corpus: Path):
     command = [sys.executable, str(ROOT / "data_prep" / "synthesize.py"), f"output={corpus}", *settings]
     done = subprocess.run(command, capture_output=True, text=True, cwd=corpus)
     assert done.returncode == 0, done.stderr
-    assert "train: 64 utterances" in done.stdout and "45 phone classes" in done.stdout
+    assert "train: 128 utterances" in done.stdout and "45 phone classes" in done.stdout

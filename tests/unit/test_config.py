@@ -14,7 +14,8 @@ from openwavlm.cli import conf_dir
 PLACES = ["name=test", "data.sources.speech.shards=shards", "data.sources.speech.labels=labels"]
 GROUPS = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in conf_dir().iterdir() if path.is_dir()}
 OPTIONS = [(group, option) for group in _NODES for option in GROUPS[group]]
-MILLIONS = {"base": 94.4, "base_plus": 94.4, "large": 315.5, "nano": 1.6, "small": 23.6}  # as conf/model says, without the head
+# As conf/model says, without the head.
+MILLIONS = {"base": 94.4, "base_plus": 94.4, "large": 315.5, "nano": 1.6, "nano_mel": 1.5, "small": 23.6}
 
 
 def composed(*overrides: str) -> dict:
@@ -40,7 +41,7 @@ def changed(config: dict, key: str, value: object) -> dict:
 
 def test_all_config_files_are_known_to_these_tests():
     assert set(GROUPS) == {*_NODES, "experiment", "prep"}
-    assert len(GROUPS["experiment"]) == 1 and len(GROUPS["model"]) == 5 and len(OPTIONS) == 24
+    assert len(GROUPS["experiment"]) == 1 and len(GROUPS["model"]) == 6 and len(OPTIONS) == 25
 
 
 @pytest.mark.parametrize("experiment", GROUPS["experiment"])

@@ -74,6 +74,7 @@ def test_the_published_sizes_have_the_published_parameters():
         "large": (315_453_120, 488),
         "small": (23_633_960, 248),
         "nano": (1_640_771, 77),
+        "nano_mel": (1_510_979, 70),
     }
 
 

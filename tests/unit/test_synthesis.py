@@ -58,12 +58,12 @@ def test_plurals_and_articles_are_english():
 def test_no_voice_is_in_two_splits_and_one_accent_is_only_tested():
     voices = {split: {speaker.voice.name for speaker in speakers_of(split)} for split in SPLITS}
     accents = {split: {speaker.accent for speaker in speakers_of(split)} for split in SPLITS}
-    assert {split: len(names) for split, names in voices.items()} == {"train": 16, "dev": 2, "test": 4}
-    assert len(set.union(*voices.values())) == len(VOICES) == 22
-    assert len(speakers_of("train")) == 16 * 4
+    assert {split: len(names) for split, names in voices.items()} == {"train": 32, "dev": 2, "test": 4}
+    assert len(set.union(*voices.values())) == len(VOICES) == 38
+    assert len(speakers_of("train")) == 32 * 4
     assert set(HELD_OUT_ACCENTS) and accents["train"] == accents["dev"] == set(ACCENTS) - set(HELD_OUT_ACCENTS)
     assert accents["test"] == set(ACCENTS)
-    assert len({speaker.name for split in SPLITS for speaker in speakers_of(split)}) == 64 + 8 + 20
+    assert len({speaker.name for split in SPLITS for speaker in speakers_of(split)}) == 128 + 8 + 20
 
 
 @with_espeak

@@ -39,7 +39,16 @@ _FIXED: dict[str, Any] = {
 
 
 def huggingface_config(config: WavLMConfig) -> dict[str, Any]:
-    """Content of `config.json`: every value explicit, since the class's defaults are not those of the published models."""
+    """Content of `config.json`: every value explicit, since the class's defaults are not those of the published models.
+
+    Raises:
+        ValueError: If the model has no waveform extractor.
+    """
+    if config.front_end != "conv":
+        raise ValueError(
+            f"Hugging Face's WavLM has a convolutional front end, but this model's is {config.front_end}: it is a control and cannot "
+            "be exported; train with model.front_end=conv"
+        )
     content: dict[str, Any] = {"architectures": ["WavLMModel"], **_FIXED}
     for field, (key, _) in _KEYS.items():
         value = getattr(config, field)

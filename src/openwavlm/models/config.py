@@ -12,6 +12,8 @@ class WavLMConfig:
     """Architecture of a model and the regularisation that belongs to its recipe; the defaults are WavLM Base's.
 
     Attributes:
+        front_end: `conv`, the waveform extractor that is WavLM's; or `logmel`, the control that shows what it costs: 40 log-mels
+            normalised over the utterance, mapped linearly to the last of `conv_dims`. No other entry of `conv_*` counts then.
         conv_dims: Channels of the extractor's layers.
         conv_kernels: Their kernels; with the strides they must give a receptive field of 400 samples.
         conv_strides: Their strides, with product 320.
@@ -42,6 +44,7 @@ class WavLMConfig:
             divide; if a name is unknown; if `flex` is asked to drop attention weights.
     """
 
+    front_end: Literal["conv", "logmel"] = "conv"
     conv_dims: tuple[int, ...] = (512, 512, 512, 512, 512, 512, 512)
     conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
     conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
@@ -118,6 +121,7 @@ class WavLMConfig:
 
     def _check_choices(self) -> None:
         for name, choices in (
+            ("front_end", ("conv", "logmel")),
             ("extractor_norm", ("group", "layer")),
             ("layer_drop_mode", ("where", "skip")),
             ("attention_backend", ("auto", "eager", "sdpa", "flex")),

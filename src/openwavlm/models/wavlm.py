@@ -31,6 +31,7 @@ from openwavlm.frames import RECEPTIVE_FIELD_SAMPLES, num_frames
 from openwavlm.models.config import WavLMConfig
 from openwavlm.modules.attention import GatedAttention
 from openwavlm.modules.conv_extractor import ConvExtractor, ConvLayer, scale_gradient
+from openwavlm.modules.mel_front_end import MelFrontEnd
 from openwavlm.modules.norms import Float32LayerNorm
 from openwavlm.modules.transformer import TransformerEncoder
 
@@ -76,9 +77,7 @@ class WavLM(nn.Module):
     def __init__(self, config: WavLMConfig):
         super().__init__()
         self.config = config
-        self.extractor = ConvExtractor(
-            config.conv_dims, config.conv_kernels, config.conv_strides, norm=config.extractor_norm, bias=config.conv_bias
-        )
+        self.extractor = MelFrontEnd(config.conv_dims[-1]) if config.front_end == "logmel" else _convolutions(config)
         self.feature_norm = Float32LayerNorm(config.conv_dims[-1])
         self.projection = nn.Linear(config.conv_dims[-1], config.dim)
         self.input_dropout = nn.Dropout(config.input_dropout)
@@ -111,14 +110,15 @@ class WavLM(nn.Module):
         Linear maps of the encoder and the relative bias ~ N(0, 0.02²) with zero biases, convolutions by He's rule, the mask
         embedding ~ U(0, 1); without the N(0, 0.02²) learning suffers measurably (torchaudio #2716).
         """
-        for layer in self.extractor.layers:
-            assert isinstance(layer, ConvLayer)
-            layer.conv.weight.copy_(nn.init.kaiming_normal_(torch.empty(layer.conv.weight.shape, device="cpu")))
-            if layer.conv.bias is not None:
-                layer.conv.bias.zero_()
-        bound = self.config.conv_dims[-1] ** -0.5
-        self.projection.weight.copy_(torch.empty(self.projection.weight.shape, device="cpu").uniform_(-bound, bound))
-        self.projection.bias.copy_(torch.empty(self.projection.bias.shape, device="cpu").uniform_(-bound, bound))
+        if isinstance(self.extractor, MelFrontEnd):
+            _draw_linear(self.extractor.map)
+        else:
+            for layer in self.extractor.layers:
+                assert isinstance(layer, ConvLayer)
+                layer.conv.weight.copy_(nn.init.kaiming_normal_(torch.empty(layer.conv.weight.shape, device="cpu")))
+                if layer.conv.bias is not None:
+                    layer.conv.bias.zero_()
+        _draw_linear(self.projection)
         self.mask_embedding.copy_(torch.empty(self.mask_embedding.shape, device="cpu").uniform_(0, 1))
         for module in self.modules():
             if isinstance(module, nn.LayerNorm | nn.GroupNorm):
@@ -159,7 +159,7 @@ class WavLM(nn.Module):
                 0…layers; if `mask` does not have a value for each frame.
         """
         self._check(waveforms, until_layer)
-        features = self._features(waveforms)
+        features = self._features(waveforms, num_samples)
         batch, _, frames = features.shape
         padding_mask = None
         if num_samples is not None:
@@ -202,9 +202,11 @@ class WavLM(nn.Module):
                 f"until_layer must lie in 0…{self.config.layers}, but is {until_layer}; choose a layer of this model"
             )
 
-    def _features(self, waveforms: Tensor) -> Tensor:
+    def _features(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
         factor = self.config.feature_grad_mult
         with torch.no_grad() if factor == 0 else nullcontext():
+            if isinstance(self.extractor, MelFrontEnd):
+                return scale_gradient(self.extractor(waveforms, num_samples), factor)
             return scale_gradient(self.extractor(waveforms), factor)
 
     @torch.no_grad()
@@ -247,6 +249,19 @@ class WavLM(nn.Module):
         if final_norm and len(states) == self.config.layers + 1:
             states = [*states[:-1], output.final]
         return [states[layer] for layer in wanted]
+
+
+def _convolutions(config: WavLMConfig) -> ConvExtractor:
+    return ConvExtractor(
+        config.conv_dims, config.conv_kernels, config.conv_strides, norm=config.extractor_norm, bias=config.conv_bias
+    )
+
+
+def _draw_linear(module: nn.Linear) -> None:
+    """U(±1/√inputs) for weights and biases, on the CPU."""
+    bound = module.in_features**-0.5
+    for parameter in (module.weight, module.bias):
+        parameter.copy_(torch.empty(parameter.shape, device="cpu").uniform_(-bound, bound))
 
 
 @contextmanager

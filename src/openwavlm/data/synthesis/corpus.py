@@ -78,7 +78,7 @@ def synthesize(
 
     Args:
         output: Folder to write.
-        minutes: Training audio, but at least one utterance (about 4 s) of each of the 64 speakers.
+        minutes: Training audio, but at least one utterance (about 4 s) of each of the 128 speakers.
         dev_minutes: Audio of the development voices.
         test_minutes: Audio of the held-out voices.
         clean_minutes: Training audio of which a clean twin is kept, for probes; the held-out sets have theirs whole.

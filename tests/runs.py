@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 TINY_MODEL = [
-    "model.conv_dims=[8,8,8,8,8,8,8]",
+    "model.conv_dims=[8,8,8]",
     "model.dim=16",
     "model.ffn_dim=32",
     "model.heads=2",

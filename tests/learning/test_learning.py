@@ -20,12 +20,10 @@ pytestmark = [
 RECIPE = [
     "experiment=nano",
     "loss=warm",
-    "model.conv_dims=[24,32,48,64,96,96,96]",
     "model.layers=2",
     "batch.seconds=8",
     "batch.micro_seconds=8",
     "optim.warmup_updates=40",
-    "optim.lr=2e-3",
     "loader.workers=0",
 ]
 

@@ -56,7 +56,7 @@ def masked_figures(
         test: Name of the set that is judged.
 
     Returns:
-        `cross_entropy`, `accuracy`, `frames` of the model; the same of `unigram`, `repeat_nearest` and `count_table`.
+        `cross_entropy`, `accuracy`, `frames` of the model; the same of `unigram`, `nearest_label` and `count_table`; `set`: `test`.
     """
     seed, masking = opened.data.split_seed, parts["masking"]
     specs = {name: _specs(opened, name, seed) for name in (train, dev, test)}
@@ -71,7 +71,8 @@ def masked_figures(
         "cross_entropy": figures["cross_entropy"],
         "accuracy": figures["accuracy"],
         "frames": figures["masked_frames"],
+        "set": test,
         "unigram": {"cross_entropy": figures["unigram_cross_entropy"], "accuracy": figures["unigram_accuracy"]},
-        "repeat_nearest": {"accuracy": figures["repeat_nearest_accuracy"]},
+        "nearest_label": {"accuracy": figures["repeat_nearest_accuracy"]},
         "count_table": {"cross_entropy": score.cross_entropy, "accuracy": score.accuracy, "frames": score.frames},
     }

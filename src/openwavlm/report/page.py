@@ -166,7 +166,8 @@ def _learning(iteration: Iteration, name: str) -> str:
     said = "" if len(iteration.validation.get("step", ())) else "There are no figures of held-out speakers over the updates."
     masked = iteration.masked or {}
     if masked.get("frames"):
-        said = f"Held-out figures stand on {int(masked['frames']):,} masked frames of clean audio.".replace(",", " ")
+        voices = "Figures of the test voices" if masked.get("set") else "Held-out figures"
+        said = f"{voices} stand on {int(masked['frames']):,} masked frames, without mixing.".replace(",", " ")
     explained = (
         "Part of each utterance is hidden and the model names the label of every hidden frame. The horizontal lines are what can "
         "be reached without hearing anything."
@@ -244,7 +245,7 @@ def _units_table(units: dict[str, Any]) -> str:
     explained = (
         "Units: each frame is replaced by its nearest of k cluster centres. PNMI is the share of the phone's uncertainty that the "
         "unit takes away, less what shuffled units reach. “Equal” means closer than twice the spread over codebook seeds. "
-        "Codebooks are fitted on the speech of training voices as the model was trained on it, without mixtures."
+        "Codebooks are fitted on undegraded speech of training voices."
     )
     header = ["PNMI of units", "model", "MFCC", "log-mel", "untrained", "spread"]
     return _table(header, rows) + _paragraph(explained) if rows else "<p>Units were not measured.</p>"

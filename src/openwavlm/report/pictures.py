@@ -74,7 +74,7 @@ def loss_curves(iteration: Iteration, name: str) -> str | None:
             steps, smooth = _smoothed(metrics["step"], metrics["cross_entropy"])
             axes.plot(steps, smooth, color="#a9c4e4", linewidth=1.2, label="training batches, mixed")
         if len(validation.get("step", ())):
-            axes.plot(validation["step"], validation["cross_entropy"], "o-", color=BLUE, markersize=4, label="held-out speakers")
+            _held_out_curve(axes, iteration, "cross_entropy")
         _control_lines(axes, iteration, "cross_entropy")
         axes.set(xlabel="updates", ylabel="nats a masked frame", title="Masked cross-entropy (lower is better)")
         _legend_below(axes)
@@ -87,7 +87,7 @@ def accuracy_curve(iteration: Iteration, name: str) -> str | None:
     if not len(validation.get("step", ())):
         return None
     with _chart() as (axes, svg):
-        axes.plot(validation["step"], validation["accuracy"], "o-", color=BLUE, markersize=4, label="held-out speakers")
+        _held_out_curve(axes, iteration, "accuracy")
         _control_lines(axes, iteration, "accuracy")
         axes.set(xlabel="updates", ylabel="share of masked frames", title="Masked accuracy (higher is better)", ylim=(0, None))
         _legend_below(axes)
@@ -106,6 +106,16 @@ def _smoothed(steps: np.ndarray, values: np.ndarray, points: int = 200) -> tuple
     edges = np.arange(0, len(values), size)
     counts = np.diff(np.append(edges, len(values)))
     return steps[edges + counts - 1], np.add.reduceat(values, edges) / counts if len(values) else values
+
+
+def _held_out_curve(axes: Axes, iteration: Iteration, figure: str) -> None:
+    """What validation saw; and a star for the last model on a test set of its own, which the lines of the controls belong to."""
+    validation, masked = iteration.validation, iteration.masked or {}
+    tested = masked.get("set")
+    label = "development voices" if tested else "held-out speakers"
+    axes.plot(validation["step"], validation[figure], "o-", color=BLUE, markersize=4, label=label)
+    if tested:
+        axes.plot(validation["step"][-1:], [masked[figure]], "*", color=BLUE, markersize=12, label="test voices, as the lines")
 
 
 def _control_lines(axes: Axes, iteration: Iteration, figure: str) -> None:

@@ -26,7 +26,7 @@ check: $(STAMP) ## Lint, types, floors, unit tests
 	$(BIN)/pytest -q -n 2 -m "not long" tests/unit
 
 test: $(STAMP) ## All fast tests
-	$(BIN)/pytest -q -n 2 --dist loadgroup -m "not long" tests/unit tests/parity tests/smoke
+	$(BIN)/pytest -q -n 2 --dist loadgroup -m "not long" tests/unit tests/parity tests/smoke tests/learning
 
 demo: $(STAMP) ## The whole job on synthetic voices, on a CPU
 	@$(BIN)/openwavlm iterate --config-name demo
@@ -34,7 +34,7 @@ demo: $(STAMP) ## The whole job on synthetic voices, on a CPU
 learn: $(STAMP) ## Paired comparisons: iterations, mixing, front ends, warm-up losses (over an hour)
 	@$(BIN)/openwavlm learn
 
-test-long: $(STAMP) ## Soaks and kills
+test-long: $(STAMP) ## Everything, with the kill in every stage
 	$(BIN)/pytest -q tests
 
 clean: ## Removes the environment and all caches, never your runs

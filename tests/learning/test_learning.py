@@ -1,4 +1,4 @@
-"""Learning itself: two minutes of training on synthetic voices beat, on voices never heard, what can be known without audio."""
+"""Learning itself: a minute and a half of training on synthetic voices beats, on voices never heard, what can be known without audio."""
 
 import importlib.util
 import json
@@ -46,10 +46,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_trained_model_beats_its_baselines_on_voices_it_never_heard(directory: Path):
-    (figures,) = iterate(config(600), directory)["iterations"]
+    (figures,) = iterate(config(900), directory)["iterations"]
     masked, phones = figures["masked"], figures["phones"]
     seen = json.dumps({"masked": masked, "phones": {name: phones[name] for name in ("chosen", "mfcc", "untrained")}})
-    assert masked["cross_entropy"] < masked["unigram"]["cross_entropy"] - 0.3, seen
+    assert masked["cross_entropy"] < masked["unigram"]["cross_entropy"] - 0.25, seen
     assert masked["cross_entropy"] < masked["count_table"]["cross_entropy"], seen
     assert phones["chosen"] > phones["untrained"] + 0.05, seen
     assert phones["chosen"] > phones["mfcc"], seen

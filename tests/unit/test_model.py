@@ -380,6 +380,13 @@ def test_equal_models_give_equal_bytes_and_come_back_bit_equal(tmp_path):
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_file_of_microsofts_is_told_from_a_directory(tmp_path):
+    path = tmp_path / "WavLM-Base.pt"
+    path.write_bytes(b"weights")
+    with pytest.raises(ValueError, match=r"WavLM-Base\.pt is a file; .* cannot be read yet"):
+        openwavlm.load(path)
+
+
 def test_damaged_and_foreign_directories_are_refused_in_a_sentence(tmp_path):
     save_huggingface(tiny(), tmp_path)
     weights, config, preprocessor = (tmp_path / name for name in ("model.safetensors", "config.json", "preprocessor_config.json"))

@@ -168,6 +168,11 @@ def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None =
     """
     directory = Path(directory)
     config_path = directory / "config.json"
+    if directory.is_file():
+        raise ValueError(
+            f"a model is read from a Hugging Face directory, but {directory} is a file; Microsoft's and fairseq's .pt files cannot be "
+            "read yet, their folders of the hub can (docs/checkpoints.md)"
+        )
     if not config_path.is_file():
         raise ValueError(
             f"a Hugging Face directory must hold config.json, but {directory} has none; give the directory that save_pretrained "

@@ -1,0 +1,125 @@
+"""The model learns from what it hears: digits said by voices that it never heard, beside guesses that know the labels but no audio.
+
+A count table sees the nearest labels on both sides of a gap; audio tells which word the gap is in. The control trains alike on labels
+that were moved to other utterances: all that labels tell about labels stays, only their bond with the audio is cut.
+"""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from openwavlm.build import objects, plain
+from openwavlm.data.prepare import make_shards
+from openwavlm.data.sources import OpenData
+from openwavlm.data.synthesis import espeak
+from openwavlm.data.synthesis.voices import speakers_of
+from openwavlm.export import load_run
+from openwavlm.frames import SAMPLE_RATE_HZ
+from openwavlm.iteration.masked import masked_figures
+from openwavlm.labelling.assign import assign_labels
+from openwavlm.labelling.fit import fit_codebook
+from runs import compose, launch
+
+pytestmark = [
+    pytest.mark.xdist_group("spoken-digits"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("espeakng_loader") is None, reason="espeak-ng is not installed: pip install 'openwavlm[demo]'"
+    ),
+]
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+MINUTES = {"train": 15, "dev": 1, "test": 2}
+RECIPE = [
+    *("experiment=nano", "loss=warm", "mixing=off", "name=digits", "trainer.accelerator=cpu", "loader.workers=0"),
+    *("model.dim=96", "model.ffn_dim=384", "batch.seconds=8", "batch.micro_seconds=8"),
+    *("optim.updates=400", "optim.warmup_updates=40", "optim.lr=2e-3"),
+    *("callbacks.validate_every=0", "callbacks.unmasked_every=0", "callbacks.checkpoint_every=1000", "data.validation_share=0"),
+]
+
+
+def say_digits(folder: Path, split: str, minutes: float, seed: int) -> None:
+    """Writes `folder/VOICE/NNN.wav`: six digits each, by the voices of a split, with pitch, rate and vocal tract drawn anew."""
+    draw = np.random.default_rng(seed)
+    voices = sorted({speaker.voice.name for speaker in speakers_of(split)})
+    made_s, number = 0.0, 0
+    while made_s < 60 * minutes:
+        voice = voices[number % len(voices)]
+        pitch, rate_wpm, tract = int(draw.integers(25, 76)), int(draw.integers(150, 185)), draw.uniform(0.88, 1.14)
+        text = " ".join(draw.choice(DIGITS, size=6)) + "."
+        said = espeak.speak(text, f"gmw/en-US+{voice}", pitch=pitch, rate_wpm=rate_wpm, seed=number).samples / 32768
+        said = soxr.resample(said, espeak.SAMPLE_RATE_HZ * tract, SAMPLE_RATE_HZ)
+        said = 0.5 * said / np.abs(said).max() + 0.003 * draw.standard_normal(len(said))
+        path = folder / voice / f"{number:03d}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, said, SAMPLE_RATE_HZ)
+        made_s += len(said) / SAMPLE_RATE_HZ
+        number += 1
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`SET/shards`, `SET/labels` and `SET/moved` (the same labels, half a labelling away) for each set."""
+    folder = tmp_path_factory.mktemp("digits")
+    for seed, (name, minutes) in enumerate(MINUTES.items()):
+        say_digits(folder / "audio" / name, name, minutes, seed)
+        source = {"input": folder / "audio" / name, "source": name, "speaker_folder": 1, "min_seconds": 0.5}
+        make_shards(output=folder / name / "shards", utterances_per_shard=50, **source)
+    fit_codebook([folder / "train" / "shards"], folder / "codebook", clusters=8, validation_share=0.0, n_init=1)
+    for name in MINUTES:
+        assign_labels(folder / name / "shards", folder / "codebook", folder / name / "labels")
+        shutil.copytree(folder / name / "labels", folder / name / "moved")
+        for path in (folder / name / "moved").glob("*.u16"):
+            labels = np.fromfile(path, dtype="<u2")
+            np.roll(labels, len(labels) // 2).tofile(path)
+    return folder
+
+
+def trained(data: Path, directory: Path, labels: str, *overrides: str) -> dict:
+    """Figures on the held-out voices after training on one kind of labels."""
+    chosen = [
+        *RECIPE,
+        *(f"data.sources.speech.{kind}={data}/train/{name}" for kind, name in (("shards", "shards"), ("labels", labels))),
+    ]
+    chosen += [
+        f"+data.validation.{name}={{shards: {data}/{name}/shards, labels: {data}/{name}/{labels}}}" for name in ("dev", "test")
+    ]
+    chosen += overrides
+    assert launch(chosen, directory) == [0]
+    values = plain(compose(chosen))
+    parts = objects(values)
+    opened = OpenData(parts["data"], parts["batch"], values["seed"])
+    try:
+        model, _ = load_run(directory)
+        return masked_figures(model, parts, opened, train="speech", dev="dev", test="test")
+    finally:
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def hearing(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return trained(data, tmp_path_factory.mktemp("hearing"), "labels")
+
+
+def test_on_unheard_voices_the_model_beats_what_can_be_known_without_audio(hearing: dict):
+    seen = json.dumps(hearing)
+    assert hearing["frames"] > 2000, seen
+    assert hearing["cross_entropy"] < hearing["unigram"]["cross_entropy"] - 0.3, seen
+    assert hearing["cross_entropy"] < 0.95 * hearing["count_table"]["cross_entropy"], seen
+    assert hearing["accuracy"] > max(hearing[name]["accuracy"] for name in ("unigram", "nearest_label", "count_table")), seen
+
+
+def test_trained_on_labels_of_other_utterances_it_does_not(data: Path, hearing: dict, tmp_path: Path):
+    deaf = trained(data, tmp_path, "moved")
+    seen = json.dumps({"hearing": hearing, "deaf": deaf})
+    table = deaf["count_table"]["cross_entropy"]
+    assert abs(table - hearing["count_table"]["cross_entropy"]) < 0.1, (
+        f"labels must be as predictable as before from labels: {seen}"
+    )
+    assert deaf["cross_entropy"] > table, seen
+    assert deaf["cross_entropy"] > deaf["unigram"]["cross_entropy"] - 0.05, seen

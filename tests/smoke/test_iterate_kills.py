@@ -94,10 +94,14 @@ def finish(directory: Path, workers: int) -> dict:
     return json.loads((directory / "runs/demo/summary.json").read_text())
 
 
+def is_training(stage: str) -> bool:
+    return re.fullmatch(r"\d+/train", stage) is not None
+
+
 def at_work(directory: Path, stage: str) -> bool:
     """Whether the stage has begun; for training, whether it is half through its updates."""
     begun = list((directory / "runs/demo/stages").glob(f"{stage}-????????????"))
-    if stage.endswith("/train"):
+    if is_training(stage):
         tables = [path / "run" / "metrics.csv" for path in begun]
         return any(path.is_file() and len(path.read_text().splitlines()) > UPDATES // 2 for path in tables)
     return bool(begun)
@@ -130,7 +134,7 @@ def kill_in_each(directory: Path, stages: list[str], reference: Path, workers: i
     moments = random.Random(5)
     for stage in stages:
         usual_s = json.loads(marks(reference)[stage].read_text())["seconds"]
-        delay_s = 0.0 if stage.endswith("/train") else min(2.0, moments.uniform(0.0, 0.6) * usual_s)
+        delay_s = 0.0 if is_training(stage) else min(2.0, moments.uniform(0.0, 0.6) * usual_s)
         before = {name: identity(mark) for name, mark in marks(directory).items()}
         for _ in range(3):
             if kill_inside(directory, stage, delay_s, workers):

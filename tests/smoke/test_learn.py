@@ -47,6 +47,7 @@ def done(config, tmp_path_factory) -> tuple[Path, dict]:
     return directory, learn(config, directory)
 
 
+@pytest.mark.long
 def test_every_comparison_has_both_seeds_an_interval_and_a_verdict(done):
     directory, summary = done
     assert set(summary["arms"]) == {"iteration_1", "iteration_2", "mixing_off", "nano_mel"}
@@ -60,6 +61,7 @@ def test_every_comparison_has_both_seeds_an_interval_and_a_verdict(done):
     assert "Primary outcome" in page and "### iteration 1 against mixing off" in page and "| log-mel ± 5 |" in page
 
 
+@pytest.mark.long
 def test_the_arms_of_a_seed_share_all_but_the_thing_that_differs(done):
     directory, summary = done
     configs = {
@@ -77,6 +79,7 @@ def test_the_arms_of_a_seed_share_all_but_the_thing_that_differs(done):
     assert configs["iteration_2"][0]["data"] != configs["iteration_2"][1]["data"]
 
 
+@pytest.mark.long
 def test_masked_figures_by_speaker_are_those_of_the_whole_set(done):
     directory, summary = done
     for mark in (directory / "stages").glob("*/masked-speakers-*/stage.json"):
@@ -88,6 +91,7 @@ def test_masked_figures_by_speaker_are_those_of_the_whole_set(done):
     assert all(arm["count_table"] > 0 for arm in summary["arms"]["iteration_1"])
 
 
+@pytest.mark.long
 def test_a_second_call_makes_nothing_and_says_the_same(done, config):
     directory, before = done
     page = (directory / "evidence.md").read_text()

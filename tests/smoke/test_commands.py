@@ -208,7 +208,7 @@ def test_the_help_of_train_shows_its_command_line_groups_and_keys(tmp_path):
     outcome = run_program(tmp_path, "train.py", "--help")
     assert outcome.status == 0 and outcome.stderr == ""
     assert "python train.py name=NAME experiment=EXPERIMENT data.sources.speech.shards=DIR" in outcome.stdout
-    assert "model: base, base_plus, large, nano, small" in outcome.stdout and "warmup_updates: 32000" in outcome.stdout
+    assert "model: base, base_plus, large, nano, nano_mel, small" in outcome.stdout and "warmup_updates: 32000" in outcome.stdout
 
 
 def test_the_help_of_export_shows_its_command_line(tmp_path):

@@ -65,7 +65,7 @@ def test_the_manifests_list_every_speaker_and_their_files_have_the_announced_len
 def test_held_out_voices_and_accents_are_not_in_training(corpus: Path):
     rows = {name: rows_of(corpus / f"{name}.tsv") for name in ("train", "dev", "test")}
     voices = {name: {row["voice"] for row in found} for name, found in rows.items()}
-    assert len(voices["train"]) == 16 and len(voices["test"]) == 4 and len(voices["dev"]) == 2
+    assert len(voices["train"]) == 32 and len(voices["test"]) == 4 and len(voices["dev"]) == 2
     assert len(set.union(*voices.values())) == 22
     accents = {name: {row["accent"] for row in found} for name, found in rows.items()}
     assert len(accents["train"]) == 4 and accents["test"] - accents["train"] == {"caribbean"}

@@ -210,6 +210,7 @@ def test_one_flipped_bit_of_audio_is_noticed(corpus, tmp_path):
         file.write(bytes([byte ^ 16]))
     batch = replace(corpus, shards=tmp_path / "shards").builder()[spec]
     assert batch.num_unreadable == int((spec.rows == row).sum()) and batch.num_samples[0] == 0
+    assert not batch.waveforms[0].any(), "what decoded before the damage is not left in the batch"
 
 
 def test_a_row_without_labels_is_unreadable_too(corpus, monkeypatch):

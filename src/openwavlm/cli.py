@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -71,9 +72,28 @@ def _sentence(error: Exception, config_name: str) -> str:
     if not unknown:
         return " ".join(text.split())
     key = unknown.group(1)
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        near = difflib.get_close_matches(key, list(_names(hydra.compose(config_name))), 1)
+    near = difflib.get_close_matches(key, list(_names(_compose(config_name, []))), 1)
     return f"{key} is not a known key; " + (f"did you mean {near[0]}?" if near else "--help lists all keys")
+
+
+_composing = threading.Lock()  # Hydra's state is one for the whole process
+
+
+def _compose(config_name: str, overrides: list[str]) -> DictConfig:
+    with _composing, hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra.compose(config_name, overrides)
+
+
+def composed(config_name: str, overrides: list[str]) -> DictConfig:
+    """The config that a command line of these overrides composes; from within a command too.
+
+    Raises:
+        ValueError: If an override is refused, in the words of that command.
+    """
+    try:
+        return _compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_sentence(error, config_name)) from error
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:

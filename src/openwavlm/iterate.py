@@ -7,6 +7,7 @@ corpus ─ shards ─┬─ codebook ─ labels ─ train ─ export ─ probes 
 import importlib
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import yaml
 from omegaconf import DictConfig
 
 from openwavlm.build import objects, plain
-from openwavlm.cli import command
+from openwavlm.cli import command, composed
 from openwavlm.data.atomic import write_json
 from openwavlm.data.index import Index
 from openwavlm.data.prepare import make_shards
@@ -33,9 +34,11 @@ from openwavlm.labelling.fit import fit_codebook
 from openwavlm.probes.measured import ProbeSettings
 from openwavlm.probes.probe import probe_model
 from openwavlm.probes.sets import contamination
+from openwavlm.processes import PARENT
 from openwavlm.report.content import ReportContent
 from openwavlm.report.page import write_report
 from openwavlm.report_command import gather
+from openwavlm.training.run_directory import trajectory
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +123,7 @@ class Iteration:
         return self.chain.run(f"{number}/labels-{name}", {}, [book, self.shards[name]], make)
 
     def _train(self, number: int, settings: dict[str, Any], labels: dict[str, Stage]) -> Stage:
-        overrides = [*self.config["overrides"], *settings.get("overrides", []), f"seed={self.config['seed']}"]
-        if settings.get("updates"):
-            overrides.append(f"optim.updates={settings['updates']}")
+        overrides = _overrides(self.config, number, settings)
         data = [
             "data.validation_share=0",
             f"data.sources.speech.shards={self.shards['train'].folder}",
@@ -131,8 +132,9 @@ class Iteration:
         ]
 
         def make(folder: Path) -> dict[str, Any]:
-            program = [sys.executable, "-m", "openwavlm", "train", f"name=iteration-{number}", f"hydra.run.dir={folder / 'run'}"]
-            status = subprocess.run([*program, *overrides, *data], check=False).returncode
+            program = [sys.executable, "-m", "openwavlm", "train", f"hydra.run.dir={folder / 'run'}"]
+            parent = {PARENT: str(os.getpid())}
+            status = subprocess.run([*program, *overrides, *data], check=False, env=os.environ | parent).returncode
             if status:
                 raise ValueError(
                     f"training of iteration {number} ended with status {status}: see above; the same command goes on"
@@ -145,7 +147,7 @@ class Iteration:
             parts = objects(yaml.safe_load((folder / "run" / "config.yaml").read_text()))
             return {"layers": parts["model"].layers, **summary["this_launch"]}
 
-        return self.chain.run(f"{number}/train", {"overrides": overrides}, list(labels.values()), make)
+        return self.chain.run(f"{number}/train", _trajectory(overrides), list(labels.values()), make)
 
     def _export(self, trained: Stage, folder: Path) -> dict[str, Any]:
         export_run(trained.folder / "run", folder)
@@ -179,6 +181,22 @@ class Iteration:
         model, _ = load_run(trained.folder / "run")
         cache = self.chain.folder / "baselines"
         return probe_model(model.wavlm, train, dev, test, ProbeSettings(**settings), cache=cache)
+
+
+def _overrides(config: dict[str, Any], number: int, settings: dict[str, Any]) -> list[str]:
+    """What the training of iteration `number` is asked for, but for its data."""
+    updates = [f"optim.updates={settings['updates']}"] if settings.get("updates") else []
+    given = [*config["overrides"], *settings.get("overrides", [])]
+    return [f"name=iteration-{number}", *given, f"seed={config['seed']}", *updates]
+
+
+def _trajectory(overrides: list[str]) -> dict[str, Any]:
+    """What decides how a training comes out, presets resolved; its data are named by the stages that it builds on.
+
+    Raises:
+        ValueError: If `train.py` would refuse an override.
+    """
+    return trajectory(plain(composed("train", overrides)))
 
 
 def _corpus(chain: Chain, config: dict[str, Any]) -> tuple[dict[str, Stage], Path | None]:
@@ -223,6 +241,8 @@ def iterate(config: dict[str, Any], directory: Path) -> dict[str, Any]:
         ValueError: If a stage refuses its input.
     """
     began = time.monotonic()
+    for number, settings in enumerate(config["iterations"], start=1):
+        _trajectory(_overrides(config, number, settings))  # a misspelt override is answered before an hour of labelling
     chain = Chain(directory / "stages")
     shards, times = _corpus(chain, config)
     one = Iteration(chain, config, shards, times)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from openwavlm.build import objects, plain
 from openwavlm.cli import command
+from openwavlm.processes import answer_parent
 from openwavlm.train import check_world_size, train
 
 
@@ -23,6 +24,7 @@ def _under_torchrun(devices: int) -> None:
 @command("train")
 def main(config: DictConfig) -> None:
     """Trains; more than one device on one node is handed to torchrun."""
+    answer_parent()
     hydra = HydraConfig.get()
     parts = objects(plain(config))  # a misspelt key is answered here, by one process
     settings = parts["trainer"]

@@ -70,3 +70,22 @@ def test_the_first_iteration_cannot_cluster_a_layer(config, tmp_path):
     wrong["iterations"] = [{"features": "layer", "clusters": 8, "updates": 4}]
     with pytest.raises(ValueError, match="the first iteration has no model"):
         iterate(wrong, tmp_path)
+
+
+def test_a_misspelt_override_of_the_training_is_refused_before_any_work(config, tmp_path):
+    wrong = json.loads(json.dumps(config))
+    wrong["iterations"][1]["overrides"] = ["optim.warmup_update=2"]
+    with pytest.raises(ValueError, match=r"did you mean optim\.warmup_updates"):
+        iterate(wrong, tmp_path)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_only_what_changes_the_trajectory_trains_again(done, config):
+    directory, _ = done
+    elsewhere = json.loads(json.dumps(config))
+    elsewhere["overrides"] += ["loader.workers=1", "callbacks.checkpoint_every=3"]
+    assert iterate(elsewhere, directory)["this_call"]["made"] == []
+    elsewhere["iterations"][1]["overrides"] = ["optim.clip_norm=5"]
+    made = iterate(elsewhere, directory)["this_call"]["made"]
+    assert made and all(name.startswith(("stages/2/", "stages/result", "stages/report")) for name in made)
+    assert not any(name.startswith("stages/2/codebook") for name in made)

@@ -4,9 +4,7 @@
 step s ─ specs of this rank ──► queue ──► MicroBatchBuilder[spec] ──► queue ──► list of the step's micro-batches
 """
 
-import ctypes
 import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,8 +16,7 @@ from openwavlm.batch import PretrainBatch
 from openwavlm.data.collate import MicroBatchBuilder
 from openwavlm.data.plan import MicroBatchSpec
 from openwavlm.data.schedule import Schedule
-
-_PR_SET_PDEATHSIG = 1
+from openwavlm.processes import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -72,8 +69,7 @@ def _prepare_worker(worker: int) -> None:
     """A signal to the whole process group is the trainer's to answer; and a worker whose trainer was killed ends with it."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
 
 
 def micro_batch_loader(builder: MicroBatchBuilder, specs: Any, loading: Loading) -> DataLoader:

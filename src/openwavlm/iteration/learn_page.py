@@ -53,7 +53,8 @@ def _method(summary: dict[str, Any], compared: dict[str, dict[str, Difference]])
     return [
         f"{len(summary['seeds'])} seeds ({', '.join(map(str, summary['seeds']))}), {updates} updates each. A seed decides initialisation, "
         "plan, crops, masks and mixtures, and the arms of one seed share them; corpus and MFCC labels are the same for all. All arms but "
-        "iteration 2 train on the MFCC labels. Layers were chosen on development voices, test voices read once.",
+        "iteration 2 train on the MFCC labels. Layers were chosen on development voices, test voices read once. Masked figures are of "
+        "unmixed audio, which favours an arm that trained without mixing.",
         f"Intervals: 2,000 draws of the {speakers} test voices, the seeds' sums averaged per voice; they say how it would be with other "
         "voices, not with other seeds, whose values stand in brackets. *Equal*: the interval contains 0. Only the primary outcome was "
         "singled out beforehand; with this many further intervals one in twenty misses by chance.",

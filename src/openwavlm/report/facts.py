@@ -28,9 +28,12 @@ def _model(iteration: Iteration, config: dict[str, Any]) -> str:
         return ""
     size = f", {iteration.parameters / 1e6:.2f} M parameters" if iteration.parameters else ""
     channels = "-".join(str(channels) for channels in model["conv_dims"])
+    front_end = f"waveform convolutions of {channels} channels"
+    if model.get("front_end", "conv") == "logmel":
+        front_end = "a log-mel front end (a control)"
     return (
         f"WavLM, {model['layers']} layers of width {model['dim']} ({model['heads']} heads, "
-        f"{'pre' if model['pre_norm'] else 'post'}-norm){size}; waveform convolutions of {channels} channels"
+        f"{'pre' if model['pre_norm'] else 'post'}-norm){size}; {front_end}"
     )
 
 

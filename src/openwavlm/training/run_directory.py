@@ -113,11 +113,16 @@ def _is_free(key: str) -> bool:
     return key.split(".")[0] in _FREE_GROUPS or key in _FREE_KEYS
 
 
+def trajectory(config: dict[str, Any]) -> dict[str, Any]:
+    """The flattened keys of a config that decide what comes out, and not where or how watchfully it is computed."""
+    return {key: value for key, value in flatten(config).items() if not _is_free(key)}
+
+
 def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Keys whose change between two launches would change the trajectory: key → (before, after)."""
-    old, new = flatten(before), flatten(after)
+    old, new = trajectory(before), trajectory(after)
     keys = sorted(set(old) | set(new))
-    return {key: (old.get(key), new.get(key)) for key in keys if not _is_free(key) and old.get(key) != new.get(key)}
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
 def accept_config(directory: Path, config: dict[str, Any], allow_change: list[str]) -> dict[str, tuple[Any, Any]]:

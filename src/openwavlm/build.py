@@ -51,6 +51,8 @@ class TrainerSettings:
         accelerator: `auto`, `cpu` or `gpu`.
         devices: Processes on this node when the launcher has not set them (torchrun and Slurm do).
         threads: CPU threads of each process; null = leave torch's choice.
+        strategy: How several processes share the work: `ddp` (each holds the whole model) or `fsdp` (parameters, gradients and moments
+            in shards, FSDP2). One process needs neither.
 
     Raises:
         ValueError: If a number is not positive.
@@ -59,6 +61,7 @@ class TrainerSettings:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     threads: int | None = None
+    strategy: Literal["ddp", "fsdp"] = "ddp"
 
     def __post_init__(self) -> None:
         if self.devices < 1 or (self.threads is not None and self.threads < 1):

@@ -34,6 +34,7 @@ from openwavlm.training.evaluation import Evaluation, Unigram
 from openwavlm.training.log import RunLog
 from openwavlm.training.module import PretrainingModule
 from openwavlm.training.run_directory import RunLock, RunRecord, accept_config
+from openwavlm.training.sharding import ShardedStrategy
 
 log = logging.getLogger(__name__)
 
@@ -282,7 +283,11 @@ def make_trainer(
     environment: ClusterEnvironment = LightningEnvironment()
     if world_size > 1:
         environment = TorchElasticEnvironment()
-        strategy = DDPStrategy(find_unused_parameters=False, broadcast_buffers=False)
+        strategy = (
+            ShardedStrategy()
+            if settings.strategy == "fsdp"
+            else DDPStrategy(find_unused_parameters=False, broadcast_buffers=False)
+        )
     trainer = Trainer(
         accelerator=settings.accelerator,
         devices=local if world_size > 1 else 1,

@@ -30,15 +30,19 @@ def test_the_first_update_moves_with_and_without_warm_up():
     assert Optim(updates=10, lr=1.0, warmup_updates=0, final_share=1.0).learning_rate(9) == 1.0
 
 
-def parameters() -> list[nn.Parameter]:
-    matrix, bias, frozen = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))
-    return [matrix, bias, frozen.requires_grad_(False)]
+def module() -> nn.Module:
+    made = nn.Linear(2, 3)
+    made.frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
+    for parameter in made.parameters():
+        nn.init.ones_(parameter)
+    return made
 
 
 @pytest.mark.parametrize(("decay", "bias_decays"), [("matrices", False), ("all", True)])
 def test_matrices_decay_and_vectors_only_if_asked(decay, bias_decays):
-    matrix, bias, frozen = parameters()
-    optimizer = Optim(updates=1, warmup_updates=0, lr=0.1, weight_decay=0.5, decay=decay).optimizer([matrix, bias, frozen])
+    linear = module()
+    matrix, bias, frozen = linear.weight, linear.bias, linear.frozen
+    optimizer = Optim(updates=1, warmup_updates=0, lr=0.1, weight_decay=0.5, decay=decay).optimizer(linear)
     matrix.grad, bias.grad = torch.zeros(3, 2), torch.zeros(3)
     optimizer.step()
     torch.testing.assert_close(matrix.data, torch.full((3, 2), 0.95))

@@ -13,6 +13,7 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from openwavlm.augment.mixing import Mixing, mix
@@ -25,6 +26,7 @@ from openwavlm.randomness import stable_hash, words
 from openwavlm.targets.logmel import NUM_BANDS, normalised_log_mel
 from openwavlm.training.control import Control, StepTotals
 from openwavlm.training.optim import Optim
+from openwavlm.training.sharding import set_gradient_sync, shard_model, shard_whole, state_by_name, state_by_position
 
 _SKIPS_TOLERATED = 5  # below this many, a rate says nothing
 SUMS = [
@@ -180,9 +182,17 @@ class PretrainingModule(lightning.LightningModule):
         self.totals: StepTotals | None = None
         self._pending: tuple[int, Tensor, Tensor, float, bool] | None = None
 
+    def configure_model(self) -> None:
+        """Shards the parameters where the strategy made a device mesh."""
+        if self.device_mesh is None:
+            return
+        shard_model(self.model, self.device_mesh)
+        if self.logmel_map is not None:
+            shard_whole(self.logmel_map, self.device_mesh)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the rate is set at each step."""
-        return self.optim.optimizer(self.parameters())
+        return self.optim.optimizer(self)
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
         """Copies without waiting (Lightning waits for everything that is not a plain tensor)."""
@@ -220,6 +230,8 @@ class PretrainingModule(lightning.LightningModule):
         wrapped = self.trainer.strategy.model
         if isinstance(wrapped, DistributedDataParallel) and not wanted:
             return wrapped.no_sync()
+        if self.device_mesh is not None:
+            set_gradient_sync(self, wanted=wanted)
         return contextlib.nullcontext()
 
     def _logmel_error(self, features: Tensor, waveforms: Tensor, num_samples: Tensor) -> Tensor | None:
@@ -264,6 +276,8 @@ class PretrainingModule(lightning.LightningModule):
         parameters = [p for p in self.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.clip_norm, norm)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         for group in optimizer.param_groups:
             group["lr"] = self.optim.learning_rate(step)
         # Fused AdamW leaves parameters, moments and its step count alone where found_inf is 1.
@@ -291,8 +305,15 @@ class PretrainingModule(lightning.LightningModule):
                 f"{self.max_skip_rate:g} allows: run data_prep/verify.py on the shards, restore what it names, and start again"
             )
 
+    def _groups(self) -> list[list[str]]:
+        """Names of the parameters of each group of the optimiser."""
+        return [list(group) for group in self.optim.groups(self)]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what binds the checkpoint to its data and its place in the plan."""
+        """Adds what binds the checkpoint to its data and its place in the plan; keys the optimiser's state by name."""
+        if self.device_mesh is None:
+            states = checkpoint["optimizer_states"]
+            checkpoint["optimizer_states"] = [state_by_name(state, self._groups()) for state in states]
         checkpoint["openwavlm"] = {
             "format_version": 1,
             "step": self.trainer.global_step,
@@ -303,5 +324,8 @@ class PretrainingModule(lightning.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on counting unreadable rows."""
+        """Goes on counting unreadable rows; brings the optimiser's state into this model's order."""
+        if self.device_mesh is None:
+            states = checkpoint["optimizer_states"]
+            checkpoint["optimizer_states"] = [state_by_position(state, self._groups()) for state in states]
         self._rows, self._unreadable = checkpoint["openwavlm"]["rows"], checkpoint["openwavlm"]["unreadable"]

@@ -1,7 +1,6 @@
 """The optimiser and its schedule: AdamW, linear warm-up from 0, linear decay (fairseq's `polynomial_decay` with power 1)."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,12 +73,18 @@ class Optim:
         left = (self.updates - step) / (self.updates - self.warmup_updates)
         return self.lr * (self.final_share + (1 - self.final_share) * left)
 
-    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+    def groups(self, module: nn.Module) -> list[dict[str, nn.Parameter]]:
+        """The trained parameters by name: those that decay, then those that do not; a group without members is left out."""
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        decayed = {name: p for name, p in trained.items() if self.decay == "all" or _is_matrix(p)}
+        others = {name: p for name, p in trained.items() if name not in decayed}
+        return [group for group in (decayed, others) if group]
+
+    def optimizer(self, module: nn.Module) -> torch.optim.AdamW:
         """AdamW in its fused form, the one that can skip a void update without a host synchronisation."""
-        trained = [p for p in parameters if p.requires_grad]
-        decayed = [p for p in trained if self.decay == "all" or _is_matrix(p)]
-        others = [p for p in trained if self.decay == "matrices" and not _is_matrix(p)]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=self.lr, betas=self.betas, eps=self.eps, fused=True
-        )
+        groups = []
+        for group in self.groups(module):
+            members = list(group.values())
+            decays = self.decay == "all" or _is_matrix(members[0])
+            groups.append({"params": members, "weight_decay": self.weight_decay if decays else 0.0})
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)

@@ -157,7 +157,7 @@ def test_a_misspelt_key_is_told_before_a_missing_folder():
         ("loss.feature_penalty", -1, "loss.feature_penalty must be a number that is not negative"),
         ("loader.prefetch", 0, "loader.prefetch ≥ 1"),
         ("logger.every_s", 0, "logger.every_s and logger.tensorboard_every must be positive"),
-        ("callbacks.keep_last", 0, "keep_last must be ≥ 1"),
+        ("callbacks.keep_last", 0, "keep_last must be at least 1, but is 0"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(config, key, value, sentence):

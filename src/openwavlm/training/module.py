@@ -6,6 +6,7 @@ norm → finite? → clip → AdamW (a void update is skipped on the device, wit
 """
 
 import contextlib
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from openwavlm.models.wavlm import normalise
 from openwavlm.randomness import stable_hash, words
 from openwavlm.targets.logmel import NUM_BANDS, normalised_log_mel
 from openwavlm.training.control import Control, StepTotals
+from openwavlm.training.faults import reach
 from openwavlm.training.optim import Optim
 from openwavlm.training.sharding import set_gradient_sync, shard_model, shard_whole, state_by_name, state_by_position
 
@@ -174,11 +176,13 @@ class PretrainingModule(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model = model
+        self.ema = copy.deepcopy(model).requires_grad_(requires_grad=False) if optim.ema else None
         self.logmel_map = nn.Linear(model.wavlm.config.conv_dims[-1], NUM_BANDS) if loss.logmel else None
         self.optim, self.loss, self.mixing, self.seed = optim, loss, mixing, seed
         self.control, self.on_record, self.unmasked_every = control, on_record, unmasked_every
         self.max_skip_rate, self._rows, self._unreadable = max_skip_rate, 0.0, 0.0
         self.fingerprints, self.plan_state = fingerprints, plan_state
+        self.validation: float | None = None  # cross-entropy on held-out speakers, if this step was validated
         self.totals: StepTotals | None = None
         self._pending: tuple[int, Tensor, Tensor, float, bool] | None = None
 
@@ -187,6 +191,8 @@ class PretrainingModule(lightning.LightningModule):
         if self.device_mesh is None:
             return
         shard_model(self.model, self.device_mesh)
+        if self.ema is not None:
+            shard_model(self.ema, self.device_mesh)
         if self.logmel_map is not None:
             shard_whole(self.logmel_map, self.device_mesh)
 
@@ -218,6 +224,7 @@ class PretrainingModule(lightning.LightningModule):
                 logmel_error = self._logmel_error(output.features, waveforms, micro.num_samples)
                 if number == 0:
                     self.totals = self.control.finish()
+                    reach("step")
                 assert self.totals is not None
                 self.manual_backward(self._loss(output, logmel_error, micro, self.totals.masked_frames, warm))
                 if micro.weight:
@@ -284,6 +291,9 @@ class PretrainingModule(lightning.LightningModule):
         optimizer.optimizer.found_inf = (~torch.isfinite(norm)).to(torch.float32)
         optimizer.optimizer.grad_scale = None
         optimizer.step()
+        if self.ema is not None:
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - self.optim.ema_decay(step))
         return norm
 
     def flush(self) -> None:
@@ -321,6 +331,7 @@ class PretrainingModule(lightning.LightningModule):
             "plan": self.plan_state(self.trainer.global_step),
             "rows": self._rows,
             "unreadable": self._unreadable,
+            "validation": self.validation,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -96,6 +96,7 @@ _KEYS = {
     "seed": int,
     "precision": Literal["32-true", "bf16-mixed"],
     "stop_after": int | None,
+    "branch_from": str | None,
     "allow_change": list[str],
     "debug": bool,
 }

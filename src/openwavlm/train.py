@@ -27,6 +27,7 @@ from openwavlm.data.plan import PLAN_VERSION, Batching, PlanStatistics
 from openwavlm.data.schedule import Schedule
 from openwavlm.data.sources import OpenData
 from openwavlm.models.pretraining import WavLMForPretraining
+from openwavlm.training.branch import begin_branch
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, write_atomically
 from openwavlm.training.control import Control
@@ -178,6 +179,9 @@ def _train(
     record = RunRecord(directory)
     record.check_fingerprints(fingerprints, list(values["allow_change"]))
     found = on_rank_zero(lambda: newest_checkpoint(directory / "checkpoints"))
+    if found is None and values["branch_from"]:
+        found = Path(values["branch_from"])
+        changes = on_rank_zero(lambda: begin_branch(found, directory, values, list(values["allow_change"])))
     state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)["openwavlm"] if found else None
     start = int(state["step"]) if state else 0
     stop_after = values["stop_after"]

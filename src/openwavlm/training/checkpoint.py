@@ -104,6 +104,29 @@ def checkpoint_path(directory: Path, step: int) -> Path:
     return directory / f"step-{step:08d}.ckpt"
 
 
+def verified(path: Path) -> bool:
+    """Whether a checkpoint is whole: its description can be read, and size and checksum hold; else a warning says why not.
+
+    Raises:
+        ValueError: If it was written by a newer version.
+    """
+    try:
+        description = json.loads(path.with_name(path.name + ".json").read_text())
+        size, checksum = description["bytes"], description["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        log.warning("checkpoint %s has no readable description (%s.json) and is passed over", path.name, path.name)
+        return False
+    if description.get("format_version", 0) > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has checkpoint format {description['format_version']}, this version reads up to {FORMAT_VERSION}: "
+            "install a newer openwavlm"
+        )
+    if path.stat().st_size == size and _checksum(path) == checksum:
+        return True
+    log.warning("checkpoint %s is damaged (size or checksum) and is passed over", path.name)
+    return False
+
+
 def newest_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint whose size and checksum hold, None if there is none; a damaged one is passed over with a warning.
 
@@ -112,20 +135,8 @@ def newest_checkpoint(directory: Path) -> Path | None:
     """
     found = sorted(directory.glob("step-*.ckpt"), reverse=True)
     for path in found:
-        try:
-            description = json.loads(path.with_name(path.name + ".json").read_text())
-            size, checksum = description["bytes"], description["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
-            log.warning("checkpoint %s has no readable description (%s.json) and is passed over", path.name, path.name)
-            continue
-        if description.get("format_version", 0) > FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has checkpoint format {description['format_version']}, this version reads up to {FORMAT_VERSION}: "
-                "install a newer openwavlm"
-            )
-        if path.stat().st_size == size and _checksum(path) == checksum:
+        if verified(path):
             return path
-        log.warning("checkpoint %s is damaged (size or checksum) and is passed over", path.name)
     if found:
         raise ValueError(
             f"none of the {len(found)} checkpoints in {directory} verifies: restore one of them from a copy, or delete the run's "

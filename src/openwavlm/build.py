@@ -53,6 +53,8 @@ class TrainerSettings:
         threads: CPU threads of each process; null = leave torch's choice.
         strategy: How several processes share the work: `ddp` (each holds the whole model) or `fsdp` (parameters, gradients and moments
             in shards, FSDP2). One process needs neither.
+        watchdog_s: Seconds without progress after which a process prints its stacks and ends with status 75; null = never.
+        requeue: Under Slurm, whether SIGUSR1 (`#SBATCH --signal=USR1@180`) has the job queued again after saving.
 
     Raises:
         ValueError: If a number is not positive.
@@ -62,6 +64,8 @@ class TrainerSettings:
     devices: int = 1
     threads: int | None = None
     strategy: Literal["ddp", "fsdp"] = "ddp"
+    watchdog_s: float | None = 1800.0
+    requeue: bool = True
 
     def __post_init__(self) -> None:
         if self.devices < 1 or (self.threads is not None and self.threads < 1):

@@ -69,7 +69,7 @@ class StepBoundary(lightning.Callback):
     ) -> None:
         self._schedules, self._directory, self._updates = schedules, directory, updates
         self._stop_after, self._evaluation, self._log, self._on_start = stop_after, evaluation, log, on_start
-        self.stopped = False
+        self.stopped = self.requeue = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Takes the signals over from Lightning."""
@@ -83,9 +83,13 @@ class StepBoundary(lightning.Callback):
         step, totals = trainer.global_step, pl_module.totals
         at_end = step >= self._updates
         stop = totals.stop or step == self._stop_after
+        control = pl_module.control
         every = self._schedules.validate_every
         pl_module.validation = None
+        if self._log is not None:
+            self._log.paces(totals.own_us)
         if self._evaluation is not None and every and (at_end or step % every == 0):
+            control.note(f"validation after update {step}")
             reach("validation")
             with trainer.precision_plugin.forward_context():
                 figures = self._evaluation.run(pl_module.model, pl_module.device)
@@ -96,9 +100,12 @@ class StepBoundary(lightning.Callback):
             self._save(trainer, pl_module, step)
         if stop and not at_end:
             self.stopped = True
+            self.requeue = totals.requeue
             trainer.should_stop = True
+        pl_module.pace.rest()
 
     def _save(self, trainer: lightning.Trainer, module: PretrainingModule, step: int) -> None:
+        module.control.note(f"saving after update {step}")
         module.flush()
         if self._log is not None:
             self._log.sync()

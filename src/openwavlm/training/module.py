@@ -28,6 +28,7 @@ from openwavlm.targets.logmel import NUM_BANDS, normalised_log_mel
 from openwavlm.training.control import Control, StepTotals
 from openwavlm.training.faults import reach
 from openwavlm.training.optim import Optim
+from openwavlm.training.pace import Pace
 from openwavlm.training.sharding import set_gradient_sync, shard_model, shard_whole, state_by_name, state_by_position
 
 _SKIPS_TOLERATED = 5  # below this many, a rate says nothing
@@ -182,6 +183,7 @@ class PretrainingModule(lightning.LightningModule):
         self.control, self.on_record, self.unmasked_every = control, on_record, unmasked_every
         self.max_skip_rate, self._rows, self._unreadable = max_skip_rate, 0.0, 0.0
         self.fingerprints, self.plan_state = fingerprints, plan_state
+        self.pace = Pace(on_gpu=False)
         self.validation: float | None = None  # cross-entropy on held-out speakers, if this step was validated
         self.totals: StepTotals | None = None
         self._pending: tuple[int, Tensor, Tensor, float, bool] | None = None
@@ -196,6 +198,10 @@ class PretrainingModule(lightning.LightningModule):
         if self.logmel_map is not None:
             shard_whole(self.logmel_map, self.device_mesh)
 
+    def on_fit_start(self) -> None:
+        """The device is known from here on."""
+        self.pace = Pace(on_gpu=self.device.type == "cuda")
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the rate is set at each step."""
         return self.optim.optimizer(self)
@@ -206,7 +212,10 @@ class PretrainingModule(lightning.LightningModule):
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """Runs one global step."""
-        self.control.begin(sum(micro.num_masked for micro in batch.micro_batches), batch.digest)
+        pace, control, last = self.pace, self.control, len(batch.micro_batches) - 1
+        pace.begin()
+        control.begin(sum(micro.num_masked for micro in batch.micro_batches), batch.digest, pace.own_ms)
+        control.note(f"update {batch.step + 1}: forward of the first micro-batch")
         self.flush()
         with_unmasked = bool(self.unmasked_every) and (batch.step + 1) % self.unmasked_every == 0
         warm = self.loss.warm(batch.step, self.optim.updates)
@@ -215,23 +224,40 @@ class PretrainingModule(lightning.LightningModule):
         optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         for number, micro in enumerate(batch.micro_batches):
-            with self._gradient_sync(wanted=number == len(batch.micro_batches) - 1):
+            with self._gradient_sync(wanted=number == last):
+                pace.forward_begins()
                 seed_dropout(self.device, self.seed, micro)
                 waveforms = prepare_waveforms(micro, self.mixing, normalised=self.model.wavlm.config.normalise_waveform)
                 output = forward_micro_batch(
                     self.model, micro, waveforms, with_unmasked=with_unmasked or learn_unmasked, learn_unmasked=learn_unmasked
                 )
                 logmel_error = self._logmel_error(output.features, waveforms, micro.num_samples)
+                pace.forward_ends()
                 if number == 0:
-                    self.totals = self.control.finish()
-                    reach("step")
+                    self.totals = self._exchange(batch.step)
                 assert self.totals is not None
+                if number == last:
+                    pace.hold()
+                    control.note(
+                        f"update {batch.step + 1}: backward of the last micro-batch, with the sum of gradients over all ranks"
+                    )
                 self.manual_backward(self._loss(output, logmel_error, micro, self.totals.masked_frames, warm))
                 if micro.weight:
                     sums += self._sums(output, logmel_error, micro)
-        assert self.totals is not None
         norm = self._update(optimizer, batch.step)
         self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked)
+        pace.end()
+        control.note(f"update {batch.step + 1} is done: what follows it, and waiting for the next batch")
+
+    def _exchange(self, step: int) -> StepTotals:
+        """Waits for what the ranks tell each other."""
+        self.control.note(f"update {step + 1}: waiting for the other ranks' masked frames and signals")
+        self.pace.hold()
+        totals = self.control.finish()
+        self.pace.go()
+        self.control.note(f"update {step + 1}: forward and backward")
+        reach("step")
+        return totals
 
     def _gradient_sync(self, *, wanted: bool) -> contextlib.AbstractContextManager:
         wrapped = self.trainer.strategy.model

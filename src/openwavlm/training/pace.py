@@ -12,12 +12,13 @@ class Pace:
     """A stopwatch that is held while a rank waits for the others.
 
     Args:
-        device: Where the step is computed.
+        on_gpu: Whether the step is computed on one.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+    def __init__(self, *, on_gpu: bool) -> None:
+        self._on_gpu = on_gpu
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._before: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._mark = time.monotonic()
         self._data = self._computed = 0.0
         self.data_wait_ms = 0.0
@@ -57,11 +58,8 @@ class Pace:
     def end(self) -> None:
         """The step is over; its times can be read."""
         self.data_wait_ms = 1000 * self._data
-        self.own_ms = 1000 * (self._data + self._computed)
+        # The figures of the step before were read during this one, so the device has passed that step's events.
+        on_device = sum(begin.elapsed_time(end) for begin, end in self._before)
+        self._before, self._events = self._events, []
+        self.own_ms = 1000 * (self._data + self._computed) + on_device
         self._mark = time.monotonic()
-
-    def device_ms(self) -> float:
-        """Milliseconds of the last step's forward passes on the device, once the device has finished that step; 0 on a CPU."""
-        total = sum(begin.elapsed_time(end) for begin, end in self._events)
-        self._events.clear()
-        return total

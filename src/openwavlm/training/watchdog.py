@@ -6,12 +6,15 @@ lock), `faulthandler`'s own thread prints the stacks and ends the process a litt
 
 import faulthandler
 import os
+import pickle
 import socket
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any, TextIO
+
+import torch
 
 EXIT_CODE = 75  # EX_TEMPFAIL: the same command goes on from the newest checkpoint
 _GRACE_S = 30.0
@@ -76,10 +79,9 @@ def _write(stream: TextIO, lines: list[str]) -> None:
 def _pending_collectives() -> list[str]:
     """What NCCL's flight recorder knows to be under way (TORCH_NCCL_TRACE_BUFFER_SIZE must be set); nothing without NCCL."""
     try:
-        from torch._C import _distributed_c10d as c10d
-
-        trace: Any = __import__("pickle").loads(c10d._dump_nccl_trace())
-    except (ImportError, AttributeError, RuntimeError, ValueError):
+        dump = torch._C._distributed_c10d._dump_nccl_trace  # type: ignore[attr-defined]
+        trace: dict[str, Any] = pickle.loads(dump())
+    except (AttributeError, RuntimeError):
         return []
     pending = [entry for entry in trace.get("entries", []) if entry.get("state") != "completed"]
     return [f"pending: {entry.get('profiling_name')} {entry.get('input_sizes')} ({entry.get('state')})" for entry in pending[-5:]]

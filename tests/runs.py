@@ -29,7 +29,7 @@ TINY_MODEL = [
 
 
 SETTINGS = [
-    "experiment=nano",
+    "experiment=wavlm_nano",
     "name=test",
     *TINY_MODEL,
     "model.dropout=0.1",

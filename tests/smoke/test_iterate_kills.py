@@ -27,7 +27,7 @@ pytestmark = [
 UPDATES = 8
 SMALL = ["optim.warmup_updates=1", "batch.seconds=8", "batch.micro_seconds=4", "loader.workers=0"]
 OFTEN = ["callbacks.validate_every=4", "callbacks.checkpoint_every=2"]
-OVERRIDES = ",".join(f'"{word}"' for word in ("experiment=nano", "loss=warm", *TINY_MODEL, *SMALL, *OFTEN))
+OVERRIDES = ",".join(f'"{word}"' for word in ("experiment=wavlm_nano", "loss=warm", *TINY_MODEL, *SMALL, *OFTEN))
 DEMO = [
     *("openwavlm", "iterate", "--config-name", "demo", "name=demo"),
     *(f"synthesis.{key}={minutes}" for key, minutes in (("minutes", 1), ("dev_minutes", 0.5), ("test_minutes", 0.5))),

@@ -25,7 +25,7 @@ from runs import TINY_MODEL, compose, launch
 from synthetic import make_shard_set
 
 SETTINGS = [
-    "experiment=nano",
+    "experiment=wavlm_nano",
     "name=test",
     *TINY_MODEL,
     "mixing=speech",

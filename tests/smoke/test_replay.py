@@ -155,7 +155,9 @@ def test_a_run_of_an_older_version_is_rebuilt_from_its_checkpoints(original, run
     assert {step: replayed(run, step) for step in hashes} == hashes
     shutil.rmtree(run / "checkpoints")
     assert {step: replayed(run, step) for step in range(1, 7)} == {step: hashes[step] for step in range(1, 7)}
-    with pytest.raises(ValueError, match=r"update 7 follows a plan that began after update 6, and which .* put a checkpoint back"):
+    with pytest.raises(
+        ValueError, match=r"update 7 follows a plan that began after update 6, and which .* put a checkpoint back"
+    ):
         replayed(run, 7)
 
 
@@ -297,7 +299,7 @@ def test_fewer_rows_are_shown_evenly_over_the_micro_batches(original, tmp_path):
     assert not (output / "audio").exists() and "<img" not in (output / "page.html").read_text()
 
 
-def test_a_row_that_cannot_be_read_is_replayed_as_silence(corpus, tmp_path):
+def test_a_row_that_cannot_be_read_is_replayed_as_silence_and_so_is_the_other_way_of_mixing(corpus, tmp_path):
     from openwavlm.data.index import Index
 
     shutil.copytree(corpus, tmp_path / "data")
@@ -306,7 +308,7 @@ def test_a_row_that_cannot_be_read_is_replayed_as_silence(corpus, tmp_path):
     with (index.path / index.shards[int(index.shard[row])].name).open("r+b") as file:
         file.seek(int(index.offset[row]) + 100)
         file.write(b"\x55" * (int(index.nbytes[row]) - 100))
-    settings = [*SETTINGS, *places(tmp_path / "data"), "data.max_skip_rate=0.5", "stop_after=8"]
+    settings = [*SETTINGS, *places(tmp_path / "data"), "data.max_skip_rate=0.5", "mixing.mode=unispeech", "stop_after=8"]
     assert launch(settings, tmp_path / "run", patch=partial(_record, tmp_path / "trained")) == [0]
     hashes = trained(tmp_path / "trained")
     lost = [step for step in hashes if any(m.batch.num_unreadable for m in rebuild_update(tmp_path / "run", step).micro_batches)]

@@ -13,8 +13,9 @@ from openwavlm.report.verdicts import number
 
 _FIGURES = ("loss", "accuracy", "grad_norm", "lr")
 _STYLE = (
-    "<style>.row { border-top: 1px solid #d5d9df; margin-top: 1.6rem; } .row img { width: 100%; height: auto; display: block; }"
-    " details { font-size: .88rem; margin: .4rem 0; overflow-wrap: anywhere; } summary { cursor: pointer; }</style>"
+    "<style>.row { border-top: 1px solid #d5d9df; margin-top: 1.6rem; } h2 + .row { border-top: 0; }"
+    " .row img { width: 100%; height: auto; display: block; } summary { cursor: pointer; }"
+    " details { font-size: .88rem; margin: .4rem 0; overflow-wrap: anywhere; }</style>"
 )
 
 
@@ -27,9 +28,9 @@ def render_replay(record: Mapping[str, Any], examples: Mapping[tuple[int, int], 
     """
     parts = [
         _STYLE,
-        f"<h1>What update {record['step']} of {escaped(record['run'])} was trained on</h1>",
+        f"<h1>What update {record['step']} of the run {escaped(record['run'])} was trained on</h1>",
         _proof(record),
-        _overview(record),
+        _overview(record, examples),
     ]
     if examples:
         parts.append(_reading())
@@ -49,12 +50,13 @@ def _proof(record: Mapping[str, Any]) -> str:
     )
     figures = ", ".join(f"{name} {recorded[name]:.4g}" for name in _FIGURES if recorded.get(name) is not None)
     versions = launch["versions"]
+    began = f"went on after update {launch['from_step']}" if launch["from_step"] else "began it"
     said = [
         "Built again from the run's records and its shards, labels and noise, whose content is what the run was launched with. The "
         f"number of rows, of masked frames ({recorded['masked_frames']:.0f}) and of mixed rows ({recorded['mixed_rows']:.0f}) and the "
         "seconds of audio are those that metrics.csv has for this update.",
         f"What the update brought, by metrics.csv: {figures}.",
-        f"Trained by launch {launch['number'] + 1} of the run, which began after update {launch['from_step']}, with openwavlm "
+        f"Trained by launch {launch['number'] + 1} of the run, which {began}, with openwavlm "
         f"{versions['openwavlm']} and torch {versions['torch']} on {launch['host']}.",
     ]
     changes = launch.get("changes") or {}
@@ -64,7 +66,7 @@ def _proof(record: Mapping[str, Any]) -> str:
     return f'<section class="verdict"><p class="headline">{escaped(head)}</p>{"".join(map(paragraph, said))}</section>'
 
 
-def _overview(record: Mapping[str, Any]) -> str:
+def _overview(record: Mapping[str, Any], examples: Mapping[tuple[int, int], Example]) -> str:
     rows = [
         [
             str(micro["slot"]),
@@ -93,7 +95,19 @@ def _overview(record: Mapping[str, Any]) -> str:
         "is random about it was drawn from these and the seed. Layers: ● runs, ○ is left out (LayerDrop). The hash is that of all its "
         "tensors: two batches with the same one are equal to the last bit."
     )
-    return f"<h2>The micro-batches</h2>{paragraph(explained)}{table(header, rows)}"
+    return f"<h2>The micro-batches</h2>{paragraph(explained)}{table(header, rows)}{_mixed_rows(record, examples)}"
+
+
+def _mixed_rows(record: Mapping[str, Any], examples: Mapping[tuple[int, int], Example]) -> str:
+    """Links to the rows on this page into which something was mixed."""
+    places = [
+        (micro["slot"], row["place"])
+        for micro in record["micro_batches"]
+        for row in micro["rows"]
+        if row["mixture"] and (micro["slot"], row["place"]) in examples
+    ]
+    links = ", ".join(f'<a href="#{slot}-{place}">micro-batch {slot}, row {place}</a>' for slot, place in places)
+    return f"<p>Shown here with another sound mixed in: {links}.</p>" if links else ""
 
 
 def _reading() -> str:
@@ -113,14 +127,14 @@ def _micro_batch(micro: Mapping[str, Any], examples: Mapping[tuple[int, int], Ex
         return ""
     left = len(micro["rows"]) - len(shown)
     more = f"{_plural(left, 'further row')} of this micro-batch: in batch.json, or here with a larger rows=." if left else ""
-    rows = "".join(_row(row, example) for row, example in shown)
+    rows = "".join(_row(micro["slot"], row, example) for row, example in shown)
     title = f"Micro-batch {micro['slot']}: {micro['source']}, data epoch {micro['epoch']}, place {micro['index']}"
     return f"<h2>{escaped(title)}</h2>{rows}{paragraph(more)}"
 
 
-def _row(row: Mapping[str, Any], example: Example) -> str:
-    speaker = row["speaker"] or "an unknown speaker"
-    title = f"<h3>Row {row['place']}: {escaped(speaker)}</h3>"
+def _row(slot: int, row: Mapping[str, Any], example: Example) -> str:
+    speaker = f"speaker {row['speaker']}" if row["speaker"] else "speaker unknown"
+    title = f'<h3 id="{slot}-{row["place"]}">Row {row["place"]}: {escaped(speaker)}</h3>'
     if not row["readable"]:
         said = f"{row['key']} could not be read: silence, no loss, no partner."
         return f'<section class="row">{title}{paragraph(said)}</section>'

@@ -10,6 +10,7 @@ COMMANDS = {
     "learn": ("openwavlm.learn", "paired comparisons over seeds: iterations, mixing, front ends, warm-up losses"),
     "export": ("openwavlm.export", "write a run in Hugging Face's format"),
     "report": ("openwavlm.report_command", "write a run's report.html: figures, pictures, audio, verdicts"),
+    "replay": ("openwavlm.replay", "build the batches of one update again, bit for bit, to be seen and heard"),
 }
 
 

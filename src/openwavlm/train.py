@@ -65,7 +65,9 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def _segment(step: int, world_size: int, changes: dict[str, Any]) -> dict[str, Any]:
+def _segment(
+    step: int, world_size: int, changes: dict[str, Any], fingerprints: dict[str, str], plan: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "from_step": step,
         "world_size": world_size,
@@ -75,6 +77,8 @@ def _segment(step: int, world_size: int, changes: dict[str, Any]) -> dict[str, A
         "versions": {name: version(name) for name in ("openwavlm", "torch", "lightning", "numpy", "soundfile")},
         "commit": _commit(),
         "plan_version": PLAN_VERSION,
+        "plan": plan,
+        "fingerprints": fingerprints,
         "changes": {key: list(values) for key, values in changes.items()},
         "command": " ".join(sys.argv),
     }
@@ -182,7 +186,8 @@ def _train(
     )
     trainer = make_trainer(parts["trainer"], values["precision"], optim.updates, directory, boundary, world_size)
     if rank == 0:
-        record.begin_segment(_segment(start, world_size, changes))
+        plan = {"key": plan_key, **schedule.beginning()}
+        record.begin_segment(_segment(start, world_size, changes, fingerprints, plan))
     began = time.monotonic()
     try:
         trainer.fit(module, loader, ckpt_path=str(found) if found else None)

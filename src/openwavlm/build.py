@@ -225,6 +225,16 @@ def make_model(parts: dict[str, Any], num_classes: int) -> WavLMForPretraining:
     )
 
 
+def with_placeholders(values: dict[str, Any]) -> dict[str, Any]:
+    """The config with a word in place of each folder that nobody has named."""
+    data = values["data"]
+    sources = {
+        name: {**source, **{key: source.get(key) or "(none)" for key in ("shards", "labels")}}
+        for name, source in data["sources"].items()
+    }
+    return {**values, "data": {**data, "sources": sources}}
+
+
 def recipe_of(parts: dict[str, Any], precision: str, num_classes: int) -> Recipe:
     """What the cost of a run depends on."""
     head, loss, model = parts["head"], parts["loss"], parts["model"]

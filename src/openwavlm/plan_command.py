@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from openwavlm.budget import GIB, GPUS, USABLE_SHARE, Recipe, disk_bytes, peak_flops, seconds_of_run, wasted_share
-from openwavlm.build import objects, plain, recipe_of
+from openwavlm.build import objects, plain, recipe_of, with_placeholders
 from openwavlm.cli import command
 from openwavlm.costs import count_parameters
 from openwavlm.frames import SAMPLE_RATE_HZ
@@ -209,7 +209,7 @@ def main(config: DictConfig) -> None:
     """The command `openwavlm plan`."""
     values = plain(config)
     question = Question(**{key: values.pop(key) for key in Question.__dataclass_fields__})
-    parts = objects(_without_data(values))
+    parts = objects(with_placeholders(values))
     figures = plan_run(recipe_of(parts, values["precision"], question.classes), question, parts["callbacks"].keep_last + 1)
     sys.stdout.write("\n".join(lines_of(figures)) + "\n")
     if question.json:
@@ -217,13 +217,3 @@ def main(config: DictConfig) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(figures, indent=1) + "\n").encode())
         log.info("wrote %s", path)
-
-
-def _without_data(values: dict[str, Any]) -> dict[str, Any]:
-    """The config with a word in place of each folder that nobody has named."""
-    data = values["data"]
-    sources = {
-        name: {**source, **{key: source.get(key) or "(none)" for key in ("shards", "labels")}}
-        for name, source in data["sources"].items()
-    }
-    return {**values, "data": {**data, "sources": sources}}

@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import resource
 import sys
 import tempfile
@@ -171,7 +172,7 @@ def _child(path: str, values: dict[str, Any], num_classes: int, seconds: float, 
         result = {"failed": "out of memory"}
     except RuntimeError as error:
         first = str(error).strip().split("\n")[0]
-        result = {"failed": "out of memory" if "memory" in first else first}
+        result = {"failed": "out of memory" if re.search("(not enough|out of|allocate) memory", first) else first}
     except (ValueError, OSError) as error:
         result = {"failed": str(error)}
     Path(path).write_text(json.dumps(result))

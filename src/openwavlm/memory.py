@@ -2,14 +2,16 @@
 
 Counted byte by byte as torch 2.11 keeps it: parameters, gradients and AdamW's moments in float32; under a mixed precision a 16-bit copy
 of the weights for as long as the step lasts; with several processes DDP's buckets; and each tensor that autograd keeps from the forward
-for the backward (`kept`). On top comes a workspace of twice the largest tensor, for the gradients that pass through it. The largest
-tensors are the early convolutions' (a frame every 5 samples in layer 0) and, at long rows, those of size rows · heads · frames²: the
-softmax of `eager`, the gated bias of `sdpa`; `flex` has neither.
+for the backward (`kept`). What the backward takes beyond that is the larger of two moments: its beginning, when all is still kept, with
+two gradients of the encoder's largest tensor (and one layer computed again); and its end, when only the extractor's activations are
+left (kept, or computed again), with two gradients of the largest of these. The largest tensors are the early convolutions' (a frame
+every 5 samples in layer 0) and, at long rows, those of size rows · heads · frames²: the softmax of `eager`, the gated bias of `sdpa`;
+`flex` has neither.
 
 Assumed: rows of equal length; `where` LayerDrop; no compiled layers (fewer tensors); the fused attention kernels on a GPU (a CPU's
 `sdpa` with a learnt bias keeps the softmax, as `eager` does). Not counted: the CUDA context (half a GiB or so), the allocator's
-fragmentation, cuDNN's workspaces, batches read ahead. Compared with torch's saved tensors on a CPU in `tests/unit/test_costs.py`; not
-yet compared with a GPU's peak.
+fragmentation, cuDNN's workspaces, batches read ahead. Compared with torch's saved tensors and with its memory tracker on a CPU in
+`tests/unit/test_costs.py`; not yet compared with a GPU's peak.
 """
 
 from dataclasses import dataclass
@@ -30,24 +32,22 @@ class Memory:
     Attributes:
         states: Parameters, gradients, moments, 16-bit copies, buckets.
         kept: Activations at the end of the forward by part.
-        recomputed: What the backward holds at most beside them of activations that it computes again.
-        workspace: Gradients in flight.
+        backward: What the backward takes at most beyond these.
     """
 
     states: dict[str, int]
     kept: dict[str, int]
-    recomputed: int
-    workspace: int
+    backward: int
 
     @property
     def activations(self) -> int:
-        """Activations at their peak."""
-        return sum(self.kept.values()) + self.recomputed
+        """Activations and their gradients at their peak."""
+        return sum(self.kept.values()) + self.backward
 
     @property
     def total(self) -> int:
         """All of it."""
-        return sum(self.states.values()) + self.activations + self.workspace
+        return sum(self.states.values()) + self.activations
 
 
 def estimate_memory(
@@ -82,18 +82,14 @@ def estimate_memory(
     if processes > 1:
         states["buckets"] = 4 * parameters
     layer, extractor = size.layer(), size.extractor()
-    kept = {"waveforms": size.waveforms(), "features": size.features(), "encoder input": size.encoder_input()}
-    kept["head"] = size.head_part()
-    recomputed = 0
+    always = {"waveforms": size.waveforms(), "features": size.features()}
+    held = config.layers * (layer if recompute != "all" else _FLOAT * size.positions * config.dim)
+    kept = {**always, "encoder input": size.encoder_input(), "layers": held, "head": size.head_part()}
     if recompute == "none":
-        kept |= {"extractor": extractor, "layers": config.layers * layer}
-    else:
-        held = config.layers * (layer if recompute == "extractor" else _FLOAT * size.positions * config.dim)
-        kept["layers"] = held
-        one_layer = layer if recompute == "all" else 0
-        # By the time the extractor is computed again, the encoder's activations are gone.
-        recomputed = max(one_layer, extractor - held - kept["head"] - kept["encoder input"])
-    return Memory(states, kept, recomputed, 2 * size.largest())
+        kept["extractor"] = extractor
+    beginning = 2 * size.largest_of_encoder() + (layer if recompute == "all" else 0)
+    end = sum(always.values()) + extractor + 2 * size.largest_of_extractor() - sum(kept.values())
+    return Memory(states, kept, max(beginning, end))
 
 
 class _Sizes:
@@ -140,8 +136,9 @@ class _Sizes:
     def layer(self) -> int:
         """One layer: inputs of its linear maps and norms, query, key, value, the GELU's input and output, masks, attention."""
         config = self.config
-        # Mixed: autocast gives each of the four maps that read the stream a copy of its own, and norms read float32.
-        wide = 26 if self.mixed else 8 * _FLOAT
+        # Mixed: autocast gives each of the four maps that read the stream a copy of its own, and norms read float32; a post-norm
+        # model's stream is in none of these, but its float32 is held as a hidden state.
+        wide = (26 if config.pre_norm else 30) if self.mixed else 8 * _FLOAT
         per_position = wide * config.dim + 2 * self.low * config.ffn_dim + 4 * _FLOAT * config.heads
         per_position += 2 * self.mask * config.dim * (config.dropout > 0)
         per_position += (self.mask + self.low) * config.ffn_dim * (config.activation_dropout > 0)
@@ -166,13 +163,20 @@ class _Sizes:
         total += frames * (self.low * self.config.dim + 2 * _FLOAT * head.final_dim + _FLOAT * head.embeddings)
         return total + _FLOAT * head.embeddings * head.final_dim
 
-    def largest(self) -> int:
-        """The largest single tensor."""
-        convolutions = [] if self.config.front_end == "logmel" else [_FLOAT * self.outputs[0]]
+    def largest_of_extractor(self) -> int:
+        """The largest tensor of the extractor that has a gradient."""
+        if self.config.front_end == "logmel" or self.config.feature_grad_mult == 0:
+            return 0
+        return max(
+            count * (_FLOAT if normed else self.low) for count, normed in zip(self.outputs, conv_norms(self.config), strict=True)
+        )
+
+    def largest_of_encoder(self) -> int:
+        """The largest tensor of encoder and head."""
         scores = 0 if self.backend == "flex" else (self.low if self.backend == "sdpa" else _FLOAT) * self.scores
         return max(
-            *convolutions,
             scores,
             self.low * self.positions * self.config.ffn_dim,
+            _FLOAT * self.positions * self.config.dim,
             _FLOAT * self.batch.predicted_frames * self.head.embeddings,
         )

@@ -116,8 +116,7 @@ def plan_run(recipe: Recipe, question: Question, checkpoints: int) -> dict[str, 
             "total": memory.total,
             "states": memory.states,
             "kept": memory.kept,
-            "recomputed": memory.recomputed,
-            "workspace": memory.workspace,
+            "backward": memory.backward,
             "gpu": question.memory_gib * GIB,
             "fits": memory.total <= USABLE_SHARE * question.memory_gib * GIB,
             "fitting_micro_seconds": batching.seconds / slots if slots else None,
@@ -161,7 +160,7 @@ def _assumptions(recipe: Recipe, question: Question, checkpoints: int) -> list[s
         f"{question.utilisation:g} (utilisation=, a guess until openwavlm tune has measured it)",
         "the loader, the exchange between GPUs and the validation cost no time",
         f"memory: float32 parameters, gradients and two moments, activations of recompute={recipe.recompute} and "
-        f"attention_backend={recipe.model.attention_backend}, twice the largest tensor in flight; {USABLE_SHARE:.0%} of a GPU can be "
+        f"attention_backend={recipe.model.attention_backend}, the largest gradients in flight; {USABLE_SHARE:.0%} of a GPU can be "
         "filled; not yet compared with a GPU",
         f"disk: FLAC takes {question.flac_share:g} of 16-bit PCM, a label 2 bytes a frame of 20 ms, a checkpoint 12 bytes a parameter, "
         f"{checkpoints} of them",
@@ -187,7 +186,7 @@ def lines_of(figures: dict[str, Any]) -> list[str]:
         f"run: {run['updates']:,} updates, {run['hours']:,.0f} h of audio, {run['passes']:,.1f} passes over {run['corpus_hours']:,g} h",
         f"operations: {flops['a_second_of_audio']:.3g} a second of audio, {flops['an_update']:.3g} an update, {flops['run']:.3g} in all",
         f"memory: {memory['total'] / GIB:.1f} GiB a GPU ({sum(memory['states'].values()) / GIB:.1f} of weights and optimiser, "
-        f"{(sum(memory['kept'].values()) + memory['recomputed']) / GIB:.1f} of activations), which "
+        f"{(sum(memory['kept'].values()) + memory['backward']) / GIB:.1f} of activations), which "
         f"{'fits' if memory['fits'] else 'does not fit'} into {memory['gpu'] / GIB:g} GiB; {fit}",
         f"time: {taken['gpu_hours']:,.1f} GPU-hours, {taken['days']:,.2f} days on {taken['gpus']} x {taken['gpu']}, "
         f"{taken['seconds_an_update']:.3g} s an update; {taken['wasted_share']:.0%} of it for padding micro-batches",

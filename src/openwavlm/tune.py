@@ -17,9 +17,10 @@ import torch
 import yaml
 from omegaconf import DictConfig
 
-from openwavlm.budget import GIB
-from openwavlm.build import objects, plain, with_placeholders
+from openwavlm.budget import GIB, GPUS, peak_flops
+from openwavlm.build import objects, plain, recipe_of, with_placeholders
 from openwavlm.cli import command
+from openwavlm.data.sources import OpenData
 from openwavlm.modules.attention import choose_backend
 from openwavlm.training.checkpoint import write_atomically
 from openwavlm.trial import run_trial
@@ -209,10 +210,11 @@ def main(config: DictConfig) -> None:
     """The command `openwavlm tune`."""
     values = plain(config)
     settings = Settings(**{key: values.pop(key) for key in Settings.__dataclass_fields__})
-    sources = values["data"]["sources"].values()
-    with_data = all(source.get(key) for source in sources for key in ("shards", "labels"))
-    values = with_placeholders(values)
+    named = any(source.get(key) for source in values["data"]["sources"].values() for key in ("shards", "labels"))
+    values = values if named else with_placeholders(values)
     parts = objects(values)
+    classes = _classes(parts, values) if named else int(settings.classes)
+    recipe = recipe_of(parts, values["precision"], classes)
     on_gpu = torch.cuda.is_available() and parts["trainer"].accelerator != "cpu"
     machine = (
         f"{platform.node()}, {torch.cuda.get_device_name() if on_gpu else f'CPU, {_cores()} cores'}, torch {torch.__version__}"
@@ -221,19 +223,47 @@ def main(config: DictConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     def trial(tried: dict[str, Any], reads: bool) -> dict[str, Any]:  # noqa: FBT001
-        return run_trial(tried, int(settings.classes), settings.seconds, settings.timeout, with_data=reads)
+        return run_trial(tried, classes, settings.seconds, settings.timeout, with_data=reads)
 
     def save(rows: list[dict[str, Any]]) -> None:
         kept = {"format_version": 1, "machine": machine, "trials": rows, "chosen": found.chosen}
         write_atomically(folder / "tune.json", (json.dumps(kept, indent=1) + "\n").encode())
 
-    log.info("%s; %s", machine, "with data" if with_data else "synthetic batches, so loader workers are not tried")
+    log.info("%s; %s", machine, "with data" if named else "synthetic batches, so loader workers are not tried")
     found = Search(values, trial, settings.margin, save)
-    search(values, found, on_gpu=on_gpu, with_data=with_data, cores=_cores())
+    search(values, found, on_gpu=on_gpu, with_data=named, cores=_cores())
     save(found.rows)
     path = write_settings(folder, found.chosen, machine)
     log.info("chosen: %s", pasted(found.chosen) or "the settings as given")
+    reached = max(row.get("audio_seconds_a_second", 0.0) for row in found.rows) * recipe.flops_a_second()
+    log.info("%s", speed_line(reached, torch.cuda.get_device_name() if on_gpu else None, values["precision"]))
     log.info("wrote %s; for a new run: python train.py --config-dir=%s +machine=tuned name=NAME ...", path, folder)
+
+
+def speed_line(flops_per_second: float, gpu_name: str | None, precision: str) -> str:
+    """The speed in operations a second, and for a GPU of plan's table as the `utilisation` that plan asks for.
+
+    Args:
+        flops_per_second: Of the fastest trial.
+        gpu_name: As torch calls it; None on a CPU.
+        precision: The config's.
+
+    Returns:
+        A line to read.
+    """
+    line = f"the fastest trial does {flops_per_second:.3g} operations a second"
+    known = next((name for name in GPUS if gpu_name and name in gpu_name.lower()), None)
+    if known is None:
+        return line
+    share = flops_per_second / peak_flops(GPUS[known], precision)
+    return f"{line}, {share:.2f} of the peak: openwavlm plan gpu={known} utilisation={share:.2f}"
+
+
+def _classes(parts: dict[str, Any], values: dict[str, Any]) -> int:
+    """Clusters of the data's codebook; data that training would refuse are refused before the first trial."""
+    opened = OpenData(parts["data"], parts["batch"], int(values["seed"]))
+    opened.close()
+    return opened.num_classes
 
 
 def _cores() -> int:

@@ -19,7 +19,7 @@ from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
 from openwavlm.plan_command import Question, lines_of, plan_run
 from openwavlm.trial import outcome_of, run_trial
-from openwavlm.tune import Search, search, write_settings
+from openwavlm.tune import Search, search, speed_line, write_settings
 from programs import run_program
 from runs import TINY_MODEL
 from synthetic import make_shard_set
@@ -273,6 +273,13 @@ def test_a_trial_that_dies_is_a_row():
         assert outcome_of(process, Path("nowhere"), 10) == {"failed": reason}
 
 
+def test_the_speed_of_a_gpu_is_the_utilisation_that_plan_asks_for():
+    line = speed_line(98.94e12, "NVIDIA H100 80GB HBM3", "bf16-mixed")
+    assert line.endswith("0.10 of the peak: openwavlm plan gpu=h100 utilisation=0.10")
+    for unknown in (None, "Quadro"):
+        assert speed_line(1e9, unknown, "32-true") == "the fastest trial does 1e+09 operations a second"
+
+
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(10)
@@ -288,6 +295,8 @@ def _leave() -> None:
         (["seconds=0"], "classes, seconds and timeout must be positive"),
         (["margin=3"], "margin must lie in [0, 1), but is 3"),
         (["batch.seconds=100"], "batch.seconds must be a multiple of batch.micro_seconds"),
+        (["data.sources.speech.shards=nowhere"], "data.sources.speech.labels must name a folder"),
+        (["data.sources.speech.shards=nowhere", "data.sources.speech.labels=x"], "nowhere"),
         (["secons=3"], "secons is not a known key; did you mean seconds?"),
     ],
 )

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
 from openwavlm.build import make_model, objects, plain
@@ -170,8 +171,36 @@ def test_the_activations_of_a_step_are_those_that_autograd_keeps(name, changes, 
     model, head = built(config_of(name, **changes))
     shape, seen = saved_bytes(model, rows, frames, precision)
     ours = estimate_memory(model.wavlm.config, head, shape, precision=precision, device="cpu")
-    counted = ours.activations + ours.states.get("weights in 16 bits", 0)
+    counted = sum(ours.kept.values()) + ours.states.get("weights in 16 bits", 0)
     assert counted == pytest.approx(seen, rel=0.15), (ours.kept, seen, counted / seen)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("name", "changes", "rows", "frames"),
+    [
+        ("nano", {}, 4, 200),
+        ("small", {"layers": 2, **NO_DROPOUT, "attention_backend": "eager"}, 2, 150),
+    ],
+)
+def test_the_peak_of_a_step_of_two_micro_batches_is_the_estimate(name, changes, rows, frames, precision):
+    model, head = built(config_of(name, **changes))
+    optimizer = torch.optim.AdamW(model.train().parameters(), fused=True)
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer)
+    with tracker:
+        for number in range(4):  # the second step: now there are moments
+            tracker.reset_mod_stats()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision != "32-true"):
+                shape, output, loss = step(model, rows, frames)
+            loss.backward()
+            del output, loss
+            if number % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+    ((seen),) = [figures["Total"] for figures in tracker.get_tracker_snapshot("peak").values()]
+    ours = estimate_memory(model.wavlm.config, head, shape, precision=precision, device="cpu")
+    assert ours.total == pytest.approx(seen, rel=0.25), (ours, seen)
 
 
 def test_the_bias_costs_frames_squared_in_all_backends_but_flex():

@@ -74,18 +74,10 @@ def plan_run(recipe: Recipe, question: Question, checkpoints: int) -> dict[str, 
     Raises:
         ValueError: If there are more GPUs than micro-batches, or the GPU does not know the precision.
     """
-    batching, gpu = recipe.batching, GPUS[question.gpu]
     _check_gpus(recipe, question.gpus)
-    peak = peak_flops(gpu, recipe.precision)
-    parameters, batch, flops, memory = (
-        count_parameters(recipe.model, recipe.head),
-        recipe.micro_batch(),
-        recipe.flops(),
-        recipe.memory(question.gpus),
-    )
+    batching, batch, flops = recipe.batching, recipe.micro_batch(), recipe.flops()
+    parameters = count_parameters(recipe.model, recipe.head)
     hours_seen = recipe.updates * batching.seconds / 3600
-    wall_s = seconds_of_run(recipe, question.gpus, peak * question.utilisation)
-    slots = recipe.fitting_slots(question.memory_gib, question.gpus)
     total = sum(parameters.values())
     return {
         "format_version": 1,
@@ -112,29 +104,41 @@ def plan_run(recipe: Recipe, question: Question, checkpoints: int) -> dict[str, 
             "backward": flops.backward,
             "recomputed": flops.recomputed,
         },
-        "memory_bytes": {
-            "total": memory.total,
-            "states": memory.states,
-            "kept": memory.kept,
-            "backward": memory.backward,
-            "gpu": question.memory_gib * GIB,
-            "fits": memory.total <= USABLE_SHARE * question.memory_gib * GIB,
-            "fitting_micro_seconds": batching.seconds / slots if slots else None,
-            "fitting_micro_batches": slots,
-        },
-        "time": {
-            "gpu": question.gpu,
-            "gpus": question.gpus,
-            "precision": recipe.precision,
-            "peak_flops_a_second": peak,
-            "utilisation": question.utilisation,
-            "gpu_hours": question.gpus * wall_s / 3600,
-            "days": wall_s / 86_400,
-            "seconds_an_update": wall_s / recipe.updates,
-            "wasted_share": wasted_share(batching.slots, question.gpus),
-        },
+        "memory_bytes": _memory(recipe, question),
+        "time": _time(recipe, question),
         "disk_bytes": disk_bytes(question.hours, question.flac_share, total, checkpoints),
         "assumptions": _assumptions(recipe, question, checkpoints),
+    }
+
+
+def _memory(recipe: Recipe, question: Question) -> dict[str, Any]:
+    memory = recipe.memory(question.gpus)
+    slots = recipe.fitting_slots(question.memory_gib, question.gpus)
+    return {
+        "total": memory.total,
+        "states": memory.states,
+        "kept": memory.kept,
+        "backward": memory.backward,
+        "gpu": question.memory_gib * GIB,
+        "fits": memory.total <= USABLE_SHARE * question.memory_gib * GIB,
+        "fitting_micro_seconds": recipe.batching.seconds / slots if slots else None,
+        "fitting_micro_batches": slots,
+    }
+
+
+def _time(recipe: Recipe, question: Question) -> dict[str, Any]:
+    peak = peak_flops(GPUS[question.gpu], recipe.precision)
+    wall_s = seconds_of_run(recipe, question.gpus, peak * question.utilisation)
+    return {
+        "gpu": question.gpu,
+        "gpus": question.gpus,
+        "precision": recipe.precision,
+        "peak_flops_a_second": peak,
+        "utilisation": question.utilisation,
+        "gpu_hours": question.gpus * wall_s / 3600,
+        "days": wall_s / 86_400,
+        "seconds_an_update": wall_s / recipe.updates,
+        "wasted_share": wasted_share(recipe.batching.slots, question.gpus),
     }
 
 

@@ -1,5 +1,6 @@
 """Launches training runs in fresh processes that start in a second: a fork server that has imported everything already."""
 
+import csv
 import multiprocessing
 import os
 import random
@@ -8,7 +9,12 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from synthetic import make_shard_set
+
+if TYPE_CHECKING:
+    import torch
 
 TINY_MODEL = [
     "model.conv_dims=[8,8,8]",
@@ -20,6 +26,56 @@ TINY_MODEL = [
     "model.positional_groups=2",
     "head.final_dim=8",
 ]
+
+
+SETTINGS = [
+    "experiment=wavlm_nano",
+    "name=test",
+    *TINY_MODEL,
+    "model.dropout=0.1",
+    "model.layer_drop=0.2",
+    "mixing.prob=0.6",
+    "mixing.noise_prob=0.3",
+    "batch.seconds=12",
+    "batch.micro_seconds=4",
+    "batch.max_seconds=2",
+    "optim.lr=1e-3",
+    "optim.updates=20",
+    "optim.warmup_updates=0",
+    "optim.final_share=1.0",
+    "optim.clip_norm=0.5",
+    "callbacks.checkpoint_every=3",
+    "callbacks.validate_every=5",
+    "callbacks.unmasked_every=4",
+    "data.validation_share=0.3",
+    "loader.workers=0",
+    "loss.unmasked=0.5",
+    "loss.logmel=0.5",
+]  # everything that is random is on, and clipping is active at every step
+
+
+def make_data(folder: Path) -> list[str]:
+    """Overrides that name a small labelled corpus and a noise bank."""
+    from openwavlm.labelling.assign import assign_labels
+    from openwavlm.labelling.fit import fit_codebook
+
+    shards = make_shard_set(folder, speakers=8, utterances=4, seconds=(1.0, 4.0))
+    noise = make_shard_set(folder / "noise", speakers=2, utterances=3, seconds=(0.5, 2.0), seed=9)
+    fit_codebook([shards], folder / "codebook", clusters=10, validation_share=0.3)
+    assign_labels(shards, folder / "codebook", folder / "labels")
+    return [f"data.sources.speech.shards={shards}", f"data.sources.speech.labels={folder / 'labels'}", f"data.noise={noise}"]
+
+
+def table(directory: Path, name: str = "metrics.csv") -> list[dict[str, str]]:
+    """The rows of one of a run's records."""
+    return list(csv.DictReader((directory / name).read_text().splitlines()))
+
+
+def weights(directory: Path, step: int = 20) -> "dict[str, torch.Tensor]":
+    """Everything that the checkpoint after `step` updates calls its state dict."""
+    import torch
+
+    return torch.load(directory / "checkpoints" / f"step-{step:08d}.ckpt", weights_only=True)["state_dict"]
 
 
 def compose(overrides: list[str]) -> Any:

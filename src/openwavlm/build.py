@@ -53,6 +53,10 @@ class TrainerSettings:
         accelerator: `auto`, `cpu` or `gpu`.
         devices: Processes on this node when the launcher has not set them (torchrun and Slurm do).
         threads: CPU threads of each process; null = leave torch's choice.
+        strategy: How several processes share the work: `ddp` (each holds the whole model) or `fsdp` (parameters, gradients and moments
+            in shards, FSDP2). One process needs neither.
+        watchdog_s: Seconds without progress after which a process prints its stacks and ends with status 75; null = never.
+        requeue: Under Slurm, whether SIGUSR1 (`#SBATCH --signal=USR1@180`) has the job queued again after saving.
 
     Raises:
         ValueError: If a number is not positive.
@@ -61,6 +65,9 @@ class TrainerSettings:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     threads: int | None = None
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    watchdog_s: float | None = 1800.0
+    requeue: bool = True
 
     def __post_init__(self) -> None:
         if self.devices < 1 or (self.threads is not None and self.threads < 1):
@@ -95,6 +102,7 @@ _KEYS = {
     "seed": int,
     "precision": Literal["32-true", "bf16-mixed"],
     "stop_after": int | None,
+    "branch_from": str | None,
     "allow_change": list[str],
     "debug": bool,
 }
@@ -245,7 +253,7 @@ def recipe_of(parts: dict[str, Any], precision: str, num_classes: int) -> Recipe
         parts["masking"],
         precision,
         parts["optim"].updates,
-        recompute=getattr(model, "recompute", "none"),
+        recompute=model.recompute,
         learns_unmasked=loss.unmasked > 0,
     )
 

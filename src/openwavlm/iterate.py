@@ -252,6 +252,8 @@ def iterate(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     result = chain.run("result", {}, [iterations[-1]["export"]], lambda folder: _publish(iterations[-1]["export"], directory))
     figures = [stage for stages in iterations for name, stage in stages.items() if name in ("train", "masked", "probe")]
     chain.run("report", {}, figures, lambda folder: _report(iterations, directory, config["name"]))
+    for leftover in directory.glob("*.tmp"):  # of a call that was killed while it wrote the page
+        leftover.unlink()
     page = directory / "report.html"
     kept = json.loads((directory / "summary.json").read_text()) if (directory / "summary.json").is_file() else {}
     summary = {

@@ -163,7 +163,7 @@ def _assumptions(recipe: Recipe, question: Question, checkpoints: int) -> list[s
         f"{question.gpu}: {peak:g} TFLOP/s at precision={recipe.precision} ({gpu.source}), of which training reaches "
         f"{question.utilisation:g} (utilisation=, a guess until openwavlm tune has measured it)",
         "the loader, the exchange between GPUs and the validation cost no time",
-        f"memory: float32 parameters, gradients and two moments, activations of recompute={recipe.recompute} and "
+        f"memory: strategy=ddp, float32 parameters, gradients and two moments, activations of recompute={recipe.recompute} and "
         f"attention_backend={recipe.model.attention_backend}, the largest gradients in flight; {USABLE_SHARE:.0%} of a GPU can be "
         "filled; not yet compared with a GPU",
         f"disk: FLAC takes {question.flac_share:g} of 16-bit PCM, a label 2 bytes a frame of 20 ms, a checkpoint 12 bytes a parameter, "

@@ -8,13 +8,11 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning import Trainer
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -27,68 +25,19 @@ from openwavlm.data.loader import StepLoader
 from openwavlm.data.plan import PLAN_VERSION, Batching
 from openwavlm.data.schedule import Schedule
 from openwavlm.data.sources import OpenData
+from openwavlm.training.branch import begin_branch
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, write_atomically
 from openwavlm.training.control import Control
 from openwavlm.training.evaluation import Evaluation, Unigram
-from openwavlm.training.log import RunLog
+from openwavlm.training.log import RunLog, log_file, write_log
 from openwavlm.training.module import PretrainingModule
+from openwavlm.training.ranks import join_processes, on_rank_zero, requeue_job, together
 from openwavlm.training.run_directory import RunLock, RunRecord, accept_config
+from openwavlm.training.sharding import ShardedStrategy
+from openwavlm.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
-
-def join_processes() -> tuple[int, int]:
-    """Joins the process group that torchrun prepared; returns (rank, world size).
-
-    Raises:
-        ValueError: If Slurm started several tasks without torchrun.
-    """
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "WORLD_SIZE" not in os.environ:
-        raise ValueError(
-            f"Slurm started {os.environ['SLURM_NTASKS']} tasks, but each would train by itself: start one task a node, and torchrun in it"
-        )
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size > 1 and not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend)
-    return int(os.environ.get("RANK", "0")), world_size
-
-
-def on_rank_zero(function: Callable[[], Any]) -> Any:
-    """Runs `function` on rank 0 and gives all ranks its result, or its error as a `ValueError`."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return function()
-    box: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            box[0] = function()
-        except (ValueError, OSError) as error:
-            box[1] = str(error)
-    dist.broadcast_object_list(box, src=0)
-    if box[1] is not None:
-        raise ValueError(box[1])
-    return box[0]
-
-
-def together(function: Callable[[], Any]) -> Any:
-    """Runs `function` on every rank and gives each its own result; if one rank fails, all raise its error instead of waiting for it.
-
-    Raises:
-        ValueError: With the first failing rank's message.
-    """
-    result, error = None, None
-    try:
-        result = function()
-    except (ValueError, OSError) as failure:
-        error = str(failure)
-    if dist.is_available() and dist.is_initialized():
-        errors: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(errors, error)
-        error = next((f"rank {rank}: {text}" for rank, text in enumerate(errors) if text), None)
-    if error is not None:
-        raise ValueError(error)
-    return result
 
 
 def check_world_size(world_size: int, batching: Batching) -> None:
@@ -150,6 +99,7 @@ def train(config: DictConfig, run_directory: Path) -> dict[str, Any]:
     if parts["trainer"].threads:
         torch.set_num_threads(parts["trainer"].threads)
     lock: list[RunLock] = []
+    writing: list[logging.Handler] = []
 
     def enter() -> dict[str, Any]:
         lock.append(RunLock(run_directory))
@@ -157,8 +107,12 @@ def train(config: DictConfig, run_directory: Path) -> dict[str, Any]:
 
     try:
         changes = on_rank_zero(enter)
+        writing.append(write_log(run_directory, rank))
         return _train(values, parts, run_directory, changes, rank, world_size)
     finally:
+        for handler in writing:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
         for held in lock:
             held.release()
 
@@ -177,6 +131,9 @@ def _train(
     record = RunRecord(directory)
     record.check_fingerprints(fingerprints, list(values["allow_change"]))
     found = on_rank_zero(lambda: newest_checkpoint(directory / "checkpoints"))
+    if found is None and values["branch_from"]:
+        found = Path(values["branch_from"])
+        changes = on_rank_zero(lambda: begin_branch(found, directory, values, list(values["allow_change"])))
     state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)["openwavlm"] if found else None
     start = int(state["step"]) if state else 0
     stop_after = values["stop_after"]
@@ -219,7 +176,7 @@ def _train(
         stop_after=stop_after,
         evaluation=_evaluation(parts, opened, seed, control),
         log=run_log,
-        on_start=control.listen,
+        on_start=lambda: control.listen(_watchdog(parts["trainer"], rank, directory)),
     )
     builder = make_builder(parts, opened, seed, training=True)
     loader = StepLoader(
@@ -233,15 +190,22 @@ def _train(
         trainer.fit(module, loader, ckpt_path=str(found) if found else None)
     finally:
         opened.close()
+        control.close()
         if run_log is not None:
             run_log.close()
     done = trainer.global_step
     if rank == 0 and done < optim.updates:
         log.info("stopped after update %d of %d; the same command goes on", done, optim.updates)
+        if boundary.requeue and parts["trainer"].requeue:
+            requeue_job()
     elif rank == 0:
         log.info("finished; openwavlm export run=%s writes the model for Transformers", directory)
     audio_s = run_log.audio_s_total if run_log is not None else 0.0
     return _summary(directory, done, optim.updates, audio_s, time.monotonic() - began, rank)
+
+
+def _watchdog(settings: TrainerSettings, rank: int, directory: Path) -> Watchdog | None:
+    return Watchdog(settings.watchdog_s, rank, log_file(directory, rank)) if settings.watchdog_s else None
 
 
 def _open(parts: dict[str, Any], seed: int) -> OpenData:
@@ -284,7 +248,11 @@ def make_trainer(
     environment: ClusterEnvironment = LightningEnvironment()
     if world_size > 1:
         environment = TorchElasticEnvironment()
-        strategy = DDPStrategy(find_unused_parameters=False, broadcast_buffers=False)
+        strategy = (
+            ShardedStrategy()
+            if settings.strategy == "fsdp"
+            else DDPStrategy(find_unused_parameters=False, broadcast_buffers=False)
+        )
     trainer = Trainer(
         accelerator=settings.accelerator,
         devices=local if world_size > 1 else 1,

@@ -21,7 +21,7 @@ from runs import TINY_MODEL, launch
 from synthetic import make_shard_set
 
 SETTINGS = [
-    "experiment=nano",
+    "experiment=wavlm_nano",
     "name=test",
     *TINY_MODEL,
     "mixing.prob=0.6",

@@ -1,7 +1,5 @@
-"""A run is a function of its config and data: not of kills, workers or processes."""
+"""A run is a function of its config and data: not of kills or loader workers."""
 
-import csv
-import hashlib
 import json
 import math
 import os
@@ -14,47 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from runs import TINY_MODEL, launch, random_moments
-from synthetic import make_shard_set
-
-SETTINGS = [
-    "experiment=nano",
-    "name=test",
-    *TINY_MODEL,
-    "model.dropout=0.1",
-    "model.layer_drop=0.2",
-    "mixing.prob=0.6",
-    "mixing.noise_prob=0.3",
-    "batch.seconds=12",
-    "batch.micro_seconds=4",
-    "batch.max_seconds=2",
-    "optim.lr=1e-3",
-    "optim.updates=20",
-    "optim.warmup_updates=0",
-    "optim.final_share=1.0",
-    "optim.clip_norm=0.5",
-    "callbacks.checkpoint_every=3",
-    "callbacks.validate_every=5",
-    "callbacks.unmasked_every=4",
-    "data.validation_share=0.3",
-    "loader.workers=0",
-    "loss.unmasked=0.5",
-    "loss.logmel=0.5",
-]
+from runs import SETTINGS, launch, make_data, random_moments, table, weights
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> list[str]:
-    """Overrides that name a small labelled corpus and a noise bank."""
-    from openwavlm.labelling.assign import assign_labels
-    from openwavlm.labelling.fit import fit_codebook
-
-    folder = tmp_path_factory.mktemp("data")
-    shards = make_shard_set(folder, speakers=8, utterances=4, seconds=(1.0, 4.0))
-    noise = make_shard_set(folder / "noise", speakers=2, utterances=3, seconds=(0.5, 2.0), seed=9)
-    fit_codebook([shards], folder / "codebook", clusters=10, validation_share=0.3)
-    assign_labels(shards, folder / "codebook", folder / "labels")
-    return [f"data.sources.speech.shards={shards}", f"data.sources.speech.labels={folder / 'labels'}", f"data.noise={noise}"]
+    return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +25,6 @@ def undisturbed(data, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("undisturbed")
     assert launch(SETTINGS + data, directory) == [0]
     return directory
-
-
-def table(directory: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((directory / "metrics.csv").read_text().splitlines()))
-
-
-def weights(directory: Path, step: int = 20) -> dict[str, torch.Tensor]:
-    return torch.load(directory / "checkpoints" / f"step-{step:08d}.ckpt", weights_only=True)["state_dict"]
 
 
 def assert_same_run(directory: Path, other: Path) -> None:
@@ -235,103 +190,41 @@ def test_touching_stop_in_the_run_directory_stops_it(data, tmp_path):
     assert not (tmp_path / "stop").exists()
 
 
-# --- the same trajectory on any number of processes -----------------------------------------------------------------
+STABLE = [
+    "loss.unmasked=0",
+    "loss.logmel=0",
+    "optim.schedule=wsd",
+    "optim.decay_share=0.2",
+    "callbacks.keep_every=6",
+    "callbacks.keep_last=1",
+    "optim.ema=0.9",
+]
 
 
-def _record(path: Path, fault: str | None) -> None:
-    """Writes each step's batches, after mixing, as hashes; optionally plants one of two normalisation faults."""
-    from openwavlm.training import module as modules
-    from openwavlm.training.module import PretrainingModule
-
-    real_forward, real_loss = modules.forward_micro_batch, PretrainingModule._loss
-
-    def forward_micro_batch(model, batch, mixed, **options):
-        if model.training:
-            line = {
-                "id": f"{batch.id.epoch}/{batch.id.index}",
-                "batch": batch.fingerprint(),
-                "mixed": hashlib.sha256(mixed.numpy().tobytes()).hexdigest(),
-                "weight": batch.weight,
-                "masked": batch.num_masked,
-                "rank": int(os.environ.get("RANK", "0")),
-            }
-            with path.with_suffix(f".{line['rank']}").open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        return real_forward(model, batch, mixed, **options)
-
-    def per_rank_mean(self, output, logmel_error, micro, masked_frames, warm):
-        return real_loss(self, output, logmel_error, micro, max(1, self.local_masked) * self.control.world_size, warm)
-
-    def missing_factor(self, output, logmel_error, micro, masked_frames, warm):
-        return real_loss(self, output, logmel_error, micro, masked_frames, warm) / self.control.world_size
-
-    modules.forward_micro_batch = forward_micro_batch
-    if fault == "per-rank means":
-        real_step = PretrainingModule.training_step
-
-        def training_step(self, batch, batch_idx):
-            self.local_masked = sum(micro.num_masked for micro in batch.micro_batches)
-            real_step(self, batch, batch_idx)
-
-        PretrainingModule.training_step = training_step
-        PretrainingModule._loss = per_rank_mean
-    elif fault == "missing factor W":
-        PretrainingModule._loss = missing_factor
+def test_a_branch_follows_its_stem_and_then_decays(data, tmp_path):
+    stem, branch = tmp_path / "stem", tmp_path / "branch"
+    overrides = [*SETTINGS, *data, *STABLE, "optim.final_share=0"]
+    assert launch([*overrides, "optim.updates=40", "stop_after=14"], stem) == [0]
+    assert sorted(int(path.stem[5:]) for path in stem.glob("checkpoints/*.ckpt")) == [6, 12, 14]
+    ends = [*overrides, "optim.updates=15", f"branch_from={stem / 'checkpoints/step-00000012.ckpt'}"]
+    assert launch(ends, branch) == [0]
+    first, second = table(stem), table(branch)
+    assert [row["lr"] for row in first] == ["0.001"] * 14
+    assert second[:12] == first[:12] and [int(row["step"]) for row in second] == list(range(1, 16))
+    assert second[12] == first[12], "the update before the decay is that of the stem"
+    assert float(second[13]["lr"]) == pytest.approx(1e-3 * 2 / 3), "and then the rate falls"
+    assert launch([*overrides, "optim.updates=15", "seed=3", ends[-1]], tmp_path / "other") == [1], "another seed is no branch"
 
 
-def recorded(data: list[str], directory: Path, world_size: int, fault: str | None = None):
-    """Runs 20 steps; returns per-step (loss, gradient norm) and the micro-batches in slot order."""
-    codes = launch(
-        SETTINGS + data, directory / "run", world_size=world_size, patch=partial(_record, directory / "batches", fault)
-    )
-    assert codes == [0] * world_size
-    rows = table(directory / "run")
-    by_rank = [
-        [json.loads(line) for line in (directory / f"batches.{rank}").read_text().splitlines()] for rank in range(world_size)
-    ]
-    slots = [line for lines in zip(*by_rank, strict=True) for line in lines if line["weight"]]
-    return [(float(row["loss"]), float(row["grad_norm"])) for row in rows], slots, by_rank
+def test_the_running_mean_is_kept_and_exported(data, tmp_path):
+    from openwavlm.export import load_run
 
-
-def largest_difference(first, second) -> float:
-    return max(abs(a - b) / abs(a) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
-
-
-@pytest.fixture(scope="module")
-def one_process(data, tmp_path_factory):
-    return recorded(data, tmp_path_factory.mktemp("one"), 1)
-
-
-def test_two_processes_follow_the_trajectory_of_one(data, one_process, tmp_path):
-    figures, slots, by_rank = recorded(data, tmp_path, 2)
-    expected, expected_slots, _ = one_process
-    assert len(figures) == 20 and len(expected_slots) == 60, "20 steps of three micro-batches"
-    for key in ("id", "batch", "mixed"):
-        assert [s[key] for s in slots] == [s[key] for s in expected_slots], f"{key} differs"
-    unequal = [
-        sum(x["masked"] for x in by_rank[0][i : i + 2]) != sum(x["masked"] for x in by_rank[1][i : i + 2])
-        for i in range(0, 40, 2)
-    ]
-    assert all(unequal), "the ranks must have unequal masked-frame counts for this test to mean anything"
-    assert all(norm > 0.5 for _, norm in expected), "clipping must be active at every step"
-    assert largest_difference(expected, figures) < 1e-5
-
-
-@pytest.mark.parametrize("fault", ["per-rank means", "missing factor W"])
-def test_the_comparison_detects_a_wrong_normalisation(data, one_process, tmp_path, fault):
-    figures, _, _ = recorded(data, tmp_path, 2, fault)
-    assert largest_difference(one_process[0], figures) > 1e-3
-
-
-def test_a_run_goes_on_with_other_numbers_of_processes(data, one_process, tmp_path):
-    for world_size, stop in ((2, 6), (1, 13), (3, 20)):
-        assert launch([*SETTINGS, *data, f"stop_after={stop}"], tmp_path, world_size=world_size) == [0] * world_size
-    rows = table(tmp_path)
-    figures = [(float(row["loss"]), float(row["grad_norm"])) for row in rows]
-    assert largest_difference(one_process[0], figures) < 1e-5
-    segments = json.loads((tmp_path / "run.json").read_text())["segments"]
-    assert [(s["from_step"], s["world_size"]) for s in segments] == [(0, 2), (6, 1), (13, 3)]
-
-
-def test_more_processes_than_micro_batches_are_refused(data, tmp_path):
-    assert all(code != 0 for code in launch(SETTINGS + data, tmp_path, world_size=4))
+    assert launch([*SETTINGS, *data, "optim.ema=0.9", "optim.updates=3", "stop_after=2"], tmp_path) == [0]
+    earlier = weights(tmp_path, 2)
+    assert launch([*SETTINGS, *data, "optim.ema=0.9", "optim.updates=3"], tmp_path) == [0]
+    state = weights(tmp_path, 3)
+    name = "wavlm.encoder.layers.0.attention.query.weight"
+    share = 1 - min(0.9, 3 / 12)
+    torch.testing.assert_close(state[f"ema.{name}"], earlier[f"ema.{name}"].lerp(state[f"model.{name}"], share))
+    assert torch.equal(load_run(tmp_path, weights="ema")[0].state_dict()[name], state[f"ema.{name}"])
+    assert torch.equal(load_run(tmp_path)[0].state_dict()[name], state[f"model.{name}"])

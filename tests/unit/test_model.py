@@ -136,6 +136,31 @@ def test_sdpa_equals_eager_in_values_and_gradients(pre_norm):
         assert float((ours[name] - gradient).abs().max()) <= 1e-4 * float(gradient.abs().max()) + 1e-6, name
 
 
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("recompute", ["extractor", "all"])
+def test_recomputing_keeps_less_and_changes_no_bit(pre_norm, recompute):
+    """Dropout included: the second computation drops what the first one dropped."""
+    found, kept = {}, {}
+    for choice in ("none", recompute):
+        model = tiny(pre_norm=pre_norm, dropout=0.2, attention_dropout=0.2, input_dropout=0.2, recompute=choice).train()
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(7)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            mask = torch.rand(3, 24, generator=torch.Generator().manual_seed(5)) < 0.5
+            output = model(waveforms(3, 8_000), torch.tensor([8_000, 5_000, 4_000]), mask=mask)
+            loss = output.final.square().mean() + output.features.square().mean()
+        kept[choice] = sum(sizes.values())
+        loss.backward()
+        found[choice] = {name: p.grad for name, p in model.named_parameters()} | {"loss": loss.detach()}
+    assert kept[recompute] < 0.8 * kept["none"]
+    assert all(torch.equal(found["none"][name], found[recompute][name]) for name in found["none"])
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_equals_eager_in_values():
     eager = tiny(attention_backend="eager").eval()

@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from openwavlm.frames import RECEPTIVE_FIELD_SAMPLES, num_frames
 from openwavlm.models.config import WavLMConfig
@@ -97,6 +98,7 @@ class WavLM(nn.Module):
             activation_dropout=config.activation_dropout,
             attention_backend=config.attention_backend,
             skip_dropped_layers=config.layer_drop_mode == "skip",
+            recompute_layers=config.recompute == "all",
         )
         if config.feature_grad_mult == 0:
             self.extractor.requires_grad_(False)
@@ -205,9 +207,10 @@ class WavLM(nn.Module):
     def _features(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
         factor = self.config.feature_grad_mult
         with torch.no_grad() if factor == 0 else nullcontext():
-            if isinstance(self.extractor, MelFrontEnd):
-                return scale_gradient(self.extractor(waveforms, num_samples), factor)
-            return scale_gradient(self.extractor(waveforms), factor)
+            inputs = (waveforms, num_samples) if isinstance(self.extractor, MelFrontEnd) else (waveforms,)
+            if self.config.recompute != "none" and torch.is_grad_enabled():
+                return scale_gradient(checkpoint(self.extractor, *inputs, use_reentrant=False), factor)
+            return scale_gradient(self.extractor(*inputs), factor)
 
     @torch.no_grad()
     def extract(

@@ -1,6 +1,6 @@
 """Masked prediction on held-out speakers beside what needs no audio: the unigram and the nearest unmasked label."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -69,12 +69,13 @@ class Evaluation:
         was_training = model.training
         model.eval()
         sums = torch.zeros(8, dtype=torch.float64)
-        mine = self._specs[self._control.rank :: self._control.world_size]
-        for batch in micro_batch_loader(self._builder, mine, self._loading):
+        for batch in micro_batch_loader(self._builder, self._mine(), self._loading):
+            self._control.note(f"validation: micro-batch {batch.id.index} of {batch.id.source}")
             moved = batch.to(device)
             waveforms = prepare_waveforms(moved, None, normalised=model.wavlm.config.normalise_waveform)
             output = forward_micro_batch(model, moved, waveforms, with_unmasked=True)
-            sums += self._sums(batch, output.cross_entropy_sum, output.num_correct, output.num_unmasked_correct)
+            if batch.weight:
+                sums += self._sums(batch, output.cross_entropy_sum, output.num_correct, output.num_unmasked_correct)
         model.train(was_training)
         loss, correct, unigram_loss, unigram_correct, nearest, masked, seen_correct, seen = self._control.sum(sums).tolist()
         frames = max(1.0, masked)
@@ -87,6 +88,12 @@ class Evaluation:
             "masked_frames": int(masked),
             "unmasked_accuracy": seen_correct / max(1.0, seen),
         }
+
+    def _mine(self) -> list[MicroBatchSpec]:
+        """This rank's part, filled to equal numbers: with sharded parameters every forward is a collective."""
+        rank, world_size = self._control.rank, self._control.world_size
+        fill = [replace(self._specs[0], weight=0.0)] * (-len(self._specs) % world_size)
+        return [*self._specs, *fill][rank::world_size]
 
     def _sums(self, batch: PretrainBatch, loss: Tensor, correct: Tensor, unmasked_correct: Tensor | None) -> Tensor:
         labels = batch.labels.numpy()

@@ -1,6 +1,7 @@
 """What a run writes down while it trains: `metrics.csv`, TensorBoard, and a line for the person who watches."""
 
 import logging
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,21 @@ METRIC_COLUMNS = [
     "unreadable_rows",
     "void",
 ]
+
+
+def log_file(directory: Path, rank: int) -> Path:
+    """Where the messages of one rank go."""
+    return directory / "logs" / f"rank-{rank:04d}.log"
+
+
+def write_log(directory: Path, rank: int) -> logging.Handler:
+    """From here on every message of this process is written to the rank's file too, with its time; returns the handler."""
+    path = log_file(directory, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    return handler
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,7 @@ class RunLog:
         self._began, self._first = time.monotonic(), last_step
         self._shown, self._audio_s, self._shown_step = self._began, 0.0, last_step
         self.audio_s_total = 0.0
+        self._own_us: list[int] = []
 
     def update(self, record: StepRecord) -> None:
         """Takes one update's figures."""
@@ -117,6 +134,18 @@ class RunLog:
         if now - self._shown >= self._settings.every_s or record.step == self._updates:
             self._show(row, record.step, now)
 
+    def paces(self, own_us: tuple[int, ...]) -> None:
+        """Takes how long each rank's own part of a step took, in microseconds."""
+        self._own_us = [before + now for before, now in zip(self._own_us or [0] * len(own_us), own_us, strict=True)]
+
+    def _slowest(self) -> str:
+        """Names the rank that took longest since the last line, with its time over the median rank's."""
+        own_us, self._own_us = self._own_us, []
+        if len(own_us) < 2 or not any(own_us):
+            return ""
+        slowest = max(range(len(own_us)), key=own_us.__getitem__)
+        return f" | slowest rank {slowest} ({own_us[slowest] / max(1, statistics.median_low(own_us)):.2f} x the median)"
+
     def _show(self, row: dict[str, Value], step: int, now: float) -> None:
         elapsed = max(1e-9, now - self._shown)
         speed = self._audio_s / elapsed
@@ -125,7 +154,7 @@ class RunLog:
         log.info(
             f"step {step}/{self._updates} | loss {row['loss']:.3f} | masked accuracy {row['accuracy']:.3f} | "
             f"grad norm {row['grad_norm']:.2f} | lr {row['lr']:.2e} | {speed:.0f} audio-s/s | "
-            f"{left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d} left"
+            f"{left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d} left{self._slowest()}"
         )
         self._board.add_scalar("speed/audio_s_per_s", speed, step)
         self._shown, self._audio_s, self._shown_step = now, 0.0, step

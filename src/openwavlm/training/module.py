@@ -6,6 +6,7 @@ norm → finite? → clip → AdamW (a void update is skipped on the device, wit
 """
 
 import contextlib
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from openwavlm.augment.mixing import Mixing, mix
@@ -24,7 +26,10 @@ from openwavlm.models.wavlm import normalise
 from openwavlm.randomness import stable_hash, words
 from openwavlm.targets.logmel import NUM_BANDS, normalised_log_mel
 from openwavlm.training.control import Control, StepTotals
+from openwavlm.training.faults import reach
 from openwavlm.training.optim import Optim
+from openwavlm.training.pace import Pace
+from openwavlm.training.sharding import set_gradient_sync, shard_model, shard_whole, state_by_name, state_by_position
 
 _SKIPS_TOLERATED = 5  # below this many, a rate says nothing
 SUMS = [
@@ -172,17 +177,34 @@ class PretrainingModule(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model = model
+        self.ema = copy.deepcopy(model).requires_grad_(requires_grad=False) if optim.ema else None
         self.logmel_map = nn.Linear(model.wavlm.config.conv_dims[-1], NUM_BANDS) if loss.logmel else None
         self.optim, self.loss, self.mixing, self.seed = optim, loss, mixing, seed
         self.control, self.on_record, self.unmasked_every = control, on_record, unmasked_every
         self.max_skip_rate, self._rows, self._unreadable = max_skip_rate, 0.0, 0.0
         self.fingerprints, self.plan_state = fingerprints, plan_state
+        self.pace = Pace(on_gpu=False)
+        self.validation: float | None = None  # cross-entropy on held-out speakers, if this step was validated
         self.totals: StepTotals | None = None
         self._pending: tuple[int, Tensor, Tensor, float, bool] | None = None
 
+    def configure_model(self) -> None:
+        """Shards the parameters where the strategy made a device mesh."""
+        if self.device_mesh is None:
+            return
+        shard_model(self.model, self.device_mesh)
+        if self.ema is not None:
+            shard_model(self.ema, self.device_mesh)
+        if self.logmel_map is not None:
+            shard_whole(self.logmel_map, self.device_mesh)
+
+    def on_fit_start(self) -> None:
+        """The device is known from here on."""
+        self.pace = Pace(on_gpu=self.device.type == "cuda")
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the rate is set at each step."""
-        return self.optim.optimizer(self.parameters())
+        return self.optim.optimizer(self)
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
         """Copies without waiting (Lightning waits for everything that is not a plain tensor)."""
@@ -190,7 +212,10 @@ class PretrainingModule(lightning.LightningModule):
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """Runs one global step."""
-        self.control.begin(sum(micro.num_masked for micro in batch.micro_batches), batch.digest)
+        pace, control, last = self.pace, self.control, len(batch.micro_batches) - 1
+        pace.begin()
+        control.begin(sum(micro.num_masked for micro in batch.micro_batches), batch.digest, pace.own_ms)
+        control.note(f"update {batch.step + 1}: forward of the first micro-batch")
         self.flush()
         with_unmasked = bool(self.unmasked_every) and (batch.step + 1) % self.unmasked_every == 0
         warm = self.loss.warm(batch.step, self.optim.updates)
@@ -199,27 +224,47 @@ class PretrainingModule(lightning.LightningModule):
         optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         for number, micro in enumerate(batch.micro_batches):
-            with self._gradient_sync(wanted=number == len(batch.micro_batches) - 1):
+            with self._gradient_sync(wanted=number == last):
+                pace.forward_begins()
                 seed_dropout(self.device, self.seed, micro)
                 waveforms = prepare_waveforms(micro, self.mixing, normalised=self.model.wavlm.config.normalise_waveform)
                 output = forward_micro_batch(
                     self.model, micro, waveforms, with_unmasked=with_unmasked or learn_unmasked, learn_unmasked=learn_unmasked
                 )
                 logmel_error = self._logmel_error(output.features, waveforms, micro.num_samples)
+                pace.forward_ends()
                 if number == 0:
-                    self.totals = self.control.finish()
+                    self.totals = self._exchange(batch.step)
                 assert self.totals is not None
+                if number == last:
+                    pace.hold()
+                    control.note(
+                        f"update {batch.step + 1}: backward of the last micro-batch, with the sum of gradients over all ranks"
+                    )
                 self.manual_backward(self._loss(output, logmel_error, micro, self.totals.masked_frames, warm))
                 if micro.weight:
                     sums += self._sums(output, logmel_error, micro)
-        assert self.totals is not None
         norm = self._update(optimizer, batch.step)
         self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked)
+        pace.end()
+        control.note(f"update {batch.step + 1} is done: what follows it, and waiting for the next batch")
+
+    def _exchange(self, step: int) -> StepTotals:
+        """Waits for what the ranks tell each other."""
+        self.control.note(f"update {step + 1}: waiting for the other ranks' masked frames and signals")
+        self.pace.hold()
+        totals = self.control.finish()
+        self.pace.go()
+        self.control.note(f"update {step + 1}: forward and backward")
+        reach("step")
+        return totals
 
     def _gradient_sync(self, *, wanted: bool) -> contextlib.AbstractContextManager:
         wrapped = self.trainer.strategy.model
         if isinstance(wrapped, DistributedDataParallel) and not wanted:
             return wrapped.no_sync()
+        if self.device_mesh is not None:
+            set_gradient_sync(self, wanted=wanted)
         return contextlib.nullcontext()
 
     def _logmel_error(self, features: Tensor, waveforms: Tensor, num_samples: Tensor) -> Tensor | None:
@@ -264,12 +309,17 @@ class PretrainingModule(lightning.LightningModule):
         parameters = [p for p in self.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.clip_norm, norm)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         for group in optimizer.param_groups:
             group["lr"] = self.optim.learning_rate(step)
         # Fused AdamW leaves parameters, moments and its step count alone where found_inf is 1.
         optimizer.optimizer.found_inf = (~torch.isfinite(norm)).to(torch.float32)
         optimizer.optimizer.grad_scale = None
         optimizer.step()
+        if self.ema is not None:
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - self.optim.ema_decay(step))
         return norm
 
     def flush(self) -> None:
@@ -291,8 +341,15 @@ class PretrainingModule(lightning.LightningModule):
                 f"{self.max_skip_rate:g} allows: run data_prep/verify.py on the shards, restore what it names, and start again"
             )
 
+    def _groups(self) -> list[list[str]]:
+        """Names of the parameters of each group of the optimiser."""
+        return [list(group) for group in self.optim.groups(self)]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what binds the checkpoint to its data and its place in the plan."""
+        """Adds what binds the checkpoint to its data and its place in the plan; keys the optimiser's state by name."""
+        if self.device_mesh is None:
+            states = checkpoint["optimizer_states"]
+            checkpoint["optimizer_states"] = [state_by_name(state, self._groups()) for state in states]
         checkpoint["openwavlm"] = {
             "format_version": 1,
             "step": self.trainer.global_step,
@@ -300,8 +357,12 @@ class PretrainingModule(lightning.LightningModule):
             "plan": self.plan_state(self.trainer.global_step),
             "rows": self._rows,
             "unreadable": self._unreadable,
+            "validation": self.validation,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on counting unreadable rows."""
+        """Goes on counting unreadable rows; brings the optimiser's state into this model's order."""
+        if self.device_mesh is None:
+            states = checkpoint["optimizer_states"]
+            checkpoint["optimizer_states"] = [state_by_position(state, self._groups()) for state in states]
         self._rows, self._unreadable = checkpoint["openwavlm"]["rows"], checkpoint["openwavlm"]["unreadable"]

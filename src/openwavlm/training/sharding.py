@@ -1,0 +1,120 @@
+"""FSDP2 under Lightning: parameters, gradients and moments in shards, checkpoints whole, so that any strategy resumes any other.
+
+Lightning's own strategy keys AdamW's state by the parameters' order, which is another one where there are two parameter groups; here
+it is keyed by name, as our checkpoints are under every strategy.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from openwavlm.models.pretraining import WavLMForPretraining
+
+
+def shard_model(model: WavLMForPretraining, mesh: DeviceMesh) -> None:
+    """Shards every encoder layer for itself and the rest as one group, in place.
+
+    Source: torch.distributed.fsdp.fully_shard.
+    """
+    for layer in model.wavlm.encoder.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def shard_whole(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Shards a small module as one group, in place."""
+    fully_shard(module, mesh=mesh)
+
+
+def set_gradient_sync(module: nn.Module, *, wanted: bool) -> None:
+    """Lets the next backward reduce the gradients of all sharded parts of `module`, or only add them up on this rank."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_requires_gradient_sync(wanted, recurse=False)
+
+
+def state_by_name(state: dict[str, Any], groups: list[list[str]]) -> dict[str, Any]:
+    """An optimiser's state dict keyed by parameter names instead of positions.
+
+    Args:
+        state: What `Optimizer.state_dict` returns.
+        groups: Names of the parameters of each group, in the optimiser's order.
+
+    Returns:
+        The same with names; unchanged if it has names already.
+    """
+    names: dict[Any, str] = {}
+    for group, named in zip(state["param_groups"], groups, strict=True):
+        names |= dict(zip(group["params"], named, strict=True))
+    return {
+        "state": {names.get(key, key): value for key, value in state["state"].items()},
+        "param_groups": [{**group, "params": list(named)} for group, named in zip(state["param_groups"], groups, strict=True)],
+    }
+
+
+def state_by_position(state: dict[str, Any], groups: list[list[str]]) -> dict[str, Any]:
+    """The inverse of `state_by_name`, for an optimiser whose groups hold `groups`.
+
+    Raises:
+        ValueError: If the state is of other parameters or groups.
+    """
+    saved = [group["params"] for group in state["param_groups"]]
+    if any(not isinstance(name, str) for names in saved for name in names):
+        return state  # written before states had names: by position already
+    if [set(names) for names in saved] != [set(names) for names in groups]:
+        known, wanted = {name for names in saved for name in names}, {name for names in groups for name in names}
+        odd = ", ".join(sorted(known ^ wanted)[:5]) or "the same parameters in other groups (optim.decay)"
+        raise ValueError(
+            f"the checkpoint's optimiser does not fit this model ({odd}): restore the config, or start a new run under another name"
+        )
+    positions = {name: place for place, name in enumerate(name for names in groups for name in names)}
+    return {
+        "state": {positions[name]: value for name, value in state["state"].items()},
+        "param_groups": [
+            {**group, "params": [positions[name] for name in names]}
+            for group, names in zip(state["param_groups"], groups, strict=True)
+        ],
+    }
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's FSDP2 strategy over all processes, with one whole checkpoint file."""
+
+    def __init__(self) -> None:
+        super().__init__(data_parallel_size="auto", tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        """Makes the mesh of all processes."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """The whole state by parameter names, on rank 0; empty elsewhere."""
+        assert self.model is not None
+        inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        return get_optimizer_state_dict(self.model, inner, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: FBT001
+        """Reads a whole checkpoint of any strategy on rank 0 and gives every rank its shards."""
+        path = Path(self.broadcast(checkpoint_path))
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        weights, states = checkpoint.pop("state_dict"), checkpoint.pop("optimizer_states")
+        assert self.model is not None
+        first = self.global_rank == 0
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=True)
+        set_model_state_dict(self.model, weights if first else {}, options=options)
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            set_optimizer_state_dict(self.model, optimizer, state if first else {}, options=options)
+        return checkpoint

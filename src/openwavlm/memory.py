@@ -8,10 +8,10 @@ left (kept, or computed again), with two gradients of the largest of these. The 
 every 5 samples in layer 0) and, at long rows, those of size rows · heads · frames²: the softmax of `eager`, the gated bias of `sdpa`;
 `flex` has neither.
 
-Assumed: each process holds the whole model (`strategy: ddp`); rows of equal length; `where` LayerDrop; no compiled layers (fewer tensors); the fused attention kernels on a GPU (a CPU's
-`sdpa` with a learnt bias keeps the softmax, as `eager` does). Not counted: the CUDA context (half a GiB or so), the allocator's
-fragmentation, cuDNN's workspaces, batches read ahead. Compared with torch's saved tensors and with its memory tracker on a CPU in
-`tests/unit/test_costs.py`; not yet compared with a GPU's peak.
+Assumed: each process holds the whole model (`strategy: ddp`); rows of equal length; `where` LayerDrop; no compiled layers (fewer
+tensors); the fused attention kernels on a GPU (a CPU's `sdpa` with a learnt bias keeps the softmax, as `eager` does). Not counted: the
+CUDA context (half a GiB or so), the allocator's fragmentation, cuDNN's workspaces, batches read ahead. Compared with torch's saved
+tensors and with its memory tracker on a CPU in `tests/unit/test_costs.py`; not yet compared with a GPU's peak.
 """
 
 from dataclasses import dataclass

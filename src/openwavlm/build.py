@@ -11,7 +11,9 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from openwavlm.augment.mixing import Mixing
+from openwavlm.budget import Recipe
 from openwavlm.cli import check_complete
+from openwavlm.costs import HeadShape
 from openwavlm.data.collate import Draws, MicroBatchBuilder
 from openwavlm.data.loader import Loading
 from openwavlm.data.plan import Batching
@@ -228,6 +230,31 @@ def make_model(parts: dict[str, Any], num_classes: int) -> WavLMForPretraining:
         logit_temperature=head.logit_temperature,
         special_rows=head.special_rows,
         label_init=head.label_init,
+    )
+
+
+def with_placeholders(values: dict[str, Any]) -> dict[str, Any]:
+    """The config with a word in place of each folder that nobody has named."""
+    data = values["data"]
+    sources = {
+        name: {**source, **{key: source.get(key) or "(none)" for key in ("shards", "labels")}}
+        for name, source in data["sources"].items()
+    }
+    return {**values, "data": {**data, "sources": sources}}
+
+
+def recipe_of(parts: dict[str, Any], precision: str, num_classes: int) -> Recipe:
+    """What the cost of a run depends on."""
+    head, loss, model = parts["head"], parts["loss"], parts["model"]
+    return Recipe(
+        model,
+        HeadShape(final_dim=head.final_dim, embeddings=head.special_rows + num_classes),
+        parts["batch"],
+        parts["masking"],
+        precision,
+        parts["optim"].updates,
+        recompute=model.recompute,
+        learns_unmasked=loss.unmasked > 0,
     )
 
 

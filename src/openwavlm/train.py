@@ -18,13 +18,13 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, Lightning
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
+from openwavlm.announce import announce
 from openwavlm.augment.mixing import check_noise_bank
 from openwavlm.build import TrainerSettings, make_builder, make_model, objects, plain
 from openwavlm.data.loader import StepLoader
-from openwavlm.data.plan import PLAN_VERSION, Batching, PlanStatistics
+from openwavlm.data.plan import PLAN_VERSION, Batching
 from openwavlm.data.schedule import Schedule
 from openwavlm.data.sources import OpenData
-from openwavlm.models.pretraining import WavLMForPretraining
 from openwavlm.training.branch import begin_branch
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, write_atomically
@@ -157,7 +157,9 @@ def _train(
         run_log = RunLog(
             directory, parts["logger"], last_step=start, updates=optim.updates, penalty_weight=parts["loss"].feature_penalty
         )
-        _announce(parts, opened, model, schedule.statistics(), start, world_size, directory)
+        announce(
+            parts, values["precision"], opened, schedule.statistics(), start=start, world_size=world_size, directory=directory
+        )
     module = PretrainingModule(
         model,
         optim,
@@ -277,58 +279,6 @@ def make_trainer(
     # Lightning broadcasts a flag and reads it back on the device before every batch; our signals ride in `Control` instead.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     return trainer
-
-
-def _announce(
-    parts: dict[str, Any],
-    opened: OpenData,
-    model: WavLMForPretraining,
-    plan: PlanStatistics,
-    start: int,
-    world_size: int,
-    directory: Path,
-) -> None:
-    batching, optim, data = parts["batch"], parts["optim"], opened.summary()
-    if not data["validation_rows"]:
-        log.warning("no speaker is held out (data.validation_share=%g): nothing will be validated", opened.data.validation_share)
-    elif not data["validation_speakers"]:
-        log.warning("no speaker is known: whole recordings are held out, so a voice may be on both sides of the split")
-    parameters = sum(p.numel() for p in model.parameters())
-    passes = optim.updates * batching.seconds / 3600 / max(1e-9, data["training_hours"])
-    waste = -batching.slots % world_size
-    log.info(
-        "%s %s at update %d of %d: %.2f M parameters, %d classes",
-        "resuming" if start else "starting",
-        directory,
-        start,
-        optim.updates,
-        parameters / 1e6,
-        model.num_classes,
-    )
-    log.info(
-        "data: %s h of %s speakers, %s h of %s speakers held out; about %.1f passes",
-        data["training_hours"],
-        data["training_speakers"],
-        data["validation_hours"],
-        data["validation_speakers"],
-        passes,
-    )
-    log.info(
-        "plan: %.2f %% padding, %.2f %% of the audio left out (%d utterances shorter than %g s)",
-        100 * plan.padding_share,
-        100 * plan.lost_share,
-        plan.too_short,
-        batching.min_seconds,
-    )
-    log.info("step: %d micro-batches of %g s on %d process(es)", batching.slots, batching.micro_seconds, world_size)
-    if waste:
-        share = waste / (batching.slots + waste)
-        log.info(
-            "%d padding micro-batch(es) a step: %.0f %% of the work is waste; a divisor of %d avoids it",
-            waste,
-            100 * share,
-            batching.slots,
-        )
 
 
 def _summary(directory: Path, step: int, updates: int, audio_s: float, seconds: float, rank: int) -> dict[str, Any]:

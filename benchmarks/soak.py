@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from openwavlm.training.faults import POINTS
-from runs import SETTINGS, make_data
+from runs import SETTINGS, make_data, make_probes
 
 UPDATES = 60
 OVERRIDES = [*SETTINGS, f"optim.updates={UPDATES}", "callbacks.checkpoint_every=4", "callbacks.validate_every=6"]
@@ -62,14 +62,15 @@ def compare(directory: Path, reference: Path) -> dict[str, bool]:
         "weights": weights,
         "metrics": (directory / "metrics.csv").read_bytes() == (reference / "metrics.csv").read_bytes(),
         "validation": (directory / "validation.csv").read_bytes() == (reference / "validation.csv").read_bytes(),
+        "probes": (directory / "probes.csv").read_bytes() == (reference / "probes.csv").read_bytes(),
     }
 
 
-def planted_launches(points: list[str]) -> list[tuple[str, int]]:
+def planted_launches() -> list[tuple[str, int]]:
     """(fault, signal) of each planted death: the second time that a launch reaches the point, so that each launch gets on."""
     chosen = []
     for name in ("KILL", "TERM"):
-        for point in points:
+        for point in POINTS:
             count = 25 if point == "save.writing" else 2
             chosen.append((f"{point}:{count}:{name}", int(signal.Signals[f"SIG{name}"])))
     return chosen
@@ -77,7 +78,7 @@ def planted_launches(points: list[str]) -> list[tuple[str, int]]:
 
 def soak(folder: Path, kills: int, seed: int) -> dict:
     """Runs both runs and tallies where the deaths hit."""
-    data = make_data(folder / "data")
+    data = [*make_data(folder / "data"), *make_probes(folder / "probes", every=10)]
     began = time.monotonic()
     if start([*OVERRIDES, *data], folder / "undisturbed").wait(600):
         raise SystemExit(f"the undisturbed run failed: see {folder / 'output.txt'}")
@@ -86,7 +87,7 @@ def soak(folder: Path, kills: int, seed: int) -> dict:
     overrides = [*OVERRIDES, *data]
     generator = random.Random(seed)
     deaths: list[tuple[str | None, int]] = [
-        *planted_launches([point for point in POINTS if point != "probes"]),
+        *planted_launches(),
         *((None, generator.choice([signal.SIGKILL, signal.SIGTERM])) for _ in range(kills)),
     ]
     for fault, number in deaths:
@@ -99,7 +100,7 @@ def soak(folder: Path, kills: int, seed: int) -> dict:
         where = fault.split(":")[0] if fault else "random time"
         tally[f"{where}, {signal.Signals(number).name}: {outcome(process, number)}"] += 1
     runs.append(_finished(overrides, directory, reference))
-    equal = all(run[name] for run in runs for name in ("weights", "metrics", "validation"))
+    equal = all(run[name] for run in runs for name in ("weights", "metrics", "validation", "probes"))
     return {"bit_equal": equal, "deaths": len(deaths), "hits": dict(sorted(tally.items())), "runs": runs}
 
 

@@ -22,6 +22,7 @@ from openwavlm.masking import SpanMasking
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.pretraining import WavLMForPretraining
 from openwavlm.models.wavlm import WavLM
+from openwavlm.probes.live import LiveProbes
 from openwavlm.training.callbacks import Schedules
 from openwavlm.training.log import Logging
 from openwavlm.training.module import Loss
@@ -81,6 +82,7 @@ TARGETS: dict[str, type] = {
     f"{target.__module__}.{target.__qualname__}": target
     for target in (
         WavLMConfig, Head, SpanMasking, Mixing, Data, Batching, Optim, Loss, TrainerSettings, Schedules, Logging, Loading,
+        LiveProbes,
     )
 }  # fmt: skip
 _NODES = {
@@ -96,11 +98,12 @@ _NODES = {
     "callbacks": Schedules,
     "logger": Logging,
     "loader": Loading,
+    "probes": LiveProbes,
 }
 _KEYS = {
     "name": str | int | float,  # a run may be called 1 or 2e-4
     "seed": int,
-    "precision": Literal["32-true", "bf16-mixed"],
+    "precision": Literal["32-true", "bf16-mixed", "16-mixed"],
     "stop_after": int | None,
     "branch_from": str | None,
     "allow_change": list[str],

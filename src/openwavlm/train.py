@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
@@ -25,15 +27,16 @@ from openwavlm.data.loader import StepLoader
 from openwavlm.data.plan import PLAN_VERSION, Batching
 from openwavlm.data.schedule import Schedule
 from openwavlm.data.sources import OpenData
+from openwavlm.probes.live import LiveProbe, LiveProbes
 from openwavlm.training.branch import begin_branch
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, write_atomically
 from openwavlm.training.control import Control
 from openwavlm.training.evaluation import Evaluation, Unigram
-from openwavlm.training.log import RunLog, log_file, write_log
+from openwavlm.training.log import RunLog, log_file, open_trackers, write_log
 from openwavlm.training.module import PretrainingModule
 from openwavlm.training.ranks import join_processes, on_rank_zero, requeue_job, together
-from openwavlm.training.run_directory import RunLock, RunRecord, accept_config
+from openwavlm.training.run_directory import RunLock, RunRecord, accept_config, flatten
 from openwavlm.training.sharding import ShardedStrategy
 from openwavlm.training.watchdog import Watchdog
 
@@ -155,7 +158,12 @@ def _train(
     run_log = None
     if rank == 0:
         run_log = RunLog(
-            directory, parts["logger"], last_step=start, updates=optim.updates, penalty_weight=parts["loss"].feature_penalty
+            directory,
+            parts["logger"],
+            last_step=start,
+            updates=optim.updates,
+            penalty_weight=parts["loss"].feature_penalty,
+            trackers=open_trackers(parts["logger"], directory, flatten(values)),
         )
         announce(
             parts, values["precision"], opened, schedule.statistics(), start=start, world_size=world_size, directory=directory
@@ -170,6 +178,7 @@ def _train(
         on_record=run_log.update if run_log is not None else lambda record: None,
         unmasked_every=parts["callbacks"].unmasked_every,
         max_skip_rate=opened.data.max_skip_rate,
+        float16=values["precision"] == "16-mixed",
         fingerprints=fingerprints,
         plan_state=lambda step: {"plan_version": PLAN_VERSION, "key": plan_key, **schedule.state(step)},
     )
@@ -181,6 +190,8 @@ def _train(
         evaluation=_evaluation(parts, opened, seed, control),
         log=run_log,
         on_start=lambda: control.listen(_watchdog(parts["trainer"], rank, directory)),
+        probe=_probe(parts, opened, directory, world_size, run_log),
+        probe_every=parts["probes"].every,
     )
     builder = make_builder(parts, opened, seed, training=True)
     loader = StepLoader(
@@ -207,6 +218,31 @@ def _train(
         log.info("finished; openwavlm export run=%s writes the model for Transformers", directory)
     audio_s = run_log.audio_s_total if run_log is not None else 0.0
     return _summary(directory, done, optim.updates, audio_s, time.monotonic() - began, rank)
+
+
+def _probe(
+    parts: dict[str, Any], opened: OpenData, directory: Path, world_size: int, run_log: RunLog | None
+) -> Callable[[PretrainingModule, int], None] | None:
+    """What the step boundary calls where a probe is due; None without probes."""
+    settings: LiveProbes = parts["probes"]
+    if not settings.every:
+        return None
+    live = together(lambda: LiveProbe(settings, opened.training_rows(), directory))
+    if run_log is not None:
+        share = live.share_of_training(parts["batch"].seconds, world_size)
+        log.info(
+            "probes: every %d updates %.0f s of audio on each process, %.2f %% of the work of training (by seconds of audio)",
+            settings.every,
+            live.audio_seconds,
+            100 * share,
+        )
+
+    def probe(module: PretrainingModule, step: int) -> None:
+        found = live.run(module.model.wavlm)
+        if run_log is not None:
+            run_log.probes(step, found["layers"], live.baselines(module.model.wavlm))
+
+    return probe
 
 
 def _watchdog(settings: TrainerSettings, rank: int, directory: Path) -> Watchdog | None:
@@ -258,17 +294,22 @@ def make_trainer(
             if settings.strategy == "fsdp"
             else DDPStrategy(find_unused_parameters=False, broadcast_buffers=False)
         )
+    plugins: list[Any] = [AtomicCheckpointIO(), environment]
+    if precision == "16-mixed":
+        # Autocast alone: the loss is scaled by `loss_scale`, which needs no look at the device.
+        device = "cuda" if torch.cuda.is_available() and settings.accelerator != "cpu" else "cpu"
+        plugins.append(MixedPrecision("16-mixed", device, scaler=torch.amp.GradScaler(device, enabled=False)))
     trainer = Trainer(
         accelerator=settings.accelerator,
         devices=local if world_size > 1 else 1,
         num_nodes=world_size // local,
         strategy=strategy,
-        precision=precision,
+        precision=None if precision == "16-mixed" else precision,
         max_steps=updates,
         max_epochs=-1,
         limit_val_batches=0,
         callbacks=[boundary],
-        plugins=[AtomicCheckpointIO(), environment],
+        plugins=plugins,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

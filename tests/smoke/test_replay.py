@@ -19,7 +19,7 @@ from runs import TINY_MODEL, launch
 from synthetic import make_shard_set
 
 SETTINGS = [
-    "experiment=nano",
+    "experiment=wavlm_nano",
     "name=test",
     *TINY_MODEL,
     "model.layer_drop=0.2",

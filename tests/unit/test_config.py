@@ -42,7 +42,7 @@ def changed(config: dict, key: str, value: object) -> dict:
 def test_all_config_files_are_known_to_these_tests():
     assert set(GROUPS) == {*_NODES, "experiment", "prep"}
     assert set(GROUPS["experiment"]) == set(RECIPES) and len(RECIPES) == 7
-    assert len(GROUPS["model"]) == 6 and len(OPTIONS) == 35
+    assert len(GROUPS["model"]) == 6 and len(OPTIONS) == 36
 
 
 # experiment → millions of parameters with a head of 500 classes (of 504 in the references: 94.71 and 316.63 there), updates, audio an
@@ -188,7 +188,7 @@ def test_a_misspelt_key_is_told_before_a_missing_folder():
         ("data.noise", 3, "data.noise must be a text or null, but is 3"),
         ("batch.policy", "crop", "batch.policy must be one of split, fairseq_crop, pad"),
         ("batch.seconds", 100.0, "batch.seconds must be a multiple of batch.micro_seconds"),
-        ("precision", "bf16", "precision must be one of 32-true, bf16-mixed, but is 'bf16'"),
+        ("precision", "bf16", "precision must be one of 32-true, bf16-mixed, 16-mixed, but is 'bf16'"),
         ("seed", "abc", "seed must be a whole number, but is 'abc'"),
         ("stop_after", "end", "stop_after must be a whole number or null"),
         ("allow_change", "optim.lr", "allow_change must be a list of values, each a text, but is 'optim.lr'"),

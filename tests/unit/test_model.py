@@ -14,7 +14,7 @@ from openwavlm.checkpoints.huggingface import load_huggingface, save_huggingface
 from openwavlm.frames import num_frames
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM, normalise
-from openwavlm.modules.attention import choose_backend, relative_buckets, toeplitz
+from openwavlm.modules.attention import choose_backend, eager_attention, relative_buckets, toeplitz
 
 TINY = WavLMConfig(
     conv_dims=(16,) * 7,
@@ -134,6 +134,16 @@ def test_sdpa_equals_eager_in_values_and_gradients(pre_norm):
     assert float(reference["encoder.relative_bias.embedding.weight"].abs().max()) > 1e-3
     for name, gradient in reference.items():
         assert float((ours[name] - gradient).abs().max()) <= 1e-4 * float(gradient.abs().max()) + 1e-6, name
+
+
+def test_the_scaled_softmax_holds_products_that_float16_cannot():
+    generator = torch.Generator().manual_seed(6)
+    query, key = (40 * torch.randn(1, 2, 8, 64, generator=generator) for _ in range(2))
+    value, gate, bias = torch.randn(1, 2, 8, 64, generator=generator), torch.ones(1, 2, 8), torch.zeros(2, 8, 8)
+    assert not torch.isfinite(query.half() @ key.half().transpose(-1, -2)).all(), "as they are they overflow"
+    found = eager_attention(query.half(), key.half(), value.half(), gate, bias, None, dropout=0.0)
+    expected = eager_attention(query.half().float(), key.half().float(), value, gate, bias, None, dropout=0.0)
+    torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])

@@ -11,8 +11,8 @@ Where this differs from the paper or from Microsoft's code:
    splits the samples evenly over the frames and can count one frame more.
 5. A row without a valid frame attends to its own zeros and gives finite numbers; in both references it gives NaN.
 6. Waveform normalisation: over the valid samples, with eps 1e-5 (Microsoft's; Hugging Face has 1e-7), once, after mixing.
-7. The paper's fp16 softmax (Eq. 8, c = 32) is left out, as in the released code: it only changes the range of intermediate
-   values, and bfloat16 and fused kernels do not need it.
+7. The paper's scaled softmax (Eq. 8, c = 32), which only changes the range of intermediate values, is used in float16 by the eager
+   backend alone; bfloat16 and fused kernels do not need it. The released code leaves it out.
 8. The gate's eight outputs are summed in the weights, not after the product (equal up to rounding).
 9. `dropout_features`, which acts on nothing that reaches WavLM's loss, does not exist.
 

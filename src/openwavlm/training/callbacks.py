@@ -1,4 +1,4 @@
-"""What happens at a step boundary, in this order: validate, write everything down, save, stop."""
+"""What happens at a step boundary, in this order: validate, probe, write everything down, save, stop."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +53,8 @@ class StepBoundary(lightning.Callback):
         updates: Updates of the whole run.
         stop_after: Update after which this launch ends, resumable; None = run to the end.
         evaluation: The held-out pass, or None.
+        probe: Called with the module and the step where a probe is due, on every rank.
+        probe_every: Updates between two probes.
         log: The run's records on rank 0, None elsewhere.
     """
 
@@ -66,7 +68,10 @@ class StepBoundary(lightning.Callback):
         evaluation: Evaluation | None,
         log: RunLog | None,
         on_start: Callable[[], None],
+        probe: Callable[[PretrainingModule, int], None] | None = None,
+        probe_every: int = 0,
     ) -> None:
+        self._probe, self._probe_every = probe, probe_every
         self._schedules, self._directory, self._updates = schedules, directory, updates
         self._stop_after, self._evaluation, self._log, self._on_start = stop_after, evaluation, log, on_start
         self.stopped = self.requeue = False
@@ -96,6 +101,10 @@ class StepBoundary(lightning.Callback):
             pl_module.validation = float(figures["cross_entropy"])
             if self._log is not None:
                 self._log.validation(step, figures)
+        if self._probe is not None and (at_end or step % self._probe_every == 0):
+            control.note(f"probes after update {step}")
+            reach("probes")
+            self._probe(pl_module, step)
         if at_end or stop or totals.save or step % self._schedules.checkpoint_every == 0:
             self._save(trainer, pl_module, step)
         if stop and not at_end:

@@ -27,9 +27,11 @@ from openwavlm.randomness import stable_hash, words
 from openwavlm.targets.logmel import NUM_BANDS, normalised_log_mel
 from openwavlm.training.control import Control, StepTotals
 from openwavlm.training.faults import reach
+from openwavlm.training.loss_scale import LossScale
 from openwavlm.training.optim import Optim
 from openwavlm.training.pace import Pace
 from openwavlm.training.sharding import set_gradient_sync, shard_model, shard_whole, state_by_name, state_by_position
+from openwavlm.training.void_updates import Suspects, VoidUpdates
 
 _SKIPS_TOLERATED = 5  # below this many, a rate says nothing
 SUMS = [
@@ -155,6 +157,7 @@ class PretrainingModule(lightning.LightningModule):
         on_record: Called with each finished step's record, one step late.
         unmasked_every: Steps between two measurements of the accuracy on unmasked frames; 0 = never.
         max_skip_rate: Share of rows that may be unreadable before the run stops.
+        float16: Whether the loss is scaled (`loss_scale`), as float16 needs it.
         fingerprints: What checkpoints are bound to.
         plan_state: Step → what a checkpoint keeps of the plan.
     """
@@ -171,6 +174,7 @@ class PretrainingModule(lightning.LightningModule):
         on_record: Callable[[StepRecord], None],
         unmasked_every: int = 50,
         max_skip_rate: float = 1e-3,
+        float16: bool = False,
         fingerprints: dict[str, str],
         plan_state: Callable[[int], dict[str, Any]],
     ) -> None:
@@ -179,6 +183,8 @@ class PretrainingModule(lightning.LightningModule):
         self.model = model
         self.ema = copy.deepcopy(model).requires_grad_(requires_grad=False) if optim.ema else None
         self.logmel_map = nn.Linear(model.wavlm.config.conv_dims[-1], NUM_BANDS) if loss.logmel else None
+        self.loss_scale = LossScale() if float16 else None
+        self.voids = VoidUpdates(optim.max_void_rate)
         self.optim, self.loss, self.mixing, self.seed = optim, loss, mixing, seed
         self.control, self.on_record, self.unmasked_every = control, on_record, unmasked_every
         self.max_skip_rate, self._rows, self._unreadable = max_skip_rate, 0.0, 0.0
@@ -186,7 +192,7 @@ class PretrainingModule(lightning.LightningModule):
         self.pace = Pace(on_gpu=False)
         self.validation: float | None = None  # cross-entropy on held-out speakers, if this step was validated
         self.totals: StepTotals | None = None
-        self._pending: tuple[int, Tensor, Tensor, float, bool] | None = None
+        self._pending: tuple[int, Tensor, Tensor, float, bool, Suspects] | None = None
 
     def configure_model(self) -> None:
         """Shards the parameters where the strategy made a device mesh."""
@@ -223,6 +229,7 @@ class PretrainingModule(lightning.LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+        suspects = Suspects([], [])
         for number, micro in enumerate(batch.micro_batches):
             with self._gradient_sync(wanted=number == last):
                 pace.forward_begins()
@@ -241,11 +248,12 @@ class PretrainingModule(lightning.LightningModule):
                     control.note(
                         f"update {batch.step + 1}: backward of the last micro-batch, with the sum of gradients over all ranks"
                     )
+                suspects.add(micro.id, output.cross_entropy_sum)
                 self.manual_backward(self._loss(output, logmel_error, micro, self.totals.masked_frames, warm))
                 if micro.weight:
                     sums += self._sums(output, logmel_error, micro)
         norm = self._update(optimizer, batch.step)
-        self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked)
+        self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked, suspects)
         pace.end()
         control.note(f"update {batch.step + 1} is done: what follows it, and waiting for the next batch")
 
@@ -285,7 +293,8 @@ class PretrainingModule(lightning.LightningModule):
             total = total + self.loss.unmasked * warm * output.unmasked_cross_entropy_sum
         if logmel_error is not None:
             total = total + self.loss.logmel * warm * logmel_error * micro.num_masked
-        return total * (micro.weight * self.control.world_size / max(1, masked_frames))
+        total = total * (micro.weight * self.control.world_size / max(1, masked_frames))
+        return total if self.loss_scale is None else total * self.loss_scale.scale[0]
 
     def _sums(self, output: PretrainingOutput, logmel_error: Tensor | None, micro: PretrainBatch) -> Tensor:
         """The step's figures of one micro-batch; only three of them come from the device."""
@@ -307,16 +316,22 @@ class PretrainingModule(lightning.LightningModule):
     def _update(self, optimizer: Any, step: int) -> Tensor:
         """Clips, and steps unless the gradient's norm is not finite; returns the norm before clipping."""
         parameters = [p for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
         torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.clip_norm, norm)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         for group in optimizer.param_groups:
             group["lr"] = self.optim.learning_rate(step)
         # Fused AdamW leaves parameters, moments and its step count alone where found_inf is 1.
-        optimizer.optimizer.found_inf = (~torch.isfinite(norm)).to(torch.float32)
+        void = (~torch.isfinite(norm)).to(torch.float32)
+        optimizer.optimizer.found_inf = void
         optimizer.optimizer.grad_scale = None
         optimizer.step()
+        if self.loss_scale is not None:
+            self.loss_scale.update(void)
         if self.ema is not None:
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - self.optim.ema_decay(step))
@@ -326,11 +341,12 @@ class PretrainingModule(lightning.LightningModule):
         """Reads back the last step's figures (its device work has finished by now) and hands the record on."""
         if self._pending is None:
             return
-        step, sums, norm, lr, with_unmasked = self._pending
+        step, sums, norm, lr, with_unmasked, suspects = self._pending
         self._pending = None
         figures = dict(zip(SUMS, self.control.sum(sums.cpu()).tolist(), strict=True))
         self.on_record(StepRecord(step + 1, figures, float(norm), lr, with_unmasked))
         self._check_unreadable(figures)
+        self.voids.note(step + 1, float(norm), suspects)
 
     def _check_unreadable(self, figures: dict[str, float]) -> None:
         self._rows += figures["rows"]
@@ -357,6 +373,7 @@ class PretrainingModule(lightning.LightningModule):
             "plan": self.plan_state(self.trainer.global_step),
             "rows": self._rows,
             "unreadable": self._unreadable,
+            "voids": self.voids.count,
             "validation": self.validation,
         }
 
@@ -366,3 +383,4 @@ class PretrainingModule(lightning.LightningModule):
             states = checkpoint["optimizer_states"]
             checkpoint["optimizer_states"] = [state_by_position(state, self._groups()) for state in states]
         self._rows, self._unreadable = checkpoint["openwavlm"]["rows"], checkpoint["openwavlm"]["unreadable"]
+        self.voids.count = checkpoint["openwavlm"].get("voids", 0)

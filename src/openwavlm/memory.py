@@ -126,10 +126,12 @@ class _Sizes:
         return self.positions * self.config.conv_dims[-1] * (self.low + (2 * _FLOAT if self.mixed else 0))
 
     def encoder_input(self) -> int:
-        """Projection, mask, positional convolution, first norm, and the (heads, frames, frames) bias that the layers share."""
+        """Projection, mask, positional convolution and its normed kernel, first norm, and the bias that the layers share."""
         config, frames = self.config, self.batch.frames
         total = self.positions * (self.low * config.conv_dims[-1] + self.mask * config.dim * (config.input_dropout > 0))
         total += self.low * config.dim * (self.positions + self.batch.rows * positional_frames(config, frames))
+        if not self.mixed:  # else it is among the weights in 16 bits
+            total += _FLOAT * config.positional_kernel * config.dim * config.dim // config.positional_groups
         total += self.positions * config.dim * (_FLOAT * (not config.pre_norm) + self.mask * (config.dropout > 0))
         return total + (0 if self.backend == "flex" else _FLOAT * config.heads * frames * frames)
 

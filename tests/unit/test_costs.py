@@ -176,7 +176,12 @@ def test_the_activations_of_a_step_are_those_that_autograd_keeps(name, changes, 
     shape, seen = saved_bytes(model, rows, frames, precision)
     config = model.wavlm.config
     ours = estimate_memory(config, head, shape, precision=precision, device="cpu", recompute=config.recompute)
-    counted = sum(ours.kept.values()) + ours.states.get("weights in 16 bits", 0)
+    # Autograd keeps the weights' 16-bit copies too, but not those of layers that are computed again.
+    copies = ours.states.get("weights in 16 bits", 0)
+    if copies and config.recompute == "all":
+        parts = count_parameters(config, head)
+        copies -= 2 * (parts["attention"] + parts["feed_forward"])
+    counted = sum(ours.kept.values()) + copies
     assert counted == pytest.approx(seen, rel=0.15), (ours.kept, seen, counted / seen)
 
 

@@ -16,8 +16,8 @@ class LossScale(nn.Module):
     """The factor that the loss is multiplied by.
 
     Attributes:
-        scale: float32 (1,).
-        growth: int32 (1,), sound updates since it changed.
+        scale: float32 ().
+        growth: int32 (), sound updates since it changed.
     """
 
     scale: Tensor
@@ -25,8 +25,8 @@ class LossScale(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.full((1,), INITIAL))
-        self.register_buffer("growth", torch.zeros(1, dtype=torch.int32))
+        self.register_buffer("scale", torch.tensor(INITIAL))
+        self.register_buffer("growth", torch.tensor(0, dtype=torch.int32))
 
     @torch.no_grad()
     def unscale(self, gradients: list[Tensor]) -> None:
@@ -37,4 +37,4 @@ class LossScale(nn.Module):
     @torch.no_grad()
     def update(self, void: Tensor) -> None:
         """Adjusts the scale to whether the update was void: float32 (), 1 or 0, on the device."""
-        torch._amp_update_scale_(self.scale, self.growth, void.reshape(1), 2.0, 0.5, GROWTH_INTERVAL)
+        torch._amp_update_scale_(self.scale, self.growth, void, 2.0, 0.5, GROWTH_INTERVAL)

@@ -294,7 +294,7 @@ class PretrainingModule(lightning.LightningModule):
         if logmel_error is not None:
             total = total + self.loss.logmel * warm * logmel_error * micro.num_masked
         total = total * (micro.weight * self.control.world_size / max(1, masked_frames))
-        return total if self.loss_scale is None else total * self.loss_scale.scale[0]
+        return total if self.loss_scale is None else total * self.loss_scale.scale
 
     def _sums(self, output: PretrainingOutput, logmel_error: Tensor | None, micro: PretrainBatch) -> Tensor:
         """The step's figures of one micro-batch; only three of them come from the device."""

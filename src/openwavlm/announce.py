@@ -9,6 +9,7 @@ from openwavlm.build import recipe_of
 from openwavlm.costs import count_parameters
 from openwavlm.data.plan import PlanStatistics
 from openwavlm.data.sources import OpenData
+from openwavlm.probes.live import LiveProbe
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ def announce(
     start: int,
     world_size: int,
     directory: Path,
+    probes: LiveProbe | None = None,
 ) -> None:
     """Logs the run's size, data, plan and cost.
 
@@ -33,6 +35,7 @@ def announce(
         start: Updates that are done.
         world_size: Processes.
         directory: The run's.
+        probes: Its probes while training.
     """
     recipe = recipe_of(parts, precision, opened.num_classes)
     parameters = sum(count_parameters(recipe.model, recipe.head).values())
@@ -48,6 +51,13 @@ def announce(
     _announce_data(recipe, opened, plan)
     for line in cost_lines(recipe, world_size):
         log.info("%s", line)
+    if probes is not None:
+        log.info(
+            "probes: every %d updates %.0f s of audio on each process, %.2f %% of the work of training (by seconds of audio)",
+            probes.settings.every,
+            probes.audio_seconds,
+            100 * probes.share_of_training(recipe.batching.seconds, world_size),
+        )
 
 
 def _announce_data(recipe: Recipe, opened: OpenData, plan: PlanStatistics) -> None:

@@ -155,6 +155,7 @@ def _train(
     if state is not None:
         _resume_plan(schedule, state["plan"], plan_key, start, list(values["allow_change"]))
     control = Control(directory)
+    live = together(lambda: _live_probe(parts, opened, directory))
     run_log = None
     if rank == 0:
         run_log = RunLog(
@@ -166,7 +167,14 @@ def _train(
             trackers=open_trackers(parts["logger"], directory, flatten(values)),
         )
         announce(
-            parts, values["precision"], opened, schedule.statistics(), start=start, world_size=world_size, directory=directory
+            parts,
+            values["precision"],
+            opened,
+            schedule.statistics(),
+            start=start,
+            world_size=world_size,
+            directory=directory,
+            probes=live,
         )
     module = PretrainingModule(
         model,
@@ -190,7 +198,7 @@ def _train(
         evaluation=_evaluation(parts, opened, seed, control),
         log=run_log,
         on_start=lambda: control.listen(_watchdog(parts["trainer"], rank, directory)),
-        probe=_probe(parts, opened, directory, world_size, run_log),
+        probe=_probe(live, run_log),
         probe_every=parts["probes"].every,
     )
     builder = make_builder(parts, opened, seed, training=True)
@@ -220,22 +228,15 @@ def _train(
     return _summary(directory, done, optim.updates, audio_s, time.monotonic() - began, rank)
 
 
-def _probe(
-    parts: dict[str, Any], opened: OpenData, directory: Path, world_size: int, run_log: RunLog | None
-) -> Callable[[PretrainingModule, int], None] | None:
-    """What the step boundary calls where a probe is due; None without probes."""
+def _live_probe(parts: dict[str, Any], opened: OpenData, directory: Path) -> LiveProbe | None:
     settings: LiveProbes = parts["probes"]
-    if not settings.every:
+    return LiveProbe(settings, opened.training_rows(), directory) if settings.every else None
+
+
+def _probe(live: LiveProbe | None, run_log: RunLog | None) -> Callable[[PretrainingModule, int], None] | None:
+    """What the step boundary calls where a probe is due; None without probes."""
+    if live is None:
         return None
-    live = together(lambda: LiveProbe(settings, opened.training_rows(), directory))
-    if run_log is not None:
-        share = live.share_of_training(parts["batch"].seconds, world_size)
-        log.info(
-            "probes: every %d updates %.0f s of audio on each process, %.2f %% of the work of training (by seconds of audio)",
-            settings.every,
-            live.audio_seconds,
-            100 * share,
-        )
 
     def probe(module: PretrainingModule, step: int) -> None:
         found = live.run(module.model.wavlm)

@@ -335,7 +335,7 @@ def test_a_run_stops_when_too_many_rows_cannot_be_read(place):
         (["+optim.lrr=1"], "optim.lrr is not a known key; did you mean lr?"),
         (["modle=base"], "modle is not a known key; did you mean model?"),
         (["model=bsae"], "model has no option 'bsae': choose one of base, base_plus, large, nano, nano_mel, small"),
-        (["experiment=naon"], "experiment has no option 'naon': choose one of nano"),
+        (["experiment=naon"], "experiment has no option 'naon': choose one of hubert_base_it1"),
         (["trainer=null"], "Config group override must be a string or a list. Got NoneType"),
         (["~loss"], "the config lacks loss: take the override away that removes it"),
         (["optim.lr=fast"], "optim.lr must be a number, but is 'fast'"),

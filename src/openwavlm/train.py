@@ -27,12 +27,14 @@ from openwavlm.data.plan import PLAN_VERSION, Batching, PlanStatistics
 from openwavlm.data.schedule import Schedule
 from openwavlm.data.sources import OpenData
 from openwavlm.models.pretraining import WavLMForPretraining
+from openwavlm.monitoring import make_figures, make_monitor
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, write_atomically
 from openwavlm.training.control import Control
 from openwavlm.training.evaluation import Evaluation, Unigram
+from openwavlm.training.health_monitor import HealthMonitor, WallClock
 from openwavlm.training.log import RunLog
-from openwavlm.training.module import PretrainingModule
+from openwavlm.training.module import PretrainingModule, StepRecord
 from openwavlm.training.run_directory import RunLock, RunRecord, accept_config
 from openwavlm.training.sharding import ShardedStrategy
 
@@ -192,12 +194,25 @@ def _train(
     if state is not None:
         _resume_plan(schedule, state["plan"], plan_key, start, list(values["allow_change"]))
     control = Control(directory)
-    run_log = None
+    builder = make_builder(parts, opened, seed, training=True)
+    loader = StepLoader(
+        schedule, builder, parts["loader"], rank=rank, world_size=world_size, start_step=start, num_steps=optim.updates
+    )
+    run_log, clock = None, WallClock((lambda: loader.waited_s) if parts["loader"].workers else None)
+    monitor: HealthMonitor | None = None
     if rank == 0:
         run_log = RunLog(
             directory, parts["logger"], last_step=start, updates=optim.updates, penalty_weight=parts["loss"].feature_penalty
         )
         _announce(parts, opened, model, schedule.statistics(), start, world_size, directory)
+        monitor = make_monitor(parts, opened, schedule, run_log, control, clock, seed=seed, state=state)
+
+    def on_record(record: StepRecord) -> None:
+        if run_log is not None:
+            run_log.update(record)
+        if monitor is not None:
+            monitor.update(record)
+
     module = PretrainingModule(
         model,
         optim,
@@ -205,11 +220,13 @@ def _train(
         parts["mixing"],
         seed=seed,
         control=control,
-        on_record=run_log.update if run_log is not None else lambda record: None,
+        on_record=on_record,
         unmasked_every=parts["callbacks"].unmasked_every,
         max_skip_rate=opened.data.max_skip_rate,
         fingerprints=fingerprints,
         plan_state=lambda step: {"plan_version": PLAN_VERSION, "key": plan_key, **schedule.state(step)},
+        health=make_figures(parts, opened, rank),
+        health_state=lambda: monitor.state() if monitor is not None else None,
     )
     boundary = StepBoundary(
         parts["callbacks"],
@@ -219,10 +236,7 @@ def _train(
         evaluation=_evaluation(parts, opened, seed, control),
         log=run_log,
         on_start=control.listen,
-    )
-    builder = make_builder(parts, opened, seed, training=True)
-    loader = StepLoader(
-        schedule, builder, parts["loader"], rank=rank, world_size=world_size, start_step=start, num_steps=optim.updates
+        paused=clock.paused,
     )
     trainer = make_trainer(parts["trainer"], values["precision"], optim.updates, directory, boundary, world_size)
     if rank == 0:
@@ -240,7 +254,15 @@ def _train(
     elif rank == 0:
         log.info("finished; openwavlm export run=%s writes the model for Transformers", directory)
     audio_s = run_log.audio_s_total if run_log is not None else 0.0
-    return _summary(directory, done, optim.updates, audio_s, time.monotonic() - began, rank)
+    return _summary(
+        directory,
+        done,
+        optim.updates,
+        audio_s,
+        time.monotonic() - began,
+        rank,
+        monitor.summary() if monitor is not None else None,
+    )
 
 
 def _open(parts: dict[str, Any], seed: int) -> OpenData:
@@ -363,7 +385,9 @@ def _announce(
         )
 
 
-def _summary(directory: Path, step: int, updates: int, audio_s: float, seconds: float, rank: int) -> dict[str, Any]:
+def _summary(
+    directory: Path, step: int, updates: int, audio_s: float, seconds: float, rank: int, health: dict[str, Any] | None = None
+) -> dict[str, Any]:
     last = {}
     validation = directory / "validation.csv"
     if validation.exists():
@@ -382,6 +406,8 @@ def _summary(directory: Path, step: int, updates: int, audio_s: float, seconds: 
         "validation": last,
         "this_launch": launch if seconds else kept.get("this_launch", launch),
     }
+    if health is not None:
+        summary["health"] = health
     if rank == 0:
         write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
     return summary

@@ -1,5 +1,6 @@
 """What happens at a step boundary, in this order: validate, write everything down, save, stop."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ class StepBoundary(lightning.Callback):
         stop_after: Update after which this launch ends, resumable; None = run to the end.
         evaluation: The held-out pass, or None.
         log: The run's records on rank 0, None elsewhere.
+        on_start: Called when training begins.
+        paused: A context that leaves validation and saving out of the wall time.
     """
 
     def __init__(
@@ -62,9 +65,11 @@ class StepBoundary(lightning.Callback):
         evaluation: Evaluation | None,
         log: RunLog | None,
         on_start: Callable[[], None],
+        paused: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ) -> None:
         self._schedules, self._directory, self._updates = schedules, directory, updates
         self._stop_after, self._evaluation, self._log, self._on_start = stop_after, evaluation, log, on_start
+        self._paused = paused
         self.stopped = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -81,18 +86,19 @@ class StepBoundary(lightning.Callback):
         stop = totals.stop or step == self._stop_after
         every = self._schedules.validate_every
         if self._evaluation is not None and every and (at_end or step % every == 0):
-            with trainer.precision_plugin.forward_context():
+            with self._paused(), trainer.precision_plugin.forward_context():
                 figures = self._evaluation.run(pl_module.model, pl_module.device)
             if self._log is not None:
                 self._log.validation(step, figures)
         if at_end or stop or totals.save or step % self._schedules.checkpoint_every == 0:
-            self._save(trainer, pl_module, step)
+            pl_module.flush()
+            with self._paused():
+                self._save(trainer, step)
         if stop and not at_end:
             self.stopped = True
             trainer.should_stop = True
 
-    def _save(self, trainer: lightning.Trainer, module: PretrainingModule, step: int) -> None:
-        module.flush()
+    def _save(self, trainer: lightning.Trainer, step: int) -> None:
         if self._log is not None:
             self._log.sync()
         folder = self._directory / "checkpoints"

@@ -32,6 +32,7 @@ METRIC_COLUMNS = [
     "unreadable_rows",
     "void",
 ]
+HEALTH_COLUMNS = ["step", "rule", "value", "threshold", "sentence"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class RunLog:
         self._settings, self._updates, self._penalty_weight = settings, updates, penalty_weight
         self._metrics = CsvRecord(directory / "metrics.csv", METRIC_COLUMNS, last_step=last_step)
         self._validation = CsvRecord(directory / "validation.csv", VALIDATION_COLUMNS, last_step=last_step)
+        self._health = CsvRecord(directory / "health.csv", HEALTH_COLUMNS, last_step=last_step)
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=last_step + 1)
         self._began, self._first = time.monotonic(), last_step
         self._shown, self._audio_s, self._shown_step = self._began, 0.0, last_step
@@ -141,6 +143,16 @@ class RunLog:
             f"{figures['unigram_accuracy']:.3f}, nearest unmasked label {figures['repeat_nearest_accuracy']:.3f})"
         )
 
+    def finding(self, row: dict[str, Value]) -> None:
+        """Takes a health rule that fired, by the names of `HEALTH_COLUMNS`."""
+        self._health.write(row)
+        self._health.sync()
+
+    def figures(self, step: int, values: dict[str, float]) -> None:
+        """Takes further figures of an update, for TensorBoard alone."""
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
     def sync(self) -> None:
         """Forces the records to disk."""
         self._metrics.sync()
@@ -151,4 +163,5 @@ class RunLog:
         """Closes the files."""
         self._metrics.close()
         self._validation.close()
+        self._health.close()
         self._board.close()

@@ -25,6 +25,7 @@ from openwavlm.models.wavlm import normalise
 from openwavlm.randomness import stable_hash, words
 from openwavlm.targets.logmel import NUM_BANDS, normalised_log_mel
 from openwavlm.training.control import Control, StepTotals
+from openwavlm.training.health_figures import HealthFigures, HealthRecord, PendingFigures
 from openwavlm.training.optim import Optim
 from openwavlm.training.sharding import set_gradient_sync, shard_model, shard_whole, state_by_name, state_by_position
 
@@ -89,6 +90,7 @@ class StepRecord:
     grad_norm: float
     lr: float
     with_unmasked: bool
+    health: HealthRecord | None = None
 
 
 def prepare_waveforms(batch: PretrainBatch, mixing: Mixing | None, *, normalised: bool) -> Tensor:
@@ -122,6 +124,7 @@ def forward_micro_batch(
     *,
     with_unmasked: bool,
     learn_unmasked: bool = False,
+    with_marginal: bool = False,
 ) -> PretrainingOutput:
     """One micro-batch through the model; labels are those of the clean primary utterance."""
     labels = batch.labels.flatten().to(torch.int64)
@@ -136,6 +139,7 @@ def forward_micro_batch(
         unmasked_index=unmasked,
         unmasked_labels=labels.index_select(0, unmasked) if unmasked is not None else None,
         learn_unmasked=learn_unmasked,
+        with_marginal=with_marginal,
     )
 
 
@@ -154,6 +158,8 @@ class PretrainingModule(lightning.LightningModule):
         max_skip_rate: Share of rows that may be unreadable before the run stops.
         fingerprints: What checkpoints are bound to.
         plan_state: Step → what a checkpoint keeps of the plan.
+        health: Collects what the health rules need; None = nothing.
+        health_state: What a checkpoint keeps of the health rules (on rank 0).
     """
 
     def __init__(
@@ -170,6 +176,8 @@ class PretrainingModule(lightning.LightningModule):
         max_skip_rate: float = 1e-3,
         fingerprints: dict[str, str],
         plan_state: Callable[[int], dict[str, Any]],
+        health: HealthFigures | None = None,
+        health_state: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -179,8 +187,9 @@ class PretrainingModule(lightning.LightningModule):
         self.control, self.on_record, self.unmasked_every = control, on_record, unmasked_every
         self.max_skip_rate, self._rows, self._unreadable = max_skip_rate, 0.0, 0.0
         self.fingerprints, self.plan_state = fingerprints, plan_state
+        self.health, self.health_state = health, health_state
         self.totals: StepTotals | None = None
-        self._pending: tuple[int, Tensor, Tensor, float, bool] | None = None
+        self._pending: tuple[int, Tensor, Tensor, float, bool, PendingFigures | None] | None = None
 
     def configure_model(self) -> None:
         """Shards the parameters where the strategy made a device mesh."""
@@ -196,6 +205,8 @@ class PretrainingModule(lightning.LightningModule):
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
         """Copies without waiting (Lightning waits for everything that is not a plain tensor)."""
+        if self.health is not None:
+            self.health.before_copy(batch)
         return batch.to(device, non_blocking=True)
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
@@ -205,6 +216,7 @@ class PretrainingModule(lightning.LightningModule):
         with_unmasked = bool(self.unmasked_every) and (batch.step + 1) % self.unmasked_every == 0
         warm = self.loss.warm(batch.step, self.optim.updates)
         learn_unmasked = self.loss.unmasked * warm > 0
+        measured = self.health is not None and self.health.begin(batch.step)
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
@@ -213,7 +225,12 @@ class PretrainingModule(lightning.LightningModule):
                 seed_dropout(self.device, self.seed, micro)
                 waveforms = prepare_waveforms(micro, self.mixing, normalised=self.model.wavlm.config.normalise_waveform)
                 output = forward_micro_batch(
-                    self.model, micro, waveforms, with_unmasked=with_unmasked or learn_unmasked, learn_unmasked=learn_unmasked
+                    self.model,
+                    micro,
+                    waveforms,
+                    with_unmasked=with_unmasked or learn_unmasked,
+                    learn_unmasked=learn_unmasked,
+                    with_marginal=measured,
                 )
                 logmel_error = self._logmel_error(output.features, waveforms, micro.num_samples)
                 if number == 0:
@@ -222,9 +239,12 @@ class PretrainingModule(lightning.LightningModule):
                 self.manual_backward(self._loss(output, logmel_error, micro, self.totals.masked_frames, warm))
                 if micro.weight:
                     sums += self._sums(output, logmel_error, micro)
+                    if self.health is not None:
+                        self.health.add(output)
         assert self.totals is not None
+        figures = self.health.end(batch.step, self) if self.health is not None else None
         norm = self._update(optimizer, batch.step)
-        self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked)
+        self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked, figures)
 
     def _gradient_sync(self, *, wanted: bool) -> contextlib.AbstractContextManager:
         wrapped = self.trainer.strategy.model
@@ -290,10 +310,12 @@ class PretrainingModule(lightning.LightningModule):
         """Reads back the last step's figures (its device work has finished by now) and hands the record on."""
         if self._pending is None:
             return
-        step, sums, norm, lr, with_unmasked = self._pending
+        step, sums, norm, lr, with_unmasked, pending = self._pending
         self._pending = None
-        figures = dict(zip(SUMS, self.control.sum(sums.cpu()).tolist(), strict=True))
-        self.on_record(StepRecord(step + 1, figures, float(norm), lr, with_unmasked))
+        total = self.control.sum(sums.cpu() if pending is None else pending.joined(sums))
+        figures = dict(zip(SUMS, total[: len(SUMS)].tolist(), strict=True))
+        health = pending.record(total[len(SUMS) :].numpy()) if pending is not None else None
+        self.on_record(StepRecord(step + 1, figures, float(norm), lr, with_unmasked, health))
         self._check_unreadable(figures)
 
     def _check_unreadable(self, figures: dict[str, float]) -> None:
@@ -321,6 +343,7 @@ class PretrainingModule(lightning.LightningModule):
             "plan": self.plan_state(self.trainer.global_step),
             "rows": self._rows,
             "unreadable": self._unreadable,
+            "health": self.health_state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

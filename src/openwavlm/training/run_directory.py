@@ -18,7 +18,13 @@ from openwavlm.training.checkpoint import write_atomically
 FORMAT_VERSION = 1
 HEARTBEAT_S = 15.0
 DEAD_AFTER_S = 120.0
-_FREE_GROUPS = ("trainer", "callbacks", "logger", "loader")  # may differ between launches: they do not change the trajectory
+_FREE_GROUPS = (
+    "trainer",
+    "callbacks",
+    "logger",
+    "loader",
+    "health",
+)  # may differ between launches: they do not change the trajectory
 _FREE_KEYS = ("stop_after", "allow_change", "debug")
 _RECORD_BYTES = 512
 log = logging.getLogger(__name__)

@@ -1,0 +1,148 @@
+"""What the health rules need of each update: promises kept on the host, and now and then predictions, channels and gradients.
+
+Everything is summed over ranks in the vector that the step's other figures travel in, one step late: no further synchronisation.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from openwavlm.data.loader import StepBatch
+from openwavlm.models.pretraining import PretrainingOutput
+from openwavlm.training.health import Health
+from openwavlm.training.promises import PROMISED, Promises
+
+
+@dataclass(frozen=True, eq=False)
+class HealthRecord:
+    """An update's figures, summed over all ranks.
+
+    Attributes:
+        promised: What masks, mixtures and rows were and should have been, by the names of `PROMISED`.
+        marginal: float64 (classes,), predicted probabilities summed over the masked frames; None unless measured.
+        activations: float64 (channels,), the extractor's absolute outputs, summed over rows and frames; None unless measured.
+        gradients: L2 norm of each block's gradient before clipping; None unless measured.
+    """
+
+    promised: dict[str, float]
+    marginal: np.ndarray | None = None
+    activations: np.ndarray | None = None
+    gradients: dict[str, float] | None = None
+
+
+def block_of(name: str) -> str | None:
+    """The block that a parameter of the training module belongs to; None for one whose gradient says nothing.
+
+    The map to log-mels is left out: its loss falls to 0 by design.
+    """
+    parts = name.removeprefix("model.").split(".")
+    if parts[0] != "wavlm":
+        return None if parts[0] == "logmel_map" else "head"
+    if parts[1] == "extractor":
+        return "extractor"
+    if parts[1] != "encoder":
+        return "projection"
+    return f"layer_{int(parts[3]) + 1:02d}" if parts[2] == "layers" else "positions"
+
+
+def block_gradients(module: nn.Module, *, count: bool) -> dict[str, Tensor]:
+    """Squared gradient norms by block, float64 () each: this rank's share, which sums to the whole over ranks.
+
+    Args:
+        module: The training module, after its last backward and before clipping.
+        count: Whether gradients that every rank holds whole count here (on one rank only).
+    """
+    squares: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        block = block_of(name)
+        if block is None or not parameter.requires_grad:
+            continue
+        gradient = parameter.grad
+        local = gradient.to_local() if isinstance(gradient, DTensor) else gradient if count else None
+        square = torch.zeros((), dtype=torch.float64, device=parameter.device)
+        if local is not None:
+            square = torch.linalg.vector_norm(local).double().square()
+        squares[block] = squares[block] + square if block in squares else square
+    return squares
+
+
+class HealthFigures:
+    """Collects an update's figures on one rank.
+
+    Args:
+        settings: How often what is measured.
+        promises: What the config promises.
+        num_classes: Labels.
+        channels: Output channels of the extractor.
+        rank: This process.
+    """
+
+    def __init__(self, settings: Health, promises: Promises, *, num_classes: int, channels: int, rank: int = 0) -> None:
+        self._every, self._promises, self._rank = settings.every, promises, rank
+        self._sizes = (num_classes, channels)
+        self._promised: dict[int, np.ndarray] = {}
+        self._parts: list[Tensor] | None = None
+
+    def before_copy(self, batch: StepBatch) -> None:
+        """Takes what the host knows of a batch, before it goes to the device."""
+        self._promised[batch.step] = np.sum([self._promises.figures(micro) for micro in batch.micro_batches], axis=0)
+
+    def begin(self, step: int) -> bool:
+        """Begins update `step`, counted from 0; returns whether predictions, channels and gradients are measured."""
+        measured = (step + 1) % self._every == 0
+        self._parts = [] if measured else None
+        return measured
+
+    @torch.no_grad()
+    def add(self, output: PretrainingOutput) -> None:
+        """Takes a micro-batch's predictions and channels, where this update is measured."""
+        if self._parts is None:
+            return
+        assert output.marginal is not None
+        heard = output.features.detach().abs().sum((0, 2), dtype=torch.float64)
+        self._parts.append(torch.cat([output.marginal.double(), heard]))
+
+    @torch.no_grad()
+    def end(self, step: int, module: nn.Module) -> "PendingFigures":
+        """Everything of update `step`, whose gradients are not clipped yet; nothing is waited for."""
+        promised = torch.from_numpy(self._promised.pop(step))
+        if self._parts is None:
+            return PendingFigures(promised, None, self._sizes, [])
+        squares = block_gradients(module, count=self._rank == 0)
+        last = torch.stack(list(squares.values()))
+        # A rank that ran only padding has no part.
+        first = torch.stack(self._parts).sum(0) if self._parts else last.new_zeros(sum(self._sizes))
+        return PendingFigures(promised, torch.cat([first, last]), self._sizes, list(squares))
+
+
+@dataclass(frozen=True, eq=False)
+class PendingFigures:
+    """One rank's figures of an update, on their way to the host.
+
+    Attributes:
+        promised: float64 (promised,), on the host.
+        measured: float64 (classes + channels + blocks,), on the device; None unless measured.
+        sizes: How many of these are classes and how many channels.
+        blocks: Names of the others.
+    """
+
+    promised: Tensor
+    measured: Tensor | None
+    sizes: tuple[int, int]
+    blocks: list[str]
+
+    def joined(self, sums: Tensor) -> Tensor:
+        """One vector on the host of `sums`, what was measured, and what was promised: a single copy from the device."""
+        known = sums if self.measured is None else torch.cat([sums, self.measured])
+        return torch.cat([known.cpu(), self.promised])
+
+    def record(self, values: np.ndarray) -> HealthRecord:
+        """The record from what followed `sums`, summed over ranks."""
+        promised = dict(zip(PROMISED, values[-len(PROMISED) :].tolist(), strict=True))
+        if self.measured is None:
+            return HealthRecord(promised)
+        marginal, activations, squares = np.split(values[: -len(PROMISED)], np.cumsum(self.sizes))
+        return HealthRecord(promised, marginal, activations, dict(zip(self.blocks, np.sqrt(squares).tolist(), strict=True)))

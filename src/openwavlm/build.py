@@ -21,7 +21,7 @@ from openwavlm.models.config import WavLMConfig
 from openwavlm.models.pretraining import WavLMForPretraining
 from openwavlm.models.wavlm import WavLM
 from openwavlm.training.callbacks import Schedules
-from openwavlm.training.health import Health
+from openwavlm.training.health.settings import Health
 from openwavlm.training.log import Logging
 from openwavlm.training.module import Loss
 from openwavlm.training.optim import Optim
@@ -95,7 +95,7 @@ _NODES = {
     "health": Health,
 }
 # Groups that the config of a run begun before they existed may lack; such a run is still read, exported and resumed.
-_LATER = {"health": {"_target_": "openwavlm.training.health.Health"}}
+_LATER = {"health": {"_target_": "openwavlm.training.health.settings.Health"}}
 _KEYS = {
     "name": str | int | float,  # a run may be called 1 or 2e-4
     "seed": int,

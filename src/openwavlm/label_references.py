@@ -12,8 +12,8 @@ from openwavlm.masking import SpanMasking, draw_span_mask
 from openwavlm.probes.counts import CountTable
 from openwavlm.randomness import stable_hash
 from openwavlm.targets.quality import perplexity, unigram
-from openwavlm.training.health import Health
-from openwavlm.training.health_rules import References
+from openwavlm.training.health.judgement import References
+from openwavlm.training.health.settings import Health
 
 log = logging.getLogger(__name__)
 _JUDGED_SHARE = 0.25  # rows that the count table is judged on, over those that it is fitted on

@@ -8,11 +8,11 @@ from openwavlm.data.schedule import Schedule
 from openwavlm.data.sources import OpenData
 from openwavlm.label_references import label_references
 from openwavlm.training.control import Control
-from openwavlm.training.health_figures import HealthFigures
-from openwavlm.training.health_monitor import HealthMonitor, WallClock, kept_references
-from openwavlm.training.health_rules import Known
+from openwavlm.training.health.figures import HealthFigures
+from openwavlm.training.health.judgement import Known
+from openwavlm.training.health.monitor import HealthMonitor, WallClock, kept_references
+from openwavlm.training.health.promises import Promises
 from openwavlm.training.log import RunLog
-from openwavlm.training.promises import Promises
 
 
 def make_figures(parts: Mapping[str, Any], opened: OpenData, rank: int) -> HealthFigures | None:

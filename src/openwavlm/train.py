@@ -32,7 +32,7 @@ from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, write_atomically
 from openwavlm.training.control import Control
 from openwavlm.training.evaluation import Evaluation, Unigram
-from openwavlm.training.health_monitor import HealthMonitor, WallClock
+from openwavlm.training.health.monitor import HealthMonitor, WallClock
 from openwavlm.training.log import RunLog
 from openwavlm.training.module import PretrainingModule, StepRecord
 from openwavlm.training.run_directory import RunLock, RunRecord, accept_config

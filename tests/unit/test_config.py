@@ -41,7 +41,7 @@ def changed(config: dict, key: str, value: object) -> dict:
 
 def test_all_config_files_are_known_to_these_tests():
     assert set(GROUPS) == {*_NODES, "experiment", "prep"}
-    assert len(GROUPS["experiment"]) == 1 and len(GROUPS["model"]) == 6 and len(OPTIONS) == 25
+    assert len(GROUPS["experiment"]) == 1 and len(GROUPS["model"]) == 6 and len(OPTIONS) == 26
 
 
 @pytest.mark.parametrize("experiment", GROUPS["experiment"])

@@ -25,7 +25,7 @@ from openwavlm.models.wavlm import normalise
 from openwavlm.randomness import stable_hash, words
 from openwavlm.targets.logmel import NUM_BANDS, normalised_log_mel
 from openwavlm.training.control import Control, StepTotals
-from openwavlm.training.health_figures import HealthFigures, HealthRecord, PendingFigures
+from openwavlm.training.health.figures import HealthFigures, HealthRecord, PendingFigures
 from openwavlm.training.optim import Optim
 from openwavlm.training.sharding import set_gradient_sync, shard_model, shard_whole, state_by_name, state_by_position
 

@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from openwavlm.data.loader import StepBatch
 from openwavlm.models.pretraining import PretrainingOutput
-from openwavlm.training.health import Health
-from openwavlm.training.promises import PROMISED, Promises
+from openwavlm.training.health.promises import PROMISED, Promises
+from openwavlm.training.health.settings import Health
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from openwavlm.training.health_rules import RULES, Judgement, Known, Lap, References, median, speed_of
-from openwavlm.training.health_window import Window
+from openwavlm.training.health.judgement import Judgement, Known, Lap, References
+from openwavlm.training.health.machine import speed_of
+from openwavlm.training.health.network import median
+from openwavlm.training.health.rules import RULES
+from openwavlm.training.health.window import Window
 from openwavlm.training.module import StepRecord
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.training.health_figures import HealthRecord
+from openwavlm.training.health.figures import HealthRecord
 
 _ADDED = ("cross_entropy", "masked", "rows", "unreadable", "samples")
 

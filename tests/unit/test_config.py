@@ -196,7 +196,7 @@ def test_only_targets_on_the_list_are_built(config):
             objects(changed(config, "optim._target_", target))
     with pytest.raises(ValueError, match=r"loss\._target_ must be openwavlm\.training\.module\.Loss, but is .*Head"):
         objects(config | {"loss": config["head"]})
-    assert len(TARGETS) == len(_NODES) == 12
+    assert len(TARGETS) == len(_NODES) == 13
 
 
 def test_sources_are_checked(config):

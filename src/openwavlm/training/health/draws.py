@@ -13,8 +13,11 @@ def mask_coverage(window: Window, known: Known) -> Judgement | None:
     made, expected = window.promised.get("mask", 0.0), window.promised.get("expected_mask", 0.0)
     if not expected and not made:
         return None
-    relative = made / expected if expected else math.inf
-    chance = known.settings.chance * math.sqrt(window.promised["mask_variance"]) / expected if expected else 0.0
+    relative = made / max(expected, 1.0)
+    rows = max(1.0, window.sums["rows"] - window.sums["unreadable"])
+    # Of the rows' errors around their own mean: an error that all rows share is no chance.
+    variance = max(0.0, window.promised["mask_variance"] - (made - expected) ** 2 / rows)
+    chance = known.settings.chance * math.sqrt(variance) / max(expected, 1.0)
     tolerance = max(known.settings.coverage_tolerance, chance)
     lower = max(tolerance, _SAME_COUNT_SLACK) if known.same_count else tolerance
     limit = 1 + tolerance if relative > 1 else 1 - lower

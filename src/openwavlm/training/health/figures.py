@@ -3,6 +3,7 @@
 Everything is summed over ranks in the vector that the step's other figures travel in, one step late: no further synchronisation.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,13 +61,20 @@ def block_gradients(module: nn.Module, *, count: bool) -> dict[str, Tensor]:
         block = block_of(name)
         if block is None or not parameter.requires_grad:
             continue
-        gradient = parameter.grad
-        local = gradient.to_local() if isinstance(gradient, DTensor) else gradient if count else None
-        square = torch.zeros((), dtype=torch.float64, device=parameter.device)
-        if local is not None:
-            square = torch.linalg.vector_norm(local).double().square()
+        square = _local_square(parameter.grad, parameter.device, count=count)
         squares[block] = squares[block] + square if block in squares else square
     return squares
+
+
+def _local_square(gradient: Tensor | None, device: torch.device, *, count: bool) -> Tensor:
+    """A gradient's squared norm, as far as this rank is to count it."""
+    if isinstance(gradient, DTensor):
+        placed = zip(gradient.device_mesh.shape, gradient.placements, strict=True)
+        copies = math.prod(size for size, placement in placed if placement.is_replicate())
+        return torch.linalg.vector_norm(gradient.to_local()).double().square() / copies
+    if gradient is None or not count:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    return torch.linalg.vector_norm(gradient).double().square()
 
 
 class HealthFigures:

@@ -37,7 +37,7 @@ def throughput(window: Window, known: Known) -> Judgement | None:
         speed,
         limit,
         speed < limit,
-        f"{speed:.0f} s of audio a second, after {usual:.0f} as a rule: is something else running on this machine, or is it throttled?",
+        f"{speed:.0f} s of audio a second, after {usual:.0f} as a rule: look what else runs on this machine, and whether it is throttled",
     )
 
 

@@ -39,8 +39,7 @@ def gradient_growth(window: Window, known: Known) -> Judgement | None:
         before, now = known.gradients.get(block, []), median(norms)
         if len(before) >= _LEAST_HISTORY and now is not None:
             usual = float(np.median(before))
-            ratio = now / usual if usual else math.inf if now else 0.0
-            worst, where = max((worst, where), (ratio, block))
+            worst, where = max((worst, where), (now / usual if usual else 0.0, block))  # one that was 0 is `gradient_flow`'s
     if not where:
         return None
     limit = known.settings.gradient_growth

@@ -16,7 +16,7 @@ from openwavlm.masking import SpanMasking
 PROMISED = [
     "mask",  # masked frames
     "expected_mask",
-    "mask_variance",
+    "mask_variance",  # squared errors of the rows
     "speech",  # rows mixed with speech
     "expected_speech",
     "speech_variance",
@@ -54,7 +54,7 @@ def expected_masked_frames(masking: SpanMasking, frames: int) -> float:
     return min(total, frames - 1.0)
 
 
-@dataclass
+@dataclass(eq=False)
 class Promises:
     """What the config promises, and how a micro-batch keeps it.
 
@@ -67,7 +67,7 @@ class Promises:
     masking: SpanMasking
     mixing: Mixing
     batching: Batching
-    _expected: dict[int, float] = field(default_factory=dict, repr=False)
+    _expected: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)  # by the row's frames; NaN = not yet needed
 
     def figures(self, batch: PretrainBatch) -> np.ndarray:
         """Sums of one micro-batch on the host, float64 (promised,) in the order of `PROMISED`; zeros for a padding micro-batch."""
@@ -79,10 +79,12 @@ class Promises:
 
     def _masks(self, batch: PretrainBatch, samples: np.ndarray) -> dict[str, float]:
         readable = samples > 0
-        frames = num_frames(samples[readable]).tolist()
-        for length in set(frames) - self._expected.keys():
+        frames = num_frames(samples[readable])
+        missing = max(0, int(frames.max(initial=0)) + 1 - len(self._expected))
+        self._expected = np.append(self._expected, np.full(missing, np.nan))
+        for length in np.unique(frames[np.isnan(self._expected[frames])]).tolist():
             self._expected[length] = expected_masked_frames(self.masking, length)
-        expected = np.array([self._expected[length] for length in frames])
+        expected = self._expected[frames]
         counts = np.count_nonzero(batch.mask.numpy()[readable], axis=1)
         return {
             "mask": counts.sum(),

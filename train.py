@@ -1,4 +1,4 @@
-"""Launches or resumes a run: `python train.py name=NAME experiment=nano data.sources.speech.shards=DIR data.sources.speech.labels=DIR`."""
+"""Launches or resumes a run: `python train.py name=NAME experiment=EXPERIMENT data.sources.speech.shards=DIR ...`."""
 
 from openwavlm.launch import main
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from synthetic import make_shard_set
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ TINY_MODEL = [
 
 
 SETTINGS = [
-    "experiment=nano",
+    "experiment=wavlm_nano",
     "name=test",
     *TINY_MODEL,
     "model.dropout=0.1",
@@ -64,6 +66,31 @@ def make_data(folder: Path) -> list[str]:
     fit_codebook([shards], folder / "codebook", clusters=10, validation_share=0.3)
     assign_labels(shards, folder / "codebook", folder / "labels")
     return [f"data.sources.speech.shards={shards}", f"data.sources.speech.labels={folder / 'labels'}", f"data.noise={noise}"]
+
+
+def phone_times(shards: Path, table: Path) -> None:
+    """A made-up alignment: two phones that take turns, by a clock."""
+    from openwavlm.data.index import Index
+
+    index = Index.open(shards)
+    lines = [] if table.exists() else ["path\tstart\tend\tphone"]
+    for row in range(len(index)):
+        name = index.recordings[int(index.recording[row])].split("/", 1)[-1]
+        seconds = int(index.num_samples[row]) / 16_000
+        borders = np.arange(0, seconds, 0.2)
+        lines += [f"{name}.flac\t{start:.2f}\t{min(start + 0.2, seconds):.2f}\t{'ab'[n % 2]}" for n, start in enumerate(borders)]
+    with table.open("a") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def make_probes(folder: Path, every: int = 4) -> list[str]:
+    """Overrides that probe a run on made-up speech of two voices, with probes fitted on two others."""
+    train = make_shard_set(folder / "train", speakers=2, utterances=3, seconds=(1.0, 2.0), seed=21, source="fit")
+    dev = make_shard_set(folder / "dev", speakers=2, utterances=3, seconds=(1.0, 2.0), seed=22, source="judge")
+    for shards in (train, dev):
+        phone_times(shards, folder / "phones.tsv")
+    places = [f"probes.train={train}", f"probes.dev={dev}", f"probes.alignments={folder / 'phones.tsv'}"]
+    return [*places, f"probes.every={every}"]
 
 
 def table(directory: Path, name: str = "metrics.csv") -> list[dict[str, str]]:

@@ -11,7 +11,9 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from openwavlm.augment.mixing import Mixing
+from openwavlm.budget import Recipe
 from openwavlm.cli import check_complete
+from openwavlm.costs import HeadShape
 from openwavlm.data.collate import Draws, MicroBatchBuilder
 from openwavlm.data.loader import Loading
 from openwavlm.data.plan import Batching
@@ -20,6 +22,7 @@ from openwavlm.masking import SpanMasking
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.pretraining import WavLMForPretraining
 from openwavlm.models.wavlm import WavLM
+from openwavlm.probes.live import LiveProbes
 from openwavlm.training.callbacks import Schedules
 from openwavlm.training.health.settings import Health
 from openwavlm.training.log import Logging
@@ -54,6 +57,8 @@ class TrainerSettings:
         threads: CPU threads of each process; null = leave torch's choice.
         strategy: How several processes share the work: `ddp` (each holds the whole model) or `fsdp` (parameters, gradients and moments
             in shards, FSDP2). One process needs neither.
+        watchdog_s: Seconds without progress after which a process prints its stacks and ends with status 75; null = never.
+        requeue: Under Slurm, whether SIGUSR1 (`#SBATCH --signal=USR1@180`) has the job queued again after saving.
 
     Raises:
         ValueError: If a number is not positive.
@@ -63,6 +68,8 @@ class TrainerSettings:
     devices: int = 1
     threads: int | None = None
     strategy: Literal["ddp", "fsdp"] = "ddp"
+    watchdog_s: float | None = 1800.0
+    requeue: bool = True
 
     def __post_init__(self) -> None:
         if self.devices < 1 or (self.threads is not None and self.threads < 1):
@@ -77,6 +84,7 @@ TARGETS: dict[str, type] = {
     for target in (
         WavLMConfig, Head, SpanMasking, Mixing, Data, Batching, Optim, Loss, TrainerSettings, Schedules, Logging, Loading,
         Health,
+        LiveProbes,
     )
 }  # fmt: skip
 _NODES = {
@@ -93,14 +101,16 @@ _NODES = {
     "logger": Logging,
     "loader": Loading,
     "health": Health,
+    "probes": LiveProbes,
 }
 # Groups that the config of a run begun before they existed may lack; such a run is still read, exported and resumed.
 _LATER = {"health": {"_target_": "openwavlm.training.health.settings.Health"}}
 _KEYS = {
     "name": str | int | float,  # a run may be called 1 or 2e-4
     "seed": int,
-    "precision": Literal["32-true", "bf16-mixed"],
+    "precision": Literal["32-true", "bf16-mixed", "16-mixed"],
     "stop_after": int | None,
+    "branch_from": str | None,
     "allow_change": list[str],
     "debug": bool,
 }
@@ -229,6 +239,31 @@ def make_model(parts: dict[str, Any], num_classes: int) -> WavLMForPretraining:
         logit_temperature=head.logit_temperature,
         special_rows=head.special_rows,
         label_init=head.label_init,
+    )
+
+
+def with_placeholders(values: dict[str, Any]) -> dict[str, Any]:
+    """The config with a word in place of each folder that nobody has named."""
+    data = values["data"]
+    sources = {
+        name: {**source, **{key: source.get(key) or "(none)" for key in ("shards", "labels")}}
+        for name, source in data["sources"].items()
+    }
+    return {**values, "data": {**data, "sources": sources}}
+
+
+def recipe_of(parts: dict[str, Any], precision: str, num_classes: int) -> Recipe:
+    """What the cost of a run depends on."""
+    head, loss, model = parts["head"], parts["loss"], parts["model"]
+    return Recipe(
+        model,
+        HeadShape(final_dim=head.final_dim, embeddings=head.special_rows + num_classes),
+        parts["batch"],
+        parts["masking"],
+        precision,
+        parts["optim"].updates,
+        recompute=model.recompute,
+        learns_unmasked=loss.unmasked > 0,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -80,8 +81,14 @@ _composing = threading.Lock()  # Hydra's state is one for the whole process
 
 
 def _compose(config_name: str, overrides: list[str]) -> DictConfig:
-    with _composing, hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra.compose(config_name, overrides)
+    with _composing:
+        state = GlobalHydra.instance()
+        outer, state.hydra = state.hydra, None  # that of the command from within which this may be called
+        try:
+            with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                return hydra.compose(config_name, overrides)
+        finally:
+            state.hydra = outer
 
 
 def composed(config_name: str, overrides: list[str]) -> DictConfig:

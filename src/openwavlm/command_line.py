@@ -5,11 +5,14 @@ import sys
 
 COMMANDS = {
     "train": ("openwavlm.launch", "launch or resume a pre-training run (the same as train.py)"),
+    "plan": ("openwavlm.plan_command", "hours, memory, days and disk of a run, before there are data"),
+    "tune": ("openwavlm.tune", "which settings train fastest on this machine, by short trials"),
     "extract": ("openwavlm.extract", "features of a model's layers, or units, of a folder of recordings"),
     "iterate": ("openwavlm.iterate", "labels, training, probes, labels again: a resumable chain"),
     "learn": ("openwavlm.learn", "paired comparisons over seeds: iterations, mixing, front ends, warm-up losses"),
     "export": ("openwavlm.export", "write a run in Hugging Face's format"),
     "report": ("openwavlm.report_command", "write a run's report.html: figures, pictures, audio, verdicts"),
+    "replay": ("openwavlm.replay", "build the batches of one update again, bit for bit, to be seen and heard"),
 }
 
 

@@ -14,39 +14,51 @@ from openwavlm.build import make_model, objects
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.cli import command
 from openwavlm.models.pretraining import WavLMForPretraining
-from openwavlm.training.checkpoint import newest_checkpoint, write_atomically
+from openwavlm.training.checkpoint import named_checkpoint, write_atomically
 
 log = logging.getLogger(__name__)
 
 
-def load_run(run: Path) -> tuple[WavLMForPretraining, dict[str, Any]]:
-    """The model of a run's newest checkpoint that verifies, in eval mode, and what the checkpoint is bound to.
+def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") -> tuple[WavLMForPretraining, dict[str, Any]]:
+    """The model of one of a run's checkpoints, in eval mode, and what the checkpoint is bound to.
+
+    Args:
+        run: Run directory.
+        checkpoint: `newest` that verifies, `best` by cross-entropy on held-out speakers, or a number of updates.
+        weights: `trained`, or `ema`, their running mean where the run kept one.
 
     Raises:
-        ValueError: If the directory is no run, or holds no checkpoint.
+        ValueError: If the directory is no run, or holds no such checkpoint or weights.
     """
+    if weights not in ("trained", "ema"):
+        raise ValueError(f"weights must be trained or ema, but is {weights}")
     config = run / "config.yaml"
     if not config.is_file():
         raise ValueError(
             f"{run} is no run directory (it has no config.yaml): give the folder that train.py wrote, as in run=runs/NAME"
         )
-    found = newest_checkpoint(run / "checkpoints")
+    found = named_checkpoint(run / "checkpoints", checkpoint)
     if found is None:
         raise ValueError(f"{run} has no checkpoint yet: let it train to callbacks.checkpoint_every, or touch {run / 'save_now'}")
-    checkpoint = torch.load(found, map_location="cpu", weights_only=True)
-    state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items() if key.startswith("model.")}
+    content = torch.load(found, map_location="cpu", weights_only=True)
+    prefix = "model." if weights == "trained" else "ema."
+    state = {key.removeprefix(prefix): value for key, value in content["state_dict"].items() if key.startswith(prefix)}
+    if not state:
+        raise ValueError(f"{run} kept no running mean of its weights: train with optim.ema=0.999, or use weights=trained")
     parts = objects(yaml.safe_load(config.read_text()))
     model = make_model(parts, state["label_embeddings"].shape[0] - parts["head"].special_rows)
     model.load_state_dict(state, strict=True)
-    return model.eval(), checkpoint["openwavlm"]
+    return model.eval(), content["openwavlm"]
 
 
-def export_run(run: Path, output: Path | None = None) -> Path:
+def export_run(run: Path, output: Path | None = None, *, checkpoint: str = "newest", weights: str = "trained") -> Path:
     """Writes the encoder in Hugging Face's format, and the prediction head in a file beside it.
 
     Args:
         run: Run directory.
         output: Folder to write; `run/export` by default.
+        checkpoint: As in `load_run`.
+        weights: As in `load_run`.
 
     Returns:
         The folder: model.safetensors, config.json, preprocessor_config.json, pretraining_head.safetensors, openwavlm.json.
@@ -54,7 +66,7 @@ def export_run(run: Path, output: Path | None = None) -> Path:
     Raises:
         ValueError: If there is nothing to export.
     """
-    model, bound = load_run(run)
+    model, bound = load_run(run, checkpoint, weights)
     output = output or run / "export"
     output.mkdir(parents=True, exist_ok=True)
     save_huggingface(model.wavlm, output)
@@ -64,7 +76,7 @@ def export_run(run: Path, output: Path | None = None) -> Path:
         "label_embs_concat": model.label_embeddings.detach().contiguous(),
     }
     write_atomically(output / "pretraining_head.safetensors", save(head))
-    about = {"format_version": 1, "updates": bound["step"], "fingerprints": bound["fingerprints"]}
+    about = {"format_version": 1, "updates": bound["step"], "weights": weights, "fingerprints": bound["fingerprints"]}
     write_atomically(output / "openwavlm.json", (json.dumps(about, indent=1) + "\n").encode())
     return output
 
@@ -72,5 +84,6 @@ def export_run(run: Path, output: Path | None = None) -> Path:
 @command("export")
 def main(config: DictConfig) -> None:
     """The command `openwavlm export`."""
-    output = export_run(Path(config.run), Path(config.output) if config.output else None)
+    output = Path(config.output) if config.output else None
+    output = export_run(Path(config.run), output, checkpoint=str(config.checkpoint), weights=config.weights)
     log.info("wrote %s: transformers.WavLMModel.from_pretrained(%r) loads it", output, str(output))

@@ -27,13 +27,13 @@ from openwavlm.data.sources import OpenData
 from openwavlm.data.synthesis.corpus import synthesize
 from openwavlm.export import export_run, load_run
 from openwavlm.iteration.masked import masked_figures
-from openwavlm.iteration.probe_sets import inventory, probe_set, read_phone_times
 from openwavlm.iteration.stages import MARK, Chain, Stage
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
 from openwavlm.probes.measured import ProbeSettings
 from openwavlm.probes.probe import probe_model
 from openwavlm.probes.sets import contamination
+from openwavlm.probes.shard_sets import inventory, probe_set, read_phone_times
 from openwavlm.processes import PARENT
 from openwavlm.report.content import ReportContent
 from openwavlm.report.page import write_report
@@ -252,6 +252,8 @@ def iterate(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     result = chain.run("result", {}, [iterations[-1]["export"]], lambda folder: _publish(iterations[-1]["export"], directory))
     figures = [stage for stages in iterations for name, stage in stages.items() if name in ("train", "masked", "probe")]
     chain.run("report", {}, figures, lambda folder: _report(iterations, directory, config["name"]))
+    for leftover in directory.glob("*.tmp"):  # of a call that was killed while it wrote the page
+        leftover.unlink()
     page = directory / "report.html"
     kept = json.loads((directory / "summary.json").read_text()) if (directory / "summary.json").is_file() else {}
     summary = {

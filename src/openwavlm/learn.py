@@ -29,11 +29,11 @@ from openwavlm.iterate import SETS, Iteration, _corpus
 from openwavlm.iteration.learn_page import page
 from openwavlm.iteration.masked_speakers import masked_by_speaker
 from openwavlm.iteration.paired import FIGURES, Sums, difference
-from openwavlm.iteration.probe_sets import inventory, probe_set, read_phone_times
 from openwavlm.iteration.stages import Chain, Stage
 from openwavlm.probes.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
 from openwavlm.probes.mixtures import probe_mixtures
 from openwavlm.probes.sets import ProbeSet
+from openwavlm.probes.shard_sets import inventory, probe_set, read_phone_times
 
 log = logging.getLogger(__name__)
 

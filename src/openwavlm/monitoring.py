@@ -33,8 +33,9 @@ def make_monitor(
     clock: WallClock,
     *,
     seed: int,
+    start: int,
     state: Mapping[str, Any] | None,
-    from_random: bool = True,
+    from_random: bool,
 ) -> HealthMonitor | None:
     """Rank 0's judge; None where the rules are switched off.
 
@@ -48,7 +49,8 @@ def make_monitor(
         control: What can stop the run.
         clock: Wall time.
         seed: The run's seed.
-        state: What the checkpoint keeps (`openwavlm`), None for a new run.
+        start: Update that the launch begins at, from 0.
+        state: What a checkpoint of this run keeps (`openwavlm`), None for a new run.
         from_random: Whether the run began with random weights.
     """
     settings, updates = parts["health"], parts["optim"].updates
@@ -57,7 +59,6 @@ def make_monitor(
     kept = state.get("health") if state else None
     references = kept_references(kept) if state and state["fingerprints"] == opened.fingerprints() else None
     if references is None or not references.complete(settings, updates):
-        start = int(state["step"]) if state else 0
         references = label_references(opened, schedule, parts["masking"], seed, settings, start=start, updates=updates)
     known = Known(
         settings,

@@ -14,84 +14,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning import Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
+from openwavlm.announce import announce
 from openwavlm.augment.mixing import check_noise_bank
 from openwavlm.build import TrainerSettings, make_builder, make_model, objects, plain
 from openwavlm.data.loader import StepLoader
-from openwavlm.data.plan import PLAN_VERSION, Batching, PlanStatistics
+from openwavlm.data.plan import PLAN_VERSION, Batching
 from openwavlm.data.schedule import Schedule
 from openwavlm.data.sources import OpenData
-from openwavlm.models.pretraining import WavLMForPretraining
 from openwavlm.monitoring import make_figures, make_monitor
+from openwavlm.probes.live import LiveProbe, LiveProbes
+from openwavlm.training.branch import begin_branch
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, write_atomically
 from openwavlm.training.control import Control
 from openwavlm.training.evaluation import Evaluation, Unigram
 from openwavlm.training.health.monitor import HealthMonitor, WallClock
-from openwavlm.training.log import RunLog
+from openwavlm.training.log import RunLog, log_file, open_trackers, write_log
 from openwavlm.training.module import PretrainingModule, StepRecord
-from openwavlm.training.run_directory import RunLock, RunRecord, accept_config
+from openwavlm.training.ranks import join_processes, on_rank_zero, requeue_job, together
+from openwavlm.training.run_directory import RunLock, RunRecord, accept_config, flatten
 from openwavlm.training.sharding import ShardedStrategy
+from openwavlm.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
-
-def join_processes() -> tuple[int, int]:
-    """Joins the process group that torchrun prepared; returns (rank, world size).
-
-    Raises:
-        ValueError: If Slurm started several tasks without torchrun.
-    """
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "WORLD_SIZE" not in os.environ:
-        raise ValueError(
-            f"Slurm started {os.environ['SLURM_NTASKS']} tasks, but each would train by itself: start one task a node, and torchrun in it"
-        )
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size > 1 and not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend)
-    return int(os.environ.get("RANK", "0")), world_size
-
-
-def on_rank_zero(function: Callable[[], Any]) -> Any:
-    """Runs `function` on rank 0 and gives all ranks its result, or its error as a `ValueError`."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return function()
-    box: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            box[0] = function()
-        except (ValueError, OSError) as error:
-            box[1] = str(error)
-    dist.broadcast_object_list(box, src=0)
-    if box[1] is not None:
-        raise ValueError(box[1])
-    return box[0]
-
-
-def together(function: Callable[[], Any]) -> Any:
-    """Runs `function` on every rank and gives each its own result; if one rank fails, all raise its error instead of waiting for it.
-
-    Raises:
-        ValueError: With the first failing rank's message.
-    """
-    result, error = None, None
-    try:
-        result = function()
-    except (ValueError, OSError) as failure:
-        error = str(failure)
-    if dist.is_available() and dist.is_initialized():
-        errors: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(errors, error)
-        error = next((f"rank {rank}: {text}" for rank, text in enumerate(errors) if text), None)
-    if error is not None:
-        raise ValueError(error)
-    return result
 
 
 def check_world_size(world_size: int, batching: Batching) -> None:
@@ -119,7 +70,9 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def _segment(step: int, world_size: int, changes: dict[str, Any]) -> dict[str, Any]:
+def _segment(
+    step: int, world_size: int, changes: dict[str, Any], fingerprints: dict[str, str], plan: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "from_step": step,
         "world_size": world_size,
@@ -129,6 +82,8 @@ def _segment(step: int, world_size: int, changes: dict[str, Any]) -> dict[str, A
         "versions": {name: version(name) for name in ("openwavlm", "torch", "lightning", "numpy", "soundfile")},
         "commit": _commit(),
         "plan_version": PLAN_VERSION,
+        "plan": plan,
+        "fingerprints": fingerprints,
         "changes": {key: list(values) for key, values in changes.items()},
         "command": " ".join(sys.argv),
     }
@@ -153,6 +108,7 @@ def train(config: DictConfig, run_directory: Path) -> dict[str, Any]:
     if parts["trainer"].threads:
         torch.set_num_threads(parts["trainer"].threads)
     lock: list[RunLock] = []
+    writing: list[logging.Handler] = []
 
     def enter() -> dict[str, Any]:
         lock.append(RunLock(run_directory))
@@ -160,8 +116,12 @@ def train(config: DictConfig, run_directory: Path) -> dict[str, Any]:
 
     try:
         changes = on_rank_zero(enter)
+        writing.append(write_log(run_directory, rank))
         return _train(values, parts, run_directory, changes, rank, world_size)
     finally:
+        for handler in writing:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
         for held in lock:
             held.release()
 
@@ -180,6 +140,9 @@ def _train(
     record = RunRecord(directory)
     record.check_fingerprints(fingerprints, list(values["allow_change"]))
     found = on_rank_zero(lambda: newest_checkpoint(directory / "checkpoints"))
+    if found is None and values["branch_from"]:
+        found = Path(values["branch_from"])
+        changes = on_rank_zero(lambda: begin_branch(found, directory, values, list(values["allow_change"])))
     state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)["openwavlm"] if found else None
     start = int(state["step"]) if state else 0
     stop_after = values["stop_after"]
@@ -202,10 +165,28 @@ def _train(
     monitor: HealthMonitor | None = None
     if rank == 0:
         run_log = RunLog(
-            directory, parts["logger"], last_step=start, updates=optim.updates, penalty_weight=parts["loss"].feature_penalty
+            directory,
+            parts["logger"],
+            last_step=start,
+            updates=optim.updates,
+            penalty_weight=parts["loss"].feature_penalty,
+            trackers=open_trackers(parts["logger"], directory, flatten(values)),
         )
-        _announce(parts, opened, model, schedule.statistics(), start, world_size, directory)
-        monitor = make_monitor(parts, opened, schedule, run_log, control, clock, seed=seed, state=state)
+        announce(
+            parts, values["precision"], opened, schedule.statistics(), start=start, world_size=world_size, directory=directory
+        )
+        monitor = make_monitor(
+            parts,
+            opened,
+            schedule,
+            run_log,
+            control,
+            clock,
+            seed=seed,
+            start=start,
+            state=state if found is not None and found.parent == directory / "checkpoints" else None,
+            from_random=not values["branch_from"],
+        )
 
     def on_record(record: StepRecord) -> None:
         if run_log is not None:
@@ -223,6 +204,7 @@ def _train(
         on_record=on_record,
         unmasked_every=parts["callbacks"].unmasked_every,
         max_skip_rate=opened.data.max_skip_rate,
+        float16=values["precision"] == "16-mixed",
         fingerprints=fingerprints,
         plan_state=lambda step: {"plan_version": PLAN_VERSION, "key": plan_key, **schedule.state(step)},
         health=make_figures(parts, opened, rank),
@@ -235,22 +217,28 @@ def _train(
         stop_after=stop_after,
         evaluation=_evaluation(parts, opened, seed, control),
         log=run_log,
-        on_start=control.listen,
+        on_start=lambda: control.listen(_watchdog(parts["trainer"], rank, directory)),
+        probe=_probe(parts, opened, directory, world_size, run_log),
+        probe_every=parts["probes"].every,
         paused=clock.paused,
     )
     trainer = make_trainer(parts["trainer"], values["precision"], optim.updates, directory, boundary, world_size)
     if rank == 0:
-        record.begin_segment(_segment(start, world_size, changes))
+        plan = {"key": plan_key, **schedule.beginning()}
+        record.begin_segment(_segment(start, world_size, changes, fingerprints, plan))
     began = time.monotonic()
     try:
         trainer.fit(module, loader, ckpt_path=str(found) if found else None)
     finally:
         opened.close()
+        control.close()
         if run_log is not None:
             run_log.close()
     done = trainer.global_step
     if rank == 0 and done < optim.updates:
         log.info("stopped after update %d of %d; the same command goes on", done, optim.updates)
+        if boundary.requeue and parts["trainer"].requeue:
+            requeue_job()
     elif rank == 0:
         log.info("finished; openwavlm export run=%s writes the model for Transformers", directory)
     audio_s = run_log.audio_s_total if run_log is not None else 0.0
@@ -263,6 +251,35 @@ def _train(
         rank,
         monitor.summary() if monitor is not None else None,
     )
+
+
+def _probe(
+    parts: dict[str, Any], opened: OpenData, directory: Path, world_size: int, run_log: RunLog | None
+) -> Callable[[PretrainingModule, int], None] | None:
+    """What the step boundary calls where a probe is due; None without probes."""
+    settings: LiveProbes = parts["probes"]
+    if not settings.every:
+        return None
+    live = together(lambda: LiveProbe(settings, opened.training_rows(), directory))
+    if run_log is not None:
+        share = live.share_of_training(parts["batch"].seconds, world_size)
+        log.info(
+            "probes: every %d updates %.0f s of audio on each process, %.2f %% of the work of training (by seconds of audio)",
+            settings.every,
+            live.audio_seconds,
+            100 * share,
+        )
+
+    def probe(module: PretrainingModule, step: int) -> None:
+        found = live.run(module.model.wavlm)
+        if run_log is not None:
+            run_log.probes(step, found["layers"], live.baselines(module.model.wavlm))
+
+    return probe
+
+
+def _watchdog(settings: TrainerSettings, rank: int, directory: Path) -> Watchdog | None:
+    return Watchdog(settings.watchdog_s, rank, log_file(directory, rank)) if settings.watchdog_s else None
 
 
 def _open(parts: dict[str, Any], seed: int) -> OpenData:
@@ -310,17 +327,22 @@ def make_trainer(
             if settings.strategy == "fsdp"
             else DDPStrategy(find_unused_parameters=False, broadcast_buffers=False)
         )
+    plugins: list[Any] = [AtomicCheckpointIO(), environment]
+    if precision == "16-mixed":
+        # Autocast alone: the loss is scaled by `loss_scale`, which needs no look at the device.
+        device = "cuda" if torch.cuda.is_available() and settings.accelerator != "cpu" else "cpu"
+        plugins.append(MixedPrecision("16-mixed", device, scaler=torch.amp.GradScaler(device, enabled=False)))
     trainer = Trainer(
         accelerator=settings.accelerator,
         devices=local if world_size > 1 else 1,
         num_nodes=world_size // local,
         strategy=strategy,
-        precision=precision,
+        precision=None if precision == "16-mixed" else precision,
         max_steps=updates,
         max_epochs=-1,
         limit_val_batches=0,
         callbacks=[boundary],
-        plugins=[AtomicCheckpointIO(), environment],
+        plugins=plugins,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -331,58 +353,6 @@ def make_trainer(
     # Lightning broadcasts a flag and reads it back on the device before every batch; our signals ride in `Control` instead.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     return trainer
-
-
-def _announce(
-    parts: dict[str, Any],
-    opened: OpenData,
-    model: WavLMForPretraining,
-    plan: PlanStatistics,
-    start: int,
-    world_size: int,
-    directory: Path,
-) -> None:
-    batching, optim, data = parts["batch"], parts["optim"], opened.summary()
-    if not data["validation_rows"]:
-        log.warning("no speaker is held out (data.validation_share=%g): nothing will be validated", opened.data.validation_share)
-    elif not data["validation_speakers"]:
-        log.warning("no speaker is known: whole recordings are held out, so a voice may be on both sides of the split")
-    parameters = sum(p.numel() for p in model.parameters())
-    passes = optim.updates * batching.seconds / 3600 / max(1e-9, data["training_hours"])
-    waste = -batching.slots % world_size
-    log.info(
-        "%s %s at update %d of %d: %.2f M parameters, %d classes",
-        "resuming" if start else "starting",
-        directory,
-        start,
-        optim.updates,
-        parameters / 1e6,
-        model.num_classes,
-    )
-    log.info(
-        "data: %s h of %s speakers, %s h of %s speakers held out; about %.1f passes",
-        data["training_hours"],
-        data["training_speakers"],
-        data["validation_hours"],
-        data["validation_speakers"],
-        passes,
-    )
-    log.info(
-        "plan: %.2f %% padding, %.2f %% of the audio left out (%d utterances shorter than %g s)",
-        100 * plan.padding_share,
-        100 * plan.lost_share,
-        plan.too_short,
-        batching.min_seconds,
-    )
-    log.info("step: %d micro-batches of %g s on %d process(es)", batching.slots, batching.micro_seconds, world_size)
-    if waste:
-        share = waste / (batching.slots + waste)
-        log.info(
-            "%d padding micro-batch(es) a step: %.0f %% of the work is waste; a divisor of %d avoids it",
-            waste,
-            100 * share,
-            batching.slots,
-        )
 
 
 def _summary(

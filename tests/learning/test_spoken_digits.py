@@ -36,7 +36,7 @@ pytestmark = [
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MINUTES = {"train": 15, "dev": 1, "test": 2}
 RECIPE = [
-    *("experiment=nano", "loss=warm", "mixing=off", "name=digits", "trainer.accelerator=cpu", "loader.workers=0"),
+    *("experiment=wavlm_nano", "loss=warm", "mixing=off", "name=digits", "trainer.accelerator=cpu", "loader.workers=0"),
     *("model.dim=96", "model.ffn_dim=384", "batch.seconds=8", "batch.micro_seconds=8"),
     *("optim.updates=500", "optim.warmup_updates=40", "optim.lr=3e-3"),
     *("callbacks.validate_every=0", "callbacks.unmasked_every=0", "callbacks.checkpoint_every=1000", "data.validation_share=0"),

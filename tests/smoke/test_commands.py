@@ -20,7 +20,7 @@ from runs import TINY_MODEL
 from synthetic import make_shard_set, speech_like
 
 SETTINGS = [
-    "experiment=nano",
+    "experiment=wavlm_nano",
     *TINY_MODEL,
     "batch.seconds=8",
     "batch.micro_seconds=4",

@@ -16,7 +16,7 @@ from runs import TINY_MODEL, launch
 from synthetic import make_shard_set
 
 SETTINGS = [
-    "experiment=nano",
+    "experiment=wavlm_nano",
     "name=test",
     *TINY_MODEL,
     "masking.prob=0.2",  # easy: labels of short gaps

@@ -27,7 +27,7 @@ def config(tmp_path_factory) -> dict:
         {"features": "layer", "layer": "auto", "clusters": 10, "updates": 4},
     ]
     small = ["optim.warmup_updates=1", "batch.seconds=8", "batch.micro_seconds=4", "loader.workers=0"]
-    made["overrides"] = ["experiment=nano", "loss=warm", *TINY_MODEL, *small]
+    made["overrides"] = ["experiment=wavlm_nano", "loss=warm", *TINY_MODEL, *small]
     return made
 
 

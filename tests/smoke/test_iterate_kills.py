@@ -27,7 +27,7 @@ pytestmark = [
 UPDATES = 8
 SMALL = ["optim.warmup_updates=1", "batch.seconds=8", "batch.micro_seconds=4", "loader.workers=0"]
 OFTEN = ["callbacks.validate_every=4", "callbacks.checkpoint_every=2"]
-OVERRIDES = ",".join(f'"{word}"' for word in ("experiment=nano", "loss=warm", *TINY_MODEL, *SMALL, *OFTEN))
+OVERRIDES = ",".join(f'"{word}"' for word in ("experiment=wavlm_nano", "loss=warm", *TINY_MODEL, *SMALL, *OFTEN))
 DEMO = [
     *("openwavlm", "iterate", "--config-name", "demo", "name=demo"),
     *(f"synthesis.{key}={minutes}" for key, minutes in (("minutes", 1), ("dev_minutes", 0.5), ("test_minutes", 0.5))),
@@ -98,20 +98,28 @@ def is_training(stage: str) -> bool:
     return re.fullmatch(r"\d+/train", stage) is not None
 
 
-def at_work(directory: Path, stage: str) -> bool:
-    """Whether the stage has begun; for training, whether it is half through its updates."""
-    begun = list((directory / "runs/demo/stages").glob(f"{stage}-????????????"))
+def announced(directory: Path, stage: str) -> int:
+    """How often the stage has begun, in all launches."""
+    path = directory / "output.txt"
+    return path.read_text().splitlines().count(f"== {stage}") if path.is_file() else 0
+
+
+def at_work(directory: Path, stage: str, before: int) -> bool:
+    """Whether this launch has begun the stage; for training, whether it is half through its updates."""
+    if announced(directory, stage) == before:
+        return False
     if is_training(stage):
-        tables = [path / "run" / "metrics.csv" for path in begun]
-        return any(path.is_file() and len(path.read_text().splitlines()) > UPDATES // 2 for path in tables)
-    return bool(begun)
+        tables = (directory / "runs/demo/stages").glob(f"{stage}-????????????/run/metrics.csv")
+        return any(len(path.read_text().splitlines()) > UPDATES // 2 for path in tables)
+    return True
 
 
 def kill_inside(directory: Path, stage: str, delay_s: float, workers: int) -> bool:
     """Starts the demo and kills its whole group `delay_s` after the stage began; returns whether that hit the stage unfinished."""
+    before = announced(directory, stage)
     process = start(directory, workers)
     deadline = time.monotonic() + 300
-    while not at_work(directory, stage):
+    while not at_work(directory, stage, before):
         assert process.is_alive() and time.monotonic() < deadline, (directory / "output.txt").read_text()[-4000:]
         time.sleep(0.001)
     time.sleep(delay_s)

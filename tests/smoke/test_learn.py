@@ -35,7 +35,7 @@ def config(tmp_path_factory) -> dict:
         {"features": "layer", "layer": 1, "clusters": 6, "updates": 4},
     ]
     small = ["optim.warmup_updates=1", "batch.seconds=8", "batch.micro_seconds=4", "loader.workers=0"]
-    made["overrides"] = ["experiment=nano", "loss=warm", *TINY_MODEL, *small]
+    made["overrides"] = ["experiment=wavlm_nano", "loss=warm", *TINY_MODEL, *small]
     made["probe"] |= {"clusters": 4}
     del made["variants"]["warm_off"], made["comparisons"]["warm_up"]
     return made

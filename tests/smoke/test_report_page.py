@@ -14,14 +14,14 @@ from openwavlm.build import build, make_builder
 from openwavlm.data.collate import MicroBatchBuilder
 from openwavlm.data.schedule import Schedule
 from openwavlm.data.sources import OpenData
-from openwavlm.report.rebuild import _mixtures, measure_realised, rebuild_micro_batch, rebuild_steps
+from openwavlm.report.rebuild import measure_realised, mixtures, rebuild_micro_batch, rebuild_steps
 from openwavlm.report_command import gather
 from programs import run_program
 from runs import TINY_MODEL, launch
 from synthetic import make_shard_set
 
 SETTINGS = [
-    "experiment=nano",
+    "experiment=wavlm_nano",
     "name=test",
     *TINY_MODEL,
     "mixing.prob=0.6",
@@ -95,7 +95,7 @@ def test_the_example_is_a_mixture_with_speech_that_changes_the_overlap_alone(run
 
 def test_measured_levels_of_whole_utterances_are_those_drawn(run):
     with opened_run(run) as (schedule, builder):
-        found = [m for _, batch, _ in rebuild_steps(schedule, builder) for m in _mixtures(batch, builder.draws.mixing)]
+        found = [m for _, batch, _ in rebuild_steps(schedule, builder) for m in mixtures(batch, builder.draws.mixing)]
     audible = [m for m in found if np.isfinite(m["energy_ratio_db"])]
     assert len(audible) > 5 and {m["noise"] for m in audible} == {True, False}
     assert max(abs(m["energy_ratio_db"] - m["drawn_db"]) for m in audible) < 0.1

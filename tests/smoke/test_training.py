@@ -188,3 +188,43 @@ def test_touching_stop_in_the_run_directory_stops_it(data, tmp_path):
     assert launch(SETTINGS + data, tmp_path) == [0]
     assert [p.name for p in tmp_path.glob("checkpoints/*.ckpt")] == ["step-00000001.ckpt"]
     assert not (tmp_path / "stop").exists()
+
+
+STABLE = [
+    "loss.unmasked=0",
+    "loss.logmel=0",
+    "optim.schedule=wsd",
+    "optim.decay_share=0.2",
+    "callbacks.keep_every=6",
+    "callbacks.keep_last=1",
+    "optim.ema=0.9",
+]
+
+
+def test_a_branch_follows_its_stem_and_then_decays(data, tmp_path):
+    stem, branch = tmp_path / "stem", tmp_path / "branch"
+    overrides = [*SETTINGS, *data, *STABLE, "optim.final_share=0"]
+    assert launch([*overrides, "optim.updates=40", "stop_after=14"], stem) == [0]
+    assert sorted(int(path.stem[5:]) for path in stem.glob("checkpoints/*.ckpt")) == [6, 12, 14]
+    ends = [*overrides, "optim.updates=15", f"branch_from={stem / 'checkpoints/step-00000012.ckpt'}"]
+    assert launch(ends, branch) == [0]
+    first, second = table(stem), table(branch)
+    assert [row["lr"] for row in first] == ["0.001"] * 14
+    assert second[:12] == first[:12] and [int(row["step"]) for row in second] == list(range(1, 16))
+    assert second[12] == first[12], "the update before the decay is that of the stem"
+    assert float(second[13]["lr"]) == pytest.approx(1e-3 * 2 / 3), "and then the rate falls"
+    assert launch([*overrides, "optim.updates=15", "seed=3", ends[-1]], tmp_path / "other") == [1], "another seed is no branch"
+
+
+def test_the_running_mean_is_kept_and_exported(data, tmp_path):
+    from openwavlm.export import load_run
+
+    assert launch([*SETTINGS, *data, "optim.ema=0.9", "optim.updates=3", "stop_after=2"], tmp_path) == [0]
+    earlier = weights(tmp_path, 2)
+    assert launch([*SETTINGS, *data, "optim.ema=0.9", "optim.updates=3"], tmp_path) == [0]
+    state = weights(tmp_path, 3)
+    name = "wavlm.encoder.layers.0.attention.query.weight"
+    share = 1 - min(0.9, 3 / 12)
+    torch.testing.assert_close(state[f"ema.{name}"], earlier[f"ema.{name}"].lerp(state[f"model.{name}"], share))
+    assert torch.equal(load_run(tmp_path, weights="ema")[0].state_dict()[name], state[f"ema.{name}"])
+    assert torch.equal(load_run(tmp_path)[0].state_dict()[name], state[f"model.{name}"])

@@ -70,7 +70,7 @@ def test_the_installed_copy_is_what_runs_and_it_finds_its_own_config(installed: 
 
 
 def test_the_installed_program_composes_a_run(installed: Path, tmp_path: Path):
-    given = ["experiment=nano", "loss=warm", "name=there", "data.sources.speech.shards=a", "data.sources.speech.labels=b"]
+    given = ["experiment=wavlm_nano", "loss=warm", "name=there", "data.sources.speech.shards=a", "data.sources.speech.labels=b"]
     config = yaml.safe_load(run(tmp_path, installed / "openwavlm", "train", *given, "--cfg", "job"))
     assert config["name"] == "there" and config["model"]["layers"] == 3 and config["loss"]["logmel"] == 1.0
     assert not list(tmp_path.iterdir()), "looking at a config writes nothing"
@@ -82,7 +82,7 @@ def test_the_installed_program_goes_from_recordings_to_a_model(installed: Path, 
         corpus = make_corpus(tmp_path / name, speakers=2, utterances=3, seconds=(1.0, 2.0), seed=seed)
         corpora += [f"corpora.{name}.input={corpus}", f"+corpora.{name}.min_seconds=0.5"]
     small = ["optim.warmup_updates=1", "batch.seconds=4", "batch.micro_seconds=4", "loader.workers=0"]
-    overrides = ",".join(f'"{word}"' for word in ("experiment=nano", "loss=warm", *TINY_MODEL, *small))
+    overrides = ",".join(f'"{word}"' for word in ("experiment=wavlm_nano", "loss=warm", *TINY_MODEL, *small))
     iterations = "iterations=[{features: mfcc, clusters: 6, updates: 2}]"
     run(tmp_path, installed / "openwavlm", "iterate", "name=tiny", "workers=1", *corpora, f"overrides=[{overrides}]", iterations)
     directory = tmp_path / "runs" / "tiny"

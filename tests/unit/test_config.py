@@ -41,16 +41,55 @@ def changed(config: dict, key: str, value: object) -> dict:
 
 def test_all_config_files_are_known_to_these_tests():
     assert set(GROUPS) == {*_NODES, "experiment", "prep"}
-    assert len(GROUPS["experiment"]) == 1 and len(GROUPS["model"]) == 6 and len(OPTIONS) == 26
+    assert set(GROUPS["experiment"]) == set(RECIPES) and len(RECIPES) == 7
+    assert len(GROUPS["model"]) == 6 and len(OPTIONS) == 37
 
 
-@pytest.mark.parametrize("experiment", GROUPS["experiment"])
-def test_every_experiment_composes_and_builds(experiment):
+# experiment → millions of parameters with a head of 500 classes (of 504 in the references: 94.71 and 316.63 there), updates, audio an
+# update, micro-batches, peak rate, share of the frames in spans, mixing, whether it is to reproduce a paper.
+RECIPES = {
+    "wavlm_nano": (1.71, 500, 32.0, 2, 1e-3, 0.65, (0.2, 0.0), False),
+    "wavlm_small": (23.86, 200_000, 1400.0, 8, 5e-4, 0.80, (0.2, 0.0), False),
+    "hubert_base_it1": (94.71, 250_000, 2800.0, 32, 5e-4, 0.65, (0.0, 0.0), True),
+    "wavlm_base": (94.71, 400_000, 2800.0, 32, 5e-4, 0.80, (0.2, 0.0), True),
+    "wavlm_base_l9": (94.71, 400_000, 2800.0, 16, 5e-4, 0.80, (0.2, 0.0), False),
+    "wavlm_base_plus": (94.71, 1_000_000, 2800.0, 32, 5e-4, 0.80, (0.2, 0.1), True),
+    "wavlm_large": (316.62, 700_000, 7200.0, 128, 1.5e-3, 0.80, (0.2, 0.1), True),
+}
+
+
+@pytest.mark.parametrize("experiment", RECIPES)
+def test_every_experiment_composes_and_builds_with_its_numbers(experiment):
+    millions, updates, seconds, slots, lr, prob, mixing, of_a_paper = RECIPES[experiment]
     values = composed(f"experiment={experiment}", "data.noise=noise")
     parts = objects(values)
     with torch.device("meta"):
-        model = make_model(parts, 100)
-    assert model.num_classes == 100 and sum(p.numel() for p in model.parameters()) > 1_000_000
+        model = make_model(parts, 500)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+    batch, optim, masking = parts["batch"], parts["optim"], parts["masking"]
+    assert (optim.updates, batch.seconds, batch.slots, optim.lr) == (updates, seconds, slots, lr)
+    assert (masking.prob, (parts["mixing"].prob, parts["mixing"].noise_prob)) == (prob, mixing)
+    reproduces = (batch.policy == "fairseq_crop", masking.same_count, optim.decay == "all")
+    assert reproduces == ((True,) * 3 if of_a_paper else (False,) * 3)
+    if of_a_paper:
+        assert parts["model"].attention_dropout == (0.0 if experiment == "wavlm_large" else 0.1)
+        assert (optim.betas, optim.eps, optim.weight_decay, optim.warmup_updates) == ((0.9, 0.98), 1e-6, 0.01, 32_000)
+        assert optim.clip_norm == (1.0 if experiment == "wavlm_large" else 10.0)
+        assert (batch.max_seconds * 16_000, batch.min_seconds * 16_000) == (250_000, 32_000)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("experiment=wavlm_base", "batch=paper_350s_per_gpu"), (11_200.0, 128, 5e-4, 0.80)),
+        (("experiment=wavlm_large", "batch=paper_720s_per_gpu"), (46_080.0, 768, 1.5e-3, 0.80)),
+        (("experiment=wavlm_large", "optim=large_5e-4"), (7_200.0, 128, 5e-4, 0.80)),
+        (("experiment=hubert_base_it1", "masking=paper"), (2_800.0, 32, 5e-4, 0.80)),
+    ],
+)
+def test_the_open_points_of_the_papers_are_options_by_name(overrides, expected):
+    parts = objects(composed(*overrides, "data.noise=noise"))
+    assert (parts["batch"].seconds, parts["batch"].slots, parts["optim"].lr, parts["masking"].prob) == expected
 
 
 @pytest.mark.parametrize("option", GROUPS["model"])
@@ -149,7 +188,7 @@ def test_a_misspelt_key_is_told_before_a_missing_folder():
         ("data.noise", 3, "data.noise must be a text or null, but is 3"),
         ("batch.policy", "crop", "batch.policy must be one of split, fairseq_crop, pad"),
         ("batch.seconds", 100.0, "batch.seconds must be a multiple of batch.micro_seconds"),
-        ("precision", "bf16", "precision must be one of 32-true, bf16-mixed, but is 'bf16'"),
+        ("precision", "bf16", "precision must be one of 32-true, bf16-mixed, 16-mixed, but is 'bf16'"),
         ("seed", "abc", "seed must be a whole number, but is 'abc'"),
         ("stop_after", "end", "stop_after must be a whole number or null"),
         ("allow_change", "optim.lr", "allow_change must be a list of values, each a text, but is 'optim.lr'"),
@@ -157,7 +196,7 @@ def test_a_misspelt_key_is_told_before_a_missing_folder():
         ("loss.feature_penalty", -1, "loss.feature_penalty must be a number that is not negative"),
         ("loader.prefetch", 0, "loader.prefetch ≥ 1"),
         ("logger.every_s", 0, "logger.every_s and logger.tensorboard_every must be positive"),
-        ("callbacks.keep_last", 0, "keep_last must be ≥ 1"),
+        ("callbacks.keep_last", 0, "keep_last must be at least 1, but is 0"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(config, key, value, sentence):
@@ -196,7 +235,7 @@ def test_only_targets_on_the_list_are_built(config):
             objects(changed(config, "optim._target_", target))
     with pytest.raises(ValueError, match=r"loss\._target_ must be openwavlm\.training\.module\.Loss, but is .*Head"):
         objects(config | {"loss": config["head"]})
-    assert len(TARGETS) == len(_NODES) == 13
+    assert len(TARGETS) == len(_NODES) == 14
 
 
 def test_sources_are_checked(config):

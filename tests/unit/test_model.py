@@ -14,7 +14,7 @@ from openwavlm.checkpoints.huggingface import load_huggingface, save_huggingface
 from openwavlm.frames import num_frames
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM, normalise
-from openwavlm.modules.attention import choose_backend, relative_buckets, toeplitz
+from openwavlm.modules.attention import choose_backend, eager_attention, relative_buckets, toeplitz
 
 TINY = WavLMConfig(
     conv_dims=(16,) * 7,
@@ -134,6 +134,41 @@ def test_sdpa_equals_eager_in_values_and_gradients(pre_norm):
     assert float(reference["encoder.relative_bias.embedding.weight"].abs().max()) > 1e-3
     for name, gradient in reference.items():
         assert float((ours[name] - gradient).abs().max()) <= 1e-4 * float(gradient.abs().max()) + 1e-6, name
+
+
+def test_the_scaled_softmax_holds_products_that_float16_cannot():
+    generator = torch.Generator().manual_seed(6)
+    query, key = (40 * torch.randn(1, 2, 8, 64, generator=generator) for _ in range(2))
+    value, gate, bias = torch.randn(1, 2, 8, 64, generator=generator), torch.ones(1, 2, 8), torch.zeros(2, 8, 8)
+    assert not torch.isfinite(query.half() @ key.half().transpose(-1, -2)).all(), "as they are they overflow"
+    found = eager_attention(query.half(), key.half(), value.half(), gate, bias, None, dropout=0.0)
+    expected = eager_attention(query.half().float(), key.half().float(), value, gate, bias, None, dropout=0.0)
+    torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("recompute", ["extractor", "all"])
+def test_recomputing_keeps_less_and_changes_no_bit(pre_norm, recompute):
+    """Dropout included: the second computation drops what the first one dropped."""
+    found, kept = {}, {}
+    for choice in ("none", recompute):
+        model = tiny(pre_norm=pre_norm, dropout=0.2, attention_dropout=0.2, input_dropout=0.2, recompute=choice).train()
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(7)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            mask = torch.rand(3, 24, generator=torch.Generator().manual_seed(5)) < 0.5
+            output = model(waveforms(3, 8_000), torch.tensor([8_000, 5_000, 4_000]), mask=mask)
+            loss = output.final.square().mean() + output.features.square().mean()
+        kept[choice] = sum(sizes.values())
+        loss.backward()
+        found[choice] = {name: p.grad for name, p in model.named_parameters()} | {"loss": loss.detach()}
+    assert kept[recompute] < 0.8 * kept["none"]
+    assert all(torch.equal(found["none"][name], found[recompute][name]) for name in found["none"])
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -30,6 +30,24 @@ def test_the_first_update_moves_with_and_without_warm_up():
     assert Optim(updates=10, lr=1.0, warmup_updates=0, final_share=1.0).learning_rate(9) == 1.0
 
 
+def test_warm_up_stable_decay_holds_the_peak_until_the_last_share():
+    optim = Optim(updates=100, lr=2.0, warmup_updates=10, schedule="wsd", decay_share=0.2, final_share=0.1)
+    assert [optim.learning_rate(step) for step in range(10, 81)] == [2.0] * 71
+    assert optim.learning_rate(90) == pytest.approx(0.5 * (2.0 + 0.2))
+    assert optim.learning_rate(100) == pytest.approx(0.2)
+    longer = Optim(updates=200, lr=2.0, warmup_updates=10, schedule="wsd", decay_share=0.2)
+    assert all(longer.learning_rate(step) == optim.learning_rate(step) for step in range(80)), "a longer run begins as a shorter"
+
+
+def test_the_running_mean_forgets_the_initial_weights():
+    optim = Optim(updates=10_000, ema=0.999, warmup_updates=0)
+    assert optim.ema_decay(0) == 0.1 and optim.ema_decay(9_999) == 0.999
+    left = 1.0
+    for step in range(100):
+        left *= optim.ema_decay(step)
+    assert left < 1e-9, "what the initial weights still count after 100 updates"
+
+
 def module() -> nn.Module:
     made = nn.Linear(2, 3)
     made.frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
@@ -54,6 +72,10 @@ def test_matrices_decay_and_vectors_only_if_asked(decay, bias_decays):
     ("values", "sentence"),
     [
         ({"updates": 0}, "optim.updates must be at least 1, but is 0"),
+        ({"schedule": "cosine"}, "optim.schedule must be linear or wsd, but is 'cosine'"),
+        ({"schedule": "wsd", "warmup_updates": 5, "decay_share": 0.6}, "optim.decay_share must .* leave room for the warm-up"),
+        ({"schedule": "wsd", "decay_share": 0.0}, r"optim.decay_share must lie in \(0, 1\]"),
+        ({"ema": 1.0}, r"optim.ema must lie in \[0, 1\), but is 1.0"),
         ({"warmup_updates": 10}, r"optim.warmup_updates must lie in \[0, optim.updates\), but is 10 of 10"),
         ({"lr": 0.0}, "optim.lr .* must be positive"),
         ({"lr": float("inf")}, "optim.lr .* must be positive"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from openwavlm.data.index import Index
-from openwavlm.iteration.probe_sets import inventory, probe_set, read_phone_times
+from openwavlm.probes.shard_sets import inventory, probe_set, read_phone_times
 from synthetic import make_shard_set
 
 HEADER = "path\tstart\tend\tphone\n"

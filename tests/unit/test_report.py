@@ -208,7 +208,7 @@ def test_warnings_tell_of_skipped_updates_lost_rows_and_an_early_end(tmp_path):
 
 
 def test_the_command_to_train_longer_repeats_the_first_launch(tmp_path):
-    command = "/x/train.py experiment=nano name=n data.sources.speech.shards=my shards/a optim.updates=7"
+    command = "/x/train.py experiment=wavlm_nano name=n data.sources.speech.shards=my shards/a optim.updates=7"
     record = {"segments": [{"command": command}, {"command": "train.py other=1"}]}
     assert overrides_of(record)[2] == "data.sources.speech.shards=my shards/a"
     commands = dict(commands_of(iteration(tmp_path, record=record, config={"optim": {"updates": 7}})))

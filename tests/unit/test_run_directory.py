@@ -1,5 +1,6 @@
 """The run directory: one writer, the rules of a second launch, records and checkpoints that survive a kill."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint, prune
+from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, named_checkpoint, newest_checkpoint, prune
 from openwavlm.training.records import CsvRecord
 from openwavlm.training.run_directory import DEAD_AFTER_S, RunLock, RunRecord, accept_config
 
@@ -363,6 +364,43 @@ def test_pruning_keeps_what_was_written_last(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         f"step-{step:08d}.ckpt{end}" for step in (9, 12) for end in ("", ".json")
     ]
+
+
+def test_checkpoints_are_kept_by_their_step_and_by_their_figure(tmp_path):
+    for step in range(5, 60, 5):
+        save(tmp_path, step)
+    for step, figure in ((5, 3.0), (15, 1.0), (25, 2.0), (35, 0.5)):
+        describe(checkpoint_path(tmp_path, step), validation=figure)
+    prune(tmp_path, 1, keep_every=20, keep_best=2)
+    assert sorted(int(path.stem[5:]) for path in tmp_path.glob("*.ckpt")) == [15, 20, 35, 40, 55]
+    assert named_checkpoint(tmp_path, "best") == checkpoint_path(tmp_path, 35)
+    assert named_checkpoint(tmp_path, "newest") == checkpoint_path(tmp_path, 55)
+    assert named_checkpoint(tmp_path, "20") == checkpoint_path(tmp_path, 20)
+    with pytest.raises(ValueError, match="must be newest, best or one of 15, 20, 35, 40, 55, but is 25"):
+        named_checkpoint(tmp_path, "25")
+
+
+def test_without_a_validated_checkpoint_none_is_best(tmp_path):
+    save(tmp_path, 5)
+    with pytest.raises(ValueError, match="none is best: use checkpoint=newest"):
+        named_checkpoint(tmp_path, "best")
+
+
+@pytest.mark.parametrize("fails_at", ["write", "fsync"])
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, fails_at):
+    save(tmp_path, 1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*((torch, "save", full) if fails_at == "write" else (os, "fsync", full)))
+    with pytest.raises(ValueError, match=r"is full, so step-00000002.ckpt was not written; .* free some space"):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    assert newest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 1)
+    assert not list(tmp_path.glob("*.tmp"))
+    save(tmp_path, 2)
+    assert newest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 2)
 
 
 def test_a_damaged_later_checkpoint_does_not_push_out_the_good_ones(tmp_path):

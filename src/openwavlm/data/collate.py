@@ -46,6 +46,10 @@ class Draws:
     noise_seconds: float = 30.0
 
 
+def _key(spec: MicroBatchSpec) -> dict[str, int]:
+    return {"source": stable_hash(spec.id.source), "epoch": spec.id.epoch, "micro": spec.id.key}
+
+
 @dataclass
 class MicroBatchBuilder:
     """A map from `MicroBatchSpec` to `PretrainBatch`; picklable by paths, files open lazily in each worker.
@@ -71,7 +75,7 @@ class MicroBatchBuilder:
     def __getitem__(self, spec: MicroBatchSpec) -> PretrainBatch:
         waveforms, num_samples, labels = self._read(spec)
         readable = num_samples > 0
-        key = {"source": stable_hash(spec.id.source), "epoch": spec.id.epoch, "micro": spec.id.key}
+        key = _key(spec)
         mask = draw_span_mask(self.draws.masking, spec.num_frames, self.draws.seed, **key)
         valid = (labels >= 0) & readable[:, None]
         mask &= readable[:, None]
@@ -129,9 +133,7 @@ class MicroBatchBuilder:
         mixing, silence = self.draws.mixing, np.zeros((0, 0), dtype=np.int16)
         if mixing is None or mixing.prob == 0:
             return MixRecord.empty(), silence, np.zeros(0, dtype=np.int64)
-        clips: list[np.ndarray] = []
-        if self.noise is not None and mixing.noise_prob > 0:
-            clips = self._noise_clips(spec, mixing, key)
+        clips = self._noise_clips(spec) if self.noise is not None and mixing.noise_prob > 0 else []
         sizes = np.array([len(clip) for clip in clips], dtype=np.int64)
         noise = np.zeros((len(clips), int(sizes.max(initial=0))), dtype=np.int16) if clips else silence
         for place, clip in enumerate(clips):
@@ -140,29 +142,47 @@ class MicroBatchBuilder:
         record = draw_mixing(mixing, planned, readable, self.draws.seed, **key, noise_num_samples=sizes if self.noise else None)
         return record, noise, sizes
 
-    def _noise_clips(self, spec: MicroBatchSpec, mixing: Mixing, key: dict) -> list[np.ndarray]:
-        """Reads the noise of every row that draws one; a clip longer than `noise_seconds` is cut at a keyed place."""
-        if self._noise is None:
-            assert self.noise is not None
-            index = Index.open(self.noise)
-            self._noise = index, ShardReader(index)
-        index, reader = self._noise
-        chosen = draw_noise_clips(mixing, len(spec.rows), len(index), self.draws.seed, **key)
-        longest = int(self.draws.noise_seconds * 16_000)
-        offsets = words(self.draws.seed, "mix.clip_start", len(chosen), **key)
+    def _noise_clips(self, spec: MicroBatchSpec) -> list[np.ndarray]:
+        """Reads the noise of every row that draws one."""
+        excerpts = self.noise_excerpts(spec)
+        _, reader = self._open_noise()
         clips = []
-        for row, raw in zip(chosen.tolist(), offsets, strict=True):
-            if row < 0:
-                continue
-            total = int(index.num_samples[row])
-            size = min(total, longest)
-            start = int(integers(raw[None], total - size + 1)[0])
+        for row, start, size in excerpts:
             try:
                 clips.append(reader.read(row, start, size))
             except UnreadableAudio as error:
                 self._report(str(error))
                 clips.append(np.zeros(0, dtype=np.int16))
         return clips
+
+    def noise_excerpts(self, spec: MicroBatchSpec) -> list[tuple[int, int, int]]:
+        """(row of the noise bank, first sample, samples) of the noise that a micro-batch draws; empty without a noise bank.
+
+        A clip longer than `noise_seconds` is cut at a keyed place.
+        """
+        mixing = self.draws.mixing
+        if self.noise is None or mixing is None or mixing.prob == 0 or mixing.noise_prob == 0:
+            return []
+        key = _key(spec)
+        index, _ = self._open_noise()
+        chosen = draw_noise_clips(mixing, len(spec.rows), len(index), self.draws.seed, **key)
+        longest = int(self.draws.noise_seconds * 16_000)
+        offsets = words(self.draws.seed, "mix.clip_start", len(chosen), **key)
+        excerpts = []
+        for row, raw in zip(chosen.tolist(), offsets, strict=True):
+            if row < 0:
+                continue
+            total = int(index.num_samples[row])
+            size = min(total, longest)
+            excerpts.append((row, int(integers(raw[None], total - size + 1)[0]), size))
+        return excerpts
+
+    def _open_noise(self) -> tuple[Index, ShardReader]:
+        if self._noise is None:
+            assert self.noise is not None
+            index = Index.open(self.noise)
+            self._noise = index, ShardReader(index)
+        return self._noise
 
     def _report(self, message: str) -> None:
         self._logged += 1

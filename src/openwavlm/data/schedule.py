@@ -175,6 +175,19 @@ class Schedule:
                 streams[name].append({"first_epoch": stream.first_epoch, "starts": stream.epoch_starts[:known]})
         return {"origin": self._origin, "streams": streams}
 
+    def beginning(self) -> dict[str, Any]:
+        """Where this plan began: `origin`, its first step, and `first_epochs`, the data epoch of each stream of each source there."""
+        epochs = {name: [stream.first_epoch for stream in members] for name, members in self._streams.items()}
+        return {"origin": self._origin, "first_epochs": epochs}
+
+    def begin_as(self, beginning: dict[str, Any]) -> None:
+        """Follows the plan that began as `beginning` of the same plan says, from its first step on."""
+        streams = {
+            name: [{"first_epoch": epoch, "starts": [0]} for epoch in epochs]
+            for name, epochs in beginning["first_epochs"].items()
+        }
+        self.restore({"origin": beginning["origin"], "streams": streams})
+
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from `state` of the same plan, without planning its past epochs again."""
         self._origin = state["origin"]

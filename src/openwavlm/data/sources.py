@@ -268,6 +268,10 @@ class OpenData:
         """Ends the planning in the background."""
         self._background.shutdown(wait=False, cancel_futures=True)
 
+    def training_rows(self) -> list[tuple[Index, np.ndarray]]:
+        """Each index with the mask of the rows that are trained on, bool (rows,)."""
+        return [(index, ~self._held_out[name]) for name, index in self.indexes.items() if not self._held_out[name].all()]
+
     def label_counts(self) -> np.ndarray:
         """How often each label occurs in (a regular sample of) the training rows: int64 (classes,)."""
         counts = np.zeros(self.num_classes, dtype=np.int64)

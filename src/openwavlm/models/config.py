@@ -38,6 +38,8 @@ class WavLMConfig:
         feature_grad_mult: Factor of the extractor's gradient; 0 freezes it.
         normalise_waveform: Whether the model expects waveforms with mean 0 and variance 1.
         attention_backend: `auto`, `eager`, `sdpa` or `flex`; changes speed and memory, never the recipe.
+        recompute: What is computed again in the backward pass instead of being kept: `none`, `extractor` (the convolutions, whose
+            first layers hold most of the memory) or `all` (they and each encoder layer); same losses and gradients.
 
     Raises:
         ValueError: If the extractor does not lie on the 320-sample grid; if a number is out of its range; if the width does not
@@ -68,6 +70,7 @@ class WavLMConfig:
     feature_grad_mult: float = 0.1
     normalise_waveform: bool = False
     attention_backend: Literal["auto", "eager", "sdpa", "flex"] = "auto"
+    recompute: Literal["none", "extractor", "all"] = "none"
 
     def __post_init__(self) -> None:
         for name in ("conv_dims", "conv_kernels", "conv_strides"):
@@ -125,6 +128,7 @@ class WavLMConfig:
             ("extractor_norm", ("group", "layer")),
             ("layer_drop_mode", ("where", "skip")),
             ("attention_backend", ("auto", "eager", "sdpa", "flex")),
+            ("recompute", ("none", "extractor", "all")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(

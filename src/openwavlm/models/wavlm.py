@@ -11,8 +11,8 @@ Where this differs from the paper or from Microsoft's code:
    splits the samples evenly over the frames and can count one frame more.
 5. A row without a valid frame attends to its own zeros and gives finite numbers; in both references it gives NaN.
 6. Waveform normalisation: over the valid samples, with eps 1e-5 (Microsoft's; Hugging Face has 1e-7), once, after mixing.
-7. The paper's fp16 softmax (Eq. 8, c = 32) is left out, as in the released code: it only changes the range of intermediate
-   values, and bfloat16 and fused kernels do not need it.
+7. The paper's scaled softmax (Eq. 8, c = 32), which only changes the range of intermediate values, is used in float16 by the eager
+   backend alone; bfloat16 and fused kernels do not need it. The released code leaves it out.
 8. The gate's eight outputs are summed in the weights, not after the product (equal up to rounding).
 9. `dropout_features`, which acts on nothing that reaches WavLM's loss, does not exist.
 
@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from openwavlm.frames import RECEPTIVE_FIELD_SAMPLES, num_frames
 from openwavlm.models.config import WavLMConfig
@@ -97,6 +98,7 @@ class WavLM(nn.Module):
             activation_dropout=config.activation_dropout,
             attention_backend=config.attention_backend,
             skip_dropped_layers=config.layer_drop_mode == "skip",
+            recompute_layers=config.recompute == "all",
         )
         if config.feature_grad_mult == 0:
             self.extractor.requires_grad_(False)
@@ -205,9 +207,10 @@ class WavLM(nn.Module):
     def _features(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
         factor = self.config.feature_grad_mult
         with torch.no_grad() if factor == 0 else nullcontext():
-            if isinstance(self.extractor, MelFrontEnd):
-                return scale_gradient(self.extractor(waveforms, num_samples), factor)
-            return scale_gradient(self.extractor(waveforms), factor)
+            inputs = (waveforms, num_samples) if isinstance(self.extractor, MelFrontEnd) else (waveforms,)
+            if self.config.recompute != "none" and torch.is_grad_enabled():
+                return scale_gradient(checkpoint(self.extractor, *inputs, use_reentrant=False), factor)
+            return scale_gradient(self.extractor(*inputs), factor)
 
     @torch.no_grad()
     def extract(

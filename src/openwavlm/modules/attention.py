@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
+_FLOAT16_SCALE = 32.0
 BACKENDS = ("auto", "eager", "sdpa", "flex")
 
 
@@ -97,7 +98,12 @@ def eager_attention(
     Returns:
         (batch, heads, frames, head_dim).
     """
-    logits = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1]) + gate.unsqueeze(-1) * bias
+    if query.dtype == torch.float16:
+        # WavLM's Eq. 8: a product that float16 cannot hold is made smaller before and larger after (c = 32 there too).
+        smaller = query / (_FLOAT16_SCALE * math.sqrt(query.shape[-1]))
+        logits = (smaller @ key.transpose(-1, -2)).float() * _FLOAT16_SCALE + gate.unsqueeze(-1) * bias
+    else:
+        logits = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1]) + gate.unsqueeze(-1) * bias
     if key_padding is not None:
         logits = logits.masked_fill(key_padding[:, None, None, :], -torch.inf)
     weights = F.dropout(logits.softmax(-1), dropout)

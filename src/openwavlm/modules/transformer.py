@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from openwavlm.modules.attention import GatedAttention, RelativePositionBias, choose_backend, toeplitz
 from openwavlm.modules.norms import Float32LayerNorm
@@ -36,9 +37,11 @@ class TransformerLayer(nn.Module):
         dropout: float,
         attention_dropout: float,
         activation_dropout: float,
+        recompute: bool = False,
     ):
         super().__init__()
         self.pre_norm = pre_norm
+        self.recompute = recompute
         self.attention = GatedAttention(dim, heads, dropout=attention_dropout)
         self.attention_norm = Float32LayerNorm(dim)
         self.feed_forward = FeedForward(dim, ffn_dim, dropout=activation_dropout)
@@ -47,6 +50,12 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, relative_bias: Tensor, key_padding: Tensor | None, *, backend: str) -> Tensor:
         """Maps (batch, frames, dim) to (batch, frames, dim); the other arguments are `GatedAttention.forward`'s."""
+        # In here and not around the layer, so that a sharded layer gathers its weights once for both.
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._transform, x, relative_bias, key_padding, backend, use_reentrant=False)
+        return self._transform(x, relative_bias, key_padding, backend)
+
+    def _transform(self, x: Tensor, relative_bias: Tensor, key_padding: Tensor | None, backend: str) -> Tensor:
         if self.pre_norm:
             x = x + self.dropout(self.attention(self.attention_norm(x), relative_bias, key_padding, backend=backend))
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
@@ -72,6 +81,7 @@ class TransformerEncoder(nn.Module):
         activation_dropout: Dropout inside the feed-forward part.
         attention_backend: `auto`, `eager`, `sdpa` or `flex`.
         skip_dropped_layers: Whether a dropped layer is not computed at all; reads the draw on the host.
+        recompute_layers: Whether the backward pass computes each layer again instead of keeping what is inside it.
     """
 
     def __init__(
@@ -91,6 +101,7 @@ class TransformerEncoder(nn.Module):
         activation_dropout: float,
         attention_backend: str,
         skip_dropped_layers: bool = False,
+        recompute_layers: bool = False,
     ):
         super().__init__()
         self.pre_norm = pre_norm
@@ -109,6 +120,7 @@ class TransformerEncoder(nn.Module):
                 dropout=dropout,
                 attention_dropout=attention_dropout,
                 activation_dropout=activation_dropout,
+                recompute=recompute_layers,
             )
             for _ in range(layers)
         )

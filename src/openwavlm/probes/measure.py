@@ -95,6 +95,17 @@ def measure(
     )
 
 
+def development_accuracy(extract: Features, train: ProbeSet, dev: ProbeSet) -> np.ndarray:
+    """Share of dev frames whose phone is right, by layer, at the penalty that is best there: float64 (layers,).
+
+    Raises:
+        ValueError: If the training or dev set has no frame with a phone.
+    """
+    run = _Measurement(extract, ProbeSettings(codebook_frames=1), len(train.inventory), progress=None)
+    run.fit(train)
+    return run.choose(dev)[0]
+
+
 @dataclass(frozen=True, eq=False)
 class _Judged:
     frames: np.ndarray

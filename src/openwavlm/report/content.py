@@ -12,7 +12,7 @@ import yaml
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One row of a training batch that was mixed with speech.
+    """One row of a training batch.
 
     Attributes:
         step: The update that trained on it, from 1.
@@ -20,8 +20,8 @@ class Example:
         clean: float32 (samples,) in −1 … 1, before mixing.
         mixed: float32 (samples,), after mixing; may pass 1.
         start: First overlapped sample.
-        length: Overlapped samples.
-        energy_ratio_db: Drawn ratio of mean energies, primary over scaled secondary.
+        length: Overlapped samples; 0 for a row that was not mixed.
+        energy_ratio_db: Drawn ratio of mean energies, primary over scaled secondary; NaN for a row that was not mixed.
         overlap_snr_db: The ratio within the overlap, measured on the audio; NaN where one of the two is silent there.
         mask: bool (frames,), True = hidden from the encoder.
         labels: int64 (frames,), pseudo-labels of the clean audio, −1 = none.

@@ -1,6 +1,5 @@
 """`report.html`: one self-contained page for a person who did not make the run, with the verdicts in its first lines."""
 
-import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from openwavlm.report.content import Example, Iteration, Realised, ReportContent
 from openwavlm.report.facts import commands_of, warnings_of, what_ran
 from openwavlm.report.glossary import GLOSSARY
 from openwavlm.report.health import health_rows, health_said
-from openwavlm.report.style import STYLE
+from openwavlm.report.markup import document, escaped, paragraph, sound, table
 from openwavlm.report.summary import iteration_summary, merge_summary
 from openwavlm.report.verdicts import CONDITIONS, CONTROLS, Verdict, beats, compare_iterations, headline, number, unmeasured, wins
 from openwavlm.targets.quality import perplexity, used_clusters
@@ -47,8 +46,8 @@ def render(content: ReportContent) -> str:
     last = content.iterations[-1]
     figures = [iteration_summary(iteration) for iteration in content.iterations]
     parts = [
-        f"<h1>{_text(content.title)}</h1>",
-        _paragraph(content.about),
+        f"<h1>{escaped(content.title)}</h1>",
+        paragraph(content.about),
         _verdicts(last, figures[-1], several=len(figures) > 1),
         _warnings(content),
         _what_ran(content.iterations),
@@ -58,31 +57,17 @@ def render(content: ReportContent) -> str:
     places = reversed(range(len(figures)))
     parts += [_iteration(content.iterations[place], figures[place], place, several=several) for place in places]
     parts += [_commands(content.commands or commands_of(last)), _glossary()]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(content.title)}</title><style>{STYLE}</style></head><body><main>\n"
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
-    )
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{_text(text)}</p>" if text else ""
+    return document(content.title, "\n".join(parts))
 
 
 def _list(items: Iterable[str], css: str) -> str:
-    lines = "".join(f"<li>{_text(item)}</li>" for item in items)
+    lines = "".join(f"<li>{escaped(item)}</li>" for item in items)
     return f'<ul class="{css}">{lines}</ul>' if lines else ""
 
 
 def _verdicts(iteration: Iteration, figures: dict[str, Any], *, several: bool) -> str:
     verdicts = beats(figures)
-    subject = _paragraph(f"The last iteration ({iteration.name}):") if several else ""
+    subject = paragraph(f"The last iteration ({iteration.name}):") if several else ""
     lost = [verdict for verdict in verdicts if verdict.outcome != "beats"]
     missing = unmeasured(figures)
     blocks = [_verdict_list(map(_split, lost), "lost"), _verdict_list(wins(verdicts), "won")]
@@ -91,10 +76,10 @@ def _verdicts(iteration: Iteration, figures: dict[str, Any], *, several: bool) -
     if any(verdict.interval for verdict in verdicts):
         note += " Ranges after “difference” are 95 % intervals over the test voices."
     return (
-        f'<section class="verdict">{subject}<p class="headline">{_text(headline(verdicts))}</p>'
+        f'<section class="verdict">{subject}<p class="headline">{escaped(headline(verdicts))}</p>'
         + "".join(blocks)
         + _list(missing, "missing")
-        + _paragraph(note)
+        + paragraph(note)
         + "</section>"
     )
 
@@ -105,7 +90,7 @@ def _split(verdict: Verdict) -> tuple[str, str]:
 
 
 def _verdict_list(lines: Iterable[tuple[str, str]], css: str) -> str:
-    items = "".join(f"<li><strong>{_text(head)}</strong>: {_text(figures)}</li>" for head, figures in lines)
+    items = "".join(f"<li><strong>{escaped(head)}</strong>: {escaped(figures)}</li>" for head, figures in lines)
     return f'<ul class="{css}">{items}</ul>' if items else ""
 
 
@@ -125,8 +110,8 @@ def _what_ran(iterations: list[Iteration]) -> str:
         shown = {topic: text for topic, text in facts.items() if before.get(topic) != text}
         if len(shown) < len(facts):
             shown["all else"] = f"as in {iterations[place - 1].name}"
-        rows = "".join(f"<tr><th>{_text(topic)}</th><td>{_text(text)}</td></tr>" for topic, text in shown.items())
-        title = f"<h3>{_text(iteration.name)}</h3>" if len(iterations) > 1 else ""
+        rows = "".join(f"<tr><th>{escaped(topic)}</th><td>{escaped(text)}</td></tr>" for topic, text in shown.items())
+        title = f"<h3>{escaped(iteration.name)}</h3>" if len(iterations) > 1 else ""
         tables.append(f'{title}<table class="facts">{rows}</table>')
         before = facts
     return f"<h2>What ran</h2>{''.join(tables)}"
@@ -139,13 +124,13 @@ def _progress(iterations: list[Iteration], figures: list[dict[str, Any]]) -> str
         sentences = compare_iterations(figures[place - 1], figures[place])
         title = f"{iterations[place].name} against {iterations[place - 1].name}"
         if sentences:
-            found += f"<h3>{_text(title)}</h3>{_list(sentences, 'plain')}"
+            found += f"<h3>{escaped(title)}</h3>{_list(sentences, 'plain')}"
     return f"<h2>What each iteration brought</h2>{found}" if found else ""
 
 
 def _iteration(iteration: Iteration, figures: dict[str, Any], place: int, *, several: bool) -> str:
     name = f"i{place}"
-    title = f"<h2>{_text(iteration.name)}</h2>" if several else ""
+    title = f"<h2>{escaped(iteration.name)}</h2>" if several else ""
     return title + "".join(
         [
             _learning(iteration, name),
@@ -174,7 +159,7 @@ def _learning(iteration: Iteration, name: str) -> str:
         "Part of each utterance is hidden and the model names the label of every hidden frame. The horizontal lines are what can "
         "be reached without hearing anything."
     )
-    return f"<h3>Learning: masked prediction</h3>{_paragraph(explained)}{charts}{_paragraph(said)}"
+    return f"<h3>Learning: masked prediction</h3>{paragraph(explained)}{charts}{paragraph(said)}"
 
 
 def _probes(figures: dict[str, Any], name: str) -> str:
@@ -190,21 +175,10 @@ def _probes(figures: dict[str, Any], name: str) -> str:
         picked = (
             f" Layer {chosen} was chosen on other (dev) voices; its interval over voices is shaded." if chosen is not None else ""
         )
-        parts.append(_paragraph(f"A linear classifier names the phone of each frame{frames}{voices}.{picked}"))
+        parts.append(paragraph(f"A linear classifier names the phone of each frame{frames}{voices}.{picked}"))
     parts.append(f'<div class="beside">{_figures(chart)}{_phone_table(phones)}</div>')
     parts.append(_units_table(units))
     return "".join(parts)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    top = "".join(f"<th>{_text(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>"
-        + "".join(f"<{'td' if place else 'th'}>{_text(cell)}</{'td' if place else 'th'}>" for place, cell in enumerate(row))
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table class="figures"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _phone_table(phones: dict[str, Any]) -> str:
@@ -219,7 +193,7 @@ def _phone_table(phones: dict[str, Any]) -> str:
             cells = ["" if value is None else number(value) for value in values]
             rows.append([label, cells[0], _range(intervals.get(key)), *cells[1:], _range((differences.get(key) or [])[1:])])
     header = ["phones, share of frames right", "clean", "95 % interval", *map(CONDITIONS.__getitem__, conditions)]
-    return _table([*header, "model less this, 95 % interval"], rows) if rows else ""
+    return table([*header, "model less this, 95 % interval"], rows) if rows else ""
 
 
 def _range(ends: Sequence[float | None] | None) -> str:
@@ -250,7 +224,7 @@ def _units_table(units: dict[str, Any]) -> str:
         "Codebooks are fitted on undegraded speech of training voices."
     )
     header = ["PNMI of units", "model", "MFCC", "log-mel", "untrained", "spread"]
-    return _table(header, rows) + _paragraph(explained) if rows else "<p>Units were not measured.</p>"
+    return table(header, rows) + paragraph(explained) if rows else "<p>Units were not measured.</p>"
 
 
 def _clusters(iteration: Iteration, name: str) -> str:
@@ -262,7 +236,7 @@ def _clusters(iteration: Iteration, name: str) -> str:
         f"{used} of {len(counts)} labels occur in the training rows; they carry as much as {even:.1f} equally frequent ones. The "
         f"commonest label has {100 * counts.max() / counts.sum():.1f} % of the frames."
     )
-    return f"<h3>Labels in use</h3>{_paragraph(said)}{_figures(pictures.usage_chart(counts, f'{name}use'))}"
+    return f"<h3>Labels in use</h3>{paragraph(said)}{_figures(pictures.usage_chart(counts, f'{name}use'))}"
 
 
 def _mixture(example: Example | None) -> str:
@@ -277,14 +251,9 @@ def _mixture(example: Example | None) -> str:
         f"utterances the main voice stands at {number(example.energy_ratio_db, 1)} dB over it, as drawn{within} (0 dB: equally "
         "strong). The labels to be predicted stay those of the main voice."
     )
-    sounds = _sound("before mixing", example.clean, peak) + _sound("after mixing", example.mixed, peak)
+    sounds = sound("before mixing", example.clean, peak) + sound("after mixing", example.mixed, peak)
     image = f'<img alt="spectrograms before and after mixing, mask and labels" src="{pictures.mixture_picture(example)}">'
-    return f'<h3>One mixture</h3>{_paragraph(said)}<figure class="mixture">{image}</figure><div class="sounds">{sounds}</div>'
-
-
-def _sound(title: str, signal: np.ndarray, peak: float) -> str:
-    source = pictures.audio_uri(signal, peak)
-    return f'<figure><figcaption>{title}</figcaption><audio controls preload="metadata" src="{source}"></audio></figure>'
+    return f'<h3>One mixture</h3>{paragraph(said)}<figure class="mixture">{image}</figure><div class="sounds">{sounds}</div>'
 
 
 def _levels(iteration: Iteration, name: str) -> str:
@@ -293,7 +262,7 @@ def _levels(iteration: Iteration, name: str) -> str:
         return "<h3>Masking and mixing as measured</h3><p>Not measured: the data were not opened.</p>"
     mixing = iteration.config.get("mixing") or {}
     chart = pictures.level_chart(realised, mixing.get("speech_db"), f"{name}level")
-    return f"<h3>Masking and mixing as measured</h3>{_paragraph(_measured(realised))}{_figures(chart)}"
+    return f"<h3>Masking and mixing as measured</h3>{paragraph(_measured(realised))}{_figures(chart)}"
 
 
 def _measured(realised: Realised) -> str:
@@ -318,18 +287,18 @@ def _measured(realised: Realised) -> str:
 
 
 def _health(iteration: Iteration) -> str:
-    said = f"<h3>Health</h3>{_paragraph(health_said(iteration))}"
+    said = f"<h3>Health</h3>{paragraph(health_said(iteration))}"
     if not (iteration.config.get("health") or {}).get("enabled"):
         return said
     header = ["what a sound run keeps", "", "when", "value", "threshold"]
-    return said + _table(header, health_rows(iteration.findings, iteration.health))
+    return said + table(header, health_rows(iteration.findings, iteration.health))
 
 
 def _commands(commands: list[tuple[str, str]]) -> str:
-    rows = "".join(f"<dt>{_text(what)}</dt><dd><code>{_text(command)}</code></dd>" for what, command in commands)
+    rows = "".join(f"<dt>{escaped(what)}</dt><dd><code>{escaped(command)}</code></dd>" for what, command in commands)
     return f"<h2>Going on</h2><dl>{rows}</dl>" if rows else ""
 
 
 def _glossary() -> str:
-    rows = "".join(f"<dt>{_text(word)}</dt><dd>{_text(meaning)}</dd>" for word, meaning in GLOSSARY)
+    rows = "".join(f"<dt>{escaped(word)}</dt><dd>{escaped(meaning)}</dd>" for word, meaning in GLOSSARY)
     return f'<h2>Words</h2><dl class="words">{rows}</dl>'

@@ -5,6 +5,7 @@ Charts are drawn at the width of a telephone's screen and laid side by side on w
 
 import base64
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -198,37 +199,62 @@ def _spectrogram_db(signal: np.ndarray) -> np.ndarray:
     return 10 * np.log10(np.abs(np.fft.rfft(windows, 512)).T ** 2 + 1e-7)
 
 
-def mixture_picture(example: Example) -> str:
-    """Spectrograms before and after mixing over the mask and the labels, one time axis; a PNG data URI."""
+def mixture_picture(example: Example, *, wide: bool = False) -> str:
+    """Spectrograms before and after mixing over the mask and the labels, one time axis; a PNG data URI.
+
+    Args:
+        example: The row; where it was not mixed there is one spectrogram.
+        wide: Over the page's whole width, with the numbers of the labels that last long enough to be written.
+    """
     seconds = len(example.clean) / SAMPLE_RATE_HZ
-    begin, end = example.start / SAMPLE_RATE_HZ, (example.start + example.length) / SAMPLE_RATE_HZ
     grid = (0.0, len(example.mask) / FRAME_RATE_HZ)
+    sounds = [("before mixing", example.clean), ("after mixing", example.mixed)] if example.length else [("audio", example.clean)]
+    size = (9.6, 1.0 + 1.5 * len(sounds)) if wide else (5.2, 4.4)
     with rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 4.4), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        rows = figure.subplots(4, 1, sharex=True, gridspec_kw={"height_ratios": [4, 4, 0.8, 0.8]})
+        heights = [4.0] * len(sounds) + [0.8, 0.8]
+        *above, mask, labels = figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
         top = _spectrogram_db(example.mixed).max()
-        for axes, signal, title in zip(rows, (example.clean, example.mixed), ("before mixing", "after mixing"), strict=False):
+        for axes, (title, signal) in zip(above, sounds, strict=True):
             image = _spectrogram_db(signal)
             axes.imshow(image, origin="lower", aspect="auto", extent=(0, seconds, 0, 8), vmin=top - 70, vmax=top, cmap="magma")
             axes.set(title=title, ylabel="kHz")
-            for edge in (begin, end):
-                axes.axvline(edge, color="white", linestyle="--", linewidth=1)
-        rows[2].imshow(example.mask[None], aspect="auto", extent=(*grid, 0, 1), cmap="Greys", vmin=0, vmax=1.3)
-        rows[2].set_title("mask (dark: hidden from the encoder, to be predicted)")
-        labels = np.where(example.labels >= 0, example.labels * 7 % 20, np.nan)
-        rows[3].imshow(labels[None], aspect="auto", extent=(*grid, 0, 1), cmap="tab20", vmin=0, vmax=19, interpolation="nearest")
-        rows[3].set_title("labels of the clean voice (one colour a label)")
-        for axes in rows[2:]:
+            for edge in (example.start, example.start + example.length) if example.length else ():
+                axes.axvline(edge / SAMPLE_RATE_HZ, color="white", linestyle="--", linewidth=1)
+        mask.imshow(example.mask[None], aspect="auto", extent=(*grid, 0, 1), cmap="Greys", vmin=0, vmax=1.3)
+        mask.set_title("mask (dark: hidden from the encoder, to be predicted)")
+        colours = np.where(example.labels >= 0, example.labels * 7 % 20, np.nan)
+        labels.imshow(colours[None], aspect="auto", extent=(*grid, 0, 1), cmap="tab20", vmin=0, vmax=19, interpolation="nearest")
+        labels.set_title("labels of the clean voice (one colour a label)")
+        if wide:
+            _write_labels(labels, example.labels, inches_a_frame=8.8 / max(1, len(example.labels)))
+        for axes in (mask, labels):
             axes.set_yticks([])
-        rows[3].set(xlabel="seconds", xlim=(0, seconds))
+        labels.set(xlabel="seconds", xlim=(0, seconds))
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=110 if wide else 150, metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def audio_uri(signal: np.ndarray, peak: float) -> str:
-    """A signal as a 16-bit WAV data URI, divided by `peak`: give two signals the same one to keep their levels comparable."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, 0.9 * signal / max(peak, 1e-6), SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
-    return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _write_labels(axes: Axes, labels: np.ndarray, *, inches_a_frame: float) -> None:
+    begin = 0
+    for label, frames in runs_of(labels):
+        if label >= 0 and frames * inches_a_frame > 0.06 + 0.06 * len(str(label)):
+            axes.text((begin + frames / 2) / FRAME_RATE_HZ, 0.45, str(label), ha="center", va="center", fontsize=7)
+        begin += frames
+
+
+def runs_of(values: np.ndarray) -> list[tuple[int, int]]:
+    """(value, how often) of each stretch of equal neighbours."""
+    if not len(values):
+        return []
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(values.astype(np.int64))) + 1, [len(values)]])
+    return [(int(values[begin]), int(end - begin)) for begin, end in itertools.pairwise(edges)]
+
+
+def audio_uri(signal: np.ndarray, peak: float, *, flac: bool = False) -> str:
+    """A signal as a 16-bit WAV or FLAC data URI, divided by `peak`: give two signals the same one to keep their levels comparable."""
+    buffer, kind = io.BytesIO(), "flac" if flac else "wav"
+    soundfile.write(buffer, 0.9 * signal / max(peak, 1e-6), SAMPLE_RATE_HZ, format=kind.upper(), subtype="PCM_16")
+    return f"data:audio/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()

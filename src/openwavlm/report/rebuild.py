@@ -45,7 +45,7 @@ def rebuild_steps(
         built, step = built + len(specs), step + 1
 
 
-def _before_and_after(batch: PretrainBatch, mixing: Mixing | None) -> tuple[torch.Tensor, torch.Tensor]:
+def before_and_after(batch: PretrainBatch, mixing: Mixing | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Waveforms in −1 … 1, clean and mixed; (batch, samples) each."""
     clean = batch.waveforms.float() / 32768
     if mixing is None:
@@ -57,9 +57,9 @@ def _decibel(primary: float, secondary: float) -> float:
     return float(10 * np.log10(primary / secondary)) if primary > 0 and secondary > 0 else float("nan")
 
 
-def _mixtures(batch: PretrainBatch, mixing: Mixing | None) -> Iterator[dict[str, Any]]:
+def mixtures(batch: PretrainBatch, mixing: Mixing | None) -> Iterator[dict[str, Any]]:
     """Every mixture of a batch with its levels, measured on the waveforms alone."""
-    clean, mixed = _before_and_after(batch, mixing)
+    clean, mixed = before_and_after(batch, mixing)
     record, rows = batch.mix, len(batch.rows)
     for number in range(len(record)):
         row, partner, start, length = (int(x[number]) for x in (record.row, record.partner, record.start, record.length))
@@ -76,6 +76,8 @@ def _mixtures(batch: PretrainBatch, mixing: Mixing | None) -> Iterator[dict[str,
         yield {
             "row": row,
             "noise": noise,
+            "partner": partner,
+            "partner_start": int(record.partner_start[number]),
             "start": start,
             "length": length,
             "drawn_db": float(record.energy_ratio_db[number]),
@@ -119,7 +121,7 @@ def measure_realised(
         sums["masked"] += int(batch.mask.sum())
         sums["step_masked"] += batch.num_masked
         sums["step_mixed"] += len(batch.mix)
-        for mixture in _mixtures(batch, builder.draws.mixing):
+        for mixture in mixtures(batch, builder.draws.mixing):
             sums["mixed"] += 1
             sums["noise"] += int(mixture["noise"])
             for name, values in levels.items():
@@ -154,7 +156,7 @@ def first_mixture(opened: OpenData, schedule: Schedule, builder: MicroBatchBuild
     """
     found: Example | None = None
     for step, batch, _ in rebuild_steps(schedule, builder, micro_batches=micro_batches):
-        for mixture in _mixtures(batch, builder.draws.mixing):
+        for mixture in mixtures(batch, builder.draws.mixing):
             telling = mixture["length"] >= 4800 and abs(mixture["overlap_snr_db"]) <= 12
             if mixture["noise"] or (found is not None and not telling):
                 continue

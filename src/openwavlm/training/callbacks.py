@@ -1,4 +1,4 @@
-"""What happens at a step boundary, in this order: validate, write everything down, save, stop."""
+"""What happens at a step boundary, in this order: validate, probe, write everything down, save, stop."""
 
 import contextlib
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import lightning
 
 from openwavlm.training.checkpoint import checkpoint_path, prune
 from openwavlm.training.evaluation import Evaluation
+from openwavlm.training.faults import reach
 from openwavlm.training.log import RunLog
 from openwavlm.training.module import PretrainingModule
 
@@ -20,7 +21,9 @@ class Schedules:
 
     Attributes:
         checkpoint_every: Updates between two checkpoints; one is always written at the end and at a stop.
-        keep_last: Checkpoints that are kept.
+        keep_last: Checkpoints that are kept, those written last.
+        keep_every: Those whose number of updates is a multiple are kept too; 0 = none.
+        keep_best: As many with the lowest cross-entropy on held-out speakers are kept too.
         validate_every: Updates between two validations; one is always made at the end. 0 = never.
         unmasked_every: Updates between two measurements of the accuracy on unmasked frames; 0 = never.
 
@@ -30,15 +33,16 @@ class Schedules:
 
     checkpoint_every: int = 1000
     keep_last: int = 3
+    keep_every: int = 0
+    keep_best: int = 0
     validate_every: int = 1000
     unmasked_every: int = 50
 
     def __post_init__(self) -> None:
-        if self.checkpoint_every < 1 or self.keep_last < 1 or self.validate_every < 0 or self.unmasked_every < 0:
-            raise ValueError(
-                "callbacks.checkpoint_every and keep_last must be ≥ 1, validate_every and unmasked_every ≥ 0, but are "
-                f"{self.checkpoint_every}, {self.keep_last}, {self.validate_every}, {self.unmasked_every}"
-            )
+        least = {"checkpoint_every": 1, "keep_last": 1, "keep_every": 0, "keep_best": 0, "validate_every": 0, "unmasked_every": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"callbacks.{name} must be at least {value}, but is {getattr(self, name)}: raise it")
 
 
 class StepBoundary(lightning.Callback):
@@ -50,6 +54,8 @@ class StepBoundary(lightning.Callback):
         updates: Updates of the whole run.
         stop_after: Update after which this launch ends, resumable; None = run to the end.
         evaluation: The held-out pass, or None.
+        probe: Called with the module and the step where a probe is due, on every rank.
+        probe_every: Updates between two probes.
         log: The run's records on rank 0, None elsewhere.
         on_start: Called when training begins.
         paused: A context that leaves validation and saving out of the wall time.
@@ -66,11 +72,14 @@ class StepBoundary(lightning.Callback):
         log: RunLog | None,
         on_start: Callable[[], None],
         paused: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+        probe: Callable[[PretrainingModule, int], None] | None = None,
+        probe_every: int = 0,
     ) -> None:
+        self._probe, self._probe_every = probe, probe_every
         self._schedules, self._directory, self._updates = schedules, directory, updates
         self._stop_after, self._evaluation, self._log, self._on_start = stop_after, evaluation, log, on_start
         self._paused = paused
-        self.stopped = False
+        self.stopped = self.requeue = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Takes the signals over from Lightning."""
@@ -84,24 +93,40 @@ class StepBoundary(lightning.Callback):
         step, totals = trainer.global_step, pl_module.totals
         at_end = step >= self._updates
         stop = totals.stop or step == self._stop_after
+        control = pl_module.control
         every = self._schedules.validate_every
+        pl_module.validation = None
+        if self._log is not None:
+            self._log.paces(totals.own_us)
         if self._evaluation is not None and every and (at_end or step % every == 0):
+            control.note(f"validation after update {step}")
+            reach("validation")
             with self._paused(), trainer.precision_plugin.forward_context():
                 figures = self._evaluation.run(pl_module.model, pl_module.device)
+            pl_module.validation = float(figures["cross_entropy"])
             if self._log is not None:
                 self._log.validation(step, figures)
+        if self._probe is not None and (at_end or step % self._probe_every == 0):
+            control.note(f"probes after update {step}")
+            reach("probes")
+            with self._paused():
+                self._probe(pl_module, step)
         if at_end or stop or totals.save or step % self._schedules.checkpoint_every == 0:
             pl_module.flush()
             with self._paused():
-                self._save(trainer, step)
+                self._save(trainer, pl_module, step)
         if stop and not at_end:
             self.stopped = True
+            self.requeue = totals.requeue
             trainer.should_stop = True
+        pl_module.pace.rest()
 
-    def _save(self, trainer: lightning.Trainer, step: int) -> None:
+    def _save(self, trainer: lightning.Trainer, module: PretrainingModule, step: int) -> None:
+        module.control.note(f"saving after update {step}")
         if self._log is not None:
             self._log.sync()
         folder = self._directory / "checkpoints"
         trainer.save_checkpoint(checkpoint_path(folder, step), weights_only=False)
         if trainer.is_global_zero:
-            prune(folder, self._schedules.keep_last)
+            kept = self._schedules
+            prune(folder, kept.keep_last, keep_every=kept.keep_every, keep_best=kept.keep_best)

@@ -4,6 +4,7 @@ step-00012000.ckpt        Lightning's full checkpoint (tensors and plain values,
 step-00012000.ckpt.json   size, checksum, step, fingerprints; written first, so a .ckpt without it never exists
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
+
+from openwavlm.training.faults import reach, watched
 
 FORMAT_VERSION = 1
 log = logging.getLogger(__name__)
@@ -47,25 +50,43 @@ class AtomicCheckpointIO(CheckpointIO):
     """Lightning's plugin that writes and reads one checkpoint file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes `path` so that a kill at any instant leaves either nothing or a whole file with its description."""
+        """Writes `path` so that a kill at any instant leaves either nothing or a whole file with its description.
+
+        Raises:
+            ValueError: If the disk is full; the checkpoints before this one stand.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        ours = checkpoint.get("openwavlm", {})
-        description = {
-            "format_version": FORMAT_VERSION,
-            "step": ours.get("step"),
-            "bytes": temporary.stat().st_size,
-            "sha256": _checksum(temporary),
-            "fingerprints": ours.get("fingerprints"),
-        }
-        write_atomically(path.with_name(path.name + ".json"), (json.dumps(description, indent=1) + "\n").encode())
+        try:
+            reach("save.begin")
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, watched(file, "save.writing"))
+                reach("save.written")
+                file.flush()
+                os.fsync(file.fileno())
+            reach("save.synced")
+            ours = checkpoint.get("openwavlm", {})
+            description = {
+                "format_version": FORMAT_VERSION,
+                "step": ours.get("step"),
+                "bytes": temporary.stat().st_size,
+                "sha256": _checksum(temporary),
+                "fingerprints": ours.get("fingerprints"),
+                "validation": ours.get("validation"),
+            }
+            write_atomically(path.with_name(path.name + ".json"), (json.dumps(description, indent=1) + "\n").encode())
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            temporary.unlink(missing_ok=True)
+            raise ValueError(
+                f"{path.parent} is full, so {path.name} was not written; the checkpoints before it stand: free some space and give the "
+                "same command again"
+            ) from error
         temporary.replace(path)
         fsync_directory(path.parent)
+        reach("save.renamed")
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: FBT001
         """Reads tensors and plain values only: no code in a checkpoint is ever run."""
@@ -83,6 +104,29 @@ def checkpoint_path(directory: Path, step: int) -> Path:
     return directory / f"step-{step:08d}.ckpt"
 
 
+def verified(path: Path) -> bool:
+    """Whether a checkpoint is whole: its description can be read, and size and checksum hold; else a warning says why not.
+
+    Raises:
+        ValueError: If it was written by a newer version.
+    """
+    try:
+        description = json.loads(path.with_name(path.name + ".json").read_text())
+        size, checksum = description["bytes"], description["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        log.warning("checkpoint %s has no readable description (%s.json) and is passed over", path.name, path.name)
+        return False
+    if description.get("format_version", 0) > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has checkpoint format {description['format_version']}, this version reads up to {FORMAT_VERSION}: "
+            "install a newer openwavlm"
+        )
+    if path.stat().st_size == size and _checksum(path) == checksum:
+        return True
+    log.warning("checkpoint %s is damaged (size or checksum) and is passed over", path.name)
+    return False
+
+
 def newest_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint whose size and checksum hold, None if there is none; a damaged one is passed over with a warning.
 
@@ -91,20 +135,8 @@ def newest_checkpoint(directory: Path) -> Path | None:
     """
     found = sorted(directory.glob("step-*.ckpt"), reverse=True)
     for path in found:
-        try:
-            description = json.loads(path.with_name(path.name + ".json").read_text())
-            size, checksum = description["bytes"], description["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
-            log.warning("checkpoint %s has no readable description (%s.json) and is passed over", path.name, path.name)
-            continue
-        if description.get("format_version", 0) > FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has checkpoint format {description['format_version']}, this version reads up to {FORMAT_VERSION}: "
-                "install a newer openwavlm"
-            )
-        if path.stat().st_size == size and _checksum(path) == checksum:
+        if verified(path):
             return path
-        log.warning("checkpoint %s is damaged (size or checksum) and is passed over", path.name)
     if found:
         raise ValueError(
             f"none of the {len(found)} checkpoints in {directory} verifies: restore one of them from a copy, or delete the run's "
@@ -113,10 +145,56 @@ def newest_checkpoint(directory: Path) -> Path | None:
     return None
 
 
-def prune(directory: Path, keep_last: int) -> None:
-    """Deletes all but the `keep_last` checkpoints that were written last, and any unfinished file."""
+def named_checkpoint(directory: Path, which: str) -> Path | None:
+    """The checkpoint that a word names: `newest`, `best` (lowest validation cross-entropy) or a number of updates.
+
+    Raises:
+        ValueError: If the word or the number names none, or if the file is damaged.
+    """
+    if which == "newest":
+        return newest_checkpoint(directory)
+    figures = _validation_figures(directory)
+    if which == "best":
+        if not figures:
+            raise ValueError(f"no checkpoint in {directory} was validated, so none is best: use checkpoint=newest")
+        return min(figures, key=lambda path: (figures[path], path.name))
+    path = checkpoint_path(directory, int(which)) if which.isdecimal() else None
+    if path is None or not path.is_file():
+        steps = ", ".join(str(int(found.stem[5:])) for found in sorted(directory.glob("step-*.ckpt")))
+        raise ValueError(f"checkpoint must be newest, best or one of {steps or 'none yet'}, but is {which}")
+    return path
+
+
+def _validation_figures(directory: Path) -> dict[Path, float]:
+    """Checkpoint → cross-entropy on held-out speakers, of those that were validated at their step."""
+    figures = {}
+    for path in directory.glob("step-*.ckpt"):
+        try:
+            figure = json.loads(path.with_name(path.name + ".json").read_text())["validation"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if figure is not None:
+            figures[path] = float(figure)
+    return figures
+
+
+def prune(directory: Path, keep_last: int, *, keep_every: int = 0, keep_best: int = 0) -> None:
+    """Deletes what no rule keeps, and any unfinished file.
+
+    Args:
+        directory: The checkpoints' folder.
+        keep_last: Those written last.
+        keep_every: Those whose number of updates is a multiple; 0 = none.
+        keep_best: Those with the lowest cross-entropy on held-out speakers.
+    """
     for leftover in directory.glob("*.tmp"):
         leftover.unlink(missing_ok=True)
+    found = list(directory.glob("step-*.ckpt"))
     # By time, not by step: a damaged one that was passed over has a later step than those written after it.
-    for old in sorted(directory.glob("step-*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name))[:-keep_last]:
-        AtomicCheckpointIO().remove_checkpoint(old)
+    kept = set(sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))[-keep_last:])
+    kept |= {path for path in found if keep_every and int(path.stem[5:]) % keep_every == 0}
+    figures = _validation_figures(directory)
+    kept |= set(sorted(figures, key=lambda path: (figures[path], path.name))[:keep_best])
+    for path in found:
+        if path not in kept:
+            AtomicCheckpointIO().remove_checkpoint(path)

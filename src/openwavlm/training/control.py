@@ -1,6 +1,6 @@
-"""What the ranks tell each other once a step: masked frames, the plan they follow, and whether to save or stop.
+"""What the ranks tell each other once a step: masked frames, the plan they follow, whether to save or stop, and how long they took.
 
-One all-reduce of four integers on the host (gloo), started before the first forward and waited for before the first backward, so that
+One all-reduce of a few integers on the host (gloo), started before the first forward and waited for before the first backward, so that
 it costs no device synchronisation and every rank acts on a signal at the same step boundary.
 """
 
@@ -12,6 +12,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from openwavlm.training.watchdog import Watchdog
+
 
 @dataclass(frozen=True)
 class StepTotals:
@@ -21,11 +23,15 @@ class StepTotals:
         masked_frames: Frames that enter the loss of this step.
         stop: Whether a rank was asked to stop after this step.
         save: Whether a rank was asked to save after this step.
+        requeue: Whether a rank was told that its job's time is nearly up (SIGUSR1).
+        own_us: Microseconds that each rank's own part of the step before took, without waiting for others.
     """
 
     masked_frames: int
     stop: bool
     save: bool
+    requeue: bool
+    own_us: tuple[int, ...]
 
 
 class Control:
@@ -39,9 +45,11 @@ class Control:
         self._directory = directory
         self._stop = False
         self._save = False
+        self._requeue = False
+        self._watchdog: Watchdog | None = None
         self._group: dist.ProcessGroup | None = None
         self._work: dist.Work | None = None
-        self._vector = torch.zeros(4, dtype=torch.int64)
+        self._vector = torch.zeros(0, dtype=torch.int64)
         self._digest = 0
         self.world_size, self.rank = 1, 0
         if dist.is_available() and dist.is_initialized():
@@ -49,8 +57,13 @@ class Control:
             if self.world_size > 1:
                 self._group = dist.new_group(backend="gloo")
 
-    def listen(self) -> None:
-        """Lets SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and a stop at the next step boundary; a second SIGINT ends at once."""
+    def listen(self, watchdog: Watchdog | None = None) -> None:
+        """Lets SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and a stop at the next step boundary; a second SIGINT ends at once.
+
+        Args:
+            watchdog: Hears of every wait for other ranks.
+        """
+        self._watchdog = watchdog
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
@@ -58,6 +71,18 @@ class Control:
         if number == signal.SIGINT and self._stop:
             raise KeyboardInterrupt
         self._stop = True
+        self._requeue = self._requeue or number == signal.SIGUSR1
+
+    def note(self, doing: str) -> None:
+        """Tells the watchdog what this rank is about to do."""
+        if self._watchdog is not None:
+            self._watchdog.note(doing)
+
+    def close(self) -> None:
+        """Ends the watch."""
+        if self._watchdog is not None:
+            self._watchdog.close()
+            self._watchdog = None
 
     def ask_stop(self) -> None:
         """Asks for a checkpoint and a stop at a step boundary, as a signal does."""
@@ -72,12 +97,20 @@ class Control:
         path.unlink(missing_ok=True)
         return True
 
-    def begin(self, masked_frames: int, digest: int) -> None:
-        """Starts the exchange of one step."""
+    def begin(self, masked_frames: int, digest: int, own_ms: float = 0.0) -> None:
+        """Starts the exchange of one step.
+
+        Args:
+            masked_frames: Those of this rank's part of the step.
+            digest: Hash of the plans that the step draws from.
+            own_ms: How long this rank's own part of the step before took.
+        """
         self._stop = self._stop or self._touched("stop")
         self._save = self._save or self._touched("save_now")
         self._digest = digest
-        self._vector = torch.tensor([masked_frames, int(self._stop), int(self._save), digest], dtype=torch.int64)
+        flags = [masked_frames, int(self._stop), int(self._save), int(self._requeue), digest]
+        self._vector = torch.tensor(flags + [0] * self.world_size, dtype=torch.int64)
+        self._vector[len(flags) + self.rank] = round(1000 * own_ms)
         self._save = False
         if self._group is not None:
             self._work = dist.all_reduce(self._vector, group=self._group, async_op=True)
@@ -91,16 +124,17 @@ class Control:
         if self._work is not None:
             self._work.wait()
             self._work = None
-        masked, stop, save, digests = self._vector.tolist()
+        masked, stop, save, requeue, digests, *own_us = self._vector.tolist()
         if digests != self._digest * self.world_size:
             raise RuntimeError(
                 "the ranks planned different data: their shards, labels or versions differ; compare run.json's fingerprints with the "
                 "index on every node"
             )
-        return StepTotals(masked, stop > 0, save > 0)
+        return StepTotals(masked, stop > 0, save > 0, requeue > 0, tuple(own_us))
 
     def sum(self, vector: torch.Tensor) -> torch.Tensor:
         """Sum over all ranks of a float64 vector on the host."""
         if self._group is not None:
+            self.note("adding up figures over all ranks")
             dist.all_reduce(vector, group=self._group)
         return vector

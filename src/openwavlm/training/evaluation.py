@@ -70,6 +70,7 @@ class Evaluation:
         model.eval()
         sums = torch.zeros(8, dtype=torch.float64)
         for batch in micro_batch_loader(self._builder, self._mine(), self._loading):
+            self._control.note(f"validation: micro-batch {batch.id.index} of {batch.id.source}")
             moved = batch.to(device)
             waveforms = prepare_waveforms(moved, None, normalised=model.wavlm.config.normalise_waveform)
             output = forward_micro_batch(model, moved, waveforms, with_unmasked=True)

@@ -1,15 +1,20 @@
 """What a run writes down while it trains: `metrics.csv`, TensorBoard, and a line for the person who watches."""
 
 import logging
+import statistics
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from torch.utils.tensorboard import SummaryWriter
 
 from openwavlm.training.evaluation import VALIDATION_COLUMNS
+from openwavlm.training.heat_map import heat_map
 from openwavlm.training.module import StepRecord
 from openwavlm.training.records import CsvRecord, Value
+from openwavlm.training.trackers import MlflowTracker, Tracker, WandbTracker
 
 log = logging.getLogger(__name__)
 
@@ -35,26 +40,68 @@ METRIC_COLUMNS = [
 HEALTH_COLUMNS = ["step", "rule", "value", "threshold", "sentence"]
 
 
+def log_file(directory: Path, rank: int) -> Path:
+    """Where the messages of one rank go."""
+    return directory / "logs" / f"rank-{rank:04d}.log"
+
+
+def write_log(directory: Path, rank: int) -> logging.Handler:
+    """From here on every message of this process is written to the rank's file too, with its time; returns the handler."""
+    path = log_file(directory, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    return handler
+
+
 @dataclass(frozen=True)
 class Logging:
     """What is logged how often.
 
     Attributes:
         every_s: Seconds between two progress lines.
-        tensorboard_every: Steps between two TensorBoard points.
+        tensorboard_every: Steps between two points in TensorBoard and the trackers.
+        project: What W&B calls the project and MLflow the experiment.
+        wandb: `off`, `offline` (files in the run directory) or `online`.
+        mlflow: Where MLflow keeps runs, a URI such as `file:///data/mlruns` or a server's; null = not at all.
 
     Raises:
-        ValueError: If a value is not positive.
+        ValueError: If a number is not positive or a word is unknown.
     """
 
     every_s: float = 10.0
     tensorboard_every: int = 10
+    project: str = "openwavlm"
+    wandb: Literal["off", "offline", "online"] = "off"
+    mlflow: str | None = None
 
     def __post_init__(self) -> None:
         if not (self.every_s > 0 and self.tensorboard_every > 0):
             raise ValueError(
                 f"logger.every_s and logger.tensorboard_every must be positive, but are {self.every_s}, {self.tensorboard_every}"
             )
+        if self.wandb not in ("off", "offline", "online"):
+            raise ValueError(f"logger.wandb must be off, offline or online, but is {self.wandb!r}")
+
+
+def open_trackers(settings: Logging, directory: Path, config: dict[str, Any]) -> list[Tracker]:
+    """The trackers that the settings ask for.
+
+    Args:
+        settings: Which.
+        directory: Run directory.
+        config: The composed config, flat, which they keep as the run's parameters.
+
+    Raises:
+        ValueError: If a package is missing.
+    """
+    trackers: list[Tracker] = []
+    if settings.wandb != "off":
+        trackers.append(WandbTracker(directory, settings.project, settings.wandb, config))
+    if settings.mlflow is not None:
+        trackers.append(MlflowTracker(directory, settings.project, settings.mlflow, config))
+    return trackers
 
 
 def metrics_row(record: StepRecord, penalty_weight: float) -> dict[str, Value]:
@@ -92,17 +139,31 @@ class RunLog:
         last_step: Step of the checkpoint that the run goes on from, 0 for a new run.
         updates: Updates of the whole run.
         penalty_weight: Weight of the feature penalty in the logged loss.
+        trackers: What takes the figures beside TensorBoard; closed with the log.
     """
 
-    def __init__(self, directory: Path, settings: Logging, *, last_step: int, updates: int, penalty_weight: float) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        settings: Logging,
+        *,
+        last_step: int,
+        updates: int,
+        penalty_weight: float,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
+        self._trackers = trackers
         self._settings, self._updates, self._penalty_weight = settings, updates, penalty_weight
         self._metrics = CsvRecord(directory / "metrics.csv", METRIC_COLUMNS, last_step=last_step)
         self._validation = CsvRecord(directory / "validation.csv", VALIDATION_COLUMNS, last_step=last_step)
         self._health = CsvRecord(directory / "health.csv", HEALTH_COLUMNS, last_step=last_step)
+        self._directory = directory
+        self._probes: CsvRecord | None = None  # opened by the first probe, whose columns are the model's layers
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=last_step + 1)
         self._began, self._first = time.monotonic(), last_step
         self._shown, self._audio_s, self._shown_step = self._began, 0.0, last_step
         self.audio_s_total = 0.0
+        self._own_us: list[int] = []
 
     def update(self, record: StepRecord) -> None:
         """Takes one update's figures."""
@@ -112,12 +173,30 @@ class RunLog:
         self._audio_s += seconds
         self.audio_s_total += seconds
         if record.step % self._settings.tensorboard_every == 0:
-            for name, value in row.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(f"train/{name}", value, record.step)
+            self._scalars("train", {name: value for name, value in row.items() if name != "step"}, record.step)
         now = time.monotonic()
         if now - self._shown >= self._settings.every_s or record.step == self._updates:
             self._show(row, record.step, now)
+
+    def _scalars(self, group: str, values: Mapping[str, Value], step: int) -> None:
+        """Hands figures that are there to TensorBoard and the trackers."""
+        known = {f"{group}/{name}": float(value) for name, value in values.items() if value is not None}
+        for name, value in known.items():
+            self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.scalars(known, step)
+
+    def paces(self, own_us: tuple[int, ...]) -> None:
+        """Takes how long each rank's own part of a step took, in microseconds."""
+        self._own_us = [before + now for before, now in zip(self._own_us or [0] * len(own_us), own_us, strict=True)]
+
+    def _slowest(self) -> str:
+        """Names the rank that took longest since the last line, with its time over the median rank's."""
+        own_us, self._own_us = self._own_us, []
+        if len(own_us) < 2 or not any(own_us):
+            return ""
+        slowest = max(range(len(own_us)), key=own_us.__getitem__)
+        return f" | slowest rank {slowest} ({own_us[slowest] / max(1, statistics.median_low(own_us)):.2f} x the median)"
 
     def _show(self, row: dict[str, Value], step: int, now: float) -> None:
         elapsed = max(1e-9, now - self._shown)
@@ -127,16 +206,15 @@ class RunLog:
         log.info(
             f"step {step}/{self._updates} | loss {row['loss']:.3f} | masked accuracy {row['accuracy']:.3f} | "
             f"grad norm {row['grad_norm']:.2f} | lr {row['lr']:.2e} | {speed:.0f} audio-s/s | "
-            f"{left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d} left"
+            f"{left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d} left{self._slowest()}"
         )
-        self._board.add_scalar("speed/audio_s_per_s", speed, step)
+        self._scalars("speed", {"audio_s_per_s": speed}, step)
         self._shown, self._audio_s, self._shown_step = now, 0.0, step
 
     def validation(self, step: int, figures: dict[str, float | int]) -> None:
         """Takes the figures of one validation pass."""
         self._validation.write({"step": step, **figures})
-        for name, value in figures.items():
-            self._board.add_scalar(f"validation/{name}", value, step)
+        self._scalars("validation", figures, step)
         log.info(
             f"step {step} | held-out speakers: cross-entropy {figures['cross_entropy']:.3f} (unigram "
             f"{figures['unigram_cross_entropy']:.3f}), masked accuracy {figures['accuracy']:.3f} (commonest label "
@@ -153,10 +231,28 @@ class RunLog:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
+    def probes(self, step: int, layers: list[float], baselines: dict[str, float]) -> None:
+        """Takes the share of development voices' frames whose phone each layer tells."""
+        columns = ["step", *(f"layer_{layer}" for layer in range(len(layers)))]
+        if self._probes is None:
+            self._probes = CsvRecord(self._directory / "probes.csv", columns, last_step=self._first)
+        self._probes.write({"step": step, **dict(zip(columns[1:], layers, strict=True))})
+        self._scalars("probes", dict(zip(columns[1:], layers, strict=True)), step)
+        best = max(range(len(layers)), key=layers.__getitem__)
+        context = baselines.get("logmel_context", 0.0)
+        log.info(
+            f"step {step} | phones of development voices: layer {best} {layers[best]:.3f} (log-mel ± 5 frames {context:.3f}, MFCC "
+            f"{baselines.get('mfcc', 0.0):.3f}, untrained {baselines.get('untrained', 0.0):.3f})"
+        )
+        figure = heat_map(self._directory / "probes.csv", baselines)
+        self._board.add_figure("probes/phones by layer", figure, step)
+
     def sync(self) -> None:
         """Forces the records to disk."""
         self._metrics.sync()
         self._validation.sync()
+        if self._probes is not None:
+            self._probes.sync()
         self._board.flush()
 
     def close(self) -> None:
@@ -164,4 +260,8 @@ class RunLog:
         self._metrics.close()
         self._validation.close()
         self._health.close()
+        if self._probes is not None:
+            self._probes.close()
         self._board.close()
+        for tracker in self._trackers:
+            tracker.close()

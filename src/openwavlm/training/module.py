@@ -6,6 +6,7 @@ norm → finite? → clip → AdamW (a void update is skipped on the device, wit
 """
 
 import contextlib
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +26,13 @@ from openwavlm.models.wavlm import normalise
 from openwavlm.randomness import stable_hash, words
 from openwavlm.targets.logmel import NUM_BANDS, normalised_log_mel
 from openwavlm.training.control import Control, StepTotals
+from openwavlm.training.faults import reach
 from openwavlm.training.health.figures import HealthFigures, HealthRecord, PendingFigures
+from openwavlm.training.loss_scale import LossScale
 from openwavlm.training.optim import Optim
+from openwavlm.training.pace import Pace
 from openwavlm.training.sharding import set_gradient_sync, shard_model, shard_whole, state_by_name, state_by_position
+from openwavlm.training.void_updates import Suspects, VoidUpdates
 
 _SKIPS_TOLERATED = 5  # below this many, a rate says nothing
 SUMS = [
@@ -156,6 +161,7 @@ class PretrainingModule(lightning.LightningModule):
         on_record: Called with each finished step's record, one step late.
         unmasked_every: Steps between two measurements of the accuracy on unmasked frames; 0 = never.
         max_skip_rate: Share of rows that may be unreadable before the run stops.
+        float16: Whether the loss is scaled (`loss_scale`), as float16 needs it.
         fingerprints: What checkpoints are bound to.
         plan_state: Step → what a checkpoint keeps of the plan.
         health: Collects what the health rules need; None = nothing.
@@ -174,6 +180,7 @@ class PretrainingModule(lightning.LightningModule):
         on_record: Callable[[StepRecord], None],
         unmasked_every: int = 50,
         max_skip_rate: float = 1e-3,
+        float16: bool = False,
         fingerprints: dict[str, str],
         plan_state: Callable[[int], dict[str, Any]],
         health: HealthFigures | None = None,
@@ -182,22 +189,33 @@ class PretrainingModule(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model = model
+        self.ema = copy.deepcopy(model).requires_grad_(requires_grad=False) if optim.ema else None
         self.logmel_map = nn.Linear(model.wavlm.config.conv_dims[-1], NUM_BANDS) if loss.logmel else None
+        self.loss_scale = LossScale() if float16 else None
+        self.voids = VoidUpdates(optim.max_void_rate)
         self.optim, self.loss, self.mixing, self.seed = optim, loss, mixing, seed
         self.control, self.on_record, self.unmasked_every = control, on_record, unmasked_every
         self.max_skip_rate, self._rows, self._unreadable = max_skip_rate, 0.0, 0.0
         self.fingerprints, self.plan_state = fingerprints, plan_state
         self.health, self.health_state = health, health_state
+        self.pace = Pace(on_gpu=False)
+        self.validation: float | None = None  # cross-entropy on held-out speakers, if this step was validated
         self.totals: StepTotals | None = None
-        self._pending: tuple[int, Tensor, Tensor, float, bool, PendingFigures | None] | None = None
+        self._pending: tuple[int, Tensor, Tensor, float, bool, Suspects, PendingFigures | None] | None = None
 
     def configure_model(self) -> None:
         """Shards the parameters where the strategy made a device mesh."""
         if self.device_mesh is None:
             return
         shard_model(self.model, self.device_mesh)
+        if self.ema is not None:
+            shard_model(self.ema, self.device_mesh)
         if self.logmel_map is not None:
             shard_whole(self.logmel_map, self.device_mesh)
+
+    def on_fit_start(self) -> None:
+        """The device is known from here on."""
+        self.pace = Pace(on_gpu=self.device.type == "cuda")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the rate is set at each step."""
@@ -211,7 +229,10 @@ class PretrainingModule(lightning.LightningModule):
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """Runs one global step."""
-        self.control.begin(sum(micro.num_masked for micro in batch.micro_batches), batch.digest)
+        pace, control, last = self.pace, self.control, len(batch.micro_batches) - 1
+        pace.begin()
+        control.begin(sum(micro.num_masked for micro in batch.micro_batches), batch.digest, pace.own_ms)
+        control.note(f"update {batch.step + 1}: forward of the first micro-batch")
         self.flush()
         with_unmasked = bool(self.unmasked_every) and (batch.step + 1) % self.unmasked_every == 0
         warm = self.loss.warm(batch.step, self.optim.updates)
@@ -220,8 +241,10 @@ class PretrainingModule(lightning.LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+        suspects = Suspects([], [])
         for number, micro in enumerate(batch.micro_batches):
-            with self._gradient_sync(wanted=number == len(batch.micro_batches) - 1):
+            with self._gradient_sync(wanted=number == last):
+                pace.forward_begins()
                 seed_dropout(self.device, self.seed, micro)
                 waveforms = prepare_waveforms(micro, self.mixing, normalised=self.model.wavlm.config.normalise_waveform)
                 output = forward_micro_batch(
@@ -233,18 +256,36 @@ class PretrainingModule(lightning.LightningModule):
                     with_marginal=measured,
                 )
                 logmel_error = self._logmel_error(output.features, waveforms, micro.num_samples)
+                pace.forward_ends()
                 if number == 0:
-                    self.totals = self.control.finish()
+                    self.totals = self._exchange(batch.step)
                 assert self.totals is not None
+                if number == last:
+                    pace.hold()
+                    control.note(
+                        f"update {batch.step + 1}: backward of the last micro-batch, with the sum of gradients over all ranks"
+                    )
+                suspects.add(micro.id, output.cross_entropy_sum)
                 self.manual_backward(self._loss(output, logmel_error, micro, self.totals.masked_frames, warm))
                 if micro.weight:
                     sums += self._sums(output, logmel_error, micro)
                     if self.health is not None:
                         self.health.add(output)
-        assert self.totals is not None
-        figures = self.health.end(batch.step, self) if self.health is not None else None
         norm = self._update(optimizer, batch.step)
-        self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked, figures)
+        figures = self.health.end(batch.step) if self.health is not None else None
+        self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked, suspects, figures)
+        pace.end()
+        control.note(f"update {batch.step + 1} is done: what follows it, and waiting for the next batch")
+
+    def _exchange(self, step: int) -> StepTotals:
+        """Waits for what the ranks tell each other."""
+        self.control.note(f"update {step + 1}: waiting for the other ranks' masked frames and signals")
+        self.pace.hold()
+        totals = self.control.finish()
+        self.pace.go()
+        self.control.note(f"update {step + 1}: forward and backward")
+        reach("step")
+        return totals
 
     def _gradient_sync(self, *, wanted: bool) -> contextlib.AbstractContextManager:
         wrapped = self.trainer.strategy.model
@@ -272,7 +313,8 @@ class PretrainingModule(lightning.LightningModule):
             total = total + self.loss.unmasked * warm * output.unmasked_cross_entropy_sum
         if logmel_error is not None:
             total = total + self.loss.logmel * warm * logmel_error * micro.num_masked
-        return total * (micro.weight * self.control.world_size / max(1, masked_frames))
+        total = total * (micro.weight * self.control.world_size / max(1, masked_frames))
+        return total if self.loss_scale is None else total * self.loss_scale.scale
 
     def _sums(self, output: PretrainingOutput, logmel_error: Tensor | None, micro: PretrainBatch) -> Tensor:
         """The step's figures of one micro-batch; only three of them come from the device."""
@@ -294,29 +336,41 @@ class PretrainingModule(lightning.LightningModule):
     def _update(self, optimizer: Any, step: int) -> Tensor:
         """Clips, and steps unless the gradient's norm is not finite; returns the norm before clipping."""
         parameters = [p for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(gradients)
+        if self.health is not None:
+            self.health.gradients(self)
+        norm = torch.nn.utils.get_total_norm(gradients)
         torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.clip_norm, norm)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         for group in optimizer.param_groups:
             group["lr"] = self.optim.learning_rate(step)
         # Fused AdamW leaves parameters, moments and its step count alone where found_inf is 1.
-        optimizer.optimizer.found_inf = (~torch.isfinite(norm)).to(torch.float32)
+        void = (~torch.isfinite(norm)).to(torch.float32)
+        optimizer.optimizer.found_inf = void
         optimizer.optimizer.grad_scale = None
         optimizer.step()
+        if self.loss_scale is not None:
+            self.loss_scale.update(void)
+        if self.ema is not None:
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - self.optim.ema_decay(step))
         return norm
 
     def flush(self) -> None:
         """Reads back the last step's figures (its device work has finished by now) and hands the record on."""
         if self._pending is None:
             return
-        step, sums, norm, lr, with_unmasked, pending = self._pending
+        step, sums, norm, lr, with_unmasked, suspects, pending = self._pending
         self._pending = None
         total = self.control.sum(sums.cpu() if pending is None else pending.joined(sums))
         figures = dict(zip(SUMS, total[: len(SUMS)].tolist(), strict=True))
         health = pending.record(total[len(SUMS) :].numpy()) if pending is not None else None
         self.on_record(StepRecord(step + 1, figures, float(norm), lr, with_unmasked, health))
         self._check_unreadable(figures)
+        self.voids.note(step + 1, float(norm), suspects)
 
     def _check_unreadable(self, figures: dict[str, float]) -> None:
         self._rows += figures["rows"]
@@ -344,6 +398,8 @@ class PretrainingModule(lightning.LightningModule):
             "rows": self._rows,
             "unreadable": self._unreadable,
             "health": self.health_state(),
+            "voids": self.voids.count,
+            "validation": self.validation,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -352,3 +408,4 @@ class PretrainingModule(lightning.LightningModule):
             states = checkpoint["optimizer_states"]
             checkpoint["optimizer_states"] = [state_by_position(state, self._groups()) for state in states]
         self._rows, self._unreadable = checkpoint["openwavlm"]["rows"], checkpoint["openwavlm"]["unreadable"]
+        self.voids.count = checkpoint["openwavlm"].get("voids", 0)

@@ -1,4 +1,8 @@
-"""The optimiser and its schedule: AdamW, linear warm-up from 0, linear decay (fairseq's `polynomial_decay` with power 1)."""
+"""The optimiser and its schedules: AdamW, linear warm-up from 0, and then
+
+linear   straight down to the last update (fairseq's `polynomial_decay` with power 1)
+wsd      constant, and straight down over the last share: until then a run can be extended, or ended from any checkpoint by a branch
+"""
 
 import math
 from dataclasses import dataclass
@@ -20,12 +24,17 @@ class Optim:
         updates: Optimiser steps of the whole run.
         lr: Peak learning rate.
         warmup_updates: Steps of linear warm-up from 0.
+        schedule: `linear` or `wsd` (warm-up, stable, decay).
+        decay_share: Share of the updates over which `wsd` decays, at the end.
         final_share: Share of `lr` that is left at the last update.
         betas: Adam's moments.
         eps: Adam's epsilon.
         weight_decay: Decoupled weight decay.
         decay: Which parameters decay: `all` (as fairseq does) or `matrices` (no biases, norms or other vectors).
         clip_norm: Largest L2 norm of the gradient per masked frame.
+        max_void_rate: Share of the updates that may be void (gradient not finite) before the run ends with an error.
+        ema: Decay of a running mean of the weights that can be exported instead of them (`export weights=ema`); 0 = none. It takes
+            the memory of the weights once more, and the first updates count more (see `ema_decay`).
 
     Raises:
         ValueError: If a value is out of range.
@@ -34,12 +43,16 @@ class Optim:
     updates: int
     lr: float = 5e-4
     warmup_updates: int = 32_000
+    schedule: Literal["linear", "wsd"] = "linear"
+    decay_share: float = 0.2
     final_share: float = 0.0
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     weight_decay: float = 0.01
     decay: Literal["all", "matrices"] = "matrices"
     clip_norm: float = 10.0
+    max_void_rate: float = 0.01
+    ema: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
@@ -55,6 +68,17 @@ class Optim:
                 "optim.lr and optim.clip_norm must be positive and optim.final_share in [0, 1], but are "
                 f"{self.lr}, {self.clip_norm}, {self.final_share}"
             )
+        if self.schedule not in ("linear", "wsd"):
+            raise ValueError(f"optim.schedule must be linear or wsd, but is {self.schedule!r}")
+        if not (0 < self.decay_share <= 1 and self.warmup_updates + self.decay_updates <= self.updates):
+            raise ValueError(
+                f"optim.decay_share must lie in (0, 1] and leave room for the warm-up, but is {self.decay_share} of {self.updates} "
+                f"updates with {self.warmup_updates} of warm-up: lower one of them"
+            )
+        if not 0 <= self.max_void_rate <= 1:
+            raise ValueError(f"optim.max_void_rate must lie in [0, 1], but is {self.max_void_rate}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"optim.ema must lie in [0, 1), but is {self.ema}: 0.999 is a usual choice, 0 for none")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(
                 f"optim.betas must be two numbers in [0, 1), but are {list(self.betas)}: [0.9, 0.98] is the usual choice"
@@ -66,11 +90,21 @@ class Optim:
         if self.decay not in ("all", "matrices"):
             raise ValueError(f"optim.decay must be all or matrices, but is {self.decay!r}")
 
+    @property
+    def decay_updates(self) -> int:
+        """Updates over which `wsd` decays; 0 under `linear`."""
+        return max(1, round(self.decay_share * self.updates)) if self.schedule == "wsd" else 0
+
+    def ema_decay(self, step: int) -> float:
+        """Decay of the running mean at update `step`: min(ema, (1 + step) / (10 + step)), so that it forgets the initial weights."""
+        return min(self.ema, (1 + step) / (10 + step))
+
     def learning_rate(self, step: int) -> float:
         """Rate of update `step`, counted from 0; the first update already moves, the peak is reached at `warmup_updates`."""
         if step < self.warmup_updates:
             return self.lr * (step + 1) / (self.warmup_updates + 1)
-        left = (self.updates - step) / (self.updates - self.warmup_updates)
+        falls = self.updates - self.warmup_updates if self.schedule == "linear" else self.decay_updates
+        left = min(1.0, (self.updates - step) / falls)
         return self.lr * (self.final_share + (1 - self.final_share) * left)
 
     def groups(self, module: nn.Module) -> list[dict[str, nn.Parameter]]:

@@ -24,8 +24,9 @@ _FREE_GROUPS = (
     "logger",
     "loader",
     "health",
+    "probes",
 )  # may differ between launches: they do not change the trajectory
-_FREE_KEYS = ("stop_after", "allow_change", "debug")
+_FREE_KEYS = ("stop_after", "allow_change", "debug", "model.recompute")
 _RECORD_BYTES = 512
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,23 @@ def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tup
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
+def refuse_changes(changes: dict[str, tuple[Any, Any]], allow_change: list[str], run: str) -> None:
+    """Refuses differences that nobody allowed.
+
+    Raises:
+        ValueError: With each of them and both values.
+    """
+    refused = {
+        key: values for key, values in changes.items() if not any(key == a or key.startswith(a + ".") for a in allow_change)
+    }
+    if refused:
+        lines = "".join(f"\n  {key}: {old!r} -> {new!r}" for key, (old, new) in refused.items())
+        raise ValueError(
+            f"this launch differs from {run}:{lines}\nUse another name for a new run, or allow_change="
+            f"[{','.join(refused)}] to go on with the change (it is recorded in run.json)"
+        )
+
+
 def accept_config(directory: Path, config: dict[str, Any], allow_change: list[str]) -> dict[str, tuple[Any, Any]]:
     """Compares the composed config with the run's, and lays it down to become the run's when a segment begins.
 
@@ -145,16 +163,8 @@ def accept_config(directory: Path, config: dict[str, Any], allow_change: list[st
     path = directory / "config.yaml"
     changes: dict[str, tuple[Any, Any]] = {}
     if path.exists():
-        changes = changed_keys(_read_config(path), config)
-        refused = {
-            key: values for key, values in changes.items() if not any(key == a or key.startswith(a + ".") for a in allow_change)
-        }
-        if refused:
-            lines = "".join(f"\n  {key}: {old!r} -> {new!r}" for key, (old, new) in refused.items())
-            raise ValueError(
-                f"this launch differs from the run in {directory}:{lines}\nUse another name for a new run, or allow_change="
-                f"[{','.join(refused)}] to go on with the change (it is recorded in run.json)"
-            )
+        changes = changed_keys(read_config(path), config)
+        refuse_changes(changes, allow_change, f"the run in {directory}")
     write_atomically(_staged(directory), yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
     return changes
 
@@ -163,7 +173,12 @@ def _staged(directory: Path) -> Path:
     return directory / "config.yaml.next"
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's config.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
     try:
         config = yaml.safe_load(path.read_text())
     except yaml.YAMLError:

@@ -18,19 +18,22 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from openwavlm.models.pretraining import WavLMForPretraining
 
 
 def shard_model(model: WavLMForPretraining, mesh: DeviceMesh) -> None:
-    """Shards every encoder layer for itself and the rest as one group, in place.
+    """Shards every encoder layer, the rest of the encoder, and the head as one group each, in place.
 
     Source: torch.distributed.fsdp.fully_shard.
     """
     for layer in model.wavlm.encoder.layers:
         fully_shard(layer, mesh=mesh)
+    fully_shard(model.wavlm, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    # Probes and exports enter here, not through `forward`.
+    register_fsdp_forward_method(model.wavlm, "extract")
 
 
 def shard_whole(module: nn.Module, mesh: DeviceMesh) -> None:

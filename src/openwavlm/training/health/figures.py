@@ -37,11 +37,13 @@ class HealthRecord:
 def block_of(name: str) -> str | None:
     """The block that a parameter of the training module belongs to; None for one whose gradient says nothing.
 
-    The map to log-mels is left out: its loss falls to 0 by design.
+    The map to log-mels is left out, whose loss falls to 0 by design, as is a running mean of the weights.
     """
+    if not name.startswith("model."):
+        return None
     parts = name.removeprefix("model.").split(".")
     if parts[0] != "wavlm":
-        return None if parts[0] == "logmel_map" else "head"
+        return "head"
     if parts[1] == "extractor":
         return "extractor"
     if parts[1] != "encoder":
@@ -93,6 +95,7 @@ class HealthFigures:
         self._sizes = (num_classes, channels)
         self._promised: dict[int, np.ndarray] = {}
         self._parts: list[Tensor] | None = None
+        self._squares: dict[str, Tensor] = {}
 
     def before_copy(self, batch: StepBatch) -> None:
         """Takes what the host knows of a batch, before it goes to the device."""
@@ -114,16 +117,21 @@ class HealthFigures:
         self._parts.append(torch.cat([output.marginal.double(), heard]))
 
     @torch.no_grad()
-    def end(self, step: int, module: nn.Module) -> "PendingFigures":
-        """Everything of update `step`, whose gradients are not clipped yet; nothing is waited for."""
+    def gradients(self, module: nn.Module) -> None:
+        """Takes the gradients, unscaled and not clipped yet, where this update is measured."""
+        if self._parts is not None:
+            self._squares = block_gradients(module, count=self._rank == 0)
+
+    @torch.no_grad()
+    def end(self, step: int) -> "PendingFigures":
+        """Everything of update `step`; nothing is waited for."""
         promised = torch.from_numpy(self._promised.pop(step))
         if self._parts is None:
             return PendingFigures(promised, None, self._sizes, [])
-        squares = block_gradients(module, count=self._rank == 0)
-        last = torch.stack(list(squares.values()))
+        last = torch.stack(list(self._squares.values()))
         # A rank that ran only padding has no part.
         first = torch.stack(self._parts).sum(0) if self._parts else last.new_zeros(sum(self._sizes))
-        return PendingFigures(promised, torch.cat([first, last]), self._sizes, list(squares))
+        return PendingFigures(promised, torch.cat([first, last]), self._sizes, list(self._squares))
 
 
 @dataclass(frozen=True, eq=False)

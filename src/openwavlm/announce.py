@@ -1,0 +1,100 @@
+"""What a training says of itself before its first step."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from openwavlm.budget import GIB, Recipe, wasted_share
+from openwavlm.build import recipe_of
+from openwavlm.costs import count_parameters
+from openwavlm.data.plan import PlanStatistics
+from openwavlm.data.sources import OpenData
+
+log = logging.getLogger(__name__)
+
+
+def announce(
+    parts: dict[str, Any],
+    precision: str,
+    opened: OpenData,
+    plan: PlanStatistics,
+    *,
+    start: int,
+    world_size: int,
+    directory: Path,
+) -> None:
+    """Logs the run's size, data, plan and cost.
+
+    Args:
+        parts: The config's objects.
+        precision: The config's.
+        opened: The data.
+        plan: Of the first epochs.
+        start: Updates that are done.
+        world_size: Processes.
+        directory: The run's.
+    """
+    recipe = recipe_of(parts, precision, opened.num_classes)
+    parameters = sum(count_parameters(recipe.model, recipe.head).values())
+    log.info(
+        "%s %s at update %d of %d: %.2f M parameters, %d classes",
+        "resuming" if start else "starting",
+        directory,
+        start,
+        recipe.updates,
+        parameters / 1e6,
+        opened.num_classes,
+    )
+    _announce_data(recipe, opened, plan)
+    for line in cost_lines(recipe, world_size):
+        log.info("%s", line)
+
+
+def _announce_data(recipe: Recipe, opened: OpenData, plan: PlanStatistics) -> None:
+    batching, data = recipe.batching, opened.summary()
+    if not data["validation_rows"]:
+        log.warning("no speaker is held out (data.validation_share=%g): nothing will be validated", opened.data.validation_share)
+    elif not data["validation_speakers"]:
+        log.warning("no speaker is known: whole recordings are held out, so a voice may be on both sides of the split")
+    log.info(
+        "data: %s h of %s speakers, %s h of %s speakers held out; about %.1f passes",
+        data["training_hours"],
+        data["training_speakers"],
+        data["validation_hours"],
+        data["validation_speakers"],
+        recipe.updates * batching.seconds / 3600 / max(1e-9, data["training_hours"]),
+    )
+    log.info(
+        "plan: %.2f %% padding, %.2f %% of the audio left out (%d utterances shorter than %g s)",
+        100 * plan.padding_share,
+        100 * plan.lost_share,
+        plan.too_short,
+        batching.min_seconds,
+    )
+
+
+def cost_lines(recipe: Recipe, world_size: int) -> list[str]:
+    """What an update costs, and how the processes share it.
+
+    Args:
+        recipe: What is trained.
+        world_size: Processes.
+
+    Returns:
+        Lines to read.
+    """
+    batching = recipe.batching
+    slots, rounds = batching.slots, -(-batching.slots // world_size)
+    lines = [
+        f"update: {batching.seconds:g} s of audio, {recipe.flops_a_second() * batching.seconds:.2g} operations; about "
+        f"{recipe.memory(world_size).total / GIB:.2g} GiB a process (an estimate)",
+        f"step: the {slots}-slot recipe on your {world_size} process(es): {rounds} micro-batches of {batching.micro_seconds:g} s each, "
+        "same losses",
+    ]
+    waste = -slots % world_size
+    if waste:
+        lines.append(
+            f"{waste} padding micro-batch(es) a step: {wasted_share(slots, world_size):.0%} of the work is waste; a divisor of {slots} "
+            "avoids it"
+        )
+    return lines

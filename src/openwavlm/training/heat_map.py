@@ -1,0 +1,39 @@
+"""How well each layer tells phones, over the run: layers up, updates to the right."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def read_probes(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """`probes.csv` as steps (probes,) and accuracies (layers, probes)."""
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    layers = [name for name in rows[0] if name != "step"] if rows else []
+    steps = np.array([int(row["step"]) for row in rows])
+    return steps, np.array([[float(row[name]) for row in rows] for name in layers]).reshape(len(layers), len(rows))
+
+
+def heat_map(path: Path, baselines: dict[str, float]) -> Figure:
+    """Draws `probes.csv`; the title names what needs no training.
+
+    Args:
+        path: The table.
+        baselines: Accuracies of `logmel_context`, `mfcc` and `untrained` on the same frames.
+    """
+    steps, accuracy = read_probes(path)
+    figure = Figure(figsize=(5.4, 0.9 + 0.22 * max(4, len(accuracy))), layout="constrained")
+    axes = figure.subplots()
+    low = min([*baselines.values(), float(accuracy.min())])
+    image = axes.imshow(accuracy, origin="lower", aspect="auto", cmap="viridis", vmin=low, interpolation="nearest")
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(6, len(steps))).round().astype(int))
+    axes.set_xticks(shown, [f"{steps[place]:,}" for place in shown])
+    axes.set_yticks(range(len(accuracy)))
+    axes.set_xlabel("updates")
+    axes.set_ylabel("layer")
+    named = {"logmel_context": "log-mel ± 5", "mfcc": "MFCC", "untrained": "untrained"}
+    without = ", ".join(f"{title} {baselines[name]:.3f}" for name, title in named.items() if name in baselines)
+    axes.set_title(f"phones told, share of frames ({without})" if without else "phones told, share of frames", fontsize="small")
+    figure.colorbar(image, ax=axes)
+    return figure

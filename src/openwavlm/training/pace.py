@@ -1,0 +1,65 @@
+"""How long a rank's own part of a step takes: waiting for data and computing, without waiting for other ranks.
+
+On a GPU the host runs ahead of the device, so the time of the forward passes is taken on the device and read a step later.
+"""
+
+import time
+
+import torch
+
+
+class Pace:
+    """A stopwatch that is held while a rank waits for the others.
+
+    Args:
+        on_gpu: Whether the step is computed on one.
+    """
+
+    def __init__(self, *, on_gpu: bool) -> None:
+        self._on_gpu = on_gpu
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._before: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._mark = time.monotonic()
+        self._data = self._computed = 0.0
+        self.data_wait_ms = 0.0
+        self.own_ms = 0.0
+
+    def rest(self) -> None:
+        """After validation, saving and the like, which no step is to be blamed for."""
+        self._mark = time.monotonic()
+
+    def begin(self) -> None:
+        """The step's batch has arrived."""
+        now = time.monotonic()
+        self._data, self._computed, self._mark = now - self._mark, 0.0, now
+
+    def hold(self) -> None:
+        """The rank is about to wait for others."""
+        now = time.monotonic()
+        self._computed += now - self._mark
+        self._mark = now
+
+    def go(self) -> None:
+        """The wait is over."""
+        self._mark = time.monotonic()
+
+    def forward_begins(self) -> None:
+        """A forward pass is about to be queued."""
+        if self._on_gpu:
+            pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            pair[0].record()
+            self._events.append(pair)
+
+    def forward_ends(self) -> None:
+        """It has been queued."""
+        if self._on_gpu:
+            self._events[-1][1].record()
+
+    def end(self) -> None:
+        """The step is over; its times can be read."""
+        self.data_wait_ms = 1000 * self._data
+        # The figures of the step before were read during this one, so the device has passed that step's events.
+        on_device = sum(begin.elapsed_time(end) for begin, end in self._before)
+        self._before, self._events = self._events, []
+        self.own_ms = 1000 * (self._data + self._computed) + on_device
+        self._mark = time.monotonic()

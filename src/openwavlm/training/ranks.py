@@ -1,0 +1,113 @@
+"""The processes of a run: started by torchrun, by Slurm or alone, and agreeing before the first step."""
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+_FIRST_PORT, _PORTS = 15_000, 20_000
+log = logging.getLogger(__name__)
+
+
+def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """What torchrun would have set, from what `srun` has set; empty where neither several tasks nor `srun` are in play.
+
+    Raises:
+        ValueError: If a job of several tasks runs its script without `srun`; if the nodes have unequally many tasks.
+    """
+    tasks = int(environment.get("SLURM_NTASKS", "1"))
+    if tasks < 2 or "WORLD_SIZE" in environment:
+        return {}
+    if "SLURM_STEP_ID" not in environment:
+        raise ValueError(
+            f"Slurm has {tasks} tasks for this job, but this program was not started by srun and would train alone: write `srun python "
+            "train.py ...` in the job script"
+        )
+    local = set(re.findall(r"(?:^|,)(\d+)", environment["SLURM_STEP_TASKS_PER_NODE"]))
+    if len(local) > 1:
+        raise ValueError(
+            f"every node must have the same number of tasks, but they have {environment['SLURM_STEP_TASKS_PER_NODE']}: use "
+            "--ntasks-per-node"
+        )
+    first = SLURMEnvironment.resolve_root_node_address(environment.get("SLURM_STEP_NODELIST", environment["SLURM_JOB_NODELIST"]))
+    port = _FIRST_PORT + int(environment["SLURM_JOB_ID"]) % _PORTS
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": local.pop(),
+        "GROUP_RANK": environment["SLURM_NODEID"],
+        "MASTER_ADDR": environment.get("MASTER_ADDR", first),
+        "MASTER_PORT": environment.get("MASTER_PORT", str(port)),
+    }
+
+
+def join_processes() -> tuple[int, int]:
+    """Joins the process group that torchrun or `srun` prepared; returns (rank, world size).
+
+    Raises:
+        ValueError: If Slurm started several tasks in a way that cannot be meant.
+    """
+    os.environ.update(slurm_variables(os.environ))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend)
+    return int(os.environ.get("RANK", "0")), world_size
+
+
+def requeue_job() -> bool:
+    """Asks Slurm to start this job again when it ends; returns whether it agreed. Outside of Slurm it does nothing."""
+    job = os.environ.get("SLURM_JOB_ID")
+    program = shutil.which("scontrol")
+    if job is None or program is None:
+        return False
+    answer = subprocess.run([program, "requeue", job], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        log.warning("scontrol requeue %s: %s", job, answer.stderr.strip())
+    else:
+        log.info("job %s is queued again and will go on from the checkpoint", job)
+    return answer.returncode == 0
+
+
+def on_rank_zero(function: Callable[[], Any]) -> Any:
+    """Runs `function` on rank 0 and gives all ranks its result, or its error as a `ValueError`."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return function()
+    box: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = function()
+        except (ValueError, OSError) as error:
+            box[1] = str(error)
+    dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise ValueError(box[1])
+    return box[0]
+
+
+def together(function: Callable[[], Any]) -> Any:
+    """Runs `function` on every rank and gives each its own result; if one rank fails, all raise its error instead of waiting for it.
+
+    Raises:
+        ValueError: With the first failing rank's message.
+    """
+    result, error = None, None
+    try:
+        result = function()
+    except (ValueError, OSError) as failure:
+        error = str(failure)
+    if dist.is_available() and dist.is_initialized():
+        errors: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, error)
+        error = next((f"rank {rank}: {text}" for rank, text in enumerate(errors) if text), None)
+    if error is not None:
+        raise ValueError(error)
+    return result

@@ -1,0 +1,171 @@
+"""Which launch trained an update, and with what config, data and plan: the history that `run.json` and the checkpoints keep."""
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from openwavlm.data.plan import PLAN_VERSION
+from openwavlm.data.schedule import Schedule
+from openwavlm.training.run_directory import RunRecord, flatten
+
+_NOT_IN_THE_PLAN = ("labels", "noise", "max_skip_rate", "validation_seconds", "shards")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One launch of a run.
+
+    Attributes:
+        config: The config it trained with.
+        newest: The run's newest config, for folders that were moved since.
+        record: Its entry in `run.json`.
+        fingerprints: The content of its data; None if nothing tells.
+        number: Its place among the launches, from 0.
+        origin: Step at which its plan began, as far as the configs tell; used only where `record` does not say it.
+    """
+
+    config: dict[str, Any]
+    newest: dict[str, Any]
+    record: dict[str, Any]
+    fingerprints: dict[str, str] | None
+    number: int
+    origin: int
+
+
+def segment_of(directory: Path, step: int) -> Segment:
+    """The launch whose update `step` (from 1) is the one in `metrics.csv`.
+
+    Args:
+        directory: Run directory; nothing in it is locked or written.
+        step: The update, from 1.
+
+    Raises:
+        ValueError: If the folder is no run directory, its records are damaged or of a newer version, or this version plans otherwise
+            than the one that trained the update.
+    """
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise ValueError(
+            f"{directory} is no run directory (it has no config.yaml): give the folder that train.py wrote, as in run=runs/NAME"
+        )
+    kept = RunRecord(directory).content
+    segments = kept["segments"]
+    try:
+        config = yaml.safe_load(path.read_text())
+        configs = _configs(config, segments)
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or of another version than run.json: restore both from a copy") from error
+    numbers = [number for number, record in enumerate(segments) if record["from_step"] < step]
+    if not numbers:
+        raise ValueError(f"{directory / 'run.json'} knows no launch that trained update {step}: restore it from a copy")
+    number = numbers[-1]
+    record = segments[number]
+    if record["plan_version"] != PLAN_VERSION:
+        raise ValueError(
+            f"update {step} was planned by plan version {record['plan_version']}, this version plans by {PLAN_VERSION}: install "
+            f"openwavlm {record['versions']['openwavlm']}, which trained it"
+        )
+    fingerprints = record.get("fingerprints", kept.get("fingerprints"))
+    return Segment(configs[number], config, record, fingerprints, number, _origin(configs[: number + 1], segments))
+
+
+def _configs(config: dict[str, Any], segments: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The config of every launch, from the newest one and what each launch changed."""
+    found, flat = [], flatten(config)
+    for record in reversed(segments):
+        # Also right if config.yaml lacks the last changes: a launch may have been killed between writing run.json and renaming it.
+        found.append(_nested(_changed(flat, record, 1)))
+        flat = _changed(flat, record, 0)
+    return found[::-1]
+
+
+def _changed(flat: dict[str, Any], record: dict[str, Any], which: int) -> dict[str, Any]:
+    """The keys before (0) or after (1) a launch's changes; None is the record of a key that was not there, or of its default."""
+    values = {key: change[which] for key, change in record["changes"].items()}
+    return {key: value for key, value in {**flat, **values}.items() if value is not None or key not in values}
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, last = key.split(".")
+        node = nested
+        for name in path:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return nested
+
+
+def _origin(configs: list[dict[str, Any]], segments: list[dict[str, Any]]) -> int:
+    """Where the last of these launches' plan began, by the settings that a plan depends on."""
+    origin, before = 0, None
+    for config, record in zip(configs, segments, strict=False):
+        settings = {
+            key: value
+            for key, value in flatten(config).items()
+            if key == "seed" or (key.split(".")[0] in ("batch", "data") and key.rpartition(".")[2] not in _NOT_IN_THE_PLAN)
+        }
+        origin = record["from_step"] if before is not None and settings != before else origin
+        before = settings
+    return origin
+
+
+def follow_plan(schedule: Schedule, segment: Segment, key: str, directory: Path, step: int) -> None:
+    """Sets a schedule to the plan that a launch followed.
+
+    Args:
+        schedule: The schedule of that launch's config and data, as if it were the run's first.
+        segment: The launch.
+        key: Plan key of that config and data.
+        directory: Run directory, whose checkpoints spare planning the past epochs again.
+        step: The update that is wanted, from 1, for messages.
+
+    Raises:
+        ValueError: If the plan is another one, or nothing tells any more where it began.
+    """
+    states = [state for state in _checkpoint_plans(directory / "checkpoints") if state["key"] == key]
+    plan = segment.record.get("plan")
+    if plan is not None:
+        if plan["key"] != key:
+            raise ValueError(
+                f"the plan that update {step} followed cannot be made again from config.yaml, run.json and the shards (its key is "
+                f"{key}, but was {plan['key']}): restore config.yaml and run.json from a copy of the run"
+            )
+        schedule.begin_as(plan)
+        states = [state for state in states if _beginning(state) == schedule.beginning()]
+    else:  # a launch of a version that did not write it down
+        states = [state for state in states if state["origin"] == segment.origin]
+        if segment.origin and not states:
+            raise ValueError(
+                f"update {step} follows a plan that began after update {segment.origin}, and which data epochs it began with is known "
+                f"only to the checkpoints since then, of which {directory / 'checkpoints'} has none: replay an update up to "
+                f"{segment.origin}, or put a checkpoint back"
+            )
+    if states:
+        schedule.restore(max(states, key=lambda state: sum(len(stream["starts"]) for stream in _streams(state))))
+
+
+def _streams(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for members in state["streams"].values():
+        yield from members
+
+
+def _beginning(state: dict[str, Any]) -> dict[str, Any]:
+    epochs = {name: [stream["first_epoch"] for stream in members] for name, members in state["streams"].items()}
+    return {"origin": state["origin"], "first_epochs": epochs}
+
+
+def _checkpoint_plans(directory: Path) -> Iterator[dict[str, Any]]:
+    """What the checkpoints keep of their plans; those that are damaged, or deleted at this moment by the run, are passed over."""
+    for path in sorted(directory.glob("step-*.ckpt")):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["openwavlm"]["plan"]
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError):
+            continue
+        if state["plan_version"] == PLAN_VERSION:
+            yield state

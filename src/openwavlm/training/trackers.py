@@ -1,0 +1,100 @@
+"""Experiment trackers beside TensorBoard: Weights & Biases and MLflow, both optional and both usable without a network."""
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from openwavlm.training.checkpoint import write_atomically
+
+
+class Tracker(Protocol):
+    """Something that takes figures."""
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Takes named figures of one update."""
+
+    def close(self) -> None:
+        """Sends or writes what is left."""
+
+
+class WandbTracker:
+    """Weights & Biases; the run's directory keeps its id, so that a resumed run goes on in the same curve.
+
+    Args:
+        directory: Run directory, which W&B's files are written into.
+        project: W&B's project.
+        mode: `offline` (files alone, `wandb sync` sends them later) or `online`.
+        config: The composed config.
+
+    Raises:
+        ValueError: If the package is missing.
+    """
+
+    def __init__(self, directory: Path, project: str, mode: str, config: dict[str, Any]) -> None:
+        wandb = _package("wandb", "logger.wandb")
+        identity = _kept_identity(directory / "wandb.json", lambda: wandb.util.generate_id())
+        self._run = wandb.init(
+            project=project, name=directory.name, id=identity, resume="allow", dir=str(directory), mode=mode, config=config
+        )
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """As `Tracker`."""
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        """As `Tracker`."""
+        self._run.finish()
+
+
+class MlflowTracker:
+    """MLflow; the run's directory keeps its id.
+
+    Args:
+        directory: Run directory.
+        project: MLflow's experiment.
+        uri: Where MLflow keeps its runs: a folder's URI (`file:///…`) or a server's.
+        config: The composed config.
+
+    Raises:
+        ValueError: If the package is missing.
+    """
+
+    def __init__(self, directory: Path, project: str, uri: str, config: dict[str, Any]) -> None:
+        mlflow = _package("mlflow", "logger.mlflow")
+        self._client = mlflow.MlflowClient(tracking_uri=uri)
+        found = self._client.get_experiment_by_name(project)
+        experiment = found.experiment_id if found is not None else self._client.create_experiment(project)
+        known = (directory / "mlflow.json").is_file()
+        self._id = _kept_identity(
+            directory / "mlflow.json", lambda: self._client.create_run(experiment, run_name=directory.name).info.run_id
+        )
+        if not known:
+            for key, value in config.items():
+                self._client.log_param(self._id, key, value)
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """As `Tracker`."""
+        for name, value in values.items():
+            self._client.log_metric(self._id, name, value, step=step)
+
+    def close(self) -> None:
+        """As `Tracker`."""
+        self._client.set_terminated(self._id)
+
+
+def _package(name: str, key: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"{key} is set, but the package {name} is not installed: pip install 'openwavlm[tracking]'") from error
+
+
+def _kept_identity(path: Path, make: Any) -> str:
+    """The id that an earlier launch of the run was given, or a new one."""
+    if path.is_file():
+        return str(json.loads(path.read_text())["id"])
+    identity = str(make())
+    write_atomically(path, (json.dumps({"id": identity}) + "\n").encode())
+    return identity

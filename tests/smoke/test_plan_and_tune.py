@@ -1,0 +1,304 @@
+"""`openwavlm plan` and `openwavlm tune`: what a run will take, and what is fastest here."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from openwavlm.announce import cost_lines
+from openwavlm.budget import GIB, GPUS, USABLE_SHARE, Recipe
+from openwavlm.build import objects, plain, recipe_of, with_placeholders
+from openwavlm.cli import composed, conf_dir
+from openwavlm.labelling.assign import assign_labels
+from openwavlm.labelling.fit import fit_codebook
+from openwavlm.plan_command import Question, lines_of, plan_run
+from openwavlm.trial import outcome_of, run_trial
+from openwavlm.tune import Search, search, speed_line, write_settings
+from programs import run_program
+from runs import TINY_MODEL
+from synthetic import make_shard_set
+
+TINY = [
+    "experiment=wavlm_nano",
+    *TINY_MODEL,
+    "batch.seconds=8",
+    "batch.micro_seconds=4",
+    "batch.max_seconds=2",
+    "optim.updates=4",
+    "optim.warmup_updates=0",
+]
+
+
+def values_of(*overrides: str) -> dict[str, Any]:
+    return with_placeholders(plain(composed("train", ["name=x", *overrides])))
+
+
+def recipe(*overrides: str) -> Recipe:
+    values = values_of(*overrides)
+    return recipe_of(objects(values), values["precision"], 500)
+
+
+def question(**changes: object) -> Question:
+    keys = {"hours": 960.0, "classes": 500, "gpus": 1, "gpu": "h100", "gpu_memory_gib": None}
+    return Question(**{**keys, "utilisation": 0.3, "flac_share": 0.51, "json": None, **changes})  # type: ignore[arg-type]
+
+
+# --- plan ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("plan")
+    outcome = run_program(folder, "openwavlm", "plan", "hours=960", "gpus=3", "optim.updates=32001", "json=a/plan.json")
+    assert outcome.status == 0, outcome
+    return folder, outcome.stdout
+
+
+def test_a_plan_needs_no_data_and_leaves_nothing_but_its_file(planned):
+    folder, _ = planned
+    assert {path.name for path in folder.iterdir()} == {"stdout.txt", "stderr.txt", "a"}
+    assert [path.name for path in (folder / "a").iterdir()] == ["plan.json"]
+
+
+def test_a_plan_prints_what_its_file_says_and_every_assumption(planned):
+    folder, printed = planned
+    figures = json.loads((folder / "a" / "plan.json").read_text())
+    assert printed == "\n".join(lines_of(figures)) + "\n"
+    assert all(f"  - {assumption}" in printed for assumption in figures["assumptions"]) and len(figures["assumptions"]) == 6
+    assert "model: 94.71 M parameters" in printed and "h100: 66.9 TFLOP/s at precision=32-true (NVIDIA H100 datasheet" in printed
+
+
+def test_a_plan_adds_up(planned):
+    figures = json.loads((planned[0] / "a" / "plan.json").read_text())
+    parameters, taken, flops = figures["parameters"], figures["time"], figures["flops"]
+    assert parameters["total"] == sum(count for part, count in parameters.items() if part != "total")
+    assert figures["run"]["hours"] == pytest.approx(32_001 * 2800 / 3600)
+    assert figures["run"]["passes"] == pytest.approx(32_001 * 2800 / 3600 / 960)
+    assert taken["wasted_share"] == pytest.approx(2 / 18)
+    useful = taken["gpu_hours"] * 3600 * taken["peak_flops_a_second"] * taken["utilisation"] * (1 - taken["wasted_share"])
+    assert useful == pytest.approx(flops["run"], rel=1e-9)
+    assert taken["days"] * 24 * 3 == pytest.approx(taken["gpu_hours"])
+    assert figures["disk_bytes"]["labels"] == 960 * 3600 * 50 * 2
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml")))
+def test_every_experiment_can_be_planned(experiment):
+    assert plan_run(recipe(f"experiment={experiment}"), question(), 4)["parameters"]["total"] > 1_000_000
+
+
+def test_a_run_on_94000_hours_can_be_planned():
+    large = ["model=large", "head=large", "batch.seconds=14400", "batch.micro_seconds=225", "precision=bf16-mixed"]
+    figures = plan_run(recipe(*large), question(hours=94_000.0, gpus=64), 4)
+    assert figures["disk_bytes"]["labels"] == pytest.approx(33.84e9) and figures["disk_bytes"]["shards"] == pytest.approx(
+        5.5e12, rel=0.01
+    )
+    assert figures["time"]["wasted_share"] == 0 and figures["parameters"]["total"] == pytest.approx(316.6e6, rel=1e-3)
+
+
+@pytest.mark.parametrize("gpus", [1, 3])
+def test_the_micro_batch_that_is_proposed_fits_and_a_larger_one_does_not(gpus):
+    base = recipe("model=base", "batch.seconds=2880", "batch.micro_seconds=180")
+    figures = plan_run(base, question(gpus=gpus, gpu="l40s"), 4)["memory_bytes"]
+    slots, usable = figures["fitting_micro_batches"], USABLE_SHARE * 48 * GIB
+    assert slots % gpus == 0 and figures["fitting_micro_seconds"] == pytest.approx(2880 / slots)
+    assert base.with_slots(slots).memory(gpus).total <= usable
+    assert slots == gpus or base.with_slots(slots - gpus).memory(gpus).total > usable
+
+
+def test_what_fits_into_no_gpu_is_said():
+    figures = plan_run(recipe("batch.max_seconds=175"), question(gpu_memory_gib=4), 4)
+    assert not figures["memory_bytes"]["fits"] and figures["memory_bytes"]["fitting_micro_batches"] is None
+    assert any("lower batch.max_seconds" in line for line in lines_of(figures))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["gpuss=3"], "gpuss is not a known key; did you mean gpus?"),
+        (["gpu=b17"], "gpu must be one of h100, h200, a100, v100, l40s, but is b17"),
+        (
+            ["gpus=64"],
+            "64 GPUs, but an update of 2800 s has only 16 micro-batches of 175 s: use at most gpus=16, or batch.micro_sec",
+        ),
+        (
+            ["gpus=1000"],
+            "1000 GPUs, but an update of 2800 s has only 16 micro-batches of 175 s: use at most gpus=16, or a larger",
+        ),
+        (["gpus=0"], "hours, classes, gpus, gpu_memory_gib and flac_share must be positive"),
+        (["gpu=v100", "precision=bf16-mixed"], "the matrix units of this GPU have no bfloat16"),
+        (["utilisation=30"], "utilisation must lie in (0, 1], but is 30"),
+        (["+optim.lrr=1"], "optim.lrr is not a known key"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(tmp_path, arguments, sentence):
+    assert run_program(tmp_path, "openwavlm", "plan", *arguments).error().startswith(sentence)
+
+
+def test_every_gpu_of_the_table_names_its_source():
+    assert all(gpu.source.startswith("NVIDIA") and gpu.tflops_16_bit > gpu.tflops_32_bit for gpu in GPUS.values())
+
+
+@pytest.mark.parametrize("name", ["plan", "tune"])
+def test_the_help_shows_the_command_line_and_the_keys_of_both(tmp_path, name):
+    outcome = run_program(tmp_path, "openwavlm", name, "--help")
+    assert outcome.status == 0 and f"openwavlm {name} [experiment=EXPERIMENT]" in outcome.stdout
+    assert "warmup_updates: 32000" in outcome.stdout and "classes: 500" in outcome.stdout
+
+
+# --- the start of a run ---------------------------------------------------------------------------------------------------
+
+
+def test_the_start_of_a_run_says_how_its_slots_are_shared():
+    two, four = recipe(*TINY), recipe(*TINY, "batch.seconds=16")
+    update, step = cost_lines(two, 2)
+    assert update.startswith("update: 8 s of audio, ") and "GiB a process (an estimate)" in update
+    assert step == "step: the 2-slot recipe on your 2 process(es): 1 micro-batches of 4 s each, same losses"
+    waste = cost_lines(four, 3)[-1]
+    assert waste == "2 padding micro-batch(es) a step: 33% of the work is waste; a divisor of 4 avoids it"
+
+
+# --- tune ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("data")
+    shards = make_shard_set(folder, speakers=6, utterances=4, seconds=(1.0, 3.0))
+    fit_codebook([shards], folder / "codebook", clusters=10, validation_share=0.3)
+    assign_labels(shards, folder / "codebook", folder / "labels")
+    return [
+        f"data.sources.speech.shards={shards}",
+        f"data.sources.speech.labels={folder / 'labels'}",
+        "data.validation_share=0.3",
+    ]
+
+
+def test_a_machine_is_tuned_and_its_settings_are_those_of_a_new_run(data, tmp_path):
+    arguments = [*TINY, *data, "trainer.threads=1", "loader.workers=1", "seconds=0.05"]
+    outcome = run_program(tmp_path, "openwavlm", "tune", *arguments)
+    assert outcome.status == 0, outcome
+    found = json.loads((tmp_path / "tuned" / "tune.json").read_text())
+    tried = [(row["knob"], row["value"]) for row in found["trials"]]
+    assert tried[:2] == [("as given", None), ("model.attention_backend", "sdpa")]
+    assert ("loader.workers", 0) in tried and ("loader.workers", 1) in tried
+    assert all(row["audio_seconds_a_second"] > 0 and row["peak_memory_bytes"] > 0 for row in found["trials"])
+    assert outcome.stderr.count("s of audio a second") == len(found["trials"]), "each trial is a line of the table"
+    assert [row["with_data"] for row in found["trials"]] == [knob == "loader.workers" for knob, _ in tried]
+
+    content = yaml.safe_load((tmp_path / "tuned" / "machine" / "tuned.yaml").read_text())
+    assert {f"{group}.{key}": value for group, keys in content.items() for key, value in keys.items()} == found["chosen"]
+    write_settings(tmp_path / "tuned", {"loader.workers": 2, "trainer.threads": 1, "model.attention_backend": "sdpa"}, "test")
+    command = ["train.py", "--config-dir=tuned", "+machine=tuned", "name=new", *TINY, *data]
+    outcome = run_program(tmp_path, *command)
+    assert outcome.status == 0, outcome
+    config = yaml.safe_load((tmp_path / "runs" / "new" / "config.yaml").read_text())
+    assert (config["loader"]["workers"], config["trainer"]["threads"], config["model"]["attention_backend"]) == (2, 1, "sdpa")
+    assert config["model"]["heads"] == 2, "what was not tuned is as given"
+
+
+class Machine:
+    """Trials of a made-up machine: speed as a function of the settings; nothing beyond `largest` seconds a micro-batch fits."""
+
+    def __init__(self, speed, largest: float = float("inf")) -> None:
+        self.speed, self.largest = speed, largest
+
+    def __call__(self, values: dict[str, Any], with_data: bool) -> dict[str, Any]:
+        if values["batch"]["micro_seconds"] > self.largest:
+            return {"failed": "out of memory"}
+        return {"audio_seconds_a_second": self.speed(values), "wait_share": 0.1, "peak_memory_bytes": 1e9}
+
+
+def tuned(machine: Machine, *overrides: str, **settings: Any) -> Search:
+    found = Search(values_of(*overrides), machine, margin=0.03)
+    search(found.values, found, **{"on_gpu": True, "with_data": False, "cores": 4, **settings})
+    return found
+
+
+def test_micro_batches_grow_on_a_gpu_until_one_does_not_fit():
+    found = tuned(Machine(lambda values: values["batch"]["micro_seconds"] ** 0.5, largest=800))
+    sizes = [row["value"] for row in found.rows if row["knob"] == "batch.micro_seconds"]
+    assert sizes == [350, 700, 1400] and found.rows[-1]["failed"] == "out of memory"
+    assert found.chosen == {"batch.micro_seconds": 700}
+
+
+def test_micro_batches_shrink_on_a_gpu_until_one_fits():
+    found = tuned(Machine(lambda values: 1.0, largest=50))
+    sizes = [row["value"] for row in found.rows if row["knob"] == "batch.micro_seconds"]
+    assert sizes == [87.5, 43.75] and found.chosen == {"batch.micro_seconds": 43.75}
+
+
+def test_a_setting_is_taken_only_if_it_is_faster_by_the_margin():
+    for gain, expected in ((1.02, {}), (1.05, {"model.attention_backend": "eager"})):
+        found = tuned(Machine(lambda values, gain=gain: gain if values["model"]["attention_backend"] == "eager" else 1.0, 175))
+        assert found.chosen == expected
+
+
+def test_flex_is_tried_only_where_attention_weights_are_not_dropped():
+    for model, expected in (("base", []), ("large", ["flex"])):
+        found = tuned(Machine(lambda values: 1.0), f"model={model}")
+        assert [row["value"] for row in found.rows if row["value"] == "flex"] == expected
+
+
+def test_each_knob_is_tried_in_the_light_of_those_before_it():
+    def speed(values: dict[str, Any]) -> float:
+        threads, workers = values["trainer"]["threads"] or 4, values["loader"]["workers"]
+        return (5 - threads) + (workers == 4)  # one thread and four workers
+
+    found = tuned(Machine(speed), on_gpu=False, with_data=True)
+    assert found.chosen == {"trainer.threads": 1, "loader.workers": 4}
+    assert [row["value"] for row in found.rows if row["knob"] == "loader.workers"] == [2, 0, 1, 4]
+    assert not [row for row in found.rows if row["knob"] == "batch.micro_seconds"], "on a CPU memory is not the question"
+
+
+def test_a_machine_on_which_nothing_runs_is_told():
+    with pytest.raises(ValueError, match="no trial ran to its end; the first: out of memory"):
+        tuned(Machine(lambda values: 1.0, largest=0))
+
+
+def test_a_trial_that_dies_is_a_row():
+    huge = values_of(*TINY, "batch.seconds=1e13", "batch.micro_seconds=1e13")
+    assert run_trial(huge, 10, 0.1, 60, with_data=False) == {"failed": "out of memory"}
+    tiny = values_of(*TINY, "trainer.threads=1")
+    assert run_trial(tiny, 10, 60.0, 0.2, with_data=False) == {"failed": "took longer than timeout=0.2 s"}
+    context = multiprocessing.get_context("fork")
+    for target, reason in ((_die, "killed by signal 9, as for want of memory"), (_leave, "ended with status 3")):
+        process = context.Process(target=target)
+        process.start()
+        assert outcome_of(process, Path("nowhere"), 10) == {"failed": reason}
+
+
+def test_the_speed_of_a_gpu_is_the_utilisation_that_plan_asks_for():
+    line = speed_line(98.94e12, "NVIDIA H100 80GB HBM3", "bf16-mixed")
+    assert line.endswith("0.10 of the peak: openwavlm plan gpu=h100 utilisation=0.10")
+    for unknown in (None, "Quadro"):
+        assert speed_line(1e9, unknown, "32-true") == "the fastest trial does 1e+09 operations a second"
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(10)
+
+
+def _leave() -> None:
+    os._exit(3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["seconds=0"], "classes, seconds and timeout must be positive"),
+        (["margin=3"], "margin must lie in [0, 1), but is 3"),
+        (["batch.seconds=100"], "batch.seconds must be a multiple of batch.micro_seconds"),
+        (["data.sources.speech.shards=nowhere"], "data.sources.speech.labels must name a folder"),
+        (["data.sources.speech.shards=nowhere", "data.sources.speech.labels=x"], "nowhere"),
+        (["secons=3"], "secons is not a known key; did you mean seconds?"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(tmp_path, arguments, sentence):
+    assert run_program(tmp_path, "openwavlm", "tune", *arguments).error().startswith(sentence)

@@ -1,0 +1,78 @@
+"""Training in lower precision follows float32; a gradient that is not finite voids its update and no other."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from runs import SETTINGS, launch, make_data, table, weights
+
+pytestmark = pytest.mark.xdist_group("elastic")
+RUN = [*SETTINGS, "optim.updates=10", "callbacks.checkpoint_every=1", "callbacks.keep_last=20", "callbacks.validate_every=0"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> list[str]:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def float32(data, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("float32")
+    assert launch([*RUN, *data], directory) == [0]
+    return directory
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_lower_precision_follows_float32(data, float32, tmp_path, precision):
+    assert launch([*RUN, *data, f"precision={precision}"], tmp_path) == [0]
+    pairs = list(zip(table(tmp_path), table(float32), strict=True))
+    assert [row["void"] for row, _ in pairs] == ["0"] * 10
+    assert any(row["loss"] != other["loss"] for row, other in pairs), "it must be another precision"
+    assert all(float(row["loss"]) == pytest.approx(float(other["loss"]), rel=0.02) for row, other in pairs)
+    # The first gradient is of the same weights: the loss's scale must have been taken out of it again.
+    assert float(pairs[0][0]["grad_norm"]) == pytest.approx(float(pairs[0][1]["grad_norm"]), rel=0.05)
+    assert ("loss_scale.scale" in weights(tmp_path, 10)) == (precision == "16-mixed")
+
+
+def _not_a_number() -> None:
+    """The fifth update's second micro-batch gets a loss that is not a number."""
+    from openwavlm.training import module as modules
+
+    real = modules.forward_micro_batch
+    seen = []
+
+    def forward_micro_batch(model, batch, waveforms, **options):
+        output = real(model, batch, waveforms, **options)
+        if model.training:
+            seen.append(batch.id)
+            if len(seen) == 4 * 3 + 2:
+                return output._replace(cross_entropy_sum=output.cross_entropy_sum * float("nan"))
+        return output
+
+    modules.forward_micro_batch = forward_micro_batch
+    logging.getLogger().setLevel(logging.INFO)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_a_loss_that_is_not_a_number_voids_its_update_and_is_named(data, tmp_path, precision):
+    assert launch([*RUN, *data, f"precision={precision}", "optim.ema=0"], tmp_path, patch=_not_a_number) == [0]
+    assert [row["void"] for row in table(tmp_path)] == ["0"] * 4 + ["1"] + ["0"] * 5
+    before, after, later = (weights(tmp_path, step) for step in (4, 5, 6))
+    model = [name for name in before if name.startswith("model.")]
+    assert all(torch.equal(before[name], after[name]) for name in model), "the void update moves nothing"
+    assert any(not torch.equal(after[name], later[name]) for name in model), "and the next one moves again"
+    said = (tmp_path / "logs" / "rank-0000.log").read_text()
+    assert "update 5 was void" in said and "the loss is not finite in speech epoch" in said
+    if precision == "16-mixed":
+        assert float(after["loss_scale.scale"]) == float(before["loss_scale.scale"]) / 2
+
+
+def test_a_run_in_float16_that_was_stopped_equals_one_that_was_not(data, tmp_path):
+    overrides = [*RUN, *data, "precision=16-mixed"]
+    assert launch(overrides, tmp_path / "whole") == [0]
+    assert launch([*overrides, "stop_after=6"], tmp_path / "halves") == [0]
+    assert launch(overrides, tmp_path / "halves") == [0]
+    first, second = weights(tmp_path / "whole", 10), weights(tmp_path / "halves", 10)
+    assert all(torch.equal(first[name], second[name]) for name in first)

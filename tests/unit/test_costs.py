@@ -1,0 +1,249 @@
+"""Parameters, operations and memory that are computed from a config are those of the model that it builds."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.flop_counter import FlopCounterMode
+
+from openwavlm.build import make_model, objects, plain
+from openwavlm.costs import HeadShape, MicroBatchShape, count_flops, count_parameters
+from openwavlm.frames import num_samples_of
+from openwavlm.memory import estimate_memory
+from openwavlm.models.config import WavLMConfig
+from openwavlm.models.pretraining import PretrainingOutput, WavLMForPretraining
+from openwavlm.models.wavlm import WavLM
+from runs import compose
+
+MODELS = ("nano", "nano_mel", "small", "base", "base_plus", "large")
+CLASSES = 20
+
+
+def config_of(model: str, **changes: object) -> WavLMConfig:
+    places = ["name=x", "data.sources.speech.shards=a", "data.sources.speech.labels=b"]
+    parts = objects(plain(compose([*places, f"model={model}"])))
+    return dataclasses.replace(parts["model"], **changes)
+
+
+def built(config: WavLMConfig) -> tuple[WavLMForPretraining, HeadShape]:
+    return WavLMForPretraining(WavLM(config), num_classes=CLASSES, final_dim=32), HeadShape(final_dim=32, embeddings=CLASSES)
+
+
+def step(model: WavLMForPretraining, rows: int, frames: int) -> tuple[MicroBatchShape, PretrainingOutput, Tensor]:
+    """A forward pass over `rows` of `frames` frames, of which every second is predicted, and its loss."""
+    samples, positions = num_samples_of(frames), rows * frames
+    mask = torch.arange(positions) % 2 == 0
+    index = torch.arange(0, positions, 2)
+    output = model(
+        torch.randn(rows, samples),
+        torch.full((rows,), samples),
+        mask.view(rows, frames),
+        index,
+        index % CLASSES,
+        torch.ones(model.wavlm.config.layers, dtype=torch.bool),
+    )
+    loss = output.cross_entropy_sum + output.feature_penalty
+    return MicroBatchShape(rows=rows, samples=samples, predicted_frames=len(index)), output, loss
+
+
+# --- parameters ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_parameters_of_every_model_are_counted_exactly(model):
+    with torch.device("meta"):
+        made, head = built(config_of(model))
+    counted = count_parameters(made.wavlm.config, head)
+    assert sum(counted.values()) == sum(p.numel() for p in made.parameters())
+    layers = sum(p.numel() for name, p in made.named_parameters() if ".layers." in name and "extractor" not in name)
+    norms = 4 * made.wavlm.config.dim * made.wavlm.config.layers
+    assert counted["attention"] + counted["feed_forward"] + norms == layers
+
+
+def test_biases_of_convolutions_and_special_rows_are_counted():
+    with torch.device("meta"):
+        made, _ = built(config_of("nano", conv_bias=True))
+        more = make_model({"model": made.wavlm.config, "head": Special()}, CLASSES)
+    counted = count_parameters(made.wavlm.config, HeadShape(final_dim=32, embeddings=CLASSES + 4))
+    assert sum(counted.values()) == sum(p.numel() for p in more.parameters())
+
+
+@dataclasses.dataclass
+class Special:
+    final_dim: int = 32
+    logit_temperature: float = 0.1
+    special_rows: int = 4
+    label_init: str = "uniform"
+
+
+# --- operations ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "rows", "frames"),
+    [
+        ("nano", {}, 3, 99),
+        ("nano", {"attention_backend": "sdpa"}, 2, 150),
+        ("nano", {"feature_grad_mult": 0.0}, 2, 60),
+        ("nano_mel", {}, 2, 99),
+        ("nano", {"recompute": "extractor"}, 2, 99),
+        ("nano", {"recompute": "all"}, 2, 99),
+        ("small", {"layers": 3}, 2, 120),
+        ("base", {"layers": 2}, 2, 60),
+        ("large", {"layers": 1}, 1, 90),
+    ],
+)
+def test_the_operations_of_a_step_are_those_that_torch_counts(name, changes, rows, frames):
+    model, head = built(config_of(name, **changes))
+    with FlopCounterMode(display=False) as counter:
+        shape, _, loss = step(model.train(), rows, frames)
+        seen_forward = counter.get_total_flops()
+        loss.backward()
+    ours = count_flops(model.wavlm.config, head, shape, recompute=model.wavlm.config.recompute)
+    assert sum(ours.forward.values()) == pytest.approx(seen_forward, rel=0.02)
+    # torch counts the weight gradient of a convolution with groups as if it had none.
+    config = model.wavlm.config
+    surplus = ours.forward["positional"] * (config.positional_groups - 1)
+    seen_backward = counter.get_total_flops() - seen_forward - surplus
+    assert sum(ours.backward.values()) + ours.recomputed == pytest.approx(seen_backward, rel=0.02)
+
+
+def test_what_is_computed_again_costs_a_forward_more():
+    config, head = config_of("base"), HeadShape(final_dim=256, embeddings=500)
+    shape = MicroBatchShape(rows=4, samples=num_samples_of(500), predicted_frames=1000)
+    none, extractor, everything = (count_flops(config, head, shape, recompute=r) for r in ("none", "extractor", "all"))
+    assert none.recomputed == 0 and extractor.recomputed == none.forward["extractor"]
+    layers = sum(none.forward[part] for part in ("attention", "scores", "feed_forward"))
+    assert everything.recomputed == extractor.recomputed + layers
+    assert extractor.total == none.total + extractor.recomputed
+    with pytest.raises(ValueError, match=r"recompute must be one of none, extractor, all, but is 'some'"):
+        count_flops(config, head, shape, recompute="some")  # type: ignore[arg-type]
+
+
+def test_a_layer_that_is_skipped_costs_nothing():
+    shape, head = MicroBatchShape(rows=1, samples=16_000, predicted_frames=25), HeadShape(final_dim=8, embeddings=8)
+    whole = count_flops(config_of("base"), head, shape).forward
+    half = count_flops(config_of("base", layer_drop=0.5, layer_drop_mode="skip"), head, shape).forward
+    assert half["scores"] * 2 == whole["scores"] and half["feed_forward"] * 2 == whole["feed_forward"]
+    assert half["extractor"] == whole["extractor"]
+
+
+# --- memory -------------------------------------------------------------------------------------------------------------
+
+
+def saved_bytes(model: WavLMForPretraining, rows: int, frames: int, precision: str) -> tuple[MicroBatchShape, int]:
+    """Unique storages that autograd keeps of a step, without the parameters."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage
+        return tensor
+
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision != "32-true"),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        shape, _, _ = step(model.train(), rows, frames)
+    return shape, sum(storage.nbytes() for storage in storages.values())
+
+
+DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1, "input_dropout": 0.1}
+NO_DROPOUT = dict.fromkeys(DROPOUT, 0.0)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("name", "changes", "rows", "frames"),
+    [
+        ("nano", {}, 4, 99),
+        ("nano", DROPOUT, 2, 300),
+        ("nano", {"pre_norm": False, "attention_backend": "sdpa", **DROPOUT}, 2, 300),
+        ("nano_mel", {}, 4, 150),
+        ("small", {"layers": 3, **NO_DROPOUT}, 2, 200),
+        ("small", {"layers": 3, "attention_backend": "eager"}, 2, 200),
+        ("small", {"layers": 3, "recompute": "all"}, 2, 200),
+        ("nano", {"recompute": "extractor"}, 4, 99),
+        ("large", {"layers": 1, "dim": 256, "ffn_dim": 1024, "heads": 4}, 2, 100),
+    ],
+)
+def test_the_activations_of_a_step_are_those_that_autograd_keeps(name, changes, rows, frames, precision):
+    model, head = built(config_of(name, **changes))
+    shape, seen = saved_bytes(model, rows, frames, precision)
+    config = model.wavlm.config
+    ours = estimate_memory(config, head, shape, precision=precision, device="cpu", recompute=config.recompute)
+    # Autograd keeps the weights' 16-bit copies too, but not those of layers that are computed again.
+    copies = ours.states.get("weights in 16 bits", 0)
+    if copies and config.recompute == "all":
+        parts = count_parameters(config, head)
+        copies -= 2 * (parts["attention"] + parts["feed_forward"])
+    counted = sum(ours.kept.values()) + copies
+    assert counted == pytest.approx(seen, rel=0.15), (ours.kept, seen, counted / seen)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("name", "changes", "rows", "frames"),
+    [
+        ("nano", {}, 4, 200),
+        ("small", {"layers": 2, **NO_DROPOUT, "attention_backend": "eager"}, 2, 150),
+    ],
+)
+def test_the_peak_of_a_step_of_two_micro_batches_is_the_estimate(name, changes, rows, frames, precision):
+    model, head = built(config_of(name, **changes))
+    optimizer = torch.optim.AdamW(model.train().parameters(), fused=True)
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer)
+    with tracker:
+        for number in range(4):  # the second step: now there are moments
+            tracker.reset_mod_stats()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision != "32-true"):
+                shape, output, loss = step(model, rows, frames)
+            loss.backward()
+            del output, loss
+            if number % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+    ((seen),) = [figures["Total"] for figures in tracker.get_tracker_snapshot("peak").values()]
+    config = model.wavlm.config
+    ours = estimate_memory(config, head, shape, precision=precision, device="cpu", recompute=config.recompute)
+    assert ours.total == pytest.approx(seen, rel=0.25), (ours, seen)
+
+
+def test_the_bias_costs_frames_squared_in_all_backends_but_flex():
+    head, found = HeadShape(final_dim=256, embeddings=500), {}
+    for backend in ("eager", "sdpa", "flex"):
+        config = config_of("base", attention_backend=backend, attention_dropout=0.0)
+        found[backend] = [
+            estimate_memory(config, head, shape, precision="bf16-mixed").kept["layers"]
+            for shape in (
+                MicroBatchShape(rows=r, samples=num_samples_of(t), predicted_frames=0) for r, t in ((8, 250), (1, 2000))
+            )
+        ]
+    assert found["flex"][0] == found["flex"][1] < found["sdpa"][0] < found["eager"][0]
+    scores = 12 * 12 * 2 * (2000**2 - 8 * 250**2)  # layers, heads, bytes
+    shared = 12 * 12 * 2 * (2000**2 - 250**2)
+    assert found["sdpa"][1] - found["sdpa"][0] == scores + shared
+    assert found["eager"][1] - found["eager"][0] == 3 * scores, "a float32 softmax and its 16-bit copy"
+
+
+def test_what_is_computed_again_is_not_kept():
+    config, head = config_of("base"), HeadShape(final_dim=256, embeddings=500)
+    shape = MicroBatchShape(rows=8, samples=num_samples_of(780), predicted_frames=3000)
+    totals = [
+        estimate_memory(config, head, shape, precision="bf16-mixed", recompute=r).total for r in ("none", "extractor", "all")
+    ]
+    assert totals[0] > totals[1] > totals[2]
+
+
+def test_states_are_sixteen_bytes_a_parameter_and_two_more_in_16_bits():
+    config, head = config_of("base"), HeadShape(final_dim=256, embeddings=500)
+    shape = MicroBatchShape(rows=1, samples=16_000, predicted_frames=25)
+    parameters = sum(count_parameters(config, head).values())
+    for precision, processes, expected in (("32-true", 1, 16), ("bf16-mixed", 1, 18), ("16-mixed", 4, 22)):
+        states = estimate_memory(config, head, shape, precision=precision, processes=processes).states
+        assert sum(states.values()) == expected * parameters

@@ -1,0 +1,63 @@
+"""The loss's scale in float16, and updates whose gradient is not finite."""
+
+import pytest
+import torch
+
+from openwavlm.batch import MicroBatchId
+from openwavlm.training.loss_scale import GROWTH_INTERVAL, INITIAL, LossScale
+from openwavlm.training.void_updates import Suspects, VoidUpdates
+
+
+def test_a_void_update_halves_the_scale_and_many_sound_ones_double_it():
+    scale = LossScale()
+    scale.update(torch.tensor(1.0))
+    assert float(scale.scale) == INITIAL / 2
+    for _ in range(GROWTH_INTERVAL):
+        scale.update(torch.tensor(0.0))
+    assert float(scale.scale) == INITIAL
+
+
+def test_unscaling_changes_no_digit_and_keeps_what_is_not_finite():
+    scale = LossScale()
+    gradients = [torch.tensor([0.1, -3.7]), torch.tensor([[float("inf")]])]
+    scaled = [gradient * scale.scale for gradient in gradients]
+    scale.unscale(scaled)
+    assert all(torch.equal(a, b) for a, b in zip(scaled, gradients, strict=True))
+
+
+def test_the_scale_is_part_of_the_state():
+    scale, other = LossScale(), LossScale()
+    scale.update(torch.tensor(1.0))
+    other.load_state_dict(scale.state_dict())
+    assert torch.equal(other.scale, scale.scale) and set(scale.state_dict()) == {"scale", "growth"}
+
+
+def suspects(*losses: float) -> Suspects:
+    made = Suspects([], [])
+    for number, loss in enumerate(losses):
+        made.add(MicroBatchId("speech", 2, 0, number + 5), torch.tensor(loss))
+    return made
+
+
+def test_a_void_update_is_named_with_its_step_and_its_micro_batch(caplog):
+    VoidUpdates(0.01).note(17, float("nan"), suspects(3.0, float("nan"), 2.0))
+    assert "update 17 was void" in caplog.text and "speech epoch 2 stream 0 micro-batch 6" in caplog.text
+    assert "micro-batch 5" not in caplog.text and "micro-batch 7" not in caplog.text
+
+
+def test_an_overflow_in_the_gradient_alone_is_told_apart(caplog):
+    VoidUpdates(0.01).note(17, float("inf"), suspects(3.0))
+    assert "all losses on this rank are finite, so a gradient overflowed" in caplog.text
+
+
+def test_too_many_void_updates_are_an_error_and_sound_ones_are_not_counted():
+    voids = VoidUpdates(0.01)
+    for step in range(1, 21):
+        voids.note(step, float("nan"), suspects(1.0))
+    voids.note(21, 1.0, suspects(1.0))
+    with pytest.raises(ValueError, match=r"21 of 22 updates were void, more than optim\.max_void_rate=0\.01 allows"):
+        voids.note(22, float("nan"), suspects(1.0))
+    patient = VoidUpdates(0.01)
+    patient.count = 20
+    patient.note(2_100, float("nan"), suspects(1.0))
+    assert patient.count == 21

@@ -70,6 +70,7 @@ def test_a_run_lives_where_its_name_says_and_nowhere_else(trained):
             "metrics.csv",
             "validation.csv",
             "health.csv",
+            "logs",
             "summary.json",
             "checkpoints",
             "tensorboard",

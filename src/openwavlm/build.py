@@ -24,6 +24,7 @@ from openwavlm.models.pretraining import WavLMForPretraining
 from openwavlm.models.wavlm import WavLM
 from openwavlm.probes.live import LiveProbes
 from openwavlm.training.callbacks import Schedules
+from openwavlm.training.health.settings import Health
 from openwavlm.training.log import Logging
 from openwavlm.training.module import Loss
 from openwavlm.training.optim import Optim
@@ -82,6 +83,7 @@ TARGETS: dict[str, type] = {
     f"{target.__module__}.{target.__qualname__}": target
     for target in (
         WavLMConfig, Head, SpanMasking, Mixing, Data, Batching, Optim, Loss, TrainerSettings, Schedules, Logging, Loading,
+        Health,
         LiveProbes,
     )
 }  # fmt: skip
@@ -98,8 +100,11 @@ _NODES = {
     "callbacks": Schedules,
     "logger": Logging,
     "loader": Loading,
+    "health": Health,
     "probes": LiveProbes,
 }
+# Groups that the config of a run begun before they existed may lack; such a run is still read, exported and resumed.
+_LATER = {"health": {"_target_": "openwavlm.training.health.settings.Health"}}
 _KEYS = {
     "name": str | int | float,  # a run may be called 1 or 2e-4
     "seed": int,
@@ -198,6 +203,7 @@ def _refuse_unknown(values: typing.Iterable[str], known: typing.Iterable[str], w
 
 def objects(config: dict[str, Any]) -> dict[str, Any]:
     """All nodes of a training config as objects, after every key has been checked."""
+    config = {**_LATER, **config}
     _refuse_unknown(config, [*_NODES, *_KEYS], "")
     absent = [key for key in (*_NODES, *_KEYS) if key not in config]
     if absent:

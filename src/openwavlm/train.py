@@ -27,14 +27,16 @@ from openwavlm.data.loader import StepLoader
 from openwavlm.data.plan import PLAN_VERSION, Batching
 from openwavlm.data.schedule import Schedule
 from openwavlm.data.sources import OpenData
+from openwavlm.monitoring import make_figures, make_monitor
 from openwavlm.probes.live import LiveProbe, LiveProbes
 from openwavlm.training.branch import begin_branch
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, write_atomically
 from openwavlm.training.control import Control
 from openwavlm.training.evaluation import Evaluation, Unigram
+from openwavlm.training.health.monitor import HealthMonitor, WallClock
 from openwavlm.training.log import RunLog, log_file, open_trackers, write_log
-from openwavlm.training.module import PretrainingModule
+from openwavlm.training.module import PretrainingModule, StepRecord
 from openwavlm.training.ranks import join_processes, on_rank_zero, requeue_job, together
 from openwavlm.training.run_directory import RunLock, RunRecord, accept_config, flatten
 from openwavlm.training.sharding import ShardedStrategy
@@ -156,7 +158,12 @@ def _train(
         _resume_plan(schedule, state["plan"], plan_key, start, list(values["allow_change"]))
     control = Control(directory)
     live = together(lambda: _live_probe(parts, opened, directory))
-    run_log = None
+    builder = make_builder(parts, opened, seed, training=True)
+    loader = StepLoader(
+        schedule, builder, parts["loader"], rank=rank, world_size=world_size, start_step=start, num_steps=optim.updates
+    )
+    run_log, clock = None, WallClock((lambda: loader.waited_s) if parts["loader"].workers else None)
+    monitor: HealthMonitor | None = None
     if rank == 0:
         run_log = RunLog(
             directory,
@@ -176,6 +183,25 @@ def _train(
             directory=directory,
             probes=live,
         )
+        monitor = make_monitor(
+            parts,
+            opened,
+            schedule,
+            run_log,
+            control,
+            clock,
+            seed=seed,
+            start=start,
+            state=state if found is not None and found.parent == directory / "checkpoints" else None,
+            from_random=not values["branch_from"],
+        )
+
+    def on_record(record: StepRecord) -> None:
+        if run_log is not None:
+            run_log.update(record)
+        if monitor is not None:
+            monitor.update(record)
+
     module = PretrainingModule(
         model,
         optim,
@@ -183,12 +209,14 @@ def _train(
         parts["mixing"],
         seed=seed,
         control=control,
-        on_record=run_log.update if run_log is not None else lambda record: None,
+        on_record=on_record,
         unmasked_every=parts["callbacks"].unmasked_every,
         max_skip_rate=opened.data.max_skip_rate,
         float16=values["precision"] == "16-mixed",
         fingerprints=fingerprints,
         plan_state=lambda step: {"plan_version": PLAN_VERSION, "key": plan_key, **schedule.state(step)},
+        health=make_figures(parts, opened, rank),
+        health_state=lambda: monitor.state() if monitor is not None else None,
     )
     boundary = StepBoundary(
         parts["callbacks"],
@@ -200,10 +228,7 @@ def _train(
         on_start=lambda: control.listen(_watchdog(parts["trainer"], rank, directory)),
         probe=_probe(live, run_log),
         probe_every=parts["probes"].every,
-    )
-    builder = make_builder(parts, opened, seed, training=True)
-    loader = StepLoader(
-        schedule, builder, parts["loader"], rank=rank, world_size=world_size, start_step=start, num_steps=optim.updates
+        paused=clock.paused,
     )
     trainer = make_trainer(parts["trainer"], values["precision"], optim.updates, directory, boundary, world_size)
     if rank == 0:
@@ -225,7 +250,15 @@ def _train(
     elif rank == 0:
         log.info("finished; openwavlm export run=%s writes the model for Transformers", directory)
     audio_s = run_log.audio_s_total if run_log is not None else 0.0
-    return _summary(directory, done, optim.updates, audio_s, time.monotonic() - began, rank)
+    return _summary(
+        directory,
+        done,
+        optim.updates,
+        audio_s,
+        time.monotonic() - began,
+        rank,
+        monitor.summary() if monitor is not None else None,
+    )
 
 
 def _live_probe(parts: dict[str, Any], opened: OpenData, directory: Path) -> LiveProbe | None:
@@ -323,7 +356,9 @@ def make_trainer(
     return trainer
 
 
-def _summary(directory: Path, step: int, updates: int, audio_s: float, seconds: float, rank: int) -> dict[str, Any]:
+def _summary(
+    directory: Path, step: int, updates: int, audio_s: float, seconds: float, rank: int, health: dict[str, Any] | None = None
+) -> dict[str, Any]:
     last = {}
     validation = directory / "validation.csv"
     if validation.exists():
@@ -342,6 +377,8 @@ def _summary(directory: Path, step: int, updates: int, audio_s: float, seconds: 
         "validation": last,
         "this_launch": launch if seconds else kept.get("this_launch", launch),
     }
+    if health is not None:
+        summary["health"] = health
     if rank == 0:
         write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
     return summary

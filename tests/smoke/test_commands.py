@@ -64,7 +64,18 @@ def test_a_run_lives_where_its_name_says_and_nowhere_else(trained):
     assert summary(run)["complete"]
     assert {path.name for path in trained.iterdir()} - {"stdout.txt", "stderr.txt", "elsewhere"} == {"runs"}
     assert {path.name for path in run.iterdir()} - {"export", "config.yaml.next"} == {
-        *("config.yaml", "run.json", "metrics.csv", "validation.csv", "summary.json", "checkpoints", "logs", "tensorboard", "lock")
+        *(
+            "config.yaml",
+            "run.json",
+            "metrics.csv",
+            "validation.csv",
+            "health.csv",
+            "logs",
+            "summary.json",
+            "checkpoints",
+            "tensorboard",
+            "lock",
+        )
     }
 
 

@@ -119,6 +119,36 @@ def test_several_processes_follow_the_trajectory_of_one(data, one_process, tmp_p
     assert_close_weights(directory, tmp_path / "run")
 
 
+def _weigh(folder: Path) -> None:
+    """Writes down how many elements of the parameters and of their moments this rank holds at the end."""
+    from torch.distributed.tensor import DTensor
+
+    from openwavlm.training.callbacks import StepBoundary
+
+    real = StepBoundary.on_train_batch_end
+
+    def held(tensor: torch.Tensor) -> int:
+        return tensor.to_local().numel() if isinstance(tensor, DTensor) else tensor.numel()
+
+    def on_train_batch_end(self, trainer, module, *args):
+        parameters = list(module.parameters())
+        moments = [state["exp_avg"] for state in module.optimizers(use_pl_optimizer=False).state.values()]
+        sizes = [sum(p.numel() for p in parameters), sum(map(held, parameters)), sum(map(held, moments))]
+        (folder / f"held-{os.environ['RANK']}.json").write_text(json.dumps(sizes))
+        real(self, trainer, module, *args)
+
+    StepBoundary.on_train_batch_end = on_train_batch_end
+
+
+@pytest.mark.parametrize(("strategy", "share"), [("ddp", 1.0), ("fsdp", 0.5)])
+def test_sharded_processes_hold_half_of_the_parameters_each(data, tmp_path, strategy, share):
+    overrides = [*ELASTIC, *data, f"trainer.strategy={strategy}", "optim.updates=1"]
+    assert launch(overrides, tmp_path / "run", world_size=2, patch=partial(_weigh, tmp_path)) == [0, 0]
+    for rank in (0, 1):
+        whole, parameters, moments = json.loads((tmp_path / f"held-{rank}.json").read_text())
+        assert parameters == pytest.approx(share * whole, rel=0.1) and moments == pytest.approx(share * whole, rel=0.1)
+
+
 @pytest.mark.parametrize("fault", ["per-rank means", "missing factor W"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_the_comparison_detects_a_wrong_normalisation(data, one_process, tmp_path, fault, strategy):

@@ -42,7 +42,7 @@ def changed(config: dict, key: str, value: object) -> dict:
 def test_all_config_files_are_known_to_these_tests():
     assert set(GROUPS) == {*_NODES, "experiment", "prep"}
     assert set(GROUPS["experiment"]) == set(RECIPES) and len(RECIPES) == 7
-    assert len(GROUPS["model"]) == 6 and len(OPTIONS) == 36
+    assert len(GROUPS["model"]) == 6 and len(OPTIONS) == 37
 
 
 # experiment → millions of parameters with a head of 500 classes (of 504 in the references: 94.71 and 316.63 there), updates, audio an
@@ -235,7 +235,7 @@ def test_only_targets_on_the_list_are_built(config):
             objects(changed(config, "optim._target_", target))
     with pytest.raises(ValueError, match=r"loss\._target_ must be openwavlm\.training\.module\.Loss, but is .*Head"):
         objects(config | {"loss": config["head"]})
-    assert len(TARGETS) == len(_NODES) == 13
+    assert len(TARGETS) == len(_NODES) == 14
 
 
 def test_sources_are_checked(config):

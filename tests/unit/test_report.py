@@ -6,10 +6,14 @@ import re
 import numpy as np
 import pytest
 
-from openwavlm.report.content import Example, Iteration, Realised, ReportContent, read_iteration, read_table
+from openwavlm.report.content import Example, Iteration, Realised, ReportContent, read_findings, read_iteration, read_table
 from openwavlm.report.facts import commands_of, overrides_of, warnings_of
+from openwavlm.report.health import health_rows
 from openwavlm.report.page import render, write_report
 from openwavlm.report.verdicts import beats, compare_iterations, headline, unmeasured, wins
+from openwavlm.training.health.rules import RULES
+from openwavlm.training.log import HEALTH_COLUMNS
+from openwavlm.training.records import CsvRecord
 
 MASKED = {
     "cross_entropy": 3.0,
@@ -213,3 +217,36 @@ def test_the_command_to_train_longer_repeats_the_first_launch(tmp_path):
         "'data.sources.speech.shards=my shards/a'" in longer and "optim.updates=14" in longer and "optim.updates=7 " not in longer
     )
     assert not any("optim.updates" in text for _, text in commands_of(iteration(tmp_path)))
+
+
+# --- health -------------------------------------------------------------------------------------------------------------
+
+
+def watched(tmp_path, **parts) -> Iteration:
+    return iteration(tmp_path, config={"health": {"enabled": True, "window": 100}}, **parts)
+
+
+def test_each_health_rule_is_shown_as_fired_held_or_not_judged(tmp_path):
+    state = {"judged": 3, "value": 2.5, "threshold": 3.0}
+    table = CsvRecord(tmp_path / "health.csv", HEALTH_COLUMNS)
+    for step in (200, 2400):
+        table.write({"step": step, "rule": "perplexity", "value": 4.25, "threshold": 10.0, "sentence": "predictions, all alike"})
+    table.close()
+    with (tmp_path / "health.csv").open("a") as file:
+        file.write('2500,"unigram",1.0')  # torn by a kill
+    found = watched(tmp_path, findings=read_findings(tmp_path / "health.csv"), health={"unigram": state})
+    rows = {row[0]: row[1:] for row in health_rows(found.findings, found.health)}
+    assert len(rows) == len(RULES)
+    assert rows["predictions spread over the labels"] == ["✗ fired", "update 200, 2400", "4.250", "10"]
+    assert rows["masked loss below guessing by label frequency"] == ["✓ held", "3 windows", "2.500", "3"]
+    assert rows["not slower than before"][0] == "not judged"
+    page = render(ReportContent("run", [found]))
+    assert "1 of 17 rules fired" in page and "✗ fired" in page
+    assert warnings_of(found).count("Health, update 200: predictions, all alike.") == 1
+
+
+def test_a_run_that_was_not_watched_or_was_killed_says_so(tmp_path):
+    assert "not watched" in render(ReportContent("run", [iteration(tmp_path, config={"health": {"enabled": False}})]))
+    assert "not watched" in render(ReportContent("run", [iteration(tmp_path)]))
+    assert {row[1] for row in health_rows([], None)} == {"did not fire"}
+    assert "No rule fired." in render(ReportContent("run", [watched(tmp_path)]))

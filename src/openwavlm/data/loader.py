@@ -5,6 +5,7 @@ step s ─ specs of this rank ──► queue ──► MicroBatchBuilder[spec] 
 """
 
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -100,6 +101,9 @@ class StepLoader:
         world_size: Number of processes.
         start_step: First step to yield.
         num_steps: Steps of the whole run.
+
+    Attributes:
+        waited_s: Seconds that were spent fetching micro-batches so far.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class StepLoader:
         self._schedule, self._builder, self._loading = schedule, builder, loading
         self._rank, self._world_size = rank, world_size
         self._start, self._num_steps = start_step, num_steps
+        self.waited_s = 0.0
 
     def __len__(self) -> int:
         return self._num_steps
@@ -132,7 +137,9 @@ class StepLoader:
 
         batches = iter(micro_batch_loader(self._builder, specs(), self._loading))
         for step in range(self._start, self._num_steps):
+            began = time.monotonic()
             micro_batches = [next(batches) for _ in range(per_step)]
+            self.waited_s += time.monotonic() - began
             yield StepBatch(step, digests.pop(step), micro_batches)
 
     # Lightning takes a loader with these two methods for one that can resume; where to start is decided before the fit.

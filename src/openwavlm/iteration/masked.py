@@ -10,26 +10,22 @@ from openwavlm.data.loader import Loading
 from openwavlm.data.plan import EpochPlan, MicroBatchSpec
 from openwavlm.data.sources import OpenData
 from openwavlm.frames import num_frames
-from openwavlm.masking import SpanMasking, draw_span_mask
+from openwavlm.label_references import labels_and_masks
+from openwavlm.masking import SpanMasking
 from openwavlm.models.pretraining import WavLMForPretraining
 from openwavlm.probes.counts import CountTable
-from openwavlm.randomness import stable_hash
 from openwavlm.training.control import Control
 from openwavlm.training.evaluation import Evaluation, Unigram
 
 Sequences = tuple[list[np.ndarray], list[np.ndarray]]
 
 
-def _labels_and_masks(opened: OpenData, name: str, specs: list[MicroBatchSpec], masking: SpanMasking, seed: int) -> Sequences:
-    """Labels and masks of all rows of some micro-batches, exactly as the loader draws them, without reading audio."""
+def _labels_and_masks(opened: OpenData, specs: list[MicroBatchSpec], masking: SpanMasking, seed: int) -> Sequences:
     labels, masks = [], []
     for spec in specs:
-        mask = draw_span_mask(masking, spec.num_frames, seed, source=stable_hash(name), epoch=spec.id.epoch, micro=spec.id.key)
-        for place, (row, start, frames) in enumerate(
-            zip(spec.rows.tolist(), spec.start_frame.tolist(), spec.num_frames.tolist(), strict=True)
-        ):
-            labels.append(opened.stores[name].read(row, start, frames).astype(np.int64))
-            masks.append(mask[place, :frames])
+        for row, mask in labels_and_masks(opened, spec, masking, seed):
+            labels.append(row)
+            masks.append(mask)
     return labels, masks
 
 
@@ -64,7 +60,7 @@ def masked_figures(
     builder = make_builder(parts, opened, seed, training=False)
     evaluation = Evaluation(specs[test], builder, Loading(workers=1), Unigram.of(opened.label_counts()), control)
     figures = evaluation.run(model, torch.device("cpu"))
-    sequences = {name: _labels_and_masks(opened, name, specs[name], masking, seed) for name in specs}
+    sequences = {name: _labels_and_masks(opened, specs[name], masking, seed) for name in specs}
     table = CountTable(opened.num_classes, seed=0).fit(*sequences[train], *sequences[dev])
     score = table.score(*sequences[test])
     return {

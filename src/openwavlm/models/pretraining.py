@@ -23,6 +23,7 @@ class PretrainingOutput(NamedTuple):
         unmasked_cross_entropy_sum: float32, the same over the unmasked frames; None if not asked for.
         num_unmasked_correct: int64, likewise.
         features: (batch, channels, frames), the extractor's output.
+        marginal: float32 (classes,), predicted probabilities summed over the masked frames; None if not asked for.
     """
 
     cross_entropy_sum: Tensor
@@ -31,6 +32,7 @@ class PretrainingOutput(NamedTuple):
     unmasked_cross_entropy_sum: Tensor | None
     num_unmasked_correct: Tensor | None
     features: Tensor
+    marginal: Tensor | None = None
 
 
 class WavLMForPretraining(nn.Module):
@@ -100,6 +102,7 @@ class WavLMForPretraining(nn.Module):
         unmasked_labels: Tensor | None = None,
         *,
         learn_unmasked: bool = False,
+        with_marginal: bool = False,
     ) -> PretrainingOutput:
         """Predicts the pseudo-labels of the masked frames.
 
@@ -116,23 +119,27 @@ class WavLMForPretraining(nn.Module):
             unmasked_index: int64 (unmasked,), flat positions of other frames, which are measured.
             unmasked_labels: Integers (unmasked,), their pseudo-labels.
             learn_unmasked: Whether their cross-entropy has a gradient.
+            with_marginal: Whether the predicted probabilities are summed too; without a gradient.
 
         Returns:
             Sums over the frames, and the feature penalty.
         """
         encoded = self.wavlm(waveforms, num_samples, mask=mask, layer_keep=layer_keep)
         frames = encoded.final.flatten(0, 1)
-        cross_entropy_sum, num_correct = self._predict(frames, masked_index, masked_labels)
+        logits = self._logits(frames, masked_index)
+        cross_entropy_sum, num_correct = masked_prediction(logits, masked_labels + self.special_rows)
         unmasked_cross_entropy_sum, num_unmasked_correct = None, None
         if unmasked_index is not None and unmasked_labels is not None:
             with torch.set_grad_enabled(learn_unmasked and torch.is_grad_enabled()):
-                unmasked_cross_entropy_sum, num_unmasked_correct = self._predict(frames, unmasked_index, unmasked_labels)
+                unmasked_cross_entropy_sum, num_unmasked_correct = masked_prediction(
+                    self._logits(frames, unmasked_index), unmasked_labels + self.special_rows
+                )
         penalty = feature_penalty(encoded.features)
+        marginal = logits.detach().softmax(-1).sum(0)[self.special_rows :] if with_marginal else None
         return PretrainingOutput(
-            cross_entropy_sum, num_correct, penalty, unmasked_cross_entropy_sum, num_unmasked_correct, encoded.features
+            cross_entropy_sum, num_correct, penalty, unmasked_cross_entropy_sum, num_unmasked_correct, encoded.features, marginal
         )
 
-    def _predict(self, frames: Tensor, index: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _logits(self, frames: Tensor, index: Tensor) -> Tensor:
         projected = self.final_proj(frames.index_select(0, index))
-        logits = cosine_logits(projected, self.label_embeddings, self.logit_temperature)
-        return masked_prediction(logits, labels + self.special_rows)
+        return cosine_logits(projected, self.label_embeddings, self.logit_temperature)

@@ -80,6 +80,8 @@ class Iteration:
         validation: Columns of `validation.csv`.
         record: Its `run.json`.
         launch: `this_launch` of its `summary.json`: audio and wall seconds of the last launch.
+        findings: Rows of its `health.csv`, as text.
+        health: `health` of its `summary.json`: how each rule stands.
         data: Hours and speakers (`OpenData.summary`).
         plan: `padding_share`, `lost_share`, `too_short`, `codebook` (clusters) of the first data epoch.
         masked: `cross_entropy`, `accuracy`, and the same of `unigram` and `count_table`, on held-out speakers.
@@ -99,6 +101,8 @@ class Iteration:
     validation: dict[str, np.ndarray] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     launch: dict[str, float] = field(default_factory=dict)
+    findings: list[dict[str, str]] = field(default_factory=list)
+    health: dict[str, Any] | None = None
     data: dict[str, float] | None = None
     plan: dict[str, float] | None = None
     masked: dict[str, Any] | None = None
@@ -158,6 +162,15 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
     return {name: values[:, place] for place, name in enumerate(header)} if whole else {}
 
 
+def read_findings(path: Path) -> list[dict[str, str]]:
+    """Rows of `health.csv` as text; a torn last line is left out, a missing file is empty."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if None not in row and None not in row.values()]
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -175,6 +188,7 @@ def read_iteration(run: Path, name: str | None = None) -> Iteration:
     config = run / "config.yaml"
     if not config.is_file():
         raise ValueError(f"{run} is no run directory (it has no config.yaml): give the folder of a run, as in run=runs/NAME")
+    summary = _read_json(run / "summary.json")
     iteration = Iteration(
         name or run.name,
         run,
@@ -182,7 +196,9 @@ def read_iteration(run: Path, name: str | None = None) -> Iteration:
         metrics=read_table(run / "metrics.csv"),
         validation=read_table(run / "validation.csv"),
         record=_read_json(run / "run.json"),
-        launch=_read_json(run / "summary.json").get("this_launch", {}),
+        launch=summary.get("this_launch", {}),
+        findings=read_findings(run / "health.csv"),
+        health=summary.get("health"),
     )
     audio, wall = iteration.launch.get("audio_seconds", 0.0), iteration.launch.get("wall_seconds", 0.0)
     if wall and audio >= 0.999 * iteration.audio_seconds:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from openwavlm.report.content import Iteration
+from openwavlm.report.health import health_warnings
 from openwavlm.report.verdicts import number
 
 
@@ -140,6 +141,7 @@ def warnings_of(iteration: Iteration) -> list[str]:
         found.append(f"{int(void)} updates were skipped because their gradient was not finite.")
     if unreadable:
         found.append(f"{int(unreadable)} rows could not be read and gave no loss.")
+    found += health_warnings(iteration)
     changes = {key: values for part in iteration.record.get("segments", []) for key, values in part.get("changes", {}).items()}
     if changes:
         found.append(f"The config was changed between launches: {', '.join(changes)}.")

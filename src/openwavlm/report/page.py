@@ -11,6 +11,7 @@ from openwavlm.report import pictures
 from openwavlm.report.content import Example, Iteration, Realised, ReportContent
 from openwavlm.report.facts import commands_of, warnings_of, what_ran
 from openwavlm.report.glossary import GLOSSARY
+from openwavlm.report.health import health_rows, health_said
 from openwavlm.report.markup import document, escaped, paragraph, sound, table
 from openwavlm.report.summary import iteration_summary, merge_summary
 from openwavlm.report.verdicts import CONDITIONS, CONTROLS, Verdict, beats, compare_iterations, headline, number, unmeasured, wins
@@ -137,6 +138,7 @@ def _iteration(iteration: Iteration, figures: dict[str, Any], place: int, *, sev
             _clusters(iteration, name),
             _mixture(iteration.example),
             _levels(iteration, name),
+            _health(iteration),
         ]
     )
 
@@ -282,6 +284,14 @@ def _measured(realised: Realised) -> str:
         return text + "."
     agree = "agree" if realised.as_recorded else "do not agree"
     return text + f". Masked frames and mixed rows {agree} with metrics.csv."
+
+
+def _health(iteration: Iteration) -> str:
+    said = f"<h3>Health</h3>{paragraph(health_said(iteration))}"
+    if not (iteration.config.get("health") or {}).get("enabled"):
+        return said
+    header = ["what a sound run keeps", "", "when", "value", "threshold"]
+    return said + table(header, health_rows(iteration.findings, iteration.health))
 
 
 def _commands(commands: list[tuple[str, str]]) -> str:

@@ -29,6 +29,7 @@ def iteration_summary(iteration: Iteration) -> dict[str, Any]:
         "units": probes.get("units"),
         "speakers": probes.get("speakers"),
         "realised": measured,
+        "health": sorted({row["rule"] for row in iteration.findings}) if iteration.health is not None else None,
         "audio_seconds": round(iteration.audio_seconds, 1),
         "wall_seconds": None if iteration.wall_seconds is None else round(iteration.wall_seconds, 1),
     }

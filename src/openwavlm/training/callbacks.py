@@ -1,5 +1,6 @@
 """What happens at a step boundary, in this order: validate, probe, write everything down, save, stop."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ class StepBoundary(lightning.Callback):
         probe: Called with the module and the step where a probe is due, on every rank.
         probe_every: Updates between two probes.
         log: The run's records on rank 0, None elsewhere.
+        on_start: Called when training begins.
+        paused: A context that leaves validation and saving out of the wall time.
     """
 
     def __init__(
@@ -68,12 +71,14 @@ class StepBoundary(lightning.Callback):
         evaluation: Evaluation | None,
         log: RunLog | None,
         on_start: Callable[[], None],
+        paused: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
         probe: Callable[[PretrainingModule, int], None] | None = None,
         probe_every: int = 0,
     ) -> None:
         self._probe, self._probe_every = probe, probe_every
         self._schedules, self._directory, self._updates = schedules, directory, updates
         self._stop_after, self._evaluation, self._log, self._on_start = stop_after, evaluation, log, on_start
+        self._paused = paused
         self.stopped = self.requeue = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -96,7 +101,7 @@ class StepBoundary(lightning.Callback):
         if self._evaluation is not None and every and (at_end or step % every == 0):
             control.note(f"validation after update {step}")
             reach("validation")
-            with trainer.precision_plugin.forward_context():
+            with self._paused(), trainer.precision_plugin.forward_context():
                 figures = self._evaluation.run(pl_module.model, pl_module.device)
             pl_module.validation = float(figures["cross_entropy"])
             if self._log is not None:
@@ -104,9 +109,12 @@ class StepBoundary(lightning.Callback):
         if self._probe is not None and (at_end or step % self._probe_every == 0):
             control.note(f"probes after update {step}")
             reach("probes")
-            self._probe(pl_module, step)
+            with self._paused():
+                self._probe(pl_module, step)
         if at_end or stop or totals.save or step % self._schedules.checkpoint_every == 0:
-            self._save(trainer, pl_module, step)
+            pl_module.flush()
+            with self._paused():
+                self._save(trainer, pl_module, step)
         if stop and not at_end:
             self.stopped = True
             self.requeue = totals.requeue
@@ -115,7 +123,6 @@ class StepBoundary(lightning.Callback):
 
     def _save(self, trainer: lightning.Trainer, module: PretrainingModule, step: int) -> None:
         module.control.note(f"saving after update {step}")
-        module.flush()
         if self._log is not None:
             self._log.sync()
         folder = self._directory / "checkpoints"

@@ -84,6 +84,10 @@ class Control:
             self._watchdog.close()
             self._watchdog = None
 
+    def ask_stop(self) -> None:
+        """Asks for a checkpoint and a stop at a step boundary, as a signal does."""
+        self._stop = True
+
     def _touched(self, name: str) -> bool:
         if self._directory is None or self.rank != 0:
             return False

@@ -37,6 +37,7 @@ METRIC_COLUMNS = [
     "unreadable_rows",
     "void",
 ]
+HEALTH_COLUMNS = ["step", "rule", "value", "threshold", "sentence"]
 
 
 def log_file(directory: Path, rank: int) -> Path:
@@ -155,6 +156,7 @@ class RunLog:
         self._settings, self._updates, self._penalty_weight = settings, updates, penalty_weight
         self._metrics = CsvRecord(directory / "metrics.csv", METRIC_COLUMNS, last_step=last_step)
         self._validation = CsvRecord(directory / "validation.csv", VALIDATION_COLUMNS, last_step=last_step)
+        self._health = CsvRecord(directory / "health.csv", HEALTH_COLUMNS, last_step=last_step)
         self._directory = directory
         self._probes: CsvRecord | None = None  # opened by the first probe, whose columns are the model's layers
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=last_step + 1)
@@ -219,6 +221,16 @@ class RunLog:
             f"{figures['unigram_accuracy']:.3f}, nearest unmasked label {figures['repeat_nearest_accuracy']:.3f})"
         )
 
+    def finding(self, row: dict[str, Value]) -> None:
+        """Takes a health rule that fired, by the names of `HEALTH_COLUMNS`."""
+        self._health.write(row)
+        self._health.sync()
+
+    def figures(self, step: int, values: dict[str, float]) -> None:
+        """Takes further figures of an update, for TensorBoard alone."""
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
     def probes(self, step: int, layers: list[float], baselines: dict[str, float]) -> None:
         """Takes the share of development voices' frames whose phone each layer tells."""
         columns = ["step", *(f"layer_{layer}" for layer in range(len(layers)))]
@@ -247,6 +259,7 @@ class RunLog:
         """Closes the files."""
         self._metrics.close()
         self._validation.close()
+        self._health.close()
         if self._probes is not None:
             self._probes.close()
         self._board.close()

@@ -27,6 +27,7 @@ from openwavlm.randomness import stable_hash, words
 from openwavlm.targets.logmel import NUM_BANDS, normalised_log_mel
 from openwavlm.training.control import Control, StepTotals
 from openwavlm.training.faults import reach
+from openwavlm.training.health.figures import HealthFigures, HealthRecord, PendingFigures
 from openwavlm.training.loss_scale import LossScale
 from openwavlm.training.optim import Optim
 from openwavlm.training.pace import Pace
@@ -94,6 +95,7 @@ class StepRecord:
     grad_norm: float
     lr: float
     with_unmasked: bool
+    health: HealthRecord | None = None
 
 
 def prepare_waveforms(batch: PretrainBatch, mixing: Mixing | None, *, normalised: bool) -> Tensor:
@@ -127,6 +129,7 @@ def forward_micro_batch(
     *,
     with_unmasked: bool,
     learn_unmasked: bool = False,
+    with_marginal: bool = False,
 ) -> PretrainingOutput:
     """One micro-batch through the model; labels are those of the clean primary utterance."""
     labels = batch.labels.flatten().to(torch.int64)
@@ -141,6 +144,7 @@ def forward_micro_batch(
         unmasked_index=unmasked,
         unmasked_labels=labels.index_select(0, unmasked) if unmasked is not None else None,
         learn_unmasked=learn_unmasked,
+        with_marginal=with_marginal,
     )
 
 
@@ -160,6 +164,8 @@ class PretrainingModule(lightning.LightningModule):
         float16: Whether the loss is scaled (`loss_scale`), as float16 needs it.
         fingerprints: What checkpoints are bound to.
         plan_state: Step → what a checkpoint keeps of the plan.
+        health: Collects what the health rules need; None = nothing.
+        health_state: What a checkpoint keeps of the health rules (on rank 0).
     """
 
     def __init__(
@@ -177,6 +183,8 @@ class PretrainingModule(lightning.LightningModule):
         float16: bool = False,
         fingerprints: dict[str, str],
         plan_state: Callable[[int], dict[str, Any]],
+        health: HealthFigures | None = None,
+        health_state: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -189,20 +197,23 @@ class PretrainingModule(lightning.LightningModule):
         self.control, self.on_record, self.unmasked_every = control, on_record, unmasked_every
         self.max_skip_rate, self._rows, self._unreadable = max_skip_rate, 0.0, 0.0
         self.fingerprints, self.plan_state = fingerprints, plan_state
+        self.health, self.health_state = health, health_state
         self.pace = Pace(on_gpu=False)
         self.validation: float | None = None  # cross-entropy on held-out speakers, if this step was validated
         self.totals: StepTotals | None = None
-        self._pending: tuple[int, Tensor, Tensor, float, bool, Suspects] | None = None
+        self._pending: tuple[int, Tensor, Tensor, float, bool, Suspects, PendingFigures | None] | None = None
 
     def configure_model(self) -> None:
         """Shards the parameters where the strategy made a device mesh."""
         if self.device_mesh is None:
             return
-        shard_model(self.model, self.device_mesh)
+        # Of the whole mesh, which has a dimension for tensors too, fully_shard would take the first for replicas and shard nothing.
+        mesh = self.device_mesh["data_parallel"]
+        shard_model(self.model, mesh)
         if self.ema is not None:
-            shard_model(self.ema, self.device_mesh)
+            shard_model(self.ema, mesh)
         if self.logmel_map is not None:
-            shard_whole(self.logmel_map, self.device_mesh)
+            shard_whole(self.logmel_map, mesh)
 
     def on_fit_start(self) -> None:
         """The device is known from here on."""
@@ -214,6 +225,8 @@ class PretrainingModule(lightning.LightningModule):
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
         """Copies without waiting (Lightning waits for everything that is not a plain tensor)."""
+        if self.health is not None:
+            self.health.before_copy(batch)
         return batch.to(device, non_blocking=True)
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
@@ -226,6 +239,7 @@ class PretrainingModule(lightning.LightningModule):
         with_unmasked = bool(self.unmasked_every) and (batch.step + 1) % self.unmasked_every == 0
         warm = self.loss.warm(batch.step, self.optim.updates)
         learn_unmasked = self.loss.unmasked * warm > 0
+        measured = self.health is not None and self.health.begin(batch.step)
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
@@ -236,7 +250,12 @@ class PretrainingModule(lightning.LightningModule):
                 seed_dropout(self.device, self.seed, micro)
                 waveforms = prepare_waveforms(micro, self.mixing, normalised=self.model.wavlm.config.normalise_waveform)
                 output = forward_micro_batch(
-                    self.model, micro, waveforms, with_unmasked=with_unmasked or learn_unmasked, learn_unmasked=learn_unmasked
+                    self.model,
+                    micro,
+                    waveforms,
+                    with_unmasked=with_unmasked or learn_unmasked,
+                    learn_unmasked=learn_unmasked,
+                    with_marginal=measured,
                 )
                 logmel_error = self._logmel_error(output.features, waveforms, micro.num_samples)
                 pace.forward_ends()
@@ -252,8 +271,11 @@ class PretrainingModule(lightning.LightningModule):
                 self.manual_backward(self._loss(output, logmel_error, micro, self.totals.masked_frames, warm))
                 if micro.weight:
                     sums += self._sums(output, logmel_error, micro)
+                    if self.health is not None:
+                        self.health.add(output)
         norm = self._update(optimizer, batch.step)
-        self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked, suspects)
+        figures = self.health.end(batch.step) if self.health is not None else None
+        self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked, suspects, figures)
         pace.end()
         control.note(f"update {batch.step + 1} is done: what follows it, and waiting for the next batch")
 
@@ -319,6 +341,8 @@ class PretrainingModule(lightning.LightningModule):
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.loss_scale is not None:
             self.loss_scale.unscale(gradients)
+        if self.health is not None:
+            self.health.gradients(self)
         norm = torch.nn.utils.get_total_norm(gradients)
         torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.clip_norm, norm)
         if isinstance(norm, DTensor):
@@ -341,10 +365,12 @@ class PretrainingModule(lightning.LightningModule):
         """Reads back the last step's figures (its device work has finished by now) and hands the record on."""
         if self._pending is None:
             return
-        step, sums, norm, lr, with_unmasked, suspects = self._pending
+        step, sums, norm, lr, with_unmasked, suspects, pending = self._pending
         self._pending = None
-        figures = dict(zip(SUMS, self.control.sum(sums.cpu()).tolist(), strict=True))
-        self.on_record(StepRecord(step + 1, figures, float(norm), lr, with_unmasked))
+        total = self.control.sum(sums.cpu() if pending is None else pending.joined(sums))
+        figures = dict(zip(SUMS, total[: len(SUMS)].tolist(), strict=True))
+        health = pending.record(total[len(SUMS) :].numpy()) if pending is not None else None
+        self.on_record(StepRecord(step + 1, figures, float(norm), lr, with_unmasked, health))
         self._check_unreadable(figures)
         self.voids.note(step + 1, float(norm), suspects)
 
@@ -373,6 +399,7 @@ class PretrainingModule(lightning.LightningModule):
             "plan": self.plan_state(self.trainer.global_step),
             "rows": self._rows,
             "unreadable": self._unreadable,
+            "health": self.health_state(),
             "voids": self.voids.count,
             "validation": self.validation,
         }

@@ -1,9 +1,15 @@
-"""`metrics.csv` and `validation.csv`: one row a step, shortest round-trip floats, flushed; rows past a checkpoint are cut on resume."""
+"""`metrics.csv`, `validation.csv`, `health.csv`: rows by step, exact floats, flushed; rows past a checkpoint are cut on resume."""
 
 import os
 from pathlib import Path
 
-Value = int | float | None
+Value = int | float | str | None
+
+
+def _field(value: Value) -> str:
+    if isinstance(value, str):
+        return '"' + value.replace('"', '""').replace("\n", " ") + '"'
+    return "" if value is None else repr(value)
 
 
 class CsvRecord:
@@ -41,8 +47,7 @@ class CsvRecord:
     def write(self, values: dict[str, Value]) -> None:
         """Appends one row; a missing value is an empty field."""
         assert set(values) <= set(self.columns)
-        fields = (values.get(name) for name in self.columns)
-        self._file.write(",".join("" if value is None else repr(value) for value in fields) + "\n")
+        self._file.write(",".join(_field(values.get(name)) for name in self.columns) + "\n")
         self._file.flush()
 
     def sync(self) -> None:

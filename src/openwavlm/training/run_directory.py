@@ -23,6 +23,7 @@ _FREE_GROUPS = (
     "callbacks",
     "logger",
     "loader",
+    "health",
     "probes",
 )  # may differ between launches: they do not change the trajectory
 _FREE_KEYS = ("stop_after", "allow_change", "debug", "model.recompute")

@@ -1,0 +1,76 @@
+"""What a window is judged by, and what a judgement says."""
+
+from dataclasses import dataclass, field
+
+from openwavlm.augment.mixing import Mixing
+from openwavlm.training.health.settings import Health
+
+
+@dataclass(frozen=True)
+class References:
+    """What is known of the labels without audio; None where it was not computed.
+
+    Attributes:
+        unigram: Cross-entropy of guessing by label frequency, nats.
+        perplexity: exp of the labels' entropy.
+        count_table: Cross-entropy of guessing from the nearest unmasked labels, nats.
+    """
+
+    unigram: float | None = None
+    perplexity: float | None = None
+    count_table: float | None = None
+
+    def complete(self, settings: Health, updates: int) -> bool:
+        """Whether all is there that a run of `updates` will be held to."""
+        labels = updates < settings.settled(updates) or self.unigram is not None
+        return labels and (not settings.count_rows or updates < settings.counted(updates) or self.count_table is not None)
+
+
+@dataclass(frozen=True)
+class Lap:
+    """Wall time of a window on rank 0, validation and saving left out.
+
+    Attributes:
+        seconds: How long it took.
+        waited: Seconds of these in which the loader's workers were waited for; None if the process reads by itself.
+    """
+
+    seconds: float
+    waited: float | None
+
+
+@dataclass
+class Known:
+    """What a window is judged by.
+
+    Attributes:
+        settings: Thresholds.
+        updates: Updates of the whole run.
+        from_random: Whether the run began with random weights.
+        mixing: What mixtures should be.
+        same_count: Whether masks are cut to their batch's smallest count.
+        references: What is known of the labels.
+        gradients: Median gradient norms of each block in the windows before.
+        speeds: Seconds of audio per second in the launch's windows before.
+        lap: The window's wall time, None if it was not measured.
+    """
+
+    settings: Health
+    updates: int
+    from_random: bool
+    mixing: Mixing
+    same_count: bool = False
+    references: References = References()
+    gradients: dict[str, list[float]] = field(default_factory=dict)
+    speeds: list[float] = field(default_factory=list)
+    lap: Lap | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One rule on one window: the figure, its threshold, whether the rule is broken, and what is the matter if it is."""
+
+    value: float
+    threshold: float
+    broken: bool
+    sentence: str

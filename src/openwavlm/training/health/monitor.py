@@ -1,0 +1,182 @@
+"""Judges a run window by window on rank 0: what fires is logged, written down, and may stop the run."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from openwavlm.training.health.judgement import Judgement, Known, Lap, References
+from openwavlm.training.health.machine import speed_of
+from openwavlm.training.health.network import median
+from openwavlm.training.health.rules import RULES
+from openwavlm.training.health.window import Window
+from openwavlm.training.module import StepRecord
+
+log = logging.getLogger(__name__)
+_HISTORY = 20  # windows whose medians a block's gradient is held against
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that fired: a row of `health.csv`."""
+
+    step: int
+    rule: str
+    value: float
+    threshold: float
+    sentence: str
+
+
+@dataclass
+class RuleState:
+    """How a rule stands: windows judged, times it fired, the last judgement, and how long it has held since it was broken."""
+
+    judged: int = 0
+    fired: int = 0
+    broken: bool = False
+    held: int = 0
+    last_step: int = 0
+    value: float = 0.0
+    threshold: float = 0.0
+
+
+class WallClock:
+    """Wall time of the windows of this launch, on rank 0; validation and saving do not count.
+
+    Args:
+        waited: Seconds that the loader has been waited for so far; None if the process reads by itself.
+    """
+
+    def __init__(self, waited: Callable[[], float] | None) -> None:
+        self._waited, self._paused, self._before = waited, 0.0, 0.0
+        self._began: float | None = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time within does not count."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._paused += time.monotonic() - began
+
+    def lap(self) -> Lap | None:
+        """The time since the last call; None at the first, before which everything warms up."""
+        now, waited = time.monotonic(), self._waited() if self._waited is not None else None
+        began, paused, before = self._began, self._paused, self._before
+        self._began, self._paused, self._before = now, 0.0, waited or 0.0
+        if began is None:
+            return None
+        return Lap(now - began - paused, None if waited is None else waited - before)
+
+
+class HealthMonitor:
+    """Adds up windows of updates and judges each by every rule.
+
+    A rule that fires is silent until it has held for `recovery` windows; then it may fire again. Everything but the two rules of wall
+    time is a function of the updates alone, and a resumed run judges what the uninterrupted one would have judged.
+
+    Args:
+        known: What windows are judged by.
+        clock: Wall time.
+        on_finding: Called with each rule that fires.
+        on_figures: Called with (update, figures by name) for TensorBoard.
+        stop: Asks the run to stop.
+        state: What `state` returned before the checkpoint.
+    """
+
+    def __init__(
+        self,
+        known: Known,
+        clock: WallClock,
+        *,
+        on_finding: Callable[[Finding], None],
+        on_figures: Callable[[int, dict[str, float]], None],
+        stop: Callable[[], None],
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self._known, self._clock = known, clock
+        self._on_finding, self._on_figures, self._stop = on_finding, on_figures, stop
+        self._rules = {rule.name: RuleState() for rule in RULES}
+        self._window: Window | None = None
+        if state is not None:
+            self._rules |= {name: RuleState(**kept) for name, kept in state["rules"].items() if name in self._rules}
+            known.gradients = {block: list(norms) for block, norms in state["gradients"].items()}
+            if state["window"] is not None and state["size"] == [known.settings.window, known.settings.every]:
+                self._window = Window(**state["window"])
+
+    def update(self, record: StepRecord) -> None:
+        """Takes one update, and judges the window that it ends."""
+        if record.health is None:
+            return
+        window = self._window
+        if window is None or window.first + window.updates != record.step:
+            window = self._window = Window(first=record.step)
+        window.add(record.sums, record.grad_norm, record.health)
+        if record.health.gradients is not None:
+            norms = record.health.gradients.items()
+            self._on_figures(record.step, {f"health_gradients/{block}": norm for block, norm in norms})
+        size = self._known.settings.window
+        if record.step % size == 0:
+            self._window = None
+            self._known.lap = self._clock.lap()
+            if window.updates == size:
+                self._judge(record.step, window)
+            self._remember(window)
+
+    def _judge(self, step: int, window: Window) -> None:
+        figures: dict[str, float] = {}
+        for rule in RULES:
+            judgement = rule.judge(window, self._known)
+            if judgement is not None:
+                figures[f"health/{rule.name}"] = judgement.value
+                self._enter(step, rule.name, judgement)
+        self._on_figures(step, figures)
+
+    def _enter(self, step: int, name: str, judgement: Judgement) -> None:
+        state = self._rules[name]
+        state.judged += 1
+        state.last_step, state.value, state.threshold = step, float(judgement.value), float(judgement.threshold)
+        if not judgement.broken:
+            state.held += 1
+            state.broken = state.broken and state.held < self._known.settings.recovery
+            return
+        state.held = 0
+        if state.broken:
+            return
+        state.broken = True
+        state.fired += 1
+        log.warning("health, update %d: %s: %s", step, name, judgement.sentence)
+        self._on_finding(Finding(step, name, state.value, state.threshold, judgement.sentence))
+        if self._known.settings.action == "stop":
+            self._stop()
+
+    def _remember(self, window: Window) -> None:
+        for block, norms in window.gradients.items():
+            middle = median(norms)
+            if middle is not None:
+                self._known.gradients[block] = [*self._known.gradients.get(block, []), middle][-_HISTORY:]
+        if self._known.lap is not None and window.updates == self._known.settings.window:
+            self._known.speeds.append(speed_of(window, self._known.lap))
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        settings = self._known.settings
+        return {
+            "rules": {name: asdict(state) for name, state in self._rules.items()},
+            "gradients": self._known.gradients,
+            "window": None if self._window is None else self._window.state(),
+            "size": [settings.window, settings.every],
+            "references": asdict(self._known.references),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """How each rule stands, for `summary.json`."""
+        return {name: asdict(state) for name, state in self._rules.items()}
+
+
+def kept_references(state: dict[str, Any] | None) -> References | None:
+    """The references that a checkpoint carries."""
+    return None if state is None else References(**state["references"])

@@ -1,0 +1,58 @@
+"""The rules that tell a run that learns from one that does not: each judges a window of updates (docs/training.md)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from openwavlm.training.health import draws, learning, machine, network
+from openwavlm.training.health.judgement import Judgement, Known
+from openwavlm.training.health.window import Window
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule.
+
+    Attributes:
+        name: Its name in `health.csv`.
+        title: What holds in a sound run.
+        judged: When it is judged.
+        judge: The rule itself; None where there is nothing to judge.
+    """
+
+    name: str
+    title: str
+    judged: str
+    judge: Callable[[Window, Known], Judgement | None]
+
+
+_SETTLED = "from the later of 2 % of the updates and update 2,000"
+_ALWAYS = "in every window"
+RULES = (
+    Rule("unigram", "masked loss below guessing by label frequency", _SETTLED, learning.unigram),
+    Rule(
+        "count_table",
+        "masked loss below guessing from the nearest unmasked labels",
+        "from the later of 15 % of the updates and update 2,000",
+        learning.count_table,
+    ),
+    Rule(
+        "unmasked_accuracy",
+        "unmasked accuracy not below masked accuracy",
+        "in the first 5 % of the updates from random weights",
+        learning.unmasked_accuracy,
+    ),
+    Rule("perplexity", "predictions spread over the labels", _SETTLED, learning.predicted_perplexity),
+    Rule("mask_coverage", "masked frames as the config says, relative", _ALWAYS, draws.mask_coverage),
+    Rule("mixed_rows", "number of mixed rows as the config says", "where rows are mixed", draws.mixed_rows),
+    Rule("energy_ratio", "energy ratios as the config says, dB", "where rows are mixed", draws.energy_ratio),
+    Rule("overlap", "overlaps as short as the config says", _ALWAYS, draws.overlap),
+    Rule("partners", "no row its own partner", _ALWAYS, draws.partners),
+    Rule("row_lengths", "rows and micro-batches as long as the config says", _ALWAYS, draws.row_lengths),
+    Rule("gradient_flow", "every block has a finite gradient", "with 3 measurements in a window", network.gradient_flow),
+    Rule("gradient_growth", "no block's gradient far above its usual norm", "from the sixth window", network.gradient_growth),
+    Rule("dead_channels", "no silent channels of the extractor", _ALWAYS, network.dead_channels),
+    Rule("void_updates", "hardly a void update", _ALWAYS, network.void_updates),
+    Rule("data_wait", "the loader is not waited for", "with loader.workers, from a launch's second window", machine.data_wait),
+    Rule("throughput", "not slower than before", "from a launch's seventh window", machine.throughput),
+    Rule("unreadable_rows", "rows can be read", _ALWAYS, machine.unreadable_rows),
+)

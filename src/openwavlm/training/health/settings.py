@@ -1,0 +1,112 @@
+"""Thresholds of the health rules of a training run: how a run is told from one that has gone wrong (docs/training.md)."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+_SHARES = (
+    "settle_share",
+    "count_share",
+    "early_share",
+    "perplexity_share",
+    "dead_share",
+    "void_share",
+    "wait_share",
+    "throughput_share",
+    "unreadable_share",
+)
+_NOT_NEGATIVE = ("unmasked_margin", "coverage_tolerance", "mixing_tolerance", "level_tolerance_db", "dead_level", "chance")
+
+
+@dataclass(frozen=True)
+class Health:
+    """When a rule is judged and where its threshold lies; nothing here changes the trajectory. Sources: `conf/health/default.yaml`.
+
+    Attributes:
+        enabled: Whether anything is measured at all.
+        action: What a rule that fires does besides being written down: `warn`, nothing; `stop`, end with a checkpoint, resumable.
+        window: Updates whose figures are judged together.
+        every: Updates between two measurements of gradients, predictions and channels; at most `window`.
+        recovery: Windows that a rule has to hold after it fired before it can fire again.
+        chance: Standard deviations by which a sum of random draws may miss its expectation, whatever the tolerance.
+        settle_share: Share of the updates after which the loss is below the unigram's and predictions have not collapsed.
+        settle_updates: Least number of updates for that.
+        unigram_ratio: Factor on the unigram's cross-entropy that the masked loss is to be below.
+        count_rows: Rows that the count table is fitted on; 0 = no count table.
+        count_share: Share of the updates after which the loss is below the count table's.
+        count_updates: Least number of updates for that.
+        count_ratio: Factor on the count table's cross-entropy that the masked loss is to be below.
+        early_share: Share of the updates, from random weights, over which unmasked accuracy is compared with masked accuracy.
+        unmasked_margin: By how much the unmasked accuracy may be lower.
+        perplexity_share: Least perplexity of the predicted labels over that of the labels.
+        coverage_tolerance: Largest relative error of the masked frames.
+        mixing_tolerance: Largest relative error of the number of mixed rows.
+        level_tolerance_db: Largest error of the mean energy ratio.
+        gradient_growth: Largest median gradient norm of a block in a window over that of its earlier windows.
+        dead_level: Mean absolute output of a dead channel over that of the channels' mean.
+        dead_share: Largest share of dead channels.
+        void_share: Largest share of updates that may be void.
+        wait_share: Largest share of the wall time that may be spent waiting for the loader's workers.
+        throughput_share: Least seconds of audio per second, over the launch's median.
+        unreadable_share: Largest share of rows that may be unreadable.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    enabled: bool = True
+    action: Literal["warn", "stop"] = "warn"
+    window: int = 100
+    every: int = 10
+    recovery: int = 10
+    chance: float = 5.0
+    settle_share: float = 0.02
+    settle_updates: int = 2000
+    unigram_ratio: float = 1.0
+    count_rows: int = 500
+    count_share: float = 0.15
+    count_updates: int = 2000
+    count_ratio: float = 1.0
+    early_share: float = 0.05
+    unmasked_margin: float = 0.015
+    perplexity_share: float = 0.5
+    coverage_tolerance: float = 0.02
+    mixing_tolerance: float = 0.05
+    level_tolerance_db: float = 0.2
+    gradient_growth: float = 5.0
+    dead_level: float = 1e-3
+    dead_share: float = 0.05
+    void_share: float = 0.01
+    wait_share: float = 0.05
+    throughput_share: float = 0.8
+    unreadable_share: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.action not in ("warn", "stop"):
+            raise ValueError(f"health.action must be warn or stop, but is {self.action!r}")
+        if not 1 <= self.every <= self.window:
+            raise ValueError(f"health.every must lie in 1 … health.window, but is {self.every} of {self.window}")
+        for name in ("recovery", "settle_updates", "count_updates", "count_rows"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"health.{name} must not be negative, but is {getattr(self, name)}")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"health.{name} is a share and must lie in 0 … 1, but is {getattr(self, name)}")
+        for name in _NOT_NEGATIVE:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"health.{name} must be a number that is not negative, but is {getattr(self, name)}")
+        for name in ("unigram_ratio", "count_ratio", "gradient_growth"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"health.{name} must be a positive number, but is {getattr(self, name)}")
+
+    def settled(self, updates: int) -> int:
+        """First update at which a run of `updates` is held against the unigram and the labels' perplexity."""
+        return max(self.settle_updates, math.ceil(self.settle_share * updates))
+
+    def counted(self, updates: int) -> int:
+        """First update at which a run of `updates` is held against the count table."""
+        return max(self.count_updates, math.ceil(self.count_share * updates))
+
+    def early(self, updates: int) -> int:
+        """Last update at which unmasked accuracy is compared with masked accuracy."""
+        return math.floor(self.early_share * updates)

@@ -1,0 +1,242 @@
+"""Each health rule holds on one side of its threshold and is broken on the other; the monitor fires once, and again after recovery."""
+
+import csv
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from openwavlm.augment.mixing import Mixing
+from openwavlm.training.health.figures import HealthRecord, block_of
+from openwavlm.training.health.judgement import Known, Lap, References
+from openwavlm.training.health.monitor import Finding, HealthMonitor, WallClock
+from openwavlm.training.health.promises import PROMISED
+from openwavlm.training.health.rules import RULES
+from openwavlm.training.health.settings import Health
+from openwavlm.training.health.window import Window
+from openwavlm.training.log import HEALTH_COLUMNS
+from openwavlm.training.module import SUMS, StepRecord
+from openwavlm.training.records import CsvRecord
+
+SETTINGS = Health(window=4, every=1, settle_updates=0, count_updates=0, early_share=1.0, recovery=2)
+KNOWN = Known(
+    SETTINGS,
+    updates=100,
+    from_random=True,
+    mixing=Mixing(prob=0.5, noise_prob=0.2),
+    references=References(unigram=3.0, perplexity=20.0, count_table=2.0),
+    lap=Lap(10.0, 0.1),
+    speeds=[1.0] * 5,
+    gradients={"head": [1.0] * 5},
+)
+NOTHING = dict.fromkeys(PROMISED, 0.0)
+
+
+def window(**parts) -> Window:
+    """A sound window of four updates, changed in some parts."""
+    sums = {"cross_entropy": 1.5e4, "masked": 1e4, "rows": 200.0, "unreadable": 0.0, "samples": 160_000.0}
+    seen = {"masked": 1e5, "correct": 2e4, "unmasked": 1e5, "unmasked_correct": 3e4}
+    promised = {**NOTHING, "mask": 990.0, "expected_mask": 1000.0, "mask_variance": 1.0}
+    promised |= {"speech": 81.0, "expected_speech": 80.0, "speech_variance": 1.0, "noise": 20.0, "expected_noise": 20.0}
+    promised |= {"noise_variance": 1.0, "speech_db": 8.1, "noise_db": 151.0}
+    sound = Window(97, 4, 0, sums, seen, promised, [1.0] * 20, [1.0] * 50, {"head": [1.0, 1.1, 0.9, 1.0]})
+    for name, value in parts.items():
+        setattr(sound, name, {**getattr(sound, name), **value} if isinstance(value, dict) else value)
+    return sound
+
+
+def broken(judged: Window, known: Known = KNOWN) -> set[str]:
+    return {rule.name for rule in RULES if (found := rule.judge(judged, known)) is not None and found.broken}
+
+
+def test_a_sound_window_breaks_no_rule_and_is_judged_by_all():
+    assert broken(window()) == set()
+    assert [rule.name for rule in RULES if rule.judge(window(), KNOWN) is None] == []
+
+
+SIDES = [
+    ("count_table", {"sums": {"cross_entropy": 1.999e4}}, {"sums": {"cross_entropy": 2.0e4}}),
+    ("unmasked_accuracy", {"seen": {"unmasked_correct": 1.86e4}}, {"seen": {"unmasked_correct": 1.7e4}}),
+    ("perplexity", {"marginal": [1.0] * 11}, {"marginal": [1.0] * 9}),
+    ("mask_coverage", {"promised": {"mask": 981.0}}, {"promised": {"mask": 979.0}}),
+    ("mask_coverage", {"promised": {"mask": 1019.0}}, {"promised": {"mask": 1021.0}}),
+    ("mixed_rows", {"promised": {"speech": 85.0, "speech_db": 0.0}}, {"promised": {"speech": 86.0, "speech_db": 0.0}}),
+    ("mixed_rows", {"promised": {"noise": 24.0, "noise_db": 180.0}}, {"promised": {"noise": 27.0, "noise_db": 202.5}}),
+    ("energy_ratio", {"promised": {"speech_db": 129.0}}, {"promised": {"speech_db": 131.0}}),
+    ("energy_ratio", {}, {"promised": {"wrong_levels": 1.0}}),
+    ("overlap", {}, {"promised": {"wrong_overlaps": 1.0}}),
+    ("partners", {}, {"promised": {"wrong_partners": 1.0}}),
+    ("row_lengths", {}, {"promised": {"wrong_rows": 1.0}}),
+    ("gradient_flow", {"gradients": {"layer_01": [0.0, 0.0, 1.0]}}, {"gradients": {"layer_01": [0.0, math.nan, 0.0]}}),
+    ("gradient_flow", {"gradients": {"layer_01": [0.0, 0.0]}}, {"gradients": {"layer_01": [math.inf] * 3}}),
+    ("gradient_growth", {"gradients": {"head": [5.0] * 3}}, {"gradients": {"head": [5.1] * 3}}),
+    ("gradient_growth", {"gradients": {"head": [1.0, 1.0, 90.0]}}, {"gradients": {"head": [90.0, 90.0, 1.0]}}),
+    ("dead_channels", {"activations": [1.0] * 48 + [0.0] * 2}, {"activations": [1.0] * 47 + [0.0] * 3}),
+    ("dead_channels", {"activations": [1.0] * 47 + [0.002] * 3}, {"activations": [0.0] * 50}),
+    ("void_updates", {}, {"void": 1}),
+    ("unreadable_rows", {}, {"sums": {"unreadable": 1.0}}),
+]
+
+
+@pytest.mark.parametrize(("rule", "sound", "fault"), SIDES)
+def test_a_rule_holds_on_one_side_of_its_threshold_alone(rule, sound, fault):
+    assert broken(window(**sound)) == set()
+    assert broken(window(**fault)) == {rule}
+    sentence = next(r for r in RULES if r.name == rule).judge(window(**fault), KNOWN).sentence
+    assert len(sentence) > 30 and "\n" not in sentence
+
+
+def test_a_loss_at_the_unigram_breaks_both_references():
+    assert broken(window(sums={"cross_entropy": 3.0e4})) == {"unigram", "count_table"}
+    assert "unigram" not in broken(window(sums={"cross_entropy": 2.99e4}))
+
+
+def test_wall_time_has_two_rules():
+    assert broken(window(), replace(KNOWN, lap=Lap(10.0, 0.51))) == {"data_wait"}
+    assert broken(window(), replace(KNOWN, lap=Lap(10.0, 0.49))) == set()
+    assert broken(window(), replace(KNOWN, lap=Lap(12.6, 0.0))) == {"throughput"}
+    assert broken(window(), replace(KNOWN, lap=Lap(12.4, None))) == set()
+
+
+def test_rules_wait_for_their_time():
+    late = replace(KNOWN, settings=replace(SETTINGS, settle_updates=101, count_updates=101, early_share=0.5))
+    unjudged = {rule.name for rule in RULES if rule.judge(window(), late) is None}
+    assert unjudged == {"unigram", "count_table", "unmasked_accuracy", "perplexity"}
+    assert (
+        next(rule for rule in RULES if rule.name == "unmasked_accuracy").judge(window(), replace(KNOWN, from_random=False))
+        is None
+    )
+    full = Health()
+    assert full.settled(400_000) == 8000 and full.counted(400_000) == 60_000 and full.early(400_000) == 20_000
+    assert full.settled(5000) == full.counted(5000) == 2000
+
+
+def test_chance_widens_the_tolerance_of_draws():
+    rare = window(promised={"speech": 90.0, "speech_db": 0.0, "speech_variance": 16.0})
+    assert broken(rare) == set()
+    assert broken(rare, replace(KNOWN, settings=replace(SETTINGS, chance=2.0))) == {"mixed_rows"}
+
+
+def test_masks_cut_to_one_count_may_cover_less_but_not_more():
+    cut = replace(KNOWN, same_count=True)
+    assert broken(window(promised={"mask": 910.0}), cut) == set() and broken(window(promised={"mask": 1021.0}), cut)
+
+
+def test_mixing_that_is_off_is_broken_by_any_mixture():
+    none = {name: 0.0 for name in PROMISED if "speech" in name or "noise" in name}
+    assert broken(window(promised=none)) == set()
+    assert broken(window(promised={**none, "speech": 1.0})) == {"mixed_rows"}
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"action": "shout"}, "health.action must be warn or stop"),
+        ({"every": 0}, "health.every must lie in 1"),
+        ({"every": 101}, "health.every must lie in 1"),
+        ({"recovery": -1}, "health.recovery must not be negative"),
+        ({"void_share": 1.5}, "health.void_share is a share"),
+        ({"chance": -1.0}, "health.chance must be a number that is not negative"),
+        ({"unigram_ratio": 0.0}, "health.unigram_ratio must be a positive number"),
+    ],
+)
+def test_thresholds_out_of_range_are_refused(values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Health(**values)
+
+
+def test_every_parameter_of_a_model_has_a_block_but_the_map_that_fades():
+    names = ["model.wavlm.extractor.layers.0.conv.weight", "model.wavlm.feature_norm.bias", "model.wavlm.mask_embedding"]
+    names += ["model.wavlm.encoder.positional.conv.bias", "model.wavlm.encoder.layers.11.norm.weight", "model.final_proj.weight"]
+    assert [block_of(name) for name in names] == ["extractor", "projection", "projection", "positions", "layer_12", "head"]
+    assert block_of("model.label_embeddings") == "head" and block_of("logmel_map.weight") is None
+
+
+# --- the monitor --------------------------------------------------------------------------------------------------------
+
+
+def record(step: int, *, unreadable: float = 0.0, grad_norm: float = 1.0) -> StepRecord:
+    sums = dict.fromkeys(SUMS, 1.0) | {"rows": 50.0, "unreadable": unreadable}
+    gradients = {"head": grad_norm} if math.isfinite(grad_norm) else None
+    return StepRecord(step, sums, grad_norm, 1e-3, False, HealthRecord(NOTHING, np.ones(20), np.ones(5), gradients))
+
+
+class Watched:
+    """A monitor and what it said."""
+
+    def __init__(self, action: str = "warn", state: dict | None = None) -> None:
+        self.findings: list[Finding] = []
+        self.figures: dict[int, dict[str, float]] = {}
+        self.stops = 0
+        settings = replace(SETTINGS, action=action, throughput_share=0.0)  # these windows take no time
+        known = Known(settings, 10_000, from_random=False, mixing=Mixing())
+
+        def stop() -> None:
+            self.stops += 1
+
+        self.monitor = HealthMonitor(
+            known,
+            WallClock(None),
+            on_finding=self.findings.append,
+            on_figures=lambda step, values: self.figures.setdefault(step, {}).update(values),
+            stop=stop,
+            state=state,
+        )
+
+    def run(self, first: int, last: int, bad: range | list[int] = ()) -> list[tuple[int, str]]:
+        for step in range(first, last + 1):
+            self.monitor.update(record(step, unreadable=float(step in bad)))
+        return [(finding.step, finding.rule) for finding in self.findings]
+
+
+def test_a_rule_fires_once_and_again_only_after_it_recovered():
+    watched = Watched()
+    # Broken in the windows ending at 4, 8 and 16; it holds in one window, then in two.
+    assert watched.run(1, 24, bad=[1, 7, 13]) == [(4, "unreadable_rows")]
+    assert watched.run(25, 28, bad=[25]) == [(4, "unreadable_rows"), (28, "unreadable_rows")]
+    state = watched.monitor.summary()["unreadable_rows"]
+    assert (state["judged"], state["fired"], state["last_step"], state["value"]) == (7, 2, 28, 1 / 200)
+    assert watched.figures[4]["health/unreadable_rows"] == 1 / 200 and watched.figures[3] == {"health_gradients/head": 1.0}
+
+
+def test_stop_is_asked_for_once_a_firing_and_only_if_wished():
+    watched, calm = Watched("stop"), Watched()
+    watched.run(1, 8, bad=[1, 5])
+    calm.run(1, 8, bad=[1, 5])
+    assert (watched.stops, calm.stops) == (1, 0)
+
+
+def test_a_resumed_monitor_judges_as_if_it_had_never_stopped():
+    whole, first = Watched(), Watched()
+    expected = whole.run(1, 40, bad=[2, 11, 12, 30])
+    found = first.run(1, 11, bad=[2, 11])
+    state = first.monitor.state()
+    second = Watched(state=state)
+    assert found + second.run(12, 40, bad=[12, 30]) == expected
+    first_rules, second_rules = whole.monitor.summary(), second.monitor.summary()
+    assert all(second_rules[name] == state for name, state in first_rules.items() if name != "throughput")
+
+
+def test_a_window_that_is_not_whole_is_not_judged():
+    watched = Watched()
+    assert watched.run(3, 4, bad=[3]) == [] and watched.run(5, 8, bad=[5]) == [(8, "unreadable_rows")]
+
+
+def test_void_updates_leave_losses_and_predictions_out():
+    part = Window(1)
+    part.add(record(1).sums, 1.0, record(1).health)
+    part.add(dict.fromkeys(SUMS, math.nan) | {"rows": 1.0, "unreadable": 0.0, "samples": 1.0}, math.nan, HealthRecord(NOTHING))
+    assert (part.updates, part.void, part.sums["cross_entropy"], sum(part.marginal)) == (2, 1, 1.0, 20.0)
+    assert Window(**part.state()).state() == part.state()
+
+
+def test_a_finding_is_a_row_that_a_table_reader_takes_back(tmp_path):
+    table = CsvRecord(tmp_path / "health.csv", HEALTH_COLUMNS)
+    sentence = 'the "loss", of all,\nis high'
+    table.write({"step": 4, "rule": "unigram", "value": 0.1 + 0.2, "threshold": 0.0, "sentence": sentence})
+    table.close()
+    (row,) = csv.DictReader((tmp_path / "health.csv").read_text().splitlines())
+    assert (row["rule"], float(row["value"]), row["sentence"]) == ("unigram", 0.1 + 0.2, sentence.replace("\n", " "))
+    CsvRecord(tmp_path / "health.csv", HEALTH_COLUMNS, last_step=3).close()
+    assert len((tmp_path / "health.csv").read_text().splitlines()) == 1

@@ -152,6 +152,8 @@ def _train(
 
     torch.manual_seed(seed)
     model = make_model(parts, opened.num_classes)
+    if parts["model"].compile_layers:
+        model.wavlm.compile_layers()
     schedule = opened.schedule()
     plan_key = opened.plan_key()
     if state is not None:

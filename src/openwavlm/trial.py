@@ -62,6 +62,8 @@ class _Step:
         self.device, self.loss = device, parts["loss"]
         self.low = _LOW.get(values["precision"])
         self.model: WavLMForPretraining = make_model(parts, num_classes).to(device).train()
+        if parts["model"].compile_layers:
+            self.model.wavlm.compile_layers()
         self.optimizer = parts["optim"].optimizer(self.model)
         for group in self.optimizer.param_groups:
             group["lr"] = parts["optim"].learning_rate(0)

@@ -1,7 +1,7 @@
 """`openwavlm tune`: which settings are fastest on this machine, by short timed trials, as a file for a new run.
 
-One knob after another, each in the light of those before it: attention backend, threads (on a CPU), size of the micro-batch (on a GPU),
-loader workers (with data). A setting replaces the one before only if it is faster by `margin`.
+One knob after another, each in the light of those before it: attention backend, compiled layers and size of the micro-batch (on a GPU),
+threads (on a CPU), loader workers (with data). A setting replaces the one before only if it is faster by `margin`.
 """
 
 import json
@@ -121,6 +121,8 @@ def search(values: dict[str, Any], found: Search, *, on_gpu: bool, with_data: bo
     for backend in backends:
         if backend != choose_backend(model["attention_backend"]):
             found.offer("model.attention_backend", backend)
+    if on_gpu:
+        found.offer("model.compile_layers", not model["compile_layers"])
     if on_gpu and not out_of_memory:
         _larger(values, found)
     if not on_gpu:

@@ -40,7 +40,7 @@ def test_a_probe_writes_each_layers_figure_beside_what_needs_no_training(probed)
     assert [int(row["step"]) for row in rows] == [4, 8, 10]
     assert list(rows[0]) == ["step", "layer_0", "layer_1", "layer_2"]
     assert all(0.3 < float(row[f"layer_{layer}"]) <= 1 for row in rows for layer in range(3))
-    baselines = json.loads((probed / "probes.json").read_text())["baselines"]
+    baselines = json.loads((probed / "probe_baselines.json").read_text())["baselines"]
     assert set(baselines) == {"mfcc", "mfcc_context", "logmel", "logmel_context", "untrained"}
     said = (probed / "logs" / "rank-0000.log").read_text()
     assert "of the work of training" in said and "phones of development voices: layer" in said

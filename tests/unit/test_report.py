@@ -250,3 +250,28 @@ def test_a_run_that_was_not_watched_or_was_killed_says_so(tmp_path):
     assert "not watched" in render(ReportContent("run", [iteration(tmp_path)]))
     assert {row[1] for row in health_rows([], None)} == {"did not fire"}
     assert "No rule fired." in render(ReportContent("run", [watched(tmp_path)]))
+
+
+def _long(tmp_path, clusters: int, updates: int = 400_000) -> Iteration:
+    steps = np.array([100_000.0, 400_000.0])
+    metrics = {"step": steps, "cross_entropy": np.array([3.0, 2.4])}
+    plan = {"codebook": clusters, "padding_share": 0.0, "lost_share": 0.0, "too_short": 0}
+    return iteration(tmp_path, config={"optim": {"updates": updates}}, plan=plan, metrics=metrics)
+
+
+def test_points_of_others_stand_beside_a_long_run_with_as_many_clusters(tmp_path):
+    page = render(ReportContent("title", [_long(tmp_path, 100)]))
+    assert "fairseq #4907" in page and page.count("twice the paper") == 2 and "no run passes or fails by it" in page
+    assert "2.31" in page and "2.18" in page, "3.329 and 3.144 bits, in nats"
+    assert "1.53" not in page, "that point has 500 clusters"
+    for other in (_long(tmp_path, 50), _long(tmp_path, 100, updates=2_000)):
+        assert "fairseq #4907" not in render(ReportContent("title", [other]))
+
+
+def test_a_run_that_was_probed_shows_its_layers_over_the_updates(tmp_path):
+    assert "Probes while training" not in render(ReportContent("title", [iteration(tmp_path)]))
+    (tmp_path / "probes.csv").write_text("step,layer_0,layer_1\n100,0.2,0.3\n200,0.3,0.5\n")
+    (tmp_path / "probe_baselines.json").write_text('{"baselines": {"logmel_context": 0.42}}')
+    page = render(ReportContent("title", [iteration(tmp_path)]))
+    assert "Probes while training" in page and "log-mel ± 5 0.420" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")

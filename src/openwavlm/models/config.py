@@ -40,6 +40,8 @@ class WavLMConfig:
         attention_backend: `auto`, `eager`, `sdpa` or `flex`; changes speed and memory, never the recipe.
         recompute: What is computed again in the backward pass instead of being kept: `none`, `extractor` (the convolutions, whose
             first layers hold most of the memory) or `all` (they and each encoder layer); same losses and gradients.
+        compile_layers: Whether training compiles the encoder layers (torch.compile): faster after minutes of compiling; the same
+            gradients to rounding, and other draws of dropout.
 
     Raises:
         ValueError: If the extractor does not lie on the 320-sample grid; if a number is out of its range; if the width does not
@@ -71,6 +73,7 @@ class WavLMConfig:
     normalise_waveform: bool = False
     attention_backend: Literal["auto", "eager", "sdpa", "flex"] = "auto"
     recompute: Literal["none", "extractor", "all"] = "none"
+    compile_layers: bool = False
 
     def __post_init__(self) -> None:
         for name in ("conv_dims", "conv_kernels", "conv_strides"):

@@ -69,7 +69,7 @@ class LiveProbe:
     Args:
         settings: When and on what; `every` is not 0.
         trained_on: Each training index with the mask of its training rows: what `dev` must not contain.
-        directory: Run directory; the baselines are kept in `probes.json`.
+        directory: Run directory; the baselines are kept in `probe_baselines.json`.
 
     Raises:
         ValueError: If the sets share a voice, have no phones, or `dev` is training audio.
@@ -84,7 +84,7 @@ class LiveProbe:
         check_disjoint_speakers(train=train, dev=dev)
         contamination(dev, trained_on)
         self.settings, self._train, self._dev = settings, train, dev
-        self._baselines = directory / "probes.json"
+        self._baselines = directory / "probe_baselines.json"
 
     @property
     def audio_seconds(self) -> float:

@@ -134,6 +134,7 @@ def _iteration(iteration: Iteration, figures: dict[str, Any], place: int, *, sev
     return title + "".join(
         [
             _learning(iteration, name),
+            _live_probes(iteration, name),
             _probes(figures, name),
             _clusters(iteration, name),
             _mixture(iteration.example),
@@ -159,7 +160,37 @@ def _learning(iteration: Iteration, name: str) -> str:
         "Part of each utterance is hidden and the model names the label of every hidden frame. The horizontal lines are what can "
         "be reached without hearing anything."
     )
-    return f"<h3>Learning: masked prediction</h3>{paragraph(explained)}{charts}{paragraph(said)}"
+    return f"<h3>Learning: masked prediction</h3>{paragraph(explained)}{charts}{paragraph(said)}{_other_runs(iteration)}"
+
+
+def _other_runs(iteration: Iteration) -> str:
+    """Published points with as many clusters, for orientation."""
+    rows = [
+        [
+            point.run,
+            f"{point.updates:,}".replace(",", " ") if point.updates else "not said",
+            number(point.nats, 2) if point.nats is not None else "",
+            number(point.accuracy),
+            number(point.unmasked_accuracy) if point.unmasked_accuracy is not None else "",
+            point.outcome,
+            point.source,
+        ]
+        for point in pictures.points_of(iteration)
+    ]
+    if not rows:
+        return ""
+    said = "Where others were with as many clusters, on other data: for orientation, no run passes or fails by it."
+    header = ["run", "updates", "nats", "masked accuracy", "unmasked accuracy", "outcome", "source"]
+    return paragraph(said) + table(header, rows)
+
+
+def _live_probes(iteration: Iteration, name: str) -> str:
+    """What the probes of the run itself saw, by layer and update."""
+    chart = pictures.probe_map(iteration, f"{name}live")
+    if chart is None:
+        return ""
+    said = "While it trained, a linear classifier was fitted on every layer and read on development voices; brighter is better."
+    return f"<h3>Probes while training</h3>{paragraph(said)}{_figures(chart)}"
 
 
 def _probes(figures: dict[str, Any], name: str) -> str:

@@ -6,6 +6,7 @@ Charts are drawn at the width of a telephone's screen and laid side by side on w
 import base64
 import io
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from matplotlib.ticker import MaxNLocator
 
 from openwavlm.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from openwavlm.report.content import Example, Iteration, Realised
+from openwavlm.report.reference_points import ReferencePoint, comparable
+from openwavlm.training.heat_map import heat_map
 
 BLUE, ORANGE, GREY, GREEN, RED = "#1f5fa8", "#c8641b", "#8a8f98", "#2c7a4b", "#a83232"
 _STYLE: Any = {
@@ -51,9 +54,13 @@ def _chart(width: float = 4.9, height: float = 3.1) -> Iterator[tuple[Axes, list
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
         yield axes, svg
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg.append(buffer.getvalue())
+        svg.append(_svg(figure))
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return buffer.getvalue()
 
 
 def _inline(svg: str, name: str) -> str:
@@ -77,6 +84,7 @@ def loss_curves(iteration: Iteration, name: str) -> str | None:
         if len(validation.get("step", ())):
             _held_out_curve(axes, iteration, "cross_entropy")
         _control_lines(axes, iteration, "cross_entropy")
+        _reference_points(axes, iteration, "nats")
         axes.set(xlabel="updates", ylabel="nats a masked frame", title="Masked cross-entropy (lower is better)")
         _legend_below(axes)
     return _inline(svg[0], name)
@@ -90,9 +98,34 @@ def accuracy_curve(iteration: Iteration, name: str) -> str | None:
     with _chart() as (axes, svg):
         _held_out_curve(axes, iteration, "accuracy")
         _control_lines(axes, iteration, "accuracy")
+        _reference_points(axes, iteration, "accuracy")
         axes.set(xlabel="updates", ylabel="share of masked frames", title="Masked accuracy (higher is better)", ylim=(0, None))
         _legend_below(axes)
     return _inline(svg[0], name)
+
+
+def probe_map(iteration: Iteration, name: str) -> str | None:
+    """Phones told by layer over updates, from `probes.csv`."""
+    table, baselines = iteration.run / "probes.csv", iteration.run / "probe_baselines.json"
+    if not table.is_file() or len(table.read_text().splitlines()) < 2:
+        return None
+    known = json.loads(baselines.read_text())["baselines"] if baselines.is_file() else {}
+    with rc_context(_STYLE):
+        return _inline(_svg(heat_map(table, known)), name)
+
+
+def points_of(iteration: Iteration) -> list[ReferencePoint]:
+    """Published points that stand beside this run."""
+    clusters = (iteration.plan or {}).get("codebook")
+    updates = (iteration.config.get("optim") or {}).get("updates", 0)
+    return comparable(int(clusters) if clusters else None, int(updates))
+
+
+def _reference_points(axes: Axes, iteration: Iteration, figure: str) -> None:
+    places = [(float(point.updates), getattr(point, figure)) for point in points_of(iteration) if point.updates is not None]
+    known = np.array([place for place in places if place[1] is not None])
+    if len(known):
+        axes.plot(known[:, 0], known[:, 1], "D", color=GREY, markersize=4, label="other runs (table below)")
 
 
 def _legend_below(axes: Axes) -> None:

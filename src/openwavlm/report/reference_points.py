@@ -1,0 +1,52 @@
+"""Where other people's runs were at some update, and what became of them: drawn beside a run's own curves, never a pass or a fail."""
+
+import math
+from dataclasses import dataclass
+
+FEWEST_UPDATES = 10_000  # a run shorter than this is not compared with runs of hundreds of thousands
+
+
+@dataclass(frozen=True)
+class ReferencePoint:
+    """One point of a published run.
+
+    Attributes:
+        run: Whose, and what it was.
+        clusters: Labels of its codebook.
+        updates: After how many updates; None where the source does not say.
+        nats: Masked cross-entropy; None where the source does not say.
+        accuracy: Masked accuracy.
+        unmasked_accuracy: Likewise of unmasked frames.
+        outcome: What is known of the model that came out.
+        source: Where it was reported.
+    """
+
+    run: str
+    clusters: int
+    updates: int | None
+    nats: float | None
+    accuracy: float
+    unmasked_accuracy: float | None
+    outcome: str
+    source: str
+
+
+def _bits(value: float) -> float:
+    return value * math.log(2)
+
+
+_TWICE = "ended at twice the paper's word error rate"
+_SOUND = "a sound model by its authors' own account; no downstream figure"
+POINTS = (
+    ReferencePoint("HuBERT Base, iteration 1, 960 h", 100, 250_000, _bits(3.329), 0.365, 0.049, _TWICE, "fairseq #4907"),
+    ReferencePoint("HuBERT Base, iteration 1, 960 h", 100, 400_000, _bits(3.144), 0.390, 0.089, _TWICE, "fairseq #4907"),
+    ReferencePoint("HuBERT Base, iteration 2, 960 h", 500, 250_000, _bits(3.712), 0.383, 0.635, _TWICE, "fairseq #4907"),
+    ReferencePoint("HuBERT Base, iteration 2, 960 h", 500, 400_000, _bits(3.422), 0.417, 0.662, _TWICE, "fairseq #4907"),
+    ReferencePoint("WavLM Base, iteration 0, held-out", 100, None, 1.864, 0.457, None, _SOUND, "ESPnet's README"),
+    ReferencePoint("WavLM Base, iteration 1, held-out", 500, None, 1.53, 0.414, None, _SOUND, "ESPnet's README"),
+)
+
+
+def comparable(clusters: int | None, updates: int) -> list[ReferencePoint]:
+    """The points with as many clusters as a run has; none for a short run."""
+    return [point for point in POINTS if point.clusters == clusters and updates >= FEWEST_UPDATES]

@@ -29,7 +29,7 @@ from openwavlm.frames import SAMPLE_RATE_HZ
 from openwavlm.report.batch_rows import BatchRow, describe_rows
 from openwavlm.report.content import read_table
 from openwavlm.report.replay_page import render_replay
-from openwavlm.training.module import prepare_waveforms
+from openwavlm.training.forward import prepare_waveforms
 from openwavlm.training.segments import Segment, follow_plan, segment_of
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from openwavlm.data.sources import OpenData
 from openwavlm.frames import SAMPLE_RATE_HZ
 from openwavlm.masking import draw_span_mask
 from openwavlm.models.pretraining import WavLMForPretraining
-from openwavlm.training.module import forward_micro_batch, prepare_waveforms
+from openwavlm.training.forward import forward_micro_batch, prepare_waveforms
 
 _FEWEST = 2  # timed micro-batches of a trial, however long they take
 _LOW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}

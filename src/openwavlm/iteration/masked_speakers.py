@@ -12,7 +12,7 @@ from openwavlm.iteration.masked import _specs
 from openwavlm.iteration.paired import Sums
 from openwavlm.losses import cosine_logits
 from openwavlm.models.pretraining import WavLMForPretraining
-from openwavlm.training.module import prepare_waveforms
+from openwavlm.training.forward import prepare_waveforms
 
 
 @torch.no_grad()

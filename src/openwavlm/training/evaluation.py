@@ -13,7 +13,7 @@ from openwavlm.data.plan import MicroBatchSpec
 from openwavlm.models.pretraining import WavLMForPretraining
 from openwavlm.targets.quality import repeat_nearest
 from openwavlm.training.control import Control
-from openwavlm.training.module import forward_micro_batch, prepare_waveforms
+from openwavlm.training.forward import forward_micro_batch, prepare_waveforms
 
 VALIDATION_COLUMNS = [
     "step",

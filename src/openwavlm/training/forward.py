@@ -1,0 +1,60 @@
+"""One micro-batch on its way into the model: mixed, normalised, its dropout keyed, its frames chosen."""
+
+import torch
+from torch import Tensor
+
+from openwavlm.augment.mixing import Mixing, mix
+from openwavlm.batch import PretrainBatch
+from openwavlm.models.pretraining import PretrainingOutput, WavLMForPretraining
+from openwavlm.models.wavlm import normalise
+from openwavlm.randomness import stable_hash, words
+
+
+def prepare_waveforms(batch: PretrainBatch, mixing: Mixing | None, *, normalised: bool) -> Tensor:
+    """int16 → float in [−1, 1] → mixtures from an untouched copy → normalised over valid samples if the model wants it."""
+    waveforms = batch.waveforms.to(torch.float32) / 32768
+    again = mixing is not None and mixing.mode == "unispeech"  # that code normalises before mixing, and mixed rows once more
+    if normalised and again:
+        waveforms = normalise(waveforms, batch.num_samples)
+    if mixing is not None and len(batch.mix):
+        noise = batch.noise.to(torch.float32) / 32768
+        waveforms = mix(
+            waveforms, batch.num_samples, batch.mix, noise, batch.noise_num_samples, mode=mixing.mode, normalise=normalised
+        )
+    return normalise(waveforms, batch.num_samples) if normalised and not again else waveforms
+
+
+def seed_dropout(device: torch.device, seed: int, batch: PretrainBatch) -> None:
+    """Re-seeds the device's default generator for one micro-batch: dropout then depends on the plan alone."""
+    source = stable_hash(batch.id.source)
+    key = int(words(seed, "dropout", 1, source=source, epoch=batch.id.epoch, micro=batch.id.key)[0] >> 1)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(key)
+    else:
+        torch.default_generator.manual_seed(key)
+
+
+def forward_micro_batch(
+    model: WavLMForPretraining,
+    batch: PretrainBatch,
+    waveforms: Tensor,
+    *,
+    with_unmasked: bool,
+    learn_unmasked: bool = False,
+    with_marginal: bool = False,
+) -> PretrainingOutput:
+    """One micro-batch through the model; labels are those of the clean primary utterance."""
+    labels = batch.labels.flatten().to(torch.int64)
+    unmasked = batch.unmasked_index if with_unmasked else None
+    return model(
+        waveforms,
+        batch.num_samples,
+        mask=batch.mask,
+        masked_index=batch.masked_index,
+        masked_labels=labels.index_select(0, batch.masked_index),
+        layer_keep=batch.layer_keep,
+        unmasked_index=unmasked,
+        unmasked_labels=labels.index_select(0, unmasked) if unmasked is not None else None,
+        learn_unmasked=learn_unmasked,
+        with_marginal=with_marginal,
+    )

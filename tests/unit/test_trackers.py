@@ -15,7 +15,6 @@ class Wandb:
     def __init__(self) -> None:
         self.inits: list[dict] = []
         self.logged: list[tuple[dict, int]] = []
-        self.util = SimpleNamespace(generate_id=lambda: f"id{len(self.inits)}")
 
     def init(self, **settings: object) -> SimpleNamespace:
         self.inits.append(settings)
@@ -56,7 +55,8 @@ def test_wandb_keeps_one_id_over_all_launches(tmp_path, monkeypatch):
         (tracker,) = open_trackers(Logging(wandb="offline", project="p"), tmp_path, {"optim.lr": 1.0})
         tracker.scalars({"train/loss": 2.0}, 7)
         tracker.close()
-    assert [init["id"] for init in wandb.inits] == ["id0", "id0"]
+    first, second = (init["id"] for init in wandb.inits)
+    assert first == second == json.loads((tmp_path / "wandb.json").read_text())["id"]
     assert wandb.inits[0]["mode"] == "offline" and wandb.inits[0]["config"] == {"optim.lr": 1.0}
     assert wandb.logged == [({"train/loss": 2.0}, 7)] * 2
 

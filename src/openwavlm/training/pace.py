@@ -21,7 +21,6 @@ class Pace:
         self._before: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._mark = time.monotonic()
         self._data = self._computed = 0.0
-        self.data_wait_ms = 0.0
         self.own_ms = 0.0
 
     def rest(self) -> None:
@@ -57,7 +56,6 @@ class Pace:
 
     def end(self) -> None:
         """The step is over; its times can be read."""
-        self.data_wait_ms = 1000 * self._data
         # The figures of the step before were read during this one, so the device has passed that step's events.
         on_device = sum(begin.elapsed_time(end) for begin, end in self._before)
         self._before, self._events = self._events, []

@@ -8,6 +8,7 @@ COMMANDS = {
     "plan": ("openwavlm.plan_command", "hours, memory, days and disk of a run, before there are data"),
     "tune": ("openwavlm.tune", "which settings train fastest on this machine, by short trials"),
     "extract": ("openwavlm.extract", "features of a model's layers, or units, of a folder of recordings"),
+    "quality": ("openwavlm.quality", "how much labels and a model's layers tell of phones and speakers, on held-out voices"),
     "iterate": ("openwavlm.iterate", "labels, training, probes, labels again: a resumable chain"),
     "learn": ("openwavlm.learn", "paired comparisons over seeds: iterations, mixing, front ends, warm-up losses"),
     "export": ("openwavlm.export", "write a run in Hugging Face's format"),

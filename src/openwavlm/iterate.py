@@ -27,6 +27,7 @@ from openwavlm.data.sources import OpenData
 from openwavlm.data.synthesis.corpus import synthesize
 from openwavlm.export import export_run, load_run
 from openwavlm.iteration.masked import masked_figures
+from openwavlm.iteration.next_layer import next_layer, pnmi_by_layer
 from openwavlm.iteration.stages import MARK, Chain, Stage
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
@@ -100,13 +101,11 @@ class Iteration:
         return self.chain.run(f"{number}/codebook", wanted, inputs, make)
 
     def _layer(self, number: int, settings: dict[str, Any], previous: dict[str, Stage]) -> int:
-        """The configured layer; else the best on development speakers; else half depth, then three quarters."""
+        """The configured layer; else `next_layer`."""
         if settings.get("layer") not in (None, "auto"):
             return int(settings["layer"])
-        if "probe" in previous:
-            return max(1, int(previous["probe"].result["phones"]["chosen_layer"]))
-        layers = int(previous["train"].result["layers"])
-        return max(1, round(layers * (0.5 if number == 2 else 0.75)))
+        probed = previous["probe"].result if "probe" in previous else None
+        return next_layer(number - 1, int(previous["train"].result["layers"]), probed)
 
     def _labels(self, number: int, name: str, book: Stage, settings: dict[str, Any], previous: dict[str, Stage] | None) -> Stage:
         teacher = previous["export"].folder if settings["features"] == "layer" and previous else None
@@ -180,7 +179,8 @@ class Iteration:
         contamination(test, [(Index.open(self.shards["train"].folder), None)])
         model, _ = load_run(trained.folder / "run")
         cache = self.chain.folder / "baselines"
-        return probe_model(model.wavlm, train, dev, test, ProbeSettings(**settings), cache=cache)
+        figures = probe_model(model.wavlm, train, dev, test, ProbeSettings(**settings), cache=cache)
+        return figures | {"layer_pnmi": pnmi_by_layer(model.wavlm, train, dev, ProbeSettings(**settings))}
 
 
 def _overrides(config: dict[str, Any], number: int, settings: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from openwavlm.batch import MixRecord
 from openwavlm.data.index import Index
 from openwavlm.data.reader import ShardReader
 from openwavlm.frames import num_frames
-from openwavlm.probes.alignments import Segment, frame_phones, inventory_of, read_textgrid, read_tsv, without_stress
+from openwavlm.probes.alignments import Segment, frame_phones, inventory_of, read_tsv, without_stress
 from openwavlm.probes.bootstrap import by_speaker, ratio_interval
 from openwavlm.probes.degrade import add_noise, telephone
 from openwavlm.probes.overlap import audible_overlap, average_precision
@@ -236,18 +236,6 @@ def test_tables_are_read_by_the_names_of_their_columns(tmp_path: Path) -> None:
     path.write_text("path\tstart\tend\tphone\na\t2\t1\tS\n")
     with pytest.raises(ValueError, match="line 2"):
         read_tsv(path)
-
-
-def test_textgrids_give_the_named_tier(tmp_path: Path) -> None:
-    path = tmp_path / "a.TextGrid"
-    words = 'item [1]:\n class = "IntervalTier"\n name = "words"\n xmin = 0\n xmax = 1\n intervals: size = 1\n'
-    words += ' intervals [1]:\n xmin = 0\n xmax = 1\n text = "so ""so"""\n'
-    phones = words.replace("[1]", "[2]").replace("words", "S1 - phones").replace('so ""so""', "S")
-    path.write_text(f'File type = "ooTextFile"\nxmin = 0\nxmax = 1\nitem []:\n{words}{phones}', encoding="utf-16")
-    assert read_textgrid(path) == [(0.0, 1.0, "S")]
-    assert read_textgrid(path, "words") == [(0.0, 1.0, 'so "so"')]
-    with pytest.raises(ValueError, match="interval tier 'tones'"):
-        read_textgrid(path, "tones")
 
 
 def test_audio_and_phones_of_an_utterance_must_agree() -> None:

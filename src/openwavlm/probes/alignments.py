@@ -1,7 +1,6 @@
-"""Phone alignments as files have them, and the phone at each model frame.
+"""Phones with their times: the table that all alignment files are read into (`alignment_files`), and the phone at each model frame.
 
-TSV with a header that names at least `path start end phone` (seconds; other columns are ignored), and Praat TextGrids in the long
-("ooTextFile") form.
+A table of one's own is a TSV with a header that names at least `path start end phone` (seconds; other columns are ignored).
 """
 
 import re
@@ -54,41 +53,6 @@ def read_tsv(path: Path | str) -> dict[str, list[Segment]]:
             raise ValueError(f"a phone ends after its start, but line {number} of {path} says {start} to {end}")
         table.setdefault(name, []).append(segment)
     return {name: sorted(segments) for name, segments in table.items()}
-
-
-_FIELD = re.compile(r'(name|xmin|xmax|text)\s*=\s*(?:"((?:[^"]|"")*)"|([-+.\deE]+))|(item|intervals)\s*\[\s*\d+\s*\]')
-
-
-def read_textgrid(path: Path | str, tier: str = "phones") -> list[Segment]:
-    """Reads one interval tier of a Praat TextGrid in the long form.
-
-    Args:
-        path: The file, UTF-8 or UTF-16.
-        tier: Name of the tier; a name that ends in it (`SPEAKER - phones`) counts too.
-
-    Raises:
-        ValueError: If there is no such tier.
-    """
-    raw = Path(path).read_bytes()
-    text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    tiers: dict[str, list[Segment]] = {}
-    name, times = "", [0.0, 0.0]
-    for field, quoted, number, block in _FIELD.findall(text):
-        if block == "item":
-            name = ""
-        elif field == "name":
-            name = quoted
-            tiers[name] = []
-        elif field in ("xmin", "xmax"):
-            times[field == "xmax"] = float(number)
-        elif field == "text" and name:
-            tiers[name].append(Segment(times[0], times[1], quoted.replace('""', '"').strip()))
-    for found, segments in tiers.items():
-        if found == tier or found.endswith(tier):
-            return segments
-    raise ValueError(
-        f"{path} must have an interval tier {tier!r} in Praat's long form, but has {sorted(tiers)}: name another tier"
-    )
 
 
 def without_stress(segments: Iterable[Segment]) -> list[Segment]:

@@ -196,7 +196,7 @@ class _Measurement:
         correct[layers] = 0
         units = np.zeros((len(self._codebooks), self._num_phones, self._settings.clusters), dtype=np.int64)
         voices = _Voices(len(layers))
-        for piece in self._stream(probe_set, condition, layers, _change(condition, self._settings.seed)):
+        for piece in self._stream(probe_set, condition, layers, change_of(condition, self._settings.seed)):
             place = place_of[id(probe_set.utterances[piece.utterance])]
             known = piece.phones >= 0
             frames[place] += int(known.sum())
@@ -214,7 +214,8 @@ class _Measurement:
         return np.stack([joint_histogram(phones, codebook.assign(features), **sizes) for codebook in self._codebooks])
 
 
-def _change(condition: str, seed: int) -> Change | None:
+def change_of(condition: str, seed: int) -> Change | None:
+    """What one of `CONDITIONS` does to an utterance; None for `clean`."""
     if condition == "clean":
         return None
     if condition == "telephone":

@@ -13,22 +13,25 @@ from openwavlm.targets.quality import phone_quality
 FRAMES_PER_CLUSTER = 20
 
 
-def fit_units(features: Tensor, clusters: int, seed: int, max_iter: int = 40) -> Codebook:
+def fit_units(
+    features: Tensor, clusters: int, seed: int, max_iter: int = 40, *, frames_per_cluster: int = FRAMES_PER_CLUSTER
+) -> Codebook:
     """Fits a small codebook by full passes on one thread; a probe's codebook, never training's.
 
     The k-means++ start is drawn from 50 frames a cluster, thinned evenly: on all frames it costs twice as much as the passes.
 
     Args:
         features: float32 (frames, dim), clean training speech.
-        clusters: Number of clusters; lowered to one for 20 frames where there are too few.
+        clusters: Number of clusters; lowered to one for `frames_per_cluster` frames where there are too few.
         seed: Seed of the start.
         max_iter: Passes at most.
+        frames_per_cluster: See `clusters`.
     """
     from sklearn.cluster import KMeans, kmeans_plusplus
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     frames = features.cpu().numpy().astype(np.float32)
-    clusters = max(1, min(clusters, len(frames) // FRAMES_PER_CLUSTER))
+    clusters = max(1, min(clusters, len(frames) // frames_per_cluster))
     with threadpool_limits(limits=1):
         few = frames[:: max(1, len(frames) // (50 * clusters))]
         start, _ = kmeans_plusplus(few, clusters, random_state=seed)

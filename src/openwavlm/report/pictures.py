@@ -26,7 +26,7 @@ from openwavlm.report.reference_points import ReferencePoint, comparable
 from openwavlm.training.heat_map import heat_map
 
 BLUE, ORANGE, GREY, GREEN, RED = "#1f5fa8", "#c8641b", "#8a8f98", "#2c7a4b", "#a83232"
-_STYLE: Any = {
+CHART_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "openwavlm",
     "font.family": "sans-serif",
@@ -50,20 +50,21 @@ _BASELINES = {
 def _chart(width: float = 4.9, height: float = 3.1) -> Iterator[tuple[Axes, list[str]]]:
     """A figure with one pair of axes; its SVG is put into the list."""
     svg: list[str] = []
-    with rc_context(_STYLE):
+    with rc_context(CHART_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
         yield axes, svg
-        svg.append(_svg(figure))
+        svg.append(svg_of(figure))
 
 
-def _svg(figure: Figure) -> str:
+def svg_of(figure: Figure) -> str:
+    """A figure as SVG, the same bytes at every call."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return buffer.getvalue()
 
 
-def _inline(svg: str, name: str) -> str:
+def inline_svg(svg: str, name: str) -> str:
     """An SVG as an element of a page: without prologue and metadata (which point to the network), with identifiers of its own."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
@@ -87,7 +88,7 @@ def loss_curves(iteration: Iteration, name: str) -> str | None:
         _reference_points(axes, iteration, "nats")
         axes.set(xlabel="updates", ylabel="nats a masked frame", title="Masked cross-entropy (lower is better)")
         _legend_below(axes)
-    return _inline(svg[0], name)
+    return inline_svg(svg[0], name)
 
 
 def accuracy_curve(iteration: Iteration, name: str) -> str | None:
@@ -101,7 +102,7 @@ def accuracy_curve(iteration: Iteration, name: str) -> str | None:
         _reference_points(axes, iteration, "accuracy")
         axes.set(xlabel="updates", ylabel="share of masked frames", title="Masked accuracy (higher is better)", ylim=(0, None))
         _legend_below(axes)
-    return _inline(svg[0], name)
+    return inline_svg(svg[0], name)
 
 
 def probe_map(iteration: Iteration, name: str) -> str | None:
@@ -110,8 +111,8 @@ def probe_map(iteration: Iteration, name: str) -> str | None:
     if not table.is_file() or len(table.read_text().splitlines()) < 2:
         return None
     known = json.loads(baselines.read_text())["baselines"] if baselines.is_file() else {}
-    with rc_context(_STYLE):
-        return _inline(_svg(heat_map(table, known)), name)
+    with rc_context(CHART_STYLE):
+        return inline_svg(svg_of(heat_map(table, known)), name)
 
 
 def points_of(iteration: Iteration) -> list[ReferencePoint]:
@@ -182,7 +183,7 @@ def layer_chart(phones: dict[str, Any], name: str) -> str | None:
         )
         axes.set_xticks(range(0, len(layers), max(1, len(layers) // 12)))
         _legend_below(axes)
-    return _inline(svg[0], name)
+    return inline_svg(svg[0], name)
 
 
 def usage_chart(counts: np.ndarray, name: str) -> str | None:
@@ -200,7 +201,7 @@ def usage_chart(counts: np.ndarray, name: str) -> str | None:
             ylim=(0, None),
         )
         _legend_below(axes)
-    return _inline(svg[0], name)
+    return inline_svg(svg[0], name)
 
 
 def level_chart(realised: Realised, limits_db: list[float] | None, name: str) -> str | None:
@@ -222,7 +223,7 @@ def level_chart(realised: Realised, limits_db: list[float] | None, name: str) ->
         )
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center")
-    return _inline(svg[0], name)
+    return inline_svg(svg[0], name)
 
 
 def _spectrogram_db(signal: np.ndarray) -> np.ndarray:
@@ -243,7 +244,7 @@ def mixture_picture(example: Example, *, wide: bool = False) -> str:
     grid = (0.0, len(example.mask) / FRAME_RATE_HZ)
     sounds = [("before mixing", example.clean), ("after mixing", example.mixed)] if example.length else [("audio", example.clean)]
     size = (9.6, 1.0 + 1.5 * len(sounds)) if wide else (5.2, 4.4)
-    with rc_context(_STYLE):
+    with rc_context(CHART_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         heights = [4.0] * len(sounds) + [0.8, 0.8]

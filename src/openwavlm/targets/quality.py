@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Shares that sum to 1 but for the last bit leave a single phone an entropy of 1e-16, of which any unit would tell all.
+_NO_ENTROPY = 1e-12
+
 
 def unigram(counts: np.ndarray, reference: np.ndarray | None = None) -> tuple[float, float]:
     """What a guess by label frequency alone reaches: the floor under every masked-prediction loss and accuracy.
@@ -79,7 +82,7 @@ def pnmi(joint: np.ndarray) -> float:
     share = np.asarray(joint, dtype=np.float64) / np.sum(joint)
     phone_entropy = _entropy(share.sum(axis=1))
     information = phone_entropy + _entropy(share.sum(axis=0)) - _entropy(share.ravel())
-    return max(information, 0.0) / phone_entropy if phone_entropy > 0 else 0.0
+    return max(information, 0.0) / phone_entropy if phone_entropy > _NO_ENTROPY else 0.0
 
 
 def shuffled_joint(joint: np.ndarray, seed: int) -> np.ndarray:
@@ -139,7 +142,7 @@ def phone_quality(joint: np.ndarray, *, seed: int = 0, shuffles: int = 5) -> Pho
     phone_entropy = _entropy(counts.sum(axis=1) / frames)
     measured = pnmi(counts)
     shuffled = float(np.mean([pnmi(shuffled_joint(counts, seed + shuffle)) for shuffle in range(shuffles)]))
-    bias = (classes - 1) * (phones - 1) / (2 * frames * phone_entropy) if phone_entropy > 0 else 0.0
+    bias = (classes - 1) * (phones - 1) / (2 * frames * phone_entropy) if phone_entropy > _NO_ENTROPY else 0.0
     return PhoneQuality(
         frames=frames,
         classes=classes,

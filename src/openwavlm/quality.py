@@ -1,0 +1,370 @@
+"""How good labels and layers are: `openwavlm quality --help` (the figures: `probes.unit_figures`; the rules: DESIGN §8)."""
+
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from openwavlm.build import plain
+from openwavlm.cli import command
+from openwavlm.data.atomic import atomic_file, write_json
+from openwavlm.data.index import Index
+from openwavlm.data.splits import validation_rows
+from openwavlm.labelling.teacher import open_teacher
+from openwavlm.probes import abx
+from openwavlm.probes.alignment_files import read_alignments
+from openwavlm.probes.features import EncoderFeatures, Features, MfccFeatures
+from openwavlm.probes.layer_choice import choose_layer
+from openwavlm.probes.layer_units import UnitSettings, UtteranceNormalised, fit_layers, tally_layers
+from openwavlm.probes.measure import change_of
+from openwavlm.probes.measured import CONDITIONS, summary
+from openwavlm.probes.quality_rows import QualityRow, rows_of, text_table, tsv
+from openwavlm.probes.sets import ProbeSet, check_disjoint_speakers
+from openwavlm.probes.shard_sets import Judged, judged_set, speech_set
+from openwavlm.probes.unit_figures import UnitTally
+from openwavlm.report.quality_page import chart_png, render_quality
+from openwavlm.targets.labels import LabelStore
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CLUSTERS = 100
+DEFAULT_HELD_OUT = 0.5
+_MFCC_NORMS = ("none", "utterance")
+
+Key = tuple[str, str, int | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The keys of `conf/quality.yaml`, which says what they mean.
+
+    Raises:
+        ValueError: If nothing is to be judged by phones, or a key has no such value.
+    """
+
+    output: str
+    shards: str
+    alignments: str
+    format: str = "auto"
+    tier: str = "phones"
+    folding: str = "arpabet"
+    with_silence: bool = True
+    max_unmatched_share: float = 0.05
+    seconds: float = 3600.0
+    labels: str | list[str] | None = None
+    encoder: str | None = None
+    layers: str | list[int] | None = None
+    fit: str | None = None
+    fit_seconds: float = 3600.0
+    held_out: float | None = None
+    split_seed: int = 0
+    clusters: int | None = None
+    codebook_seeds: tuple[int, ...] = (0, 1, 2)
+    fit_frames: int = 50_000
+    frames_per_cluster: int = 20
+    memory_gb: float = 2.0
+    mfcc_norm: str = "none"
+    conditions: tuple[str, ...] = ("clean",)
+    abx: bool = False
+    device: str = "auto"
+    allow_overlap: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0 or not self.fit_seconds > 0 or not 0 <= self.max_unmatched_share <= 1:
+            raise ValueError(
+                "seconds and fit_seconds must be positive and max_unmatched_share a share, but are "
+                f"{self.seconds}, {self.fit_seconds} and {self.max_unmatched_share}: correct them"
+            )
+        if self.held_out is not None and (not 0 <= self.held_out < 1 or self.fit):
+            raise ValueError(
+                f"held_out is the share of the speakers of shards that are judged, in [0, 1), where fit names no other voices, but is "
+                f"{self.held_out}{' beside fit=' + self.fit if self.fit else ''}: correct it or leave it out"
+            )
+        for name, values, allowed in (
+            ("mfcc_norm", [self.mfcc_norm], _MFCC_NORMS),
+            ("conditions", self.conditions, CONDITIONS),
+            ("device", [self.device], ("auto", "cpu", "cuda")),
+        ):
+            wrong = [value for value in values if value not in allowed]
+            if wrong or not values:
+                raise ValueError(f"{name} must be out of {', '.join(allowed)}, but is {wrong or 'empty'}: correct it")
+
+    @property
+    def labellings(self) -> list[Path]:
+        """The folders of labels."""
+        given = [self.labels] if isinstance(self.labels, str) else self.labels or []
+        return [Path(folder) for folder in given]
+
+    def units(self, clusters: int) -> UnitSettings:
+        """How codebooks of K units are fitted."""
+        return UnitSettings(
+            clusters=clusters,
+            codebook_seeds=tuple(self.codebook_seeds),
+            fit_frames=self.fit_frames,
+            frames_per_cluster=self.frames_per_cluster,
+            memory_gb=self.memory_gb,
+        )
+
+
+def judge(asked: Asked) -> tuple[dict[str, Any], list[QualityRow]]:
+    """Measures labels and layers beside MFCC units and shuffled ones, and writes table, chart and page.
+
+    Returns:
+        What is written to `quality.json` (`rows`, `chosen_layer`, `sentences`, what was judged and fitted on), and the rows.
+
+    Raises:
+        ValueError: If a folder or file is not what it has to be, voices that were fitted on would be judged, or too few recordings
+            have an alignment.
+    """
+    index = Index.open(asked.shards)
+    stores = {folder: LabelStore.open(folder, index) for folder in asked.labellings}
+    rows = _judged_rows(asked, index, stores)
+    alignments = read_alignments(asked.alignments, file_format=asked.format, tier=asked.tier)
+    judged = judged_set(
+        Path(asked.shards),
+        rows,
+        alignments,
+        folding=asked.folding,
+        with_silence=asked.with_silence,
+        seconds=asked.seconds,
+        max_unmatched_share=asked.max_unmatched_share,
+    )
+    fit = _fitted_set(asked, index, rows, judged)
+    encoder, layers = _encoder(asked, index)
+    table = _measure(asked, judged, fit, stores, encoder, layers)
+    result = _result(asked, judged, fit, table, layers_of_model=len(encoder.dims) - 1 if encoder else None)
+    output = Path(asked.output)
+    if asked.abx:
+        result["abx"] = _write_abx(judged, encoder, layers, output / "abx")
+    _write(output, result, table)
+    return result, table
+
+
+def _judged_rows(asked: Asked, index: Index, stores: Mapping[Path, LabelStore]) -> np.ndarray:
+    """Rows of held-out speakers: those that no codebook has heard, or the split that was asked for."""
+    kept = np.ones(len(index), dtype=bool)
+    for folder, store in stores.items():
+        if index.fingerprint not in store.codebook_fitted.get("indexes", []):
+            continue
+        fitted = store.codebook_fitted
+        unheard = validation_rows(index, share=float(fitted["validation_share"]), split_seed=int(fitted["split_seed"]))
+        if unheard.any():
+            kept &= unheard
+        elif not asked.allow_overlap:
+            raise ValueError(
+                f"labels are judged on voices that their codebook has not heard, but that of {folder} was fitted on all of "
+                f"{index.path}: judge other shards (label them with that codebook), or set allow_overlap=true to see the figures anyway"
+            )
+    share = DEFAULT_HELD_OUT if asked.held_out is None and not asked.fit and kept.all() else asked.held_out
+    if share:
+        kept &= validation_rows(index, share=share, split_seed=asked.split_seed)
+    if not kept.any():
+        raise ValueError(
+            f"some speakers of {index.path} must be judged, but the split holds none of {len(index.speakers) - 1} out: give fit=DIR with "
+            "other voices, or another held_out or split_seed"
+        )
+    return np.flatnonzero(kept)
+
+
+def _fitted_set(asked: Asked, index: Index, rows: np.ndarray, judged: Judged) -> ProbeSet:
+    phones = judged.utterances.inventory
+    if asked.fit:
+        other = Index.open(asked.fit)
+        candidates = np.arange(len(other))
+        if other.fingerprint == index.fingerprint:
+            candidates = np.setdiff1d(candidates, rows)
+        fit = speech_set(Path(asked.fit), candidates, asked.fit_seconds, phones)
+    elif asked.held_out == 0:
+        log.warning("codebooks are fitted on the voices that they are judged on (held_out=0): no evidence about other voices")
+        return speech_set(Path(asked.shards), np.array(judged.rows), asked.fit_seconds, phones)
+    else:
+        fit = speech_set(Path(asked.shards), np.setdiff1d(np.arange(len(index)), rows), asked.fit_seconds, phones)
+    if not asked.allow_overlap:
+        check_disjoint_speakers(fit=fit, judged=judged.utterances)
+    return fit
+
+
+def _encoder(asked: Asked, index: Index) -> tuple[EncoderFeatures | None, list[int]]:
+    if asked.encoder is None:
+        if asked.layers is not None:
+            raise ValueError(f"layers are those of a model, but none was given beside layers={asked.layers}: add encoder=DIR")
+        return None, []
+    about = Path(asked.encoder) / "openwavlm.json"
+    known = json.loads(about.read_text()).get("fingerprints", {}) if about.is_file() else {}
+    if index.fingerprint in known.values() and asked.held_out is None and not asked.allow_overlap:
+        raise ValueError(
+            f"a model is judged on voices that it was not trained on, but {asked.encoder} was trained on {index.path}: give held_out= and "
+            "split_seed= as that run's data.validation_share and split_seed, without fit, or other shards, or set allow_overlap=true"
+        )
+    device = "cuda" if asked.device == "auto" and torch.cuda.is_available() else asked.device.replace("auto", "cpu")
+    model = open_teacher(asked.encoder).model.to(device)
+    top = model.config.layers
+    wanted = range(top + 1) if asked.layers in (None, "all") else asked.layers
+    if isinstance(wanted, str) or not wanted or not all(isinstance(layer, int) and 0 <= layer <= top for layer in wanted):
+        raise ValueError(
+            f"layers must be all or a list out of 0…{top} (0 is the encoder's input), but is {asked.layers}: correct it"
+        )
+    return EncoderFeatures(model), sorted(set(wanted))
+
+
+def _measure(
+    asked: Asked, judged: Judged, fit: ProbeSet, stores: Mapping[Path, LabelStore], encoder: Features | None, layers: list[int]
+) -> list[QualityRow]:
+    clusters = asked.clusters or max((store.num_classes for store in stores.values()), default=DEFAULT_CLUSTERS)
+    labels: dict[Key, list[UnitTally]] = {
+        (str(folder), "labels", None): [_tally_labels(judged, store)] for folder, store in stores.items()
+    }
+    sizes = {store.num_classes for store in stores.values()} | ({clusters} if encoder or not stores else set())
+    mfcc: Features = UtteranceNormalised(MfccFeatures()) if asked.mfcc_norm == "utterance" else MfccFeatures()
+    passes = (len(sizes) + bool(encoder)) * (fit.seconds + len(asked.conditions) * judged.utterances.seconds)
+    table: list[QualityRow] = []
+    with _Bar(passes) as bar:
+        of_mfcc = {size: fit_layers(mfcc, fit, [0], asked.units(size), bar.named(f"MFCC {size}")) for size in sorted(sizes)}
+        of_model = fit_layers(encoder, fit, layers, asked.units(clusters), bar.named("layers")) if encoder else {}
+        for condition in asked.conditions:
+            change = change_of(condition, seed=0)
+            baseline = {
+                len(books[0].codebooks[0]): tally_layers(
+                    mfcc, books, judged.utterances, change=change, progress=bar.named(f"MFCC {size}, {condition}")
+                )[0]
+                for size, books in of_mfcc.items()
+            }
+            tallies = dict(labels) if condition == "clean" else {}
+            if encoder:
+                found = tally_layers(
+                    encoder, of_model, judged.utterances, change=change, progress=bar.named(f"layers, {condition}")
+                )
+                tallies |= {(f"layer {layer}", "layer", layer): of for layer, of in found.items()}
+            table += rows_of(tallies, baseline, condition)
+    return table
+
+
+def _tally_labels(judged: Judged, store: LabelStore) -> UnitTally:
+    utterances = judged.utterances
+    tally = UnitTally(len(utterances.inventory), store.num_classes, utterances.speakers)
+    for utterance, row in zip(utterances.utterances, judged.rows, strict=True):
+        units = store.read(row)
+        if len(units):  # a row that could not be read when it was labelled has none
+            tally.add(utterance.speaker, units, utterance.phones)
+    return tally
+
+
+def _result(
+    asked: Asked, judged: Judged, fit: ProbeSet, table: Sequence[QualityRow], *, layers_of_model: int | None
+) -> dict[str, Any]:
+    pnmi = {row.layer: row.figures.pnmi for row in table if row.layer is not None and row.condition == "clean"}
+    chosen = choose_layer(1, layers_of_model, pnmi) if layers_of_model and any(pnmi) else None
+    utterances, matches = judged.utterances, judged.matches
+    speech = {
+        "seconds": utterances.seconds,
+        "speakers": len(utterances.speakers),
+        "phones": len(utterances.inventory),
+        "utterances": len(utterances),
+        "without_alignment": len(matches.unknown) + len(matches.ambiguous),
+        "unused_alignments": len(matches.unused),
+        "fingerprint": utterances.fingerprint,
+    }
+    return {
+        "format_version": 1,
+        "asked": {name: value for name, value in vars(asked).items() if name != "output"},
+        "judged": speech,
+        "fitted_on": {"seconds": fit.seconds, "speakers": len(fit.speakers), "held_out": asked.held_out != 0},
+        "chosen_layer": chosen,
+        "sentences": _sentences(asked, speech, fit, table, chosen),
+        "rows": [row.as_json() for row in table],
+    }
+
+
+def _sentences(
+    asked: Asked, speech: Mapping[str, Any], fit: ProbeSet, table: Sequence[QualityRow], chosen: int | None
+) -> list[str]:
+    fitted = f"codebooks of {len(asked.codebook_seeds)} seeds fitted on {fit.seconds:.0f} s of {len(fit.speakers)} speakers"
+    who = "the same speakers, which is no evidence about others" if asked.held_out == 0 else "other speakers"
+    said = [
+        f"Judged on {speech['seconds']:.0f} s of {speech['speakers']} speakers against {speech['phones']} phones "
+        f"({speech['without_alignment']} recordings without an alignment left out); {fitted}: {who}."
+    ]
+    for row in table:
+        if row.kind == "labels" and row.difference:
+            value, low, high = row.difference
+            said.append(
+                f"Labels {row.name}: PNMI {row.figures.pnmi:.3f}, {row.verdict} against MFCC units of the same number "
+                f"({value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})."
+            )
+    layers = [row for row in table if row.kind == "layer" and row.condition == "clean"]
+    if chosen is not None:
+        best = next(row for row in layers if row.layer == chosen)
+        near = [
+            str(row.layer)
+            for row in layers
+            if row is not best and best.figures.pnmi - row.figures.pnmi < 2 * max(row.figures.spread, best.figures.spread)
+        ]
+        equal = f"; equal within twice the seeds' spread: {', '.join(near)}" if near else ""
+        said.append(
+            f"Best layer on these voices: {chosen}, PNMI {best.figures.pnmi:.3f}, {best.verdict} against MFCC units{equal}."
+        )
+    return said
+
+
+def _write_abx(judged: Judged, encoder: Features | None, layers: list[int], folder: Path) -> dict[str, Any]:
+    tokens = abx.write_items(judged, folder)
+    folders = abx.write_features(judged, MfccFeatures(), [0], folder, "mfcc")
+    if encoder:
+        folders += abx.write_features(judged, encoder, layers, folder)
+    return {"tokens": tokens, "features": folders, "frequency": 50}
+
+
+def _write(output: Path, result: dict[str, Any], table: Sequence[QualityRow]) -> None:
+    contents = {
+        "quality.tsv": tsv(table).encode(),
+        "quality.png": chart_png(table),
+        "quality.html": render_quality(result, table).encode(),
+    }
+    for name, content in contents.items():
+        with atomic_file(output / name) as file:
+            file.write(content)
+    write_json(output / "quality.json", summary(result))
+
+
+class _Bar:
+    """A progress bar in seconds of audio, on a terminal."""
+
+    def __init__(self, seconds: float) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self._task = self._bars.add_task("", total=seconds)
+
+    def __enter__(self) -> "_Bar":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def named(self, name: str) -> Any:
+        """A callback for `fit_layers` and `tally_layers`."""
+        return lambda part, seconds: self._bars.update(self._task, advance=seconds, description=f"{name}, {part}")
+
+
+@command("quality")
+def main(config: DictConfig) -> None:
+    """The command `openwavlm quality`."""
+    values = plain(config)
+    values.pop("debug")
+    asked = Asked(**values)
+    result, table = judge(asked)
+    lines = list(result["sentences"])
+    for condition in dict.fromkeys(row.condition for row in table):
+        lines += ["", condition, text_table([row for row in table if row.condition == condition])]
+    sys.stdout.write("\n".join(lines) + "\n")
+    log.info("wrote %s: quality.html, quality.png, quality.json, quality.tsv", asked.output)

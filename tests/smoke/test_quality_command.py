@@ -1,0 +1,163 @@
+"""`openwavlm quality`: labels and layers judged on held-out voices, beside MFCC and shuffled units."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from openwavlm.checkpoints.huggingface import save_huggingface
+from openwavlm.data.index import Index
+from openwavlm.data.prepare import make_shards
+from openwavlm.data.splits import validation_rows
+from openwavlm.labelling.assign import assign_labels
+from openwavlm.labelling.fit import fit_codebook
+from openwavlm.models.config import WavLMConfig
+from openwavlm.models.wavlm import WavLM
+from openwavlm.quality import Asked, judge
+from programs import REPOSITORY, run_program
+from runs import phone_times
+from synthetic import make_shard_set
+
+REAL = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of six voices, labels whose codebook heard some of them, a model, and times of two phones that take turns."""
+    folder = tmp_path_factory.mktemp("quality")
+    shards = make_shard_set(folder, speakers=6, utterances=3, seconds=(1.0, 2.0))
+    shards.rename(folder / "shards")
+    fit_codebook([folder / "shards"], folder / "codebook", clusters=8, validation_share=0.5)
+    fit_codebook([folder / "shards"], folder / "all-heard", clusters=8, validation_share=0.0)
+    for codebook, name in (("codebook", "labels"), ("all-heard", "labels-heard")):
+        assign_labels(folder / "shards", folder / codebook, folder / name)
+    phone_times(folder / "shards", folder / "phones.tsv")
+    torch.manual_seed(0)
+    sizes = {"conv_dims": (8,) * 7, "dim": 16, "ffn_dim": 32, "heads": 2, "layers": 2}
+    save_huggingface(WavLM(WavLMConfig(**sizes, positional_kernel=8, positional_groups=2)), folder / "model")
+    return folder
+
+
+def asked(place: Path, output: Path, **changed: object) -> Asked:
+    defaults = {"shards": str(place / "shards"), "alignments": str(place / "phones.tsv"), "clusters": 8, "output": str(output)}
+    return Asked(**defaults | changed)
+
+
+def test_the_program_judges_labels_and_layers_and_says_which_layer(place: Path) -> None:
+    outcome = run_program(
+        place,
+        *("openwavlm", "quality", "shards=shards", "labels=labels", "encoder=model", "alignments=phones.tsv", "output=out"),
+        *("conditions=[clean,noise10]", "abx=true", "layers=[1,2]"),
+    )
+    assert outcome.status == 0, outcome
+    result = json.loads((place / "out" / "quality.json").read_text())
+    kinds = [(row["kind"], row["layer"], row["condition"]) for row in result["rows"]]
+    judged_layers = [("layer", 1), ("layer", 2), ("mfcc", None), ("shuffled", None)]
+    assert kinds == [
+        ("labels", None, "clean"),
+        *((*of, "clean") for of in judged_layers),
+        *((*of, "noise10") for of in judged_layers),
+    ]
+    assert result["chosen_layer"] in (1, 2) and f"Best layer on these voices: {result['chosen_layer']}" in outcome.stdout
+    index = Index.open(place / "shards")
+    held_out = validation_rows(index, share=0.5, split_seed=0)
+    assert result["judged"]["utterances"] == held_out.sum(), "the voices that the labels' codebook has not heard"
+    assert result["fitted_on"]["speakers"] == 6 - result["judged"]["speakers"]
+    table = list(csv.DictReader((place / "out" / "quality.tsv").read_text().splitlines(), delimiter="\t"))
+    assert [float(row["pnmi"]) for row in table] == pytest.approx([row["pnmi"] for row in result["rows"]], abs=1e-4)
+    assert (place / "out" / "quality.png").read_bytes().startswith(b"\x89PNG")
+    page = (place / "out" / "quality.html").read_text()
+    assert "<svg" in page and "http" not in page.replace("http://www.w3.org", "")
+    items = (place / "out" / "abx" / "phones.item").read_text().splitlines()
+    names = {path.stem for path in (place / "out" / "abx" / "layer-01").iterdir()}
+    assert len(items) > 10 and {line.split()[0] for line in items[1:]} <= names and len(names) == held_out.sum()
+    assert {path.name for path in (place / "out" / "abx").iterdir()} == {
+        "layer-01",
+        "layer-02",
+        "mfcc",
+        "phones.item",
+        "triphones.item",
+    }
+
+
+def test_the_same_question_gets_the_same_answer(place: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        judge(asked(place, tmp_path / name, labels=str(place / "labels")))
+    for name in ("quality.tsv", "quality.html", "quality.png"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_labels_know_nothing_of_a_clock(place: Path, tmp_path: Path) -> None:
+    result, rows = judge(asked(place, tmp_path / "out", labels=str(place / "labels")))
+    labels, mfcc, shuffled = rows
+    assert labels.kind == "labels" and labels.figures.frames == mfcc.figures.frames == shuffled.figures.frames
+    # The made-up phones take turns every 0.2 s, whatever is heard.
+    assert abs(labels.figures.pnmi) < 0.15 and result["chosen_layer"] is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"labels": "labels-heard"}, "their codebook has not heard, but that of .*labels-heard was fitted on all of"),
+        ({"labels": "labels", "held_out": 0.3, "fit": "x"}, "held_out is the share of the speakers"),
+        ({"layers": [1]}, "but none was given beside layers=\\[1\\]: add encoder=DIR"),
+        ({"encoder": "model", "layers": [3]}, "a list out of 0…2"),
+        ({"held_out": 1e-9}, "the split holds none of 6 out: give fit=DIR"),
+        ({"alignments": "none.tsv"}, "does not exist: correct the path"),
+        ({"folding": "ipa"}, "folding must be one of"),
+        ({"conditions": ["rain"]}, "conditions must be out of clean, telephone, noise10"),
+        ({"seconds": 0}, "must be positive"),
+        ({"fit": "shards"}, "no row of other speakers left"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_in_a_sentence(place: Path, tmp_path: Path, changed: dict, sentence: str) -> None:
+    folders = {name: str(place / changed[name]) for name in ("labels", "encoder", "alignments", "fit") if name in changed}
+    with pytest.raises(ValueError, match=sentence) as refusal:
+        judge(asked(place, tmp_path / "out", **changed | folders))
+    assert "\n" not in str(refusal.value) and not (tmp_path / "out").exists()
+
+
+def test_voices_that_a_model_was_trained_on_are_refused_unless_the_split_is_named(place: Path, tmp_path: Path) -> None:
+    about = place / "model" / "openwavlm.json"
+    kept = about.read_text() if about.exists() else None
+    about.write_text(json.dumps({"fingerprints": {"shards.speech": Index.open(place / "shards").fingerprint}}))
+    try:
+        with pytest.raises(ValueError, match=r"was trained on .*: give held_out= and split_seed= as that run's"):
+            judge(asked(place, tmp_path / "out", encoder=str(place / "model")))
+        result, _ = judge(asked(place, tmp_path / "out", encoder=str(place / "model"), held_out=0.5, layers=[2]))
+        assert result["chosen_layer"] == 2
+    finally:
+        about.unlink() if kept is None else about.write_text(kept)
+
+
+def test_alignments_that_fit_too_few_recordings_are_refused(place: Path, tmp_path: Path) -> None:
+    lines = (place / "phones.tsv").read_text().splitlines()
+    some = tmp_path / "some.tsv"
+    some.write_text("\n".join(line for line in lines if "utt001" not in line) + "\n")
+    with pytest.raises(ValueError, match=r"share of 0\.05 of the recordings .* may lack an alignment"):
+        judge(asked(place, tmp_path / "out", alignments=str(some)))
+    result, _ = judge(asked(place, tmp_path / "out", alignments=str(some), max_unmatched_share=0.5))
+    assert result["judged"]["without_alignment"] > 0
+
+
+@pytest.mark.parametrize(("name", "expected", "tolerance"), [("autovot", 0.54, 0.03), ("polyglotdb", 0.60, 0.05)])
+def test_published_figures_of_mfcc_on_real_speech_come_out(tmp_path: Path, name: str, expected: float, tolerance: float) -> None:
+    if not (REAL / "phones.tsv").is_file():
+        pytest.skip(f"the real recordings of {REAL} are not on this machine")
+    make_shards(input=REAL / "phones" / name, output=tmp_path / "shards", source=name, min_seconds=0.1)
+    question = Asked(
+        shards=str(tmp_path / "shards"),
+        alignments=str(REAL / "phones.tsv"),
+        output=str(tmp_path / "out"),
+        folding="none",
+        held_out=0,
+        mfcc_norm="utterance",
+        frames_per_cluster=10,
+    )
+    result, rows = judge(question)
+    assert rows[0].figures.clusters == 100 and result["judged"]["without_alignment"] == 0
+    assert rows[0].figures.pnmi_raw == pytest.approx(expected, abs=tolerance)
+    assert np.isclose(rows[0].figures.pnmi, rows[0].figures.pnmi_raw - rows[0].figures.pnmi_shuffled)

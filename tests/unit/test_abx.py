@@ -1,0 +1,104 @@
+"""What fastabx would read: item files whose tokens are the frames of their phones, features of the same names."""
+
+import itertools
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from openwavlm.probes import abx
+from openwavlm.probes.alignments import Segment, frame_phones
+from openwavlm.probes.features import MfccFeatures
+from openwavlm.probes.matching import Matches
+from openwavlm.probes.sets import ProbeSet, ProbeUtterance
+from openwavlm.probes.shard_sets import Judged
+from openwavlm.targets.mfcc import mfcc_features
+from synthetic import speech_like
+
+PHONES = ("AA", "B", "IY", "T")
+
+
+def made() -> Judged:
+    generator = np.random.default_rng(0)
+    utterances, segments = [], []
+    for number, seconds in enumerate((1.0, 2.0, 31.0)):
+        borders = np.round(np.append(0, np.cumsum(generator.uniform(0.05, 0.2, 400))), 4)
+        said = [Segment(a, b, PHONES[i % 4] if i % 9 else "sil") for i, (a, b) in enumerate(itertools.pairwise(borders))]
+        said = [segment for segment in said if segment.start_s < seconds]
+        audio = speech_like(seconds, seed=number)
+        phones = frame_phones(said, len(mfcc_features(audio)), PHONES)
+        utterances.append(ProbeUtterance(audio, phones, f"corpus/voice {number}", f"deep/u{number}"))
+        segments.append(tuple(said))
+    return Judged(
+        ProbeSet(tuple(utterances), PHONES), (0, 1, 2), ("u0-a", "u1-b", "u2-c"), tuple(segments), Matches({}, [], [], [])
+    )
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """An item file as fastabx reads it: separated by single spaces, the first line names the columns."""
+    header, *lines = path.read_text().splitlines()
+    return [dict(zip(header.split(" "), line.split(" "), strict=True)) for line in lines]
+
+
+def frames(token: dict[str, str]) -> tuple[int, int]:
+    """Frames [start, end) by the rule of fastabx's documentation (slicing), in decimals."""
+    onset, offset = (Decimal(token[name]) * 50 - Decimal("0.5") for name in ("onset", "offset"))
+    return int(onset.to_integral_value(ROUND_CEILING)), int(offset.to_integral_value(ROUND_FLOOR)) + 1
+
+
+def test_tokens_of_phones_are_exactly_the_frames_whose_centre_lies_in_them(tmp_path: Path) -> None:
+    judged = made()
+    written = abx.write_items(judged, tmp_path)
+    tokens = read(tmp_path / "phones.item")
+    assert len(tokens) == written["phones"] > 100
+    assert list(tokens[0]) == ["#file", "onset", "offset", "#phone", "prev-phone", "next-phone", "speaker"]
+    for token in tokens:
+        utterance = judged.utterances.utterances[judged.keys.index(token["#file"])]
+        start, end = frames(token)
+        assert 0 <= start < end <= utterance.frames
+        inside = utterance.phones[start:end]
+        assert (inside == PHONES.index(token["#phone"])).all()
+        around = utterance.phones[[start - 1, min(end, utterance.frames - 1)]]
+        assert around[0] == PHONES.index(token["prev-phone"])
+        assert end == utterance.frames or around[1] == PHONES.index(token["next-phone"])
+        assert token["speaker"] == utterance.speaker.replace(" ", "_")
+
+
+def test_triphones_reach_over_their_neighbours_and_no_silence(tmp_path: Path) -> None:
+    judged = made()
+    abx.write_items(judged, tmp_path)
+    tokens = read(tmp_path / "triphones.item")
+    for token in tokens:
+        utterance = judged.utterances.utterances[judged.keys.index(token["#file"])]
+        start, end = frames(token)
+        names = [PHONES[phone] for phone in dict.fromkeys(utterance.phones[start:end].tolist())]
+        assert names == [token["prev-phone"], token["#phone"], token["next-phone"]]
+    assert not {"sil"} & {token[name] for token in tokens for name in ("#phone", "prev-phone", "next-phone")}
+    assert len(tokens) > 100
+
+
+def test_a_pause_between_phones_ends_a_context_and_the_first_phone_starts_at_nothing() -> None:
+    said = [
+        Segment(0.0, 0.1, "a"),
+        Segment(0.1, 0.2, "b"),
+        Segment(0.2, 0.3, "c"),
+        Segment(0.4, 0.5, "d"),
+        Segment(0.5, 0.6, "e"),
+    ]
+    assert [token.phone for token in abx.tokens(said, 100, triphones=False)] == ["b"]
+    (triphone,) = abx.tokens(said, 100, triphones=True)
+    assert (triphone.onset, triphone.offset, triphone.frames) == (0, 4759, (0, 15))
+    assert list(abx.tokens(said, 14, triphones=True)) == [], "a token beyond the features is left out"
+
+
+def test_features_lie_under_the_names_of_the_item_file(tmp_path: Path) -> None:
+    judged = made()
+    assert abx.write_features(judged, MfccFeatures(), [0, 1], tmp_path, "mfcc-{}") == ["mfcc-0", "mfcc-1"]
+    for utterance, key in zip(judged.utterances.utterances, judged.keys, strict=True):
+        features = torch.load(tmp_path / "mfcc-0" / f"{key}.pt")
+        assert features.shape == (utterance.frames, 39) and features.dtype == torch.float32 and features.isfinite().all()
+    torch.testing.assert_close(
+        torch.load(tmp_path / "mfcc-0" / "u1-b.pt"), mfcc_features(judged.utterances.utterances[1].waveform())
+    )
+    assert torch.load(tmp_path / "mfcc-1" / "u2-c.pt").shape == (1549, 429)

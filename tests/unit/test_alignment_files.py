@@ -1,0 +1,184 @@
+"""Alignment files of every format give the same table; what is wrong in one is named with its line."""
+
+from pathlib import Path
+
+import pytest
+
+from openwavlm.probes.alignment_files import FORMATS, read_alignments
+from openwavlm.probes.alignments import Segment
+from openwavlm.probes.phone_folding import FOLDINGS, folded
+from openwavlm.probes.textgrid import read_textgrid
+
+SAID = [Segment(0.0, 0.25, "sil"), Segment(0.25, 0.5, "HH"), Segment(0.5, 1.0, "AH0")]
+
+
+def long_textgrid(tiers: dict[str, list[Segment]]) -> str:
+    text = (
+        f'File type = "ooTextFile"\nObject class = "TextGrid"\n\nxmin = 0 \nxmax = 1 \ntiers? <exists> \nsize = {len(tiers)} \n'
+    )
+    text += "item []: \n"
+    for number, (name, segments) in enumerate(tiers.items(), start=1):
+        text += f'    item [{number}]:\n        class = "IntervalTier" \n        name = "{name}" \n        xmin = 0 \n        xmax = 1 \n'
+        text += f"        intervals: size = {len(segments)} \n"
+        for place, (start_s, end_s, phone) in enumerate(segments, start=1):
+            text += f"        intervals [{place}]:\n            xmin = {start_s} \n            xmax = {end_s} \n"
+            text += f'            text = "{phone}" \n'
+    return text
+
+
+def short_textgrid(tiers: dict[str, list[Segment]]) -> str:
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "0", "1", "<exists>", str(len(tiers))]
+    for name, segments in tiers.items():
+        lines += ['"IntervalTier"', f'"{name}"', "0", "1", str(len(segments))]
+        lines += [f'{start_s}\n{end_s}\n"{phone}"' for start_s, end_s, phone in segments]
+    return "\n".join(lines) + "\n"
+
+
+def write(folder: Path, name: str, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding=encoding)
+    return path
+
+
+def written(folder: Path, file_format: str) -> Path:
+    """`SAID` as the alignment of `spk/utt` in a file of that format."""
+    if file_format == "tsv":
+        lines = [f"spk/utt.flac\t{start_s}\t{end_s}\t{phone}" for start_s, end_s, phone in SAID]
+        return write(folder, "a.tsv", "path\tstart\tend\tphone\n" + "\n".join(lines))
+    if file_format == "textgrid":
+        write(folder, "grids/spk/utt.TextGrid", long_textgrid({"words": SAID[:1], "spk - phones": SAID}))
+        return folder / "grids"
+    if file_format == "ctm":
+        lines = [f"spk/utt 1 {start_s} {end_s - start_s} {phone} 0.9" for start_s, end_s, phone in SAID]
+        return write(folder, "a.ctm", ";; by an aligner\n" + "\n".join(reversed(lines)) + "\n")
+    if file_format == "librispeech":
+        return write(folder, "a.alignment.txt", 'spk/utt "sil,HH,AH0" "0.25,0.5,1.0"\n')
+    write(folder, "timit/spk/utt.PHN", "0 4000 sil\n4000 8000 HH\n8000 16000 AH0\n")
+    return folder / "timit"
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize("named", [False, True])
+def test_every_format_gives_the_same_segments(tmp_path: Path, file_format: str, named: bool) -> None:
+    tier = "words" if file_format == "librispeech" else "phones"
+    path = written(tmp_path, file_format)
+    table = read_alignments(path, file_format=file_format if named else "auto", tier=tier)
+    assert list(table) == ["spk/utt"] and len(table) == 1 and table["spk/utt"] == SAID
+
+
+@pytest.mark.parametrize("form", [long_textgrid, short_textgrid])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_both_forms_of_a_textgrid_give_the_named_tier(tmp_path: Path, form, encoding: str) -> None:
+    quoted = Segment(0.0, 1.0, 'so ""so"" 3 <x>')
+    path = write(tmp_path, "a.TextGrid", form({"words": [quoted], "S1 - phones": SAID}), encoding)
+    assert read_textgrid(path) == SAID
+    assert read_textgrid(path, "words") == [(0.0, 1.0, 'so "so" 3 <x>')]
+    with pytest.raises(ValueError, match=r"one interval tier 'tones', but 0 of its tiers"):
+        read_textgrid(path, "tones")
+
+
+def test_a_textgrid_with_points_beside_intervals_is_read(tmp_path: Path) -> None:
+    text = short_textgrid({"phones": SAID}).replace(
+        "<exists>\n1\n", '<exists>\n2\n"TextTier"\n"tones"\n0\n1\n2\n0.1\n"H"\n0.2\n"L"\n'
+    )
+    assert read_textgrid(write(tmp_path, "a.TextGrid", text)) == SAID
+
+
+def test_two_speakers_phones_in_one_textgrid_are_refused_and_each_can_be_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.TextGrid", long_textgrid({"ann - phones": SAID, "bob - phones": SAID[1:]}))
+    with pytest.raises(ValueError, match="2 of its tiers"):
+        read_textgrid(path)
+    assert read_textgrid(path, "bob - phones") == SAID[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        (
+            "a.TextGrid",
+            long_textgrid({"phones": SAID})[:-30],
+            r"a TextGrid has an interval's text here, but line 25 of .*a\.TextGrid",
+        ),
+        ("a.TextGrid", long_textgrid({"phones": SAID}).replace("xmax = 0.5", 'xmax = "?"'), r"line 21 of .* has '\?'"),
+        ("a.TextGrid", '"ooTextFile"\n"Pitch 1"\n', r"but .*a\.TextGrid with \('ooTextFile', 'Pitch 1'\)"),
+        ("a.TextGrid", "ooBinaryFile\x08TextGrid", "is a binary one: save it as text"),
+        ("a.ctm", "u 1 0.0 0.5 AH\nu 1 0.5 AH\n", r"line 2 of .*a\.ctm is 'u 1 0\.5 AH'"),
+        ("a.ctm", "u 1 0.5 -0.1 AH\n", r"line 1 of .*a\.ctm has one from 0\.5 to 0\.4 s"),
+        ("a.phn", "0 100 h#\n100 x y\n", r"line 2 of .*a\.phn is '100 x y'"),
+        ("a.phn", "200 100 h#\n", r"line 1 of .*a\.phn has one from"),
+        ("a.alignment.txt", 'u ",A," "0.1,0.2,0.3"\nv "A,B" "0.1"\n', r"line 2 of .*a\.alignment\.txt"),
+        ("a.tsv", "path\tstart\tend\tphone\nu\t0\t1\n", r"line 2 of .*a\.tsv"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named_with_its_line(tmp_path: Path, name: str, text: str, sentence: str) -> None:
+    path = write(tmp_path, name, text)
+    with pytest.raises(ValueError, match=sentence) as refusal:
+        list(read_alignments(path, tier="words" if "txt" in name else "phones").values())
+    assert "\n" not in str(refusal.value)
+
+
+def test_condensed_alignments_have_words_and_say_so(tmp_path: Path) -> None:
+    path = written(tmp_path, "librispeech")
+    with pytest.raises(ValueError, match=r"has words, no phones, .* set tier=words"):
+        read_alignments(path)
+
+
+def test_channels_of_a_recording_are_recordings_of_their_own(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.ctm", "call A 0 1 a\ncall B 0 1 b\nmono 1 0 1 c\n")
+    assert {name: [s.phone for s in of] for name, of in read_alignments(path).items()} == {
+        "call-A": ["a"],
+        "call-B": ["b"],
+        "mono": ["c"],
+    }
+
+
+def test_files_of_a_folder_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    written(tmp_path, "textgrid")
+    write(tmp_path, "grids/spk/broken.TextGrid", "nothing")
+    table = read_alignments(tmp_path / "grids")
+    assert set(table) == {"spk/utt", "spk/broken"} and table["spk/utt"] == SAID
+    with pytest.raises(ValueError, match=r"broken\.TextGrid"):
+        table["spk/broken"]
+
+
+def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    written(tmp_path, "ctm")
+    written(tmp_path, "tsv")
+    with pytest.raises(ValueError, match="has ctm and tsv: name one by format="):
+        read_alignments(tmp_path)
+    assert list(read_alignments(tmp_path, file_format="ctm")) == ["spk/utt"]
+    with pytest.raises(ValueError, match="has no file with a known ending"):
+        read_alignments(write(tmp_path, "a.xyz", ""))
+    with pytest.raises(ValueError, match="does not exist"):
+        read_alignments(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is 'mfa'"):
+        read_alignments(tmp_path, file_format="mfa")
+    write(tmp_path, "b.ctm", "spk/utt 1 0 1 x\n")
+    with pytest.raises(ValueError, match=r"one alignment, but 'spk/utt' of .*b\.ctm was in an earlier file"):
+        read_alignments(tmp_path, file_format="ctm")
+
+
+def phones(folding: str, *names: str) -> list[str]:
+    return [segment.phone for segment in folded([Segment(0, 1, name) for name in names], folding)]
+
+
+def test_stress_positions_and_silences_fold_and_nothing_else() -> None:
+    assert phones("arpabet", "AH0", "ah", "AH1_B", "B", "cpc10", "iː") == ["ah", "ah", "ah", "b", "cpc10", "iː"]
+    assert set(phones("arpabet", "", "SIL", "sp", "spn", "<eps>", "h#", "sil_S", "pau")) == {"sil"}
+    assert phones("none", "AH0", "", "sp") == ["AH0", "", "sp"]
+    with pytest.raises(ValueError, match=f"one of {', '.join(FOLDINGS)}, but is 'ipa'"):
+        phones("ipa", "a")
+
+
+# Garofolo et al. (1993), the 61 symbols of TIMIT's transcriptions.
+TIMIT = (
+    "iy ih eh ey ae aa aw ay ah ao oy ow uh uw ux er ax ix axr ax-h b d g p t k dx q jh ch s sh z zh f th v dh m n ng em en eng nx "
+    "l r w y hh hv el bcl dcl gcl pcl tcl kcl pau epi h#"
+)
+
+
+def test_timits_61_phones_become_39() -> None:
+    assert len(TIMIT.split()) == 61
+    assert len(set(phones("timit39", *TIMIT.split()))) == 39 and "q" not in phones("timit39", *TIMIT.split())
+    assert phones("timit39", "ix", "zh", "bcl", "axr", "nx") == ["ih", "sh", "sil", "er", "n"]

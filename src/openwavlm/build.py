@@ -264,6 +264,8 @@ def recipe_of(parts: dict[str, Any], precision: str, num_classes: int) -> Recipe
         parts["optim"].updates,
         recompute=model.recompute,
         learns_unmasked=loss.unmasked > 0,
+        strategy=parts["trainer"].strategy,
+        ema=parts["optim"].ema > 0,
     )
 
 

@@ -99,6 +99,14 @@ def test_a_run_begins_as_the_checkpoint_with_a_new_head_and_goes_on_without_it(f
     assert about["init_from"] == {"model": record["model"], "dialect": "Microsoft"}
 
 
+def test_two_processes_begin_as_one_does(microsoft, data, tmp_path):
+    overrides = [*SHORT, *data, f"init_from={microsoft}"]
+    assert launch(overrides, tmp_path / "one") == [0]
+    assert launch(overrides, tmp_path / "two", world_size=2) == [0, 0]
+    losses = [[float(row["loss"]) for row in table(tmp_path / name)] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(losses[0]) == 4
+
+
 def test_where_a_run_began_is_part_of_it(microsoft, data, tmp_path):
     assert launch([*SHORT, *data, f"init_from={microsoft}", "stop_after=2"], tmp_path) == [0]
     with pytest.raises(ValueError, match=r"(?s)differs from the run in .*init_from: .*model\.pt' -> None"):

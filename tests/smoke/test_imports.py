@@ -1,5 +1,6 @@
 """Codebooks and labels that others made: imported whole and bound to the audio, or refused in a sentence (PEERS §3 B)."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -14,6 +15,7 @@ from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.data.index import Index
 from openwavlm.data.reader import ShardReader
 from openwavlm.frames import num_frames
+from openwavlm.labelling import import_labels as import_module
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.import_codebook import import_codebook
 from openwavlm.labelling.import_labels import import_labels
@@ -140,9 +142,10 @@ def test_a_codebook_of_ours_is_not_taken_for_an_unknown_one(shards, tmp_path):
         LabelPacks.open(tmp_path / "labels")
 
 
-def test_labels_imported_from_other_files_have_another_codebook(corpus, shards, files, tmp_path):
-    import_labels(shards, tmp_path / "labels", **files.arguments)
+def test_labels_of_the_same_files_share_their_codebook_and_those_of_others_do_not(corpus, shards, files, tmp_path):
+    first = import_labels(shards, tmp_path / "labels", **files.arguments)
     others = make_shard_set(tmp_path / "others", corpus=corpus, join_short=False, source="other")
+    assert import_labels(others, tmp_path / "same", **files.arguments)["codebook_hash"] == first["codebook_hash"]
     second = Fairseq(tmp_path / "second", corpus, Index.open(others))
     second.km[0].write_text(second.km[0].read_text().replace("6", "5"))
     import_labels(others, tmp_path / "other-labels", **second.arguments)
@@ -179,6 +182,27 @@ def test_label_files_that_do_not_fit_are_refused_before_anything_is_written(shar
     with pytest.raises(ValueError, match=f"(?s){sentence}"):
         import_labels(shards, tmp_path / "labels", **files.arguments)
     assert not (tmp_path / "labels" / "meta.json").exists()
+
+
+def test_an_import_that_was_killed_begins_anew_and_gives_the_same_bytes(shards, files, tmp_path, monkeypatch):
+    import_labels(shards, tmp_path / "whole", **files.arguments)
+    for count in range(1, 5):
+        real, calls = import_module.write_pack, []
+
+        def deadly(*arguments, real=real, calls=calls, count=count):
+            calls.append(1)
+            if len(calls) == count:
+                (tmp_path / "labels" / "pack-00009.u16.17.tmp").write_bytes(b"half")
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        monkeypatch.setattr(import_module, "write_pack", deadly)
+        with contextlib.suppress(KeyboardInterrupt):
+            import_labels(shards, tmp_path / "labels", **files.arguments)
+        monkeypatch.setattr(import_module, "write_pack", real)
+    import_labels(shards, tmp_path / "labels", **files.arguments)
+    found, whole = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("labels", "whole"))
+    assert found == whole
 
 
 def test_rows_without_labels_may_be_allowed_and_are_counted(shards, files, tmp_path):

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import sys
+import tarfile
 import types
 import zipfile
 from dataclasses import replace
@@ -325,6 +326,9 @@ def test_what_a_file_does_not_say_or_hold_is_refused_by_name(tmp_path):
     refused(
         {"cfg": {"model": keys_of(TINY), "task": {}}, "model": state}, r"does not say it \(normalize\); pass normalise_waveform"
     )
+    refused(
+        {"cfg": {"model": {"_name": "hubert_ctc"}, "task": {}}, "model": state}, r"must describe its encoder \(encoder_layers"
+    )
     refused({"cfg": cfg, "model": {}}, "model in .*model.pt must hold tensors by name")
     refused({"cfg": cfg, "model": state | {"adapter.weight": torch.zeros(1)}}, r"model\.pt has adapter\.weight; if it is a head")
     refused({"cfg": cfg, "model": {k: v for k, v in state.items() if k != "mask_emb"}}, "lacks 1, first mask_emb")
@@ -404,6 +408,16 @@ def test_a_file_from_before_torch_1_6_loads(tmp_path):
     assert model_hash(openwavlm.load(old)) == model_hash(openwavlm.load(new))
 
 
+def test_loading_draws_nothing_from_the_global_generator(tmp_path):
+    path = saved(
+        tmp_path / "model.pt",
+        {"cfg": {"model": keys_of(TINY, gated=False), "task": {"normalize": False}}, "model": random_state(TINY, gated=False)},
+    )
+    before = torch.get_rng_state()
+    load_checkpoint(path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_half_precision_and_parameters_load_as_float32(tmp_path):
     state = {name: torch.nn.Parameter(tensor.half()) for name, tensor in random_state(TINY).items()}
     model = openwavlm.load(saved(tmp_path / "model.pt", {"cfg": microsoft_config(TINY), "model": state}))
@@ -437,6 +451,13 @@ def test_a_torchscript_program_is_refused(tmp_path):
     path.write_bytes(buffer.getvalue())
     with pytest.raises(ValueError, match="is a TorchScript program; save the model's state_dict"):
         read_pickle(path)
+
+
+def test_a_tar_archive_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "model.pt", "w") as archive:
+        archive.add(saved(tmp_path / "inner.pt", {"model": torch.zeros(2)}), "storages")
+    with pytest.raises(ValueError, match="is a tar archive; unpack it"):
+        read_pickle(tmp_path / "model.pt")
 
 
 def test_configurations_become_plain_values(tmp_path):

@@ -128,6 +128,12 @@ def _parts(content: Mapping[str, Any], origin: str) -> _Parts:
             f"a single file must hold the model's configuration beside its weights, but {origin} has none (cfg, args or model_cfg); use "
             "the file that the training program wrote"
         )
+    if dialect != "Microsoft" and "encoder_layers" not in keys:
+        # fairseq writes all of its keys: without them this is another model's configuration, and defaults would be a guess.
+        raise ValueError(
+            f"a fairseq file must describe its encoder (encoder_layers, …), but the configuration in {origin} does not; of a fine-tuned "
+            "model give a file with w2v_args, or the pre-trained one"
+        )
     normalise = task.get("normalize") if isinstance(task, dict) else None
     # Microsoft's class assumes false for a key that is missing; fairseq's tasks always write it.
     return _Parts(dialect, keys, False if normalise is None and dialect == "Microsoft" else normalise, state, entry)

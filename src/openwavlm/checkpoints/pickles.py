@@ -7,6 +7,7 @@ was given. Every other name is refused before anything happens: nothing is impor
 
 import collections
 import pickle
+import tarfile
 import types
 import zipfile
 from pathlib import Path
@@ -108,13 +109,17 @@ def read_pickle(path: Path, *, tensors_alone: bool = False) -> Any:
         omegaconf as dicts; other objects of known training programs as None.
 
     Raises:
-        ValueError: If the file is damaged or incomplete, is a TorchScript archive, or asks for code to be run.
+        ValueError: If the file is a TorchScript or tar archive, asks for code to be run, or is damaged or incomplete.
     """
     zipped = zipfile.is_zipfile(path)
     if zipped:
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 raise ValueError(f"{path} must hold weights, but is a TorchScript program; save the model's state_dict() instead")
+    if tarfile.is_tarfile(path):
+        raise ValueError(
+            f"{path} must be a file of torch.save, but is a tar archive; unpack it, or load and save it with a newer torch"
+        )
     try:
         return plain(torch.load(path, map_location="cpu", pickle_module=_module, weights_only=False, mmap=zipped))
     except _RefusedError as refused:

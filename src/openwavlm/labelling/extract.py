@@ -21,7 +21,7 @@ def feature_settings(
 
     Args:
         features: One of `FEATURES`.
-        teacher: With `layer`: the model, a Hugging Face directory.
+        teacher: With `layer`: the model, a checkpoint of any dialect.
         layer: With `layer`: which one; 0 is the encoder's input, the stream before the first layer.
         feature_norm: With `layer`: `standardise` (each dimension to mean 0 and deviation 1 over the fitting sample), `none`, or
             `auto`: the first for pre-norm models, whose raw streams a few dimensions rule, the second for the others.

@@ -67,6 +67,8 @@ def import_labels(
             return _there(output, book, index)
         lines = [read_lines(table, file, index, classes, label_rate) for table, file in zip(tsv, km, strict=True)]
         label_row = _reader(lines, index, label_rate, max_missing_rate)
+        for left_over in output.glob("*.tmp"):
+            left_over.unlink()
         book.save_array(output)
         count = min(len(index.shards), MAX_PACKS // 2)
         parts = np.array_split(np.arange(len(index.shards)), count)
@@ -102,10 +104,10 @@ def _codebook(folder: Path | None, classes: int, km: Sequence[Path], dictionary:
                 f"{dictionary} lists {classes} clusters, but the codebook {folder} has {len(book)}: give the one they come from"
             )
         return book
-    hashes = {path.name: sha256_of(path) for path in (*km, dictionary)}
-    digest = hashlib.sha256("\n".join([str(label_rate), *sorted(hashes.values())]).encode())
+    files = [{"file": path.name, "sha256": sha256_of(path)} for path in (*km, dictionary)]
+    digest = hashlib.sha256("\n".join([str(label_rate), *sorted(entry["sha256"] for entry in files)]).encode())
     features = {"name": IMPORTED, "label_rate_hz": label_rate}
-    return UnknownCodebook.of(classes, digest.hexdigest(), features, {"imported": hashes})
+    return UnknownCodebook.of(classes, digest.hexdigest(), features, {"imported": files})
 
 
 def _there(output: Path, book: Codebook, index: Index) -> dict[str, Any]:
@@ -113,6 +115,7 @@ def _there(output: Path, book: Codebook, index: Index) -> dict[str, Any]:
     if found.codebook.hash != book.hash or found.missing(index):
         raise ValueError(f"{output} holds another labelling already: name another output, or delete it")
     log.info("all %d shards of %s have labels in %s", len(index.shards), index.path, output)
+    _write_stats(output, found.meta)
     return found.meta
 
 

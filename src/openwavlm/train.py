@@ -23,10 +23,12 @@ from omegaconf import DictConfig
 from openwavlm.announce import announce
 from openwavlm.augment.mixing import check_noise_bank
 from openwavlm.build import TrainerSettings, make_builder, make_model, objects, plain
+from openwavlm.continuation import begin_from, check_same_beginning
 from openwavlm.data.loader import StepLoader
 from openwavlm.data.plan import PLAN_VERSION, Batching
 from openwavlm.data.schedule import Schedule
 from openwavlm.data.sources import OpenData
+from openwavlm.models.wavlm import WavLM
 from openwavlm.monitoring import make_figures, make_monitor
 from openwavlm.probes.live import LiveProbe, LiveProbes
 from openwavlm.training.branch import begin_branch
@@ -155,6 +157,8 @@ def _train(
 
     torch.manual_seed(seed)
     model = make_model(parts, opened.num_classes)
+    if found is None and values["init_from"]:
+        _continue(model.wavlm, values, record)
     if parts["model"].compile_layers:
         model.wavlm.compile_layers()
     schedule = opened.schedule()
@@ -198,7 +202,7 @@ def _train(
             seed=seed,
             start=start,
             state=state if found is not None and found.parent == directory / "checkpoints" else None,
-            from_random=not values["branch_from"],
+            from_random=not (values["branch_from"] or values["init_from"]),
         )
 
     def on_record(record: StepRecord) -> None:
@@ -270,6 +274,15 @@ def _train(
         rank,
         monitor.summary() if monitor is not None else None,
     )
+
+
+def _continue(encoder: WavLM, values: dict[str, Any], record: RunRecord) -> None:
+    """Begins a new run from the checkpoint `init_from`, the same one on every rank, and notes it in `run.json`."""
+    begun = together(lambda: begin_from(encoder, values["init_from"]))
+    if together(lambda: begun["model"]) != on_rank_zero(lambda: begun["model"]):
+        raise ValueError(f"the ranks begin from different models: {values['init_from']} on this node differs from rank 0's")
+    check_same_beginning(record.content.get("init_from"), begun, list(values["allow_change"]))
+    record.content["init_from"] = begun
 
 
 def _live_probe(parts: dict[str, Any], opened: OpenData, directory: Path) -> LiveProbe | None:

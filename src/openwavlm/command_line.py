@@ -11,7 +11,7 @@ COMMANDS = {
     "quality": ("openwavlm.quality", "how much labels and a model's layers tell of phones and speakers, on held-out voices"),
     "iterate": ("openwavlm.iterate", "labels, training, probes, labels again: a resumable chain"),
     "learn": ("openwavlm.learn", "paired comparisons over seeds: iterations, mixing, front ends, warm-up losses"),
-    "export": ("openwavlm.export", "write a run in Hugging Face's format"),
+    "export": ("openwavlm.export", "write a run in the format of Hugging Face, Microsoft or torchaudio"),
     "report": ("openwavlm.report_command", "write a run's report.html: figures, pictures, audio, verdicts"),
     "replay": ("openwavlm.replay", "build the batches of one update again, bit for bit, to be seen and heard"),
 }

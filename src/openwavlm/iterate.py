@@ -43,6 +43,8 @@ from openwavlm.training.run_directory import trajectory
 log = logging.getLogger(__name__)
 
 SETS = ("train", "dev", "test")
+# Of an iteration's settings, those that are arguments of `fit_codebook`.
+CODEBOOK_KEYS = ("features", "clusters", "sample_hours", "min_frames_per_cluster", "engine")
 
 
 class Iteration:
@@ -75,7 +77,7 @@ class Iteration:
         return stages | ({"probe": probed} if probed else {}) | {f"labels-{name}": stage for name, stage in labels.items()}
 
     def _codebook(self, number: int, settings: dict[str, Any], previous: dict[str, Stage] | None) -> Stage:
-        wanted: dict[str, Any] = {name: settings[name] for name in ("features", "clusters", "sample_hours") if name in settings}
+        wanted: dict[str, Any] = {name: settings[name] for name in CODEBOOK_KEYS if name in settings}
         wanted["seed"] = self.config["seed"]
         inputs = [self.shards["train"]]
         teacher: dict[str, Any] = {}

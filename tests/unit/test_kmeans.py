@@ -90,7 +90,7 @@ def test_too_few_frames_lower_the_number_of_clusters_with_a_warning(caplog: pyte
 
 def test_fewer_frames_than_one_cluster_needs_are_refused() -> None:
     with pytest.raises(
-        ValueError, match="needs 1000 frames a cluster .*, but the sample has 999 in all: give more audio, or lower"
+        ValueError, match=r"needs 1000 frames a cluster .*, but the sample has 999 in all: give more audio, or lower"
     ):
         affordable_clusters(999, 10, 1000)
     with pytest.raises(ValueError, match="must be positive, but are 0 and 5"):

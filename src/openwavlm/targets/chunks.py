@@ -6,8 +6,9 @@ that float64 adds them without rounding, in any order.
 """
 
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -75,6 +76,8 @@ class ChunkedFrames:
         first, stop = own_places(self.total, self.chunk, self.ranks)
         assert len(self.features) == stop - first
         self.first = first
+        self._ready = False
+        self._pool: ThreadPoolExecutor | None = None
         self.num_chunks = -(-self.total // self.chunk)
         held = len(self.features) if self.filled is None else int(self.filled.sum())
         self.count = int(self.ranks.sum(torch.tensor(held)))
@@ -90,15 +93,26 @@ class ChunkedFrames:
             places = start + self.filled[places].nonzero()[:, 0]
         return Chunk((self.first + start) // self.chunk, places, self.features[places].to(self.device))
 
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Keeps the threads of `each` for several calls: a new thread's first matrix product costs milliseconds."""
+        number = min(torch.get_num_threads(), -(-len(self.features) // self.chunk)) if self.device.type == "cpu" else 1
+        with one_torch_thread(), ThreadPoolExecutor(max(number, 1)) as pool:
+            self._pool = pool if number > 1 else None
+            self._ready = True
+            try:
+                yield
+            finally:
+                self._ready = False
+
     def each(self, function: Callable[[Chunk], Result]) -> list[Result]:
         """Calls `function` for each chunk of this process, each on one torch thread, as many at a time as torch may use threads."""
+        if not self._ready:
+            with self.threads():
+                return self.each(function)
         starts = range(0, len(self.features), self.chunk)
-        threads = min(torch.get_num_threads(), len(starts)) if self.device.type == "cpu" else 1
-        with one_torch_thread():
-            if threads < 2:
-                return [function(self._chunk(start)) for start in starts]
-            with ThreadPoolExecutor(threads) as pool:
-                return list(pool.map(lambda start: function(self._chunk(start)), starts))
+        run = map if self._pool is None else self._pool.map
+        return list(run(lambda start: function(self._chunk(start)), starts))
 
     def accumulated(self, function: Callable[[Chunk, Tensor], None], shape: tuple[int, ...]) -> Tensor:
         """Sums of numbers whose float64 sums are exact, over the chunks of all processes.

@@ -54,7 +54,7 @@ class _Fit:
 
 
 def fit_lloyd_kmeans(
-    frames: ChunkedFrames, clusters: int, seed: int, *, n_init: int = 1, iterations: int = 50, tolerance: float = 1e-4
+    frames: ChunkedFrames, clusters: int, seed: int, *, n_init: int = 1, iterations: int = 50, tolerance: float = 1e-3
 ) -> Codebook:
     """Fits k-means to all frames; every process of the group calls it with its share and gets the same codebook.
 
@@ -87,7 +87,8 @@ def fit_lloyd_kmeans(
             if len(sample) < clusters:  # most of the evenly spread places are empty
                 sample = frames.at(torch.arange(frames.total))
             seeds = _settled_seeds(frames, sample, clusters, seed, start)
-            found = _lloyd(frames, squares, frames.ranks.of_rank_zero(seeds), iterations, tolerance, report)
+            with frames.threads():
+                found = _lloyd(frames, squares, frames.ranks.of_rank_zero(seeds), iterations, tolerance, report)
             if best is None or found.inertias[-1] < best.inertias[-1]:
                 best = found
     assert best is not None
@@ -123,9 +124,10 @@ def _squares(frames: ChunkedFrames) -> Tensor:
 
 def _settled_seeds(frames: ChunkedFrames, sample: Tensor, clusters: int, seed: int, start: int) -> Tensor:
     """Seeds moved by some passes over the seeding frames alone: each spares one over all frames, which costs many times as much."""
-    seeds = greedy_seeds(sample, clusters, seed, start, chunk=frames.chunk, device=frames.device)
+    seeds = greedy_seeds(sample, clusters, seed, start, device=frames.device)
     own = ChunkedFrames(sample.to(frames.device), len(sample), frames.chunk, device=frames.device)
-    return _lloyd(own, _squares(own), seeds, _SEEDING_ITERATIONS, 1e-3, lambda *_: None).centroids
+    with own.threads():
+        return _lloyd(own, _squares(own), seeds, _SEEDING_ITERATIONS, 1e-3, lambda *_: None).centroids
 
 
 def _lloyd(

@@ -10,9 +10,10 @@ from openwavlm.randomness import uniform, words
 from openwavlm.targets.chunks import Chunk, ChunkedFrames
 
 SEEDING_FRAMES_PER_CLUSTER = 64
+_CHUNK_FRAMES = 1024
 
 
-def greedy_seeds(frames: Tensor, clusters: int, seed: int, start: int, *, chunk: int, device: torch.device) -> Tensor:
+def greedy_seeds(frames: Tensor, clusters: int, seed: int, start: int, *, device: torch.device) -> Tensor:
     """Chooses frames as first centroids: each time the best of 2 + ln K frames drawn by their squared distance to those chosen.
 
     Args:
@@ -20,13 +21,21 @@ def greedy_seeds(frames: Tensor, clusters: int, seed: int, start: int, *, chunk:
         clusters: Number of clusters K.
         seed: Of the draws.
         start: Which start: each has its own draws.
-        chunk: Frames a chunk.
         device: Where distances are computed.
 
     Returns:
         float32 (clusters, dim) on the CPU.
     """
+    # Small chunks, for many threads; a GPU takes all frames at once.
+    chunk = _CHUNK_FRAMES if device.type == "cpu" else len(frames)
     own = ChunkedFrames(frames.to(device), len(frames), chunk, device=device)
+    with own.threads():
+        chosen = _chosen(own, clusters, seed, start)
+    return frames[chosen]
+
+
+def _chosen(own: ChunkedFrames, clusters: int, seed: int, start: int) -> list[int]:
+    frames, device = own.features, own.device
     squares = torch.cat(own.each(lambda part: part.frames.square().sum(dim=1)))
     trials = 2 + int(math.log(clusters))
     first = int(_draws(seed, start, 0, 1)[0] * len(frames))
@@ -41,7 +50,7 @@ def greedy_seeds(frames: Tensor, clusters: int, seed: int, start: int, *, chunk:
         best = int(potentials.argmin())
         nearest = left[:, best].contiguous()
         chosen.append(int(drawn[best]))
-    return frames[chosen]
+    return chosen
 
 
 def _draws(seed: int, start: int, step: int, count: int) -> np.ndarray:

@@ -94,6 +94,7 @@ def test_two_and_three_processes_give_the_codebook_of_one_bit_for_bit(tmp_path: 
     alone = fit_lloyd_kmeans(frames, 30, 0, n_init=2)
     assert alone.fitted["frames"] == (len(features) if filled is None else int(filled.sum()))
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["openwavlm.targets.lloyd"])
     for size in (2, 3):
         folder = tmp_path / str(size)
         folder.mkdir()
@@ -136,7 +137,7 @@ def test_seeds_are_frames_and_far_apart_ones_are_all_found() -> None:
     centres = 100 * torch.randn(25, 8, generator=generator)
     features = (centres[:, None] + torch.randn(25, 40, 8, generator=generator)).reshape(-1, 8)
     seeds = greedy_seeds(features, 25, seed=0, start=0, device=CPU)
-    distances = torch.cdist(seeds, features)
+    distances = torch.cdist(seeds.double(), features.double())
     assert bool((distances.min(dim=1).values < 1e-3).all())
     assert len({int(frame) // 40 for frame in distances.argmin(dim=1)}) == 25
     assert not torch.equal(seeds, greedy_seeds(features, 25, seed=0, start=1, device=CPU))

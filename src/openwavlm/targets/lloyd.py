@@ -145,7 +145,7 @@ def _lloyd(
         inertias.append(found.inertia)
         report("k-means", iteration, found.inertia / frames.count)
         empty = (found.counts == 0).nonzero()[:, 0]
-        farthest = _farthest(frames, found.distances, len(empty))
+        farthest = _farthest(frames, squares, found.distances, len(empty))
         settled = iteration > 0 and inertias[-2] - inertias[-1] <= tolerance * inertias[-2] and not len(farthest)
         if settled or iteration == iterations:
             break
@@ -176,11 +176,12 @@ def _pass(frames: ChunkedFrames, squares: Tensor, centroids: Tensor) -> _Pass:
     return _Pass(float(inertia), sums[:, :dim], sums[:, dim].long(), distances)
 
 
-def _farthest(frames: ChunkedFrames, distances: Tensor, wanted: int) -> Tensor:
+def _farthest(frames: ChunkedFrames, squares: Tensor, distances: Tensor, wanted: int) -> Tensor:
     """The frames of all processes that are farthest from their centroids, none that lies on it: float32 (≤ wanted, dim)."""
     if not wanted:
         return torch.zeros(0, frames.dim)
-    own = distances.cpu()
+    # Below a millionth of the frame's square a distance is float32's rounding: that frame lies on a centroid.
+    own = torch.where(distances > 1e-6 * squares, distances, 0).cpu()
     # A stable sort: of equally far frames the first.
     order = own.argsort(descending=True, stable=True)[:wanted]
     mine = [(-float(own[place]), frames.first + int(place)) for place in order if own[place] > 0]

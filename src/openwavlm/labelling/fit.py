@@ -100,7 +100,7 @@ def fit_codebook(
             f"sample_hours, max_frames and max_memory_gib must be positive, but are {sample_hours}, {max_frames}, {max_memory_gib}"
         )
     indexes = ranks.together(lambda: [Index.open(path) for path in shards])
-    starts = n_init or _STARTS[engine]
+    starts = _STARTS[engine] if n_init is None else n_init
     request = {
         "indexes": sorted(index.fingerprint for index in indexes),
         "sample_hours": sample_hours,

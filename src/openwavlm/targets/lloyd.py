@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
-from openwavlm.collectives import Ranks
-from openwavlm.targets.chunks import Chunk, ChunkedFrames, chunk_frames, own_places, snap_to_grid
+from openwavlm.targets.chunks import Chunk, ChunkedFrames, chunk_frames, snap_to_grid
 from openwavlm.targets.kmeans import Codebook, check_amount
 from openwavlm.targets.quality import perplexity, used_clusters
 from openwavlm.targets.seeding import SEEDING_FRAMES_PER_CLUSTER, greedy_seeds
@@ -215,17 +214,13 @@ class _Reporter:
             log.info(f"{what}: iteration {iteration}, {figure}" if figure else what)
 
 
-def whole(features: Tensor, clusters: int, *, device: str | torch.device = "cpu", ranks: Ranks | None = None) -> ChunkedFrames:
-    """Frames that every process holds, as the share of each; copied, for fitting rounds them.
+def whole(features: Tensor, clusters: int, *, device: str | torch.device = "cpu") -> ChunkedFrames:
+    """Frames of one process alone; copied, for fitting rounds them.
 
     Args:
-        features: float32 (frames, dim), the same in all processes.
+        features: float32 (frames, dim).
         clusters: Number of clusters that will be fitted.
         device: Where chunks are computed.
-        ranks: This process among the others; alone by default.
     """
-    ranks, chunk = ranks or Ranks(), chunk_frames(clusters)
-    first, stop = own_places(len(features), chunk, ranks)
-    return ChunkedFrames(
-        features[first:stop].to(device, torch.float32, copy=True), len(features), chunk, ranks=ranks, device=torch.device(device)
-    )
+    kept = features.to(device, torch.float32, copy=True)
+    return ChunkedFrames(kept, len(features), chunk_frames(clusters), device=torch.device(device))

@@ -171,10 +171,11 @@ def test_standardised_chunks_are_what_standardise_makes() -> None:
     np.testing.assert_array_equal(frames.features.numpy(), reference)
 
 
-def test_the_scores_of_a_chunk_stay_below_16_mib() -> None:
-    for clusters in (1, 100, 500, 2000, 65_536):
-        assert chunk_frames(clusters) * clusters <= max(1 << 22, 64 * clusters)
-    assert (chunk_frames(100), chunk_frames(500), chunk_frames(2000)) == (8192, 8192, 2048)
+def test_the_scores_of_a_chunk_stay_below_4_mib() -> None:
+    for clusters in (1, 100, 500, 2000, 16_384):
+        assert chunk_frames(clusters, CPU) * clusters <= 1 << 20
+    assert [chunk_frames(clusters, CPU) for clusters in (100, 500, 2000, 65_536)] == [2048, 2048, 512, 64]
+    assert chunk_frames(500, torch.device("cuda")) == 32_768
 
 
 def test_wrong_numbers_and_features_are_refused() -> None:

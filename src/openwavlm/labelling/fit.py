@@ -127,7 +127,7 @@ def fit_codebook(
     )
     places = num_places(sample, max_frames)
     fitted_clusters = affordable_clusters(places, clusters, min_frames_per_cluster)
-    chunk = chunk_frames(fitted_clusters)
+    chunk = chunk_frames(fitted_clusters, where)
     _check_memory(places, settings["dim"], chunk, max_memory_gib, ranks)
     frames, unreadable = sampled_frames(
         indexes, sample, settings, teacher, max_frames=max_frames, chunk=chunk, workers=workers, device=where, ranks=ranks

@@ -19,15 +19,17 @@ from openwavlm.collectives import Ranks
 from openwavlm.targets.kmeans import one_torch_thread
 
 Result = TypeVar("Result")
-# Scores of a chunk, float32 (chunk, clusters), take 16 MiB: 8,192 frames for 500 clusters.
-_SCORES = 1 << 22
-_MAX_CHUNK_FRAMES, _MIN_CHUNK_FRAMES = 8192, 64
+# Scores of a chunk, float32 (chunk, clusters), take at most 4 MiB, on a GPU 64 MiB.
+_SCORES = 1 << 20
+_MAX_CHUNK_FRAMES, _MIN_CHUNK_FRAMES, _GPU_FACTOR = 2048, 64, 16
 _EXACT_BITS = 53
 
 
-def chunk_frames(clusters: int) -> int:
-    """Frames a chunk, a power of two; the fewer, the more clusters."""
-    return max(_MIN_CHUNK_FRAMES, min(_MAX_CHUNK_FRAMES, 1 << (max(_SCORES // clusters, 1).bit_length() - 1)))
+def chunk_frames(clusters: int, device: torch.device) -> int:
+    """Frames a chunk, a power of two; the fewer, the more clusters, and more on a GPU, where a chunk has to keep thousands of cores."""
+    power = 1 << (max(_SCORES // clusters, 1).bit_length() - 1)
+    frames = max(_MIN_CHUNK_FRAMES, min(_MAX_CHUNK_FRAMES, power))
+    return frames if device.type == "cpu" else frames * _GPU_FACTOR
 
 
 def own_places(total: int, chunk: int, ranks: Ranks) -> tuple[int, int]:

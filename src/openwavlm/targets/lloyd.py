@@ -223,4 +223,5 @@ def whole(features: Tensor, clusters: int, *, device: str | torch.device = "cpu"
         device: Where chunks are computed.
     """
     kept = features.to(device, torch.float32, copy=True)
-    return ChunkedFrames(kept, len(features), chunk_frames(clusters), device=torch.device(device))
+    where = torch.device(device)
+    return ChunkedFrames(kept, len(features), chunk_frames(clusters, where), device=where)

@@ -11,10 +11,12 @@ from openwavlm.targets.chunks import Chunk, ChunkedFrames
 
 SEEDING_FRAMES_PER_CLUSTER = 64
 _CHUNK_FRAMES = 1024
+# A product with 32 candidates takes hardly longer than one with 8.
+_ROUND = 4
 
 
 def greedy_seeds(frames: Tensor, clusters: int, seed: int, start: int, *, device: torch.device) -> Tensor:
-    """Chooses frames as first centroids: each time the best of 2 + ln K frames drawn by their squared distance to those chosen.
+    """Chooses frames as first centroids: each the best of at least 2 + ln K frames drawn by their squared distance to those chosen.
 
     Args:
         frames: float32 (frames, dim) on the CPU, at least as many as clusters.
@@ -35,38 +37,44 @@ def greedy_seeds(frames: Tensor, clusters: int, seed: int, start: int, *, device
 
 
 def _chosen(own: ChunkedFrames, clusters: int, seed: int, start: int) -> list[int]:
+    """Numbers of the chosen frames, in rounds: one matrix product serves several choices, each made with all before it known."""
     frames, device = own.features, own.device
     squares = torch.cat(own.each(lambda part: part.frames.square().sum(dim=1)))
     trials = 2 + int(math.log(clusters))
-    first = int(_draws(seed, start, 0, 1)[0] * len(frames))
-    chosen = [first]
-    nearest = torch.full((len(frames),), torch.inf, device=device)
-    nearest = _closer(own, squares, nearest, own.features[[first]])[0][:, 0]
-    for step in range(1, clusters):
+    chosen = [int(_draws(seed, start, 0, 1)[0] * len(frames))]
+    nearest = torch.cat(_distances(own, squares, frames[chosen]), dim=1)[0]
+    while len(chosen) < clusters:
         reach = np.cumsum(nearest.cpu().numpy(), dtype=np.float64)
-        drawn = np.searchsorted(reach, _draws(seed, start, step, trials) * reach[-1], side="right").clip(max=len(frames) - 1)
-        candidates = torch.from_numpy(drawn)
-        left, potentials = _closer(own, squares, nearest, own.features[candidates.to(device)])
-        best = int(potentials.argmin())
-        nearest = left[:, best].contiguous()
-        chosen.append(int(drawn[best]))
+        drawn = np.searchsorted(reach, _draws(seed, start, len(chosen), _ROUND * trials) * reach[-1], side="right")
+        drawn = drawn.clip(max=len(frames) - 1)
+        distances = _distances(own, squares, frames[torch.from_numpy(drawn).to(device)])
+        for _ in range(min(_ROUND, clusters - len(chosen))):
+            best = int(_potentials(own, distances, nearest).argmin())
+            nearest = torch.minimum(nearest, torch.cat([part[best] for part in distances]))
+            chosen.append(int(drawn[best]))
     return chosen
+
+
+def _distances(own: ChunkedFrames, squares: Tensor, candidates: Tensor) -> list[Tensor]:
+    """Squared distances of the frames of each chunk to each candidate: float32 (candidates, frames)."""
+    own_squares = candidates.square().sum(dim=1)[:, None]
+
+    def distances(part: Chunk) -> Tensor:
+        products = torch.addmm(own_squares, candidates, part.frames.T, alpha=-2)
+        return products.add_(squares[part.places]).clamp_(min=0)
+
+    return own.each(distances)
+
+
+def _potentials(own: ChunkedFrames, distances: list[Tensor], nearest: Tensor) -> Tensor:
+    """Sum of the squared distances to what is chosen and each candidate: float64 (candidates,)."""
+
+    def potential(part: Chunk) -> Tensor:
+        return torch.minimum(distances[part.number], nearest[part.places]).sum(dim=1, dtype=torch.float64)
+
+    return torch.stack(own.each(potential)).sum(dim=0)
 
 
 def _draws(seed: int, start: int, step: int, count: int) -> np.ndarray:
     """float64 (count,), uniform in [0, 1)."""
     return uniform(words(seed, "kmeans.seeding", count, epoch=start, micro=step))
-
-
-def _closer(own: ChunkedFrames, squares: Tensor, nearest: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """What is left of the squared distances with each candidate: float32 (frames, candidates); and their sums, float64."""
-    own_squares = candidates.square().sum(dim=1)
-    directions = candidates.T.contiguous()
-
-    def left(part: Chunk) -> tuple[Tensor, Tensor]:
-        distances = torch.addmm(own_squares, part.frames, directions, alpha=-2).add_(squares[part.places, None]).clamp_(min=0)
-        distances = torch.minimum(distances, nearest[part.places, None])
-        return distances, distances.sum(dim=0, dtype=torch.float64)
-
-    parts = own.each(left)
-    return torch.cat([distances for distances, _ in parts]), torch.stack([sums for _, sums in parts]).sum(dim=0)

@@ -52,7 +52,7 @@ def fit_codebook(
     engine: str = "lloyd",
     n_init: int | None = None,
     iterations: int = 50,
-    tolerance: float = 1e-3,
+    tolerance: float = 2e-3,
     device: str = "auto",
     workers: int = 1,
     max_skip_rate: float = 0.001,

@@ -53,7 +53,7 @@ class _Fit:
 
 
 def fit_lloyd_kmeans(
-    frames: ChunkedFrames, clusters: int, seed: int, *, n_init: int = 1, iterations: int = 50, tolerance: float = 1e-3
+    frames: ChunkedFrames, clusters: int, seed: int, *, n_init: int = 1, iterations: int = 50, tolerance: float = 2e-3
 ) -> Codebook:
     """Fits k-means to all frames; every process of the group calls it with its share and gets the same codebook.
 

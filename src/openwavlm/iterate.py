@@ -61,7 +61,7 @@ class Iteration:
         """Makes or finds all stages of iteration `number` (from 1)."""
         book = self._codebook(number, settings, previous)
         labels = {name: self._labels(number, name, book, settings, previous) for name in SETS}
-        trained = self._train(number, settings, labels)
+        trained = self._train(number, settings, labels, previous)
         exported = self.chain.run(f"{number}/export", {}, [trained], lambda folder: self._export(trained, folder))
         masked = self.chain.run(
             f"{number}/masked", {}, [trained, *labels.values()], lambda folder: self._masked(trained, labels["test"])
@@ -124,8 +124,11 @@ class Iteration:
 
         return self.chain.run(f"{number}/labels-{name}", {}, [book, self.shards[name]], make)
 
-    def _train(self, number: int, settings: IterationSettings, labels: dict[str, Stage]) -> Stage:
-        overrides = _overrides(self.config, number, settings)
+    def _train(
+        self, number: int, settings: IterationSettings, labels: dict[str, Stage], previous: dict[str, Stage] | None = None
+    ) -> Stage:
+        overrides, inputs = _overrides(self.config, number, settings), list(labels.values())
+        wanted = _trajectory(overrides)
         data = [
             "data.validation_share=0",
             f"data.sources.speech.shards={self.shards['train'].folder}",
@@ -133,7 +136,16 @@ class Iteration:
             f"+data.validation.dev={{shards: {self.shards['dev'].folder}, labels: {labels['dev'].folder / 'labels'}}}",
         ]
 
+        encoder = "random weights"
+        if settings.start == "warm":
+            assert previous is not None
+            data.append(f"init_from={previous['export'].folder}")
+            inputs.append(previous["export"])
+            wanted["start"] = "warm"
+            encoder = f"the encoder of iteration {number - 1}"
+
         def make(folder: Path) -> dict[str, Any]:
+            log.info("iteration %d begins with %s; its head is new, as its %d labels are", number, encoder, settings.clusters)
             program = [sys.executable, "-m", "openwavlm", "train", f"hydra.run.dir={folder / 'run'}"]
             parent = {PARENT: str(os.getpid())}
             status = subprocess.run([*program, *overrides, *data], check=False, env=os.environ | parent).returncode
@@ -149,7 +161,7 @@ class Iteration:
             parts = objects(yaml.safe_load((folder / "run" / "config.yaml").read_text()))
             return {"layers": parts["model"].layers, **summary["this_launch"]}
 
-        return self.chain.run(f"{number}/train", _trajectory(overrides), list(labels.values()), make)
+        return self.chain.run(f"{number}/train", wanted, inputs, make)
 
     def _export(self, trained: Stage, folder: Path) -> dict[str, Any]:
         export_run(trained.folder / "run", folder)

@@ -10,6 +10,7 @@ import yaml
 from openwavlm.cli import conf_dir
 from openwavlm.data.atomic import writer_lock
 from openwavlm.iterate import iterate
+from openwavlm.labelling.teacher import open_teacher
 from runs import TINY_MODEL
 from synthetic import make_corpus
 
@@ -113,6 +114,21 @@ def test_a_changed_value_remakes_only_what_depends_on_it(done, config):
     changed["iterations"][1]["clusters"] = 9
     made = iterate(changed, directory)["this_call"]["made"]
     assert made and all(name.startswith(("stages/2/", "stages/result", "stages/report")) for name in made)
+
+
+def test_a_warm_iteration_begins_with_the_encoder_before_and_a_new_head(done, config, caplog):
+    directory, _ = done
+    warm = json.loads(json.dumps(config))
+    warm["iterations"][1] |= {"start": "warm", "updates": 2}
+    caplog.set_level("INFO")
+    made = iterate(warm, directory)["this_call"]["made"]
+    assert made[0].startswith("stages/2/train-") and all(
+        name.startswith(("stages/2/", "stages/result", "stages/report")) for name in made
+    )
+    assert "iteration 2 begins with the encoder of iteration 1; its head is new, as its 10 labels are" in caplog.text
+    begun = json.loads((directory / made[0] / "run" / "run.json").read_text())["init_from"]
+    (before,) = directory.glob("stages/1/export-*")
+    assert Path(begun["path"]) == before and begun["model"] == open_teacher(before).hash
 
 
 def test_a_second_call_in_the_same_directory_is_refused(config, tmp_path):

@@ -116,7 +116,15 @@ def main() -> None:
         shards, labels = arguments.shards, arguments.labels
         if shards is None:
             shards = synthesise(Path(scratch), arguments.utterances, (8.0, 15.6))
-            fit_codebook([shards], Path(scratch) / "codebook", clusters=100, sample_hours=0.2, n_init=1)
+            fit_codebook(
+                [shards],
+                Path(scratch) / "codebook",
+                clusters=100,
+                engine="minibatch",
+                min_frames_per_cluster=20,
+                sample_hours=0.2,
+                n_init=1,
+            )
             labels = Path(scratch) / "labels"
             assign_labels(shards, Path(scratch) / "codebook", labels)
         index = Index.open(shards)

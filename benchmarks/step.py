@@ -38,7 +38,9 @@ def make_data(folder: Path, clusters: int, hours: float) -> list[str]:
     speakers = max(4, round(hours * 3600 / (8 * 12)))
     shards = make_shard_set(folder, speakers=speakers, utterances=8, seconds=(8.0, 16.0))
     noise = make_shard_set(folder / "noise", speakers=2, utterances=3, seconds=(2.0, 8.0), seed=9)
-    fit_codebook([shards], folder / "codebook", clusters=clusters, validation_share=0.0)
+    fit_codebook(
+        [shards], folder / "codebook", clusters=clusters, engine="minibatch", min_frames_per_cluster=20, validation_share=0.0
+    )
     assign_labels(shards, folder / "codebook", folder / "labels")
     places = [f"data.sources.speech.shards={shards}", f"data.sources.speech.labels={folder / 'labels'}", f"data.noise={noise}"]
     return [*places, "data.validation_share=0"]

@@ -63,7 +63,7 @@ def make_data(folder: Path) -> list[str]:
 
     shards = make_shard_set(folder, speakers=8, utterances=4, seconds=(1.0, 4.0))
     noise = make_shard_set(folder / "noise", speakers=2, utterances=3, seconds=(0.5, 2.0), seed=9)
-    fit_codebook([shards], folder / "codebook", clusters=10, validation_share=0.3)
+    fit_codebook([shards], folder / "codebook", clusters=10, engine="minibatch", min_frames_per_cluster=20, validation_share=0.3)
     assign_labels(shards, folder / "codebook", folder / "labels")
     return [f"data.sources.speech.shards={shards}", f"data.sources.speech.labels={folder / 'labels'}", f"data.noise={noise}"]
 

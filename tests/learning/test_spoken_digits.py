@@ -70,7 +70,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         say_digits(folder / "audio" / name, name, minutes, seed)
         source = {"input": folder / "audio" / name, "source": name, "speaker_folder": 1, "min_seconds": 0.5}
         make_shards(output=folder / name / "shards", utterances_per_shard=50, **source)
-    fit_codebook([folder / "train" / "shards"], folder / "codebook", clusters=8, validation_share=0.0, n_init=1)
+    fit_codebook(
+        [folder / "train" / "shards"],
+        folder / "codebook",
+        clusters=8,
+        engine="minibatch",
+        min_frames_per_cluster=20,
+        validation_share=0.0,
+        n_init=1,
+    )
     for name in MINUTES:
         assign_labels(folder / name / "shards", folder / "codebook", folder / name / "labels")
         shutil.copytree(folder / name / "labels", folder / name / "moved")

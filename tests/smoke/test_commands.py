@@ -42,7 +42,7 @@ def data(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("data")
     shards = make_shard_set(folder, speakers=6, utterances=4, seconds=(1.0, 3.0))
     noise = make_shard_set(folder / "noise", speakers=2, utterances=2, seconds=(0.5, 2.0), seed=9)
-    fit_codebook([shards], folder / "codebook", clusters=10, validation_share=0.3)
+    fit_codebook([shards], folder / "codebook", clusters=10, engine="minibatch", min_frames_per_cluster=20, validation_share=0.3)
     assign_labels(shards, folder / "codebook", folder / "labels")
     return [f"data.sources.speech.shards={shards}", f"data.sources.speech.labels={folder / 'labels'}", f"data.noise={noise}"]
 

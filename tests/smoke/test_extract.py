@@ -52,7 +52,9 @@ NAMES = ["a.flac", "a.wav", "long.flac", "short.wav", "sub/ä b.ogg"]
 
 def codebook_of(folder: Path, **features: object) -> Path:
     shards = make_shard_set(folder, speakers=3, utterances=2, seconds=(0.8, 1.2))
-    fit_codebook([shards], folder / "km", clusters=4, validation_share=0.0, **features)
+    fit_codebook(
+        [shards], folder / "km", clusters=4, engine="minibatch", min_frames_per_cluster=20, validation_share=0.0, **features
+    )
     return folder / "km"
 
 

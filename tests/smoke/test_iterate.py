@@ -25,8 +25,8 @@ def config(tmp_path_factory) -> dict:
         corpus = make_corpus(folder / name, speakers=3, utterances=4, seconds=(1.5, 3.0), seed=seed)
         made["corpora"][name] = {"input": str(corpus), "speaker_folder": 1, "source": name, "min_seconds": 0.5}
     made["iterations"] = [
-        {"features": "mfcc", "clusters": 8, "updates": 4},
-        {"features": "layer", "layer": "auto", "clusters": 10, "updates": 4},
+        {"features": "mfcc", "clusters": 8, "min_frames_per_cluster": 20, "updates": 4},
+        {"features": "layer", "layer": "auto", "clusters": 10, "min_frames_per_cluster": 20, "updates": 4},
     ]
     small = ["optim.warmup_updates=1", "batch.seconds=8", "batch.micro_seconds=4", "loader.workers=0"]
     made["overrides"] = ["experiment=wavlm_nano", "loss=warm", *TINY_MODEL, *small]

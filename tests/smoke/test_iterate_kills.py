@@ -33,7 +33,8 @@ DEMO = [
     *(f"synthesis.{key}={minutes}" for key, minutes in (("minutes", 1), ("dev_minutes", 0.5), ("test_minutes", 0.5))),
     *("synthesis.clean_minutes=1", "probe.train_seconds=30", "probe.clusters=8"),
     f"overrides=[{OVERRIDES}]",
-    f"iterations=[{{features: mfcc, clusters: 8, updates: {UPDATES}}}, {{features: layer, clusters: 10, updates: {UPDATES}}}]",
+    f"iterations=[{{features: mfcc, clusters: 8, min_frames_per_cluster: 20, updates: {UPDATES}}}, "
+    f"{{features: layer, clusters: 10, min_frames_per_cluster: 20, updates: {UPDATES}}}]",
 ]
 # What a kill may not change, and how many such files a demo of two iterations must have at least.
 EQUAL = {

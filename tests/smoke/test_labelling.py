@@ -13,9 +13,11 @@ import pytest
 from openwavlm.data.index import Index
 from openwavlm.data.reader import ShardReader
 from openwavlm.data.splits import validation_rows
-from openwavlm.labelling import fit
+from openwavlm.labelling import sampled_frames
 from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import draw_sample, fit_codebook, thinned_places
+from openwavlm.labelling.fit import fit_codebook
+from openwavlm.labelling.sample import draw_sample
+from openwavlm.labelling.sampled_frames import thinned_places
 from openwavlm.labelling.verify import verify_labels
 from openwavlm.targets.kmeans import Codebook
 from openwavlm.targets.labels import LabelStore
@@ -24,6 +26,7 @@ from synthetic import make_corpus, make_shard_set, write_speech_like
 
 ROOT = Path(__file__).parents[2]
 SPLIT = {"validation_share": 0.3, "split_seed": 0}
+FIT = SPLIT | {"min_frames_per_cluster": 20}
 CLUSTERS = 12
 
 
@@ -51,7 +54,7 @@ def shards(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def codebook(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("codebook") / "mfcc"
-    fit_codebook([shards], output, clusters=CLUSTERS, **SPLIT)
+    fit_codebook([shards], output, clusters=CLUSTERS, **FIT)
     return output
 
 
@@ -93,7 +96,7 @@ def test_recomputed_labels_are_equal_and_a_flipped_one_is_found(shards: Path, co
 
 
 def test_the_scripts_give_the_same_bytes_with_two_workers(shards: Path, codebook: Path, labels: Path, tmp_path: Path) -> None:
-    split = [f"{name}={value}" for name, value in SPLIT.items()]
+    split = [f"{name}={value}" for name, value in FIT.items()]
     done = run_script("fit_kmeans.py", f"shards=[{shards}]", "output=km", f"clusters={CLUSTERS}", *split, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert files_of(tmp_path / "km") == files_of(codebook)
@@ -159,7 +162,7 @@ def test_packs_of_an_unfinished_call_with_another_codebook_are_done_again(
     shards: Path, codebook: Path, labels: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "labels"
-    fit_codebook([shards], tmp_path / "km", clusters=CLUSTERS, seed=1, **SPLIT)
+    fit_codebook([shards], tmp_path / "km", clusters=CLUSTERS, seed=1, **FIT)
     assert assign_labels(shards, tmp_path / "km", output, num_tasks=2, task_index=0) is None
     assign_labels(shards, codebook, output)
     assert files_of(output) == files_of(labels)
@@ -240,8 +243,8 @@ def test_unreadable_audio_is_counted_and_past_the_rate_refused(codebook: Path, t
     assert json.loads((output / "stats.json").read_text())["unreadable_rows"] == 1
     assert verify_labels(output, index, share=1.0).passed
     with pytest.raises(ValueError, match="1 of 8 are"):
-        fit_codebook([shards], tmp_path / "km", clusters=4, validation_share=0.0)
-    fit_codebook([shards], tmp_path / "km", clusters=4, validation_share=0.0, max_skip_rate=0.2)
+        fit_codebook([shards], tmp_path / "km", clusters=4, min_frames_per_cluster=20, validation_share=0.0)
+    fit_codebook([shards], tmp_path / "km", clusters=4, min_frames_per_cluster=20, validation_share=0.0, max_skip_rate=0.2)
     assert Codebook.load(tmp_path / "km").fitted["unreadable_utterances"] == 1
 
 
@@ -271,23 +274,23 @@ def test_a_bound_on_frames_thins_them_out_evenly_in_blocks_of_any_size(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert np.flatnonzero(np.diff(thinned_places(0, 10, total=10, keep=4))).tolist() == [2, 4, 7, 9]
-    whole = fit_codebook([shards], tmp_path / "whole", clusters=4, max_frames=500, **SPLIT)
-    monkeypatch.setattr(fit, "_UTTERANCES_A_TASK", {"mfcc": 3})
-    blocks = fit_codebook([shards], tmp_path / "blocks", clusters=4, max_frames=500, **SPLIT)
+    whole = fit_codebook([shards], tmp_path / "whole", clusters=4, max_frames=500, **FIT)
+    monkeypatch.setattr(sampled_frames, "_UTTERANCES_A_TASK", {"mfcc": 3})
+    blocks = fit_codebook([shards], tmp_path / "blocks", clusters=4, max_frames=500, **FIT)
     assert whole.fitted["frames"] == 500
     assert whole.hash == blocks.hash
 
 
 def test_a_codebook_folder_is_never_overwritten_by_another_request(shards: Path, codebook: Path) -> None:
     before = files_of(codebook)
-    fit_codebook([shards], codebook, clusters=CLUSTERS, **SPLIT)
+    fit_codebook([shards], codebook, clusters=CLUSTERS, **FIT)
     with pytest.raises(ValueError, match="already has one of another request"):
-        fit_codebook([shards], codebook, clusters=CLUSTERS, seed=1, **SPLIT)
+        fit_codebook([shards], codebook, clusters=CLUSTERS, seed=1, **FIT)
     assert files_of(codebook) == before
 
 
 def test_a_labelling_has_one_codebook(shards: Path, labels: Path, tmp_path: Path) -> None:
-    fit_codebook([shards], tmp_path / "km", clusters=4, seed=1, **SPLIT)
+    fit_codebook([shards], tmp_path / "km", clusters=4, seed=1, **FIT)
     with pytest.raises(ValueError, match="one labelling has one codebook"):
         assign_labels(shards, tmp_path / "km", labels)
 

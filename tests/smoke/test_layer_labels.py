@@ -11,7 +11,7 @@ from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.data.index import Index
 from openwavlm.data.reader import ShardReader
 from openwavlm.frames import num_frames
-from openwavlm.labelling import fit
+from openwavlm.labelling import sampled_frames
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
 from openwavlm.labelling.teacher import layer_features, open_teacher
@@ -24,7 +24,7 @@ from programs import run_program
 from synthetic import make_shard_set
 
 CLUSTERS = 8
-SPLIT = {"validation_share": 0.3, "split_seed": 0}
+FIT = {"validation_share": 0.3, "split_seed": 0, "min_frames_per_cluster": 20}
 
 
 def make_teacher(folder: Path, seed: int, *, pre_norm: bool = True) -> Path:
@@ -54,7 +54,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def codebook(shards: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("codebook") / "layer2"
-    fit_codebook([shards], output, features="layer", teacher=teacher, layer=2, clusters=CLUSTERS, **SPLIT)
+    fit_codebook([shards], output, features="layer", teacher=teacher, layer=2, clusters=CLUSTERS, **FIT)
     return output
 
 
@@ -103,15 +103,15 @@ def test_recomputed_labels_are_equal_and_need_the_teacher(shards: Path, labels: 
 def test_two_workers_give_the_bytes_of_one(
     shards: Path, codebook: Path, labels: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "_UTTERANCES_A_TASK", {"layer": 3})
-    fit_codebook([shards], tmp_path / "km", features="layer", teacher=teacher, layer=2, clusters=CLUSTERS, workers=2, **SPLIT)
+    monkeypatch.setattr(sampled_frames, "_UTTERANCES_A_TASK", {"layer": 3})
+    fit_codebook([shards], tmp_path / "km", features="layer", teacher=teacher, layer=2, clusters=CLUSTERS, workers=2, **FIT)
     assert files_of(tmp_path / "km") == files_of(codebook)
     assign_labels(shards, tmp_path / "km", tmp_path / "out", teacher=teacher, workers=2)
     assert files_of(tmp_path / "out") == files_of(labels)
 
 
 def test_the_scripts_pass_the_teacher_on(shards: Path, codebook: Path, labels: Path, teacher: Path, tmp_path: Path) -> None:
-    split = [f"{name}={value}" for name, value in SPLIT.items()]
+    split = [f"{name}={value}" for name, value in FIT.items()]
     asked = ["features=layer", f"teacher={teacher}", "layer=2", f"clusters={CLUSTERS}"]
     done = run_program(tmp_path, "data_prep/fit_kmeans.py", f"shards={shards}", "output=km", *asked, *split)
     assert done.status == 0, done.stderr
@@ -132,7 +132,7 @@ def test_the_scripts_pass_the_teacher_on(shards: Path, codebook: Path, labels: P
 def test_a_codebook_of_another_layer_norm_or_teacher_is_another_request(
     shards: Path, codebook: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    request = {"features": "layer", "teacher": teacher, "layer": 2, "clusters": CLUSTERS, **SPLIT}
+    request = {"features": "layer", "teacher": teacher, "layer": 2, "clusters": CLUSTERS, **FIT}
     fit_codebook([shards], codebook, **request)
     for change in ({"layer": 1}, {"feature_norm": "none"}, {"teacher": make_teacher(tmp_path, 1)}):
         with pytest.raises(ValueError, match="already has one of another request"):
@@ -141,7 +141,7 @@ def test_a_codebook_of_another_layer_norm_or_teacher_is_another_request(
 
 def test_a_post_norm_teacher_is_clustered_as_it_is(shards: Path, tmp_path: Path) -> None:
     post_norm = make_teacher(tmp_path / "teacher", 0, pre_norm=False)
-    book = fit_codebook([shards], tmp_path / "km", features="layer", teacher=post_norm, layer=1, clusters=4, **SPLIT)
+    book = fit_codebook([shards], tmp_path / "km", features="layer", teacher=post_norm, layer=1, clusters=4, **FIT)
     assert book.norm is None and book.features["feature_norm"] == "none"
     assert not (tmp_path / "km" / "feature_norm.npy").exists()
 

@@ -31,8 +31,8 @@ def config(tmp_path_factory) -> dict:
         made["corpora"][name] = {"input": str(corpus), "speaker_folder": 1, "source": name, "min_seconds": 0.5}
     made["alignments"] = str(phone_times(folder / "phones.tsv", 3, 4))
     made["iterations"] = [
-        {"features": "mfcc", "clusters": 8, "updates": 4},
-        {"features": "layer", "layer": 1, "clusters": 6, "updates": 4},
+        {"features": "mfcc", "clusters": 8, "engine": "minibatch", "min_frames_per_cluster": 20, "updates": 4},
+        {"features": "layer", "layer": 1, "clusters": 6, "min_frames_per_cluster": 20, "updates": 4},
     ]
     small = ["optim.warmup_updates=1", "batch.seconds=8", "batch.micro_seconds=4", "loader.workers=0"]
     made["overrides"] = ["experiment=wavlm_nano", "loss=warm", *TINY_MODEL, *small]

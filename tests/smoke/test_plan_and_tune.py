@@ -194,7 +194,7 @@ def test_the_start_of_a_run_says_how_its_slots_are_shared():
 def data(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("data")
     shards = make_shard_set(folder, speakers=6, utterances=4, seconds=(1.0, 3.0))
-    fit_codebook([shards], folder / "codebook", clusters=10, validation_share=0.3)
+    fit_codebook([shards], folder / "codebook", clusters=10, engine="minibatch", min_frames_per_cluster=20, validation_share=0.3)
     assign_labels(shards, folder / "codebook", folder / "labels")
     return [
         f"data.sources.speech.shards={shards}",

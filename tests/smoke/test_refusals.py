@@ -73,7 +73,15 @@ def original(tmp_path_factory) -> Place:
     for number, source, labels in ((1, "shards", "labels"), (2, "shards", "labels-2"), (1, "others", "others-labels")):
         codebook = folder / f"codebook-{number}"
         if not codebook.exists():
-            fit_codebook([folder / "shards"], codebook, clusters=10, seed=number, validation_share=0.3)
+            fit_codebook(
+                [folder / "shards"],
+                codebook,
+                clusters=10,
+                engine="minibatch",
+                min_frames_per_cluster=20,
+                seed=number,
+                validation_share=0.3,
+            )
         assign_labels(folder / source, codebook, folder / labels)
     shutil.rmtree(folder / "work")
     assert launch([*SETTINGS, *place.data(), "stop_after=2"], place.run) == [0]

@@ -49,10 +49,25 @@ def corpus(tmp_path_factory) -> Path:
     for name, speakers, seed in (("speech", 8, 0), ("calls", 6, 5), ("noise", 2, 9)):
         made = make_shard_set(folder / "work" / name, speakers=speakers, utterances=3, seconds=(1.0, 4.0), seed=seed, source=name)
         made.rename(folder / name)
-    fit_codebook([folder / "speech", folder / "calls"], folder / "codebook", clusters=10, validation_share=0.3)
+    fit_codebook(
+        [folder / "speech", folder / "calls"],
+        folder / "codebook",
+        clusters=10,
+        engine="minibatch",
+        min_frames_per_cluster=20,
+        validation_share=0.3,
+    )
     for name in ("speech", "calls"):
         assign_labels(folder / name, folder / "codebook", folder / f"{name}-labels")
-    fit_codebook([folder / "speech"], folder / "codebook-2", clusters=10, validation_share=0.3, seed=2)
+    fit_codebook(
+        [folder / "speech"],
+        folder / "codebook-2",
+        clusters=10,
+        engine="minibatch",
+        min_frames_per_cluster=20,
+        validation_share=0.3,
+        seed=2,
+    )
     for name in ("speech", "calls"):
         assign_labels(folder / name, folder / "codebook-2", folder / f"{name}-labels-2")
     return folder

@@ -83,7 +83,7 @@ def test_the_installed_program_goes_from_recordings_to_a_model(installed: Path, 
         corpora += [f"corpora.{name}.input={corpus}", f"+corpora.{name}.min_seconds=0.5"]
     small = ["optim.warmup_updates=1", "batch.seconds=4", "batch.micro_seconds=4", "loader.workers=0"]
     overrides = ",".join(f'"{word}"' for word in ("experiment=wavlm_nano", "loss=warm", *TINY_MODEL, *small))
-    iterations = "iterations=[{features: mfcc, clusters: 6, updates: 2}]"
+    iterations = "iterations=[{features: mfcc, clusters: 6, min_frames_per_cluster: 20, updates: 2}]"
     run(tmp_path, installed / "openwavlm", "iterate", "name=tiny", "workers=1", *corpora, f"overrides=[{overrides}]", iterations)
     directory = tmp_path / "runs" / "tiny"
     summary = json.loads((directory / "summary.json").read_text())

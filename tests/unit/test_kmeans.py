@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.targets.kmeans import Codebook, fit_minibatch_kmeans
+from openwavlm.targets.kmeans import Codebook, affordable_clusters, fit_minibatch_kmeans
 
 
 def blobs(frames: int = 4000, clusters: int = 4, dim: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -79,13 +79,24 @@ def test_the_hash_is_of_values_and_shape() -> None:
     assert one.hash != Codebook(torch.full((4, 3), 1e-9)).hash
 
 
-def test_too_few_frames_a_cluster_are_refused_and_few_are_announced(caplog: pytest.LogCaptureFixture) -> None:
-    features, _, _ = blobs(frames=199)
-    with pytest.raises(ValueError, match=r"at least 20 frames a cluster, but 199 frames for 10 clusters are 19\.9"):
-        fit_minibatch_kmeans(features, clusters=10, seed=0)
+def test_too_few_frames_lower_the_number_of_clusters_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        fit_minibatch_kmeans(features, clusters=4, seed=0)
-    assert "50 frames a cluster (199 frames, 4 clusters)" in caplog.text
+        assert affordable_clusters(10_000, 10, 1000) == 10
+        assert not caplog.text
+        assert affordable_clusters(9_999, 10, 1000) == 9
+    assert "9999 frames are 999.9 a cluster, but min_frames_per_cluster=1000: K is lowered from 10 to 9" in caplog.text
+    assert affordable_clusters(9_999, 10, 500) == 10
+
+
+def test_fewer_frames_than_one_cluster_needs_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"needs 1000 frames a cluster .*, but the sample has 999 in all: give more audio, or lower"
+    ):
+        affordable_clusters(999, 10, 1000)
+    with pytest.raises(ValueError, match="must be positive, but are 0 and 5"):
+        affordable_clusters(999, 0, 5)
+    with pytest.raises(ValueError, match="has 4 for 5"):
+        fit_minibatch_kmeans(blobs(frames=4)[0], clusters=5, seed=0)
 
 
 def test_features_that_are_not_finite_are_refused() -> None:

@@ -18,7 +18,12 @@ Result = TypeVar("Result")
 
 
 def run_jobs(
-    function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int = 1, description: str = "working"
+    function: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    *,
+    workers: int = 1,
+    description: str = "working",
+    visible: bool = True,
 ) -> Generator[Result, None, None]:
     """Yields `function(job)` for every job in the order in which they finish.
 
@@ -27,6 +32,7 @@ def run_jobs(
         jobs: Its arguments.
         workers: Number of processes; 1 runs everything here.
         description: Title of the progress bar on standard error.
+        visible: Whether there is a bar, if standard error is a terminal.
 
     Raises:
         ValueError: If `workers` is below 1.
@@ -36,7 +42,7 @@ def run_jobs(
         raise ValueError(f"workers must be at least 1, but is {workers}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not (visible and console.is_terminal)) as progress:
         bar = progress.add_task(description, total=len(jobs))
         results = map(function, jobs) if workers == 1 or len(jobs) < 2 else _in_pool(function, jobs, min(workers, len(jobs)))
         for result in results:

@@ -65,16 +65,19 @@ def _layer_settings(teacher: Teacher, layer: int, feature_norm: str) -> dict[str
     }
 
 
-def extract_features(settings: dict[str, Any], waveform: np.ndarray, teacher: Path | None = None) -> Tensor:
+def extract_features(
+    settings: dict[str, Any], waveform: np.ndarray, teacher: Path | None = None, *, device: str = "cpu"
+) -> Tensor:
     """Features of one utterance before any `feature_norm`, which belongs to the codebook.
 
     Args:
         settings: As of `feature_settings`.
         waveform: int16 (samples,) at 16 kHz.
         teacher: The model of layer features, which must be the one that `settings` name.
+        device: Where the teacher runs.
 
     Returns:
-        float32 (frames, dim), one row a model frame.
+        float32 (frames, dim) on the CPU, one row a model frame.
 
     Raises:
         ValueError: If the teacher is missing, cannot be loaded or is another model.
@@ -82,7 +85,7 @@ def extract_features(settings: dict[str, Any], waveform: np.ndarray, teacher: Pa
     if settings["name"] == "mfcc":
         return mfcc_features(waveform)
     assert settings["name"] == "layer"
-    return layer_features(_bound_teacher(settings, "the labels", teacher).model, settings["layer"], waveform)
+    return layer_features(_bound_teacher(settings, "the labels", teacher).model.to(device), settings["layer"], waveform)
 
 
 def _bound_teacher(settings: dict[str, Any], origin: object, path: Path | None) -> Teacher:

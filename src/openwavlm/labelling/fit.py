@@ -1,30 +1,35 @@
-"""Fitting a codebook: a sample of training utterances, chosen by hash, to features, to k-means."""
+"""Fitting a codebook: a sample of training utterances, to features, to k-means, in one process or in several."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sklearn
+import torch
 
+from openwavlm.collectives import Ranks
 from openwavlm.data.atomic import write_json
 from openwavlm.data.index import Index
-from openwavlm.data.pool import run_jobs
-from openwavlm.data.reader import ShardReader, UnreadableAudio, check_shards
-from openwavlm.data.splits import validation_rows
-from openwavlm.frames import SAMPLE_RATE_HZ, num_frames
-from openwavlm.labelling.extract import extract_features, feature_settings
-from openwavlm.targets.kmeans import Codebook, fit_minibatch_kmeans, one_torch_thread, standardise
+from openwavlm.data.reader import check_shards
+from openwavlm.frames import SAMPLE_RATE_HZ
+from openwavlm.labelling.extract import feature_settings
+from openwavlm.labelling.sample import draw_sample
+from openwavlm.labelling.sampled_frames import num_places, sampled_frames
+from openwavlm.targets.chunks import ChunkedFrames, chunk_frames, own_places, standardise_chunks
+from openwavlm.targets.kmeans import MIN_FRAMES_PER_CLUSTER, Codebook, affordable_clusters, fit_minibatch_kmeans, standardise
+from openwavlm.targets.lloyd import fit_lloyd_kmeans
 
 log = logging.getLogger(__name__)
 
-# A layer costs a hundred times what MFCC cost, and its frames are wider.
-_UTTERANCES_A_TASK = {"mfcc": 256, "layer": 32}
-_SAMPLES_AN_HOUR = 3600 * SAMPLE_RATE_HZ
+ENGINES = ("lloyd", "minibatch")
+DEVICES = ("auto", "cpu", "cuda")
+# fairseq's 20 of mini-batches are most of their cost for wide features; full passes need one.
+_STARTS = {"lloyd": 1, "minibatch": 5}
 
 
 def fit_codebook(
@@ -36,18 +41,26 @@ def fit_codebook(
     layer: int | None = None,
     feature_norm: str = "auto",
     clusters: int = 100,
+    min_frames_per_cluster: int = MIN_FRAMES_PER_CLUSTER,
     sample_hours: float = 100.0,
+    source_weights: Mapping[str, float] | None = None,
     max_frames: int = 5_000_000,
+    max_memory_gib: float = 32.0,
     seed: int = 0,
     validation_share: float = 0.1,
     split_seed: int = 0,
-    n_init: int = 5,
+    engine: str = "lloyd",
+    n_init: int | None = None,
+    iterations: int = 50,
+    tolerance: float = 2e-3,
+    device: str = "auto",
     workers: int = 1,
     max_skip_rate: float = 0.001,
 ) -> Codebook:
     """Fits a codebook on training speakers and writes it; a codebook that is there already, of the same request, is returned.
 
-    The sample is a function of the audio and the seed: neither the order of shards nor the keys nor the number of workers enter.
+    The sample is a function of the audio and the seed: neither the order of shards nor the keys nor the number of workers enter. In a
+    process group (`torchrun`) each process samples the same, computes and keeps its share of the frames, and rank 0 writes.
 
     Args:
         shards: Shard-set directories.
@@ -57,52 +70,144 @@ def fit_codebook(
         layer: With `features="layer"`: which one.
         feature_norm: With `features="layer"`: `auto`, `standardise` or `none`, as in `extract.feature_settings`.
         clusters: Number of clusters K.
+        min_frames_per_cluster: Sampled frames that each cluster must have on average; else K is lowered, with a warning.
         sample_hours: Hours of audio that are sampled (whole utterances); less if there is less.
-        max_frames: Bound of the frames in memory (4 bytes a dimension each); beyond it they are thinned out evenly.
+        source_weights: Source → factor on its share of these hours, which is by default that of its hours.
+        max_frames: Bound of the frames, of all processes together (4 bytes a dimension each); beyond it they are thinned out evenly.
+        max_memory_gib: Largest memory that the frames may take in one process; more is refused before anything is computed.
         seed: Seed of the sample and of k-means.
         validation_share: Share of speakers that is held out, as in training.
         split_seed: Seed of that split, as in training.
-        n_init: Starts of k-means.
-        workers: Processes.
+        engine: `lloyd` (full passes, `targets.lloyd`) or `minibatch` (scikit-learn, one process).
+        n_init: Starts of k-means; by default 1 with `lloyd`, 5 with `minibatch`.
+        iterations: With `lloyd`: passes at most.
+        tolerance: With `lloyd`: it stops when a pass gains less than this share.
+        device: Of a teacher and of `lloyd`: `cpu`, `cuda`, or `auto`, a GPU if there is one.
+        workers: Processes that compute features on a CPU; under torchrun of each process.
         max_skip_rate: Largest share of utterances that may be unreadable.
 
     Raises:
-        ValueError: If the features or their teacher do not exist, the folder has another codebook, a shard set is damaged, no
-            training speaker is left, too many utterances are unreadable, or there are too few frames.
+        ValueError: If an engine or a device does not exist; if the features or their teacher do not; if a number is out of range; if
+            the folder has another codebook; if a shard set is damaged; if no training speaker is left; if the frames are too few or
+            take too much memory; if too many utterances are unreadable.
     """
-    settings = feature_settings(features, teacher=teacher, layer=layer, feature_norm=feature_norm)
-    if not sample_hours > 0 or max_frames < 1:
-        raise ValueError(f"sample_hours and max_frames must be positive, but are {sample_hours} and {max_frames}")
-    indexes = [Index.open(path) for path in shards]
+    ranks = Ranks.current()
+    _check_engine(engine, ranks)
+    where = choose_device(device)
+    settings = ranks.together(lambda: feature_settings(features, teacher=teacher, layer=layer, feature_norm=feature_norm))
+    if not sample_hours > 0 or max_frames < 1 or not max_memory_gib > 0:
+        raise ValueError(
+            f"sample_hours, max_frames and max_memory_gib must be positive, but are {sample_hours}, {max_frames}, {max_memory_gib}"
+        )
+    indexes = ranks.together(lambda: [Index.open(path) for path in shards])
+    starts = _STARTS[engine] if n_init is None else n_init
     request = {
         "indexes": sorted(index.fingerprint for index in indexes),
         "sample_hours": sample_hours,
         "max_frames": max_frames,
         "validation_share": validation_share,
         "split_seed": split_seed,
+        "source_weights": dict(sorted((source_weights or {}).items())),
+        "clusters_wanted": clusters,
+        "min_frames_per_cluster": min_frames_per_cluster,
     }
-    key = _hash({"request": request, "features": settings, "clusters": clusters, "seed": seed, "n_init": n_init})
-    if (output / "meta.json").is_file():
-        return _finished(output, key)
-    for index in indexes:
-        check_shards(index)
-    sample = draw_sample(indexes, sample_hours=sample_hours, seed=seed, validation_share=validation_share, split_seed=split_seed)
-    frames, unreadable = _features_of(indexes, sample, settings, teacher, max_frames=max_frames, workers=workers)
+    method = {"engine": engine, "seed": seed, "n_init": starts}
+    method |= {"iterations": iterations, "tolerance": tolerance} if engine == "lloyd" else {}
+    key = _hash({"request": request, "features": settings, "method": method})
+    if any(ranks.gather((output / "meta.json").is_file())):
+        return ranks.together(lambda: _finished(output, key))
+    ranks.together(lambda: _check_shards(indexes))
+    sample = draw_sample(
+        indexes,
+        sample_hours=sample_hours,
+        seed=seed,
+        validation_share=validation_share,
+        split_seed=split_seed,
+        source_weights=source_weights,
+    )
+    places = num_places(sample, max_frames)
+    fitted_clusters = affordable_clusters(places, clusters, min_frames_per_cluster)
+    chunk = chunk_frames(fitted_clusters, where)
+    _check_memory(places, settings["dim"], chunk, max_memory_gib, ranks)
+    frames, unreadable = sampled_frames(
+        indexes, sample, settings, teacher, max_frames=max_frames, chunk=chunk, workers=workers, device=where, ranks=ranks
+    )
     check_skip_rate(unreadable, len(sample), max_skip_rate)
-    norm = standardise(frames) if settings.get("feature_norm") == "standardise" else None
-    codebook = fit_minibatch_kmeans(frames, clusters, seed, n_init=n_init)
+    codebook = _fit(frames, fitted_clusters, method, standardised=settings.get("feature_norm") == "standardise")
     seconds = round(float(sample.num_samples.sum()) / SAMPLE_RATE_HZ, 3)
     fitted = codebook.fitted | request | {"utterances": len(sample), "unreadable_utterances": unreadable, "seconds": seconds}
-    fitted |= {"request": key, "scikit_learn": sklearn.__version__}
-    codebook = Codebook(codebook.centroids, settings, fitted, norm)
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "stats.json", {"command": "fit_kmeans", "hash": codebook.hash, "num_classes": len(codebook)} | fitted)
-    codebook.save(output)
+    fitted |= {"hours_by_source": sample.hours, "request": key}
+    codebook = replace(codebook, features=settings, fitted=fitted)
+    ranks.together(lambda: _write(codebook, output) if ranks.rank == 0 else None)
     log.info(
-        f"{len(codebook)} clusters from {len(frames)} frames of {len(sample)} utterances ({seconds / 3600:.2f} h): "
-        f"{fitted['used_clusters']} in use, perplexity {fitted['perplexity']:.1f} -> {output}"
+        f"{len(codebook)} clusters from {frames.count} frames of {len(sample)} utterances ({seconds / 3600:.2f} h): "
+        f"{fitted['used_clusters']} in use, perplexity {fitted['perplexity']:.1f}, mean squared distance "
+        f"{fitted['mean_squared_distance']:.5g} -> {output}"
     )
     return codebook
+
+
+def _check_shards(indexes: Sequence[Index]) -> None:
+    for index in indexes:
+        check_shards(index)
+
+
+def _check_engine(engine: str, ranks: Ranks) -> None:
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, but is {engine!r}: correct the name")
+    if engine == "minibatch" and ranks.size > 1:
+        raise ValueError(f"engine=minibatch runs in one process, but {ranks.size} were started: start one, or use engine=lloyd")
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of this process: under torchrun each of a node has its own GPU.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, but is {device!r}: correct the name")
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch finds no GPU here: see `nvidia-smi`, or use device=auto")
+    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(chosen)
+    return chosen
+
+
+def _check_memory(places: int, dim: int, chunk: int, max_memory_gib: float, ranks: Ranks) -> None:
+    shares = [own_places(places, chunk, Ranks(rank, ranks.size)) for rank in range(ranks.size)]
+    gib = max(stop - first for first, stop in shares) * dim * 4 / 2**30
+    if gib > max_memory_gib:
+        enough = int(max_memory_gib * 2**30 / (4 * dim)) * ranks.size
+        raise ValueError(
+            f"the frames may take max_memory_gib={max_memory_gib:g} of each process, but {places} frames of {dim} numbers over "
+            f"{ranks.size} processes take {gib:.2f}: set max_frames to at most {enough}, start more processes, or raise max_memory_gib"
+        )
+    log.info(f"{places} frames of {dim} numbers are kept: {gib:.2f} GiB" + (" a process" if ranks.size > 1 else ""))
+
+
+def _fit(frames: ChunkedFrames, clusters: int, method: dict[str, Any], *, standardised: bool) -> Codebook:
+    seed, n_init = method["seed"], method["n_init"]
+    if method["engine"] == "lloyd":
+        norm = standardise_chunks(frames) if standardised else None
+        settings = {name: method[name] for name in ("iterations", "tolerance")}
+        codebook = fit_lloyd_kmeans(frames, clusters, seed, n_init=n_init, **settings)
+        program = {"device": frames.device.type, "torch": torch.__version__}
+    else:
+        held = (frames.features if frames.filled is None else frames.features[frames.filled]).numpy()
+        norm = standardise(held) if standardised else None
+        codebook = fit_minibatch_kmeans(held, clusters, seed, n_init=n_init)
+        program = {"engine": "minibatch", "scikit_learn": sklearn.__version__}
+    return replace(codebook, norm=norm, fitted=codebook.fitted | program)
+
+
+def _write(codebook: Codebook, output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    stats = {"command": "fit_kmeans", "hash": codebook.hash, "num_classes": len(codebook)}
+    write_json(output / "stats.json", stats | codebook.fitted)
+    codebook.save(output)
 
 
 def _finished(output: Path, key: str) -> Codebook:
@@ -110,7 +215,7 @@ def _finished(output: Path, key: str) -> Codebook:
     if codebook.fitted.get("request") != key:
         raise ValueError(
             f"a codebook is written once, but {output} already has one of another request (other audio, features, teacher, "
-            "clusters or seeds): name another output or delete that folder"
+            "clusters, seeds or engine, or an older OpenWavLM's): name another output or delete that folder"
         )
     log.info(f"{output} already has this codebook")
     return codebook
@@ -131,125 +236,3 @@ def check_skip_rate(unreadable: int, rows: int, max_skip_rate: float) -> None:
             f"at most a share of {max_skip_rate:g} of the utterances may be unreadable, but {unreadable} of {rows} are: repair the "
             "shards, or raise max_skip_rate if that loss is acceptable"
         )
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Sampled utterances in the order of their hashes.
-
-    Attributes:
-        source: int64 (utterances,), which index.
-        row: int64 (utterances,), row of that index.
-        num_samples: int64 (utterances,), audio samples.
-    """
-
-    source: np.ndarray
-    row: np.ndarray
-    num_samples: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-
-def keyed_hash(pcm: np.ndarray, seed: int) -> np.ndarray:
-    """Hashes audio identities with a seed, element by element: the finaliser of SplitMix64 (Steele et al. 2014); uint64."""
-    mixed = pcm.astype(np.uint64) ^ np.random.Philox(key=seed).random_raw(1)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
-
-
-def draw_sample(indexes: Sequence[Index], *, sample_hours: float, seed: int, validation_share: float, split_seed: int) -> Sample:
-    """Chooses training utterances by the hash of their audio until `sample_hours` are reached.
-
-    Raises:
-        ValueError: If no row belongs to a training speaker.
-    """
-    parts = []
-    for number, index in enumerate(indexes):
-        training = ~validation_rows(index, share=validation_share, split_seed=split_seed)
-        rows = np.flatnonzero(training & (num_frames(np.asarray(index.num_samples[:], dtype=np.int64)) > 0))
-        parts.append((np.full(len(rows), number), rows, np.asarray(index.num_samples[rows], np.int64), index.pcm[rows]))
-    source, row, num_samples, pcm = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    if not len(row):
-        raise ValueError(
-            f"a codebook is fitted on training speakers, but validation_share={validation_share:g} leaves no utterance of "
-            f"{', '.join(str(index.path) for index in indexes)}: lower it or give more audio"
-        )
-    order = np.lexsort((pcm, keyed_hash(pcm, seed)))
-    before = np.cumsum(num_samples[order]) - num_samples[order]
-    chosen = order[before < sample_hours * _SAMPLES_AN_HOUR]
-    return Sample(source[chosen], row[chosen], num_samples[chosen])
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Neighbouring utterances of the sample, and where their frames stand in the stream of all sampled frames."""
-
-    indexes: tuple[Path, ...]
-    sample: Sample
-    settings: dict[str, Any]
-    teacher: Path | None
-    first_frame: int
-    total_frames: int
-    max_frames: int
-
-
-def _features_of(
-    indexes: Sequence[Index],
-    sample: Sample,
-    settings: dict[str, Any],
-    teacher: Path | None,
-    *,
-    max_frames: int,
-    workers: int,
-) -> tuple[np.ndarray, int]:
-    frames = num_frames(sample.num_samples)
-    before = np.cumsum(frames) - frames
-    blocks = []
-    step = _UTTERANCES_A_TASK[settings["name"]]
-    for start in range(0, len(sample), step):
-        rows = slice(start, start + step)
-        part = Sample(sample.source[rows], sample.row[rows], sample.num_samples[rows])
-        paths = tuple(index.path for index in indexes)
-        blocks.append(_Block(paths, part, settings, teacher, int(before[start]), int(frames.sum()), max_frames))
-    total = int(frames.sum())
-    features = np.empty((min(total, max_frames), settings["dim"]), dtype=np.float32)
-    filled, unreadable = np.zeros(len(features), dtype=bool), 0
-    for place, part_features, part_unreadable in run_jobs(_block_features, blocks, workers=workers, description="features"):
-        features[place : place + len(part_features)] = part_features
-        filled[place : place + len(part_features)] = True
-        unreadable += part_unreadable
-    return features if filled.all() else features[filled], unreadable
-
-
-def thinned_places(first: int, count: int, *, total: int, keep: int) -> np.ndarray:
-    """Where frames [first, first + count] of a stream of `total` stand once it is thinned out evenly to `keep` frames.
-
-    Returns:
-        int64 (count + 1,); frame i stays if the next entry is larger.
-    """
-    return np.arange(first, first + count + 1, dtype=np.int64) * min(keep, total) // total
-
-
-def _block_features(block: _Block) -> tuple[int, np.ndarray, int]:
-    """Place of a block among the kept frames, its features (frames, dim), and how many of its utterances could not be read."""
-    readers = [ShardReader(path) for path in block.indexes]
-    kept: list[np.ndarray] = [np.zeros((0, block.settings["dim"]), dtype=np.float32)]
-    frame, unreadable = block.first_frame, 0
-    for source, row, num_samples in zip(block.sample.source, block.sample.row, block.sample.num_samples, strict=True):
-        count = num_frames(int(num_samples))
-        stays = np.diff(thinned_places(frame, count, total=block.total_frames, keep=block.max_frames)) > 0
-        frame += count
-        if not stays.any():
-            continue
-        try:
-            waveform = readers[source].read(int(row))
-        except UnreadableAudio as error:
-            log.warning(f"skipped: {error}")
-            unreadable += 1
-            continue
-        with one_torch_thread():
-            kept.append(extract_features(block.settings, waveform, block.teacher).numpy()[stays])
-    place = int(thinned_places(block.first_frame, 0, total=block.total_frames, keep=block.max_frames)[0])
-    return place, np.concatenate(kept), unreadable

@@ -8,7 +8,7 @@ import numpy as np
 from openwavlm.data.index import Index
 from openwavlm.data.reader import ShardReader, UnreadableAudio
 from openwavlm.labelling.extract import check_reproducible, extract_features
-from openwavlm.labelling.fit import keyed_hash
+from openwavlm.labelling.sample import keyed_hash
 from openwavlm.targets.kmeans import one_torch_thread
 from openwavlm.targets.label_packs import file_checksum, labels_file, rows_file
 from openwavlm.targets.labels import LabelPacks, LabelStore

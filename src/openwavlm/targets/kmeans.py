@@ -18,8 +18,7 @@ from openwavlm.data.atomic import atomic_file, write_json
 from openwavlm.targets.quality import perplexity
 
 FORMAT_VERSION = 1
-MIN_FRAMES_PER_CLUSTER = 20
-WANTED_FRAMES_PER_CLUSTER = 1000
+MIN_FRAMES_PER_CLUSTER = 1000
 # One fixed size, so that a distance never depends on how much else was asked for.
 _CHUNK_FRAMES = 65_536
 _MAX_CLUSTERS = 65_536
@@ -241,7 +240,7 @@ def fit_minibatch_kmeans(
         The codebook; `fitted` has frames, seed, mean squared distance, usage and perplexity.
 
     Raises:
-        ValueError: If the features are not finite (frames, dim), or are fewer than 20 frames a cluster.
+        ValueError: If the features are not finite (frames, dim), or are fewer than clusters.
     """
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -249,7 +248,7 @@ def fit_minibatch_kmeans(
     frames = np.ascontiguousarray(torch.as_tensor(features).numpy(), dtype=np.float32)
     if frames.ndim != 2 or not np.isfinite(frames).all():
         raise ValueError(f"features must be finite and of the shape (frames, dim), but are {frames.shape}: look at the audio")
-    _check_amount(len(frames), clusters)
+    check_amount(len(frames), clusters)
     with threadpool_limits(limits=1):
         model = MiniBatchKMeans(
             n_clusters=clusters,
@@ -279,19 +278,48 @@ def fit_minibatch_kmeans(
     return replace(codebook, fitted=fitted)
 
 
-def _check_amount(frames: int, clusters: int) -> None:
+def check_amount(frames: int, clusters: int) -> None:
+    """Checks that every cluster can have a frame.
+
+    Raises:
+        ValueError: If `clusters` is not positive, or there are fewer frames.
+    """
     if clusters < 1:
         raise ValueError(f"the number of clusters must be positive, but is {clusters}")
-    if frames < MIN_FRAMES_PER_CLUSTER * clusters:
+    if frames < clusters:
         raise ValueError(
-            f"k-means needs at least {MIN_FRAMES_PER_CLUSTER} frames a cluster, but {frames} frames for {clusters} clusters are "
-            f"{frames / clusters:.1f}: give more audio or ask for at most {max(frames // MIN_FRAMES_PER_CLUSTER, 1)} clusters"
+            f"k-means needs a frame for every cluster, but has {frames} for {clusters}: give more audio or ask for fewer"
         )
-    if frames < WANTED_FRAMES_PER_CLUSTER * clusters:
+
+
+def affordable_clusters(frames: int, clusters: int, min_frames_per_cluster: int) -> int:
+    """Number of clusters that so many frames are enough for; a warning says if that is fewer than were asked for.
+
+    Args:
+        frames: Sampled frames.
+        clusters: Number of clusters asked for.
+        min_frames_per_cluster: Frames that each must have on average.
+
+    Raises:
+        ValueError: If a number is not positive; if there are not enough frames for one cluster.
+    """
+    if clusters < 1 or min_frames_per_cluster < 1:
+        raise ValueError(
+            f"clusters and min_frames_per_cluster must be positive, but are {clusters} and {min_frames_per_cluster}: correct them"
+        )
+    enough = frames // min_frames_per_cluster
+    if not enough:
+        raise ValueError(
+            f"k-means needs {min_frames_per_cluster} frames a cluster (min_frames_per_cluster), but the sample has {frames} in all: "
+            "give more audio, or lower min_frames_per_cluster"
+        )
+    if enough < clusters:
         log.warning(
-            f"k-means is fitted on {frames / clusters:.0f} frames a cluster ({frames} frames, {clusters} clusters); "
-            f"{WANTED_FRAMES_PER_CLUSTER} or more are wanted"
+            f"{frames} frames are {frames / clusters:.1f} a cluster, but min_frames_per_cluster={min_frames_per_cluster}: K is lowered "
+            f"from {clusters} to {enough}; to keep {clusters}, give more audio (sample_hours, max_frames) or lower "
+            "min_frames_per_cluster"
         )
+    return min(clusters, enough)
 
 
 def read_meta(folder: Path, *, kind: str, newest: int, made_by: str) -> dict[str, Any]:

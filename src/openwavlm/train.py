@@ -145,13 +145,15 @@ def _train(
         changes = on_rank_zero(lambda: begin_branch(found, directory, values, list(values["allow_change"])))
     state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)["openwavlm"] if found else None
     start = int(state["step"]) if state else 0
+    if state is not None:
+        _check_head(state["fingerprints"], fingerprints, found)
     stop_after = values["stop_after"]
     if start >= optim.updates or (stop_after is not None and start >= stop_after):
         log.info("%s has %d updates already; nothing to do", directory, start)
         return _summary(directory, start, optim.updates, 0.0, 0.0, rank)
 
     torch.manual_seed(seed)
-    model = make_model(parts, opened.num_classes)
+    model = make_model(parts, opened.classes)
     if parts["model"].compile_layers:
         model.wavlm.compile_layers()
     schedule = opened.schedule()
@@ -173,6 +175,7 @@ def _train(
             last_step=start,
             updates=optim.updates,
             penalty_weight=parts["loss"].feature_penalty,
+            target_weights=parts["loss"].target_weights(len(opened.classes)),
             trackers=open_trackers(parts["logger"], directory, flatten(values)),
         )
         announce(
@@ -290,7 +293,19 @@ def _watchdog(settings: TrainerSettings, rank: int, directory: Path) -> Watchdog
 def _open(parts: dict[str, Any], seed: int) -> OpenData:
     opened = OpenData(parts["data"], parts["batch"], seed)
     check_noise_bank(parts["mixing"], len(opened.noise_index) if opened.noise_index is not None else 0)
+    parts["loss"].target_weights(len(opened.classes))  # refused here, where the other data are
     return opened
+
+
+def _check_head(known: dict[str, str], fingerprints: dict[str, str], checkpoint: Path | None) -> None:
+    """Refuses a checkpoint whose head predicts the labels of another codebook, whoever allowed the data to change."""
+    before, now = ({key: value for key, value in of.items() if key.split(".")[0] == "codebook"} for of in (known, fingerprints))
+    if before != now:
+        was, wanted = (", ".join(value[:12] for _, value in sorted(of.items())) for of in (before, now))
+        raise ValueError(
+            f"the head of {checkpoint} predicts the labels of codebook {was}, but the data have those of {wanted}: a new codebook needs "
+            "a new head, so start a new run under another name without branch_from, or put the old labels back"
+        )
 
 
 def _resume_plan(schedule: Schedule, state: dict[str, Any], key: str, start: int, allow_change: list[str]) -> None:
@@ -310,8 +325,8 @@ def _evaluation(parts: dict[str, Any], opened: OpenData, seed: int, control: Con
     specs = opened.validation_specs()
     if not specs:
         return None
-    unigram = Unigram.of(opened.label_counts())
-    return Evaluation(specs, make_builder(parts, opened, seed, training=False), parts["loader"], unigram, control)
+    unigrams = [Unigram.of(opened.label_counts(number)) for number in range(len(opened.classes))]
+    return Evaluation(specs, make_builder(parts, opened, seed, training=False), parts["loader"], unigrams, control)
 
 
 def make_trainer(

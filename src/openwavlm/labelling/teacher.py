@@ -92,16 +92,24 @@ def layer_chunks(model: WavLM, layers: Sequence[int], waveform: np.ndarray) -> I
         raise ValueError(f"a waveform must be int16 (samples,), but is {waveform.dtype} {waveform.shape}: convert it first")
     frames = num_frames(len(waveform))
     parts = -(-frames // _CHUNK_FRAMES)
+    device = next(model.parameters()).device
     for start, stop in pairwise([frames * part // parts for part in range(parts + 1)] if parts else []):
         # The last part also gets the samples after its last frame: an utterance of one part is heard whole.
         end = len(waveform) if stop == frames else start * HOP_SAMPLES + num_samples_of(stop - start)
-        audio = torch.from_numpy(waveform[start * HOP_SAMPLES : end]).float()[None] / 32768
+        audio = torch.from_numpy(waveform[start * HOP_SAMPLES : end]).to(device).float()[None] / 32768
         states = [state[0] for state in model.extract(audio, layers=layers)]
         assert all(len(state) == stop - start for state in states)
         yield start, states
 
 
+def features_of_layers(model: WavLM, layers: Sequence[int], waveform: np.ndarray) -> list[Tensor]:
+    """Features of several layers of one utterance, float32 (frames, dim) each, on the CPU; as `layer_chunks`."""
+    parts = [states for _, states in layer_chunks(model, layers, waveform)]
+    if not parts:
+        return [torch.zeros(0, model.config.dim) for _ in layers]
+    return [torch.cat(of_layer).cpu() for of_layer in zip(*parts, strict=True)]
+
+
 def layer_features(model: WavLM, layer: int, waveform: np.ndarray) -> Tensor:
     """Features of one layer of one utterance, float32 (frames, dim), one row a model frame; as `layer_chunks`."""
-    parts = [states[0] for _, states in layer_chunks(model, [layer], waveform)]
-    return torch.cat(parts) if parts else torch.zeros(0, model.config.dim)
+    return features_of_layers(model, [layer], waveform)[0]

@@ -29,7 +29,7 @@ from openwavlm.data.schedule import Schedule
 from openwavlm.data.sources import OpenData
 from openwavlm.monitoring import make_figures, make_monitor
 from openwavlm.probes.live import LiveProbe, LiveProbes
-from openwavlm.training.branch import begin_branch
+from openwavlm.training.branch import begin_branch, check_head
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, write_atomically
 from openwavlm.training.control import Control
@@ -142,11 +142,11 @@ def _train(
     found = on_rank_zero(lambda: newest_checkpoint(directory / "checkpoints"))
     if found is None and values["branch_from"]:
         found = Path(values["branch_from"])
-        changes = on_rank_zero(lambda: begin_branch(found, directory, values, list(values["allow_change"])))
+        changes = on_rank_zero(lambda: begin_branch(found, directory, values, list(values["allow_change"]), fingerprints))
     state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)["openwavlm"] if found else None
     start = int(state["step"]) if state else 0
-    if state is not None:
-        _check_head(state["fingerprints"], fingerprints, found)
+    if state is not None and found is not None:
+        check_head(state["fingerprints"], fingerprints, found)
     stop_after = values["stop_after"]
     if start >= optim.updates or (stop_after is not None and start >= stop_after):
         log.info("%s has %d updates already; nothing to do", directory, start)
@@ -295,17 +295,6 @@ def _open(parts: dict[str, Any], seed: int) -> OpenData:
     check_noise_bank(parts["mixing"], len(opened.noise_index) if opened.noise_index is not None else 0)
     parts["loss"].target_weights(len(opened.classes))  # refused here, where the other data are
     return opened
-
-
-def _check_head(known: dict[str, str], fingerprints: dict[str, str], checkpoint: Path | None) -> None:
-    """Refuses a checkpoint whose head predicts the labels of another codebook, whoever allowed the data to change."""
-    before, now = ({key: value for key, value in of.items() if key.split(".")[0] == "codebook"} for of in (known, fingerprints))
-    if before != now:
-        was, wanted = (", ".join(value[:12] for _, value in sorted(of.items())) for of in (before, now))
-        raise ValueError(
-            f"the head of {checkpoint} predicts the labels of codebook {was}, but the data have those of {wanted}: a new codebook needs "
-            "a new head, so start a new run under another name without branch_from, or put the old labels back"
-        )
 
 
 def _resume_plan(schedule: Schedule, state: dict[str, Any], key: str, start: int, allow_change: list[str]) -> None:

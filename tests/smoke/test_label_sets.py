@@ -76,6 +76,22 @@ def test_each_head_gives_what_it_gives_alone() -> None:
             assert torch.equal(getattr(figures, name), getattr(expected, name))
 
 
+def test_the_gradient_of_a_step_is_the_weighted_mean_of_each_heads(place: Place, tmp_path: Path) -> None:
+    assert Loss(targets=[3.0, 1.0]).target_weights(2) == [0.75, 0.25] and Loss().target_weights(4) == [0.25] * 4
+    one = [*RUN, "loss.feature_penalty=0", "optim.clip_norm=1e9", "stop_after=1"]
+    gradients = []
+    for name, targets in (("first", "[1e12,1]"), ("second", "[1,1e12]"), ("mean", "[3,1]")):
+        assert launch([*one, *place.both, f"loss.targets={targets}", "loss.logmel=0"], tmp_path / name) == [0]
+        content = torch.load(tmp_path / name / "checkpoints" / "step-00000001.ckpt", weights_only=True)
+        # A tenth of the first gradient: AdamW's mean of a single one.
+        gradients.append({key: state["exp_avg"] for key, state in content["optimizer_states"][0]["state"].items()})
+    first, second, mean = gradients
+    assert any(key.startswith("model.other_heads.0.") for key in mean) and any(".layers.1." in key for key in mean)
+    scale = max(float(gradient.abs().max()) for gradient in mean.values())
+    for key, gradient in mean.items():
+        torch.testing.assert_close(gradient, 0.75 * first[key] + 0.25 * second[key], rtol=1e-4, atol=1e-6 * scale)
+
+
 def test_a_further_head_is_drawn_after_the_first() -> None:
     models = []
     for classes in (10, [10, 6]):
@@ -96,7 +112,7 @@ def test_the_loss_is_the_weighted_mean_over_the_sets(run: Path) -> None:
     for row in rows:
         figures = {name: float(value) for name, value in row.items() if value}
         mean = 0.75 * figures["cross_entropy"] + 0.25 * figures["cross_entropy_2"]
-        assert figures["loss"] == pytest.approx(mean + 0.0 * figures["feature_penalty"], rel=1e-12)
+        assert figures["loss"] == pytest.approx(mean + 10 * figures["feature_penalty"], rel=1e-12)
         assert figures["cross_entropy_2"] != figures["cross_entropy"]
 
 
@@ -123,7 +139,7 @@ def test_a_list_of_one_set_is_the_run_of_that_set(place: Place, tmp_path: Path) 
     assert set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_killed_and_resumed_it_is_bit_equal_and_on_two_processes_equal(run: Path, place: Place, tmp_path: Path) -> None:
+def test_killed_and_resumed_it_is_bit_equal(run: Path, place: Place, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     assert launch([*RUN, *place.both], killed, kill_at_fsync=14) != [0]
     assert not (killed / "summary.json").exists()
@@ -132,10 +148,19 @@ def test_killed_and_resumed_it_is_bit_equal_and_on_two_processes_equal(run: Path
         assert (killed / name).read_bytes() == (run / name).read_bytes()
     after, before = weights(killed, 6), weights(run, 6)
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert launch([*RUN, *place.both], tmp_path / "two", world_size=2) == [0, 0]
-    for one, two in zip(table(run), table(tmp_path / "two"), strict=True):
-        for name in ("loss", "cross_entropy", "cross_entropy_2", "accuracy_2", "grad_norm"):
-            assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_do_what_one_does(run: Path, place: Place, tmp_path: Path, strategy: str) -> None:
+    assert launch([*RUN, *place.both, f"trainer.strategy={strategy}"], tmp_path / "two", world_size=2) == [0, 0]
+    for name, columns in (
+        ("metrics.csv", ("loss", "cross_entropy", "cross_entropy_2", "accuracy_2", "grad_norm")),
+        ("validation.csv", ("cross_entropy", "cross_entropy_2", "unigram_cross_entropy_2")),
+    ):
+        for one, two in zip(table(run, name), table(tmp_path / "two", name), strict=True):
+            assert [float(two[column]) for column in columns] == pytest.approx(
+                [float(one[column]) for column in columns], rel=1e-5
+            )
 
 
 def test_an_export_holds_both_heads_and_a_replay_both_labels(run: Path, place: Place, tmp_path: Path) -> None:

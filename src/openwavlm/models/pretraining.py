@@ -58,8 +58,9 @@ class LabelHead(nn.Module):
 
     def __init__(self, dim: int, final_dim: int, embeddings: int) -> None:
         super().__init__()
-        self.final_proj = nn.Linear(dim, final_dim)
         self.label_embeddings = nn.Parameter(torch.empty(embeddings, final_dim))
+        # Nothing is drawn here: the first head of a run is then the same whether others follow or not.
+        self.final_proj = nn.Linear(dim, final_dim, device="meta").to_empty(device=self.label_embeddings.device)
 
 
 class WavLMForPretraining(nn.Module):

@@ -140,13 +140,18 @@ def _train(
     record = RunRecord(directory)
     record.check_fingerprints(fingerprints, list(values["allow_change"]))
     found = on_rank_zero(lambda: newest_checkpoint(directory / "checkpoints"))
-    if found is None and values["branch_from"]:
+    embeddings = [parts["head"].special_rows + size for size in opened.classes]
+    if found is not None:
+        check_head(found, embeddings, fingerprints)
+    elif values["branch_from"]:
         found = Path(values["branch_from"])
-        changes = on_rank_zero(lambda: begin_branch(found, directory, values, list(values["allow_change"]), fingerprints))
+        changes = on_rank_zero(
+            lambda: begin_branch(
+                found, directory, values, list(values["allow_change"]), lambda: check_head(found, embeddings, fingerprints)
+            )
+        )
     state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)["openwavlm"] if found else None
     start = int(state["step"]) if state else 0
-    if state is not None and found is not None:
-        check_head(state["fingerprints"], fingerprints, found)
     stop_after = values["stop_after"]
     if start >= optim.updates or (stop_after is not None and start >= stop_after):
         log.info("%s has %d updates already; nothing to do", directory, start)

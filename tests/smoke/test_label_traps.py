@@ -120,14 +120,18 @@ def test_a_label_every_ten_milliseconds_is_refused(place: Place, tmp_path: Path)
 @pytest.mark.parametrize("allowed", [[], ["allow_change=[data]"]])
 def test_a_run_does_not_go_on_with_more_clusters(place: Place, tmp_path: Path, allowed: list[str]) -> None:
     run = shutil.copytree(place.run, tmp_path / "run")
-    sentence = "the head of .*ckpt predicts the labels of codebook .*: a new codebook needs a new head, so start a new run"
+    sentence = (
+        "the head of .*ckpt predicts 10 labels, but the data need 20: another codebook needs a new head, so start a new run"
+    )
     refused(sentence if allowed else "this launch differs from the run", [*place.data("labels-20"), *allowed], run)
 
 
 @pytest.mark.parametrize("allowed", [[], ["allow_change=[data]"]])
 def test_a_run_does_not_branch_to_more_clusters(place: Place, tmp_path: Path, allowed: list[str]) -> None:
     overrides = [*place.data("labels-20"), f"branch_from={place.checkpoint}", *allowed]
-    sentence = "the head of .*ckpt predicts the labels of codebook .*: a new codebook needs a new head, so start a new run"
+    sentence = (
+        "the head of .*ckpt predicts 10 labels, but the data need 20: another codebook needs a new head, so start a new run"
+    )
     refused(sentence if allowed else "differs from the run .* that it branches from", overrides, tmp_path / "run")
 
 

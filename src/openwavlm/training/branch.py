@@ -1,10 +1,12 @@
 """A run that begins at another run's checkpoint: the same trajectory up to there, another end (a decay from a stable rate, say)."""
 
-import json
 import logging
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from openwavlm.training.checkpoint import verified
 from openwavlm.training.run_directory import changed_keys, read_config, refuse_changes
@@ -13,28 +15,37 @@ _OWN = ("name", "branch_from", "optim.updates")  # what a branch has of its own 
 log = logging.getLogger(__name__)
 
 
-def check_head(known: dict[str, str], fingerprints: dict[str, str], checkpoint: Path) -> None:
-    """Refuses a checkpoint whose head predicts the labels of another codebook, whoever allowed the data to change.
+def check_head(checkpoint: Path, embeddings: Sequence[int], fingerprints: dict[str, str]) -> None:
+    """Refuses a checkpoint whose head has not the size of the run's, and warns of one that learned another codebook.
 
     Args:
-        known: What the checkpoint is bound to.
+        checkpoint: A whole checkpoint.
+        embeddings: Label embeddings that the run's heads need, one number a label set.
         fingerprints: Of the data as they are.
-        checkpoint: For the message.
 
     Raises:
-        ValueError: If a codebook differs, or their number.
+        ValueError: If the numbers differ, whoever allowed the data to change.
     """
-    before, now = ({key: value for key, value in of.items() if key.split(".")[0] == "codebook"} for of in (known, fingerprints))
-    if before != now:
-        was, wanted = (", ".join(value[:12] for _, value in sorted(of.items())) for of in (before, now))
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    heads = [content["state_dict"]["model.label_embeddings"]]
+    while (key := f"model.other_heads.{len(heads) - 1}.label_embeddings") in content["state_dict"]:
+        heads.append(content["state_dict"][key])
+    found = [len(head) for head in heads]
+    if found != list(embeddings):
+        was, wanted = (" and ".join(map(str, sizes)) for sizes in (found, embeddings))
         raise ValueError(
-            f"the head of {checkpoint} predicts the labels of codebook {was}, but the data have those of {wanted}: a new codebook needs "
-            "a new head, so start a new run under another name without branch_from, or put the old labels back"
+            f"the head of {checkpoint} predicts {was} labels, but the data need {wanted}: another codebook needs a new head, so start a "
+            "new run under another name and without branch_from, or put the old labels back"
+        )
+    known: dict[str, str] = content["openwavlm"]["fingerprints"]
+    if any(known.get(key) != value for key, value in fingerprints.items() if key.split(".")[0] == "codebook"):
+        log.warning(
+            "the head of %s learned the labels of another codebook, as is allowed here: it has to learn them anew", checkpoint
         )
 
 
 def begin_branch(
-    checkpoint: Path, directory: Path, config: dict[str, Any], allow_change: list[str], fingerprints: dict[str, str]
+    checkpoint: Path, directory: Path, config: dict[str, Any], allow_change: list[str], check: Callable[[], None]
 ) -> dict[str, Any]:
     """Checks that a new run may go on from another run's checkpoint, and copies the records up to there.
 
@@ -43,14 +54,14 @@ def begin_branch(
         directory: The new run's directory.
         config: Its composed config.
         allow_change: Keys that may differ from the other run's.
-        fingerprints: Of the new run's data.
+        check: Refuses the checkpoint for other reasons (`check_head`), before anything is copied.
 
     Returns:
         The differences, for `run.json`: key → (there, here).
 
     Raises:
-        ValueError: If the checkpoint is missing or damaged, is none of a run, belongs to a run that differs in a key that was not
-            allowed to, or has the head of another codebook.
+        ValueError: If the checkpoint is missing or damaged, is none of a run, or belongs to a run that differs in a key that was not
+            allowed to.
     """
     if not checkpoint.is_file() or not verified(checkpoint):
         raise ValueError(
@@ -63,8 +74,7 @@ def begin_branch(
         key: values for key, values in changed_keys(read_config(parent / "config.yaml"), config).items() if key not in _OWN
     }
     refuse_changes(changes, allow_change, f"the run {parent} that it branches from")
-    described = json.loads(checkpoint.with_name(checkpoint.name + ".json").read_text())
-    check_head(described["fingerprints"] or {}, fingerprints, checkpoint)
+    check()
     for name in ("metrics.csv", "validation.csv"):
         if (parent / name).is_file() and not (directory / name).exists():
             shutil.copyfile(parent / name, directory / name)

@@ -155,8 +155,9 @@ def launch(
     kill_after: float | None = None,
     kill_at_fsync: int | None = None,
     patch: Callable[[], None] | None = None,
+    patience: float = 300,
 ) -> list[int]:
-    """Runs a launch to its end or its death; returns the exit codes of its processes."""
+    """Runs a launch to its end or its death, for at most `patience` seconds; returns the exit codes of its processes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["openwavlm.train"])
     with socket.socket() as probe:
@@ -184,7 +185,7 @@ def launch(
         for process in processes:
             process.kill()
     for process in processes:
-        process.join(300)
+        process.join(patience)
     return [process.exitcode for process in processes]
 
 

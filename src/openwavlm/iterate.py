@@ -20,13 +20,14 @@ from omegaconf import DictConfig
 
 from openwavlm.build import objects, plain
 from openwavlm.cli import command, composed
-from openwavlm.data.atomic import write_json
+from openwavlm.data.atomic import write_json, writer_lock
 from openwavlm.data.index import Index
-from openwavlm.data.prepare import make_shards
 from openwavlm.data.sources import OpenData
-from openwavlm.data.synthesis.corpus import synthesize
 from openwavlm.export import export_run, load_run
+from openwavlm.iteration.corpora import SETS, shard_sets
+from openwavlm.iteration.graph import graph, graph_lines
 from openwavlm.iteration.masked import masked_figures
+from openwavlm.iteration.settings import IterationSettings, iteration_settings
 from openwavlm.iteration.stages import MARK, Chain, Stage
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
@@ -42,8 +43,6 @@ from openwavlm.training.run_directory import trajectory
 
 log = logging.getLogger(__name__)
 
-SETS = ("train", "dev", "test")
-
 
 class Iteration:
     """One pass of the loop over prepared shard sets.
@@ -58,7 +57,7 @@ class Iteration:
     def __init__(self, chain: Chain, config: dict[str, Any], shards: dict[str, Stage], times: Path | None) -> None:
         self.chain, self.config, self.shards, self.times = chain, config, shards, times
 
-    def run(self, number: int, settings: dict[str, Any], previous: dict[str, Stage] | None) -> dict[str, Stage]:
+    def run(self, number: int, settings: IterationSettings, previous: dict[str, Stage] | None) -> dict[str, Stage]:
         """Makes or finds all stages of iteration `number` (from 1)."""
         book = self._codebook(number, settings, previous)
         labels = {name: self._labels(number, name, book, settings, previous) for name in SETS}
@@ -74,14 +73,13 @@ class Iteration:
         stages = {"codebook": book, "train": trained, "export": exported, "masked": masked}
         return stages | ({"probe": probed} if probed else {}) | {f"labels-{name}": stage for name, stage in labels.items()}
 
-    def _codebook(self, number: int, settings: dict[str, Any], previous: dict[str, Stage] | None) -> Stage:
-        wanted: dict[str, Any] = {name: settings[name] for name in ("features", "clusters", "sample_hours") if name in settings}
+    def _codebook(self, number: int, settings: IterationSettings, previous: dict[str, Stage] | None) -> Stage:
+        wanted: dict[str, Any] = {"features": settings.features, "clusters": settings.clusters, **settings.codebook}
         wanted["seed"] = self.config["seed"]
         inputs = [self.shards["train"]]
         teacher: dict[str, Any] = {}
-        if settings["features"] == "layer":
-            if previous is None:
-                raise ValueError("the first iteration has no model whose layer could be clustered: use features: mfcc")
+        if settings.features == "layer":
+            assert previous is not None
             wanted["layer"] = self._layer(number, settings, previous)
             inputs.append(previous["export"])
             teacher = {"teacher": previous["export"].folder}
@@ -99,17 +97,21 @@ class Iteration:
 
         return self.chain.run(f"{number}/codebook", wanted, inputs, make)
 
-    def _layer(self, number: int, settings: dict[str, Any], previous: dict[str, Stage]) -> int:
-        """The configured layer; else the best on development speakers; else half depth, then three quarters."""
-        if settings.get("layer") not in (None, "auto"):
-            return int(settings["layer"])
+    def _layer(self, number: int, settings: IterationSettings, previous: dict[str, Stage]) -> int | None:
+        """The configured layer; else the best on development speakers; else half depth, then three quarters; None: not known yet."""
+        if settings.layer is not None:
+            return settings.layer
+        if not all(stage.done for stage in previous.values()):
+            return None
         if "probe" in previous:
             return max(1, int(previous["probe"].result["phones"]["chosen_layer"]))
         layers = int(previous["train"].result["layers"])
         return max(1, round(layers * (0.5 if number == 2 else 0.75)))
 
-    def _labels(self, number: int, name: str, book: Stage, settings: dict[str, Any], previous: dict[str, Stage] | None) -> Stage:
-        teacher = previous["export"].folder if settings["features"] == "layer" and previous else None
+    def _labels(
+        self, number: int, name: str, book: Stage, settings: IterationSettings, previous: dict[str, Stage] | None
+    ) -> Stage:
+        teacher = previous["export"].folder if settings.features == "layer" and previous else None
 
         def make(folder: Path) -> None:
             assign_labels(
@@ -122,7 +124,7 @@ class Iteration:
 
         return self.chain.run(f"{number}/labels-{name}", {}, [book, self.shards[name]], make)
 
-    def _train(self, number: int, settings: dict[str, Any], labels: dict[str, Stage]) -> Stage:
+    def _train(self, number: int, settings: IterationSettings, labels: dict[str, Stage]) -> Stage:
         overrides = _overrides(self.config, number, settings)
         data = [
             "data.validation_share=0",
@@ -183,11 +185,10 @@ class Iteration:
         return probe_model(model.wavlm, train, dev, test, ProbeSettings(**settings), cache=cache)
 
 
-def _overrides(config: dict[str, Any], number: int, settings: dict[str, Any]) -> list[str]:
+def _overrides(config: dict[str, Any], number: int, settings: IterationSettings) -> list[str]:
     """What the training of iteration `number` is asked for, but for its data."""
-    updates = [f"optim.updates={settings['updates']}"] if settings.get("updates") else []
-    given = [*config["overrides"], *settings.get("overrides", [])]
-    return [f"name=iteration-{number}", *given, f"seed={config['seed']}", *updates]
+    updates = [f"optim.updates={settings.updates}"] if settings.updates else []
+    return [f"name=iteration-{number}", *config["overrides"], *settings.overrides, f"seed={config['seed']}", *updates]
 
 
 def _trajectory(overrides: list[str]) -> dict[str, Any]:
@@ -199,59 +200,49 @@ def _trajectory(overrides: list[str]) -> dict[str, Any]:
     return trajectory(plain(composed("train", overrides)))
 
 
-def _corpus(chain: Chain, config: dict[str, Any]) -> tuple[dict[str, Stage], Path | None]:
-    """The shard sets, from synthesised or given corpora, and the table of phone times."""
-    if not config["synthesis"]:
-        given = {name: corpus for name, corpus in config["corpora"].items() if corpus}
-        shards = {name: chain.run(f"shards/{name}", corpus, [], _shards(corpus, config)) for name, corpus in given.items()}
-        times = Path(config["alignments"]) if config["alignments"] else None
-        for name in SETS:
-            shards.setdefault(f"{name}_clean", shards[name])
-        return shards, times
-    settings = dict(config["synthesis"])
-    made = chain.run(
-        "corpus", settings, [], lambda folder: synthesize(output=folder / "audio", workers=config["workers"], **settings)
-    )
-    audio = made.folder / "audio"
-    shards = {}
-    for name in (*SETS, *(f"{name}_clean" for name in SETS)):
-        corpus = {"input": str(audio / f"{name}.tsv"), "layout": "manifest", "source": "demo"}
-        shards[name] = chain.run(f"shards/{name}", {"set": name}, [made], _shards(corpus, config))
-    return shards, audio / "phones.tsv"
-
-
-def _shards(corpus: dict[str, Any], config: dict[str, Any]) -> Any:
-    def make(folder: Path) -> dict[str, Any]:
-        return make_shards(output=folder, workers=config["workers"], **corpus)
-
-    return make
-
-
 def iterate(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Runs all iterations, or what is left of them.
 
     Args:
-        config: `conf/iterate.yaml` as plain values.
+        config: `conf/iterate.yaml` as plain values; with `dry_run` nothing is made or written.
         directory: Run directory, `runs/NAME`.
 
     Returns:
-        What is written to `summary.json`.
+        What is written to `summary.json`; of a dry run the graph, as `iteration.graph.graph` has it.
 
     Raises:
-        ValueError: If a stage refuses its input.
+        ValueError: If an iteration asks for what cannot be, another call works in the directory, or a stage refuses its input.
     """
-    began = time.monotonic()
-    for number, settings in enumerate(config["iterations"], start=1):
-        _trajectory(_overrides(config, number, settings))  # a misspelt override is answered before an hour of labelling
-    chain = Chain(directory / "stages")
-    shards, times = _corpus(chain, config)
-    one = Iteration(chain, config, shards, times)
+    settings = [iteration_settings(number, values) for number, values in enumerate(config["iterations"], start=1)]
+    for number, one in enumerate(settings, start=1):
+        _trajectory(_overrides(config, number, one))  # a misspelt override is answered before an hour of labelling
+    if config["dry_run"]:
+        chain = Chain(directory / "stages", dry_run=True)
+        _all_stages(chain, config, settings, directory)
+        return {"stages": graph(chain)}
+    with writer_lock(directory):
+        return _made(config, settings, directory)
+
+
+def _all_stages(
+    chain: Chain, config: dict[str, Any], settings: list[IterationSettings], directory: Path
+) -> tuple[list[dict[str, Stage]], Stage]:
+    """The stages of each iteration, and the one that published the last model."""
+    shards, times = shard_sets(chain, config)
+    loop = Iteration(chain, config, shards, times)
     iterations: list[dict[str, Stage]] = []
-    for number, settings in enumerate(config["iterations"], start=1):
-        iterations.append(one.run(number, settings, iterations[-1] if iterations else None))
+    for number, one in enumerate(settings, start=1):
+        iterations.append(loop.run(number, one, iterations[-1] if iterations else None))
     result = chain.run("result", {}, [iterations[-1]["export"]], lambda folder: _publish(iterations[-1]["export"], directory))
     figures = [stage for stages in iterations for name, stage in stages.items() if name in ("train", "masked", "probe")]
     chain.run("report", {}, figures, lambda folder: _report(iterations, directory, config["name"]))
+    return iterations, result
+
+
+def _made(config: dict[str, Any], settings: list[IterationSettings], directory: Path) -> dict[str, Any]:
+    began = time.monotonic()
+    chain = Chain(directory / "stages")
+    _, result = _all_stages(chain, config, settings, directory)
     for leftover in directory.glob("*.tmp"):  # of a call that was killed while it wrote the page
         leftover.unlink()
     page = directory / "report.html"
@@ -319,6 +310,9 @@ def main(config: DictConfig) -> None:
     values = plain(config)
     directory = Path("runs") / values["name"]
     summary = iterate(values, directory.resolve())
+    if values["dry_run"]:
+        log.info("%s", "\n".join(graph_lines(summary["stages"])))
+        return
     for number, figures in enumerate(summary["iterations"], start=1):
         masked = figures["masked"]
         log.info(

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from openwavlm.cli import command
 from openwavlm.data.atomic import atomic_file, write_json
 from openwavlm.data.sources import OpenData
 from openwavlm.export import load_run
-from openwavlm.iterate import SETS, Iteration, _corpus
+from openwavlm.iterate import Iteration
+from openwavlm.iteration.corpora import SETS, shard_sets
 from openwavlm.iteration.learn_page import page
 from openwavlm.iteration.masked_speakers import masked_by_speaker
 from openwavlm.iteration.paired import FIGURES, Sums, difference
+from openwavlm.iteration.settings import IterationSettings, iteration_settings
 from openwavlm.iteration.stages import Chain, Stage
 from openwavlm.probes.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
 from openwavlm.probes.mixtures import probe_mixtures
@@ -89,19 +91,19 @@ class Seed(Iteration):
 
     def first_labels(self) -> Labels:
         """Labels from MFCC."""
-        settings = self.config["iterations"][0]
+        settings = iteration_settings(1, self.config["iterations"][0])
         book = self._codebook(1, settings, None)
         return {name: self._labels(1, name, book, settings, None) for name in SETS}
 
     def first(self, labels: Labels, overrides: list[str], *, mixtures: bool, counted: bool) -> Arm:
         """Iteration 1 with these overrides."""
-        settings = self.config["iterations"][0]
-        changed = {**settings, "overrides": [*settings.get("overrides", []), *overrides]}
+        settings = iteration_settings(1, self.config["iterations"][0])
+        changed = replace(settings, overrides=(*settings.overrides, *overrides))
         return self._arm(1, changed, labels, mixtures=mixtures, counted=counted)
 
     def second(self, first: "Future[Arm]", *, mixtures: bool) -> Arm:
         """Iteration 2 on labels of a layer of this seed's iteration 1."""
-        settings, before = self.config["iterations"][1], first.result()
+        settings, before = iteration_settings(2, self.config["iterations"][1]), first.result()
         with self.one:
             trained = before.train
             exported = self.chain.run("1/export", {}, [trained], lambda folder: self._export(trained, folder))
@@ -110,7 +112,7 @@ class Seed(Iteration):
             labels = {name: self._labels(2, name, book, settings, previous) for name in SETS}
         return self._arm(2, settings, labels, mixtures=mixtures, counted=True)
 
-    def _arm(self, number: int, settings: dict[str, Any], labels: Labels, *, mixtures: bool, counted: bool) -> Arm:
+    def _arm(self, number: int, settings: IterationSettings, labels: Labels, *, mixtures: bool, counted: bool) -> Arm:
         trained = self._train(number, settings, labels)
         clean = [self.shards[f"{name}_clean"] for name in SETS]
         with self.one:
@@ -184,7 +186,7 @@ def learn(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     began = time.monotonic()
     _check(config)
     chain = Chain(directory / "stages")
-    shards, times = _corpus(chain, config)
+    shards, times = shard_sets(chain, config)
     if times is None:
         raise ValueError("learn compares phones, so it needs phone times: set alignments=TABLE, or synthesis")
     arms, baselines = _all_arms(chain, config, shards, times)

@@ -2,9 +2,6 @@
 
 import csv
 import json
-import time
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +9,25 @@ import numpy as np
 import pytest
 import torch
 
+from planted_faults import (
+    a_third_of_the_mixtures,
+    blocked_layer,
+    collapsed_embeddings,
+    dead_channels,
+    growing_gradient,
+    infinite_gradients,
+    labels_shuffled,
+    louder_mixtures,
+    masks_of_another_config,
+    nothing,
+    own_partners,
+    rows_off_the_grid,
+    sleeping_loader,
+    slower_and_slower,
+    unreadable_rows,
+    whole_overlaps,
+    wrong_initialisation,
+)
 from runs import TINY_MODEL, launch
 from synthetic import make_shard_set
 
@@ -98,201 +114,32 @@ def test_losses_and_weights_are_bit_equal_without_the_rules(data, sound, tmp_pat
 # --- planted faults -----------------------------------------------------------------------------------------------------
 
 
-def _each_batch(change: Callable) -> None:
-    from openwavlm.data.collate import MicroBatchBuilder
-
-    real = MicroBatchBuilder.__getitem__
-    MicroBatchBuilder.__getitem__ = lambda self, spec: change(real(self, spec))
-
-
-def _each_mixture(change: Callable) -> None:
-    from openwavlm.data import collate
-
-    real = collate.draw_mixing
-    collate.draw_mixing = lambda mixing, num_samples, *rest, **named: change(
-        real(mixing, num_samples, *rest, **named), torch.from_numpy(np.asarray(num_samples, dtype=np.int64))
-    )
-
-
-def _each_step(change: Callable) -> None:
-    from openwavlm.training.module import PretrainingModule
-
-    real = PretrainingModule.training_step
-
-    def training_step(self, batch, batch_idx):
-        change(self, batch.step)
-        real(self, batch, batch_idx)
-
-    PretrainingModule.training_step = training_step
-
-
-def _labels_shuffled() -> None:
-    generator = np.random.default_rng(0)
-
-    def shuffle(batch):
-        labels = batch.labels.numpy()
-        known = labels >= 0
-        labels[known] = generator.permutation(labels[known])
-        return batch
-
-    _each_batch(shuffle)
-
-
-def _wrong_initialisation() -> None:
-    from openwavlm.models.wavlm import WavLM
-
-    real = WavLM.initialise
-
-    @torch.no_grad()
-    def initialise(self):
-        real(self)
-        self.mask_embedding.mul_(100)  # what is hidden drowns what is seen
-
-    WavLM.initialise = initialise
-
-
-def _collapsed_embeddings() -> None:
-    from openwavlm.models import pretraining
-
-    real = pretraining.cosine_logits
-    # All frames lie next to one label's embedding, whatever they are.
-    pretraining.cosine_logits = lambda *arguments: real(*arguments) + 40 * torch.eye(1, arguments[1].shape[0])
-
-
-def _masks_of_another_config() -> None:
-    from openwavlm.data import collate
-
-    real = collate.draw_span_mask
-    collate.draw_span_mask = lambda masking, *rest, **named: real(replace(masking, prob=2 * masking.prob), *rest, **named)
-
-
-def _a_third_of_the_mixtures() -> None:
-    def thin(record, num_samples):
-        columns = ("row", "partner", "start", "partner_start", "length", "energy_ratio_db")
-        return replace(record, **{name: getattr(record, name)[::3] for name in columns})
-
-    _each_mixture(thin)
-
-
-def _louder_mixtures() -> None:
-    _each_mixture(lambda record, num_samples: replace(record, energy_ratio_db=record.energy_ratio_db - 8))
-
-
-def _own_partners() -> None:
-    def reflect(record, num_samples):
-        return replace(record, partner=torch.where(record.partner < len(num_samples), record.row, record.partner))
-
-    _each_mixture(reflect)
-
-
-def _whole_overlaps() -> None:
-    def stretch(record, num_samples):
-        length = num_samples[record.row]
-        return replace(record, start=0 * record.start, length=length, max_length=int(length.max()) if len(length) else 0)
-
-    _each_mixture(stretch)
-
-
-def _rows_off_the_grid() -> None:
-    _each_batch(lambda batch: replace(batch, num_samples=(batch.num_samples - 1).clamp(min=0)))
-
-
-def _blocked_layer() -> None:
-    def block(module, step):
-        if step == 0:
-            for parameter in module.model.wavlm.encoder.layers[1].parameters():
-                parameter.register_hook(lambda gradient: 0 * gradient)
-
-    _each_step(block)
-
-
-def _growing_gradient() -> None:
-    grown = [1.0]
-
-    def grow(module, step):
-        if step == 0:
-            for parameter in module.model.final_proj.parameters():
-                parameter.register_hook(lambda gradient: grown[0] * gradient)
-        grown[0] = 1000.0 if step >= 24 else 1.0
-
-    _each_step(grow)
-
-
-def _dead_channels() -> None:
-    from openwavlm.models.wavlm import WavLM
-
-    real = WavLM._features
-    alive = torch.tensor([1.0, 1, 1, 1, 1, 1, 0, 0])[:, None]
-    WavLM._features = lambda self, *arguments: real(self, *arguments) * alive
-
-
-def _infinite_gradients() -> None:
-    from openwavlm.training.module import PretrainingModule
-
-    real, calls = PretrainingModule._loss, [0]
-
-    def loss(self, *arguments):
-        calls[0] += 1
-        return real(self, *arguments) * (float("nan") if calls[0] == 5 else 1.0)
-
-    PretrainingModule._loss = loss
-
-
-def _sleeping_loader() -> None:
-    def sleep(batch):
-        time.sleep(0.2)
-        return batch
-
-    _each_batch(sleep)
-
-
-def _slower_and_slower() -> None:
-    _each_step(lambda module, step: time.sleep(0.6 if step >= 24 else 0.0))
-
-
-def _unreadable_rows() -> None:
-    from openwavlm.data.reader import ShardReader, UnreadableAudio
-
-    real = ShardReader.read
-
-    def read(self, row, *rest, **named):
-        if row % 4 == 1:
-            raise UnreadableAudio("it is gone")
-        return real(self, row, *rest, **named)
-
-    ShardReader.read = read
-
-
-def _nothing() -> None:
-    pass
-
-
 WINDOWS = ["health.window=4", "stop_after=32"]
 FAULTS = {
-    "unigram": (_labels_shuffled, LONG),
-    "count_table": (_nothing, [*LONG, "health.count_rows=20"]),
-    "unmasked_accuracy": (_wrong_initialisation, ["health.window=40", "callbacks.unmasked_every=1", "stop_after=40"]),
-    "perplexity": (_collapsed_embeddings, [*LONG, "health.settle_updates=10", "health.unigram_ratio=1e3", "stop_after=20"]),
-    "mask_coverage": (_masks_of_another_config, SHORT),
-    "mixed_rows": (_a_third_of_the_mixtures, [*LONG, "mixing.prob=0.8", "stop_after=20"]),
-    "energy_ratio": (_louder_mixtures, SHORT),
-    "partners": (_own_partners, SHORT),
-    "overlap": (_whole_overlaps, SHORT),
-    "row_lengths": (_rows_off_the_grid, SHORT),
-    "gradient_flow": (_blocked_layer, SHORT),
-    "gradient_growth": (_growing_gradient, WINDOWS),
-    "dead_channels": (_dead_channels, SHORT),
-    "void_updates": (_infinite_gradients, SHORT),
-    "data_wait": (_sleeping_loader, [*SHORT, "loader.workers=1"]),
-    "throughput": (_slower_and_slower, WINDOWS),
-    "unreadable_rows": (_unreadable_rows, SHORT),
+    "unigram": (labels_shuffled, LONG),
+    "count_table": (nothing, [*LONG, "health.count_rows=20"]),
+    "unmasked_accuracy": (wrong_initialisation, ["health.window=40", "callbacks.unmasked_every=1", "stop_after=40"]),
+    "perplexity": (collapsed_embeddings, [*LONG, "health.settle_updates=10", "health.unigram_ratio=1e3", "stop_after=20"]),
+    "mask_coverage": (masks_of_another_config, SHORT),
+    "mixed_rows": (a_third_of_the_mixtures, [*LONG, "mixing.prob=0.8", "stop_after=20"]),
+    "energy_ratio": (louder_mixtures, SHORT),
+    "partners": (own_partners, SHORT),
+    "overlap": (whole_overlaps, SHORT),
+    "row_lengths": (rows_off_the_grid, SHORT),
+    "gradient_flow": (blocked_layer, SHORT),
+    "gradient_growth": (partial(growing_gradient, 24), WINDOWS),
+    "dead_channels": (dead_channels, SHORT),
+    "void_updates": (infinite_gradients, SHORT),
+    "data_wait": (sleeping_loader, [*SHORT, "loader.workers=1"]),
+    "throughput": (partial(slower_and_slower, 24), WINDOWS),
+    "unreadable_rows": (unreadable_rows, SHORT),
 }
 
 
 @pytest.mark.parametrize("rule", FAULTS)
 def test_a_planted_fault_fires_its_own_rule_and_no_other(data, tmp_path, rule):
     patch, overrides = FAULTS[rule]
-    assert launch([*SETTINGS, *data, *overrides], tmp_path, patch=partial(patch)) == [0]
+    assert launch([*SETTINGS, *data, *overrides], tmp_path, patch=patch) == [0]
     assert fired(tmp_path) == {rule}
 
 
@@ -314,8 +161,8 @@ def states(directory: Path) -> dict[str, dict[str, float]]:
 
 
 def _early_faults() -> None:
-    _unreadable_rows()
-    _masks_of_another_config()
+    unreadable_rows()
+    masks_of_another_config()
 
 
 def test_findings_are_the_same_through_a_stop_within_a_window(data, tmp_path):
@@ -330,22 +177,22 @@ def test_findings_are_the_same_through_a_stop_within_a_window(data, tmp_path):
 
 def test_findings_past_the_checkpoint_are_cut_and_made_again(data, tmp_path):
     settings = [*WATCHED, *data, "callbacks.checkpoint_every=6"]
-    assert launch([*settings, "stop_after=9"], tmp_path, patch=_masks_of_another_config) == [0]
+    assert launch([*settings, "stop_after=9"], tmp_path, patch=masks_of_another_config) == [0]
     before = (tmp_path / "health.csv").read_bytes()
     for path in tmp_path.glob("checkpoints/step-00000009*"):
         path.unlink()
     with (tmp_path / "health.csv").open("a") as file:
         file.write('8,"unigram",1.0,1.0,"after the checkpoint"\n')
-    assert launch([*settings, "stop_after=9"], tmp_path, patch=_masks_of_another_config) == [0]
+    assert launch([*settings, "stop_after=9"], tmp_path, patch=masks_of_another_config) == [0]
     assert (tmp_path / "health.csv").read_bytes() == before and fired(tmp_path) == {"mask_coverage"}
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_the_figures_are_the_same_on_two_processes(data, tmp_path, strategy):
     settings = [*WATCHED, *data, "stop_after=8", "optim.lr=1e-4"]
-    assert launch(settings, tmp_path / "one", patch=_masks_of_another_config) == [0]
+    assert launch(settings, tmp_path / "one", patch=masks_of_another_config) == [0]
     two = [*settings, f"trainer.strategy={strategy}"]
-    assert launch(two, tmp_path / "two", world_size=2, patch=_masks_of_another_config) == [0, 0]
+    assert launch(two, tmp_path / "two", world_size=2, patch=masks_of_another_config) == [0, 0]
     first, second = states(tmp_path / "one"), states(tmp_path / "two")
     assert fired(tmp_path / "two") == {"mask_coverage"}
     for name, state in first.items():
@@ -358,9 +205,9 @@ def test_the_figures_are_the_same_on_two_processes(data, tmp_path, strategy):
 
 def test_a_rule_that_fires_stops_the_run_where_that_is_wished_and_the_same_command_goes_on(data, tmp_path):
     settings = [*WATCHED, *data, "optim.updates=12", "health.action=stop"]
-    assert launch(settings, tmp_path, patch=_masks_of_another_config) == [0]
+    assert launch(settings, tmp_path, patch=masks_of_another_config) == [0]
     steps = [int(path.stem.split("-")[1]) for path in tmp_path.glob("checkpoints/*.ckpt")]
     assert len(steps) == 1 and 4 < steps[0] < 8
-    assert launch(settings, tmp_path, patch=_masks_of_another_config) == [0]
+    assert launch(settings, tmp_path, patch=masks_of_another_config) == [0]
     assert json.loads((tmp_path / "summary.json").read_text())["complete"]
     assert [(row["step"], row["rule"]) for row in findings(tmp_path)] == [("4", "mask_coverage")]

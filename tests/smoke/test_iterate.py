@@ -8,6 +8,7 @@ import transformers
 import yaml
 
 from openwavlm.cli import conf_dir
+from openwavlm.data.atomic import writer_lock
 from openwavlm.iterate import iterate
 from runs import TINY_MODEL
 from synthetic import make_corpus
@@ -57,6 +58,55 @@ def test_a_second_call_makes_nothing_and_keeps_every_byte(done, config):
     assert before == {path: path.read_bytes() for path in directory.rglob("*.safetensors")}
 
 
+@pytest.mark.parametrize(
+    ("number", "values", "message"),
+    [
+        (1, {"features": "layer", "clusters": 8}, "no model before it whose layer"),
+        (1, {"features": "mfcc", "clusters": 8, "start": "warm"}, "no model before it to start from"),
+        (1, {"features": "mfc", "clusters": 8}, "must be one of mfcc, layer"),
+        (1, {"clusters": 8, "layer": 3}, "no model before it"),
+        (2, {"features": "mfcc", "layer": 3, "clusters": 8}, "clusters mfcc but names the layer 3"),
+        (2, {"layer": "top", "clusters": 8}, "a layer's number or auto"),
+        (2, {"layer": 1}, "must name clusters"),
+        (2, {"layer": 1, "clusters": 8, "start": "cold"}, "one of scratch, warm"),
+        (2, {"layer": 1, "cluster": 8}, "did you mean clusters"),
+        (2, {"layer": 1, "clusters": 8, "sample_hour": 1}, "did you mean sample_hours"),
+    ],
+)
+def test_an_iteration_that_cannot_be_is_refused_before_any_work(config, tmp_path, number, values, message):
+    wrong = json.loads(json.dumps(config))
+    wrong["iterations"][number - 1] = values
+    with pytest.raises(ValueError, match=message):
+        iterate(wrong, tmp_path / "run")
+    assert not list(tmp_path.rglob("*"))
+
+
+def states(config: dict, directory: Path) -> dict[str, str]:
+    return {row["folder"]: row["state"] for row in iterate({**config, "dry_run": True}, directory)["stages"]}
+
+
+def test_a_dry_run_tells_what_is_done_and_makes_nothing(done, config, tmp_path):
+    directory, _ = done
+    files = sorted(directory.rglob("*"))
+    found = states(config, directory)
+    assert set(found.values()) == {"done"} and len(found) == 19
+    assert sorted(directory.rglob("*")) == files
+    assert set(states(config, tmp_path / "new").values()) == {"to do"}
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_dry_run_tells_what_a_changed_value_makes_stale(done, config):
+    directory, _ = done
+    changed = json.loads(json.dumps(config))
+    changed["iterations"][1]["clusters"] = 11
+    found = states(changed, directory)
+    kept = {name for name, state in found.items() if state == "done"}
+    assert kept and all(name.startswith(("shards/", "1/")) for name in kept)
+    todo = {name[:-13] for name, state in found.items() if state == "to do"}
+    assert {"2/codebook", "2/labels-train", "2/train", "2/export", "2/masked", "result", "report"} <= todo
+    assert todo <= {name[:-13] for name, state in found.items() if state == "stale"}
+
+
 def test_a_changed_value_remakes_only_what_depends_on_it(done, config):
     directory, _ = done
     changed = json.loads(json.dumps(config))
@@ -65,11 +115,9 @@ def test_a_changed_value_remakes_only_what_depends_on_it(done, config):
     assert made and all(name.startswith(("stages/2/", "stages/result", "stages/report")) for name in made)
 
 
-def test_the_first_iteration_cannot_cluster_a_layer(config, tmp_path):
-    wrong = json.loads(json.dumps(config))
-    wrong["iterations"] = [{"features": "layer", "clusters": 8, "updates": 4}]
-    with pytest.raises(ValueError, match="the first iteration has no model"):
-        iterate(wrong, tmp_path)
+def test_a_second_call_in_the_same_directory_is_refused(config, tmp_path):
+    with writer_lock(tmp_path), pytest.raises(ValueError, match="another process is writing"):
+        iterate(config, tmp_path)
 
 
 def test_a_misspelt_override_of_the_training_is_refused_before_any_work(config, tmp_path):

@@ -29,7 +29,8 @@ def _labels_and_masks(opened: OpenData, specs: list[MicroBatchSpec], masking: Sp
     return labels, masks
 
 
-def _specs(opened: OpenData, name: str, seed: int) -> list[MicroBatchSpec]:
+def whole_set(opened: OpenData, name: str, seed: int) -> list[MicroBatchSpec]:
+    """Micro-batches of one pass over a set."""
     index = opened.indexes[name]
     usable = num_frames(np.asarray(index.num_samples, dtype=np.int64)) > 0
     plan = EpochPlan(index.num_samples, index.first_row, usable, opened.batching, seed=seed, source=name, epoch=0)
@@ -55,7 +56,7 @@ def masked_figures(
         `cross_entropy`, `accuracy`, `frames` of the model; the same of `unigram`, `nearest_label` and `count_table`; `set`: `test`.
     """
     seed, masking = opened.data.split_seed, parts["masking"]
-    specs = {name: _specs(opened, name, seed) for name in (train, dev, test)}
+    specs = {name: whole_set(opened, name, seed) for name in (train, dev, test)}
     control = Control()
     builder = make_builder(parts, opened, seed, training=False)
     evaluation = Evaluation(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from openwavlm.build import make_builder
 from openwavlm.data.sources import OpenData
-from openwavlm.iteration.masked import _specs
+from openwavlm.iteration.masked import whole_set
 from openwavlm.iteration.paired import Sums
 from openwavlm.losses import cosine_logits
 from openwavlm.models.pretraining import WavLMForPretraining
@@ -28,7 +28,7 @@ def masked_by_speaker(model: WavLMForPretraining, parts: dict[str, Any], opened:
     index, seed = opened.indexes[test], opened.data.split_seed
     builder = make_builder(parts, opened, seed, training=False)
     nats, frames = np.zeros(len(index.speakers)), np.zeros(len(index.speakers))
-    for spec in _specs(opened, test, seed):
+    for spec in whole_set(opened, test, seed):
         batch = builder[spec]
         waveforms = prepare_waveforms(batch, None, normalised=model.wavlm.config.normalise_waveform)
         encoded = model.wavlm(waveforms, batch.num_samples, mask=batch.mask).final.flatten(0, 1)

@@ -1,4 +1,4 @@
-"""A resumable chain of content-addressed stages: a stage is done when its folder holds the mark of exactly what was asked for.
+"""A resumable graph of content-addressed stages: a stage is done when its folder holds the mark of exactly what was asked for.
 
 A stage's key is a hash of its settings and of the keys of the stages that it builds on. Its folder is named after it and the key, so
 that a changed value makes new folders for what depends on it and leaves everything else where it is.
@@ -29,6 +29,7 @@ class Stage:
         result: What it returned, as JSON has it.
         seconds: How long it took when it was made.
         made: Whether this call made it.
+        done: Whether its results are there; False only in a dry run.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Stage:
     result: dict[str, Any]
     seconds: float
     made: bool
+    done: bool = True
 
 
 class Chain:
@@ -43,10 +45,11 @@ class Chain:
 
     Args:
         folder: Where the stages' folders are.
+        dry_run: Make nothing: a stage that is not there comes back with an empty result and `done` False.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, dry_run: bool = False) -> None:
+        self.folder, self.dry_run = folder, dry_run
         self.stages: list[Stage] = []
 
     def run(
@@ -71,6 +74,8 @@ class Chain:
         if mark.is_file():
             done = json.loads(mark.read_text())
             stage = Stage(key, folder, done["result"], done["seconds"], made=False)
+        elif self.dry_run:
+            stage = Stage(key, folder, {}, 0.0, made=False, done=False)
         else:
             log.info("== %s", name)
             began = time.monotonic()

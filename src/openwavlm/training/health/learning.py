@@ -39,6 +39,9 @@ def count_table(window: Window, known: Known) -> Judgement | None:
     loss, reference = _loss(window), known.references.count_table
     if loss is None or reference is None or _last(window) < known.settings.counted(known.updates):
         return None
+    unigram_loss = known.references.unigram
+    if unigram_loss is not None and not loss < known.settings.unigram_ratio * unigram_loss:
+        return None  # one cause, one finding: `unigram` says it
     limit = known.settings.count_ratio * reference
     return Judgement(
         loss,

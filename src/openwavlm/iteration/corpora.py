@@ -1,0 +1,51 @@
+"""The shard sets of the loop, from synthesised or given corpora."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from openwavlm.data.prepare import make_shards
+from openwavlm.data.synthesis.corpus import synthesize
+from openwavlm.iteration.stages import Chain, Stage
+
+SETS = ("train", "dev", "test")
+
+
+def shard_sets(chain: Chain, config: dict[str, Any]) -> tuple[dict[str, Stage], Path | None]:
+    """Makes or finds the shard sets.
+
+    Args:
+        chain: Where the stages are.
+        config: `conf/iterate.yaml` as plain values; its `synthesis`, `corpora`, `alignments` and `workers` are read.
+
+    Returns:
+        `train`, `dev`, `test` and for probes `train_clean`, `dev_clean`, `test_clean`, each the stage that made it; the table of phone
+        times, or None.
+
+    Raises:
+        ValueError: If a corpus is refused.
+    """
+    if not config["synthesis"]:
+        given = {name: corpus for name, corpus in config["corpora"].items() if corpus}
+        shards = {name: chain.run(f"shards/{name}", corpus, [], _shards(corpus, config)) for name, corpus in given.items()}
+        times = Path(config["alignments"]) if config["alignments"] else None
+        for name in SETS:
+            shards.setdefault(f"{name}_clean", shards[name])
+        return shards, times
+    settings = dict(config["synthesis"])
+    made = chain.run(
+        "corpus", settings, [], lambda folder: synthesize(output=folder / "audio", workers=config["workers"], **settings)
+    )
+    audio = made.folder / "audio"
+    shards = {}
+    for name in (*SETS, *(f"{name}_clean" for name in SETS)):
+        corpus = {"input": str(audio / f"{name}.tsv"), "layout": "manifest", "source": "demo"}
+        shards[name] = chain.run(f"shards/{name}", {"set": name}, [made], _shards(corpus, config))
+    return shards, audio / "phones.tsv"
+
+
+def _shards(corpus: dict[str, Any], config: dict[str, Any]) -> Callable[[Path], dict[str, Any]]:
+    def make(folder: Path) -> dict[str, Any]:
+        return make_shards(output=folder, workers=config["workers"], **corpus)
+
+    return make

@@ -1,0 +1,201 @@
+"""Faults that a training can have, planted before it starts: each breaks one health rule."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+
+def each_batch(change: Callable) -> None:
+    from openwavlm.data.collate import MicroBatchBuilder
+
+    real = MicroBatchBuilder.__getitem__
+    MicroBatchBuilder.__getitem__ = lambda self, spec: change(real(self, spec))
+
+
+def each_mixture(change: Callable) -> None:
+    from openwavlm.data import collate
+
+    real = collate.draw_mixing
+    collate.draw_mixing = lambda mixing, num_samples, *rest, **named: change(
+        real(mixing, num_samples, *rest, **named), torch.from_numpy(np.asarray(num_samples, dtype=np.int64))
+    )
+
+
+def each_step(change: Callable) -> None:
+    from openwavlm.training.module import PretrainingModule
+
+    real = PretrainingModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        change(self, batch.step)
+        real(self, batch, batch_idx)
+
+    PretrainingModule.training_step = training_step
+
+
+def labels_shuffled() -> None:
+    generator = np.random.default_rng(0)
+
+    def shuffle(batch):
+        labels = batch.labels.numpy()
+        known = labels >= 0
+        labels[known] = generator.permutation(labels[known])
+        return batch
+
+    each_batch(shuffle)
+
+
+def wrong_initialisation() -> None:
+    from openwavlm.models.wavlm import WavLM
+
+    real = WavLM.initialise
+
+    @torch.no_grad()
+    def initialise(self):
+        real(self)
+        self.mask_embedding.mul_(100)  # what is hidden drowns what is seen
+
+    WavLM.initialise = initialise
+
+
+def collapsed_embeddings() -> None:
+    from openwavlm.models import pretraining
+
+    real = pretraining.cosine_logits
+    # All frames lie next to one label's embedding, whatever they are.
+    pretraining.cosine_logits = lambda *arguments: real(*arguments) + 40 * torch.eye(1, arguments[1].shape[0])
+
+
+def masks_of_another_config(factor: float = 2.0) -> None:
+    from openwavlm.data import collate
+
+    real = collate.draw_span_mask
+    collate.draw_span_mask = lambda masking, *rest, **named: real(replace(masking, prob=factor * masking.prob), *rest, **named)
+
+
+def a_third_of_the_mixtures() -> None:
+    def thin(record, num_samples):
+        columns = ("row", "partner", "start", "partner_start", "length", "energy_ratio_db")
+        return replace(record, **{name: getattr(record, name)[::3] for name in columns})
+
+    each_mixture(thin)
+
+
+def louder_mixtures() -> None:
+    each_mixture(lambda record, num_samples: replace(record, energy_ratio_db=record.energy_ratio_db - 8))
+
+
+def own_partners() -> None:
+    def reflect(record, num_samples):
+        return replace(record, partner=torch.where(record.partner < len(num_samples), record.row, record.partner))
+
+    each_mixture(reflect)
+
+
+def whole_overlaps() -> None:
+    def stretch(record, num_samples):
+        length = num_samples[record.row]
+        return replace(record, start=0 * record.start, length=length, max_length=int(length.max()) if len(length) else 0)
+
+    each_mixture(stretch)
+
+
+def rows_off_the_grid() -> None:
+    each_batch(lambda batch: replace(batch, num_samples=(batch.num_samples - 1).clamp(min=0)))
+
+
+def labels_of_one_byte_lost(kept: int) -> None:
+    def cut(batch):
+        batch.labels.clamp_(max=kept)
+        return batch
+
+    each_batch(cut)
+
+
+def hidden_and_seen_exchanged() -> None:
+    from openwavlm.models.wavlm import WavLM
+
+    real = WavLM.forward
+
+    def forward(self, waveforms, *arguments, mask=None, **named):
+        return real(self, waveforms, *arguments, mask=None if mask is None else ~mask, **named)
+
+    WavLM.forward = forward
+
+
+def blocked_layer() -> None:
+    def block(module, step):
+        if step == 0:
+            for parameter in module.model.wavlm.encoder.layers[1].parameters():
+                parameter.register_hook(lambda gradient: 0 * gradient)
+
+    each_step(block)
+
+
+def growing_gradient(first_step: int) -> None:
+    grown = [1.0]
+
+    def grow(module, step):
+        if step == 0:
+            for parameter in module.model.final_proj.parameters():
+                parameter.register_hook(lambda gradient: grown[0] * gradient)
+        grown[0] = 1000.0 if step >= first_step else 1.0
+
+    each_step(grow)
+
+
+def dead_channels() -> None:
+    from openwavlm.models.wavlm import WavLM
+
+    real = WavLM._features
+
+    def features(self, *arguments):
+        made = real(self, *arguments)
+        alive = torch.arange(made.shape[1]) < 3 * made.shape[1] // 4
+        return made * alive[:, None]
+
+    WavLM._features = features
+
+
+def infinite_gradients() -> None:
+    from openwavlm.training.module import PretrainingModule
+
+    real, calls = PretrainingModule._loss, [0]
+
+    def loss(self, *arguments):
+        calls[0] += 1
+        return real(self, *arguments) * (float("nan") if calls[0] % 30 == 5 else 1.0)
+
+    PretrainingModule._loss = loss
+
+
+def sleeping_loader() -> None:
+    def sleep(batch):
+        time.sleep(0.2)
+        return batch
+
+    each_batch(sleep)
+
+
+def slower_and_slower(first_step: int) -> None:
+    each_step(lambda module, step: time.sleep(0.6 if step >= first_step else 0.0))
+
+
+def unreadable_rows() -> None:
+    from openwavlm.data.reader import ShardReader, UnreadableAudio
+
+    real = ShardReader.read
+
+    def read(self, row, *rest, **named):
+        if row % 4 == 1:
+            raise UnreadableAudio("it is gone")
+        return real(self, row, *rest, **named)
+
+    ShardReader.read = read
+
+
+def nothing() -> None:
+    pass

@@ -165,6 +165,7 @@ def _train(
     plan_key = opened.plan_key()
     if state is not None:
         _resume_plan(schedule, state["plan"], plan_key, start, list(values["allow_change"]))
+    target_weights = parts["loss"].target_weights(len(opened.classes))
     control = Control(directory)
     live = together(lambda: _live_probe(parts, opened, directory))
     builder = make_builder(parts, opened, seed, training=True)
@@ -180,7 +181,7 @@ def _train(
             last_step=start,
             updates=optim.updates,
             penalty_weight=parts["loss"].feature_penalty,
-            target_weights=parts["loss"].target_weights(len(opened.classes)),
+            target_weights=target_weights,
             trackers=open_trackers(parts["logger"], directory, flatten(values)),
         )
         announce(
@@ -220,6 +221,7 @@ def _train(
         seed=seed,
         control=control,
         on_record=on_record,
+        target_weights=target_weights,
         unmasked_every=parts["callbacks"].unmasked_every,
         max_skip_rate=opened.data.max_skip_rate,
         float16=values["precision"] == "16-mixed",

@@ -7,7 +7,7 @@ norm → finite? → clip → AdamW (a void update is skipped on the device, wit
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +128,7 @@ class PretrainingModule(lightning.LightningModule):
         seed: The run's seed.
         control: The per-step exchange between ranks.
         on_record: Called with each finished step's record, one step late.
+        target_weights: Part of each of the model's label sets in the loss.
         unmasked_every: Steps between two measurements of the accuracy on unmasked frames; 0 = never.
         max_skip_rate: Share of rows that may be unreadable before the run stops.
         float16: Whether the loss is scaled (`loss_scale`), as float16 needs it.
@@ -147,6 +148,7 @@ class PretrainingModule(lightning.LightningModule):
         seed: int,
         control: Control,
         on_record: Callable[[StepRecord], None],
+        target_weights: Sequence[float] = (1.0,),
         unmasked_every: int = 50,
         max_skip_rate: float = 1e-3,
         float16: bool = False,
@@ -167,11 +169,8 @@ class PretrainingModule(lightning.LightningModule):
         self.max_skip_rate, self._rows, self._unreadable = max_skip_rate, 0.0, 0.0
         self.fingerprints, self.plan_state = fingerprints, plan_state
         self.health, self.health_state = health, health_state
-        self.target_weights = loss.target_weights(len(model.heads()))
-        self.sums = [
-            *SUMS,
-            *(f"{name}_{number}" for number in range(2, len(model.heads()) + 1) for name in ("cross_entropy", "correct")),
-        ]
+        self.target_weights = target_weights
+        self.sums = [*SUMS, *(f"{name}_{n}" for n in range(2, len(target_weights) + 1) for name in ("cross_entropy", "correct"))]
         self.pace = Pace(on_gpu=False)
         self.validation: float | None = None  # cross-entropy on held-out speakers, if this step was validated
         self.totals: StepTotals | None = None

@@ -18,6 +18,7 @@ from openwavlm.models.config import WavLMConfig
 from openwavlm.models.pretraining import WavLMForPretraining
 from openwavlm.models.wavlm import WavLM
 from openwavlm.replay import rebuild_update
+from openwavlm.report_command import report_runs
 from openwavlm.train import train
 from openwavlm.training.module import Loss
 from runs import SETTINGS, compose, launch, table, weights
@@ -170,6 +171,8 @@ def test_an_export_holds_both_heads_and_a_replay_both_labels(run: Path, place: P
     assert torch.equal(head["label_embs_concat"], torch.cat([one.label_embeddings for one in model.heads()]))
     assert head["final_proj.weight"].shape == (16, 16) and head["label_embs_concat"].shape == (16, 8)
     assert json.loads((output / "openwavlm.json").read_text())["label_embeddings"] == [10, 6]
+    page = report_runs([run], tmp_path / "report").read_text()
+    assert "10 clusters" in page and str(place.folder / "shards-labels-1") in page
     batch = rebuild_update(run, 2).micro_batches[0].batch
     assert batch.other_labels is not None and batch.other_labels.shape == (1, *batch.labels.shape)
     assert torch.equal(batch.other_labels[0] >= 0, batch.labels >= 0) and int(batch.other_labels.max()) < 6

@@ -115,6 +115,18 @@ def labels_of_one_byte_lost(kept: int) -> None:
     each_batch(cut)
 
 
+def labels_of_noise(classes: int) -> None:
+    generator = np.random.default_rng(0)
+
+    def draw(batch):
+        labels = batch.labels.numpy()
+        known = labels >= 0
+        labels[known] = generator.integers(0, classes, int(known.sum()))
+        return batch
+
+    each_batch(draw)
+
+
 def hidden_and_seen_exchanged() -> None:
     from openwavlm.models.wavlm import WavLM
 
@@ -172,9 +184,9 @@ def infinite_gradients() -> None:
     PretrainingModule._loss = loss
 
 
-def sleeping_loader() -> None:
+def sleeping_loader(seconds: float = 0.2) -> None:
     def sleep(batch):
-        time.sleep(0.2)
+        time.sleep(seconds)
         return batch
 
     each_batch(sleep)

@@ -8,20 +8,21 @@ if TYPE_CHECKING:
 
 
 def load(path: Path | str, *, normalise_waveform: bool | None = None) -> "WavLM":
-    """Loads the model of a Hugging Face directory, ours or published, in evaluation mode.
+    """Loads a checkpoint of WavLM, HuBERT or wav2vec 2.0, of any dialect (docs/checkpoints.md), in evaluation mode.
 
-    `load(path).extract(waveforms)` gives the features of every layer.
+    `load(path).extract(waveforms)` gives the features of every layer. `checkpoints.load.load_checkpoint` also gives the account of
+    what was left out.
 
     Args:
-        path: Directory with `config.json`, `preprocessor_config.json` and the weights.
-        normalise_waveform: Whether the model expects normalised waveforms; None = read it from `preprocessor_config.json`.
+        path: Hugging Face directory, or a file of Microsoft, fairseq, s3prl or torchaudio.
+        normalise_waveform: Whether the model expects normalised waveforms; None = as the checkpoint says.
 
     Returns:
         The model, float32, on the CPU.
 
     Raises:
-        ValueError: If a file is missing, damaged, or describes something that is not a WavLM encoder.
+        ValueError: If a file is missing, damaged, or describes something that WavLM's encoder cannot represent.
     """
-    from openwavlm.checkpoints.huggingface import load_huggingface
+    from openwavlm.checkpoints.load import load_checkpoint
 
-    return load_huggingface(path, normalise_waveform=normalise_waveform)
+    return load_checkpoint(path, normalise_waveform=normalise_waveform).model

@@ -1,6 +1,7 @@
 """From a recipe to hours, gigabytes and days: what a run will take, before there are data (the arithmetic of `openwavlm plan`)."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -58,6 +59,8 @@ class Recipe:
         updates: Of the whole run.
         recompute: Which activations the backward computes again.
         learns_unmasked: Whether unmasked frames are predicted with a gradient too (`loss.unmasked`).
+        strategy: `ddp` or `fsdp` (`trainer.strategy`).
+        ema: Whether a running mean of the weights is kept (`optim.ema`).
     """
 
     model: WavLMConfig
@@ -68,6 +71,8 @@ class Recipe:
     updates: int
     recompute: Recompute = "none"
     learns_unmasked: bool = False
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    ema: bool = False
 
     def micro_batch(self) -> MicroBatchShape:
         """A full micro-batch of the longest rows: the one with the most operations and bytes a second of audio."""
@@ -95,6 +100,8 @@ class Recipe:
             precision=self.precision,
             recompute=self.recompute,
             processes=processes,
+            strategy=self.strategy,
+            ema=self.ema,
         )
 
     def with_slots(self, slots: int) -> "Recipe":
@@ -141,7 +148,7 @@ def seconds_of_run(recipe: Recipe, processes: int, flops_per_second: float) -> f
     return recipe.updates * rounds * a_micro_batch / flops_per_second
 
 
-def disk_bytes(hours: float, flac_share: float, parameters: int, checkpoints: int) -> dict[str, float]:
+def disk_bytes(hours: float, flac_share: float, parameters: int, checkpoints: int, *, ema: bool = False) -> dict[str, float]:
     """Bytes of a corpus and of a run.
 
     Args:
@@ -149,6 +156,7 @@ def disk_bytes(hours: float, flac_share: float, parameters: int, checkpoints: in
         flac_share: FLAC's size over that of the samples.
         parameters: Of the model; a checkpoint holds each with its two moments.
         checkpoints: How many are kept, the newest included.
+        ema: Whether a checkpoint holds a running mean too.
 
     Returns:
         `shards`, `labels` and `checkpoints`.
@@ -157,5 +165,5 @@ def disk_bytes(hours: float, flac_share: float, parameters: int, checkpoints: in
     return {
         "shards": seconds * SAMPLE_RATE_HZ * _BYTES_A_SAMPLE * flac_share,
         "labels": seconds * FRAME_RATE_HZ * _BYTES_A_LABEL,
-        "checkpoints": 12.0 * parameters * checkpoints,
+        "checkpoints": (16.0 if ema else 12.0) * parameters * checkpoints,
     }

@@ -104,14 +104,15 @@ _NODES = {
     "health": Health,
     "probes": LiveProbes,
 }
-# Groups that the config of a run begun before they existed may lack; such a run is still read, exported and resumed.
-_LATER = {"health": {"_target_": "openwavlm.training.health.settings.Health"}}
+# What the config of a run begun before it existed may lack; such a run is still read, exported and resumed.
+_LATER = {"health": {"_target_": "openwavlm.training.health.settings.Health"}, "init_from": None}
 _KEYS = {
     "name": str | int | float,  # a run may be called 1 or 2e-4
     "seed": int,
     "precision": Literal["32-true", "bf16-mixed", "16-mixed"],
     "stop_after": int | None,
     "branch_from": str | None,
+    "init_from": str | None,
     "allow_change": list[str],
     "debug": bool,
 }
@@ -270,6 +271,8 @@ def recipe_of(parts: dict[str, Any], precision: str, num_classes: int | Sequence
         parts["optim"].updates,
         recompute=model.recompute,
         learns_unmasked=loss.unmasked > 0,
+        strategy=parts["trainer"].strategy,
+        ema=parts["optim"].ema > 0,
     )
 
 

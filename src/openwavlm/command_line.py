@@ -10,7 +10,7 @@ COMMANDS = {
     "extract": ("openwavlm.extract", "features of a model's layers, or units, of a folder of recordings"),
     "iterate": ("openwavlm.iterate", "labels, training, probes, labels again: a resumable chain"),
     "learn": ("openwavlm.learn", "paired comparisons over seeds: iterations, mixing, front ends, warm-up losses"),
-    "export": ("openwavlm.export", "write a run in Hugging Face's format"),
+    "export": ("openwavlm.export", "write a run in the format of Hugging Face, Microsoft or torchaudio"),
     "report": ("openwavlm.report_command", "write a run's report.html: figures, pictures, audio, verdicts"),
     "replay": ("openwavlm.replay", "build the batches of one update again, bit for bit, to be seen and heard"),
 }

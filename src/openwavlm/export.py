@@ -1,4 +1,4 @@
-"""From a run to a directory that Transformers loads."""
+"""From a run to files that Transformers, Microsoft's code or torchaudio load."""
 
 import json
 import logging
@@ -11,12 +11,24 @@ from omegaconf import DictConfig
 from safetensors.torch import save
 
 from openwavlm.build import make_model, objects
+from openwavlm.checkpoints.fairseq import microsoft_bytes
 from openwavlm.checkpoints.huggingface import save_huggingface
+from openwavlm.checkpoints.load import SINGLE_FILE
+from openwavlm.checkpoints.torchaudio import sidecar_of, torchaudio_bytes
 from openwavlm.cli import command
 from openwavlm.models.pretraining import WavLMForPretraining
+from openwavlm.models.wavlm import WavLM
 from openwavlm.training.checkpoint import named_checkpoint, write_atomically
+from openwavlm.training.run_directory import RunRecord
 
 log = logging.getLogger(__name__)
+
+# How each format is loaded, with the folder in place of `{}`.
+FORMATS = {
+    "huggingface": "transformers.WavLMModel.from_pretrained({!r})",
+    "microsoft": "WavLM(WavLMConfig(torch.load({!r} + '/model.pt')['cfg'])) of Microsoft's code",
+    "torchaudio": "torchaudio.models.wavlm_model with the arguments in {!r} + '/model.json'",
+}
 
 
 def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") -> tuple[WavLMForPretraining, dict[str, Any]]:
@@ -54,25 +66,32 @@ def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") ->
     return model.eval(), content["openwavlm"]
 
 
-def export_run(run: Path, output: Path | None = None, *, checkpoint: str = "newest", weights: str = "trained") -> Path:
-    """Writes the encoder in Hugging Face's format, and the prediction head in a file beside it.
+def export_run(
+    run: Path, output: Path | None = None, *, checkpoint: str = "newest", weights: str = "trained", format: str = "huggingface"
+) -> Path:
+    """Writes the encoder in one of `FORMATS`, and the prediction head in a file beside it.
 
     Args:
         run: Run directory.
-        output: Folder to write; `run/export` by default.
+        output: Folder to write; by default `run/export`, of the other formats `run/export-FORMAT`.
         checkpoint: As in `load_run`.
         weights: As in `load_run`.
+        format: `huggingface`: model.safetensors, config.json, preprocessor_config.json; `microsoft`: model.pt; `torchaudio`: model.pt,
+            model.json.
 
     Returns:
-        The folder: model.safetensors, config.json, preprocessor_config.json, pretraining_head.safetensors, openwavlm.json.
+        The folder, with pretraining_head.safetensors and openwavlm.json.
 
     Raises:
-        ValueError: If there is nothing to export.
+        ValueError: If the format is unknown, the output holds another one, or there is nothing to export.
     """
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, but is {format!r}: correct it")
+    output = output or run / ("export" if format == "huggingface" else f"export-{format}")
+    _check_format_of(output, format)
     model, bound = load_run(run, checkpoint, weights)
-    output = output or run / "export"
     output.mkdir(parents=True, exist_ok=True)
-    save_huggingface(model.wavlm, output)
+    _write_encoder(model.wavlm, output, format)
     heads = model.heads()  # several label sets lie one after another, as fairseq's untied heads do
     head = {
         "final_proj.weight": torch.cat([of_set.final_proj.weight.detach() for of_set in heads]),
@@ -83,13 +102,41 @@ def export_run(run: Path, output: Path | None = None, *, checkpoint: str = "newe
     about = {"format_version": 1, "updates": bound["step"], "weights": weights, "fingerprints": bound["fingerprints"]}
     if len(heads) > 1:
         about["label_embeddings"] = [len(of_set.label_embeddings) for of_set in heads]
+    begun = RunRecord(run).content.get("init_from")
+    if begun is not None:
+        about["init_from"] = {name: begun[name] for name in ("model", "dialect")}
     write_atomically(output / "openwavlm.json", (json.dumps(about, indent=1) + "\n").encode())
     return output
+
+
+def _check_format_of(output: Path, format: str) -> None:
+    """One folder holds one format: what loads it looks for Hugging Face's files first."""
+    held = [
+        *(["huggingface"] if (output / "config.json").is_file() else []),
+        *(["torchaudio"] if (file := output / SINGLE_FILE).is_file() and sidecar_of(file).is_file() else []),
+        *(["microsoft"] if file.is_file() and not sidecar_of(file).is_file() else []),
+    ]
+    if held and held != [format]:
+        raise ValueError(f"one folder holds one format, but {output} holds {held[0]} and format is {format}: name another output")
+
+
+def _write_encoder(model: WavLM, output: Path, format: str) -> None:
+    file = output / SINGLE_FILE
+    if format == "huggingface":
+        save_huggingface(model, output)
+    elif format == "microsoft":
+        write_atomically(file, microsoft_bytes(model))
+    else:
+        weights, arguments = torchaudio_bytes(model)
+        write_atomically(sidecar_of(file), arguments)
+        write_atomically(file, weights)
 
 
 @command("export")
 def main(config: DictConfig) -> None:
     """The command `openwavlm export`."""
     output = Path(config.output) if config.output else None
-    output = export_run(Path(config.run), output, checkpoint=str(config.checkpoint), weights=config.weights)
-    log.info("wrote %s: transformers.WavLMModel.from_pretrained(%r) loads it", output, str(output))
+    output = export_run(
+        Path(config.run), output, checkpoint=str(config.checkpoint), weights=config.weights, format=str(config.format)
+    )
+    log.info("wrote %s: %s loads it", output, FORMATS[config.format].format(str(output)))

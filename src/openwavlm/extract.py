@@ -78,7 +78,7 @@ def extract_features_of_folder(
     Called again, it does only what is missing or older than its recording.
 
     Args:
-        model: Hugging Face directory, ours or published.
+        model: A checkpoint of any dialect, ours or published.
         folder: Recordings, in sub-folders too.
         output: Where to; nothing else may have been extracted there.
         layers: Which layers, after their residual; 0 is the encoder's input.

@@ -11,14 +11,14 @@ from omegaconf import DictConfig
 
 from openwavlm.build import objects, plain
 from openwavlm.cli import command
-from openwavlm.processes import answer_parent
+from openwavlm.processes import answer_parent, run_handing_on_signals
 from openwavlm.train import check_world_size, train
 
 
-def _under_torchrun(devices: int) -> None:
-    """Replaces this process by torchrun with `devices` processes of the same command, however this one was started."""
+def _under_torchrun(devices: int) -> int:
+    """Runs this command in `devices` processes under torchrun, however it was started; returns its exit status."""
     arguments = ["--standalone", f"--nproc-per-node={devices}", "-m", "openwavlm", "train", *sys.argv[1:]]
-    os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *arguments])
+    return run_handing_on_signals([sys.executable, "-m", "torch.distributed.run", *arguments])
 
 
 @command("train")
@@ -39,5 +39,5 @@ def main(config: DictConfig) -> None:
                 "with trainer.devices=1"
             )
         check_world_size(settings.devices, parts["batch"])
-        _under_torchrun(settings.devices)
+        sys.exit(_under_torchrun(settings.devices))
     train(config, Path(hydra.runtime.output_dir))

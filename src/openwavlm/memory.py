@@ -59,6 +59,8 @@ def estimate_memory(
     recompute: Recompute = "none",
     device: Literal["cuda", "cpu"] = "cuda",
     processes: int = 1,
+    strategy: Literal["ddp", "fsdp"] = "ddp",
+    ema: bool = False,
 ) -> Memory:
     """Estimates the memory of one training process.
 
@@ -69,7 +71,9 @@ def estimate_memory(
         precision: `32-true`, `bf16-mixed` or `16-mixed`.
         recompute: Which activations the backward computes again.
         device: What it runs on: dropout's masks take a byte on a GPU and four on a CPU.
-        processes: Of the run; more than one keeps DDP's buckets.
+        processes: Of the run; more than one keeps DDP's buckets, or FSDP2's shards and the two groups that are whole at a time.
+        strategy: `ddp` or `fsdp`.
+        ema: Whether a running mean of the weights is kept.
 
     Returns:
         Bytes by part.
@@ -77,10 +81,15 @@ def estimate_memory(
     size = _Sizes(config, head, batch, mixed=precision != "32-true", on_gpu=device == "cuda")
     parameters = sum(count_parameters(config, head).values())
     states = {"parameters": 4 * parameters, "gradients": 4 * parameters, "moments": 8 * parameters}
-    if size.mixed:
-        states["weights in 16 bits"] = 2 * parameters
-    if processes > 1:
+    if ema:
+        states["running mean"] = 4 * parameters
+    if processes > 1 and strategy == "fsdp":
+        states = {name: -(-count // processes) for name, count in states.items()}
+        states["gathered"] = 2 * _FLOAT * (parameters // max(config.layers, 1))  # no group is larger than a layer by much
+    elif processes > 1:
         states["buckets"] = 4 * parameters
+    if size.mixed:
+        states["weights in 16 bits"] = 2 * parameters if strategy == "ddp" or processes == 1 else states["gathered"] // 2
     layer, extractor = size.layer(), size.extractor()
     always = {"waveforms": size.waveforms(), "features": size.features()}
     held = config.layers * (layer if recompute != "all" else _FLOAT * size.positions * config.dim)

@@ -73,6 +73,6 @@ def make_monitor(
         clock,
         on_finding=lambda finding: run_log.finding(asdict(finding)),
         on_figures=run_log.figures,
-        stop=control.ask_stop,
+        stop=lambda: control.ask_stop("health.action=stop"),
         state=kept,
     )

@@ -3,10 +3,11 @@
 import json
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from openwavlm.budget import GIB, GPUS, USABLE_SHARE, Recipe, disk_bytes, peak_flops, seconds_of_run, wasted_share
@@ -16,6 +17,8 @@ from openwavlm.costs import count_parameters
 from openwavlm.frames import SAMPLE_RATE_HZ
 from openwavlm.training.checkpoint import write_atomically
 
+_LIBRISPEECH_HOURS = 960.0
+_PUBLISHED_HOURS = {"wavlm_base_plus": 94_000.0, "wavlm_large": 94_000.0}  # WavLM §V-A
 log = logging.getLogger(__name__)
 
 
@@ -27,7 +30,7 @@ class Question:
         ValueError: If the GPU is unknown or a number is out of range.
     """
 
-    hours: float
+    hours: float | None
     classes: int
     gpus: int
     gpu: str
@@ -42,13 +45,17 @@ class Question:
                 f"gpu must be one of {', '.join(GPUS)}, but is {self.gpu}: take the nearest one and scale the days by its peak"
             )
         whole = all(isinstance(value, int) and value >= 1 for value in (self.gpus, self.classes))
-        if not whole or not all(_is_positive(value) for value in (self.hours, self.gpu_memory_gib or 1, self.flac_share)):
+        if not whole or not all(_is_positive(value) for value in (self.hours or 1, self.gpu_memory_gib or 1, self.flac_share)):
             raise ValueError(
                 "hours, classes, gpus, gpu_memory_gib and flac_share must be positive and classes and gpus whole, but are "
                 f"{self.hours}, {self.classes}, {self.gpus}, {self.gpu_memory_gib}, {self.flac_share}"
             )
         if not _is_positive(self.utilisation) or self.utilisation > 1:
             raise ValueError(f"utilisation must lie in (0, 1], but is {self.utilisation}: 0.3 is the default")
+
+    def of(self, experiment: str | None) -> "Question":
+        """The same with the hours of the corpus that a preset was published with, where none were given."""
+        return self if self.hours else replace(self, hours=_PUBLISHED_HOURS.get(experiment or "", _LIBRISPEECH_HOURS))
 
     @property
     def memory_gib(self) -> float:
@@ -75,6 +82,7 @@ def plan_run(recipe: Recipe, question: Question, checkpoints: int) -> dict[str, 
         ValueError: If there are more GPUs than micro-batches, or the GPU does not know the precision.
     """
     _check_gpus(recipe, question.gpus)
+    assert question.hours is not None
     batching, batch, flops = recipe.batching, recipe.micro_batch(), recipe.flops()
     parameters = count_parameters(recipe.model, recipe.head)
     hours_seen = recipe.updates * batching.seconds / 3600
@@ -106,7 +114,7 @@ def plan_run(recipe: Recipe, question: Question, checkpoints: int) -> dict[str, 
         },
         "memory_bytes": _memory(recipe, question),
         "time": _time(recipe, question),
-        "disk_bytes": disk_bytes(question.hours, question.flac_share, total, checkpoints),
+        "disk_bytes": disk_bytes(question.hours, question.flac_share, total, checkpoints, ema=recipe.ema),
         "assumptions": _assumptions(recipe, question, checkpoints),
     }
 
@@ -163,11 +171,12 @@ def _assumptions(recipe: Recipe, question: Question, checkpoints: int) -> list[s
         f"{question.gpu}: {peak:g} TFLOP/s at precision={recipe.precision} ({gpu.source}), of which training reaches "
         f"{question.utilisation:g} (utilisation=, a guess until openwavlm tune has measured it)",
         "the loader, the exchange between GPUs and the validation cost no time",
-        f"memory: strategy=ddp, float32 parameters, gradients and two moments, activations of recompute={recipe.recompute} and "
-        f"attention_backend={recipe.model.attention_backend}, the largest gradients in flight; {USABLE_SHARE:.0%} of a GPU can be "
-        "filled; not yet compared with a GPU",
-        f"disk: FLAC takes {question.flac_share:g} of 16-bit PCM, a label 2 bytes a frame of 20 ms, a checkpoint 12 bytes a parameter, "
-        f"{checkpoints} of them",
+        f"memory: strategy={recipe.strategy}, float32 parameters, gradients and two moments, activations of "
+        f"recompute={recipe.recompute} and attention_backend={recipe.model.attention_backend}, the largest "
+        f"gradients in flight; {USABLE_SHARE:.0%} of a GPU can be filled; not yet compared with a GPU",
+        f"disk: FLAC takes {question.flac_share:g} of 16-bit PCM, a label 2 bytes a frame of 20 ms, a checkpoint "
+        f"{16 if recipe.ema else 12} bytes a parameter, {checkpoints} of them at the end",
+        f"a corpus of {question.hours:,g} h (hours=)",
     ]
 
 
@@ -213,7 +222,9 @@ def main(config: DictConfig) -> None:
     values = plain(config)
     question = Question(**{key: values.pop(key) for key in Question.__dataclass_fields__})
     parts = objects(with_placeholders(values))
-    figures = plan_run(recipe_of(parts, values["precision"], question.classes), question, parts["callbacks"].keep_last + 1)
+    question = question.of(HydraConfig.get().runtime.choices.get("experiment"))
+    checkpoints = parts["callbacks"].kept_of(parts["optim"].updates)
+    figures = plan_run(recipe_of(parts, values["precision"], question.classes), question, checkpoints)
     sys.stdout.write("\n".join(lines_of(figures)) + "\n")
     if question.json:
         path = Path(str(question.json))

@@ -1,9 +1,12 @@
-"""Processes that end with the one that started them."""
+"""Processes that end with the one that started them, and a launcher that hands its signals on to them."""
 
+import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 PARENT = "OPENWAVLM_PARENT"  # environment variable: the process whose end a training has to answer
 _PR_SET_PDEATHSIG = 1
@@ -19,14 +22,52 @@ def end_with_parent(number: signal.Signals) -> None:
 
 
 def answer_parent() -> None:
-    """If a command started this program as one of its stages: SIGTERM, which saves and stops, as soon as that command ends.
+    """If a command or torchrun started this program as a part of it: SIGTERM, which saves and stops, as soon as that one ends.
 
     Raises:
         SystemExit: If it has ended already.
     """
     parent = os.environ.pop(PARENT, None)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(signal.SIGTERM)
     if parent is None:
         return
     end_with_parent(signal.SIGTERM)
     if os.getppid() != int(parent):
         raise SystemExit(f"process {parent}, which started this training, has ended")
+
+
+def run_handing_on_signals(command: list[str]) -> int:
+    """Runs a launcher of processes and sends them, not it, the SIGTERM, SIGINT and SIGUSR1 that this process gets.
+
+    Launchers end their processes by force some time after a signal of their own; left alone they wait until the processes have saved.
+    The launcher gets SIGTERM if this process is killed.
+
+    Returns:
+        The launcher's exit status.
+    """
+    child = subprocess.Popen(
+        command,
+        start_new_session=True,  # a terminal's Ctrl-C reaches this process alone
+        preexec_fn=lambda: end_with_parent(signal.SIGTERM),
+    )
+
+    def hand_on(number: int, frame: object) -> None:
+        for process in children_of(child.pid) or [child.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, hand_on)
+    return child.wait()
+
+
+def children_of(process: int) -> list[int]:
+    """Process ids of the direct children, on Linux; empty elsewhere."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):  # it has ended since
+            parent = next(line for line in status.read_text().splitlines() if line.startswith("PPid:"))
+            if int(parent.split()[1]) == process:
+                found.append(int(status.parent.name))
+    return found

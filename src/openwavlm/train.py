@@ -23,22 +23,25 @@ from omegaconf import DictConfig
 from openwavlm.announce import announce
 from openwavlm.augment.mixing import check_noise_bank
 from openwavlm.build import TrainerSettings, make_builder, make_model, objects, plain
+from openwavlm.continuation import begin_from, check_same_beginning
 from openwavlm.data.loader import StepLoader
 from openwavlm.data.plan import PLAN_VERSION, Batching
 from openwavlm.data.schedule import Schedule
 from openwavlm.data.sources import OpenData
+from openwavlm.models.wavlm import WavLM
 from openwavlm.monitoring import make_figures, make_monitor
 from openwavlm.probes.live import LiveProbe, LiveProbes
 from openwavlm.training.branch import begin_branch, check_head
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, write_atomically
-from openwavlm.training.control import Control
+from openwavlm.training.control import Control, forget_requests, hear_requeue
 from openwavlm.training.evaluation import Evaluation, Unigram
 from openwavlm.training.health.monitor import HealthMonitor, WallClock
 from openwavlm.training.log import RunLog, log_file, open_trackers, write_log
 from openwavlm.training.module import PretrainingModule, StepRecord
 from openwavlm.training.ranks import join_processes, on_rank_zero, requeue_job, together
-from openwavlm.training.run_directory import RunLock, RunRecord, accept_config, flatten
+from openwavlm.training.run_directory import RunRecord, accept_config, flatten
+from openwavlm.training.run_lock import RunLock
 from openwavlm.training.sharding import ShardedStrategy
 from openwavlm.training.watchdog import Watchdog
 
@@ -104,6 +107,7 @@ def train(config: DictConfig, run_directory: Path) -> dict[str, Any]:
     """
     values = plain(config)
     parts = objects(values)
+    hear_requeue()
     rank, world_size = join_processes()
     if parts["trainer"].threads:
         torch.set_num_threads(parts["trainer"].threads)
@@ -112,6 +116,7 @@ def train(config: DictConfig, run_directory: Path) -> dict[str, Any]:
 
     def enter() -> dict[str, Any]:
         lock.append(RunLock(run_directory))
+        forget_requests(run_directory)
         return accept_config(run_directory, values, list(values["allow_change"]))
 
     try:
@@ -147,7 +152,12 @@ def _train(
         found = Path(values["branch_from"])
         changes = on_rank_zero(
             lambda: begin_branch(
-                found, directory, values, list(values["allow_change"]), lambda: check_head(found, embeddings, fingerprints)
+                found,
+                directory,
+                values,
+                optim,
+                list(values["allow_change"]),
+                lambda: check_head(found, embeddings, fingerprints),
             )
         )
     state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)["openwavlm"] if found else None
@@ -159,6 +169,8 @@ def _train(
 
     torch.manual_seed(seed)
     model = make_model(parts, opened.classes)
+    if found is None and values["init_from"]:
+        _continue(model.wavlm, values, record)
     if parts["model"].compile_layers:
         model.wavlm.compile_layers()
     schedule = opened.schedule()
@@ -204,7 +216,7 @@ def _train(
             seed=seed,
             start=start,
             state=state if found is not None and found.parent == directory / "checkpoints" else None,
-            from_random=not values["branch_from"],
+            from_random=not (values["branch_from"] or values["init_from"]),
         )
 
     def on_record(record: StepRecord) -> None:
@@ -230,6 +242,14 @@ def _train(
         health=make_figures(parts, opened, rank),
         health_state=lambda: monitor.state() if monitor is not None else None,
     )
+
+    def begin() -> None:
+        """All that can be refused has been: the launch binds the run from here on."""
+        control.listen(_watchdog(parts["trainer"], rank, directory))
+        if rank == 0:
+            plan = {"key": plan_key, **schedule.beginning()}
+            record.begin_segment(_segment(start, world_size, changes, fingerprints, plan))
+
     boundary = StepBoundary(
         parts["callbacks"],
         directory,
@@ -237,15 +257,12 @@ def _train(
         stop_after=stop_after,
         evaluation=_evaluation(parts, opened, seed, control),
         log=run_log,
-        on_start=lambda: control.listen(_watchdog(parts["trainer"], rank, directory)),
+        on_start=begin,
         probe=_probe(live, run_log),
         probe_every=parts["probes"].every,
         paused=clock.paused,
     )
     trainer = make_trainer(parts["trainer"], values["precision"], optim.updates, directory, boundary, world_size)
-    if rank == 0:
-        plan = {"key": plan_key, **schedule.beginning()}
-        record.begin_segment(_segment(start, world_size, changes, fingerprints, plan))
     began = time.monotonic()
     try:
         trainer.fit(module, loader, ckpt_path=str(found) if found else None)
@@ -256,7 +273,8 @@ def _train(
             run_log.close()
     done = trainer.global_step
     if rank == 0 and done < optim.updates:
-        log.info("stopped after update %d of %d; the same command goes on", done, optim.updates)
+        why = "stop_after" if done == stop_after else control.why or "what another rank was asked"
+        log.info("stopped after update %d of %d by %s; the same command goes on", done, optim.updates, why)
         if boundary.requeue and parts["trainer"].requeue:
             requeue_job()
     elif rank == 0:
@@ -271,6 +289,15 @@ def _train(
         rank,
         monitor.summary() if monitor is not None else None,
     )
+
+
+def _continue(encoder: WavLM, values: dict[str, Any], record: RunRecord) -> None:
+    """Begins a new run from the checkpoint `init_from`, the same one on every rank, and notes it in `run.json`."""
+    begun = together(lambda: begin_from(encoder, values["init_from"]))
+    if together(lambda: begun["model"]) != on_rank_zero(lambda: begun["model"]):
+        raise ValueError(f"the ranks begin from different models: {values['init_from']} on this node differs from rank 0's")
+    check_same_beginning(record.content.get("init_from"), begun, list(values["allow_change"]))
+    record.content["init_from"] = begun
 
 
 def _live_probe(parts: dict[str, Any], opened: OpenData, directory: Path) -> LiveProbe | None:

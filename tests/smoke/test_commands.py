@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -192,6 +194,42 @@ def test_two_processes_train_through_the_program(trained, data, tmp_path):
         for folder in (run, trained / "runs" / "first")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 4
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGUSR1, *(pytest.param(number, marks=pytest.mark.long) for number in (signal.SIGTERM, signal.SIGINT))]
+)
+def test_a_signal_to_the_program_of_two_processes_saves_and_stops_both(data, tmp_path, number):
+    command = [sys.executable, "-m", "openwavlm", "train", "name=two", *SETTINGS, *data, "trainer.devices=2"]
+    command += ["optim.updates=100000", "callbacks.checkpoint_every=100000", "callbacks.validate_every=0"]
+    metrics = tmp_path / "runs" / "two" / "metrics.csv"
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=_environment()) as program:
+        began = time.monotonic()
+        while not (metrics.is_file() and metrics.read_text().count("\n") > 3):
+            assert program.poll() is None and time.monotonic() - began < 120
+            time.sleep(0.05)
+        program.send_signal(number)
+        _, told = program.communicate(timeout=60)
+    assert program.returncode == 0, told
+    assert f"by {number.name}; the same command goes on" in told and "Traceback" not in told
+    (kept,) = (tmp_path / "runs" / "two" / "checkpoints").glob("*.ckpt")
+    assert int(kept.stem[5:]) == metrics.read_text().count("\n") - 1
+    assert json.loads((tmp_path / "runs" / "two" / "summary.json").read_text())["complete"] is False
+
+
+def test_processes_stop_when_the_program_that_started_them_is_killed(data, tmp_path):
+    command = [sys.executable, "-m", "openwavlm", "train", "name=two", *SETTINGS, *data, "trainer.devices=2"]
+    command += ["optim.updates=100000", "callbacks.checkpoint_every=100000", "callbacks.validate_every=0"]
+    run = tmp_path / "runs" / "two"
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, env=_environment()) as program:
+        began = time.monotonic()
+        while not ((run / "metrics.csv").is_file() and (run / "metrics.csv").read_text().count("\n") > 3):
+            assert program.poll() is None and time.monotonic() - began < 120
+            time.sleep(0.05)
+        program.kill()
+    while not list(run.glob("checkpoints/*.ckpt")) or (run / "lock").read_bytes():
+        assert time.monotonic() - began < 150, "orphans train on"
+        time.sleep(0.05)
 
 
 def _environment() -> dict[str, str]:

@@ -15,8 +15,8 @@ from planted_faults import (
     growing_gradient,
     hidden_and_seen_exchanged,
     infinite_gradients,
+    labels_of_noise,
     labels_of_one_byte_lost,
-    labels_shuffled,
     louder_mixtures,
     masks_of_another_config,
     nothing,
@@ -42,7 +42,7 @@ ONE_WINDOW = ["stop_after=100"]
 EIGHT_WINDOWS = ["stop_after=800"]
 # Nothing is loosened: what is overridden is when the training stops, how often it measures, and what the fault itself needs.
 FAULTS: dict[str, tuple[Callable[[], None], list[str]]] = {
-    "unigram": (labels_shuffled, []),
+    "unigram": (partial(labels_of_noise, 100), []),
     "count_table": (nothing, ["optim.lr=5e-5"]),  # a slip of the pen in the learning rate
     "unmasked_accuracy": (hidden_and_seen_exchanged, [*ONE_WINDOW, "callbacks.unmasked_every=1"]),
     "perplexity": (partial(labels_of_one_byte_lost, 9), []),
@@ -56,7 +56,7 @@ FAULTS: dict[str, tuple[Callable[[], None], list[str]]] = {
     "gradient_growth": (partial(growing_gradient, 600), EIGHT_WINDOWS),
     "dead_channels": (dead_channels, ONE_WINDOW),
     "void_updates": (infinite_gradients, ONE_WINDOW),
-    "data_wait": (sleeping_loader, ["stop_after=200", "loader.workers=1"]),
+    "data_wait": (partial(sleeping_loader, 0.6), ["stop_after=200", "loader.workers=1"]),
     "throughput": (partial(slower_and_slower, 600), EIGHT_WINDOWS),
     "unreadable_rows": (unreadable_rows, [*ONE_WINDOW, "data.max_skip_rate=0.5"]),
 }

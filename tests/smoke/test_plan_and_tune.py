@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 from openwavlm.announce import cost_lines
-from openwavlm.budget import GIB, GPUS, USABLE_SHARE, Recipe
+from openwavlm.budget import GIB, GPUS, USABLE_SHARE, Recipe, disk_bytes
 from openwavlm.build import objects, plain, recipe_of, with_placeholders
 from openwavlm.cli import composed, conf_dir
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
 from openwavlm.plan_command import Question, lines_of, plan_run
+from openwavlm.training.callbacks import Schedules
 from openwavlm.trial import outcome_of, run_trial
 from openwavlm.tune import Search, search, speed_line, write_settings
 from programs import run_program
@@ -70,7 +71,7 @@ def test_a_plan_prints_what_its_file_says_and_every_assumption(planned):
     folder, printed = planned
     figures = json.loads((folder / "a" / "plan.json").read_text())
     assert printed == "\n".join(lines_of(figures)) + "\n"
-    assert all(f"  - {assumption}" in printed for assumption in figures["assumptions"]) and len(figures["assumptions"]) == 6
+    assert all(f"  - {assumption}" in printed for assumption in figures["assumptions"]) and len(figures["assumptions"]) == 7
     assert "model: 94.71 M parameters" in printed and "h100: 66.9 TFLOP/s at precision=32-true (NVIDIA H100 datasheet" in printed
 
 
@@ -99,6 +100,29 @@ def test_a_run_on_94000_hours_can_be_planned():
         5.5e12, rel=0.01
     )
     assert figures["time"]["wasted_share"] == 0 and figures["parameters"]["total"] == pytest.approx(316.6e6, rel=1e-3)
+
+
+def test_a_preset_is_planned_on_the_corpus_that_it_was_published_with_unless_hours_are_given(tmp_path):
+    printed = [run_program(tmp_path, "openwavlm", "plan", "experiment=wavlm_large", *more) for more in ([], ["hours=960"])]
+    assert "passes over 94,000 h" in printed[0].stdout and "passes over 960 h" in printed[1].stdout
+    assert question(hours=None).of("wavlm_base").hours == 960
+
+
+def test_every_checkpoint_that_is_kept_takes_disk():
+    schedules = objects(values_of("experiment=wavlm_large"))["callbacks"]
+    assert schedules.kept_of(700_000) == 3 + 700_000 // schedules.keep_every + 1
+    assert Schedules(checkpoint_every=10).kept_of(15) == 2 + 1
+    assert disk_bytes(1, 0.5, 100, 3)["checkpoints"] == 3600 and disk_bytes(1, 0.5, 100, 3, ema=True)["checkpoints"] == 4800
+
+
+def test_shards_take_less_memory_than_copies_and_a_running_mean_takes_its_own():
+    base = ["model=base", "batch.seconds=2880", "batch.micro_seconds=180"]
+    copied, sharded, mean = (recipe(*base, *more) for more in ([], ["trainer.strategy=fsdp"], ["optim.ema=0.999"]))
+    parameters = plan_run(copied, question(), 4)["parameters"]["total"]
+    states = [one.memory(8).states for one in (copied, sharded, mean)]
+    assert states[1]["moments"] == -(-8 * parameters // 8) and states[0]["moments"] == 8 * parameters
+    assert sum(states[1].values()) < sum(states[0].values()) / 2
+    assert sum(states[2].values()) - sum(states[0].values()) == 4 * parameters
 
 
 @pytest.mark.parametrize("gpus", [1, 3])

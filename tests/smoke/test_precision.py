@@ -76,3 +76,23 @@ def test_a_run_in_float16_that_was_stopped_equals_one_that_was_not(data, tmp_pat
     assert launch(overrides, tmp_path / "halves") == [0]
     first, second = weights(tmp_path / "whole", 10), weights(tmp_path / "halves", 10)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("first", "second"), [("16-mixed", "bf16-mixed"), ("32-true", "16-mixed")])
+def test_a_run_goes_on_in_another_precision_where_that_is_allowed(data, tmp_path, first, second, strategy):
+    size = 1 if strategy == "ddp" else 2
+    overrides = [*RUN, *data, f"trainer.strategy={strategy}"]
+    assert launch([*overrides, f"precision={first}", "stop_after=4"], tmp_path, world_size=size) == [0] * size
+    change = [f"precision={second}", "allow_change=[precision]"]
+    assert launch([*overrides, *change], tmp_path, world_size=size) == [0] * size
+    assert len(table(tmp_path)) == 10
+    assert ("loss_scale.scale" in weights(tmp_path, 10)) == (second == "16-mixed")
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_binds_nothing(data, tmp_path):
+    assert launch([*RUN, *data, "stop_after=2"], tmp_path) == [0]
+    config = (tmp_path / "config.yaml").read_bytes()
+    assert launch([*RUN, *data, "model.ffn_dim=48", "allow_change=[model]"], tmp_path) == [1]
+    assert (tmp_path / "config.yaml").read_bytes() == config
+    assert launch([*RUN, *data, "stop_after=3"], tmp_path) == [0]

@@ -215,7 +215,7 @@ def test_a_folder_that_is_no_shard_set_is_refused(place):
             "shards/index/shards.json",
             r"the index of .*/shards has format 99, but this version of OpenWavLM reads up to 1: update",
         ),
-        ("labels/meta.json", r"/labels has labels of format_version 99, but this OpenWavLM reads up to 1: update"),
+        ("labels/meta.json", r"/labels has labels of format_version 99, but this OpenWavLM reads up to 2: update"),
         (
             "run/checkpoints/step-00000002.ckpt.json",
             r"step-00000002\.ckpt has checkpoint format 99, this version reads up to 1: install",

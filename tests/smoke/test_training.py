@@ -1,6 +1,7 @@
 """A run is a function of its config and data: not of kills or loader workers."""
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -183,11 +184,51 @@ def test_a_finished_run_is_extended_by_an_allowed_change(data, undisturbed, tmp_
     assert json.loads((tmp_path / "run" / "run.json").read_text())["segments"][-1]["changes"] == {"optim.updates": [20, 24]}
 
 
-def test_touching_stop_in_the_run_directory_stops_it(data, tmp_path):
+def _ask_at_update_three(name: str) -> None:
+    from openwavlm.training.module import PretrainingModule
+
+    real = PretrainingModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        if batch.step == 2:
+            (Path(self.trainer.default_root_dir) / name).touch()
+        real(self, batch, batch_idx)
+
+    PretrainingModule.training_step = training_step
+    logging.getLogger().setLevel(logging.INFO)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("stop", [3]), ("save_now", [3, 20])])
+def test_a_file_touched_in_the_run_directory_is_heard_once(data, tmp_path, name, steps):
+    overrides = [*SETTINGS, *data, "callbacks.checkpoint_every=100"]
+    assert launch(overrides, tmp_path, patch=partial(_ask_at_update_three, name)) == [0]
+    assert sorted(int(path.stem[5:]) for path in tmp_path.glob("checkpoints/*.ckpt")) == steps
+    assert not (tmp_path / name).exists()
+    stopped = "stopped after update 3 of 20 by the file stop" in (tmp_path / "logs" / "rank-0000.log").read_text()
+    assert stopped == (name == "stop")
+
+
+def test_a_request_from_before_the_launch_is_forgotten(data, tmp_path):
     (tmp_path / "stop").touch()
-    assert launch(SETTINGS + data, tmp_path) == [0]
-    assert [p.name for p in tmp_path.glob("checkpoints/*.ckpt")] == ["step-00000001.ckpt"]
-    assert not (tmp_path / "stop").exists()
+    assert launch([*SETTINGS, *data, "stop_after=4"], tmp_path) == [0]
+    assert len(table(tmp_path)) == 4 and not (tmp_path / "stop").exists()
+
+
+def test_a_warning_of_slurm_during_start_up_saves_and_stops_after_the_first_update(data, tmp_path):
+    assert launch([*SETTINGS, *data], tmp_path, patch=_warn_while_data_are_opened) == [0]
+    assert [path.name for path in tmp_path.glob("checkpoints/*.ckpt")] == ["step-00000001.ckpt"]
+
+
+def _warn_while_data_are_opened() -> None:
+    from openwavlm import train
+
+    real = train._open
+
+    def opened(parts, seed):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return real(parts, seed)
+
+    train._open = opened
 
 
 STABLE = [
@@ -214,6 +255,24 @@ def test_a_branch_follows_its_stem_and_then_decays(data, tmp_path):
     assert second[12] == first[12], "the update before the decay is that of the stem"
     assert float(second[13]["lr"]) == pytest.approx(1e-3 * 2 / 3), "and then the rate falls"
     assert launch([*overrides, "optim.updates=15", "seed=3", ends[-1]], tmp_path / "other") == [1], "another seed is no branch"
+    for updates in (12, 14):  # at its end; inside its decay
+        assert launch([*overrides, f"optim.updates={updates}", ends[-1]], tmp_path / f"to-{updates}") == [1]
+        assert not (tmp_path / f"to-{updates}" / "config.yaml").exists(), "what is refused binds nothing"
+
+
+def test_a_running_mean_may_begin_at_a_branch(data, tmp_path):
+    stem, branch = tmp_path / "stem", tmp_path / "branch"
+    overrides = [*SETTINGS, *data, *STABLE, "optim.ema=0", "optim.updates=40"]
+    assert launch([*overrides, "stop_after=6"], stem) == [0]
+    start = [f"branch_from={stem / 'checkpoints/step-00000006.ckpt'}", "optim.ema=0.9", "allow_change=[optim.ema]"]
+    assert launch([*overrides, *start, "stop_after=7"], branch) == [0]
+    before, after = weights(stem, 6), weights(branch, 7)
+    name, share = "wavlm.encoder.layers.0.attention.query.weight", 1 - min(0.9, 7 / 16)
+    expected = before[f"model.{name}"].lerp(after[f"model.{name}"], share)
+    torch.testing.assert_close(after[f"ema.{name}"], expected)
+    other = [*overrides, f"branch_from={branch / 'checkpoints/step-00000007.ckpt'}", "allow_change=[optim.ema]", "stop_after=8"]
+    assert launch(other, tmp_path / "without") == [0]
+    assert not [name for name in weights(tmp_path / "without", 8) if name.startswith("ema.")]
 
 
 def test_the_running_mean_is_kept_and_exported(data, tmp_path):

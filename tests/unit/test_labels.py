@@ -163,8 +163,8 @@ def test_a_codebook_folder_given_as_labels_is_refused(index: Index, tmp_path: Pa
 
 
 def test_labels_of_a_newer_format_are_refused_by_name(index: Index, labels: Path) -> None:
-    change_meta(labels, format_version=2)
-    with pytest.raises(ValueError, match=r"labels of format_version 2.*reads up to 1: update OpenWavLM"):
+    change_meta(labels, format_version=3)
+    with pytest.raises(ValueError, match=r"labels of format_version 3.*reads up to 2: update OpenWavLM"):
         LabelStore.open(labels, index)
 
 

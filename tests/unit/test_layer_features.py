@@ -96,7 +96,7 @@ def test_a_teacher_that_was_written_anew_is_loaded_anew(tmp_path: Path) -> None:
         ({"features": "layer"}, r"needs teacher .* and layer"),
         ({"features": "layer", "layer": 3}, r"layer must lie in 0…2"),
         ({"features": "layer", "layer": 1, "feature_norm": "whiten"}, "one of auto, standardise, none"),
-        ({"features": "layer", "layer": 1, "teacher": Path("/nowhere")}, "config.json"),
+        ({"features": "layer", "layer": 1, "teacher": Path("/nowhere")}, "/nowhere does not exist"),
     ],
 )
 def test_wrong_requests_are_refused(teacher: Path, arguments: dict, message: str) -> None:

@@ -1,11 +1,14 @@
 """The run directory: one writer, the rules of a second launch, records and checkpoints that survive a kill."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -13,9 +16,18 @@ import pytest
 import torch
 import yaml
 
-from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, named_checkpoint, newest_checkpoint, prune
+from openwavlm.training import run_lock
+from openwavlm.training.checkpoint import (
+    AtomicCheckpointIO,
+    checkpoint_path,
+    named_checkpoint,
+    newest_checkpoint,
+    prune,
+    write_atomically,
+)
 from openwavlm.training.records import CsvRecord
-from openwavlm.training.run_directory import DEAD_AFTER_S, RunLock, RunRecord, accept_config, changed_keys, trajectory
+from openwavlm.training.run_directory import RunRecord, accept_config, changed_keys, trajectory
+from openwavlm.training.run_lock import DEAD_AFTER_S, TAKEN_OVER, RunLock
 
 FORK = multiprocessing.get_context("fork")
 
@@ -80,13 +92,79 @@ def _write_lock(directory: Path, *, age_s: float) -> None:
     (directory / "lock").write_text(json.dumps(record))
 
 
-def test_a_launch_on_another_host_is_refused_while_its_heart_beats(tmp_path):
+def _renew(directory: Path, stop: threading.Event) -> None:
+    while not stop.wait(0.05):
+        _write_lock(directory, age_s=0)
+
+
+def test_a_launch_on_another_host_is_refused_as_soon_as_its_heart_beats(tmp_path, caplog):
     _write_lock(tmp_path, age_s=DEAD_AFTER_S - 20)
-    before = (tmp_path / "lock").read_bytes()
-    for _ in range(2):
+    stop = threading.Event()
+    beating = threading.Thread(target=_renew, args=(tmp_path, stop))
+    beating.start()
+    try:
         with pytest.raises(ValueError, match=r"process 17 on elsewhere: wait for it.*taken over 120 s after its last heartbeat"):
             RunLock(tmp_path)
-    assert (tmp_path / "lock").read_bytes() == before
+    finally:
+        stop.set()
+        beating.join()
+    assert json.loads((tmp_path / "lock").read_text())["host"] == "elsewhere"
+    assert "process 17 on elsewhere; waiting up to 20 s for a sign of life" in caplog.text
+
+
+def test_a_launch_on_another_host_whose_heart_stands_still_is_waited_for_and_taken_over(tmp_path):
+    _write_lock(tmp_path, age_s=DEAD_AFTER_S - 1.5)
+    began = time.monotonic()
+    RunLock(tmp_path).release()
+    assert 1 < time.monotonic() - began < 10
+
+
+@pytest.fixture
+def without_locks(monkeypatch):
+    """A file system that has no locks, as Lustre without `flock`."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_file_locks_a_live_process_of_this_host_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("openwavlm.training.run_lock.HEARTBEAT_S", 0.05)
+    first = RunLock(tmp_path)
+    with pytest.raises(ValueError, match=f"process {os.getpid()} on {socket.gethostname()}: wait for it"):
+        RunLock(tmp_path)
+    first.release()
+    RunLock(tmp_path).release()
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_file_locks_a_dead_process_of_this_host_is_taken_over(tmp_path):
+    process = FORK.Process(target=time.sleep, args=(0,))
+    process.start()
+    process.join()
+    record = {"host": socket.gethostname(), "pid": process.pid, "heartbeat": time.time()}
+    (tmp_path / "lock").write_text(json.dumps(record))
+    RunLock(tmp_path).release()
+
+
+def _stand_still(directory: Path, held: "multiprocessing.synchronize.Event") -> None:
+    run_lock.HEARTBEAT_S = 0.2
+    RunLock(directory)
+    held.set()
+    time.sleep(20)
+
+
+def test_a_writer_that_was_taken_over_while_it_stood_still_ends(tmp_path):
+    held = FORK.Event()
+    process = FORK.Process(target=_stand_still, args=(tmp_path, held))
+    process.start()
+    assert held.wait(20)
+    _write_lock(tmp_path, age_s=0)
+    process.join(10)
+    assert process.exitcode == TAKEN_OVER
+    assert json.loads((tmp_path / "lock").read_text())["host"] == "elsewhere"
 
 
 def test_a_launch_on_another_host_is_taken_over_when_its_heart_has_stopped(tmp_path):
@@ -101,7 +179,7 @@ def test_an_unreadable_lock_is_taken_over(tmp_path):
 
 
 def test_the_heart_beats_and_a_reader_never_meets_half_a_record(tmp_path, monkeypatch):
-    monkeypatch.setattr("openwavlm.training.run_directory.HEARTBEAT_S", 0.001)
+    monkeypatch.setattr("openwavlm.training.run_lock.HEARTBEAT_S", 0.001)
     (tmp_path / "lock").touch()
     reader = os.open(tmp_path / "lock", os.O_RDONLY)  # closing it here would drop the lock, which belongs to the process
     lock = RunLock(tmp_path)
@@ -356,11 +434,13 @@ def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
         newest_checkpoint(tmp_path)
 
 
-def test_pruning_keeps_what_was_written_last(tmp_path):
+def test_pruning_keeps_the_last_steps_whatever_the_clocks_say(tmp_path):
     for step in (3, 6, 9, 12):
         save(tmp_path, step)
+    for step in (3, 6):
+        os.utime(checkpoint_path(tmp_path, step), (time.time() + 3600,) * 2)
     (tmp_path / "step-00000015.ckpt.tmp").touch()
-    prune(tmp_path, 2)
+    prune(checkpoint_path(tmp_path, 12), 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         f"step-{step:08d}.ckpt{end}" for step in (9, 12) for end in ("", ".json")
     ]
@@ -369,15 +449,19 @@ def test_pruning_keeps_what_was_written_last(tmp_path):
 def test_checkpoints_are_kept_by_their_step_and_by_their_figure(tmp_path):
     for step in range(5, 60, 5):
         save(tmp_path, step)
-    for step, figure in ((5, 3.0), (15, 1.0), (25, 2.0), (35, 0.5)):
+    for step, figure in ((5, 3.0), (10, float("nan")), (15, 1.0), (25, 2.0), (35, 0.5)):
         describe(checkpoint_path(tmp_path, step), validation=figure)
-    prune(tmp_path, 1, keep_every=20, keep_best=2)
+    prune(checkpoint_path(tmp_path, 55), 1, keep_every=20, keep_best=2)
     assert sorted(int(path.stem[5:]) for path in tmp_path.glob("*.ckpt")) == [15, 20, 35, 40, 55]
     assert named_checkpoint(tmp_path, "best") == checkpoint_path(tmp_path, 35)
     assert named_checkpoint(tmp_path, "newest") == checkpoint_path(tmp_path, 55)
     assert named_checkpoint(tmp_path, "20") == checkpoint_path(tmp_path, 20)
     with pytest.raises(ValueError, match="must be newest, best or one of 15, 20, 35, 40, 55, but is 25"):
         named_checkpoint(tmp_path, "25")
+    for step, which in ((35, "best"), (20, "20")):
+        flip_a_byte(checkpoint_path(tmp_path, step))
+        with pytest.raises(ValueError, match=rf"step-000000{step}\.ckpt is damaged"):
+            named_checkpoint(tmp_path, which)
 
 
 def test_without_a_validated_checkpoint_none_is_best(tmp_path):
@@ -386,14 +470,21 @@ def test_without_a_validated_checkpoint_none_is_best(tmp_path):
         named_checkpoint(tmp_path, "best")
 
 
-@pytest.mark.parametrize("fails_at", ["write", "fsync"])
+def _no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _error_of_its_own(*_: object) -> None:
+    try:
+        _no_space()
+    except OSError:
+        raise RuntimeError("unexpected pos 3603200 vs 3603152")  # noqa: B904  as torch's writer does
+
+
+@pytest.mark.parametrize("fails_at", [(torch, "save", _no_space), (torch, "save", _error_of_its_own), (os, "fsync", _no_space)])
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, fails_at):
     save(tmp_path, 1)
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(*((torch, "save", full) if fails_at == "write" else (os, "fsync", full)))
+    monkeypatch.setattr(*fails_at)
     with pytest.raises(ValueError, match=r"is full, so step-00000002.ckpt was not written; .* free some space"):
         save(tmp_path, 2)
     monkeypatch.undo()
@@ -403,12 +494,29 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, fails_a
     assert newest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 2)
 
 
+def test_an_error_that_is_no_full_disk_is_told_as_it_is_and_leaves_nothing(tmp_path, monkeypatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        save(tmp_path, 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_small_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", _no_space)
+    with pytest.raises(OSError, match=rf"No space left on device: '{re.escape(str(tmp_path / 'run.json'))}'"):
+        write_atomically(tmp_path / "run.json", b"{}")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_damaged_later_checkpoint_does_not_push_out_the_good_ones(tmp_path):
     save(tmp_path, 9)
     flip_a_byte(save(tmp_path, 12))
     time.sleep(0.01)
     good = save(tmp_path, 10)  # the run went on from 9, with another checkpoint_every
-    prune(tmp_path, 1)
+    prune(good, 1)
     assert newest_checkpoint(tmp_path) == good
 
 

@@ -1,66 +1,28 @@
 """Hugging Face directories: `config.json`, `preprocessor_config.json`, `model.safetensors` (or an older `pytorch_model.bin`)."""
 
 import json
-import logging
 import os
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, QUANTISER, Account, fill
 from openwavlm.checkpoints.huggingface_config import huggingface_config, preprocessor_config, read_config
+from openwavlm.checkpoints.names import huggingface_name, prefix_of
+from openwavlm.checkpoints.pickles import read_pickle
+from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
 
-logger = logging.getLogger(__name__)
-
-# Our name → Hugging Face's, as prefixes; `{}` is a layer's number.
-_PREFIXES = {
-    "mask_embedding": "masked_spec_embed",
-    "extractor.layers.{}.conv": "feature_extractor.conv_layers.{}.conv",
-    "extractor.layers.{}.norm": "feature_extractor.conv_layers.{}.layer_norm",
-    "feature_norm": "feature_projection.layer_norm",
-    "projection": "feature_projection.projection",
-    "encoder.positional.conv": "encoder.pos_conv_embed.conv",
-    "encoder.norm": "encoder.layer_norm",
-    "encoder.relative_bias.embedding": "encoder.layers.0.attention.rel_attn_embed",
-    "encoder.layers.{}.attention.query": "encoder.layers.{}.attention.q_proj",
-    "encoder.layers.{}.attention.key": "encoder.layers.{}.attention.k_proj",
-    "encoder.layers.{}.attention.value": "encoder.layers.{}.attention.v_proj",
-    "encoder.layers.{}.attention.output": "encoder.layers.{}.attention.out_proj",
-    "encoder.layers.{}.attention.gate": "encoder.layers.{}.attention.gru_rel_pos_linear",
-    "encoder.layers.{}.attention.gate_scale": "encoder.layers.{}.attention.gru_rel_pos_const",
-    "encoder.layers.{}.attention_norm": "encoder.layers.{}.layer_norm",
-    "encoder.layers.{}.feed_forward.expand": "encoder.layers.{}.feed_forward.intermediate_dense",
-    "encoder.layers.{}.feed_forward.contract": "encoder.layers.{}.feed_forward.output_dense",
-    "encoder.layers.{}.feed_forward_norm": "encoder.layers.{}.final_layer_norm",
-}
-_SUFFIXES = ("", ".weight", ".bias", ".parametrizations.weight.original0", ".parametrizations.weight.original1")
-_POSITIONAL = "encoder.pos_conv_embed.conv."
-# torch.nn.utils.weight_norm wrote these names before parametrizations existed; Microsoft's files on the hub carry them.
-_OLD_WEIGHT_NORM = {
-    f"{_POSITIONAL}weight_g": f"{_POSITIONAL}parametrizations.weight.original0",
-    f"{_POSITIONAL}weight_v": f"{_POSITIONAL}parametrizations.weight.original1",
-}
-# Beside `wavlm.`: what Hugging Face's fine-tuned classes, and the pre-training heads that some exports keep, add to the encoder.
-_HEADS = ("lm_head", "classifier", "projector", "layer_weights", "tdnn", "feature_extractor", "objective")
-_PRETRAINING_HEADS = ("final_proj", "label_embs_concat")
-
-
-def huggingface_name(name: str) -> str:
-    """Hugging Face's name of one of our parameters (`WavLMModel`, no prefix)."""
-    number = re.search(r"(?<=layers\.)\d+", name)
-    for suffix in _SUFFIXES:
-        stem = name.removesuffix(suffix) if suffix else name
-        pattern = re.sub(r"(?<=layers\.)\d+", "{}", stem)
-        if name.endswith(suffix) and pattern in _PREFIXES:
-            return _PREFIXES[pattern].format(number.group() if number else "") + suffix
-    raise AssertionError(f"no Hugging Face name for {name}")
+_PREFIXES = ("wavlm.", "hubert.", "wav2vec2.")
+# Beside the prefixed encoder: what Hugging Face's fine-tuned classes and pre-training classes add to it.
+_HEADS = dict.fromkeys(
+    ("lm_head", "classifier", "projector", "layer_weights", "tdnn", "feature_extractor", "objective"), FINE_TUNED_HEAD
+) | dict.fromkeys(("quantizer", "project_q", "project_hid"), QUANTISER)
+_PRETRAINING_HEADS = dict.fromkeys(("final_proj", "label_embs_concat"), PREDICTION_HEAD)
 
 
 def huggingface_state(model: WavLM) -> dict[str, Tensor]:
@@ -68,55 +30,35 @@ def huggingface_state(model: WavLM) -> dict[str, Tensor]:
     return {huggingface_name(name): tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
-def _is_head(name: str, *, prefixed: bool) -> bool:
-    known = _HEADS + _PRETRAINING_HEADS if prefixed else _PRETRAINING_HEADS
-    return name.split(".")[0] in known
-
-
-def load_huggingface_state(model: WavLM, state: Mapping[str, Tensor], *, origin: str) -> list[str]:
-    """Copies Hugging Face's tensors into the model; every tensor is used, is a head, or is refused.
+def load_huggingface_state(
+    config: WavLMConfig, state: Mapping[str, Tensor], *, origin: str, kind: str = "wavlm"
+) -> tuple[WavLM, Account]:
+    """Builds a model from Hugging Face's tensors; every tensor is used, is a head, or is refused.
 
     Args:
-        model: The model, of the architecture that the tensors have.
+        config: The architecture that the tensors have.
         state: Tensors by name, with or without the `wavlm.` prefix, with either spelling of the weight norm.
         origin: Where they come from, for messages.
+        kind: `wavlm`, or `hubert` or `wav2vec2`, whose missing gated bias is made neutral.
 
     Returns:
-        Names of the tensors that were left out because they belong to a head.
+        The model and its account.
 
     Raises:
         ValueError: If a tensor is unknown, missing, or has another shape than the configuration says.
     """
-    prefixed = any(name.startswith("wavlm.") for name in state)
-    names = {huggingface_name(name): name for name in model.state_dict()}
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    found: dict[str, Tensor] = {}
-    heads: list[str] = []
-    for name, tensor in state.items():
-        if _is_head(name, prefixed=prefixed):
-            heads.append(name)
-            continue
-        bare = name.removeprefix("wavlm.")
-        ours = names.get(_OLD_WEIGHT_NORM.get(bare, bare)) if prefixed == name.startswith("wavlm.") else None
-        if ours is None:
-            raise ValueError(
-                f"every tensor of a checkpoint must belong to the encoder or to a known head, but {origin} has {name}; if it is a "
-                "head, remove it from the file, otherwise config.json describes another architecture"
-            )
-        if tensor.shape != shapes[ours]:
-            raise ValueError(
-                f"tensors must have the shapes that config.json implies, but {name} of {origin} has {tuple(tensor.shape)} instead "
-                f"of {tuple(shapes[ours])}; use the config.json that was saved with the weights"
-            )
-        found[ours] = tensor.float()
-    missing = sorted(huggingface_name(name) for name in shapes.keys() - found.keys())
-    if missing:
-        raise ValueError(
-            f"a checkpoint must hold every tensor of the encoder, but {origin} lacks {len(missing)}, first {missing[0]}; "
-            "save it again from the complete model (masked_spec_embed is only saved with mask_time_prob > 0)"
-        )
-    model.load_state_dict(found)
-    return heads
+    prefix = prefix_of(state, _PREFIXES)
+    heads = _PRETRAINING_HEADS | (_HEADS if prefix else {})
+    return fill(
+        config,
+        state,
+        dialect=f"Hugging Face, {kind}",
+        origin=origin,
+        name_of=huggingface_name,
+        reason_of=lambda name: heads.get(name.split(".")[0]),
+        prefix=prefix,
+        gated=kind == "wavlm",
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -138,20 +80,23 @@ def _read_tensors(directory: Path) -> tuple[Path, dict[str, Tensor]]:
             f"a Hugging Face directory must hold model.safetensors or pytorch_model.bin, but {directory} has neither; "
             "give the directory that save_pretrained or export wrote"
         )
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, IndexError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} must be a complete weights file, but cannot be read ({reason}); fetch or save it again"
-        ) from error
+    if path.suffix == ".bin":
+        state = read_pickle(path, tensors_alone=True)
+    else:
+        try:
+            state = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"{path} must be a complete weights file, but cannot be read ({reason}); fetch or save it again"
+            ) from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"{path} must hold tensors by name and nothing else, but does not; save the model's state dict alone")
     return path, state
 
 
-def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None = None) -> WavLM:
-    """Reads a directory that Hugging Face's `save_pretrained`, the hub or `save_huggingface` wrote.
+def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None = None) -> tuple[WavLM, Account]:
+    """Reads a directory of a WavLM, HuBERT or wav2vec 2.0 that `save_pretrained`, the hub or `save_huggingface` wrote.
 
     Tensors of fine-tuning and pre-training heads are left out, since the encoder has no place for them, and are named in the log.
 
@@ -160,7 +105,7 @@ def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None =
         normalise_waveform: Whether the model expects normalised waveforms; None = read it from `preprocessor_config.json`.
 
     Returns:
-        The model in float32, on the CPU, in evaluation mode.
+        The model in float32, on the CPU, in evaluation mode; its account.
 
     Raises:
         ValueError: If a file is missing or cannot be read; if the configuration asks for something that WavLM's encoder is not; if
@@ -168,11 +113,6 @@ def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None =
     """
     directory = Path(directory)
     config_path = directory / "config.json"
-    if directory.is_file():
-        raise ValueError(
-            f"a model is read from a Hugging Face directory, but {directory} is a file; Microsoft's and fairseq's .pt files cannot be "
-            "read yet, their folders of the hub can (docs/checkpoints.md)"
-        )
     if not config_path.is_file():
         raise ValueError(
             f"a Hugging Face directory must hold config.json, but {directory} has none; give the directory that save_pretrained "
@@ -184,17 +124,13 @@ def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None =
         if not isinstance(do_normalize, bool):
             raise ValueError(
                 f"whether a model expects normalised waveforms must be known, but {directory} has no preprocessor_config.json with "
-                "do_normalize; add one (false for WavLM Base and Base+, true for Large) or pass normalise_waveform"
+                "do_normalize; add one (false for Base models, true for Large ones) or pass normalise_waveform"
             )
         normalise_waveform = do_normalize
-    config = read_config(_read_json(config_path), normalise_waveform=normalise_waveform, origin=str(config_path))
+    content = _read_json(config_path)
+    config = read_config(content, normalise_waveform=normalise_waveform, origin=str(config_path))
     path, state = _read_tensors(directory)
-    with torch.device("meta"):
-        model = WavLM(config)
-    heads = load_huggingface_state(model.to_empty(device="cpu"), state, origin=str(path))
-    if heads:
-        logger.warning("%s: left out %s: heads, for which the encoder has no place", path, ", ".join(heads))
-    return model.eval()
+    return load_huggingface_state(config, state, origin=str(path), kind=str(content["model_type"]))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -28,14 +28,19 @@ _KEYS: dict[str, tuple[str, Any]] = {
     "input_dropout": ("feat_proj_dropout", 0.0),
     "layer_drop": ("layerdrop", 0.1),
 }
+KINDS = ("wavlm", "hubert", "wav2vec2")
 # What this encoder always is, whatever else a config.json may ask for.
 _FIXED: dict[str, Any] = {
-    "model_type": "wavlm",
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
     "layer_norm_eps": 1e-5,
     "add_adapter": False,
+    "adapter_attn_dim": None,
+    "conv_pos_batch_norm": False,
+    "feat_proj_layer_norm": True,
 }
+# Keys of other classes, which WavLM's does not have.
+_UNWRITTEN = ("adapter_attn_dim", "conv_pos_batch_norm", "feat_proj_layer_norm")
 
 
 def huggingface_config(config: WavLMConfig) -> dict[str, Any]:
@@ -49,7 +54,8 @@ def huggingface_config(config: WavLMConfig) -> dict[str, Any]:
             f"Hugging Face's WavLM has a convolutional front end, but this model's is {config.front_end}: it is a control and cannot "
             "be exported; train with model.front_end=conv"
         )
-    content: dict[str, Any] = {"architectures": ["WavLMModel"], **_FIXED}
+    content: dict[str, Any] = {"architectures": ["WavLMModel"], "model_type": "wavlm"}
+    content |= {key: value for key, value in _FIXED.items() if key not in _UNWRITTEN}
     for field, (key, _) in _KEYS.items():
         value = getattr(config, field)
         content[key] = list(value) if isinstance(value, tuple) else value
@@ -110,12 +116,16 @@ def read_config(content: Mapping[str, Any], *, normalise_waveform: bool, origin:
     Raises:
         ValueError: If the file describes another model, or numbers that `WavLMConfig` refuses.
     """
+    kind = content.get("model_type")
+    if kind not in KINDS:
+        raise ValueError(
+            f"model_type must be one of {', '.join(KINDS)}, but is {kind!r} in {origin}; only these encoders can be read"
+        )
     for key, value in _FIXED.items():
-        # The class's defaults equal these, save that a file without model_type is not known to be a WavLM.
-        found = content.get(key, None if key == "model_type" else value)
+        found = content.get(key, value)  # the classes' defaults equal these
         if found != value:
             raise ValueError(
-                f"{key} must be {value!r}, but is {found!r} in {origin}; only WavLM encoders with published activations can be read"
+                f"{key} must be {value!r}, but is {found!r} in {origin}; this encoder has no such variant, so the model cannot be read"
             )
     fields = {field: content.get(key, default) for field, (key, default) in _KEYS.items()}
     try:

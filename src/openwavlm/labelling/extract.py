@@ -10,6 +10,7 @@ from torch import Tensor
 
 from openwavlm.labelling.teacher import CHUNK_SECONDS, Teacher, features_of_layers, open_teacher
 from openwavlm.targets.mfcc import MFCC_SETTINGS, mfcc_features
+from openwavlm.targets.unknown_codebook import IMPORTED
 
 FEATURES = ("mfcc", "layer")
 FEATURE_NORMS = ("auto", "standardise", "none")
@@ -38,7 +39,7 @@ def feature_settings(
 
     Args:
         features: One of `FEATURES`.
-        teacher: With `layer`: the model, a Hugging Face directory.
+        teacher: With `layer`: the model, a checkpoint of any dialect.
         layer: With `layer`: which one; 0 is the encoder's input, the stream before the first layer.
         feature_norm: With `layer`: `standardise` (each dimension to mean 0 and deviation 1 over the fitting sample), `none`, or
             `auto`: the first for pre-norm models, whose raw streams a few dimensions rule, the second for the others.
@@ -161,6 +162,11 @@ def check_reproducible(settings: dict[str, Any], origin: object, teacher: Path |
     if name == "layer":
         layer, feature_norm = int(settings.get("layer", -1)), str(settings.get("feature_norm"))
         here = _layer_settings(_bound_teacher(settings, origin, teacher), layer, feature_norm)
+    elif name == IMPORTED:
+        raise ValueError(
+            f"the labels of {origin} were imported without their codebook, so they cannot be computed again: import it with "
+            "data_prep/import_codebook.py and the labels with codebook=DIR"
+        )
     elif teacher is not None:
         raise ValueError(f"the features of {origin} are {name}, which no teacher makes, but {teacher} was given: leave it out")
     else:

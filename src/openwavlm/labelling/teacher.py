@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwavlm.checkpoints.huggingface import load_huggingface
+from openwavlm.checkpoints.load import files_of, load_checkpoint
 from openwavlm.frames import HOP_SAMPLES, frames_of_seconds, num_frames, num_samples_of
 from openwavlm.models.wavlm import WavLM
 
 CHUNK_SECONDS = 30
 _CHUNK_FRAMES = frames_of_seconds(CHUNK_SECONDS)
-_FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin")
 # What evaluation does not read: two directories that differ in nothing else hold the same teacher.
 _WITHOUT_EFFECT = frozenset(
     {
@@ -57,19 +56,19 @@ def model_hash(model: WavLM) -> str:
 
 
 def open_teacher(path: Path | str) -> Teacher:
-    """Loads a Hugging Face directory, ours or published; once a process as long as its files stay the same.
+    """Loads a checkpoint of any dialect, ours or published; once a process as long as its files stay the same.
 
     Raises:
-        ValueError: As `checkpoints.huggingface.load_huggingface` does.
+        ValueError: As `checkpoints.load.load_checkpoint` does.
     """
     path = Path(path).resolve()
-    found = [file.stat() if (file := path / name).is_file() else None for name in _FILES]
+    found = [file.stat() if file.is_file() else None for file in files_of(path)]
     return _opened(path, tuple((status.st_size, status.st_mtime_ns) if status else None for status in found))
 
 
 @lru_cache(maxsize=1)
 def _opened(path: Path, _version: tuple[tuple[int, int] | None, ...]) -> Teacher:
-    model = load_huggingface(path).requires_grad_(False)
+    model = load_checkpoint(path).model.requires_grad_(False)
     return Teacher(model, model_hash(model))
 
 

@@ -2,7 +2,7 @@
 
     labels/NAME/pack-00000.u16        labels of whole consecutive shards, one little-endian uint16 a model frame
                 pack-00000.rows.npy   one record a row: offset (first label), key, pcm, frames
-                codebook.npy          float32 (clusters, dim)
+                codebook.npy          float32 (clusters, dim); not of imported labels whose centroids nobody has
                 feature_norm.npy      float32 (2, dim), mean and deviation; only of standardised features
                 meta.json             what the labels are, and which shards (by identity) each pack covers
 
@@ -22,8 +22,11 @@ from openwavlm.data.atomic import atomic_file, write_json
 from openwavlm.data.index import Index
 from openwavlm.frames import FRAME_RATE_HZ, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, num_frames
 from openwavlm.targets.kmeans import Codebook
+from openwavlm.targets.unknown_codebook import UnknownCodebook
 
 FORMAT_VERSION = 1
+# Of labels without centroids, which programs of version 1 could not open.
+NEWEST_FORMAT_VERSION = 2
 MAX_PACKS = 256
 ROW_DTYPE = np.dtype([("offset", "<u8"), ("key", "<u8"), ("pcm", "<u8"), ("frames", "<u4")])
 GRID = {"hop_samples": HOP_SAMPLES, "receptive_field_samples": RECEPTIVE_FIELD_SAMPLES, "label_rate_hz": FRAME_RATE_HZ}
@@ -191,9 +194,11 @@ def write_labels_meta(folder: Path, codebook: Codebook, packs: list[dict[str, An
     Returns:
         What was written.
     """
+    unknown = isinstance(codebook, UnknownCodebook)
     meta = {
-        "format_version": FORMAT_VERSION,
+        "format_version": NEWEST_FORMAT_VERSION if unknown else FORMAT_VERSION,
         "kind": "labels",
+        **({"centroids": "unknown"} if unknown else {}),
         "codebook_hash": codebook.hash,
         "num_classes": len(label_counts),
         **GRID,

@@ -10,7 +10,8 @@ import numpy as np
 from openwavlm.data.index import Index
 from openwavlm.frames import num_frames
 from openwavlm.targets.kmeans import Codebook, read_meta
-from openwavlm.targets.label_packs import FORMAT_VERSION, GRID, labels_file, rows_file
+from openwavlm.targets.label_packs import GRID, NEWEST_FORMAT_VERSION, labels_file, rows_file
+from openwavlm.targets.unknown_codebook import IMPORTED, UnknownCodebook
 
 _MADE_BY = "data_prep/assign_labels.py"
 # Labels ≥ K are looked for in this many chunks of this many packs: the whole of a small labelling, seconds of a large one.
@@ -63,14 +64,14 @@ class LabelPacks:
                 `meta.json` names, or has a file of another size.
         """
         path = Path(path)
-        meta = read_meta(path, kind="labels", newest=FORMAT_VERSION, made_by=_MADE_BY)
+        meta = read_meta(path, kind="labels", newest=NEWEST_FORMAT_VERSION, made_by=_MADE_BY)
         for name, expected in GRID.items():
             if meta[name] != expected:
                 raise ValueError(
                     f"labels must lie on the model's frame grid, {name} = {expected:g}, but those in {path} have {name} = "
                     f"{meta[name]:g}: make them again with {_MADE_BY}"
                 )
-        codebook = Codebook.load_arrays(path, meta["features"], meta["codebook_fitted"])
+        codebook = _codebook_of(path, meta)
         if len(codebook) != meta["num_classes"]:
             raise ValueError(
                 f"{path / 'codebook.npy'} must have the {meta['num_classes']} clusters that meta.json names, but has "
@@ -101,6 +102,13 @@ class LabelPacks:
     def missing(self, index: Index) -> list[int]:
         """Shards of the index that have no labels here, in index order."""
         return [number for number, shard in enumerate(index.shards) if shard.identity not in self.place]
+
+
+def _codebook_of(path: Path, meta: dict[str, Any]) -> Codebook:
+    """The centroids; of labels that were imported without them only their number and the hash of the files."""
+    if meta.get("centroids") == "unknown" and meta["features"].get("name") == IMPORTED:
+        return UnknownCodebook.of(meta["num_classes"], meta["codebook_hash"], meta["features"], meta["codebook_fitted"])
+    return Codebook.load_arrays(path, meta["features"], meta["codebook_fitted"])
 
 
 def _first_places(pack: dict[str, Any]) -> list[int]:

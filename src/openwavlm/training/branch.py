@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from openwavlm.training.checkpoint import verified
+from openwavlm.training.optim import Optim
 from openwavlm.training.run_directory import changed_keys, read_config, refuse_changes
 
 _OWN = ("name", "branch_from", "optim.updates")  # what a branch has of its own without being asked about it
@@ -45,7 +46,7 @@ def check_head(checkpoint: Path, embeddings: Sequence[int], fingerprints: dict[s
 
 
 def begin_branch(
-    checkpoint: Path, directory: Path, config: dict[str, Any], allow_change: list[str], check: Callable[[], None]
+    checkpoint: Path, directory: Path, config: dict[str, Any], optim: Optim, allow_change: list[str], check: Callable[[], None]
 ) -> dict[str, Any]:
     """Checks that a new run may go on from another run's checkpoint, and copies the records up to there.
 
@@ -53,6 +54,7 @@ def begin_branch(
         checkpoint: `runs/OTHER/checkpoints/step-….ckpt`.
         directory: The new run's directory.
         config: Its composed config.
+        optim: Its optimiser.
         allow_change: Keys that may differ from the other run's.
         check: Refuses the checkpoint for other reasons (`check_head`), before anything is copied.
 
@@ -60,8 +62,8 @@ def begin_branch(
         The differences, for `run.json`: key → (there, here).
 
     Raises:
-        ValueError: If the checkpoint is missing or damaged, is none of a run, or belongs to a run that differs in a key that was not
-            allowed to.
+        ValueError: If the checkpoint is missing or damaged, is none of a run, belongs to a run that differs in a key that was not
+            allowed to, or lies where this run ends or decays already.
     """
     if not checkpoint.is_file() or not verified(checkpoint):
         raise ValueError(
@@ -75,8 +77,31 @@ def begin_branch(
     }
     refuse_changes(changes, allow_change, f"the run {parent} that it branches from")
     check()
+    _check_rate(int(checkpoint.stem.split("-")[1]), optim, _optim_of(read_config(parent / "config.yaml")), checkpoint)
     for name in ("metrics.csv", "validation.csv"):
         if (parent / name).is_file() and not (directory / name).exists():
             shutil.copyfile(parent / name, directory / name)
     log.info("branching from %s", checkpoint)
     return changes
+
+
+def _optim_of(config: dict[str, Any]) -> Optim:
+    return Optim(**{name: value for name, value in config["optim"].items() if name in Optim.__dataclass_fields__})
+
+
+def _check_rate(step: int, optim: Optim, parent: Optim, checkpoint: Path) -> None:
+    if step >= optim.updates:
+        raise ValueError(
+            f"a branch goes on after {checkpoint}, but optim.updates={optim.updates} is not above its {step} updates: raise it"
+        )
+    decays_from = optim.updates - optim.decay_updates
+    if optim.schedule == "wsd" and step > decays_from:
+        raise ValueError(
+            f"a branch must begin before its decay, but {checkpoint} has {step} updates and the decay of optim.updates={optim.updates} "
+            f"begins at {decays_from}: raise optim.updates, lower optim.decay_share, or branch from an earlier checkpoint"
+        )
+    if parent.schedule == "wsd" and step > parent.updates - parent.decay_updates:
+        log.warning("%s lies in the decay of its run, from update %d on", checkpoint, parent.updates - parent.decay_updates)
+    before, after = parent.learning_rate(step), optim.learning_rate(step)
+    if abs(after - before) > 0.01 * before:
+        log.warning("the learning rate goes from %.3g to %.3g at the branch, after update %d", before, after, step)

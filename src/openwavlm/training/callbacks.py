@@ -21,7 +21,7 @@ class Schedules:
 
     Attributes:
         checkpoint_every: Updates between two checkpoints; one is always written at the end and at a stop.
-        keep_last: Checkpoints that are kept, those written last.
+        keep_last: Checkpoints that are kept, those of the last steps.
         keep_every: Those whose number of updates is a multiple are kept too; 0 = none.
         keep_best: As many with the lowest cross-entropy on held-out speakers are kept too.
         validate_every: Updates between two validations; one is always made at the end. 0 = never.
@@ -43,6 +43,11 @@ class Schedules:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"callbacks.{name} must be at least {value}, but is {getattr(self, name)}: raise it")
+
+    def kept_of(self, updates: int) -> int:
+        """The most checkpoints that lie in the folder of a run of `updates`, the one that is being written included."""
+        saved = -(-updates // self.checkpoint_every)
+        return min(saved, self.keep_last + self.keep_best + (updates // self.keep_every if self.keep_every else 0)) + 1
 
 
 class StepBoundary(lightning.Callback):
@@ -124,8 +129,8 @@ class StepBoundary(lightning.Callback):
         module.control.note(f"saving after update {step}")
         if self._log is not None:
             self._log.sync()
-        folder = self._directory / "checkpoints"
-        trainer.save_checkpoint(checkpoint_path(folder, step), weights_only=False)
+        path = checkpoint_path(self._directory / "checkpoints", step)
+        trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             kept = self._schedules
-            prune(folder, kept.keep_last, keep_every=kept.keep_every, keep_best=kept.keep_best)
+            prune(path, kept.keep_last, keep_every=kept.keep_every, keep_best=kept.keep_best)

@@ -8,7 +8,9 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from openwavlm.training.faults import reach, watched
 
 FORMAT_VERSION = 1
+_FULL_BYTES = 2**20
 log = logging.getLogger(__name__)
 
 
@@ -31,14 +34,31 @@ def fsync_directory(directory: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a small file whole or not at all."""
+    """Writes a small file whole or not at all.
+
+    Raises:
+        OSError: If it cannot be written; it names the file.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     temporary.replace(path)
     fsync_directory(path.parent)
+
+
+def _disk_is_full(folder: Path, error: BaseException | None) -> bool:
+    """Whether a failure to write came from a full disk; torch's writer may hide it behind an error of its own."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        error = error.__cause__ or error.__context__
+    return shutil.disk_usage(folder).free < _FULL_BYTES
 
 
 def _checksum(path: Path) -> str:
@@ -76,10 +96,11 @@ class AtomicCheckpointIO(CheckpointIO):
                 "validation": ours.get("validation"),
             }
             write_atomically(path.with_name(path.name + ".json"), (json.dumps(description, indent=1) + "\n").encode())
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except (OSError, RuntimeError) as error:
+            full = _disk_is_full(path.parent, error)
+            temporary.unlink(missing_ok=True)  # or the disk would stay full
+            if not full:
                 raise
-            temporary.unlink(missing_ok=True)
             raise ValueError(
                 f"{path.parent} is full, so {path.name} was not written; the checkpoints before it stand: free some space and give the "
                 "same command again"
@@ -157,41 +178,48 @@ def named_checkpoint(directory: Path, which: str) -> Path | None:
     if which == "best":
         if not figures:
             raise ValueError(f"no checkpoint in {directory} was validated, so none is best: use checkpoint=newest")
-        return min(figures, key=lambda path: (figures[path], path.name))
+        return _whole(min(figures, key=lambda path: (figures[path], path.name)))
     path = checkpoint_path(directory, int(which)) if which.isdecimal() else None
     if path is None or not path.is_file():
         steps = ", ".join(str(int(found.stem[5:])) for found in sorted(directory.glob("step-*.ckpt")))
         raise ValueError(f"checkpoint must be newest, best or one of {steps or 'none yet'}, but is {which}")
+    return _whole(path)
+
+
+def _whole(path: Path) -> Path:
+    if not verified(path):
+        raise ValueError(f"{path} is damaged (its size or checksum differs): restore it from a copy, or use checkpoint=newest")
     return path
 
 
 def _validation_figures(directory: Path) -> dict[Path, float]:
-    """Checkpoint → cross-entropy on held-out speakers, of those that were validated at their step."""
+    """Checkpoint → cross-entropy on held-out speakers, of those that were validated at their step with a finite figure."""
     figures = {}
     for path in directory.glob("step-*.ckpt"):
         try:
             figure = json.loads(path.with_name(path.name + ".json").read_text())["validation"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if figure is not None:
+        if figure is not None and math.isfinite(figure):
             figures[path] = float(figure)
     return figures
 
 
-def prune(directory: Path, keep_last: int, *, keep_every: int = 0, keep_best: int = 0) -> None:
+def prune(newest: Path, keep_last: int, *, keep_every: int = 0, keep_best: int = 0) -> None:
     """Deletes what no rule keeps, and any unfinished file.
 
     Args:
-        directory: The checkpoints' folder.
-        keep_last: Those written last.
+        newest: The checkpoint that was just written, which is kept; those of later steps were passed over as damaged.
+        keep_last: Those of the last steps up to it.
         keep_every: Those whose number of updates is a multiple; 0 = none.
         keep_best: Those with the lowest cross-entropy on held-out speakers.
     """
+    directory = newest.parent
     for leftover in directory.glob("*.tmp"):
         leftover.unlink(missing_ok=True)
     found = list(directory.glob("step-*.ckpt"))
-    # By time, not by step: a damaged one that was passed over has a later step than those written after it.
-    kept = set(sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))[-keep_last:])
+    # By step, not by time: clocks differ between hosts, and copies have times of their own.
+    kept = {newest, *sorted(path for path in found if path.name <= newest.name)[-keep_last:]}
     kept |= {path for path in found if keep_every and int(path.stem[5:]) % keep_every == 0}
     figures = _validation_figures(directory)
     kept |= set(sorted(figures, key=lambda path: (figures[path], path.name))[:keep_best])

@@ -4,6 +4,7 @@ One all-reduce of a few integers on the host (gloo), started before the first fo
 it costs no device synchronisation and every rank acts on a signal at the same step boundary.
 """
 
+import logging
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 import torch.distributed as dist
 
 from openwavlm.training.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,24 @@ class StepTotals:
     own_us: tuple[int, ...]
 
 
+REQUESTS = ("stop", "save_now")
+_early: list[int] = []
+
+
+def hear_requeue() -> None:
+    """Remembers a SIGUSR1 that comes before training begins: Slurm sends it once, and on its own it would end the process."""
+    _early.clear()
+    signal.signal(signal.SIGUSR1, lambda number, frame: _early.append(number))
+
+
+def forget_requests(directory: Path) -> None:
+    """Removes what was touched in the run directory when no launch was there to hear it."""
+    for name in REQUESTS:
+        if (directory / name).exists():
+            (directory / name).unlink(missing_ok=True)
+            log.warning("%s was there before this launch and is removed: touch it while the run trains", directory / name)
+
+
 class Control:
     """The per-step exchange, and the flags that signals and touched files set.
 
@@ -46,6 +67,7 @@ class Control:
         self._stop = False
         self._save = False
         self._requeue = False
+        self._why = ""
         self._watchdog: Watchdog | None = None
         self._group: dist.ProcessGroup | None = None
         self._work: dist.Work | None = None
@@ -66,11 +88,14 @@ class Control:
         self._watchdog = watchdog
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        for early in _early:
+            self._on_signal(early, None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._stop:
             raise KeyboardInterrupt
         self._stop = True
+        self._why = self._why or signal.Signals(number).name
         self._requeue = self._requeue or number == signal.SIGUSR1
 
     def note(self, doing: str) -> None:
@@ -84,9 +109,15 @@ class Control:
             self._watchdog.close()
             self._watchdog = None
 
-    def ask_stop(self) -> None:
+    def ask_stop(self, why: str) -> None:
         """Asks for a checkpoint and a stop at a step boundary, as a signal does."""
         self._stop = True
+        self._why = self._why or why
+
+    @property
+    def why(self) -> str:
+        """What asked this rank to stop; empty if nothing did."""
+        return self._why
 
     def _touched(self, name: str) -> bool:
         if self._directory is None or self.rank != 0:
@@ -105,7 +136,8 @@ class Control:
             digest: Hash of the plans that the step draws from.
             own_ms: How long this rank's own part of the step before took.
         """
-        self._stop = self._stop or self._touched("stop")
+        if self._touched("stop"):
+            self.ask_stop("the file stop")
         self._save = self._save or self._touched("save_now")
         self._digest = digest
         flags = [masked_frames, int(self._stop), int(self._save), int(self._requeue), digest]

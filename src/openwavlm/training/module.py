@@ -25,6 +25,7 @@ from openwavlm.models.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.targets.logmel import NUM_BANDS, normalised_log_mel
 from openwavlm.training.control import Control, StepTotals
 from openwavlm.training.faults import reach
+from openwavlm.training.fitting import fitting_weights
 from openwavlm.training.forward import forward_micro_batch, prepare_waveforms, seed_dropout
 from openwavlm.training.health.figures import HealthFigures, HealthRecord, PendingFigures
 from openwavlm.training.loss_scale import LossScale
@@ -389,8 +390,9 @@ class PretrainingModule(lightning.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on counting unreadable rows; brings the optimiser's state into this model's order."""
+        """Goes on counting unreadable rows; brings weights and the optimiser's state into this model's form."""
         if self.device_mesh is None:
+            checkpoint["state_dict"] = fitting_weights(checkpoint["state_dict"], self)
             states = checkpoint["optimizer_states"]
             checkpoint["optimizer_states"] = [state_by_position(state, self._groups()) for state in states]
         self._rows, self._unreadable = checkpoint["openwavlm"]["rows"], checkpoint["openwavlm"]["unreadable"]

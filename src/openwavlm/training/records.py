@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from openwavlm.training.checkpoint import write_atomically
+
 Value = int | float | str | None
 
 
@@ -39,9 +41,7 @@ class CsvRecord:
                     if not line.endswith("\n") or not step.isdecimal() or int(step) > last_step:
                         break
                     kept.append(line)
-        temporary = path.with_suffix(".csv.tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
+        write_atomically(path, "".join(kept).encode())
         self._file = path.open("a")
 
     def write(self, values: dict[str, Value]) -> None:

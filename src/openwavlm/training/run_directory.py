@@ -1,13 +1,6 @@
-"""One run, one directory, one writer: the lock, the second-launch rules, and `run.json`."""
+"""One run, one directory: the second-launch rules, and `run.json`."""
 
-import contextlib
-import fcntl
 import json
-import logging
-import os
-import socket
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +9,6 @@ import yaml
 from openwavlm.training.checkpoint import write_atomically
 
 FORMAT_VERSION = 1
-HEARTBEAT_S = 15.0
-DEAD_AFTER_S = 120.0
 _FREE_GROUPS = (
     "trainer",
     "callbacks",
@@ -29,81 +20,6 @@ _FREE_GROUPS = (
 _FREE_KEYS = ("stop_after", "allow_change", "debug", "model.recompute")
 # Keys that came after the first runs: at their default, null, they are no part of what a run or a stage of iterate is known by.
 _LATER_KEYS = ("loss.targets",)
-_RECORD_BYTES = 512
-log = logging.getLogger(__name__)
-
-
-class RunLock:
-    """Only one launch writes to a run: an advisory file lock on this host, a heartbeat for the others.
-
-    The lock is one of `fcntl`, which belongs to the process alone: with `flock` a killed run would stay locked for as long as
-    its forked loader workers live.
-
-    Args:
-        directory: The run directory.
-
-    Raises:
-        ValueError: If a live launch holds the run.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory / "lock"
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        holder = self._holder()
-        fresh = time.time() - holder.get("heartbeat", 0) < DEAD_AFTER_S
-        if self._locked_by_another() or (holder and holder.get("host") != socket.gethostname() and fresh):
-            os.close(self._file)
-            raise ValueError(self._refusal(holder))
-        self._stop = threading.Event()
-        self._beat()
-        self._thread = threading.Thread(target=self._beats, daemon=True)
-        self._thread.start()
-
-    def _locked_by_another(self) -> bool:
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return True
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): only its heartbeat keeps a second launch away", self.path, error.strerror)
-        return False
-
-    def _holder(self) -> dict[str, Any]:
-        try:
-            holder = json.loads(os.pread(self._file, _RECORD_BYTES, 0) or b"{}")
-        except ValueError:
-            return {}
-        return holder if isinstance(holder, dict) else {}
-
-    def _refusal(self, holder: dict[str, Any]) -> str:
-        who = f"process {holder.get('pid')} on {holder.get('host')}" if holder else "another process"
-        return (
-            f"the run {self.path.parent} is being written by {who}: wait for it, stop it, or choose another name "
-            f"(a dead writer on another host is taken over {DEAD_AFTER_S:.0f} s after its last heartbeat)"
-        )
-
-    def _beat(self) -> None:
-        record = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "job": os.environ.get("SLURM_JOB_ID"),
-            "heartbeat": time.time(),
-        }
-        # One write of constant length: a reader never meets half a record.
-        os.pwrite(self._file, json.dumps(record).ljust(_RECORD_BYTES).encode(), 0)
-
-    def _beats(self) -> None:
-        while not self._stop.wait(HEARTBEAT_S):
-            with contextlib.suppress(OSError):
-                self._beat()
-
-    def release(self) -> None:
-        """Gives the run free."""
-        self._stop.set()
-        self._thread.join()
-        os.ftruncate(self._file, 0)
-        os.close(self._file)
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -61,6 +61,11 @@ def segment_of(directory: Path, step: int) -> Segment:
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged or of another version than run.json: restore both from a copy") from error
     numbers = [number for number, record in enumerate(segments) if record["from_step"] < step]
+    if not numbers and config.get("branch_from") and segments:
+        raise ValueError(
+            f"{directory} begins after update {segments[0]['from_step']}, as a branch of {config['branch_from']}: update {step} "
+            "was trained by that run; replay it there"
+        )
     if not numbers:
         raise ValueError(f"{directory / 'run.json'} knows no launch that trained update {step}: restore it from a copy")
     number = numbers[-1]

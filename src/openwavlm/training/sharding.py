@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from openwavlm.models.pretraining import WavLMForPretraining
+from openwavlm.training.fitting import fitting_weights
 
 
 def shard_model(model: WavLMForPretraining, mesh: DeviceMesh) -> None:
@@ -113,8 +114,10 @@ class ShardedStrategy(ModelParallelStrategy):
         """Reads a whole checkpoint of any strategy on rank 0 and gives every rank its shards."""
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        weights: dict[str, Any]
         weights, states = checkpoint.pop("state_dict"), checkpoint.pop("optimizer_states")
         assert self.model is not None
+        weights = dict(fitting_weights(weights, self.model))
         first = self.global_rank == 0
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=True)
         set_model_state_dict(self.model, weights if first else {}, options=options)

@@ -35,7 +35,7 @@ class VoidUpdates:
     """Counts them; every rank sees the same norms, so all raise at the same step.
 
     Args:
-        max_rate: Share of the run's updates so far that may be void.
+        max_rate: Share of the run's updates so far that may be void; the first 20 always may, except with 0.
     """
 
     def __init__(self, max_rate: float) -> None:
@@ -53,7 +53,7 @@ class VoidUpdates:
         named = ", ".join(f"{i.source} epoch {i.epoch} stream {i.stream} micro-batch {i.index}" for i in suspects.guilty())
         where = f"the loss is not finite in {named}" if named else "all losses on this rank are finite, so a gradient overflowed"
         log.warning("update %d was void (gradient norm %s): %s", step, norm, where)
-        if self.count > max(_TOLERATED, self._max_rate * step):
+        if self.count > max(_TOLERATED if self._max_rate else 0, self._max_rate * step):
             raise ValueError(
                 f"{self.count} of {step} updates were void, more than optim.max_void_rate={self._max_rate:g} allows: look at the "
                 "micro-batches that the log names (openwavlm replay), use precision=bf16-mixed, or lower optim.lr"

@@ -1,0 +1,139 @@
+"""Single files of Microsoft (`cfg`, `model`), fairseq and UniSpeech (`cfg` or `args`, `model`, …) and s3prl (`model_cfg`, …)."""
+
+import io
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, QUANTISER, TRAINING_STATE, Account, fill
+from openwavlm.checkpoints.fairseq_config import microsoft_config, read_fairseq_config
+from openwavlm.checkpoints.names import fairseq_name, old_spelling, prefix_of
+from openwavlm.models.wavlm import WavLM
+
+_PREFIXES = ("w2v_encoder.w2v_model.", "w2v_model.", "encoder.w2v_model.")
+_HEADS = (
+    (r"(final_proj|label_embs_concat|label_embs|target_glu)(\.|$)", PREDICTION_HEAD),
+    (r"(quantizer|project_q|project_hid)(\.|$)", QUANTISER),
+)
+
+
+class _Parts(NamedTuple):
+    """What one of these files says: dialect, model's keys, whether waveforms are normalised, tensors, name of their entry."""
+
+    dialect: str
+    keys: dict[str, Any]
+    normalise: bool | None
+    state: dict[str, Tensor]
+    entry: str
+
+
+def is_fairseq(content: Any) -> bool:
+    """Whether a file's content looks like one of these dialects."""
+    return isinstance(content, dict) and ("model" in content or "model_weight" in content)
+
+
+def load_fairseq(content: Mapping[str, Any], *, origin: str, normalise_waveform: bool | None = None) -> tuple[WavLM, Account]:
+    """Builds the encoder of a file of one of these dialects.
+
+    Args:
+        content: What `pickles.read_pickle` gave.
+        origin: The file, for messages.
+        normalise_waveform: Whether the model expects normalised waveforms; None = as the file says.
+
+    Returns:
+        The model and its account.
+
+    Raises:
+        ValueError: If the configuration or the normalisation is missing; as `read_fairseq_config` and `fill` do.
+    """
+    parts = _parts(content, origin)
+    normalise = parts.normalise if normalise_waveform is None else normalise_waveform
+    if not isinstance(normalise, bool):
+        raise ValueError(
+            f"whether a model expects normalised waveforms must be known, but {origin} does not say it (normalize); pass "
+            "normalise_waveform: false for Base models, true for Large ones"
+        )
+    config, gated = read_fairseq_config(parts.keys, normalise_waveform=normalise, origin=origin)
+    prefix = prefix_of(parts.state, _PREFIXES)
+    others = {name: TRAINING_STATE for name in content if name not in (parts.entry, "cfg", "args", "task_cfg", "model_cfg")}
+
+    def reason_of(name: str) -> str | None:
+        if prefix and not name.startswith(prefix):
+            return FINE_TUNED_HEAD
+        bare = name.removeprefix(prefix)
+        return next((reason for pattern, reason in _HEADS if re.match(pattern, bare)), None)
+
+    return fill(
+        config,
+        parts.state,
+        dialect=parts.dialect,
+        origin=origin,
+        name_of=lambda name: fairseq_name(name, extractor_norm=config.extractor_norm),
+        reason_of=reason_of,
+        prefix=prefix,
+        gated=gated,
+        others=others,
+    )
+
+
+def microsoft_bytes(model: WavLM) -> bytes:
+    """The bytes of a file as Microsoft's releases: `cfg`, a dict, and `model`, float32; equal models give equal bytes.
+
+    Their code loads it: `WavLM(WavLMConfig(content["cfg"])).load_state_dict(content["model"])`.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ValueError: If the model has no waveform extractor.
+    """
+    config = microsoft_config(model.config)
+    norm = model.config.extractor_norm
+    state = {
+        old_spelling(fairseq_name(name, extractor_norm=norm)): tensor.detach().float().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    buffer = io.BytesIO()
+    torch.save({"cfg": config, "model": state}, buffer)
+    return buffer.getvalue()
+
+
+def _parts(content: Mapping[str, Any], origin: str) -> _Parts:
+    entry = "model_weight" if "model_weight" in content else "model"
+    state = content[entry]
+    if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(
+            f"{entry} in {origin} must hold tensors by name and nothing else, but does not; save the state dict there"
+        )
+    if entry == "model_weight":
+        keys, task = content.get("model_cfg"), content.get("task_cfg")
+        dialect = "s3prl's conversion of fairseq"
+    else:
+        configuration = content.get("cfg") or content.get("args")
+        nested = isinstance(configuration, dict) and isinstance(configuration.get("model"), dict)
+        keys = configuration["model"] if nested else configuration  # type: ignore[index]
+        task = configuration.get("task") if nested else configuration  # type: ignore[union-attr]
+        dialect = "fairseq" if nested or content.get("args") else "Microsoft"
+    # A fine-tuned file describes the pre-trained model that it began with inside its own configuration.
+    if isinstance(keys, dict) and keys.get("w2v_args"):
+        inner = keys["w2v_args"]
+        keys = inner["model"] if isinstance(inner.get("model"), dict) else inner
+        task = (inner.get("task") or task) if isinstance(inner.get("task"), dict) else inner
+        dialect += ", fine-tuned"
+    if not isinstance(keys, dict):
+        raise ValueError(
+            f"a single file must hold the model's configuration beside its weights, but {origin} has none (cfg, args or model_cfg); use "
+            "the file that the training program wrote"
+        )
+    if dialect != "Microsoft" and "encoder_layers" not in keys:
+        # fairseq writes all of its keys: without them this is another model's configuration, and defaults would be a guess.
+        raise ValueError(
+            f"a fairseq file must describe its encoder (encoder_layers, …), but the configuration in {origin} does not; of a fine-tuned "
+            "model give a file with w2v_args, or the pre-trained one"
+        )
+    normalise = task.get("normalize") if isinstance(task, dict) else None
+    # Microsoft's class assumes false for a key that is missing; fairseq's tasks always write it.
+    return _Parts(dialect, keys, False if normalise is None and dialect == "Microsoft" else normalise, state, entry)

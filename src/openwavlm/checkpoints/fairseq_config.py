@@ -1,0 +1,161 @@
+"""Our configuration ↔ the keys of Microsoft's and fairseq's configurations (SPEC §6.4)."""
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+from openwavlm.models.config import WavLMConfig
+
+# Our field → their key, and what their classes assume for a key that is missing (Microsoft's WavLM.py; fairseq's wav2vec 2.0).
+_KEYS: dict[str, tuple[str, Any]] = {
+    "conv_bias": ("conv_bias", False),
+    "dim": ("encoder_embed_dim", 768),
+    "ffn_dim": ("encoder_ffn_embed_dim", 3072),
+    "heads": ("encoder_attention_heads", 12),
+    "layers": ("encoder_layers", 12),
+    "pre_norm": ("layer_norm_first", False),
+    "positional_kernel": ("conv_pos", 128),
+    "positional_groups": ("conv_pos_groups", 16),
+    "dropout": ("dropout", 0.1),
+    "attention_dropout": ("attention_dropout", 0.1),
+    "activation_dropout": ("activation_dropout", 0.0),
+    "input_dropout": ("dropout_input", 0.0),
+    "layer_drop": ("encoder_layerdrop", 0.0),
+    "feature_grad_mult": ("feature_grad_mult", 1.0),
+}
+# Of models with the gated relative bias. 1280 is the class's value; the published models write 800.
+_GATED_KEYS: dict[str, tuple[str, Any]] = {"num_buckets": ("num_buckets", 320), "max_distance": ("max_distance", 1280)}
+# What this encoder always is.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "activation_fn": ("gelu",),
+    "layer_type": ("transformer",),
+    "conv_pos_batch_norm": (False,),
+    "pos_conv_depth": (1,),
+    "pos_enc_type": ("abs",),
+    "quantize_input": (False,),
+    "expand_attention_head_size": (-1, 0, None),
+    "use_conformer": (False,),
+}
+_CONVOLUTIONS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
+_NORMS = {"default": "group", "layer_norm": "layer"}
+# What the released files have beside the encoder's own numbers: constants of WavLM, and masks, which only training reads.
+_WRITTEN = {
+    "activation_fn": "gelu",
+    "dropout_features": 0.1,
+    "mask_length": 10,
+    "mask_prob": 0.8,
+    "mask_selection": "static",
+    "mask_other": 0.0,
+    "no_mask_overlap": False,
+    "mask_min_space": 1,
+    "mask_channel_length": 10,
+    "mask_channel_prob": 0.0,
+    "mask_channel_selection": "static",
+    "mask_channel_other": 0.0,
+    "no_mask_channel_overlap": False,
+    "mask_channel_min_space": 1,
+    "relative_position_embedding": True,
+    "gru_rel_pos": True,
+    "expand_attention_head_size": -1,
+}
+
+
+def read_fairseq_config(content: Mapping[str, Any], *, normalise_waveform: bool, origin: str) -> tuple[WavLMConfig, bool]:
+    """Our configuration from that of Microsoft or of a fairseq model.
+
+    Args:
+        content: The model's keys; those of heads, masks and the loss are ignored.
+        normalise_waveform: Whether the model expects normalised waveforms.
+        origin: The file, for messages.
+
+    Returns:
+        The configuration; whether the model has the gated relative bias (HuBERT and wav2vec 2.0 have none).
+
+    Raises:
+        ValueError: If it describes something that WavLM's encoder is not, or numbers that `WavLMConfig` refuses.
+    """
+    for key, values in _FIXED.items():
+        found = content.get(key, values[0])
+        if found not in values:
+            raise ValueError(
+                f"{key} must be {values[0]!r}, but is {found!r} in {origin}; this encoder has no such variant, so the file cannot be read"
+            )
+    gated = bool(content.get("gru_rel_pos", False))
+    if gated != bool(content.get("relative_position_embedding", False)):
+        raise ValueError(
+            f"gru_rel_pos and relative_position_embedding must both be on (WavLM) or both off (HuBERT), but only one is in {origin}; "
+            "a relative bias without its gate cannot be represented"
+        )
+    mode = content.get("extractor_mode", "default")
+    if mode not in _NORMS:
+        raise ValueError(
+            f"extractor_mode must be default or layer_norm, but is {mode!r} in {origin}; another extractor cannot be read"
+        )
+    keys = _KEYS | (_GATED_KEYS if gated else {})
+    fields = {field: content.get(key, default) for field, (key, default) in keys.items()}
+    convolutions = _convolutions(content.get("conv_feature_layers", _CONVOLUTIONS), origin)
+    try:
+        config = WavLMConfig(
+            **fields,
+            extractor_norm=_NORMS[mode],  # type: ignore[arg-type]
+            conv_dims=convolutions[0],
+            conv_kernels=convolutions[1],
+            conv_strides=convolutions[2],
+            normalise_waveform=normalise_waveform,
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{origin} must describe an encoder of WavLM's family, but {error}") from error
+    return config, gated
+
+
+def microsoft_config(config: WavLMConfig) -> dict[str, Any]:
+    """The `cfg` of Microsoft's file: every key of the released ones, all explicit.
+
+    Raises:
+        ValueError: If the model has no waveform extractor.
+    """
+    if config.front_end != "conv":
+        raise ValueError(
+            f"Microsoft's WavLM has a convolutional front end, but this model's is {config.front_end}: it is a control and cannot be "
+            "exported; train with model.front_end=conv"
+        )
+    content = dict(_WRITTEN)
+    content |= {key: getattr(config, field) for field, (key, _) in (_KEYS | _GATED_KEYS).items()}
+    layers = list(zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True))
+    published = layers == _convolution_list(_CONVOLUTIONS)
+    content["conv_feature_layers"] = _CONVOLUTIONS if published else str(layers)
+    content["extractor_mode"] = {ours: theirs for theirs, ours in _NORMS.items()}[config.extractor_norm]
+    content["normalize"] = config.normalise_waveform
+    return dict(sorted(content.items()))
+
+
+def _convolutions(expression: Any, origin: str) -> tuple[tuple[int, ...], ...]:
+    try:
+        layers = _convolution_list(expression) if isinstance(expression, str) else [tuple(layer) for layer in expression]
+        dims, kernels, strides = zip(*layers, strict=True)
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"conv_feature_layers must be a sum of lists of (channels, kernel, stride), but is {expression!r} in {origin}; correct it"
+        ) from error
+    return dims, kernels, strides
+
+
+def _convolution_list(expression: str) -> list[tuple[int, ...]]:
+    """The value of `[(512,10,5)] + [(512,3,2)] * 4`; their code evaluates it as Python, which a file must not be able to do here."""
+
+    def value(node: ast.AST) -> Any:
+        if isinstance(node, ast.Expression):
+            return value(node.body)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return value(node.left) + value(node.right)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            return value(node.left) * min(int(value(node.right)), 64)
+        if isinstance(node, ast.List):
+            return [value(entry) for entry in node.elts]
+        if isinstance(node, ast.Tuple):
+            return tuple(value(entry) for entry in node.elts)
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return node.value
+        raise ValueError(f"unexpected {type(node).__name__}")
+
+    return list(value(ast.parse(expression, mode="eval")))

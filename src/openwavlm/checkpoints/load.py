@@ -1,0 +1,66 @@
+"""One entry for checkpoints of every dialect: a Hugging Face directory, or a single file of Microsoft, fairseq, s3prl or torchaudio."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from openwavlm.checkpoints.account import Account
+from openwavlm.checkpoints.fairseq import is_fairseq, load_fairseq
+from openwavlm.checkpoints.huggingface import load_huggingface
+from openwavlm.checkpoints.pickles import read_pickle
+from openwavlm.checkpoints.torchaudio import is_torchaudio, load_torchaudio, sidecar_of
+from openwavlm.models.wavlm import WavLM
+
+# The file of tensors in a folder of `openwavlm export format=microsoft` or `torchaudio`.
+SINGLE_FILE = "model.pt"
+_DIRECTORY_FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin")
+
+
+class Loaded(NamedTuple):
+    """A model, and what became of its file's entries."""
+
+    model: WavLM
+    account: Account
+
+
+def load_checkpoint(path: Path | str, *, normalise_waveform: bool | None = None) -> Loaded:
+    """Loads an encoder of WavLM's family, whatever program wrote it.
+
+    HuBERT and wav2vec 2.0 come with a neutral gated bias and equal their source (`account.fill`). Pickles are read as data, nothing
+    in them is run (`pickles.read_pickle`). What is left out or made is named in the log and in the account.
+
+    Args:
+        path: A Hugging Face directory; a folder that `openwavlm export` wrote; a `.pt` file.
+        normalise_waveform: Whether the model expects normalised waveforms; None = as the checkpoint says.
+
+    Returns:
+        The model in float32, on the CPU, in evaluation mode; its account.
+
+    Raises:
+        ValueError: If nothing is there or its dialect is unknown; if it is damaged or asks for code to be run; if it is not an encoder
+            that WavLM's can represent; if a tensor is unknown, missing or of another shape.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"a checkpoint must be a directory or a file, but {path} does not exist; correct the path")
+    if path.is_dir():
+        if (path / "config.json").is_file() or not (path / SINGLE_FILE).is_file():
+            return Loaded(*load_huggingface(path, normalise_waveform=normalise_waveform))
+        path /= SINGLE_FILE
+    content = read_pickle(path)
+    if is_fairseq(content):
+        return Loaded(*load_fairseq(content, origin=str(path), normalise_waveform=normalise_waveform))
+    if is_torchaudio(content):
+        return Loaded(*load_torchaudio(content, origin=path, normalise_waveform=normalise_waveform))
+    held = ", ".join(sorted(map(str, content))[:4]) if isinstance(content, dict) else type(content).__name__
+    raise ValueError(
+        f"a single file must be Microsoft's, fairseq's, s3prl's or torchaudio's, but {path} holds {held or 'nothing'}; Hugging Face's "
+        "weights need the directory with their config.json"
+    )
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a checkpoint at this path is read from, whether they exist or not."""
+    if path.is_dir():
+        single = path / SINGLE_FILE
+        return [*(path / name for name in _DIRECTORY_FILES), single, sidecar_of(single)]
+    return [path, sidecar_of(path)]

@@ -1,0 +1,157 @@
+"""Pickled files, read without running anything in them: tensors and plain containers, and other objects as inert data.
+
+A pickle names functions that its reader is to call. Here a name gives a tensor's or a container's constructor out of a short list, or,
+for the classes that training programs put beside their weights (argparse, omegaconf, fairseq, …), an object that only keeps what it
+was given. Every other name is refused before anything happens: nothing is imported and nothing is called.
+"""
+
+import collections
+import pickle
+import tarfile
+import types
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Modules whose objects describe a training and are read as data.
+_DESCRIBING = ("argparse", "omegaconf", "fairseq", "hydra", "numpy", "typing", "enum", "pathlib", "datetime", "collections")
+_SAFELY = "import torch; content = torch.load('FILE', weights_only=False); torch.save({}, 'NEW')"
+_PARTS = "{name: content[name] for name in ('cfg', 'model')}"
+_TENSORS = "{name: value for name, value in content.items() if torch.is_tensor(value)}"
+
+
+class Inert:
+    """What stands for an object whose class is not loaded: its name, the arguments it was made with, its state and its items."""
+
+    kind = ""
+
+    args: tuple[Any, ...]
+    state: Any
+    listed: list[Any]
+    named: dict[Any, Any]
+
+    # Not __init__, which unpickling need not call.
+    def __new__(cls, *args: Any, **_: Any) -> "Inert":  # noqa: D102
+        made = super().__new__(cls)
+        made.args, made.state, made.listed, made.named = args, None, [], {}
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.named[key] = value
+
+    def append(self, value: Any) -> None:
+        """Keeps an item of a list."""
+        self.listed.append(value)
+
+    def extend(self, values: Any) -> None:
+        """Keeps the items of a list."""
+        self.listed.extend(values)
+
+
+class _RefusedError(Exception):
+    """A name that no checkpoint needs."""
+
+
+def _rebuilt(function: Any) -> Any:
+    """A stand-in that calls one of torch's constructors: a pickle cannot change the function itself through it."""
+    return lambda *args: function(*args)
+
+
+_PLAIN = (set, frozenset, bytearray, complex, dict, list, tuple, int, float, str, bool, bytes, object)
+_CONSTRUCTORS: dict[str, Any] = {
+    "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch.Size": torch.Size,
+    "_codecs.encode": lambda text, encoding: text.encode("latin1"),
+    "collections.OrderedDict": collections.OrderedDict,
+    # Python 2's names, which torch.save still writes.
+    "__builtin__.long": int,
+    "__builtin__.unicode": str,
+    "copy_reg._reconstructor": lambda kind, *_: kind(),
+    **{f"{module}.{kind.__name__}": kind for kind in _PLAIN for module in ("builtins", "__builtin__")},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full in _CONSTRUCTORS:
+            return _rebuilt(_CONSTRUCTORS[full])
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if module.split(".")[0] in _DESCRIBING:
+            return type("Inert", (Inert,), {"kind": full})
+        raise _RefusedError(full)
+
+
+# What torch.load needs of a module to unpickle with.
+_module = types.ModuleType("openwavlm_inert_pickle")
+_module.Unpickler = _Unpickler  # type: ignore[attr-defined]
+_module.load = lambda file, **_: _Unpickler(file).load()  # type: ignore[attr-defined]
+_module.UnpicklingError = pickle.UnpicklingError  # type: ignore[attr-defined]
+
+
+def read_pickle(path: Path, *, tensors_alone: bool = False) -> Any:
+    """What a file of `torch.save` holds, of today's format or from before torch 1.6, as plain values.
+
+    Args:
+        path: The file.
+        tensors_alone: Whether it should hold tensors by name and no configuration; for the message about a safe conversion.
+
+    Returns:
+        Tensors on the CPU (of today's format mapped from the file), dicts, lists and values; configurations of argparse and
+        omegaconf as dicts; other objects of known training programs as None.
+
+    Raises:
+        ValueError: If the file is a TorchScript or tar archive, asks for code to be run, or is damaged or incomplete.
+    """
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise ValueError(f"{path} must hold weights, but is a TorchScript program; save the model's state_dict() instead")
+    if tarfile.is_tarfile(path):
+        raise ValueError(
+            f"{path} must be a file of torch.save, but is a tar archive; unpack it, or load and save it with a newer torch"
+        )
+    try:
+        return plain(torch.load(path, map_location="cpu", pickle_module=_module, weights_only=False, mmap=zipped))
+    except _RefusedError as refused:
+        safely = _SAFELY.replace("{}", _TENSORS if tensors_alone else _PARTS)
+        raise ValueError(
+            f"{path} asks for {refused} to be run or loaded, which no weights need; nothing in it was run. If you know where the file is "
+            f'from and trust it, convert it where it was written, on a machine that you can lose: python -c "{safely}"'
+        ) from None
+    except Exception as error:  # a damaged file can raise almost anything on its way through torch and pickle
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} must be a complete weights file, but cannot be read ({reason}); fetch or save it again"
+        ) from error
+
+
+def plain(value: Any) -> Any:
+    """Configurations as dicts and lists, enumerations as their value, other inert objects as None; what is plain stays."""
+    if isinstance(value, Inert):
+        return _described(value)
+    if isinstance(value, dict):
+        return {plain(key) if isinstance(key, Inert) else key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return value
+
+
+def _described(value: Inert) -> Any:
+    state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
+    if isinstance(state, dict) and value.kind.startswith("omegaconf."):
+        return plain(state["_content"] if "_content" in state else state.get("_val"))
+    if isinstance(state, dict) and value.kind == "argparse.Namespace":
+        return plain(state)
+    if value.named or value.listed:
+        return plain(value.named or value.listed)
+    return value.args[0] if len(value.args) == 1 and isinstance(value.args[0], str | int | float) else None

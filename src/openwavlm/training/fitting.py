@@ -1,0 +1,38 @@
+"""A checkpoint's tensors for a launch whose precision or running mean is another than that of the launch that wrote them."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+_MODEL, _MEAN, _SCALE = "model.", "ema.", "loss_scale."
+
+
+def fitting_weights(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Adds or leaves out what precision=16-mixed (`loss_scale`) and optim.ema (`ema`) have of their own.
+
+    A running mean that begins here begins with the weights; a scale of the loss with its initial value.
+
+    Args:
+        weights: The checkpoint's tensors by name.
+        module: The training module that is to take them.
+
+    Returns:
+        Exactly the tensors that the module has.
+
+    Raises:
+        ValueError: If they are of another model.
+    """
+    wanted = module.state_dict()
+    found = {name: tensor for name, tensor in weights.items() if name in wanted or not name.startswith((_MEAN, _SCALE))}
+    for name, tensor in wanted.items():
+        if name not in found and name.startswith(_MEAN):
+            found[name] = weights.get(_MODEL + name.removeprefix(_MEAN), tensor)
+        elif name not in found and name.startswith(_SCALE):
+            found[name] = tensor
+    odd = sorted(found.keys() ^ wanted.keys()) or sorted(name for name in wanted if found[name].shape != wanted[name].shape)
+    if odd:
+        raise ValueError(
+            f"the checkpoint is of another model ({len(odd)} tensors differ, first {odd[0]}): restore model, head and loss of the config, "
+            "or start a new run under another name"
+        )
+    return found

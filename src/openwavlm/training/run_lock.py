@@ -1,0 +1,131 @@
+"""One run, one writer: an advisory file lock on this host, a heartbeat for the others.
+
+The record in the file says who writes, and is renewed every 15 s. A launch that finds the record of a writer whose lock it cannot see
+(another host; a file system without locks) waits until the record is renewed, and is refused, or until it is 120 s old, and takes over.
+A writer that finds somebody else's record in its place, because it stood still for that long, ends at once.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT_S = 15.0
+DEAD_AFTER_S = 120.0
+TAKEN_OVER = 76  # exit status of a writer that was taken over
+_RECORD_BYTES = 512
+log = logging.getLogger(__name__)
+
+
+class RunLock:
+    """Only one launch writes to a run.
+
+    The lock is one of `fcntl`, which belongs to the process alone: with `flock` a killed run would stay locked for as long as
+    its forked loader workers live.
+
+    Args:
+        directory: The run directory.
+
+    Raises:
+        ValueError: If a live launch holds the run.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / "lock"
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        free = self._lock()
+        holder = self._holder()
+        if free is False or (holder and not _is_dead(holder, locked=bool(free)) and self._lives(holder)):
+            os.close(self._file)
+            raise ValueError(self._refusal(holder))
+        self._ours = {"host": socket.gethostname(), "pid": os.getpid(), "began": time.time()}
+        self._stop = threading.Event()
+        self._write()
+        self._thread = threading.Thread(target=self._beats, daemon=True)
+        self._thread.start()
+
+    def _lock(self) -> bool | None:
+        """Takes the lock: True; False if another process holds it; None if this file system has no locks."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): only its heartbeat keeps a second launch away", self.path, error.strerror)
+            return None
+        return True
+
+    def _lives(self, holder: dict[str, Any]) -> bool:
+        """Waits for the holder's next heartbeat, for as long as its last one is fresh."""
+        seen, told = holder, False
+        while seen and time.time() - seen.get("heartbeat", 0) < DEAD_AFTER_S:
+            if not told:
+                left = DEAD_AFTER_S - (time.time() - seen["heartbeat"])
+                log.warning("%s: %s; waiting up to %.0f s for a sign of life", self.path, _who(seen), left)
+                told = True
+            time.sleep(HEARTBEAT_S / 15)
+            now = self._holder()
+            if now and now.get("heartbeat") != seen.get("heartbeat"):
+                return True
+            seen = now
+        return False
+
+    def _holder(self) -> dict[str, Any]:
+        try:
+            holder = json.loads(os.pread(self._file, _RECORD_BYTES, 0) or b"{}")
+        except ValueError:
+            return {}
+        return holder if isinstance(holder, dict) else {}
+
+    def _refusal(self, holder: dict[str, Any]) -> str:
+        return (
+            f"the run {self.path.parent} is being written by {_who(holder)}: wait for it, stop it, or choose another name "
+            f"(a dead writer on another host is taken over {DEAD_AFTER_S:.0f} s after its last heartbeat)"
+        )
+
+    def _write(self) -> None:
+        record = {**self._ours, "job": os.environ.get("SLURM_JOB_ID"), "heartbeat": time.time()}
+        # One write of constant length: a reader never meets half a record.
+        os.pwrite(self._file, json.dumps(record).ljust(_RECORD_BYTES).encode(), 0)
+
+    def _beats(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            with contextlib.suppress(OSError):
+                holder = self._holder()
+                if holder and {name: holder.get(name) for name in self._ours} != self._ours:
+                    log.critical("%s took the run %s over while this process stood still: ending", _who(holder), self.path.parent)
+                    os._exit(TAKEN_OVER)
+                self._write()
+
+    def release(self) -> None:
+        """Gives the run free."""
+        self._stop.set()
+        self._thread.join()
+        os.ftruncate(self._file, 0)
+        os.close(self._file)
+
+
+def _is_dead(holder: dict[str, Any], *, locked: bool) -> bool:
+    """Whether a holder is known to be dead: one of this host that has no lock any more or, without locks, no process."""
+    if holder.get("host") != socket.gethostname():
+        return False
+    if locked:
+        return True
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return False
+
+
+def _who(holder: dict[str, Any]) -> str:
+    return f"process {holder.get('pid')} on {holder.get('host')}" if holder else "another process"

@@ -1,0 +1,166 @@
+"""A run that begins from a checkpoint, and a run exported in every format and loaded again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torchaudio
+import transformers
+
+import openwavlm
+from openwavlm.checkpoints.fairseq import microsoft_bytes
+from openwavlm.export import export_run
+from openwavlm.extract import extract_features_of_folder
+from openwavlm.labelling.teacher import model_hash
+from openwavlm.train import train
+from runs import SETTINGS, compose, launch, make_data, table, weights
+from synthetic import write_speech_like
+
+SHORT = [*SETTINGS, "optim.updates=4", "callbacks.checkpoint_every=2", "callbacks.validate_every=0", "health.enabled=false"]
+FRESH = "label_embeddings"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> list[str]:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def first(data, tmp_path_factory) -> Path:
+    """A run of four updates."""
+    directory = tmp_path_factory.mktemp("first")
+    assert launch([*SHORT, *data], directory) == [0]
+    return directory
+
+
+@pytest.fixture(scope="module")
+def microsoft(first, tmp_path_factory) -> Path:
+    return export_run(first, tmp_path_factory.mktemp("microsoft") / "model", format="microsoft") / "model.pt"
+
+
+def refused(overrides: list[str], directory: Path, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        train(compose(overrides), directory)
+    assert not (directory / "metrics.csv").exists()
+
+
+# --- export -------------------------------------------------------------------------------------------------------------
+
+
+def test_each_format_of_one_run_loads_as_the_same_model(first, tmp_path):
+    hashes = {}
+    for name in ("huggingface", "microsoft", "torchaudio"):
+        folder = export_run(first, tmp_path / name, format=name)
+        hashes[name] = model_hash(openwavlm.load(folder))
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        export_run(first, tmp_path / name, format=name)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == files, "equal models give equal bytes"
+        assert {"pretraining_head.safetensors", "openwavlm.json"} < set(files)
+    assert len(set(hashes.values())) == 1
+    said = json.loads((tmp_path / "torchaudio" / "model.json").read_text())
+    names = torchaudio.models.wavlm_model.__code__.co_varnames[: torchaudio.models.wavlm_model.__code__.co_argcount]
+    reference = torchaudio.models.wavlm_model(**{name: said[name] for name in names})
+    reference.load_state_dict(torch.load(tmp_path / "torchaudio" / "model.pt", weights_only=True), strict=True)
+    with pytest.raises(ValueError, match=r"one folder holds one format, but .* holds torchaudio and format is microsoft"):
+        export_run(first, tmp_path / "torchaudio", format="microsoft")
+    with pytest.raises(ValueError, match="format must be one of huggingface, microsoft, torchaudio, but is 'onnx'"):
+        export_run(first, format="onnx")
+
+
+def test_a_single_file_gives_the_features_of_the_folder(first, microsoft, tmp_path):
+    folder = export_run(first, tmp_path / "model")
+    write_speech_like(tmp_path / "recordings" / "a.wav", 1.0)
+    for encoder, output in ((folder, "one"), (microsoft, "two")):
+        extract_features_of_folder(encoder, tmp_path / "recordings", tmp_path / output)
+    for name in ("a.wav.npy", "extract.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+# --- init_from ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_begins_as_the_checkpoint_with_a_new_head_and_goes_on_without_it(first, microsoft, data, tmp_path):
+    mine = tmp_path / "moved.pt"
+    mine.write_bytes(microsoft.read_bytes())
+    overrides = [*SHORT, *data, f"init_from={mine}", "optim.lr=1e-12"]
+    assert launch([*overrides, "stop_after=2"], tmp_path / "run") == [0]
+    before, after = weights(first, 4), weights(tmp_path / "run", 2)
+    encoder = [name for name in before if name.startswith("model.wavlm.")]
+    for name in encoder:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6)
+    assert not torch.allclose(after[f"model.{FRESH}"], before[f"model.{FRESH}"], atol=1e-4)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["init_from"]
+    assert record["model"] == model_hash(openwavlm.load(mine)) and record["dialect"] == "Microsoft"
+    mine.unlink()
+    assert launch(overrides, tmp_path / "run") == [0], "a resumed run needs its own checkpoint alone"
+    assert len(table(tmp_path / "run")) == 4
+    about = json.loads((export_run(tmp_path / "run", tmp_path / "out") / "openwavlm.json").read_text())
+    assert about["init_from"] == {"model": record["model"], "dialect": "Microsoft"}
+
+
+def test_two_processes_begin_as_one_does(microsoft, data, tmp_path):
+    overrides = [*SHORT, *data, f"init_from={microsoft}"]
+    assert launch(overrides, tmp_path / "one") == [0]
+    assert launch(overrides, tmp_path / "two", world_size=2) == [0, 0]
+    losses = [[float(row["loss"]) for row in table(tmp_path / name)] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(losses[0]) == 4
+
+
+def test_where_a_run_began_is_part_of_it(microsoft, data, tmp_path):
+    assert launch([*SHORT, *data, f"init_from={microsoft}", "stop_after=2"], tmp_path) == [0]
+    with pytest.raises(ValueError, match=r"(?s)differs from the run in .*init_from: .*model\.pt' -> None"):
+        train(compose([*SHORT, *data]), tmp_path)
+    for checkpoint in (tmp_path / "checkpoints").iterdir():  # as if it had been killed before its first checkpoint
+        checkpoint.unlink()
+    model = openwavlm.load(microsoft)
+    with torch.no_grad():
+        model.mask_embedding.add_(1)
+    microsoft.with_name("kept.pt").write_bytes(content := microsoft.read_bytes())
+    microsoft.write_bytes(microsoft_bytes(model))
+    try:
+        with pytest.raises(ValueError, match=r"began as the model \w{12} of .*, but .*model\.pt now holds \w{12}: restore it"):
+            train(compose([*SHORT, *data, f"init_from={microsoft}"]), tmp_path)
+    finally:
+        microsoft.write_bytes(content)
+
+
+def test_a_run_of_another_shape_or_normalisation_is_told_what_to_add(microsoft, data, tmp_path):
+    start = [*SHORT, *data, f"init_from={microsoft}"]
+    refused(
+        [*start, "model.ffn_dim=48"],
+        tmp_path,
+        "must have its architecture and normalisation, but .* in ffn_dim: add model.ffn_dim=32",
+    )
+    refused([*start, "model.normalise_waveform=true"], tmp_path, "normalise_waveform: add model.normalise_waveform=false")
+    refused([*start, "model.conv_dims=[8,8,16]"], tmp_path, r"in conv_dims: add model.conv_dims=\[8,8,8\]")
+    refused(
+        [*SHORT, *data, "init_from=nowhere.pt"],
+        tmp_path,
+        "a checkpoint must be a directory or a file, but nowhere.pt does not exist",
+    )
+
+
+def test_a_wavlm_begins_as_a_hubert(data, tmp_path):
+    torch.manual_seed(0)
+    config = transformers.HubertConfig(
+        conv_dim=[8, 8, 8],
+        conv_kernel=[80, 5, 4],
+        conv_stride=[20, 4, 4],
+        hidden_size=16,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+        do_stable_layer_norm=True,
+    )
+    transformers.HubertModel(config).save_pretrained(tmp_path / "hubert")
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(tmp_path / "hubert")
+    start = [*SHORT, *data, f"init_from={tmp_path / 'hubert'}", "model.num_buckets=32", "model.max_distance=100"]
+    assert launch(start, tmp_path / "run") == [0]
+    trained = weights(tmp_path / "run", 4)
+    assert trained["model.wavlm.encoder.relative_bias.embedding.weight"].shape == (32, 2)
+    assert trained["model.wavlm.encoder.relative_bias.embedding.weight"].abs().max() > 0, "the neutral bias learns"
+    made = json.loads((tmp_path / "run" / "run.json").read_text())["init_from"]["made"]
+    assert len(made) == 1 + 3 * 2

@@ -1,0 +1,472 @@
+"""Single-file checkpoints: the layouts of Microsoft and fairseq by their key tables (SPEC §6), and pickles that are read as data."""
+
+import argparse
+import io
+import os
+import pickle
+import re
+import sys
+import tarfile
+import types
+import zipfile
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+import openwavlm
+from openwavlm.checkpoints.account import FINE_TUNED_HEAD, NO_GATED_BIAS, PREDICTION_HEAD, QUANTISER, TRAINING_STATE
+from openwavlm.checkpoints.fairseq import microsoft_bytes
+from openwavlm.checkpoints.fairseq_config import microsoft_config, read_fairseq_config
+from openwavlm.checkpoints.huggingface import save_huggingface
+from openwavlm.checkpoints.load import load_checkpoint
+from openwavlm.checkpoints.names import fairseq_name, old_spelling
+from openwavlm.checkpoints.pickles import read_pickle
+from openwavlm.labelling.teacher import model_hash, open_teacher
+from openwavlm.models.config import WavLMConfig
+from openwavlm.models.wavlm import WavLM
+
+TINY = WavLMConfig(
+    conv_dims=(8,) * 7,
+    dim=32,
+    ffn_dim=48,
+    heads=4,
+    layers=2,
+    positional_kernel=8,
+    positional_groups=2,
+    num_buckets=32,
+    max_distance=80,
+)
+PRE_NORM = replace(TINY, pre_norm=True, extractor_norm="layer", normalise_waveform=True)
+LARGE = WavLMConfig(
+    extractor_norm="layer", dim=1024, ffn_dim=4096, heads=16, layers=24, pre_norm=True, dropout=0, normalise_waveform=True
+)
+# cfg of the released Base file, by SPEC §6.1.
+KEYS_OF_MICROSOFT = [
+    "extractor_mode",
+    "encoder_layers",
+    "encoder_embed_dim",
+    "encoder_ffn_embed_dim",
+    "encoder_attention_heads",
+    "activation_fn",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "encoder_layerdrop",
+    "dropout_input",
+    "dropout_features",
+    "layer_norm_first",
+    "conv_feature_layers",
+    "conv_bias",
+    "feature_grad_mult",
+    "mask_length",
+    "mask_prob",
+    "mask_selection",
+    "mask_other",
+    "no_mask_overlap",
+    "mask_min_space",
+    "mask_channel_length",
+    "mask_channel_prob",
+    "mask_channel_selection",
+    "mask_channel_other",
+    "no_mask_channel_overlap",
+    "mask_channel_min_space",
+    "conv_pos",
+    "conv_pos_groups",
+    "relative_position_embedding",
+    "num_buckets",
+    "max_distance",
+    "gru_rel_pos",
+    "expand_attention_head_size",
+    "normalize",
+]
+
+
+def key_table(config: WavLMConfig, *, gated: bool = True) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of fairseq's tensors, written down from SPEC §6.1 and not from our names."""
+    dim, ffn, heads = config.dim, config.ffn_dim, config.heads
+    table: dict[str, tuple[int, ...]] = {"mask_emb": (dim,)}
+    channels = 1
+    for number, (width, kernel) in enumerate(zip(config.conv_dims, config.conv_kernels, strict=True)):
+        table[f"feature_extractor.conv_layers.{number}.0.weight"] = (width, channels, kernel)
+        channels = width
+        norm = "2.1" if config.extractor_norm == "layer" else "2"
+        if config.extractor_norm == "layer" or number == 0:
+            table |= {f"feature_extractor.conv_layers.{number}.{norm}.{kind}": (width,) for kind in ("weight", "bias")}
+    table |= {"post_extract_proj.weight": (dim, channels), "post_extract_proj.bias": (dim,)}
+    table |= {"layer_norm.weight": (channels,), "layer_norm.bias": (channels,)}
+    table |= {"encoder.pos_conv.0.bias": (dim,), "encoder.pos_conv.0.weight_g": (1, 1, config.positional_kernel)}
+    table |= {"encoder.pos_conv.0.weight_v": (dim, dim // config.positional_groups, config.positional_kernel)}
+    table |= {"encoder.layer_norm.weight": (dim,), "encoder.layer_norm.bias": (dim,)}
+    for number in range(config.layers):
+        layer = f"encoder.layers.{number}."
+        for part in "qkv":
+            table |= {f"{layer}self_attn.{part}_proj.weight": (dim, dim), f"{layer}self_attn.{part}_proj.bias": (dim,)}
+        table |= {f"{layer}self_attn.out_proj.weight": (dim, dim), f"{layer}self_attn.out_proj.bias": (dim,)}
+        if gated:
+            table |= {f"{layer}self_attn.grep_linear.weight": (8, dim // heads), f"{layer}self_attn.grep_linear.bias": (8,)}
+            table[f"{layer}self_attn.grep_a"] = (1, heads, 1, 1)
+        for norm in ("self_attn_layer_norm", "final_layer_norm"):
+            table |= {f"{layer}{norm}.weight": (dim,), f"{layer}{norm}.bias": (dim,)}
+        table |= {f"{layer}fc1.weight": (ffn, dim), f"{layer}fc1.bias": (ffn,)}
+        table |= {f"{layer}fc2.weight": (dim, ffn), f"{layer}fc2.bias": (dim,)}
+    if gated:
+        table["encoder.layers.0.self_attn.relative_attention_bias.weight"] = (config.num_buckets, heads)
+    return table
+
+
+def random_state(config: WavLMConfig, *, gated: bool = True) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) for name, shape in key_table(config, gated=gated).items()}
+
+
+def keys_of(config: WavLMConfig, *, gated: bool = True) -> dict:
+    """A fairseq model's configuration."""
+    keys = microsoft_config(config)
+    normalise = keys.pop("normalize")
+    assert normalise == config.normalise_waveform
+    if not gated:
+        for name in ("relative_position_embedding", "gru_rel_pos", "num_buckets", "max_distance", "expand_attention_head_size"):
+            del keys[name]
+    return keys
+
+
+def saved(path: Path, content: object, **options: object) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+# --- Microsoft ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "parameters"), [(WavLMConfig(), 248, 94_381_936), (LARGE, 488, 315_453_120)], ids=["Base", "Large"]
+)
+def test_the_names_and_shapes_for_microsoft_are_those_of_the_released_files(config, tensors, parameters):
+    with torch.device("meta"):
+        state = WavLM(config).state_dict()
+    names = {old_spelling(fairseq_name(name, extractor_norm=config.extractor_norm)): tuple(t.shape) for name, t in state.items()}
+    assert names == key_table(config)
+    assert len(names) == tensors and sum(tensor.numel() for tensor in state.values()) == parameters
+    assert set(microsoft_config(config)) == set(KEYS_OF_MICROSOFT)
+
+
+@pytest.mark.parametrize("config", [TINY, PRE_NORM], ids=["Base-like", "Large-like"])
+def test_a_file_of_microsofts_form_comes_back_bit_equal_with_its_configuration(config, tmp_path):
+    torch.manual_seed(0)
+    model = WavLM(config)
+    path = tmp_path / "WavLM.pt"
+    path.write_bytes(microsoft_bytes(model))
+    assert microsoft_bytes(model) == path.read_bytes(), "equal models give equal bytes"
+    content = torch.load(path, weights_only=True)  # plain values and tensors, nothing else
+    assert list(content) == ["cfg", "model"] and type(content["cfg"]) is dict
+    assert {name: tuple(tensor.shape) for name, tensor in content["model"].items()} == key_table(config)
+    again, account = load_checkpoint(path)
+    assert again.config == config and not again.training
+    assert model_hash(again) == model_hash(model) == open_teacher(path).hash
+    assert account.dialect == "Microsoft" and not account.ignored and not account.created
+    assert set(account.loaded) == set(content["model"])
+
+
+def test_keys_that_microsofts_cfg_lacks_have_the_defaults_of_its_class():
+    config, gated = read_fairseq_config(
+        {"gru_rel_pos": True, "relative_position_embedding": True}, normalise_waveform=False, origin="nothing"
+    )
+    assert gated and config.max_distance == 1280 and config.num_buckets == 320
+    assert (config.dim, config.layers, config.heads, config.feature_grad_mult) == (768, 12, 12, 1.0)
+    assert (config.layer_drop, config.input_dropout, config.conv_kernels) == (0.0, 0.0, (10, 3, 3, 3, 3, 2, 2))
+    content = microsoft_config(config)
+    assert content["conv_feature_layers"] == "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
+    assert read_fairseq_config(content, normalise_waveform=False, origin="ours")[0] == config
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"activation_fn": "relu"}, "activation_fn must be 'gelu', but is 'relu'"),
+        ({"layer_type": "conformer"}, "layer_type must be 'transformer'"),
+        ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm must be False"),
+        ({"gru_rel_pos": False}, "both be on .* or both off .*, but only one is"),
+        ({"extractor_mode": "mel"}, "extractor_mode must be default or layer_norm"),
+        ({"conv_feature_layers": "__import__('os').system('true')"}, "conv_feature_layers must be a sum of lists"),
+        ({"conv_feature_layers": "[(8,10,5)] * 2"}, "must have a hop of 320"),
+    ],
+)
+def test_a_configuration_that_the_encoder_cannot_represent_is_refused_by_its_key(change, sentence, tmp_path):
+    path = saved(tmp_path / "model.pt", {"cfg": microsoft_config(TINY) | change, "model": random_state(TINY)})
+    with pytest.raises(ValueError, match=f"(?s){sentence}"):
+        load_checkpoint(path)
+
+
+# --- fairseq, UniSpeech, s3prl ------------------------------------------------------------------------------------------
+
+HEAD = {"label_embs_concat": torch.zeros(14, 8), "final_proj.weight": torch.zeros(8, 32), "final_proj.bias": torch.zeros(8)}
+
+
+class Symbols:
+    """Stands for fairseq's dictionary."""
+
+    def __init__(self) -> None:
+        self.symbols = ["<s>", "0"]
+
+
+class StrEnum(Enum):
+    """Stands for fairseq's enumeration of extractors."""
+
+    default = "default"
+    layer_norm = "layer_norm"
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    """Classes of fairseq that exist while a file is written, and not when it is read."""
+    package, data, choices = types.ModuleType("fairseq"), types.ModuleType("fairseq.data"), types.ModuleType("fairseq.choices")
+    monkeypatch.setattr(Symbols, "__module__", "fairseq.data")
+    monkeypatch.setattr(StrEnum, "__module__", "fairseq.choices")
+    data.Symbols, choices.StrEnum = Symbols, StrEnum
+    for module in (package, data, choices):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def write(path: Path, content: object) -> Path:
+        saved(path, content)
+        for module in (package, data, choices):
+            monkeypatch.delitem(sys.modules, module.__name__)
+        return path
+
+    return write
+
+
+def fairseq_file(config: WavLMConfig, state: dict[str, Tensor], *, gated: bool, form: str) -> dict:
+    keys = keys_of(config, gated=gated)
+    task = {"_name": "hubert_pretraining", "normalize": config.normalise_waveform, "label_rate": 50}
+    if form == "args":
+        configuration: dict = {"args": argparse.Namespace(arch="hubert", **keys, **task), "cfg": None}
+    else:
+        whole = {"model": {"_name": "hubert", **keys, "extractor_mode": StrEnum(keys["extractor_mode"])}, "task": task}
+        configuration = {"args": None, "cfg": OmegaConf.create(whole) if form == "omegaconf" else whole}
+    training = {
+        "criterion": {},
+        "optimizer_history": [{"num_updates": 250_000}],
+        "task_state": {"dictionaries": [Symbols()]},
+        "extra_state": {"val_loss": 2.4},
+        "last_optimizer_state": {"state": {0: {"exp_avg": torch.zeros(3)}}},
+    }
+    return {**configuration, "model": state, **training}
+
+
+@pytest.mark.parametrize("form", ["omegaconf", "dict", "args"])
+@pytest.mark.parametrize(
+    ("config", "gated"), [(TINY, True), (TINY, False), (PRE_NORM, False)], ids=["WavLM", "HuBERT", "HuBERT Large"]
+)
+def test_a_file_of_fairseq_loads_without_fairseq_and_every_entry_is_accounted_for(config, gated, form, tmp_path, foreign, caplog):
+    state = random_state(config, gated=gated) | HEAD
+    path = foreign(tmp_path / "checkpoint_best.pt", content := fairseq_file(config, state, gated=gated, form=form))
+    model, account = load_checkpoint(path)
+    assert model.config.normalise_waveform == config.normalise_waveform and model.config.dim == 32
+    assert model.config.max_distance == (80 if gated else 800)
+    assert torch.equal(model.encoder.layers[1].attention.value.weight, state["encoder.layers.1.self_attn.v_proj.weight"])
+    assert torch.equal(model.encoder.positional.gain, state["encoder.pos_conv.0.weight_g"])
+    assert set(account.loaded) == set(state) - set(HEAD)
+    assert {name for name, reason in account.ignored.items() if reason == PREDICTION_HEAD} == set(HEAD)
+    assert {name for name, reason in account.ignored.items() if reason == TRAINING_STATE} == set(content) - {
+        "args",
+        "cfg",
+        "model",
+    }
+    assert set(account.ignored) | set(account.loaded) == (set(content) | set(state)) - {"args", "cfg", "model"}
+    assert not set(account.ignored) & set(account.loaded)
+    assert bool(account.created) != gated and set(account.created.values()) <= {NO_GATED_BIAS}
+    ours = [name for names in account.loaded.values() for name in names] + list(account.created)
+    assert sorted(ours) == sorted(model.state_dict()), "every tensor of the model has one origin"
+    assert "left out final_proj.bias, final_proj.weight, label_embs_concat: prediction head" in caplog.text
+
+
+def test_a_fine_tuned_file_gives_its_encoder_by_the_configuration_inside(tmp_path):
+    state = {f"w2v_encoder.w2v_model.{name}": tensor for name, tensor in random_state(PRE_NORM, gated=False).items()}
+    head = {"w2v_encoder.proj.weight": torch.zeros(5, 32), "w2v_encoder.proj.bias": torch.zeros(5)}
+    kept = {"w2v_encoder.w2v_model.label_embs_concat": torch.zeros(14, 8)}
+    inner = {"model": keys_of(PRE_NORM, gated=False), "task": {"normalize": True}}
+    cfg = OmegaConf.create({"model": {"_name": "hubert_ctc", "w2v_args": inner}, "task": {"normalize": True}})
+    path = saved(tmp_path / "ctc.pt", {"cfg": cfg, "model": state | head | kept})
+    model, account = load_checkpoint(path)
+    assert model.config.normalise_waveform and set(account.loaded) == set(state)
+    assert account.ignored == dict.fromkeys(head, FINE_TUNED_HEAD) | dict.fromkeys(kept, PREDICTION_HEAD)
+
+
+def test_a_wav2vec_2_file_loads_without_its_quantiser(tmp_path):
+    extra = {"quantizer.vars": torch.zeros(1, 4, 8), "project_q.weight": torch.zeros(8, 8), "project_hid.bias": torch.zeros(8)}
+    cfg = {"model": keys_of(TINY, gated=False), "task": {"normalize": False}}
+    _, account = load_checkpoint(saved(tmp_path / "w2v.pt", {"cfg": cfg, "model": random_state(TINY, gated=False) | extra}))
+    assert account.ignored == dict.fromkeys(extra, QUANTISER)
+
+
+def test_a_file_that_s3prl_converted_loads(tmp_path):
+    content = {
+        "task_cfg": {"normalize": True},
+        "model_cfg": keys_of(PRE_NORM, gated=False),
+        "model_weight": random_state(PRE_NORM, gated=False) | HEAD,
+        "dictionaries_symbols": [["<s>", "0"]],
+    }
+    model, account = load_checkpoint(saved(tmp_path / "hubert.pt", content))
+    assert model.config.normalise_waveform and account.dialect.startswith("s3prl")
+    assert account.ignored == dict.fromkeys(HEAD, PREDICTION_HEAD) | {"dictionaries_symbols": TRAINING_STATE}
+
+
+def test_what_a_file_does_not_say_or_hold_is_refused_by_name(tmp_path):
+    def refused(content: object, sentence: str) -> None:
+        with pytest.raises(ValueError, match=sentence):
+            load_checkpoint(saved(tmp_path / "model.pt", content))
+
+    state, cfg = random_state(TINY), microsoft_config(TINY)
+    refused({"model": state}, "must hold the model's configuration beside its weights")
+    refused(
+        {"cfg": {"model": keys_of(TINY), "task": {}}, "model": state}, r"does not say it \(normalize\); pass normalise_waveform"
+    )
+    refused(
+        {"cfg": {"model": {"_name": "hubert_ctc"}, "task": {}}, "model": state}, r"must describe its encoder \(encoder_layers"
+    )
+    refused({"cfg": cfg, "model": {}}, "model in .*model.pt must hold tensors by name")
+    refused({"cfg": cfg, "model": state | {"adapter.weight": torch.zeros(1)}}, r"model\.pt has adapter\.weight; if it is a head")
+    refused({"cfg": cfg, "model": {k: v for k, v in state.items() if k != "mask_emb"}}, "lacks 1, first mask_emb")
+    refused({"cfg": cfg | {"encoder_ffn_embed_dim": 64}, "model": state}, r"has \(48, 32\) instead of \(64, 32\)")
+    refused({"weight": torch.zeros(2)}, "holds weight; Hugging Face's weights need the directory")
+    refused([torch.zeros(2)], "holds list; Hugging Face's")
+    with pytest.raises(ValueError, match="does not exist"):
+        load_checkpoint(tmp_path / "nothing.pt")
+
+
+# --- pickles ------------------------------------------------------------------------------------------------------------
+
+
+class Attack:
+    """A pickle that writes a file when it is read by an ordinary reader."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("function", ["os.system", "builtins.exec", "builtins.eval", "torch.hub.load", "pathlib.Path.unlink"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_code_in_a_pickle_is_not_run_and_the_way_out_is_said(function, zipped, tmp_path):
+    victim = tmp_path / "victim"
+    victim.touch()
+    attacks = {
+        "os.system": Attack(os.system, f"rm {victim}"),
+        "builtins.exec": Attack(exec, f"import os; os.remove({str(victim)!r})"),
+        "builtins.eval": Attack(eval, f"__import__('os').remove({str(victim)!r})"),
+        "torch.hub.load": Attack(torch.hub.load, "x", "y"),
+        "pathlib.Path.unlink": Attack(Path.unlink, victim),
+    }
+    content = {"cfg": microsoft_config(TINY), "model": random_state(TINY), "extra": attacks[function]}
+    path = saved(tmp_path / "model.pt", content, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"asks for .* nothing in it was run.*torch\.load\('FILE', weights_only=False\)"):
+        load_checkpoint(path)
+    assert victim.exists()
+
+
+def test_code_in_the_weights_of_a_hub_folder_is_not_run_either(tmp_path):
+    (tmp_path / "victim").touch()
+    save_huggingface(WavLM(TINY), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    saved(
+        tmp_path / "pytorch_model.bin",
+        {"masked_spec_embed": torch.zeros(32), "x": Attack(os.system, f"rm {tmp_path / 'victim'}")},
+    )
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin asks for posix\.system .*if torch\.is_tensor\(value\)"):
+        openwavlm.load(tmp_path)
+    assert (tmp_path / "victim").exists()
+
+
+def test_a_pickle_cannot_change_the_functions_that_rebuild_tensors(tmp_path):
+    before = torch._utils._rebuild_tensor_v2.__defaults__
+    # BUILD with a slot state: setattr(function, "__defaults__", …) in an ordinary reader.
+    program = pickle.PROTO + b"\x02" + pickle.GLOBAL + b"torch._utils\n_rebuild_tensor_v2\n"
+    program += pickle.NONE + pickle.EMPTY_DICT + pickle.BINUNICODE + b"\x0c\x00\x00\x00__defaults__" + pickle.EMPTY_TUPLE
+    program += pickle.SETITEM + pickle.TUPLE2 + pickle.BUILD + pickle.STOP
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", program)
+        archive.writestr("archive/version", "3\n")
+    with pytest.raises(ValueError, match=r"model\.pt"):
+        load_checkpoint(path)
+    assert torch._utils._rebuild_tensor_v2.__defaults__ == before
+
+
+def test_a_file_from_before_torch_1_6_loads(tmp_path):
+    state = random_state(TINY)
+    content = {"cfg": microsoft_config(TINY), "model": state}
+    new = saved(tmp_path / "new.pt", content)
+    old = saved(tmp_path / "old.pt", content, _use_new_zipfile_serialization=False)
+    assert not zipfile.is_zipfile(old)
+    assert model_hash(openwavlm.load(old)) == model_hash(openwavlm.load(new))
+
+
+def test_loading_draws_nothing_from_the_global_generator(tmp_path):
+    path = saved(
+        tmp_path / "model.pt",
+        {"cfg": {"model": keys_of(TINY, gated=False), "task": {"normalize": False}}, "model": random_state(TINY, gated=False)},
+    )
+    before = torch.get_rng_state()
+    load_checkpoint(path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_half_precision_and_parameters_load_as_float32(tmp_path):
+    state = {name: torch.nn.Parameter(tensor.half()) for name, tensor in random_state(TINY).items()}
+    model = openwavlm.load(saved(tmp_path / "model.pt", {"cfg": microsoft_config(TINY), "model": state}))
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_a_damaged_file_is_named_in_one_sentence(zipped, tmp_path):
+    path = saved(
+        tmp_path / "model.pt",
+        {"cfg": microsoft_config(TINY), "model": random_state(TINY)},
+        _use_new_zipfile_serialization=zipped,
+    )
+    complete = path.read_bytes()
+    damaged = [complete[: len(complete) * part // 10] for part in (0, 1, 5, 9)]
+    for content in [*damaged, complete[:-3], b"<html>not found</html>", os.urandom(5000)]:
+        path.write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"model\.pt must be a complete weights file, but cannot be read \(.*\); fetch or save"
+        ) as refusal:
+            load_checkpoint(path)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_torchscript_program_is_refused(tmp_path):
+    path = tmp_path / "model.pt"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
+            archive.writestr(f"archive/{name}", b"")
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(ValueError, match="is a TorchScript program; save the model's state_dict"):
+        read_pickle(path)
+
+
+def test_a_tar_archive_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "model.pt", "w") as archive:
+        archive.add(saved(tmp_path / "inner.pt", {"model": torch.zeros(2)}), "storages")
+    with pytest.raises(ValueError, match="is a tar archive; unpack it"):
+        read_pickle(tmp_path / "model.pt")
+
+
+def test_configurations_become_plain_values(tmp_path):
+    content = {
+        "omega": OmegaConf.create({"a": [1, {"b": None}], "c": "${a}", "d": 0.5}),
+        "space": argparse.Namespace(x=1, inner=argparse.Namespace(y=(2, 3))),
+        "sets": {1, 2},
+    }
+    found = read_pickle(saved(tmp_path / "values.pt", content))
+    assert found["omega"]["a"] == [1, {"b": None}] and found["omega"]["d"] == 0.5
+    assert found["space"] == {"x": 1, "inner": {"y": [2, 3]}} and found["sets"] == {1, 2}
+    assert not any(re.search("Inert|omegaconf", repr(type(value))) for value in found.values())

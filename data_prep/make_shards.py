@@ -1,9 +1,23 @@
 """Prepares a corpus as shards with an index: `python data_prep/make_shards.py --help`."""
 
+from pathlib import Path
+from typing import Any
+
 from omegaconf import DictConfig, OmegaConf
 
 from openwavlm.cli import command
 from openwavlm.data.prepare import make_shards
+from openwavlm.job_array import Slurm, is_array, run_array
+
+
+def _as_array(arguments: dict[str, Any], slurm: Slurm) -> bool:
+    """Lists the tasks and has an array do them; the caller builds the index. False if nobody waits for the array."""
+    num_tasks = arguments.pop("num_tasks")
+    arguments |= {"input": Path(arguments["input"]).resolve(), "output": Path(arguments["output"]).resolve(), "task_index": None}
+    make_shards(**arguments, num_tasks=0)
+    arguments.pop("task_index")
+    folder, workers = Path(f"{arguments['output']}.jobs"), arguments["workers"]
+    return run_array(make_shards, arguments, num_tasks=num_tasks, workers=workers, folder=folder, slurm=slurm)
 
 
 @command("prep/make_shards")
@@ -11,8 +25,10 @@ def main(config: DictConfig) -> None:
     """Prepares and prints what came out."""
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
-    settings.pop("debug")
-    stats = make_shards(**{str(name): value for name, value in settings.items()})
+    arguments = {str(name): value for name, value in settings.items() if name not in ("debug", "launcher", "slurm")}
+    if is_array(config.launcher, config.task_index) and not _as_array(arguments, Slurm(**config.slurm)):
+        return
+    stats = make_shards(**arguments)
     if "utterances" not in stats:
         print(f"{stats['tasks']} tasks; a run with neither num_tasks nor task_index finishes the shard set")
         return

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from openwavlm.cli import command
+from openwavlm.cli import command, paths
 from openwavlm.data.index import Index
 from openwavlm.data.verify import verify_shards
 
@@ -17,14 +17,25 @@ def main(config: DictConfig) -> None:
     problems = list(result.problems)
     verdicts = [result.sentence()]
     if config.labels is not None:
-        from openwavlm.labelling.verify import verify_labels
+        from openwavlm.labelling.verify import labels_of_teacher, verify_labels
 
-        teacher = Path(config.teacher) if config.teacher else None
-        index = Index.open(config.shards)
-        labels = verify_labels(Path(config.labels), index, teacher=teacher, share=config.share, seed=config.seed)
-        verdicts.append(labels.sentence())
-        if not labels.passed:
-            problems.append(labels.sentence())
+        index, teacher = Index.open(config.shards), Path(config.teacher) if config.teacher else None
+        folders = paths(config.labels)
+        of_teacher = labels_of_teacher(folders, teacher)
+        for folder in folders:
+            labels = verify_labels(
+                folder,
+                index,
+                teacher=teacher if folder in of_teacher else None,
+                share=config.share,
+                seed=config.seed,
+                device=config.device,
+                tolerance=config.tolerance,
+            )
+            verdict = labels.sentence() if len(folders) == 1 else f"{folder}: {labels.sentence()}"
+            verdicts.append(verdict)
+            if not labels.passed:
+                problems.append(verdict)
     print("\n".join(verdicts))
     if config.json is not None:
         Path(config.json).write_text(json.dumps({"verdicts": verdicts, "problems": problems}, indent=1) + "\n")

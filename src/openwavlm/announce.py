@@ -37,16 +37,16 @@ def announce(
         directory: The run's.
         probes: Its probes while training.
     """
-    recipe = recipe_of(parts, precision, opened.num_classes)
+    recipe = recipe_of(parts, precision, opened.classes)
     parameters = sum(count_parameters(recipe.model, recipe.head).values())
     log.info(
-        "%s %s at update %d of %d: %.2f M parameters, %d classes",
+        "%s %s at update %d of %d: %.2f M parameters, %s classes",
         "resuming" if start else "starting",
         directory,
         start,
         recipe.updates,
         parameters / 1e6,
-        opened.num_classes,
+        " + ".join(map(str, opened.classes)),
     )
     _announce_data(recipe, opened, plan)
     for line in cost_lines(recipe, world_size):

@@ -136,6 +136,7 @@ class PretrainBatch(_Movable):
         weight: 1, or 0 for a padding micro-batch that only keeps the collectives aligned.
         num_unreadable: Rows that could not be read.
         valid_samples: Sum of `num_samples`, on the host.
+        other_labels: int32 (sets − 1, batch, frames), those of a run's further label sets; None in a run with one.
     """
 
     waveforms: Tensor
@@ -154,6 +155,7 @@ class PretrainBatch(_Movable):
     weight: float = 1.0
     num_unreadable: int = 0
     valid_samples: int = 0
+    other_labels: Tensor | None = None
 
     @property
     def num_masked(self) -> int:

@@ -4,6 +4,7 @@ import difflib
 import inspect
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -230,8 +231,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
-def make_model(parts: dict[str, Any], num_classes: int) -> WavLMForPretraining:
-    """Encoder and head."""
+def make_model(parts: dict[str, Any], num_classes: int | Sequence[int]) -> WavLMForPretraining:
+    """Encoder and head, or a head for each label set's number of classes."""
     head: Head = parts["head"]
     return WavLMForPretraining(
         WavLM(parts["model"]),
@@ -253,12 +254,17 @@ def with_placeholders(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "data": {**data, "sources": sources}}
 
 
-def recipe_of(parts: dict[str, Any], precision: str, num_classes: int) -> Recipe:
+def recipe_of(parts: dict[str, Any], precision: str, num_classes: int | Sequence[int]) -> Recipe:
     """What the cost of a run depends on."""
     head, loss, model = parts["head"], parts["loss"], parts["model"]
+    classes = [num_classes] if isinstance(num_classes, int) else list(num_classes)
     return Recipe(
         model,
-        HeadShape(final_dim=head.final_dim, embeddings=head.special_rows + num_classes),
+        HeadShape(
+            final_dim=head.final_dim,
+            embeddings=sum(head.special_rows + size for size in classes),
+            projections=len(classes),
+        ),
         parts["batch"],
         parts["masking"],
         precision,
@@ -282,7 +288,7 @@ def make_builder(parts: dict[str, Any], opened: OpenData, seed: int, *, training
     )
     return MicroBatchBuilder(
         {name: Path(source["shards"]) for name, source in data.all_sets.items()},
-        {name: Path(source["labels"]) for name, source in data.all_sets.items()},
+        data.label_folders(),
         draws,
         Path(data.noise) if data.noise and training else None,
     )

@@ -9,12 +9,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 
@@ -42,6 +43,11 @@ def swept(overrides: list[str]) -> str:
 
 
 OmegaConf.register_new_resolver("swept", swept, replace=True)
+
+
+def paths(value: Any) -> list[Path]:
+    """The folders that a key names, one (`key=A`) or several (`key=[A,B]`)."""
+    return [Path(str(one)) for one in (value if isinstance(value, list | ListConfig) else [value])]
 
 
 def check_complete(config: DictConfig) -> None:

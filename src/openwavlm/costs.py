@@ -22,11 +22,13 @@ class HeadShape:
 
     Attributes:
         final_dim: Width of projection and label embeddings.
-        embeddings: Label embeddings, those of special rows included.
+        embeddings: Label embeddings of all label sets, those of special rows included.
+        projections: Label sets, each of which has a projection of its own.
     """
 
     final_dim: int
     embeddings: int
+    projections: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +117,7 @@ def count_parameters(config: WavLMConfig, head: HeadShape) -> dict[str, int]:
         "attention": config.layers * attention,
         "feed_forward": config.layers * ((dim + 1) * ffn + (ffn + 1) * dim),
         "norms": 2 * dim * (1 + 2 * config.layers),
-        "head": (dim + 1) * head.final_dim + head.embeddings * head.final_dim,
+        "head": (dim + 1) * head.final_dim * head.projections + head.embeddings * head.final_dim,
     }
 
 
@@ -180,5 +182,5 @@ def _encoder_flops(config: WavLMConfig, head: HeadShape, batch: MicroBatchShape)
         ),  # query, key, value, output; the gate's two outputs a head
         "scores": round(run * 4 * positions * frames * dim),  # query · key and weights · value
         "feed_forward": round(run * 4 * positions * dim * config.ffn_dim),
-        "head": 2 * batch.predicted_frames * head.final_dim * (dim + head.embeddings),
+        "head": 2 * batch.predicted_frames * head.final_dim * (dim * head.projections + head.embeddings),
     }

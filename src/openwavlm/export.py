@@ -58,7 +58,10 @@ def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") ->
     if not state:
         raise ValueError(f"{run} kept no running mean of its weights: train with optim.ema=0.999, or use weights=trained")
     parts = objects(yaml.safe_load(config.read_text()))
-    model = make_model(parts, state["label_embeddings"].shape[0] - parts["head"].special_rows)
+    embeddings = [state["label_embeddings"]]
+    while (key := f"other_heads.{len(embeddings) - 1}.label_embeddings") in state:
+        embeddings.append(state[key])
+    model = make_model(parts, [len(of_set) - parts["head"].special_rows for of_set in embeddings])
     model.load_state_dict(state, strict=True)
     return model.eval(), content["openwavlm"]
 
@@ -89,13 +92,16 @@ def export_run(
     model, bound = load_run(run, checkpoint, weights)
     output.mkdir(parents=True, exist_ok=True)
     _write_encoder(model.wavlm, output, format)
+    heads = model.heads()  # several label sets lie one after another, as fairseq's untied heads do
     head = {
-        "final_proj.weight": model.final_proj.weight.detach().contiguous(),
-        "final_proj.bias": model.final_proj.bias.detach().contiguous(),
-        "label_embs_concat": model.label_embeddings.detach().contiguous(),
+        "final_proj.weight": torch.cat([of_set.final_proj.weight.detach() for of_set in heads]),
+        "final_proj.bias": torch.cat([of_set.final_proj.bias.detach() for of_set in heads]),
+        "label_embs_concat": torch.cat([of_set.label_embeddings.detach() for of_set in heads]),
     }
     write_atomically(output / "pretraining_head.safetensors", save(head))
     about = {"format_version": 1, "updates": bound["step"], "weights": weights, "fingerprints": bound["fingerprints"]}
+    if len(heads) > 1:
+        about["label_embeddings"] = [len(of_set.label_embeddings) for of_set in heads]
     begun = RunRecord(run).content.get("init_from")
     if begun is not None:
         about["init_from"] = {name: begun[name] for name in ("model", "dialect")}

@@ -171,7 +171,7 @@ class _Sizes:
         """The closing norm's input, the predicted frames, their projections and directions, the label directions, the log-softmax."""
         frames, head = self.batch.predicted_frames, self.head
         total = _FLOAT * self.positions * self.config.dim * self.config.pre_norm
-        total += frames * (self.low * self.config.dim + 2 * _FLOAT * head.final_dim + _FLOAT * head.embeddings)
+        total += frames * (self.low * self.config.dim + 2 * _FLOAT * head.final_dim * head.projections + _FLOAT * head.embeddings)
         return total + _FLOAT * head.embeddings * head.final_dim
 
     def largest_of_extractor(self) -> int:

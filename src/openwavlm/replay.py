@@ -24,7 +24,7 @@ from openwavlm.build import build, make_builder
 from openwavlm.cli import command
 from openwavlm.data.atomic import atomic_file, write_json
 from openwavlm.data.audio import encode_flac
-from openwavlm.data.sources import Data, OpenData
+from openwavlm.data.sources import Data, OpenData, label_folders
 from openwavlm.frames import SAMPLE_RATE_HZ
 from openwavlm.report.batch_rows import BatchRow, describe_rows
 from openwavlm.report.content import read_table
@@ -136,10 +136,11 @@ def _found(segment: Segment, step: int) -> dict[str, Any]:
     ]
     places += [(data, "noise", newest, "data.noise")] if data.get("noise") else []
     for node, key, newer, name in places:
-        if not Path(node[key]).exists() and newer.get(key):
+        if not all(folder.exists() for folder in label_folders(node[key])) and newer.get(key):
             node[key] = newer[key]
-        folder = Path(node[key])
-        if not folder.exists():
+        for folder in label_folders(node[key]):
+            if folder.exists():
+                continue
             where = "" if folder.is_absolute() else f" (below {Path.cwd()}, where this command was given)"
             raise ValueError(
                 f"update {step} was trained on {name}={folder}, but there is no such folder{where}: give the command where train.py was "
@@ -153,7 +154,8 @@ def _check_fingerprints(opened: OpenData, segment: Segment, step: int) -> None:
     if expected is not None and found != expected:
         names = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
         data: Data = opened.data
-        folders = ", ".join(str(folder) for source in data.all_sets.values() for folder in (source["shards"], source["labels"]))
+        named = [(source["shards"], *label_folders(source["labels"])) for source in data.all_sets.values()]
+        folders = ", ".join(str(folder) for one in named for folder in one)
         raise ValueError(
             f"update {step} was trained on other data than there is now ({', '.join(names)} differ): put what the run was launched "
             f"with back into {folders + (f', {data.noise}' if data.noise else '')}"

@@ -65,7 +65,7 @@ def _open_data(iteration: Iteration, micro_batches: int) -> None:
         iteration.data = opened.summary()
         iteration.cluster_counts = opened.label_counts()
         with torch.device("meta"):
-            iteration.parameters = sum(p.numel() for p in make_model(parts, opened.num_classes).parameters())
+            iteration.parameters = sum(p.numel() for p in make_model(parts, opened.classes).parameters())
         schedule, builder = opened.schedule(), make_builder(parts, opened, seed, training=True)
         plan = schedule.statistics()
         iteration.plan = {

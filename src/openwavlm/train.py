@@ -31,7 +31,7 @@ from openwavlm.data.sources import OpenData
 from openwavlm.models.wavlm import WavLM
 from openwavlm.monitoring import make_figures, make_monitor
 from openwavlm.probes.live import LiveProbe, LiveProbes
-from openwavlm.training.branch import begin_branch
+from openwavlm.training.branch import begin_branch, check_head
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, write_atomically
 from openwavlm.training.control import Control, forget_requests, hear_requeue
@@ -145,9 +145,21 @@ def _train(
     record = RunRecord(directory)
     record.check_fingerprints(fingerprints, list(values["allow_change"]))
     found = on_rank_zero(lambda: newest_checkpoint(directory / "checkpoints"))
-    if found is None and values["branch_from"]:
+    embeddings = [parts["head"].special_rows + size for size in opened.classes]
+    if found is not None:
+        check_head(found, embeddings, fingerprints)
+    elif values["branch_from"]:
         found = Path(values["branch_from"])
-        changes = on_rank_zero(lambda: begin_branch(found, directory, values, optim, list(values["allow_change"])))
+        changes = on_rank_zero(
+            lambda: begin_branch(
+                found,
+                directory,
+                values,
+                optim,
+                list(values["allow_change"]),
+                lambda: check_head(found, embeddings, fingerprints),
+            )
+        )
     state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)["openwavlm"] if found else None
     start = int(state["step"]) if state else 0
     stop_after = values["stop_after"]
@@ -156,7 +168,7 @@ def _train(
         return _summary(directory, start, optim.updates, 0.0, 0.0, rank)
 
     torch.manual_seed(seed)
-    model = make_model(parts, opened.num_classes)
+    model = make_model(parts, opened.classes)
     if found is None and values["init_from"]:
         _continue(model.wavlm, values, record)
     if parts["model"].compile_layers:
@@ -165,6 +177,7 @@ def _train(
     plan_key = opened.plan_key()
     if state is not None:
         _resume_plan(schedule, state["plan"], plan_key, start, list(values["allow_change"]))
+    target_weights = parts["loss"].target_weights(len(opened.classes))
     control = Control(directory)
     live = together(lambda: _live_probe(parts, opened, directory))
     builder = make_builder(parts, opened, seed, training=True)
@@ -180,6 +193,7 @@ def _train(
             last_step=start,
             updates=optim.updates,
             penalty_weight=parts["loss"].feature_penalty,
+            target_weights=target_weights,
             trackers=open_trackers(parts["logger"], directory, flatten(values)),
         )
         announce(
@@ -219,6 +233,7 @@ def _train(
         seed=seed,
         control=control,
         on_record=on_record,
+        target_weights=target_weights,
         unmasked_every=parts["callbacks"].unmasked_every,
         max_skip_rate=opened.data.max_skip_rate,
         float16=values["precision"] == "16-mixed",
@@ -312,6 +327,7 @@ def _watchdog(settings: TrainerSettings, rank: int, directory: Path) -> Watchdog
 def _open(parts: dict[str, Any], seed: int) -> OpenData:
     opened = OpenData(parts["data"], parts["batch"], seed)
     check_noise_bank(parts["mixing"], len(opened.noise_index) if opened.noise_index is not None else 0)
+    parts["loss"].target_weights(len(opened.classes))  # refused here, where the other data are
     return opened
 
 
@@ -332,8 +348,8 @@ def _evaluation(parts: dict[str, Any], opened: OpenData, seed: int, control: Con
     specs = opened.validation_specs()
     if not specs:
         return None
-    unigram = Unigram.of(opened.label_counts())
-    return Evaluation(specs, make_builder(parts, opened, seed, training=False), parts["loader"], unigram, control)
+    unigrams = [Unigram.of(opened.label_counts(number)) for number in range(len(opened.classes))]
+    return Evaluation(specs, make_builder(parts, opened, seed, training=False), parts["loader"], unigrams, control)
 
 
 def make_trainer(

@@ -9,7 +9,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,18 @@ _FEWEST = 2  # timed micro-batches of a trial, however long they take
 _LOW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def synthetic_batch(recipe: Recipe, num_classes: int) -> PretrainBatch:
+def synthetic_batch(recipe: Recipe, num_classes: int | Sequence[int]) -> PretrainBatch:
     """A full micro-batch of the longest rows: noise, random labels, the config's masks, no mixtures."""
     shape, generator = recipe.micro_batch(), np.random.default_rng(0)
     rows, frames = shape.rows, shape.frames
     mask = draw_span_mask(recipe.masking, np.full(rows, frames), 0, source=0, epoch=0, micro=0)
     waveforms = generator.integers(-3000, 3000, (rows, shape.samples), dtype=np.int16)
+    sizes = [num_classes] if isinstance(num_classes, int) else num_classes
+    labels = [torch.from_numpy(generator.integers(0, size, (rows, frames), dtype=np.int32)) for size in sizes]
     return PretrainBatch(
         waveforms=torch.from_numpy(waveforms),
         num_samples=torch.full((rows,), shape.samples),
-        labels=torch.from_numpy(generator.integers(0, num_classes, (rows, frames), dtype=np.int32)),
+        labels=labels[0],
         mask=torch.from_numpy(mask),
         masked_index=torch.from_numpy(np.flatnonzero(mask)),
         unmasked_index=torch.from_numpy(np.flatnonzero(~mask)),
@@ -52,13 +54,16 @@ def synthetic_batch(recipe: Recipe, num_classes: int) -> PretrainBatch:
         start_frame=torch.zeros(rows, dtype=torch.int64),
         id=MicroBatchId("synthetic", 0, 0, 0),
         valid_samples=rows * shape.samples,
+        other_labels=torch.stack(labels[1:]) if len(labels) > 1 else None,
     )
 
 
 class _Step:
     """Forward, backward and update as training does them, without what it reports."""
 
-    def __init__(self, values: dict[str, Any], parts: dict[str, Any], num_classes: int, device: torch.device) -> None:
+    def __init__(
+        self, values: dict[str, Any], parts: dict[str, Any], num_classes: int | Sequence[int], device: torch.device
+    ) -> None:
         self.device, self.loss = device, parts["loss"]
         self.low = _LOW.get(values["precision"])
         self.model: WavLMForPretraining = make_model(parts, num_classes).to(device).train()
@@ -75,7 +80,8 @@ class _Step:
             waveforms = prepare_waveforms(batch, mixing, normalised=self.model.wavlm.config.normalise_waveform)
             learn = self.loss.unmasked > 0
             output = forward_micro_batch(self.model, batch, waveforms, with_unmasked=learn, learn_unmasked=learn)
-            total = output.cross_entropy_sum + self.loss.feature_penalty * output.feature_penalty * batch.num_masked
+            total = sum((of_set.cross_entropy_sum for of_set in output.others), output.cross_entropy_sum)
+            total = total + self.loss.feature_penalty * output.feature_penalty * batch.num_masked
             if output.unmasked_cross_entropy_sum is not None:
                 total = total + self.loss.unmasked * output.unmasked_cross_entropy_sum
         (total / max(1, batch.num_masked)).backward()
@@ -95,7 +101,7 @@ class _Step:
             torch.cuda.synchronize(self.device)
 
 
-def measure(values: dict[str, Any], num_classes: int, seconds: float, *, with_data: bool) -> dict[str, float]:
+def measure(values: dict[str, Any], num_classes: int | Sequence[int], seconds: float, *, with_data: bool) -> dict[str, float]:
     """Times micro-batches of a config in this process.
 
     Args:
@@ -119,7 +125,7 @@ def measure(values: dict[str, Any], num_classes: int, seconds: float, *, with_da
         if with_data:
             opened = OpenData(parts["data"], parts["batch"], int(values["seed"]))
             stack.callback(opened.close)
-            num_classes, mixing = opened.num_classes, parts["mixing"]
+            num_classes, mixing = opened.classes, parts["mixing"]
             batches = _read(values, parts, opened)
         else:
             batches, mixing = _repeat(synthetic_batch(recipe_of(parts, values["precision"], num_classes), num_classes)), None
@@ -164,7 +170,7 @@ def _timed(step: _Step, batches: Iterator[PretrainBatch], mixing: Mixing | None,
     }
 
 
-def _child(path: str, values: dict[str, Any], num_classes: int, seconds: float, with_data: bool) -> None:  # noqa: FBT001
+def _child(path: str, values: dict[str, Any], num_classes: int | Sequence[int], seconds: float, with_data: bool) -> None:  # noqa: FBT001
     multiprocessing.set_start_method("fork", force=True)  # loader workers, as in an ordinary training
     with Path(os.devnull).open("w") as nothing:
         os.dup2(nothing.fileno(), sys.stderr.fileno())
@@ -180,7 +186,9 @@ def _child(path: str, values: dict[str, Any], num_classes: int, seconds: float, 
     Path(path).write_text(json.dumps(result))
 
 
-def run_trial(values: dict[str, Any], num_classes: int, seconds: float, timeout: float, *, with_data: bool) -> dict[str, Any]:
+def run_trial(
+    values: dict[str, Any], num_classes: int | Sequence[int], seconds: float, timeout: float, *, with_data: bool
+) -> dict[str, Any]:
     """`measure` in a process of its own, which may run out of memory or out of time.
 
     Args:

@@ -215,7 +215,7 @@ def main(config: DictConfig) -> None:
     named = any(source.get(key) for source in values["data"]["sources"].values() for key in ("shards", "labels"))
     values = values if named else with_placeholders(values)
     parts = objects(values)
-    classes = _classes(parts, values) if named else int(settings.classes)
+    classes = _classes(parts, values) if named else (int(settings.classes),)
     recipe = recipe_of(parts, values["precision"], classes)
     on_gpu = torch.cuda.is_available() and parts["trainer"].accelerator != "cpu"
     machine = (
@@ -261,11 +261,11 @@ def speed_line(flops_per_second: float, gpu_name: str | None, precision: str) ->
     return f"{line}, {share:.2f} of the peak: openwavlm plan gpu={known} utilisation={share:.2f}"
 
 
-def _classes(parts: dict[str, Any], values: dict[str, Any]) -> int:
-    """Clusters of the data's codebook; data that training would refuse are refused before the first trial."""
+def _classes(parts: dict[str, Any], values: dict[str, Any]) -> tuple[int, ...]:
+    """Clusters of the data's codebooks; data that training would refuse are refused before the first trial."""
     opened = OpenData(parts["data"], parts["batch"], int(values["seed"]))
     opened.close()
-    return opened.num_classes
+    return opened.classes
 
 
 def _cores() -> int:

@@ -117,12 +117,12 @@ from pathlib import Path
 from openwavlm.labelling import assign
 
 computer = assign._computer
-def deadly(index, book, teacher):
-    label_row = computer(index, book, teacher)
+def deadly(*arguments):
+    labels_of_row = computer(*arguments)
     def until_row_17(row):
         if row == 17:
             os.kill(os.getpid(), signal.SIGKILL)
-        return label_row(row)
+        return labels_of_row(row)
     return until_row_17
 assign._computer = deadly
 assign.assign_labels(*map(Path, sys.argv[1:4]))

@@ -26,7 +26,7 @@ from openwavlm.training.checkpoint import (
     write_atomically,
 )
 from openwavlm.training.records import CsvRecord
-from openwavlm.training.run_directory import RunRecord, accept_config
+from openwavlm.training.run_directory import RunRecord, accept_config, changed_keys, trajectory
 from openwavlm.training.run_lock import DEAD_AFTER_S, TAKEN_OVER, RunLock
 
 FORK = multiprocessing.get_context("fork")
@@ -569,3 +569,11 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     AtomicCheckpointIO().save_checkpoint({"x": Payload()}, path)
     with pytest.raises(Exception, match="Weights only load failed"):
         AtomicCheckpointIO().load_checkpoint(path)
+
+
+def test_a_key_that_came_later_is_no_part_of_a_runs_identity_at_its_default():
+    before = {"loss": {"unmasked": 1.0}, "optim": {"ema": None}}
+    assert trajectory({**before, "loss": {"unmasked": 1.0, "targets": None}}) == trajectory(before)
+    assert changed_keys(before, {**before, "loss": {"unmasked": 1.0, "targets": [2.0, 1.0]}}) == {
+        "loss.targets": (None, [2.0, 1.0])
+    }

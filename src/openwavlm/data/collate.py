@@ -5,6 +5,7 @@ moves no other row's crop, mask or mixture.
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,16 +57,16 @@ class MicroBatchBuilder:
 
     Attributes:
         shards: Source name → shard-set folder.
-        labels: Source name → label folder.
+        labels: Source name → label folder, or one for each of its label sets.
         draws: What is random.
         noise: Shard set of the noise bank, or None.
     """
 
     shards: dict[str, Path]
-    labels: dict[str, Path]
+    labels: Mapping[str, Path | Sequence[Path]]
     draws: Draws
     noise: Path | None = None
-    _readers: dict[str, tuple[ShardReader, LabelStore]] = field(default_factory=dict, repr=False)
+    _readers: dict[str, tuple[ShardReader, list[LabelStore]]] = field(default_factory=dict, repr=False)
     _noise: tuple[Index, ShardReader] | None = field(default=None, repr=False)
     _logged: int = 0
 
@@ -77,14 +78,14 @@ class MicroBatchBuilder:
         readable = num_samples > 0
         key = _key(spec)
         mask = draw_span_mask(self.draws.masking, spec.num_frames, self.draws.seed, **key)
-        valid = (labels >= 0) & readable[:, None]
+        valid = (labels[0] >= 0) & readable[:, None]
         mask &= readable[:, None]
         record, noise, noise_num_samples = self._mixtures(spec, readable, key)
         keep = uniform(words(self.draws.seed, "layer_drop", self.draws.layers, **key)) >= self.draws.layer_drop
         return PretrainBatch(
             waveforms=torch.from_numpy(waveforms),
             num_samples=torch.from_numpy(num_samples),
-            labels=torch.from_numpy(labels),
+            labels=torch.from_numpy(labels[0]),
             mask=torch.from_numpy(mask),
             masked_index=torch.from_numpy(np.flatnonzero(mask & valid)),
             unmasked_index=torch.from_numpy(np.flatnonzero(~mask & valid)),
@@ -98,19 +99,21 @@ class MicroBatchBuilder:
             weight=spec.weight,
             num_unreadable=int((~readable).sum()),
             valid_samples=int(num_samples.sum()),
+            other_labels=torch.from_numpy(labels[1:]) if len(labels) > 1 else None,
         )
 
-    def _open(self, source: str) -> tuple[ShardReader, LabelStore]:
+    def _open(self, source: str) -> tuple[ShardReader, list[LabelStore]]:
         if source not in self._readers:
-            index = Index.open(self.shards[source])
-            self._readers[source] = ShardReader(index), LabelStore.open(self.labels[source], index)
+            index, folders = Index.open(self.shards[source]), self.labels[source]
+            stores = [LabelStore.open(path, index) for path in ([folders] if isinstance(folders, Path) else folders)]
+            self._readers[source] = ShardReader(index), stores
         return self._readers[source]
 
     def _read(self, spec: MicroBatchSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        reader, store = self._open(spec.id.source)
+        reader, stores = self._open(spec.id.source)
         sizes = num_samples_of(spec.num_frames)
         waveforms = np.zeros((len(spec.rows), int(sizes.max())), dtype=np.int16)
-        labels = np.full((len(spec.rows), int(spec.num_frames.max())), -1, dtype=np.int32)
+        labels = np.full((len(stores), len(spec.rows), int(spec.num_frames.max())), -1, dtype=np.int32)
         num_samples = np.zeros(len(spec.rows), dtype=np.int64)
         planned = zip(spec.rows.tolist(), spec.start_frame.tolist(), spec.num_frames.tolist(), sizes.tolist(), strict=True)
         for place, (row, start, frames, size) in enumerate(planned):
@@ -120,12 +123,13 @@ class MicroBatchBuilder:
                 self._report(str(error))
                 waveforms[place] = 0
                 continue
-            units = store.read(row, start, frames)
-            if len(units) != frames:
+            units = [store.read(row, start, frames) for store in stores]
+            if any(len(of_set) != frames for of_set in units):
                 self._report(f"row {row} of {spec.id.source} has no labels: the labelling could not read it either")
                 waveforms[place] = 0
                 continue
-            labels[place, :frames] = units
+            for number, of_set in enumerate(units):
+                labels[number, place, :frames] = of_set
             num_samples[place] = size
         return waveforms, num_samples, labels
 

@@ -27,7 +27,8 @@ class Data:
     """What a run trains on.
 
     Attributes:
-        sources: Name → {shards: folder, labels: folder, weight: factor on its hours (1), share: instead of hours × weight}.
+        sources: Name → {shards: folder, labels: folder or, for several heads, a list of folders of as many codebooks, weight: factor
+            on its hours (1), share: instead of hours × weight}.
         validation: Name → {shards, labels}: sets of their own that validation reads; then `validation_share` must be 0.
         noise: Shard set of noise clips, or None.
         validation_share: Expected share of the speakers that is held out.
@@ -67,6 +68,7 @@ class Data:
                         f"data.sources.{name}.{key} must name a folder, as in data.sources.{name}.{key}={key}/NAME (or take the source "
                         f"away with ~data.sources.{name})"
                     )
+            _check_label_folders(f"data.sources.{name}.labels", source["labels"])
             for key in ("weight", "share"):
                 value = source.get(key)
                 if value is not None and (not isinstance(value, int | float) or not 0 < value < math.inf):
@@ -94,6 +96,7 @@ class Data:
         for name, source in self.validation.items():
             if set(source) != {"shards", "labels"} or not all(source.values()):
                 raise ValueError(f"data.validation.{name} takes shards and labels, each a folder, but is {source}")
+            _check_label_folders(f"data.validation.{name}.labels", source["labels"])
             if name in self.sources:
                 raise ValueError(f"data.validation.{name} has the name of a source that is trained on: choose another name")
         if self.validation and self.validation_share:
@@ -107,6 +110,25 @@ class Data:
         """Sources and validation sets."""
         return self.sources | self.validation
 
+    def label_folders(self) -> dict[str, list[Path]]:
+        """The label sets of each source and validation set."""
+        return {name: label_folders(source["labels"]) for name, source in self.all_sets.items()}
+
+
+def label_folders(labels: Any) -> list[Path]:
+    """The folders that a source's `labels` names, one or a list."""
+    return [Path(folder) for folder in (labels if isinstance(labels, list | tuple) else [labels])]
+
+
+def _check_label_folders(key: str, labels: Any) -> None:
+    folders = labels if isinstance(labels, list | tuple) else [labels]
+    if not all(isinstance(folder, str | Path) and str(folder) for folder in folders) or len(set(map(str, folders))) < len(
+        folders
+    ):
+        raise ValueError(
+            f"{key} must be a folder or a list of different folders, one for each codebook, but is {labels!r}: correct it"
+        )
+
 
 @dataclass
 class OpenData:
@@ -119,14 +141,14 @@ class OpenData:
 
     Raises:
         ValueError: If a folder is missing, damaged, of a newer format, or labels and shards do not belong together; if the codebooks
-            differ or heard held-out speakers; if nothing of a source is left to train on.
+            differ, are not used or heard held-out speakers; if nothing of a source is left to train on.
     """
 
     data: Data
     batching: Batching
     seed: int
     indexes: dict[str, Index] = field(default_factory=dict)
-    stores: dict[str, LabelStore] = field(default_factory=dict)
+    label_sets: dict[str, list[LabelStore]] = field(default_factory=dict)
     noise_index: Index | None = None
 
     def __post_init__(self) -> None:
@@ -134,18 +156,15 @@ class OpenData:
             index = Index.open(Path(source["shards"]))
             check_shards(index)
             self.indexes[name] = index
-            self.stores[name] = LabelStore.open(Path(source["labels"]), index)
+            self.label_sets[name] = [LabelStore.open(folder, index) for folder in label_folders(source["labels"])]
         if self.data.noise is not None:
             self.noise_index = Index.open(Path(self.data.noise))
             check_shards(self.noise_index)
-        codebooks = {store.codebook_hash: name for name, store in self.stores.items()}
-        if len(codebooks) > 1:
-            raise ValueError(
-                f"the labels of the sources {', '.join(sorted(codebooks.values()))} come from different codebooks, so equal numbers mean "
-                "different sounds: assign all of them with one codebook"
-            )
-        for name, store in self.stores.items():
-            self._check_codebook_heard_no_held_out_speaker(name, store)
+        self._check_codebooks()
+        self._check_used()
+        for name, stores in self.label_sets.items():
+            for store in stores:
+                self._check_codebook_heard_no_held_out_speaker(name, store)
         self._held_out = {
             name: validation_rows(index, share=self.data.validation_share, split_seed=self.data.split_seed)
             for name, index in self.indexes.items()
@@ -163,6 +182,32 @@ class OpenData:
                 )
         self._background = ThreadPoolExecutor(1, thread_name_prefix="plan")
 
+    def _check_codebooks(self) -> None:
+        counts = {name: len(stores) for name, stores in self.label_sets.items()}
+        if len(set(counts.values())) > 1:
+            found = ", ".join(f"{name} has {count}" for name, count in counts.items())
+            raise ValueError(
+                f"every source and validation set must have as many label sets, but {found}: give each the same codebooks"
+            )
+        for number in range(next(iter(counts.values()))):
+            codebooks = {stores[number].codebook_hash: name for name, stores in self.label_sets.items()}
+            if len(codebooks) > 1:
+                where = f" (label set {number + 1})" if number or len(self.classes) > 1 else ""
+                raise ValueError(
+                    f"the labels of the sources {', '.join(sorted(codebooks.values()))} come from different codebooks{where}, so equal "
+                    "numbers mean different sounds: assign all of them with one codebook"
+                )
+
+    def _check_used(self) -> None:
+        """Labels that are all one are predicted at once, with a loss of 0: an empty dictionary did that to others (fairseq #4521)."""
+        for store in (store for stores in self.label_sets.values() for store in stores):
+            used = int((store.label_counts > 0).sum())
+            if used < 2:
+                raise ValueError(
+                    f"labels must tell sounds apart, but {store.path} uses {used} of its {store.num_classes} clusters, so nothing would "
+                    "be learned: look at how they were made, and make them again"
+                )
+
     def _check_codebook_heard_no_held_out_speaker(self, name: str, store: LabelStore) -> None:
         fitted = store.codebook_fitted
         if "split_seed" not in fitted:  # a published codebook: nothing is known
@@ -177,15 +222,27 @@ class OpenData:
             )
 
     @property
+    def stores(self) -> dict[str, LabelStore]:
+        """Each source's first label set: the one that figures are of which can be of one alone."""
+        return {name: stores[0] for name, stores in self.label_sets.items()}
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Clusters of each label set's codebook."""
+        return tuple(store.num_classes for store in next(iter(self.label_sets.values())))
+
+    @property
     def num_classes(self) -> int:
-        """Clusters of the codebook."""
-        return next(iter(self.stores.values())).num_classes
+        """Clusters of the first label set's codebook."""
+        return self.classes[0]
 
     def fingerprints(self) -> dict[str, str]:
         """What the run is bound to: shards, labels, codebook, noise."""
         found = {f"shards.{name}": index.fingerprint for name, index in self.indexes.items()}
-        found |= {f"labels.{name}": store.fingerprint for name, store in self.stores.items()}
-        found["codebook"] = next(iter(self.stores.values())).codebook_hash
+        for number in range(len(self.classes)):
+            which = f".{number + 1}" if number else ""
+            found |= {f"labels.{name}{which}": stores[number].fingerprint for name, stores in self.label_sets.items()}
+            found[f"codebook{which}"] = next(iter(self.label_sets.values()))[number].codebook_hash
         if self.noise_index is not None:
             found["noise"] = self.noise_index.fingerprint
         return found
@@ -272,13 +329,13 @@ class OpenData:
         """Each index with the mask of the rows that are trained on, bool (rows,)."""
         return [(index, ~self._held_out[name]) for name, index in self.indexes.items() if not self._held_out[name].all()]
 
-    def label_counts(self) -> np.ndarray:
-        """How often each label occurs in (a regular sample of) the training rows: int64 (classes,)."""
-        counts = np.zeros(self.num_classes, dtype=np.int64)
-        for name, store in self.stores.items():
+    def label_counts(self, label_set: int = 0) -> np.ndarray:
+        """How often each label of a label set occurs in (a regular sample of) the training rows: int64 (classes,)."""
+        counts = np.zeros(self.classes[label_set], dtype=np.int64)
+        for name, stores in self.label_sets.items():
             rows = np.flatnonzero(~self._held_out[name])
             for row in rows[:: max(1, len(rows) // _UNIGRAM_ROWS)].tolist():
-                counts += np.bincount(store.read(row), minlength=self.num_classes)
+                counts += np.bincount(stores[label_set].read(row), minlength=len(counts))
         return counts
 
     def summary(self) -> dict[str, float | int]:

@@ -59,7 +59,13 @@ def masked_figures(
     specs = {name: whole_set(opened, name, seed) for name in (train, dev, test)}
     control = Control()
     builder = make_builder(parts, opened, seed, training=False)
-    evaluation = Evaluation(specs[test], builder, Loading(workers=1), Unigram.of(opened.label_counts()), control)
+    evaluation = Evaluation(
+        specs[test],
+        builder,
+        Loading(workers=1),
+        [Unigram.of(opened.label_counts(number)) for number in range(len(opened.classes))],
+        control,
+    )
     figures = evaluation.run(model, torch.device("cpu"))
     sequences = {name: _labels_and_masks(opened, specs[name], masking, seed) for name in specs}
     table = CountTable(opened.num_classes, seed=0).fit(*sequences[train], *sequences[dev])

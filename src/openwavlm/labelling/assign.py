@@ -1,33 +1,32 @@
-"""Labelling a shard set: one stateless task a pack, each with a done-file; then `meta.json`, the finished mark."""
+"""Labelling a shard set: one stateless task a pack, each with a done-file; then `meta.json`, the finished mark.
+
+Several codebooks of one teacher label in one pass: audio is read and the teacher runs once. A task then writes the pack of the same
+shards in each labelling; each labelling has done-files of its own and is, byte for byte, what it would have become alone.
+"""
 
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from openwavlm.data.atomic import write_json, writer_lock
 from openwavlm.data.index import Index
 from openwavlm.data.pool import run_jobs
 from openwavlm.data.reader import ShardReader, UnreadableAudio, check_shards
-from openwavlm.frames import FRAME_RATE_HZ, num_frames
-from openwavlm.labelling.extract import check_reproducible, extract_features
+from openwavlm.frames import FRAME_RATE_HZ
+from openwavlm.labelling.extract import check_reproducible, extract_feature_sets, named_device
 from openwavlm.labelling.fit import check_skip_rate
+from openwavlm.labelling.rebind import carrier, check_carried
 from openwavlm.targets.kmeans import Codebook, one_torch_thread
-from openwavlm.targets.label_packs import (
-    MAX_PACKS,
-    file_checksum,
-    labels_file,
-    rows_file,
-    write_labels_meta,
-    write_pack,
-)
+from openwavlm.targets.label_packs import MAX_PACKS, labels_file, rows_file, write_labels_meta, write_packs
 from openwavlm.targets.labels import LabelPacks
 from openwavlm.targets.quality import perplexity, unigram, used_clusters
 
@@ -37,27 +36,40 @@ MODES = ("assign", "rebind")
 
 
 @dataclass(frozen=True)
-class _Task:
-    """One pack to write.
+class _Labelling:
+    """A labelling that is being made or grown.
 
     Attributes:
-        shards_path: The shard set.
+        output: Its folder.
+        codebook: Its centroids.
+        existing: What is there already, or None.
+        new: Shards of the index without labels, in index order.
+    """
+
+    output: Path
+    codebook: Codebook
+    existing: LabelPacks | None
+    new: tuple[int, ...]
+
+    @property
+    def first_pack(self) -> int:
+        return len(self.existing.meta["packs"]) if self.existing else 0
+
+
+@dataclass(frozen=True)
+class _Target:
+    """One labelling's part of a task.
+
+    Attributes:
         output: The labelling.
-        pack: The pack's name.
-        shards: Its shards, by number in the index.
         codebook: The centroids.
-        carry_from: An older labelling whose labels are carried over, or None to compute them.
-        teacher: The model of layer features.
+        pack: The pack's name.
         key: Hash of all that the pack depends on.
     """
 
-    shards_path: Path
     output: Path
-    pack: str
-    shards: tuple[int, ...]
     codebook: Codebook
-    carry_from: Path | None
-    teacher: Path | None
+    pack: str
     key: str
 
     @property
@@ -65,12 +77,34 @@ class _Task:
         return self.output / "tasks" / f"{self.pack}.json"
 
 
+@dataclass(frozen=True)
+class _Task:
+    """One pack to write, in one labelling or in several.
+
+    Attributes:
+        shards_path: The shard set.
+        shards: The pack's shards, by number in the index.
+        targets: Where its labels go.
+        carry_from: An older labelling whose labels are carried over, or None to compute them.
+        teacher: The model of layer features.
+        device: Where the teacher runs.
+    """
+
+    shards_path: Path
+    shards: tuple[int, ...]
+    targets: tuple[_Target, ...]
+    carry_from: Path | None
+    teacher: Path | None
+    device: str
+
+
 def assign_labels(
     shards: Path,
-    codebook: Path | None,
-    output: Path,
+    codebook: Path | Sequence[Path] | None,
+    output: Path | Sequence[Path],
     *,
     teacher: Path | None = None,
+    device: str = "cpu",
     mode: str = "assign",
     carry_from: Path | None = None,
     workers: int = 1,
@@ -85,9 +119,12 @@ def assign_labels(
 
     Args:
         shards: Shard-set directory.
-        codebook: Codebook folder; None with `mode="rebind"`, which keeps the codebook of `carry_from`.
-        output: The labelling; one that exists is grown by the shards that it lacks.
+        codebook: Codebook folder, or several whose labels are made in one pass over the audio; None with `mode="rebind"`, which
+            keeps the codebook of `carry_from`.
+        output: The labelling, or one for each codebook; one that exists is grown by the shards that it lacks.
         teacher: With a codebook of layer features: the model that it was fitted on, a Hugging Face directory; each process loads it.
+        device: Where the teacher runs: `cpu`, `cuda`, or `auto` for `cuda` where there is one. A GPU's labels can differ from a
+            CPU's in single frames, so packs that one made say so in `meta.json`.
         mode: `assign` computes labels; `rebind` carries those of `carry_from` over by the MD5 of the audio, without reading it.
         carry_from: With `rebind`: the labelling of the same audio in other shards.
         workers: Processes.
@@ -98,202 +135,219 @@ def assign_labels(
             which writes all packs that are not done.
 
     Returns:
-        What `meta.json` says; None if packs of other jobs are still missing.
+        What the (first) `meta.json` says; None if packs of other jobs are still missing.
 
     Raises:
-        ValueError: If the mode or its arguments are wrong, the codebook's features cannot be made here (no teacher or another
-            one), the labelling has another codebook, the shards are damaged, audio has no labels to carry over, or too many rows
+        ValueError: If the mode or its arguments are wrong, the codebooks' features cannot be made here (no teacher or another
+            one), a labelling has another codebook, the shards are damaged, audio has no labels to carry over, or too many rows
             are unreadable.
     """
-    _check_arguments(mode, codebook, carry_from, num_tasks, task_index)
+    codebooks = [codebook] if isinstance(codebook, Path) else list(codebook or [])
+    outputs = [output] if isinstance(output, Path) else list(output)
+    _check_arguments(mode, codebooks, outputs, carry_from, num_tasks, task_index)
     if mode == "rebind" and teacher is not None:
         raise ValueError(f"mode=rebind reads no audio, so it needs no teacher, but has {teacher}: leave teacher out")
+    device = named_device(device)
     index = Index.open(shards)
     check_shards(index)
-    book = LabelPacks.open(carry_from).codebook if carry_from else Codebook.load(codebook or Path())
+    books = [LabelPacks.open(carry_from).codebook] if carry_from else [Codebook.load(path) for path in codebooks]
     if carry_from is None:
-        check_reproducible(book.features, codebook, teacher)
-    with writer_lock(output, shared=task_index is not None):
-        existing = _existing(output, book)
-        new = existing.missing(index) if existing else list(range(len(index.shards)))
-        if existing and not new:
-            log.info(f"all {len(index.shards)} shards of {shards} have labels in {output}")
-            return _tidy(output, existing.meta)
-        if carry_from:
-            _check_carried(index, new, carry_from)
-        first_pack = len(existing.meta["packs"]) if existing else 0
-        tasks = _cut(index, new, first_pack, packs, output=output, book=book, carry_from=carry_from, teacher=teacher)
-        book.save_array(output)
-        mine = [task for number, task in enumerate(tasks) if task_index is None or number % num_tasks == task_index]
-        todo = [task for task in mine if _done(task) is None]
-        log.info(f"{len(new)} shards of {shards} need labels: {len(tasks)} packs, {len(todo)} to do here")
-        for _ in run_jobs(_label_pack, todo, workers=workers, description="labels"):
-            pass
-        return _finish(output, book, existing, tasks, max_skip_rate)
+        _check_features(books, codebooks, teacher)
+    with ExitStack() as stack:
+        for folder in outputs:
+            stack.enter_context(writer_lock(folder, shared=task_index is not None))
+        labellings = [_labelling(folder, book, index) for folder, book in zip(outputs, books, strict=True)]
+        tasks: dict[Path, list[_Task]] = {}
+        for together in _alike(labellings):
+            if carry_from and together[0].new:
+                check_carried(index, list(together[0].new), carry_from)
+            cut = _cut(index, together, packs, carry_from=carry_from, teacher=teacher, device=device)
+            for labelling in together:
+                if labelling.new:
+                    labelling.codebook.save_array(labelling.output)
+                tasks[labelling.output] = cut
+            mine = [task for number, task in enumerate(cut) if task_index is None or number % num_tasks == task_index]
+            todo = [task for task in map(_undone, mine) if task.targets]
+            names = ", ".join(str(labelling.output) for labelling in together)
+            log.info(
+                f"{len(together[0].new)} shards of {shards} need labels in {names}: {len(cut)} packs, {len(todo)} to do here"
+            )
+            for _ in run_jobs(_label_pack, todo, workers=workers, description="labels"):
+                pass
+        finished = [_finish(labelling, tasks[labelling.output], max_skip_rate) for labelling in labellings]
+        return finished[0] if all(finished) else None
 
 
-def _check_arguments(mode: str, codebook: Path | None, carry_from: Path | None, num_tasks: int, task_index: int | None) -> None:
+def _check_arguments(
+    mode: str,
+    codebooks: list[Path],
+    outputs: list[Path],
+    carry_from: Path | None,
+    num_tasks: int,
+    task_index: int | None,
+) -> None:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, but is {mode!r}: correct it")
-    if mode == "rebind" and (carry_from is None or codebook is not None):
+    if mode == "rebind" and (carry_from is None or codebooks or len(outputs) != 1):
         raise ValueError(
-            "mode=rebind needs carry_from (the labelling of the same audio) and no codebook: it keeps that labelling's"
+            "mode=rebind needs carry_from (the labelling of the same audio), one output and no codebook: it keeps that labelling's"
         )
-    if mode == "assign" and (codebook is None or carry_from is not None):
+    if mode == "assign" and (not codebooks or carry_from is not None):
         raise ValueError(
             "mode=assign needs a codebook and no carry_from: fit one with data_prep/fit_kmeans.py, or use mode=rebind"
+        )
+    if mode == "assign" and not len(codebooks) == len(outputs) == len(set(outputs)):
+        raise ValueError(
+            f"every codebook needs an output of its own, but there are {len(codebooks)} codebooks and {len(set(outputs))} outputs: "
+            "name as many, as in codebook=[A,B] output=[X,Y]"
         )
     if num_tasks < 1 or (task_index is not None and not 0 <= task_index < num_tasks):
         raise ValueError(f"task_index must lie in [0, num_tasks), but is {task_index} with num_tasks={num_tasks}")
 
 
-def _existing(output: Path, book: Codebook) -> LabelPacks | None:
-    if not (output / "meta.json").is_file():
-        return None
-    existing = LabelPacks.open(output)
-    if existing.codebook.hash != book.hash:
-        raise ValueError(
-            f"one labelling has one codebook, but {output} was made with {existing.codebook.hash[:12]} and this is "
-            f"{book.hash[:12]}: name another output, or grow it with its own codebook"
-        )
-    return existing
+def _check_features(books: list[Codebook], codebooks: list[Path], teacher: Path | None) -> None:
+    """Refuses codebooks whose features this program cannot make, or cannot make in one pass."""
+    of_layers = [book.features.get("name") == "layer" for book in books]
+    for book, path, of_layer in zip(books, codebooks, of_layers, strict=True):
+        # A teacher is superfluous only where no codebook has use for it.
+        check_reproducible(book.features, path, teacher if of_layer or not any(of_layers) else None)
+
+
+def _labelling(output: Path, book: Codebook, index: Index) -> _Labelling:
+    existing = None
+    if (output / "meta.json").is_file():
+        existing = LabelPacks.open(output)
+        if existing.codebook.hash != book.hash:
+            raise ValueError(
+                f"one labelling has one codebook, but {output} was made with {existing.codebook.hash[:12]} and this is "
+                f"{book.hash[:12]}: name another output, or grow it with its own codebook"
+            )
+    new = existing.missing(index) if existing else range(len(index.shards))
+    if existing and not new:
+        log.info(f"all {len(index.shards)} shards of {index.path} have labels in {output}")
+    return _Labelling(output, book, existing, tuple(new))
+
+
+def _alike(labellings: list[_Labelling]) -> list[list[_Labelling]]:
+    """Labellings in groups whose packs cover the same shards: what one pass can label without any of them coming out differently."""
+    groups: dict[tuple[int, tuple[int, ...]], list[_Labelling]] = {}
+    for labelling in labellings:
+        groups.setdefault((labelling.first_pack, labelling.new), []).append(labelling)
+    return list(groups.values())
 
 
 def _cut(
     index: Index,
-    new: list[int],
-    first_pack: int,
+    labellings: list[_Labelling],
     packs: int | None,
     *,
-    output: Path,
-    book: Codebook,
     carry_from: Path | None,
     teacher: Path | None,
+    device: str,
 ) -> list[_Task]:
     """Deals the new shards, in index order, to packs of about equally many shards."""
+    first_pack, new = labellings[0].first_pack, labellings[0].new
+    if not new and labellings[0].existing:
+        return []
     left = MAX_PACKS - first_pack
     count = min(len(new), packs if packs is not None else max(1, left // 2))
     if not 1 <= count <= left:
         raise ValueError(
-            f"a labelling has at most {MAX_PACKS} packs and needs at least one for new shards, but {output} has {first_pack} and "
-            f"{count} more were asked for: {'lower packs' if left else 'label the whole set into another output'}"
+            f"a labelling has at most {MAX_PACKS} packs and needs at least one for new shards, but {labellings[0].output} has "
+            f"{first_pack} and {count} more were asked for: {'lower packs' if left else 'label the whole set into another output'}"
         )
-    parts = np.array_split(np.array(new), count)
     tasks = []
-    for number, part in enumerate(parts, start=first_pack):
+    for number, part in enumerate(np.array_split(np.array(new), count), start=first_pack):
         numbers = tuple(int(shard) for shard in part)
-        entries = [book.hash, json.dumps(book.features, sort_keys=True), *(index.shards[shard].identity for shard in numbers)]
-        key = hashlib.blake2b("\n".join(entries).encode(), digest_size=16).hexdigest()
-        tasks.append(_Task(index.path, output, f"pack-{number:05d}", numbers, book, carry_from, teacher, key))
+        targets = tuple(_target(labelling, f"pack-{number:05d}", index, numbers) for labelling in labellings)
+        tasks.append(_Task(index.path, numbers, targets, carry_from, teacher, device))
     return tasks
 
 
-def _done(task: _Task) -> dict[str, Any] | None:
-    """The done-file of a task, if it is of this very task and the pack's files are there."""
+def _target(labelling: _Labelling, pack: str, index: Index, shards: tuple[int, ...]) -> _Target:
+    book = labelling.codebook
+    entries = [book.hash, json.dumps(book.features, sort_keys=True), *(index.shards[shard].identity for shard in shards)]
+    key = hashlib.blake2b("\n".join(entries).encode(), digest_size=16).hexdigest()
+    return _Target(labelling.output, book, pack, key)
+
+
+def _done(target: _Target) -> dict[str, Any] | None:
+    """The done-file of a labelling's part of a task, if it is of this very task and the pack's files are there."""
     try:
-        done = json.loads(task.done_file.read_text())
-        sizes = (labels_file(task.output, task.pack).stat().st_size, rows_file(task.output, task.pack).stat().st_size)
+        done = json.loads(target.done_file.read_text())
+        sizes = (labels_file(target.output, target.pack).stat().st_size, rows_file(target.output, target.pack).stat().st_size)
     except (OSError, ValueError):
         return None
-    fits = done["task"] == task.key and sizes == (done["record"]["labels_bytes"], done["record"]["rows_bytes"])
+    fits = done["task"] == target.key and sizes == (done["record"]["labels_bytes"], done["record"]["rows_bytes"])
     return done if fits else None
 
 
+def _undone(task: _Task) -> _Task:
+    """The task without the labellings that have it already."""
+    return replace(task, targets=tuple(target for target in task.targets if _done(target) is None))
+
+
 def _label_pack(task: _Task) -> None:
-    """Writes one pack and then its done-file; the whole of a task, alike in every process and on every machine."""
+    """Writes one pack and then its done-files; the whole of a task, alike in every process and on every machine."""
     index = Index.open(task.shards_path)
-    label_row = _carrier(index, task.carry_from) if task.carry_from else _computer(index, task.codebook, task.teacher)
+    books = [target.codebook for target in task.targets]
+    if task.carry_from:
+        carried = carrier(index, task.carry_from)
+        labels_of_row: Callable[[int], Sequence[np.ndarray | None]] = lambda row: [carried(row)]  # noqa: E731
+    else:
+        labels_of_row = _computer(index, books, task.teacher, task.device)
+    folders, sizes = [target.output for target in task.targets], [len(book) for book in books]
     with one_torch_thread():
-        result = write_pack(task.output, task.pack, index, task.shards, label_row, len(task.codebook))
-    done = {"task": task.key, "record": result.record, "label_counts": result.label_counts.tolist()}
-    write_json(task.done_file, done)
+        results = write_packs(folders, task.targets[0].pack, index, task.shards, labels_of_row, sizes)
+    for target, result in zip(task.targets, results, strict=True):
+        record = dict(result.record)
+        if task.device == "cuda" and not task.carry_from and target.codebook.features["name"] == "layer":
+            record["computed_on"] = torch.cuda.get_device_name()
+        write_json(target.done_file, {"task": target.key, "record": record, "label_counts": result.label_counts.tolist()})
 
 
-def _computer(index: Index, book: Codebook, teacher: Path | None = None) -> Callable[[int], np.ndarray | None]:
+def _computer(
+    index: Index, books: list[Codebook], teacher: Path | None, device: str
+) -> Callable[[int], Sequence[np.ndarray | None]]:
     reader = ShardReader(index)
+    settings = [book.features for book in books]
 
-    def labels_of(row: int) -> np.ndarray | None:
+    def labels_of_row(row: int) -> Sequence[np.ndarray | None]:
         try:
             waveform = reader.read(row)
         except UnreadableAudio as error:
             log.warning(f"no labels: {error}")
-            return None
-        return book.assign(extract_features(book.features, waveform, teacher))
+            return [None] * len(books)
+        features = extract_feature_sets(settings, waveform, teacher, device=device)
+        return [book.assign(of_book) for book, of_book in zip(books, features, strict=True)]
 
-    return labels_of
-
-
-def _carried_tables(path: Path) -> tuple[LabelPacks, np.ndarray, np.ndarray, np.ndarray]:
-    return _tables_of(path, file_checksum(path / "meta.json"))
+    return labels_of_row
 
 
-@lru_cache(maxsize=1)
-def _tables_of(path: Path, _version: str) -> tuple[LabelPacks, np.ndarray, np.ndarray, np.ndarray]:
-    """An older labelling with its audio hashes in ascending order, and each one's pack and place; kept from task to task."""
-    old = LabelPacks.open(path)
-    tables = [old.pack(number).table for number in range(len(old.meta["packs"]))]
-    pcm = np.concatenate([table["pcm"] for table in tables])
-    pack = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    place = np.concatenate([np.arange(len(table)) for table in tables])
-    order = np.argsort(pcm, kind="stable")
-    return old, pcm[order], pack[order], place[order]
-
-
-def _carrier(index: Index, path: Path) -> Callable[[int], np.ndarray | None]:
-    old, pcm, pack, place = _carried_tables(path)
-    packs = [old.pack(number) for number in range(len(old.meta["packs"]))]
-
-    def labels_of(row: int) -> np.ndarray | None:
-        found = int(np.searchsorted(pcm, index.pcm[row]))
-        source = packs[pack[found]]
-        record = source.table[place[found]]
-        frames, offset = int(record["frames"]), int(record["offset"])
-        expected = num_frames(int(index.num_samples[row]))
-        if frames not in (0, expected):
-            raise ValueError(
-                f"equal audio must have equally many frames, but row {row} of {index.path} has {expected} and {path} has {frames} "
-                "for it: label the shards with mode=assign"
-            )
-        return source.labels[offset : offset + frames] if frames == expected else None
-
-    return labels_of
-
-
-def _check_carried(index: Index, new: list[int], path: Path) -> None:
-    known = _carried_tables(path)[1]
-    rows = np.concatenate([np.arange(index.first_row[shard], index.first_row[shard + 1]) for shard in new])
-    missing = rows[~np.isin(index.pcm[rows], known)]
-    if len(missing):
-        raise ValueError(
-            f"mode=rebind needs labels of the very same audio, but {len(missing)} of {len(rows)} rows of {index.path} (for example "
-            f"row {missing[0]} in {index.shards[int(index.shard[missing[0]])].name}) have none in {path}: label these shards with "
-            "mode=assign and that labelling's codebook"
-        )
-
-
-def _finish(
-    output: Path, book: Codebook, existing: LabelPacks | None, tasks: list[_Task], max_skip_rate: float
-) -> dict[str, Any] | None:
-    """Writes `meta.json` once every pack is done."""
-    done = [_done(task) for task in tasks]
-    results = [result for result in done if result is not None]
-    if len(results) < len(tasks):
-        log.info(f"{len(results)} of {len(tasks)} packs are done; the last call to finish writes {output / 'meta.json'}")
+def _finish(labelling: _Labelling, tasks: list[_Task], max_skip_rate: float) -> dict[str, Any] | None:
+    """Writes a labelling's `meta.json` once every pack is done."""
+    output, existing = labelling.output, labelling.existing
+    if existing and not labelling.new:
+        return _tidy(output, existing.meta)
+    targets = [target for task in tasks for target in task.targets if target.output == output]
+    results = [result for target in targets if (result := _done(target)) is not None]
+    if len(results) < len(targets):
+        log.info(f"{len(results)} of {len(targets)} packs are done; the last call to finish writes {output / 'meta.json'}")
         return None
     unreadable = sum(result["record"]["unreadable_rows"] for result in results)
     try:
         check_skip_rate(unreadable, sum(result["record"]["rows"] for result in results), max_skip_rate)
     except ValueError:
         # These packs are done again on the next call: by then the shards may have been repaired.
-        for task, result in zip(tasks, results, strict=True):
+        for target, result in zip(targets, results, strict=True):
             if result["record"]["unreadable_rows"]:
-                task.done_file.unlink(missing_ok=True)
+                target.done_file.unlink(missing_ok=True)
         raise
     counts = np.sum([result["label_counts"] for result in results], axis=0)
     packs = [result["record"] for result in results]
     if existing:
         counts, packs = counts + np.array(existing.meta["label_counts"]), existing.meta["packs"] + packs
-    return _tidy(output, write_labels_meta(output, book, packs, counts))
+    return _tidy(output, write_labels_meta(output, labelling.codebook, packs, counts))
 
 
 def _tidy(output: Path, meta: dict[str, Any]) -> dict[str, Any]:

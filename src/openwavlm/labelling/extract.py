@@ -1,17 +1,35 @@
 """Which features can be clustered, by name: MFCC, or a layer of a model (the teacher)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from openwavlm.labelling.teacher import CHUNK_SECONDS, Teacher, layer_features, open_teacher
+from openwavlm.labelling.teacher import CHUNK_SECONDS, Teacher, features_of_layers, open_teacher
 from openwavlm.targets.mfcc import MFCC_SETTINGS, mfcc_features
 from openwavlm.targets.unknown_codebook import IMPORTED
 
 FEATURES = ("mfcc", "layer")
 FEATURE_NORMS = ("auto", "standardise", "none")
+DEVICES = ("cpu", "cuda", "auto")
+
+
+def named_device(device: str) -> str:
+    """`cpu` or `cuda`, where `auto` is `cuda` if there is one.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, but is {device!r}: correct it")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch finds no GPU here: use device=cpu, or device=auto to take what there is")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
 
 
 def feature_settings(
@@ -82,10 +100,36 @@ def extract_features(
     Raises:
         ValueError: If the teacher is missing, cannot be loaded or is another model.
     """
-    if settings["name"] == "mfcc":
-        return mfcc_features(waveform)
-    assert settings["name"] == "layer"
-    return layer_features(_bound_teacher(settings, "the labels", teacher).model.to(device), settings["layer"], waveform)
+    return extract_feature_sets([settings], waveform, teacher, device=device)[0]
+
+
+def extract_feature_sets(
+    settings: Sequence[dict[str, Any]], waveform: np.ndarray, teacher: Path | None = None, *, device: str = "cpu"
+) -> list[Tensor]:
+    """Several kinds of features of one utterance; the layers of the teacher come out of one pass through it.
+
+    Args:
+        settings: As of `feature_settings`, one a kind; all layers are of one teacher.
+        waveform: int16 (samples,) at 16 kHz.
+        teacher: The model of layer features.
+        device: Where the teacher runs.
+
+    Returns:
+        float32 (frames, dim) each, on the CPU; each equal to what it would be alone.
+
+    Raises:
+        ValueError: As `extract_features` does.
+    """
+    assert all(each["name"] in FEATURES for each in settings)
+    of_layers = [each for each in settings if each["name"] == "layer"]
+    layers = sorted({int(each["layer"]) for each in of_layers})
+    states: dict[int, Tensor] = {}
+    for each in of_layers[:1]:
+        assert len({other["teacher"] for other in of_layers}) == 1
+        model = _bound_teacher(each, "the labels", teacher).model.to(device)
+        states = dict(zip(layers, features_of_layers(model, layers, waveform), strict=True))
+    mfcc = mfcc_features(waveform) if len(of_layers) < len(settings) else None
+    return [states[int(each["layer"])] if each["name"] == "layer" else mfcc for each in settings]  # type: ignore[misc]
 
 
 def _bound_teacher(settings: dict[str, Any], origin: object, path: Path | None) -> Teacher:

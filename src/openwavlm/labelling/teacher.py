@@ -101,7 +101,14 @@ def layer_chunks(model: WavLM, layers: Sequence[int], waveform: np.ndarray) -> I
         yield start, states
 
 
+def features_of_layers(model: WavLM, layers: Sequence[int], waveform: np.ndarray) -> list[Tensor]:
+    """Features of several layers of one utterance, float32 (frames, dim) each, on the CPU; as `layer_chunks`."""
+    parts = [states for _, states in layer_chunks(model, layers, waveform)]
+    if not parts:
+        return [torch.zeros(0, model.config.dim) for _ in layers]
+    return [torch.cat(of_layer).cpu() for of_layer in zip(*parts, strict=True)]
+
+
 def layer_features(model: WavLM, layer: int, waveform: np.ndarray) -> Tensor:
     """Features of one layer of one utterance, float32 (frames, dim) on the CPU, one row a model frame; as `layer_chunks`."""
-    parts = [states[0].cpu() for _, states in layer_chunks(model, [layer], waveform)]
-    return torch.cat(parts) if parts else torch.zeros(0, model.config.dim)
+    return features_of_layers(model, [layer], waveform)[0]

@@ -4,6 +4,7 @@ Where this differs from Microsoft's code: the logits are float32 throughout (the
 and the four embeddings of fairseq's special symbols, which are never right answers, exist only with `special_rows=4`.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,6 +12,15 @@ from torch import Tensor, nn
 
 from openwavlm.losses import cosine_logits, feature_penalty, masked_prediction
 from openwavlm.models.wavlm import WavLM
+
+
+class TargetFigures(NamedTuple):
+    """What a micro-batch gives of one further label set; as the fields of the same names of `PretrainingOutput`."""
+
+    cross_entropy_sum: Tensor
+    num_correct: Tensor
+    unmasked_cross_entropy_sum: Tensor | None
+    num_unmasked_correct: Tensor | None
 
 
 class PretrainingOutput(NamedTuple):
@@ -24,6 +34,7 @@ class PretrainingOutput(NamedTuple):
         num_unmasked_correct: int64, likewise.
         features: (batch, channels, frames), the extractor's output.
         marginal: float32 (classes,), predicted probabilities summed over the masked frames; None if not asked for.
+        others: The same sums of the run's further label sets.
     """
 
     cross_entropy_sum: Tensor
@@ -33,6 +44,23 @@ class PretrainingOutput(NamedTuple):
     num_unmasked_correct: Tensor | None
     features: Tensor
     marginal: Tensor | None = None
+    others: tuple[TargetFigures, ...] = ()
+
+
+class LabelHead(nn.Module):
+    """Projection and label embeddings of a further label set, sized as the first one's (HuBERT's multi-target heads).
+
+    Args:
+        dim: Width of the encoder.
+        final_dim: Width of projection and embeddings.
+        embeddings: Label embeddings.
+    """
+
+    def __init__(self, dim: int, final_dim: int, embeddings: int) -> None:
+        super().__init__()
+        self.label_embeddings = nn.Parameter(torch.empty(embeddings, final_dim))
+        # Nothing is drawn here: the first head of a run is then the same whether others follow or not.
+        self.final_proj = nn.Linear(dim, final_dim, device="meta").to_empty(device=self.label_embeddings.device)
 
 
 class WavLMForPretraining(nn.Module):
@@ -40,7 +68,7 @@ class WavLMForPretraining(nn.Module):
 
     Args:
         wavlm: The encoder.
-        num_classes: Clusters of the codebook, ≥ 1.
+        num_classes: Clusters of the codebook, ≥ 1; of each codebook, if every frame has several labels.
         final_dim: Width of projection and embeddings: 256 (Base, Base+), 768 (Large).
         logit_temperature: Divides the cosine, > 0.
         special_rows: Embeddings before those of the labels that are never a right answer; 4 in fairseq's checkpoints.
@@ -54,15 +82,16 @@ class WavLMForPretraining(nn.Module):
         self,
         wavlm: WavLM,
         *,
-        num_classes: int,
+        num_classes: int | Sequence[int],
         final_dim: int,
         logit_temperature: float = 0.1,
         special_rows: int = 0,
         label_init: Literal["uniform", "normal"] = "uniform",
     ):
         super().__init__()
+        classes = (num_classes,) if isinstance(num_classes, int) else tuple(num_classes)
         for name, value, least in (
-            ("num_classes", num_classes, 1),
+            ("num_classes", min(classes), 1),
             ("final_dim", final_dim, 1),
             ("special_rows", special_rows, 0),
         ):
@@ -72,23 +101,29 @@ class WavLMForPretraining(nn.Module):
             raise ValueError(f"logit_temperature must be positive, but is {logit_temperature}; published models use 0.1")
         if label_init not in ("uniform", "normal"):
             raise ValueError(f"label_init must be uniform or normal, but is {label_init!r}; choose one of them")
-        self.num_classes = num_classes
+        self.num_classes = classes[0]
         self.logit_temperature = logit_temperature
         self.special_rows = special_rows
         self.label_init = label_init
         self.wavlm = wavlm
         self.final_proj = nn.Linear(wavlm.config.dim, final_dim)
-        self.label_embeddings = nn.Parameter(torch.empty(special_rows + num_classes, final_dim))
+        self.label_embeddings = nn.Parameter(torch.empty(special_rows + classes[0], final_dim))
+        self.other_heads = nn.ModuleList(LabelHead(wavlm.config.dim, final_dim, special_rows + size) for size in classes[1:])
         if not self.label_embeddings.is_meta:
             self.initialise_head()
 
     @torch.no_grad()
     def initialise_head(self) -> None:
         """Draws projection and label embeddings, on the CPU and from torch's generator, whatever the model's device."""
-        fresh = nn.Linear(self.final_proj.in_features, self.final_proj.out_features, device="cpu")
-        self.final_proj.load_state_dict(fresh.state_dict())
-        labels = torch.empty(self.label_embeddings.shape, device="cpu")
-        self.label_embeddings.copy_(labels.uniform_(0, 1) if self.label_init == "uniform" else labels.normal_(0, 1))
+        for head in self.heads():
+            fresh = nn.Linear(head.final_proj.in_features, head.final_proj.out_features, device="cpu")
+            head.final_proj.load_state_dict(fresh.state_dict())
+            labels = torch.empty(head.label_embeddings.shape, device="cpu")
+            head.label_embeddings.copy_(labels.uniform_(0, 1) if self.label_init == "uniform" else labels.normal_(0, 1))
+
+    def heads(self) -> list["WavLMForPretraining | LabelHead"]:
+        """What has the `final_proj` and `label_embeddings` of each label set; of the first, the model itself."""
+        return [self, *(head for head in self.other_heads if isinstance(head, LabelHead))]
 
     def forward(
         self,
@@ -101,6 +136,7 @@ class WavLMForPretraining(nn.Module):
         unmasked_index: Tensor | None = None,
         unmasked_labels: Tensor | None = None,
         *,
+        other_labels: Sequence[tuple[Tensor, Tensor | None]] = (),
         learn_unmasked: bool = False,
         with_marginal: bool = False,
     ) -> PretrainingOutput:
@@ -118,6 +154,7 @@ class WavLMForPretraining(nn.Module):
             layer_keep: bool (layers,), LayerDrop's draw.
             unmasked_index: int64 (unmasked,), flat positions of other frames, which are measured.
             unmasked_labels: Integers (unmasked,), their pseudo-labels.
+            other_labels: `masked_labels` and `unmasked_labels` of each further label set.
             learn_unmasked: Whether their cross-entropy has a gradient.
             with_marginal: Whether the predicted probabilities are summed too; without a gradient.
 
@@ -126,20 +163,22 @@ class WavLMForPretraining(nn.Module):
         """
         encoded = self.wavlm(waveforms, num_samples, mask=mask, layer_keep=layer_keep)
         frames = encoded.final.flatten(0, 1)
-        logits = self._logits(frames, masked_index)
-        cross_entropy_sum, num_correct = masked_prediction(logits, masked_labels + self.special_rows)
-        unmasked_cross_entropy_sum, num_unmasked_correct = None, None
-        if unmasked_index is not None and unmasked_labels is not None:
-            with torch.set_grad_enabled(learn_unmasked and torch.is_grad_enabled()):
-                unmasked_cross_entropy_sum, num_unmasked_correct = masked_prediction(
-                    self._logits(frames, unmasked_index), unmasked_labels + self.special_rows
-                )
-        penalty = feature_penalty(encoded.features)
-        marginal = logits.detach().softmax(-1).sum(0)[self.special_rows :] if with_marginal else None
-        return PretrainingOutput(
-            cross_entropy_sum, num_correct, penalty, unmasked_cross_entropy_sum, num_unmasked_correct, encoded.features, marginal
-        )
+        marginal, figures = None, []
+        for head, (of_masked, of_unmasked) in zip(self.heads(), [(masked_labels, unmasked_labels), *other_labels], strict=True):
+            logits = self._logits(head, frames, masked_index)
+            cross_entropy_sum, num_correct = masked_prediction(logits, of_masked + self.special_rows)
+            unmasked_cross_entropy_sum, num_unmasked_correct = None, None
+            if unmasked_index is not None and of_unmasked is not None:
+                with torch.set_grad_enabled(learn_unmasked and torch.is_grad_enabled()):
+                    unmasked_cross_entropy_sum, num_unmasked_correct = masked_prediction(
+                        self._logits(head, frames, unmasked_index), of_unmasked + self.special_rows
+                    )
+            if with_marginal and marginal is None:
+                marginal = logits.detach().softmax(-1).sum(0)[self.special_rows :]
+            figures.append(TargetFigures(cross_entropy_sum, num_correct, unmasked_cross_entropy_sum, num_unmasked_correct))
+        first, penalty = figures[0], feature_penalty(encoded.features)
+        return PretrainingOutput(*first[:2], penalty, *first[2:], encoded.features, marginal, tuple(figures[1:]))
 
-    def _logits(self, frames: Tensor, index: Tensor) -> Tensor:
-        projected = self.final_proj(frames.index_select(0, index))
-        return cosine_logits(projected, self.label_embeddings, self.logit_temperature)
+    def _logits(self, head: "WavLMForPretraining | LabelHead", frames: Tensor, index: Tensor) -> Tensor:
+        projected = head.final_proj(frames.index_select(0, index))
+        return cosine_logits(projected, head.label_embeddings, self.logit_temperature)

@@ -67,7 +67,8 @@ def _labels(iteration: Iteration, config: dict[str, Any]) -> str:
     clusters = (iteration.plan or {}).get("codebook")
     if not sources:
         return ""
-    folders = ", ".join(str(source["labels"]) for source in sources.values())
+    named = [source["labels"] for source in sources.values()]
+    folders = ", ".join(str(folder) for one in named for folder in (one if isinstance(one, list) else [one]))
     return f"{int(clusters)} clusters, {folders}" if clusters else folders
 
 

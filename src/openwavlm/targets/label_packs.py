@@ -11,6 +11,7 @@ A row of audio that could not be read has 0 frames: the loader treats it as unre
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,7 +74,7 @@ def write_pack(
     label_row: Callable[[int], np.ndarray | None],
     num_classes: int,
 ) -> PackResult:
-    """Writes the labels of whole shards.
+    """Writes the labels of whole shards; `write_packs` of one labelling.
 
     Args:
         folder: The labelling.
@@ -86,57 +87,99 @@ def write_pack(
     Returns:
         The pack's entry for `meta.json` and its label counts.
     """
+    return write_packs([folder], pack, index, shards, lambda row: [label_row(row)], [num_classes])[0]
+
+
+def write_packs(
+    folders: Sequence[Path],
+    pack: str,
+    index: Index,
+    shards: Sequence[int],
+    labels_of_row: Callable[[int], Sequence[np.ndarray | None]],
+    num_classes: Sequence[int],
+) -> list[PackResult]:
+    """Writes the pack of the same shards in several labellings, row by row, so that each row is read once.
+
+    Args:
+        folders: The labellings.
+        pack: The pack's name in all of them.
+        index: The shard set.
+        shards: Consecutive shards of the index.
+        labels_of_row: Labels (frames,) of an index row in each labelling, None where its audio cannot be read.
+        num_classes: Number of clusters K of each.
+
+    Returns:
+        Each labelling's entry for `meta.json` and its label counts.
+    """
     rows = np.concatenate([np.arange(index.first_row[shard], index.first_row[shard + 1]) for shard in shards])
-    table = np.zeros(len(rows), dtype=ROW_DTYPE)
-    table["key"], table["pcm"] = index.key[rows], index.pcm[rows]
     expected = num_frames(np.asarray(index.num_samples[rows], dtype=np.int64))
-    counts = np.zeros(num_classes, dtype=np.int64)
-    shard_records: list[dict[str, Any]] = []
-    place = 0
-    with atomic_file(labels_file(folder, pack)) as file:
+    empty = np.zeros(len(rows), dtype=ROW_DTYPE)
+    empty["key"], empty["pcm"] = index.key[rows], index.pcm[rows]
+    with ExitStack() as stack:
+        writers = [
+            _PackWriter(stack.enter_context(atomic_file(labels_file(folder, pack))), empty.copy(), classes)
+            for folder, classes in zip(folders, num_classes, strict=True)
+        ]
+        place = 0
         for shard in shards:
-            part = slice(place, place + index.shards[shard].rows)
-            checksum = _write_shard(file, table[part], expected[part], int(index.first_row[shard]), label_row, counts)
-            frames = int(table["frames"][part].sum())
-            identity = index.shards[shard].identity
-            shard_records.append({"identity": identity, "rows": part.stop - place, "frames": frames, "checksum": checksum})
-            place = part.stop
-    with atomic_file(rows_file(folder, pack)) as file:
-        np.save(file, table)
-    record = {
-        "name": pack,
-        "rows": len(table),
-        "frames": int(table["frames"].sum()),
-        "unreadable_rows": int(np.count_nonzero((table["frames"] == 0) & (expected > 0))),
-        "labels_bytes": labels_file(folder, pack).stat().st_size,
-        "labels_checksum": file_checksum(labels_file(folder, pack)),
-        "rows_bytes": rows_file(folder, pack).stat().st_size,
-        "rows_checksum": file_checksum(rows_file(folder, pack)),
-        "shards": shard_records,
-    }
-    return PackResult(record, counts)
+            for row in range(int(index.first_row[shard]), int(index.first_row[shard + 1])):
+                for writer, labels in zip(writers, labels_of_row(row), strict=True):
+                    writer.add(labels, int(expected[place]))
+                place += 1
+            for writer in writers:
+                writer.end_shard(index.shards[shard].identity)
+    results = []
+    for folder, writer in zip(folders, writers, strict=True):
+        with atomic_file(rows_file(folder, pack)) as file:
+            np.save(file, writer.table)
+        record = {
+            "name": pack,
+            "rows": len(writer.table),
+            "frames": int(writer.table["frames"].sum()),
+            "unreadable_rows": int(np.count_nonzero((writer.table["frames"] == 0) & (expected > 0))),
+            "labels_bytes": labels_file(folder, pack).stat().st_size,
+            "labels_checksum": file_checksum(labels_file(folder, pack)),
+            "rows_bytes": rows_file(folder, pack).stat().st_size,
+            "rows_checksum": file_checksum(rows_file(folder, pack)),
+            "shards": writer.shards,
+        }
+        results.append(PackResult(record, writer.counts))
+    return results
 
 
-def _write_shard(
-    file: BinaryIO,
-    table: np.ndarray,
-    expected: np.ndarray,
-    first_row: int,
-    label_row: Callable[[int], np.ndarray | None],
-    counts: np.ndarray,
-) -> str:
-    """Appends one shard's labels, fills in its part of the row table and of the counts; returns the labels' checksum."""
-    checksum = new_checksum()
-    for place, frames in enumerate(expected.tolist()):
-        found = label_row(first_row + place)
+class _PackWriter:
+    """A pack that grows by a row at a time.
+
+    Attributes:
+        table: One `ROW_DTYPE` record a row; keys are filled in already, places as the rows come.
+        counts: int64 (classes,) frames of each label so far.
+        shards: The entry in `meta.json` of each finished shard.
+    """
+
+    def __init__(self, file: BinaryIO, table: np.ndarray, num_classes: int) -> None:
+        self._file, self.table = file, table
+        self.counts = np.zeros(num_classes, dtype=np.int64)
+        self.shards: list[dict[str, Any]] = []
+        self._place, self._first, self._checksum = 0, 0, new_checksum()
+
+    def add(self, found: np.ndarray | None, frames: int) -> None:
+        """Appends the labels of the next row, which has so many frames."""
         labels = np.zeros(0, dtype="<u2") if found is None else np.ascontiguousarray(found, dtype="<u2")
         assert found is None or len(labels) == frames
-        table["offset"][place], table["frames"][place] = file.tell() // labels.itemsize, len(labels)
-        counts += np.bincount(labels, minlength=len(counts))
+        self.table["offset"][self._place] = self._file.tell() // labels.itemsize
+        self.table["frames"][self._place] = len(labels)
+        self.counts += np.bincount(labels, minlength=len(self.counts))
         # The length goes in first: moving a border between rows must change the sum.
-        checksum.update(len(labels).to_bytes(4, "little") + labels.tobytes())
-        file.write(labels.tobytes())
-    return checksum.hexdigest()
+        self._checksum.update(len(labels).to_bytes(4, "little") + labels.tobytes())
+        self._file.write(labels.tobytes())
+        self._place += 1
+
+    def end_shard(self, identity: str) -> None:
+        """Notes that the rows since the last shard are this one's."""
+        frames = int(self.table["frames"][self._first : self._place].sum())
+        checksum, rows = self._checksum.hexdigest(), self._place - self._first
+        self.shards.append({"identity": identity, "rows": rows, "frames": frames, "checksum": checksum})
+        self._first, self._checksum = self._place, new_checksum()
 
 
 def write_labels_meta(folder: Path, codebook: Codebook, packs: list[dict[str, Any]], label_counts: np.ndarray) -> dict[str, Any]:

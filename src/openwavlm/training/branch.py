@@ -2,8 +2,11 @@
 
 import logging
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from openwavlm.training.checkpoint import verified
 from openwavlm.training.optim import Optim
@@ -13,8 +16,37 @@ _OWN = ("name", "branch_from", "optim.updates")  # what a branch has of its own 
 log = logging.getLogger(__name__)
 
 
+def check_head(checkpoint: Path, embeddings: Sequence[int], fingerprints: dict[str, str]) -> None:
+    """Refuses a checkpoint whose head has not the size of the run's, and warns of one that learned another codebook.
+
+    Args:
+        checkpoint: A whole checkpoint.
+        embeddings: Label embeddings that the run's heads need, one number a label set.
+        fingerprints: Of the data as they are.
+
+    Raises:
+        ValueError: If the numbers differ, whoever allowed the data to change.
+    """
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    heads = [content["state_dict"]["model.label_embeddings"]]
+    while (key := f"model.other_heads.{len(heads) - 1}.label_embeddings") in content["state_dict"]:
+        heads.append(content["state_dict"][key])
+    found = [len(head) for head in heads]
+    if found != list(embeddings):
+        was, wanted = (" and ".join(map(str, sizes)) for sizes in (found, embeddings))
+        raise ValueError(
+            f"the head of {checkpoint} predicts {was} labels, but the data need {wanted}: another codebook needs a new head, so start a "
+            "new run under another name and without branch_from, or put the old labels back"
+        )
+    known: dict[str, str] = content["openwavlm"]["fingerprints"]
+    if any(known.get(key) != value for key, value in fingerprints.items() if key.split(".")[0] == "codebook"):
+        log.warning(
+            "the head of %s learned the labels of another codebook, as is allowed here: it has to learn them anew", checkpoint
+        )
+
+
 def begin_branch(
-    checkpoint: Path, directory: Path, config: dict[str, Any], optim: Optim, allow_change: list[str]
+    checkpoint: Path, directory: Path, config: dict[str, Any], optim: Optim, allow_change: list[str], check: Callable[[], None]
 ) -> dict[str, Any]:
     """Checks that a new run may go on from another run's checkpoint, and copies the records up to there.
 
@@ -24,6 +56,7 @@ def begin_branch(
         config: Its composed config.
         optim: Its optimiser.
         allow_change: Keys that may differ from the other run's.
+        check: Refuses the checkpoint for other reasons (`check_head`), before anything is copied.
 
     Returns:
         The differences, for `run.json`: key → (there, here).
@@ -43,6 +76,7 @@ def begin_branch(
         key: values for key, values in changed_keys(read_config(parent / "config.yaml"), config).items() if key not in _OWN
     }
     refuse_changes(changes, allow_change, f"the run {parent} that it branches from")
+    check()
     _check_rate(int(checkpoint.stem.split("-")[1]), optim, _optim_of(read_config(parent / "config.yaml")), checkpoint)
     for name in ("metrics.csv", "validation.csv"):
         if (parent / name).is_file() and not (directory / name).exists():

@@ -10,7 +10,7 @@ from openwavlm.batch import PretrainBatch
 from openwavlm.data.collate import MicroBatchBuilder
 from openwavlm.data.loader import Loading, micro_batch_loader
 from openwavlm.data.plan import MicroBatchSpec
-from openwavlm.models.pretraining import WavLMForPretraining
+from openwavlm.models.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.targets.quality import repeat_nearest
 from openwavlm.training.control import Control
 from openwavlm.training.forward import forward_micro_batch, prepare_waveforms
@@ -53,32 +53,34 @@ class Evaluation:
         specs: All micro-batches of the validation plan.
         builder: Makes them, without mixing.
         loading: Workers.
-        unigram: The training labels' distribution.
+        unigrams: The training labels' distribution, one a label set.
         control: Sums over ranks.
     """
 
     def __init__(
-        self, specs: list[MicroBatchSpec], builder: MicroBatchBuilder, loading: Loading, unigram: Unigram, control: Control
+        self, specs: list[MicroBatchSpec], builder: MicroBatchBuilder, loading: Loading, unigrams: list[Unigram], control: Control
     ) -> None:
         self._specs, self._builder, self._loading = specs, builder, loading
-        self._unigram, self._control = unigram, control
+        self._unigram, self._others, self._control = unigrams[0], unigrams[1:], control
 
     @torch.no_grad()
     def run(self, model: WavLMForPretraining, device: torch.device) -> dict[str, float | int]:
         """Evaluates in eval mode; touches no training generator."""
         was_training = model.training
         model.eval()
-        sums = torch.zeros(8, dtype=torch.float64)
+        sums = torch.zeros(8 + 3 * len(self._others), dtype=torch.float64)
         for batch in micro_batch_loader(self._builder, self._mine(), self._loading):
             self._control.note(f"validation: micro-batch {batch.id.index} of {batch.id.source}")
             moved = batch.to(device)
             waveforms = prepare_waveforms(moved, None, normalised=model.wavlm.config.normalise_waveform)
             output = forward_micro_batch(model, moved, waveforms, with_unmasked=True)
             if batch.weight:
-                sums += self._sums(batch, output.cross_entropy_sum, output.num_correct, output.num_unmasked_correct)
+                sums += self._sums(batch, output)
         model.train(was_training)
-        loss, correct, unigram_loss, unigram_correct, nearest, masked, seen_correct, seen = self._control.sum(sums).tolist()
+        first, *others = torch.split(self._control.sum(sums), [8] + [3] * len(self._others))
+        loss, correct, unigram_loss, unigram_correct, nearest, masked, seen_correct, seen = first.tolist()
         frames = max(1.0, masked)
+        names = ("cross_entropy", "accuracy", "unigram_cross_entropy")
         return {
             "cross_entropy": loss / frames,
             "accuracy": correct / frames,
@@ -87,6 +89,11 @@ class Evaluation:
             "repeat_nearest_accuracy": nearest / frames,
             "masked_frames": int(masked),
             "unmasked_accuracy": seen_correct / max(1.0, seen),
+            **{
+                f"{name}_{number}": value / frames
+                for number, of_set in enumerate(others, start=2)
+                for name, value in zip(names, of_set.tolist(), strict=True)
+            },
         }
 
     def _mine(self) -> list[MicroBatchSpec]:
@@ -95,21 +102,29 @@ class Evaluation:
         fill = [replace(self._specs[0], weight=0.0)] * (-len(self._specs) % world_size)
         return [*self._specs, *fill][rank::world_size]
 
-    def _sums(self, batch: PretrainBatch, loss: Tensor, correct: Tensor, unmasked_correct: Tensor | None) -> Tensor:
+    def _sums(self, batch: PretrainBatch, output: PretrainingOutput) -> Tensor:
         labels = batch.labels.numpy()
         hidden = batch.masked_index.numpy()
         truth = labels.reshape(-1)[hidden]
+        unmasked_correct = output.num_unmasked_correct
+        others = []
+        for number, (of_set, unigram) in enumerate(zip(output.others, self._others, strict=True)):
+            assert batch.other_labels is not None
+            expected = batch.other_labels[number].numpy().reshape(-1)[hidden]
+            guessed = float(-unigram.log_prob[expected].sum())
+            others += [float(of_set.cross_entropy_sum), float(of_set.num_correct), guessed]
         nearest = repeat_nearest(batch.labels, batch.mask).numpy().reshape(-1)[hidden]
         return torch.tensor(
             [
-                float(loss),
-                float(correct),
+                float(output.cross_entropy_sum),
+                float(output.num_correct),
                 float(-self._unigram.log_prob[truth].sum()),
                 float((truth == self._unigram.commonest).sum()),
                 float((nearest == truth).sum()),
                 float(len(truth)),
                 float(unmasked_correct) if unmasked_correct is not None else 0.0,
                 float(len(batch.unmasked_index)),
+                *others,
             ],
             dtype=torch.float64,
         )

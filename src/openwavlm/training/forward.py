@@ -55,6 +55,18 @@ def forward_micro_batch(
         layer_keep=batch.layer_keep,
         unmasked_index=unmasked,
         unmasked_labels=labels.index_select(0, unmasked) if unmasked is not None else None,
+        other_labels=_other_labels(batch, unmasked),
         learn_unmasked=learn_unmasked,
         with_marginal=with_marginal,
     )
+
+
+def _other_labels(batch: PretrainBatch, unmasked: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+    """Labels of the masked frames, and of the others, in each further label set."""
+    if batch.other_labels is None:
+        return []
+    sets = [of_set.flatten().to(torch.int64) for of_set in batch.other_labels]
+    return [
+        (of_set.index_select(0, batch.masked_index), of_set.index_select(0, unmasked) if unmasked is not None else None)
+        for of_set in sets
+    ]

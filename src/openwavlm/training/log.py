@@ -104,14 +104,28 @@ def open_trackers(settings: Logging, directory: Path, config: dict[str, Any]) ->
     return trackers
 
 
-def metrics_row(record: StepRecord, penalty_weight: float) -> dict[str, Value]:
-    """The figures of one update; nothing in it depends on time or machine."""
+def columns_of_sets(columns: list[str], names: Sequence[str], sets: int) -> list[str]:
+    """A record's columns with those of a run's further label sets, `NAME_2` and so on."""
+    return [*columns, *(f"{name}_{number}" for number in range(2, sets + 1) for name in names)]
+
+
+def metrics_row(record: StepRecord, penalty_weight: float, target_weights: Sequence[float] = (1.0,)) -> dict[str, Value]:
+    """The figures of one update; nothing in it depends on time or machine.
+
+    Without a number at its end a column is of the first label set, but for the loss, which is of all.
+    """
     sums = record.sums
     masked = max(1.0, sums["masked"])
     cross_entropy, penalty = sums["cross_entropy"] / masked, sums["penalty"] / masked
+    others: dict[str, Value] = {}
+    predicted = target_weights[0] * cross_entropy
+    for number, weight in enumerate(target_weights[1:], start=2):
+        of_set = sums[f"cross_entropy_{number}"] / masked
+        predicted += weight * of_set
+        others |= {f"cross_entropy_{number}": of_set, f"accuracy_{number}": sums[f"correct_{number}"] / masked}
     return {
         "step": record.step,
-        "loss": cross_entropy + penalty_weight * penalty,
+        "loss": predicted + penalty_weight * penalty,
         "cross_entropy": cross_entropy,
         "accuracy": sums["correct"] / masked,
         "unmasked_accuracy": sums["unmasked_correct"] / sums["unmasked"] if record.with_unmasked and sums["unmasked"] else None,
@@ -127,6 +141,7 @@ def metrics_row(record: StepRecord, penalty_weight: float) -> dict[str, Value]:
         "padding_share": 1 - sums["samples"] / max(1.0, sums["padded_samples"]),
         "unreadable_rows": int(sums["unreadable"]),
         "void": int(not record.grad_norm < float("inf")),
+        **others,
     }
 
 
@@ -139,6 +154,7 @@ class RunLog:
         last_step: Step of the checkpoint that the run goes on from, 0 for a new run.
         updates: Updates of the whole run.
         penalty_weight: Weight of the feature penalty in the logged loss.
+        target_weights: Weight of each label set in it.
         trackers: What takes the figures beside TensorBoard; closed with the log.
     """
 
@@ -150,12 +166,16 @@ class RunLog:
         last_step: int,
         updates: int,
         penalty_weight: float,
+        target_weights: Sequence[float] = (1.0,),
         trackers: Sequence[Tracker] = (),
     ) -> None:
         self._trackers = trackers
         self._settings, self._updates, self._penalty_weight = settings, updates, penalty_weight
-        self._metrics = CsvRecord(directory / "metrics.csv", METRIC_COLUMNS, last_step=last_step)
-        self._validation = CsvRecord(directory / "validation.csv", VALIDATION_COLUMNS, last_step=last_step)
+        self._target_weights, sets = target_weights, len(target_weights)
+        measured = columns_of_sets(METRIC_COLUMNS, ("cross_entropy", "accuracy"), sets)
+        self._metrics = CsvRecord(directory / "metrics.csv", measured, last_step=last_step)
+        validated = columns_of_sets(VALIDATION_COLUMNS, ("cross_entropy", "accuracy", "unigram_cross_entropy"), sets)
+        self._validation = CsvRecord(directory / "validation.csv", validated, last_step=last_step)
         self._health = CsvRecord(directory / "health.csv", HEALTH_COLUMNS, last_step=last_step)
         self._directory = directory
         self._probes: CsvRecord | None = None  # opened by the first probe, whose columns are the model's layers
@@ -167,7 +187,7 @@ class RunLog:
 
     def update(self, record: StepRecord) -> None:
         """Takes one update's figures."""
-        row = metrics_row(record, self._penalty_weight)
+        row = metrics_row(record, self._penalty_weight, self._target_weights)
         self._metrics.write(row)
         seconds = float(row["audio_s"] or 0)
         self._audio_s += seconds

@@ -7,7 +7,7 @@ norm → finite? → clip → AdamW (a void update is skipped on the device, wit
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,15 +64,17 @@ class Loss:
         unmasked: First weight of the cross-entropy on unmasked frames, which then falls linearly to 0.
         logmel: First weight of the mean squared error of a linear map from the convolutional features to 40 normalised log-mels.
         warm_share: Share of the updates over which both fall to 0.
+        targets: Weight of each label set in a run with several; null = all equal. The loss is the weighted mean over the sets.
 
     Raises:
-        ValueError: If a weight is negative.
+        ValueError: If a weight is negative, or a label set's not positive.
     """
 
     feature_penalty: float = 10.0
     unmasked: float = 0.0
     logmel: float = 0.0
     warm_share: float = 0.4
+    targets: list[float] | None = None
 
     def __post_init__(self) -> None:
         for name in ("feature_penalty", "unmasked", "logmel"):
@@ -80,6 +82,24 @@ class Loss:
                 raise ValueError(f"loss.{name} must be a number that is not negative, but is {getattr(self, name)}")
         if not 0 < self.warm_share <= 1:
             raise ValueError(f"loss.warm_share must lie in (0, 1], but is {self.warm_share}")
+        if self.targets is not None and not all(0 < weight < float("inf") for weight in self.targets):
+            raise ValueError(
+                f"loss.targets must be positive numbers, one a label set, but is {self.targets}: leave a set out instead"
+            )
+
+    def target_weights(self, sets: int) -> list[float]:
+        """Each label set's part of the loss; they sum to 1.
+
+        Raises:
+            ValueError: If there are not as many weights as sets.
+        """
+        given = [1.0] * sets if self.targets is None else self.targets
+        if len(given) != sets:
+            raise ValueError(
+                f"loss.targets must have a weight for each label set of data.sources, {sets}, but has {len(given)}: give as many, or "
+                "null for equal ones"
+            )
+        return [weight / sum(given) for weight in given]
 
     def warm(self, step: int, updates: int) -> float:
         """Factor of the warm-up losses at update `step` of `updates`."""
@@ -109,6 +129,7 @@ class PretrainingModule(lightning.LightningModule):
         seed: The run's seed.
         control: The per-step exchange between ranks.
         on_record: Called with each finished step's record, one step late.
+        target_weights: Part of each of the model's label sets in the loss.
         unmasked_every: Steps between two measurements of the accuracy on unmasked frames; 0 = never.
         max_skip_rate: Share of rows that may be unreadable before the run stops.
         float16: Whether the loss is scaled (`loss_scale`), as float16 needs it.
@@ -128,6 +149,7 @@ class PretrainingModule(lightning.LightningModule):
         seed: int,
         control: Control,
         on_record: Callable[[StepRecord], None],
+        target_weights: Sequence[float] = (1.0,),
         unmasked_every: int = 50,
         max_skip_rate: float = 1e-3,
         float16: bool = False,
@@ -148,6 +170,8 @@ class PretrainingModule(lightning.LightningModule):
         self.max_skip_rate, self._rows, self._unreadable = max_skip_rate, 0.0, 0.0
         self.fingerprints, self.plan_state = fingerprints, plan_state
         self.health, self.health_state = health, health_state
+        self.target_weights = target_weights
+        self.sums = [*SUMS, *(f"{name}_{n}" for n in range(2, len(target_weights) + 1) for name in ("cross_entropy", "correct"))]
         self.pace = Pace(on_gpu=False)
         self.validation: float | None = None  # cross-entropy on held-out speakers, if this step was validated
         self.totals: StepTotals | None = None
@@ -192,7 +216,7 @@ class PretrainingModule(lightning.LightningModule):
         measured = self.health is not None and self.health.begin(batch.step)
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+        sums = torch.zeros(len(self.sums), dtype=torch.float64, device=self.device)
         suspects = Suspects([], [])
         for number, micro in enumerate(batch.micro_batches):
             with self._gradient_sync(wanted=number == last):
@@ -217,7 +241,7 @@ class PretrainingModule(lightning.LightningModule):
                     control.note(
                         f"update {batch.step + 1}: backward of the last micro-batch, with the sum of gradients over all ranks"
                     )
-                suspects.add(micro.id, output.cross_entropy_sum)
+                suspects.add(micro.id, self._over_sets(output, "cross_entropy_sum"))
                 self.manual_backward(self._loss(output, logmel_error, micro, self.totals.masked_frames, warm))
                 if micro.weight:
                     sums += self._sums(output, logmel_error, micro)
@@ -257,12 +281,20 @@ class PretrainingModule(lightning.LightningModule):
         error = (self.logmel_map(features.transpose(1, 2)).float() - target).square().mean(-1)
         return (error * valid).sum() / frames.sum().clamp(min=1)
 
+    def _over_sets(self, output: PretrainingOutput, name: str) -> Tensor:
+        """The weighted mean of a figure over the label sets."""
+        if not output.others:
+            return getattr(output, name)
+        figures = [getattr(of_set, name) for of_set in (output, *output.others)]
+        return torch.stack([weight * figure for weight, figure in zip(self.target_weights, figures, strict=True)]).sum()
+
     def _loss(
         self, output: PretrainingOutput, logmel_error: Tensor | None, micro: PretrainBatch, masked_frames: int, warm: float
     ) -> Tensor:
-        total = output.cross_entropy_sum + self.loss.feature_penalty * output.feature_penalty * micro.num_masked
+        total = self._over_sets(output, "cross_entropy_sum")
+        total = total + self.loss.feature_penalty * output.feature_penalty * micro.num_masked
         if self.loss.unmasked * warm > 0 and output.unmasked_cross_entropy_sum is not None:
-            total = total + self.loss.unmasked * warm * output.unmasked_cross_entropy_sum
+            total = total + self.loss.unmasked * warm * self._over_sets(output, "unmasked_cross_entropy_sum")
         if logmel_error is not None:
             total = total + self.loss.logmel * warm * logmel_error * micro.num_masked
         total = total * (micro.weight * self.control.world_size / max(1, masked_frames))
@@ -273,7 +305,7 @@ class PretrainingModule(lightning.LightningModule):
         rows, samples = micro.waveforms.shape
         masked, unmasked = micro.num_masked, micro.unmasked_index.shape[0]
         known = [0, 0, masked, 0, 0, 0, micro.valid_samples, rows * samples, rows, micro.num_unreadable]
-        known += [len(micro.mix), masked, masked + unmasked, 0]
+        known += [len(micro.mix), masked, masked + unmasked, 0] + [0] * (2 * len(output.others))
         values = torch.tensor(known, dtype=torch.float64).to(self.device, non_blocking=True)
         values[0] = output.cross_entropy_sum.detach()
         values[1] = output.num_correct
@@ -283,6 +315,9 @@ class PretrainingModule(lightning.LightningModule):
             values[5] = unmasked
         if logmel_error is not None:
             values[13] = logmel_error.detach() * masked
+        for number, of_set in enumerate(output.others):
+            values[len(SUMS) + 2 * number] = of_set.cross_entropy_sum.detach()
+            values[len(SUMS) + 2 * number + 1] = of_set.num_correct
         return values
 
     def _update(self, optimizer: Any, step: int) -> Tensor:
@@ -318,8 +353,8 @@ class PretrainingModule(lightning.LightningModule):
         step, sums, norm, lr, with_unmasked, suspects, pending = self._pending
         self._pending = None
         total = self.control.sum(sums.cpu() if pending is None else pending.joined(sums))
-        figures = dict(zip(SUMS, total[: len(SUMS)].tolist(), strict=True))
-        health = pending.record(total[len(SUMS) :].numpy()) if pending is not None else None
+        figures = dict(zip(self.sums, total[: len(self.sums)].tolist(), strict=True))
+        health = pending.record(total[len(self.sums) :].numpy()) if pending is not None else None
         self.on_record(StepRecord(step + 1, figures, float(norm), lr, with_unmasked, health))
         self._check_unreadable(figures)
         self.voids.note(step + 1, float(norm), suspects)

@@ -144,7 +144,7 @@ class Iteration:
             encoder = f"the encoder of iteration {number - 1}"
 
         def make(folder: Path) -> dict[str, Any]:
-            log.info("iteration %d begins with %s; its head is new, as its %d labels are", number, encoder, settings.clusters)
+            log.info("iteration %d begins with %s; its head is new, as its labels are", number, encoder)
             program = [sys.executable, "-m", "openwavlm", "train", f"hydra.run.dir={folder / 'run'}"]
             parent = {PARENT: str(os.getpid())}
             status = subprocess.run([*program, *overrides, *data], check=False, env=os.environ | parent).returncode

@@ -36,7 +36,7 @@ def shards(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def codebook(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("codebook") / "mfcc"
-    fit_codebook([shards], output, clusters=8, validation_share=0.0)
+    fit_codebook([shards], output, clusters=8, min_frames_per_cluster=20, validation_share=0.0)
     return output
 
 

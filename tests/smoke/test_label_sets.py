@@ -37,7 +37,14 @@ class Place:
             made = make_shard_set(folder / "work" / name, speakers=6, utterances=4, seconds=(1.0, 3.0), seed=seed)
             made.rename(folder / name)
         for number, clusters in enumerate((10, 6, 6)):
-            fit_codebook([folder / "shards"], folder / f"codebook-{number}", clusters=clusters, seed=number, validation_share=0.3)
+            fit_codebook(
+                [folder / "shards"],
+                folder / f"codebook-{number}",
+                clusters=clusters,
+                min_frames_per_cluster=20,
+                seed=number,
+                validation_share=0.3,
+            )
         for name, number in (("shards", 0), ("shards", 1), ("other", 0), ("other", 2)):
             assign_labels(folder / name, folder / f"codebook-{number}", folder / f"{name}-labels-{number}")
 

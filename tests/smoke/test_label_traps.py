@@ -48,7 +48,9 @@ class Place:
         self.shards = make_shard_set(folder, corpus=self.corpus)
         self.heldout = make_shard_set(folder / "heldout", speakers=2, utterances=3, seconds=(1.0, 2.0), seed=8)
         for clusters in (10, 20):
-            fit_codebook([self.shards], folder / f"codebook-{clusters}", clusters=clusters, validation_share=0.3)
+            fit_codebook(
+                [self.shards], folder / f"codebook-{clusters}", clusters=clusters, min_frames_per_cluster=20, validation_share=0.3
+            )
             assign_labels(self.shards, folder / f"codebook-{clusters}", folder / f"labels-{clusters}")
         assert launch([*SETTINGS, *self.data("labels-10"), "stop_after=2"], self.run) == [0]
 
@@ -148,7 +150,14 @@ def test_a_teacher_with_another_normalisation_is_another_teacher(place: Place, t
     shape = {"conv_dims": (8,) * 7, "dim": 16, "ffn_dim": 32, "heads": 2, "positional_kernel": 8, "positional_groups": 2}
     teacher = tmp_path / "teacher"
     save_huggingface(WavLM(WavLMConfig(**shape, layers=1, pre_norm=True, normalise_waveform=True)), teacher)
-    settings = {"features": "layer", "teacher": teacher, "layer": 1, "clusters": 5, "validation_share": 0.3}
+    settings = {
+        "features": "layer",
+        "teacher": teacher,
+        "layer": 1,
+        "clusters": 5,
+        "min_frames_per_cluster": 20,
+        "validation_share": 0.3,
+    }
     fit_codebook([place.shards], tmp_path / "codebook", **settings)
     assign_labels(place.shards, tmp_path / "codebook", tmp_path / "labels", teacher=teacher)
     other = shutil.copytree(teacher, tmp_path / "other")

@@ -30,8 +30,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quality")
     shards = make_shard_set(folder, speakers=6, utterances=3, seconds=(1.0, 2.0))
     shards.rename(folder / "shards")
-    fit_codebook([folder / "shards"], folder / "codebook", clusters=8, validation_share=0.5)
-    fit_codebook([folder / "shards"], folder / "all-heard", clusters=8, validation_share=0.0)
+    fit_codebook([folder / "shards"], folder / "codebook", clusters=8, min_frames_per_cluster=20, validation_share=0.5)
+    fit_codebook([folder / "shards"], folder / "all-heard", clusters=8, min_frames_per_cluster=20, validation_share=0.0)
     for codebook, name in (("codebook", "labels"), ("all-heard", "labels-heard")):
         assign_labels(folder / "shards", folder / codebook, folder / name)
     phone_times(folder / "shards", folder / "phones.tsv")

@@ -42,7 +42,15 @@ class Place:
         features = ({}, {"features": "layer", "layer": 1}, {"features": "layer", "layer": 2})
         for number, (codebook, labels, settings) in enumerate(zip(self.codebooks, self.labels, features, strict=True)):
             teacher = self.teacher if settings else None
-            fit_codebook([self.shards], codebook, clusters=4 + number, validation_share=0.0, teacher=teacher, **settings)
+            fit_codebook(
+                [self.shards],
+                codebook,
+                clusters=4 + number,
+                min_frames_per_cluster=20,
+                validation_share=0.0,
+                teacher=teacher,
+                **settings,
+            )
             assign_labels(self.shards, codebook, labels, teacher=teacher)
 
 

@@ -40,7 +40,7 @@ def begin_from(model: WavLM, path: Path | str) -> dict[str, Any]:
     """
     loaded, account = load_checkpoint(path)
     neutral = account.created.get(_TABLE) == NO_GATED_BIAS
-    _check_same(model.config, loaded.config, Path(path), neutral=neutral)
+    check_same_architecture(model.config, loaded.config, path, neutral=neutral)
     state = loaded.state_dict()
     if neutral:  # of zeros, so it may have the run's own buckets
         state[_TABLE] = torch.zeros_like(model.state_dict()[_TABLE])
@@ -72,14 +72,25 @@ def _record(path: Path | str, hashed: str, account: Account) -> dict[str, Any]:
     }
 
 
-def _check_same(run: WavLMConfig, checkpoint: WavLMConfig, path: Path, *, neutral: bool) -> None:
+def check_same_architecture(run: WavLMConfig, checkpoint: WavLMConfig, origin: Path | str, *, neutral: bool = False) -> None:
+    """Refuses to begin a model as another one of a different architecture.
+
+    Args:
+        run: The model that is to begin.
+        checkpoint: What it is to begin as.
+        origin: Whose that is, for the message.
+        neutral: Whether the gated bias was made neutral, so that it may have any buckets.
+
+    Raises:
+        ValueError: With the overrides to add.
+    """
     free = _FREE | ({"num_buckets", "max_distance"} if neutral else set())
     names = [field.name for field in fields(run) if field.name not in free]
     other = [name for name in names if getattr(run, name) != getattr(checkpoint, name)]
     if other:
         overrides = " ".join(f"model.{name}={_written(getattr(checkpoint, name))}" for name in other)
         raise ValueError(
-            f"a run that begins from a checkpoint must have its architecture and normalisation, but {path} differs from this run's model "
+            f"a run that begins from a checkpoint must have its architecture and normalisation, but {origin} differs from this run's model "
             f"in {', '.join(other)}: add {overrides}"
         )
 

@@ -4,11 +4,9 @@ corpus ─ shards ─┬─ codebook ─ labels ─ train ─ export ─ probes 
                  └─ codebook ◄─ layer of the exported model ◄────┘   iteration 2, …
 """
 
-import importlib
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -18,20 +16,24 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
-from openwavlm.build import objects, plain
+from openwavlm.build import objects, plain, with_placeholders
 from openwavlm.cli import command, composed
+from openwavlm.continuation import check_same_architecture
 from openwavlm.data.atomic import write_json, writer_lock
 from openwavlm.data.index import Index
 from openwavlm.data.sources import OpenData
 from openwavlm.export import export_run, load_run
 from openwavlm.iteration.corpora import SETS, shard_sets
 from openwavlm.iteration.graph import graph, graph_lines
+from openwavlm.iteration.listing import fingerprint
 from openwavlm.iteration.masked import masked_figures
 from openwavlm.iteration.next_layer import next_layer, pnmi_by_layer
+from openwavlm.iteration.published import check_with_transformers, publish
 from openwavlm.iteration.settings import IterationSettings, iteration_settings
-from openwavlm.iteration.stages import MARK, Chain, Stage
+from openwavlm.iteration.stages import Chain, Stage
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
+from openwavlm.labelling.teacher import open_teacher
 from openwavlm.probes.measured import ProbeSettings
 from openwavlm.probes.probe import probe_model
 from openwavlm.probes.sets import contamination
@@ -70,7 +72,10 @@ class Iteration:
         probed = None
         if self.times is not None:
             inputs = [exported, *(self.shards[f"{name}_clean"] for name in SETS)]
-            probed = self.chain.run(f"{number}/probe", dict(self.config["probe"]), inputs, lambda folder: self._probe(trained))
+            wanted = dict(self.config["probe"])
+            if self.config["alignments"]:
+                wanted["alignments"] = fingerprint(self.times)
+            probed = self.chain.run(f"{number}/probe", wanted, inputs, lambda folder: self._probe(trained))
         stages = {"codebook": book, "train": trained, "export": exported, "masked": masked}
         return stages | ({"probe": probed} if probed else {}) | {f"labels-{name}": stage for name, stage in labels.items()}
 
@@ -79,7 +84,10 @@ class Iteration:
         wanted["seed"] = self.config["seed"]
         inputs = [self.shards["train"]]
         teacher: dict[str, Any] = {}
-        if settings.features == "layer":
+        if settings.teacher is not None:
+            wanted |= {"layer": settings.layer, "teacher": open_teacher(settings.teacher).hash}
+            teacher = {"teacher": Path(settings.teacher)}
+        elif settings.features == "layer":
             assert previous is not None
             wanted["layer"] = self._layer(number, settings, previous)
             inputs.append(previous["export"])
@@ -91,8 +99,8 @@ class Iteration:
                 folder / "codebook",
                 validation_share=0.0,
                 workers=self.config["workers"],
-                **wanted,
-                **teacher,
+                device=self.config["device"],
+                **(wanted | teacher),
             )
             return {"hash": book.hash, "layer": wanted.get("layer")}
 
@@ -110,7 +118,9 @@ class Iteration:
     def _labels(
         self, number: int, name: str, book: Stage, settings: IterationSettings, previous: dict[str, Stage] | None
     ) -> Stage:
-        teacher = previous["export"].folder if settings.features == "layer" and previous else None
+        teacher = Path(settings.teacher) if settings.teacher else None
+        if teacher is None and settings.features == "layer" and previous:
+            teacher = previous["export"].folder
 
         def make(folder: Path) -> None:
             assign_labels(
@@ -119,6 +129,7 @@ class Iteration:
                 folder / "labels",
                 teacher=teacher,
                 workers=self.config["workers"],
+                device=self.config["device"],
             )
 
         return self.chain.run(f"{number}/labels-{name}", {}, [book, self.shards[name]], make)
@@ -226,8 +237,7 @@ def iterate(config: dict[str, Any], directory: Path) -> dict[str, Any]:
         ValueError: If an iteration asks for what cannot be, another call works in the directory, or a stage refuses its input.
     """
     settings = [iteration_settings(number, values) for number, values in enumerate(config["iterations"], start=1)]
-    for number, one in enumerate(settings, start=1):
-        _trajectory(_overrides(config, number, one))  # a misspelt override is answered before an hour of labelling
+    _check_models(config, settings)  # what cannot be is answered before an hour of labelling
     if config["dry_run"]:
         chain = Chain(directory / "stages", dry_run=True)
         _all_stages(chain, config, settings, directory)
@@ -238,32 +248,54 @@ def iterate(config: dict[str, Any], directory: Path) -> dict[str, Any]:
 
 def _all_stages(
     chain: Chain, config: dict[str, Any], settings: list[IterationSettings], directory: Path
-) -> tuple[list[dict[str, Stage]], Stage]:
-    """The stages of each iteration, and the one that published the last model."""
+) -> tuple[Stage, Stage, Stage]:
+    """All stages; returns those of the last model, of its check with Transformers, and of page and figures."""
     shards, times = shard_sets(chain, config)
     loop = Iteration(chain, config, shards, times)
     iterations: list[dict[str, Stage]] = []
     for number, one in enumerate(settings, start=1):
         iterations.append(loop.run(number, one, iterations[-1] if iterations else None))
-    result = chain.run("result", {}, [iterations[-1]["export"]], lambda folder: _publish(iterations[-1]["export"], directory))
+    exported = iterations[-1]["export"]
+    result = chain.run("result", {}, [exported], lambda folder: check_with_transformers(exported.folder))
     figures = [stage for stages in iterations for name, stage in stages.items() if name in ("train", "masked", "probe")]
-    chain.run("report", {}, figures, lambda folder: _report(iterations, directory, config["name"]))
-    return iterations, result
+    reported = chain.run("report", {}, figures, lambda folder: _report(iterations, folder, directory / "export", config["name"]))
+    return exported, result, reported
+
+
+def _check_models(config: dict[str, Any], settings: list[IterationSettings]) -> None:
+    """Refuses what would fail iterations later.
+
+    Raises:
+        ValueError: If `train.py` would refuse an override; if a layer is not one of the model before; if a warm start is of another
+            model.
+    """
+    models = [
+        objects(with_placeholders(plain(composed("train", _overrides(config, *one)))))["model"] for one in enumerate(settings, 1)
+    ]
+    for number, (one, model) in enumerate(zip(settings, models, strict=True), start=1):
+        before = models[number - 2] if number > 1 else None
+        if one.teacher is not None:
+            before = open_teacher(one.teacher).model.config
+        if one.layer is not None and before is not None and one.layer > before.layers:
+            raise ValueError(
+                f"iterations[{number - 1}].layer must be one of 0…{before.layers} of the model before, but is {one.layer}: correct it"
+            )
+        if one.start == "warm" and before is not None:
+            check_same_architecture(model, before, f"the model of iteration {number - 1}")
 
 
 def _made(config: dict[str, Any], settings: list[IterationSettings], directory: Path) -> dict[str, Any]:
     began = time.monotonic()
     chain = Chain(directory / "stages")
-    _, result = _all_stages(chain, config, settings, directory)
-    for leftover in directory.glob("*.tmp"):  # of a call that was killed while it wrote the page
+    exported, result, reported = _all_stages(chain, config, settings, directory)
+    for leftover in [*directory.glob("*.tmp"), *directory.glob("export/*.tmp")]:  # of a call that was killed while it published
         leftover.unlink()
-    page = directory / "report.html"
-    kept = json.loads((directory / "summary.json").read_text()) if (directory / "summary.json").is_file() else {}
+    publish(directory, exported, reported)
     summary = {
-        **kept,
+        **json.loads((directory / "summary.json").read_text()),
         "format_version": 1,
         "export": result.result,
-        "report": str(page.name),
+        "report": "report.html",
         "seconds": {str(stage.folder.relative_to(directory)): stage.seconds for stage in chain.stages},
         "this_call": {
             "made": [str(stage.folder.relative_to(directory)) for stage in chain.stages if stage.made],
@@ -274,26 +306,9 @@ def _made(config: dict[str, Any], settings: list[IterationSettings], directory: 
     return summary
 
 
-def _publish(exported: Stage, directory: Path) -> dict[str, Any]:
-    """Copies the last model to `export/` and loads it with Transformers where that is installed."""
-    target = directory / "export"
-    target.mkdir(parents=True, exist_ok=True)
-    for path in exported.folder.iterdir():
-        if path.name != MARK:
-            shutil.copyfile(path, target / path.name)
-    try:
-        transformers = importlib.import_module("transformers")
-    except ImportError:
-        return {"transformers": None}
-    _, loading = transformers.WavLMModel.from_pretrained(target, output_loading_info=True)
-    transformers.Wav2Vec2FeatureExtractor.from_pretrained(target)
-    wrong = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
-    if wrong:
-        raise ValueError(f"Transformers does not load {target} as it is: {', '.join(map(str, wrong))}")
-    return {"transformers": transformers.__version__}
-
-
-def _report(iterations: list[dict[str, Stage]], directory: Path, name: str) -> dict[str, Any]:
+def _report(iterations: list[dict[str, Stage]], folder: Path, export: Path, name: str) -> dict[str, Any]:
+    for leftover in folder.glob("*.tmp"):  # of a call that was killed while it wrote the page
+        leftover.unlink()
     parts = []
     for number, stages in enumerate(iterations, start=1):
         probes = stages["probe"].result if "probe" in stages else None
@@ -303,7 +318,6 @@ def _report(iterations: list[dict[str, Stage]], directory: Path, name: str) -> d
         part = gather(trained.folder / "run", title, probes=probes, masked=stages["masked"].result)
         part.wall_seconds = trained.seconds
         parts.append(part)
-    export = directory / "export"
     commands = [
         ("features of a folder of recordings", f"openwavlm extract encoder={export} input=FOLDER output=FEATURES"),
         ("the model in Python", f"transformers.WavLMModel.from_pretrained({str(export)!r})"),
@@ -312,7 +326,7 @@ def _report(iterations: list[dict[str, Stage]], directory: Path, name: str) -> d
             "openwavlm iterate name=mine corpora.train.input=DIR corpora.dev.input=DIR corpora.test.input=DIR",
         ),
     ]
-    write_report(directory, ReportContent(f"OpenWavLM: {name}", parts, commands=commands))
+    write_report(folder, ReportContent(f"OpenWavLM: {name}", parts, commands=commands))
     return {}
 
 

@@ -1,6 +1,7 @@
 """The loop: two iterations from recordings to a model, made once, and remade only where something changed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,11 @@ def test_a_second_call_makes_nothing_and_keeps_every_byte(done, config):
         (2, {"layer": 1, "clusters": 8, "start": "cold"}, "one of scratch, warm"),
         (2, {"layer": 1, "cluster": 8}, "did you mean clusters"),
         (2, {"layer": 1, "clusters": 8, "sample_hour": 1}, "did you mean sample_hours"),
+        (2, {"layer": 99, "clusters": 8}, r"layer must be one of 0…2 of the model before, but is 99"),
+        (2, {"layer": 1, "clusters": 8, "engine": "llloyd"}, "engine must be one of lloyd, minibatch"),
+        (2, {"layer": 1, "clusters": 8, "sample_hours": -1}, "sample_hours must be positive"),
+        (2, {"layer": 1, "clusters": 8, "start": "warm", "overrides": ["model.dim=32"]}, r"differs from this run's model in dim"),
+        (2, {"clusters": 8, "teacher": "elsewhere"}, "must name one of its layers by number"),
     ],
 )
 def test_an_iteration_that_cannot_be_is_refused_before_any_work(config, tmp_path, number, values, message):
@@ -129,6 +135,63 @@ def test_a_warm_iteration_begins_with_the_encoder_before_and_a_new_head(done, co
     begun = json.loads((directory / made[0] / "run" / "run.json").read_text())["init_from"]
     (before,) = directory.glob("stages/1/export-*")
     assert Path(begun["path"]) == before and begun["model"] == open_teacher(before).hash
+
+
+def test_going_back_to_earlier_settings_publishes_the_earlier_model(done, config):
+    directory, _ = done
+
+    def published() -> tuple[str, bytes, str]:
+        names = [part["name"] for part in json.loads((directory / "summary.json").read_text())["iterations"]]
+        return open_teacher(directory / "export").hash, (directory / "report.html").read_bytes(), names[-1]
+
+    iterate(config, directory)
+    first = published()
+    other = json.loads(json.dumps(config))
+    other["iterations"] = other["iterations"][:1]
+    assert all(name.startswith("stages/re") for name in iterate(other, directory)["this_call"]["made"])
+    assert [mine != theirs for mine, theirs in zip(published(), first, strict=True)] == [True, True, True]
+    assert iterate(config, directory)["this_call"]["made"] == [] and published() == first
+    shutil.rmtree(directory / "export")
+    assert iterate(config, directory)["this_call"]["made"] == [] and published() == first
+
+
+def test_new_recordings_grow_the_shards_and_make_everything_behind_them_anew(done, config, tmp_path):
+    directory, _ = done
+    grown = json.loads(json.dumps(config))
+    corpus = Path(grown["corpora"]["train"]["input"])
+    added = make_corpus(tmp_path / "more", speakers=1, utterances=2, seconds=(1.5, 3.0), seed=9) / "spk00"
+    shutil.copytree(added, corpus / "new-speaker")
+    try:
+        found = states(grown, directory)
+    finally:
+        shutil.rmtree(corpus / "new-speaker")
+    shards = {name: state for name, state in found.items() if name.startswith("shards/") and state != "stale"}
+    assert sorted(shards.values()) == ["begun", "done", "done"], "the shards are there and grow"
+    assert {state for name, state in found.items() if name.startswith(("1/", "2/"))} == {"to do", "stale"}
+
+
+def test_another_table_of_phones_is_probed_anew(done, config, tmp_path):
+    directory, _ = done
+    tables = [tmp_path / name for name in "ab"]
+    for number, table in enumerate(tables):
+        table.write_text(f"path\tstart\tend\tphone\nx\t0\t{number + 1}\ta\n")
+    keys = []
+    for table in (*tables, tables[0]):
+        found = states({**config, "alignments": str(table)}, directory)
+        keys.append(next(name for name in found if name.startswith("1/probe-")))
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_a_public_model_may_be_the_teacher_of_the_first_iteration(done, config, tmp_path):
+    directory, _ = done
+    public = json.loads(json.dumps(config))
+    (teacher,) = directory.glob("stages/1/export-*")
+    public["iterations"] = [{"teacher": str(teacher), "layer": 1, "clusters": 6, "min_frames_per_cluster": 20, "updates": 2}]
+    shutil.copytree(directory / "stages" / "shards", tmp_path / "stages" / "shards")
+    iterate(public, tmp_path)
+    (labels,) = tmp_path.glob("stages/1/labels-train-*")
+    meta = json.loads((labels / "labels" / "meta.json").read_text())
+    assert (meta["features"]["teacher"], meta["features"]["layer"]) == (open_teacher(teacher).hash, 1)
 
 
 def test_a_second_call_in_the_same_directory_is_refused(config, tmp_path):

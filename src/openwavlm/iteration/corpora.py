@@ -6,6 +6,7 @@ from typing import Any
 
 from openwavlm.data.prepare import make_shards
 from openwavlm.data.synthesis.corpus import synthesize
+from openwavlm.iteration.listing import fingerprint
 from openwavlm.iteration.stages import Chain, Stage
 
 SETS = ("train", "dev", "test")
@@ -26,8 +27,11 @@ def shard_sets(chain: Chain, config: dict[str, Any]) -> tuple[dict[str, Stage], 
         ValueError: If a corpus is refused.
     """
     if not config["synthesis"]:
-        given = {name: corpus for name, corpus in config["corpora"].items() if corpus}
-        shards = {name: chain.run(f"shards/{name}", corpus, [], _shards(corpus, config)) for name, corpus in given.items()}
+        shards = {
+            name: chain.run(f"shards/{name}", corpus, [], _shards(corpus, config), content=fingerprint(Path(corpus["input"])))
+            for name, corpus in config["corpora"].items()
+            if corpus
+        }
         times = Path(config["alignments"]) if config["alignments"] else None
         for name in SETS:
             shards.setdefault(f"{name}_clean", shards[name])

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from openwavlm.labelling.fit import fit_codebook
+from openwavlm.labelling.fit import ENGINES, fit_codebook
 
 FEATURES = ("mfcc", "layer")
 STARTS = ("scratch", "warm")
-_OWN = ("features", "layer", "clusters", "updates", "start", "overrides")
+_OWN = ("features", "layer", "teacher", "clusters", "updates", "start", "overrides")
 # Decided by the chain itself.
-_NOT_GIVEN = ("shards", "output", "teacher", "seed", "validation_share", "split_seed", "workers")
+_NOT_GIVEN = ("shards", "output", "seed", "validation_share", "split_seed", "workers", "device")
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class IterationSettings:
         features: What is clustered: `mfcc`, or `layer`, hidden states of the model before.
         clusters: K.
         layer: Which layer; None = chosen from the model before.
+        teacher: Another model whose layer is clustered, a checkpoint of any dialect; None = the model before.
         updates: Length of the training; None = the preset's.
         start: What the encoder begins from: `scratch`, random weights; `warm`, the encoder of the iteration before. The head is new
             either way, since its labels are.
@@ -33,6 +34,7 @@ class IterationSettings:
     features: str
     clusters: int
     layer: int | None = None
+    teacher: str | None = None
     updates: int | None = None
     start: str = "scratch"
     overrides: tuple[str, ...] = ()
@@ -55,7 +57,7 @@ def iteration_settings(number: int, values: Mapping[str, Any]) -> IterationSetti
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
             raise ValueError(f"{where} has the unknown key {name}: {hint}")
     layer = None if values.get("layer") in (None, "auto") else values["layer"]
-    features = values.get("features") or ("layer" if number > 1 or "layer" in values else "mfcc")
+    features = values.get("features") or ("layer" if number > 1 or "layer" in values or "teacher" in values else "mfcc")
     if features not in FEATURES:
         raise ValueError(f"{where}.features must be one of {', '.join(FEATURES)}, but is {features!r}: correct it")
     if values.get("clusters") is None:
@@ -64,12 +66,21 @@ def iteration_settings(number: int, values: Mapping[str, Any]) -> IterationSetti
         raise ValueError(f"{where} clusters mfcc but names the layer {values['layer']}: leave one of them out")
     if layer is not None and (not isinstance(layer, int) or layer < 0):
         raise ValueError(f"{where}.layer must be a layer's number or auto, but is {layer!r}: correct it")
+    if values.get("engine", "lloyd") not in ENGINES:
+        raise ValueError(f"{where}.engine must be one of {', '.join(ENGINES)}, but is {values['engine']!r}: correct it")
+    for name in ("clusters", "updates", "sample_hours"):
+        if values.get(name) is not None and not values[name] > 0:
+            raise ValueError(f"{where}.{name} must be positive, but is {values[name]}: correct it")
     start = values.get("start") or "scratch"
     if start not in STARTS:
         raise ValueError(f"{where}.start must be one of {', '.join(STARTS)}, but is {start!r}: correct it")
-    if number == 1 and features == "layer":
+    teacher = values.get("teacher")
+    if teacher is not None and (features == "mfcc" or layer is None):
+        raise ValueError(f"{where} names the teacher {teacher}, so it must name one of its layers by number: add layer")
+    if number == 1 and features == "layer" and teacher is None:
         raise ValueError(
-            f"{where} is the first iteration and has no model before it whose layer could be clustered: use features: mfcc"
+            f"{where} is the first iteration and has no model before it whose layer could be clustered: use features: mfcc, or name a "
+            "teacher"
         )
     if number == 1 and start == "warm":
         raise ValueError(f"{where} is the first iteration and has no model before it to start from: use start: scratch")
@@ -77,6 +88,7 @@ def iteration_settings(number: int, values: Mapping[str, Any]) -> IterationSetti
         features=features,
         clusters=int(values["clusters"]),
         layer=layer,
+        teacher=None if teacher is None else str(teacher),
         updates=None if values.get("updates") is None else int(values["updates"]),
         start=start,
         overrides=tuple(values.get("overrides") or ()),

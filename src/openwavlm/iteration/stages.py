@@ -53,7 +53,13 @@ class Chain:
         self.stages: list[Stage] = []
 
     def run(
-        self, name: str, settings: dict[str, Any], inputs: list[Stage], make: Callable[[Path], dict[str, Any] | None]
+        self,
+        name: str,
+        settings: dict[str, Any],
+        inputs: list[Stage],
+        make: Callable[[Path], dict[str, Any] | None],
+        *,
+        content: str | None = None,
     ) -> Stage:
         """Makes a stage, or finds that it is done.
 
@@ -63,6 +69,8 @@ class Chain:
             inputs: The stages that it reads.
             make: Writes into the folder that it is given and returns what later stages want to know; killed and called again with
                 the same folder it goes on.
+            content: What a result that can grow is made of. If another content is asked for, `make` is called again with the same
+                folder, and what builds on the stage is made anew.
 
         Returns:
             The stage.
@@ -70,9 +78,11 @@ class Chain:
         asked = json.dumps([name, settings, [stage.key for stage in inputs]], sort_keys=True, default=str)
         key = hashlib.sha256(asked.encode()).hexdigest()[:12]
         folder = self.folder / f"{name}-{key}"
+        if content is not None:
+            key = hashlib.sha256(f"{key} {content}".encode()).hexdigest()[:12]
         mark = folder / MARK
-        if mark.is_file():
-            done = json.loads(mark.read_text())
+        done = json.loads(mark.read_text()) if mark.is_file() else {}
+        if done.get("key") == key:
             stage = Stage(key, folder, done["result"], done["seconds"], made=False)
         elif self.dry_run:
             stage = Stage(key, folder, {}, 0.0, made=False, done=False)

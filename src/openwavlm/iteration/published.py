@@ -1,0 +1,52 @@
+"""What a user of `runs/NAME` looks at: the last model, the page and the figures, copied from the stages that made them."""
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from openwavlm.data.atomic import atomic_file, write_json
+from openwavlm.iteration.stages import MARK, Stage
+
+
+def check_with_transformers(exported: Path) -> dict[str, Any]:
+    """Loads an export with Transformers where that is installed; returns its version.
+
+    Raises:
+        ValueError: If a key is missing, unexpected or of another shape.
+    """
+    try:
+        transformers = importlib.import_module("transformers")
+    except ImportError:
+        return {"transformers": None}
+    _, loading = transformers.WavLMModel.from_pretrained(exported, output_loading_info=True)
+    transformers.Wav2Vec2FeatureExtractor.from_pretrained(exported)
+    wrong = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
+    if wrong:
+        raise ValueError(f"Transformers does not load {exported} as it is: {', '.join(map(str, wrong))}")
+    return {"transformers": transformers.__version__}
+
+
+def publish(directory: Path, exported: Stage, reported: Stage) -> None:
+    """Copies model, page and figures to where they are looked for, if what lies there is not of these two stages.
+
+    Args:
+        directory: Run directory; gets `export/`, `report.html`, the `iterations` of `summary.json`, and `published.json`, which says
+            whose they are.
+        exported: The stage of the last model.
+        reported: The stage of page and figures.
+    """
+    mark, keys = directory / "published.json", {"export": exported.key, "report": reported.key}
+    wanted = [file for file in sorted(exported.folder.iterdir()) if file.name != MARK]
+    places = [directory / "export" / file.name for file in wanted] + [directory / "report.html"]
+    if mark.is_file() and json.loads(mark.read_text()) == keys and all(place.is_file() for place in places):
+        return
+    mark.unlink(missing_ok=True)
+    for file, place in zip([*wanted, reported.folder / "report.html"], places, strict=True):
+        with file.open("rb") as source, atomic_file(place) as target:
+            shutil.copyfileobj(source, target)
+    summary = directory / "summary.json"
+    kept = json.loads(summary.read_text()) if summary.is_file() else {}
+    write_json(summary, kept | json.loads((reported.folder / "summary.json").read_text()))
+    write_json(mark, keys)

@@ -217,6 +217,7 @@ def test_a_signal_to_the_program_of_two_processes_saves_and_stops_both(data, tmp
     assert json.loads((tmp_path / "runs" / "two" / "summary.json").read_text())["complete"] is False
 
 
+@pytest.mark.long
 def test_processes_stop_when_the_program_that_started_them_is_killed(data, tmp_path):
     command = [sys.executable, "-m", "openwavlm", "train", "name=two", *SETTINGS, *data, "trainer.devices=2"]
     command += ["optim.updates=100000", "callbacks.checkpoint_every=100000", "callbacks.validate_every=0"]

@@ -158,7 +158,7 @@ def test_killed_and_resumed_it_is_bit_equal(run: Path, place: Place, tmp_path: P
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
 def test_two_processes_do_what_one_does(run: Path, place: Place, tmp_path: Path, strategy: str) -> None:
     assert launch([*RUN, *place.both, f"trainer.strategy={strategy}"], tmp_path / "two", world_size=2) == [0, 0]
     for name, columns in (

@@ -78,8 +78,10 @@ def test_a_run_in_float16_that_was_stopped_equals_one_that_was_not(data, tmp_pat
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize(("first", "second"), [("16-mixed", "bf16-mixed"), ("32-true", "16-mixed")])
+@pytest.mark.parametrize(
+    ("first", "second", "strategy"),
+    [("16-mixed", "bf16-mixed", "ddp"), ("32-true", "16-mixed", "ddp"), ("16-mixed", "32-true", "fsdp")],
+)
 def test_a_run_goes_on_in_another_precision_where_that_is_allowed(data, tmp_path, first, second, strategy):
     size = 1 if strategy == "ddp" else 2
     overrides = [*RUN, *data, f"trainer.strategy={strategy}"]

@@ -26,7 +26,7 @@ check: $(STAMP) ## Lint, types, floors, unit tests
 	$(BIN)/pytest -q -n 2 -m "not long" tests/unit
 
 test: $(STAMP) ## All fast tests
-	$(BIN)/pytest -q -n 2 --dist loadgroup -m "not long" tests/unit tests/parity tests/smoke tests/learning
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long" tests/learning tests/smoke tests/parity tests/unit
 
 demo: $(STAMP) ## The whole job on synthetic voices, on a CPU
 	@$(BIN)/openwavlm iterate --config-name demo

@@ -27,7 +27,6 @@ from openwavlm.labelling.fit import fit_codebook
 from runs import compose, launch
 
 pytestmark = [
-    pytest.mark.xdist_group("spoken-digits"),
     pytest.mark.skipif(
         importlib.util.find_spec("espeakng_loader") is None, reason="espeak-ng is not installed: pip install 'openwavlm[demo]'"
     ),

@@ -14,7 +14,6 @@ import pytest
 from runs import SETTINGS, launch, make_data, table
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.xdist_group("elastic")
 # Starts the tasks of one node as srun does, and passes signals on.
 SRUN = """#!{python}
 import os, signal, subprocess, sys

@@ -16,7 +16,6 @@ import torch
 from openwavlm.training.watchdog import EXIT_CODE
 from runs import SETTINGS, launch, make_data, table, weights
 
-pytestmark = pytest.mark.xdist_group("elastic")
 SLOTS = 5  # of which two processes pad one and four pad three
 ELASTIC = [*SETTINGS, "batch.seconds=20", "callbacks.validate_every=10"]
 

@@ -18,7 +18,6 @@ import pytest
 from runs import TINY_MODEL
 
 pytestmark = [
-    pytest.mark.xdist_group("iterate_kills"),
     pytest.mark.skipif(
         importlib.util.find_spec("espeakng_loader") is None, reason="espeak-ng is not installed: pip install 'openwavlm[demo]'"
     ),

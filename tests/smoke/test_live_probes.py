@@ -12,8 +12,6 @@ import torch
 from openwavlm.training.heat_map import heat_map, read_probes
 from runs import SETTINGS, launch, make_data, make_probes, phone_times, table, weights
 
-pytestmark = pytest.mark.xdist_group("elastic")
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> list[str]:

@@ -8,7 +8,6 @@ import torch
 
 from runs import SETTINGS, launch, make_data, table, weights
 
-pytestmark = pytest.mark.xdist_group("elastic")
 RUN = [*SETTINGS, "optim.updates=10", "callbacks.checkpoint_every=1", "callbacks.keep_last=20", "callbacks.validate_every=0"]
 
 

@@ -26,6 +26,7 @@ from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.checkpoints.load import load_checkpoint
 from openwavlm.checkpoints.names import fairseq_name, old_spelling
 from openwavlm.checkpoints.pickles import read_pickle
+from openwavlm.checkpoints.torchaudio import torchaudio_bytes
 from openwavlm.labelling.teacher import model_hash, open_teacher
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
@@ -369,6 +370,45 @@ def test_code_in_a_pickle_is_not_run_and_the_way_out_is_said(function, zipped, t
     with pytest.raises(ValueError, match=r"asks for .* nothing in it was run.*torch\.load\('FILE', weights_only=False\)"):
         load_checkpoint(path)
     assert victim.exists()
+
+
+def contents_of_every_dialect() -> dict[str, dict]:
+    """A file of each dialect of single files, whose readers use different entries."""
+    state, keys, task = random_state(TINY), keys_of(TINY), {"normalize": False}
+    return {
+        "Microsoft": {"cfg": microsoft_config(TINY), "model": state},
+        "fairseq, cfg": {"cfg": {"model": keys, "task": task}, "args": None, "model": state},
+        "fairseq, args": {"cfg": None, "args": argparse.Namespace(**keys, **task), "model": state},
+        "s3prl": {"task_cfg": task, "model_cfg": keys, "model_weight": state},
+    }
+
+
+@pytest.mark.parametrize("dialect", ["Microsoft", "fairseq, cfg", "fairseq, args", "s3prl", "torchaudio"])
+def test_the_conversion_that_a_refusal_names_gives_a_file_that_loads(dialect, tmp_path):
+    path, converted = tmp_path / "model.pt", tmp_path / "converted.pt"
+    if dialect == "torchaudio":
+        tensors, said = torchaudio_bytes(WavLM(TINY))
+        content = torch.load(io.BytesIO(tensors), weights_only=True)
+        converted.with_suffix(".json").write_bytes(said)
+    else:
+        content = contents_of_every_dialect()[dialect]
+    expected = model_hash(load_checkpoint(saved(converted, content)).model)
+    converted.unlink()
+    saved(path, {**content, "extra": Attack(os.getpid)})
+    with pytest.raises(ValueError, match=r"asks for posix\.getpid") as refusal:
+        load_checkpoint(path)
+    program = re.search(r'python -c "(.*)"', str(refusal.value))[1]
+    assert '"' not in program and "$" not in program, "a shell hands it over as it is"
+    exec(program.replace("FILE", str(path)).replace("NEW", str(converted)), {})
+    assert model_hash(load_checkpoint(converted).model) == expected
+
+
+def test_the_page_shows_the_conversion_that_the_refusal_names(tmp_path):
+    path = saved(tmp_path / "model.pt", {"cfg": {}, "model": {}, "extra": Attack(os.getpid)})
+    with pytest.raises(ValueError, match="asks for") as refusal:
+        load_checkpoint(path)
+    command = re.search(r'python -c ".*"', str(refusal.value))[0]
+    assert command in (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
 
 
 def test_code_in_the_weights_of_a_hub_folder_is_not_run_either(tmp_path):

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 import openwavlm
+from openwavlm.checkpoints.account import NO_MASK_EMBEDDING
 from openwavlm.checkpoints.huggingface import huggingface_state, load_huggingface, load_huggingface_state, save_huggingface
 from openwavlm.checkpoints.huggingface_config import huggingface_config, read_config
+from openwavlm.checkpoints.load import files_of
 from openwavlm.frames import num_frames
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import normalise
@@ -194,6 +196,31 @@ def test_the_encoder_of_a_fine_tuned_model_loads_and_its_head_is_named(tmp_path:
     model, _ = load_huggingface(tmp_path, normalise_waveform=False)
     assert "lm_head.weight" in caplog.text
     assert torch.equal(model.projection.weight, reference.wavlm.feature_projection.projection.weight)
+
+
+def test_a_directory_in_several_weights_files_is_the_same_model(tmp_path: Path):
+    reference, model = pair(TINY)
+    reference.save_pretrained(tmp_path, max_shard_size="20KB")
+    parts = sorted(tmp_path.glob("model-*-of-*.safetensors"))
+    assert len(parts) > 2 and not (tmp_path / "model.safetensors").exists()
+    loaded, account = load_huggingface(tmp_path, normalise_waveform=False)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    assert account.origin.endswith("model.safetensors.index.json") and not account.created
+    assert {tmp_path / "model.safetensors.index.json", *parts} <= set(files_of(tmp_path))
+
+
+def test_a_model_that_was_saved_without_masking_gets_a_mask_embedding_and_equals_it(tmp_path: Path):
+    content = huggingface_config(TINY) | {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+    content.pop("model_type")
+    reference = transformers.WavLMModel(transformers.WavLMConfig(**content)).eval()
+    reference.save_pretrained(tmp_path)
+    model, account = load_huggingface(tmp_path, normalise_waveform=False)
+    assert account.created == {"mask_embedding": NO_MASK_EMBEDDING}
+    again, _ = load_huggingface(tmp_path, normalise_waveform=False)
+    assert torch.equal(model.mask_embedding, again.mask_embedding)
+    waveforms = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert error(model.extract(waveforms)[-1], reference(waveforms).last_hidden_state) < 1e-5
 
 
 def test_an_old_hub_file_with_the_former_weight_norm_names_loads(tmp_path: Path):

@@ -117,16 +117,39 @@ def test_labels_without_centroids_say_so_and_can_be_trained_on_but_not_made_agai
     assert len(packs.codebook) == CLASSES and packs.codebook.hash == meta["codebook_hash"]
     with pytest.raises(ValueError, match="no centroids, so nothing can be computed"):
         packs.codebook.assign(np.zeros((2, 39), dtype=np.float32))
-    with pytest.raises(
-        ValueError, match="imported without their codebook, so they cannot be computed again: import it with data_prep/"
-    ):
-        verify_labels(tmp_path / "labels", Index.open(shards))
     carried = assign_labels(shards, None, tmp_path / "carried", mode="rebind", carry_from=tmp_path / "labels")
     assert carried is not None and carried["codebook_hash"] == meta["codebook_hash"] and carried["centroids"] == "unknown"
     place = [f"data.sources.speech.shards={shards}", f"data.sources.speech.labels={tmp_path / 'labels'}"]
     settings = [value for value in SETTINGS if not value.startswith("mixing.noise")]
     summary = train(compose([*settings, *place, "optim.updates=2", "health.enabled=false"]), tmp_path / "run")
     assert summary["complete"]
+
+
+def test_labels_without_centroids_are_verified_by_their_files_and_lengths(shards, files, tmp_path):
+    index, labels = Index.open(shards), tmp_path / "labels"
+    import_labels(shards, labels, **files.arguments)
+    report = verify_labels(labels, index)
+    assert report.passed and (report.rows, report.all_rows, report.frames) == (0, 16, 0)
+    assert "16 rows have labels" in report.sentence() and "imported without their codebook" in report.sentence()
+    with pytest.raises(ValueError, match=r"no teacher can compute the labels of .* but teacher was given: leave it out"):
+        verify_labels(labels, index, teacher=Path("teacher"))
+    made = run_program(tmp_path, "data_prep/verify.py", f"shards={shards}", "labels=labels")
+    assert made.status == 0 and "nothing was computed again" in made.stdout, made
+    pack = sorted(labels.glob("*.u16"))[0]
+    content = bytearray(pack.read_bytes())
+    content[0] ^= 1
+    pack.write_bytes(content)
+    report = verify_labels(labels, index)
+    assert report.damaged_files == [pack] and f"1 files are damaged, first {pack}" in report.sentence()
+    assert verify_labels(labels, index, checksums=False).passed
+    made = run_program(tmp_path, "data_prep/verify.py", f"shards={shards}", "labels=labels")
+    assert "1 problems in" in made.error()
+    table = sorted(labels.glob("*.npy"))[0]
+    rows = np.load(table)
+    rows["frames"][0] -= 1
+    np.save(table, rows)
+    with pytest.raises(ValueError, match="exactly one entry a model frame"):
+        verify_labels(labels, index)
 
 
 def test_a_codebook_of_ours_is_not_taken_for_an_unknown_one(shards, tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 import os
 import pickle
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import openwavlm
@@ -26,6 +28,7 @@ from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.checkpoints.load import load_checkpoint
 from openwavlm.checkpoints.names import fairseq_name, old_spelling
 from openwavlm.checkpoints.pickles import read_pickle
+from openwavlm.checkpoints.torchaudio import torchaudio_bytes
 from openwavlm.labelling.teacher import model_hash, open_teacher
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
@@ -339,6 +342,62 @@ def test_what_a_file_does_not_say_or_hold_is_refused_by_name(tmp_path):
         load_checkpoint(tmp_path / "nothing.pt")
 
 
+# --- hub folders in parts -----------------------------------------------------------------------------------------------
+
+
+def split_weights(folder: Path, *, pickled: bool) -> Path:
+    """Brings the weights of a hub folder into two files and their index, as `save_pretrained` does with large models."""
+    whole = folder / "model.safetensors"
+    tensors = sorted(load_file(whole).items())
+    stem, suffix = ("pytorch_model", "bin") if pickled else ("model", "safetensors")
+    file_of: dict[str, str] = {}
+    for number, part in enumerate((tensors[:20], tensors[20:]), 1):
+        path = folder / f"{stem}-{number:05d}-of-00002.{suffix}"
+        if pickled:
+            torch.save(dict(part), path)
+        else:
+            save_file(dict(part), path, metadata={"format": "pt"})
+        file_of |= dict.fromkeys(dict(part), path.name)
+    whole.unlink()
+    index = folder / f"{stem}.{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": file_of}))
+    return index
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])
+def test_weights_in_parts_are_the_model_that_they_were_whole_and_a_changed_part_is_read_again(pickled, tmp_path):
+    save_huggingface(WavLM(TINY), tmp_path)
+    expected = open_teacher(tmp_path).hash
+    split_weights(tmp_path, pickled=pickled)
+    assert open_teacher(tmp_path).hash == expected
+    part = min(tmp_path.glob("*-00001-of-00002.*"))
+    content = torch.load(part, weights_only=True) if pickled else load_file(part)
+    content = {name: tensor + 1 for name, tensor in content.items()}
+    os.utime(saved(part, content) if pickled else save_file(content, part) or part, ns=(1, 1))
+    assert open_teacher(tmp_path).hash != expected
+
+
+def test_an_index_that_does_not_fit_its_parts_is_refused(tmp_path):
+    save_huggingface(WavLM(TINY), tmp_path)
+    index = split_weights(tmp_path, pickled=False)
+    described = json.loads(index.read_text())
+
+    def refused(sentence: str, content: object = described) -> None:
+        index.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=sentence):
+            openwavlm.load(tmp_path)
+
+    moved = dict(described["weight_map"])
+    name = min(moved)
+    moved[name] = max(moved.values())
+    refused(f"must hold the tensors that .* says, but {re.escape(name)} is in only one of them", {"weight_map": moved})
+    refused("must name the file of each tensor under weight_map", {"weight_map": {name: "../model.safetensors"}})
+    refused("must name the file of each tensor under weight_map", {})
+    refused("must hold a JSON object, but holds a list", [])
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    refused(r"must be beside it, but model-00002-of-00002\.safetensors is absent")
+
+
 # --- pickles ------------------------------------------------------------------------------------------------------------
 
 
@@ -369,6 +428,45 @@ def test_code_in_a_pickle_is_not_run_and_the_way_out_is_said(function, zipped, t
     with pytest.raises(ValueError, match=r"asks for .* nothing in it was run.*torch\.load\('FILE', weights_only=False\)"):
         load_checkpoint(path)
     assert victim.exists()
+
+
+def contents_of_every_dialect() -> dict[str, dict]:
+    """A file of each dialect of single files, whose readers use different entries."""
+    state, keys, task = random_state(TINY), keys_of(TINY), {"normalize": False}
+    return {
+        "Microsoft": {"cfg": microsoft_config(TINY), "model": state},
+        "fairseq, cfg": {"cfg": {"model": keys, "task": task}, "args": None, "model": state},
+        "fairseq, args": {"cfg": None, "args": argparse.Namespace(**keys, **task), "model": state},
+        "s3prl": {"task_cfg": task, "model_cfg": keys, "model_weight": state},
+    }
+
+
+@pytest.mark.parametrize("dialect", ["Microsoft", "fairseq, cfg", "fairseq, args", "s3prl", "torchaudio"])
+def test_the_conversion_that_a_refusal_names_gives_a_file_that_loads(dialect, tmp_path):
+    path, converted = tmp_path / "model.pt", tmp_path / "converted.pt"
+    if dialect == "torchaudio":
+        tensors, said = torchaudio_bytes(WavLM(TINY))
+        content = torch.load(io.BytesIO(tensors), weights_only=True)
+        converted.with_suffix(".json").write_bytes(said)
+    else:
+        content = contents_of_every_dialect()[dialect]
+    expected = model_hash(load_checkpoint(saved(converted, content)).model)
+    converted.unlink()
+    saved(path, {**content, "extra": Attack(os.getpid)})
+    with pytest.raises(ValueError, match=r"asks for posix\.getpid") as refusal:
+        load_checkpoint(path)
+    program = re.search(r'python -c "(.*)"', str(refusal.value))[1]
+    assert '"' not in program and "$" not in program, "a shell hands it over as it is"
+    exec(program.replace("FILE", str(path)).replace("NEW", str(converted)), {})
+    assert model_hash(load_checkpoint(converted).model) == expected
+
+
+def test_the_page_shows_the_conversion_that_the_refusal_names(tmp_path):
+    path = saved(tmp_path / "model.pt", {"cfg": {}, "model": {}, "extra": Attack(os.getpid)})
+    with pytest.raises(ValueError, match="asks for") as refusal:
+        load_checkpoint(path)
+    command = re.search(r'python -c ".*"', str(refusal.value))[0]
+    assert command in (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
 
 
 def test_code_in_the_weights_of_a_hub_folder_is_not_run_either(tmp_path):

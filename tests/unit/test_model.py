@@ -424,7 +424,7 @@ def test_damaged_and_foreign_directories_are_refused_in_a_sentence(tmp_path):
         with pytest.raises(ValueError, match=r"model\.safetensors must be a complete weights file"):
             load_huggingface(tmp_path)
     weights.unlink()
-    with pytest.raises(ValueError, match="has neither"):
+    with pytest.raises(ValueError, match="has none of these"):
         load_huggingface(tmp_path)
     for damaged in (b"", b"not a weights file", b"PK\x03\x04 cut off"):
         (tmp_path / "pytorch_model.bin").write_bytes(damaged)

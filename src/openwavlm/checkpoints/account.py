@@ -131,7 +131,7 @@ def fill(
     if missing:
         raise ValueError(
             f"a checkpoint must hold every tensor of the encoder, but {origin} lacks {len(missing)}, first {missing[0]}; "
-            "save it again from the complete model (masked_spec_embed is only saved with mask_time_prob > 0)"
+            "save it again from the complete model"
         )
     model = model.to_empty(device="cpu")
     model.load_state_dict(found)

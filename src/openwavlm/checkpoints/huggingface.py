@@ -1,4 +1,4 @@
-"""Hugging Face directories: `config.json`, `preprocessor_config.json`, `model.safetensors` (or an older `pytorch_model.bin`)."""
+"""Hugging Face directories: `config.json`, `preprocessor_config.json`, and weights (`huggingface_weights`)."""
 
 import json
 import os
@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, QUANTISER, Account, fill
 from openwavlm.checkpoints.huggingface_config import huggingface_config, preprocessor_config, read_config
+from openwavlm.checkpoints.huggingface_weights import read_json, read_weights
 from openwavlm.checkpoints.names import huggingface_name, prefix_of
-from openwavlm.checkpoints.pickles import read_pickle
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
 
@@ -58,41 +57,9 @@ def load_huggingface_state(
         reason_of=lambda name: heads.get(name.split(".")[0]),
         prefix=prefix,
         gated=kind == "wavlm",
+        # Hugging Face's classes have a mask embedding only where their fine-tuning masks (mask_time_prob, mask_feature_prob).
+        may_lack_mask=True,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON, but cannot be read ({error}); fetch or save it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, but holds a {type(content).__name__}; fetch or save it again")
-    return content
-
-
-def _read_tensors(directory: Path) -> tuple[Path, dict[str, Tensor]]:
-    path = directory / "model.safetensors"
-    if not path.is_file():
-        path = directory / "pytorch_model.bin"
-    if not path.is_file():
-        raise ValueError(
-            f"a Hugging Face directory must hold model.safetensors or pytorch_model.bin, but {directory} has neither; "
-            "give the directory that save_pretrained or export wrote"
-        )
-    if path.suffix == ".bin":
-        state = read_pickle(path, tensors_alone=True)
-    else:
-        try:
-            state = load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"{path} must be a complete weights file, but cannot be read ({reason}); fetch or save it again"
-            ) from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"{path} must hold tensors by name and nothing else, but does not; save the model's state dict alone")
-    return path, state
 
 
 def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None = None) -> tuple[WavLM, Account]:
@@ -120,16 +87,16 @@ def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None =
         )
     if normalise_waveform is None:
         preprocessor_path = directory / "preprocessor_config.json"
-        do_normalize = _read_json(preprocessor_path).get("do_normalize") if preprocessor_path.is_file() else None
+        do_normalize = read_json(preprocessor_path).get("do_normalize") if preprocessor_path.is_file() else None
         if not isinstance(do_normalize, bool):
             raise ValueError(
                 f"whether a model expects normalised waveforms must be known, but {directory} has no preprocessor_config.json with "
                 "do_normalize; add one (false for Base models, true for Large ones) or pass normalise_waveform"
             )
         normalise_waveform = do_normalize
-    content = _read_json(config_path)
+    content = read_json(config_path)
     config = read_config(content, normalise_waveform=normalise_waveform, origin=str(config_path))
-    path, state = _read_tensors(directory)
+    path, state = read_weights(directory)
     return load_huggingface_state(config, state, origin=str(path), kind=str(content["model_type"]))
 
 

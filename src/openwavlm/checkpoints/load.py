@@ -6,13 +6,14 @@ from typing import NamedTuple
 from openwavlm.checkpoints.account import Account
 from openwavlm.checkpoints.fairseq import is_fairseq, load_fairseq
 from openwavlm.checkpoints.huggingface import load_huggingface
+from openwavlm.checkpoints.huggingface_weights import weights_files
 from openwavlm.checkpoints.pickles import read_pickle
 from openwavlm.checkpoints.torchaudio import is_torchaudio, load_torchaudio, sidecar_of
 from openwavlm.models.wavlm import WavLM
 
 # The file of tensors in a folder of `openwavlm export format=microsoft` or `torchaudio`.
 SINGLE_FILE = "model.pt"
-_DIRECTORY_FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin")
+_DESCRIPTIONS = ("config.json", "preprocessor_config.json")
 
 
 class Loaded(NamedTuple):
@@ -59,8 +60,8 @@ def load_checkpoint(path: Path | str, *, normalise_waveform: bool | None = None)
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that a checkpoint at this path is read from, whether they exist or not."""
+    """The files that a checkpoint at this path is read from; all but the parts of weights whether they exist or not."""
     if path.is_dir():
         single = path / SINGLE_FILE
-        return [*(path / name for name in _DIRECTORY_FILES), single, sidecar_of(single)]
+        return [*(path / name for name in _DESCRIPTIONS), *weights_files(path), single, sidecar_of(single)]
     return [path, sidecar_of(path)]

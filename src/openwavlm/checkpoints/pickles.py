@@ -18,7 +18,9 @@ import torch
 # Modules whose objects describe a training and are read as data.
 _DESCRIBING = ("argparse", "omegaconf", "fairseq", "hydra", "numpy", "typing", "enum", "pathlib", "datetime", "collections")
 _SAFELY = "import torch; content = torch.load('FILE', weights_only=False); torch.save({}, 'NEW')"
-_PARTS = "{name: content[name] for name in ('cfg', 'model')}"
+# What the readers of single files use, whichever of it a dialect has: torchaudio's state dicts hold tensors by name instead.
+_ENTRIES = "('cfg', 'args', 'model', 'task_cfg', 'model_cfg', 'model_weight')"
+_PARTS = f"{{name: value for name, value in content.items() if name in {_ENTRIES} or torch.is_tensor(value)}}"
 _TENSORS = "{name: value for name, value in content.items() if torch.is_tensor(value)}"
 
 

@@ -13,6 +13,7 @@ from openwavlm.labelling.sample import keyed_hash
 from openwavlm.targets.kmeans import one_torch_thread
 from openwavlm.targets.label_packs import file_checksum, labels_file, rows_file
 from openwavlm.targets.labels import LabelPacks, LabelStore
+from openwavlm.targets.unknown_codebook import UnknownCodebook
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class LabelVerification:
         differing_frames: Frames with another label.
         damaged_files: Files whose checksum is not the one in `meta.json`.
         tolerance: Share of the frames that may differ.
+        computable: False for labels imported without their codebook, of which nothing can be computed again.
     """
 
     rows: int
@@ -36,6 +38,7 @@ class LabelVerification:
     differing_frames: int
     damaged_files: list[Path]
     tolerance: float = 0.0
+    computable: bool = True
 
     @property
     def passed(self) -> bool:
@@ -44,15 +47,23 @@ class LabelVerification:
 
     def sentence(self) -> str:
         """The verdict, for people."""
+        if not self.computable:
+            verdict = (
+                f"{self.all_rows} rows have labels of the length of their audio, or none where it was unreadable; nothing was "
+            )
+            verdict += "computed again, since the labels were imported without their codebook"
+            return verdict + self._damage()
         share = self.rows / max(1, self.all_rows)
         verdict = f"{self.rows} of {self.all_rows} rows ({share:.1%}, {self.frames} frames) computed again: "
         verdict += f"{len(self.differing_rows)} rows ({self.differing_frames} frames) differ"
         if self.differing_rows:
             verdict += f", first row {self.differing_rows[0]}"
             verdict += f"; a share of {self.tolerance:g} of the frames may" if self.tolerance else ""
-        if self.damaged_files:
-            verdict += f"; {len(self.damaged_files)} files are damaged, first {self.damaged_files[0]}"
-        return verdict
+        return verdict + self._damage()
+
+    def _damage(self) -> str:
+        damaged = self.damaged_files
+        return f"; {len(damaged)} files are damaged, first {damaged[0]}" if damaged else ""
 
 
 def labels_of_teacher(labels: Sequence[Path], teacher: Path | None) -> list[Path]:
@@ -79,6 +90,8 @@ def verify_labels(
 ) -> LabelVerification:
     """Opens a labelling with all its checks, reads its files against their checksums and computes a sample of rows again.
 
+    Of labels that were imported without their codebook the files, the coverage and the lengths are checked, and nothing is computed.
+
     Args:
         labels: The labelling.
         index: The shard set.
@@ -95,13 +108,21 @@ def verify_labels(
         What was compared and what differs.
 
     Raises:
-        ValueError: If `share` or `tolerance` is outside [0, 1], there is no such device, or for what `LabelStore.open` and
-            `check_reproducible` refuse.
+        ValueError: If `share` or `tolerance` is outside [0, 1], there is no such device, a teacher is given for labels
+            without a codebook, or for what `LabelStore.open` and `check_reproducible` refuse.
     """
     if not (0 <= share <= 1 and 0 <= tolerance <= 1):
         raise ValueError(f"the share of rows and the tolerance must lie in [0, 1], but are {share} and {tolerance}")
     device = named_device(device)
     packs, store = LabelPacks.open(labels), LabelStore.open(labels, index)
+    if isinstance(packs.codebook, UnknownCodebook):
+        if teacher is not None:
+            raise ValueError(
+                f"no teacher can compute the labels of {labels} again, which were imported without their codebook, but {teacher} was "
+                "given: leave it out"
+            )
+        damaged = _damaged_files(packs) if checksums else []
+        return LabelVerification(0, len(index), 0, [], 0, damaged, tolerance, computable=False)
     check_reproducible(packs.codebook.features, labels, teacher)
     damaged = _damaged_files(packs) if checksums else []
     order = np.argsort(keyed_hash(np.asarray(index.pcm[:]), seed), kind="stable")

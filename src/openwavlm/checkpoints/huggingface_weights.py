@@ -1,0 +1,99 @@
+"""The weights of a Hugging Face directory: one file, or several with an index that says which tensor is in which.
+
+model.safetensors                 or  model.safetensors.index.json   and  model-00001-of-00002.safetensors, …
+pytorch_model.bin                 or  pytorch_model.bin.index.json   and  pytorch_model-00001-of-00002.bin, …
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from openwavlm.checkpoints.pickles import read_pickle
+
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+# As transformers: safetensors before pickles, one file before several.
+_CANDIDATES = tuple(candidate for name in _WHOLE for candidate in (name, f"{name}.index.json"))
+_PARTS = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
+
+
+def weights_files(directory: Path) -> list[Path]:
+    """The files that the weights of a directory may be read from: whole files and indices, and the parts that are there."""
+    parts = [part for pattern in _PARTS for part in sorted(directory.glob(pattern))]
+    return [*(directory / name for name in _CANDIDATES), *parts]
+
+
+def read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The tensors of a directory by name, and the file that names them.
+
+    Args:
+        directory: The directory.
+
+    Returns:
+        The whole file or the index; the tensors, on the CPU.
+
+    Raises:
+        ValueError: If there is neither; if the index or one of its parts is absent, damaged or does not hold what it should.
+    """
+    path = next((directory / name for name in _CANDIDATES if (directory / name).is_file()), None)
+    if path is None:
+        raise ValueError(
+            f"a Hugging Face directory must hold model.safetensors or pytorch_model.bin, or one of them in parts with its "
+            f".index.json, but {directory} has none of these; give the directory that save_pretrained or export wrote"
+        )
+    return path, _read_parts(path) if path.suffix == ".json" else _read_file(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Raises:
+        ValueError: If it is damaged, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON, but cannot be read ({error}); fetch or save it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, but holds a {type(content).__name__}; fetch or save it again")
+    return content
+
+
+def _read_parts(index: Path) -> dict[str, Tensor]:
+    file_of = read_json(index).get("weight_map")
+    # A name with a folder in it could lead anywhere.
+    if not isinstance(file_of, dict) or not all(isinstance(file, str) and Path(file).name == file for file in file_of.values()):
+        raise ValueError(f"{index} must name the file of each tensor under weight_map, but does not; fetch or save it again")
+    state: dict[str, Tensor] = {}
+    for name in sorted(set(file_of.values())):
+        part = index.parent / name
+        if not part.is_file():
+            raise ValueError(f"every file that {index} names must be beside it, but {name} is absent; fetch it too")
+        held = _read_file(part)
+        expected = {tensor for tensor, file in file_of.items() if file == name}
+        if held.keys() != expected:
+            wrong = min(held.keys() ^ expected)
+            raise ValueError(
+                f"{part} must hold the tensors that {index.name} says, but {wrong} is in only one of them; fetch or save both again"
+            )
+        state |= held
+    return state
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".bin":
+        state = read_pickle(path, tensors_alone=True)
+    else:
+        try:
+            state = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"{path} must be a complete weights file, but cannot be read ({reason}); fetch or save it again"
+            ) from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"{path} must hold tensors by name and nothing else, but does not; save the model's state dict alone")
+    return state

@@ -236,6 +236,10 @@ class OpenData:
         """Clusters of the first label set's codebook."""
         return self.classes[0]
 
+    def source_names(self) -> set[str]:
+        """What the training recordings were prepared under (`source=` of make_shards), the empty name included."""
+        return {name for training in self.data.sources for name in self.indexes[training].sources}
+
     def fingerprints(self) -> dict[str, str]:
         """What the run is bound to: shards, labels, codebook, noise."""
         found = {f"shards.{name}": index.fingerprint for name, index in self.indexes.items()}

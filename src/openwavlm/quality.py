@@ -266,10 +266,10 @@ def _measure(
 def _tally_labels(judged: Judged, store: LabelStore) -> UnitTally:
     utterances = judged.utterances
     tally = UnitTally(len(utterances.inventory), store.num_classes, utterances.speakers)
-    for utterance, row in zip(utterances.utterances, judged.rows, strict=True):
+    for number, (utterance, row) in enumerate(zip(utterances.utterances, judged.rows, strict=True)):
         units = store.read(row)
         if len(units):  # a row that could not be read when it was labelled has none
-            tally.add(utterance.speaker, units, utterance.phones)
+            tally.add(utterance.speaker, units, utterance.phones, number)
     return tally
 
 

@@ -19,7 +19,7 @@ from openwavlm.cli import command
 from openwavlm.models.pretraining import WavLMForPretraining
 from openwavlm.models.wavlm import WavLM
 from openwavlm.training.checkpoint import named_checkpoint, write_atomically
-from openwavlm.training.run_directory import RunRecord
+from openwavlm.training.run_directory import RunRecord, read_config
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ def export_run(
     }
     write_atomically(output / "pretraining_head.safetensors", save(head))
     about = {"format_version": 1, "updates": bound["step"], "weights": weights, "fingerprints": bound["fingerprints"]}
+    about["trained_on"] = _trained_on(run, bound["fingerprints"])
     if len(heads) > 1:
         about["label_embeddings"] = [len(of_set.label_embeddings) for of_set in heads]
     begun = RunRecord(run).content.get("init_from")
@@ -107,6 +108,18 @@ def export_run(
         about["init_from"] = {name: begun[name] for name in ("model", "dialect")}
     write_atomically(output / "openwavlm.json", (json.dumps(about, indent=1) + "\n").encode())
     return output
+
+
+def _trained_on(run: Path, fingerprints: dict[str, str]) -> dict[str, Any]:
+    """Which voices the model heard: the run's split, its shard sets, and, where the run noted them, their sources."""
+    data = read_config(run / "config.yaml")["data"]
+    shards = {name.removeprefix("shards."): value for name, value in fingerprints.items() if name.startswith("shards.")}
+    apart = set(data.get("validation") or {})
+    found = {name: data[name] for name in ("validation_share", "split_seed")}
+    found |= {"indexes": sorted(value for name, value in shards.items() if name not in apart)}
+    found |= {"validation_indexes": sorted(value for name, value in shards.items() if name in apart)}
+    sources = RunRecord(run).content.get("sources")
+    return found | ({} if sources is None else {"sources": sources})
 
 
 def _check_format_of(output: Path, format: str) -> None:

@@ -23,6 +23,7 @@ from openwavlm.labelling.teacher import open_teacher
 from openwavlm.probes import abx
 from openwavlm.probes.alignment_files import read_alignments
 from openwavlm.probes.features import EncoderFeatures, Features, MfccFeatures
+from openwavlm.probes.heard import unheard_rows
 from openwavlm.probes.layer_choice import choose_layer
 from openwavlm.probes.layer_units import UnitSettings, UtteranceNormalised, fit_layers, tally_layers
 from openwavlm.probes.measure import change_of
@@ -139,7 +140,7 @@ def judge(asked: Asked) -> tuple[dict[str, Any], list[QualityRow]]:
         max_unmatched_share=asked.max_unmatched_share,
     )
     fit = _fitted_set(asked, index, rows, judged)
-    encoder, layers = _encoder(asked, index)
+    encoder, layers = _encoder(asked)
     table = _measure(asked, judged, fit, stores, encoder, layers)
     result = _result(asked, judged, fit, table, layers_of_model=len(encoder.dims) - 1 if encoder else None)
     output = Path(asked.output)
@@ -152,18 +153,19 @@ def judge(asked: Asked) -> tuple[dict[str, Any], list[QualityRow]]:
 def _judged_rows(asked: Asked, index: Index, stores: Mapping[Path, LabelStore]) -> np.ndarray:
     """Rows of held-out speakers: those that no codebook has heard, or the split that was asked for."""
     kept = np.ones(len(index), dtype=bool)
-    for folder, store in stores.items():
-        if index.fingerprint not in store.codebook_fitted.get("indexes", []):
-            continue
-        fitted = store.codebook_fitted
-        unheard = validation_rows(index, share=float(fitted["validation_share"]), split_seed=int(fitted["split_seed"]))
-        if unheard.any():
-            kept &= unheard
-        elif not asked.allow_overlap:
+    heard = {} if asked.allow_overlap else _heard(asked, index, stores)
+    other = Index.open(asked.fit) if asked.fit and heard else None
+    for name, fit in heard.items():
+        unheard = unheard_rows(index, fit, other)
+        if not unheard.any():
             raise ValueError(
-                f"labels are judged on voices that their codebook has not heard, but that of {folder} was fitted on all of "
-                f"{index.path}: judge other shards (label them with that codebook), or set allow_overlap=true to see the figures anyway"
+                f"only voices that were not trained on are judged, but {name} may have heard all of {index.path}: judge other shards (for "
+                "labels, label them with that codebook), give as fit= the one shard set that was trained on if it has other voices, or "
+                "set allow_overlap=true to see the figures anyway"
             )
+        if not unheard.all():
+            log.info(f"{unheard.sum()} of {len(index)} rows of {index.path} are of voices that {name} has surely not heard")
+        kept &= unheard
     share = DEFAULT_HELD_OUT if asked.held_out is None and not asked.fit and kept.all() else asked.held_out
     if share:
         kept &= validation_rows(index, share=share, split_seed=asked.split_seed)
@@ -173,6 +175,26 @@ def _judged_rows(asked: Asked, index: Index, stores: Mapping[Path, LabelStore]) 
             "other voices, or another held_out or split_seed"
         )
     return np.flatnonzero(kept)
+
+
+def _heard(asked: Asked, index: Index, stores: Mapping[Path, LabelStore]) -> dict[str, dict[str, Any]]:
+    """What codebooks and the model say of their training; nothing of those that do not know it."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder, store in stores.items():
+        if {"validation_share", "split_seed"} <= set(store.codebook_fitted):
+            hours = store.codebook_fitted.get("hours_by_source")
+            found[f"the codebook of {folder}"] = store.codebook_fitted | {"sources": None if hours is None else [*hours]}
+    about = Path(asked.encoder or "") / "openwavlm.json"
+    known = json.loads(about.read_text()) if asked.encoder and about.is_file() else {}
+    if "trained_on" in known:
+        found[f"the model {asked.encoder}"] = known["trained_on"]
+    elif index.fingerprint in known.get("fingerprints", {}).values() and asked.held_out is None:
+        raise ValueError(
+            f"a model is judged on voices that it was not trained on, but {asked.encoder} was trained on {index.path}: give held_out= and "
+            "split_seed= as that run's data.validation_share and split_seed, without fit, export the run again, which notes them, or "
+            "set allow_overlap=true"
+        )
+    return found
 
 
 def _fitted_set(asked: Asked, index: Index, rows: np.ndarray, judged: Judged) -> ProbeSet:
@@ -193,18 +215,11 @@ def _fitted_set(asked: Asked, index: Index, rows: np.ndarray, judged: Judged) ->
     return fit
 
 
-def _encoder(asked: Asked, index: Index) -> tuple[EncoderFeatures | None, list[int]]:
+def _encoder(asked: Asked) -> tuple[EncoderFeatures | None, list[int]]:
     if asked.encoder is None:
         if asked.layers is not None:
             raise ValueError(f"layers are those of a model, but none was given beside layers={asked.layers}: add encoder=DIR")
         return None, []
-    about = Path(asked.encoder) / "openwavlm.json"
-    known = json.loads(about.read_text()).get("fingerprints", {}) if about.is_file() else {}
-    if index.fingerprint in known.values() and asked.held_out is None and not asked.allow_overlap:
-        raise ValueError(
-            f"a model is judged on voices that it was not trained on, but {asked.encoder} was trained on {index.path}: give held_out= and "
-            "split_seed= as that run's data.validation_share and split_seed, without fit, or other shards, or set allow_overlap=true"
-        )
     device = "cuda" if asked.device == "auto" and torch.cuda.is_available() else asked.device.replace("auto", "cpu")
     model = open_teacher(asked.encoder).model.to(device)
     top = model.config.layers
@@ -251,10 +266,10 @@ def _measure(
 def _tally_labels(judged: Judged, store: LabelStore) -> UnitTally:
     utterances = judged.utterances
     tally = UnitTally(len(utterances.inventory), store.num_classes, utterances.speakers)
-    for utterance, row in zip(utterances.utterances, judged.rows, strict=True):
+    for number, (utterance, row) in enumerate(zip(utterances.utterances, judged.rows, strict=True)):
         units = store.read(row)
         if len(units):  # a row that could not be read when it was labelled has none
-            tally.add(utterance.speaker, units, utterance.phones)
+            tally.add(utterance.speaker, units, utterance.phones, number)
     return tally
 
 

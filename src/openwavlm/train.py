@@ -144,6 +144,7 @@ def _train(
         raise ValueError("the ranks read different data: the shards, labels or noise on this node differ from rank 0's")
     record = RunRecord(directory)
     record.check_fingerprints(fingerprints, list(values["allow_change"]))
+    record.content["sources"] = sorted({*record.content.get("sources", []), *opened.source_names()})
     found = on_rank_zero(lambda: newest_checkpoint(directory / "checkpoints"))
     embeddings = [parts["head"].special_rows + size for size in opened.classes]
     if found is not None:

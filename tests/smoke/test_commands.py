@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import yaml
 from safetensors.torch import load_file
 
 import openwavlm
@@ -154,6 +155,13 @@ def test_what_is_exported_are_the_weights_of_the_newest_checkpoint(exported):
     assert set(mine) == set(trained) and all(torch.equal(mine[key], trained[key]) for key in mine)
     about = json.loads((exported / "openwavlm.json").read_text())
     assert about["updates"] == 4 and {"codebook", "labels.speech", "shards.speech", "noise"} == set(about["fingerprints"])
+    trained_on = about["trained_on"]
+    assert trained_on["indexes"] == [about["fingerprints"]["shards.speech"]] and trained_on["validation_indexes"] == []
+    config = yaml.safe_load((exported.parent / "config.yaml").read_text())["data"]
+    assert {name: trained_on[name] for name in ("validation_share", "split_seed")} == {
+        name: config[name] for name in ("validation_share", "split_seed")
+    }
+    assert "synthetic" in trained_on["sources"]
 
 
 def test_an_export_goes_where_it_is_told(trained):

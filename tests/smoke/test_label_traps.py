@@ -104,6 +104,18 @@ def test_another_codebook_for_validation_is_refused(place: Place, tmp_path: Path
     assert launch([*SETTINGS, *common, dev + "10}", "stop_after=1"], tmp_path / "run") == [0]
 
 
+def test_a_codebook_that_heard_the_validation_set_is_refused(place: Place, tmp_path: Path) -> None:
+    both = [place.shards, place.heldout]
+    fit_codebook(both, tmp_path / "codebook", clusters=10, min_frames_per_cluster=20, validation_share=0)
+    for shards, name in zip(both, ("labels", "dev"), strict=True):
+        assign_labels(shards, tmp_path / "codebook", tmp_path / name)
+    dev = f"+data.validation.dev={{shards: {place.heldout}, labels: {tmp_path}/dev}}"
+    settings = [*place.data(tmp_path / "labels"), "data.validation_share=0", dev]
+    refused(
+        "that of validation set dev was fitted on 6 of its 6 rows: fit the codebook again without", settings, tmp_path / "run"
+    )
+
+
 def test_a_label_every_ten_milliseconds_is_refused(place: Place, tmp_path: Path) -> None:
     by_name = shutil.copytree(place.folder / "labels-10", tmp_path / "by-name")
     meta = json.loads((by_name / "meta.json").read_text())

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
+from openwavlm.probes.heard import unheard_rows
 from openwavlm.quality import Asked, judge
 from programs import REPOSITORY, run_program
 from runs import phone_times
-from synthetic import make_shard_set
+from synthetic import make_corpus, make_shard_set
 
 REAL = REPOSITORY.parent / "shared" / "data"
 
@@ -101,7 +103,10 @@ def test_labels_know_nothing_of_a_clock(place: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"labels": "labels-heard"}, "their codebook has not heard, but that of .*labels-heard was fitted on all of"),
+        (
+            {"labels": "labels-heard"},
+            "only voices that were not trained on are judged, but the codebook of .*labels-heard may have heard all of",
+        ),
         ({"labels": "labels", "held_out": 0.3, "fit": "x"}, "held_out is the share of the speakers"),
         ({"layers": [1]}, "but none was given beside layers=\\[1\\]: add encoder=DIR"),
         ({"encoder": "model", "layers": [3]}, "a list out of 0…2"),
@@ -131,6 +136,49 @@ def test_voices_that_a_model_was_trained_on_are_refused_unless_the_split_is_name
         assert result["chosen_layer"] == 2
     finally:
         about.unlink() if kept is None else about.write_text(kept)
+
+
+@pytest.mark.parametrize("kind", ["labels", "encoder"])
+def test_voices_that_were_heard_stay_so_when_shards_are_divided_anew_or_grow(place: Path, tmp_path: Path, kind: str) -> None:
+    make_corpus(tmp_path / "corpus", speakers=8, utterances=3, seconds=(1.0, 2.0))
+    grown = make_shard_set(tmp_path, corpus=tmp_path / "corpus", utterances_per_shard=3)
+    phone_times(grown, tmp_path / "phones.tsv")
+    index = Index.open(grown)
+    first = Index.open(place / "shards")
+    assert index.fingerprint != first.fingerprint and set(first.speakers) < set(index.speakers)
+    held_out = set(np.flatnonzero(validation_rows(index, share=0.5, split_seed=0)).tolist())
+    question = {"shards": str(grown), "alignments": str(tmp_path / "phones.tsv")}
+    if kind == "labels":
+        for name in ("codebook", "all-heard"):
+            assign_labels(grown, place / name, tmp_path / name)
+        some, everyone = ({"labels": str(tmp_path / name)} for name in ("codebook", "all-heard"))
+    else:
+        some, everyone = ({"encoder": str(tmp_path / name), "layers": [1]} for name in ("some", "everyone"))
+        for name, share in (("some", 0.5), ("everyone", 0.0)):
+            shutil.copytree(place / "model", tmp_path / name)
+            trained_on = {"validation_share": share, "split_seed": 0, "indexes": [first.fingerprint], "sources": ["synthetic"]}
+            (tmp_path / name / "openwavlm.json").write_text(json.dumps({"trained_on": trained_on}))
+    result, _ = judge(asked(place, tmp_path / "out", **question, **some))
+    assert result["judged"]["utterances"] == len(held_out) < len(index)
+    with pytest.raises(ValueError, match="may have heard all of"):
+        judge(asked(place, tmp_path / "out", **question, **everyone))
+    # Where all that was heard lies beside it, voices that are new are known to be so.
+    result, _ = judge(asked(place, tmp_path / "new", **question, **everyone, fit=str(place / "shards")))
+    assert result["judged"]["speakers"] == 2
+    result, _ = judge(asked(place, tmp_path / "all", **question, **everyone, held_out=0.5, allow_overlap=True))
+    assert result["judged"]["utterances"] == len(held_out)
+    # An own split cannot bring heard voices back.
+    other = int((validation_rows(index, share=0.9, split_seed=1) & validation_rows(index, share=0.5, split_seed=0)).sum())
+    result, _ = judge(asked(place, tmp_path / "mine", **question, **some, held_out=0.9, split_seed=1))
+    assert result["judged"]["utterances"] == other
+
+
+def test_recordings_of_another_source_were_not_heard(place: Path, tmp_path: Path) -> None:
+    index = Index.open(make_shard_set(tmp_path, corpus=place / "corpus", source="dev"))
+    heard = {"validation_share": 0.0, "split_seed": 0}
+    assert not unheard_rows(index, heard).any() and not unheard_rows(index, heard | {"sources": ["dev"]}).any()
+    assert unheard_rows(index, heard | {"sources": ["synthetic", ""]}).all()
+    assert unheard_rows(index, heard | {"validation_indexes": [index.fingerprint]}).all()
 
 
 def test_alignments_that_fit_too_few_recordings_are_refused(place: Path, tmp_path: Path) -> None:

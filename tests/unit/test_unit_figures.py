@@ -86,11 +86,11 @@ def tally_of(agreement: float, seed: int, *, speakers: int = 12, habit: float = 
     """Units that are the phone with the chance `agreement`, else anything; `habit`: or the speaker's own unit."""
     generator = np.random.default_rng(seed)
     tally = UnitTally(5, 8, [f"v{number}" for number in range(speakers)])
-    for number in [*range(speakers)] * 2:
+    for utterance, number in enumerate([*range(speakers)] * 2):
         phones = generator.integers(5, size=300)
         units = np.where(generator.random(300) < agreement, phones, generator.integers(8, size=300))
         units = np.where(generator.random(300) < habit, number % 8, units)
-        tally.add(f"v{number}", units, phones)
+        tally.add(f"v{number}", units, phones, utterance)
     return tally
 
 
@@ -107,6 +107,17 @@ def test_units_that_follow_phones_or_speakers_say_so() -> None:
     assert nothing.used == 1 and nothing.perplexity == pytest.approx(8, abs=0.1)
     assert nothing.run_frames == pytest.approx(8 / 7, abs=0.03) and nothing.run_median == 1
     assert phones.spread == 0 and (phones.clusters, phones.phones, phones.speakers, phones.frames) == (8, 5, 12, 7200)
+
+
+def test_speakers_are_told_on_other_utterances_than_those_that_a_long_recording_was_cut_into() -> None:
+    """Each utterance has units of its own and speakers nothing: who learns from one part of it would tell the next."""
+    fit, judged = toy_set(["a"], 0), long_set(6, 2)
+    tallies = tally_layers(Toy(), fit_layers(Toy(), fit, [1], UnitSettings(clusters=4, fit_frames=200)), judged)
+    for tally in tallies[1]:
+        assert tally.speaker_accuracy is not None and tally.speaker_accuracy[1] == 6
+        assert tally.speaker_accuracy[0] < 0.5
+    alone = tally_layers(Toy(), fit_layers(Toy(), fit, [1], UnitSettings(clusters=4, fit_frames=200)), long_set(6, 1))
+    assert [tally.speaker_accuracy for tally in alone[1]] == [None] * 3, "parts of one utterance are no two utterances"
 
 
 def test_an_interval_lies_around_its_figure_and_is_wider_for_fewer_speakers() -> None:
@@ -169,6 +180,19 @@ def toy_set(speakers: list[str], seed: int) -> ProbeSet:
             audio = np.repeat(phones * 4000 - 6000, 320) + generator.integers(-300, 300, 32_000)
             utterances.append(ProbeUtterance(np.append(audio, np.zeros(80)).astype(np.int16), phones, speaker))
     return ProbeSet(tuple(utterances), ("a", "b", "c", "d"))
+
+
+def long_set(speakers: int, utterances: int) -> ProbeSet:
+    """Utterances of 64 s, each with its own habit of phones, which another utterance of another speaker has too."""
+    generator = np.random.default_rng(5)
+    made = []
+    for turn in range(utterances):
+        for speaker in range(speakers):
+            habit = np.random.default_rng((speaker + turn) % speakers).dirichlet(np.ones(4))
+            phones = np.repeat(generator.choice(4, size=800, p=habit), 4)
+            audio = np.append(np.repeat(phones * 4000 - 6000, 320), np.zeros(80)).astype(np.int16)
+            made.append(ProbeUtterance(audio, phones, f"v{speaker}"))
+    return ProbeSet(tuple(made), ("a", "b", "c", "d"))
 
 
 def test_layers_are_fitted_on_some_speakers_and_judged_on_others_in_any_grouping() -> None:

@@ -212,6 +212,15 @@ class OpenData:
         fitted = store.codebook_fitted
         if "split_seed" not in fitted:  # a published codebook: nothing is known
             return
+        index = self.indexes[name]
+        if name in self.data.validation and index.fingerprint in fitted.get("indexes", []):
+            share, seed = float(fitted["validation_share"]), int(fitted["split_seed"])
+            heard = int((~validation_rows(index, share=share, split_seed=seed)).sum())
+            if heard:
+                raise ValueError(
+                    f"no codebook may have heard voices that a run is validated on, but that of validation set {name} was fitted on "
+                    f"{heard} of its {len(index)} rows: fit the codebook again without {index.path}"
+                )
         same_split = fitted["split_seed"] == self.data.split_seed
         if not (same_split and self.data.validation_share <= fitted["validation_share"]):
             raise ValueError(
@@ -235,6 +244,10 @@ class OpenData:
     def num_classes(self) -> int:
         """Clusters of the first label set's codebook."""
         return self.classes[0]
+
+    def source_names(self) -> set[str]:
+        """What the training recordings were prepared under (`source=` of make_shards), the empty name included."""
+        return {name for training in self.data.sources for name in self.indexes[training].sources}
 
     def fingerprints(self) -> dict[str, str]:
         """What the run is bound to: shards, labels, codebook, noise."""

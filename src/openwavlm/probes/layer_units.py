@@ -167,7 +167,7 @@ def tally_layers(
         speaker, phones = judged.utterances[piece.utterance].speaker, piece.phones.cpu().numpy()
         for layer, features in zip(layers, piece.features, strict=True):
             for tally, units in zip(tallies[layer], books[layer].units(features), strict=True):
-                tally.add(speaker, units, phones)
+                tally.add(speaker, units, phones, piece.utterance)
         if progress:
             progress("judging", len(phones) / FRAME_RATE_HZ)
     return tallies

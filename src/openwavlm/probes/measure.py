@@ -240,14 +240,15 @@ class _Voices:
     """2-s means of each layer, utterance by utterance."""
 
     def __init__(self, layers: int) -> None:
-        self._means: list[list[np.ndarray]] = [[] for _ in range(layers)]
-        self._speakers: list[str] = []
+        self._means: list[dict[tuple[str, int], list[np.ndarray]]] = [{} for _ in range(layers)]
 
     def add(self, speaker: str, piece: Piece) -> None:
-        self._speakers.append(speaker)
         for means, features in zip(self._means, piece.features, strict=True):
-            means.append(frame_means(features.cpu().numpy()))
+            means.setdefault((speaker, piece.utterance), []).append(frame_means(features.cpu().numpy()))
 
     def accuracies(self) -> np.ndarray:
-        found = [speaker_accuracy(means, self._speakers) for means in self._means]
+        found = [
+            speaker_accuracy([np.concatenate(parts) for parts in means.values()], [who for who, _ in means])
+            for means in self._means
+        ]
         return np.array([np.nan if accuracy is None else accuracy[0] for accuracy in found])

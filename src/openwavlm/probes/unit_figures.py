@@ -34,11 +34,17 @@ class UnitTally:
         self.joint = np.zeros((groups, num_phones, clusters), dtype=np.int64)
         self.by_speaker = np.zeros((len(self._speaker), clusters), dtype=np.int64)
         self.run_lengths = np.zeros(1, dtype=np.int64)
-        self._means: list[np.ndarray] = []
-        self._heard: list[str] = []
+        self._means: dict[tuple[str, int], list[np.ndarray]] = {}
 
-    def add(self, speaker: str, units: np.ndarray, phones: np.ndarray) -> None:
-        """Counts an utterance, or a part of a long one: units and phones, integers (frames,), −1 where there is none."""
+    def add(self, speaker: str, units: np.ndarray, phones: np.ndarray, utterance: int) -> None:
+        """Counts an utterance, or a part of a long one.
+
+        Args:
+            speaker: Who speaks.
+            units: Integers (frames,), −1 where there is none.
+            phones: The same of phones.
+            utterance: Number of the utterance; equal for all of its parts, so that speakers are told on other utterances.
+        """
         num_phones, clusters = self.joint.shape[1:]
         units = np.asarray(units, dtype=np.int64)
         self.joint[self._group[speaker]] += joint_histogram(phones, units, num_phones=num_phones, num_classes=clusters)
@@ -48,13 +54,13 @@ class UnitTally:
         self.run_lengths = np.pad(self.run_lengths, (0, max(0, len(lengths) - len(self.run_lengths))))
         self.run_lengths[: len(lengths)] += lengths
         if len(known):
-            self._means.append(frame_means(np.eye(clusters, dtype=np.float32)[known]))
-            self._heard.append(speaker)
+            means = frame_means(np.eye(clusters, dtype=np.float32)[known])
+            self._means.setdefault((speaker, utterance), []).append(means)
 
     @cached_property
     def speaker_accuracy(self) -> tuple[float, int] | None:
         """`speakers.speaker_accuracy` of the units' frequencies in stretches of 2 s; of what was added before it was asked for."""
-        return speaker_accuracy(self._means, self._heard)
+        return speaker_accuracy([np.concatenate(parts) for parts in self._means.values()], [who for who, _ in self._means])
 
 
 def run_lengths(units: np.ndarray) -> np.ndarray:

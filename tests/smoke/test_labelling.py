@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from openwavlm.data.index import Index
 from openwavlm.data.reader import ShardReader
 from openwavlm.data.splits import validation_rows
-from openwavlm.labelling import sampled_frames
+from openwavlm.labelling import assign, sampled_frames
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
 from openwavlm.labelling.sample import draw_sample
@@ -95,6 +96,19 @@ def test_recomputed_labels_are_equal_and_a_flipped_one_is_found(shards: Path, co
     assert "1 rows (1 frames) differ, first row 0; 1 files are damaged" in report.sentence()
 
 
+def test_a_sample_is_recomputed_by_several_processes_with_the_same_verdict(
+    shards: Path, codebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assign_labels(shards, codebook, tmp_path / "labels")
+    index, file = Index.open(shards), tmp_path / "labels" / "pack-00005.u16"
+    (np.fromfile(file, dtype="<u2") ^ 1).tofile(file)
+    alone = verify_labels(tmp_path / "labels", index, share=1.0)
+    assert alone.differing_rows == list(range(25, 30))
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardReader, "read", lambda *_: pytest.fail("the audio is read by other processes"))
+        assert verify_labels(tmp_path / "labels", index, share=1.0, workers=2) == alone
+
+
 def test_the_scripts_give_the_same_bytes_with_two_workers(shards: Path, codebook: Path, labels: Path, tmp_path: Path) -> None:
     split = [f"{name}={value}" for name, value in FIT.items()]
     done = run_script("fit_kmeans.py", f"shards=[{shards}]", "output=km", f"clusters={CLUSTERS}", *split, cwd=tmp_path)
@@ -155,6 +169,31 @@ def test_a_job_array_deals_the_packs_and_its_last_job_finishes(
     assert assign_labels(shards, codebook, output, num_tasks=2, task_index=1) is None
     assert len(list(output.glob("pack-*.u16"))) == 3
     assert assign_labels(shards, codebook, output, num_tasks=2, task_index=0) is not None
+    assert files_of(output) == files_of(labels)
+
+
+def test_two_last_jobs_of_an_array_finish_one_after_the_other(
+    shards: Path, codebook: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "labels"
+    assert assign_labels(shards, codebook, output, num_tasks=2, task_index=1) is None
+    found: list[dict | None] = []
+    other = threading.Thread(
+        target=lambda: found.append(assign_labels(shards, codebook, output, num_tasks=2, task_index=1)), daemon=True
+    )
+    original = assign.write_labels_meta
+
+    def while_the_other_arrives(*arguments):
+        monkeypatch.setattr(assign, "write_labels_meta", original)
+        other.start()
+        other.join(2)
+        assert other.is_alive(), "the other job finished the labelling that this one is writing"
+        return original(*arguments)
+
+    monkeypatch.setattr(assign, "write_labels_meta", while_the_other_arrives)
+    meta = assign_labels(shards, codebook, output, num_tasks=2, task_index=0)
+    other.join(60)
+    assert found == [meta] and meta is not None
     assert files_of(output) == files_of(labels)
 
 

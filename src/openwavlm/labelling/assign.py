@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from openwavlm.data.atomic import write_json, writer_lock
+from openwavlm.data.atomic import taking_turns, write_json, writer_lock
 from openwavlm.data.index import Index
 from openwavlm.data.pool import run_jobs
 from openwavlm.data.reader import ShardReader, UnreadableAudio, check_shards
@@ -174,7 +174,7 @@ def assign_labels(
             )
             for _ in run_jobs(_label_pack, todo, workers=workers, description="labels"):
                 pass
-        finished = [_finish(labelling, tasks[labelling.output], max_skip_rate) for labelling in labellings]
+        finished = [_finish_in_turn(labelling, index, tasks[labelling.output], max_skip_rate) for labelling in labellings]
         return finished[0] if all(finished) else None
 
 
@@ -319,9 +319,22 @@ def _computer(
             log.warning(f"no labels: {error}")
             return [None] * len(books)
         features = extract_feature_sets(settings, waveform, teacher, device=device)
-        return [book.assign(of_book) for book, of_book in zip(books, features, strict=True)]
+        try:
+            return [book.assign(of_book) for book, of_book in zip(books, features, strict=True)]
+        except ValueError as error:
+            raise ValueError(f"row {row} ({index.shards[int(index.shard[row])].name}) of {index.path}: {error}") from error
 
     return labels_of_row
+
+
+def _finish_in_turn(labelling: _Labelling, index: Index, tasks: list[_Task], max_skip_rate: float) -> dict[str, Any] | None:
+    """Finishes a labelling unless another job of the array, which saw the last packs done at the same time, has."""
+    with taking_turns(labelling.output):
+        if labelling.new and (labelling.output / "meta.json").is_file():
+            found = LabelPacks.open(labelling.output)
+            if not found.missing(index):
+                return found.meta
+        return _finish(labelling, tasks, max_skip_rate)
 
 
 def _finish(labelling: _Labelling, tasks: list[_Task], max_skip_rate: float) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Fits a k-means codebook: `python data_prep/fit_kmeans.py --help`."""
 
 import logging
+from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
@@ -11,11 +12,14 @@ from openwavlm.cli import command
 from openwavlm.labelling.fit import fit_codebook
 from openwavlm.training.ranks import join_processes
 
+# One process can have hours of features left when another has its own; one that dies is noticed at once.
+_PATIENCE = timedelta(days=7)
+
 
 @command("prep/fit_kmeans")
 def main(config: DictConfig) -> None:
     """Runs `fit_codebook` with the configuration's values, as one of the processes of torchrun or srun if they started it."""
-    rank, world_size = join_processes()
+    rank, world_size = join_processes(_PATIENCE)
     if rank:
         logging.getLogger("openwavlm").setLevel(logging.ERROR)
     shards = [config.shards] if isinstance(config.shards, str) else list(config.shards)

@@ -31,6 +31,7 @@ def main(config: DictConfig) -> None:
                 seed=config.seed,
                 device=config.device,
                 tolerance=config.tolerance,
+                workers=config.workers,
             )
             verdict = labels.sentence() if len(folders) == 1 else f"{folder}: {labels.sentence()}"
             verdicts.append(verdict)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from openwavlm.data.index import Index
 from openwavlm.data.reader import ShardReader
 from openwavlm.data.splits import validation_rows
-from openwavlm.labelling import sampled_frames
+from openwavlm.labelling import assign, sampled_frames
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
 from openwavlm.labelling.sample import draw_sample
@@ -95,6 +97,19 @@ def test_recomputed_labels_are_equal_and_a_flipped_one_is_found(shards: Path, co
     assert "1 rows (1 frames) differ, first row 0; 1 files are damaged" in report.sentence()
 
 
+def test_a_sample_is_recomputed_by_several_processes_with_the_same_verdict(
+    shards: Path, codebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assign_labels(shards, codebook, tmp_path / "labels")
+    index, file = Index.open(shards), tmp_path / "labels" / "pack-00005.u16"
+    (np.fromfile(file, dtype="<u2") ^ 1).tofile(file)
+    alone = verify_labels(tmp_path / "labels", index, share=1.0)
+    assert alone.differing_rows == list(range(25, 30))
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardReader, "read", lambda *_: pytest.fail("the audio is read by other processes"))
+        assert verify_labels(tmp_path / "labels", index, share=1.0, workers=2) == alone
+
+
 def test_the_scripts_give_the_same_bytes_with_two_workers(shards: Path, codebook: Path, labels: Path, tmp_path: Path) -> None:
     split = [f"{name}={value}" for name, value in FIT.items()]
     done = run_script("fit_kmeans.py", f"shards=[{shards}]", "output=km", f"clusters={CLUSTERS}", *split, cwd=tmp_path)
@@ -125,7 +140,7 @@ def deadly(*arguments):
         return labels_of_row(row)
     return until_row_17
 assign._computer = deadly
-assign.assign_labels(*map(Path, sys.argv[1:4]))
+assign.assign_labels(*map(Path, sys.argv[1:4]), packs=int(sys.argv[4]) or None)
 """
 
 
@@ -133,7 +148,7 @@ def test_killed_in_the_middle_of_a_pack_it_goes_on_to_the_same_bytes(
     shards: Path, codebook: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "labels"
-    command = [sys.executable, "-c", KILLED, str(shards), str(codebook), str(output)]
+    command = [sys.executable, "-c", KILLED, str(shards), str(codebook), str(output), "0"]
     killed = subprocess.run(command, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     done = sorted(path.name for path in (output / "tasks").glob("*.json"))
@@ -148,6 +163,33 @@ def test_killed_in_the_middle_of_a_pack_it_goes_on_to_the_same_bytes(
     assert files_of(output) == files_of(labels)
 
 
+def test_killed_in_a_pack_of_several_shards_it_goes_on_behind_the_last_whole_one(
+    shards: Path, codebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assign_labels(shards, codebook, tmp_path / "whole", packs=1)
+    output = tmp_path / "labels"
+    command = [sys.executable, "-c", KILLED, str(shards), str(codebook), str(output), "1"]
+    killed = subprocess.run(command, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    read: list[int] = []
+    original = ShardReader.read
+    monkeypatch.setattr(ShardReader, "read", lambda self, row, *rest: read.append(row) or original(self, row, *rest))
+    assign_labels(shards, codebook, output, packs=1)
+    assert read == list(range(15, 30))
+    assert files_of(output) == files_of(tmp_path / "whole")
+
+
+def test_shards_of_a_killed_pack_are_not_taken_for_another_codebook(shards: Path, codebook: Path, tmp_path: Path) -> None:
+    fit_codebook([shards], tmp_path / "km", clusters=CLUSTERS, seed=1, **FIT)
+    output = tmp_path / "labels"
+    command = [sys.executable, "-c", KILLED, str(shards), str(tmp_path / "km"), str(output), "1"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert len(list((output / "tasks" / "shards").glob("*.json"))) == 3
+    assign_labels(shards, codebook, output, packs=1)
+    assign_labels(shards, codebook, tmp_path / "whole", packs=1)
+    assert files_of(output) == files_of(tmp_path / "whole")
+
+
 def test_a_job_array_deals_the_packs_and_its_last_job_finishes(
     shards: Path, codebook: Path, labels: Path, tmp_path: Path
 ) -> None:
@@ -155,6 +197,31 @@ def test_a_job_array_deals_the_packs_and_its_last_job_finishes(
     assert assign_labels(shards, codebook, output, num_tasks=2, task_index=1) is None
     assert len(list(output.glob("pack-*.u16"))) == 3
     assert assign_labels(shards, codebook, output, num_tasks=2, task_index=0) is not None
+    assert files_of(output) == files_of(labels)
+
+
+def test_two_last_jobs_of_an_array_finish_one_after_the_other(
+    shards: Path, codebook: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "labels"
+    assert assign_labels(shards, codebook, output, num_tasks=2, task_index=1) is None
+    found: list[dict | None] = []
+    other = threading.Thread(
+        target=lambda: found.append(assign_labels(shards, codebook, output, num_tasks=2, task_index=1)), daemon=True
+    )
+    original = assign.write_labels_meta
+
+    def while_the_other_arrives(*arguments):
+        monkeypatch.setattr(assign, "write_labels_meta", original)
+        other.start()
+        other.join(2)
+        assert other.is_alive(), "the other job finished the labelling that this one is writing"
+        return original(*arguments)
+
+    monkeypatch.setattr(assign, "write_labels_meta", while_the_other_arrives)
+    meta = assign_labels(shards, codebook, output, num_tasks=2, task_index=0)
+    other.join(60)
+    assert found == [meta] and meta is not None
     assert files_of(output) == files_of(labels)
 
 
@@ -218,6 +285,29 @@ def test_other_audio_has_no_labels_to_carry(labels: Path, tmp_path: Path) -> Non
     other = make_shard_set(tmp_path, speakers=1, utterances=2, seconds=(0.8, 1.0), seed=77)
     with pytest.raises(ValueError, match=r"2 of 2 rows .* have none in"):
         assign_labels(other, None, tmp_path / "carried", mode="rebind", carry_from=labels)
+
+
+def test_labels_of_known_audio_are_carried_over_and_the_rest_computed(
+    corpus: Path, shards: Path, codebook: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = tmp_path / "corpus"
+    shutil.copytree(corpus, mixed)
+    for number in range(4):
+        write_speech_like(mixed / "spk09" / f"utt{number}.flac", seconds=1.0, seed=number, speaker="new")
+    grown = make_shard_set(tmp_path, corpus=mixed, utterances_per_shard=7, seed=9, source="renamed")
+    assign_labels(grown, codebook, tmp_path / "computed")
+    read: list[int] = []
+    original = ShardReader.read
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardReader, "read", lambda self, row, *rest: read.append(row) or original(self, row, *rest))
+        assign_labels(grown, codebook, tmp_path / "carried", carry_from=labels)
+    assert len(read) == 4
+    assert files_of(tmp_path / "carried") == files_of(tmp_path / "computed")
+    fit_codebook([shards], tmp_path / "km", clusters=4, seed=1, **FIT)
+    with pytest.raises(ValueError, match="carried over from the same codebook alone"):
+        assign_labels(grown, tmp_path / "km", tmp_path / "other", carry_from=labels)
+    with pytest.raises(ValueError, match="carry_from and output are both"):
+        assign_labels(grown, codebook, labels, carry_from=labels)
 
 
 def damage(shards: Path) -> tuple[Index, int]:

@@ -44,6 +44,15 @@ def test_the_same_seed_gives_the_same_codebook_whatever_the_number_of_threads() 
     assert first.hash != fit_minibatch_kmeans(features, clusters=7, seed=4).hash
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_frames_that_are_not_finite_get_no_label(value: float) -> None:
+    codebook = Codebook(torch.eye(3))
+    features = np.ones((10, 3), dtype=np.float32)
+    features[[4, 7], 1] = value
+    with pytest.raises(ValueError, match=r"features must be finite, but 2 of 10 frames are not, the first is frame 4: look at"):
+        codebook.assign(features)
+
+
 def test_assignment_is_the_nearest_centroid_of_a_brute_force_search() -> None:
     generator = np.random.default_rng(0)
     features = generator.standard_normal((70_000, 6)).astype(np.float32)

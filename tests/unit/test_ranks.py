@@ -1,9 +1,13 @@
 """Slurm's variables become torchrun's; a job is queued again by scontrol."""
 
+import runpy
 import stat
+import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from openwavlm.training.ranks import requeue_job, slurm_variables
 
@@ -52,6 +56,24 @@ def test_several_tasks_without_srun_are_refused():
 def test_unequal_nodes_are_refused():
     with pytest.raises(ValueError, match=r"same number of tasks, but they have 4,3: use --ntasks-per-node"):
         slurm_variables({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "4,3"})
+
+
+def test_processes_that_fit_a_codebook_wait_for_the_slowest_one_for_days(monkeypatch, tmp_path):
+    asked = {}
+
+    def joined(backend, timeout=None):
+        asked["timeout"] = timeout
+        raise SystemExit
+
+    monkeypatch.setattr(dist, "init_process_group", joined)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    script = Path(__file__).parents[2] / "data_prep" / "fit_kmeans.py"
+    monkeypatch.setattr(sys, "argv", [str(script), f"shards={tmp_path}", f"output={tmp_path / 'km'}"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(script), run_name="__main__")
+    assert asked["timeout"] >= timedelta(days=1)
 
 
 def scontrol(folder: Path, status: int) -> Path:

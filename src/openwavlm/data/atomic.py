@@ -74,3 +74,15 @@ def writer_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
         except BlockingIOError as error:
             raise ValueError(f"another process is writing to {folder}: wait until it ends, or stop it") from error
         yield
+
+
+@contextmanager
+def taking_turns(folder: Path) -> Iterator[None]:
+    """Lets one process after another through the block, for writers that share a folder; the lock dies with the process.
+
+    Args:
+        folder: What they write to.
+    """
+    with (folder / ".turn").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

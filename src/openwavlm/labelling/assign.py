@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from openwavlm.data.atomic import write_json, writer_lock
+from openwavlm.data.atomic import taking_turns, write_json, writer_lock
 from openwavlm.data.index import Index
 from openwavlm.data.pool import run_jobs
 from openwavlm.data.reader import ShardReader, UnreadableAudio, check_shards
 from openwavlm.frames import FRAME_RATE_HZ
 from openwavlm.labelling.extract import check_reproducible, extract_feature_sets, named_device
 from openwavlm.labelling.fit import check_skip_rate
+from openwavlm.labelling.parts import ShardParts, write_parts
 from openwavlm.labelling.rebind import carrier, check_carried
 from openwavlm.targets.kmeans import Codebook, one_torch_thread
 from openwavlm.targets.label_packs import MAX_PACKS, labels_file, rows_file, write_labels_meta, write_packs
@@ -85,9 +86,10 @@ class _Task:
         shards_path: The shard set.
         shards: The pack's shards, by number in the index.
         targets: Where its labels go.
-        carry_from: An older labelling whose labels are carried over, or None to compute them.
+        carry_from: An older labelling whose labels are carried over, or None to compute all of them.
         teacher: The model of layer features.
         device: Where the teacher runs.
+        mode: As in `assign_labels`.
     """
 
     shards_path: Path
@@ -96,6 +98,7 @@ class _Task:
     carry_from: Path | None
     teacher: Path | None
     device: str
+    mode: str
 
 
 def assign_labels(
@@ -126,7 +129,8 @@ def assign_labels(
         device: Where the teacher runs: `cpu`, `cuda`, or `auto` for `cuda` where there is one. A GPU's labels can differ from a
             CPU's in single frames, so packs that one made say so in `meta.json`.
         mode: `assign` computes labels; `rebind` carries those of `carry_from` over by the MD5 of the audio, without reading it.
-        carry_from: With `rebind`: the labelling of the same audio in other shards.
+        carry_from: With `rebind`: the labelling of the same audio in other shards. With `assign`: a labelling by the same codebook,
+            whose labels are taken for audio that it has, so that the rest alone is read.
         workers: Processes.
         packs: Packs for the new shards; None: half of those that are left of 256, at most one a shard.
         max_skip_rate: Largest share of rows that may be unreadable.
@@ -150,18 +154,24 @@ def assign_labels(
     device = named_device(device)
     index = Index.open(shards)
     check_shards(index)
-    books = [LabelPacks.open(carry_from).codebook] if carry_from else [Codebook.load(path) for path in codebooks]
-    if carry_from is None:
+    carried = [LabelPacks.open(carry_from).codebook] if carry_from else []
+    books = carried if mode == "rebind" else [Codebook.load(path) for path in codebooks]
+    if mode == "assign":
         _check_features(books, codebooks, teacher)
+        if carried and (carried[0].hash, carried[0].features) != (books[0].hash, books[0].features):
+            raise ValueError(
+                f"labels can be carried over from the same codebook alone, but {carry_from} was made with {carried[0].hash[:12]} and "
+                f"{codebooks[0]} is {books[0].hash[:12]}: give the codebook of those labels, or leave carry_from out"
+            )
     with ExitStack() as stack:
         for folder in outputs:
             stack.enter_context(writer_lock(folder, shared=task_index is not None))
         labellings = [_labelling(folder, book, index) for folder, book in zip(outputs, books, strict=True)]
         tasks: dict[Path, list[_Task]] = {}
         for together in _alike(labellings):
-            if carry_from and together[0].new:
+            if mode == "rebind" and carry_from and together[0].new:
                 check_carried(index, list(together[0].new), carry_from)
-            cut = _cut(index, together, packs, carry_from=carry_from, teacher=teacher, device=device)
+            cut = _cut(index, together, packs, carry_from=carry_from, teacher=teacher, device=device, mode=mode)
             for labelling in together:
                 if labelling.new:
                     labelling.codebook.save_array(labelling.output)
@@ -174,7 +184,7 @@ def assign_labels(
             )
             for _ in run_jobs(_label_pack, todo, workers=workers, description="labels"):
                 pass
-        finished = [_finish(labelling, tasks[labelling.output], max_skip_rate) for labelling in labellings]
+        finished = [_finish_in_turn(labelling, index, tasks[labelling.output], max_skip_rate) for labelling in labellings]
         return finished[0] if all(finished) else None
 
 
@@ -192,10 +202,14 @@ def _check_arguments(
         raise ValueError(
             "mode=rebind needs carry_from (the labelling of the same audio), one output and no codebook: it keeps that labelling's"
         )
-    if mode == "assign" and (not codebooks or carry_from is not None):
+    if mode == "assign" and not codebooks:
+        raise ValueError("mode=assign needs a codebook: fit one with data_prep/fit_kmeans.py, or use mode=rebind")
+    if carry_from is not None and len(outputs) != 1:
         raise ValueError(
-            "mode=assign needs a codebook and no carry_from: fit one with data_prep/fit_kmeans.py, or use mode=rebind"
+            f"carry_from is one labelling for one output, but there are {len(outputs)} outputs: carry over into one after another"
         )
+    if carry_from is not None and carry_from.resolve() == outputs[0].resolve():
+        raise ValueError(f"labels are carried from one folder into another, but carry_from and output are both {carry_from}")
     if mode == "assign" and not len(codebooks) == len(outputs) == len(set(outputs)):
         raise ValueError(
             f"every codebook needs an output of its own, but there are {len(codebooks)} codebooks and {len(set(outputs))} outputs: "
@@ -244,6 +258,7 @@ def _cut(
     carry_from: Path | None,
     teacher: Path | None,
     device: str,
+    mode: str,
 ) -> list[_Task]:
     """Deals the new shards, in index order, to packs of about equally many shards."""
     first_pack, new = labellings[0].first_pack, labellings[0].new
@@ -254,21 +269,29 @@ def _cut(
     if not 1 <= count <= left:
         raise ValueError(
             f"a labelling has at most {MAX_PACKS} packs and needs at least one for new shards, but {labellings[0].output} has "
-            f"{first_pack} and {count} more were asked for: {'lower packs' if left else 'label the whole set into another output'}"
+            f"{first_pack} and {count} more were asked for: "
+            + ("lower packs" if left else f"label the whole set into another output, with carry_from={labellings[0].output}")
         )
     tasks = []
     for number, part in enumerate(np.array_split(np.array(new), count), start=first_pack):
         numbers = tuple(int(shard) for shard in part)
         targets = tuple(_target(labelling, f"pack-{number:05d}", index, numbers) for labelling in labellings)
-        tasks.append(_Task(index.path, numbers, targets, carry_from, teacher, device))
+        tasks.append(_Task(index.path, numbers, targets, carry_from, teacher, device, mode))
     return tasks
 
 
 def _target(labelling: _Labelling, pack: str, index: Index, shards: tuple[int, ...]) -> _Target:
     book = labelling.codebook
-    entries = [book.hash, json.dumps(book.features, sort_keys=True), *(index.shards[shard].identity for shard in shards)]
-    key = hashlib.blake2b("\n".join(entries).encode(), digest_size=16).hexdigest()
+    key = _hashed([book.hash, json.dumps(book.features, sort_keys=True), *(index.shards[shard].identity for shard in shards)])
     return _Target(labelling.output, book, pack, key)
+
+
+def _book_key(book: Codebook) -> str:
+    return _hashed([book.hash, json.dumps(book.features, sort_keys=True)])
+
+
+def _hashed(entries: list[str]) -> str:
+    return hashlib.blake2b("\n".join(entries).encode(), digest_size=16).hexdigest()
 
 
 def _done(target: _Target) -> dict[str, Any] | None:
@@ -290,38 +313,65 @@ def _undone(task: _Task) -> _Task:
 def _label_pack(task: _Task) -> None:
     """Writes one pack and then its done-files; the whole of a task, alike in every process and on every machine."""
     index = Index.open(task.shards_path)
-    books = [target.codebook for target in task.targets]
-    if task.carry_from:
-        carried = carrier(index, task.carry_from)
-        labels_of_row: Callable[[int], Sequence[np.ndarray | None]] = lambda row: [carried(row)]  # noqa: E731
-    else:
-        labels_of_row = _computer(index, books, task.teacher, task.device)
-    folders, sizes = [target.output for target in task.targets], [len(book) for book in books]
+    folders, sizes = [target.output for target in task.targets], [len(target.codebook) for target in task.targets]
     with one_torch_thread():
-        results = write_packs(folders, task.targets[0].pack, index, task.shards, labels_of_row, sizes)
-    for target, result in zip(task.targets, results, strict=True):
-        record = dict(result.record)
-        if task.device == "cuda" and not task.carry_from and target.codebook.features["name"] == "layer":
-            record["computed_on"] = torch.cuda.get_device_name()
+        if task.mode == "rebind":
+            assert task.carry_from is not None
+            carried = carrier(index, task.carry_from)
+            results = write_packs(folders, task.targets[0].pack, index, task.shards, lambda row: [carried(row)], sizes)
+            parts, gpus = [], [""] * len(task.targets)
+        else:
+            parts = [ShardParts(target.output, index, _book_key(target.codebook)) for target in task.targets]
+            write_parts(parts, index, task.shards, lambda some: _computer(index, task, some), sizes, _gpus(task))
+            gpus = [", ".join(sorted({part.computed_on(shard) or "" for shard in task.shards} - {""})) for part in parts]
+            joined = lambda row: [part.labels(row) for part in parts]  # noqa: E731
+            results = write_packs(folders, task.targets[0].pack, index, task.shards, joined, sizes)
+    for target, result, gpu in zip(task.targets, results, gpus, strict=True):
+        record = result.record | ({"computed_on": gpu} if gpu else {})
         write_json(target.done_file, {"task": target.key, "record": record, "label_counts": result.label_counts.tolist()})
+    for part in parts:
+        part.remove(task.shards)
 
 
-def _computer(
-    index: Index, books: list[Codebook], teacher: Path | None, device: str
-) -> Callable[[int], Sequence[np.ndarray | None]]:
+def _gpus(task: _Task) -> list[str | None]:
+    """The GPU that computes the labels of each target."""
+    of_layers = [task.device == "cuda" and target.codebook.features["name"] == "layer" for target in task.targets]
+    return [torch.cuda.get_device_name() if of_layer else None for of_layer in of_layers]
+
+
+def _computer(index: Index, task: _Task, some: Sequence[int]) -> Callable[[int], Sequence[np.ndarray | None]]:
+    """What labels a row for some of a task's targets: with labels that are there for the same audio, or by reading it."""
     reader = ShardReader(index)
+    books = [task.targets[number].codebook for number in some]
     settings = [book.features for book in books]
+    carried = carrier(index, task.carry_from) if task.carry_from else lambda row: None
 
     def labels_of_row(row: int) -> Sequence[np.ndarray | None]:
+        known = carried(row)
+        if known is not None:
+            return [known]
         try:
             waveform = reader.read(row)
         except UnreadableAudio as error:
             log.warning(f"no labels: {error}")
             return [None] * len(books)
-        features = extract_feature_sets(settings, waveform, teacher, device=device)
-        return [book.assign(of_book) for book, of_book in zip(books, features, strict=True)]
+        features = extract_feature_sets(settings, waveform, task.teacher, device=task.device)
+        try:
+            return [book.assign(of_book) for book, of_book in zip(books, features, strict=True)]
+        except ValueError as error:
+            raise ValueError(f"row {row} ({index.shards[int(index.shard[row])].name}) of {index.path}: {error}") from error
 
     return labels_of_row
+
+
+def _finish_in_turn(labelling: _Labelling, index: Index, tasks: list[_Task], max_skip_rate: float) -> dict[str, Any] | None:
+    """Finishes a labelling unless another job of the array, which saw the last packs done at the same time, has."""
+    with taking_turns(labelling.output):
+        if labelling.new and (labelling.output / "meta.json").is_file():
+            found = LabelPacks.open(labelling.output)
+            if not found.missing(index):
+                return found.meta
+        return _finish(labelling, tasks, max_skip_rate)
 
 
 def _finish(labelling: _Labelling, tasks: list[_Task], max_skip_rate: float) -> dict[str, Any] | None:

@@ -32,18 +32,20 @@ def carrier(index: Index, path: Path) -> Callable[[int], np.ndarray | None]:
     """Labels of an index row, found by the MD5 of its audio in another labelling.
 
     Args:
-        index: The shard set, all of whose audio `check_carried` has found there.
+        index: The shard set.
         path: The other labelling.
 
     Returns:
-        What gives the labels (frames,) of a row, None if that labelling could not read its audio; it raises `ValueError` where equal
-        audio has another number of frames.
+        What gives the labels (frames,) of a row, None if that labelling does not have its audio or could not read it; it raises
+        `ValueError` where equal audio has another number of frames.
     """
     old, pcm, pack, place = _carried_tables(path)
     packs = [old.pack(number) for number in range(len(old.meta["packs"]))]
 
     def labels_of(row: int) -> np.ndarray | None:
         found = int(np.searchsorted(pcm, index.pcm[row]))
+        if found == len(pcm) or pcm[found] != index.pcm[row]:
+            return None
         source = packs[pack[found]]
         record = source.table[place[found]]
         frames, offset = int(record["frames"]), int(record["offset"])
@@ -51,7 +53,7 @@ def carrier(index: Index, path: Path) -> Callable[[int], np.ndarray | None]:
         if frames not in (0, expected):
             raise ValueError(
                 f"equal audio must have equally many frames, but row {row} of {index.path} has {expected} and {path} has {frames} "
-                "for it: label the shards with mode=assign"
+                "for it: label the shards with mode=assign and no carry_from"
             )
         return source.labels[offset : offset + frames] if frames == expected else None
 

@@ -7,13 +7,38 @@ from pathlib import Path
 import numpy as np
 
 from openwavlm.data.index import Index
+from openwavlm.data.pool import run_jobs
 from openwavlm.data.reader import ShardReader, UnreadableAudio
 from openwavlm.labelling.extract import check_reproducible, extract_feature_sets, named_device
 from openwavlm.labelling.sample import keyed_hash
-from openwavlm.targets.kmeans import one_torch_thread
+from openwavlm.targets.kmeans import Codebook, one_torch_thread
 from openwavlm.targets.label_packs import file_checksum, labels_file, rows_file
 from openwavlm.targets.labels import LabelPacks, LabelStore
 from openwavlm.targets.unknown_codebook import UnknownCodebook
+
+_ROWS_A_JOB = 64
+_JOBS_A_WORKER = 4
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """Rows to be labelled again by one process.
+
+    Attributes:
+        index: The shard set.
+        store: Its labels.
+        codebook: The centroids.
+        rows: Rows of the index.
+        teacher: The model of layer features.
+        device: Where it runs.
+    """
+
+    index: Path
+    store: LabelStore
+    codebook: Codebook
+    rows: tuple[int, ...]
+    teacher: Path | None
+    device: str
 
 
 @dataclass(frozen=True)
@@ -87,6 +112,7 @@ def verify_labels(
     checksums: bool = True,
     device: str = "cpu",
     tolerance: float = 0.0,
+    workers: int = 1,
 ) -> LabelVerification:
     """Opens a labelling with all its checks, reads its files against their checksums and computes a sample of rows again.
 
@@ -103,13 +129,14 @@ def verify_labels(
         device: Where the teacher runs: `cpu`, `cuda` or `auto`.
         tolerance: Share of the frames that may differ. Labels that a GPU or another type of CPU made can differ in single frames
             that lie between two centroids; 0 where the same machine made them.
+        workers: Processes that compute the sample; a GPU is used by this one alone.
 
     Returns:
         What was compared and what differs.
 
     Raises:
-        ValueError: If `share` or `tolerance` is outside [0, 1], there is no such device, a teacher is given for labels
-            without a codebook, or for what `LabelStore.open` and `check_reproducible` refuse.
+        ValueError: If `share` or `tolerance` is outside [0, 1], there is no such device, there are no workers, a teacher is given for
+            labels without a codebook, or for what `LabelStore.open` and `check_reproducible` refuse.
     """
     if not (0 <= share <= 1 and 0 <= tolerance <= 1):
         raise ValueError(f"the share of rows and the tolerance must lie in [0, 1], but are {share} and {tolerance}")
@@ -127,14 +154,25 @@ def verify_labels(
     damaged = _damaged_files(packs) if checksums else []
     order = np.argsort(keyed_hash(np.asarray(index.pcm[:]), seed), kind="stable")
     rows = np.sort(order[: min(len(index), max(min_rows, round(share * len(index))))])
-    reader = ShardReader(index)
+    parts = np.array_split(rows, max(1, min(len(rows), max(_JOBS_A_WORKER * workers, -(-len(rows) // _ROWS_A_JOB)))))
+    jobs = [_Sampled(index.path, store, packs.codebook, tuple(part.tolist()), teacher, device) for part in parts]
+    on_gpu = device == "cuda" and packs.codebook.features["name"] == "layer"
+    compared = list(run_jobs(_compared, jobs, workers=1 if on_gpu else workers, description="labels again"))
+    differing = sorted(row for found, _, _ in compared for row in found)
+    frames, differing_frames = (sum(counts) for counts in list(zip(*compared, strict=True))[1:])
+    return LabelVerification(len(rows), len(index), frames, differing, differing_frames, damaged, tolerance)
+
+
+def _compared(job: _Sampled) -> tuple[list[int], int, int]:
+    """Which rows differ, how many frames were computed, and how many of them differ."""
+    reader = ShardReader(job.index)
     differing, frames, differing_frames = [], 0, 0
     with one_torch_thread():
-        for row in rows.tolist():
-            stored = store.read(row)
+        for row in job.rows:
+            stored = job.store.read(row)
             try:
-                features = extract_feature_sets([packs.codebook.features], reader.read(row), teacher, device=device)
-                computed = packs.codebook.assign(features[0])
+                features = extract_feature_sets([job.codebook.features], reader.read(row), job.teacher, device=job.device)
+                computed = job.codebook.assign(features[0])
             except UnreadableAudio:
                 computed = stored[:0]
             frames += len(computed)
@@ -144,7 +182,7 @@ def verify_labels(
             elif not np.array_equal(stored, computed):
                 differing.append(row)
                 differing_frames += int(np.count_nonzero(stored != computed))
-    return LabelVerification(len(rows), len(index), frames, differing, differing_frames, damaged, tolerance)
+    return differing, frames, differing_frames
 
 
 def _damaged_files(packs: LabelPacks) -> list[Path]:

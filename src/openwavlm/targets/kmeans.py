@@ -88,9 +88,10 @@ class Codebook:
             uint16 (frames,); of equally near centroids the one with the lowest number.
 
         Raises:
-            ValueError: If the features have another number of dimensions than the centroids.
+            ValueError: If the features have another number of dimensions than the centroids, or some are not finite.
         """
         frames = self._checked(features)
+        _check_finite(frames)
         labels = [self._scores(self._normalised(chunk)).argmin(dim=1) for chunk in frames.split(_CHUNK_FRAMES)]
         return torch.cat(labels).numpy().astype(np.uint16)
 
@@ -185,6 +186,15 @@ def _load_array(file: Path) -> Tensor:
 
 def _is_norm(norm: Tensor, dim: int) -> bool:
     return norm.shape == (2, dim) and norm.dtype == torch.float32 and bool(norm.isfinite().all() and (norm[1] > 0).all())
+
+
+def _check_finite(frames: Tensor) -> None:
+    finite = frames.isfinite().all(dim=1)
+    if not finite.all():
+        raise ValueError(
+            f"features must be finite, but {int((~finite).sum())} of {len(frames)} frames are not, the first is frame "
+            f"{int((~finite).nonzero()[0])}: look at the audio and at the teacher"
+        )
 
 
 def standardise(frames: np.ndarray) -> Tensor:

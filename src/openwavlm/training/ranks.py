@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -49,8 +50,11 @@ def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def join_processes() -> tuple[int, int]:
+def join_processes(patience: timedelta | None = None) -> tuple[int, int]:
     """Joins the process group that torchrun or `srun` prepared; returns (rank, world size).
+
+    Args:
+        patience: How long a process waits for the others; None = torch's default, minutes.
 
     Raises:
         ValueError: If Slurm started several tasks in a way that cannot be meant.
@@ -59,7 +63,7 @@ def join_processes() -> tuple[int, int]:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=patience)
     return int(os.environ.get("RANK", "0")), world_size
 
 

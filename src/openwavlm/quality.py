@@ -54,7 +54,7 @@ class Asked:
 
     output: str
     shards: str
-    alignments: str
+    alignments: str | None = None
     format: str = "auto"
     tier: str = "phones"
     folding: str = "arpabet"
@@ -85,6 +85,8 @@ class Asked:
                 "seconds and fit_seconds must be positive and max_unmatched_share a share, but are "
                 f"{self.seconds}, {self.fit_seconds} and {self.max_unmatched_share}: correct them"
             )
+        if self.abx and self.alignments is None:
+            raise ValueError("abx compares phones, but alignments=null gives none: give alignments=PATH, or leave abx out")
         if self.held_out is not None and (not 0 <= self.held_out < 1 or self.fit):
             raise ValueError(
                 f"held_out is the share of the speakers of shards that are judged, in [0, 1), where fit names no other voices, but is "
@@ -129,7 +131,9 @@ def judge(asked: Asked) -> tuple[dict[str, Any], list[QualityRow]]:
     index = Index.open(asked.shards)
     stores = {folder: LabelStore.open(folder, index) for folder in asked.labellings}
     rows = _judged_rows(asked, index, stores)
-    alignments = read_alignments(asked.alignments, file_format=asked.format, tier=asked.tier)
+    alignments = (
+        None if asked.alignments is None else read_alignments(asked.alignments, file_format=asked.format, tier=asked.tier)
+    )
     judged = judged_set(
         Path(asked.shards),
         rows,
@@ -276,9 +280,9 @@ def _tally_labels(judged: Judged, store: LabelStore) -> UnitTally:
 def _result(
     asked: Asked, judged: Judged, fit: ProbeSet, table: Sequence[QualityRow], *, layers_of_model: int | None
 ) -> dict[str, Any]:
-    pnmi = {row.layer: row.figures.pnmi for row in table if row.layer is not None and row.condition == "clean"}
-    chosen = choose_layer(1, layers_of_model, pnmi) if layers_of_model and any(pnmi) else None
     utterances, matches = judged.utterances, judged.matches
+    pnmi = {row.layer: row.figures.pnmi for row in table if row.layer is not None and row.condition == "clean"}
+    chosen = choose_layer(1, layers_of_model, pnmi) if layers_of_model and any(pnmi) and utterances.inventory else None
     speech = {
         "seconds": utterances.seconds,
         "speakers": len(utterances.speakers),
@@ -304,10 +308,12 @@ def _sentences(
 ) -> list[str]:
     fitted = f"codebooks of {len(asked.codebook_seeds)} seeds fitted on {fit.seconds:.0f} s of {len(fit.speakers)} speakers"
     who = "the same speakers, which is no evidence about others" if asked.held_out == 0 else "other speakers"
-    said = [
-        f"Judged on {speech['seconds']:.0f} s of {speech['speakers']} speakers against {speech['phones']} phones "
-        f"({speech['without_alignment']} recordings without an alignment left out); {fitted}: {who}."
-    ]
+    against = (
+        "without phones, so nothing is said of them"
+        if asked.alignments is None
+        else f"against {speech['phones']} phones ({speech['without_alignment']} recordings without an alignment left out)"
+    )
+    said = [f"Judged on {speech['seconds']:.0f} s of {speech['speakers']} speakers {against}; {fitted}: {who}."]
     for row in table:
         if row.kind == "labels" and row.difference:
             value, low, high = row.difference

@@ -92,6 +92,24 @@ def test_the_same_question_gets_the_same_answer(place: Path, tmp_path: Path) -> 
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+def test_without_alignments_the_phones_columns_are_empty(place: Path, tmp_path: Path) -> None:
+    question = {"labels": str(place / "labels"), "encoder": str(place / "model"), "layers": [2]}
+    result, rows = judge(asked(place, tmp_path / "with", **question))
+    without, bare = judge(asked(place, tmp_path / "out", **question, alignments=None))
+    assert [row.kind for row in bare] == ["labels", "layer", "mfcc", "shuffled"] and without["chosen_layer"] is None
+    for name in ("seconds", "speakers", "utterances"):
+        assert without["judged"][name] == result["judged"][name]
+    assert without["judged"]["phones"] == 0
+    for row, other in zip(rows, bare, strict=True):
+        for name in ("used", "perplexity", "run_frames", "run_median", "speaker_information", "speaker_accuracy"):
+            assert getattr(row.figures, name) == getattr(other.figures, name)
+    table = list(csv.DictReader((tmp_path / "out" / "quality.tsv").read_text().splitlines(), delimiter="\t"))
+    assert {row[name] for row in table for name in ("pnmi", "phone_purity", "pnmi_low", "verdict", "difference_to_mfcc")} == {""}
+    assert all(row["used"] and row["frames"] != "0" for row in table)
+    written = json.loads((tmp_path / "out" / "quality.json").read_text())
+    assert written["rows"][0]["pnmi"] is None and "without phones" in written["sentences"][0]
+
+
 def test_labels_know_nothing_of_a_clock(place: Path, tmp_path: Path) -> None:
     result, rows = judge(asked(place, tmp_path / "out", labels=str(place / "labels")))
     labels, mfcc, shuffled = rows
@@ -115,11 +133,12 @@ def test_labels_know_nothing_of_a_clock(place: Path, tmp_path: Path) -> None:
         ({"folding": "ipa"}, "folding must be one of"),
         ({"conditions": ["rain"]}, "conditions must be out of clean, telephone, noise10"),
         ({"seconds": 0}, "must be positive"),
+        ({"alignments": None, "abx": True}, "abx compares phones, but alignments=null gives none"),
         ({"fit": "shards"}, "no row of other speakers left"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_in_a_sentence(place: Path, tmp_path: Path, changed: dict, sentence: str) -> None:
-    folders = {name: str(place / changed[name]) for name in ("labels", "encoder", "alignments", "fit") if name in changed}
+    folders = {name: str(place / changed[name]) for name in ("labels", "encoder", "alignments", "fit") if changed.get(name)}
     with pytest.raises(ValueError, match=sentence) as refusal:
         judge(asked(place, tmp_path / "out", **changed | folders))
     assert "\n" not in str(refusal.value) and not (tmp_path / "out").exists()

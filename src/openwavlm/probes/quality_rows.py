@@ -37,8 +37,9 @@ class QualityRow:
         layer: Number of the layer, where it is one.
         condition: `clean`, `telephone` or `noise10`.
         figures: On the judged voices.
-        difference: PNMI less that of MFCC units of the same K, with its interval over speakers; None for MFCC themselves.
-        verdict: `higher`, `lower` or `equal` (by twice the larger spread of codebook seeds) than MFCC's.
+        difference: PNMI less that of MFCC units of the same K, with its interval over speakers; None for MFCC themselves and
+            without phones.
+        verdict: `higher`, `lower` or `equal` (by twice the larger spread of codebook seeds) than MFCC's; empty without phones.
     """
 
     name: str
@@ -69,6 +70,9 @@ def rows_of(
     rows = []
     for (name, kind, layer), of in tallies.items():
         figures = UnitFigures.of(of)
+        if not figures.phones:
+            rows.append(QualityRow(name, kind, layer, condition, figures))
+            continue
         clusters = _nearest(figures.clusters, mfcc)
         baseline = figures_of_mfcc[clusters]
         interval = difference_interval(of, mfcc[clusters], figures.pnmi - baseline.pnmi)

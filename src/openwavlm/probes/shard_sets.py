@@ -95,7 +95,7 @@ class Judged:
 def judged_set(
     shards: Path,
     rows: np.ndarray,
-    alignments: Mapping[str, list[Segment]],
+    alignments: Mapping[str, list[Segment]] | None,
     *,
     folding: str = "none",
     with_silence: bool = True,
@@ -107,7 +107,7 @@ def judged_set(
     Args:
         shards: Shard set.
         rows: Which rows may be taken.
-        alignments: Segments by recording.
+        alignments: Segments by recording; None takes all rows, without phones.
         folding: One of `phone_folding.FOLDINGS`.
         with_silence: Whether silences count as a phone.
         seconds: Audio at most.
@@ -118,8 +118,12 @@ def judged_set(
             1,000 different phones.
     """
     index = Index.open(shards)
-    matches = match_rows(index, alignments, rows)
-    matches.check(max_unmatched_share, shards)
+    if alignments is None:
+        matches = Matches({int(row): [] for row in rows}, [], [], [])
+        alignments = {}
+    else:
+        matches = match_rows(index, alignments, rows)
+        matches.check(max_unmatched_share, shards)
     chosen = _in_turn(index, sorted(matches.clips), seconds)
     segments = []
     for row in chosen:
@@ -140,7 +144,7 @@ def judged_set(
         )
         for row, of_row in zip(chosen, segments, strict=True)
     )
-    if not any((utterance.phones >= 0).any() for utterance in utterances):
+    if alignments and not any((utterance.phones >= 0).any() for utterance in utterances):
         raise ValueError(f"alignments must lie within the audio of {shards}, but no frame has a phone: compare their times")
     return Judged(ProbeSet(utterances, phones), tuple(chosen), tuple(index.keys[row] for row in chosen), tuple(segments), matches)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ class UnitTally:
     """Counts of one labelling on the judged utterances.
 
     Args:
-        num_phones: Phones of the inventory.
+        num_phones: Phones of the inventory; 0 where there are none to judge by.
         clusters: Units K.
         speakers: All speakers that are going to come.
     """
@@ -73,8 +74,10 @@ def run_lengths(units: np.ndarray) -> np.ndarray:
 class UnitFigures:
     """Figures of units on held-out speakers; where several codebooks were fitted, means over their seeds.
 
+    Those that compare with phones are NaN where the inventory is empty.
+
     Attributes:
-        frames: Frames with a phone and a unit.
+        frames: Frames with a phone and a unit; where the inventory is empty, with a unit.
         clusters: Units K that the codebook has.
         phones: Phones that occur.
         speakers: Speakers.
@@ -131,7 +134,7 @@ class UnitFigures:
         interval = pnmi_interval(tallies, float(np.mean(corrected)))
         first = tallies[0]
         return cls(
-            frames=int(first.joint.sum()),
+            frames=int((first.joint if first.joint.shape[1] else first.by_speaker).sum()),
             clusters=first.joint.shape[2],
             phones=int((first.joint.sum(axis=(0, 2)) > 0).sum()),
             speakers=len(first.by_speaker),
@@ -150,15 +153,15 @@ class UnitFigures:
 
 
 def _figures(tally: UnitTally) -> dict[str, float]:
-    quality = phone_quality(tally.joint.sum(axis=0))
+    quality = phone_quality(tally.joint.sum(axis=0)) if tally.joint.shape[1] else None
     counts = tally.by_speaker.sum(axis=0)
     several = len(tally.by_speaker) > 1
     return {
-        "phone_purity": quality.phone_purity,
-        "cluster_purity": quality.cluster_purity,
-        "pnmi_raw": quality.pnmi,
-        "pnmi_shuffled": quality.pnmi_shuffled,
-        "pnmi": quality.pnmi_corrected,
+        "phone_purity": quality.phone_purity if quality else nan,
+        "cluster_purity": quality.cluster_purity if quality else nan,
+        "pnmi_raw": quality.pnmi if quality else nan,
+        "pnmi_shuffled": quality.pnmi_shuffled if quality else nan,
+        "pnmi": quality.pnmi_corrected if quality else nan,
         "used": used_clusters(counts) / len(counts),
         "perplexity": perplexity(counts),
         "run_frames": float((np.arange(len(tally.run_lengths)) * tally.run_lengths).sum() / tally.run_lengths.sum()),
@@ -171,7 +174,8 @@ def shuffled_tally(tally: UnitTally, seed: int = 0) -> UnitTally:
     """The units of a tally dealt out anew among all frames; of runs and of stretches nothing is left."""
     groups, phones, clusters = tally.joint.shape
     shuffled = UnitTally(phones, clusters, [str(number) for number in range(len(tally.by_speaker))])
-    shuffled.joint = shuffled_joint(tally.joint.reshape(groups * phones, clusters), seed).reshape(tally.joint.shape)
+    if phones:
+        shuffled.joint = shuffled_joint(tally.joint.reshape(groups * phones, clusters), seed).reshape(tally.joint.shape)
     shuffled.by_speaker = shuffled_joint(tally.by_speaker, seed)
     shares = tally.by_speaker.sum(axis=0) / tally.by_speaker.sum()
     # A run of frames drawn independently goes on with the chance that two draws are equal.
@@ -224,6 +228,8 @@ def _interval(found: np.ndarray, value: float, confidence: float, speakers: int)
 def _drawn_pnmi(joint: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """PNMI of each draw of groups of speakers; draws without a phone that tells anything count 0."""
     groups, phones, clusters = joint.shape
+    if not phones:
+        return np.full(draws, np.nan)
     drawn = integers(words(seed, "quality.bootstrap", draws * groups), groups).reshape(draws, groups)
     weight = np.zeros((draws, groups))
     np.add.at(weight, (np.arange(draws)[:, None], drawn), 1)

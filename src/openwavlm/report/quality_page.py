@@ -14,6 +14,7 @@ from openwavlm.report.markup import document, escaped, paragraph, table
 from openwavlm.report.pictures import BLUE, CHART_STYLE, GREY, ORANGE, inline_svg, svg_of
 
 _PANELS = (("pnmi", "phones: PNMI, corrected (higher is better)"), ("speaker_information", "speakers: information in a unit"))
+_WITHOUT_PHONES = ("perplexity", "use: as many evenly used units (perplexity)")
 
 
 def _figure(rows: Sequence[QualityRow]) -> Figure:
@@ -22,7 +23,8 @@ def _figure(rows: Sequence[QualityRow]) -> Figure:
     judged = [row for row in clean if row.kind in ("layer", "labels")] or [row for row in clean if row.kind == "mfcc"]
     mfcc = [row for row in clean if row.kind == "mfcc"]
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
-    for axes, (name, title) in zip(figure.subplots(1, 2), _PANELS, strict=True):
+    panels = _PANELS if any(row.figures.phones for row in clean) else (_WITHOUT_PHONES, *_PANELS[1:])
+    for axes, (name, title) in zip(figure.subplots(1, 2), panels, strict=True):
         _panel(axes, judged, name)
         for row in mfcc:
             axes.axhline(getattr(row.figures, name), color=GREY, linestyle=":", linewidth=1.4, label=row.name)

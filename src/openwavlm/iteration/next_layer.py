@@ -12,12 +12,17 @@ from openwavlm.probes.sets import ProbeSet
 
 
 def pnmi_by_layer(model: WavLM, train: ProbeSet, dev: ProbeSet, settings: ProbeSettings) -> list[float]:
-    """Corrected PNMI of the units of layers 0, 1, … on development speakers, codebooks fitted on training speakers.
+    """Corrected PNMI of the units of layers 1, 2, … on development speakers, codebooks fitted on training speakers.
 
     Raises:
         ValueError: If no frame of `dev` has a phone.
     """
-    units = UnitSettings(clusters=settings.clusters, codebook_seeds=settings.codebook_seeds, fit_frames=settings.codebook_frames)
+    units = UnitSettings(
+        clusters=settings.clusters,
+        codebook_seeds=settings.codebook_seeds,
+        fit_frames=settings.codebook_frames,
+        quick=True,
+    )
     found = layer_pnmi(EncoderFeatures(model), train, dev, units)
     return [round(found[layer], 5) for layer in sorted(found)]
 
@@ -33,4 +38,4 @@ def next_layer(iteration: int, layers: int, probed: Mapping[str, Any] | None) ->
     """
     if probed is not None and "layer_pnmi" not in probed:
         return max(1, int(probed["phones"]["chosen_layer"]))
-    return choose_layer(iteration, layers, dict(enumerate(probed["layer_pnmi"])) if probed else None)
+    return choose_layer(iteration, layers, dict(enumerate(probed["layer_pnmi"], start=1)) if probed else None)

@@ -205,7 +205,7 @@ class Iteration:
         model, _ = load_run(trained.folder / "run")
         cache = self.chain.folder / "baselines"
         figures = probe_model(model.wavlm, train, dev, test, ProbeSettings(**settings), cache=cache)
-        return figures | {"layer_pnmi": pnmi_by_layer(model.wavlm, train, dev, ProbeSettings(**settings))}
+        return figures | {"pnmi_of_layers": pnmi_by_layer(model.wavlm, train, dev, ProbeSettings(**settings))}
 
 
 def _overrides(config: dict[str, Any], number: int, settings: IterationSettings) -> list[str]:

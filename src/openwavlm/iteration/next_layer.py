@@ -34,8 +34,8 @@ def next_layer(iteration: int, layers: int, probed: Mapping[str, Any] | None) ->
         iteration: Number of the iteration that trained the model, from 1.
         layers: How many layers the model has.
         probed: The probe's figures; None without alignments. Those of a chain that was begun before units were measured by layer
-            have no `layer_pnmi`: it goes on with the layer that tells phones best, as it began.
+            have no `pnmi_of_layers`: it goes on with the layer that tells phones best, as it began.
     """
-    if probed is not None and "layer_pnmi" not in probed:
+    if probed is not None and "pnmi_of_layers" not in probed:
         return max(1, int(probed["phones"]["chosen_layer"]))
-    return choose_layer(iteration, layers, dict(enumerate(probed["layer_pnmi"], start=1)) if probed else None)
+    return choose_layer(iteration, layers, dict(enumerate(probed["pnmi_of_layers"], start=1)) if probed else None)

@@ -182,6 +182,7 @@ def test_another_table_of_phones_is_probed_anew(done, config, tmp_path):
     assert keys[0] == keys[2] != keys[1]
 
 
+@pytest.mark.long
 def test_a_public_model_may_be_the_teacher_of_the_first_iteration(done, config, tmp_path):
     directory, _ = done
     public = json.loads(json.dumps(config))

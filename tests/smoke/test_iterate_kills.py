@@ -191,6 +191,7 @@ def assert_training_went_on(directory: Path, iteration: int) -> None:
     assert 0 < json.loads(record.read_text())["segments"][-1]["from_step"] < UPDATES
 
 
+@pytest.mark.long
 def test_the_demo_killed_in_some_stages_ends_like_an_undisturbed_one(undisturbed, tmp_path):
     reference, stages = undisturbed
     # Corpus and shards are taken over as finished stages, to save half a minute; the long test kills there too.
@@ -216,6 +217,7 @@ def test_the_demo_killed_in_every_stage_ends_like_an_undisturbed_one(undisturbed
         assert_training_went_on(tmp_path, iteration)
 
 
+@pytest.mark.long
 def test_a_finished_demo_makes_nothing_again(undisturbed):
     directory, stages = undisturbed
     before = {name: identity(mark) for name, mark in marks(directory).items()}

@@ -376,7 +376,11 @@ def test_a_gpu_that_is_not_there_is_told(tmp_path, monkeypatch):
     ("overrides", "sentence"),
     [
         (["optim.warmup_update=3"], "optim.warmup_update is not a known key; did you mean optim.warmup_updates?"),
-        (["data.sources.speech.shards=no", "data.sources.speech.labels=no"], "no has no finished index (index/shards.json)"),
+        pytest.param(
+            ["data.sources.speech.shards=no", "data.sources.speech.labels=no"],
+            "no has no finished index (index/shards.json)",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_program_of_its_own_ends_with_status_two_and_one_line(tmp_path, overrides, sentence):

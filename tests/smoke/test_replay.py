@@ -314,6 +314,7 @@ def test_fewer_rows_are_shown_evenly_over_the_micro_batches(original, tmp_path):
     assert not (output / "audio").exists() and "<img" not in (output / "page.html").read_text()
 
 
+@pytest.mark.long
 def test_a_row_that_cannot_be_read_is_replayed_as_silence_and_so_is_the_other_way_of_mixing(corpus, tmp_path):
     from openwavlm.data.index import Index
 

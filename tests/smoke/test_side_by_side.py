@@ -173,6 +173,7 @@ def _job(place: Place, outputs: list[Path], index: int) -> None:
     assign_labels(place.shards, place.codebooks, outputs, **arguments)
 
 
+@pytest.mark.long
 def test_two_jobs_of_two_workers_killed_at_random_moments_give_the_bytes_of_one_process(place: Place, tmp_path: Path) -> None:
     outputs = [tmp_path / name for name in NAMES]
     context = multiprocessing.get_context("forkserver")

@@ -69,6 +69,7 @@ def test_the_installed_copy_is_what_runs_and_it_finds_its_own_config(installed: 
     assert "make_shards" in run(tmp_path, installed / "python", "-m", "openwavlm.data_prep.make_shards", "--help")
 
 
+@pytest.mark.long
 def test_the_installed_program_composes_a_run(installed: Path, tmp_path: Path):
     given = ["experiment=wavlm_nano", "loss=warm", "name=there", "data.sources.speech.shards=a", "data.sources.speech.labels=b"]
     config = yaml.safe_load(run(tmp_path, installed / "openwavlm", "train", *given, "--cfg", "job"))

@@ -190,7 +190,7 @@ def test_the_activations_of_a_step_are_those_that_autograd_keeps(name, changes, 
     ("name", "changes", "rows", "frames"),
     [
         ("nano", {}, 4, 200),
-        ("small", {"layers": 2, **NO_DROPOUT, "attention_backend": "eager"}, 2, 150),
+        pytest.param("small", {"layers": 2, **NO_DROPOUT, "attention_backend": "eager"}, 2, 150, marks=pytest.mark.long),
     ],
 )
 def test_the_peak_of_a_step_of_two_micro_batches_is_the_estimate(name, changes, rows, frames, precision):

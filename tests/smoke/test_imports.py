@@ -258,9 +258,9 @@ class Attack:
 def test_a_published_pickle_becomes_a_codebook_that_labels_as_it_does(shards, teacher, tmp_path):
     index = Index.open(shards)
     reader, model = ShardReader(index), open_teacher(teacher).model
-    from openwavlm.labelling.teacher import layer_features
+    from openwavlm.labelling.teacher import features_of_layers
 
-    frames = np.concatenate([layer_features(model, 1, reader.read(row)).numpy() for row in range(6)])
+    frames = np.concatenate([features_of_layers(model, [1], reader.read(row))[0].numpy() for row in range(6)])
     fitted = MiniBatchKMeans(CLASSES, n_init=1, random_state=0).fit(frames)
     joblib.dump(fitted, tmp_path / "km.bin")
     with pytest.raises(ValueError, match=r"only with trust=true. Or convert it .*numpy\.save\('centroids\.npy'"):

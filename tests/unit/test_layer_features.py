@@ -11,7 +11,7 @@ import openwavlm
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.frames import num_frames
 from openwavlm.labelling.extract import check_reproducible, extract_features, feature_settings
-from openwavlm.labelling.teacher import CHUNK_SECONDS, layer_chunks, layer_features, model_hash, open_teacher
+from openwavlm.labelling.teacher import CHUNK_SECONDS, features_of_layers, layer_chunks, model_hash, open_teacher
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
 from openwavlm.targets.kmeans import Codebook, fit_minibatch_kmeans, standardise
@@ -38,7 +38,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_there_are_exactly_as_many_rows_as_frames(samples: int) -> None:
     model = tiny()
     waveform = np.resize(speech_like(1.0), samples)
-    assert layer_features(model, 1, waveform).shape == (num_frames(samples), 16)
+    assert features_of_layers(model, [1], waveform)[0].shape == (num_frames(samples), 16)
     parts = [(first, len(states[0])) for first, states in layer_chunks(model, [1], waveform)]
     assert [first for first, _ in parts] == np.cumsum([0, *(length for _, length in parts)])[: len(parts)].tolist()
     assert all(length <= num_frames(CHUNK_SECONDS * 16_000) for _, length in parts)
@@ -61,7 +61,7 @@ def test_parts_of_a_long_utterance_know_nothing_of_each_other() -> None:
     waveform = np.concatenate([speech_like(20.0, seed) for seed in range(2)])
     other = waveform.copy()
     other[20 * 16_000 + 400 :] = speech_like(20.0, 7)[400:]
-    whole, changed = layer_features(model, 2, waveform), layer_features(model, 2, other)
+    whole, changed = features_of_layers(model, [2], waveform)[0], features_of_layers(model, [2], other)[0]
     half = num_frames(len(waveform)) // 2
     assert torch.equal(whole[:half], changed[:half])
     assert not torch.equal(whole[half:], changed[half:])

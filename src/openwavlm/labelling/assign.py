@@ -324,8 +324,9 @@ def _label_pack(task: _Task) -> None:
             parts = [ShardParts(target.output, index, _book_key(target.codebook)) for target in task.targets]
             write_parts(parts, index, task.shards, lambda some: _computer(index, task, some), sizes, _gpus(task))
             gpus = [", ".join(sorted({part.computed_on(shard) or "" for shard in task.shards} - {""})) for part in parts]
-            joined = lambda row: [part.labels(row) for part in parts]  # noqa: E731
-            results = write_packs(folders, task.targets[0].pack, index, task.shards, joined, sizes)
+            results = write_packs(
+                folders, task.targets[0].pack, index, task.shards, lambda row: [part.labels(row) for part in parts], sizes
+            )
     for target, result, gpu in zip(task.targets, results, gpus, strict=True):
         record = result.record | ({"computed_on": gpu} if gpu else {})
         write_json(target.done_file, {"task": target.key, "record": record, "label_counts": result.label_counts.tolist()})

@@ -107,8 +107,3 @@ def features_of_layers(model: WavLM, layers: Sequence[int], waveform: np.ndarray
     if not parts:
         return [torch.zeros(0, model.config.dim) for _ in layers]
     return [torch.cat(of_layer).cpu() for of_layer in zip(*parts, strict=True)]
-
-
-def layer_features(model: WavLM, layer: int, waveform: np.ndarray) -> Tensor:
-    """Features of one layer of one utterance, float32 (frames, dim) on the CPU, one row a model frame; as `layer_chunks`."""
-    return features_of_layers(model, [layer], waveform)[0]

@@ -18,8 +18,6 @@ _FREE_GROUPS = (
     "probes",
 )  # may differ between launches: they do not change the trajectory
 _FREE_KEYS = ("stop_after", "allow_change", "debug", "model.recompute")
-# Keys that came after the first runs: at their default, null, they are no part of what a run or a stage of iterate is known by.
-_LATER_KEYS = ("loss.targets",)
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -40,8 +38,8 @@ def _is_free(key: str) -> bool:
 
 def trajectory(config: dict[str, Any]) -> dict[str, Any]:
     """The flattened keys of a config that decide what comes out, and not where or how watchfully it is computed."""
-    flat = {key: value for key, value in flatten(config).items() if not _is_free(key)}
-    return {key: value for key, value in flat.items() if value is not None or key not in _LATER_KEYS}
+    # Null is no choice: a key that came after a run began is null there, and the run is still known by the same keys.
+    return {key: value for key, value in flatten(config).items() if value is not None and not _is_free(key)}
 
 
 def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -31,15 +31,20 @@ class _Pass:
 
     Attributes:
         inertia: Sum of the squared distances to the nearest centroid.
-        sums: float64 (clusters, dim), of the frames of each cluster.
-        counts: int64 (clusters,), frames of each cluster.
+        totals: float64 (clusters, dim + 1): the sum of the frames of each cluster, and how many they are.
+        labels: int64 (places,), the nearest centroid of this process's frames; -1 where there is none.
         distances: float32 (places,), of this process's frames.
     """
 
     inertia: float
-    sums: Tensor
-    counts: Tensor
+    totals: Tensor
+    labels: Tensor
     distances: Tensor
+
+    @property
+    def counts(self) -> Tensor:
+        """Frames of each cluster: int64 (clusters,)."""
+        return self.totals[:, -1].long()
 
 
 @dataclass(frozen=True)
@@ -139,8 +144,9 @@ def _lloyd(
 ) -> _Fit:
     inertias: list[float] = []
     reseeded = 0
+    found: _Pass | None = None
     for iteration in range(iterations + 1):
-        found = _pass(frames, squares, centroids)
+        found = _pass(frames, squares, centroids, found)
         inertias.append(found.inertia)
         report("k-means", iteration, found.inertia / frames.count)
         empty = (found.counts == 0).nonzero()[:, 0]
@@ -150,29 +156,45 @@ def _lloyd(
             break
         moved = centroids.double()
         used = found.counts > 0
-        moved[used] = found.sums[used] / found.counts[used, None]
+        moved[used] = found.totals[used, :-1] / found.totals[used, -1:]
         centroids = moved.float()
         centroids[empty[: len(farthest)]] = farthest
         reseeded += len(farthest)
+    assert found is not None
     return _Fit(centroids, inertias, found.counts, reseeded)
 
 
-def _pass(frames: ChunkedFrames, squares: Tensor, centroids: Tensor) -> _Pass:
+def _pass(frames: ChunkedFrames, squares: Tensor, centroids: Tensor, before: _Pass | None) -> _Pass:
+    """Adds up only the frames that changed their cluster: sums are exact, so those of the pass before go on."""
     clusters, dim = centroids.shape
     there = centroids.to(frames.device)
     own_squares, directions = there.square().sum(dim=1), there.T.contiguous()
     distances = torch.zeros(len(frames.features), device=frames.device)
+    labels = torch.full((len(frames.features),), -1, device=frames.device)
 
-    def nearest(chunk: Chunk, sums: Tensor) -> None:
-        best, labels = torch.addmm(own_squares, chunk.frames, directions, alpha=-2).min(dim=1)
+    def nearest(chunk: Chunk, changes: Tensor) -> None:
+        best, new = torch.addmm(own_squares, chunk.frames, directions, alpha=-2).min(dim=1)
         distances[chunk.places] = best.add_(squares[chunk.places]).clamp_(min=0)
-        sums[:, :dim].index_add_(0, labels, chunk.frames.double())
-        sums[:, dim] += torch.bincount(labels, minlength=clusters)
+        labels[chunk.places] = new
+        if before is None:
+            _add(changes, new, chunk.frames, 1)
+        else:
+            old = before.labels[chunk.places]
+            moved = (new != old).nonzero()[:, 0]
+            _add(changes, new[moved], chunk.frames[moved], 1)
+            _add(changes, old[moved], chunk.frames[moved], -1)
 
-    # The last column counts frames: such sums are exact too.
-    sums = frames.accumulated(nearest, (clusters, dim + 1)).cpu()
+    totals = frames.accumulated(nearest, (clusters, dim + 1)).cpu()
+    if before is not None:
+        totals += before.totals
     inertia = frames.by_chunk(lambda chunk: distances[chunk.places].sum(dtype=torch.float64).cpu(), 1).sum()
-    return _Pass(float(inertia), sums[:, :dim], sums[:, dim].long(), distances)
+    return _Pass(float(inertia), totals, labels, distances)
+
+
+def _add(totals: Tensor, labels: Tensor, frames: Tensor, sign: int) -> None:
+    """Adds frames, or with sign -1 takes them away, in the sums and counts of their clusters."""
+    totals[:, :-1].index_add_(0, labels, frames.double(), alpha=sign)
+    totals[:, -1] += sign * torch.bincount(labels, minlength=len(totals))
 
 
 def _farthest(frames: ChunkedFrames, squares: Tensor, distances: Tensor, wanted: int) -> Tensor:

@@ -10,7 +10,7 @@ from openwavlm.randomness import uniform, words
 from openwavlm.targets.chunks import Chunk, ChunkedFrames
 
 SEEDING_FRAMES_PER_CLUSTER = 64
-_CHUNK_FRAMES = 1024
+_CHUNK_FRAMES = 4096
 # A product with 32 candidates takes hardly longer than one with 8.
 _ROUND = 4
 

@@ -1,5 +1,6 @@
 """A new run whose encoder begins as that of a checkpoint, of any dialect: domain adaptation, or WavLM from a HuBERT."""
 
+import json
 import logging
 from dataclasses import fields
 from pathlib import Path
@@ -33,7 +34,8 @@ def begin_from(model: WavLM, path: Path | str) -> dict[str, Any]:
         path: A checkpoint that `load_checkpoint` reads.
 
     Returns:
-        What binds the run to it, for `run.json`: path, dialect, hash of the model, what was left out and made.
+        What binds the run to it, for `run.json`: path, dialect, hash of the model, what was left out and made, and, where its folder
+        says it, what it was trained on (`openwavlm.json`).
 
     Raises:
         ValueError: As `load_checkpoint` does; if the run's model has another architecture or normalisation.
@@ -69,7 +71,13 @@ def _record(path: Path | str, hashed: str, account: Account) -> dict[str, Any]:
         "model": hashed,
         "left_out": account.ignored,
         "made": account.created,
+        "trained_on": _trained_on(Path(path)),
     }
+
+
+def _trained_on(path: Path) -> dict[str, Any] | None:
+    about = (path if path.is_dir() else path.parent) / "openwavlm.json"
+    return json.loads(about.read_text()).get("trained_on") if about.is_file() else None
 
 
 def check_same_architecture(run: WavLMConfig, checkpoint: WavLMConfig, origin: Path | str, *, neutral: bool = False) -> None:

@@ -111,15 +111,19 @@ def export_run(
 
 
 def _trained_on(run: Path, fingerprints: dict[str, str]) -> dict[str, Any]:
-    """Which voices the model heard: the run's split, its shard sets, and, where the run noted them, their sources."""
+    """Which voices the model heard: the run's split, its shard sets, their sources where noted, and what it heard before the run."""
     data = read_config(run / "config.yaml")["data"]
     shards = {name.removeprefix("shards."): value for name, value in fingerprints.items() if name.startswith("shards.")}
     apart = set(data.get("validation") or {})
     found = {name: data[name] for name in ("validation_share", "split_seed")}
     found |= {"indexes": sorted(value for name, value in shards.items() if name not in apart)}
     found |= {"validation_indexes": sorted(value for name, value in shards.items() if name in apart)}
-    sources = RunRecord(run).content.get("sources")
-    return found | ({} if sources is None else {"sources": sources})
+    noted = RunRecord(run).content
+    if "sources" in noted:
+        found["sources"] = noted["sources"]
+    if "init_from" in noted:
+        found["before"] = noted["init_from"].get("trained_on")
+    return found
 
 
 def _check_format_of(output: Path, format: str) -> None:

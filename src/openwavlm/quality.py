@@ -192,6 +192,8 @@ def _heard(asked: Asked, index: Index, stores: Mapping[Path, LabelStore]) -> dic
     known = json.loads(about.read_text()) if asked.encoder and about.is_file() else {}
     if "trained_on" in known:
         found[f"the model {asked.encoder}"] = known["trained_on"]
+        if known["trained_on"].get("before", known["trained_on"]) is None:
+            log.warning(f"{asked.encoder} began as a model that does not say what it was trained on: it may have heard any voice")
     elif index.fingerprint in known.get("fingerprints", {}).values() and asked.held_out is None:
         raise ValueError(
             f"a model is judged on voices that it was not trained on, but {asked.encoder} was trained on {index.path}: give held_out= and "

@@ -97,11 +97,15 @@ def test_a_run_begins_as_the_checkpoint_with_a_new_head_and_goes_on_without_it(f
     assert len(table(tmp_path / "run")) == 4
     about = json.loads((export_run(tmp_path / "run", tmp_path / "out") / "openwavlm.json").read_text())
     assert about["init_from"] == {"model": record["model"], "dialect": "Microsoft"}
+    begun = json.loads((microsoft.parent / "openwavlm.json").read_text())["trained_on"]
+    assert about["trained_on"] == begun | {"before": None}, "the same voices again, and a lone file does not say what it heard"
 
 
 def test_two_processes_begin_as_one_does(microsoft, data, tmp_path):
     overrides = [*SHORT, *data, f"init_from={microsoft}"]
     assert launch(overrides, tmp_path / "one") == [0]
+    known, record = ((folder / name) for folder, name in ((microsoft.parent, "openwavlm.json"), (tmp_path / "one", "run.json")))
+    assert json.loads(record.read_text())["init_from"]["trained_on"] == json.loads(known.read_text())["trained_on"]
     assert launch(overrides, tmp_path / "two", world_size=2) == [0, 0]
     losses = [[float(row["loss"]) for row in table(tmp_path / name)] for name in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(losses[0]) == 4

@@ -303,6 +303,15 @@ def test_labels_of_known_audio_are_carried_over_and_the_rest_computed(
         assign_labels(grown, codebook, tmp_path / "carried", carry_from=labels)
     assert len(read) == 4
     assert files_of(tmp_path / "carried") == files_of(tmp_path / "computed")
+    on_gpu = tmp_path / "on-gpu"
+    shutil.copytree(labels, on_gpu)
+    meta = json.loads((on_gpu / "meta.json").read_text())
+    meta["packs"][0]["computed_on"] = "GPU A, GPU B"
+    (on_gpu / "meta.json").write_text(json.dumps(meta))
+    noted = assign_labels(grown, codebook, tmp_path / "noted", carry_from=on_gpu)
+    assert noted is not None and {pack["computed_on"] for pack in noted["packs"]} == {"GPU A, GPU B"}, (
+        "carried labels may be a GPU's"
+    )
     fit_codebook([shards], tmp_path / "km", clusters=4, seed=1, **FIT)
     with pytest.raises(ValueError, match="carried over from the same codebook alone"):
         assign_labels(grown, tmp_path / "km", tmp_path / "other", carry_from=labels)

@@ -200,6 +200,25 @@ def test_recordings_of_another_source_were_not_heard(place: Path, tmp_path: Path
     assert unheard_rows(index, heard | {"validation_indexes": [index.fingerprint]}).all()
 
 
+def test_what_a_model_heard_before_it_was_trained_on_is_heard(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = Index.open(place / "shards")
+    other = {"validation_share": 0.0, "split_seed": 0, "sources": ["elsewhere"]}
+    half = {"validation_share": 0.5, "split_seed": 0, "indexes": [index.fingerprint]}
+    held_out = validation_rows(index, share=0.5, split_seed=0)
+    assert unheard_rows(index, other).all()
+    assert (unheard_rows(index, other | {"before": half}) == held_out).all() and held_out.any() and not held_out.all()
+    assert (unheard_rows(index, other | {"before": other | {"before": half}}) == held_out).all()
+    shutil.copytree(place / "model", tmp_path / "model")
+    for before, warned in ((None, True), (half, False)):
+        (tmp_path / "model" / "openwavlm.json").write_text(json.dumps({"trained_on": other | {"before": before}}))
+        caplog.clear()
+        result, _ = judge(asked(place, tmp_path / str(warned), encoder=str(tmp_path / "model"), layers=[1]))
+        assert ("began as a model that does not say what it was trained on" in caplog.text) == warned
+    assert result["judged"]["utterances"] == held_out.sum()
+
+
 def test_alignments_that_fit_too_few_recordings_are_refused(place: Path, tmp_path: Path) -> None:
     lines = (place / "phones.tsv").read_text().splitlines()
     some = tmp_path / "some.tsv"

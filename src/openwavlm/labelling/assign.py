@@ -319,19 +319,27 @@ def _label_pack(task: _Task) -> None:
             assert task.carry_from is not None
             carried = carrier(index, task.carry_from)
             results = write_packs(folders, task.targets[0].pack, index, task.shards, lambda row: [carried(row)], sizes)
-            parts, gpus = [], [""] * len(task.targets)
+            parts: list[ShardParts] = []
         else:
             parts = [ShardParts(target.output, index, _book_key(target.codebook)) for target in task.targets]
             write_parts(parts, index, task.shards, lambda some: _computer(index, task, some), sizes, _gpus(task))
-            gpus = [", ".join(sorted({part.computed_on(shard) or "" for shard in task.shards} - {""})) for part in parts]
             results = write_packs(
                 folders, task.targets[0].pack, index, task.shards, lambda row: [part.labels(row) for part in parts], sizes
             )
-    for target, result, gpu in zip(task.targets, results, gpus, strict=True):
-        record = result.record | ({"computed_on": gpu} if gpu else {})
+    gpus = _gpus_of_carried(task.carry_from)
+    for number, (target, result) in enumerate(zip(task.targets, results, strict=True)):
+        own = {gpu for shard in task.shards if parts and (gpu := parts[number].computed_on(shard))}
+        names = sorted(gpus | own)
+        record = result.record | ({"computed_on": ", ".join(names)} if names else {})
         write_json(target.done_file, {"task": target.key, "record": record, "label_counts": result.label_counts.tolist()})
     for part in parts:
         part.remove(task.shards)
+
+
+def _gpus_of_carried(labels: Path | None) -> set[str]:
+    """The GPUs that may have computed labels that are carried over."""
+    packs = LabelPacks.open(labels).meta["packs"] if labels else []
+    return {name for pack in packs if "computed_on" in pack for name in pack["computed_on"].split(", ")}
 
 
 def _gpus(task: _Task) -> list[str | None]:

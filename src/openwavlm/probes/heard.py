@@ -15,12 +15,17 @@ def unheard_rows(index: Index, heard: Mapping[str, Any], other: Index | None = N
     Args:
         index: The shard set that is to be judged on.
         heard: `validation_share` and `split_seed` of the fit; where they are known its `indexes` (fingerprints), the `sources` that
-            it drew from, and `validation_indexes`, sets that it held out as a whole.
+            it drew from, and `validation_indexes`, sets that it held out as a whole; `before`, the same of the model that it began as.
         other: A shard set; if all that was fitted on is in it, voices that it does not have are unheard.
 
     Returns:
-        bool (rows,), True where the fit's own split holds the voice out, or the voice was not there to be heard.
+        bool (rows,), True where the fit's own split holds the voice out, or the voice was not there to be heard, before it too.
     """
+    unheard = _unheard_in(index, heard, other)
+    return unheard & unheard_rows(index, heard["before"], other) if heard.get("before") else unheard
+
+
+def _unheard_in(index: Index, heard: Mapping[str, Any], other: Index | None) -> np.ndarray:
     if index.fingerprint in heard.get("validation_indexes", []):
         return np.ones(len(index), dtype=bool)
     unheard = validation_rows(index, share=float(heard["validation_share"]), split_seed=int(heard["split_seed"]))

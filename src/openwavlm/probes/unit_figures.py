@@ -164,7 +164,7 @@ def _figures(tally: UnitTally) -> dict[str, float]:
         "pnmi": quality.pnmi_corrected if quality else nan,
         "used": used_clusters(counts) / len(counts),
         "perplexity": perplexity(counts),
-        "run_frames": float((np.arange(len(tally.run_lengths)) * tally.run_lengths).sum() / tally.run_lengths.sum()),
+        "run_frames": float((np.arange(len(tally.run_lengths)) * tally.run_lengths).sum() / max(tally.run_lengths.sum(), 1)),
         "run_median": float(np.searchsorted(np.cumsum(tally.run_lengths), tally.run_lengths.sum() / 2)),
         "speaker_information": phone_quality(tally.by_speaker).pnmi_corrected if several else 0.0,
     }

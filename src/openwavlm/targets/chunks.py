@@ -213,4 +213,4 @@ def snap_to_grid(frames: ChunkedFrames) -> None:
     exponent = torch.frexp(largest).exponent
     scale = torch.exp2((_EXACT_BITS - max(frames.count - 1, 1).bit_length() - exponent).double()).to(frames.features.device)
     for part in frames.features.split(frames.chunk):
-        part.copy_((part.double() * scale).round_() / scale)
+        part.copy_((part * scale).round_().div_(scale))

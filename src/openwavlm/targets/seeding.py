@@ -42,35 +42,42 @@ def _chosen(own: ChunkedFrames, clusters: int, seed: int, start: int) -> list[in
     squares = torch.cat(own.each(lambda part: part.frames.square().sum(dim=1)))
     trials = 2 + int(math.log(clusters))
     chosen = [int(_draws(seed, start, 0, 1)[0] * len(frames))]
-    nearest = torch.cat(_distances(own, squares, frames[chosen]), dim=1)[0]
+    nearest = _distances(own, squares, frames[chosen])[0].clone()
     while len(chosen) < clusters:
         reach = np.cumsum(nearest.cpu().numpy(), dtype=np.float64)
         drawn = np.searchsorted(reach, _draws(seed, start, len(chosen), _ROUND * trials) * reach[-1], side="right")
         drawn = drawn.clip(max=len(frames) - 1)
         distances = _distances(own, squares, frames[torch.from_numpy(drawn).to(device)])
+        potentials = _potentials(own, distances, nearest)
         for _ in range(min(_ROUND, clusters - len(chosen))):
-            best = int(_potentials(own, distances, nearest).argmin())
-            nearest = torch.minimum(nearest, torch.cat([part[best] for part in distances]))
+            best = int(potentials.argmin())
             chosen.append(int(drawn[best]))
+            # Hardly any frame is nearer to the new one: the potentials change by those alone.
+            nearer = (distances[best] < nearest).nonzero()[:, 0]
+            there, before, after = distances[:, nearer], nearest[nearer], distances[best, nearer]
+            potentials -= (torch.minimum(there, before).double() - torch.minimum(there, after).double()).sum(dim=1)
+            nearest[nearer] = after
     return chosen
 
 
-def _distances(own: ChunkedFrames, squares: Tensor, candidates: Tensor) -> list[Tensor]:
-    """Squared distances of the frames of each chunk to each candidate: float32 (candidates, frames)."""
-    own_squares = candidates.square().sum(dim=1)[:, None]
+def _distances(own: ChunkedFrames, squares: Tensor, candidates: Tensor) -> Tensor:
+    """Squared distances of the frames to each candidate: float32 (candidates, frames)."""
+    own_squares, directions = candidates.square().sum(dim=1), candidates.T.contiguous()
+    found = torch.empty(len(candidates), len(own.features), device=own.device)
 
-    def distances(part: Chunk) -> Tensor:
-        products = torch.addmm(own_squares, candidates, part.frames.T, alpha=-2)
-        return products.add_(squares[part.places]).clamp_(min=0)
+    def distances(part: Chunk) -> None:
+        products = torch.addmm(own_squares, part.frames, directions, alpha=-2)
+        found[:, part.places] = products.T.add(squares[part.places]).clamp_(min=0)
 
-    return own.each(distances)
+    own.each(distances)
+    return found
 
 
-def _potentials(own: ChunkedFrames, distances: list[Tensor], nearest: Tensor) -> Tensor:
+def _potentials(own: ChunkedFrames, distances: Tensor, nearest: Tensor) -> Tensor:
     """Sum of the squared distances to what is chosen and each candidate: float64 (candidates,)."""
 
     def potential(part: Chunk) -> Tensor:
-        return torch.minimum(distances[part.number], nearest[part.places]).sum(dim=1, dtype=torch.float64)
+        return torch.minimum(distances[:, part.places], nearest[part.places]).sum(dim=1, dtype=torch.float64)
 
     return torch.stack(own.each(potential)).sum(dim=0)
 

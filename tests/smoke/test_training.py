@@ -248,6 +248,8 @@ def test_a_branch_follows_its_stem_and_then_decays(data, tmp_path):
     assert launch([*overrides, "optim.updates=40", "stop_after=14"], stem) == [0]
     assert sorted(int(path.stem[5:]) for path in stem.glob("checkpoints/*.ckpt")) == [6, 12, 14]
     ends = [*overrides, "optim.updates=15", f"branch_from={stem / 'checkpoints/step-00000012.ckpt'}"]
+    branch.mkdir()
+    (branch / "metrics.csv").write_bytes((stem / "metrics.csv").read_bytes()[:300])  # killed while it was copied
     assert launch(ends, branch) == [0]
     first, second = table(stem), table(branch)
     assert [row["lr"] for row in first] == ["0.001"] * 14

@@ -1,14 +1,13 @@
 """A run that begins at another run's checkpoint: the same trajectory up to there, another end (a decay from a stable rate, say)."""
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from openwavlm.training.checkpoint import verified
+from openwavlm.training.checkpoint import verified, write_atomically
 from openwavlm.training.optim import Optim
 from openwavlm.training.run_directory import changed_keys, read_config, refuse_changes
 
@@ -79,8 +78,8 @@ def begin_branch(
     check()
     _check_rate(int(checkpoint.stem.split("-")[1]), optim, _optim_of(read_config(parent / "config.yaml")), checkpoint)
     for name in ("metrics.csv", "validation.csv"):
-        if (parent / name).is_file() and not (directory / name).exists():
-            shutil.copyfile(parent / name, directory / name)
+        if (parent / name).is_file():  # also in place of what a launch left that was killed before its first checkpoint
+            write_atomically(directory / name, (parent / name).read_bytes())
     log.info("branching from %s", checkpoint)
     return changes
 

@@ -116,6 +116,21 @@ def test_a_codebook_that_heard_the_validation_set_is_refused(place: Place, tmp_p
     )
 
 
+def test_a_validation_set_that_is_trained_on_is_refused(place: Place, tmp_path: Path) -> None:
+    fit_codebook([place.heldout], tmp_path / "codebook", clusters=10, min_frames_per_cluster=20, validation_share=0)
+    assign_labels(place.shards, tmp_path / "codebook", tmp_path / "labels")
+    shutil.copytree(place.corpus / "spk00", tmp_path / "some" / "spk00")
+    some = make_shard_set(tmp_path, corpus=tmp_path / "some", source="other")
+    for shards, count in ((place.shards, 24), (some, 4)):
+        assign_labels(shards, tmp_path / "codebook", tmp_path / f"dev-{count}")
+        dev = f"+data.validation.dev={{shards: {shards}, labels: {tmp_path}/dev-{count}}}"
+        refused(
+            rf"must not be trained on, but {count} of the {count} rows of data.validation.dev \(.*\) have audio of data.sources.speech",
+            [*place.data(tmp_path / "labels"), "data.validation_share=0", dev],
+            tmp_path / "run",
+        )
+
+
 def test_a_label_every_ten_milliseconds_is_refused(place: Place, tmp_path: Path) -> None:
     by_name = shutil.copytree(place.folder / "labels-10", tmp_path / "by-name")
     meta = json.loads((by_name / "meta.json").read_text())

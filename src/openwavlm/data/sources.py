@@ -20,6 +20,7 @@ from openwavlm.targets.labels import LabelStore
 
 _SOURCE_KEYS = ("shards", "labels", "weight", "share")
 _UNIGRAM_ROWS = 20_000
+_BLOCK_ROWS = 2**20
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,23 @@ def _check_label_folders(key: str, labels: Any) -> None:
         )
 
 
+def _shared_rows(index: Index, other: Index) -> int:
+    """How many rows of an index are audio of another, to the sample, as rows or clips inside joined ones."""
+    members = index.members
+    wanted = np.unique(np.concatenate([index.pcm, members["pcm"]]))
+    if not len(wanted):
+        return 0
+    found = np.zeros(len(wanted), dtype=bool)
+    for audio in (other.pcm, other.members["pcm"]):
+        for first in range(0, len(audio), _BLOCK_ROWS):  # millions of rows are passed through once and never sorted or copied
+            block = audio[first : first + _BLOCK_ROWS]
+            place = np.minimum(np.searchsorted(wanted, block), len(wanted) - 1)
+            found[place[wanted[place] == block]] = True
+    shared = np.isin(index.pcm, wanted[found])
+    shared[members["row"][np.isin(members["pcm"], wanted[found])]] = True
+    return int(shared.sum())
+
+
 @dataclass
 class OpenData:
     """The sources of a run, opened and checked.
@@ -141,7 +159,8 @@ class OpenData:
 
     Raises:
         ValueError: If a folder is missing, damaged, of a newer format, or labels and shards do not belong together; if the codebooks
-            differ, are not used or heard held-out speakers; if nothing of a source is left to train on.
+            differ, are not used or heard held-out speakers; if a validation set has audio of a source; if nothing of a source is left
+            to train on.
     """
 
     data: Data
@@ -170,6 +189,7 @@ class OpenData:
             for name, index in self.indexes.items()
         }
         self._held_out |= {name: np.ones(len(self.indexes[name]), dtype=bool) for name in self.data.validation}
+        self._check_validation_is_not_trained_on()
         for name, index in self.indexes.items():
             if name in self.data.validation:
                 continue
@@ -229,6 +249,18 @@ class OpenData:
                 f"{self.data.validation_share}, split_seed={self.data.split_seed}): set data.validation_share and data.split_seed to the "
                 "codebook's, or fit the codebook again with the run's"
             )
+
+    def _check_validation_is_not_trained_on(self) -> None:
+        for name in self.data.validation:
+            index = self.indexes[name]
+            for source in self.data.sources:
+                shared = _shared_rows(index, self.indexes[source])
+                if shared:
+                    raise ValueError(
+                        f"a validation set must not be trained on, but {shared} of the {len(index)} rows of data.validation.{name} "
+                        f"({index.path}) have audio of data.sources.{source} ({self.indexes[source].path}): take them out of one of the "
+                        "two, or name other shards"
+                    )
 
     @property
     def stores(self) -> dict[str, LabelStore]:

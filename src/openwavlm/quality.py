@@ -192,7 +192,7 @@ def _heard(asked: Asked, index: Index, stores: Mapping[Path, LabelStore]) -> dic
     known = json.loads(about.read_text()) if asked.encoder and about.is_file() else {}
     if "trained_on" in known:
         found[f"the model {asked.encoder}"] = known["trained_on"]
-        if known["trained_on"].get("before", known["trained_on"]) is None:
+        if not _says_all(known):
             log.warning(f"{asked.encoder} began as a model that does not say what it was trained on: it may have heard any voice")
     elif index.fingerprint in known.get("fingerprints", {}).values() and asked.held_out is None:
         raise ValueError(
@@ -201,6 +201,16 @@ def _heard(asked: Asked, index: Index, stores: Mapping[Path, LabelStore]) -> dic
             "set allow_overlap=true"
         )
     return found
+
+
+def _says_all(about: Mapping[str, Any]) -> bool:
+    """Whether an `openwavlm.json` says of every model that this one began as what it was trained on."""
+    heard = about["trained_on"]
+    if "init_from" in about and "before" not in heard:  # exported before this was noted
+        return False
+    while heard is not None and "before" in heard:
+        heard = heard["before"]
+    return heard is not None
 
 
 def _fitted_set(asked: Asked, index: Index, rows: np.ndarray, judged: Judged) -> ProbeSet:

@@ -197,7 +197,9 @@ def test_recordings_of_another_source_were_not_heard(place: Path, tmp_path: Path
     heard = {"validation_share": 0.0, "split_seed": 0}
     assert not unheard_rows(index, heard).any() and not unheard_rows(index, heard | {"sources": ["dev"]}).any()
     assert unheard_rows(index, heard | {"sources": ["synthetic", ""]}).all()
-    assert unheard_rows(index, heard | {"validation_indexes": [index.fingerprint]}).all()
+    held_out = heard | {"validation_indexes": [index.fingerprint]}
+    assert unheard_rows(index, held_out).all()
+    assert not unheard_rows(index, held_out | {"indexes": [index.fingerprint]}).any(), "what was trained on was heard"
 
 
 def test_what_a_model_heard_before_it_was_trained_on_is_heard(
@@ -211,10 +213,19 @@ def test_what_a_model_heard_before_it_was_trained_on_is_heard(
     assert (unheard_rows(index, other | {"before": half}) == held_out).all() and held_out.any() and not held_out.all()
     assert (unheard_rows(index, other | {"before": other | {"before": half}}) == held_out).all()
     shutil.copytree(place / "model", tmp_path / "model")
-    for before, warned in ((None, True), (half, False)):
-        (tmp_path / "model" / "openwavlm.json").write_text(json.dumps({"trained_on": other | {"before": before}}))
+    begun = {"init_from": {"model": "abc", "dialect": "Microsoft"}}
+    for number, (about, warned) in enumerate(
+        [
+            ({"trained_on": other | {"before": None}}, True),
+            ({"trained_on": other | {"before": other | {"before": None}}}, True),
+            ({"trained_on": other} | begun, True),
+            ({"trained_on": other}, False),
+            ({"trained_on": other | {"before": half}} | begun, False),
+        ]
+    ):
+        (tmp_path / "model" / "openwavlm.json").write_text(json.dumps(about))
         caplog.clear()
-        result, _ = judge(asked(place, tmp_path / str(warned), encoder=str(tmp_path / "model"), layers=[1]))
+        result, _ = judge(asked(place, tmp_path / str(number), encoder=str(tmp_path / "model"), layers=[1]))
         assert ("began as a model that does not say what it was trained on" in caplog.text) == warned
     assert result["judged"]["utterances"] == held_out.sum()
 

@@ -26,12 +26,12 @@ def unheard_rows(index: Index, heard: Mapping[str, Any], other: Index | None = N
 
 
 def _unheard_in(index: Index, heard: Mapping[str, Any], other: Index | None) -> np.ndarray:
-    if index.fingerprint in heard.get("validation_indexes", []):
-        return np.ones(len(index), dtype=bool)
     unheard = validation_rows(index, share=float(heard["validation_share"]), split_seed=int(heard["split_seed"]))
     indexes = heard.get("indexes", [])
     if index.fingerprint in indexes:
         return unheard
+    if index.fingerprint in heard.get("validation_indexes", []):
+        return np.ones(len(index), dtype=bool)
     sources = heard.get("sources")
     if sources is not None:
         # A row without a source could be of any.

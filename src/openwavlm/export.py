@@ -19,7 +19,7 @@ from openwavlm.cli import command
 from openwavlm.models.pretraining import WavLMForPretraining
 from openwavlm.models.wavlm import WavLM
 from openwavlm.training.checkpoint import named_checkpoint, write_atomically
-from openwavlm.training.run_directory import RunRecord, read_config
+from openwavlm.training.run_directory import RunRecord, heard_data, other_data, read_config
 
 log = logging.getLogger(__name__)
 
@@ -111,19 +111,16 @@ def export_run(
 
 
 def _trained_on(run: Path, fingerprints: dict[str, str]) -> dict[str, Any]:
-    """Which voices the model heard: the run's split, its shard sets, their sources where noted, and what it heard before the run."""
-    data = read_config(run / "config.yaml")["data"]
-    shards = {name.removeprefix("shards."): value for name, value in fingerprints.items() if name.startswith("shards.")}
-    apart = set(data.get("validation") or {})
-    found = {name: data[name] for name in ("validation_share", "split_seed")}
-    found |= {"indexes": sorted(value for name, value in shards.items() if name not in apart)}
-    found |= {"validation_indexes": sorted(value for name, value in shards.items() if name in apart)}
+    """Which voices the model heard: the run's split, its shard sets, their sources where noted, and, as `before`, other data of its
+    earlier launches and what it heard before the run."""
+    found = heard_data(read_config(run / "config.yaml")["data"], fingerprints)
     noted = RunRecord(run).content
+    before = {"before": noted["init_from"].get("trained_on")} if "init_from" in noted else {}
+    for earlier in other_data(noted.get("heard", []), found):
+        before = {"before": earlier | before}
     if "sources" in noted:
         found["sources"] = noted["sources"]
-    if "init_from" in noted:
-        found["before"] = noted["init_from"].get("trained_on")
-    return found
+    return found | before
 
 
 def _check_format_of(output: Path, format: str) -> None:

@@ -143,8 +143,8 @@ def _train(
     if together(lambda: fingerprints) != on_rank_zero(lambda: fingerprints):
         raise ValueError("the ranks read different data: the shards, labels or noise on this node differ from rank 0's")
     record = RunRecord(directory)
+    record.hear(values["data"], fingerprints, opened.source_names())
     record.check_fingerprints(fingerprints, list(values["allow_change"]))
-    record.content["sources"] = sorted({*record.content.get("sources", []), *opened.source_names()})
     found = on_rank_zero(lambda: newest_checkpoint(directory / "checkpoints"))
     embeddings = [parts["head"].special_rows + size for size in opened.classes]
     if found is not None:
@@ -161,6 +161,7 @@ def _train(
                 lambda: check_head(found, embeddings, fingerprints),
             )
         )
+        record.inherit(RunRecord(found.resolve().parents[1]))
     state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)["openwavlm"] if found else None
     start = int(state["step"]) if state else 0
     stop_after = values["stop_after"]

@@ -10,12 +10,15 @@ import transformers
 
 import openwavlm
 from openwavlm.checkpoints.fairseq import microsoft_bytes
+from openwavlm.data.index import Index
 from openwavlm.export import export_run
 from openwavlm.extract import extract_features_of_folder
+from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.teacher import model_hash
+from openwavlm.probes.heard import unheard_rows
 from openwavlm.train import train
 from runs import SETTINGS, compose, launch, make_data, table, weights
-from synthetic import write_speech_like
+from synthetic import make_shard_set, write_speech_like
 
 SHORT = [*SETTINGS, "optim.updates=4", "callbacks.checkpoint_every=2", "callbacks.validate_every=0", "health.enabled=false"]
 FRESH = "label_embeddings"
@@ -109,6 +112,49 @@ def test_two_processes_begin_as_one_does(microsoft, data, tmp_path):
     assert launch(overrides, tmp_path / "two", world_size=2) == [0, 0]
     losses = [[float(row["loss"]) for row in table(tmp_path / name)] for name in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(losses[0]) == 4
+
+
+def test_a_branch_says_what_its_run_began_as_and_heard(first, data, tmp_path):
+    begun = export_run(first, tmp_path / "model")
+    overrides = [*SHORT, *data, f"init_from={begun}", "optim.schedule=wsd", "optim.decay_share=0.2"]
+    assert launch([*overrides, "optim.updates=40", "stop_after=2"], tmp_path / "stem") == [0]
+    branch = [*overrides, f"branch_from={tmp_path / 'stem/checkpoints/step-00000002.ckpt'}"]
+    assert launch(branch, tmp_path / "branch") == [0]
+    stem, end = (export_run(tmp_path / name, tmp_path / f"{name}-model") for name in ("stem", "branch"))
+    said = [json.loads((folder / "openwavlm.json").read_text()) for folder in (stem, end)]
+    assert said[1] == said[0] | {"updates": 4} and said[0]["trained_on"]["before"]["sources"] == ["", "synthetic"]
+    changed = [*branch, "data.validation_share=0.1", "allow_change=[data.validation_share]"]
+    assert launch(changed, tmp_path / "other") == [0]
+    about = json.loads((export_run(tmp_path / "other", tmp_path / "other-model") / "openwavlm.json").read_text())
+    assert about["trained_on"] == said[0]["trained_on"] | {"validation_share": 0.1, "before": said[0]["trained_on"]}
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_what_was_heard_before_the_data_changed_was_heard(data, tmp_path, noted):
+    folder = Path(data[1].split("=")[1]).parent
+    one = Index.open(data[0].split("=")[1])
+    other = make_shard_set(tmp_path / "other", speakers=8, utterances=4, seconds=(1.0, 3.0), seed=77, source="other")
+    assign_labels(other, folder / "codebook", tmp_path / "labels")
+    all_heard = [*SHORT, *data, "data.validation_share=0"]
+    assert launch([*all_heard, "stop_after=2"], tmp_path / "run") == [0]
+    record = tmp_path / "run" / "run.json"
+    if not noted:  # a run of before this was noted
+        content = json.loads(record.read_text())
+        del content["heard"]
+        record.write_text(json.dumps(content))
+    before = json.loads((export_run(tmp_path / "run") / "openwavlm.json").read_text())["trained_on"]
+    assert before == {
+        "validation_share": 0,
+        "split_seed": 0,
+        "indexes": [one.fingerprint],
+        "validation_indexes": [],
+        "sources": ["", "synthetic"],
+    }
+    moved = [f"data.sources.speech.shards={other}", f"data.sources.speech.labels={tmp_path / 'labels'}"]
+    assert launch([*SHORT, *data, *moved, "allow_change=[data]"], tmp_path / "run") == [0]
+    after = json.loads((export_run(tmp_path / "run") / "openwavlm.json").read_text())["trained_on"]
+    assert after["before"] == before and after["indexes"] == [Index.open(other).fingerprint]
+    assert not unheard_rows(one, after).any() and not unheard_rows(one, after, Index.open(other)).any()
 
 
 def test_where_a_run_began_is_part_of_it(microsoft, data, tmp_path):

@@ -105,6 +105,32 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def heard_data(data: dict[str, Any], fingerprints: dict[str, str]) -> dict[str, Any]:
+    """Which voices a launch trains on.
+
+    Args:
+        data: The data node of its config.
+        fingerprints: Of its data.
+
+    Returns:
+        `validation_share` and `split_seed`; fingerprints of the shard sets that are trained on, `indexes`, and of those held out as a
+        whole, `validation_indexes`.
+    """
+    shards = {name.removeprefix("shards."): value for name, value in fingerprints.items() if name.startswith("shards.")}
+    apart = set(data.get("validation") or {})
+    return {
+        "validation_share": data["validation_share"],
+        "split_seed": data["split_seed"],
+        "indexes": sorted(value for name, value in shards.items() if name not in apart),
+        "validation_indexes": sorted(value for name, value in shards.items() if name in apart),
+    }
+
+
+def other_data(heard: list[dict[str, Any]], now: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of `RunRecord.heard` that are of other data or another split than `now`, `sources` aside."""
+    return [entry for entry in heard if any(entry[name] != value for name, value in now.items() if name != "sources")]
+
+
 class RunRecord:
     """`run.json`: versions, fingerprints, and one segment a launch.
 
@@ -146,6 +172,29 @@ class RunRecord:
                 "name, or allow_change=[data]"
             )
         self.content["fingerprints"] = fingerprints
+
+    @property
+    def heard(self) -> list[dict[str, Any]]:
+        """What its launches trained on, oldest first: `heard_data` and, where known, `sources`; an older run's, of its newest launch."""
+        if "heard" in self.content or "fingerprints" not in self.content:
+            return list(self.content.get("heard", []))
+        data = read_config(self._path.with_name("config.yaml"))["data"]
+        known = {name: self.content[name] for name in ("sources",) if name in self.content}
+        return [heard_data(data, self.content["fingerprints"]) | known]
+
+    def hear(self, data: dict[str, Any], fingerprints: dict[str, str], sources: set[str]) -> None:
+        """Adds what a launch trains on, before `check_fingerprints` replaces what is known of the launch before it."""
+        now = heard_data(data, fingerprints)
+        self.content["heard"] = [*other_data(self.heard, now), now | {"sources": sorted(sources)}]
+        self.content["sources"] = sorted({*self.content.get("sources", []), *sources})
+
+    def inherit(self, parent: "RunRecord") -> None:
+        """Takes over what the run that this one branches from began as and trained on."""
+        own = self.heard
+        self.content["heard"] = [*(entry for entry in parent.heard if all(other_data([entry], now) for now in own)), *own]
+        self.content["sources"] = sorted({*self.content.get("sources", []), *parent.content.get("sources", [])})
+        if "init_from" in parent.content:
+            self.content["init_from"] = parent.content["init_from"]
 
     def begin_segment(self, segment: dict[str, Any]) -> None:
         """Adds this launch, whose config becomes the run's."""

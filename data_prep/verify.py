@@ -15,7 +15,7 @@ def main(config: DictConfig) -> None:
     """Verifies, prints the verdict, and fails if anything is damaged."""
     result = verify_shards(config.shards, share=config.share, seed=config.seed, workers=config.workers)
     problems = list(result.problems)
-    verdicts = [result.sentence()]
+    verdicts, damaged = [result.sentence()], [str(config.shards)] if problems else []
     if config.labels is not None:
         from openwavlm.labelling.verify import labels_of_teacher, verify_labels
 
@@ -37,12 +37,13 @@ def main(config: DictConfig) -> None:
             verdicts.append(verdict)
             if not labels.passed:
                 problems.append(verdict)
+                damaged.append(str(folder))
     print("\n".join(verdicts))
     if config.json is not None:
         Path(config.json).write_text(json.dumps({"verdicts": verdicts, "problems": problems}, indent=1) + "\n")
     if problems:
         print("\n".join(problems[: config.show]))
-        raise ValueError(f"{len(problems)} problems in {config.shards}: restore the files from a copy, or prepare them again")
+        raise ValueError(f"{len(problems)} problems in {', '.join(damaged)}: restore the files from a copy, or make them again")
 
 
 if __name__ == "__main__":

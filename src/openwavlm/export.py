@@ -124,7 +124,9 @@ def _trained_on(run: Path, fingerprints: dict[str, str]) -> dict[str, Any]:
 
 
 def _check_format_of(output: Path, format: str) -> None:
-    """One folder holds one format: what loads it looks for Hugging Face's files first."""
+    """One folder holds one format, and no shards: what loads it looks for Hugging Face's files first."""
+    if (output / "index").is_dir():
+        raise ValueError(f"a model has a folder of its own, but {output} holds shards: name another output")
     held = [
         *(["huggingface"] if (output / "config.json").is_file() else []),
         *(["torchaudio"] if (file := output / SINGLE_FILE).is_file() and sidecar_of(file).is_file() else []),

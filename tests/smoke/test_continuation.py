@@ -67,6 +67,9 @@ def test_each_format_of_one_run_loads_as_the_same_model(first, tmp_path):
     reference.load_state_dict(torch.load(tmp_path / "torchaudio" / "model.pt", weights_only=True), strict=True)
     with pytest.raises(ValueError, match=r"one folder holds one format, but .* holds torchaudio and format is microsoft"):
         export_run(first, tmp_path / "torchaudio", format="microsoft")
+    (tmp_path / "shards" / "index").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"a model has a folder of its own, but .* holds shards"):
+        export_run(first, tmp_path / "shards")
     with pytest.raises(ValueError, match="format must be one of huggingface, microsoft, torchaudio, but is 'onnx'"):
         export_run(first, format="onnx")
 

@@ -315,6 +315,9 @@ def test_labels_of_known_audio_are_carried_over_and_the_rest_computed(
     fit_codebook([shards], tmp_path / "km", clusters=4, seed=1, **FIT)
     with pytest.raises(ValueError, match="carried over from the same codebook alone"):
         assign_labels(grown, tmp_path / "km", tmp_path / "other", carry_from=labels)
+    with pytest.raises(ValueError, match=r"labels have a folder of their own, but .* holds shards"):
+        assign_labels(shards, codebook, shards)
+    assert not (shards / "meta.json").exists() and not list(shards.glob("pack-*"))
     with pytest.raises(ValueError, match="carry_from and output are both"):
         assign_labels(grown, codebook, labels, carry_from=labels)
 

@@ -229,6 +229,8 @@ def _check_features(books: list[Codebook], codebooks: list[Path], teacher: Path 
 
 def _labelling(output: Path, book: Codebook, index: Index) -> _Labelling:
     existing = None
+    if (output / "index").is_dir():
+        raise ValueError(f"labels have a folder of their own, but {output} holds shards: name another output")
     if (output / "meta.json").is_file():
         existing = LabelPacks.open(output)
         if existing.codebook.hash != book.hash:

@@ -7,7 +7,6 @@ corpus ─ shards ─┬─ codebook ─ labels ─ train ─ export ─ probes 
 import json
 import logging
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ import yaml
 from omegaconf import DictConfig
 
 from openwavlm.build import objects, plain, with_placeholders
-from openwavlm.cli import command, composed
+from openwavlm.cli import command, composed, quoted
 from openwavlm.continuation import check_same_architecture
 from openwavlm.data.atomic import write_json, writer_lock
 from openwavlm.data.index import Index
@@ -38,7 +37,7 @@ from openwavlm.probes.measured import ProbeSettings
 from openwavlm.probes.probe import probe_model
 from openwavlm.probes.sets import contamination
 from openwavlm.probes.shard_sets import inventory, probe_set, read_phone_times
-from openwavlm.processes import PARENT
+from openwavlm.processes import PARENT, run_until_saved
 from openwavlm.report.content import ReportContent
 from openwavlm.report.page import write_report
 from openwavlm.report_command import gather
@@ -139,26 +138,28 @@ class Iteration:
     ) -> Stage:
         overrides, inputs = _overrides(self.config, number, settings), list(labels.values())
         wanted = _trajectory(overrides)
+        shards = {name: quoted(self.shards[name].folder) for name in ("train", "dev")}
+        labelled = {name: quoted(labels[name].folder / "labels") for name in shards}
         data = [
             "data.validation_share=0",
-            f"data.sources.speech.shards={self.shards['train'].folder}",
-            f"data.sources.speech.labels={labels['train'].folder / 'labels'}",
-            f"+data.validation.dev={{shards: {self.shards['dev'].folder}, labels: {labels['dev'].folder / 'labels'}}}",
+            f"data.sources.speech.shards={shards['train']}",
+            f"data.sources.speech.labels={labelled['train']}",
+            f"+data.validation.dev={{shards: {shards['dev']}, labels: {labelled['dev']}}}",
         ]
 
         encoder = "random weights"
         if settings.start == "warm":
             assert previous is not None
-            data.append(f"init_from={previous['export'].folder}")
+            data.append(f"init_from={quoted(previous['export'].folder)}")
             inputs.append(previous["export"])
             wanted["start"] = "warm"
             encoder = f"the encoder of iteration {number - 1}"
 
         def make(folder: Path) -> dict[str, Any]:
             log.info("iteration %d begins with %s; its head is new, as its labels are", number, encoder)
-            program = [sys.executable, "-m", "openwavlm", "train", f"hydra.run.dir={folder / 'run'}"]
+            program = [sys.executable, "-m", "openwavlm", "train", f"hydra.run.dir={quoted(folder / 'run')}"]
             parent = {PARENT: str(os.getpid())}
-            status = subprocess.run([*program, *overrides, *data], check=False, env=os.environ | parent).returncode
+            status = run_until_saved([*program, *overrides, *data], os.environ | parent)
             if status:
                 raise ValueError(
                     f"training of iteration {number} ended with status {status}: see above; the same command goes on"
@@ -274,11 +275,11 @@ def _check_models(config: dict[str, Any], settings: list[IterationSettings]) -> 
     ]
     for number, (one, model) in enumerate(zip(settings, models, strict=True), start=1):
         before = models[number - 2] if number > 1 else None
-        if one.teacher is not None:
-            before = open_teacher(one.teacher).model.config
-        if one.layer is not None and before is not None and one.layer > before.layers:
+        clustered = before if one.teacher is None else open_teacher(one.teacher).model.config
+        if one.layer is not None and clustered is not None and one.layer > clustered.layers:
+            whose = "the model before" if one.teacher is None else f"the teacher {one.teacher}"
             raise ValueError(
-                f"iterations[{number - 1}].layer must be one of 0…{before.layers} of the model before, but is {one.layer}: correct it"
+                f"iterations[{number - 1}].layer must be one of 0…{clustered.layers} of {whose}, but is {one.layer}: correct it"
             )
         if one.start == "warm" and before is not None:
             check_same_architecture(model, before, f"the model of iteration {number - 1}")

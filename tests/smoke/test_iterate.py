@@ -8,10 +8,13 @@ import pytest
 import transformers
 import yaml
 
-from openwavlm.cli import conf_dir
+from openwavlm.build import objects, plain, with_placeholders
+from openwavlm.checkpoints.huggingface import save_huggingface
+from openwavlm.cli import composed, conf_dir
 from openwavlm.data.atomic import writer_lock
 from openwavlm.iterate import iterate
 from openwavlm.labelling.teacher import open_teacher
+from openwavlm.models.wavlm import WavLM
 from runs import TINY_MODEL
 from synthetic import make_corpus
 
@@ -36,7 +39,7 @@ def config(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def done(config, tmp_path_factory) -> tuple[Path, dict]:
-    directory = tmp_path_factory.mktemp("iterate")
+    directory = tmp_path_factory.mktemp("iterate") / "jürgen's = a,b [x] #1"  # paths become overrides of the training
     return directory, iterate(config, directory)
 
 
@@ -86,6 +89,24 @@ def test_an_iteration_that_cannot_be_is_refused_before_any_work(config, tmp_path
     with pytest.raises(ValueError, match=message):
         iterate(wrong, tmp_path / "run")
     assert not list(tmp_path.rglob("*"))
+
+
+def teacher_of_layers(config: dict, layers: int, folder: Path) -> Path:
+    model = objects(with_placeholders(plain(composed("train", ["name=x", *config["overrides"], f"model.layers={layers}"]))))["model"]
+    save_huggingface(WavLM(model), folder)
+    return folder
+
+
+@pytest.mark.parametrize(("overrides", "message"), [([], None), (["model.layers=3"], "differs from this run's model in layers")])
+def test_a_warm_start_is_that_of_the_iteration_before_whatever_the_teacher_is(config, tmp_path, overrides, message):
+    warm = json.loads(json.dumps(config))
+    teacher = teacher_of_layers(config, 3, tmp_path / "teacher")
+    warm["iterations"][1] = {"teacher": str(teacher), "layer": 3, "clusters": 8, "start": "warm", "overrides": overrides}
+    if message is None:
+        assert "to do" in states(warm, tmp_path / "run").values()
+    else:
+        with pytest.raises(ValueError, match=message):
+            iterate({**warm, "dry_run": True}, tmp_path / "run")
 
 
 def states(config: dict, directory: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from omegaconf import DictConfig
 
@@ -32,7 +33,7 @@ from openwavlm.iteration.settings import IterationSettings, iteration_settings
 from openwavlm.iteration.stages import Chain, Stage
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
-from openwavlm.labelling.teacher import open_teacher
+from openwavlm.labelling.teacher import forget_teacher, open_teacher
 from openwavlm.probes.measured import ProbeSettings
 from openwavlm.probes.probe import probe_model
 from openwavlm.probes.sets import contamination
@@ -159,6 +160,7 @@ class Iteration:
             log.info("iteration %d begins with %s; its head is new, as its labels are", number, encoder)
             program = [sys.executable, "-m", "openwavlm", "train", f"hydra.run.dir={quoted(folder / 'run')}"]
             parent = {PARENT: str(os.getpid())}
+            forget_teacher()  # the training is another process and needs the GPU's memory
             status = run_until_saved([*program, *overrides, *data], os.environ | parent)
             if status:
                 raise ValueError(
@@ -252,6 +254,7 @@ def _all_stages(
 ) -> tuple[Stage, Stage, Stage]:
     """All stages; returns those of the last model, of its check with Transformers, and of page and figures."""
     shards, times = shard_sets(chain, config)
+    _check_unheard(shards)
     loop = Iteration(chain, config, shards, times)
     iterations: list[dict[str, Stage]] = []
     for number, one in enumerate(settings, start=1):
@@ -261,6 +264,30 @@ def _all_stages(
     figures = [stage for stages in iterations for name, stage in stages.items() if name in ("train", "masked", "probe")]
     reported = chain.run("report", {}, figures, lambda folder: _report(iterations, folder, directory / "export", config["name"]))
     return exported, result, reported
+
+
+def _check_unheard(shards: dict[str, Stage]) -> None:
+    """Refuses dev and test audio that is training audio, before anything is trained.
+
+    Raises:
+        ValueError: Naming the set and some of its rows.
+    """
+    if not shards["train"].done:
+        return
+    train = Index.open(shards["train"].folder)
+    heard = np.concatenate([train.pcm, train.members["pcm"]])
+    for name in ("dev", "test", "test_clean"):
+        if not shards[name].done:
+            continue
+        index = Index.open(shards[name].folder)
+        rows = np.isin(index.pcm, heard)
+        rows[index.members["row"][np.isin(index.members["pcm"], heard)]] = True
+        if rows.any():
+            keys = [index.keys[row] for row in np.flatnonzero(rows)[:3]]
+            raise ValueError(
+                f"dev and test audio must be unheard by the model, but {rows.sum()} of {len(index)} rows of {name} are in the training "
+                f"corpus ({', '.join(keys)}{', …' if rows.sum() > 3 else ''}): take them out of one of the two"
+            )
 
 
 def _check_models(config: dict[str, Any], settings: list[IterationSettings]) -> None:

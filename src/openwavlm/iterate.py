@@ -201,9 +201,13 @@ class Iteration:
         settings = dict(self.config["probe"])
         times = read_phone_times(self.times, fold_stress=settings.pop("fold_stress"))
         phones = inventory(times)
-        train = probe_set(self.shards["train_clean"].folder, times, phones).spread_over_speakers(settings.pop("train_seconds"))
-        dev = probe_set(self.shards["dev_clean"].folder, times, phones)
-        test = probe_set(self.shards["test_clean"].folder, times, phones)
+        train = (
+            probe_set(self.shards["train_clean"].folder, times, phones)
+            .spread_over_speakers(settings.pop("train_seconds"))
+            .readable()
+        )
+        dev = probe_set(self.shards["dev_clean"].folder, times, phones).readable()
+        test = probe_set(self.shards["test_clean"].folder, times, phones).readable()
         contamination(test, [(Index.open(self.shards["train"].folder), None)])
         model, _ = load_run(trained.folder / "run")
         cache = self.chain.folder / "baselines"

@@ -14,6 +14,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -43,6 +44,11 @@ def swept(overrides: list[str]) -> str:
 
 
 OmegaConf.register_new_resolver("swept", swept, replace=True)
+
+
+def quoted(value: Path | str) -> str:
+    """A value as an override has it whatever its characters: Hydra's grammar knows spaces, brackets, `=`, `,`, `#` and few letters."""
+    return QuotedString(str(value), Quote.single).with_quotes()
 
 
 def paths(value: Any) -> list[Path]:

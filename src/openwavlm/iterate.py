@@ -7,17 +7,17 @@ corpus ─ shards ─┬─ codebook ─ labels ─ train ─ export ─ probes 
 import json
 import logging
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from omegaconf import DictConfig
 
 from openwavlm.build import objects, plain, with_placeholders
-from openwavlm.cli import command, composed
+from openwavlm.cli import command, composed, quoted
 from openwavlm.continuation import check_same_architecture
 from openwavlm.data.atomic import write_json, writer_lock
 from openwavlm.data.index import Index
@@ -33,12 +33,12 @@ from openwavlm.iteration.settings import IterationSettings, iteration_settings
 from openwavlm.iteration.stages import Chain, Stage
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
-from openwavlm.labelling.teacher import open_teacher
+from openwavlm.labelling.teacher import forget_teacher, open_teacher
 from openwavlm.probes.measured import ProbeSettings
 from openwavlm.probes.probe import probe_model
 from openwavlm.probes.sets import contamination
 from openwavlm.probes.shard_sets import inventory, probe_set, read_phone_times
-from openwavlm.processes import PARENT
+from openwavlm.processes import PARENT, run_until_saved
 from openwavlm.report.content import ReportContent
 from openwavlm.report.page import write_report
 from openwavlm.report_command import gather
@@ -139,26 +139,29 @@ class Iteration:
     ) -> Stage:
         overrides, inputs = _overrides(self.config, number, settings), list(labels.values())
         wanted = _trajectory(overrides)
+        shards = {name: quoted(self.shards[name].folder) for name in ("train", "dev")}
+        labelled = {name: quoted(labels[name].folder / "labels") for name in shards}
         data = [
             "data.validation_share=0",
-            f"data.sources.speech.shards={self.shards['train'].folder}",
-            f"data.sources.speech.labels={labels['train'].folder / 'labels'}",
-            f"+data.validation.dev={{shards: {self.shards['dev'].folder}, labels: {labels['dev'].folder / 'labels'}}}",
+            f"data.sources.speech.shards={shards['train']}",
+            f"data.sources.speech.labels={labelled['train']}",
+            f"+data.validation.dev={{shards: {shards['dev']}, labels: {labelled['dev']}}}",
         ]
 
         encoder = "random weights"
         if settings.start == "warm":
             assert previous is not None
-            data.append(f"init_from={previous['export'].folder}")
+            data.append(f"init_from={quoted(previous['export'].folder)}")
             inputs.append(previous["export"])
             wanted["start"] = "warm"
             encoder = f"the encoder of iteration {number - 1}"
 
         def make(folder: Path) -> dict[str, Any]:
             log.info("iteration %d begins with %s; its head is new, as its labels are", number, encoder)
-            program = [sys.executable, "-m", "openwavlm", "train", f"hydra.run.dir={folder / 'run'}"]
+            program = [sys.executable, "-m", "openwavlm", "train", f"hydra.run.dir={quoted(folder / 'run')}"]
             parent = {PARENT: str(os.getpid())}
-            status = subprocess.run([*program, *overrides, *data], check=False, env=os.environ | parent).returncode
+            forget_teacher()  # the training is another process and needs the GPU's memory
+            status = run_until_saved([*program, *overrides, *data], os.environ | parent)
             if status:
                 raise ValueError(
                     f"training of iteration {number} ended with status {status}: see above; the same command goes on"
@@ -198,9 +201,13 @@ class Iteration:
         settings = dict(self.config["probe"])
         times = read_phone_times(self.times, fold_stress=settings.pop("fold_stress"))
         phones = inventory(times)
-        train = probe_set(self.shards["train_clean"].folder, times, phones).spread_over_speakers(settings.pop("train_seconds"))
-        dev = probe_set(self.shards["dev_clean"].folder, times, phones)
-        test = probe_set(self.shards["test_clean"].folder, times, phones)
+        train = (
+            probe_set(self.shards["train_clean"].folder, times, phones)
+            .spread_over_speakers(settings.pop("train_seconds"))
+            .readable()
+        )
+        dev = probe_set(self.shards["dev_clean"].folder, times, phones).readable()
+        test = probe_set(self.shards["test_clean"].folder, times, phones).readable()
         contamination(test, [(Index.open(self.shards["train"].folder), None)])
         model, _ = load_run(trained.folder / "run")
         cache = self.chain.folder / "baselines"
@@ -251,6 +258,7 @@ def _all_stages(
 ) -> tuple[Stage, Stage, Stage]:
     """All stages; returns those of the last model, of its check with Transformers, and of page and figures."""
     shards, times = shard_sets(chain, config)
+    _check_unheard(shards)
     loop = Iteration(chain, config, shards, times)
     iterations: list[dict[str, Stage]] = []
     for number, one in enumerate(settings, start=1):
@@ -260,6 +268,30 @@ def _all_stages(
     figures = [stage for stages in iterations for name, stage in stages.items() if name in ("train", "masked", "probe")]
     reported = chain.run("report", {}, figures, lambda folder: _report(iterations, folder, directory / "export", config["name"]))
     return exported, result, reported
+
+
+def _check_unheard(shards: dict[str, Stage]) -> None:
+    """Refuses dev and test audio that is training audio, before anything is trained.
+
+    Raises:
+        ValueError: Naming the set and some of its rows.
+    """
+    if not shards["train"].done:
+        return
+    train = Index.open(shards["train"].folder)
+    heard = np.concatenate([train.pcm, train.members["pcm"]])
+    for name in ("dev", "test", "test_clean"):
+        if not shards[name].done:
+            continue
+        index = Index.open(shards[name].folder)
+        rows = np.isin(index.pcm, heard)
+        rows[index.members["row"][np.isin(index.members["pcm"], heard)]] = True
+        if rows.any():
+            keys = [index.keys[row] for row in np.flatnonzero(rows)[:3]]
+            raise ValueError(
+                f"dev and test audio must be unheard by the model, but {rows.sum()} of {len(index)} rows of {name} are in the training "
+                f"corpus ({', '.join(keys)}{', …' if rows.sum() > 3 else ''}): take them out of one of the two"
+            )
 
 
 def _check_models(config: dict[str, Any], settings: list[IterationSettings]) -> None:
@@ -274,11 +306,11 @@ def _check_models(config: dict[str, Any], settings: list[IterationSettings]) -> 
     ]
     for number, (one, model) in enumerate(zip(settings, models, strict=True), start=1):
         before = models[number - 2] if number > 1 else None
-        if one.teacher is not None:
-            before = open_teacher(one.teacher).model.config
-        if one.layer is not None and before is not None and one.layer > before.layers:
+        clustered = before if one.teacher is None else open_teacher(one.teacher).model.config
+        if one.layer is not None and clustered is not None and one.layer > clustered.layers:
+            whose = "the model before" if one.teacher is None else f"the teacher {one.teacher}"
             raise ValueError(
-                f"iterations[{number - 1}].layer must be one of 0…{before.layers} of the model before, but is {one.layer}: correct it"
+                f"iterations[{number - 1}].layer must be one of 0…{clustered.layers} of {whose}, but is {one.layer}: correct it"
             )
         if one.start == "warm" and before is not None:
             check_same_architecture(model, before, f"the model of iteration {number - 1}")

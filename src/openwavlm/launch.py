@@ -1,5 +1,6 @@
 """The training program: one process, or one for each device under torchrun."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ from openwavlm.build import objects, plain
 from openwavlm.cli import command
 from openwavlm.processes import answer_parent, run_handing_on_signals
 from openwavlm.train import check_world_size, train
+from openwavlm.training.control import signalled
+
+log = logging.getLogger(__name__)
 
 
 def _under_torchrun(devices: int) -> int:
@@ -41,3 +45,6 @@ def main(config: DictConfig) -> None:
         check_world_size(settings.devices, parts["batch"])
         sys.exit(_under_torchrun(settings.devices))
     train(config, Path(hydra.runtime.output_dir))
+    if hydra.mode == RunMode.MULTIRUN and signalled():
+        log.info("the sweep ends with this trial; the same command goes on")
+        sys.exit(0)  # else Hydra begins the next trial

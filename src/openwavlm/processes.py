@@ -2,11 +2,15 @@
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 PARENT = "OPENWAVLM_PARENT"  # environment variable: the process whose end a training has to answer
 _PR_SET_PDEATHSIG = 1
@@ -60,6 +64,34 @@ def run_handing_on_signals(command: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, hand_on)
     return child.wait()
+
+
+def run_until_saved(command: list[str], environment: Mapping[str, str]) -> int:
+    """Runs a training of this process's group; what interrupts this process stops the training, which may save first.
+
+    Args:
+        command: The program and its arguments.
+        environment: All of its environment variables.
+
+    Returns:
+        Its exit status.
+
+    Raises:
+        KeyboardInterrupt: After the training has ended by itself, or has been killed by a second interruption.
+    """
+    child = subprocess.Popen(command, env=environment)
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        log.warning("interrupted: the training saves and stops; Ctrl-C again ends it at once")
+        # A terminal's Ctrl-C has reached it already, that of `kill` has not. A second SIGINT would end it at once, SIGTERM does not.
+        child.terminate()
+        try:
+            child.wait()
+        except KeyboardInterrupt:
+            child.kill()
+            child.wait()
+        raise
 
 
 def children_of(process: int) -> list[int]:

@@ -113,6 +113,25 @@ def test_a_sweep_makes_a_run_of_each_value_and_goes_on_where_it_stopped(data, tm
     assert starts == [[0, 2]] * 2, "a launch that has nothing to do adds no segment"
 
 
+def test_a_signal_to_a_sweep_saves_its_trial_and_begins_no_other(data, tmp_path):
+    command = [sys.executable, "-m", "openwavlm", "train", "-m", "name=sweep", *SETTINGS, *data, "optim.lr=1e-3,5e-4"]
+    command += ["optim.updates=100000", "callbacks.checkpoint_every=100000", "callbacks.validate_every=0", "health.enabled=false"]
+    trials = tmp_path / "runs" / "sweep"
+    metrics = trials / "optim.lr-0.001" / "metrics.csv"
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=_environment()) as program:
+        began = time.monotonic()
+        while not (metrics.is_file() and metrics.read_text().count("\n") > 3):
+            assert program.poll() is None and time.monotonic() - began < 120
+            time.sleep(0.05)
+        program.send_signal(signal.SIGTERM)
+        try:
+            _, told = program.communicate(timeout=60)
+        finally:
+            program.kill()
+    assert program.returncode == 0 and "the sweep ends with this trial" in told, told
+    assert list(metrics.parent.glob("checkpoints/*.ckpt")) and not (trials / "optim.lr-0.0005" / "metrics.csv").exists()
+
+
 def test_a_sweep_over_several_processes_is_refused(tmp_path):
     places = "data.sources.speech={shards: a, labels: b}"
     message = run_program(tmp_path, "train.py", "-m", "name=x", "seed=1,2", "trainer.devices=2", places).error()

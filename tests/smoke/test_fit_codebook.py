@@ -202,3 +202,13 @@ def test_wrong_values_are_refused(sources: list[Path], tmp_path: Path, asked: di
 def test_a_gpu_that_is_not_there_is_refused(sources: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="torch finds no GPU here"):
         fit_codebook(sources, tmp_path / "km", device="cuda", **FIT)
+
+
+def test_frames_for_scikit_learn_stay_on_the_cpu_where_there_is_a_gpu(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr("openwavlm.labelling.fit.choose_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr("openwavlm.labelling.sampled_frames._placed", lambda features, device: features.to(_stand_in(device)))
+    assert len(fit_codebook(sources, tmp_path / "km", engine="minibatch", **FIT)) == 12
+
+
+def _stand_in(device: torch.device) -> torch.device:
+    return torch.device("meta") if device.type == "cuda" else device

@@ -2,16 +2,25 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
 import transformers
 import yaml
 
-from openwavlm.cli import conf_dir
+from openwavlm.build import objects, plain, with_placeholders
+from openwavlm.checkpoints.huggingface import save_huggingface
+from openwavlm.cli import composed, conf_dir
 from openwavlm.data.atomic import writer_lock
+from openwavlm.data.sources import OpenData
+from openwavlm.export import load_run
 from openwavlm.iterate import iterate
-from openwavlm.labelling.teacher import open_teacher
+from openwavlm.iteration import masked
+from openwavlm.labelling.teacher import forget_teacher, open_teacher
+from openwavlm.models.wavlm import WavLM
+from openwavlm.probes import counts
+from openwavlm.probes.counts import CountTable
 from runs import TINY_MODEL
 from synthetic import make_corpus
 
@@ -36,7 +45,7 @@ def config(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def done(config, tmp_path_factory) -> tuple[Path, dict]:
-    directory = tmp_path_factory.mktemp("iterate")
+    directory = tmp_path_factory.mktemp("iterate") / "jürgen's = a,b [x] #1"  # paths become overrides of the training
     return directory, iterate(config, directory)
 
 
@@ -86,6 +95,26 @@ def test_an_iteration_that_cannot_be_is_refused_before_any_work(config, tmp_path
     with pytest.raises(ValueError, match=message):
         iterate(wrong, tmp_path / "run")
     assert not list(tmp_path.rglob("*"))
+
+
+def teacher_of_layers(config: dict, layers: int, folder: Path) -> Path:
+    model = objects(with_placeholders(plain(composed("train", ["name=x", *config["overrides"], f"model.layers={layers}"]))))[
+        "model"
+    ]
+    save_huggingface(WavLM(model), folder)
+    return folder
+
+
+@pytest.mark.parametrize(("overrides", "message"), [([], None), (["model.layers=3"], "differs from this run's model in layers")])
+def test_a_warm_start_is_that_of_the_iteration_before_whatever_the_teacher_is(config, tmp_path, overrides, message):
+    warm = json.loads(json.dumps(config))
+    teacher = teacher_of_layers(config, 3, tmp_path / "teacher")
+    warm["iterations"][1] = {"teacher": str(teacher), "layer": 3, "clusters": 8, "start": "warm", "overrides": overrides}
+    if message is None:
+        assert "to do" in states(warm, tmp_path / "run").values()
+    else:
+        with pytest.raises(ValueError, match=message):
+            iterate({**warm, "dry_run": True}, tmp_path / "run")
 
 
 def states(config: dict, directory: Path) -> dict[str, str]:
@@ -217,3 +246,59 @@ def test_only_what_changes_the_trajectory_trains_again(done, config):
     made = iterate(elsewhere, directory)["this_call"]["made"]
     assert made and all(name.startswith(("stages/2/", "stages/result", "stages/report")) for name in made)
     assert not any(name.startswith("stages/2/codebook") for name in made)
+
+
+def test_audio_of_the_training_set_in_dev_or_test_is_refused_before_anything_is_trained(done, config, tmp_path):
+    directory, _ = done
+    shutil.copytree(directory / "stages" / "shards", tmp_path / "run" / "stages" / "shards")
+    mixed = json.loads(json.dumps(config))
+    corpus = tmp_path / "test"
+    shutil.copytree(config["corpora"]["test"]["input"], corpus)
+    shutil.copytree(Path(config["corpora"]["train"]["input"]) / "spk00", corpus / "somebody")
+    mixed["corpora"]["test"]["input"] = str(corpus)
+    with pytest.raises(ValueError, match=r"but 4 of 16 rows of test are in the training corpus \(.*\): take them out"):
+        iterate(mixed, tmp_path / "run")
+    assert not (tmp_path / "run" / "stages" / "1").exists()
+
+
+def test_the_count_tables_labels_are_collected_only_as_far_as_it_counts(done, monkeypatch):
+    directory, _ = done
+    (run,) = directory.glob("stages/1/train-*/run")
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    parts = objects(values)
+    opened = OpenData(parts["data"], parts["batch"], values["seed"])
+    collected = []
+
+    class Counting(CountTable):
+        def fit(self, *sequences):
+            collected.append(sum(map(len, sequences[0])))
+            return super().fit(*sequences)
+
+    def figures(collected_frames: float) -> dict:
+        monkeypatch.setattr(masked, "COUNTED_FRAMES", collected_frames)
+        return masked.masked_figures(load_run(run)[0], parts, opened, train="speech", dev="dev", test="dev")
+
+    try:
+        monkeypatch.setattr(masked, "CountTable", Counting)
+        monkeypatch.setattr(counts, "COUNTED_FRAMES", 300)
+        assert figures(300) == figures(1e9)
+    finally:
+        opened.close()
+    assert 300 <= collected[0] < collected[1]
+
+
+def test_the_teacher_is_forgotten_while_a_training_runs(done, config):
+    directory, _ = done
+    (teacher,) = directory.glob("stages/1/export-*")
+    before = weakref.ref(open_teacher(teacher).model)
+    forget_teacher()
+    assert before() is None
+    asked = []
+    again = json.loads(json.dumps(config))
+    again["iterations"][1]["overrides"] = ["optim.clip_norm=7"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("openwavlm.iterate.forget_teacher", lambda: asked.append("forgotten"))
+        patch.setattr("openwavlm.iterate.run_until_saved", lambda *_: asked.append("training") or 1)
+        with pytest.raises(ValueError, match="training of iteration 2 ended with status 1"):
+            iterate(again, directory)
+    assert asked == ["forgotten", "training"]

@@ -258,3 +258,26 @@ def test_published_figures_of_mfcc_on_real_speech_come_out(tmp_path: Path, name:
     assert rows[0].figures.clusters == 100 and result["judged"]["without_alignment"] == 0
     assert rows[0].figures.pnmi_raw == pytest.approx(expected, abs=tolerance)
     assert np.isclose(rows[0].figures.pnmi, rows[0].figures.pnmi_raw - rows[0].figures.pnmi_shuffled)
+
+
+def damaged(place: Path, folder: Path, rows: list[int]) -> Path:
+    """A copy of the shards in which these rows do not decode."""
+    shards = folder / f"damaged-{len(rows)}"
+    shutil.copytree(place / "shards", shards)
+    index = Index.open(shards)
+    for row in rows:
+        with (shards / index.shards[int(index.shard[row])].name).open("r+b") as file:
+            file.seek(int(index.offset[row]) + 200)
+            file.write(b"\xff\x00" * 400)
+    return shards
+
+
+def test_one_unreadable_utterance_is_named_and_left_out_of_everything_that_is_compared(place, tmp_path, caplog) -> None:
+    held_out = np.flatnonzero(validation_rows(Index.open(place / "shards"), share=0.5, split_seed=0)).tolist()
+    labels = {"labels": str(place / "labels")}
+    with_one, _ = judge(asked(place, tmp_path / "one", shards=str(damaged(place, tmp_path, held_out[:1])), **labels))
+    whole, _ = judge(asked(place, tmp_path / "whole", **labels))
+    assert with_one["judged"]["utterances"] == whole["judged"]["utterances"] - 1
+    assert any(line.startswith(f"skipped: row {held_out[0]} of ") for line in caplog.messages)
+    with pytest.raises(ValueError, match="may be unreadable, but 2 of"):
+        judge(asked(place, tmp_path / "two", shards=str(damaged(place, tmp_path, held_out[:2])), **labels))

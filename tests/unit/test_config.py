@@ -7,9 +7,10 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from openwavlm.build import _NODES, TARGETS, make_model, objects, plain
-from openwavlm.cli import conf_dir
+from openwavlm.cli import conf_dir, quoted
 
 PLACES = ["name=test", "data.sources.speech.shards=shards", "data.sources.speech.labels=labels"]
 GROUPS = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in conf_dir().iterdir() if path.is_dir()}
@@ -257,3 +258,16 @@ def test_sources_are_checked(config):
     ):
         with pytest.raises(ValueError, match=sentence):
             objects(sources(**change))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/home/jürgen's = a,b [x] #1/run", "/a: {b} (c)/d", "/back\\slash\\'/x\\", '/"two"/x', "null", "/plain/runs/x-0.1"],
+)
+def test_a_quoted_path_is_an_overrides_value_whatever_its_characters(path):
+    key, value = "data.sources.speech.shards", quoted(path)
+    data = composed(f"{key}={value}", f"+data.validation.dev={{shards: {value}, labels: {value}}}")["data"]
+    assert data["sources"]["speech"]["shards"] == path
+    assert data["validation"]["dev"] == {"shards": path, "labels": path}
+    (override,) = OverridesParser.create().parse_overrides([f"hydra.run.dir={value}"])
+    assert override.value() == path

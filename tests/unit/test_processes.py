@@ -49,3 +49,53 @@ def test_a_program_started_by_hand_answers_to_nobody(monkeypatch):
     monkeypatch.delenv(PARENT, raising=False)
     monkeypatch.setattr("openwavlm.processes.end_with_parent", lambda number: pytest.fail("nobody's child"))
     answer_parent()
+
+
+# A parent as `iterate` is one, and a training that answers signals as `Control` lets it: a second SIGINT ends it at once.
+_ITERATE = """
+import os, sys
+from openwavlm.processes import run_until_saved
+child = '''
+import signal, time
+asked = []
+def on_signal(number, frame):
+    if number == signal.SIGINT and asked:
+        raise KeyboardInterrupt
+    asked.append(number)
+signal.signal(signal.SIGINT, on_signal)
+signal.signal(signal.SIGTERM, on_signal)
+print("ready", flush=True)
+while not asked:
+    time.sleep(0.01)
+print("saving", flush=True)
+for _ in range(SAVING):
+    time.sleep(0.01)
+print("saved", flush=True)
+'''
+try:
+    run_until_saved([sys.executable, "-c", child.replace("SAVING", sys.argv[1])], os.environ)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def iterating(saving_s: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _ITERATE, str(100 * saving_s)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+    assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
+    return parent
+
+
+@pytest.mark.parametrize("send", [os.killpg, os.kill], ids=["the terminal's, to both", "to the command alone"])
+def test_an_interrupted_command_waits_until_its_training_has_saved(send):
+    with iterating(saving_s=1) as parent:
+        send(parent.pid, signal.SIGINT)
+        assert parent.communicate(timeout=30)[0] == "saving\nsaved\ninterrupted\n"
+
+
+def test_a_second_interruption_ends_the_training_at_once():
+    with iterating(saving_s=600) as parent:
+        os.kill(parent.pid, signal.SIGINT)
+        assert parent.stdout is not None and parent.stdout.readline() == "saving\n"
+        os.kill(parent.pid, signal.SIGINT)
+        assert parent.communicate(timeout=30)[0] == "interrupted\n"

@@ -127,10 +127,20 @@ def fit_codebook(
     )
     places = num_places(sample, max_frames)
     fitted_clusters = affordable_clusters(places, clusters, min_frames_per_cluster)
-    chunk = chunk_frames(fitted_clusters, where)
+    clustered_on = where if engine == "lloyd" else torch.device("cpu")
+    chunk = chunk_frames(fitted_clusters, clustered_on)
     _check_memory(places, settings["dim"], chunk, max_memory_gib, ranks)
     frames, unreadable = sampled_frames(
-        indexes, sample, settings, teacher, max_frames=max_frames, chunk=chunk, workers=workers, device=where, ranks=ranks
+        indexes,
+        sample,
+        settings,
+        teacher,
+        max_frames=max_frames,
+        chunk=chunk,
+        workers=workers,
+        device=where,
+        clustered_on=clustered_on,
+        ranks=ranks,
     )
     check_skip_rate(unreadable, len(sample), max_skip_rate)
     codebook = _fit(frames, fitted_clusters, method, standardised=settings.get("feature_norm") == "standardise")

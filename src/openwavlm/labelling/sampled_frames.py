@@ -89,6 +89,7 @@ def sampled_frames(
     chunk: int,
     workers: int,
     device: torch.device,
+    clustered_on: torch.device,
     ranks: Ranks,
 ) -> tuple[ChunkedFrames, int]:
     """Computes this process's share of the frames of a sample.
@@ -101,7 +102,8 @@ def sampled_frames(
         max_frames: Frames that are kept, evenly thinned out.
         chunk: Frames a chunk.
         workers: Processes that this one may start; a GPU is used by this one alone.
-        device: Where a teacher runs, and k-means will.
+        device: Where a teacher runs.
+        clustered_on: Where k-means will.
         ranks: This process among the others.
 
     Returns:
@@ -119,7 +121,7 @@ def sampled_frames(
     )
     lost = set[int]().union(*ranks.gather(unreadable))
     mask = None if filled.all() else torch.from_numpy(filled)
-    return ChunkedFrames(_placed(features, device), places, chunk, mask, ranks, device), len(lost)
+    return ChunkedFrames(_placed(features, clustered_on), places, chunk, mask, ranks, clustered_on), len(lost)
 
 
 def _computed(

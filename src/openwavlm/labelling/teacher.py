@@ -4,6 +4,7 @@ An utterance is never padded or batched: a group norm would see the padding, and
 What is longer than 30 s is cut on the frame grid into equal parts that know nothing of each other.
 """
 
+import gc
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -70,6 +71,14 @@ def open_teacher(path: Path | str) -> Teacher:
 def _opened(path: Path, _version: tuple[tuple[int, int] | None, ...]) -> Teacher:
     model = load_checkpoint(path).model.requires_grad_(False)
     return Teacher(model, model_hash(model))
+
+
+def forget_teacher() -> None:
+    """Frees the memory of the teacher that `open_teacher` keeps, and what torch holds of a GPU beyond what is in use."""
+    _opened.cache_clear()
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def layer_chunks(model: WavLM, layers: Sequence[int], waveform: np.ndarray) -> Iterator[tuple[int, list[Tensor]]]:

@@ -29,7 +29,7 @@ _SHRINKAGE = (0.3, 3.0, 30.0)
 # Of what a lag's estimate is shrunk to, the part that does not look which label it is: "the same again with this lag's overall
 # frequency, else the unigram". The rest is the next longer lag's estimate.
 _BLIND_SHARE = 0.5
-_COUNTED_FRAMES = 4_000_000
+COUNTED_FRAMES = 4_000_000  # whole sequences, up to the one that reaches it
 _DRAWN_EVENTS = 3_000_000
 _CHUNK_CELLS = 1 << 21
 
@@ -139,7 +139,7 @@ class CountTable:
             labels, masks = [labels[number] for number in kept], [masks[number] for number in kept]
         self._check(labels, masks)
         self._check(dev_labels, dev_masks)
-        enough = int(np.searchsorted(np.cumsum([len(sequence) for sequence in labels]), _COUNTED_FRAMES)) + 1
+        enough = int(np.searchsorted(np.cumsum([len(sequence) for sequence in labels]), COUNTED_FRAMES)) + 1
         sequences = LabelSequences(labels[:enough], self.num_classes)
         lags = sequences.contexts(masks[:enough])
         dev = LabelSequences(dev_labels, self.num_classes).contexts(dev_masks)

@@ -12,10 +12,12 @@ import numpy as np
 
 from openwavlm.data.audio import decode, pcm_id, pcm_md5
 from openwavlm.data.index import Index
+from openwavlm.data.reader import UnreadableAudio
 from openwavlm.frames import FRAME_RATE_HZ, num_frames, num_samples_of
 
 log = logging.getLogger(__name__)
 
+_MAX_SKIP_RATE = 0.001
 Audio = np.ndarray | Path | Callable[[], np.ndarray]
 
 
@@ -128,6 +130,10 @@ class ProbeSet:
             digest.update(np.ascontiguousarray(utterance.phones, dtype="<i4").tobytes())
         return digest.hexdigest()
 
+    def readable(self) -> "ProbeSet":
+        """Without what cannot be read, as `readable` of its utterances."""
+        return ProbeSet(tuple(self.utterances[number] for number in readable(self.utterances)), self.inventory)
+
     def spread_over_speakers(self, seconds: float) -> "ProbeSet":
         """As many utterances, taken in turn from each speaker, as `seconds` allow (at least one); itself if all fit."""
         if self.seconds <= seconds:
@@ -145,6 +151,30 @@ class ProbeSet:
                 break
             chosen.append(number)
         return ProbeSet(tuple(self.utterances[number] for number in sorted(chosen)), self.inventory)
+
+
+def readable(utterances: Sequence[ProbeUtterance]) -> list[int]:
+    """Numbers of the utterances that can be read; each is read once, and the others are named in warnings.
+
+    What is compared must lack the same utterances, so they are left out before anything is measured.
+
+    Raises:
+        ValueError: If more than one in a thousand, and more than one, cannot be read.
+    """
+    kept = []
+    for number, utterance in enumerate(utterances):
+        try:
+            utterance.recorded()
+            kept.append(number)
+        except UnreadableAudio as error:
+            log.warning("skipped: %s", error)
+    lost = len(utterances) - len(kept)
+    if lost > max(1, _MAX_SKIP_RATE * len(utterances)):
+        raise ValueError(
+            f"at most a share of {_MAX_SKIP_RATE:g} of the utterances, or one, may be unreadable, but {lost} of {len(utterances)} are: "
+            "run data_prep/verify.py on the shards and restore what it names"
+        )
+    return kept
 
 
 def pcm_of(samples: np.ndarray) -> int:

@@ -15,7 +15,7 @@ from openwavlm.probes.alignment_files import read_alignments
 from openwavlm.probes.alignments import Segment, frame_phones, inventory_of
 from openwavlm.probes.matching import Clip, Matches, match_rows
 from openwavlm.probes.phone_folding import folded, is_silence
-from openwavlm.probes.sets import ProbeSet, ProbeUtterance
+from openwavlm.probes.sets import ProbeSet, ProbeUtterance, readable
 from openwavlm.randomness import stable_hash
 
 _MOST_PHONES = 1000
@@ -114,8 +114,8 @@ def judged_set(
         max_unmatched_share: Largest share of the clips that may lack an alignment.
 
     Raises:
-        ValueError: If too many rows have no alignment, an alignment file is damaged, no frame has a phone, or there are more than
-            1,000 different phones.
+        ValueError: If too many rows have no alignment or cannot be read, an alignment file is damaged, no frame has a phone, or there
+            are more than 1,000 different phones.
     """
     index = Index.open(shards)
     if alignments is None:
@@ -144,6 +144,9 @@ def judged_set(
         )
         for row, of_row in zip(chosen, segments, strict=True)
     )
+    kept = readable(utterances)
+    chosen, segments = [chosen[number] for number in kept], [segments[number] for number in kept]
+    utterances = tuple(utterances[number] for number in kept)
     if alignments and not any((utterance.phones >= 0).any() for utterance in utterances):
         raise ValueError(f"alignments must lie within the audio of {shards}, but no frame has a phone: compare their times")
     return Judged(ProbeSet(utterances, phones), tuple(chosen), tuple(index.keys[row] for row in chosen), tuple(segments), matches)
@@ -179,7 +182,7 @@ def speech_set(shards: Path, rows: np.ndarray, seconds: float, phones: Sequence[
         seed: Seed of the draw.
 
     Raises:
-        ValueError: If there is no row with a frame.
+        ValueError: If there is no row with a frame, or too many cannot be read.
     """
     index = Index.open(shards)
     rows = rows[num_frames(np.asarray(index.num_samples[rows], dtype=np.int64)) > 0]
@@ -200,7 +203,7 @@ def speech_set(shards: Path, rows: np.ndarray, seconds: float, phones: Sequence[
             for row, none in zip(chosen, nothing, strict=True)
         ),
         tuple(phones),
-    )
+    ).readable()
 
 
 def _who(index: Index, row: int) -> tuple[str, str]:

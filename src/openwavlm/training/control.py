@@ -39,12 +39,18 @@ class StepTotals:
 
 REQUESTS = ("stop", "save_now")
 _early: list[int] = []
+_heard: list[int] = []
 
 
 def hear_requeue() -> None:
     """Remembers a SIGUSR1 that comes before training begins: Slurm sends it once, and on its own it would end the process."""
     _early.clear()
     signal.signal(signal.SIGUSR1, lambda number, frame: _early.append(number))
+
+
+def signalled() -> bool:
+    """Whether a signal has asked a training of this process to stop."""
+    return bool(_heard)
 
 
 def forget_requests(directory: Path) -> None:
@@ -94,6 +100,7 @@ class Control:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._stop:
             raise KeyboardInterrupt
+        _heard.append(number)
         self._stop = True
         self._why = self._why or signal.Signals(number).name
         self._requeue = self._requeue or number == signal.SIGUSR1

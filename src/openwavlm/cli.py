@@ -75,6 +75,13 @@ def _names(node: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from _names(value, f"{name}.")
 
 
+# What Hydra's parser says of a word that it does not understand.
+_GRAMMAR = re.compile(r"no viable alternative|mismatched input|extraneous input|token recognition|LexerNoViable")
+_QUOTES = (
+    """a value with =, commas, brackets, spaces or other letters needs quotes of its own, as in 'key="a=b"' or 'key=["a=b"]'"""
+)
+
+
 def _sentence(error: Exception, config_name: str) -> str:
     """What is wrong with the command line, in one sentence; for a misspelt key with the key that comes nearest."""
     text = str(error).split("Config search path:")[0].split("See https://hydra.cc")[0]
@@ -83,7 +90,8 @@ def _sentence(error: Exception, config_name: str) -> str:
         return f"{absent.group(1)} has no option {absent.group(2)!r}: choose one of {', '.join(absent.group(3).split())}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if not unknown:
-        return " ".join(text.split())
+        sentence = " ".join(text.split())
+        return f"{sentence}: {_QUOTES}" if _GRAMMAR.match(sentence) else sentence
     key = unknown.group(1)
     near = difflib.get_close_matches(key, list(_names(_compose(config_name, []))), 1)
     return f"{key} is not a known key; " + (f"did you mean {near[0]}?" if near else "--help lists all keys")

@@ -22,6 +22,7 @@ from openwavlm.continuation import check_same_architecture
 from openwavlm.data.atomic import write_json, writer_lock
 from openwavlm.data.index import Index
 from openwavlm.data.sources import OpenData
+from openwavlm.data.splits import shared_rows
 from openwavlm.export import export_run, load_run
 from openwavlm.iteration.corpora import SETS, shard_sets
 from openwavlm.iteration.graph import graph, graph_lines
@@ -243,6 +244,10 @@ def iterate(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     Raises:
         ValueError: If an iteration asks for what cannot be, another call works in the directory, or a stage refuses its input.
     """
+    if not config["iterations"]:
+        raise ValueError(
+            "iterations must name at least one pass, as in iterations=[{features: mfcc, clusters: 100}], but is empty"
+        )
     settings = [iteration_settings(number, values) for number, values in enumerate(config["iterations"], start=1)]
     _check_models(config, settings)  # what cannot be is answered before an hour of labelling
     if config["dry_run"]:
@@ -279,13 +284,11 @@ def _check_unheard(shards: dict[str, Stage]) -> None:
     if not shards["train"].done:
         return
     train = Index.open(shards["train"].folder)
-    heard = np.concatenate([train.pcm, train.members["pcm"]])
     for name in ("dev", "test", "test_clean"):
         if not shards[name].done:
             continue
         index = Index.open(shards[name].folder)
-        rows = np.isin(index.pcm, heard)
-        rows[index.members["row"][np.isin(index.members["pcm"], heard)]] = True
+        rows = shared_rows(index, train)
         if rows.any():
             keys = [index.keys[row] for row in np.flatnonzero(rows)[:3]]
             raise ValueError(

@@ -191,9 +191,14 @@ def test_memory_is_bounded_before_anything_is_computed(
         ({"device": "gpu"}, "device must be one of auto, cpu, cuda, but is 'gpu'"),
         ({"max_frames": 0}, "max_frames and max_memory_gib must be positive"),
         ({"n_init": -1}, "n_init and iterations must be at least 1"),
+        ({"iterations": 0}, "n_init and iterations must be at least 1"),
+        ({"tolerance": float("nan")}, "tolerance at least 0"),
     ],
 )
-def test_wrong_values_are_refused(sources: list[Path], tmp_path: Path, asked: dict, message: str) -> None:
+def test_wrong_values_are_refused_before_any_feature_is_computed(
+    sources: list[Path], tmp_path: Path, asked: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openwavlm.labelling.fit.sampled_frames", lambda *_, **__: pytest.fail("features are computed"))
     with pytest.raises(ValueError, match=message):
         fit_codebook(sources, tmp_path / "km", **(FIT | asked))
 

@@ -117,6 +117,23 @@ def test_a_warm_start_is_that_of_the_iteration_before_whatever_the_teacher_is(co
             iterate({**warm, "dry_run": True}, tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"iterations": []}, "iterations must name at least one pass"),
+        (
+            {"corpora": {"train": {"input": "/nowhere"}}},
+            r"corpora\.train\.input must be a folder or a file, but /nowhere does not exist",
+        ),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_what_cannot_be_is_refused_before_any_work(config, tmp_path, changed, message, dry_run):
+    with pytest.raises(ValueError, match=message):
+        iterate(config | {"synthesis": None, "dry_run": dry_run} | changed, tmp_path / "run")
+    assert not list(tmp_path.rglob("shards"))
+
+
 def states(config: dict, directory: Path) -> dict[str, str]:
     return {row["folder"]: row["state"] for row in iterate({**config, "dry_run": True}, directory)["stages"]}
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from openwavlm.build import objects, plain
+from openwavlm.build import objects, plain, with_placeholders
+from openwavlm.cli import composed
 from programs import REPOSITORY, run_program
 from runs import compose
 from synthetic import make_corpus, write_speech_like
@@ -81,6 +82,19 @@ def test_every_train_command_of_the_pages_composes():
             objects(plain(compose(overrides)))
             found += 1
     assert found >= 6
+
+
+def test_every_iterate_command_of_the_pages_composes_and_so_do_its_trainings():
+    found = 0
+    for page in PAGES:
+        for words in commands(page.read_text()):
+            if words[:2] == ["openwavlm", "iterate"]:
+                name, given = (words[3], words[4:]) if words[2] == "--config-name" else ("iterate", words[2:])
+                config = plain(composed(name, given))
+                updates = [f"optim.updates={config['iterations'][-1].get('updates', 500)}"]
+                objects(with_placeholders(plain(compose(["name=x", *config["overrides"], *updates]))))
+                found += 1
+    assert found >= 3
 
 
 def test_every_file_that_a_page_names_exists():

@@ -14,13 +14,12 @@ from openwavlm.data.index import Index
 from openwavlm.data.plan import Batching, EpochPlan, MicroBatchSpec
 from openwavlm.data.reader import check_shards
 from openwavlm.data.schedule import Schedule, SourceStream
-from openwavlm.data.splits import validation_rows
+from openwavlm.data.splits import shared_rows, validation_rows
 from openwavlm.frames import FRAME_RATE_HZ, HOP_SAMPLES, num_frames
 from openwavlm.targets.labels import LabelStore
 
 _SOURCE_KEYS = ("shards", "labels", "weight", "share")
 _UNIGRAM_ROWS = 20_000
-_BLOCK_ROWS = 2**20
 
 
 @dataclass(frozen=True)
@@ -131,23 +130,6 @@ def _check_label_folders(key: str, labels: Any) -> None:
         )
 
 
-def _shared_rows(index: Index, other: Index) -> int:
-    """How many rows of an index are audio of another, to the sample, as rows or clips inside joined ones."""
-    members = index.members
-    wanted = np.unique(np.concatenate([index.pcm, members["pcm"]]))
-    if not len(wanted):
-        return 0
-    found = np.zeros(len(wanted), dtype=bool)
-    for audio in (other.pcm, other.members["pcm"]):
-        for first in range(0, len(audio), _BLOCK_ROWS):  # millions of rows are passed through once and never sorted or copied
-            block = audio[first : first + _BLOCK_ROWS]
-            place = np.minimum(np.searchsorted(wanted, block), len(wanted) - 1)
-            found[place[wanted[place] == block]] = True
-    shared = np.isin(index.pcm, wanted[found])
-    shared[members["row"][np.isin(members["pcm"], wanted[found])]] = True
-    return int(shared.sum())
-
-
 @dataclass
 class OpenData:
     """The sources of a run, opened and checked.
@@ -254,7 +236,7 @@ class OpenData:
         for name in self.data.validation:
             index = self.indexes[name]
             for source in self.data.sources:
-                shared = _shared_rows(index, self.indexes[source])
+                shared = int(shared_rows(index, self.indexes[source]).sum())
                 if shared:
                     raise ValueError(
                         f"a validation set must not be trained on, but {shared} of the {len(index)} rows of data.validation.{name} "

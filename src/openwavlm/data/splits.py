@@ -5,6 +5,8 @@ import numpy as np
 from openwavlm.data.index import Index
 from openwavlm.randomness import stable_hash
 
+_BLOCK_ROWS = 2**20
+
 
 def _held_out(names: list[str], share: float, split_seed: int) -> np.ndarray:
     threshold = int(share * 2.0**64)
@@ -34,3 +36,28 @@ def validation_rows(index: Index, *, share: float, split_seed: int) -> np.ndarra
         names = index.recordings
         held_out[unknown] = _held_out([names[recording] for recording in recordings], share, split_seed)[which]
     return held_out
+
+
+def shared_rows(index: Index, other: Index) -> np.ndarray:
+    """Marks the rows whose audio another index has, to the sample, as rows or as clips inside joined ones.
+
+    Args:
+        index: The shard set whose rows are marked; the smaller one, for it is held in memory.
+        other: The shard set that they are looked up in, of any size.
+
+    Returns:
+        bool (rows of `index`,).
+    """
+    members = index.members
+    wanted = np.unique(np.concatenate([index.pcm, members["pcm"]]))
+    if not len(wanted):
+        return np.zeros(len(index), dtype=bool)
+    found = np.zeros(len(wanted), dtype=bool)
+    for audio in (other.pcm, other.members["pcm"]):
+        for first in range(0, len(audio), _BLOCK_ROWS):  # millions of rows are passed through once and never sorted or copied
+            block = audio[first : first + _BLOCK_ROWS]
+            place = np.minimum(np.searchsorted(wanted, block), len(wanted) - 1)
+            found[place[wanted[place] == block]] = True
+    shared = np.isin(index.pcm, wanted[found])
+    shared[members["row"][np.isin(members["pcm"], wanted[found])]] = True
+    return shared

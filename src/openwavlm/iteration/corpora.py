@@ -27,6 +27,10 @@ def shard_sets(chain: Chain, config: dict[str, Any]) -> tuple[dict[str, Stage], 
         ValueError: If a corpus is refused.
     """
     if not config["synthesis"]:
+        given = {f"corpora.{name}.input": corpus["input"] for name, corpus in config["corpora"].items() if corpus}
+        for key, path in (given | {"alignments": config["alignments"]}).items():
+            if path and not Path(path).exists():
+                raise ValueError(f"{key} must be a folder or a file, but {path} does not exist: correct the path")
         shards = {
             name: chain.run(f"shards/{name}", corpus, [], _shards(corpus, config), content=fingerprint(Path(corpus["input"])))
             for name, corpus in config["corpora"].items()

@@ -22,7 +22,7 @@ from openwavlm.labelling.sample import draw_sample
 from openwavlm.labelling.sampled_frames import num_places, sampled_frames
 from openwavlm.targets.chunks import ChunkedFrames, chunk_frames, own_places, standardise_chunks
 from openwavlm.targets.kmeans import MIN_FRAMES_PER_CLUSTER, Codebook, affordable_clusters, fit_minibatch_kmeans, standardise
-from openwavlm.targets.lloyd import fit_lloyd_kmeans
+from openwavlm.targets.lloyd import check_passes, fit_lloyd_kmeans
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +99,9 @@ def fit_codebook(
         raise ValueError(
             f"sample_hours, max_frames and max_memory_gib must be positive, but are {sample_hours}, {max_frames}, {max_memory_gib}"
         )
-    indexes = ranks.together(lambda: [Index.open(path) for path in shards])
     starts = _STARTS[engine] if n_init is None else n_init
+    check_passes(starts, iterations, tolerance)
+    indexes = ranks.together(lambda: [Index.open(path) for path in shards])
     request = {
         "indexes": sorted(index.fingerprint for index in indexes),
         "sample_hours": sample_hours,

@@ -77,8 +77,8 @@ class LiveProbe:
         assert settings.train and settings.dev and settings.alignments
         times = read_phone_times(Path(settings.alignments), fold_stress=settings.fold_stress)
         phones = inventory(times)
-        train = probe_set(Path(settings.train), times, phones).spread_over_speakers(settings.train_seconds)
-        dev = probe_set(Path(settings.dev), times, phones).spread_over_speakers(settings.dev_seconds)
+        train = probe_set(Path(settings.train), times, phones).spread_over_speakers(settings.train_seconds).readable()
+        dev = probe_set(Path(settings.dev), times, phones).spread_over_speakers(settings.dev_seconds).readable()
         check_disjoint_speakers(train=train, dev=dev)
         contamination(dev, trained_on)
         self.settings, self._train, self._dev = settings, train, dev

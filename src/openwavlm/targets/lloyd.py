@@ -76,10 +76,7 @@ def fit_lloyd_kmeans(
     Raises:
         ValueError: If a number is not positive; if there are fewer frames than clusters; if the features are not finite.
     """
-    if min(n_init, iterations) < 1 or tolerance < 0:
-        raise ValueError(
-            f"n_init and iterations must be at least 1 and tolerance at least 0, but are {n_init}, {iterations} and {tolerance}"
-        )
+    check_passes(n_init, iterations, tolerance)
     check_amount(frames.count, clusters)
     snap_to_grid(frames)
     sample = frames.at(frames.even_places(SEEDING_FRAMES_PER_CLUSTER * clusters))
@@ -113,6 +110,18 @@ def fit_lloyd_kmeans(
         "perplexity": perplexity(counts),
     }
     return replace(Codebook(best.centroids), fitted=fitted)
+
+
+def check_passes(n_init: int, iterations: int, tolerance: float) -> None:
+    """Checks how often and how long k-means goes on.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+    if min(n_init, iterations) < 1 or not tolerance >= 0:
+        raise ValueError(
+            f"n_init and iterations must be at least 1 and tolerance at least 0, but are {n_init}, {iterations} and {tolerance}"
+        )
 
 
 def _squares(frames: ChunkedFrames) -> Tensor:

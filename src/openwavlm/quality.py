@@ -298,6 +298,7 @@ def _result(
     speech = {
         "seconds": utterances.seconds,
         "speakers": len(utterances.speakers),
+        "without_speaker": int((Index.open(Path(asked.shards)).speaker[np.array(judged.rows)] == 0).sum()),
         "phones": len(utterances.inventory),
         "utterances": len(utterances),
         "without_alignment": len(matches.unknown) + len(matches.ambiguous),
@@ -326,6 +327,12 @@ def _sentences(
         else f"against {speech['phones']} phones ({speech['without_alignment']} recordings without an alignment left out)"
     )
     said = [f"Judged on {speech['seconds']:.0f} s of {speech['speakers']} speakers {against}; {fitted}: {who}."]
+    if speech["without_speaker"]:
+        said.append(
+            f"{speech['without_speaker']} of {speech['utterances']} utterances are of unknown speakers, and each of their recordings "
+            "counts as a speaker: intervals are narrower than over voices, a voice may be on both sides, and speaker information is of "
+            "recordings."
+        )
     for row in table:
         if row.kind == "labels" and row.difference:
             value, low, high = row.difference

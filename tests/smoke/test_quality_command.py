@@ -230,6 +230,18 @@ def test_what_a_model_heard_before_it_was_trained_on_is_heard(
     assert result["judged"]["utterances"] == held_out.sum()
 
 
+def test_recordings_of_unknown_speakers_are_no_speakers_and_it_says_so(place: Path, tmp_path: Path) -> None:
+    make_shards(input=place / "corpus", output=tmp_path / "shards", min_seconds=0.5)
+    assert len(Index.open(tmp_path / "shards")) and not Index.open(tmp_path / "shards").speaker[:].any()
+    known, _ = judge(asked(place, tmp_path / "known", labels=None, encoder=str(place / "model"), layers=[1], held_out=0.5))
+    assert known["judged"]["without_speaker"] == 0 and not any("unknown speakers" in one for one in known["sentences"])
+    phone_times(tmp_path / "shards", tmp_path / "phones.tsv")
+    question = {"shards": str(tmp_path / "shards"), "alignments": str(tmp_path / "phones.tsv"), "labels": None, "layers": [1]}
+    result, _ = judge(asked(place, tmp_path / "out", **question, encoder=str(place / "model"), held_out=0.5))
+    assert result["judged"]["without_speaker"] == result["judged"]["utterances"] > 0
+    assert any("each of their recordings counts as a speaker" in sentence for sentence in result["sentences"])
+
+
 def test_alignments_that_fit_too_few_recordings_are_refused(place: Path, tmp_path: Path) -> None:
     lines = (place / "phones.tsv").read_text().splitlines()
     some = tmp_path / "some.tsv"

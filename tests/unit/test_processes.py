@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -53,8 +55,9 @@ def test_a_program_started_by_hand_answers_to_nobody(monkeypatch):
 
 # A parent as `iterate` is one, and a training that answers signals as `Control` lets it: a second SIGINT ends it at once.
 _ITERATE = """
-import os, sys
+import os, signal, sys
 from openwavlm.processes import run_until_saved
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 child = '''
 import signal, time
 asked = []
@@ -79,11 +82,17 @@ except KeyboardInterrupt:
 """
 
 
-def iterating(saving_s: int) -> subprocess.Popen[str]:
+@contextmanager
+def iterating(saving_s: int) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", _ITERATE, str(100 * saving_s)]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
     assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
-    return parent
+    try:
+        yield parent
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+        parent.communicate()
 
 
 @pytest.mark.parametrize("send", [os.killpg, os.kill], ids=["the terminal's, to both", "to the command alone"])

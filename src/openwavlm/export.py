@@ -23,11 +23,11 @@ from openwavlm.training.run_directory import RunRecord, heard_data, other_data, 
 
 log = logging.getLogger(__name__)
 
-# How each format is loaded, with the folder in place of `{}`.
+# How each format is loaded.
 FORMATS = {
-    "huggingface": "transformers.WavLMModel.from_pretrained({!r})",
-    "microsoft": "WavLM(WavLMConfig(torch.load({!r} + '/model.pt')['cfg'])) of Microsoft's code",
-    "torchaudio": "torchaudio.models.wavlm_model with the arguments in {!r} + '/model.json'",
+    "huggingface": "transformers.WavLMModel.from_pretrained({folder!r})",
+    "microsoft": "WavLM(WavLMConfig(torch.load({weights!r})['cfg'])) of Microsoft's code",
+    "torchaudio": "torchaudio.models.wavlm_model with the arguments in {arguments!r}",
 }
 
 
@@ -155,4 +155,6 @@ def main(config: DictConfig) -> None:
     output = export_run(
         Path(config.run), output, checkpoint=str(config.checkpoint), weights=config.weights, format=str(config.format)
     )
-    log.info("wrote %s: %s loads it", output, FORMATS[config.format].format(str(output)))
+    file = output / SINGLE_FILE
+    loaded_by = FORMATS[config.format].format(folder=str(output), weights=str(file), arguments=str(sidecar_of(file)))
+    log.info("wrote %s: %s loads it", output, loaded_by)

@@ -110,7 +110,8 @@ def extract_features_of_folder(
         "input": str(folder.resolve()),
     }
     with writer_lock(output):
-        _check_same(output / "extract.json", request)
+        _check_same(output / "extract.json", request, "features")
+        _name_leftovers(output, names)
         todo = [name for name in names if not _is_newer(_features_file(output, name), folder / name)]
         jobs = [_Job(folder, name, model, output, chosen, dtype) for name in todo]
         return _run(_write_features, jobs, len(names), workers, max_skip_rate)
@@ -128,18 +129,20 @@ def extract_units_of_folder(
 ) -> Extracted:
     """Writes `output/units.tsv`: a line for each recording, its path in the folder, a tab, one unit a frame (50 a second).
 
+    `output/units.json` says whose units they are. Called again, it makes all of them anew.
+
     Args:
         model: The model that the codebook was fitted on; None for a codebook of MFCC.
         folder: Recordings, in sub-folders too.
-        output: Where to.
+        output: Where to; no other units may have been written there.
         codebook: Codebook folder; it names the layer.
         merge: Whether equal neighbours become one unit; a third column then has the frames of each.
         workers: Processes; each loads the model.
         max_skip_rate: Largest share of files that may be unreadable.
 
     Raises:
-        ValueError: If the codebook cannot be loaded or has another model, the folder has no recordings, or too many files are
-            unreadable.
+        ValueError: If the codebook cannot be loaded or has another model, the folder has no recordings, the output holds
+            other units, or too many files are unreadable.
     """
     book = Codebook.load(codebook)
     if model is None and book.features.get("name") == "layer":
@@ -148,6 +151,7 @@ def extract_units_of_folder(
         )
     check_reproducible(book.features, codebook, model)
     names = _names(folder)
+    request = {"format_version": 1, "codebook": book.hash, "merge": merge, "input": str(folder.resolve())}
     units: dict[str, np.ndarray] = {}
 
     def collect(done: _Done) -> None:
@@ -155,6 +159,7 @@ def extract_units_of_folder(
             units[done.name] = done.units
 
     with writer_lock(output):
+        _check_same(output / "units.json", request, "units")
         jobs = [_Job(folder, name, model, codebook=book) for name in names]
         result = _run(_assign_units, jobs, len(names), workers, max_skip_rate, collect)
         with atomic_file(output / "units.tsv") as file:
@@ -190,7 +195,13 @@ def _is_newer(made: Path, source: Path) -> bool:
     return made.is_file() and made.stat().st_mtime_ns >= source.stat().st_mtime_ns
 
 
-def _check_same(path: Path, request: dict[str, Any]) -> None:
+def _name_leftovers(output: Path, names: Sequence[str]) -> None:
+    gone = sorted(set(output.rglob("*.npy")) - {_features_file(output, name) for name in names})
+    if gone:
+        log.warning(f"features of recordings that are gone: {len(gone)}, the first {gone[0]}; delete them if nothing needs them")
+
+
+def _check_same(path: Path, request: dict[str, Any], kind: str) -> None:
     try:
         found = json.loads(path.read_text()) if path.is_file() else None
     except ValueError:
@@ -200,7 +211,7 @@ def _check_same(path: Path, request: dict[str, Any]) -> None:
     elif found != request:
         other = ", ".join(sorted(key for key in found.keys() | request.keys() if found.get(key) != request.get(key)))
         raise ValueError(
-            f"one folder holds one kind of features, but {path.parent} has others (by {other}): name another output or delete it"
+            f"one folder holds one kind of {kind}, but {path.parent} has others (by {other}): name another output or delete it"
         )
 
 

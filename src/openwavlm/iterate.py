@@ -37,7 +37,6 @@ from openwavlm.labelling.fit import fit_codebook
 from openwavlm.labelling.teacher import forget_teacher, open_teacher
 from openwavlm.probes.measured import ProbeSettings
 from openwavlm.probes.probe import probe_model
-from openwavlm.probes.sets import contamination
 from openwavlm.probes.shard_sets import inventory, probe_set, read_phone_times
 from openwavlm.processes import PARENT, run_until_saved
 from openwavlm.report.content import ReportContent
@@ -209,7 +208,6 @@ class Iteration:
         )
         dev = probe_set(self.shards["dev_clean"].folder, times, phones).readable()
         test = probe_set(self.shards["test_clean"].folder, times, phones).readable()
-        contamination(test, [(Index.open(self.shards["train"].folder), None)])
         model, _ = load_run(trained.folder / "run")
         cache = self.chain.folder / "baselines"
         figures = probe_model(model.wavlm, train, dev, test, ProbeSettings(**settings), cache=cache)
@@ -284,7 +282,7 @@ def _check_unheard(shards: dict[str, Stage]) -> None:
     if not shards["train"].done:
         return
     train = Index.open(shards["train"].folder)
-    for name in ("dev", "test", "test_clean"):
+    for name in ("dev", "test", "dev_clean", "test_clean"):
         if not shards[name].done:
             continue
         index = Index.open(shards[name].folder)

@@ -17,6 +17,7 @@ from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.teacher import model_hash
 from openwavlm.probes.heard import unheard_rows
 from openwavlm.train import train
+from programs import run_program
 from runs import SETTINGS, compose, launch, make_data, table, weights
 from synthetic import make_shard_set, write_speech_like
 
@@ -72,6 +73,20 @@ def test_each_format_of_one_run_loads_as_the_same_model(first, tmp_path):
         export_run(first, tmp_path / "shards")
     with pytest.raises(ValueError, match="format must be one of huggingface, microsoft, torchaudio, but is 'onnx'"):
         export_run(first, format="onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "file"),
+    [
+        ("huggingface", "transformers.WavLMModel.from_pretrained('out')", "config.json"),
+        ("microsoft", "torch.load('out/model.pt')['cfg']", "model.pt"),
+        ("torchaudio", "the arguments in 'out/model.json'", "model.json"),
+    ],
+)
+def test_the_command_says_what_loads_its_export(first, tmp_path, name, said, file):
+    done = run_program(tmp_path, "openwavlm", "export", f"run={first}", f"format={name}", "output=out")
+    assert done.status == 0 and said in done.stderr, done
+    assert (tmp_path / "out" / file).is_file()
 
 
 def test_a_single_file_gives_the_features_of_the_folder(first, microsoft, tmp_path):

@@ -92,6 +92,17 @@ def test_a_second_call_does_what_is_missing_or_older_than_its_recording(model: P
         extract_features_of_folder(model, recordings, tmp_path)
 
 
+def test_features_of_recordings_that_are_gone_are_named(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("gone.wav", "stays.wav"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "in" / name, speech_like(0.8), 16_000)
+    extract_features_of_folder(model, tmp_path / "in", tmp_path / "out")
+    assert "are gone" not in caplog.text
+    (tmp_path / "in" / "gone.wav").unlink()
+    extract_features_of_folder(model, tmp_path / "in", tmp_path / "out")
+    assert f"recordings that are gone: 1, the first {tmp_path / 'out' / 'gone.wav.npy'};" in caplog.text
+
+
 def test_units_are_the_codebooks_labels_and_merge_into_runs(model: Path, recordings: Path, tmp_path: Path) -> None:
     codebook = codebook_of(tmp_path, features="layer", teacher=model, layer=1)
     asked = [f"encoder={model}", f"codebook={codebook}", f"input={recordings}", "output=out"]
@@ -109,6 +120,12 @@ def test_units_are_the_codebooks_labels_and_merge_into_runs(model: Path, recordi
         assert all(left != right for left, right in zip(units.split(), units.split()[1:], strict=False))
         spread = [unit for unit, length in zip(units.split(), lengths.split(), strict=True) for _ in range(int(length))]
         assert spread == lines[name].split()
+    before = (tmp_path / "out" / "units.tsv").read_bytes()
+    message = run_program(tmp_path, "openwavlm", "extract", *asked, "merge=true").error()
+    assert "one kind of units, but out has others (by merge): name another output" in message
+    with pytest.raises(ValueError, match=r"others \(by codebook\)"):
+        extract_units_of_folder(None, recordings, tmp_path / "out", codebook_of(tmp_path / "mfcc"))
+    assert (tmp_path / "out" / "units.tsv").read_bytes() == before
     message = run_program(tmp_path, "openwavlm", "extract", *asked, "layers=[1]").error()
     assert "layer that their codebook names" in message
     message = run_program(tmp_path, "openwavlm", "extract", *asked[1:]).error()

@@ -38,8 +38,33 @@ def validation_rows(index: Index, *, share: float, split_seed: int) -> np.ndarra
     return held_out
 
 
+def audio_in(pcm: np.ndarray, index: Index, rows: np.ndarray | None = None) -> np.ndarray:
+    """Looks audio up in a shard set, to the sample: as rows, or as clips inside joined rows.
+
+    Args:
+        pcm: uint64 (audios,), identities as in the index; held in memory.
+        index: A shard set of any size, passed through once.
+        rows: bool (rows of `index`,), where to look; None for all rows.
+
+    Returns:
+        bool (audios,).
+    """
+    wanted, place_of = np.unique(pcm, return_inverse=True)
+    found = np.zeros(len(wanted), dtype=bool)
+    members = index.members
+    for audio, row in ((index.pcm, None), (members["pcm"], members["row"])):
+        for first in range(0, len(audio) if len(wanted) else 0, _BLOCK_ROWS):  # millions of rows are never sorted or copied whole
+            block = slice(first, first + _BLOCK_ROWS)
+            place = np.minimum(np.searchsorted(wanted, audio[block]), len(wanted) - 1)
+            equal = wanted[place] == audio[block]
+            if rows is not None:
+                equal &= rows[block] if row is None else rows[row[block]]
+            found[place[equal]] = True
+    return found[place_of]
+
+
 def shared_rows(index: Index, other: Index) -> np.ndarray:
-    """Marks the rows whose audio another index has, to the sample, as rows or as clips inside joined ones.
+    """Marks the rows whose audio another index has, as `audio_in` finds it: their own, or a clip's inside a joined row.
 
     Args:
         index: The shard set whose rows are marked; the smaller one, for it is held in memory.
@@ -49,15 +74,7 @@ def shared_rows(index: Index, other: Index) -> np.ndarray:
         bool (rows of `index`,).
     """
     members = index.members
-    wanted = np.unique(np.concatenate([index.pcm, members["pcm"]]))
-    if not len(wanted):
-        return np.zeros(len(index), dtype=bool)
-    found = np.zeros(len(wanted), dtype=bool)
-    for audio in (other.pcm, other.members["pcm"]):
-        for first in range(0, len(audio), _BLOCK_ROWS):  # millions of rows are passed through once and never sorted or copied
-            block = audio[first : first + _BLOCK_ROWS]
-            place = np.minimum(np.searchsorted(wanted, block), len(wanted) - 1)
-            found[place[wanted[place] == block]] = True
-    shared = np.isin(index.pcm, wanted[found])
-    shared[members["row"][np.isin(members["pcm"], wanted[found])]] = True
+    found = audio_in(np.concatenate([index.pcm, members["pcm"]]), other)
+    shared, of_members = found[: len(index)], found[len(index) :]
+    shared[members["row"][of_members]] = True
     return shared

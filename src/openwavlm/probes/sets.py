@@ -13,6 +13,7 @@ import numpy as np
 from openwavlm.data.audio import decode, pcm_id, pcm_md5
 from openwavlm.data.index import Index
 from openwavlm.data.reader import UnreadableAudio
+from openwavlm.data.splits import audio_in
 from openwavlm.frames import FRAME_RATE_HZ, num_frames, num_samples_of
 
 log = logging.getLogger(__name__)
@@ -217,9 +218,7 @@ def contamination(
     """
     found = np.zeros(len(test), dtype=bool)
     for index, training in trained_on:
-        rows = np.ones(len(index), dtype=bool) if training is None else np.asarray(training, dtype=bool)
-        members = index.members
-        found |= np.isin(test.pcm, index.pcm[rows]) | np.isin(test.pcm, members["pcm"][rows[members["row"]]])
+        found |= audio_in(test.pcm, index, training)
     names = [test.utterances[number].name or f"utterance {number}" for number in np.flatnonzero(found)]
     if names and not allow_overlap:
         raise ValueError(

@@ -156,8 +156,11 @@ class ChunkedFrames:
         mine = (own >= 0) & (own < len(self.features))
         if self.filled is not None:
             mine[mine.clone()] = self.filled[own[mine]].cpu()
+        held = self.features[own[mine]].cpu()
+        if self.ranks.size == 1:  # copies of hundreds of megabytes take longer than a pass
+            return held
         frames = torch.zeros(len(places), self.dim)
-        frames[mine] = self.features[own[mine]].cpu()
+        frames[mine] = held
         found = self.ranks.sum(mine.to(torch.int32)) > 0
         return self.ranks.sum(frames)[found]
 

@@ -39,7 +39,7 @@ class StepTotals:
 
 REQUESTS = ("stop", "save_now")
 _early: list[int] = []
-_heard: list[int] = []
+_signals: list[int] = []
 
 
 def hear_requeue() -> None:
@@ -50,7 +50,7 @@ def hear_requeue() -> None:
 
 def signalled() -> bool:
     """Whether a signal has asked a training of this process to stop."""
-    return bool(_heard)
+    return bool(_signals)
 
 
 def forget_requests(directory: Path) -> None:
@@ -100,7 +100,7 @@ class Control:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._stop:
             raise KeyboardInterrupt
-        _heard.append(number)
+        _signals.append(number)
         self._stop = True
         self._why = self._why or signal.Signals(number).name
         self._requeue = self._requeue or number == signal.SIGUSR1

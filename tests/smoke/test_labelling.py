@@ -129,9 +129,9 @@ def test_unknown_features_are_refused_by_name(shards: Path, tmp_path: Path) -> N
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from openwavlm.labelling import assign
+from openwavlm.labelling import assign, pack_tasks
 
-computer = assign._computer
+computer = pack_tasks._computer
 def deadly(*arguments):
     labels_of_row = computer(*arguments)
     def until_row_17(row):
@@ -139,7 +139,7 @@ def deadly(*arguments):
             os.kill(os.getpid(), signal.SIGKILL)
         return labels_of_row(row)
     return until_row_17
-assign._computer = deadly
+pack_tasks._computer = deadly
 assign.assign_labels(*map(Path, sys.argv[1:4]), packs=int(sys.argv[4]) or None)
 """
 

@@ -17,8 +17,8 @@ from openwavlm.data.synthesis.corpus import PHONE_COLUMNS, synthesize
 from openwavlm.data.synthesis.phones import CLASSES
 from openwavlm.frames import SAMPLE_RATE_HZ
 from openwavlm.probes.alignments import frame_phones, read_tsv
-from openwavlm.targets.kmeans import fit_minibatch_kmeans
 from openwavlm.targets.mfcc import mfcc_features
+from openwavlm.targets.minibatch import fit_minibatch_kmeans
 from openwavlm.targets.quality import joint_histogram, pnmi
 
 pytestmark = pytest.mark.skipif(

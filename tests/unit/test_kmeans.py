@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.targets.kmeans import Codebook, affordable_clusters, fit_minibatch_kmeans
+from openwavlm.targets.kmeans import Codebook, affordable_clusters
+from openwavlm.targets.minibatch import fit_minibatch_kmeans
 
 
 def blobs(frames: int = 4000, clusters: int = 4, dim: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

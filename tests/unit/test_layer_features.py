@@ -14,7 +14,8 @@ from openwavlm.labelling.extract import check_reproducible, extract_features, fe
 from openwavlm.labelling.teacher import CHUNK_SECONDS, features_of_layers, layer_chunks, model_hash, open_teacher
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
-from openwavlm.targets.kmeans import Codebook, fit_minibatch_kmeans, standardise
+from openwavlm.targets.kmeans import Codebook, standardise
+from openwavlm.targets.minibatch import fit_minibatch_kmeans
 from synthetic import speech_like
 
 TINY = WavLMConfig(

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from openwavlm.collectives import Ranks
 from openwavlm.targets.chunks import ChunkedFrames, chunk_frames, own_places, snap_to_grid, standardise_chunks
-from openwavlm.targets.kmeans import fit_minibatch_kmeans, standardise
+from openwavlm.targets.kmeans import standardise
 from openwavlm.targets.lloyd import _lloyd, _squares, fit_lloyd_kmeans, whole
+from openwavlm.targets.minibatch import fit_minibatch_kmeans
 from openwavlm.targets.seeding import greedy_seeds
 
 CPU = torch.device("cpu")

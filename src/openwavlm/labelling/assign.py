@@ -4,30 +4,27 @@ Several codebooks of one teacher label in one pass: audio is read and the teache
 shards in each labelling; each labelling has done-files of its own and is, byte for byte, what it would have become alone.
 """
 
-import hashlib
-import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from openwavlm.data.atomic import taking_turns, write_json, writer_lock
 from openwavlm.data.index import Index
 from openwavlm.data.pool import run_jobs
-from openwavlm.data.reader import ShardReader, UnreadableAudio, check_shards
+from openwavlm.data.reader import check_shards
 from openwavlm.frames import FRAME_RATE_HZ
-from openwavlm.labelling.extract import check_reproducible, extract_feature_sets, named_device
+from openwavlm.labelling.extract import check_reproducible, named_device
 from openwavlm.labelling.fit import check_skip_rate
-from openwavlm.labelling.parts import ShardParts, write_parts
-from openwavlm.labelling.rebind import carrier, check_carried
-from openwavlm.targets.kmeans import Codebook, one_torch_thread
-from openwavlm.targets.label_packs import MAX_PACKS, labels_file, rows_file, write_labels_meta, write_packs
+from openwavlm.labelling.pack_tasks import PackTarget, PackTask, label_pack
+from openwavlm.labelling.rebind import check_carried
+from openwavlm.targets.kmeans import Codebook
+from openwavlm.targets.label_packs import MAX_PACKS, labels_file, rows_file, write_labels_meta
 from openwavlm.targets.labels import LabelPacks
 from openwavlm.targets.quality import perplexity, unigram, used_clusters
 
@@ -55,50 +52,6 @@ class _Labelling:
     @property
     def first_pack(self) -> int:
         return len(self.existing.meta["packs"]) if self.existing else 0
-
-
-@dataclass(frozen=True)
-class _Target:
-    """One labelling's part of a task.
-
-    Attributes:
-        output: The labelling.
-        codebook: The centroids.
-        pack: The pack's name.
-        key: Hash of all that the pack depends on.
-    """
-
-    output: Path
-    codebook: Codebook
-    pack: str
-    key: str
-
-    @property
-    def done_file(self) -> Path:
-        return self.output / "tasks" / f"{self.pack}.json"
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One pack to write, in one labelling or in several.
-
-    Attributes:
-        shards_path: The shard set.
-        shards: The pack's shards, by number in the index.
-        targets: Where its labels go.
-        carry_from: An older labelling whose labels are carried over, or None to compute all of them.
-        teacher: The model of layer features.
-        device: Where the teacher runs.
-        mode: As in `assign_labels`.
-    """
-
-    shards_path: Path
-    shards: tuple[int, ...]
-    targets: tuple[_Target, ...]
-    carry_from: Path | None
-    teacher: Path | None
-    device: str
-    mode: str
 
 
 def assign_labels(
@@ -167,7 +120,7 @@ def assign_labels(
         for folder in outputs:
             stack.enter_context(writer_lock(folder, shared=task_index is not None))
         labellings = [_labelling(folder, book, index) for folder, book in zip(outputs, books, strict=True)]
-        tasks: dict[Path, list[_Task]] = {}
+        tasks: dict[Path, list[PackTask]] = {}
         for together in _alike(labellings):
             if mode == "rebind" and carry_from and together[0].new:
                 check_carried(index, list(together[0].new), carry_from)
@@ -177,12 +130,12 @@ def assign_labels(
                     labelling.codebook.save_array(labelling.output)
                 tasks[labelling.output] = cut
             mine = [task for number, task in enumerate(cut) if task_index is None or number % num_tasks == task_index]
-            todo = [task for task in map(_undone, mine) if task.targets]
+            todo = [task for task in map(PackTask.undone, mine) if task.targets]
             names = ", ".join(str(labelling.output) for labelling in together)
             log.info(
                 f"{len(together[0].new)} shards of {shards} need labels in {names}: {len(cut)} packs, {len(todo)} to do here"
             )
-            for _ in run_jobs(_label_pack, todo, workers=workers, description="labels"):
+            for _ in run_jobs(label_pack, todo, workers=workers, description="labels"):
                 pass
         finished = [_finish_in_turn(labelling, index, tasks[labelling.output], max_skip_rate) for labelling in labellings]
         return finished[0] if all(finished) else None
@@ -261,7 +214,7 @@ def _cut(
     teacher: Path | None,
     device: str,
     mode: str,
-) -> list[_Task]:
+) -> list[PackTask]:
     """Deals the new shards, in index order, to packs of about equally many shards."""
     first_pack, new = labellings[0].first_pack, labellings[0].new
     if not new and labellings[0].existing:
@@ -277,105 +230,14 @@ def _cut(
     tasks = []
     for number, part in enumerate(np.array_split(np.array(new), count), start=first_pack):
         numbers = tuple(int(shard) for shard in part)
-        targets = tuple(_target(labelling, f"pack-{number:05d}", index, numbers) for labelling in labellings)
-        tasks.append(_Task(index.path, numbers, targets, carry_from, teacher, device, mode))
+        targets = tuple(
+            PackTarget.of(labelling.output, labelling.codebook, f"pack-{number:05d}", index, numbers) for labelling in labellings
+        )
+        tasks.append(PackTask(index.path, numbers, targets, carry_from, teacher, device, mode))
     return tasks
 
 
-def _target(labelling: _Labelling, pack: str, index: Index, shards: tuple[int, ...]) -> _Target:
-    book = labelling.codebook
-    key = _hashed([book.hash, json.dumps(book.features, sort_keys=True), *(index.shards[shard].identity for shard in shards)])
-    return _Target(labelling.output, book, pack, key)
-
-
-def _book_key(book: Codebook) -> str:
-    return _hashed([book.hash, json.dumps(book.features, sort_keys=True)])
-
-
-def _hashed(entries: list[str]) -> str:
-    return hashlib.blake2b("\n".join(entries).encode(), digest_size=16).hexdigest()
-
-
-def _done(target: _Target) -> dict[str, Any] | None:
-    """The done-file of a labelling's part of a task, if it is of this very task and the pack's files are there."""
-    try:
-        done = json.loads(target.done_file.read_text())
-        sizes = (labels_file(target.output, target.pack).stat().st_size, rows_file(target.output, target.pack).stat().st_size)
-    except (OSError, ValueError):
-        return None
-    fits = done["task"] == target.key and sizes == (done["record"]["labels_bytes"], done["record"]["rows_bytes"])
-    return done if fits else None
-
-
-def _undone(task: _Task) -> _Task:
-    """The task without the labellings that have it already."""
-    return replace(task, targets=tuple(target for target in task.targets if _done(target) is None))
-
-
-def _label_pack(task: _Task) -> None:
-    """Writes one pack and then its done-files; the whole of a task, alike in every process and on every machine."""
-    index = Index.open(task.shards_path)
-    folders, sizes = [target.output for target in task.targets], [len(target.codebook) for target in task.targets]
-    with one_torch_thread():
-        if task.mode == "rebind":
-            assert task.carry_from is not None
-            carried = carrier(index, task.carry_from)
-            results = write_packs(folders, task.targets[0].pack, index, task.shards, lambda row: [carried(row)], sizes)
-            parts: list[ShardParts] = []
-        else:
-            parts = [ShardParts(target.output, index, _book_key(target.codebook)) for target in task.targets]
-            write_parts(parts, index, task.shards, lambda some: _computer(index, task, some), sizes, _gpus(task))
-            results = write_packs(
-                folders, task.targets[0].pack, index, task.shards, lambda row: [part.labels(row) for part in parts], sizes
-            )
-    gpus = _gpus_of_carried(task.carry_from)
-    for number, (target, result) in enumerate(zip(task.targets, results, strict=True)):
-        own = {gpu for shard in task.shards if parts and (gpu := parts[number].computed_on(shard))}
-        names = sorted(gpus | own)
-        record = result.record | ({"computed_on": ", ".join(names)} if names else {})
-        write_json(target.done_file, {"task": target.key, "record": record, "label_counts": result.label_counts.tolist()})
-    for part in parts:
-        part.remove(task.shards)
-
-
-def _gpus_of_carried(labels: Path | None) -> set[str]:
-    """The GPUs that may have computed labels that are carried over."""
-    packs = LabelPacks.open(labels).meta["packs"] if labels else []
-    return {name for pack in packs if "computed_on" in pack for name in pack["computed_on"].split(", ")}
-
-
-def _gpus(task: _Task) -> list[str | None]:
-    """The GPU that computes the labels of each target."""
-    of_layers = [task.device == "cuda" and target.codebook.features["name"] == "layer" for target in task.targets]
-    return [torch.cuda.get_device_name() if of_layer else None for of_layer in of_layers]
-
-
-def _computer(index: Index, task: _Task, some: Sequence[int]) -> Callable[[int], Sequence[np.ndarray | None]]:
-    """What labels a row for some of a task's targets: with labels that are there for the same audio, or by reading it."""
-    reader = ShardReader(index)
-    books = [task.targets[number].codebook for number in some]
-    settings = [book.features for book in books]
-    carried = carrier(index, task.carry_from) if task.carry_from else lambda row: None
-
-    def labels_of_row(row: int) -> Sequence[np.ndarray | None]:
-        known = carried(row)
-        if known is not None:
-            return [known]
-        try:
-            waveform = reader.read(row)
-        except UnreadableAudio as error:
-            log.warning(f"no labels: {error}")
-            return [None] * len(books)
-        features = extract_feature_sets(settings, waveform, task.teacher, device=task.device)
-        try:
-            return [book.assign(of_book) for book, of_book in zip(books, features, strict=True)]
-        except ValueError as error:
-            raise ValueError(f"row {row} ({index.shards[int(index.shard[row])].name}) of {index.path}: {error}") from error
-
-    return labels_of_row
-
-
-def _finish_in_turn(labelling: _Labelling, index: Index, tasks: list[_Task], max_skip_rate: float) -> dict[str, Any] | None:
+def _finish_in_turn(labelling: _Labelling, index: Index, tasks: list[PackTask], max_skip_rate: float) -> dict[str, Any] | None:
     """Finishes a labelling unless another job of the array, which saw the last packs done at the same time, has."""
     with taking_turns(labelling.output):
         if labelling.new and (labelling.output / "meta.json").is_file():
@@ -385,13 +247,13 @@ def _finish_in_turn(labelling: _Labelling, index: Index, tasks: list[_Task], max
         return _finish(labelling, tasks, max_skip_rate)
 
 
-def _finish(labelling: _Labelling, tasks: list[_Task], max_skip_rate: float) -> dict[str, Any] | None:
+def _finish(labelling: _Labelling, tasks: list[PackTask], max_skip_rate: float) -> dict[str, Any] | None:
     """Writes a labelling's `meta.json` once every pack is done."""
     output, existing = labelling.output, labelling.existing
     if existing and not labelling.new:
         return _tidy(output, existing.meta)
     targets = [target for task in tasks for target in task.targets if target.output == output]
-    results = [result for target in targets if (result := _done(target)) is not None]
+    results = [result for target in targets if (result := target.done()) is not None]
     if len(results) < len(targets):
         log.info(f"{len(results)} of {len(targets)} packs are done; the last call to finish writes {output / 'meta.json'}")
         return None

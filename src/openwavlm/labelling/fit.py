@@ -21,8 +21,9 @@ from openwavlm.labelling.extract import feature_settings
 from openwavlm.labelling.sample import draw_sample
 from openwavlm.labelling.sampled_frames import num_places, sampled_frames
 from openwavlm.targets.chunks import ChunkedFrames, chunk_frames, own_places, standardise_chunks
-from openwavlm.targets.kmeans import MIN_FRAMES_PER_CLUSTER, Codebook, affordable_clusters, fit_minibatch_kmeans, standardise
+from openwavlm.targets.kmeans import MIN_FRAMES_PER_CLUSTER, Codebook, affordable_clusters, standardise
 from openwavlm.targets.lloyd import check_passes, fit_lloyd_kmeans
+from openwavlm.targets.minibatch import fit_minibatch_kmeans
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,159 @@
+"""One task of a labelling: the pack of some shards, written in one labelling or in several in one pass, each with a done-file."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from openwavlm.data.atomic import write_json
+from openwavlm.data.index import Index
+from openwavlm.data.reader import ShardReader, UnreadableAudio
+from openwavlm.labelling.extract import extract_feature_sets
+from openwavlm.labelling.parts import ShardParts, write_parts
+from openwavlm.labelling.rebind import carrier
+from openwavlm.targets.kmeans import Codebook, one_torch_thread
+from openwavlm.targets.label_packs import labels_file, rows_file, write_packs
+from openwavlm.targets.labels import LabelPacks
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PackTarget:
+    """One labelling's part of a task.
+
+    Attributes:
+        output: The labelling.
+        codebook: The centroids.
+        pack: The pack's name.
+        key: Hash of all that the pack depends on.
+    """
+
+    output: Path
+    codebook: Codebook
+    pack: str
+    key: str
+
+    @classmethod
+    def of(cls, output: Path, codebook: Codebook, pack: str, index: Index, shards: Sequence[int]) -> "PackTarget":
+        """The pack of these shards of the index."""
+        return cls(output, codebook, pack, _hashed([*_entries(codebook), *(index.shards[shard].identity for shard in shards)]))
+
+    @property
+    def done_file(self) -> Path:
+        """Where the pack's record is once it is finished."""
+        return self.output / "tasks" / f"{self.pack}.json"
+
+    def done(self) -> dict[str, Any] | None:
+        """What the done-file says, if it is of this very task and the pack's files are there."""
+        try:
+            done = json.loads(self.done_file.read_text())
+            sizes = (labels_file(self.output, self.pack).stat().st_size, rows_file(self.output, self.pack).stat().st_size)
+        except (OSError, ValueError):
+            return None
+        fits = done["task"] == self.key and sizes == (done["record"]["labels_bytes"], done["record"]["rows_bytes"])
+        return done if fits else None
+
+
+@dataclass(frozen=True)
+class PackTask:
+    """One pack to write, in one labelling or in several.
+
+    Attributes:
+        shards_path: The shard set.
+        shards: The pack's shards, by number in the index.
+        targets: Where its labels go.
+        carry_from: An older labelling whose labels are carried over, or None to compute all of them.
+        teacher: The model of layer features.
+        device: Where the teacher runs.
+        mode: As in `assign.assign_labels`.
+    """
+
+    shards_path: Path
+    shards: tuple[int, ...]
+    targets: tuple[PackTarget, ...]
+    carry_from: Path | None
+    teacher: Path | None
+    device: str
+    mode: str
+
+    def undone(self) -> "PackTask":
+        """The task without the labellings that have it already."""
+        return replace(self, targets=tuple(target for target in self.targets if target.done() is None))
+
+
+def _entries(book: Codebook) -> list[str]:
+    return [book.hash, json.dumps(book.features, sort_keys=True)]
+
+
+def _hashed(entries: list[str]) -> str:
+    return hashlib.blake2b("\n".join(entries).encode(), digest_size=16).hexdigest()
+
+
+def label_pack(task: PackTask) -> None:
+    """Writes one pack and then its done-files; the whole of a task, alike in every process and on every machine."""
+    index = Index.open(task.shards_path)
+    folders, sizes = [target.output for target in task.targets], [len(target.codebook) for target in task.targets]
+    with one_torch_thread():
+        if task.mode == "rebind":
+            assert task.carry_from is not None
+            carried = carrier(index, task.carry_from)
+            results = write_packs(folders, task.targets[0].pack, index, task.shards, lambda row: [carried(row)], sizes)
+            parts: list[ShardParts] = []
+        else:
+            parts = [ShardParts(target.output, index, _hashed(_entries(target.codebook))) for target in task.targets]
+            write_parts(parts, index, task.shards, lambda some: _computer(index, task, some), sizes, _gpus(task))
+            results = write_packs(
+                folders, task.targets[0].pack, index, task.shards, lambda row: [part.labels(row) for part in parts], sizes
+            )
+    gpus = _gpus_of_carried(task.carry_from)
+    for number, (target, result) in enumerate(zip(task.targets, results, strict=True)):
+        own = {gpu for shard in task.shards if parts and (gpu := parts[number].computed_on(shard))}
+        names = sorted(gpus | own)
+        record = result.record | ({"computed_on": ", ".join(names)} if names else {})
+        write_json(target.done_file, {"task": target.key, "record": record, "label_counts": result.label_counts.tolist()})
+    for part in parts:
+        part.remove(task.shards)
+
+
+def _gpus_of_carried(labels: Path | None) -> set[str]:
+    """The GPUs that may have computed labels that are carried over."""
+    packs = LabelPacks.open(labels).meta["packs"] if labels else []
+    return {name for pack in packs if "computed_on" in pack for name in pack["computed_on"].split(", ")}
+
+
+def _gpus(task: PackTask) -> list[str | None]:
+    """The GPU that computes the labels of each target."""
+    of_layers = [task.device == "cuda" and target.codebook.features["name"] == "layer" for target in task.targets]
+    return [torch.cuda.get_device_name() if of_layer else None for of_layer in of_layers]
+
+
+def _computer(index: Index, task: PackTask, some: Sequence[int]) -> Callable[[int], Sequence[np.ndarray | None]]:
+    """What labels a row for some of a task's targets: with labels that are there for the same audio, or by reading it."""
+    reader = ShardReader(index)
+    books = [task.targets[number].codebook for number in some]
+    settings = [book.features for book in books]
+    carried = carrier(index, task.carry_from) if task.carry_from else lambda row: None
+
+    def labels_of_row(row: int) -> Sequence[np.ndarray | None]:
+        known = carried(row)
+        if known is not None:
+            return [known]
+        try:
+            waveform = reader.read(row)
+        except UnreadableAudio as error:
+            log.warning(f"no labels: {error}")
+            return [None] * len(books)
+        features = extract_feature_sets(settings, waveform, task.teacher, device=task.device)
+        try:
+            return [book.assign(of_book) for book, of_book in zip(books, features, strict=True)]
+        except ValueError as error:
+            raise ValueError(f"row {row} ({index.shards[int(index.shard[row])].name}) of {index.path}: {error}") from error
+
+    return labels_of_row

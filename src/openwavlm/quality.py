@@ -1,10 +1,8 @@
 """How good labels and layers are: `openwavlm quality --help` (the figures: `probes.unit_figures`; the rules: DESIGN §8)."""
 
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,104 +16,28 @@ from openwavlm.build import plain
 from openwavlm.cli import command
 from openwavlm.data.atomic import atomic_file, write_json
 from openwavlm.data.index import Index
-from openwavlm.data.splits import validation_rows
 from openwavlm.labelling.teacher import open_teacher
 from openwavlm.probes import abx
 from openwavlm.probes.alignment_files import read_alignments
 from openwavlm.probes.features import EncoderFeatures, Features, MfccFeatures
-from openwavlm.probes.heard import unheard_rows
 from openwavlm.probes.layer_choice import choose_layer
-from openwavlm.probes.layer_units import UnitSettings, UtteranceNormalised, fit_layers, tally_layers
+from openwavlm.probes.layer_units import UtteranceNormalised, fit_layers, tally_layers
 from openwavlm.probes.measure import change_of
-from openwavlm.probes.measured import CONDITIONS, summary
+from openwavlm.probes.measured import summary
 from openwavlm.probes.quality_rows import QualityRow, rows_of, text_table, tsv
-from openwavlm.probes.sets import ProbeSet, check_disjoint_speakers
-from openwavlm.probes.shard_sets import Judged, judged_set, speech_set
+from openwavlm.probes.sets import ProbeSet
+from openwavlm.probes.shard_sets import Judged, judged_set
 from openwavlm.probes.unit_figures import UnitTally
+from openwavlm.quality_settings import Asked
+from openwavlm.quality_voices import fitted_set, judged_rows
 from openwavlm.report.quality_page import chart_png, render_quality
 from openwavlm.targets.labels import LabelStore
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CLUSTERS = 100
-DEFAULT_HELD_OUT = 0.5
-_MFCC_NORMS = ("none", "utterance")
 
 Key = tuple[str, str, int | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The keys of `conf/quality.yaml`, which says what they mean.
-
-    Raises:
-        ValueError: If nothing is to be judged by phones, or a key has no such value.
-    """
-
-    output: str
-    shards: str
-    alignments: str | None = None
-    format: str = "auto"
-    tier: str = "phones"
-    folding: str = "arpabet"
-    with_silence: bool = True
-    max_unmatched_share: float = 0.05
-    seconds: float = 3600.0
-    labels: str | list[str] | None = None
-    encoder: str | None = None
-    layers: str | list[int] | None = None
-    fit: str | None = None
-    fit_seconds: float = 3600.0
-    held_out: float | None = None
-    split_seed: int = 0
-    clusters: int | None = None
-    codebook_seeds: tuple[int, ...] = (0, 1, 2)
-    fit_frames: int = 50_000
-    frames_per_cluster: int = 20
-    memory_gb: float = 2.0
-    mfcc_norm: str = "none"
-    conditions: tuple[str, ...] = ("clean",)
-    abx: bool = False
-    device: str = "auto"
-    allow_overlap: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.seconds > 0 or not self.fit_seconds > 0 or not 0 <= self.max_unmatched_share <= 1:
-            raise ValueError(
-                "seconds and fit_seconds must be positive and max_unmatched_share a share, but are "
-                f"{self.seconds}, {self.fit_seconds} and {self.max_unmatched_share}: correct them"
-            )
-        if self.abx and self.alignments is None:
-            raise ValueError("abx compares phones, but alignments=null gives none: give alignments=PATH, or leave abx out")
-        if self.held_out is not None and (not 0 <= self.held_out < 1 or self.fit):
-            raise ValueError(
-                f"held_out is the share of the speakers of shards that are judged, in [0, 1), where fit names no other voices, but is "
-                f"{self.held_out}{' beside fit=' + self.fit if self.fit else ''}: correct it or leave it out"
-            )
-        for name, values, allowed in (
-            ("mfcc_norm", [self.mfcc_norm], _MFCC_NORMS),
-            ("conditions", self.conditions, CONDITIONS),
-            ("device", [self.device], ("auto", "cpu", "cuda")),
-        ):
-            wrong = [value for value in values if value not in allowed]
-            if wrong or not values:
-                raise ValueError(f"{name} must be out of {', '.join(allowed)}, but is {wrong or 'empty'}: correct it")
-
-    @property
-    def labellings(self) -> list[Path]:
-        """The folders of labels."""
-        given = [self.labels] if isinstance(self.labels, str) else self.labels or []
-        return [Path(folder) for folder in given]
-
-    def units(self, clusters: int) -> UnitSettings:
-        """How codebooks of K units are fitted."""
-        return UnitSettings(
-            clusters=clusters,
-            codebook_seeds=tuple(self.codebook_seeds),
-            fit_frames=self.fit_frames,
-            frames_per_cluster=self.frames_per_cluster,
-            memory_gb=self.memory_gb,
-        )
 
 
 def judge(asked: Asked) -> tuple[dict[str, Any], list[QualityRow]]:
@@ -130,7 +52,7 @@ def judge(asked: Asked) -> tuple[dict[str, Any], list[QualityRow]]:
     """
     index = Index.open(asked.shards)
     stores = {folder: LabelStore.open(folder, index) for folder in asked.labellings}
-    rows = _judged_rows(asked, index, stores)
+    rows = judged_rows(asked, index, stores)
     alignments = (
         None if asked.alignments is None else read_alignments(asked.alignments, file_format=asked.format, tier=asked.tier)
     )
@@ -143,7 +65,7 @@ def judge(asked: Asked) -> tuple[dict[str, Any], list[QualityRow]]:
         seconds=asked.seconds,
         max_unmatched_share=asked.max_unmatched_share,
     )
-    fit = _fitted_set(asked, index, rows, judged)
+    fit = fitted_set(asked, index, rows, judged)
     encoder, layers = _encoder(asked)
     table = _measure(asked, judged, fit, stores, encoder, layers)
     result = _result(asked, judged, fit, table, layers_of_model=len(encoder.dims) - 1 if encoder else None)
@@ -152,83 +74,6 @@ def judge(asked: Asked) -> tuple[dict[str, Any], list[QualityRow]]:
         result["abx"] = _write_abx(judged, encoder, layers, output / "abx")
     _write(output, result, table)
     return result, table
-
-
-def _judged_rows(asked: Asked, index: Index, stores: Mapping[Path, LabelStore]) -> np.ndarray:
-    """Rows of held-out speakers: those that no codebook has heard, or the split that was asked for."""
-    kept = np.ones(len(index), dtype=bool)
-    heard = {} if asked.allow_overlap else _heard(asked, index, stores)
-    other = Index.open(asked.fit) if asked.fit and heard else None
-    for name, fit in heard.items():
-        unheard = unheard_rows(index, fit, other)
-        if not unheard.any():
-            raise ValueError(
-                f"only voices that were not trained on are judged, but {name} may have heard all of {index.path}: judge other shards (for "
-                "labels, label them with that codebook), give as fit= the one shard set that was trained on if it has other voices, or "
-                "set allow_overlap=true to see the figures anyway"
-            )
-        if not unheard.all():
-            log.info(f"{unheard.sum()} of {len(index)} rows of {index.path} are of voices that {name} has surely not heard")
-        kept &= unheard
-    share = DEFAULT_HELD_OUT if asked.held_out is None and not asked.fit and kept.all() else asked.held_out
-    if share:
-        kept &= validation_rows(index, share=share, split_seed=asked.split_seed)
-    if not kept.any():
-        raise ValueError(
-            f"some speakers of {index.path} must be judged, but the split holds none of {len(index.speakers) - 1} out: give fit=DIR with "
-            "other voices, or another held_out or split_seed"
-        )
-    return np.flatnonzero(kept)
-
-
-def _heard(asked: Asked, index: Index, stores: Mapping[Path, LabelStore]) -> dict[str, dict[str, Any]]:
-    """What codebooks and the model say of their training; nothing of those that do not know it."""
-    found: dict[str, dict[str, Any]] = {}
-    for folder, store in stores.items():
-        if {"validation_share", "split_seed"} <= set(store.codebook_fitted):
-            hours = store.codebook_fitted.get("hours_by_source")
-            found[f"the codebook of {folder}"] = store.codebook_fitted | {"sources": None if hours is None else [*hours]}
-    about = Path(asked.encoder or "") / "openwavlm.json"
-    known = json.loads(about.read_text()) if asked.encoder and about.is_file() else {}
-    if "trained_on" in known:
-        found[f"the model {asked.encoder}"] = known["trained_on"]
-        if not _says_all(known):
-            log.warning(f"{asked.encoder} began as a model that does not say what it was trained on: it may have heard any voice")
-    elif index.fingerprint in known.get("fingerprints", {}).values() and asked.held_out is None:
-        raise ValueError(
-            f"a model is judged on voices that it was not trained on, but {asked.encoder} was trained on {index.path}: give held_out= and "
-            "split_seed= as that run's data.validation_share and split_seed, without fit, export the run again, which notes them, or "
-            "set allow_overlap=true"
-        )
-    return found
-
-
-def _says_all(about: Mapping[str, Any]) -> bool:
-    """Whether an `openwavlm.json` says of every model that this one began as what it was trained on."""
-    heard = about["trained_on"]
-    if "init_from" in about and "before" not in heard:  # exported before this was noted
-        return False
-    while heard is not None and "before" in heard:
-        heard = heard["before"]
-    return heard is not None
-
-
-def _fitted_set(asked: Asked, index: Index, rows: np.ndarray, judged: Judged) -> ProbeSet:
-    phones = judged.utterances.inventory
-    if asked.fit:
-        other = Index.open(asked.fit)
-        candidates = np.arange(len(other))
-        if other.fingerprint == index.fingerprint:
-            candidates = np.setdiff1d(candidates, rows)
-        fit = speech_set(Path(asked.fit), candidates, asked.fit_seconds, phones)
-    elif asked.held_out == 0:
-        log.warning("codebooks are fitted on the voices that they are judged on (held_out=0): no evidence about other voices")
-        return speech_set(Path(asked.shards), np.array(judged.rows), asked.fit_seconds, phones)
-    else:
-        fit = speech_set(Path(asked.shards), np.setdiff1d(np.arange(len(index)), rows), asked.fit_seconds, phones)
-    if not asked.allow_overlap:
-        check_disjoint_speakers(fit=fit, judged=judged.utterances)
-    return fit
 
 
 def _encoder(asked: Asked) -> tuple[EncoderFeatures | None, list[int]]:

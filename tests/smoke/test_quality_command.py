@@ -18,7 +18,8 @@ from openwavlm.labelling.fit import fit_codebook
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
 from openwavlm.probes.heard import unheard_rows
-from openwavlm.quality import Asked, judge
+from openwavlm.quality import judge
+from openwavlm.quality_settings import Asked
 from programs import REPOSITORY, run_program
 from runs import phone_times
 from synthetic import make_corpus, make_shard_set

@@ -192,6 +192,12 @@ def test_labels_of_the_same_files_share_their_codebook_and_those_of_others_do_no
         (lambda f: f.km[0].write_text(f.km[0].read_text() + "1 2\n"), "but has more: give the pair that belongs together"),
         (lambda f: f.km[1].write_text("".join(f.km[1].read_text().splitlines(True)[:-1])), "but ends after 3: give the pair"),
         (lambda f: f.km[0].write_text(f.km[0].read_text().replace("5", "five")), "must be numbers with blanks between"),
+        (lambda f: f.km[0].write_text(f.km[0].read_text() + "\n1 2\n"), "but has more: give the pair that belongs together"),
+        (lambda f: f.km[0].write_text("9" * 20 + "\n" + f.km[0].read_text()), r"line 1 of .* must be numbers with blanks"),
+        (lambda f: f.tsv[0].write_bytes(f.tsv[0].read_bytes() + b"\xe9.flac\t5\n"), r"\.tsv must be text in UTF-8, but is not"),
+        (lambda f: f.dictionary.write_bytes(b"\xff\xfe0 1"), r"dict\.km\.txt must be text in UTF-8, but is not"),
+        (lambda f: f.dictionary.write_text("<unk> 1\n"), r"must list clusters by number, but .* has '<unk>'"),
+        (lambda f: f.tsv[0].write_text(f.tsv[0].read_text().split("\n", 1)[1]), "first line of .* must be the folder that its paths"),
         (lambda f: f.km.reverse(), r"must have \d+ labels at 50 a second|ends after 4"),
         (lambda f: f.tsv[0].write_text(f.tsv[0].read_text().replace("\t", " ")), "must be a path, a tab and a number of samples"),
         (lambda f: f.tsv[0].write_text(f.tsv[0].read_text().replace("\t1", "\t9")), "must be the same audio in manifest"),
@@ -205,6 +211,15 @@ def test_label_files_that_do_not_fit_are_refused_before_anything_is_written(shar
     with pytest.raises(ValueError, match=f"(?s){sentence}"):
         import_labels(shards, tmp_path / "labels", **files.arguments)
     assert not (tmp_path / "labels" / "meta.json").exists()
+
+
+def test_what_editors_and_fairseq_add_to_the_files_changes_nothing(shards, files, tmp_path):
+    expected = import_labels(shards, tmp_path / "plain", **files.arguments)["label_counts"]
+    for path in (*files.tsv, *files.km):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n\r\n")
+    files.tsv[0].write_bytes(b"\xef\xbb\xbf" + files.tsv[0].read_bytes())
+    files.dictionary.write_bytes(b"\xef\xbb\xbf" + files.dictionary.read_bytes() + b"madeupword0000 0\nmadeupword0001 0\n\n")
+    assert import_labels(shards, tmp_path / "edited", **files.arguments)["label_counts"] == expected
 
 
 def test_an_import_that_was_killed_begins_anew_and_gives_the_same_bytes(shards, files, tmp_path, monkeypatch):
@@ -311,6 +326,14 @@ def test_what_is_no_codebook_is_refused(teacher, tmp_path):
     refused("does not exist: correct input")
     np.save(tmp_path / "km.npy", np.zeros((5, 8)))
     refused(r"of the shape \(clusters, 16\) for these features, but those of .* are \(5, 8\)")
+    np.save(tmp_path / "km.npy", np.full((5, 16), 1e60))
+    refused("must be finite in float32, but some of")
+    for kind in (str, complex, bool, int):
+        np.save(tmp_path / "km.npy", np.ones((5, 16)).astype(kind))
+        refused("centroids must be floating-point numbers, but those of")
+    np.savez(tmp_path / "km.npz", centroids=np.ones((5, 16)))
+    for trust in (False, True):
+        refused("is an archive, and no array or joblib file: save the centroids alone", "km.npz", trust=trust)
     (tmp_path / "km.npy").write_bytes(b"text")
     refused("must be an array of centroids, but cannot be read")
     (tmp_path / "km.bin").write_bytes(b"text")

@@ -1,6 +1,7 @@
 """Single-file checkpoints: the layouts of Microsoft and fairseq by their key tables (SPEC §6), and pickles that are read as data."""
 
 import argparse
+import gzip
 import io
 import json
 import os
@@ -10,13 +11,16 @@ import sys
 import tarfile
 import types
 import zipfile
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple  # noqa: UP035
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -336,10 +340,94 @@ def test_what_a_file_does_not_say_or_hold_is_refused_by_name(tmp_path):
     refused({"cfg": cfg, "model": state | {"adapter.weight": torch.zeros(1)}}, r"model\.pt has adapter\.weight; if it is a head")
     refused({"cfg": cfg, "model": {k: v for k, v in state.items() if k != "mask_emb"}}, "lacks 1, first mask_emb")
     refused({"cfg": cfg | {"encoder_ffn_embed_dim": 64}, "model": state}, r"has \(48, 32\) instead of \(64, 32\)")
+    refused(
+        {"cfg": cfg, "model": state | {"mask_emb": state["mask_emb"].int()}}, "mask_emb of .* is torch.int32; use the file before"
+    )
+    refused({"cfg": cfg, "model": state | {"mask_emb": state["mask_emb"] / 0}}, "mask_emb of .* has values that are not; use")
+    name = "encoder.pos_conv.0.parametrizations.weight.original0"
+    twice = state | {name: state["encoder.pos_conv.0.weight_g"] * 5}
+    refused({"cfg": cfg, "model": twice}, r"has encoder\.pos_conv\.0\.weight_g and .*original0, which are the same one")
+    refused({"openwavlm": {}, "state_dict": {}}, "is a checkpoint of a run of OpenWavLM; write its model by `openwavlm export")
     refused({"weight": torch.zeros(2)}, "holds weight; Hugging Face's weights need the directory")
     refused([torch.zeros(2)], "holds list; Hugging Face's")
     with pytest.raises(ValueError, match="does not exist"):
         load_checkpoint(tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize("lost", [("gru_rel_pos", "relative_position_embedding"), ()], ids=["fairseq", "hub folder"])
+def test_a_gated_bias_that_the_configuration_does_not_mention_is_never_replaced(lost, tmp_path):
+    config = replace(TINY, num_buckets=320, max_distance=800)  # those of the published files: the shapes fit
+    if lost:
+        keys = {key: value for key, value in microsoft_config(config).items() if key not in lost}
+        path, named = saved(tmp_path / "model.pt", {"cfg": keys, "model": random_state(config)}), "relative_attention_bias|grep_"
+    else:
+        path, named = tmp_path, "rel_attn_embed|gru_rel_pos"
+        save_huggingface(WavLM(config), path)
+        about = path / "config.json"
+        about.write_text(about.read_text().replace('"model_type": "wavlm"', '"model_type": "hubert"'))
+    with pytest.raises(ValueError, match=rf"says nothing of a gated relative bias, which \S*({named})\S* belongs to"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("value", [True, 1, np.bool_(True), np.int64(1), np.uint8(1), np.float32(1)])
+def test_a_value_that_numpy_wrote_is_read(value, tmp_path):
+    cfg = microsoft_config(TINY) | {"normalize": value, "gru_rel_pos": np.bool_(True), "encoder_layers": np.int64(2)}
+    path = saved(
+        tmp_path / "model.pt", {"cfg": cfg, "model": random_state(TINY), "other": [np.float64(-0.5), np.dtype(">i4").type(7)]}
+    )
+    assert load_checkpoint(path).model.config == replace(TINY, normalise_waveform=True)
+    assert read_pickle(path)["other"] == [-0.5, 7]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("normalize", None, r"does not say it \(normalize\)"),
+        ("normalize", "yes", r"does not say it \(normalize\)"),
+        ("encoder_layers", "2", "encoder_layers must be a whole number, but is '2' in"),
+        ("dropout", None, "dropout must be a number, but is None in"),
+        ("layer_norm_first", "false", "layer_norm_first must be true or false, but is 'false' in"),
+        ("gru_rel_pos", None, "gru_rel_pos must be true or false, but is None in"),
+        ("extractor_mode", ["default"], "extractor_mode must be a name, but is"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused_by_its_key(key, value, sentence, tmp_path):
+    content = {"cfg": microsoft_config(TINY) | {key: value}, "model": random_state(TINY)}
+    with pytest.raises(ValueError, match=sentence):
+        load_checkpoint(saved(tmp_path / "model.pt", content))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("hidden_size", 32.0, "hidden_size must be a whole number, but is 32.0 in"),
+        ("num_hidden_layers", "2", "num_hidden_layers must be a whole number"),
+        ("do_stable_layer_norm", "false", "do_stable_layer_norm must be true or false, but is 'false' in"),
+        ("do_stable_layer_norm", None, "do_stable_layer_norm must be true or false, but is None in"),
+        ("conv_dim", [8.5] * 7, "conv_dim must be a list of whole numbers"),
+    ],
+)
+def test_a_value_of_another_type_in_a_hub_folder_is_refused_by_its_key(key, value, sentence, tmp_path):
+    save_huggingface(WavLM(TINY), tmp_path)
+    about = tmp_path / "config.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {key: value}))
+    with pytest.raises(ValueError, match=sentence):
+        load_checkpoint(tmp_path)
+
+
+def test_the_normalisation_may_stand_in_the_processors_file(tmp_path):
+    save_huggingface(WavLM(PRE_NORM), tmp_path)
+    extractor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    (tmp_path / "processor_config.json").write_text(json.dumps({"feature_extractor": extractor | {"do_normalize": False}}))
+    with pytest.raises(ValueError, match=r"has both in preprocessor_config\.json .* and processor_config\.json"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    assert load_checkpoint(tmp_path).model.config.normalise_waveform is False
+    (tmp_path / "processor_config.json").write_text(json.dumps({"feature_extractor": extractor}))
+    assert load_checkpoint(tmp_path).model.config.normalise_waveform is True
+    (tmp_path / "processor_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has it neither in preprocessor_config\.json"):
+        load_checkpoint(tmp_path)
 
 
 # --- hub folders in parts -----------------------------------------------------------------------------------------------
@@ -399,6 +487,10 @@ def test_an_index_that_does_not_fit_its_parts_is_refused(tmp_path):
 
 
 # --- pickles ------------------------------------------------------------------------------------------------------------
+
+
+class Colour(Enum):
+    RED = "red"
 
 
 class Attack:
@@ -531,13 +623,135 @@ def test_a_damaged_file_is_named_in_one_sentence(zipped, tmp_path):
     )
     complete = path.read_bytes()
     damaged = [complete[: len(complete) * part // 10] for part in (0, 1, 5, 9)]
-    for content in [*damaged, complete[:-3], b"<html>not found</html>", os.urandom(5000)]:
+    for content in [*damaged, complete[:-3], os.urandom(5000)]:
         path.write_bytes(content)
         with pytest.raises(
             ValueError, match=r"model\.pt must be a complete weights file, but cannot be read \(.*\); fetch or save"
         ) as refusal:
             load_checkpoint(path)
         assert "\n" not in str(refusal.value)
+
+
+def test_a_hole_in_a_file_of_full_length_is_named(tmp_path):
+    path = saved(tmp_path / "model.pt", {"cfg": microsoft_config(TINY), "model": random_state(TINY)})
+    holed = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda record: record.file_size)
+    # Inside one tensor's numbers, where no header tells.
+    start = largest.header_offset + largest.file_size // 2
+    holed[start : start + 256] = bytes(256)
+    path.write_bytes(holed)
+    with pytest.raises(ValueError, match=rf"cannot be read \(.*CRC.*{largest.filename}.*\); fetch or save it again"):
+        load_checkpoint(path)
+
+
+def test_a_file_without_checksums_loads(tmp_path):
+    content = {"cfg": microsoft_config(TINY), "model": random_state(TINY)}
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = saved(tmp_path / "model.pt", content)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert model_hash(load_checkpoint(path).model) == model_hash(load_checkpoint(saved(tmp_path / "with.pt", content)).model)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n", "is a pointer of git-lfs, .*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>not found</html>", "is a web page"),
+        (b"<html>not found</html>", "is a web page"),
+        (gzip.compress(b"weights"), "is compressed by gzip; unpack it"),
+        (b'{"a": 1}', "is JSON; give the directory"),
+        (safetensors.torch.save({"a": torch.zeros(3)}), "is of the form safetensors"),
+    ],
+    ids=["git-lfs", "page", "html", "gzip", "json", "safetensors"],
+)
+def test_what_is_often_found_in_place_of_weights_is_recognised(content, sentence, tmp_path):
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"model\.pt must be a weights file, but {sentence}"):
+        load_checkpoint(tmp_path / "model.pt")
+
+
+def test_files_of_a_hub_folder_need_their_directory_and_archives_are_unpacked(tmp_path):
+    save_huggingface(WavLM(TINY), tmp_path)
+    for name in ("model.safetensors", "config.json"):
+        with pytest.raises(ValueError, match=rf"give their directory {tmp_path} in place of {name}"):
+            load_checkpoint(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("WavLM-Base.pt", b"weights")
+    with pytest.raises(ValueError, match=r"is an archive with WavLM-Base\.pt; unpack it"):
+        load_checkpoint(tmp_path / "a.pt")
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"model\.safetensors must be a weights file, but is a pointer of git-lfs"):
+        load_checkpoint(tmp_path)
+
+
+@dataclass
+class TypedModel:
+    """As the dataclasses of fairseq's models: omegaconf pickles the types of its fields too."""
+
+    latent_temp: tuple[float, float, float] = (2.0, 0.5, 0.999995)
+    old_style: Tuple[float, float] = (1.0, 2.0)  # noqa: UP006
+    lists: Dict[str, List[int]] = field(default_factory=dict)  # noqa: UP006
+    either: Optional[List[int]] = None  # noqa: UP006, UP045
+    values: Dict[str, Any] = field(default_factory=dict)  # noqa: UP006
+
+
+def typed_configuration() -> object:
+    configuration = OmegaConf.create({"model": {}, "task": {"normalize": False}})
+    configuration.model = OmegaConf.structured(TypedModel)
+    OmegaConf.set_struct(configuration, False)
+    OmegaConf.set_struct(configuration.model, False)
+    with open_dict(configuration):
+        configuration.model.values = keys_of(TINY)
+    return configuration
+
+
+def with_attribute(tensor: Tensor) -> Tensor:
+    tensor.group = "a"
+    return tensor
+
+
+def test_typed_configurations_devices_and_tensors_with_attributes_are_data(tmp_path, monkeypatch):
+    module = types.ModuleType("fairseq.models")
+    module.TypedModel = TypedModel
+    monkeypatch.setitem(sys.modules, "fairseq", types.ModuleType("fairseq"))
+    monkeypatch.setitem(sys.modules, "fairseq.models", module)
+    monkeypatch.setattr(TypedModel, "__module__", "fairseq.models")
+    content = {
+        "omega": typed_configuration(),
+        "device": torch.device("cpu"),
+        "parameter": with_attribute(torch.nn.Parameter(torch.ones(2))),
+        "tensor": with_attribute(torch.ones(3)),
+        "none": type(None),
+    }
+    path = saved(tmp_path / "values.pt", content)
+    found = read_pickle(path)
+    assert found["omega"]["model"]["values"]["encoder_layers"] == 2 and found["omega"]["model"]["latent_temp"] == [
+        2.0,
+        0.5,
+        0.999995,
+    ]
+    assert found["parameter"].tolist() == [1, 1] and found["tensor"].tolist() == [1, 1, 1]
+
+
+def test_the_conversion_ends_in_plain_values(tmp_path):
+    keys = keys_of(TINY) | {"device": torch.device("cpu"), "enum": Colour.RED, "number": np.float64(0.5), "path": Path("a")}
+    model = {name: with_attribute(torch.nn.Parameter(tensor)) for name, tensor in random_state(TINY).items()}
+    omega = OmegaConf.create({"nested": {"a": [1, 2]}})
+    content = {"cfg": {"model": keys, "task": {"normalize": False, "omega": omega}}, "model": model, "extra": Attack(os.getpid)}
+    path, converted = saved(tmp_path / "model.pt", content), tmp_path / "converted.pt"
+    with pytest.raises(ValueError, match=r"asks for .*Colour") as refusal:
+        load_checkpoint(path)
+    program = re.search(r'python -c "(.*)"', str(refusal.value))[1]
+    exec(program.replace("FILE", str(path)).replace("NEW", str(converted)), {})
+    found = torch.load(converted, weights_only=True)
+    assert found["cfg"]["model"] == keys_of(TINY) | {
+        "device": None, "enum": "red", "number": 0.5, "path": None, "conv_feature_layers": keys["conv_feature_layers"]
+    }  # fmt: skip
+    assert found["cfg"]["task"]["omega"] == {"nested": {"a": [1, 2]}}
+    assert load_checkpoint(converted).model.config == TINY
 
 
 def test_a_torchscript_program_is_refused(tmp_path):

@@ -90,7 +90,8 @@ def fill(
         The model in float32, on the CPU, in evaluation mode; the account.
 
     Raises:
-        ValueError: If a tensor is unknown, has another shape than the configuration says, or is missing.
+        ValueError: If a tensor is unknown, has another shape than the configuration says, is there twice, is missing, holds other
+            than finite floating-point numbers, or belongs to a gated bias that the source is not `gated` to have.
     """
     with torch.device("meta"):
         model = WavLM(config)
@@ -119,6 +120,18 @@ def fill(
                 f"tensors must have the shapes that their configuration implies, but {name} of {origin} has {tuple(tensor.shape)} "
                 f"instead of {tuple(expected)}; use the configuration that was saved with the weights"
             )
+        if ours[0] in found:
+            other = next(theirs for theirs, loaded in account.loaded.items() if ours[0] in loaded)
+            raise ValueError(
+                f"a checkpoint must hold each tensor once, but {origin} has {other} and {name}, which are the same one; remove the "
+                "wrong one"
+            )
+        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            what = f"is {tensor.dtype}" if not tensor.is_floating_point() else "has values that are not"
+            raise ValueError(
+                f"tensors must be finite floating-point numbers, but {name} of {origin} {what}; use the file before it was quantised, or "
+                "an earlier one of that training"
+            )
         found |= dict(zip(ours, tensor.float().chunk(len(ours)), strict=True))
         account.loaded[name] = tuple(ours)
     if not gated:
@@ -143,5 +156,11 @@ def fill(
 def _make_neutral(found: dict[str, Tensor], shapes: Mapping[str, torch.Size], account: Account) -> None:
     for name, shape in shapes.items():
         if name.startswith("encoder.relative_bias.") or ".attention.gate" in name:
+            if name in found:
+                theirs = next(theirs for theirs, loaded in account.loaded.items() if name in loaded)
+                raise ValueError(
+                    f"configuration and tensors must be of one model, but that of {account.origin} says nothing of a gated relative bias, "
+                    f"which {theirs} belongs to; use the configuration that was saved with the weights"
+                )
             found[name] = torch.ones(shape) if name.endswith("gate_scale") else torch.zeros(shape)
             account.created[name] = NO_GATED_BIAS

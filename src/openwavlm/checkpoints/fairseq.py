@@ -25,7 +25,7 @@ class _Parts(NamedTuple):
 
     dialect: str
     keys: dict[str, Any]
-    normalise: bool | None
+    normalise: Any
     state: dict[str, Tensor]
     entry: str
 
@@ -51,6 +51,8 @@ def load_fairseq(content: Mapping[str, Any], *, origin: str, normalise_waveform:
     """
     parts = _parts(content, origin)
     normalise = parts.normalise if normalise_waveform is None else normalise_waveform
+    if normalise in (0, 1):
+        normalise = bool(normalise)
     if not isinstance(normalise, bool):
         raise ValueError(
             f"whether a model expects normalised waveforms must be known, but {origin} does not say it (normalize); pass "
@@ -134,6 +136,6 @@ def _parts(content: Mapping[str, Any], origin: str) -> _Parts:
             f"a fairseq file must describe its encoder (encoder_layers, …), but the configuration in {origin} does not; of a fine-tuned "
             "model give a file with w2v_args, or the pre-trained one"
         )
-    normalise = task.get("normalize") if isinstance(task, dict) else None
     # Microsoft's class assumes false for a key that is missing; fairseq's tasks always write it.
-    return _Parts(dialect, keys, False if normalise is None and dialect == "Microsoft" else normalise, state, entry)
+    normalise = task.get("normalize", False if dialect == "Microsoft" else None) if isinstance(task, dict) else None
+    return _Parts(dialect, keys, normalise, state, entry)

@@ -4,6 +4,7 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
+from openwavlm.checkpoints.values import typed
 from openwavlm.models.config import WavLMConfig
 
 # Our field → their key, and what their classes assume for a key that is missing (Microsoft's WavLM.py; fairseq's wav2vec 2.0).
@@ -80,19 +81,19 @@ def read_fairseq_config(content: Mapping[str, Any], *, normalise_waveform: bool,
             raise ValueError(
                 f"{key} must be {values[0]!r}, but is {found!r} in {origin}; this encoder has no such variant, so the file cannot be read"
             )
-    gated = bool(content.get("gru_rel_pos", False))
-    if gated != bool(content.get("relative_position_embedding", False)):
+    gated, biased = (typed(content.get(key, False), False, key, origin) for key in ("gru_rel_pos", "relative_position_embedding"))
+    if gated != biased:
         raise ValueError(
             f"gru_rel_pos and relative_position_embedding must both be on (WavLM) or both off (HuBERT), but only one is in {origin}; "
             "a relative bias without its gate cannot be represented"
         )
-    mode = content.get("extractor_mode", "default")
+    mode = typed(content.get("extractor_mode", "default"), "default", "extractor_mode", origin)
     if mode not in _NORMS:
         raise ValueError(
             f"extractor_mode must be default or layer_norm, but is {mode!r} in {origin}; another extractor cannot be read"
         )
     keys = _KEYS | (_GATED_KEYS if gated else {})
-    fields = {field: content.get(key, default) for field, (key, default) in keys.items()}
+    fields = {field: typed(content.get(key, default), default, key, origin) for field, (key, default) in keys.items()}
     convolutions = _convolutions(content.get("conv_feature_layers", _CONVOLUTIONS), origin)
     try:
         config = WavLMConfig(

@@ -19,8 +19,9 @@ from openwavlm.models.wavlm import WavLM
 _PREFIXES = ("wavlm.", "hubert.", "wav2vec2.")
 # Beside the prefixed encoder: what Hugging Face's fine-tuned classes and pre-training classes add to it.
 _HEADS = dict.fromkeys(
-    ("lm_head", "classifier", "projector", "layer_weights", "tdnn", "feature_extractor", "objective"), FINE_TUNED_HEAD
+    ("lm_head", "classifier", "projector", "layer_weights", "tdnn", "objective"), FINE_TUNED_HEAD
 ) | dict.fromkeys(("quantizer", "project_q", "project_hid"), QUANTISER)
+_XVECTOR = dict.fromkeys(("feature_extractor.weight", "feature_extractor.bias"), FINE_TUNED_HEAD)
 _PRETRAINING_HEADS = dict.fromkeys(("final_proj", "label_embs_concat"), PREDICTION_HEAD)
 
 
@@ -47,14 +48,14 @@ def load_huggingface_state(
         ValueError: If a tensor is unknown, missing, or has another shape than the configuration says.
     """
     prefix = prefix_of(state, _PREFIXES)
-    heads = _PRETRAINING_HEADS | (_HEADS if prefix else {})
+    heads = _PRETRAINING_HEADS | (_HEADS | _XVECTOR if prefix else {})
     return fill(
         config,
         state,
         dialect=f"Hugging Face, {kind}",
         origin=origin,
         name_of=huggingface_name,
-        reason_of=lambda name: heads.get(name.split(".")[0]),
+        reason_of=lambda name: heads.get(name, heads.get(name.split(".")[0])),
         prefix=prefix,
         gated=kind == "wavlm",
         # Hugging Face's classes have a mask embedding only where their fine-tuning masks (mask_time_prob, mask_feature_prob).
@@ -69,7 +70,8 @@ def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None =
 
     Args:
         directory: The directory.
-        normalise_waveform: Whether the model expects normalised waveforms; None = read it from `preprocessor_config.json`.
+        normalise_waveform: Whether the model expects normalised waveforms; None = read it from `preprocessor_config.json` or
+            `processor_config.json`.
 
     Returns:
         The model in float32, on the CPU, in evaluation mode; its account.
@@ -86,18 +88,30 @@ def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None =
             "or export wrote"
         )
     if normalise_waveform is None:
-        preprocessor_path = directory / "preprocessor_config.json"
-        do_normalize = read_json(preprocessor_path).get("do_normalize") if preprocessor_path.is_file() else None
-        if not isinstance(do_normalize, bool):
-            raise ValueError(
-                f"whether a model expects normalised waveforms must be known, but {directory} has no preprocessor_config.json with "
-                "do_normalize; add one (false for Base models, true for Large ones) or pass normalise_waveform"
-            )
-        normalise_waveform = do_normalize
+        normalise_waveform = _normalises(directory)
     content = read_json(config_path)
     config = read_config(content, normalise_waveform=normalise_waveform, origin=str(config_path))
     path, state = read_weights(directory)
     return load_huggingface_state(config, state, origin=str(path), kind=str(content["model_type"]))
+
+
+def _normalises(directory: Path) -> bool:
+    """`do_normalize` of the feature extractor, which Transformers 5 writes into the processor's file where a tokenizer is beside it."""
+    said: list[Any] = []
+    if (path := directory / "preprocessor_config.json").is_file():
+        said.append(read_json(path).get("do_normalize"))
+    if (path := directory / "processor_config.json").is_file():
+        extractor = read_json(path).get("feature_extractor")
+        said.append(extractor.get("do_normalize") if isinstance(extractor, dict) else None)
+    found = {value for value in said if isinstance(value, bool)}
+    if len(found) != 1:
+        raise ValueError(
+            f"whether a model expects normalised waveforms must be known, but {directory} "
+            + ("has both in" if found else "has it neither in")
+            + " preprocessor_config.json (do_normalize) and processor_config.json (do_normalize of feature_extractor); add it as the model "
+            "was trained (published Base models false, Large ones true), or pass normalise_waveform"
+        )
+    return found.pop()
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from openwavlm.checkpoints.values import typed
 from openwavlm.frames import SAMPLE_RATE_HZ
 from openwavlm.models.config import WavLMConfig
 
@@ -127,7 +128,7 @@ def read_config(content: Mapping[str, Any], *, normalise_waveform: bool, origin:
             raise ValueError(
                 f"{key} must be {value!r}, but is {found!r} in {origin}; this encoder has no such variant, so the model cannot be read"
             )
-    fields = {field: content.get(key, default) for field, (key, default) in _KEYS.items()}
+    fields = {field: typed(content.get(key, default), default, key, origin) for field, (key, default) in _KEYS.items()}
     try:
         return WavLMConfig(**fields, normalise_waveform=normalise_waveform)
     except (ValueError, TypeError) as error:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openwavlm.checkpoints.pickles import read_pickle
+from openwavlm.checkpoints.values import check_is_no_other_file
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 # As transformers: safetensors before pickles, one file before several.
@@ -87,6 +88,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".bin":
         state = read_pickle(path, tensors_alone=True)
     else:
+        check_is_no_other_file(path)
         try:
             state = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:

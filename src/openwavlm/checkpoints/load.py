@@ -13,7 +13,7 @@ from openwavlm.models.wavlm import WavLM
 
 # The file of tensors in a folder of `openwavlm export format=microsoft` or `torchaudio`.
 SINGLE_FILE = "model.pt"
-_DESCRIPTIONS = ("config.json", "preprocessor_config.json")
+_DESCRIPTIONS = ("config.json", "preprocessor_config.json", "processor_config.json")
 
 
 class Loaded(NamedTuple):
@@ -47,11 +47,18 @@ def load_checkpoint(path: Path | str, *, normalise_waveform: bool | None = None)
         if (path / "config.json").is_file() or not (path / SINGLE_FILE).is_file():
             return Loaded(*load_huggingface(path, normalise_waveform=normalise_waveform))
         path /= SINGLE_FILE
+    if path.suffix in (".safetensors", ".json"):
+        raise ValueError(f"Hugging Face's files belong together: give their directory {path.parent} in place of {path.name}")
     content = read_pickle(path)
     if is_fairseq(content):
         return Loaded(*load_fairseq(content, origin=str(path), normalise_waveform=normalise_waveform))
     if is_torchaudio(content):
         return Loaded(*load_torchaudio(content, origin=path, normalise_waveform=normalise_waveform))
+    if isinstance(content, dict) and {"openwavlm", "state_dict"} <= content.keys():
+        raise ValueError(
+            f"a model must be an exported one, but {path} is a checkpoint of a run of OpenWavLM; write its model by `openwavlm export "
+            "run=RUN` (checkpoint= names one of several) and give that folder"
+        )
     held = ", ".join(sorted(map(str, content))[:4]) if isinstance(content, dict) else type(content).__name__
     raise ValueError(
         f"a single file must be Microsoft's, fairseq's, s3prl's or torchaudio's, but {path} holds {held or 'nothing'}; Hugging Face's "

@@ -7,17 +7,36 @@ was given. Every other name is refused before anything happens: nothing is impor
 
 import collections
 import pickle
+import re
 import tarfile
 import types
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+
+from openwavlm.checkpoints.values import check_is_no_other_file
 
 # Modules whose objects describe a training and are read as data.
 _DESCRIBING = ("argparse", "omegaconf", "fairseq", "hydra", "numpy", "typing", "enum", "pathlib", "datetime", "collections")
-_SAFELY = "import torch; content = torch.load('FILE', weights_only=False); torch.save({}, 'NEW')"
+# Names of other modules that describe too: what typed configurations and tensors on other devices are pickled with.
+_INERT = ("_operator.getitem", "operator.getitem", "builtins.type", "__builtin__.type", "torch.device", "torch.Tensor")
+_INERT_MODULES = ("torch._tensor", "torch.nn.parameter")
+# Plain values and tensors alone: what the reader of the new file need not know any class for.
+_SAFELY = (
+    "import torch; "
+    "plain = lambda value: value.detach().clone() if torch.is_tensor(value) "
+    "else plain(__import__('omegaconf').OmegaConf.to_container(value)) if type(value).__module__.startswith('omegaconf') "
+    "else {name: plain(value[name]) for name in value} if isinstance(value, dict) "
+    "else [plain(each) for each in value] if isinstance(value, (list, tuple)) "
+    "else value if isinstance(value, (str, int, float, type(None))) and type(value).__module__ == 'builtins' "
+    "else value.item() if hasattr(value, 'item') "
+    "else plain(value.value) if hasattr(value, 'value') "
+    "else plain(vars(value)) if hasattr(value, '__dict__') else None; "
+    "content = torch.load('FILE', weights_only=False); torch.save(plain({}), 'NEW')"
+)
 # What the readers of single files use, whichever of it a dialect has: torchaudio's state dicts hold tensors by name instead.
 _ENTRIES = "('cfg', 'args', 'model', 'task_cfg', 'model_cfg', 'model_weight')"
 _PARTS = f"{{name: value for name, value in content.items() if name in {_ENTRIES} or torch.is_tensor(value)}}"
@@ -69,6 +88,9 @@ _CONSTRUCTORS: dict[str, Any] = {
     "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+    # A tensor with attributes; the function is one of these constructors or inert, like all that a pickle can name here.
+    "torch._tensor._rebuild_from_type_v2": lambda function, kind, arguments, state: function(*arguments),
     "torch.Size": torch.Size,
     "_codecs.encode": lambda text, encoding: text.encode("latin1"),
     "collections.OrderedDict": collections.OrderedDict,
@@ -87,7 +109,7 @@ class _Unpickler(pickle.Unpickler):
             return _rebuilt(_CONSTRUCTORS[full])
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        if module.split(".")[0] in _DESCRIBING:
+        if full in _INERT or module in _INERT_MODULES or module.split(".")[0] in _DESCRIBING:
             return type("Inert", (Inert,), {"kind": full})
         raise _RefusedError(full)
 
@@ -113,11 +135,10 @@ def read_pickle(path: Path, *, tensors_alone: bool = False) -> Any:
     Raises:
         ValueError: If the file is a TorchScript or tar archive, asks for code to be run, or is damaged or incomplete.
     """
+    check_is_no_other_file(path)
     zipped = zipfile.is_zipfile(path)
     if zipped:
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise ValueError(f"{path} must hold weights, but is a TorchScript program; save the model's state_dict() instead")
+        _check_archive(path)
     if tarfile.is_tarfile(path):
         raise ValueError(
             f"{path} must be a file of torch.save, but is a tar archive; unpack it, or load and save it with a newer torch"
@@ -134,6 +155,28 @@ def read_pickle(path: Path, *, tensors_alone: bool = False) -> Any:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} must be a complete weights file, but cannot be read ({reason}); fetch or save it again"
+        ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuses archives that are no state of a training, and damaged ones: torch maps an archive without a look at its checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if any(name.endswith("/constants.pkl") for name in names):
+                raise ValueError(f"{path} must hold weights, but is a TorchScript program; save the model's state_dict() instead")
+            if not any(name.endswith("/data.pkl") for name in names):
+                raise ValueError(
+                    f"{path} must be a file of torch.save, but is an archive with {names[0] if names else 'nothing'}; unpack it"
+                )
+            for record in archive.infolist():
+                if record.CRC:  # torch can be told not to write any
+                    with archive.open(record) as file:
+                        while file.read(1 << 20):
+                            pass
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise ValueError(
+            f"{path} must be a complete weights file, but cannot be read ({error}); fetch or save it again"
         ) from error
 
 
@@ -154,6 +197,17 @@ def _described(value: Inert) -> Any:
         return plain(state["_content"] if "_content" in state else state.get("_val"))
     if isinstance(state, dict) and value.kind == "argparse.Namespace":
         return plain(state)
+    if value.kind.endswith("multiarray.scalar") and len(value.args) == 2:
+        return _numpy_scalar(*value.args)
     if value.named or value.listed:
         return plain(value.named or value.listed)
     return value.args[0] if len(value.args) == 1 and isinstance(value.args[0], str | int | float) else None
+
+
+def _numpy_scalar(dtype: Any, data: Any) -> Any:
+    """The number or truth value of a NumPy scalar; None for other kinds."""
+    name = dtype.args[0] if isinstance(dtype, Inert) and dtype.args else None
+    if not isinstance(name, str) or not re.fullmatch(r"[biuf]\d", name) or not isinstance(data, bytes):
+        return None
+    order = ">" if isinstance(dtype.state, tuple) and dtype.state[1:2] == (">",) else "<"
+    return np.frombuffer(data, dtype=f"{order}{name}")[0].item()

@@ -1,5 +1,6 @@
 """Reading fairseq's labels: `.tsv` (root, then path and samples), `.km` (a line of clusters an utterance), `dict.km.txt`."""
 
+import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,8 +40,15 @@ def read_dictionary(path: Path) -> int:
     """
     if not path.is_file():
         raise ValueError(f"the dictionary {path} does not exist: give dict.km.txt, one line `CLUSTER 1` for each of 0 … K − 1")
-    listed = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.split()]
-    found = {int(name) for name in listed if name.isdecimal()}
+    listed = [line.split()[0] for line in _lines(path) if line.split()]
+    # fairseq fills its dictionaries up to a multiple of eight.
+    listed = [name for name in listed if not re.fullmatch(r"madeupword\d+", name)]
+    wrong = next((name for name in listed if not name.isdecimal()), None)
+    if wrong is not None:
+        raise ValueError(
+            f"the dictionary must list clusters by number, but {path} has {wrong!r}: give that of the labels, or correct it"
+        )
+    found = {int(name) for name in listed}
     if not listed or len(found) != len(listed) or found != set(range(len(listed))):
         what = (
             "is empty"
@@ -54,19 +62,35 @@ def read_dictionary(path: Path) -> int:
     return len(listed)
 
 
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a text file without their ends and without empty ones at its end."""
+    empty = 0
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for line in file:
+                if line.strip():
+                    yield from ("" for _ in range(empty))
+                    yield line.rstrip("\n")
+                empty = 0 if line.strip() else empty + 1
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8, but is not ({error}): save it in UTF-8") from error
+
+
 def _utterances(tsv: Path) -> Iterator[tuple[str, int]]:
     """Path, with the root that the first line names, and number of samples of each line."""
     if not tsv.is_file():
         raise ValueError(f"the manifest {tsv} does not exist: correct tsv")
-    with tsv.open(encoding="utf-8") as file:
-        root = next(file, "").strip()
-        for number, line in enumerate(file, start=2):
-            path, _, samples = line.rstrip("\n").partition("\t")
-            if not path or not samples.strip().isdecimal():
-                raise ValueError(
-                    f"each line of {tsv} must be a path, a tab and a number of samples, but line {number} is {line!r}: correct it"
-                )
-            yield f"{root}/{path}", int(samples)
+    lines = _lines(tsv)
+    root = next(lines, "").strip()
+    if "\t" in root:
+        raise ValueError(f"the first line of {tsv} must be the folder that its paths are in, but is {root!r}: add that line")
+    for number, line in enumerate(lines, start=2):
+        path, _, samples = line.partition("\t")
+        if not path or not samples.strip().isdecimal():
+            raise ValueError(
+                f"each line of {tsv} must be a path, a tab and a number of samples, but line {number} is {line!r}: correct it"
+            )
+        yield f"{root}/{path}", int(samples)
 
 
 def _rows_of(path: str, index: Index, keys: np.ndarray, order: np.ndarray) -> list[int]:
@@ -115,7 +139,7 @@ def read_lines(tsv: Path, km: Path, index: Index, classes: int, label_rate: int)
             rows.append(found[0] if found else -1)
             offsets.append(place)
             place += len(line)
-        if file.readline().strip():
+        if any(line.strip() for line in file):
             raise ValueError(
                 f"{km} must have a line for each utterance of {tsv}, but has more: give the pair that belongs together"
             )
@@ -125,7 +149,7 @@ def read_lines(tsv: Path, km: Path, index: Index, classes: int, label_rate: int)
 def _parsed(line: bytes, km: Path, number: int, classes: int) -> np.ndarray:
     try:
         labels = np.array(line.split(), dtype=np.int64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(
             f"line {number} of {km} must be numbers with blanks between, but is not ({error}): write the file again"
         ) from error

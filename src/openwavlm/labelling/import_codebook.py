@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,25 @@ def import_codebook(
             another number of dimensions than the features; if the output holds another codebook.
     """
     centroids = _centroids(file, trust=trust)
+    if centroids.dtype.kind != "f":
+        raise ValueError(
+            f"centroids must be floating-point numbers, but those of {file} are {centroids.dtype}: save the array of centroids"
+        )
+    with np.errstate(over="ignore"):
+        centroids = np.ascontiguousarray(centroids, dtype=np.float32)
     if features == "mfcc":
         settings = feature_settings(features, teacher=teacher, layer=layer)
     else:
         settings = feature_settings(features, teacher=teacher, layer=layer, feature_norm="none")
-    if centroids.ndim != 2 or centroids.shape[1] != settings["dim"] or not np.isfinite(centroids).all():
+    if not np.isfinite(centroids).all():
+        raise ValueError(f"centroids must be finite in float32, but some of {file} are not: fit the codebook again")
+    if centroids.ndim != 2 or centroids.shape[1] != settings["dim"]:
         raise ValueError(
-            f"centroids must be finite and of the shape (clusters, {settings['dim']}) for these features, but those of {file} are "
+            f"centroids must be of the shape (clusters, {settings['dim']}) for these features, but those of {file} are "
             f"{centroids.shape}: give the teacher and layer that they were fitted on"
         )
     imported = {"file": file.name, "sha256": sha256_of(file)}
-    book = Codebook(torch.from_numpy(np.ascontiguousarray(centroids, dtype=np.float32)), settings, {"imported": imported})
+    book = Codebook(torch.from_numpy(centroids), settings, {"imported": imported})
     with writer_lock(output):
         if (output / "meta.json").is_file():
             there = Codebook.load(output)
@@ -74,6 +83,10 @@ def _centroids(file: Path, *, trust: bool) -> np.ndarray:
             return np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{file} must be an array of centroids, but cannot be read ({error}): save it again") from error
+    if zipfile.is_zipfile(file):  # numpy's .npz and torch's .pt
+        raise ValueError(
+            f"{file} is an archive, and no array or joblib file: save the centroids alone by numpy.save, and give the .npy"
+        )
     if not trust:
         raise ValueError(
             f"{file} is a pickle, which can run any code when it is read, so it is read only with trust=true. Or convert it where it may "

@@ -16,6 +16,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the packages (about three minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# Microsoft's and fairseq's own models, for the parity tests: what s3prl itself depends on is not needed.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps s3prl
 	@touch $(STAMP)
 
 check: $(STAMP) ## Lint, types, floors, unit tests

@@ -1,6 +1,7 @@
 """Checkpoints of every dialect, in and out: hidden states equal the library that the file belongs to, to 1e-5 of their level.
 
-transformers and torchaudio are here; fairseq's and Microsoft's code is not, so their files are built by their key tables (SPEC §6).
+Of transformers and torchaudio; Microsoft's and fairseq's code is in `test_originals_match.py`, their key tables (SPEC §6) in
+`tests/unit/test_checkpoint_files.py`.
 """
 
 import json

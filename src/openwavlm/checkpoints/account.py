@@ -126,13 +126,14 @@ def fill(
                 f"a checkpoint must hold each tensor once, but {origin} has {other} and {name}, which are the same one; remove the "
                 "wrong one"
             )
-        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-            what = f"is {tensor.dtype}" if not tensor.is_floating_point() else "has values that are not"
+        values = tensor.float() if tensor.is_floating_point() else None
+        if values is None or not bool(values.isfinite().all()):
+            what = f"is {tensor.dtype}" if values is None else "has values that are not"
             raise ValueError(
                 f"tensors must be finite floating-point numbers, but {name} of {origin} {what}; use the file before it was quantised, or "
                 "an earlier one of that training"
             )
-        found |= dict(zip(ours, tensor.float().chunk(len(ours)), strict=True))
+        found |= dict(zip(ours, values.chunk(len(ours)), strict=True))
         account.loaded[name] = tuple(ours)
     if not gated:
         _make_neutral(found, shapes, account)

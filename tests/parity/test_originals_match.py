@@ -1,0 +1,170 @@
+"""Microsoft's WavLM and fairseq's HuBERT themselves, against what is read from and written for them: all hidden states to 1e-5.
+
+s3prl carries a copy of both (`make setup` installs it without what it depends on). Its modules are imported one by one, for the package
+as a whole needs more.
+"""
+
+import importlib
+import importlib.util
+import sys
+import types
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from openwavlm.checkpoints.account import NO_GATED_BIAS, PREDICTION_HEAD
+from openwavlm.checkpoints.fairseq import microsoft_bytes
+from openwavlm.checkpoints.load import load_checkpoint
+from openwavlm.models.config import WavLMConfig
+from openwavlm.models.wavlm import WavLM
+
+S3PRL = importlib.util.find_spec("s3prl")
+pytestmark = pytest.mark.skipif(S3PRL is None, reason="s3prl, which has the original code, is not installed: make setup does it")
+
+TOLERANCE = 1e-5
+BASE = WavLMConfig(
+    conv_dims=(32,) * 7,
+    dim=64,
+    ffn_dim=128,
+    heads=4,
+    layers=3,
+    positional_kernel=16,
+    positional_groups=4,
+    num_buckets=32,
+    max_distance=80,
+)
+LARGE = replace(BASE, pre_norm=True, extractor_norm="layer", normalise_waveform=True)
+SHAPES = pytest.mark.parametrize(
+    "config", [BASE, LARGE, replace(LARGE, conv_bias=True)], ids=["Base", "Large", "Large, conv bias"]
+)
+
+
+@pytest.fixture(scope="module")
+def original():
+    """Imports a module of s3prl's folder `upstream` without its packages' own code."""
+    assert S3PRL is not None and S3PRL.submodule_search_locations
+    upstream = Path(S3PRL.submodule_search_locations[0]) / "upstream"
+    for part in ("", "wavlm", "hubert", "wav2vec2"):
+        package = types.ModuleType(f"originals.{part}".rstrip("."))
+        package.__path__ = [str(upstream / part)]
+        sys.modules[package.__name__] = package
+    yield lambda name: importlib.import_module(f"originals.{name}")
+    for name in [name for name in sys.modules if name.split(".")[0] == "originals"]:
+        del sys.modules[name]
+
+
+def randomise(model: torch.nn.Module) -> torch.nn.Module:
+    """Makes every parameter matter: biases and norms away from 0 and 1."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "relative_attention_bias" in name or "relative_bias" in name:
+                parameter.copy_(noise)
+            elif parameter.dim() == 1 or "grep" in name or ".gate" in name:
+                parameter.add_(0.2 * noise)
+            elif "weight_" not in name and "original" not in name:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+    return model.eval()
+
+
+def waveforms(*, normalise: bool) -> Tensor:
+    audio = 0.1 * torch.randn(2, 20_000, generator=torch.Generator().manual_seed(2)).cumsum(-1).sin()
+    return torch.nn.functional.layer_norm(audio, audio.shape[-1:]) if normalise else audio
+
+
+def check_equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    assert len(ours) == len(theirs) == BASE.layers + 1
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.shape == other.shape
+        assert float((one - other).abs().max() / other.square().mean().sqrt()) < TOLERANCE
+
+
+@torch.no_grad()
+def states_of_microsoft(model) -> list[Tensor]:
+    audio = waveforms(normalise=model.cfg.normalize)
+    (_, layers), _ = model.extract_features(audio, output_layer=model.cfg.encoder_layers, ret_layer_results=True)
+    return [state.transpose(0, 1) for state, _ in layers]
+
+
+@torch.no_grad()
+def our_states(model: WavLM) -> list[Tensor]:
+    return model(waveforms(normalise=model.config.normalise_waveform)).hidden_states
+
+
+@SHAPES
+def test_microsofts_code_loads_what_is_written_for_it_and_has_its_hidden_states(config, original, tmp_path):
+    theirs = original("wavlm.WavLM")
+    torch.manual_seed(0)
+    model = randomise(WavLM(config))
+    (tmp_path / "model.pt").write_bytes(microsoft_bytes(model))
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
+    reference = theirs.WavLM(theirs.WavLMConfig(content["cfg"]))
+    assert reference.load_state_dict(content["model"], strict=True) == ([], [])
+    assert reference.cfg.normalize == config.normalise_waveform
+    check_equal(our_states(model), states_of_microsoft(reference.eval()))
+
+
+@SHAPES
+def test_a_file_of_microsofts_code_has_its_hidden_states_here(config, original, tmp_path):
+    theirs = original("wavlm.WavLM")
+    keys = vars(theirs.WavLMConfig())  # all of its class's defaults, and then the size
+    written = torch.load(_microsoft_file(config, tmp_path), weights_only=True)["cfg"]
+    torch.manual_seed(3)
+    reference = randomise(theirs.WavLM(theirs.WavLMConfig(keys | written)))
+    torch.save({"cfg": vars(reference.cfg), "model": reference.state_dict()}, tmp_path / "theirs.pt")
+    model, account = load_checkpoint(tmp_path / "theirs.pt")
+    assert not account.ignored and not account.created
+    check_equal(our_states(model), states_of_microsoft(reference))
+
+
+def _microsoft_file(config: WavLMConfig, folder: Path) -> Path:
+    (folder / "ours.pt").write_bytes(microsoft_bytes(WavLM(config)))
+    return folder / "ours.pt"
+
+
+@torch.no_grad()
+def states_of_fairseq(model, layers: int, *, normalise: bool) -> list[Tensor]:
+    first: list[Tensor] = []
+    hook = model.encoder.layers[0].register_forward_hook(lambda module, inputs, output: first.append(inputs[0].transpose(0, 1)))
+    audio = waveforms(normalise=normalise)
+    after = [model.extract_features(audio, output_layer=layer + 1)[0] for layer in range(layers)]
+    hook.remove()
+    return [first[0], *after]
+
+
+@pytest.mark.parametrize("form", ["fairseq", "s3prl"])
+@SHAPES
+def test_a_file_of_fairseqs_hubert_has_its_hidden_states_here(config, form, original, tmp_path):
+    theirs = original("hubert.hubert_model")
+    layers = str(list(zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True)))
+    keys = theirs.HubertConfig(
+        label_rate=50,
+        extractor_mode="layer_norm" if config.extractor_norm == "layer" else "default",
+        encoder_layers=config.layers,
+        encoder_embed_dim=config.dim,
+        encoder_ffn_embed_dim=config.ffn_dim,
+        encoder_attention_heads=config.heads,
+        layer_norm_first=config.pre_norm,
+        conv_feature_layers=layers,
+        conv_bias=config.conv_bias,
+        conv_pos=config.positional_kernel,
+        conv_pos_groups=config.positional_groups,
+    )
+    task = theirs.HubertPretrainingConfig(normalize=config.normalise_waveform)
+    torch.manual_seed(4)
+    reference = randomise(theirs.HubertModel(keys, task, [["<s>", "<pad>", "</s>", "<unk>", "0", "1", "2"]]))
+    about, asked, state = asdict(keys), asdict(task), reference.state_dict()
+    content = (
+        {"args": None, "cfg": {"model": {"_name": "hubert", **about}, "task": asked}, "model": state}
+        if form == "fairseq"
+        else {"task_cfg": asked, "model_cfg": about, "model_weight": state, "dictionaries_symbols": [["0"]]}
+    )
+    torch.save(content, tmp_path / "model.pt")
+    model, account = load_checkpoint(tmp_path / "model.pt")
+    assert set(account.created.values()) == {NO_GATED_BIAS}
+    assert {reason for name, reason in account.ignored.items() if name in state} == {PREDICTION_HEAD}
+    check_equal(our_states(model), states_of_fairseq(reference, config.layers, normalise=config.normalise_waveform))

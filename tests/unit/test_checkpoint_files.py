@@ -663,14 +663,35 @@ def test_a_file_without_checksums_loads(tmp_path):
         (b"<html>not found</html>", "is a web page"),
         (gzip.compress(b"weights"), "is compressed by gzip; unpack it"),
         (b'{"a": 1}', "is JSON; give the directory"),
-        (safetensors.torch.save({"a": torch.zeros(3)}), "is of the form safetensors"),
     ],
-    ids=["git-lfs", "page", "html", "gzip", "json", "safetensors"],
+    ids=["git-lfs", "page", "html", "gzip", "json"],
 )
 def test_what_is_often_found_in_place_of_weights_is_recognised(content, sentence, tmp_path):
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(ValueError, match=rf"model\.pt must be a weights file, but {sentence}"):
         load_checkpoint(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("length", [0x7B20, 0x7B, 0x8B1F], ids=["blank and brace", "brace", "gzip"])
+def test_a_header_whose_length_looks_like_another_file_is_read(length, tmp_path):
+    save_huggingface(WavLM(TINY), tmp_path)
+    path = tmp_path / "model.safetensors"
+    expected, header = model_hash(load_checkpoint(tmp_path).model), length.to_bytes(8, "little")
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    if size <= length:
+        path.write_bytes(header + whole[8 : 8 + size].ljust(length) + whole[8 + size :])
+        assert model_hash(load_checkpoint(tmp_path).model) == expected
+    else:  # too short for this model: one tensor
+        single = safetensors.torch.save({"a": torch.ones(2)})
+        size = int.from_bytes(single[:8], "little")
+        path.write_bytes(header + single[8 : 8 + size].ljust(length) + single[8 + size :])
+        with pytest.raises(ValueError, match=r"model\.safetensors has a; if it is a head"):
+            load_checkpoint(tmp_path)
+    path.rename(tmp_path / "model.pt")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match="but is of the form safetensors; name it so"):
+        load_checkpoint(tmp_path)
 
 
 def test_files_of_a_hub_folder_need_their_directory_and_archives_are_unpacked(tmp_path):

@@ -36,19 +36,24 @@ def check_is_no_other_file(path: Path) -> None:
     """Refuses what is often found where weights should be, by its first bytes.
 
     Raises:
-        ValueError: If it is a pointer of git-lfs, a web page, compressed, or JSON.
+        ValueError: If it is a pointer of git-lfs, a web page, compressed, JSON, or of the form safetensors under another name.
     """
     with path.open("rb") as file:
         first = file.read(64)
-    is_safetensors = first[8:9] == b"{" and int.from_bytes(first[:8], "little") < path.stat().st_size
-    found = {
-        first.startswith(b"version https://git-lfs"): "a pointer of git-lfs, in place of the file; fetch it with `git lfs pull`",
-        first.lstrip()
-        .lower()
-        .startswith((b"<!doctype", b"<html")): "a web page; the download did not give the file, fetch it again",
-        first.startswith(b"\x1f\x8b"): "compressed by gzip; unpack it",
-        first.lstrip().startswith(b"{"): "JSON; give the directory that it is in, or the file of weights",
-        path.suffix != ".safetensors" and is_safetensors: "of the form safetensors; name it so",
-    }
-    if True in found:
-        raise ValueError(f"{path} must be a weights file, but is {found[True]}")
+    # Its first eight bytes are a length, which may look like anything below.
+    if first[8:9] == b"{" and int.from_bytes(first[:8], "little") < path.stat().st_size:
+        if path.suffix == ".safetensors":
+            return
+        raise ValueError(f"{path} must be a weights file of torch.save, but is of the form safetensors; name it so")
+    kinds = (
+        (
+            first.startswith(b"version https://git-lfs"),
+            "a pointer of git-lfs, in place of the file; fetch it with `git lfs pull`",
+        ),
+        (first.lstrip().lower().startswith((b"<!doctype", b"<html")), "a web page, in place of the file; fetch it again"),
+        (first.startswith(b"\x1f\x8b"), "compressed by gzip; unpack it"),
+        (first.lstrip().startswith(b"{"), "JSON; give the directory that it is in, or the file of weights"),
+    )
+    what = next((what for found, what in kinds if found), None)
+    if what is not None:
+        raise ValueError(f"{path} must be a weights file, but is {what}")

@@ -1,5 +1,6 @@
-"""Microsoft's WavLM and fairseq's HuBERT themselves, against what is read from and written for them: all hidden states to 1e-5.
+"""Microsoft's WavLM, fairseq's HuBERT and wav2vec 2.0 themselves, against what is read from and written for them: to 1e-5.
 
+Compared are all hidden states of random models.
 s3prl carries a copy of both (`make setup` installs it without what it depends on). Its modules are imported one by one, for the package
 as a whole needs more.
 """
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openwavlm.checkpoints.account import NO_GATED_BIAS, PREDICTION_HEAD
+from openwavlm.checkpoints.account import NO_GATED_BIAS, PREDICTION_HEAD, QUANTISER
 from openwavlm.checkpoints.fairseq import microsoft_bytes
 from openwavlm.checkpoints.load import load_checkpoint
 from openwavlm.models.config import WavLMConfig
@@ -127,44 +128,57 @@ def _microsoft_file(config: WavLMConfig, folder: Path) -> Path:
 
 
 @torch.no_grad()
-def states_of_fairseq(model, layers: int, *, normalise: bool) -> list[Tensor]:
+def states_of_fairseq(model, kind: str, layers: int, *, normalise: bool) -> list[Tensor]:
     first: list[Tensor] = []
     hook = model.encoder.layers[0].register_forward_hook(lambda module, inputs, output: first.append(inputs[0].transpose(0, 1)))
     audio = waveforms(normalise=normalise)
-    after = [model.extract_features(audio, output_layer=layer + 1)[0] for layer in range(layers)]
+    after = [
+        model.extract_features(audio, output_layer=layer + 1)[0]
+        if kind == "hubert"
+        else model.extract_features(audio, None, layer=layer)["x"]
+        for layer in range(layers)
+    ]
     hook.remove()
     return [first[0], *after]
 
 
-@pytest.mark.parametrize("form", ["fairseq", "s3prl"])
-@SHAPES
-def test_a_file_of_fairseqs_hubert_has_its_hidden_states_here(config, form, original, tmp_path):
-    theirs = original("hubert.hubert_model")
-    layers = str(list(zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True)))
-    keys = theirs.HubertConfig(
-        label_rate=50,
-        extractor_mode="layer_norm" if config.extractor_norm == "layer" else "default",
-        encoder_layers=config.layers,
-        encoder_embed_dim=config.dim,
-        encoder_ffn_embed_dim=config.ffn_dim,
-        encoder_attention_heads=config.heads,
-        layer_norm_first=config.pre_norm,
-        conv_feature_layers=layers,
-        conv_bias=config.conv_bias,
-        conv_pos=config.positional_kernel,
-        conv_pos_groups=config.positional_groups,
-    )
-    task = theirs.HubertPretrainingConfig(normalize=config.normalise_waveform)
+def fairseqs(kind: str, config: WavLMConfig, theirs) -> tuple[dict, torch.nn.Module]:
+    """The configuration and a random model of fairseq's HuBERT or wav2vec 2.0 of this size."""
+    sizes = {
+        "extractor_mode": "layer_norm" if config.extractor_norm == "layer" else "default",
+        "encoder_layers": config.layers,
+        "encoder_embed_dim": config.dim,
+        "encoder_ffn_embed_dim": config.ffn_dim,
+        "encoder_attention_heads": config.heads,
+        "layer_norm_first": config.pre_norm,
+        "conv_feature_layers": str(list(zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True))),
+        "conv_bias": config.conv_bias,
+        "conv_pos": config.positional_kernel,
+        "conv_pos_groups": config.positional_groups,
+    }
     torch.manual_seed(4)
-    reference = randomise(theirs.HubertModel(keys, task, [["<s>", "<pad>", "</s>", "<unk>", "0", "1", "2"]]))
-    about, asked, state = asdict(keys), asdict(task), reference.state_dict()
+    if kind == "wav2vec2":
+        keys = theirs.Wav2Vec2Config(quantize_targets=True, **sizes)
+        return asdict(keys), randomise(theirs.Wav2Vec2Model(keys))
+    keys = theirs.HubertConfig(label_rate=50, **sizes)
+    task = theirs.HubertPretrainingConfig(normalize=config.normalise_waveform)
+    return asdict(keys), randomise(theirs.HubertModel(keys, task, [["<s>", "<pad>", "</s>", "<unk>", "0", "1", "2"]]))
+
+
+@pytest.mark.parametrize("form", ["fairseq", "s3prl"])
+@pytest.mark.parametrize("kind", ["hubert", "wav2vec2"])
+@SHAPES
+def test_a_file_of_fairseqs_model_has_its_hidden_states_here(config, kind, form, original, tmp_path):
+    keys, reference = fairseqs(kind, config, original(f"{kind}.{kind}_model"))
+    state, task = reference.state_dict(), {"normalize": config.normalise_waveform}
     content = (
-        {"args": None, "cfg": {"model": {"_name": "hubert", **about}, "task": asked}, "model": state}
+        {"args": None, "cfg": {"model": {"_name": kind, **keys}, "task": task}, "model": state}
         if form == "fairseq"
-        else {"task_cfg": asked, "model_cfg": about, "model_weight": state, "dictionaries_symbols": [["0"]]}
+        else {"task_cfg": task, "model_cfg": keys, "model_weight": state, "dictionaries_symbols": [["0"]]}
     )
     torch.save(content, tmp_path / "model.pt")
     model, account = load_checkpoint(tmp_path / "model.pt")
     assert set(account.created.values()) == {NO_GATED_BIAS}
-    assert {reason for name, reason in account.ignored.items() if name in state} == {PREDICTION_HEAD}
-    check_equal(our_states(model), states_of_fairseq(reference, config.layers, normalise=config.normalise_waveform))
+    heads = {PREDICTION_HEAD} if kind == "hubert" else {PREDICTION_HEAD, QUANTISER}
+    assert {reason for name, reason in account.ignored.items() if name in state} == heads
+    check_equal(our_states(model), states_of_fairseq(reference, kind, config.layers, normalise=config.normalise_waveform))

@@ -17,7 +17,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing the packages (about three minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@# Microsoft's and fairseq's own models, for the parity tests: what s3prl itself depends on is not needed.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps s3prl
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps s3prl \
+		|| echo "s3prl cannot be installed here: tests against the original code will be skipped"
 	@touch $(STAMP)
 
 check: $(STAMP) ## Lint, types, floors, unit tests

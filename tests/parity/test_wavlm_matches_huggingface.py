@@ -15,41 +15,17 @@ from openwavlm.checkpoints.load import files_of
 from openwavlm.frames import num_frames
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import normalise
+from random_models import TINY, TINY_LARGE, randomise
 
 transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 1e-5
-TINY = WavLMConfig(
-    conv_dims=(32,) * 7,
-    dim=64,
-    ffn_dim=128,
-    heads=4,
-    layers=3,
-    positional_kernel=16,
-    positional_groups=4,
-    num_buckets=32,
-    max_distance=80,
-)
 VARIANTS = {
     "post-norm, group": TINY,
     "post-norm, layer, odd positional kernel": replace(TINY, extractor_norm="layer", positional_kernel=31),
     "pre-norm, group, conv bias": replace(TINY, pre_norm=True, conv_bias=True),
-    "pre-norm, layer, normalised": replace(TINY, pre_norm=True, extractor_norm="layer", normalise_waveform=True),
+    "pre-norm, layer, normalised": TINY_LARGE,
 }
-
-
-def randomise(model: torch.nn.Module) -> None:
-    """Makes every parameter matter: biases, norms and gates away from 0 and 1, a relative bias as large as the logits."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if "rel_attn_embed" in name:
-                parameter.copy_(noise)
-            elif "gru_rel_pos" in name or parameter.dim() == 1:
-                parameter.add_(0.2 * noise)
-            elif "original" not in name:
-                parameter.copy_(noise / parameter[0].numel() ** 0.5)
 
 
 def reference_model(config: WavLMConfig):

@@ -9,20 +9,9 @@ from torch import Tensor
 
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
+from random_models import TINY
 
 torchaudio = pytest.importorskip("torchaudio")
-
-TINY = WavLMConfig(
-    conv_dims=(32,) * 7,
-    dim=64,
-    ffn_dim=128,
-    heads=4,
-    layers=3,
-    positional_kernel=16,
-    positional_groups=4,
-    num_buckets=32,
-    max_distance=80,
-)
 
 
 def reference_model(config: WavLMConfig):

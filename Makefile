@@ -7,7 +7,7 @@ STAMP := $(VENV)/.current
 export OMP_NUM_THREADS ?= 1
 export HYDRA_FULL_ERROR ?= 0
 
-.PHONY: setup demo learn check test test-long clean help
+.PHONY: setup demo learn check test test-long test-mutants clean help
 help: ## What the targets do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -39,6 +39,9 @@ learn: $(STAMP) ## Paired comparisons: iterations, mixing, front ends, warm-up l
 
 test-long: $(STAMP) ## Everything, with the kill in every stage
 	$(BIN)/pytest -q tests
+
+test-mutants: $(STAMP) ## Small wrong changes to the source, one at a time: at least 95 % must make a test fail
+	$(BIN)/python tests/mutants/run.py
 
 clean: ## Removes the environment and all caches, never your runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,5 @@
 """Faults that a training can have, planted before it starts: each breaks one health rule."""
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -184,16 +183,41 @@ def infinite_gradients() -> None:
     PretrainingModule._loss = loss
 
 
-def sleeping_loader(seconds: float = 0.2) -> None:
-    def sleep(batch):
-        time.sleep(seconds)
-        return batch
+def hand_in_clock(*, seconds_an_update: Callable[[int], float], seconds_a_batch: float = 0.0) -> None:
+    """Puts a clock that only updates and the loader move in place of the machine's, on which no other program runs."""
+    from openwavlm import train
+    from openwavlm.data import loader
+    from openwavlm.training.health import core_wait
 
-    each_batch(sleep)
+    now, fetch = [0.0], loader.micro_batch_loader
+
+    def fetched(*arguments):
+        for batch in fetch(*arguments):
+            now[0] += seconds_a_batch
+            yield batch
+
+    def clocked(real):
+        return lambda *arguments, **named: real(*arguments, **named, now=lambda: now[0])
+
+    def advance(module, step):
+        now[0] += seconds_an_update(step)
+
+    loader.micro_batch_loader = fetched
+    train.StepLoader, train.WallClock = clocked(train.StepLoader), clocked(train.WallClock)
+    core_wait.CoreWait.lap = lambda self: 0.0
+    each_step(advance)
 
 
-def slower_and_slower(first_step: int) -> None:
-    each_step(lambda module, step: time.sleep(0.6 if step >= first_step else 0.0))
+def steady_clock() -> None:
+    hand_in_clock(seconds_an_update=lambda step: 1.0)
+
+
+def slow_loader(seconds: float = 0.7) -> None:
+    hand_in_clock(seconds_an_update=lambda step: 1.0, seconds_a_batch=seconds)
+
+
+def slower_updates(first_step: int) -> None:
+    hand_in_clock(seconds_an_update=lambda step: 4.0 if step >= first_step else 1.0)
 
 
 def unreadable_rows() -> None:

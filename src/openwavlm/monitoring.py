@@ -32,6 +32,7 @@ def make_monitor(
     control: Control,
     clock: WallClock,
     *,
+    on_cpu: bool,
     seed: int,
     start: int,
     state: Mapping[str, Any] | None,
@@ -48,6 +49,7 @@ def make_monitor(
         run_log: Where findings and figures go.
         control: What can stop the run.
         clock: Wall time.
+        on_cpu: Whether the step runs on a CPU.
         seed: The run's seed.
         start: Update that the launch begins at, from 0.
         state: What a checkpoint of this run keeps (`openwavlm`), None for a new run.
@@ -67,6 +69,7 @@ def make_monitor(
         mixing=parts["mixing"],
         same_count=parts["masking"].same_count,
         references=references,
+        on_cpu=on_cpu,
     )
     return HealthMonitor(
         known,

@@ -36,6 +36,7 @@ from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, write_atomically
 from openwavlm.training.control import Control, forget_requests, hear_requeue
 from openwavlm.training.evaluation import Evaluation, Unigram
+from openwavlm.training.health.core_wait import CoreWait
 from openwavlm.training.health.monitor import HealthMonitor, WallClock
 from openwavlm.training.log import RunLog, log_file, open_trackers, write_log
 from openwavlm.training.module import PretrainingModule, StepRecord
@@ -186,7 +187,11 @@ def _train(
     loader = StepLoader(
         schedule, builder, parts["loader"], rank=rank, world_size=world_size, start_step=start, num_steps=optim.updates
     )
-    run_log, clock = None, WallClock((lambda: loader.waited_s) if parts["loader"].workers else None)
+    on_cpu = _device_type(parts["trainer"]) == "cpu"
+    run_log, clock = (
+        None,
+        WallClock((lambda: loader.waited_s) if parts["loader"].workers else None, CoreWait() if on_cpu else None),
+    )
     monitor: HealthMonitor | None = None
     if rank == 0:
         run_log = RunLog(
@@ -215,6 +220,7 @@ def _train(
             run_log,
             control,
             clock,
+            on_cpu=on_cpu,
             seed=seed,
             start=start,
             state=state if found is not None and found.parent == directory / "checkpoints" else None,
@@ -354,6 +360,10 @@ def _evaluation(parts: dict[str, Any], opened: OpenData, seed: int, control: Con
     return Evaluation(specs, make_builder(parts, opened, seed, training=False), parts["loader"], unigrams, control)
 
 
+def _device_type(settings: TrainerSettings) -> str:
+    return "cuda" if torch.cuda.is_available() and settings.accelerator != "cpu" else "cpu"
+
+
 def make_trainer(
     settings: TrainerSettings, precision: str, updates: int, directory: Path, boundary: StepBoundary, world_size: int
 ) -> Trainer:
@@ -375,7 +385,7 @@ def make_trainer(
     plugins: list[Any] = [AtomicCheckpointIO(), environment]
     if precision == "16-mixed":
         # Autocast alone: the loss is scaled by `loss_scale`, which needs no look at the device.
-        device = "cuda" if torch.cuda.is_available() and settings.accelerator != "cpu" else "cpu"
+        device = _device_type(settings)
         plugins.append(MixedPrecision("16-mixed", device, scaler=torch.amp.GradScaler(device, enabled=False)))
     trainer = Trainer(
         accelerator=settings.accelerator,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from planted_faults import (
     nothing,
     own_partners,
     rows_off_the_grid,
-    sleeping_loader,
-    slower_and_slower,
+    slow_loader,
+    slower_updates,
+    steady_clock,
     unreadable_rows,
     whole_overlaps,
     wrong_initialisation,
@@ -81,7 +83,7 @@ def data(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="module")
 def sound(data, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("sound")
-    assert launch([*SETTINGS, *LONG, *data, "loader.workers=1"], directory) == [0]
+    assert launch([*SETTINGS, *LONG, *data, "loader.workers=1"], directory, patch=steady_clock) == [0]
     return directory
 
 
@@ -130,15 +132,22 @@ FAULTS = {
     "gradient_growth": (partial(growing_gradient, 24), WINDOWS),
     "dead_channels": (dead_channels, SHORT),
     "void_updates": (infinite_gradients, SHORT),
-    "data_wait": (sleeping_loader, [*SHORT, "loader.workers=1"]),
-    "throughput": (partial(slower_and_slower, 24), WINDOWS),
+    "data_wait": (slow_loader, [*SHORT, "loader.workers=1"]),
+    "throughput": (partial(slower_updates, 24), WINDOWS),
     "unreadable_rows": (unreadable_rows, SHORT),
 }
+
+
+def _together(*patches: Callable[[], None]) -> None:
+    for patch in patches:
+        patch()
 
 
 @pytest.mark.parametrize("rule", FAULTS)
 def test_a_planted_fault_fires_its_own_rule_and_no_other(data, tmp_path, rule):
     patch, overrides = FAULTS[rule]
+    if rule not in ("data_wait", "throughput"):
+        patch = partial(_together, steady_clock, patch)
     assert launch([*SETTINGS, *data, *overrides], tmp_path, patch=patch) == [0]
     assert fired(tmp_path) == {rule}
 

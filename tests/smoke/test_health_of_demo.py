@@ -22,8 +22,8 @@ from planted_faults import (
     nothing,
     own_partners,
     rows_off_the_grid,
-    sleeping_loader,
-    slower_and_slower,
+    slow_loader,
+    slower_updates,
     unreadable_rows,
     whole_overlaps,
 )
@@ -56,8 +56,8 @@ FAULTS: dict[str, tuple[Callable[[], None], list[str]]] = {
     "gradient_growth": (partial(growing_gradient, 600), EIGHT_WINDOWS),
     "dead_channels": (dead_channels, ONE_WINDOW),
     "void_updates": (infinite_gradients, ONE_WINDOW),
-    "data_wait": (partial(sleeping_loader, 0.6), ["stop_after=200", "loader.workers=1"]),
-    "throughput": (partial(slower_and_slower, 600), EIGHT_WINDOWS),
+    "data_wait": (partial(slow_loader, 0.1), ["stop_after=200", "loader.workers=1"]),
+    "throughput": (partial(slower_updates, 600), EIGHT_WINDOWS),
     "unreadable_rows": (unreadable_rows, [*ONE_WINDOW, "data.max_skip_rate=0.5"]),
 }
 

@@ -2,12 +2,16 @@
 
 import csv
 import math
+import multiprocessing
+import os
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from openwavlm.augment.mixing import Mixing
+from openwavlm.training.health.core_wait import CoreWait
 from openwavlm.training.health.figures import HealthRecord, block_of
 from openwavlm.training.health.judgement import Known, Lap, References
 from openwavlm.training.health.monitor import Finding, HealthMonitor, WallClock
@@ -99,6 +103,19 @@ def test_wall_time_has_two_rules():
     assert broken(window(), replace(KNOWN, lap=Lap(12.4, None))) == set()
 
 
+def test_a_cpu_run_may_be_half_as_fast_as_usual():
+    assert broken(window(), replace(KNOWN, on_cpu=True, lap=Lap(19.9, None))) == set()
+    assert broken(window(), replace(KNOWN, on_cpu=True, lap=Lap(20.1, None))) == {"throughput"}
+
+
+def test_times_on_shared_cores_are_not_judged():
+    for lap in (Lap(10.0, 0.9, 1.01), Lap(40.0, 0.0, 4.1)):
+        known = replace(KNOWN, lap=lap)
+        assert {rule.name for rule in RULES if rule.judge(window(), known) is None} == {"data_wait", "throughput"}
+    assert broken(window(), replace(KNOWN, lap=Lap(10.0, 0.9, 0.99))) == {"data_wait"}
+    assert broken(window(), replace(KNOWN, lap=Lap(40.0, 0.0, 3.9))) == {"throughput"}
+
+
 def test_rules_wait_for_their_time():
     late = replace(KNOWN, settings=replace(SETTINGS, settle_updates=101, count_updates=101, early_share=0.5))
     unjudged = {rule.name for rule in RULES if rule.judge(window(), late) is None}
@@ -169,7 +186,8 @@ class Watched:
         self.findings: list[Finding] = []
         self.figures: dict[int, dict[str, float]] = {}
         self.stops = 0
-        settings = replace(SETTINGS, action=action, throughput_share=0.0)  # these windows take no time
+        self.seconds = 0.0
+        settings = replace(SETTINGS, action=action)
         known = Known(settings, 10_000, from_random=False, mixing=Mixing())
 
         def stop() -> None:
@@ -177,12 +195,17 @@ class Watched:
 
         self.monitor = HealthMonitor(
             known,
-            WallClock(None),
+            WallClock(None, now=self.tick),
             on_finding=self.findings.append,
             on_figures=lambda step, values: self.figures.setdefault(step, {}).update(values),
             stop=stop,
             state=state,
         )
+
+    def tick(self) -> float:
+        """A clock by which every window takes one second."""
+        self.seconds += 1.0
+        return self.seconds
 
     def run(self, first: int, last: int, bad: range | list[int] = ()) -> list[tuple[int, str]]:
         for step in range(first, last + 1):
@@ -216,6 +239,61 @@ def test_a_resumed_monitor_judges_as_if_it_had_never_stopped():
     assert found + second.run(12, 40, bad=[12, 30]) == expected
     first_rules, second_rules = whole.monitor.summary(), second.monitor.summary()
     assert all(second_rules[name] == state for name, state in first_rules.items() if name != "throughput")
+
+
+class Waits:
+    """Windows in which the training waits for a core, in seconds."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = list(seconds)
+
+    def lap(self) -> float:
+        return self.seconds.pop(0)
+
+
+def test_a_lap_leaves_pauses_out_and_counts_the_waiting_of_its_own_window():
+    now, waited = [100.0], [3.0]
+    clock = WallClock(lambda: waited[0], Waits(0.0, 1.5, 0.0), now=lambda: now[0])
+    assert clock.lap() is None
+    now[0], waited[0] = 107.0, 4.0
+    with clock.paused():
+        now[0] = 112.0
+    assert clock.lap() == Lap(seconds=7.0, waited=1.0, without_core=1.5) and clock.lap() == Lap(0.0, 0.0, 0.0)
+
+
+def test_windows_on_shared_cores_do_not_enter_the_usual_speed():
+    watched = Watched()
+    watched.monitor._clock = WallClock(None, Waits(0.0, 0.0, 0.5, 0.0, 0.09), now=watched.tick)
+    watched.run(1, 20)
+    # The first window has no time; of the four others one was spent on shared cores.
+    assert len(watched.monitor._known.speeds) == 3
+
+
+def test_a_process_that_waits_for_a_core_is_seen_to_wait():
+    cores = os.sched_getaffinity(0)
+    rival = multiprocessing.get_context("fork").Process(target=_spin, args=(min(cores),))
+    core_wait = CoreWait(lambda: [os.getpid()])
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        rival.start()
+        began = time.process_time()
+        while time.process_time() - began < 0.2:  # processor time, not the wall's
+            pass
+        waited = core_wait.lap()
+    finally:
+        os.sched_setaffinity(0, cores)
+        rival.kill()
+        rival.join()
+    if waited is None:
+        pytest.skip("this system does not count the wait for a core")
+    assert waited > 0.02
+    assert CoreWait(lambda: [2**30]).lap() is None
+
+
+def _spin(core: int) -> None:
+    os.sched_setaffinity(0, {core})
+    while True:
+        pass
 
 
 def test_a_window_that_is_not_whole_is_not_judged():

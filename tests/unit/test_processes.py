@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -21,7 +20,8 @@ from openwavlm.processes import answer_parent
 signal.signal(signal.SIGTERM, lambda *_: (print("asked to stop", flush=True), sys.exit(0)))
 answer_parent()
 print("ready", flush=True)
-time.sleep(60)
+time.sleep(600)
+print("not asked", flush=True)
 '''
 subprocess.run([sys.executable, "-c", child], env=os.environ | {"OPENWAVLM_PARENT": str(os.getpid())})
 """
@@ -32,9 +32,7 @@ def test_a_killed_parent_asks_its_training_to_stop():
     parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
     parent.send_signal(signal.SIGKILL)
-    began = time.monotonic()
     assert parent.stdout.readline() == "asked to stop\n"
-    assert time.monotonic() - began < 30
     parent.stdout.close()
     parent.wait()
 

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-import time
+import threading
 
 from openwavlm.training.pace import Pace
 from openwavlm.training.watchdog import EXIT_CODE, Watchdog
@@ -21,7 +21,7 @@ stuck_in_a_collective()
 
 def test_a_hanging_process_names_its_rank_its_work_and_its_stack(tmp_path):
     report = tmp_path / "logs" / "rank-0003.log"
-    ended = subprocess.run([sys.executable, "-c", _HANGS, str(report)], capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run([sys.executable, "-c", _HANGS, str(report)], capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == EXIT_CODE
     for text in (ended.stderr, report.read_text()):
         assert "watchdog: rank 3 on " in text and "has made no progress for" in text
@@ -30,24 +30,41 @@ def test_a_hanging_process_names_its_rank_its_work_and_its_stack(tmp_path):
 
 
 def test_notes_keep_it_quiet(tmp_path):
-    dog = Watchdog(0.4, 0, tmp_path / "log")
-    for number in range(12):
-        time.sleep(0.1)
+    now, looks = [0.0], threading.Semaphore(0)
+
+    def clock() -> float:
+        if threading.current_thread().name == "watchdog":
+            looks.release()
+        return now[0]
+
+    dog = Watchdog(0.4, 0, tmp_path / "log", now=clock)
+    for number in range(8):
+        now[0] += 0.3
         dog.note(f"update {number}")
+        for _ in range(2):  # the first look may have begun before the note
+            assert looks.acquire(timeout=600)
     dog.close()
     assert not (tmp_path / "log").exists()
 
 
 def test_waiting_for_others_is_not_a_ranks_own_time():
-    pace = Pace(on_gpu=False)
-    time.sleep(0.02)  # for the loader
+    now = [0.0]
+    pace = Pace(on_gpu=False, now=lambda: now[0])
+    now[0] = 1.0  # for the loader
     pace.begin()
-    time.sleep(0.03)
+    now[0] = 3.0
     pace.hold()
-    time.sleep(0.2)  # for the others
+    now[0] = 103.0  # for the others
     pace.go()
-    time.sleep(0.03)
+    now[0] = 107.0
     pace.hold()
-    time.sleep(0.2)
+    now[0] = 207.0
     pace.end()
-    assert 80 <= pace.own_ms < 180
+    assert pace.own_ms == 1000 * (1 + 2 + 4)
+    now[0] = 300.0
+    pace.rest()
+    now[0] = 300.5
+    pace.begin()
+    pace.hold()
+    pace.end()
+    assert pace.own_ms == 500, "validation and saving do not count"

@@ -6,7 +6,7 @@ step s ─ specs of this rank ──► queue ──► MicroBatchBuilder[spec] 
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -101,6 +101,7 @@ class StepLoader:
         world_size: Number of processes.
         start_step: First step to yield.
         num_steps: Steps of the whole run.
+        now: The clock, in seconds.
 
     Attributes:
         waited_s: Seconds that were spent fetching micro-batches so far.
@@ -116,7 +117,9 @@ class StepLoader:
         world_size: int = 1,
         start_step: int = 0,
         num_steps: int,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._now = now
         self._schedule, self._builder, self._loading = schedule, builder, loading
         self._rank, self._world_size = rank, world_size
         self._start, self._num_steps = start_step, num_steps
@@ -137,9 +140,9 @@ class StepLoader:
 
         batches = iter(micro_batch_loader(self._builder, specs(), self._loading))
         for step in range(self._start, self._num_steps):
-            began = time.monotonic()
+            began = self._now()
             micro_batches = [next(batches) for _ in range(per_step)]
-            self.waited_s += time.monotonic() - began
+            self.waited_s += self._now() - began
             yield StepBatch(step, digests.pop(step), micro_batches)
 
     # Lightning takes a loader with these two methods for one that can resume; where to start is decided before the fit.

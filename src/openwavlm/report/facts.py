@@ -142,7 +142,7 @@ def warnings_of(iteration: Iteration) -> list[str]:
         found.append(f"{int(void)} updates were skipped because their gradient was not finite.")
     if unreadable:
         found.append(f"{int(unreadable)} rows could not be read and gave no loss.")
-    found += health_warnings(iteration)
+    found += health_warnings(iteration, of_machine=False)
     changes = {key: values for part in iteration.record.get("segments", []) for key, values in part.get("changes", {}).items()}
     if changes:
         found.append(f"The config was changed between launches: {', '.join(changes)}.")

@@ -39,11 +39,18 @@ def _figure(value: str | float) -> str:
     return number(figure, 0) if figure == round(figure) else number(figure)
 
 
-def health_warnings(iteration: Iteration) -> list[str]:
-    """A sentence on each rule that fired, the first time it did."""
+def health_warnings(iteration: Iteration, *, of_machine: bool) -> list[str]:
+    """One sentence for each rule that fired, at its first finding.
+
+    Args:
+        iteration: The run.
+        of_machine: Whether to return the rules on the machine's speed, or those on what was trained.
+    """
+    wanted = {rule.name for rule in RULES if rule.of_machine == of_machine}
     first: dict[str, Mapping[str, str]] = {}
     for row in iteration.findings:
-        first.setdefault(row["rule"], row)
+        if row["rule"] in wanted:
+            first.setdefault(row["rule"], row)
     return [f"Health, update {row['step']}: {row['sentence']}." for row in first.values()]
 
 

@@ -1,6 +1,7 @@
 """`report.html`: one self-contained page for a person who did not make the run, with the verdicts in its first lines."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from openwavlm.report import pictures
 from openwavlm.report.content import Example, Iteration, Realised, ReportContent
 from openwavlm.report.facts import commands_of, warnings_of, what_ran
 from openwavlm.report.glossary import GLOSSARY
-from openwavlm.report.health import health_rows, health_said
+from openwavlm.report.health import health_rows, health_said, health_warnings
 from openwavlm.report.markup import document, escaped, paragraph, sound, table
 from openwavlm.report.summary import iteration_summary, merge_summary
 from openwavlm.report.verdicts import CONDITIONS, CONTROLS, Verdict, beats, compare_iterations, headline, number, unmeasured, wins
@@ -52,6 +53,7 @@ def render(content: ReportContent) -> str:
         _warnings(content),
         _what_ran(content.iterations),
         _progress(content.iterations, figures),
+        _slow_machine(content),
     ]
     several = len(figures) > 1
     places = reversed(range(len(figures)))
@@ -94,12 +96,23 @@ def _verdict_list(lines: Iterable[tuple[str, str]], css: str) -> str:
     return f'<ul class="{css}">{items}</ul>' if items else ""
 
 
+def _of_each(iterations: list[Iteration], sentences: Callable[[Iteration], list[str]]) -> list[str]:
+    """Sentences on each iteration, with its name in front where there are several."""
+    several = len(iterations) > 1
+    return [f"{iteration.name}: {text}" if several else text for iteration in iterations for text in sentences(iteration)]
+
+
 def _warnings(content: ReportContent) -> str:
-    found = list(content.warnings)
-    several = len(content.iterations) > 1
-    for iteration in content.iterations:
-        found += [f"{iteration.name}: {text}" if several else text for text in warnings_of(iteration)]
+    found = [*content.warnings, *_of_each(content.iterations, warnings_of)]
     return f"<h2>Before you believe a figure</h2>{_list(found, 'warnings')}" if found else ""
+
+
+def _slow_machine(content: ReportContent) -> str:
+    """Findings on the machine's speed, apart from the doubts about figures: they change none."""
+    found = _of_each(content.iterations, partial(health_warnings, of_machine=True))
+    if not found:
+        return ""
+    return f"<h2>Speed of the machine</h2>{paragraph('No figure of this page depends on it.')}{_list(found, 'plain')}"
 
 
 def _what_ran(iterations: list[Iteration]) -> str:

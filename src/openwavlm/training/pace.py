@@ -4,6 +4,7 @@ On a GPU the host runs ahead of the device, so the time of the forward passes is
 """
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -13,34 +14,35 @@ class Pace:
 
     Args:
         on_gpu: Whether the step is computed on one.
+        now: The clock, in seconds.
     """
 
-    def __init__(self, *, on_gpu: bool) -> None:
-        self._on_gpu = on_gpu
+    def __init__(self, *, on_gpu: bool, now: Callable[[], float] = time.monotonic) -> None:
+        self._on_gpu, self._now = on_gpu, now
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._before: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._mark = time.monotonic()
+        self._mark = self._now()
         self._data = self._computed = 0.0
         self.own_ms = 0.0
 
     def rest(self) -> None:
         """After validation, saving and the like, which no step is to be blamed for."""
-        self._mark = time.monotonic()
+        self._mark = self._now()
 
     def begin(self) -> None:
         """The step's batch has arrived."""
-        now = time.monotonic()
+        now = self._now()
         self._data, self._computed, self._mark = now - self._mark, 0.0, now
 
     def hold(self) -> None:
         """The rank is about to wait for others."""
-        now = time.monotonic()
+        now = self._now()
         self._computed += now - self._mark
         self._mark = now
 
     def go(self) -> None:
         """The wait is over."""
-        self._mark = time.monotonic()
+        self._mark = self._now()
 
     def forward_begins(self) -> None:
         """A forward pass is about to be queued."""
@@ -60,4 +62,4 @@ class Pace:
         on_device = sum(begin.elapsed_time(end) for begin, end in self._before)
         self._before, self._events = self._events, []
         self.own_ms = 1000 * (self._data + self._computed) + on_device
-        self._mark = time.monotonic()
+        self._mark = self._now()

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,18 +28,19 @@ class Watchdog:
         timeout_s: Seconds without a note after which the process ends.
         rank: Rank of the process, for the message.
         report: File that gets the same report as standard error.
+        now: The clock, in seconds.
     """
 
-    def __init__(self, timeout_s: float, rank: int, report: Path) -> None:
-        self._timeout_s, self._rank, self._report = timeout_s, rank, report
-        self._doing, self._since = "starting", time.monotonic()
+    def __init__(self, timeout_s: float, rank: int, report: Path, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._timeout_s, self._rank, self._report, self._now = timeout_s, rank, report, now
+        self._doing, self._since = "starting", now()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
         self._thread.start()
 
     def note(self, doing: str) -> None:
         """Takes down what the process is about to do, which is progress."""
-        self._doing, self._since = doing, time.monotonic()
+        self._doing, self._since = doing, self._now()
 
     def close(self) -> None:
         """Ends the watch."""
@@ -49,7 +51,7 @@ class Watchdog:
     def _watch(self) -> None:
         interval = min(5.0, self._timeout_s / 4)
         while not self._stop.wait(interval):
-            silent = time.monotonic() - self._since
+            silent = self._now() - self._since
             if silent > self._timeout_s:
                 self._bark(silent)
             # Only reached while this thread gets the interpreter: else the C thread below is not put off.

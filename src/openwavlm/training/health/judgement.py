@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from openwavlm.augment.mixing import Mixing
 from openwavlm.training.health.settings import Health
 
+# An idle machine shows below .02; one busy loop on a core that the training runs on shows .5.
+_SHARED_SHARE = 0.1
+
 
 @dataclass(frozen=True)
 class References:
@@ -33,10 +36,18 @@ class Lap:
     Attributes:
         seconds: How long it took.
         waited: Seconds of these in which the loader's workers were waited for; None if the process reads by itself.
+        without_core: Seconds in which the training or a loader worker was ready to run and no core was free for it; None if unknown, or
+            if the step runs on a GPU.
     """
 
     seconds: float
     waited: float | None
+    without_core: float | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether other programs took so much of the cores that the window's times say nothing about this run."""
+        return (self.without_core or 0.0) > _SHARED_SHARE * self.seconds
 
 
 @dataclass
@@ -53,6 +64,7 @@ class Known:
         gradients: Median gradient norms of each block in the windows before.
         speeds: Seconds of audio per second in the launch's windows before.
         lap: The window's wall time, None if it was not measured.
+        on_cpu: Whether the step runs on a CPU.
     """
 
     settings: Health
@@ -64,6 +76,7 @@ class Known:
     gradients: dict[str, list[float]] = field(default_factory=dict)
     speeds: list[float] = field(default_factory=list)
     lap: Lap | None = None
+    on_cpu: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from openwavlm.training.health.core_wait import CoreWait
 from openwavlm.training.health.judgement import Judgement, Known, Lap, References
 from openwavlm.training.health.machine import speed_of
 from openwavlm.training.health.network import median
@@ -47,29 +48,39 @@ class WallClock:
 
     Args:
         waited: Seconds that the loader has been waited for so far; None if the process reads by itself.
+        core_wait: Measures the wait for a core, where the step runs on a CPU.
+        now: The clock, in seconds.
     """
 
-    def __init__(self, waited: Callable[[], float] | None) -> None:
+    def __init__(
+        self,
+        waited: Callable[[], float] | None,
+        core_wait: CoreWait | None = None,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._waited, self._paused, self._before = waited, 0.0, 0.0
+        self._core_wait, self._now = core_wait, now
         self._began: float | None = None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Time within does not count."""
-        began = time.monotonic()
+        began = self._now()
         try:
             yield
         finally:
-            self._paused += time.monotonic() - began
+            self._paused += self._now() - began
 
     def lap(self) -> Lap | None:
         """The time since the last call; None at the first, before which everything warms up."""
-        now, waited = time.monotonic(), self._waited() if self._waited is not None else None
+        now, waited = self._now(), self._waited() if self._waited is not None else None
+        without_core = self._core_wait.lap() if self._core_wait is not None else None
         began, paused, before = self._began, self._paused, self._before
         self._began, self._paused, self._before = now, 0.0, waited or 0.0
         if began is None:
             return None
-        return Lap(now - began - paused, None if waited is None else waited - before)
+        return Lap(now - began - paused, None if waited is None else waited - before, without_core)
 
 
 class HealthMonitor:
@@ -158,8 +169,9 @@ class HealthMonitor:
             middle = median(norms)
             if middle is not None:
                 self._known.gradients[block] = [*self._known.gradients.get(block, []), middle][-_HISTORY:]
-        if self._known.lap is not None and window.updates == self._known.settings.window:
-            self._known.speeds.append(speed_of(window, self._known.lap))
+        lap = self._known.lap
+        if lap is not None and not lap.shared and window.updates == self._known.settings.window:
+            self._known.speeds.append(speed_of(window, lap))
 
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""

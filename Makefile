@@ -2,24 +2,37 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.current
+# CPU=1: a torch without CUDA, 1.9 instead of 5.4 GB. The environment remembers it; `make setup CPU=` goes back.
+CPU ?= $(if $(wildcard $(VENV)/.current-cpu),1)
+STAMP := $(VENV)/.current$(if $(CPU),-cpu)
+CONSTRAINTS := $(if $(CPU),constraints-newest.txt,constraints.txt)
+EXTRAS := $(if $(CPU),dev,dev,torchaudio)
+NEWEST := .venv-newest
 # Two test processes with a thread each use two cores better than threads that wait for one another.
 export OMP_NUM_THREADS ?= 1
 export HYDRA_FULL_ERROR ?= 0
+INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo learn check test test-long test-mutants clean help
+.PHONY: setup demo learn check test test-newest test-long test-mutants clean help
 help: ## What the targets do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-setup: $(STAMP) ## Virtual environment with the pinned torch pair
-$(STAMP): pyproject.toml constraints.txt
+setup: $(STAMP) ## Virtual environment with the pinned torch pair; CPU=1: a small one without CUDA
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the packages (about three minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(if $(CPU),$(BIN)/python -m pip uninstall --quiet --yes torchaudio 2>/dev/null)
+	@$(BIN)/python $(INSTALL) -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
 	@# Microsoft's and fairseq's own models, for the parity tests: what s3prl itself depends on is not needed.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps s3prl \
+	@$(BIN)/python $(INSTALL) -c $(CONSTRAINTS) --no-deps s3prl \
 		|| echo "s3prl cannot be installed here: tests against the original code will be skipped"
+	@rm -f $(VENV)/.current $(VENV)/.current-cpu
 	@touch $(STAMP)
+
+$(NEWEST)/.current: pyproject.toml constraints-newest.txt
+	@test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	@$(NEWEST)/bin/python $(INSTALL) -c constraints-newest.txt -e '.[hf]'
+	@touch $@
 
 check: $(STAMP) ## Lint, types, floors, unit tests
 	$(BIN)/ruff check .
@@ -30,6 +43,9 @@ check: $(STAMP) ## Lint, types, floors, unit tests
 
 test: $(STAMP) ## All fast tests
 	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long" tests/learning tests/smoke tests/parity tests/unit
+
+test-newest: $(STAMP) $(NEWEST)/.current ## Shards to Transformers with the newest torch, in an environment of its own
+	$(BIN)/python tests/second_environment.py $(NEWEST)/bin/python
 
 demo: $(STAMP) ## The whole job on synthetic voices, on a CPU
 	@$(BIN)/openwavlm iterate --config-name demo
@@ -44,4 +60,4 @@ test-mutants: $(STAMP) ## Small wrong changes to the source, one at a time: at l
 	$(BIN)/python tests/mutants/run.py
 
 clean: ## Removes the environment and all caches, never your runs
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis

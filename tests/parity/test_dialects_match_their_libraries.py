@@ -23,9 +23,9 @@ from openwavlm.labelling.teacher import model_hash
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
 from random_models import TINY, TINY_LARGE, randomise
+from torch_audio import torchaudio
 
 transformers = pytest.importorskip("transformers")
-torchaudio = pytest.importorskip("torchaudio")
 
 TOLERANCE = 1e-5
 
@@ -201,8 +201,9 @@ def test_what_is_written_for_microsoft_has_transformers_tensors_under_the_names_
 
 
 def torchaudio_model(said: dict):
-    names = torchaudio.models.wavlm_model.__code__.co_varnames[: torchaudio.models.wavlm_model.__code__.co_argcount]
-    return torchaudio.models.wavlm_model(**{name: said[name] for name in names}).eval()
+    make = torchaudio().models.wavlm_model
+    names = make.__code__.co_varnames[: make.__code__.co_argcount]
+    return make(**{name: said[name] for name in names}).eval()
 
 
 @torch.no_grad()
@@ -251,40 +252,44 @@ def test_a_state_dict_of_torchaudios_wavlm_needs_only_what_tensors_do_not_tell(c
 
 @pytest.mark.parametrize("pre_norm", [False, True], ids=["Base-like", "Large-like"])
 def test_a_hubert_of_torchaudio_with_its_pre_training_head_equals_it(pre_norm, tmp_path):
-    reference = torchaudio.models.hubert_pretrain_model(
-        extractor_mode="layer_norm" if pre_norm else "group_norm",
-        extractor_conv_layer_config=[(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32, 2, 2)] * 2,
-        extractor_conv_bias=False,
-        encoder_embed_dim=64,
-        encoder_projection_dropout=0.0,
-        encoder_pos_conv_kernel=16,
-        encoder_pos_conv_groups=4,
-        encoder_num_layers=3,
-        encoder_num_heads=4,
-        encoder_attention_dropout=0.0,
-        encoder_ff_interm_features=128,
-        encoder_ff_interm_dropout=0.0,
-        encoder_dropout=0.0,
-        encoder_layer_norm_first=pre_norm,
-        encoder_layer_drop=0.0,
-        mask_prob=0.8,
-        mask_selection="static",
-        mask_other=0.0,
-        mask_length=10,
-        no_mask_overlap=False,
-        mask_min_space=1,
-        mask_channel_prob=0.0,
-        mask_channel_selection="static",
-        mask_channel_other=0.0,
-        mask_channel_length=10,
-        no_mask_channel_overlap=False,
-        mask_channel_min_space=1,
-        skip_masked=False,
-        skip_nomask=False,
-        num_classes=10,
-        final_dim=8,
-        feature_grad_mult=0.1,
-    ).eval()
+    reference = (
+        torchaudio()
+        .models.hubert_pretrain_model(
+            extractor_mode="layer_norm" if pre_norm else "group_norm",
+            extractor_conv_layer_config=[(32, 10, 5)] + [(32, 3, 2)] * 4 + [(32, 2, 2)] * 2,
+            extractor_conv_bias=False,
+            encoder_embed_dim=64,
+            encoder_projection_dropout=0.0,
+            encoder_pos_conv_kernel=16,
+            encoder_pos_conv_groups=4,
+            encoder_num_layers=3,
+            encoder_num_heads=4,
+            encoder_attention_dropout=0.0,
+            encoder_ff_interm_features=128,
+            encoder_ff_interm_dropout=0.0,
+            encoder_dropout=0.0,
+            encoder_layer_norm_first=pre_norm,
+            encoder_layer_drop=0.0,
+            mask_prob=0.8,
+            mask_selection="static",
+            mask_other=0.0,
+            mask_length=10,
+            no_mask_overlap=False,
+            mask_min_space=1,
+            mask_channel_prob=0.0,
+            mask_channel_selection="static",
+            mask_channel_other=0.0,
+            mask_channel_length=10,
+            no_mask_channel_overlap=False,
+            mask_channel_min_space=1,
+            skip_masked=False,
+            skip_nomask=False,
+            num_classes=10,
+            final_dim=8,
+            feature_grad_mult=0.1,
+        )
+        .eval()
+    )
     randomise(reference)
     path = tmp_path / "hubert.pt"
     torch.save(reference.state_dict(), path)

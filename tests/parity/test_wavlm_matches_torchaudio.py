@@ -10,8 +10,9 @@ from torch import Tensor
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
 from random_models import TINY
+from torch_audio import torchaudio as torchaudio_or_skip
 
-torchaudio = pytest.importorskip("torchaudio")
+torchaudio = torchaudio_or_skip(whole_file=True)
 
 
 def reference_model(config: WavLMConfig):

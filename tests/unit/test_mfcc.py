@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
-import torchaudio
 
+from closeness import assert_close_to_scale
 from openwavlm.frames import num_frames
 from openwavlm.targets.mfcc import MFCC_SETTINGS, NUM_FEATURES, mfcc_features
+from openwavlm.targets.minibatch import fit_minibatch_kmeans
+from synthetic import speech_like
+from torch_audio import torchaudio
 
 
 def waveform(samples: int, seed: int = 0) -> np.ndarray:
@@ -25,13 +28,68 @@ def test_audio_below_one_receptive_field_has_no_frames() -> None:
     assert mfcc_features(waveform(0)).shape == (0, NUM_FEATURES)
 
 
+def reference(audio: np.ndarray) -> np.ndarray:
+    """What fairseq's HuBERT takes its labels from, at 100 Hz, thinned to even frames; differences in float64."""
+    samples = torch.from_numpy(audio).float() / 32768
+    cepstra = torchaudio().compliance.kaldi.mfcc(samples[None], sample_frequency=16_000, use_energy=False).double().numpy()
+    slope = differences(cepstra)
+    return np.concatenate([cepstra, slope, differences(slope)], axis=1)[::2]
+
+
 @pytest.mark.parametrize("samples", [400, 560, 1000, 16_000, 33_333])
 def test_the_values_are_fairseqs_hundred_hertz_features_thinned_to_even_frames(samples: int) -> None:
-    audio = torch.from_numpy(waveform(samples)).float() / 32768
-    cepstra = torchaudio.compliance.kaldi.mfcc(audio[None], sample_frequency=16_000, use_energy=False)
-    slow = differences(differences(cepstra.numpy().astype(np.float64)))
-    reference = np.concatenate([cepstra.numpy(), differences(cepstra.numpy().astype(np.float64)), slow], axis=1)[::2]
-    np.testing.assert_allclose(mfcc_features(waveform(samples)).numpy(), reference, rtol=1e-4, atol=1e-4)
+    assert_close_to_scale(mfcc_features(waveform(samples)), reference(waveform(samples)))
+
+
+def kinds_of_audio() -> dict[str, np.ndarray]:
+    """Ten seconds each of what differs in level, colour and range."""
+    generator, time = np.random.default_rng(1), np.arange(160_000) / 16_000
+    noise = generator.standard_normal(160_000)
+    return {
+        "digital silence": np.zeros(160_000),
+        "last bit": generator.integers(-1, 2, 160_000),
+        "constant": np.full(160_000, 12_000.0),
+        "clipped": np.clip(40_000 * noise, -32_768, 32_767),
+        "tone": 32_000 * np.sin(2 * np.pi * 440 * time),
+        "rumble": np.cumsum(20 * noise),
+        "bursts": 8000 * noise * (np.sin(2 * np.pi * time) > 0.9),
+    }
+
+
+@pytest.mark.parametrize("kind", kinds_of_audio())
+def test_the_values_are_torchaudios_for_any_level_and_colour(kind: str) -> None:
+    audio = kinds_of_audio()[kind].astype(np.int16)
+    assert_close_to_scale(mfcc_features(audio), reference(audio))
+
+
+def test_every_label_of_a_corpus_is_the_one_of_torchaudios_features() -> None:
+    corpus = [speech_like(4.0, seed=seed) for seed in range(30)]
+    ours, theirs = ([features(audio) for audio in corpus] for features in (mfcc_features, reference))
+    codebook = fit_minibatch_kmeans(np.concatenate(ours), 100, seed=0)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert np.array_equal(codebook.assign(mine.numpy()), codebook.assign(other.astype(np.float32)))
+
+
+@pytest.mark.parametrize("frames_at_a_time", [1, 7, 1000])
+def test_features_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch, frames_at_a_time: int) -> None:
+    audio = waveform(50_000)
+    whole = mfcc_features(audio)
+    monkeypatch.setattr("openwavlm.targets.mfcc.FRAMES_AT_A_TIME", frames_at_a_time)
+    assert_close_to_scale(mfcc_features(audio), whole, 1e-6)
+
+
+def test_a_long_recording_keeps_a_part_of_its_frames_in_memory() -> None:
+    largest = []
+    real = torch.fft.rfft
+
+    def rfft(frames: torch.Tensor, **named: int) -> torch.Tensor:
+        largest.append(len(frames))
+        return real(frames, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.fft, "rfft", rfft)
+        assert len(mfcc_features(waveform(120 * 16_000))) == num_frames(120 * 16_000)
+    assert max(largest) <= 4000 and sum(largest) == 1 + (120 * 16_000 - 400) // 160
 
 
 def differences(frames: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from patience import HANG_S
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -44,6 +46,6 @@ def run_program(directory: Path, *command: str) -> Outcome:
     stdout, stderr = directory / "stdout.txt", directory / "stderr.txt"
     process = context.Process(target=_main, args=(list(command), directory, stdout, stderr))
     process.start()
-    process.join(120)
-    assert process.exitcode is not None, f"{command} still runs after two minutes"
+    process.join(HANG_S)
+    assert process.exitcode is not None, f"{command} hangs"
     return Outcome(process.exitcode, stdout.read_text(), stderr.read_text())

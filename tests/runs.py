@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patience import HANG_S
 from synthetic import make_shard_set
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def launch(
     kill_after: float | None = None,
     kill_at_fsync: int | None = None,
     patch: Callable[[], None] | None = None,
-    patience: float = 300,
+    patience: float = HANG_S,
 ) -> list[int]:
     """Runs a launch to its end or its death, for at most `patience` seconds; returns the exit codes of its processes."""
     context = multiprocessing.get_context("forkserver")

@@ -6,11 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from patience import wait_until
 from runs import SETTINGS, launch, make_data, table
 
 ROOT = Path(__file__).parents[2]
@@ -50,13 +50,6 @@ def steps(directory: Path) -> int:
     return len(path.read_text().splitlines()) - 1 if path.is_file() else 0
 
 
-def wait_for(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_the_sbatch_file_trains_and_queues_itself_again_when_time_is_nearly_up(data, tmp_path):
     program(tmp_path, "srun", SRUN.format(python=sys.executable))
     program(tmp_path, "scontrol", SCONTROL.format(asked=tmp_path / "asked"))
@@ -70,7 +63,7 @@ def test_the_sbatch_file_trains_and_queues_itself_again_when_time_is_nearly_up(d
     }
     overrides = [*SETTINGS, *data, "optim.updates=2000", f"hydra.run.dir={tmp_path / 'run'}"]
     job = subprocess.Popen(["bash", ROOT / "docs/cluster/train.sbatch", *overrides], cwd=ROOT, env=os.environ | slurm)
-    wait_for(lambda: steps(tmp_path / "run") > 5)
+    wait_until(lambda: steps(tmp_path / "run") > 5)
     job.send_signal(signal.SIGUSR1)  # `exec srun`: the job script is the fake srun by now
     assert job.wait(60) == 0
     assert (tmp_path / "asked").read_text() == f"requeue {slurm['SLURM_JOB_ID']}\n"
@@ -111,11 +104,11 @@ def test_a_lost_node_is_done_without_and_taken_back(data, tmp_path):
     command = [*overrides, f"hydra.run.dir={run}"]
     first, second = (agent(port, command, tmp_path / f"agent-{number}.log", host=number == 0) for number in (0, 1))
     try:
-        wait_for(lambda: steps(run) > 60)
+        wait_until(lambda: steps(run) > 60)
         lose(second)
-        wait_for(lambda: len(segments(run)) > 1 and steps(run) > segments(run)[-1]["from_step"] + 60)
+        wait_until(lambda: len(segments(run)) > 1 and steps(run) > segments(run)[-1]["from_step"] + 60)
         second = agent(port, command, tmp_path / "agent-2.log", host=False)
-        wait_for(lambda: len(segments(run)) > 2)
+        wait_until(lambda: len(segments(run)) > 2)
         assert first.wait(400) == 0 and second.wait(60) == 0, (tmp_path / "agent-0.log").read_text()[-3000:]
     finally:
         for process in (first, second):

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ import openwavlm
 from closeness import assert_close_to_scale
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
+from patience import HANG_S, wait_until
 from programs import REPOSITORY, run_program
 from runs import TINY_MODEL
 from synthetic import make_shard_set, speech_like
@@ -120,13 +120,10 @@ def test_a_signal_to_a_sweep_saves_its_trial_and_begins_no_other(data, tmp_path)
     trials = tmp_path / "runs" / "sweep"
     metrics = trials / "optim.lr-0.001" / "metrics.csv"
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=_environment()) as program:
-        began = time.monotonic()
-        while not (metrics.is_file() and metrics.read_text().count("\n") > 3):
-            assert program.poll() is None and time.monotonic() - began < 120
-            time.sleep(0.05)
+        wait_until(lambda: _trains(metrics), while_true=lambda: program.poll() is None)
         program.send_signal(signal.SIGTERM)
         try:
-            _, told = program.communicate(timeout=60)
+            _, told = program.communicate(timeout=HANG_S)
         finally:
             program.kill()
     assert program.returncode == 0 and "the sweep ends with this trial" in told, told
@@ -213,7 +210,7 @@ def test_a_run_without_a_checkpoint_is_not_exported(trained, tmp_path):
 def test_two_processes_train_through_the_program(trained, data, tmp_path):
     # `python -m openwavlm train` hands over to torchrun, which must find its way back to the same command.
     command = [sys.executable, "-m", "openwavlm", "train", "name=two", *SETTINGS, *data, "trainer.devices=2"]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=180, env=_environment())
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=HANG_S, env=_environment())
     assert found.returncode == 0, found.stderr
     run = tmp_path / "runs" / "two"
     assert [s["world_size"] for s in json.loads((run / "run.json").read_text())["segments"]] == [2]
@@ -232,12 +229,9 @@ def test_a_signal_to_the_program_of_two_processes_saves_and_stops_both(data, tmp
     command += ["optim.updates=100000", "callbacks.checkpoint_every=100000", "callbacks.validate_every=0"]
     metrics = tmp_path / "runs" / "two" / "metrics.csv"
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=_environment()) as program:
-        began = time.monotonic()
-        while not (metrics.is_file() and metrics.read_text().count("\n") > 3):
-            assert program.poll() is None and time.monotonic() - began < 120
-            time.sleep(0.05)
+        wait_until(lambda: _trains(metrics), while_true=lambda: program.poll() is None)
         program.send_signal(number)
-        _, told = program.communicate(timeout=60)
+        _, told = program.communicate(timeout=HANG_S)
     assert program.returncode == 0, told
     assert f"by {number.name}; the same command goes on" in told and "Traceback" not in told
     (kept,) = (tmp_path / "runs" / "two" / "checkpoints").glob("*.ckpt")
@@ -251,14 +245,15 @@ def test_processes_stop_when_the_program_that_started_them_is_killed(data, tmp_p
     command += ["optim.updates=100000", "callbacks.checkpoint_every=100000", "callbacks.validate_every=0"]
     run = tmp_path / "runs" / "two"
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, env=_environment()) as program:
-        began = time.monotonic()
-        while not ((run / "metrics.csv").is_file() and (run / "metrics.csv").read_text().count("\n") > 3):
-            assert program.poll() is None and time.monotonic() - began < 120
-            time.sleep(0.05)
+        wait_until(lambda: _trains(run / "metrics.csv"), while_true=lambda: program.poll() is None)
         program.kill()
-    while not list(run.glob("checkpoints/*.ckpt")) or (run / "lock").read_bytes():
-        assert time.monotonic() - began < 150, "orphans train on"
-        time.sleep(0.05)
+    # Orphans would train on for hours.
+    wait_until(lambda: list(run.glob("checkpoints/*.ckpt")) and not (run / "lock").read_bytes())
+
+
+def _trains(metrics: Path) -> bool:
+    """Whether a run has recorded some updates."""
+    return metrics.is_file() and metrics.read_text().count("\n") > 3
 
 
 def _environment() -> dict[str, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import HANG_S, wait_until
 from runs import TINY_MODEL
 
 pytestmark = [
@@ -89,7 +90,7 @@ def start(directory: Path, workers: int) -> multiprocessing.process.BaseProcess:
 
 def finish(directory: Path, workers: int) -> dict:
     process = start(directory, workers)
-    process.join(300)
+    process.join(HANG_S)
     assert process.exitcode == 0, (directory / "output.txt").read_text()[-4000:]
     return json.loads((directory / "runs/demo/summary.json").read_text())
 
@@ -118,14 +119,11 @@ def kill_inside(directory: Path, stage: str, delay_s: float, workers: int) -> bo
     """Starts the demo and kills its whole group `delay_s` after the stage began; returns whether that hit the stage unfinished."""
     before = announced(directory, stage)
     process = start(directory, workers)
-    deadline = time.monotonic() + 300
-    while not at_work(directory, stage, before):
-        assert process.is_alive() and time.monotonic() < deadline, (directory / "output.txt").read_text()[-4000:]
-        time.sleep(0.001)
+    wait_until(lambda: at_work(directory, stage, before), while_true=process.is_alive, poll_s=0.001)
     time.sleep(delay_s)
     if process.is_alive():
         os.killpg(process.pid, signal.SIGKILL)
-    process.join(60)
+    process.join(HANG_S)
     return process.exitcode == -signal.SIGKILL and stage not in marks(directory)
 
 

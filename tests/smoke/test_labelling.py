@@ -24,6 +24,7 @@ from openwavlm.labelling.verify import verify_labels
 from openwavlm.targets.kmeans import Codebook
 from openwavlm.targets.labels import LabelStore
 from openwavlm.targets.mfcc import mfcc_features
+from patience import HANG_S
 from synthetic import make_corpus, make_shard_set, write_speech_like
 
 ROOT = Path(__file__).parents[2]
@@ -220,7 +221,7 @@ def test_two_last_jobs_of_an_array_finish_one_after_the_other(
 
     monkeypatch.setattr(assign, "write_labels_meta", while_the_other_arrives)
     meta = assign_labels(shards, codebook, output, num_tasks=2, task_index=0)
-    other.join(60)
+    other.join(HANG_S)
     assert found == [meta] and meta is not None
     assert files_of(output) == files_of(labels)
 

@@ -25,6 +25,7 @@ from openwavlm.data.indexing import build_index
 from openwavlm.data.prepare import make_shards
 from openwavlm.data.reader import ShardReader, check_shards
 from openwavlm.data.verify import verify_shards
+from patience import wait_until
 from synthetic import make_corpus, speech_like, write_speech_like
 
 ROOT = Path(__file__).parents[2]
@@ -77,13 +78,15 @@ def program(
 
 def wait_for_end_of_group(group: int) -> None:
     """Waits until no process of a group is left: workers may not outlive the program that started them."""
-    for _ in range(500):
+
+    def ended() -> bool:
         try:
             os.killpg(group, 0)
         except ProcessLookupError:
-            return
-        time.sleep(0.01)
-    raise AssertionError("workers outlive their program")
+            return True
+        return False
+
+    wait_until(ended)
 
 
 def test_every_utterance_comes_out_as_it_went_in(corpus: Path, reference: Path) -> None:

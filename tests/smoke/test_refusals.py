@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from openwavlm.data.index import Index
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
 from openwavlm.train import train
+from patience import HANG_S, wait_until
 from programs import REPOSITORY, run_program
 from runs import TINY_MODEL, compose, launch
 from synthetic import make_shard_set
@@ -295,9 +295,7 @@ def test_two_launches_of_one_run_do_not_write_at_once(place):
     overrides = [*SETTINGS, *place.data(), "optim.updates=100000"]
     first = threading.Thread(target=lambda: codes.extend(launch(overrides, run)))
     first.start()
-    began = time.monotonic()
-    while not (run / "metrics.csv").exists() and time.monotonic() - began < 60:
-        time.sleep(0.05)
+    wait_until((run / "metrics.csv").exists, while_true=first.is_alive)
     holder = json.loads((run / "lock").read_text())["pid"]
     sentence = (
         rf"the run {re.escape(str(run))} is being written by process {holder} on {socket.gethostname()}: wait for it, stop it"
@@ -307,7 +305,7 @@ def test_two_launches_of_one_run_do_not_write_at_once(place):
             train(compose(overrides), run)
     finally:
         (run / "stop").touch()
-        first.join(60)
+        first.join(HANG_S)
     assert codes == [0]
     assert len(json.loads((run / "run.json").read_text())["segments"]) == 1
 
@@ -385,7 +383,7 @@ def test_a_gpu_that_is_not_there_is_told(tmp_path, monkeypatch):
 )
 def test_a_program_of_its_own_ends_with_status_two_and_one_line(tmp_path, overrides, sentence):
     command = [sys.executable, str(REPOSITORY / "train.py"), "name=test", *overrides]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=HANG_S)
     assert found.returncode == 2 and found.stdout == ""
     assert found.stderr.startswith(f"error: {sentence}") and found.stderr.count("\n") == 1
     assert not list(tmp_path.rglob("*.ckpt")) and not list(tmp_path.rglob("metrics.csv"))

@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import threading
-import time
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import soundfile
 import torch
 
 from openwavlm.replay import _shown, rebuild_update, record_of, replay
+from patience import HANG_S, wait_until
 from programs import run_program
 from runs import TINY_MODEL, launch
 from synthetic import make_shard_set
@@ -215,16 +215,14 @@ def test_a_run_is_replayed_while_it_goes_on(corpus, tmp_path):
     overrides = [*SETTINGS, *places(corpus), "optim.updates=100000", "callbacks.keep_last=1"]
     training = threading.Thread(target=lambda: codes.extend(launch(overrides, run, patch=partial(_record, tmp_path / "trained"))))
     training.start()
-    began = time.monotonic()
-    while not (run / "checkpoints").exists() and time.monotonic() - began < 60:
-        time.sleep(0.05)
+    wait_until((run / "checkpoints").exists, while_true=training.is_alive)
     try:
         held = (run / "lock").read_bytes()
         built = {step: replayed(run, step) for step in (1, 2)}
         assert held and (run / "lock").exists() and training.is_alive()
     finally:
         (run / "stop").touch()
-        training.join(60)
+        training.join(HANG_S)
     hashes = trained(tmp_path / "trained")
     assert codes == [0] and built == {step: hashes[step] for step in built}
 

@@ -19,6 +19,7 @@ from openwavlm.labelling.fit import fit_codebook
 from openwavlm.labelling.verify import labels_of_teacher, verify_labels
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
+from patience import HANG_S, wait_until
 from programs import run_program
 from synthetic import make_corpus, make_shard_set, write_speech_like
 
@@ -184,14 +185,12 @@ def test_two_jobs_of_two_workers_killed_at_random_moments_give_the_bytes_of_one_
         for job in jobs:
             job.start()
         if attempt < 2:  # while packs are being written, seconds after the start
-            began = time.monotonic()
-            while time.monotonic() - began < 60 and sum(1 for _ in outputs[0].glob("pack-*.u16*")) <= attempt:
-                time.sleep(0.002)
+            wait_until(lambda written=attempt: sum(1 for _ in outputs[0].glob("pack-*.u16*")) > written, poll_s=0.002)
             time.sleep(chance.uniform(0, 0.03))
             for job in jobs:
                 job.kill()
         for job in jobs:
-            job.join(60)
+            job.join(HANG_S)
         killed += sum(job.exitcode == -signal.SIGKILL for job in jobs)
         if all((output / "meta.json").is_file() for output in outputs):
             break

@@ -6,13 +6,13 @@ import math
 import os
 import shutil
 import signal
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from patience import wait_until
 from runs import SETTINGS, launch, make_data, random_moments, table, weights
 
 
@@ -157,10 +157,7 @@ def test_the_workers_of_a_killed_run_end_with_it(data, tmp_path):
     overrides = [*SETTINGS, *data, "loader.workers=2", "loader.prefetch=16", "callbacks.validate_every=0"]
     assert launch(overrides, tmp_path / "run", patch=partial(_die_at_step_five, tmp_path / "pid")) == [-signal.SIGKILL]
     group = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 20
-    while living(group) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not living(group)
+    wait_until(lambda: not living(group))
 
 
 def test_a_change_of_the_plan_begins_the_next_data_epoch(data, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from patience import HANG_S
 from runs import TINY_MODEL
 from synthetic import make_corpus
 
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     build = ["wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
-    subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *build], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *build], check=True, timeout=HANG_S)
     (built,) = folder.glob("openwavlm-*.whl")
     return built
 
@@ -34,7 +35,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, symlinks=True, with_pip=False)
     pip = ["--disable-pip-version-check", "--python", str(folder / "bin" / "python")]
     install = ["install", "--quiet", "--no-index", "--no-deps", "--no-compile", str(wheel)]
-    subprocess.run([sys.executable, "-m", "pip", *pip, *install], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "pip", *pip, *install], check=True, timeout=HANG_S)
     (packages,) = folder.glob("lib/python*/site-packages")
     # A folder that a .pth file names is searched, but its own .pth files, such as that of an editable install, are not read.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -46,7 +47,13 @@ def run(directory: Path, *command: str | Path) -> str:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
     environment |= {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [str(word) for word in command], cwd=directory, env=environment, capture_output=True, text=True, timeout=120, check=False
+        [str(word) for word in command],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout

@@ -16,6 +16,7 @@ from openwavlm.targets.kmeans import standardise
 from openwavlm.targets.lloyd import _lloyd, _squares, fit_lloyd_kmeans, whole
 from openwavlm.targets.minibatch import fit_minibatch_kmeans
 from openwavlm.targets.seeding import greedy_seeds
+from patience import HANG_S
 
 CPU = torch.device("cpu")
 
@@ -103,7 +104,7 @@ def test_two_and_three_processes_give_the_codebook_of_one_bit_for_bit(tmp_path: 
         for process in processes:
             process.start()
         for process in processes:
-            process.join(60)
+            process.join(HANG_S)
             assert process.exitcode == 0
         for rank in range(size):
             found = torch.load(folder / f"{rank}.pt", weights_only=True)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from openwavlm.processes import PARENT, answer_parent
+from patience import HANG_S
 
 # A parent that starts a child as `iterate` starts a training, says its pid, and waits.
 _PARENT = """
@@ -97,12 +98,12 @@ def iterating(saving_s: int) -> Iterator[subprocess.Popen[str]]:
 def test_an_interrupted_command_waits_until_its_training_has_saved(send):
     with iterating(saving_s=1) as parent:
         send(parent.pid, signal.SIGINT)
-        assert parent.communicate(timeout=30)[0] == "saving\nsaved\ninterrupted\n"
+        assert parent.communicate(timeout=HANG_S)[0] == "saving\nsaved\ninterrupted\n"
 
 
 def test_a_second_interruption_ends_the_training_at_once():
-    with iterating(saving_s=600) as parent:
+    with iterating(saving_s=10 * int(HANG_S)) as parent:
         os.kill(parent.pid, signal.SIGINT)
         assert parent.stdout is not None and parent.stdout.readline() == "saving\n"
         os.kill(parent.pid, signal.SIGINT)
-        assert parent.communicate(timeout=30)[0] == "interrupted\n"
+        assert parent.communicate(timeout=HANG_S)[0] == "interrupted\n"

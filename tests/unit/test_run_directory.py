@@ -8,8 +8,8 @@ import os
 import re
 import signal
 import socket
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from openwavlm.training.checkpoint import (
 from openwavlm.training.records import CsvRecord
 from openwavlm.training.run_directory import RunRecord, accept_config, changed_keys, trajectory
 from openwavlm.training.run_lock import DEAD_AFTER_S, TAKEN_OVER, RunLock
+from patience import HANG_S, wait_until
 
 FORK = multiprocessing.get_context("fork")
 
@@ -41,7 +42,7 @@ def _hold(directory: Path, held: "multiprocessing.synchronize.Event", *, with_ch
         time.sleep(3)
         os._exit(0)
     held.set()
-    time.sleep(60)
+    time.sleep(2 * HANG_S)
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def holder(tmp_path):
         process = FORK.Process(target=_hold, args=(tmp_path, held), kwargs={"with_child": with_child})
         process.start()
         started.append(process)
-        assert held.wait(20)
+        assert held.wait(HANG_S)
         return process
 
     yield start
@@ -92,31 +93,36 @@ def _write_lock(directory: Path, *, age_s: float) -> None:
     (directory / "lock").write_text(json.dumps(record))
 
 
-def _renew(directory: Path, stop: threading.Event) -> None:
-    while not stop.wait(0.05):
-        _write_lock(directory, age_s=0)
+class HandedClock:
+    """Stands in for `time` in the lock's file: only sleeping takes time, and something may happen meanwhile."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self.slept_s, self._began, self._meanwhile = 0.0, time.time(), meanwhile
+        monkeypatch.setattr(run_lock, "time", self)
+
+    def time(self) -> float:
+        return self._began + self.slept_s
+
+    def sleep(self, seconds: float) -> None:
+        self.slept_s += seconds
+        self._meanwhile()
 
 
-def test_a_launch_on_another_host_is_refused_as_soon_as_its_heart_beats(tmp_path, caplog):
+def test_a_launch_on_another_host_is_refused_as_soon_as_its_heart_beats(tmp_path, caplog, monkeypatch):
     _write_lock(tmp_path, age_s=DEAD_AFTER_S - 20)
-    stop = threading.Event()
-    beating = threading.Thread(target=_renew, args=(tmp_path, stop))
-    beating.start()
-    try:
-        with pytest.raises(ValueError, match=r"process 17 on elsewhere: wait for it.*taken over 120 s after its last heartbeat"):
-            RunLock(tmp_path)
-    finally:
-        stop.set()
-        beating.join()
+    clock = HandedClock(monkeypatch, lambda: _write_lock(tmp_path, age_s=0))
+    with pytest.raises(ValueError, match=r"process 17 on elsewhere: wait for it.*taken over 120 s after its last heartbeat"):
+        RunLock(tmp_path)
+    assert 0 < clock.slept_s < 20
     assert json.loads((tmp_path / "lock").read_text())["host"] == "elsewhere"
     assert "process 17 on elsewhere; waiting up to 20 s for a sign of life" in caplog.text
 
 
-def test_a_launch_on_another_host_whose_heart_stands_still_is_waited_for_and_taken_over(tmp_path):
-    _write_lock(tmp_path, age_s=DEAD_AFTER_S - 1.5)
-    began = time.monotonic()
+def test_a_launch_on_another_host_whose_heart_stands_still_is_waited_for_and_taken_over(tmp_path, monkeypatch):
+    _write_lock(tmp_path, age_s=DEAD_AFTER_S - 30)
+    clock = HandedClock(monkeypatch)
     RunLock(tmp_path).release()
-    assert 1 < time.monotonic() - began < 10
+    assert clock.slept_s + 1 >= 30 and clock.slept_s < 32
 
 
 @pytest.fixture
@@ -153,16 +159,16 @@ def _stand_still(directory: Path, held: "multiprocessing.synchronize.Event") -> 
     run_lock.HEARTBEAT_S = 0.2
     RunLock(directory)
     held.set()
-    time.sleep(20)
+    time.sleep(2 * HANG_S)
 
 
 def test_a_writer_that_was_taken_over_while_it_stood_still_ends(tmp_path):
     held = FORK.Event()
     process = FORK.Process(target=_stand_still, args=(tmp_path, held))
     process.start()
-    assert held.wait(20)
+    assert held.wait(HANG_S)
     _write_lock(tmp_path, age_s=0)
-    process.join(10)
+    process.join(HANG_S)
     assert process.exitcode == TAKEN_OVER
     assert json.loads((tmp_path / "lock").read_text())["host"] == "elsewhere"
 
@@ -185,10 +191,12 @@ def test_the_heart_beats_and_a_reader_never_meets_half_a_record(tmp_path, monkey
     lock = RunLock(tmp_path)
     try:
         beats: set[float] = set()
-        deadline = time.monotonic() + 20
-        while len(beats) <= 5 and time.monotonic() < deadline:
-            beats |= {json.loads(os.pread(reader, 512, 0))["heartbeat"] for _ in range(1000)}
-        assert len(beats) > 5
+
+        def seen() -> bool:
+            beats.update(json.loads(os.pread(reader, 512, 0))["heartbeat"] for _ in range(1000))
+            return len(beats) > 5
+
+        wait_until(seen, poll_s=0)
     finally:
         lock.release()
         os.close(reader)
@@ -551,7 +559,7 @@ def test_a_kill_at_any_point_of_saving_leaves_a_checkpoint_that_works(tmp_path, 
     save(tmp_path, 1)
     process = FORK.Process(target=_save_and_die, args=(tmp_path, fsyncs), kwargs={"at_rename": at_rename})
     process.start()
-    process.join(30)
+    process.join(HANG_S)
     assert process.exitcode == -signal.SIGKILL
     found = newest_checkpoint(tmp_path)
     assert found == checkpoint_path(tmp_path, survivor)

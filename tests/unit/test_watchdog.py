@@ -6,6 +6,7 @@ import threading
 
 from openwavlm.training.pace import Pace
 from openwavlm.training.watchdog import EXIT_CODE, Watchdog
+from patience import HANG_S
 
 _HANGS = """
 import sys, threading, time
@@ -21,7 +22,9 @@ stuck_in_a_collective()
 
 def test_a_hanging_process_names_its_rank_its_work_and_its_stack(tmp_path):
     report = tmp_path / "logs" / "rank-0003.log"
-    ended = subprocess.run([sys.executable, "-c", _HANGS, str(report)], capture_output=True, text=True, timeout=600, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", _HANGS, str(report)], capture_output=True, text=True, timeout=HANG_S, check=False
+    )
     assert ended.returncode == EXIT_CODE
     for text in (ended.stderr, report.read_text()):
         assert "watchdog: rank 3 on " in text and "has made no progress for" in text
@@ -42,7 +45,7 @@ def test_notes_keep_it_quiet(tmp_path):
         now[0] += 0.3
         dog.note(f"update {number}")
         for _ in range(2):  # the first look may have begun before the note
-            assert looks.acquire(timeout=600)
+            assert looks.acquire(timeout=HANG_S)
     dog.close()
     assert not (tmp_path / "log").exists()
 

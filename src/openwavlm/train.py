@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,14 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
+def _version(package: str) -> str:
+    """Version of a package; a checkout that runs by PYTHONPATH alone has none of its own."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def _segment(
     step: int, world_size: int, changes: dict[str, Any], fingerprints: dict[str, str], plan: dict[str, Any]
 ) -> dict[str, Any]:
@@ -83,7 +91,7 @@ def _segment(
         "threads": torch.get_num_threads(),
         "host": platform.node(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("openwavlm", "torch", "lightning", "numpy", "soundfile")},
+        "versions": {name: _version(name) for name in ("openwavlm", "torch", "lightning", "numpy", "soundfile")},
         "commit": _commit(),
         "plan_version": PLAN_VERSION,
         "plan": plan,

@@ -1,0 +1,1 @@
+"""Parts of `benchmarks/gpu.py`, one module each, and what they share."""

@@ -159,16 +159,20 @@ def run(arguments: argparse.Namespace, folder: Path) -> int:
     kept = kept_results(arguments.json, head)
     parts = chosen_parts(arguments.only, kept)
 
-    def save(name: str, result: "Result") -> None:
+    def keep(name: str, result: "Result") -> None:
         kept[name] = result
         order = [part.name for part in all_parts() if part.name in kept]
         write_json(arguments.json, head | {"date": datetime.now(UTC).isoformat("T", "seconds"), "order": order, "parts": kept})
+
+    def save(name: str, result: "Result") -> None:
+        keep(name, result)
         print(line_of(name, result), flush=True)
 
+    def run_part(part: "Part", box: float) -> "Result":
+        return run_in_child(part, Setting(folder, device, size, cores(), box), lambda result: keep(part.name, result))
+
     total = 60 * arguments.minutes - (time.monotonic() - began)
-    results = run_parts(
-        parts, total, lambda part, box: run_in_child(part, Setting(folder, device, size, cores(), box)), save, size=size
-    )
+    results = run_parts(parts, total, run_part, save, size=size)
     return int(any(result["status"] == "failed" for result in results.values()))
 
 

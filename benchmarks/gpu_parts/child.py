@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from threadpoolctl import threadpool_limits
 from gpu_parts.setting import Setting, SkippedError
 from gpu_parts.timebox import Part, Result, sentence
 from openwavlm.data.atomic import write_json
+from openwavlm.processes import end_with_parent
 
 _TRACEBACK_LINES = 12
 _LOG_LINES = 40
+_POLL_S = 0.5
 _STACKS_S = 1.0  # before the end of a box
 
 
@@ -51,7 +54,8 @@ class Reporter:
 
 
 def _serve(part: Part, setting: Setting, path: Path) -> None:
-    os.setsid()  # so that the part can be ended with everything that it has started
+    os.setpgrp()  # so that the part can be ended with everything that it has started
+    end_with_parent(signal.SIGKILL)
     multiprocessing.set_start_method("fork", force=True)
     output = os.open(path.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
@@ -73,12 +77,13 @@ def _serve(part: Part, setting: Setting, path: Path) -> None:
         report.write("done")
 
 
-def run_in_child(part: Part, setting: Setting) -> Result:
+def run_in_child(part: Part, setting: Setting, progress: Callable[[Result], None] = lambda result: None) -> Result:
     """Runs a part for at most its box.
 
     Args:
         part: The part.
         setting: What it is told.
+        progress: Called now and then with what the part has measured so far.
 
     Returns:
         `status` (`done`, `skipped`, `failed` or `out of time`), `figures` (all that was measured), and a `reason` and a `traceback`
@@ -88,7 +93,13 @@ def run_in_child(part: Part, setting: Setting) -> Result:
     path.unlink(missing_ok=True)
     process = multiprocessing.get_context("fork").Process(target=_serve, args=(part, setting, path))
     process.start()
-    process.join(max(0.0, setting.left_s()))
+    seen = None
+    while process.is_alive() and setting.left_s() > 0:
+        process.join(min(_POLL_S, setting.left_s()))
+        found = path.stat().st_mtime_ns if path.is_file() else None
+        if found != seen:
+            seen = found
+            progress(json.loads(path.read_text()))
     late = process.is_alive()
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)  # also what outlives a part that ended

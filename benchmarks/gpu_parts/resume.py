@@ -16,6 +16,7 @@ from gpu_parts.child import Reporter
 from gpu_parts.setting import Setting
 from gpu_parts.watch import train
 from openwavlm.data.loader import StepBatch
+from openwavlm.processes import end_with_parent
 
 TOLERANCE = 1e-3  # of the loss, relative; and three times the largest difference of two undisturbed runs, if that is more
 
@@ -34,6 +35,7 @@ class Digests(lightning.Callback):
 
 
 def _launch(command: list[str], directory: Path, fault: str) -> None:
+    end_with_parent(signal.SIGKILL)
     if fault:
         os.environ["OPENWAVLM_FAULT"] = fault
     train(command, directory, Digests(directory.with_suffix(".digests")))
@@ -57,7 +59,7 @@ def digests(directory: Path) -> list[tuple[int, str]]:
 
 def difference(first: Path, second: Path) -> dict[str, Any]:
     """Largest relative difference of the losses and of the gradient norms of two runs, and whether all are equal."""
-    tables = [list(csv.DictReader((run / "metrics.csv").open())) for run in (first, second)]
+    tables = [list(csv.DictReader((run / "metrics.csv").read_text().splitlines())) for run in (first, second)]
     if [row["step"] for row in tables[0]] != [row["step"] for row in tables[1]]:
         raise ValueError(f"the runs have records of {len(tables[0])} and {len(tables[1])} updates")
     found = {}

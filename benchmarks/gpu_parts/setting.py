@@ -1,6 +1,7 @@
 """What each part is told: device, size, folders, time; and the overrides that every training of the program has."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +38,8 @@ class Setting:
         size: `toy` or `full`.
         cores: CPU cores that may be used.
         box_s: Seconds that the part may take.
-        began: `time.monotonic()` at its beginning.
+        clock: Seconds from any origin.
+        began: What the clock said at its beginning.
     """
 
     folder: Path
@@ -45,7 +47,11 @@ class Setting:
     size: str
     cores: int
     box_s: float
-    began: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+    began: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "began", self.clock())
 
     @property
     def full(self) -> bool:
@@ -74,7 +80,7 @@ class Setting:
 
     def left_s(self) -> float:
         """Seconds that are left of the box."""
-        return self.box_s - (time.monotonic() - self.began)
+        return self.box_s - (self.clock() - self.began)
 
     def training(self, experiment: str, *overrides: str) -> list[str]:
         """Overrides of a training on the synthetic shards; at toy size of a tiny model.

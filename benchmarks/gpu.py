@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gpu_parts.timebox import Part, Result
 
 NEEDED = (
-    *("torch", "lightning", "transformers", "numpy", "hydra", "omegaconf", "antlr4", "webdataset", "braceexpand", "soundfile"),
+    *("torch", "lightning", "numpy", "hydra", "omegaconf", "antlr4", "webdataset", "braceexpand", "soundfile"),
     *("_cffi_backend", "soxr", "sklearn", "scipy", "threadpoolctl", "safetensors", "yaml", "rich", "tensorboard", "matplotlib"),
 )
 

@@ -86,7 +86,7 @@ class _Place:
         self.folder, self.cores = setting.folder / "devices", setting.workers
         self.sides = {"cpu": "cpu", "measured": setting.device}
         self.clusters = 100 if setting.full else 8
-        of = (8, 16, (2.0, 5.0)) if setting.full else (4, 4, (0.8, 1.6))
+        of = (8, 10, (2.0, 5.0)) if setting.full else (4, 4, (0.8, 1.6))
         self.shards, self.audio_s = make_shard_set(self.folder, *of, self.cores, seed=3)
         phone_times(self.shards, self.folder / "phones.tsv")
         self.teacher = self.folder / "teacher"

@@ -54,7 +54,6 @@ def run_parts(
     save: Callable[[str, Result], None],
     *,
     size: str,
-    done: Sequence[str] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Result]:
     """Runs parts one after another, each in its time box.
@@ -65,7 +64,6 @@ def run_parts(
         run: Runs a part in a box of so many seconds; returns its result, which has a `status`.
         save: Called with each part's name and result as soon as it is known.
         size: `toy` or `full`.
-        done: Parts that an earlier call has done, and whose files are there.
         clock: Seconds from any origin.
 
     Returns:
@@ -75,7 +73,7 @@ def run_parts(
     for number, part in enumerate(parts):
         left = total_s - (clock() - began)
         box = box_of(parts[number:], left, size)
-        lacking = [name for name in part.needs if name not in done and results.get(name, {}).get("status") != "done"]
+        lacking = [name for name in part.needs if results.get(name, {}).get("status") != "done"]
         if lacking:
             result = {"status": "skipped", "reason": f"it needs {', '.join(lacking)}, which is not done"}
         elif box is None:

@@ -42,7 +42,7 @@ def all_parts() -> "list[Part]":
     large = {"experiment": "wavlm_large", "overrides": ("batch.seconds=900",)}
     return [
         Part("parity", "parity", 0.10, (6, 30)),
-        Part("data", "data", 0.07, (8, 20)),
+        Part("data", "data", 0.07, (8, 90)),
         Part("base", "step", 0.23, (10, 45), ("data",), {"experiment": "wavlm_base"}),
         Part("profile", "kernels", 0.06, (6, 25), ("data",)),
         Part("precision", "precision", 0.11, (6, 40), ("data",)),

@@ -360,7 +360,7 @@ def test_a_gpu_that_is_not_in_the_table_has_no_peak(monkeypatch):
 
 
 def test_the_program_runs_on_a_cpu_at_toy_size_and_writes_what_it_measured(tmp_path):
-    command = ("benchmarks/gpu.py", "--minutes", "3", "--json", "found.json", "--device", "cpu")
+    command = ("benchmarks/gpu.py", "--minutes", "10", "--json", "found.json", "--device", "cpu")
     outcome = run_program(tmp_path, *command, "--only", "parity", "base", "precision")
     assert outcome.status == 0, outcome
     found = json.loads((tmp_path / "found.json").read_text())

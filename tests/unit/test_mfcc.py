@@ -131,3 +131,30 @@ def test_other_shapes_and_types_are_refused(wrong: np.ndarray) -> None:
 
 def test_the_named_settings_say_what_is_computed() -> None:
     assert MFCC_SETTINGS["dim"] == NUM_FEATURES == mfcc_features(waveform(4000)).shape[1]
+
+
+def test_the_settings_that_existing_codebooks_name_have_not_changed() -> None:
+    assert MFCC_SETTINGS == {
+        "name": "mfcc",
+        "dim": 39,
+        "waveform_scale": "[-1, 1)",
+        "kaldi": {
+            "sample_frequency": 16_000.0,
+            "frame_length": 25.0,
+            "frame_shift": 10.0,
+            "num_ceps": 13,
+            "num_mel_bins": 23,
+            "low_freq": 20.0,
+            "high_freq": 0.0,
+            "preemphasis_coefficient": 0.97,
+            "remove_dc_offset": True,
+            "window_type": "povey",
+            "cepstral_lifter": 22.0,
+            "use_energy": False,
+            "dither": 0.0,
+            "snip_edges": True,
+        },
+        "delta_window": 5,
+        "delta_orders": 2,
+        "kept_frames": "even",
+    }

@@ -1,0 +1,513 @@
+"""Whatever is chosen is chosen on development speakers: on planted data the test part would choose otherwise."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+from openwavlm.iteration.next_layer import pnmi_by_layer
+from openwavlm.models.config import WavLMConfig
+from openwavlm.models.wavlm import WavLM
+from openwavlm.probes import measure as measure_module
+from openwavlm.probes import probe as probe_module
+from openwavlm.probes.layer_units import UnitSettings, layer_pnmi
+from openwavlm.probes.measure import change_of, development_accuracy, measure
+from openwavlm.probes.measured import CONDITIONS, Measured, ProbeSettings, cache_name, summary
+from openwavlm.probes.mixtures import _overlap_figures, _phone_figures, _Read, mix_set, probe_mixtures
+from openwavlm.probes.probe import probe_model
+from openwavlm.probes.ridge import PENALTIES
+from openwavlm.probes.sets import ProbeSet, ProbeUtterance
+from planted_features import Planted, frames_of, planted_set
+
+SPEAKERS = {"train": ("a", "b", "c"), "dev": ("d", "e"), "test": ("f", "g")}
+# Layers: two pairs of correlated numbers, the speaker's own numbers, and the phone on a small scale beside a large one.
+LAYERS = ((0, 1), (2, 3), (4, 5), (6, 7))
+FRAMES, UTTERANCES = 200, 4
+
+
+def pair(rng: np.random.Generator, signs: np.ndarray, small: float, large: float) -> np.ndarray:
+    """Two numbers s + d and s − d: d is small and follows `small` times the sign, s is large and follows `large` times it."""
+    d = 0.06 * (2.0 * small * signs + rng.standard_normal(len(signs)))
+    s = large * signs + rng.standard_normal(len(signs))
+    return np.stack([s + d, s - d], axis=1)
+
+
+# How the small and the large direction of the layers 0 and 1 follow the phone. In training both do; elsewhere only one of them, so
+# that a small penalty (which reads the small direction) is right where a large one is wrong, and the other way round.
+FOLLOWS = {
+    "train": ((1.0, 1.0), (1.0, 1.0)),
+    "dev": ((1.0, -1.0), (-1.0, 0.7)),
+    "test": ((-1.0, 1.0), (1.0, -1.0)),
+}
+
+
+def part(name: str, seed: int) -> ProbeSet:
+    """Speech of one part, whose frames without a phone hold nonsense."""
+    rng = np.random.default_rng(seed)
+    speakers: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for place, speaker in enumerate(SPEAKERS[name]):
+        speakers[speaker] = []
+        for _ in range(UTTERANCES):
+            phones = rng.integers(0, 2, FRAMES)
+            signs = 2.0 * phones - 1
+            own = 2.0 * place if name == "dev" else 0.0  # only dev speakers have numbers of their own
+            tiny = 0.02 * signs + 0.001 * rng.standard_normal(FRAMES)
+            big = 4.0 * (2 * rng.integers(0, 2, FRAMES) - 1) + 0.2 * rng.standard_normal(FRAMES)
+            values = np.concatenate(
+                [
+                    *(pair(rng, signs, small, large) for small, large in FOLLOWS[name]),
+                    own + 0.3 * rng.standard_normal((FRAMES, 2)),
+                    np.stack([tiny, big], axis=1),
+                ],
+                axis=1,
+            )
+            phones[rng.random(FRAMES) < 0.1] = -1
+            values[phones < 0, :6] = rng.standard_normal((int((phones < 0).sum()), 6))
+            speakers[speaker].append((values.clip(-7.9, 7.9), phones))
+    return planted_set(speakers, ("x", "y"))
+
+
+TRAIN, DEV, TEST = (part(name, seed) for seed, name in enumerate(SPEAKERS))
+
+
+class Reference(NamedTuple):
+    """Right frames of each penalty on one set, per utterance: int (penalties, utterances), and frames with a phone (utterances,)."""
+
+    right: np.ndarray
+    frames: np.ndarray
+
+
+def ridge_by_scikit_learn(layer: int, judged: ProbeSet, penalties: tuple[float, ...] = PENALTIES) -> Reference:
+    """Ridge on standardised features of training frames with a phone, in float64; frames too close to call fail the test."""
+    train, phones = frames_of(TRAIN, LAYERS[layer])
+    known = phones >= 0
+    mean, deviation = train[known].mean(axis=0), train[known].std(axis=0)
+    values, truth = frames_of(judged, LAYERS[layer])
+    utterance = np.repeat(np.arange(len(judged)), [one.frames for one in judged.utterances])
+    right = np.zeros((len(penalties), len(judged)), dtype=int)
+    for place, penalty in enumerate(penalties):
+        model = Ridge(alpha=penalty * known.sum()).fit((train[known] - mean) / deviation, np.eye(2)[phones[known]])
+        scores = model.predict((values - mean) / deviation)
+        assert np.abs(scores[truth >= 0, 0] - scores[truth >= 0, 1]).min() > 1e-6
+        np.add.at(right[place], utterance, (scores.argmax(axis=1) == truth) & (truth >= 0))
+    return Reference(right, np.array([(one.phones >= 0).sum() for one in judged.utterances]))
+
+
+SETTINGS = ProbeSettings(clusters=4, codebook_seeds=(3, 7), codebook_frames=800, degraded_seconds=20.0, seed=5)
+CLOSE = 2  # frames of some 1,400 that float32 may call otherwise
+
+
+@pytest.fixture(scope="module")
+def planted() -> Planted:
+    return Planted(LAYERS, standardise=True)
+
+
+@pytest.fixture(scope="module")
+def measured(planted: Planted) -> Measured:
+    return measure(planted, TRAIN, DEV, TEST, SETTINGS)
+
+
+def test_each_layers_penalty_is_the_best_on_dev_and_not_the_best_on_test(measured: Measured) -> None:
+    for layer in (0, 1):
+        dev, test = ridge_by_scikit_learn(layer, DEV), ridge_by_scikit_learn(layer, TEST)
+        best = int(dev.right.sum(axis=1).argmax())
+        assert abs(best - int(test.right.sum(axis=1).argmax())) >= 3, "the parts were made to disagree"
+        chosen = PENALTIES.index(float(measured.penalty[layer]))
+        shares = dev.right.sum(axis=1) / dev.frames.sum()
+        assert shares[chosen] == pytest.approx(shares[best], abs=CLOSE / dev.frames.sum())
+        assert measured.dev_accuracy[layer] == pytest.approx(shares[best], abs=CLOSE / dev.frames.sum())
+        np.testing.assert_allclose(measured.correct[0, layer], test.right[chosen], atol=CLOSE)
+    assert PENALTIES.index(float(measured.penalty[0])) < 3 < PENALTIES.index(float(measured.penalty[1])) - 1
+
+
+def test_the_layer_is_the_best_on_dev_though_another_is_better_on_test(measured: Measured) -> None:
+    without_three = np.delete(measured.dev_accuracy, 3)
+    assert measured.chosen == 3 and int(without_three.argmax()) == 0
+    two = measure(Planted(LAYERS[:2]), TRAIN, DEV, TEST, SETTINGS)
+    assert two.chosen == two.units_layer == 0
+    assert two.accuracy(0) < two.accuracy(1), "by the test part the other layer would be chosen"
+    known = np.array([(one.phones >= 0).sum() for one in TEST.utterances])
+    assert two.frames[0].tolist() == known.tolist()
+    assert two.accuracy(1) == pytest.approx(two.correct[0, 1].sum() / known.sum())
+
+
+def test_development_accuracy_never_reads_another_part() -> None:
+    for fitted, judged in ((TRAIN, DEV), (TRAIN, TEST)):
+        found = development_accuracy(Planted(LAYERS[:2]), fitted, judged)
+        best = [ridge_by_scikit_learn(layer, judged) for layer in (0, 1)]
+        wanted = [reference.right.sum(axis=1).max() / reference.frames.sum() for reference in best]
+        np.testing.assert_allclose(found, wanted, atol=CLOSE / best[0].frames.sum())
+
+
+def test_of_equally_good_layers_the_lowest_is_chosen() -> None:
+    found = measure(Planted((LAYERS[1], LAYERS[0], LAYERS[0])), TRAIN, DEV, TEST, SETTINGS)
+    assert found.dev_accuracy[1] == found.dev_accuracy[2] > found.dev_accuracy[0]
+    assert found.chosen == 1 == found.units_layer
+
+
+def test_speaker_accuracies_are_of_the_part_that_they_are_named_after(measured: Measured) -> None:
+    assert measured.speaker_dev[2] == 1.0, "dev speakers have numbers of their own"
+    assert measured.speaker_test[2] < 0.9 and measured.speaker_test.shape == (4,)
+
+
+def test_units_of_a_named_layer_are_found_on_standardised_features() -> None:
+    # The phone's number is 200 times smaller than the one beside it, so k-means sees it only on one scale.
+    for standardise, pure in ((True, True), (False, False)):
+        found = measure(Planted(LAYERS[3:] + LAYERS[3:], standardise=standardise), TRAIN, DEV, TEST, SETTINGS, units_layer=1)
+        assert found.units_layer == 1 and found.chosen == 0
+        for joint in found.units[0]:
+            assert joint.sum() == found.frames[0].sum()
+            assert (joint.max(axis=0).sum() / joint.sum() > 0.99) == pure
+    moved = measure(Planted((LAYERS[0], LAYERS[3]), standardise=True), TRAIN, DEV, TEST, SETTINGS, units_layer=1)
+    assert moved.units[0, 0].max(axis=0).sum() / moved.units[0, 0].sum() > 0.99, "standardised by its own layer's deviations"
+
+
+def test_codebooks_are_fitted_on_evenly_thinned_training_frames_with_the_given_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[tuple[torch.Tensor, int, int]] = []
+    original = measure_module.fit_units
+
+    def recorded(frames: torch.Tensor, clusters: int, seed: int) -> object:
+        fitted.append((frames, clusters, seed))
+        return original(frames, clusters, seed)
+
+    monkeypatch.setattr(measure_module, "fit_units", recorded)
+    measure(Planted(LAYERS[3:]), TRAIN, DEV, TEST, SETTINGS)
+    assert [(clusters, seed) for _, clusters, seed in fitted] == [(4, 3), (4, 7)]
+    values, _ = frames_of(TRAIN, LAYERS[3])
+    stays = [frame for frame in range(len(values)) if (frame + 1) * 800 // len(values) > frame * 800 // len(values)]
+    np.testing.assert_allclose(fitted[0][0].numpy(), values[stays], atol=1e-6)
+
+
+def test_degraded_conditions_are_of_fewer_utterances_of_all_speakers_at_the_measured_ratio() -> None:
+    planted = Planted(LAYERS[:2])
+    found = measure(planted, TRAIN, DEV, TEST, SETTINGS, units_layer=1)
+    clean = {one.name: one.waveform().astype(float) for one in TEST.utterances}
+    # 20 s are 1,000 frames: five of the eight utterances of 200, in turn from both speakers.
+    judged = [name for name, frames in zip(clean, found.frames[2], strict=True) if frames]
+    assert judged == ["f-0", "f-1", "f-2", "g-0", "g-1"]
+    assert (found.correct[1:, 0, :].max(axis=1) >= 0).all() and (found.correct[1:, 1, :].max(axis=1) >= 0).all()
+    noises = []
+    for noisy in planted.waveforms[-5:]:
+        ratios = [(abs(np.corrcoef(noisy, one)[0, 1]), name) for name, one in clean.items()]
+        name = max(ratios)[1]
+        noise = noisy - clean[name] * (noisy @ clean[name]) / (clean[name] @ clean[name])
+        # What would clip is made quieter as a whole: the ratio is of the two parts of what is left.
+        ratio_db = 10 * np.log10(np.sum((noisy - noise) ** 2) / np.sum(noise**2))
+        assert ratio_db == pytest.approx(10, abs=0.2)
+        noises.append(noise / np.linalg.norm(noise))
+    likeness = np.abs(np.array(noises) @ np.array(noises).T - np.eye(5))
+    assert likeness.max() < 0.05, "each utterance has noise of its own"
+    tone = np.round(8000 * np.sin(np.arange(8000) * 0.3)).astype(np.int16)
+    one, other = change_of("noise10", 0), change_of("noise10", 1)
+    assert one is not None and other is not None and change_of("clean", 0) is None
+    assert not np.array_equal(one(tone), other(tone)) and not np.array_equal(one(tone), one(tone // 2))
+
+
+def test_the_noise_of_a_measurement_is_of_its_own_seed() -> None:
+    heard = []
+    for seed in (0, 5):
+        planted = Planted(LAYERS[:1])
+        measure(planted, TRAIN, DEV, TEST, replace(SETTINGS, seed=seed))
+        heard.append(planted.waveforms[-1])
+    assert not np.array_equal(*heard)
+
+
+def test_the_next_labels_layer_is_chosen_by_corrected_pnmi_on_dev() -> None:
+    # Layer 1 follows the phone in dev only, layer 2 in test only; both do in training, which the choice never looks at.
+    rng = np.random.default_rng(0)
+
+    def one(follows: tuple[float, float, float], speakers: str) -> ProbeSet:
+        made = {}
+        for speaker in speakers:
+            phones = rng.integers(0, 4, 400)
+            columns = [np.where(rng.random(400) < share, phones, rng.integers(0, 4, 400)) - 1.5 for share in follows]
+            made[speaker] = [(np.stack(columns, axis=1) + 0.02 * rng.standard_normal((400, 3)), phones)]
+        return planted_set(made, "wxyz")
+
+    train, dev, test = one((0.9, 0.9, 0.9), "ab"), one((1.0, 0.8, 0.2), "cd"), one((1.0, 0.2, 0.8), "ef")
+    planted = Planted(((0,), (1,), (2,)))
+    settings = UnitSettings(clusters=4, fit_frames=800, codebook_seeds=(0, 1))
+    on_dev, on_test = (layer_pnmi(planted, train, judged, settings) for judged in (dev, test))
+    assert set(on_dev) == {1, 2}, "the encoder's input, though it is the best here, is never chosen"
+    assert on_dev[1] > on_dev[2] + 0.2 and on_test[2] > on_test[1] + 0.2
+    # Four separate clusters: the unit is the value, up to its name.
+    for layer in (1, 2):
+        values, phones = frames_of(dev, (layer,))
+        joint = np.zeros((4, 4), dtype=int)
+        np.add.at(joint, (phones, np.round(values[:, 0] + 1.5).astype(int)), 1)
+        p = joint / joint.sum()
+        outer = p.sum(axis=1, keepdims=True) * p.sum(axis=0)
+        entropy = -np.sum(p.sum(axis=1) * np.log(p.sum(axis=1)))
+        raw = float(np.sum(p[p > 0] * np.log(p[p > 0] / outer[p > 0])) / entropy)
+        bias = 9 / (2 * joint.sum() * entropy)  # (K − 1)(P − 1) / (2 N H)
+        assert on_dev[layer] == pytest.approx(raw - bias, abs=bias) and on_dev[layer] < raw - 0.3 * bias
+
+
+CONFIG = WavLMConfig(
+    conv_dims=(8,) * 7, dim=16, ffn_dim=16, heads=2, layers=2, positional_kernel=8, positional_groups=2, layer_drop=0
+)
+
+
+def test_the_loops_layers_are_measured_on_dev_with_codebooks_of_training_speech(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def measured(extract: object, fit: ProbeSet, judged: ProbeSet, settings: UnitSettings) -> dict[int, float]:
+        asked.update(fit=fit, judged=judged, settings=settings)
+        return {2: 0.1234567, 1: 0.3}
+
+    monkeypatch.setattr("openwavlm.iteration.next_layer.layer_pnmi", measured)
+    wanted = ProbeSettings(clusters=6, codebook_seeds=(4,), codebook_frames=123)
+    assert pnmi_by_layer(WavLM(CONFIG), TRAIN, DEV, wanted) == [0.3, 0.12346]
+    assert asked["fit"] is TRAIN and asked["judged"] is DEV
+    settings = asked["settings"]
+    assert (settings.clusters, settings.codebook_seeds, settings.fit_frames, settings.quick) == (6, (4,), 123, True)
+
+
+# A model beside its baselines, from planted measurements.
+
+
+def made_up(seed: int, chosen: int, layers: int = 3, speakers_dev: tuple[float, ...] = (0.1, 0.9, 0.5)) -> Measured:
+    """Figures of a measurement on `TEST` (8 utterances), drawn."""
+    rng = np.random.default_rng(seed)
+    known = np.array([(one.phones >= 0).sum() for one in TEST.utterances])
+    frames = np.stack([known, known * (np.arange(8) % 2), known * (np.arange(8) % 2)])
+    correct = rng.binomial(frames[:, None, :], rng.uniform(0.3, 0.7, (3, layers, 1)))
+    correct[1:, [layer for layer in range(layers) if layer != chosen]] = -1
+    return Measured(
+        dev_accuracy=rng.random(layers),
+        penalty=np.full(layers, 0.1),
+        chosen=np.array(chosen),
+        frames=frames,
+        correct=correct,
+        units=rng.poisson(20.0, (3, 2, 2, 4)),
+        units_layer=np.array(chosen),
+        speaker_dev=np.array(speakers_dev[:layers]),
+        speaker_test=rng.random(layers),
+        audio_seconds=np.array(1.0),
+    )
+
+
+@pytest.fixture
+def stood_beside(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Measured], dict]:
+    """Planted measurements by name, and the figures of `probe_model` made of them."""
+    made = {"mfcc": made_up(1, 0, 2), "logmel": made_up(2, 0, 2), "untrained": made_up(3, 2), "chosen": made_up(4, 1)}
+    units_layers = []
+
+    def cached(features, train, dev, test, settings, *, units_layer, cache, progress):
+        assert (train, dev, test) == (TRAIN, DEV, TEST)
+        name = str(features.settings["name"])
+        units_layers.append((name, units_layer, features.settings.get("seed")))
+        return made[name]
+
+    monkeypatch.setattr(probe_module, "measure_cached", cached)
+    monkeypatch.setattr(probe_module, "measure", lambda *_, **__: made["chosen"])
+    figures = probe_model(WavLM(CONFIG), TRAIN, DEV, TEST, SETTINGS, show_progress=False)
+    assert units_layers == [("mfcc", 0, None), ("logmel", 0, None), ("untrained", None, SETTINGS.seed)]
+    return made, figures
+
+
+def test_figures_stand_under_their_names(stood_beside: tuple[dict[str, Measured], dict]) -> None:
+    made, figures = stood_beside
+    phones = figures["phones"]
+    names = {"chosen": ("chosen", 1), "mfcc": ("mfcc", 0), "mfcc_context": ("mfcc", 1), "logmel": ("logmel", 0)}
+    names |= {"logmel_context": ("logmel", 1), "untrained": ("untrained", 2)}
+    for name, (of, layer) in names.items():
+        share = made[of].correct[0, layer].sum() / made[of].frames[0].sum()
+        assert phones[name] == pytest.approx(share, abs=1e-5)
+        low, high = phones["intervals"][name]
+        assert low <= phones[name] <= high
+    # Two speakers of four utterances each: of four equally likely draws two are the whole set's, one each is one speaker's alone.
+    for name, (of, layer) in names.items():
+        theirs = made[of].correct[0, layer].reshape(2, 4).sum(axis=1)
+        ours, frames = made["chosen"].correct[0, 1].reshape(2, 4).sum(axis=1), made["chosen"].frames[0].reshape(2, 4).sum(axis=1)
+        np.testing.assert_allclose(phones["intervals"][name], np.sort(theirs / frames), atol=1e-5)
+        if name == "chosen":
+            continue
+        value, low, high = phones["differences"][name]
+        assert value == pytest.approx((ours - theirs).sum() / frames.sum(), abs=1e-5)
+        np.testing.assert_allclose([low, high], np.sort((ours - theirs) / frames), atol=1e-5)
+    for condition, place in (("telephone", 1), ("noise10", 2)):
+        judged = phones[condition]
+        assert set(judged) == {"frames", "chosen", "mfcc", "logmel", "untrained"}, "context was not judged there"
+        assert judged["frames"] == made["chosen"].frames[place].sum()
+        share = made["untrained"].correct[place, 2].sum() / made["untrained"].frames[place].sum()
+        assert judged["untrained"] == pytest.approx(share, abs=1e-5)
+    assert (phones["chosen_layer"], phones["untrained_layer"], phones["speakers"]) == (1, 2, 2)
+    assert phones["by_speaker"]["correct"] == pytest.approx(made["chosen"].correct[0, 1].reshape(2, 4).sum(axis=1).tolist())
+
+
+def test_the_speakers_layer_is_the_best_on_dev(stood_beside: tuple[dict[str, Measured], dict]) -> None:
+    made, figures = stood_beside
+    speakers = figures["speakers"]
+    assert speakers["chosen_layer"] == 1 != int(made["chosen"].speaker_test.argmax())
+    assert speakers["chosen"] == pytest.approx(made["chosen"].speaker_test[1], abs=1e-5)
+    assert speakers["layers"] == pytest.approx(made["chosen"].speaker_test.tolist(), abs=1e-5)
+    assert speakers["layers_dev"] == [0.1, 0.9, 0.5]
+
+
+def test_the_majority_is_trainings_most_frequent_phone_though_test_has_another() -> None:
+    def of(phones: list[int], speaker: str) -> ProbeSet:
+        return planted_set({speaker: [(np.zeros((len(phones), 1)), np.array(phones))]}, "xyz")
+
+    train, test = of([0, 0, 0, 1, 2, -1, -1, -1, -1], "a"), of([0, 1, 1, 1, 1, 2, 2, 2, -1, -1], "b")
+    assert probe_module._majority(train, test) == 1 / 8
+
+
+def test_units_are_equal_within_twice_the_largest_spread_of_all(stood_beside: tuple[dict[str, Measured], dict]) -> None:
+    made, figures = stood_beside
+    for place, condition in enumerate(CONDITIONS):
+        units = figures["units"][condition]
+        spreads = {name: details["spread"] for name, details in units["details"].items()}
+        assert units["spread"] == max(spreads.values()) > min(spreads.values())
+        assert units["details"]["mfcc"]["frames"] == made["mfcc"].units[place, 0].sum()
+        for name, verdict in units["verdicts"].items():
+            apart = units["chosen"] - units[name]
+            assert verdict == ("equal" if abs(apart) < 2 * units["spread"] else "higher" if apart > 0 else "lower")
+
+
+def test_a_cached_measurement_is_of_one_version_of_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = cache_name(Planted(LAYERS), (TRAIN, DEV, TEST), SETTINGS)
+    monkeypatch.setattr("openwavlm.probes.measured.VERSION", 10**6)
+    assert cache_name(Planted(LAYERS), (TRAIN, DEV, TEST), SETTINGS) != name
+
+
+def test_figures_for_json_are_rounded_to_five_places_and_none_where_they_are_no_number() -> None:
+    given = {"a": np.array([1.23456789, np.nan]), "b": (np.int64(3), "x", None), "c": {"d": float("inf"), "e": np.float32(0.5)}}
+    assert summary(given) == {"a": [1.23457, None], "b": [3, "x", None], "c": {"d": None, "e": 0.5}}
+
+
+# Mixtures
+
+
+def read(scores: np.ndarray, truth: np.ndarray, correct: np.ndarray, frames: np.ndarray) -> _Read:
+    return _Read(scores, truth, correct, frames)
+
+
+def test_overlap_layers_and_penalties_are_chosen_on_dev() -> None:
+    # Two layers, two penalties: on dev layer 0 by penalty 1 is perfect, on test layer 1 by penalty 0.
+    truth = np.array([True, False, True, False])
+    right, inverted, medium = np.array([2.0, 0, 1, -1]), np.array([0.0, 2, -1, 1]), np.array([2.0, 1.5, 1, 0])
+    nothing = np.zeros((2, 2, 0), dtype=int)
+    dev = read(np.array([[inverted, right], [medium, inverted]]), truth, nothing, np.zeros(0, dtype=int))
+    test = read(
+        np.array([[right, inverted], [right, inverted]]), np.array([True, True, True, False]), nothing, np.zeros(0, dtype=int)
+    )
+    figures = _overlap_figures(dev, test)
+    # Mean precision at the positive frames, ranked by score.
+    order = np.argsort(-inverted, kind="stable")
+    hits = test.truth[order]
+    by_hand = np.mean([hits[: place + 1].mean() for place in range(4) if hits[place]])
+    ranked = truth[np.argsort(-medium, kind="stable")]
+    medium_dev = np.mean([ranked[: place + 1].mean() for place in range(4) if ranked[place]])
+    assert figures["chosen_layer"] == 0 and figures["chosen"] == pytest.approx(by_hand)
+    assert figures["layers"] == pytest.approx([by_hand, 1.0]) and figures["layers_dev"] == pytest.approx([1.0, medium_dev])
+    assert figures["share"] == 0.75
+
+
+def test_phone_layers_of_mixtures_are_chosen_on_dev() -> None:
+    utterances = tuple(ProbeUtterance(np.zeros(400, np.int16), np.zeros(1, dtype=np.int64), name) for name in ("b", "a", "b"))
+    test_set = ProbeSet(utterances, ("x",))
+    dev = read(
+        np.zeros((2, 2, 0)), np.zeros(0, bool), np.array([[[2, 1], [8, 7]], [[5, 5], [1, 0]]]), np.array([10, 10])
+    )  # dev: layer 0 by penalty 1 has 15 of 20, layer 1 by penalty 0 has 10
+    test = read(
+        np.zeros((2, 2, 0)),
+        np.zeros(0, bool),
+        np.array([[[9, 9, 9], [1, 2, 3]], [[9, 8, 7], [10, 10, 10]]]),
+        np.array([10, 20, 10]),
+    )
+    figures = _phone_figures(dev, test, test_set)
+    assert figures["chosen_layer"] == 0 and figures["chosen"] == pytest.approx(6 / 40)
+    assert figures["layers"] == pytest.approx([6 / 40, 24 / 40]) and figures["layers_dev"] == pytest.approx([0.75, 0.5])
+    assert figures["by_speaker"]["speakers"] == ["a", "b"]
+    assert figures["by_speaker"]["correct"].tolist() == [2, 4] and figures["by_speaker"]["frames"].tolist() == [20, 20]
+    assert figures["interval"] == pytest.approx([2 / 20, 4 / 20])
+
+
+def test_mixtures_are_made_of_each_part_at_the_asked_ratio_and_seed() -> None:
+    planted = Planted(((0,), (1,)))
+    figures = probe_mixtures(planted, TRAIN, DEV, TEST, seed=4, energy_ratio_db=3.0)
+    parts = [TRAIN, *(mix_set(each, seed=4, energy_ratio_db=3.0).mixed for each in (TRAIN, DEV, TEST))]
+    wanted = [one.waveform().tobytes() for each in parts for one in each.utterances]
+    heard = [waveform.tobytes() for waveform in planted.waveforms]
+    places = np.cumsum([0, *map(len, parts)])
+    for first, stop in zip(places, places[1:], strict=False):
+        assert sorted(heard[first:stop]) == sorted(wanted[first:stop])
+    mixed = mix_set(TEST, seed=4, energy_ratio_db=3.0)
+    assert figures["overlap"]["share"] == pytest.approx(np.concatenate(mixed.overlapped).mean(), abs=1e-5)
+    known = [int((heard & (one.phones >= 0)).sum()) for heard, one in zip(mixed.overlapped, TEST.utterances, strict=True)]
+    assert figures["phones"]["by_speaker"]["frames"] == pytest.approx([sum(known[:4]), sum(known[4:])])
+    assert figures["phones"]["by_speaker"]["speakers"] == ["f", "g"]
+
+
+@pytest.mark.parametrize("ratio_db", [-5.0, 0.0, 5.0])
+def test_a_mixtures_second_speaker_is_another_one_at_the_asked_ratio(ratio_db: float) -> None:
+    rng = np.random.default_rng(0)
+    rates = {"a": 0.05, "b": 0.11, "c": 0.23}
+    utterances = tuple(
+        ProbeUtterance(
+            np.round(3000 * np.sin(rates[speaker] * np.arange(15_760) + rng.uniform(0, 6))).astype(np.int16),
+            np.zeros(49, dtype=np.int64),
+            speaker,
+            f"{speaker}{number}",
+        )
+        for speaker in rates
+        for number in range(6)
+    )
+    mixtures = mix_set(ProbeSet(utterances, ("x",)), seed=1, energy_ratio_db=ratio_db)
+    places, seconds = set(), set()
+    for clean, mixed in zip(utterances, mixtures.mixed.utterances, strict=True):
+        added = mixed.recorded().astype(float) - clean.recorded()
+        inside = np.flatnonzero(np.abs(added) > 20)
+        if len(inside) < 4000:
+            continue
+        first, stop = inside[0], inside[-1] + 1
+        places.add((first, stop))
+        assert stop - first <= 7880, "half of the first speaker's samples at most"
+        # All tones have the same energy, so the added part's energy is that of the second speaker's scaled tone.
+        assert 10 * np.log10(np.mean(clean.recorded().astype(float) ** 2) / np.mean(added[first:stop] ** 2)) == pytest.approx(
+            ratio_db, abs=0.3
+        )
+        spectrum = np.abs(np.fft.rfft(added[first:stop] * np.hanning(stop - first)))
+        rate = 2 * np.pi * spectrum.argmax() / (stop - first)
+        second = min(rates, key=lambda name: abs(rates[name] - rate))
+        assert second != clean.speaker
+        seconds.add((clean.speaker, second))
+    assert len(places) >= 5, "each mixture has its own place"
+    assert len(seconds) >= 4, "partners are drawn among all other speakers"
+
+
+# Refusals
+
+
+def renamed(probe_set: ProbeSet, old: str, new: str) -> ProbeSet:
+    """The set with one speaker under another name."""
+    return ProbeSet(
+        tuple(replace(one, speaker=new if one.speaker == old else one.speaker) for one in probe_set.utterances),
+        probe_set.inventory,
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        ((TRAIN, renamed(DEV, "d", "b"), TEST), "'b' is in train and dev"),
+        ((TRAIN, DEV, renamed(TEST, "g", "c")), "'c' is in train and test"),
+        ((TRAIN, DEV, renamed(TEST, "f", "e")), "'e' is in dev and test"),
+    ],
+)
+@pytest.mark.parametrize("entry", ["probe", "mixtures"])
+def test_parts_that_share_a_speaker_are_refused_before_anything_is_extracted(
+    entry: str, parts: tuple[ProbeSet, ProbeSet, ProbeSet], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = Planted(LAYERS)
+    monkeypatch.setattr(probe_module, "measure_cached", lambda *_, **__: pytest.fail("features are computed"))
+    with pytest.raises(ValueError, match=f"must be different people, but {named}: split by speaker") as refusal:
+        if entry == "probe":
+            probe_model(WavLM(CONFIG), *parts, SETTINGS)
+        else:
+            probe_mixtures(planted, *parts)
+    assert "\n" not in str(refusal.value) and not planted.waveforms

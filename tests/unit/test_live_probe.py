@@ -1,0 +1,165 @@
+"""Probes while training: fitted on one set, judged on dev speakers that the run never trains on, beside what needs no training."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+from openwavlm.data.index import Index
+from openwavlm.data.reader import ShardReader
+from openwavlm.frames import num_frames
+from openwavlm.models.config import WavLMConfig
+from openwavlm.models.wavlm import WavLM
+from openwavlm.probes.features import with_context
+from openwavlm.probes.live import LiveProbe, LiveProbes
+from openwavlm.probes.ridge import PENALTIES
+from openwavlm.targets.logmel import normalised_log_mel
+from openwavlm.targets.mfcc import mfcc_features
+from runs import phone_times
+from synthetic import make_shard_set
+
+CONFIG = WavLMConfig(
+    conv_dims=(8,) * 7, dim=16, ffn_dim=16, heads=2, layers=2, positional_kernel=8, positional_groups=2, layer_drop=0
+)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Speech to fit on, speech to judge on, speech of one of the fitted speakers, and the table of their phones."""
+    folder = tmp_path_factory.mktemp("live")
+    made = {
+        "train": make_shard_set(folder / "train", speakers=3, utterances=3, seconds=(1.0, 2.0), seed=21, source="fit"),
+        "dev": make_shard_set(folder / "dev", speakers=2, utterances=3, seconds=(1.0, 2.0), seed=22, source="judge"),
+        "same": make_shard_set(folder / "same", speakers=1, utterances=2, seconds=(1.0, 1.2), seed=23, source="fit"),
+    }
+    for shards in made.values():
+        phone_times(shards, folder / f"{shards.parent.name}.tsv")
+    tables = [(folder / f"{name}.tsv").read_text().splitlines() for name in made]
+    (folder / "phones.tsv").write_text("\n".join([tables[0][0], *(line for table in tables for line in table[1:])]) + "\n")
+    return made | {"phones": folder / "phones.tsv"}
+
+
+def settings(sets: dict[str, Path], **changed: object) -> LiveProbes:
+    given = {name: str(sets[name]) for name in ("train", "dev")}
+    return LiveProbes(**{"every": 4, "alignments": str(sets["phones"]), **given, **changed})
+
+
+def utterances(shards: Path, seconds: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Waveform and phones of the rows that `seconds` allow, in turn from each speaker; a phone takes turns every 0.2 s."""
+    index = Index.open(shards)
+    rows = sorted(range(len(index)), key=lambda row: (sum(index.speaker[:row] == index.speaker[row]), row))
+    chosen, frames = [], 0
+    for row in rows:
+        frames += num_frames(int(index.num_samples[row]))
+        if chosen and frames > seconds * 50:
+            break
+        chosen.append(row)
+    reader, found = ShardReader(index), []
+    for row in sorted(chosen):
+        waveform = reader.read(row)
+        centres = 320 * np.arange(num_frames(len(waveform))) + 200
+        phones = centres // 3200 % 2
+        last = round(len(waveform) / 16_000, 2) * 16_000  # the table has two places
+        found.append((waveform, np.where(centres < max(last, 3200 * (len(waveform) // 3200)), phones, -1)))
+    return found
+
+
+def best_on_dev(train: list[tuple[np.ndarray, np.ndarray]], dev: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Share of right dev frames at the penalty that is best there, by scikit-learn, of (features, phones) pairs."""
+    x, y = (np.concatenate(parts) for parts in zip(*train, strict=True))
+    x, y = x[y >= 0].astype(np.float64), y[y >= 0]
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    judged, truth = (np.concatenate(parts) for parts in zip(*dev, strict=True))
+    found = []
+    for penalty in PENALTIES:
+        model = Ridge(alpha=penalty * len(y)).fit((x - mean) / deviation, np.eye(2)[y])
+        right = model.predict((judged - mean) / deviation).argmax(axis=1) == truth
+        found.append(right[truth >= 0].mean())
+    return max(found)
+
+
+def test_a_probe_is_fitted_on_train_and_judged_on_dev(sets: dict[str, Path], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = WavLM(CONFIG).eval()
+    probe = LiveProbe(settings(sets, train_seconds=6.0, dev_seconds=5.0), [], tmp_path)
+    parts = {name: utterances(sets[name], seconds) for name, seconds in (("train", 6.0), ("dev", 5.0))}
+    frames = {name: sum(len(phones) for _, phones in of) for name, of in parts.items()}
+    assert probe.audio_seconds == pytest.approx((frames["train"] + frames["dev"]) / 50)
+    # A probe of 3 processes every 4 updates of 10 s: a third of a step's work on each second of its audio.
+    assert probe.share_of_training(10.0, 3) == pytest.approx(probe.audio_seconds * 3 / 3 / (4 * 10))
+    assert probe.share_of_training(10.0, 1) == pytest.approx(probe.share_of_training(10.0, 3) / 3)
+
+    def states(waveform: np.ndarray, layer: int) -> np.ndarray:
+        with torch.no_grad():
+            return model.extract(torch.from_numpy(waveform)[None].float() / 32768, layers=[layer])[0][0].numpy()
+
+    wanted = [
+        best_on_dev(*([(states(waveform, layer), phones) for waveform, phones in parts[name]] for name in ("train", "dev")))
+        for layer in range(3)
+    ]
+    found = probe.run(model)
+    np.testing.assert_allclose(found, wanted, atol=3 / frames["dev"])
+
+
+def test_baselines_are_of_the_same_frames_and_kept_for_these_sets_only(sets: dict[str, Path], tmp_path: Path) -> None:
+    model = WavLM(CONFIG).eval()
+    probe = LiveProbe(settings(sets, train_seconds=6.0, dev_seconds=5.0), [], tmp_path)
+    parts = {name: utterances(sets[name], seconds) for name, seconds in (("train", 6.0), ("dev", 5.0))}
+    found = probe.baselines(model)
+    frames = {
+        "mfcc": lambda waveform: mfcc_features(waveform)[None],
+        "logmel": lambda waveform: normalised_log_mel(torch.from_numpy(waveform).float()[None] / 32768),
+    }
+    judged = sum(len(phones) for _, phones in parts["dev"])
+    for name, features in frames.items():
+        for suffix, change in (("", lambda x: x), ("_context", with_context)):
+            wanted = best_on_dev(
+                *([(change(features(w))[0].numpy(), phones) for w, phones in parts[part]] for part in ("train", "dev"))
+            )
+            assert found[name + suffix] == pytest.approx(wanted, abs=5 / judged)
+    torch.manual_seed(0)
+    assert found["untrained"] == pytest.approx(max(probe.run(WavLM(CONFIG).eval())), abs=3 / judged)
+    kept = tmp_path / "probe_baselines.json"
+    changed = json.loads(kept.read_text())
+    changed["baselines"]["mfcc"] = 0.25
+    kept.write_text(json.dumps(changed))
+    assert probe.baselines(model)["mfcc"] == 0.25, "what is kept is not computed again"
+    other = LiveProbe(settings(sets, train_seconds=6.0, dev_seconds=2.0), [], tmp_path)
+    assert other.baselines(model)["mfcc"] != 0.25, "figures of other sets are"
+
+
+def test_train_and_dev_that_share_a_speaker_are_refused(sets: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be different people, but 'fit/spk00' is in train and dev: split by speaker"):
+        LiveProbe(settings(sets, dev=str(sets["same"])), [], tmp_path)
+
+
+def test_dev_audio_of_the_runs_training_rows_is_refused_and_training_speech_is_what_probes_are_fitted_on(
+    sets: dict[str, Path], tmp_path: Path
+) -> None:
+    (train, all_train), (dev, all_dev) = (
+        (index, np.ones(len(index), dtype=bool)) for index in (Index.open(sets[name]) for name in ("train", "dev"))
+    )
+    LiveProbe(settings(sets), [(train, all_train), (dev, ~all_dev)], tmp_path)
+    for trained_on in ([(train, all_train), (dev, all_dev)], [(dev, all_dev), (train, all_train)]):
+        with pytest.raises(ValueError, match=r"6 of 6 test utterances are in its training data"):
+            LiveProbe(settings(sets), trained_on, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"every": -1}, "must not be negative"),
+        ({"train_seconds": 0.0}, "must be positive"),
+        ({"dev_seconds": 0.0}, "must be positive"),
+        ({"train": None}, r"probes\.train is not given"),
+        ({"dev": None}, r"probes\.dev is not given"),
+        ({"alignments": None}, r"probes\.alignments is not given"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changed: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LiveProbes(**{"every": 4, "train": "a", "dev": "b", "alignments": "c", **changed})
+    LiveProbes(every=0)

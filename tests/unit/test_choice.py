@@ -1,6 +1,7 @@
 """Whatever is chosen is chosen on development speakers: on planted data the test part would choose otherwise."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -434,7 +435,7 @@ def test_mixtures_are_made_of_each_part_at_the_asked_ratio_and_seed() -> None:
     wanted = [one.waveform().tobytes() for each in parts for one in each.utterances]
     heard = [waveform.tobytes() for waveform in planted.waveforms]
     places = np.cumsum([0, *map(len, parts)])
-    for first, stop in zip(places, places[1:], strict=False):
+    for first, stop in pairwise(places):
         assert sorted(heard[first:stop]) == sorted(wanted[first:stop])
     mixed = mix_set(TEST, seed=4, energy_ratio_db=3.0)
     assert figures["overlap"]["share"] == pytest.approx(np.concatenate(mixed.overlapped).mean(), abs=1e-5)

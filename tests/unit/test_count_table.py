@@ -1,10 +1,15 @@
 """The count table guesses what can be guessed without audio: against loops, and against the best possible guess."""
 
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from openwavlm.probes.contexts import Contexts, LabelSequences
 from openwavlm.probes.counts import CountTable, _DirectTable
+from openwavlm.randomness import integers, words
 
 
 def chain(rng: np.random.Generator, transition: np.ndarray, frames: int) -> np.ndarray:
@@ -103,17 +108,191 @@ def test_on_a_markov_chain_the_guess_is_nearly_the_best_possible() -> None:
     assert score.cross_entropy < 0.75 * unigram
 
 
-def test_the_distribution_is_the_written_out_interpolation() -> None:
+class Reference:
+    """The count table of the module's docstring by loops and dictionaries, in float64.
+
+    Args:
+        labels: Training sequences.
+        masks: Their masks.
+        classes: K; the number K itself is an utterance's end.
+        events: The drawn (label, left, right, left lag, right lag) of the direct counts.
+    """
+
+    LAST_LAGS = (*range(1, 17), 20, 24, 32, 48, 64)
+
+    def __init__(self, labels: list[np.ndarray], classes: int, events: list[tuple[int, ...]]) -> None:
+        self.classes, frames = classes, np.concatenate(labels)
+        counts = np.bincount(frames[frames >= 0], minlength=classes) + 0.5
+        self.unigram = counts / counts.sum()
+        self.pairs = np.zeros((21, classes + 1, classes + 1))
+        for sequence in labels:
+            closed = [classes, *sequence.tolist(), classes]
+            for first, second in itertools.combinations(range(len(closed)), 2):
+                if second - first <= 64 and min(closed[first], closed[second]) >= 0:
+                    self.pairs[self.bucket(second - first), closed[first], closed[second]] += 1
+        self.events = events
+        self.counted: dict[tuple[int, ...], Counter[tuple[int, ...]]] = {}
+        self.once = int((frames >= 0).sum()) / len(events)
+
+    def bucket(self, lag: int) -> int:
+        return next((place for place, last in enumerate(self.LAST_LAGS) if lag <= last), 20)
+
+    def smoothed(self, counts: np.ndarray, weight: float, prior: np.ndarray) -> np.ndarray:
+        """Each lag's conditionals shrunk to half the longer lag's and half "the same again, else the prior"."""
+        found, longer = np.zeros_like(counts), np.tile(prior, (counts.shape[1], 1))
+        for bucket in reversed(range(len(counts))):
+            labels = min(counts.shape[1:])
+            again = sum(counts[bucket, z, z] for z in range(labels)) / max(counts[bucket, :labels].sum(), 1)
+            for row in range(counts.shape[1]):
+                blind = prior.copy()
+                if row < labels:
+                    blind = (1 - again) * prior + again * np.eye(counts.shape[2])[row]
+                own = counts[bucket, row]
+                found[bucket, row] = (own + weight * (longer[row] + blind) / 2) / (own.sum() + weight)
+            longer = found[bucket]
+        return found
+
+    def fit_lags(self, smoothing: float, tempering: float) -> None:
+        k = self.classes
+        ends, followed = self.pairs[0, :k, k].sum(), max(self.pairs[0, :k].sum(), 1)
+        following = np.append(self.unigram, (ends + 0.5) / followed)
+        self.after = self.smoothed(self.pairs[:, :, :k], smoothing, self.unigram)
+        self.before = self.smoothed(self.pairs[:, :k].transpose(0, 2, 1), smoothing, self.unigram)
+        self.towards = self.smoothed(self.pairs[:, :k], smoothing, following / following.sum())
+        self.tempering = tempering
+
+    def bridge(self, left: int, right: int, left_lag: int, right_lag: int) -> np.ndarray:
+        by_chain = self.after[self.bucket(left_lag), left] * self.towards[self.bucket(right_lag), :, right] / self.unigram
+        guess = self.unigram * by_chain**self.tempering
+        return guess / guess.sum()
+
+    @staticmethod
+    def cell(context: Sequence[int], edges: tuple[int, ...]) -> tuple[int, ...]:
+        left, right, *lags = context
+        return left, right, *(sum(lag >= edge for edge in edges) for lag in lags)
+
+    def direct(self, context: Sequence[int], edges: tuple[int, ...]) -> np.ndarray:
+        if edges not in self.counted:
+            self.counted[edges] = Counter((label, *self.cell(other, edges)) for label, *other in self.events)
+        cell = self.cell(context, edges)
+        return self.once * np.array([self.counted[edges][label, *cell] for label in range(self.classes)])
+
+    def estimates(self, context: Sequence[int]) -> np.ndarray:
+        """Twelve guesses (estimates, classes): unigram, both copies, left, right, bridge, and three times coarse and fine counts."""
+        left, right, left_lag, right_lag = context
+        bridge = self.bridge(*context)
+        copies = [self.unigram if side == self.classes else np.eye(self.classes)[side] for side in (left, right)]
+        found = [
+            self.unigram,
+            *copies,
+            self.after[self.bucket(left_lag), left],
+            self.before[self.bucket(right_lag), right],
+            bridge,
+        ]
+        coarse, fine = self.direct(context, (3,)), self.direct(context, (2, 3, 5, 9))
+        for weight in (0.3, 3.0, 30.0):
+            near = (coarse + weight * bridge) / (coarse.sum() + weight)
+            found += [near, (fine + weight * near) / (fine.sum() + weight)]
+        return np.stack(found)
+
+    @staticmethod
+    def group(context: Sequence[int]) -> tuple[int, int, bool]:
+        left, right, left_lag, right_lag = context
+        return sum(left_lag >= e for e in (2, 3, 5)), sum(right_lag >= e for e in (2, 3, 5)), left == right
+
+    def fit_weights(self, dev: list[tuple[int, ...]]) -> None:
+        """Expectation-maximisation on dev labels: 50 rounds; each group has 20 frames of the common weights."""
+        likelihood = np.stack([self.estimates(context)[:, label] for label, *context in dev])
+        groups = [self.group(context) for _, *context in dev]
+        every = list(itertools.product(range(4), range(4), (False, True)))
+        weights = {group: np.full(12, 1 / 12) for group in every}
+        for _ in range(50):
+            sums = {group: np.zeros(12) for group in every}
+            for row, group in zip(likelihood, groups, strict=True):
+                sums[group] += row * weights[group] / (row @ weights[group])
+            common = sum(sums.values()) + 1
+            common /= common.sum()
+            weights = {group: (own + 20 * common) / (own.sum() + 20) for group, own in sums.items()}
+        self.weights = weights
+
+    def guess(self, context: Sequence[int]) -> np.ndarray:
+        return self.weights[self.group(context)] @ self.estimates(context)
+
+
+def test_the_guess_is_the_written_out_interpolation_of_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     classes = 4
-    table = CountTable(classes).fit(*corpus(3, 40, sticky(classes)), *corpus(4, 10, sticky(classes)))
-    labels, masks = corpus(5, 3, sticky(classes))
-    contexts = table.contexts(labels, masks)
-    guess = table.distribution(contexts)
-    np.testing.assert_allclose(guess.sum(axis=1), 1, atol=1e-5)
-    assert guess.min() > 0
-    score = table.score(labels, masks)
-    np.testing.assert_allclose(score.cross_entropy, -np.mean(np.log(guess[np.arange(len(guess)), contexts.label])), rtol=1e-5)
-    assert score.accuracy == np.mean(guess.argmax(axis=1) == contexts.label)
+    rng = np.random.default_rng(3)
+    train, dev, test = corpus(3, 12, sticky(classes), 50), corpus(4, 6, sticky(classes, 1), 50), corpus(5, 3, sticky(classes), 50)
+    for labels, _ in (train, dev, test):
+        for sequence in labels:
+            sequence[rng.random(len(sequence)) < 0.05] = -1
+    train[0].append(np.array([2, 1, 1] * 30))  # longer than the longest lag of the tables
+    train[1].append((np.arange(90) > 2) & (np.arange(90) < 80))
+    drawn: list[Contexts] = []
+    original = LabelSequences.draw
+    monkeypatch.setattr(LabelSequences, "draw", lambda *given: drawn.append(original(*given)) or drawn[-1])
+    table = CountTable(classes).fit(*train, *dev)
+    (events,) = drawn
+    assert len(events.label) > 15 * sum((sequence >= 0).sum() for sequence in train[0])
+    reference = Reference(train[0], classes, [tuple(int(v) for v in event) for event in np.stack(events, axis=1)])
+    held = [entry for sequence, mask in zip(*dev, strict=True) for entry in loop_contexts(sequence, mask, classes)]
+    losses = {}
+    for smoothing, tempering in itertools.product((0.5, 2.0, 8.0, 32.0, 128.0), (0.5, 0.65, 0.8, 1.0)):
+        reference.fit_lags(smoothing, tempering)
+        losses[smoothing, tempering] = -sum(np.log(reference.bridge(*context)[label]) for label, *context in held)
+    best = min(losses, key=lambda choice: losses[choice])
+    assert losses[table.smoothing, table.tempering] == pytest.approx(losses[best], rel=1e-5), "the best on dev labels"
+    reference.fit_lags(table.smoothing, table.tempering)
+    reference.fit_weights(held)
+    asked = [entry for sequence, mask in zip(*test, strict=True) for entry in loop_contexts(sequence, mask, classes)]
+    found = table.distribution(table.contexts(*test))
+    wanted = np.stack([reference.guess(context) for _, *context in asked])
+    np.testing.assert_allclose(found, wanted, atol=2e-4)
+    score = table.score(*test)
+    labels = [label for label, *_ in asked]
+    assert score.frames == len(asked)
+    assert score.cross_entropy == pytest.approx(
+        -np.mean([np.log(row[label]) for row, label in zip(wanted, labels, strict=True)]), rel=1e-3
+    )
+    assert score.accuracy == pytest.approx(np.mean(wanted.argmax(axis=1) == labels), abs=2 / len(asked))
+
+
+def test_drawn_contexts_have_the_distances_of_real_masks_cut_at_the_utterances_ends() -> None:
+    rng = np.random.default_rng(0)
+    labels = [rng.integers(0, 5, frames) for frames in (30, 4, 61)]
+    labels[0][[3, 17]] = -1
+    masks = [spans(rng, len(sequence)) for sequence in labels]
+    sequences = LabelSequences(labels, 5)
+    lags = sequences.contexts(masks)
+    events = sequences.draw(lags, 3000, seed=2)
+    flat = np.concatenate([[5], *([*sequence, 5] for sequence in labels)])
+    at = sequences.inner[integers(words(2, "counts.frame", 3000), len(sequences.inner))]
+    pick = integers(words(2, "counts.lags", 3000), len(lags.label))
+    wanted = []
+    for place, event in zip(at.tolist(), pick.tolist(), strict=True):
+        left = right = place
+        for _ in range(int(lags.left_lag[event])):
+            left -= flat[left] != 5
+        for _ in range(int(lags.right_lag[event])):
+            right += flat[right] != 5
+        if min(flat[left], flat[right]) >= 0:
+            wanted.append((flat[place], flat[left], flat[right], place - left, right - place))
+    assert np.stack(events, axis=1).tolist() == [[int(value) for value in one] for one in wanted]
+    assert {len(sequences.draw(lags, 300, seed).label) for seed in (0, 1)} and not np.array_equal(
+        sequences.draw(lags, 300, 0).label[:100], sequences.draw(lags, 300, 1).label[:100]
+    )
+
+
+def test_without_dev_labels_every_tenth_sequence_is_set_aside() -> None:
+    labels, masks = corpus(6, 23, sticky(6))
+    kept = [number for number in range(23) if number not in (0, 10, 20)]
+    aside = CountTable(6).fit(labels, masks).score(labels, masks)
+    named = CountTable(6).fit([labels[number] for number in kept], [masks[number] for number in kept], labels[::10], masks[::10])
+    assert aside == named.score(labels, masks)
+    with pytest.raises(ValueError, match="at least two training sequences, but has 1"):
+        CountTable(6).fit(labels[:1], masks[:1])
+    with pytest.raises(ValueError, match="dev part has none"):
+        CountTable(6).fit(labels, masks, labels, [np.zeros_like(mask) for mask in masks])
 
 
 def test_what_only_both_sides_together_tell_is_found() -> None:

@@ -1,5 +1,7 @@
 """Label quality against written-out references."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,32 @@ def test_shuffling_keeps_both_margins_and_equals_a_permutation_in_the_mean() -> 
     permuted = [pnmi(joint_histogram(phones, generator.permutation(labels), num_phones=6, num_classes=9)) for _ in range(400)]
     drawn = [pnmi(shuffled_joint(joint, seed)) for seed in range(400)]
     assert np.mean(drawn) == pytest.approx(np.mean(permuted), rel=0.05)
+
+
+def test_the_correction_of_a_few_frames_is_the_mean_over_their_shuffles() -> None:
+    # Seven frames, whose 5,040 orders of labels can all be tried.
+    phones, labels = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 1, 2, 0])
+    joint = joint_histogram(phones, labels, num_phones=4, num_classes=3)
+    orders = np.array(list(itertools.permutations(range(7))))
+    every = np.array([reference_pnmi(joint_histogram(phones, labels[o], num_phones=4, num_classes=3))[2] for o in orders[::3]])
+    drawn = np.array([reference_pnmi(shuffled_joint(joint, seed))[2] for seed in range(1000)])
+    assert drawn.mean() == pytest.approx(every.mean(), abs=4 * every.std() / np.sqrt(1000))
+    assert set(np.round(drawn, 9)) <= set(np.round(every, 9))
+    measured = reference_pnmi(joint)[2]
+    for settings, used in (({}, range(5)), ({"seed": 20, "shuffles": 3}, range(20, 23))):
+        quality = phone_quality(joint, **settings)
+        assert quality.pnmi == pytest.approx(measured)
+        assert quality.pnmi_shuffled == pytest.approx(drawn[list(used)].mean())
+        assert quality.pnmi_corrected == pytest.approx(measured - drawn[list(used)].mean())
+        entropy = -sum(p * np.log(p) for p in (3 / 7, 2 / 7, 2 / 7))
+        assert quality.pnmi_expected_bias == pytest.approx((3 - 1) * (3 - 1) / (2 * 7 * entropy))
+    assert measured > 0.4 and every.mean() > 0.2, "on few frames most of it is chance"
+
+
+def test_shuffles_of_different_seeds_differ() -> None:
+    joint = np.random.default_rng(1).poisson(3, size=(6, 9))
+    drawn = [shuffled_joint(joint, seed).tobytes() for seed in range(5)]
+    assert len(set(drawn)) == 5 and drawn[0] == shuffled_joint(joint, 0).tobytes()
 
 
 def test_frames_without_a_phone_or_a_label_are_not_counted() -> None:

@@ -32,6 +32,53 @@ def test_a_frame_depends_on_the_models_400_samples_and_on_no_other(frame: int) -
         assert not torch.equal(log_mel(inside)[frame], log_mel(audio)[frame])
 
 
+def log_mel_by_hand(audio: np.ndarray) -> np.ndarray:
+    """Power of 400 Hann-weighted samples at 512 frequencies, in 40 triangles of equal width on the HTK mel scale from 20 to 8,000 Hz."""
+
+    def mel(hertz: np.ndarray) -> np.ndarray:
+        return 2595 * np.log10(1 + hertz / 700)
+
+    edges = mel(np.array(20.0)) + np.arange(42) / 41 * (mel(np.array(8000.0)) - mel(np.array(20.0)))
+    bins = mel(np.arange(257) * 16_000 / 512)
+    width = edges[1] - edges[0]
+    bands = np.maximum(0, 1 - np.abs(bins[:, None] - edges[None, 1:-1]) / width)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)
+    found = []
+    for start in range(0, len(audio) - 399, 320):
+        power = np.abs(np.fft.rfft(audio[start : start + 400] * window, 512)) ** 2
+        found.append(np.log(power @ bands + 1e-7))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("level", [1.0, 1e-3, 1e-5])
+def test_log_mels_are_the_written_out_formula(level: float) -> None:
+    audio = level * waveform(5000).double()
+    wanted = log_mel_by_hand(audio.numpy())
+    np.testing.assert_allclose(log_mel(audio).numpy(), wanted, atol=2e-4)
+    centred = wanted - wanted.mean(axis=0)
+    normalised = centred / np.sqrt(np.mean(centred**2, axis=0) + 1e-3)
+    np.testing.assert_allclose(normalised_log_mel(audio).numpy(), normalised, atol=3e-3)
+
+
+def test_padding_counts_for_nothing_in_the_norm_and_comes_out_as_zero() -> None:
+    samples = [5000, 2400, 300]  # of 15, 7 and no frames
+    audio = torch.zeros(3, 5000)
+    for row, count in enumerate(samples):
+        audio[row, :count] = waveform(count, seed=row) * 10.0**-row
+    loud = audio.clone()
+    loud[1, 2400:] = 0.7
+    for given in (audio, loud):
+        found = normalised_log_mel(given, torch.tensor(samples)).numpy()
+        for row, count in enumerate(samples):
+            frames = num_frames(count)
+            if frames:
+                spectra = log_mel_by_hand(audio[row, :count].double().numpy())
+                centred = spectra - spectra.mean(axis=0)
+                wanted = centred / np.sqrt(np.mean(centred**2, axis=0) + 1e-3)
+                np.testing.assert_allclose(found[row, :frames], wanted, atol=3e-3)
+            assert np.isfinite(found[row]).all() and not found[row, frames:].any()
+
+
 @pytest.mark.parametrize("frequency_hz", [150.0, 600.0, 1000.0, 3000.0, 7000.0])
 def test_a_tone_is_loudest_in_the_band_that_holds_it(frequency_hz: float) -> None:
     tone = 0.5 * torch.sin(2 * torch.pi * frequency_hz * torch.arange(4000) / 16_000)

@@ -1,0 +1,269 @@
+"""`openwavlm quality`: judged on speakers that nothing was fitted on, each labelling on its own rows, the layer chosen on clean speech."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from openwavlm import quality
+from openwavlm.data.index import Index
+from openwavlm.probes.features import MfccFeatures
+from openwavlm.probes.heard import unheard_rows
+from openwavlm.probes.layer_units import UtteranceNormalised
+from openwavlm.probes.matching import Matches
+from openwavlm.probes.quality_rows import QualityRow
+from openwavlm.probes.sets import ProbeSet, ProbeUtterance
+from openwavlm.probes.shard_sets import Judged, judged_set
+from openwavlm.probes.unit_figures import UnitFigures, UnitTally
+from openwavlm.quality_settings import Asked
+from openwavlm.quality_voices import fitted_set, judged_rows
+from openwavlm.randomness import stable_hash
+from synthetic import make_shard_set
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Eight speakers; two of them again with other recordings; others; and the eight without speakers' names."""
+    folder = tmp_path_factory.mktemp("entry")
+    sizes = {"seconds": (0.5, 0.9), "utterances": 2}
+    made = {
+        "shards": make_shard_set(folder / "a", speakers=8, seed=1, source="corpus", **sizes),
+        "same": make_shard_set(folder / "b", speakers=2, seed=2, source="corpus", **sizes),
+        "others": make_shard_set(folder / "c", speakers=3, seed=3, source="others", **sizes),
+    }
+    return made | {"nameless": make_shard_set(folder / "d", corpus=folder / "a" / "corpus", source="corpus", speaker_folder=0)}
+
+
+def held_out(names: list[str], share: float, split_seed: int) -> np.ndarray:
+    """The split of `data.splits` by its rule: a hash below the share of 2⁶⁴."""
+    return np.array([stable_hash(f"{split_seed}/split/{name}") < share * 2**64 for name in names])
+
+
+def speakers_of(index: Index) -> list[str]:
+    return [index.speakers[int(number)] for number in index.speaker[:]]
+
+
+def asked(places: dict[str, Path], **changed: object) -> Asked:
+    return Asked(**{"output": "out", "shards": str(places["shards"]), **changed})
+
+
+def test_unheard_speakers_are_held_out_by_the_fits_own_split_or_were_not_there(places: dict[str, Path]) -> None:
+    index, same, others = (Index.open(places[name]) for name in ("shards", "same", "others"))
+    names = speakers_of(index)
+    split = {"validation_share": 0.5, "split_seed": 3}
+    by_split = held_out(names, 0.5, 3)
+    assert by_split.any() and not by_split.all()
+    for more, expected in (
+        ({}, by_split),
+        ({"indexes": [index.fingerprint], "sources": ["elsewhere"]}, by_split),
+        ({"sources": ["elsewhere"]}, np.ones(len(index), dtype=bool)),
+        ({"sources": ["corpus"]}, by_split),
+        ({"validation_indexes": [index.fingerprint]}, np.ones(len(index), dtype=bool)),
+        ({"indexes": ["x"], "validation_indexes": ["y"]}, by_split),
+        ({"before": {"validation_share": 0.5, "split_seed": 4}}, by_split & held_out(names, 0.5, 4)),
+        ({"before": None}, by_split),
+    ):
+        np.testing.assert_array_equal(unheard_rows(index, split | more), expected, err_msg=str(more))
+    # All that was fitted on lies beside it: speakers that it does not have were not there.
+    in_same = np.isin(names, list(same.speakers))
+    assert 0 < in_same.sum() < len(index)
+    only_same = split | {"indexes": [same.fingerprint]}
+    np.testing.assert_array_equal(unheard_rows(index, only_same, same), by_split | ~in_same)
+    both = split | {"indexes": [same.fingerprint, "another"]}
+    np.testing.assert_array_equal(unheard_rows(index, both, same), by_split)
+    np.testing.assert_array_equal(unheard_rows(index, split | {"indexes": [others.fingerprint]}, same), by_split)
+
+
+def test_without_speakers_recordings_are_looked_up(places: dict[str, Path], tmp_path: Path) -> None:
+    nameless = Index.open(places["nameless"])
+    assert not nameless.speaker[:].any()
+    corpus = places["shards"].parent / "corpus"
+    some = sorted(corpus.glob("spk0[01]/*.flac"))
+    part = tmp_path / "corpus"
+    for file in some:
+        (part / file.parent.name).mkdir(parents=True, exist_ok=True)
+        (part / file.parent.name / file.name).write_bytes(file.read_bytes())
+    smaller = Index.open(make_shard_set(tmp_path, corpus=part, source="corpus", speaker_folder=0))
+    recordings = [nameless.recordings[int(number)] for number in nameless.recording[:]]
+    fit = {"validation_share": 0.0, "split_seed": 0, "indexes": [smaller.fingerprint]}
+    expected = ["spk00" not in name and "spk01" not in name for name in recordings]
+    assert unheard_rows(nameless, fit, smaller).tolist() == expected
+
+
+def test_half_of_the_speakers_are_judged_unless_something_else_says_who(places: dict[str, Path]) -> None:
+    index = Index.open(places["shards"])
+    names = speakers_of(index)
+
+    def rows(**changed: object) -> list[int]:
+        return judged_rows(asked(places, **changed), index, {}).tolist()
+
+    for share, split_seed in ((0.5, 0), (0.5, 2), (0.3, 2)):
+        expected = np.flatnonzero(held_out(names, share, split_seed)).tolist()
+        changed = {} if share == 0.5 else {"held_out": share}
+        assert rows(split_seed=split_seed, **changed) == expected
+    assert rows(held_out=0) == list(range(len(index)))
+    assert rows(fit=str(places["others"])) == list(range(len(index)))
+    with pytest.raises(ValueError, match="the split holds none of 8 out"):
+        rows(held_out=1e-12)
+
+
+def test_rows_that_a_codebook_or_a_model_was_fitted_on_are_not_judged(places: dict[str, Path], tmp_path: Path) -> None:
+    index = Index.open(places["shards"])
+    names = speakers_of(index)
+    store = SimpleNamespace(codebook_fitted={"validation_share": 0.5, "split_seed": 1, "hours_by_source": {"corpus": 1.0}})
+    elsewhere = SimpleNamespace(codebook_fitted={"validation_share": 0.0, "split_seed": 1, "hours_by_source": {"other": 1.0}})
+    unknown = SimpleNamespace(codebook_fitted={})
+    (tmp_path / "openwavlm.json").write_text(json.dumps({"trained_on": {"validation_share": 0.6, "split_seed": 2}}))
+    model = {"encoder": str(tmp_path)}
+    one, other = held_out(names, 0.5, 1), held_out(names, 0.6, 2)
+    assert (one & other).any() and (one != other).any()
+
+    def rows(stores: dict, **changed: object) -> list[int]:
+        return judged_rows(asked(places, **changed), index, stores).tolist()
+
+    assert rows({Path("a"): store}) == np.flatnonzero(one).tolist()
+    assert rows({Path("a"): store}, **model) == np.flatnonzero(one & other).tolist()
+    assert rows({Path("a"): elsewhere, Path("b"): unknown}, **model) == np.flatnonzero(other).tolist()
+    assert rows({Path("a"): store}, held_out=0.4, split_seed=5) == np.flatnonzero(one & held_out(names, 0.4, 5)).tolist()
+    assert rows({Path("a"): store}, allow_overlap=True) == np.flatnonzero(held_out(names, 0.5, 0)).tolist()
+    everyone = SimpleNamespace(codebook_fitted={"validation_share": 0.0, "split_seed": 1})
+    with pytest.raises(ValueError, match="the codebook of a may have heard all of"):
+        rows({Path("a"): everyone})
+
+
+def judged_of(places: dict[str, Path], rows: np.ndarray) -> Judged:
+    return judged_set(places["shards"], rows, None)
+
+
+def test_codebooks_are_fitted_on_the_rows_that_are_not_judged(places: dict[str, Path]) -> None:
+    index = Index.open(places["shards"])
+    rows = np.flatnonzero(held_out(speakers_of(index), 0.5, 0))
+    left = {speakers_of(index)[row] for row in range(len(index)) if row not in rows}
+    judged = judged_of(places, rows)
+    assert set(fitted_set(asked(places), index, rows, judged).speakers) == left
+    same_set = fitted_set(asked(places, fit=str(places["shards"])), index, rows, judged)
+    assert set(same_set.speakers) == left, "the judged set named as the one to fit on is what is left of it"
+    others = fitted_set(asked(places, fit=str(places["others"])), index, rows, judged)
+    assert set(others.speakers) == {name for name in Index.open(places["others"]).speakers if name}
+    on_themselves = fitted_set(asked(places, held_out=0), index, rows, judged)
+    assert on_themselves.speakers == judged.utterances.speakers
+
+
+def test_a_fit_that_shares_a_speaker_with_the_judged_is_refused_though_no_recording_is_the_same(places: dict[str, Path]) -> None:
+    index = Index.open(places["shards"])
+    rows = np.arange(len(index))
+    judged = judged_of(places, rows)
+    with pytest.raises(ValueError, match="must be different people, but 'corpus/spk00' is in fit and judged") as refusal:
+        fitted_set(asked(places, fit=str(places["same"])), index, rows, judged)
+    assert "\n" not in str(refusal.value)
+    allowed = fitted_set(asked(places, fit=str(places["same"]), allow_overlap=True), index, rows, judged)
+    assert set(allowed.speakers) == {"corpus/spk00", "corpus/spk01"}
+
+
+# Measuring
+
+
+def two_judged() -> Judged:
+    """Rows 5, 2 and 9, whose utterances are of two speakers."""
+    utterances = tuple(
+        ProbeUtterance(np.zeros(320 * 3 + 400, np.int16), np.array(phones), speaker)
+        for phones, speaker in (([0, 0, 1, 1], "a"), ([1, 0, 1, -1], "b"), ([0, 1, 1, 0], "a"))
+    )
+    return Judged(ProbeSet(utterances, ("x", "y")), (5, 2, 9), ("k", "l", "m"), ((), (), ()), Matches({}, [], [], []))
+
+
+def test_labels_are_read_of_the_judged_rows_and_counted_utterance_by_utterance(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = {5: [0, 0, 2, 2], 2: [2, 1, 2, 1], 9: []}
+    store: Any = SimpleNamespace(num_classes=3, read=lambda row: np.array(labels[row], dtype=np.int64))
+    tally = quality._tally_labels(two_judged(), store)
+    assert tally.joint.sum(axis=0).tolist() == [[2, 1, 0], [0, 0, 4]]
+    assert tally.by_speaker.tolist() == [[2, 0, 2], [0, 2, 2]]
+    added: list[tuple[str, int]] = []
+    monkeypatch.setattr(UnitTally, "add", lambda self, speaker, units, phones, utterance: added.append((speaker, utterance)))
+    quality._tally_labels(two_judged(), store)
+    assert added == [("a", 0), ("b", 1)], "an unreadable row has no labels; each utterance has a number of its own"
+
+
+def some_tally(seed: int, clusters: int) -> UnitTally:
+    rng = np.random.default_rng(seed)
+    tally = UnitTally(2, clusters, ["a", "b"])
+    for number, speaker in enumerate("ab"):
+        tally.add(speaker, rng.integers(0, clusters, 40), rng.integers(0, 2, 40), number)
+    return tally
+
+
+@pytest.mark.parametrize("mfcc_norm", ["none", "utterance"])
+def test_every_condition_is_measured_on_its_audio_with_codebooks_of_clean_speech(
+    mfcc_norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder: Any = SimpleNamespace(dims=(4, 4, 4))
+    fits, tallies = [], []
+
+    def fit_layers(extract: Any, fit: ProbeSet, layers: list[int], settings: Any, progress: Any) -> dict:
+        fits.append((extract, fit, tuple(layers), settings.clusters))
+        return {layer: SimpleNamespace(codebooks=(range(settings.clusters),)) for layer in layers}
+
+    def tally_layers(extract: Any, books: dict, judged: ProbeSet, *, change: Any = None, progress: Any) -> dict:
+        tallies.append((extract, judged, change, tuple(books)))
+        return {layer: [some_tally(layer, len(of.codebooks[0]))] for layer, of in books.items()}
+
+    monkeypatch.setattr(quality, "fit_layers", fit_layers)
+    monkeypatch.setattr(quality, "tally_layers", tally_layers)
+    judged, fit = two_judged(), ProbeSet(two_judged().utterances.utterances[1:2], ("x", "y"))
+    store: Any = SimpleNamespace(num_classes=5, read=lambda row: np.array([0, 4, 1, 2]))
+    question = Asked(
+        output="o", shards="s", alignments="a", conditions=("clean", "telephone", "noise10"), mfcc_norm=mfcc_norm, clusters=7
+    )
+    table = quality._measure(question, judged, fit, {Path("labels"): store}, encoder, [1, 2])
+    kind = {"none": MfccFeatures, "utterance": UtteranceNormalised}[mfcc_norm]
+    # MFCC units of every K that is compared, and the layers once; all on `fit`.
+    assert [(type(extract) is kind, layers, clusters) for extract, _, layers, clusters in fits] == [
+        (True, (0,), 5),
+        (True, (0,), 7),
+        (False, (1, 2), 7),
+    ]
+    assert all(of is fit for _, of, _, _ in fits) and all(of is judged.utterances for _, of, _, _ in tallies)
+    sound = np.round(5000 * np.sin(0.02 * np.arange(8000) ** 1.2)).astype(np.int16)
+    changes = [change for _, _, change, _ in tallies]
+    assert len(changes) == 9 and changes[:3] == [None] * 3
+    telephones, noises = ([change(sound).astype(float) for change in changes[first : first + 3]] for first in (3, 6))
+    for heard in telephones:
+        assert np.abs(np.fft.rfft(heard)[: 8000 * 250 // 16_000]).max() < 1e-3 * np.abs(np.fft.rfft(heard)).max()
+    for heard in noises:
+        ratio_db = 10 * np.log10(np.mean(sound.astype(float) ** 2) / np.mean((heard - sound) ** 2))
+        assert ratio_db == pytest.approx(10, abs=0.1) and np.array_equal(heard, noises[0])
+    names = [(row.kind, row.layer, row.condition) for row in table]
+    others = [("layer", 1), ("layer", 2), ("mfcc", None), ("mfcc", None), ("shuffled", None)]
+    assert (
+        names
+        == [("labels", None, "clean"), *((*of, condition) for condition in question.conditions for of in others)][: len(names)]
+    )
+    assert [row.figures.clusters for row in table[:3]] == [5, 7, 7]
+
+
+def test_the_best_layer_is_that_of_clean_speech_whatever_noise_says(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = UnitFigures.of([some_tally(0, 4)])
+
+    def row(layer: int | None, condition: str, pnmi: float) -> QualityRow:
+        kind = "mfcc" if layer is None else "layer"
+        return QualityRow(f"{kind} {layer}", kind, layer, condition, replace(base, pnmi=pnmi), (0.1, 0.0, 0.2), "higher")
+
+    table = [row(0, "clean", 0.9), row(1, "clean", 0.3), row(2, "clean", 0.5), row(3, "clean", 0.4), row(None, "clean", 0.95)]
+    table += [row(0, "noise10", 0.9), row(1, "noise10", 0.8), row(2, "noise10", 0.1), row(3, "noise10", 0.2)]
+    monkeypatch.setattr(quality, "_measure", lambda *_: table)
+    monkeypatch.setattr(quality, "_encoder", lambda question: (SimpleNamespace(dims=(4,) * 4), [0, 1, 2, 3]))
+    monkeypatch.setattr(quality, "_write", lambda *_: None)
+    phones = two_judged().utterances
+    shards = Judged(phones, (0, 1, 2), ("k", "l", "m"), ((), (), ()), Matches({}, [], [], []))
+    monkeypatch.setattr(quality, "judged_set", lambda *_, **__: shards)
+    monkeypatch.setattr(quality, "fitted_set", lambda *_: phones)
+    monkeypatch.setattr(quality, "read_alignments", lambda *_, **__: {})
+    result, _ = quality.judge(asked(places, alignments="a", encoder="m", conditions=("clean", "noise10"), held_out=0.5))
+    assert result["chosen_layer"] == 2, "layer 0 is the encoder's input"
+    assert any("Best layer on these voices: 2, PNMI 0.500" in sentence for sentence in result["sentences"])

@@ -166,6 +166,23 @@ def test_units_of_a_named_layer_are_found_on_standardised_features() -> None:
     assert moved.units[0, 0].max(axis=0).sum() / moved.units[0, 0].sum() > 0.99, "standardised by its own layer's deviations"
 
 
+@pytest.mark.parametrize("standardise", [True, False])
+def test_units_are_assigned_on_the_scale_that_their_codebook_was_fitted_on(standardise: bool) -> None:
+    # Four levels of one number, far from 0 and close together: on any other scale they are one unit.
+    rng = np.random.default_rng(0)
+
+    def levels(speaker: str) -> ProbeSet:
+        made = [
+            (phones[:, None] * 0.02 + 3 + 0.001 * rng.standard_normal((100, 1)), phones)
+            for phones in rng.integers(0, 4, (4, 100))
+        ]
+        return planted_set({speaker: made}, "wxyz")
+
+    found = measure(Planted(((0,),), standardise=standardise), levels("a"), levels("b"), levels("c"), SETTINGS)
+    for joint in found.units[0]:
+        assert joint.sum() == 400 and joint.max(axis=0).sum() == joint.max(axis=1).sum() == 400
+
+
 def test_codebooks_are_fitted_on_evenly_thinned_training_frames_with_the_given_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted: list[tuple[torch.Tensor, int, int]] = []
     original = measure_module.fit_units

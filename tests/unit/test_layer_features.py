@@ -10,12 +10,14 @@ import torch
 import openwavlm
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.frames import num_frames
-from openwavlm.labelling.extract import check_reproducible, extract_features, feature_settings
+from openwavlm.labelling.extract import check_reproducible, extract_feature_sets, extract_features, feature_settings
 from openwavlm.labelling.teacher import CHUNK_SECONDS, features_of_layers, layer_chunks, model_hash, open_teacher
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
 from openwavlm.targets.kmeans import Codebook, standardise
+from openwavlm.targets.mfcc import mfcc_features
 from openwavlm.targets.minibatch import fit_minibatch_kmeans
+from openwavlm.targets.unknown_codebook import IMPORTED, UnknownCodebook
 from synthetic import speech_like
 
 TINY = WavLMConfig(
@@ -66,6 +68,51 @@ def test_parts_of_a_long_utterance_know_nothing_of_each_other() -> None:
     half = num_frames(len(waveform)) // 2
     assert torch.equal(whole[:half], changed[:half])
     assert not torch.equal(whole[half:], changed[half:])
+
+
+@pytest.mark.parametrize("seconds", [30.01, 30.03, 65.3])
+def test_each_part_is_extracted_from_the_samples_of_its_own_frames(seconds: float) -> None:
+    model = tiny()
+    waveform = np.tile(speech_like(5.3), 14)[: round(seconds * 16_000)]
+    parts = list(layer_chunks(model, [0, 2], waveform))
+    frames = num_frames(len(waveform))
+    number = -(-frames // 1499)  # 30 s are 1,499 frames
+    assert [start for start, _ in parts] == [frames * part // number for part in range(number)]
+    for place, (start, states) in enumerate(parts):
+        stop = parts[place + 1][0] if place + 1 < len(parts) else frames
+        end = len(waveform) if stop == frames else 320 * (stop - 1) + 400
+        audio = torch.from_numpy(waveform[320 * start : end])[None].float() / 32768
+        with torch.no_grad():
+            for found, wanted in zip(states, model.extract(audio, layers=[0, 2]), strict=True):
+                assert len(found) == stop - start and torch.equal(found, wanted[0])
+
+
+def test_several_kinds_of_features_come_in_the_order_that_they_were_asked_for(teacher: Path) -> None:
+    waveform = speech_like(1.0)
+    kinds = [
+        feature_settings("layer", teacher=teacher, layer=2),
+        feature_settings("mfcc"),
+        feature_settings("layer", teacher=teacher, layer=0, feature_norm="none"),
+        feature_settings("layer", teacher=teacher, layer=1),
+    ]
+    found = extract_feature_sets(kinds, waveform, teacher)
+    model = open_teacher(teacher).model
+    for features, layer in ((found[0], 2), (found[2], 0), (found[3], 1)):
+        assert torch.equal(features, model.extract(torch.from_numpy(waveform)[None].float() / 32768, layers=[layer])[0][0])
+    assert torch.equal(found[1], mfcc_features(waveform)) and len(found) == 4
+    assert [kind.get("feature_norm") for kind in kinds] == ["standardise", None, "none", "standardise"]
+
+
+def test_a_codebook_that_was_never_given_has_a_size_and_a_hash_and_nothing_else(tmp_path: Path) -> None:
+    book = UnknownCodebook.of(7, "abc", {"name": IMPORTED}, {"frames": 3})
+    assert (len(book), book.hash, book.features, book.fitted) == (7, "abc", {"name": "imported"}, {"frames": 3})
+    book.save_array(tmp_path)
+    assert not list(tmp_path.iterdir())
+    for refused in (lambda: book.assign(torch.zeros(2, 2)), lambda: book.inertia(torch.zeros(2, 2)), lambda: book.save(tmp_path)):
+        with pytest.raises(ValueError, match="have no centroids, so nothing can be computed with it"):
+            refused()
+    with pytest.raises(ValueError, match="were imported without their codebook"):
+        check_reproducible(book.features, "here")
 
 
 def test_a_teacher_is_its_weights_and_architecture_and_not_its_folder_or_training(teacher: Path, tmp_path: Path) -> None:

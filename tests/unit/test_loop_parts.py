@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from openwavlm import iterate as loop
-from openwavlm.iteration.settings import IterationSettings
+from openwavlm.iteration.settings import IterationSettings, iteration_settings
 from openwavlm.iteration.stages import Chain
 from openwavlm.probes.sets import ProbeSet
 from runs import phone_times
@@ -125,9 +125,7 @@ def test_the_next_layer_is_of_the_iteration_before(shards: dict[str, Path], tmp_
 
 
 @pytest.mark.parametrize("name", ["dev", "test", "dev_clean", "test_clean"])
-def test_audio_of_the_training_set_is_refused_in_every_held_out_set(
-    shards: dict[str, Path], tmp_path: Path, name: str
-) -> None:
+def test_audio_of_the_training_set_is_refused_in_every_held_out_set(shards: dict[str, Path], tmp_path: Path, name: str) -> None:
     stages = {one: stage(shards[one]) for one in NAMES}
     loop._check_unheard(stages)
     # The first of its utterances is one of training's, under other names.
@@ -138,3 +136,41 @@ def test_audio_of_the_training_set_is_refused_in_every_held_out_set(
     with pytest.raises(ValueError, match=rf"but 1 of 2 rows of {name} are in the training corpus"):
         loop._check_unheard(stages | {name: stage(mixed)})
     loop._check_unheard(stages | {name: stage(mixed, done=False)})
+
+
+@pytest.mark.parametrize(
+    ("number", "values", "expected"),
+    [
+        (1, {"clusters": 100}, {"features": "mfcc", "clusters": 100, "layer": None, "start": "scratch", "codebook": {}}),
+        (2, {"clusters": 500}, {"features": "layer", "layer": None}),
+        (2, {"clusters": 500, "layer": "auto", "start": "warm"}, {"features": "layer", "layer": None, "start": "warm"}),
+        (2, {"clusters": 500, "layer": 0, "updates": 7}, {"features": "layer", "layer": 0, "updates": 7}),
+        (2, {"clusters": 500, "features": "mfcc"}, {"features": "mfcc"}),
+        (1, {"clusters": 9, "teacher": "t", "layer": 6}, {"features": "layer", "teacher": "t", "layer": 6}),
+        (2, {"clusters": 9, "overrides": ["a=1"], "n_init": 3}, {"overrides": ("a=1",), "codebook": {"n_init": 3}}),
+    ],
+)
+def test_an_iteration_is_read_with_its_defaults(number: int, values: dict, expected: dict) -> None:
+    found = vars(iteration_settings(number, values))
+    assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "values", "message"),
+    [
+        (1, {"clusters": 9, "layer": 1}, r"iterations\[0\] is the first iteration and has no model before it"),
+        (1, {"clusters": 9, "start": "warm"}, r"first iteration and has no model before it to start from"),
+        (2, {}, r"iterations\[1\] must name clusters"),
+        (2, {"clusters": 0}, "clusters must be positive"),
+        (2, {"clusters": 9, "updates": 0}, "updates must be positive"),
+        (2, {"clusters": 9, "layer": -1}, "must be a layer's number or auto"),
+        (2, {"clusters": 9, "features": "mfcc", "layer": 1}, "clusters mfcc but names the layer 1"),
+        (2, {"clusters": 9, "teacher": "t"}, "must name one of its layers by number"),
+        (2, {"clusters": 9, "engine": "full"}, "engine must be one of"),
+        (2, {"clusters": 9, "seed": 1}, "unknown key seed"),
+        (2, {"clusters": 9, "validation_share": 0.5}, "unknown key validation_share"),
+    ],
+)
+def test_an_iteration_that_cannot_be_is_refused(number: int, values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        iteration_settings(number, values)

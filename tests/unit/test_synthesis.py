@@ -14,6 +14,7 @@ from openwavlm.data.synthesis import channel as channels
 from openwavlm.data.synthesis import espeak, phones
 from openwavlm.data.synthesis.channel import Channel, clean_recording, to_pcm, transmit
 from openwavlm.data.synthesis.sentences import content_words, plural, sentence, with_articles
+from openwavlm.data.synthesis.utterance import utterance
 from openwavlm.data.synthesis.voices import ACCENTS, HELD_OUT_ACCENTS, SPLITS, VOICES, speakers_of
 
 installed = importlib.util.find_spec("espeakng_loader") is not None
@@ -233,3 +234,39 @@ def test_the_clean_twin_has_only_a_sound_cards_noise():
     recorded = clean_recording(speech, key=1)
     assert (recorded.speech == speech).all()
     assert decibels(np.mean(speech**2) / np.mean(recorded.noise**2)) == pytest.approx(60, abs=0.01)
+
+
+def test_phone_times_are_those_of_the_sounds_in_the_padded_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A click where each phone begins, at espeak-ng's 22,050 Hz, is found at the phone's time in the recording of 16,000 Hz."""
+    starts, asked = np.array([1500, 4000, 9000, 15_000, 21_000]), []
+
+    def speak(text: str, voice: str, *, pitch: int, rate_wpm: int, seed: int) -> espeak.Speech:
+        asked.append((pitch, rate_wpm))
+        samples = np.full(24_000, 40, dtype=np.int16)  # never silent: no closure is looked for
+        samples[starts] = 30_000
+        return espeak.Speech(samples, starts, ("'a", "n", "m", "i:", "_"))
+
+    monkeypatch.setattr("openwavlm.data.synthesis.utterance.espeak.speak", speak)
+    speaker = speakers_of("dev")[0]
+    leads, rests = [], []
+    for number in range(60):
+        made = utterance(speaker, seed=1, key=f"dev/{number}")
+        clicks = np.flatnonzero(np.abs(made.waveform) > 0.3)
+        found_s = clicks[np.append(True, np.diff(clicks) > 100)] / 16_000
+        names = [phone for _, _, phone, _ in made.segments]
+        assert names == ["sil", "ae", "n", "m", "iy", "sil"]
+        begins = [start for start, _, _, _ in made.segments]
+        np.testing.assert_allclose(begins[1:], found_s, atol=3e-4)
+        assert begins[0] == 0 and all(before[1] == after[0] for before, after in pairwise(made.segments))
+        assert made.segments[-1][1] == pytest.approx(len(made.waveform) / 16_000, abs=1e-6)
+        lead = begins[1] - 1500 / 22_050
+        leads.append(lead)
+        rests.append(len(made.waveform) / 16_000 - lead - 24_000 / 22_050)
+        assert not made.waveform[: round(lead * 16_000)].any()
+    for pauses in (leads, rests):
+        assert 0.0995 < min(pauses) < 0.12 and 0.28 < max(pauses) < 0.3005
+    assert abs(np.corrcoef(leads, rests)[0, 1]) < 0.5
+    pitches, rates = (np.array(values) for values in zip(*asked, strict=True))
+    voice = speaker.voice
+    assert set(pitches - voice.pitch) <= set(range(-6, 7)) and len(set(pitches)) > 8
+    assert abs(rates / voice.rate_wpm - 1).max() <= 0.083 and rates.max() / rates.min() > 1.1

@@ -130,6 +130,8 @@ def test_the_layer_is_the_best_on_dev_though_another_is_better_on_test(measured:
     two = measure(Planted(LAYERS[:2]), TRAIN, DEV, TEST, SETTINGS)
     assert two.chosen == two.units_layer == 0
     assert two.accuracy(0) < two.accuracy(1), "by the test part the other layer would be chosen"
+    # 12, 8 and 8 utterances of 200 frames; five of the last 8 in both degraded versions.
+    assert two.audio_seconds == pytest.approx((12 + 8 + 8 + 2 * 5) * 200 / 50)
     known = np.array([(one.phones >= 0).sum() for one in TEST.utterances])
     assert two.frames[0].tolist() == known.tolist()
     assert two.accuracy(1) == pytest.approx(two.correct[0, 1].sum() / known.sum())
@@ -264,6 +266,21 @@ def test_the_next_labels_layer_is_chosen_by_corrected_pnmi_on_dev() -> None:
         assert on_dev[layer] == pytest.approx(raw - bias, abs=bias) and on_dev[layer] < raw - 0.3 * bias
 
 
+def test_codebooks_of_layers_are_fitted_on_the_speech_to_fit_on() -> None:
+    # Training speech has only the lowest of four levels, so its codebook cannot tell the three others apart.
+    rng = np.random.default_rng(0)
+
+    def levels(speaker: str, most: int) -> ProbeSet:
+        phones = rng.integers(0, 4, 800)
+        values = np.minimum(phones, most)[:, None] + 0.02 * rng.standard_normal((800, 1))
+        return planted_set({speaker: [(values, phones)]}, "wxyz")
+
+    planted, settings = Planted(((0,), (0,))), UnitSettings(clusters=4, fit_frames=800, codebook_seeds=(0,))
+    judged = levels("c", 3)
+    whole, lowest = (layer_pnmi(planted, levels("a", most), judged, settings)[1] for most in (3, 0))
+    assert whole > 0.95 and lowest < 0.7
+
+
 CONFIG = WavLMConfig(
     conv_dims=(8,) * 7, dim=16, ffn_dim=16, heads=2, layers=2, positional_kernel=8, positional_groups=2, layer_drop=0
 )
@@ -353,6 +370,9 @@ def test_figures_stand_under_their_names(stood_beside: tuple[dict[str, Measured]
         assert judged["frames"] == made["chosen"].frames[place].sum()
         share = made["untrained"].correct[place, 2].sum() / made["untrained"].frames[place].sum()
         assert judged["untrained"] == pytest.approx(share, abs=1e-5)
+    cost = figures["cost"]
+    assert cost["set_seconds"] == {"train": 48.0, "dev": 32.0, "test": 32.0}
+    assert cost["set_speakers"] == {"train": 3, "dev": 2, "test": 2} and set(cost["seconds"]) == {*made, "model"} - {"chosen"}
     assert (phones["chosen_layer"], phones["untrained_layer"], phones["speakers"]) == (1, 2, 2)
     assert phones["by_speaker"]["correct"] == pytest.approx(made["chosen"].correct[0, 1].reshape(2, 4).sum(axis=1).tolist())
 

@@ -11,17 +11,20 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
+from openwavlm.collectives import Ranks
 from openwavlm.data.index import Index
+from openwavlm.data.reader import ShardReader, UnreadableAudio
 from openwavlm.frames import num_frames
 from openwavlm.labelling import fit as fit_module
 from openwavlm.labelling.fit import check_skip_rate, fit_codebook
 from openwavlm.labelling.sample import draw_sample, keyed_hash
-from openwavlm.labelling.sampled_frames import num_places, thinned_places
+from openwavlm.labelling.sampled_frames import _UTTERANCES_A_TASK, num_places, sampled_frames, thinned_places
 from openwavlm.randomness import stable_hash, uniform, words
 from openwavlm.targets import lloyd
 from openwavlm.targets.chunks import ChunkedFrames, standardise_chunks
 from openwavlm.targets.kmeans import Codebook, affordable_clusters, check_amount, standardise
 from openwavlm.targets.lloyd import fit_lloyd_kmeans, whole
+from openwavlm.targets.mfcc import mfcc_features
 from openwavlm.targets.minibatch import fit_minibatch_kmeans
 from openwavlm.targets.seeding import SEEDING_FRAMES_PER_CLUSTER, greedy_seeds
 from synthetic import make_shard_set
@@ -391,6 +394,7 @@ def test_kmeans_is_given_the_thinned_features_of_the_sample_and_what_was_asked_f
         return Codebook(torch.zeros(clusters, 3), fitted={"used_clusters": 1, "perplexity": 1.0, "mean_squared_distance": 0.0})
 
     monkeypatch.setattr("openwavlm.labelling.sampled_frames.extract_features", features)
+    monkeypatch.setitem(_UTTERANCES_A_TASK, "mfcc", 5)
     monkeypatch.setattr(fit_module, "feature_settings", lambda *_, **__: {"name": "mfcc", "dim": 3})
     monkeypatch.setattr(fit_module, f"fit_{engine}_kmeans", kmeans)
     asked = {"sample_hours": 20 / 3600, "validation_share": 0.2, "split_seed": 3, "seed": 8}
@@ -462,3 +466,81 @@ def test_exactly_the_allowed_share_may_be_unreadable() -> None:
     check_skip_rate(0, 5, 0.0)
     with pytest.raises(ValueError, match="but 3 of 2000 are"):
         check_skip_rate(3, 2000, 0.001)
+
+
+@pytest.mark.parametrize("ranks", [[Ranks()], [Ranks(0, 3), Ranks(1, 3), Ranks(2, 3)]])
+def test_places_of_an_utterance_that_cannot_be_read_stay_empty(
+    sources: list[Index], monkeypatch: pytest.MonkeyPatch, ranks: list[Ranks]
+) -> None:
+    sample = draw_sample(sources, sample_hours=1.0, seed=0, validation_share=0.0, split_seed=0)
+    lost = 7
+    original = ShardReader.read
+
+    def read(self: ShardReader, row: int) -> np.ndarray:
+        if self.index.path == sources[sample.source[lost]].path and row == sample.row[lost]:
+            raise UnreadableAudio("this row does not decode")
+        return original(self, row)
+
+    monkeypatch.setattr(ShardReader, "read", read)
+    monkeypatch.setattr(Ranks, "sum", lambda self, tensor: tensor)  # each process alone: only its own share is looked at
+    monkeypatch.setattr(Ranks, "gather", lambda self, value: [value])
+    monkeypatch.setitem(_UTTERANCES_A_TASK, "mfcc", 5)
+    wanted, owner = [], []
+    for place, (number, row) in enumerate(zip(sample.source.tolist(), sample.row.tolist(), strict=True)):
+        frames = mfcc_features(original(ShardReader(sources[number]), row))
+        wanted.append(frames)
+        owner += [place] * len(frames)
+    stream, total = torch.cat(wanted), len(owner)
+    stays = [at for at in range(total) if (at + 1) * 700 // total > at * 700 // total]
+    found, filled, missing = [], [], 0
+    for rank in ranks:
+        frames, unreadable = sampled_frames(
+            sources,
+            sample,
+            {"name": "mfcc", "dim": 39},
+            None,
+            max_frames=700,
+            chunk=64,
+            workers=1,
+            device=CPU,
+            clustered_on=CPU,
+            ranks=rank,
+        )
+        assert frames.total == 700
+        found.append(frames.features)
+        filled.append(torch.ones(len(frames.features), dtype=torch.bool) if frames.filled is None else frames.filled)
+        missing = max(missing, unreadable)
+    held = torch.cat(filled)
+    assert missing == 1 and held.tolist() == [owner[at] != lost for at in stays]
+    assert torch.equal(torch.cat(found)[held], stream[stays][held])
+
+
+def test_a_codebook_of_any_other_request_is_not_taken_for_this_one(sources: list[Index], tmp_path: Path) -> None:
+    shards = [index.path for index in sources]
+    asked: dict[str, Any] = {
+        "clusters": 3,
+        "min_frames_per_cluster": 10,
+        "validation_share": 0.0,
+        "max_frames": 200,
+        "device": "cpu",
+    }
+    book = fit_codebook(shards, tmp_path / "book", **asked)
+    assert fit_codebook(shards[::-1], tmp_path / "book", **asked, max_memory_gib=1.0, n_init=1).hash == book.hash
+    for name, value in {
+        "sample_hours": 99.0,
+        "max_frames": 199,
+        "validation_share": 0.1,
+        "split_seed": 1,
+        "source_weights": {"calls": 2.0},
+        "clusters": 4,
+        "min_frames_per_cluster": 11,
+        "seed": 1,
+        "n_init": 2,
+        "iterations": 49,
+        "tolerance": 3e-3,
+        "engine": "minibatch",
+    }.items():
+        with pytest.raises(ValueError, match="already has one of another request"):
+            fit_codebook(shards, tmp_path / "book", **(asked | {name: value}))
+    with pytest.raises(ValueError, match="already has one of another request"):
+        fit_codebook(shards[:1], tmp_path / "book", **asked)

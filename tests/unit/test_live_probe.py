@@ -13,7 +13,8 @@ from openwavlm.data.reader import ShardReader
 from openwavlm.frames import num_frames
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
-from openwavlm.probes.features import with_context
+from openwavlm.probes import live
+from openwavlm.probes.features import EncoderFeatures, LogMelFeatures, MfccFeatures, with_context
 from openwavlm.probes.live import LiveProbe, LiveProbes
 from openwavlm.probes.ridge import PENALTIES
 from openwavlm.targets.logmel import normalised_log_mel
@@ -129,6 +130,13 @@ def test_baselines_are_of_the_same_frames_and_kept_for_these_sets_only(sets: dic
     assert probe.baselines(model)["mfcc"] == 0.25, "what is kept is not computed again"
     other = LiveProbe(settings(sets, train_seconds=6.0, dev_seconds=2.0), [], tmp_path)
     assert other.baselines(model)["mfcc"] != 0.25, "figures of other sets are"
+
+
+def test_the_untrained_baseline_is_its_best_layer(sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = {MfccFeatures: [0.3, 0.4], LogMelFeatures: [0.5, 0.6], EncoderFeatures: [0.1, 0.9, 0.2]}
+    monkeypatch.setattr(live, "development_accuracy", lambda features, *_: np.array(shares[type(features)]))
+    found = LiveProbe(settings(sets), [], tmp_path).baselines(WavLM(CONFIG))
+    assert found == {"mfcc": 0.3, "mfcc_context": 0.4, "logmel": 0.5, "logmel_context": 0.6, "untrained": 0.9}
 
 
 def test_train_and_dev_that_share_a_speaker_are_refused(sets: dict[str, Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
 from openwavlm.probes import measure as measure_module
 from openwavlm.probes import probe as probe_module
-from openwavlm.probes.layer_units import UnitSettings, layer_pnmi
+from openwavlm.probes.layer_units import UnitSettings, fit_layers, layer_pnmi, tally_layers
 from openwavlm.probes.measure import change_of, development_accuracy, measure
 from openwavlm.probes.measured import CONDITIONS, Measured, ProbeSettings, cache_name, summary
 from openwavlm.probes.mixtures import _overlap_figures, _phone_figures, _Read, mix_set, probe_mixtures
@@ -279,6 +279,33 @@ def test_codebooks_of_layers_are_fitted_on_the_speech_to_fit_on() -> None:
     judged = levels("c", 3)
     whole, lowest = (layer_pnmi(planted, levels("a", most), judged, settings)[1] for most in (3, 0))
     assert whole > 0.95 and lowest < 0.7
+
+
+@pytest.mark.parametrize("phone_scale", [0.02, 4.0])
+def test_units_of_a_layer_are_found_on_standardised_numbers_whichever_is_the_larger(phone_scale: float) -> None:
+    # One number has the phone, the other is as bimodal and says nothing; they differ 200 times in scale and both lie off 0.
+    rng = np.random.default_rng(0)
+    other_scale = 0.08 / phone_scale
+
+    def two(speaker: str) -> ProbeSet:
+        phones, others = rng.integers(0, 2, (2, 600))
+        signs = np.stack([2 * phones - 1, 2 * others - 1], axis=1) + 0.05 * rng.standard_normal((600, 2))
+        return planted_set({speaker: [(2 + signs * [phone_scale, other_scale] / 1.5, phones)]}, "xy")
+
+    planted, settings = Planted(((0,), (0, 1)), standardise=True), UnitSettings(clusters=4, fit_frames=600, codebook_seeds=(0,))
+    assert layer_pnmi(planted, two("a"), two("b"), settings)[1] > 0.98
+
+
+def test_units_of_degraded_audio_are_those_of_the_changed_audio() -> None:
+    phones = np.arange(400) % 4
+    made = planted_set({"a": [(phones[:, None] - 1.5, phones)]}, "wxyz")
+    books = fit_layers(Planted(((0,), (0,))), made, [1], UnitSettings(clusters=4, codebook_seeds=(0,)))
+    clean, turned = (
+        tally_layers(Planted(((0,), (0,))), books, made, change=change)[1][0].joint.sum(axis=0)
+        for change in (None, lambda audio: -audio)
+    )
+    assert sorted(clean.max(axis=1).tolist()) == [100] * 4 == sorted(clean.max(axis=0).tolist())
+    assert turned.tolist() == clean[::-1].tolist(), "the level of phone 0 is that of phone 3 with its sign turned"
 
 
 CONFIG = WavLMConfig(

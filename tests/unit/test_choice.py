@@ -137,6 +137,18 @@ def test_the_layer_is_the_best_on_dev_though_another_is_better_on_test(measured:
     assert two.accuracy(1) == pytest.approx(two.correct[0, 1].sum() / known.sum())
 
 
+def test_frames_of_an_utterance_that_is_cut_are_added_up() -> None:
+    # 1,600 frames are more than 30 s, so that it is extracted in two parts.
+    values, phones = frames_of(TEST, range(8))
+    long = planted_set({"f": [(values, phones)], "g": [(values[:300], phones[:300])]}, ("x", "y"))
+    parts = planted_set(
+        {"f": [(values[:800], phones[:800]), (values[800:], phones[800:])], "g": [(values[:300], phones[:300])]}, ("x", "y")
+    )
+    whole, apart = (measure(Planted(LAYERS[:2]), TRAIN, DEV, judged, SETTINGS) for judged in (long, parts))
+    assert whole.frames[0].tolist() == [(phones >= 0).sum(), (phones[:300] >= 0).sum()]
+    assert whole.correct[0].tolist() == [[first + second, last] for first, second, last in apart.correct[0].tolist()]
+
+
 def test_development_accuracy_never_reads_another_part() -> None:
     for fitted, judged in ((TRAIN, DEV), (TRAIN, TEST)):
         found = development_accuracy(Planted(LAYERS[:2]), fitted, judged)
@@ -356,6 +368,9 @@ def made_up(seed: int, chosen: int, layers: int = 3, speakers_dev: tuple[float, 
 def stood_beside(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Measured], dict]:
     """Planted measurements by name, and the figures of `probe_model` made of them."""
     made = {"mfcc": made_up(1, 0, 2), "logmel": made_up(2, 0, 2), "untrained": made_up(3, 2), "chosen": made_up(4, 1)}
+    # Units of the model follow the phone, those of the log-mels even more.
+    for name, extra in (("chosen", 150), ("logmel", 900)):
+        made[name].units[:, :, [0, 1], [1, 3]] += extra
     units_layers = []
 
     def cached(features, train, dev, test, settings, *, units_layer, cache, progress):
@@ -431,6 +446,7 @@ def test_units_are_equal_within_twice_the_largest_spread_of_all(stood_beside: tu
         for name, verdict in units["verdicts"].items():
             apart = units["chosen"] - units[name]
             assert verdict == ("equal" if abs(apart) < 2 * units["spread"] else "higher" if apart > 0 else "lower")
+        assert units["verdicts"] == {"mfcc": "higher", "logmel": "lower", "untrained": "higher"}
 
 
 def test_a_cached_measurement_is_of_one_version_of_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,12 +536,13 @@ def test_a_mixtures_second_speaker_is_another_one_at_the_asked_ratio(ratio_db: f
             f"{speaker}{number}",
         )
         for speaker in rates
-        for number in range(6)
+        for number in range(12)
     )
     mixtures = mix_set(ProbeSet(utterances, ("x",)), seed=1, energy_ratio_db=ratio_db)
     places, seconds = set(), set()
     for clean, mixed in zip(utterances, mixtures.mixed.utterances, strict=True):
         added = mixed.recorded().astype(float) - clean.recorded()
+        assert added.any(), "every utterance is mixed"
         inside = np.flatnonzero(np.abs(added) > 20)
         if len(inside) < 4000:
             continue
@@ -554,6 +571,14 @@ def renamed(probe_set: ProbeSet, old: str, new: str) -> ProbeSet:
         tuple(replace(one, speaker=new if one.speaker == old else one.speaker) for one in probe_set.utterances),
         probe_set.inventory,
     )
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_parts_that_number_phones_otherwise_are_refused(place: int) -> None:
+    parts = [TRAIN, DEV, TEST]
+    parts[place] = ProbeSet(parts[place].utterances, ("y", "x"))
+    with pytest.raises(ValueError, match="must number phones by one inventory"):
+        probe_model(WavLM(CONFIG), *parts, SETTINGS)
 
 
 @pytest.mark.parametrize(

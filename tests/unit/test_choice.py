@@ -239,12 +239,12 @@ def test_degraded_conditions_are_of_fewer_utterances_of_all_speakers_at_the_meas
 
 
 def test_the_noise_of_a_measurement_is_of_its_own_seed() -> None:
-    heard = []
+    noisy = []
     for seed in (0, 5):
         planted = Planted(LAYERS[:1])
         measure(planted, TRAIN, DEV, TEST, replace(SETTINGS, seed=seed))
-        heard.append(planted.waveforms[-1])
-    assert not np.array_equal(*heard)
+        noisy.append(planted.waveforms[-1])
+    assert not np.array_equal(*noisy)
 
 
 def test_the_next_labels_layer_is_chosen_by_corrected_pnmi_on_dev() -> None:
@@ -428,6 +428,13 @@ def test_the_speakers_layer_is_the_best_on_dev(stood_beside: tuple[dict[str, Mea
     assert speakers["layers_dev"] == [0.1, 0.9, 0.5]
 
 
+def test_no_speakers_layer_is_chosen_where_dev_has_too_few_speakers() -> None:
+    measured = made_up(4, 1, speakers_dev=(np.nan, np.nan, np.nan))
+    assert np.isfinite(measured.speaker_test).all() and set(probe_module._speakers(measured)) == {"layers", "layers_dev"}
+    one_missing = replace(measured, speaker_dev=np.array([0.2, 0.1, 0.3]), speaker_test=np.array([np.nan, 0.5, 0.4]))
+    assert probe_module._speakers(one_missing)["chosen_layer"] == 2
+
+
 def test_the_majority_is_trainings_most_frequent_phone_though_test_has_another() -> None:
     def of(phones: list[int], speaker: str) -> ProbeSet:
         return planted_set({speaker: [(np.zeros((len(phones), 1)), np.array(phones))]}, "xyz")
@@ -513,13 +520,13 @@ def test_mixtures_are_made_of_each_part_at_the_asked_ratio_and_seed() -> None:
     figures = probe_mixtures(planted, TRAIN, DEV, TEST, seed=4, energy_ratio_db=3.0)
     parts = [TRAIN, *(mix_set(each, seed=4, energy_ratio_db=3.0).mixed for each in (TRAIN, DEV, TEST))]
     wanted = [one.waveform().tobytes() for each in parts for one in each.utterances]
-    heard = [waveform.tobytes() for waveform in planted.waveforms]
+    given = [waveform.tobytes() for waveform in planted.waveforms]
     places = np.cumsum([0, *map(len, parts)])
     for first, stop in pairwise(places):
-        assert sorted(heard[first:stop]) == sorted(wanted[first:stop])
+        assert sorted(given[first:stop]) == sorted(wanted[first:stop])
     mixed = mix_set(TEST, seed=4, energy_ratio_db=3.0)
     assert figures["overlap"]["share"] == pytest.approx(np.concatenate(mixed.overlapped).mean(), abs=1e-5)
-    known = [int((heard & (one.phones >= 0)).sum()) for heard, one in zip(mixed.overlapped, TEST.utterances, strict=True)]
+    known = [int((both & (one.phones >= 0)).sum()) for both, one in zip(mixed.overlapped, TEST.utterances, strict=True)]
     assert figures["phones"]["by_speaker"]["frames"] == pytest.approx([sum(known[:4]), sum(known[4:])])
     assert figures["phones"]["by_speaker"]["speakers"] == ["f", "g"]
 

@@ -189,12 +189,12 @@ def test_up_to_256_speakers_are_drawn_one_by_one_and_more_in_equal_groups() -> N
 
 
 def test_figures_of_units_are_those_of_their_counts() -> None:
-    made = UnitTally(3, 5, ["a", "b"])
+    made = UnitTally(4, 5, ["a", "b"])  # of four phones three occur
     # Runs: 0 0 0 | 1 | 2 2 and 4 | 0 0 | 4: lengths 3 1 2 1 2 1, median 1 (three of six), mean 10 / 6.
     made.add("a", np.array([0, 0, 0, 1, 2, 2]), np.array([0, 0, 1, 1, 2, -1]), 0)
     made.add("b", np.array([4, 0, 0, -1, 4]), np.array([2, 0, -1, 0, 2]), 1)
     figures = UnitFigures.of([made])
-    joint = np.array([[3, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 2]])
+    joint = np.array([[3, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 2], [0, 0, 0, 0, 0]])
     assert made.joint.sum(axis=0).tolist() == joint.tolist()
     assert (figures.frames, figures.clusters, figures.phones, figures.speakers) == (8, 5, 3, 2)
     assert figures.phone_purity == pytest.approx((3 + 1 + 1 + 2) / 8) and figures.cluster_purity == pytest.approx((3 + 1 + 2) / 8)
@@ -234,6 +234,9 @@ def test_several_codebooks_are_averaged_and_their_spread_has_n_minus_1() -> None
     quality = UnitQuality.of(joints)
     assert quality.pnmi == pytest.approx(mean) and quality.spread == pytest.approx(figures.spread)
     assert quality.pnmi_raw == pytest.approx(np.mean([pnmi_by_hand(joint) for joint in joints]))
+    assert (quality.frames, quality.phones) == (joints[0].sum(), 3)
+    one_unused = np.stack([joints[0], np.concatenate([joints[1][:, :3], 0 * joints[1][:, 3:]], axis=1)])
+    assert UnitQuality.of(one_unused).classes == 3.5
     assert quality.phone_purity == pytest.approx(np.mean([joint.max(axis=0).sum() / joint.sum() for joint in joints]))
 
 

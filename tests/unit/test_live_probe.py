@@ -139,6 +139,16 @@ def test_the_untrained_baseline_is_its_best_layer(sets: dict[str, Path], tmp_pat
     assert found == {"mfcc": 0.3, "mfcc_context": 0.4, "logmel": 0.5, "logmel_context": 0.6, "untrained": 0.9}
 
 
+@pytest.mark.parametrize(("fold_stress", "inventory"), [(False, ("AA1", "b")), (True, ("aa", "b"))])
+def test_stress_is_dropped_where_that_was_asked_for(
+    sets: dict[str, Path], tmp_path: Path, fold_stress: bool, inventory: tuple[str, ...]
+) -> None:
+    (tmp_path / "stressed.tsv").write_text(sets["phones"].read_text().replace("\ta\n", "\tAA1\n"))
+    asked = settings(sets, alignments=str(tmp_path / "stressed.tsv"), fold_stress=fold_stress)
+    probe = LiveProbe(asked, [], tmp_path)
+    assert probe._train.inventory == probe._dev.inventory == inventory
+
+
 def test_train_and_dev_that_share_a_speaker_are_refused(sets: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be different people, but 'fit/spk00' is in train and dev: split by speaker"):
         LiveProbe(settings(sets, dev=str(sets["same"])), [], tmp_path)

@@ -120,10 +120,10 @@ def test_ridge_is_its_closed_form(penalty: float) -> None:
     assert right[0].numpy()[margin > 1e-3].all()
 
 
-def test_a_number_that_rounding_alone_moves_has_no_weight() -> None:
+def test_a_number_that_moves_by_less_than_a_hundred_thousandth_of_its_value_has_no_weight() -> None:
     rng = np.random.default_rng(0)
     y = torch.from_numpy(rng.integers(0, 2, 400))
-    x = torch.from_numpy(np.stack([rng.standard_normal(400), 1000 + 1e-6 * (y.numpy() * 2 - 1)], axis=1))
+    x = torch.from_numpy(np.stack([rng.standard_normal(400), 1000 + 1e-3 * (y.numpy() * 2 - 1)], axis=1))
     statistics = RidgeStatistics(2, 2)
     statistics.add(x, y)
     family = statistics.solve([0.1])
@@ -181,13 +181,14 @@ def test_speakers_are_fitted_on_every_other_utterance_and_judged_on_the_rest() -
         return level + np.tile([[0.1], [-0.1]], (stretches, 1))[:stretches]
 
     # Utterances 1 and 3 of each speaker fit, 2 and 4 are judged. "a" is 0 and "b" is 10 where fitted; the second utterances are
-    # exchanged, the fourth ones are not: 2 + 4 of 12 judged stretches are right. "c" spoke once and counts for nothing.
+    # exchanged, the fourth ones are not: 2 + 4 of 12 judged stretches are right. "c" spoke once, nearer to the last of "b", and is
+    # no class.
     plan = [
         ("a", 0, 2),
         ("b", 10, 2),
         ("a", 10, 4),
         ("b", 0, 2),
-        ("c", 5, 2),
+        ("c", 11, 2),
         ("a", 0, 2),
         ("b", 10, 2),
         ("a", 0, 2),
@@ -378,6 +379,17 @@ def test_units_start_from_their_own_seed_and_have_twenty_frames_each() -> None:
     assert torch.equal(books[0].centroids, books[2].centroids) and not torch.equal(books[0].centroids, books[1].centroids)
     assert [len(fit_units(frames[:count], 12, 0)) for count in (900, 240, 239, 40, 19)] == [12, 12, 11, 2, 1]
     assert len(fit_units(frames, 12, 0, frames_per_cluster=100)) == 9
+
+
+def test_units_start_from_frames_spread_over_all_that_they_are_fitted_on() -> None:
+    # The first 500 of 2,000 frames are of one of four far clusters: started from them alone k-means never finds the others.
+    rng = np.random.default_rng(0)
+    blob = np.concatenate([np.zeros(500, dtype=int), rng.integers(1, 4, 1500)])
+    centres = np.array([[0.0, 0.0], [90.0, 0.0], [0.0, 90.0], [90.0, 90.0]])
+    frames = (centres[blob] + rng.standard_normal((2000, 2))).astype(np.float32)
+    for seed in range(3):
+        units = fit_units(torch.from_numpy(frames), 4, seed).assign(frames)
+        assert len(set(zip(units.tolist(), blob.tolist(), strict=True))) == 4
 
 
 # Sets

@@ -51,7 +51,7 @@ def asked(places: dict[str, Path], **changed: object) -> Asked:
     return Asked(**{"output": "out", "shards": str(places["shards"]), **changed})
 
 
-def test_unheard_speakers_are_held_out_by_the_fits_own_split_or_were_not_there(places: dict[str, Path]) -> None:
+def test_rows_not_fitted_on_are_those_of_the_fits_own_split_and_of_speakers_outside_its_data(places: dict[str, Path]) -> None:
     index, same, others = (Index.open(places[name]) for name in ("shards", "same", "others"))
     names = speakers_of(index)
     split = {"validation_share": 0.5, "split_seed": 3}
@@ -168,7 +168,7 @@ def test_a_fit_that_shares_a_speaker_with_the_judged_is_refused_though_no_record
 
 
 def two_judged() -> Judged:
-    """Rows 5, 2 and 9, whose utterances are of two speakers."""
+    """Rows 5, 2 and 9 with utterances of two speakers."""
     utterances = tuple(
         ProbeUtterance(np.zeros(320 * 3 + 400, np.int16), np.array(phones), speaker)
         for phones, speaker in (([0, 0, 1, 1], "a"), ([1, 0, 1, -1], "b"), ([0, 1, 1, 0], "a"))
@@ -231,11 +231,11 @@ def test_every_condition_is_measured_on_its_audio_with_codebooks_of_clean_speech
     changes = [change for _, _, change, _ in tallies]
     assert len(changes) == 9 and changes[:3] == [None] * 3
     telephones, noises = ([change(sound).astype(float) for change in changes[first : first + 3]] for first in (3, 6))
-    for heard in telephones:
-        assert np.abs(np.fft.rfft(heard)[: 8000 * 250 // 16_000]).max() < 1e-3 * np.abs(np.fft.rfft(heard)).max()
-    for heard in noises:
-        ratio_db = 10 * np.log10(np.mean(sound.astype(float) ** 2) / np.mean((heard - sound) ** 2))
-        assert ratio_db == pytest.approx(10, abs=0.1) and np.array_equal(heard, noises[0])
+    for degraded in telephones:
+        assert np.abs(np.fft.rfft(degraded)[: 8000 * 250 // 16_000]).max() < 1e-3 * np.abs(np.fft.rfft(degraded)).max()
+    for degraded in noises:
+        ratio_db = 10 * np.log10(np.mean(sound.astype(float) ** 2) / np.mean((degraded - sound) ** 2))
+        assert ratio_db == pytest.approx(10, abs=0.1) and np.array_equal(degraded, noises[0])
     names = [(row.kind, row.layer, row.condition) for row in table]
     others = [("layer", 1), ("layer", 2), ("mfcc", None), ("mfcc", None), ("shuffled", None)]
     assert (

@@ -214,6 +214,9 @@ def test_layers_are_fitted_on_some_speakers_and_judged_on_others_in_any_grouping
 def test_too_little_speech_lowers_k_aloud(caplog: pytest.LogCaptureFixture) -> None:
     books = fit_layers(Toy(), toy_set(["a"], 0), [1], UnitSettings(clusters=100, frames_per_cluster=40))
     assert len(books[1].codebooks[0]) == 5 and "K is lowered from 100 to 5" in caplog.text
+    caplog.clear()
+    few = fit_layers(Toy(), toy_set(["a"], 0), [1], UnitSettings(clusters=3, frames_per_cluster=40, fit_frames=90))
+    assert len(few[1].codebooks[0]) == 2 and "K is lowered from 3 to 2: 90 frames are fewer than 40 a cluster" in caplog.text
 
 
 @pytest.mark.parametrize("key", ["clusters", "fit_frames", "frames_per_cluster", "memory_gb"])

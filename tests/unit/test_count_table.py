@@ -242,7 +242,12 @@ def test_the_guess_is_the_written_out_interpolation_of_counts(monkeypatch: pytes
         losses[smoothing, tempering] = -sum(np.log(reference.bridge(*context)[label]) for label, *context in held)
     best = min(losses, key=lambda choice: losses[choice])
     assert losses[table.smoothing, table.tempering] == pytest.approx(losses[best], rel=1e-5), "the best on dev labels"
-    reference.fit_lags(table.smoothing, table.tempering)
+    for smoothing in (0.5, 128.0, table.smoothing):
+        reference.fit_lags(smoothing, table.tempering)
+        tables = table._tables(smoothing)
+        np.testing.assert_allclose(tables.after, reference.after, rtol=1e-4)
+        np.testing.assert_allclose(tables.before, reference.before, rtol=1e-4)
+        np.testing.assert_allclose(tables.towards, reference.towards.transpose(0, 2, 1), rtol=1e-4)
     reference.fit_weights(held)
     asked = [entry for sequence, mask in zip(*test, strict=True) for entry in loop_contexts(sequence, mask, classes)]
     found = table.distribution(table.contexts(*test))

@@ -173,6 +173,7 @@ def test_means_are_of_whole_stretches_of_two_seconds() -> None:
     np.testing.assert_allclose(found, [[49.5, -99.0], [149.5, -299.0]])
     np.testing.assert_allclose(frame_means(features[:30]), [[14.5, -29.0]])
     np.testing.assert_allclose(frame_means(features[:199]), [[49.5, -99.0]])
+    np.testing.assert_allclose(frame_means(features[:200]), [[49.5, -99.0], [149.5, -299.0]])
 
 
 def test_speakers_are_fitted_on_every_other_utterance_and_judged_on_the_rest() -> None:

@@ -248,6 +248,10 @@ def test_the_guess_is_the_written_out_interpolation_of_counts(monkeypatch: pytes
         np.testing.assert_allclose(tables.after, reference.after, rtol=1e-4)
         np.testing.assert_allclose(tables.before, reference.before, rtol=1e-4)
         np.testing.assert_allclose(tables.towards, reference.towards.transpose(0, 2, 1), rtol=1e-4)
+    given = table.contexts(*test)
+    estimates = np.stack(list(table._estimates(given)), axis=1)
+    contexts = np.stack(given[1:], axis=1).tolist()
+    np.testing.assert_allclose(estimates, np.stack([reference.estimates(context) for context in contexts]), rtol=1e-3, atol=1e-6)
     reference.fit_weights(held)
     asked = [entry for sequence, mask in zip(*test, strict=True) for entry in loop_contexts(sequence, mask, classes)]
     found = table.distribution(table.contexts(*test))

@@ -1,5 +1,6 @@
 """Each step of the loop gets the part that it is for: probes and layers train and dev, the last figures test, codebooks training alone."""
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 from openwavlm import iterate as loop
 from openwavlm.iteration.settings import IterationSettings, iteration_settings
 from openwavlm.iteration.stages import Chain
+from openwavlm.learn import Seed
+from openwavlm.probes.features import LogMelFeatures, MfccFeatures
 from openwavlm.probes.sets import ProbeSet
 from runs import phone_times
 from synthetic import make_corpus, make_shard_set
@@ -65,6 +68,26 @@ def test_a_probe_is_fitted_on_clean_training_chosen_on_clean_dev_and_reads_clean
     assert len(given["train"]) == 2 < len(given["dev"]) == len(given["test"]) == 4, "2.5 s: an utterance of each speaker"
     assert given["settings"] == given["layers_settings"] and given["settings"].clusters == 7
     assert given["cache"] == tmp_path / "stages" / "baselines"
+
+
+def test_mixtures_of_the_learning_comparison_are_given_the_clean_parts_in_their_order(
+    shards: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = iteration(shards, tmp_path)
+    config = {**one.config, "mixtures": {"seed": 5, "energy_ratio_db": 2.0}}
+    seed = Seed(one.chain, config, one.shards, shards["phones"], seed=3, one=threading.Lock())
+    given: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("openwavlm.learn.probe_mixtures", lambda *sets, **settings: given.append((*sets, settings)) or {})
+    baselines = seed.mixture_baselines()
+    assert set(baselines) == {"mfcc", "logmel"} and seed.config["seed"] == 3
+    for (extract, *sets, settings), kind in zip(given, (MfccFeatures, LogMelFeatures), strict=True):
+        assert isinstance(extract, kind) and settings == config["mixtures"]
+        assert [{name.split("/")[0] for name in part.speakers} for part in sets] == [
+            {"train_clean"},
+            {"dev_clean"},
+            {"test_clean"},
+        ]
+        assert [len(part) for part in sets] == [2, 4, 4]
 
 
 def test_masked_figures_are_of_test_with_dev_in_devs_role(

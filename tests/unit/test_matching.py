@@ -11,7 +11,7 @@ from openwavlm.data.index import Index
 from openwavlm.data.prepare import make_shards
 from openwavlm.probes.alignments import Segment
 from openwavlm.probes.matching import Clip, Matches, match_rows
-from openwavlm.probes.shard_sets import judged_set, speech_set
+from openwavlm.probes.shard_sets import judged_set, probe_set, speech_set
 from synthetic import speech_like, write_speech_like
 
 
@@ -95,6 +95,18 @@ def test_clips_of_a_joined_row_bring_their_alignments_to_their_places(timit: Pat
         offsets = index.members["offset"][index.members["row"] == row]
         assert sorted(clip.offset for clip in of_row) == offsets.tolist()
     assert match_rows(index, NAMES, joined=False).clips.keys().isdisjoint(index.members["row"].tolist())
+
+
+def test_probes_leave_joined_rows_out(timit: Path, tmp_path: Path) -> None:
+    times = {name: [Segment(0, 9, "a")] for name in NAMES}
+    index = Index.open(timit / "joined")
+    alone = set(range(len(index))) - set(index.members["row"].tolist())
+    if alone:
+        assert len(probe_set(timit / "joined", times, ("a",))) == len(alone)
+    else:
+        with pytest.raises(ValueError, match="has phone times"):
+            probe_set(timit / "joined", times, ("a",))
+    assert len(probe_set(timit / "apart", times, ("a",))) == 4
 
 
 def test_segments_of_a_clip_move_to_the_rows_time_and_are_cut() -> None:

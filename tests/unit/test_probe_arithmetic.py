@@ -474,11 +474,37 @@ def test_codebooks_are_fitted_on_rows_in_the_order_of_their_audios_hashes(shards
 def test_judged_rows_are_an_utterance_of_each_speaker_in_turn(shards: Path) -> None:
     index = Index.open(shards)
     frames = [num_frames(int(count)) for count in index.num_samples[:]]
-    in_turn = sorted(range(12), key=lambda row: (int((index.speaker[:row] == index.speaker[row]).sum()), row))
-    for count in (1, 3, 5, 12):
-        seconds = (sum(frames[row] for row in in_turn[:count]) + 0.5) / 50
-        assert _in_turn(index, range(12), seconds) == sorted(in_turn[:count])
-    assert _in_turn(index, range(12), 0.01) == in_turn[:1]
+    speaker = index.speaker[:].tolist()
+    own = [row for row in range(12) if speaker[row] == speaker[0]]
+    few = [*own[:3], *(row for row in range(12) if row not in own and row > own[1])]
+    for rows in (list(range(12)), few):
+        in_turn = sorted(rows, key=lambda row: (sum(speaker[other] == speaker[row] for other in rows if other < row), row))
+        for count in (1, 2, 3, 5, len(rows)):
+            seconds = (sum(frames[row] for row in in_turn[:count]) + 0.5) / 50
+            assert _in_turn(index, rows, seconds) == sorted(in_turn[:count])
+        assert _in_turn(index, rows, 0.01) == in_turn[:1]
+    assert in_turn[:2] != few[:2], "the first speaker has the first two rows"
+
+
+def test_recordings_without_an_alignment_are_refused_and_phones_are_folded(shards: Path) -> None:
+    times = read_phone_times(shards.parent / "phones.tsv")
+    renamed = {
+        name: [segment._replace(phone={"a": "AA1", "b": "B"}[segment.phone]) for segment in of] for name, of in times.items()
+    }
+    for folding, wanted in (("none", ("AA1", "B")), ("arpabet", ("aa", "b"))):
+        assert judged_set(shards, np.arange(12), renamed, folding=folding).utterances.inventory == wanted
+    half = dict(list(times.items())[::2])
+    with pytest.raises(ValueError, match="may lack an alignment, but 6 of 12 do"):
+        judged_set(shards, np.arange(12), half)
+    assert len(judged_set(shards, np.arange(12), half, max_unmatched_share=0.5).rows) == 6
+
+
+@pytest.mark.parametrize("phones", [23, 25])
+def test_more_or_fewer_phones_than_frames_are_refused(phones: int) -> None:
+    sound = np.zeros(320 * 23 + 400, np.int16)
+    assert len(ProbeUtterance(sound, np.zeros(24, dtype=np.int64), "a").recorded()) == len(sound)
+    with pytest.raises(ValueError, match=f"has 24 frames and {phones} phones"):
+        ProbeUtterance(sound, np.zeros(phones, dtype=np.int64), "a").recorded()
 
 
 def test_silences_count_as_a_phone_or_as_none_and_frames_get_their_rows_phones(shards: Path) -> None:

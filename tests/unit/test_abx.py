@@ -5,6 +5,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from openwavlm.probes import abx
@@ -90,6 +91,23 @@ def test_a_pause_between_phones_ends_a_context_and_the_first_phone_starts_at_not
     (triphone,) = abx.tokens(said, 100, triphones=True)
     assert (triphone.onset, triphone.offset, triphone.frames) == (0, 4759, (0, 15))
     assert list(abx.tokens(said, 14, triphones=True)) == [], "a token beyond the features is left out"
+
+
+@pytest.mark.parametrize(("gap", "tokens"), [(0, ["b", "c"]), (320, ["b", "c"]), (321, [])])
+def test_phones_up_to_a_frame_apart_follow_each_other(gap: int, tokens: list[str]) -> None:
+    # Four phones with one gap in the middle, in samples: it lies behind the second phone and before the third.
+    starts = [0, 1600, 3200 + gap, 4800 + gap]
+    said = [Segment(start / 16_000, (start + 1600) / 16_000, phone) for start, phone in zip(starts, "abcd", strict=True)]
+    assert [token.phone for token in abx.tokens(said, 100, triphones=False)] == tokens
+
+
+def test_long_recordings_are_extracted_in_equal_parts(tmp_path: Path) -> None:
+    judged = made()
+    abx.write_features(judged, MfccFeatures(), [0], tmp_path)
+    waveform = judged.utterances.utterances[2].waveform()
+    halves = [mfcc_features(waveform[: 320 * 773 + 400]), mfcc_features(waveform[320 * 774 :])]  # of 774 and 775 frames
+    assert [len(half) for half in halves] == [774, 775]
+    torch.testing.assert_close(torch.load(tmp_path / "layer-00" / "u2-c.pt"), torch.cat(halves))
 
 
 def test_features_lie_under_the_names_of_the_item_file(tmp_path: Path) -> None:

@@ -234,6 +234,10 @@ def test_a_pass_that_filled_a_cluster_is_never_the_last(monkeypatch: pytest.Monk
     starting_at(monkeypatch, torch.tensor([[0.0, 0.0], [1e3, 0.0], [1e3, 1.0]]))
     book = fit_lloyd_kmeans(whole(features, 3), 3, 0, tolerance=0.9)
     assert book.fitted["used_clusters"] == 3 and book.fitted["reseeded_clusters"] == 2
+    # The two farthest frames are equal, so one of the two clusters is empty again and takes the next frame.
+    twice = torch.cat([features[:4000], torch.tensor([[60.0, 0.0], [60.0, 0.0], [0.0, 50.0]])])
+    book = fit_lloyd_kmeans(whole(twice, 3), 3, 0, tolerance=0.99)
+    assert book.fitted["used_clusters"] == 3 and book.fitted["reseeded_clusters"] == 3
 
 
 def test_as_many_clusters_as_frames_hold_a_frame_each() -> None:

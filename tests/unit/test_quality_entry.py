@@ -1,16 +1,20 @@
 """`openwavlm quality`: judged on speakers that nothing was fitted on, each labelling on its own rows, the layer chosen on clean speech."""
 
 import json
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from openwavlm import quality
+from openwavlm.cli import conf_dir
 from openwavlm.data.index import Index
+from openwavlm.models.config import WavLMConfig
+from openwavlm.models.wavlm import WavLM
 from openwavlm.probes.features import MfccFeatures
 from openwavlm.probes.heard import unheard_rows
 from openwavlm.probes.layer_units import UtteranceNormalised
@@ -254,16 +258,70 @@ def test_the_best_layer_is_that_of_clean_speech_whatever_noise_says(
         kind = "mfcc" if layer is None else "layer"
         return QualityRow(f"{kind} {layer}", kind, layer, condition, replace(base, pnmi=pnmi), (0.1, 0.0, 0.2), "higher")
 
-    table = [row(0, "clean", 0.9), row(1, "clean", 0.3), row(2, "clean", 0.5), row(3, "clean", 0.4), row(None, "clean", 0.95)]
+    table = [QualityRow("mine", "labels", None, "clean", replace(base, pnmi=0.2), (-0.05, -0.1, 0.03), "equal")]
+    table += [row(0, "clean", 0.9), row(1, "clean", 0.3), row(2, "clean", 0.5), row(3, "clean", 0.4), row(None, "clean", 0.95)]
     table += [row(0, "noise10", 0.9), row(1, "noise10", 0.8), row(2, "noise10", 0.1), row(3, "noise10", 0.2)]
     monkeypatch.setattr(quality, "_measure", lambda *_: table)
     monkeypatch.setattr(quality, "_encoder", lambda question: (SimpleNamespace(dims=(4,) * 4), [0, 1, 2, 3]))
     monkeypatch.setattr(quality, "_write", lambda *_: None)
     phones = two_judged().utterances
     shards = Judged(phones, (0, 1, 2), ("k", "l", "m"), ((), (), ()), Matches({}, [], [], []))
-    monkeypatch.setattr(quality, "judged_set", lambda *_, **__: shards)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        quality, "judged_set", lambda folder, rows, times, **settings: given.update(settings, rows=rows) or shards
+    )
     monkeypatch.setattr(quality, "fitted_set", lambda *_: phones)
     monkeypatch.setattr(quality, "read_alignments", lambda *_, **__: {})
-    result, _ = quality.judge(asked(places, alignments="a", encoder="m", conditions=("clean", "noise10"), held_out=0.5))
+    chosen = {"held_out": 0.5, "folding": "timit39", "with_silence": False, "seconds": 77.0, "max_unmatched_share": 0.2}
+    result, _ = quality.judge(asked(places, alignments="a", encoder="m", conditions=("clean", "noise10"), **chosen))
+    assert given.pop("rows").tolist() == np.flatnonzero(held_out(speakers_of(Index.open(places["shards"])), 0.5, 0)).tolist()
+    assert given == {"folding": "timit39", "with_silence": False, "seconds": 77.0, "max_unmatched_share": 0.2}
+    labels = [sentence for sentence in result["sentences"] if "mine" in sentence]
+    assert labels == [
+        "Labels mine: PNMI 0.200, equal against MFCC units of the same number (-0.050, 95 % interval -0.100 to +0.030)."
+    ]
     assert result["chosen_layer"] == 2, "layer 0 is the encoder's input"
     assert any("Best layer on these voices: 2, PNMI 0.500" in sentence for sentence in result["sentences"])
+
+
+def test_the_settings_defaults_are_those_of_the_config_and_reach_the_codebooks() -> None:
+    values = yaml.safe_load((conf_dir() / "quality.yaml").read_text())
+    defaults = {field.name: field.default for field in fields(Asked) if field.default is not MISSING}
+    assert len(defaults) >= 20
+    for name, default in defaults.items():
+        if values[name] != "???":  # must be given
+            assert values[name] == (list(default) if isinstance(default, tuple) else default), name
+    question = Asked(
+        output="o", shards="s", codebook_seeds=(4, 9), fit_frames=123, frames_per_cluster=7, memory_gb=0.5, labels=["a", "b"]
+    )
+    units = question.units(33)
+    assert (units.clusters, units.codebook_seeds, units.fit_frames) == (33, (4, 9), 123)
+    assert (units.frames_per_cluster, units.memory_gb, units.quick) == (7, 0.5, False)
+    assert question.labellings == [Path("a"), Path("b")] and Asked(output="o", shards="s", labels="a").labellings == [Path("a")]
+
+
+@pytest.mark.parametrize(("layers", "expected"), [(None, [0, 1, 2]), ("all", [0, 1, 2]), ([2, 0, 2], [0, 2]), ([1], [1])])
+def test_all_layers_are_measured_or_those_that_were_named(
+    layers: Any, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"conv_dims": (8,) * 7, "dim": 16, "ffn_dim": 16, "heads": 2, "layers": 2, "positional_kernel": 8}
+    model = WavLM(WavLMConfig(**sizes, positional_groups=2))
+    monkeypatch.setattr(quality, "open_teacher", lambda path: SimpleNamespace(model=model))
+    encoder, found = quality._encoder(Asked(output="o", shards="s", encoder="m", layers=layers, device="cpu"))
+    assert found == expected and encoder is not None and encoder.model is model
+    with pytest.raises(ValueError, match="a list out of 0…2"):
+        quality._encoder(Asked(output="o", shards="s", encoder="m", layers=[3]))
+
+
+def test_rows_without_a_source_could_be_of_any() -> None:
+    index: Any = SimpleNamespace(
+        fingerprint="f",
+        speakers=["", "a", "b"],
+        speaker=np.array([1, 2, 1]),
+        sources=["", "corpus"],
+        source=np.array([0, 0, 1]),
+        recordings=[""],
+        recording=np.array([0, 0, 0]),
+    )
+    fit = {"validation_share": 0.0, "split_seed": 0, "sources": ["other"]}
+    assert unheard_rows(index, fit).tolist() == [False, False, True]

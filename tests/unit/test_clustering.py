@@ -121,6 +121,9 @@ def test_of_several_starts_the_one_that_ends_best_is_kept(place: int, monkeypatc
     book = fit_lloyd_kmeans(whole(RECTANGLE, 2), 2, 0, n_init=3)
     assert book.fitted["mean_squared_distance"] == pytest.approx(0.25) and book.fitted["n_init"] == 3
     assert torch.equal(book.centroids, GOOD)
+    starting_at(monkeypatch, GOOD)
+    settled = fit_lloyd_kmeans(whole(RECTANGLE, 2), 2, 0, tolerance=0.0).fitted["mean_squared_distance_by_iteration"]
+    assert settled == [0.25, 0.25], "a pass that gains nothing is the last"
     starting_at(monkeypatch, BAD)
     assert fit_lloyd_kmeans(whole(RECTANGLE, 2), 2, 0).fitted["mean_squared_distance"] == pytest.approx(4.0)
 
@@ -187,7 +190,8 @@ def test_seeds_settle_on_at_most_64_frames_a_cluster_spread_evenly(monkeypatch: 
 def test_where_the_spread_places_are_mostly_empty_all_frames_are_seeding_frames() -> None:
     features = crowded(1500)
     filled = torch.zeros(1500, dtype=torch.bool)
-    filled[[1, 2, 3, 5, 7, 8, 11]] = True  # of the 256 spread places hardly one holds a frame
+    spread = {place * 1500 // 256 for place in range(256)}
+    filled[[next(at for at in range(first, 1500) if at not in spread) for first in (1, 2, 70, 333, 700, 1001, 1400)]] = True
     frames = ChunkedFrames(features.clone(), 1500, 64, filled)
     book = fit_lloyd_kmeans(frames, 4, 0)
     assert (book.fitted["frames"], book.fitted["seeding_frames"], book.fitted["used_clusters"]) == (7, 7, 4)
@@ -195,6 +199,20 @@ def test_where_the_spread_places_are_mostly_empty_all_frames_are_seeding_frames(
     assert book.fitted["mean_squared_distance"] == pytest.approx(
         distances(own, book.centroids.numpy()).min(axis=1).mean(), rel=1e-4
     )
+
+
+def test_seeds_move_on_the_seeding_frames_alone_for_ten_passes_at_most() -> None:
+    features = crowded()
+    frames = whole(features, 8)
+    sample = features[::3]
+    moved = lloyd._settled_seeds(frames, sample, 8, 5, 2)
+    centroids = features[::3].numpy()[greedy_by_hand(sample.numpy(), 8, 5, 2)]
+    _, means = lloyd_by_hand(sample.numpy(), centroids, 10)
+    gains = [1 - after / before for before, after in pairwise(means)]
+    passes = next((place for place, gain in enumerate(gains) if gain <= 1e-3), 10)
+    assert passes >= 4
+    found = [lloyd_by_hand(sample.numpy(), centroids, count)[0] for count in (passes, passes + 1)]
+    assert min(np.abs(moved.numpy() - wanted).max() for wanted in found) < 1e-3
 
 
 # Empty clusters
@@ -213,6 +231,16 @@ def test_empty_clusters_take_the_farthest_frames_the_first_of_equals(monkeypatch
         assert found.reseeded == empty
         np.testing.assert_allclose(found.centroids[1:].numpy(), far[taken].numpy(), atol=1e-4)
         np.testing.assert_allclose(found.centroids[0].numpy(), features.mean(dim=0).numpy(), atol=1e-4)
+
+
+def test_the_farthest_frame_of_a_later_process_is_found_at_its_own_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ranks, "sum", lambda self, tensor: tensor)
+    monkeypatch.setattr(Ranks, "gather", lambda self, value: [value])
+    features = crowded(256)
+    frames = ChunkedFrames(features[128:].clone(), 256, 64, None, Ranks(1, 2))
+    apart = torch.arange(128.0) % 100
+    found = lloyd._farthest(frames, torch.zeros(128), apart, 3)
+    assert torch.equal(found, features[[128 + 99, 128 + 98, 128 + 97]])
 
 
 def test_duplicates_get_one_cluster_each_and_no_more_are_looked_for() -> None:

@@ -131,6 +131,10 @@ def test_a_codebook_is_fitted_on_the_training_set_alone_and_every_set_is_labelle
     assert places == [shards["train"]] and asked["validation_share"] == 0.0 and asked["seed"] == 11
     assert (asked["layer"], asked["teacher"], asked["clusters"]) == (3, tmp_path / "exported", 20)
     assert asked["sample_hours"] == 1.0 and book.result == {"hash": "abc", "layer": 3}
+    one.shards["dev"].key = "other"
+    assert one._codebook(2, settings, previous).folder == book.folder and len(fitted) == 1
+    one.shards["train"].key = "grown"
+    assert one._codebook(2, settings, previous).folder != book.folder and len(fitted) == 2
     for name in ("train", "dev", "test"):
         one._labels(2, name, book, settings, previous)
         assert labelled[-1][0] == shards[name] and labelled[-1][1] == book.folder / "codebook"

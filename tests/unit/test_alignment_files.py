@@ -78,6 +78,11 @@ def test_both_forms_of_a_textgrid_give_the_named_tier(tmp_path: Path, form, enco
         read_textgrid(path, "tones")
 
 
+def test_a_tier_is_found_by_the_end_of_its_name_alone(tmp_path: Path) -> None:
+    tiers = {"phones before correction": SAID[:1], "ann - phones": SAID, "phones2": SAID[1:]}
+    assert read_textgrid(write(tmp_path, "a.TextGrid", long_textgrid(tiers))) == SAID
+
+
 def test_a_textgrid_with_points_beside_intervals_is_read(tmp_path: Path) -> None:
     text = short_textgrid({"phones": SAID}).replace(
         "<exists>\n1\n", '<exists>\n2\n"TextTier"\n"tones"\n0\n1\n2\n0.1\n"H"\n0.2\n"L"\n'
@@ -164,7 +169,7 @@ def phones(folding: str, *names: str) -> list[str]:
 
 
 def test_stress_positions_and_silences_fold_and_nothing_else() -> None:
-    assert phones("arpabet", "AH0", "ah", "AH1_B", "B", "cpc10", "iː") == ["ah", "ah", "ah", "b", "cpc10", "iː"]
+    assert phones("arpabet", "AH0", "ah", "AH1_B", "AH2", "B", "cpc10", "iː") == ["ah", "ah", "ah", "ah", "b", "cpc10", "iː"]
     assert set(phones("arpabet", "", "SIL", "sp", "spn", "<eps>", "h#", "sil_S", "pau")) == {"sil"}
     assert phones("none", "AH0", "", "sp") == ["AH0", "", "sp"]
     with pytest.raises(ValueError, match=f"one of {', '.join(FOLDINGS)}, but is 'ipa'"):

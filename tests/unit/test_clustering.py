@@ -305,6 +305,8 @@ def test_deviations_are_of_all_frames() -> None:
     frames[:, 2] = 3 + 1e-5 * frames[:, 2]  # a deviation above a millionth of the value
     wanted = np.stack([frames.mean(axis=0, dtype=np.float64), frames.std(axis=0, dtype=np.float64)])
     np.testing.assert_allclose(standardise(frames.copy()).numpy(), wanted, rtol=1e-5)
+    many = np.tile(frames[:, :2], (1700, 1))  # more than a chunk of 65,536
+    np.testing.assert_allclose(standardise(many).numpy(), wanted[:, :2], rtol=1e-5)
     chunked = whole(torch.from_numpy(frames), 2)
     np.testing.assert_allclose(standardise_chunks(chunked).numpy(), wanted, rtol=1e-5)
     np.testing.assert_allclose(chunked.features.numpy(), (frames - wanted[0]) / wanted[1], atol=2e-2, rtol=1e-3)

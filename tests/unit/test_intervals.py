@@ -288,7 +288,10 @@ def test_a_row_stands_beside_mfcc_units_of_its_own_number_with_the_larger_spread
     figures = {clusters: UnitFigures.of(made) for clusters, made in mfcc.items()}
     for row, clusters in zip(rows, (4, 8, 8), strict=False):
         assert row.difference is not None
-        assert row.difference[0] == pytest.approx(row.figures.pnmi - figures[clusters].pnmi, abs=1e-12)
+        value = row.figures.pnmi - figures[clusters].pnmi
+        interval = difference_interval(tallies[row.name, row.kind, row.layer], mfcc[clusters], value)
+        assert row.difference == pytest.approx((value, interval.low, interval.high), abs=1e-12)
+        assert interval.high - value != pytest.approx(value - interval.low, rel=1e-3), "not the same with its sides exchanged"
     assert rows[0].verdict == "higher"
     spreads = rows[1].figures.spread, figures[8].spread
     apart = abs(rows[1].figures.pnmi - figures[8].pnmi)

@@ -40,6 +40,13 @@ def test_utterances_are_found_by_their_path_or_a_part_of_it(librispeech: Index, 
     assert (len(matches.unknown), matches.ambiguous, matches.unused) == (1, [], ["86/1/86-1-0000"])
 
 
+def test_only_the_named_rows_are_looked_up(librispeech: Index) -> None:
+    names = ["84-121-0000", "84-121-0001", "85-9-0000"]
+    for row in range(3):
+        matches = match_rows(librispeech, names, [row])
+        assert list(matches.clips) == [row] and len(matches.unused) == 2 and not matches.unknown
+
+
 def test_times_of_a_chapter_fit_none_of_its_utterances(librispeech: Index) -> None:
     found, matches = matched(librispeech, ["84-121"])
     assert found == {} and len(matches.ambiguous) == 2

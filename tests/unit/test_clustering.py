@@ -462,6 +462,36 @@ def test_kmeans_is_given_the_thinned_features_of_the_sample_and_what_was_asked_f
     )
 
 
+@pytest.mark.parametrize("engine", ["lloyd", "minibatch"])
+def test_standardised_features_are_clustered_on_their_scale_and_the_codebook_keeps_it(
+    sources: list[Index], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setattr(
+        fit_module, "feature_settings", lambda *_, **__: {"name": "mfcc", "dim": 39, "feature_norm": "standardise"}
+    )
+    monkeypatch.setattr(
+        "openwavlm.labelling.sampled_frames.extract_features",
+        lambda settings, waveform, teacher, *, device: 5 + 3 * mfcc_features(waveform),
+    )
+    asked = {"sample_hours": 1.0, "validation_share": 0.0, "split_seed": 0, "seed": 0}
+    shards = [index.path for index in sources]
+    book = fit_codebook(shards, tmp_path / "book", clusters=4, min_frames_per_cluster=20, engine=engine, device="cpu", **asked)
+    sample = draw_sample(sources, **asked)
+    frames = np.concatenate(
+        [
+            5 + 3 * mfcc_features(ShardReader(sources[number]).read(row)).double().numpy()
+            for number, row in zip(sample.source.tolist(), sample.row.tolist(), strict=True)
+        ]
+    )
+    assert book.norm is not None
+    np.testing.assert_allclose(book.norm.numpy(), np.stack([frames.mean(axis=0), frames.std(axis=0)]), rtol=1e-4, atol=1e-4)
+    own = (frames - frames.mean(axis=0)) / frames.std(axis=0)
+    assert book.fitted["mean_squared_distance"] == pytest.approx(
+        distances(own, book.centroids.numpy()).min(axis=1).mean(), rel=1e-3
+    )
+    assert book.fitted["mean_squared_distance"] < 39, "less than the variance of 39 standardised dimensions"
+
+
 def test_full_passes_have_one_start_and_mini_batches_five(
     monkeypatch: pytest.MonkeyPatch, sources: list[Index], tmp_path: Path
 ) -> None:

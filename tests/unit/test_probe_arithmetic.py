@@ -193,7 +193,7 @@ def test_speakers_are_fitted_on_every_other_utterance_and_judged_on_the_rest() -
         ("a", 0, 2),
         ("b", 10, 2),
         ("a", 0, 2),
-        ("b", 10, 4),
+        ("b", 12, 4),
     ]
     found = speaker_accuracy([utterance(level, count) for _, level, count in plan], [name for name, _, _ in plan])
     assert found == (pytest.approx(6 / 12), 2)

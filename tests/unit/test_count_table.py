@@ -228,6 +228,7 @@ def test_the_guess_is_the_written_out_interpolation_of_counts(monkeypatch: pytes
             sequence[rng.random(len(sequence)) < 0.05] = -1
     train[0].append(np.array([2, 1, 1] * 30))  # longer than the longest lag of the tables
     train[1].append((np.arange(90) > 2) & (np.arange(90) < 80))
+    test[1][0][:3] = test[1][1][-2:] = True  # nothing is known to the left, or to the right
     drawn: list[Contexts] = []
     original = LabelSequences.draw
     monkeypatch.setattr(LabelSequences, "draw", lambda *given: drawn.append(original(*given)) or drawn[-1])

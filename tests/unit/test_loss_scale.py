@@ -4,23 +4,31 @@ import pytest
 import torch
 
 from openwavlm.batch import MicroBatchId
-from openwavlm.training.loss_scale import GROWTH_INTERVAL, INITIAL, LossScale
+from openwavlm.training.loss_scale import LossScale
 from openwavlm.training.void_updates import Suspects, VoidUpdates
 
 
-def test_a_void_update_halves_the_scale_and_many_sound_ones_double_it():
-    scale = LossScale()
-    scale.update(torch.tensor(1.0))
-    assert float(scale.scale) == INITIAL / 2
-    for _ in range(GROWTH_INTERVAL):
-        scale.update(torch.tensor(0.0))
-    assert float(scale.scale) == INITIAL
+def test_a_void_update_halves_the_scale_and_two_thousand_sound_ones_in_a_row_double_it():
+    """fairseq begins with 2⁷; the interval is that of Micikevicius et al. 2018, §3.2."""
+    scale, sound, void = LossScale(), torch.tensor(0.0), torch.tensor(1.0)
+    assert float(scale.scale) == 128
+    for _ in range(1_999):
+        scale.update(sound)
+    scale.update(void)
+    assert float(scale.scale) == 64
+    for _ in range(1_999):
+        scale.update(sound)
+    assert float(scale.scale) == 64, "the count begins anew with every void update"
+    scale.update(sound)
+    assert float(scale.scale) == 128 and int(scale.growth) == 0
 
 
-def test_unscaling_changes_no_digit_and_keeps_what_is_not_finite():
+def test_unscaling_divides_by_the_present_scale_changes_no_digit_and_keeps_what_is_not_finite():
     scale = LossScale()
+    for _ in range(2):
+        scale.update(torch.tensor(1.0))
     gradients = [torch.tensor([0.1, -3.7]), torch.tensor([[float("inf")]])]
-    scaled = [gradient * scale.scale for gradient in gradients]
+    scaled = [gradient * 32 for gradient in gradients]
     scale.unscale(scaled)
     assert all(torch.equal(a, b) for a, b in zip(scaled, gradients, strict=True))
 

@@ -68,6 +68,38 @@ def test_matrices_decay_and_vectors_only_if_asked(decay, bias_decays):
     assert torch.equal(frozen, torch.ones(2, 2)) and sum(len(group["params"]) for group in optimizer.param_groups) == 2
 
 
+def test_the_optimiser_has_the_settings_and_its_groups_are_by_shape():
+    made = nn.Module()
+    shapes = {
+        "matrix": (3, 2),
+        "conv": (4, 2, 3),
+        "vector": (5,),
+        "row": (1, 5),
+        "gain": (1, 1, 7),
+        "heads": (1, 4, 1, 1),
+        "one": (),
+    }
+    for name, shape in shapes.items():
+        setattr(made, name, nn.Parameter(torch.ones(shape)))
+    optim = Optim(updates=9, warmup_updates=3, lr=0.3, betas=(0.7, 0.9), eps=1e-5, weight_decay=0.02)
+    assert [list(group) for group in optim.groups(made)] == [["matrix", "conv"], ["vector", "row", "gain", "heads", "one"]]
+    optimizer = optim.optimizer(made)
+    assert type(optimizer) is torch.optim.AdamW
+    assert [optimizer.defaults[name] for name in ("lr", "betas", "eps", "amsgrad", "fused")] == [
+        0.3,
+        (0.7, 0.9),
+        1e-5,
+        False,
+        True,
+    ]
+    for group, decay, names in zip(optimizer.param_groups, (0.02, 0.0), optim.groups(made), strict=True):
+        assert group["weight_decay"] == decay and [id(p) for p in group["params"]] == [id(p) for p in names.values()]
+        assert (group["betas"], group["eps"], group["lr"]) == ((0.7, 0.9), 1e-5, 0.3)
+    everything = Optim(updates=9, warmup_updates=3, weight_decay=0.02, decay="all")
+    assert [list(group) for group in everything.groups(made)] == [list(shapes)]
+    assert [group["weight_decay"] for group in everything.optimizer(made).param_groups] == [0.02]
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -92,6 +124,17 @@ def test_matrices_decay_and_vectors_only_if_asked(decay, bias_decays):
 def test_values_out_of_range_are_refused(values, sentence):
     with pytest.raises(ValueError, match=sentence):
         Optim(**({"updates": 10, "warmup_updates": 0} | values))
+
+
+def test_values_at_their_limits_are_allowed():
+    Optim(updates=1, warmup_updates=0, final_share=1.0, betas=(0.0, 0.0), weight_decay=0.0, max_void_rate=1.0)
+    Optim(updates=10, warmup_updates=9, final_share=0.0, max_void_rate=0.0, ema=0.0)
+    whole = Optim(updates=10, warmup_updates=5, schedule="wsd", decay_share=0.5)
+    assert (whole.decay_updates, Optim(updates=10, warmup_updates=5).decay_updates) == (5, 0)
+    assert Optim(updates=3, warmup_updates=0, schedule="wsd", decay_share=0.01).decay_updates == 1
+    for name, value in (("max_void_rate", 1.01), ("max_void_rate", -0.01), ("ema", -0.1)):
+        with pytest.raises(ValueError, match=f"optim.{name} must lie in"):
+            Optim(**{"updates": 10, "warmup_updates": 0, name: value})
 
 
 # --- the void update ----------------------------------------------------------------------------------------------------

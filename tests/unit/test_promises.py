@@ -1,5 +1,7 @@
 """What the config promises is what the draws keep on average, and what they break is counted."""
 
+import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -111,3 +113,136 @@ def test_rows_off_the_grid_or_out_of_range_are_counted():
 def test_a_padding_micro_batch_counts_for_nothing():
     mixing = Mixing(prob=0.5)
     assert not Promises(SpanMasking(), mixing, BATCHING).figures(replace(batch(mixing, 0), weight=0.0)).any()
+
+
+@pytest.mark.parametrize(
+    ("frames", "masking"),
+    [
+        (12, SpanMasking(prob=0.65, length=3)),  # 2.6 spans: two or three
+        (12, SpanMasking(prob=0.5, length=4, min_masks=1)),  # 1.5 spans
+        (9, SpanMasking(prob=0.1, length=2)),  # 0.45 spans: the least, two
+        (12, SpanMasking(prob=0.65, length=10)),  # as many places as spans, which are too few
+        (6, SpanMasking(prob=0.8, length=5)),  # fewer places than spans: spans + 1 of them
+        (3, SpanMasking(prob=0.9, length=10)),
+        (1, SpanMasking()),
+    ],
+)
+def test_the_expected_mask_is_the_mean_over_all_choices_of_starts(frames, masking):
+    """SPEC §2.1: `num` starts without replacement out of sz − length places, or num + 1 places where those are too few."""
+    exact = masking.prob * frames / masking.length
+    expected = 0.0
+    for spans, share in (
+        (math.floor(exact), 1 - (exact - math.floor(exact))),
+        (math.floor(exact) + 1, exact - math.floor(exact)),
+    ):
+        spans = min(max(masking.min_masks, spans), frames - 1)
+        places = frames - masking.length
+        if places <= spans:
+            places = spans + 1
+        counts = [
+            len({f for start in starts for f in range(start, start + masking.length) if f < frames})
+            for starts in itertools.combinations(range(places), spans)
+        ]
+        expected += share * float(np.mean(counts)) if frames > 1 else 0.0
+    assert expected_masked_frames(masking, frames) == pytest.approx(min(expected, max(0.0, frames - 1.0)), rel=1e-9)
+
+
+@pytest.mark.parametrize(("mode", "meets"), [("paper", 2 / 3), ("unispeech", 3 / 4)])
+def test_the_sums_of_a_micro_batch_are_those_counted_by_hand(mode, meets):
+    """Four rows of which three are readable; one mixture with speech and two with noise, one of whose clips is not readable."""
+    mixing = Mixing(prob=1.0, noise_prob=0.5, mode=mode)
+    masking = SpanMasking(prob=0.5, length=10)
+    part = batch(Mixing(prob=0.0), 0, unreadable=1, masking=masking, rows=4)
+    columns = [torch.tensor(values) for values in ([1, 2, 3], [2, 4, 4], [0, 10, 20], [0, 0, 5], [100, 200, 300])]
+    part = replace(
+        part,
+        mix=MixRecord(*columns, torch.tensor([1.5, 10.0, -4.0]), 300),
+        noise=torch.zeros(2, 20_000, dtype=torch.int16),
+        noise_num_samples=torch.tensor([20_000, 0]),
+    )
+    found = total(Promises(masking, mixing, BATCHING), [part])
+    counts = part.mask.numpy()[1:].sum(axis=1)
+    expected = expected_masked_frames(masking, 99)
+    assert found == pytest.approx(
+        {
+            "mask": counts.sum(),
+            "expected_mask": 3 * expected,
+            "mask_variance": ((counts - expected) ** 2).sum(),
+            "speech": 1,
+            "expected_speech": 3 * 0.5 * meets,
+            "speech_variance": 3 * 0.5 * meets * (1 - 0.5 * meets),
+            "noise": 2,
+            "expected_noise": 3 * 0.5 - 1,
+            "noise_variance": 3 * 0.5 * 0.5,
+            "speech_db": 1.5,
+            "noise_db": 6.0,
+            "wrong_partners": 0,
+            "wrong_overlaps": 0,
+            "wrong_levels": 0,
+            "wrong_rows": 0,
+        },
+        rel=1e-12,
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "name"),
+    [
+        ("energy_ratio_db", 5.01, "wrong_levels"),
+        ("energy_ratio_db", -5.01, "wrong_levels"),
+        ("row", 4, "wrong_partners"),
+        ("row", -1, "wrong_partners"),
+        ("partner", 1, "wrong_partners"),  # itself
+        ("partner", 0, "wrong_partners"),  # not readable
+        ("partner", 4, "wrong_partners"),  # noise, of which there is none
+        ("length", 0, "wrong_overlaps"),
+        ("length", 15_881, "wrong_overlaps"),  # more than half of 31,760 samples
+        ("start", -1, "wrong_overlaps"),
+        ("start", 31_661, "wrong_overlaps"),  # with a length of 100
+        ("partner_start", -1, "wrong_overlaps"),
+        ("partner_start", 31_661, "wrong_overlaps"),
+    ],
+)
+def test_one_impossible_number_of_a_mixture_is_counted_once_and_the_last_possible_one_is_not(column, value, name):
+    mixing = Mixing(prob=1.0)
+    sound = batch(Mixing(prob=0.0), 0, unreadable=1, rows=4)
+    columns = {"row": 1, "partner": 2, "start": 0, "partner_start": 0, "length": 100, "energy_ratio_db": 5.0}
+
+    def wrong(**changes: float) -> dict[str, float]:
+        values = {key: torch.tensor([entry]) for key, entry in (columns | changes).items()}
+        found = total(Promises(SpanMasking(), mixing, BATCHING), [replace(sound, mix=MixRecord(**values, max_length=100))])
+        return {key: count for key, count in found.items() if key.startswith("wrong") and count}
+
+    assert wrong(**{column: value}) == {name: 1}
+    last = {5.01: 5.0, -5.01: -5.0, 15_881: 15_880, 31_661: 31_660}.get(value, columns[column])
+    assert wrong(**{column: last}) == {}
+
+
+@pytest.mark.parametrize(
+    ("policy", "min_seconds", "frames", "wrong"),
+    [
+        ("pad", 0.5, 24, 0),
+        ("pad", 0.5, 23, 1),
+        ("pad", 0.5, 99, 0),
+        ("pad", 0.5, 100, 1),
+        ("split", 1.5, 50, 0),
+        ("split", 1.5, 49, 1),
+        ("fairseq_crop", 1.5, 50, 1),
+    ],
+)
+def test_the_shortest_and_the_longest_row_are_allowed_and_one_frame_beyond_is_not(policy, min_seconds, frames, wrong):
+    """24 frames are half a second and 99 are two; a split row of 100 frames, just over the longest, leaves halves of 50."""
+    batching = replace(BATCHING, policy=policy, min_seconds=min_seconds)
+    sound = batch(Mixing(prob=0.0), 0, rows=1)
+    samples = num_samples_of(np.array([frames]))
+    part = replace(sound, num_samples=torch.from_numpy(samples), waveforms=torch.zeros(1, int(samples[0]), dtype=torch.int16))
+    assert total(Promises(SpanMasking(), Mixing(prob=0.0), batching), [part])["wrong_rows"] == wrong
+
+
+def test_a_micro_batch_may_fill_its_budget_and_is_wrong_as_a_whole_beyond_it():
+    sound = batch(Mixing(prob=0.0), 0, unreadable=1, rows=3)
+    for budget, wrong in ((3 * 99, 0), (3 * 99 - 1, 3)):
+        seconds = num_samples_of(budget) / 16_000
+        batching = replace(BATCHING, seconds=seconds, micro_seconds=seconds)
+        assert batching.micro_frames == budget
+        assert total(Promises(SpanMasking(), Mixing(prob=0.0), batching), [sound])["wrong_rows"] == wrong

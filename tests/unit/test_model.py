@@ -131,9 +131,10 @@ def test_sdpa_equals_eager_in_values_and_gradients(pre_norm):
     mask = torch.rand(3, 24, generator=torch.Generator().manual_seed(5)) < 0.5
     ours, reference = gradients(sdpa, mask=mask), gradients(eager, mask=mask)
     assert ours.keys() == reference.keys() == dict(eager.named_parameters()).keys()
-    assert float(reference["encoder.relative_bias.embedding.weight"].abs().max()) > 1e-3
-    for name, gradient in reference.items():
-        assert float((ours[name] - gradient).abs().max()) <= 1e-4 * float(gradient.abs().max()) + 1e-6, name
+    largest = max(float(gradient.abs().max()) for gradient in reference.values())
+    assert float(reference["encoder.relative_bias.embedding.weight"].abs().max()) > 1e-3 * largest
+    for name, gradient in reference.items():  # that of a key's bias is 0 but for rounding
+        assert float((ours[name] - gradient).abs().max()) <= 1e-4 * float(gradient.abs().max()) + 1e-6 * largest, name
 
 
 def test_the_scaled_softmax_holds_products_that_float16_cannot():
@@ -177,7 +178,7 @@ def test_flex_equals_eager_in_values():
     flex = tiny(attention_backend="flex").eval()
     num_samples = torch.tensor([8_000, 5_000, 0])
     for a, b in zip(flex.extract(waveforms(3, 8_000), num_samples), eager.extract(waveforms(3, 8_000), num_samples), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(a, b, atol=5e-5, rtol=5e-5)
 
 
 def test_auto_never_changes_the_recipe():
@@ -259,10 +260,11 @@ def test_padding_frames_do_not_reach_valid_ones():
     padded[1, 5_000:] = 0
     frames = num_frames(5_000)
     for together, alone in zip(model.extract(padded, num_samples), model.extract(samples[1:, :5_000]), strict=True):
-        torch.testing.assert_close(together[1, :frames], alone[0], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(together[1, :frames], alone[0], atol=1e-4, rtol=1e-4)
 
 
-def test_masked_frames_carry_the_mask_embedding_and_nothing_of_the_audio():
+def test_masked_frames_carry_nothing_of_the_audio():
+    """That they are the mask embedding itself is in `test_encoder_formulas`."""
     model = tiny(extractor_norm="layer").eval()
     everything = torch.ones(1, 24, dtype=torch.bool)
     assert torch.equal(model(waveforms(1, 8_000), mask=everything).final, model(0.5 * waveforms(1, 8_000), mask=everything).final)
@@ -275,9 +277,10 @@ def test_masked_frames_carry_the_mask_embedding_and_nothing_of_the_audio():
 
 
 def test_the_extractors_gradient_is_scaled_and_the_penalty_with_it():
+    """To the rounding of sums in float32 here; bit by bit for a power of two in `test_encoder_formulas`."""
     whole, tenth, frozen = (gradients(tiny(feature_grad_mult=factor).train()) for factor in (1, 0.1, 0))
-    name = "extractor.layers.3.conv.weight"
-    torch.testing.assert_close(tenth[name], 0.1 * whole[name], atol=1e-7, rtol=1e-4)
+    for name in (f"extractor.layers.{layer}.conv.weight" for layer in range(7)):
+        assert float((tenth[name] - 0.1 * whole[name]).abs().max()) <= 1e-4 * float((0.1 * whole[name]).abs().max()), name
     assert torch.equal(tenth["projection.weight"], whole["projection.weight"])
     assert not any(parameter.startswith("extractor") for parameter in frozen)
 
@@ -289,9 +292,11 @@ def test_until_layer_stops_early_with_the_same_states():
     assert len(partial.hidden_states) == 2 and torch.equal(partial.hidden_states[1], complete.hidden_states[1])
     assert torch.equal(partial.final, partial.hidden_states[1])
     assert torch.equal(complete.final, model.encoder.norm(complete.hidden_states[-1]))
+    first = model(waveforms(1, 8_000), until_layer=0)
+    assert len(first.hidden_states) == 1 and torch.equal(first.final, complete.hidden_states[0])
     picked = model.extract(waveforms(1, 8_000), layers=[2, 0])
     for state, layer in zip(picked, (2, 0), strict=True):  # without gradients sdpa takes another kernel
-        torch.testing.assert_close(state, complete.hidden_states[layer], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(state, complete.hidden_states[layer], atol=5e-5, rtol=5e-5)
     with pytest.raises(ValueError, match="until_layer must lie in 0…3"):
         model(waveforms(1, 8_000), until_layer=4)
     with pytest.raises(ValueError, match="layers must name at least one of 0…3"):
@@ -304,6 +309,22 @@ def test_waveforms_that_cannot_be_meant_are_refused():
         model(torch.zeros(1, 8_000, dtype=torch.int16))
     with pytest.raises(ValueError, match="at least 400 samples"):
         model(torch.zeros(1, 399))
+    assert model(torch.zeros(1, 400)).final.shape == (1, 1, 32)
+
+
+@torch.no_grad()
+def test_extracting_is_the_forward_pass_in_evaluation_mode_on_normalised_rows():
+    model = tiny(normalise_waveform=True, extractor_norm="layer", pre_norm=True, dropout=0.5).train()
+    model.encoder.layers[1].eval()
+    before = [module.training for module in model.modules()]
+    samples, num_samples = 3 * waveforms(2, 6_000) + 1, torch.tensor([6_000, 2_500])
+    found = model.extract(samples, num_samples)
+    assert [module.training for module in model.modules()] == before
+    expected = model.eval()(normalise(samples, num_samples), num_samples)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected.hidden_states, strict=True))
+    closed = model.extract(samples, num_samples, layers=[1, 3], final_norm=True)
+    assert torch.equal(closed[1], expected.final) and torch.equal(closed[0], expected.hidden_states[1])
+    assert not torch.allclose(expected.final, expected.hidden_states[3], atol=1e-2)
 
 
 def test_normalising_covers_valid_samples_only():
@@ -387,6 +408,10 @@ def test_bfloat16_autocast_keeps_norms_gates_and_the_weight_norm_in_float32():
         ({"max_distance": 8}, "max_distance must exceed"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ({"layer_drop": -0.1}, r"layer_drop must lie in \[0, 1\)"),
+        ({"feature_grad_mult": float("inf")}, "feature_grad_mult must be finite and not negative"),
+        ({"attention_dropout": 0.01, "attention_backend": "flex"}, "flex cannot drop attention weights"),
+        ({"recompute": "layers"}, "recompute must be one of none, extractor, all"),
+        ({"num_buckets": 0}, "multiple of 4"),
         ({"feature_grad_mult": -1}, "feature_grad_mult must be finite and not negative"),
         ({"extractor_norm": "batch"}, "extractor_norm must be one of group, layer"),
         ({"attention_backend": "flash"}, "attention_backend must be one of auto, eager, sdpa, flex"),
@@ -396,6 +421,11 @@ def test_bfloat16_autocast_keeps_norms_gates_and_the_weight_norm_in_float32():
 def test_a_config_that_cannot_work_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **changes)
+
+
+def test_values_at_their_limits_are_allowed():
+    replace(TINY, dropout=0.999, layer_drop=0.0, feature_grad_mult=0, num_buckets=4, max_distance=2, attention_backend="flex")
+    replace(TINY, num_buckets=32, max_distance=9, heads=32, positional_groups=32, positional_kernel=1, layers=1)
 
 
 def test_lists_become_tuples():

@@ -115,6 +115,22 @@ def test_a_model_on_the_meta_device_gets_the_same_head_when_it_is_initialised_la
     assert torch.equal(later.label_embeddings, torch.rand(7, 3))
 
 
+def test_every_label_set_has_a_head_of_its_size_that_initialising_draws_anew():
+    model = WavLMForPretraining(TinyEncoder(), num_classes=[7, 5], final_dim=3, special_rows=4)
+    assert [head.label_embeddings.shape for head in model.heads()] == [(11, 3), (9, 3)] and model.num_classes == 7
+    with torch.no_grad():
+        for head in model.heads():
+            for parameter in (head.final_proj.weight, head.final_proj.bias, head.label_embeddings):
+                parameter.fill_(float("nan"))
+    model.initialise_head()
+    for head in model.heads():
+        for parameter in (head.final_proj.weight, head.final_proj.bias):  # torch's own rule for a linear map of 6 inputs
+            assert parameter.isfinite().all() and float(parameter.detach().abs().max()) <= 6**-0.5
+        labels = head.label_embeddings.detach()
+        assert float(labels.min()) >= 0 and float(labels.max()) <= 1
+    assert not torch.equal(model.final_proj.weight, model.other_heads[0].final_proj.weight)
+
+
 def test_the_head_has_the_published_number_of_parameters():
     for dim, final_dim, count in ((768, 256, 196_864 + 129_024), (1024, 768, 787_200 + 387_072)):
         encoder = TinyEncoder()
@@ -135,6 +151,7 @@ def test_the_logits_are_float32_under_autocast():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
+        ({"num_classes": [7, 0]}, "num_classes must be at least 1, but is 0"),
         ({"num_classes": 0}, "num_classes must be at least 1, but is 0"),
         ({"final_dim": 0}, "final_dim must be at least 1, but is 0"),
         ({"special_rows": -1}, "special_rows must be at least 0, but is -1"),

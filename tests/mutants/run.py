@@ -20,6 +20,7 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,14 +175,18 @@ def main() -> int:
         parser.error(f"no change is listed under {arguments.only}")
     with (
         tempfile.TemporaryDirectory() as temporary,
-        multiprocessing.get_context("spawn").Pool(min(arguments.jobs, len(changes)), _begin, (Path(temporary),)) as pool,
+        # Its workers may have children of their own, unlike those of multiprocessing.Pool.
+        ProcessPoolExecutor(
+            min(arguments.jobs, len(changes)), multiprocessing.get_context("spawn"), _begin, (Path(temporary),)
+        ) as pool,
     ):
-        for passed, line in pool.imap_unordered(_passes, sorted({(test,) for mutant in changes for test in mutant.tests})):
+        for passed, line in pool.map(_passes, sorted({(test,) for mutant in changes for test in mutant.tests})):
             if not passed:
                 print(f"the tests must pass without a change, but: {line}")
+                pool.shutdown(cancel_futures=True)
                 return 2
         noticed: list[tuple[Mutant, bool, str]] = []
-        for mutant, found, line in pool.imap(_judge, changes):
+        for mutant, found, line in pool.map(_judge, changes):
             noticed.append((mutant, found, line))
             print(f"{'noticed    ' if found else 'NOT NOTICED'} {mutant}\n            {line[:160]}", flush=True)
     counts, kinds = Counter(found for _, found, _ in noticed), Counter((mutant.kind, found) for mutant, found, _ in noticed)

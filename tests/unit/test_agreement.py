@@ -1,7 +1,6 @@
 """What several processes agree on: digests of the plan, sums and requests of a step, and errors that end all of them."""
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,7 @@ import torch
 import torch.distributed as dist
 
 from openwavlm.collectives import Ranks
-from openwavlm.training import control as control_module
-from openwavlm.training.control import Control, forget_requests, hear_requeue, signalled
+from openwavlm.training.control import Control
 from openwavlm.training.ranks import on_rank_zero, together
 
 FORK = multiprocessing.get_context("fork")
@@ -139,62 +137,3 @@ def test_one_process_has_its_own_totals(tmp_path):
     assert (totals.masked_frames, totals.own_us) == (17, (250,))
     assert Ranks.current() == Ranks(0, 1) and Ranks().gather(3) == [3]
     assert together(lambda: 4) == on_rank_zero(lambda: 4) == Ranks().together(lambda: 4) == 4
-
-
-def test_a_touched_file_asks_once(tmp_path):
-    control = Control(tmp_path)
-    (tmp_path / "save_now").touch()
-    assert [_step(control, 1, 1).save for _ in range(2)] == [True, False]
-    (tmp_path / "stop").touch()
-    totals = _step(control, 1, 1)
-    assert totals.stop and not totals.save and control.why == "the file stop" and not list(tmp_path.iterdir())
-
-
-def test_requests_from_before_the_launch_are_removed(tmp_path, caplog):
-    for name in ("save_now", "stop"):
-        (tmp_path / name).touch()
-    forget_requests(tmp_path)
-    assert not list(tmp_path.iterdir()) and caplog.text.count("was there before this launch and is removed") == 2
-
-
-@pytest.fixture
-def handlers(monkeypatch):
-    """Gives the process its signal handlers back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    monkeypatch.setattr(control_module, "_early", [])
-    monkeypatch.setattr(control_module, "_signals", [])
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("handlers")
-@pytest.mark.parametrize(("number", "requeue"), [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGUSR1, True)])
-def test_a_signal_asks_for_a_stop_and_its_first_reason_is_kept(number, requeue):
-    control = Control()
-    control.listen()
-    assert not signalled()
-    os.kill(os.getpid(), number)
-    control.ask_stop("later")
-    totals = _step(control, 1, 1)
-    assert (totals.stop, totals.requeue, control.why) == (True, requeue, number.name) and signalled()
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert control.why == number.name
-
-
-@pytest.mark.usefixtures("handlers")
-def test_a_second_interrupt_ends_at_once():
-    control = Control()
-    control.listen()
-    os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.mark.usefixtures("handlers")
-def test_a_warning_of_slurm_before_training_is_kept_for_it():
-    hear_requeue()
-    os.kill(os.getpid(), signal.SIGUSR1)
-    control = Control()
-    control.listen()
-    assert _step(control, 1, 1).requeue and control.why == "SIGUSR1"

@@ -8,6 +8,7 @@ from math import ceil
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from openwavlm.batch import MicroBatchId
 from openwavlm.data import plan as plan_module
 from openwavlm.data.plan import Batching, EpochPlan, MicroBatchSpec
 from openwavlm.data.schedule import Schedule, SourceStream
-from openwavlm.frames import num_frames
+from openwavlm.frames import frames_of_seconds, num_frames, num_samples_of
 from openwavlm.randomness import words
 
 BATCHING = Batching(seconds=64.0, micro_seconds=16.0, max_seconds=4.0, min_seconds=0.5, shards_per_block=3, group=2)
@@ -107,6 +108,14 @@ def plan_of(num_samples: list[int], batching: Batching = BATCHING, *, shards: in
     first_row = np.arange(shards + 1) * len(num_samples) // shards
     key = {"seed": 5, "epoch": 0, **key}
     return EpochPlan(np.array(num_samples), first_row, np.ones(len(num_samples), dtype=bool), batching, source="a", **key)
+
+
+def test_a_frame_needs_400_samples_and_each_further_one_320():
+    samples, frames = [0, 1, 399, 400, 719, 720, 1039, 1040, 16_000], [0, 0, 0, 1, 1, 2, 2, 3, 49]
+    assert [num_frames(count) for count in samples] == frames
+    assert num_frames(np.array(samples)).tolist() == num_frames(torch.tensor(samples)).tolist() == frames
+    assert [num_samples_of(count) for count in (1, 2, 3, 49)] == [400, 720, 1040, 15_760]
+    assert [frames_of_seconds(seconds) for seconds in (0.0, 0.025, 0.0449, 0.045, 1.0, 15.625)] == [0, 1, 1, 2, 49, 781]
 
 
 def test_seconds_become_frames_of_whole_receptive_fields():
@@ -239,7 +248,8 @@ def test_statistics_are_those_of_a_walk_over_all_micro_batches(policy):
     )
 
 
-def test_all_draws_of_a_plan_are_keyed_by_seed_source_epoch_stream_and_block(monkeypatch):
+@pytest.mark.parametrize(("policy", "purposes"), [("split", ("borders", "ties", "groups")), ("pad", ("ties", "crop", "groups"))])
+def test_all_draws_of_a_plan_are_keyed_by_seed_source_epoch_stream_and_block(policy, purposes, monkeypatch):
     asked = []
 
     def record(seed, purpose, count, **place):
@@ -247,19 +257,11 @@ def test_all_draws_of_a_plan_are_keyed_by_seed_source_epoch_stream_and_block(mon
         return words(seed, purpose, count, **place)
 
     monkeypatch.setattr(plan_module, "words", record)
-    epoch_plan(4, rows=100, stream=1, streams=2, seed=9)  # five shards, of which this stream has two or three
+    batching = Batching(64.0, 16.0, 4.0, 0.5, policy, shards_per_block=1)
+    epoch_plan(4, rows=100, stream=1, streams=2, seed=9, batching=batching)  # two of five shards
     source = int.from_bytes(hashlib.blake2b(b"a", digest_size=8).digest(), "little")
-    assert asked[0] == ("plan.shards", 9, 0, source, 4)
-    expected = {(f"plan.{purpose}", 9, 1 << 32, source, 4) for purpose in ("borders", "ties", "groups")}
-    assert set(asked[1:]) == expected and len(asked) == 4
-    asked.clear()
-    epoch_plan(4, batching=Batching(64.0, 16.0, 4.0, 0.5, "pad", shards_per_block=8), seed=9)
-    assert Counter(asked) == Counter(
-        [
-            ("plan.shards", 9, 0, source, 4),
-            *((f"plan.{p}", 9, block, source, 4) for p in ("ties", "crop", "groups") for block in (0, 1)),
-        ]
-    )
+    drawn = [(f"plan.{purpose}", 9, 2**32 + block, source, 4) for purpose in purposes for block in (0, 1)]
+    assert Counter(asked) == Counter([("plan.shards", 9, 0, source, 4), *drawn])
 
 
 @pytest.mark.parametrize(

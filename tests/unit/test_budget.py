@@ -7,13 +7,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from openwavlm.budget import GPUS, Recipe, disk_bytes, peak_flops, seconds_of_run, wasted_share
+from openwavlm.build import Head, recipe_of
 from openwavlm.costs import HeadShape
 from openwavlm.data.plan import Batching
 from openwavlm.masking import SpanMasking
+from openwavlm.memory import estimate_memory
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.pretraining import WavLMForPretraining
 from openwavlm.models.wavlm import WavLM
-from openwavlm.plan_command import Question, plan_run
+from openwavlm.plan_command import Question, lines_of, plan_run
 
 MODEL = WavLMConfig(
     conv_dims=(8,) * 7, dim=24, ffn_dim=40, heads=3, layers=2, positional_kernel=8, positional_groups=1, num_buckets=32, max_distance=80
@@ -123,3 +125,104 @@ def test_the_fewest_micro_batches_that_fit_are_proposed_down_to_one_longest_row(
     found = [both.fitting_slots(total / 0.9 / 2**30, 1) for total in (1.001 * two_rows, 0.999 * two_rows, 0.999 * one_row)]
     assert found == [1, 2, None]
     assert [both.fitting_slots(1000, processes) for processes in (1, 2, 3)] == [1, 2, None]
+
+
+@dataclasses.dataclass
+class Optim:
+    updates: int = 9
+    ema: float = 0.0
+
+
+@dataclasses.dataclass
+class Loss:
+    unmasked: float = 0.0
+
+
+@dataclasses.dataclass
+class Trainer:
+    strategy: str = "ddp"
+
+
+def test_a_recipe_is_what_the_config_says():
+    parts = {
+        "head": Head(final_dim=WIDTH, special_rows=4), "loss": Loss(), "model": MODEL, "batch": BATCHING, "masking": SpanMasking(),
+        "optim": Optim(), "trainer": Trainer(),
+    }  # fmt: skip
+    found = recipe_of(parts, "bf16-mixed", [CLASSES, 30])
+    assert found.head == HeadShape(final_dim=WIDTH, embeddings=CLASSES + 4 + 30 + 4, projections=2)
+    assert (found.precision, found.updates, found.learns_unmasked, found.strategy, found.ema) == (
+        "bf16-mixed",
+        9,
+        False,
+        "ddp",
+        False,
+    )
+    parts |= {
+        "optim": Optim(ema=0.9),
+        "trainer": Trainer("fsdp"),
+        "loss": Loss(0.5),
+        "model": dataclasses.replace(MODEL, recompute="all"),
+    }
+    found = recipe_of(parts, "32-true", CLASSES)
+    assert found.head == HeadShape(final_dim=WIDTH, embeddings=CLASSES + 4)
+    assert (found.learns_unmasked, found.strategy, found.ema, found.recompute) == (True, "fsdp", True, "all")
+
+
+def test_memory_follows_precision_processes_strategy_and_running_mean():
+    shape = recipe().micro_batch()
+    for settings in ({}, {"precision": "bf16-mixed"}, {"strategy": "fsdp"}, {"ema": True}, {"recompute": "all"}):
+        asked = {"precision": "32-true", **settings}
+        for processes in (1, 2):
+            expected = estimate_memory(MODEL, HeadShape(final_dim=WIDTH, embeddings=CLASSES), shape, processes=processes, **asked)
+            made = dataclasses.replace(recipe(), **asked)
+            assert made.memory(processes) == expected
+            assert plan_run(made, question(gpus=processes), 3)["memory_bytes"]["states"] == expected.states
+
+
+def test_the_figures_are_printed_in_the_units_that_they_are_named_by():
+    figures = {
+        "parameters": {"total": 94_706_800},
+        "update": {"audio_seconds": 2800.0, "micro_batches": 16, "micro_seconds": 175.0, "predicted_share": 0.567},
+        "run": {"updates": 400_000, "hours": 311_111.1, "passes": 324.07, "corpus_hours": 960.0},
+        "flops": {"a_second_of_audio": 4.321e10, "an_update": 1.2099e14, "run": 4.84e19},
+        "memory_bytes": {
+            "total": 3 * 2**30, "states": {"a": 2**30, "b": 2**29}, "kept": {"c": 2**30}, "backward": 2**29, "gpu": 80 * 2**30,
+            "fits": True, "fitting_micro_seconds": 350.0, "fitting_micro_batches": 8,
+        },
+        "time": {"gpu_hours": 1234.56, "days": 12.345, "gpus": 4, "gpu": "h100", "seconds_an_update": 1.2345, "wasted_share": 0.111},
+        "disk_bytes": {"shards": 56_400_000_000.0, "labels": 345_600_000.0, "checkpoints": 1_500.0},
+        "assumptions": ["one", "two"],
+    }  # fmt: skip
+    assert lines_of(figures) == [
+        "model: 94.71 M parameters",
+        "update: 2800 s of audio in 16 micro-batches of 175 s; 57% of the frames are predicted",
+        "run: 400,000 updates, 311,111 h of audio, 324.1 passes over 960 h",
+        "operations: 4.32e+10 a second of audio, 1.21e+14 an update, 4.84e+19 in all",
+        "memory: 3.0 GiB a GPU (1.5 of weights and optimiser, 1.5 of activations), which fits into 80 GiB; the largest micro-batch that "
+        "fits is batch.micro_seconds=350 (8 an update; it changes the micro-batches, so decide before the run)",
+        "time: 1,234.6 GPU-hours, 12.35 days on 4 x h100, 1.23 s an update; 11% of it for padding micro-batches",
+        "disk: 56.4 GB of shards, 345.6 MB of labels, 1.5 kB of checkpoints",
+        "assumed:",
+        "  - one",
+        "  - two",
+    ]
+    figures["memory_bytes"] |= {"fits": False, "fitting_micro_seconds": None}
+    figures["disk_bytes"] |= {"shards": 1e12, "labels": 1e9, "checkpoints": 999_900.0}
+    printed = lines_of(figures)
+    assert printed[4].endswith("does not fit into 80 GiB; not even micro-batches of one longest row fit: lower batch.max_seconds")
+    assert printed[6] == "disk: 1.0 TB of shards, 1.0 GB of labels, 999.9 kB of checkpoints"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"utilisation": 1.01}, {"utilisation": 0.0}, {"classes": 0}, {"hours": -1.0}, {"flac_share": 0.0}]
+)
+def test_a_question_out_of_range_is_refused(changes):
+    question(utilisation=1.0)
+    with pytest.raises(ValueError, match=r"utilisation must lie in \(0, 1\]|must be positive and classes and gpus whole"):
+        question(**changes)
+
+
+def test_a_preset_has_the_hours_it_was_published_with_and_others_those_of_librispeech():
+    for experiment, hours in (("wavlm_large", 94_000.0), ("wavlm_base_plus", 94_000.0), ("wavlm_base", 960.0), (None, 960.0)):
+        assert question(hours=None).of(experiment).hours == hours and question(hours=5.0).of(experiment).hours == 5.0
+    assert question(gpu_memory_gib=24).memory_gib == 24 and question().memory_gib == 80

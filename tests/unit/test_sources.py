@@ -22,10 +22,10 @@ CLASSES, SHARE = 10, 0.4
 BATCHING = Batching(seconds=16.0, micro_seconds=4.0, max_seconds=2.0, min_seconds=0.5)
 
 
-def write_labels(folder: Path, shards: Path, *, shift: float = 0.0) -> Path:
+def write_labels(folder: Path, shards: Path, *, shift: float = 0.0, codebook: Codebook | None = None) -> Path:
     """Random labels of every row, by a codebook that is moved by `shift`."""
     index, chance = Index.open(shards), np.random.default_rng(7)
-    codebook = Codebook(torch.arange(3.0 * CLASSES).reshape(CLASSES, 3) + shift, {"name": "test"})
+    codebook = codebook or Codebook(torch.arange(3.0 * CLASSES).reshape(CLASSES, 3) + shift, {"name": "test"})
     codebook.save_array(folder)
 
     def label_row(row: int) -> np.ndarray:
@@ -114,16 +114,17 @@ def test_validation_is_the_same_at_every_seed_of_the_run_and_training_is_not(set
 
 
 def test_validation_reads_at_most_its_seconds_shared_out_by_hours(sets):
-    everything = opened(sets).validation_specs()
-    hours = {name: Index.open(source["shards"]).num_samples[held_out(source)].sum() / 16_000 for name, source in sets.items()}
-    limit = 8.0
-    found = opened(sets, validation_seconds=limit).validation_specs()
+    short = replace(BATCHING, micro_seconds=2.0, max_seconds=1.0)
+    everything = opened(sets, batching=short).validation_specs()
+    seconds = {name: Index.open(source["shards"]).num_samples[held_out(source)].sum() / 16_000 for name, source in sets.items()}
+    limit = sum(seconds.values()) * 2 / 3
+    found = opened(sets, batching=short, validation_seconds=limit).validation_specs()
     for name in sets:
         mine, all_of_it = ([spec for spec in specs if spec.id.source == name] for specs in (found, everything))
         sizes = [spec.num_frames.sum() / 50 for spec in all_of_it]
-        budget = limit * hours[name] / sum(hours.values())
-        number = max(1, sum(np.cumsum(sizes) <= budget))
-        assert [spec.id for spec in mine] == [spec.id for spec in all_of_it[:number]] and number < len(all_of_it)
+        budget = limit * seconds[name] / sum(seconds.values())
+        number = sum(np.cumsum(sizes) <= budget)
+        assert [spec.id for spec in mine] == [spec.id for spec in all_of_it[:number]] and 1 < number < len(all_of_it)
     least = opened(sets, validation_seconds=0.1).validation_specs()
     assert [(spec.id.source, spec.id.index) for spec in least] == [("known", 0), ("unknown", 0)]
 
@@ -278,6 +279,86 @@ def test_a_codebook_fitted_on_speakers_that_the_run_holds_out_is_refused(sets, t
         return
     with pytest.raises(ValueError, match=r"set data\.validation_share and data\.split_seed to the codebook's"):
         opened(source)
+
+
+def test_a_codebook_fitted_on_rows_of_a_validation_set_is_refused(sets, tmp_path):
+    known, unknown = sets.values()
+    index = Index.open(unknown["shards"])
+
+    def run(fitted: dict[str, object], name: str) -> OpenData:
+        codebook = Codebook(torch.arange(3.0 * CLASSES).reshape(CLASSES, 3), {"name": "test"}, fitted)
+        listed = {}
+        for which, source in sets.items():
+            listed[which] = {
+                **source,
+                "labels": str(write_labels(tmp_path / name / which, Path(source["shards"]), codebook=codebook)),
+            }
+        return opened({"known": listed["known"]}, validation={"unknown": listed["unknown"]}, validation_share=0.0)
+
+    fitted = {"validation_share": 0.4, "split_seed": 0, "indexes": [index.fingerprint]}
+    heard = int((~held_out(unknown)).sum())
+    assert 0 < heard < 24
+    with pytest.raises(ValueError, match=rf"that of validation set unknown was fitted on {heard} of its 24 rows"):
+        run(fitted, "fitted")
+    run({**fitted, "indexes": [Index.open(known["shards"]).fingerprint]}, "elsewhere")
+
+
+def test_a_validation_set_with_audio_that_is_trained_on_is_refused(sets):
+    known = sets["known"]
+    with pytest.raises(ValueError, match=r"24 of the 24 rows of data\.validation\.dev .* have audio of data\.sources\.known"):
+        opened({"known": known}, validation={"dev": known}, validation_share=0.0)
+
+
+def test_figures_of_one_label_set_are_of_the_first(sets, tmp_path):
+    known = sets["known"]
+    second = str(write_labels(tmp_path / "second", Path(known["shards"]), shift=1.0))
+    data = opened({"known": {**known, "labels": [known["labels"], second]}})
+    assert (
+        data.stores["known"].path == Path(known["labels"]) and data.num_classes == CLASSES and data.classes == (CLASSES, CLASSES)
+    )
+
+
+def test_labels_of_many_rows_are_counted_in_a_regular_sample(sets, monkeypatch):
+    monkeypatch.setattr("openwavlm.data.sources._UNIGRAM_ROWS", 5)
+    data = opened({"known": sets["known"]})
+    rows = np.flatnonzero(~held_out(sets["known"]))
+    expected = sum(np.bincount(data.stores["known"].read(int(row)), minlength=CLASSES) for row in rows[:: len(rows) // 5])
+    assert data.label_counts().tolist() == expected.tolist()
+
+
+def test_the_settings_of_the_data_have_their_defaults_and_ranges(sets):
+    data = Data(sets)
+    assert (data.validation_share, data.split_seed, data.validation_seconds, data.streams, data.max_skip_rate) == (
+        0.02,
+        0,
+        3600.0,
+        1,
+        1e-3,
+    )
+    shards = len(Index.open(sets["known"]["shards"]).shards)
+    opened(sets, batching=replace(BATCHING, seconds=4.0 * shards), streams=shards).schedule()
+    with pytest.raises(ValueError, match=rf"has {shards} shards, fewer than data\.streams={shards + 1}"):
+        opened(sets, batching=replace(BATCHING, seconds=4.0 * (shards + 1)), streams=shards + 1).schedule()
+    for settings in (
+        {"validation_share": 1.0}, {"validation_share": -0.1}, {"streams": 0}, {"max_skip_rate": 1.0}, {"validation_seconds": 0.0},
+        {"validation": {"dev": {"shards": "a", "labels": "b"}}},  # with a share of the speakers held out as well
+        {"validation": {"known": {"shards": "a", "labels": "b"}}, "validation_share": 0.0},
+        {"validation": {"dev": {"shards": "a"}}, "validation_share": 0.0},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"data\."):
+            Data(sets, **settings)
+    for source in (
+        {"weight": 0},
+        {"share": -1.0},
+        {"weight": float("inf")},
+        {"speed": 1},
+        {"labels": None},
+        {"labels": ["a", "a"]},
+    ):
+        with pytest.raises(ValueError, match=r"data\.sources\.known"):
+            Data({"known": {**sets["known"], **source}})
+    with pytest.raises(ValueError, match="but only known has one: set it for all"):
+        Data({"known": {**sets["known"], "share": 1.0}, "unknown": sets["unknown"]})
 
 
 def test_labels_that_use_one_cluster_are_refused_and_two_are_enough(sets, tmp_path):

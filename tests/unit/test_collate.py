@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -429,9 +428,25 @@ def test_a_change_of_ranks_and_workers_in_mid_epoch_repeats_and_drops_nothing(co
     assert everything[0] == everything[1] and set(everything[0].values()) == {1}
 
 
-def test_the_time_spent_on_waiting_for_batches_adds_up(corpus, monkeypatch):
+def test_the_time_spent_on_waiting_for_batches_adds_up(corpus):
     clock = iter([0.0, 1.5, 10.0, 10.25, 20.0, 24.0])
-    monkeypatch.setattr(loader_module, "time", SimpleNamespace(monotonic=clock.__next__))
-    loader = StepLoader(corpus.schedule(), Names(), Loading(workers=0), num_steps=5, start_step=2)
-    assert len(loader) == 5 and [batch.step for batch in loader] == [2, 3, 4]
+    loader = StepLoader(corpus.schedule(), Names(), Loading(workers=0), num_steps=5, start_step=2, now=clock.__next__)
+    schedule = corpus.schedule()
+    digests = [(step, schedule.step(step).digest) for step in range(2, 5)]
+    assert len(loader) == 5 and [(batch.step, batch.digest) for batch in loader] == digests
     assert loader.waited_s == 1.5 + 0.25 + 4.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu", "expected"), [(None, True, True), (None, False, False), (False, True, False), (True, False, True)]
+)
+def test_batches_are_page_locked_where_there_is_a_gpu_unless_the_settings_say_otherwise(
+    corpus, monkeypatch, asked, gpu, expected
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    loader = loader_module.micro_batch_loader(corpus.builder(), [], Loading(workers=2, prefetch=3, pin_memory=asked))
+    assert (loader.pin_memory, loader.num_workers, loader.prefetch_factor, loader.batch_size) == (expected, 2, 3, None)
+    assert loader_module.micro_batch_loader(corpus.builder(), [], Loading(workers=0)).prefetch_factor is None
+    for settings in ({"workers": -1}, {"prefetch": 0}):
+        with pytest.raises(ValueError, match=r"loader\.workers must be ≥ 0 and loader\.prefetch ≥ 1"):
+            Loading(**settings)

@@ -203,6 +203,19 @@ def test_new_shards_are_dealt_to_packs_in_order(place, tmp_path, packs, expected
     assert identities == [shard.identity for shard in place.index().shards]
 
 
+@pytest.mark.parametrize(("most", "packs", "expected"), [(4, None, 2), (5, None, 2), (9, None, 4), (4, 4, 4), (1, None, 1)])
+def test_a_first_call_takes_half_of_the_packs_and_at_most_all(place, tmp_path, monkeypatch, most, packs, expected):
+    monkeypatch.setattr("openwavlm.labelling.assign.MAX_PACKS", most)
+    meta = assign_labels(place["shards"], place["codebook-first"], tmp_path / "labels", packs=packs)
+    assert len(meta["packs"]) == expected
+
+
+def test_more_packs_than_a_labelling_can_have_are_refused(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("openwavlm.labelling.assign.MAX_PACKS", 3)
+    with pytest.raises(ValueError, match=r"at most 3 packs .* has 0 and 4 more were asked for: lower packs"):
+        assign_labels(place["shards"], place["codebook-first"], tmp_path / "labels", packs=4)
+
+
 def test_jobs_of_an_array_write_every_second_pack(place, tmp_path):
     for number, expected in ((1, {1, 3}), (0, {0, 1, 2, 3})):
         meta = assign_labels(

@@ -93,6 +93,20 @@ def test_the_sample_is_the_larger_one_of_its_share_and_of_its_least_number(place
     assert found is None or (found.rows, found.differing_frames) == (rows, 0)
 
 
+def test_the_sample_is_chosen_by_audio_and_seed(place, tmp_path):
+    # All labels are wrong, so that the rows that differ are those of the sample.
+    chosen = {}
+    for name in ("shards", "resharded"):
+        labels, index = tmp_path / name, place.index(name)
+        assign_labels(place[name], place["codebook-first"], labels, packs=1)
+        change(labels, *range(int(np.sum(1 + (index.num_samples[:].astype(int) - 400) // 320))))
+        for seed in (0, 1):
+            found = verify_labels(labels, index, share=0.5, min_rows=1, seed=seed, checksums=False)
+            chosen[name, seed] = {int(index.pcm[row]) for row in found.differing_rows}
+            assert found.rows == len(chosen[name, seed]) == 8
+    assert chosen["shards", 0] == chosen["resharded", 0] != chosen["shards", 1] == chosen["resharded", 1]
+
+
 @pytest.mark.parametrize("file", [labels_file, rows_file])
 def test_a_damaged_file_is_named(place, copy, file):
     path = file(copy, "pack-00001")
@@ -165,6 +179,12 @@ def test_another_codebook_of_the_same_size_grows_no_labelling_and_carries_none_o
         assign_labels(place["resharded"], place["codebook-second"], copy)
     with pytest.raises(ValueError, match="labels can be carried over from the same codebook alone"):
         assign_labels(place["resharded"], place["codebook-second"], tmp_path / "new", carry_from=place["labels-first"])
+
+
+def test_labels_are_not_written_into_a_shard_set(place, tmp_path):
+    shards = Path(shutil.copytree(place["shards"], tmp_path / "shards"))
+    with pytest.raises(ValueError, match=r"labels have a folder of their own, but .* holds shards: name another output"):
+        assign_labels(shards, place["codebook-first"], shards)
 
 
 def test_a_pack_is_done_only_for_its_own_codebook_shards_and_bytes(place, tmp_path):

@@ -367,6 +367,16 @@ def test_a_failed_pack_leaves_no_file_under_its_name(tmp_path: Path, index: Inde
     assert [path.name for path in (tmp_path / "labels").iterdir()] == ["codebook.npy"]
 
 
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_row_with_too_many_or_too_few_labels_is_not_written(tmp_path: Path, index: Index, change: int) -> None:
+    def label_row(row: int) -> np.ndarray:
+        labels = true_labels(index, row)
+        return labels if row != 3 else np.zeros(len(labels) + change, dtype=int)
+
+    with pytest.raises(AssertionError):
+        write_labels(tmp_path / "labels", index, [[0, 1, 2, 3]], label_row)
+
+
 def test_a_labelling_names_its_shards_by_identity_alone(index: Index, labels: Path) -> None:
     text = (labels / "meta.json").read_text()
     assert str(index.path) not in text

@@ -124,6 +124,9 @@ def test_seconds_become_frames_of_whole_receptive_fields():
     assert (batching.min_frames, batching.max_frames, batching.micro_frames, batching.slots) == (24, 199, 799, 4)
     shortest = Batching(seconds=0.4, micro_seconds=0.2, max_seconds=0.1, min_seconds=0.025)
     assert (shortest.min_frames, shortest.max_frames, shortest.micro_frames, shortest.slots) == (1, 4, 9, 2)
+    assert Batching(seconds=0.3, micro_seconds=0.1, max_seconds=0.1, min_seconds=0.05).slots == 3, (
+        "0.3 / 0.1 is 2.9999999999999996"
+    )
     with pytest.raises(ValueError, match=r"must lie|must satisfy 0\.025 ≤ min_seconds"):
         Batching(seconds=0.4, micro_seconds=0.2, max_seconds=0.1, min_seconds=0.024)
     with pytest.raises(ValueError, match=r"12\.2 / 4\.0 = 3\.050: use 12, say"):

@@ -187,6 +187,11 @@ def test_labels_are_not_written_into_a_shard_set(place, tmp_path):
         assign_labels(shards, place["codebook-first"], shards)
 
 
+def test_labels_are_not_carried_from_a_folder_into_itself(place, copy):
+    with pytest.raises(ValueError, match="labels are carried from one folder into another, but carry_from and output are both"):
+        assign_labels(place["resharded"], place["codebook-first"], copy, carry_from=copy.parent / "." / copy.name)
+
+
 def test_a_pack_is_done_only_for_its_own_codebook_shards_and_bytes(place, tmp_path):
     index, books = place.index(), [Codebook.load(place[f"codebook-{name}"]) for name in ("first", "second")]
     target = PackTarget.of(tmp_path, books[0], "pack-00000", index, (0, 1))

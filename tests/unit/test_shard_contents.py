@@ -244,6 +244,18 @@ def test_unusable_files_that_left_the_input_no_longer_count(tmp_path):
         make_shards(**settings, max_skip_rate=0.11)
 
 
+def test_a_job_of_an_array_takes_the_tasks_of_its_number(tmp_path):
+    corpus = tmp_path / "in"
+    corpus.mkdir()
+    for number in range(10):
+        soundfile.write(corpus / f"{number}.wav", speech_like(1.0, number), 16_000)
+    settings = {"input": corpus, "output": tmp_path / "out", "source": "s", "min_seconds": 0.5, "task_hours": 2.0 / 3600}
+    assert make_shards(**settings, num_tasks=0) == {"tasks": 5}
+    for index, expected in ((1, {1, 4}), (0, {0, 1, 3, 4}), (2, {0, 1, 2, 3, 4})):
+        make_shards(**settings, num_tasks=3, task_index=index)
+        assert {int(path.stem) for path in (tmp_path / "out" / "done").glob("*/*.json")} == expected
+
+
 # --- index --------------------------------------------------------------------------------------------------------------
 
 

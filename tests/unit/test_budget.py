@@ -64,6 +64,7 @@ def test_operations_a_second_times_rows_and_seconds_are_those_that_torch_counts(
     rows, samples = update["rows"], round(16_000 * update["row_seconds"])
     # 6 s have 299 frames, the longest row of 1.5 s has 74: four rows of 320 · 73 + 400 samples.
     assert (rows, samples) == (4, 23_760)
+    assert (update["audio_seconds"], update["micro_batches"], update["micro_seconds"]) == (24.0, 4, 6.0)
     predicted = round(update["predicted_share"] * rows * 74)
     assert predicted == rows * 74 if learns_unmasked else 0.45 < predicted / (rows * 74) < 0.68
     found = plan["flops"]["a_second_of_audio"] * rows * samples / 16_000

@@ -326,6 +326,14 @@ def test_every_micro_batch_of_two_epochs_comes_exactly_once_at_every_number_of_r
     assert stream[:total] == expected
 
 
+def test_what_is_lacking_to_equal_numbers_is_the_first_micro_batch_without_weight():
+    plan = schedule(5)
+    steps = [plan.step(2, rank, 4) for rank in range(4)]
+    ids = plan.ids(2)
+    found = [[(spec.id, spec.weight) for spec in step.specs] for step in steps]
+    assert found == [[(ids[0], 1.0), (ids[4], 1.0)], *([(ids[rank], 1.0), (ids[0], 0.0)] for rank in (1, 2, 3))]
+
+
 def test_a_change_of_ranks_in_mid_epoch_neither_repeats_nor_drops_anything():
     expected = [i for step in range(12) for i in schedule(9).ids(step)]
     stream = []

@@ -365,6 +365,12 @@ def test_the_trajectory_is_every_key_that_decides_what_comes_out():
     assert trajectory({"optim": {"ema": None, "betas": []}, "data": {}}) == {"optim.betas": [], "data": {}}
 
 
+def test_a_key_that_was_added_or_taken_away_is_a_change():
+    before, after = {"optim": {"lr": 1.0, "ema": 0.9}}, {"optim": {"lr": 2.0, "eps": 0.1}}
+    assert changed_keys(before, after) == {"optim.ema": (0.9, None), "optim.eps": (None, 0.1), "optim.lr": (1.0, 2.0)}
+    assert changed_keys(before, before) == {}
+
+
 def test_an_allowed_key_allows_its_own_branch_and_no_other_word(begun):
     changed = with_changes(optim__lr=1.0, optimal=1)
     with pytest.raises(ValueError, match="this launch differs") as refusal:

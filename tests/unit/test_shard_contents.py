@@ -180,6 +180,14 @@ def test_rows_lie_in_the_order_of_their_hashes_in_shards_of_nearly_equal_size(wr
         assert read_fields(index, row)["recording"] == index.recordings[index.recording[row]].removeprefix("set/")
 
 
+@pytest.mark.parametrize(("most", "sizes"), [(4, [4, 4]), (5, [4, 4]), (7, [4, 4]), (8, [8]), (1000, [8]), (1, [1] * 8)])
+def test_a_task_has_as_few_shards_as_its_rows_need(written, tmp_path, most, sizes):
+    shutil.copy(written[0] / "tasks.jsonl", tmp_path)
+    (line,) = task_lines(tmp_path / "tasks.jsonl")
+    run_task(ShardJob(tmp_path, written[0].parent, line, "set", 6, 1.0, 1.0, most))
+    assert [shard.rows for shard in build_index(tmp_path).shards] == sizes
+
+
 def test_fields_are_read_only_from_behind_a_rows_own_audio(written):
     index = build_index(written[0])
     index.nbytes = index.nbytes.astype(np.int64)

@@ -252,6 +252,15 @@ def test_unusable_files_that_left_the_input_no_longer_count(tmp_path):
         make_shards(**settings, max_skip_rate=0.11)
 
 
+def test_the_end_of_a_recording_is_as_long_as_what_follows_its_start(tmp_path):
+    for number, name in enumerate("ab"):
+        soundfile.write(tmp_path / f"{name}.wav", speech_like(3.0, number), 16_000)
+    (tmp_path / "list.tsv").write_text("path\tspeaker\tstart_s\na.wav\tann\t2.5\nb.wav\tann\t2.4\n")
+    stats = make_shards(input=tmp_path / "list.tsv", output=tmp_path / "out", layout="manifest", min_seconds=1.0)
+    assert (stats["utterances"], stats["joined_clips"], stats["short"]) == (1, 2, 0)
+    assert Index.open(tmp_path / "out").num_samples.tolist() == [8000 + 1600 + 9600]
+
+
 def test_a_job_of_an_array_takes_the_tasks_of_its_number(tmp_path):
     corpus = tmp_path / "in"
     corpus.mkdir()

@@ -174,6 +174,13 @@ def test_borders_of_a_long_row_move_together_and_reach_both_ends_of_their_range(
     assert chi_square < len(counts) - 1 + 4 * (2 * len(counts)) ** 0.5
 
 
+@pytest.mark.parametrize(("frames", "pieces"), [(62, 1), (63, 2), (110, 2), (111, 3), (165, 3), (166, 4)])
+def test_a_long_row_is_cut_into_pieces_of_at_most_nine_tenths_of_the_longest(frames, pieces):
+    # 1.25 s have 62 frames, of which 0.9 are 55.8: nominal pieces of 55 frames at most.
+    found = pieces_of(plan_of(samples_of(frames), Batching(64.0, 16.0, 1.25, 0.5)))
+    assert len(found) == pieces and sum(count for *_, count in found) == frames
+
+
 def test_crops_reach_the_last_start_and_never_pass_it():
     epochs, starts = 800, {"pad": Counter(), "fairseq_crop": Counter()}
     for epoch in range(epochs):
@@ -360,6 +367,18 @@ def test_each_source_gets_its_share_of_every_step_to_within_one_micro_batch(shar
     assert (counts.sum(axis=1) == slots).all()
     assert (np.abs(counts - exact) < 1 + 1e-6).all()
     assert (np.abs(np.cumsum(counts, axis=0) - exact * np.arange(1, 501)[:, None]) < 4).all()
+
+
+def test_fractional_shares_are_dealt_by_multiples_of_the_golden_ratio():
+    sources = {"a": (0.7, [SourceStream(epoch_plan, "a")]), "b": (0.3, [SourceStream(epoch_plan, "b")])}
+    golden = round(2**32 * (5**0.5 - 1) / 2)
+    border = round(0.8 * 2**32)  # four slots are 2.8 and 1.2: two and one whole ones, and one that goes to a in 0.8 of the steps
+    expected = []
+    for step in range(300):
+        first = 2 + (border + step * golden % 2**32) // 2**32
+        expected.append([first, 4 - first])
+    assert Schedule(sources, 4).counts(np.arange(300)).tolist() == expected
+    assert np.mean([first for first, _ in expected]) == pytest.approx(2.8, abs=0.01)
 
 
 @pytest.mark.parametrize("streams", [1, 3])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from openwavlm.augment.mixing import Mixing
 from openwavlm.build import make_builder
 from openwavlm.data.index import Index
 from openwavlm.data.plan import Batching
@@ -93,10 +94,11 @@ def test_another_split_seed_holds_out_others_and_no_share_holds_out_none(sets):
 
 
 def names_and_masks(data: OpenData, run_seed: int, *, training: bool) -> list[tuple]:
-    parts = {"masking": SpanMasking(), "mixing": None, "model": WavLMConfig(layers=6, layer_drop=0.5)}
+    parts = {"masking": SpanMasking(), "mixing": Mixing(prob=1.0), "model": WavLMConfig(layers=6, layer_drop=0.5)}
     builder = make_builder(parts, data, run_seed, training=training)
     specs = data.schedule().step(0).specs if training else data.validation_specs()
     batches = [builder[spec] for spec in specs]
+    assert any(len(batch.mix) for batch in batches) == training
     return [
         (batch.id, batch.rows.tolist(), batch.start_frame.tolist(), batch.mask.tolist(), batch.layer_keep.tolist())
         for batch in batches

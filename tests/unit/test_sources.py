@@ -10,6 +10,7 @@ import torch
 
 from openwavlm.augment.mixing import Mixing
 from openwavlm.build import make_builder
+from openwavlm.data.collate import Draws
 from openwavlm.data.index import Index
 from openwavlm.data.plan import Batching
 from openwavlm.data.sources import Data, OpenData
@@ -113,6 +114,18 @@ def test_validation_is_the_same_at_every_seed_of_the_run_and_training_is_not(set
     for column in (1, 3, 4):  # rows, masks, layers
         one, other = (names_and_masks(opened(sets, seed), seed, training=True) for seed in (3, 4))
         assert [entry[column] for entry in one] != [entry[column] for entry in other]
+
+
+def test_training_alone_reads_noise_and_a_source_reads_its_own_folders(sets):
+    parts = {"masking": SpanMasking(), "mixing": Mixing(prob=1.0), "model": WavLMConfig(layers=6, layer_drop=0.5)}
+    data = opened(sets, noise=sets["unknown"]["shards"])
+    training, validation = (make_builder(parts, data, 3, training=value) for value in (True, False))
+    assert (training.noise, validation.noise) == (Path(sets["unknown"]["shards"]), None)
+    assert training.shards == validation.shards == {name: Path(source["shards"]) for name, source in sets.items()}
+    assert training.labels == {name: [Path(source["labels"])] for name, source in sets.items()}
+    assert training.draws == Draws(3, SpanMasking(), Mixing(prob=1.0), 6, layer_drop=0.5, noise_seconds=30.0)
+    assert validation.draws == Draws(0, SpanMasking(), None, 6, layer_drop=0.0, noise_seconds=30.0)
+    assert Draws(0, SpanMasking(), None, 6) == validation.draws
 
 
 def test_validation_reads_at_most_its_seconds_shared_out_by_hours(sets):

@@ -187,6 +187,16 @@ def test_labels_are_not_written_into_a_shard_set(place, tmp_path):
         assign_labels(shards, place["codebook-first"], shards)
 
 
+def test_a_finished_labelling_keeps_no_file_that_its_meta_does_not_name(place, copy):
+    before = {path.name for path in copy.iterdir()}
+    for name in ("pack-00007.u16", "pack-00007.rows.npy", "pack-00001.u16.tmp", "meta.json.tmp"):
+        (copy / name).write_bytes(b"1")
+    (copy / "tasks").mkdir()
+    (copy / "tasks" / "pack-00000.json").write_text("{}")
+    assign_labels(place["shards"], place["codebook-first"], copy)
+    assert {path.name for path in copy.iterdir()} == before
+
+
 def test_labels_are_not_carried_from_a_folder_into_itself(place, copy):
     with pytest.raises(ValueError, match="labels are carried from one folder into another, but carry_from and output are both"):
         assign_labels(place["resharded"], place["codebook-first"], copy, carry_from=copy.parent / "." / copy.name)

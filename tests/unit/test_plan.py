@@ -610,8 +610,10 @@ def test_shares_and_streams_that_cannot_be_are_refused():
 
 
 def test_more_processes_than_micro_batches_are_refused_with_the_way_out():
-    with pytest.raises(ValueError, match="use at most 4 processes"):
-        schedule(4).step(0, 0, 8)
+    assert len(schedule(4).step(0, 3, 4).specs) == 1
+    for processes in (5, 8):
+        with pytest.raises(ValueError, match=f"{processes} processes but only 4 micro-batches a step: use at most 4 processes"):
+            schedule(4).step(0, 0, processes)
 
 
 def test_a_source_without_usable_audio_is_refused_by_name():

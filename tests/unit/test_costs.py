@@ -361,6 +361,14 @@ def test_operations_of_each_part_are_those_that_torch_counts_in_its_modules():
         assert ours["head"] == 2 * 60 * 32 * (24 + CLASSES)
 
 
+def test_log_mels_are_products_with_the_bands_and_with_the_linear_map_whose_weights_alone_have_a_gradient():
+    config = config_of("nano_mel")
+    shape = MicroBatchShape(rows=3, samples=num_samples_of(50), predicted_frames=40)
+    ours = count_flops(config, HeadShape(final_dim=32, embeddings=CLASSES), shape)
+    linear = 2 * 150 * 40 * config.conv_dims[-1]
+    assert ours.forward["extractor"] == 2 * 150 * 257 * 40 + linear and ours.backward["extractor"] == linear
+
+
 def test_several_label_sets_have_projections_and_embeddings_of_their_own():
     shape = MicroBatchShape(rows=2, samples=num_samples_of(60), predicted_frames=50)
     one, two = HeadShape(final_dim=32, embeddings=30), HeadShape(final_dim=32, embeddings=30, projections=2)

@@ -63,6 +63,19 @@ def test_an_update_belongs_to_the_last_launch_that_began_before_it(run, step, nu
     assert segment.fingerprints == {"shards.speech": "old" if number == 2 else "new"}
 
 
+def test_a_key_that_a_launch_added_or_took_away_is_absent_where_it_was(run):
+    content = json.loads((run / "run.json").read_text())
+    content["segments"] = [
+        launch(0),
+        launch(5, optim__ema=(None, 0.9)),
+        launch(9, optim__ema=(0.9, None), data__noise=("n", None)),
+    ]
+    (run / "run.json").write_text(json.dumps(content))
+    first, second, third = (segment_of(run, step).config for step in (1, 6, 10))
+    assert first["optim"] == third["optim"] == {"lr": 0.3} and second["optim"] == {"lr": 0.3, "ema": 0.9}
+    assert first["data"]["noise"] == second["data"]["noise"] == "n" and "noise" not in third["data"]
+
+
 @pytest.mark.parametrize("version", [PLAN_VERSION - 1, PLAN_VERSION + 1])
 def test_an_update_of_another_plan_version_is_refused(run, version):
     content = json.loads((run / "run.json").read_text())

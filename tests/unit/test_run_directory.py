@@ -315,6 +315,12 @@ def test_a_launch_that_was_refused_later_binds_nothing(tmp_path):
     assert accept_config(tmp_path, CONFIG, []) == {}
 
 
+def test_every_launch_is_a_segment_of_the_record(begun):
+    for step in (3, 7):
+        RunRecord(begun).begin_segment({"from_step": step})
+    assert [segment["from_step"] for segment in RunRecord(begun).content["segments"]] == [0, 3, 7]
+
+
 def test_a_damaged_config_is_named(begun):
     for content in ("a: [", "", "17"):
         (begun / "config.yaml").write_text(content)

@@ -261,6 +261,17 @@ def test_the_end_of_a_recording_is_as_long_as_what_follows_its_start(tmp_path):
     assert Index.open(tmp_path / "out").num_samples.tolist() == [8000 + 1600 + 9600]
 
 
+def test_segments_of_a_recording_are_cut_from_its_one_decoding(tmp_path):
+    samples = speech_like(4.0, 1)
+    soundfile.write(tmp_path / "a.wav", samples, 16_000)
+    (tmp_path / "list.tsv").write_text("path\tspeaker\tstart_s\tend_s\na.wav\tann\t1.0\t2.5\na.wav\tann\t2.75\t\n")
+    make_shards(input=tmp_path / "list.tsv", output=tmp_path / "out", layout="manifest", min_seconds=0.5)
+    reader = ShardReader(tmp_path / "out")
+    found = sorted((reader.read(row) for row in range(2)), key=len)
+    np.testing.assert_array_equal(found[0], samples[44_000:])
+    np.testing.assert_array_equal(found[1], samples[16_000:40_000])
+
+
 def test_a_job_of_an_array_takes_the_tasks_of_its_number(tmp_path):
     corpus = tmp_path / "in"
     corpus.mkdir()

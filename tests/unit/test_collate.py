@@ -279,6 +279,19 @@ def mixtures(batch: PretrainBatch) -> list[tuple]:
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
+def test_unreadable_noise_is_mixed_into_no_row_and_keeps_its_place(corpus, tmp_path):
+    noisy = replace(DRAWS, mixing=Mixing(prob=1.0, noise_prob=1.0))
+    whole = corpus.builder(noisy)
+    spec = next(spec for spec in corpus.specs() if len({clip for clip, _, _ in whole.noise_excerpts(spec)}) > 1)
+    row = whole.noise_excerpts(spec)[0][0]
+    damaged = without_row(replace(corpus, shards=corpus.noise), row, tmp_path).shards
+    before, after = whole[spec], replace(corpus, noise=damaged).builder(noisy)[spec]
+    lost = [place for place, (clip, _, _) in enumerate(whole.noise_excerpts(spec)) if clip == row]
+    assert [int(after.noise_num_samples[place]) for place in lost] == [0] * len(lost) and len(after.noise) == len(before.noise)
+    assert mixtures(after) == [m for m in mixtures(before) if m[1] - len(spec.rows) not in lost]
+    assert len(after.mix) < len(before.mix) and after.num_unreadable == 0
+
+
 def test_one_flipped_bit_of_audio_is_noticed(corpus, tmp_path):
     spec = corpus.specs(1)[0]
     shutil.copytree(corpus.shards, tmp_path / "shards")

@@ -143,6 +143,12 @@ def test_all_draws_are_keyed_by_seed_source_epoch_and_micro_batch_and_none_is_us
     assert sorted(asked) == [(f"mix.{purpose}", 8, 4, place) for purpose in purposes]
 
 
+def test_the_longest_overlap_is_that_of_a_mixture_and_not_of_a_row_that_is_not_mixed():
+    records = [draw(Mixing(prob=0.3), [1000] * 5, seed=seed) for seed in range(50)]
+    assert [record.max_length for record in records] == [max(record.length.tolist(), default=0) for record in records]
+    assert {len(record) for record in records} > {0, 1, 2}
+
+
 def test_partner_length_places_and_ratio_of_a_mixture_are_independent():
     records = [draw(ALWAYS, [4001] * 50, seed=seed) for seed in range(100)]
     row, partner, start, partner_start, length, ratio = (

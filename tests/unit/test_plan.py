@@ -506,7 +506,9 @@ def test_at_an_epochs_very_end_the_state_knows_that_epoch_alone(read_ahead):
     resumed.restore(schedule.state(2))
     assert places(resumed, 2) == [(1, index) for index in range(5)]
     other = counted(3)
+    other.ids(9)  # what it has read of its own plan is forgotten
     other.begin_at(2, schedule.state(2))
+    assert other.state(2) == {"origin": 2, "streams": {"a": [{"first_epoch": 1, "starts": [0]}]}}
     assert places(other, 2) == [(1, 0), (1, 1), (1, 2)]
     with pytest.raises(ValueError, match="this plan begins at step 2, but step 1 was asked for"):
         other.ids(1)

@@ -75,17 +75,46 @@ def test_a_plan_prints_what_its_file_says_and_every_assumption(planned):
     assert "model: 94.71 M parameters" in printed and "h100: 66.9 TFLOP/s at precision=32-true (NVIDIA H100 datasheet" in printed
 
 
-def test_a_plan_adds_up(planned):
+def test_a_plan_of_wavlm_base_has_the_figures_that_its_architecture_gives(planned):
     figures = json.loads((planned[0] / "a" / "plan.json").read_text())
-    parameters, taken, flops = figures["parameters"], figures["time"], figures["flops"]
-    assert parameters["total"] == sum(count for part, count in parameters.items() if part != "total")
-    assert figures["run"]["hours"] == pytest.approx(32_001 * 2800 / 3600)
-    assert figures["run"]["passes"] == pytest.approx(32_001 * 2800 / 3600 / 960)
-    assert taken["wasted_share"] == pytest.approx(2 / 18)
-    useful = taken["gpu_hours"] * 3600 * taken["peak_flops_a_second"] * taken["utilisation"] * (1 - taken["wasted_share"])
-    assert useful == pytest.approx(flops["run"], rel=1e-9)
-    assert taken["days"] * 24 * 3 == pytest.approx(taken["gpu_hours"])
-    assert figures["disk_bytes"]["labels"] == 960 * 3600 * 50 * 2
+    # The encoder of the released Base model, and a head of 500 classes: projection with bias and embeddings of 256.
+    assert figures["parameters"]["total"] == 94_381_936 + (768 + 1) * 256 + 500 * 256
+    # A row of 15.625 s has 1 + (250000 - 400) // 320 = 781 frames; 175 s have 8749, so 11 such rows.
+    update, rows, frames = figures["update"], 11, 781
+    assert (update["rows"], update["row_seconds"], update["micro_batches"], update["audio_seconds"]) == (rows, 15.625, 16, 2800)
+    assert update["predicted_share"] == pytest.approx(0.5665, abs=0.03)
+    predicted = round(update["predicted_share"] * rows * frames)
+    convolutions, channels = [], 1
+    for length, kernel in ((49_999, 10), (24_999, 3), (12_499, 3), (6_249, 3), (3_124, 3), (1_562, 2), (781, 2)):
+        convolutions.append(2 * rows * length * kernel * channels * 512)
+        channels = 512
+    forward = {
+        "extractor": sum(convolutions),
+        "projection": 2 * rows * frames * 512 * 768,
+        "positional": 2 * rows * (frames + 1) * 128 * 768 * 768 // 16,
+        "attention": 12 * 2 * rows * frames * (4 * 768 * 768 + 2 * 768),  # four maps; two gates from the 64 values of each head
+        "scores": 12 * 2 * rows * 2 * frames * frames * 768,
+        "feed_forward": 12 * 2 * rows * frames * 2 * 768 * 3072,
+        "head": 2 * predicted * (768 * 256 + 256 * 500),
+    }
+    flops, taken, updates = figures["flops"], figures["time"], 32_001
+    assert flops["forward"] == forward and flops["recomputed"] == 0
+    assert flops["backward"] == {part: 2 * n - (part == "extractor") * convolutions[0] for part, n in forward.items()}
+    a_second = (3 * sum(forward.values()) - convolutions[0]) / (rows * 15.625)
+    assert flops["a_second_of_audio"] == pytest.approx(a_second, rel=1e-12)
+    assert flops["an_update"] == pytest.approx(2800 * a_second) and flops["run"] == pytest.approx(updates * 2800 * a_second)
+    # 16 micro-batches on 3 GPUs: six rounds, so that 2 of 18 are padding; 66.9e12 operations a second in float32, 0.3 of them used.
+    assert taken["peak_flops_a_second"] == pytest.approx(66.9e12)
+    seconds = 6 * 175 * a_second / (0.3 * 66.9e12)
+    assert taken["seconds_an_update"] == pytest.approx(seconds) and taken["wasted_share"] == pytest.approx(2 / 18)
+    assert taken["gpu_hours"] == pytest.approx(3 * updates * seconds / 3600) and taken["days"] == pytest.approx(
+        updates * seconds / 86400
+    )
+    assert figures["run"]["hours"] == pytest.approx(updates * 2800 / 3600)
+    assert figures["run"]["passes"] == pytest.approx(updates * 2800 / 3600 / 960)
+    disk = figures["disk_bytes"]
+    assert disk["labels"] == 960 * 3600 * 50 * 2 and disk["shards"] == pytest.approx(960 * 3600 * 16_000 * 2 * 0.51)
+    assert disk["checkpoints"] % (12 * figures["parameters"]["total"]) == 0
 
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml")))
@@ -164,8 +193,16 @@ def test_a_plan_that_makes_no_sense_is_refused(tmp_path, arguments, sentence):
     assert run_program(tmp_path, "openwavlm", "plan", *arguments).error().startswith(sentence)
 
 
-def test_every_gpu_of_the_table_names_its_source():
-    assert all(gpu.source.startswith("NVIDIA") and gpu.tflops_16_bit > gpu.tflops_32_bit for gpu in GPUS.values())
+def test_the_gpus_have_the_figures_of_their_datasheets():
+    """GiB, dense 16-bit and plain float32 TFLOP/s; a V100 has no bfloat16."""
+    assert {name: (gpu.memory_gib, gpu.tflops_16_bit, gpu.tflops_32_bit, gpu.bfloat16) for name, gpu in GPUS.items()} == {
+        "h100": (80, 989.4, 66.9, True),
+        "h200": (141, 989.4, 66.9, True),
+        "a100": (80, 312, 19.5, True),
+        "v100": (32, 125, 15.7, False),
+        "l40s": (48, 362.05, 91.6, True),
+    }
+    assert all(gpu.source.startswith("NVIDIA") for gpu in GPUS.values())
 
 
 @pytest.mark.parametrize("name", ["plan", "tune"])

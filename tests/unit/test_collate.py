@@ -1,5 +1,7 @@
 """From plan to batch: labels lie on their frames, draws follow the plan alone, and every piece arrives exactly once."""
 
+import hashlib
+import logging
 import pickle
 import shutil
 from collections import Counter
@@ -12,7 +14,9 @@ import pytest
 import torch
 
 from openwavlm.augment.mixing import Mixing
-from openwavlm.batch import PretrainBatch
+from openwavlm.batch import MicroBatchId, PretrainBatch
+from openwavlm.data import collate as collate_module
+from openwavlm.data import loader as loader_module
 from openwavlm.data.collate import Draws, MicroBatchBuilder
 from openwavlm.data.index import Index
 from openwavlm.data.loader import Loading, StepLoader
@@ -23,7 +27,8 @@ from openwavlm.data.sources import Data, OpenData
 from openwavlm.frames import HOP_SAMPLES, num_samples_of
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
-from openwavlm.masking import SpanMasking
+from openwavlm.masking import SpanMasking, draw_span_mask
+from openwavlm.randomness import words
 from openwavlm.targets.labels import LabelStore
 from synthetic import make_shard_set
 
@@ -99,6 +104,84 @@ def test_masked_and_unmasked_frames_are_the_valid_frames_and_nothing_else(corpus
         both = torch.cat([batch.masked_index, batch.unmasked_index]).sort().values
         assert both.tolist() == torch.nonzero(labels >= 0).flatten().tolist() and len(both) == spec.num_frames.sum()
         assert 0 < batch.num_masked < len(both)
+
+
+SOURCE = int.from_bytes(hashlib.blake2b(b"speech", digest_size=8).digest(), "little")
+
+
+def named(spec: MicroBatchSpec, *, epoch: int = 3, stream: int = 2, index: int = 5) -> MicroBatchSpec:
+    return replace(spec, id=MicroBatchId("speech", epoch, stream, index))
+
+
+def test_all_draws_of_a_batch_are_keyed_by_its_name_and_the_runs_seed(corpus, monkeypatch):
+    spec, asked = named(corpus.specs(1)[0]), []
+    key = {"source": SOURCE, "epoch": 3, "micro": 2 * 2**32 + 5}
+
+    def record(seed: int, purpose: str, count: int, **place: int) -> np.ndarray:
+        asked.append((purpose, seed, place))
+        return words(seed, purpose, count, **place)
+
+    monkeypatch.setattr(collate_module, "words", record)
+    batch = corpus.builder()[spec]
+    assert batch.mask.tolist() == draw_span_mask(DRAWS.masking, spec.num_frames, 3, **key).tolist()
+    assert sorted(asked) == [("layer_drop", 3, key), ("mix.clip_start", 3, key)]
+
+
+def test_layer_drop_skips_its_share_of_the_layers_and_others_in_each_micro_batch(corpus):
+    builder, specs = corpus.builder(), corpus.specs(25)
+    kept = np.stack([builder[spec].layer_keep.numpy() for spec in specs])
+    assert kept.shape == (200, 4)
+    rate, agreement = 0.4, 0.4**2 + 0.6**2
+    assert np.abs((~kept).mean(axis=0) - rate).max() < 4 * (rate * (1 - rate) / 200) ** 0.5
+    error = (agreement * (1 - agreement) / 200) ** 0.5
+    for one in range(4):
+        assert np.abs((kept[1:, one] == kept[:-1, one]).mean() - agreement) < 4.5 * error, "of neighbouring micro-batches"
+        for other in range(one):
+            assert np.abs((kept[:, one] == kept[:, other]).mean() - agreement) < 4.5 * error, "of two layers"
+    assert len({tuple(row) for row in kept.tolist()}) == 16
+    assert corpus.builder(replace(DRAWS, layer_drop=0.0))[specs[0]].layer_keep.all()
+    assert not corpus.builder(replace(DRAWS, layer_drop=1.0))[specs[0]].layer_keep.any()
+
+
+def test_a_padding_micro_batch_has_its_rows_and_no_masked_frame(corpus):
+    spec = corpus.specs(1)[0]
+    batch, padding = corpus.builder()[spec], corpus.builder()[replace(spec, weight=0.0)]
+    assert (batch.weight, padding.weight) == (1.0, 0.0) and equal(batch, padding, "waveforms", "mask", "masked_index")
+    assert padding.num_masked == 0 < batch.num_masked == int(batch.mask.sum())
+
+
+def test_a_noise_clip_is_cut_at_any_place_up_to_its_last_one(corpus):
+    lengths = Index.open(corpus.noise).num_samples[:].tolist()
+    shortest = int(np.argmin(lengths))
+    builder = corpus.builder(replace(DRAWS, mixing=Mixing(prob=1.0, noise_prob=1.0), noise_seconds=(min(lengths) - 5) / 16_000))
+    spec, starts = corpus.specs(1)[0], Counter()
+    spec = replace(spec, rows=np.zeros(16, dtype=np.uint32), start_frame=np.zeros(16, int), num_frames=np.full(16, 50))
+    for index in range(150):
+        excerpts = builder.noise_excerpts(named(spec, index=index))
+        assert len(excerpts) == 16
+        for row, start, size in excerpts:
+            assert size == min(lengths) - 5 and 0 <= start <= lengths[row] - size
+            starts.update([start] if row == shortest else [])
+    expected = starts.total() / 6
+    assert sorted(starts) == list(range(6)) and expected > 50
+    assert sum((count - expected) ** 2 / expected for count in starts.values()) < 20.5  # 99.9 % at five degrees of freedom
+    whole = corpus.builder(replace(DRAWS, mixing=Mixing(prob=1.0, noise_prob=1.0), noise_seconds=3.0)).noise_excerpts(spec)
+    assert [entry[1:] for entry in whole] == [(0, lengths[row]) for row, _, _ in whole]
+
+
+def test_a_batch_of_other_content_type_or_shape_has_another_fingerprint(corpus):
+    batch = next(batch for batch in map(corpus.builder().__getitem__, corpus.specs()) if len(batch.mix) and batch.noise.numel())
+    tensors = [name for name, value in vars(batch).items() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 11
+    found = [batch.fingerprint()]
+    for name in tensors:
+        value = getattr(batch, name)
+        changed = value.clone()
+        changed.view(-1)[-1] = ~changed.view(-1)[-1] if value.dtype == torch.bool else changed.view(-1)[-1] + 1
+        found += [replace(batch, **{name: other}).fingerprint() for other in (changed, value.reshape(1, *value.shape))]
+    found += [replace(batch, mask=batch.mask.to(torch.uint8)).fingerprint()]
+    found += [replace(batch, mix=replace(batch.mix, start=batch.mix.start + 1)).fingerprint()]
+    assert len(set(found)) == 1 + 2 * 11 + 2
 
 
 def test_switching_mixing_off_moves_no_crop_and_no_mask(corpus):
@@ -196,6 +279,19 @@ def mixtures(batch: PretrainBatch) -> list[tuple]:
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
+def test_unreadable_noise_is_mixed_into_no_row_and_keeps_its_place(corpus, tmp_path):
+    noisy = replace(DRAWS, mixing=Mixing(prob=1.0, noise_prob=1.0))
+    whole = corpus.builder(noisy)
+    spec = next(spec for spec in corpus.specs() if len({clip for clip, _, _ in whole.noise_excerpts(spec)}) > 1)
+    row = whole.noise_excerpts(spec)[0][0]
+    damaged = without_row(replace(corpus, shards=corpus.noise), row, tmp_path).shards
+    before, after = whole[spec], replace(corpus, noise=damaged).builder(noisy)[spec]
+    lost = [place for place, (clip, _, _) in enumerate(whole.noise_excerpts(spec)) if clip == row]
+    assert [int(after.noise_num_samples[place]) for place in lost] == [0] * len(lost) and len(after.noise) == len(before.noise)
+    assert mixtures(after) == [m for m in mixtures(before) if m[1] - len(spec.rows) not in lost]
+    assert len(after.mix) < len(before.mix) and after.num_unreadable == 0
+
+
 def test_one_flipped_bit_of_audio_is_noticed(corpus, tmp_path):
     spec = corpus.specs(1)[0]
     shutil.copytree(corpus.shards, tmp_path / "shards")
@@ -225,6 +321,41 @@ def test_a_row_without_labels_is_unreadable_too(corpus, monkeypatch):
     batch = builder[spec]
     lost = torch.from_numpy(spec.rows == row)
     assert batch.num_unreadable == lost.sum() and not batch.waveforms[lost].any() and (batch.labels[lost] == -1).all()
+
+
+def test_a_row_without_labels_in_a_second_set_is_unreadable_too(corpus, monkeypatch, tmp_path):
+    shutil.copytree(corpus.labels, tmp_path / "second")
+    spec = corpus.specs(1)[0]
+    labels = {"speech": [corpus.labels, tmp_path / "second"]}
+    builder, row, real = (
+        MicroBatchBuilder({"speech": corpus.shards}, labels, DRAWS, corpus.noise),
+        int(spec.rows[0]),
+        LabelStore.read,
+    )
+    whole = builder[spec]
+    assert torch.equal(whole.other_labels, whole.labels[None])
+
+    def read(self: LabelStore, wanted: int, *arguments: int) -> np.ndarray:
+        found = real(self, wanted, *arguments)
+        if self.path == corpus.labels:
+            return found
+        return found[:0] if wanted == row else (found + 1) % 10
+
+    monkeypatch.setattr(LabelStore, "read", read)
+    batch, lost = builder[spec], torch.from_numpy(spec.rows == row)
+    assert batch.num_unreadable == lost.sum() and (batch.labels[lost] == -1).all() and (batch.other_labels[0, lost] == -1).all()
+    valid = batch.labels >= 0
+    assert valid.any() and torch.equal(batch.other_labels[0][valid], (batch.labels[valid] + 1) % 10)
+
+
+def test_ten_skipped_rows_are_named_and_further_ones_only_counted(corpus, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(LabelStore, "read", lambda self, *_: np.zeros(0, dtype=np.uint16))
+    builder, specs = corpus.builder(), corpus.specs(2)
+    lost = sum(builder[spec].num_unreadable for spec in specs)
+    lines = [record.message for record in caplog.records if record.message.startswith("skipped")]
+    assert lost == sum(len(spec.rows) for spec in specs) > 10
+    assert len(lines) == 10 and [line.endswith("(further ones are only counted)") for line in lines] == [False] * 9 + [True]
 
 
 # --- exactly once -------------------------------------------------------------------------------------------------------
@@ -308,3 +439,27 @@ def test_a_change_of_ranks_and_workers_in_mid_epoch_repeats_and_drops_nothing(co
     assert found == expected and len(expected) > 4
     everything = [Counter(p for step in account for slot in step for p in slot) for account in (found, expected)]
     assert everything[0] == everything[1] and set(everything[0].values()) == {1}
+
+
+def test_the_time_spent_on_waiting_for_batches_adds_up(corpus):
+    clock = iter([0.0, 1.5, 10.0, 10.25, 20.0, 24.0])
+    loader = StepLoader(corpus.schedule(), Names(), Loading(workers=0), num_steps=5, start_step=2, now=clock.__next__)
+    schedule = corpus.schedule()
+    digests = [(step, schedule.step(step).digest) for step in range(2, 5)]
+    assert len(loader) == 5 and [(batch.step, batch.digest) for batch in loader] == digests
+    assert loader.waited_s == 1.5 + 0.25 + 4.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu", "expected"), [(None, True, True), (None, False, False), (False, True, False), (True, False, True)]
+)
+def test_batches_are_page_locked_where_there_is_a_gpu_unless_the_settings_say_otherwise(
+    corpus, monkeypatch, asked, gpu, expected
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    loader = loader_module.micro_batch_loader(corpus.builder(), [], Loading(workers=2, prefetch=3, pin_memory=asked))
+    assert (loader.pin_memory, loader.num_workers, loader.prefetch_factor, loader.batch_size) == (expected, 2, 3, None)
+    assert loader_module.micro_batch_loader(corpus.builder(), [], Loading(workers=0)).prefetch_factor is None
+    for settings in ({"workers": -1}, {"prefetch": 0}):
+        with pytest.raises(ValueError, match=r"loader\.workers must be ≥ 0 and loader\.prefetch ≥ 1"):
+            Loading(**settings)

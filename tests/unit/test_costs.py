@@ -240,6 +240,145 @@ def test_what_is_computed_again_is_not_kept():
     assert totals[0] > totals[1] > totals[2]
 
 
+SMALL = WavLMConfig(
+    conv_dims=(8, 16, 16, 16, 16, 16, 16), dim=24, ffn_dim=40, heads=3, layers=2, positional_kernel=8, positional_groups=2,
+    num_buckets=32, max_distance=80, attention_backend="eager", dropout=0.0, attention_dropout=0.0, activation_dropout=0.0,
+    input_dropout=0.0,
+)  # fmt: skip
+
+
+def kept_by_hand(rows: int, frames: int, predicted: int) -> tuple[dict[str, int], int, int]:
+    """Bytes of the float32 tensors that autograd keeps of `SMALL`, of the extractor's, and of its largest output."""
+    positions, samples = rows * frames, 320 * (frames - 1) + 400
+    outputs, length = [], samples
+    for kernel, stride, width in zip((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), SMALL.conv_dims, strict=True):
+        length = (length - kernel) // stride + 1
+        outputs.append(4 * rows * length * width)
+    assert length == frames
+    # Of each convolution its output and its GELU's; of the first its norm's too; the last GELU's output is `features`.
+    extractor = 2 * sum(outputs) + outputs[0] - outputs[-1]
+    kernel = 4 * 8 * 24 * 24 // 2
+    bias = 4 * 3 * frames * frames
+    # Post-norm: the projection's input, the positional convolution's input and output (a frame more), the norm's input.
+    entry = 4 * positions * 16 + 4 * positions * 24 + 4 * rows * (frames + 1) * 24 + kernel + 4 * positions * 24 + bias
+    layer = 4 * positions * (8 * 24 + 2 * 40 + 4 * 3) + 4 * rows * 3 * frames * frames
+    head = 4 * predicted * (24 + 2 * 32 + CLASSES) + 4 * CLASSES * 32
+    kept = {
+        "waveforms": 6 * rows * samples,
+        "features": 4 * positions * 16,
+        "encoder input": entry,
+        "layers": 2 * layer,
+        "head": head,
+    }
+    return kept, extractor, max(outputs)
+
+
+@pytest.mark.parametrize(
+    ("rows", "frames", "predicted", "largest", "scores_dominate"),
+    [
+        (2, 100, 60, 4 * 2 * 100 * 3 * 100, False),  # scores: rows · heads · frames²
+        (1, 600, 100, 4 * 3 * 600 * 600, True),
+        (4, 10, 40, 4 * 4 * 10 * 40, False),  # the feed-forward's inner width
+    ],
+)
+def test_the_peak_is_that_of_the_larger_of_two_moments(rows, frames, predicted, largest, scores_dominate):
+    config, head = SMALL, HeadShape(final_dim=32, embeddings=CLASSES)
+    shape = MicroBatchShape(rows=rows, samples=num_samples_of(frames), predicted_frames=predicted)
+    kept, extractor, convolution = kept_by_hand(rows, frames, predicted)
+    layer = kept["layers"] // 2
+    for recompute in ("none", "extractor", "all"):
+        ours = estimate_memory(config, head, shape, precision="32-true", recompute=recompute)
+        expected = {**kept, "layers": 2 * 4 * rows * frames * 24} if recompute == "all" else dict(kept)
+        if recompute == "none":
+            expected["extractor"] = extractor
+        assert ours.kept == expected
+        begins = sum(expected.values()) + 2 * largest + (layer if recompute == "all" else 0)
+        ends = kept["waveforms"] + kept["features"] + extractor + 2 * convolution
+        assert ours.activations == max(begins, ends) and (begins > ends) >= scores_dominate
+        assert ours.total == ours.activations + 16 * sum(count_parameters(config, head).values())
+
+
+def test_dropout_masks_take_a_byte_on_a_gpu_and_four_on_a_cpu():
+    head, shape = (
+        HeadShape(final_dim=32, embeddings=CLASSES),
+        MicroBatchShape(rows=2, samples=num_samples_of(50), predicted_frames=9),
+    )
+    found = {}
+    for device in ("cuda", "cpu"):
+        for rate in (0.0, 0.1):
+            config = dataclasses.replace(SMALL, dropout=rate, input_dropout=rate)
+            found[device, rate] = estimate_memory(config, head, shape, precision="32-true", device=device).kept
+        extra = {part: found[device, 0.1][part] - found[device, 0.0][part] for part in found[device, 0.1]}
+        size = (1 if device == "cuda" else 4) * 2 * 50 * 24
+        # After the input and before the first layer; in each of two layers after attention and feed-forward.
+        assert extra["encoder input"] == 2 * size and extra["layers"] == 2 * 2 * size
+        assert extra["head"] == extra["features"] == extra["waveforms"] == 0
+
+
+def test_a_state_is_whole_under_ddp_and_shared_out_under_fsdp():
+    head, shape = HeadShape(final_dim=32, embeddings=CLASSES), MicroBatchShape(rows=1, samples=16_000, predicted_frames=9)
+    count = sum(count_parameters(SMALL, head).values())
+
+    def states(**settings):
+        return estimate_memory(SMALL, head, shape, **{"precision": "32-true", **settings}).states
+
+    whole = {"parameters": 4 * count, "gradients": 4 * count, "moments": 8 * count}
+    assert states() == whole and states(ema=True) == {**whole, "running mean": 4 * count}
+    assert states(processes=2) == {**whole, "buckets": 4 * count}
+    assert states(precision="bf16-mixed") == {**whole, "weights in 16 bits": 2 * count}
+    shared = {name: -(-value // 3) for name, value in {**whole, "running mean": 4 * count}.items()}
+    gathered = 2 * 4 * (count // 2)  # two of two layers are whole at a time
+    assert states(processes=3, strategy="fsdp", ema=True) == {**shared, "gathered": gathered}
+    mixed = states(processes=3, strategy="fsdp", ema=True, precision="bf16-mixed")
+    assert mixed == {**shared, "gathered": gathered, "weights in 16 bits": gathered // 2}
+    assert states(strategy="fsdp") == whole, "alone nothing is shared out"
+
+
+def test_operations_of_each_part_are_those_that_torch_counts_in_its_modules():
+    for changes in ({}, {"pre_norm": True, "extractor_norm": "layer"}, {"attention_backend": "sdpa", "positional_kernel": 7}):
+        model, head = built(dataclasses.replace(SMALL, **changes))
+        with FlopCounterMode(display=False) as counter:
+            shape, _, _ = step(model.train(), 2, 60)
+        seen = {
+            name.removeprefix("WavLMForPretraining").lstrip("."): counts for name, counts in counter.get_flop_counts().items()
+        }
+        total = {name: sum(counts.values()) for name, counts in seen.items()}
+        layers = [f"wavlm.encoder.layers.{number}" for number in range(2)]
+        products = sum(total[f"{layer}.attention"] for layer in layers)
+        linear = sum(count for layer in layers for kind, count in seen[f"{layer}.attention"].items() if "addmm" in str(kind))
+        ours = count_flops(model.wavlm.config, head, shape).forward
+        assert ours == {
+            "extractor": sum(
+                count for name, count in total.items() if name.startswith("wavlm.extractor.layers.") and name.count(".") == 3
+            ),
+            "projection": total["wavlm.projection"],
+            "positional": total["wavlm.encoder.positional"],
+            "attention": linear,
+            "scores": products - linear,
+            "feed_forward": sum(total[f"{layer}.feed_forward"] for layer in layers),
+            "head": total[""] - total["wavlm.projection"] - total["wavlm.encoder"] - ours["extractor"],
+        }
+        assert ours["head"] == 2 * 60 * 32 * (24 + CLASSES)
+
+
+def test_log_mels_are_products_with_the_bands_and_with_the_linear_map_whose_weights_alone_have_a_gradient():
+    config = config_of("nano_mel")
+    shape = MicroBatchShape(rows=3, samples=num_samples_of(50), predicted_frames=40)
+    ours = count_flops(config, HeadShape(final_dim=32, embeddings=CLASSES), shape)
+    linear = 2 * 150 * 40 * config.conv_dims[-1]
+    assert ours.forward["extractor"] == 2 * 150 * 257 * 40 + linear and ours.backward["extractor"] == linear
+
+
+def test_several_label_sets_have_projections_and_embeddings_of_their_own():
+    shape = MicroBatchShape(rows=2, samples=num_samples_of(60), predicted_frames=50)
+    one, two = HeadShape(final_dim=32, embeddings=30), HeadShape(final_dim=32, embeddings=30, projections=2)
+    assert count_parameters(SMALL, two)["head"] - count_parameters(SMALL, one)["head"] == 25 * 32
+    assert count_flops(SMALL, two, shape).forward["head"] == 2 * 50 * (2 * 24 * 32 + 32 * 30)
+    with torch.device("meta"):
+        made = WavLMForPretraining(WavLM(SMALL), num_classes=[10, 20], final_dim=32)
+    assert sum(count_parameters(SMALL, two).values()) == sum(p.numel() for p in made.parameters())
+
+
 def test_states_are_sixteen_bytes_a_parameter_and_two_more_in_16_bits():
     config, head = config_of("base"), HeadShape(final_dim=256, embeddings=500)
     shape = MicroBatchShape(rows=1, samples=16_000, predicted_frames=25)

@@ -1,11 +1,14 @@
 """Span masks: the statistics of SPEC §2.1, uniform starts, keys, and rows of a few frames."""
 
 from itertools import combinations
+from math import comb, floor
 
 import numpy as np
 import pytest
 
+from openwavlm import masking as masking_module
 from openwavlm.masking import SpanMasking, draw_span_mask
+from openwavlm.randomness import words
 
 PAPER = SpanMasking()
 
@@ -57,6 +60,79 @@ def test_equal_counts_take_every_masked_frame_away_with_the_same_probability():
     rates = taken[2:38] / offered[2:38]
     assert rates.max() - rates.min() < 0.12
     assert abs(rates[:18].mean() - rates[18:].mean()) < 0.02
+
+
+def masked_probability(masking, frames):
+    """Exact probability of each frame to be masked, where the spans of a row cannot cover all of it."""
+    exact = masking.prob * frames / masking.length
+    probability = np.zeros(frames)
+    for count, share in ((floor(exact), 1 - exact % 1), (floor(exact) + 1, exact % 1)):
+        spans = min(max(count, masking.min_masks), frames - 1)
+        room = frames - masking.length if frames - masking.length > spans else spans + 1
+        for frame in range(frames):
+            covering = min(frame + 1, room) - max(0, frame - masking.length + 1)  # starts whose span holds the frame
+            probability[frame] += share * (1 - comb(room - max(0, covering), spans) / comb(room, spans))
+    return probability
+
+
+def test_short_rows_beside_long_ones_are_masked_by_their_own_length():
+    rows = np.repeat([60, 200, 780], [12, 6, 2])
+    draws = 250
+    counts = np.sum([draw(PAPER, rows, seed) for seed in range(draws)], axis=0)
+    for frames in (60, 200, 780):
+        expected, number = masked_probability(PAPER, frames), draws * np.count_nonzero(rows == frames)
+        found = counts[rows == frames].sum(axis=0)
+        assert not found[frames - 1 :].any() and expected[-1] == 0  # no start is so late that its span holds the last frame
+        error = np.sqrt(number * expected * (1 - expected))[:-1]
+        assert np.abs((found[: frames - 1] - number * expected[:-1]) / error).max() < 5
+        assert found[:frames].mean() / number == pytest.approx(expected.mean(), abs=0.005)
+
+
+def test_each_row_of_a_mixed_batch_has_the_spans_of_its_own_length():
+    # Spans of one frame are countable: prob · frames of them, rounded at random.
+    frames = np.array([10, 50, 505, 30, 1000])
+    counts = np.array([draw(SpanMasking(prob=0.05, length=1, min_masks=0), frames, seed).sum(axis=1) for seed in range(400)])
+    assert [set(column) for column in counts.T] == [{0, 1}, {2, 3}, {25, 26}, {1, 2}, {50}]
+    assert np.abs(counts.mean(axis=0) - 0.05 * frames).max() < 4 * 0.5 / 400**0.5
+
+
+def test_a_row_of_two_frames_is_masked_in_its_second_one_three_times_out_of_four():
+    # One start among both frames. From the second frame only that one is covered; from the first both, and one is given back.
+    for rows in ([2] * 40, [2] * 39 + [300]):
+        masks = np.concatenate([draw(PAPER, rows, seed)[:39, :2] for seed in range(100)])
+        assert np.all(masks.sum(axis=1) == 1)
+        assert masks[:, 1].mean() == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / 3900) ** 0.5)
+
+
+def test_a_row_with_as_many_starts_as_spans_has_one_start_more():
+    # Two spans of ten in twelve frames start in two of the frames 0, 1 and 2; started at 0 and 2 they cover all, and one frame is
+    # given back: the last frame is masked with (0 + 11/12 + 1) / 3, the middle ones with (1 + 11/12 + 1) / 3.
+    masks = np.concatenate([draw(PAPER, np.full(40, 12), seed) for seed in range(100)])
+    expected = np.array([(1 + 11 / 12) / 3, *[(2 + 11 / 12) / 3] * 10, (1 + 11 / 12) / 3])
+    error = np.sqrt(expected * (1 - expected) / len(masks))
+    assert np.abs((masks.mean(axis=0) - expected) / error).max() < 4.5
+
+
+@pytest.mark.parametrize("masking", [PAPER, SpanMasking(same_count=True)])
+def test_all_draws_are_keyed_by_seed_source_epoch_and_micro_batch_and_none_is_used_twice(masking, monkeypatch):
+    asked = []
+
+    def record(seed, purpose, count, **place):
+        asked.append((seed, purpose, place))
+        return words(seed, purpose, count, **place)
+
+    monkeypatch.setattr(masking_module, "words", record)
+    draw(masking, [30, 300, 299], seed=8, source=3, epoch=4, micro=5)
+    purposes = ["mask.count", "mask.starts", *(["mask.truncate"] if masking.same_count else [])]
+    assert asked == [(8, purpose, {"source": 3, "epoch": 4, "micro": 5}) for purpose in purposes]
+
+
+def test_equal_counts_are_those_of_the_row_with_the_fewest_masked_frames():
+    for seed in range(20):
+        frames = np.array([1, 40, 0, 100, 400])
+        free, cut = draw(PAPER, frames, seed).sum(axis=1), draw(SpanMasking(same_count=True), frames, seed).sum(axis=1)
+        smallest = free[[1, 3, 4]].min()
+        assert cut.tolist() == [0, smallest, 0, smallest, smallest] and smallest > 0
 
 
 def test_masked_runs_have_the_length_of_the_reference():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from openwavlm.augment import mixing as mixing_module
 from openwavlm.augment.mixing import (
     Mixing,
     apply_mixing,
@@ -16,6 +17,7 @@ from openwavlm.augment.mixing import (
     mix,
 )
 from openwavlm.batch import MixRecord
+from openwavlm.randomness import words
 
 ALWAYS = Mixing(prob=1.0)
 
@@ -116,6 +118,46 @@ def test_a_row_is_never_its_own_partner_and_all_others_are_equally_probable():
         counts[record.row, record.partner] += 1
     assert np.all(np.diag(counts) == 0)
     assert np.abs(counts[~np.eye(5, dtype=bool)] / 375 - 1).max() < 0.25
+
+
+@pytest.mark.parametrize("batch", [2, 3, 16])
+def test_with_probability_one_every_row_is_mixed_once(batch):
+    for seed in range(20):
+        assert draw(ALWAYS, [1000] * batch, seed=seed).row.tolist() == list(range(batch))
+
+
+def test_all_draws_are_keyed_by_seed_source_epoch_and_micro_batch_and_none_is_used_twice(monkeypatch):
+    asked = []
+
+    def record(seed, purpose, count, **place):
+        asked.append((purpose, seed, count, place))
+        return words(seed, purpose, count, **place)
+
+    monkeypatch.setattr(mixing_module, "words", record)
+    noisy, place = Mixing(prob=1.0, noise_prob=1.0), {"source": 5, "epoch": 6, "micro": 7}
+    draw_noise_clips(noisy, 4, 9, 8, **place)
+    assert sorted(asked) == [(f"mix.{purpose}", 8, 4, place) for purpose in ("clip", "kind", "trigger")]
+    asked.clear()
+    draw(noisy, [1000] * 4, seed=8, noise_num_samples=np.full(4, 500), **place)
+    purposes = ("kind", "length", "partner", "partner_start", "ratio", "start", "trigger")
+    assert sorted(asked) == [(f"mix.{purpose}", 8, 4, place) for purpose in purposes]
+
+
+def test_the_longest_overlap_is_that_of_a_mixture_and_not_of_a_row_that_is_not_mixed():
+    records = [draw(Mixing(prob=0.3), [1000] * 5, seed=seed) for seed in range(50)]
+    assert [record.max_length for record in records] == [max(record.length.tolist(), default=0) for record in records]
+    assert {len(record) for record in records} > {0, 1, 2}
+
+
+def test_partner_length_places_and_ratio_of_a_mixture_are_independent():
+    records = [draw(ALWAYS, [4001] * 50, seed=seed) for seed in range(100)]
+    row, partner, start, partner_start, length, ratio = (
+        np.concatenate([getattr(record, name) for record in records]).astype(np.float64)
+        for name in ("row", "partner", "start", "partner_start", "length", "energy_ratio_db")
+    )
+    columns = [(partner - row) % 50, start / (4001 - length), partner_start / (4001 - length), length, ratio, row]
+    correlation = np.corrcoef(columns) - np.eye(6)
+    assert np.abs(correlation).max() < 4.5 / len(row) ** 0.5
 
 
 def test_a_row_alone_in_its_batch_stays_as_it_is_or_takes_noise():
@@ -256,6 +298,21 @@ def test_the_added_signal_has_the_drawn_energy_ratio():
         added = difference[row, start : start + length]
         energy = waveforms[row, : num_samples[row]].square().mean()
         assert 10 * torch.log10(energy / added.square().mean()) == pytest.approx(float(ratio_db), abs=0.1)
+
+
+@pytest.mark.parametrize(("ratio_db", "gain"), [(0.0, 3.0), (20.0, 0.3), (-20.0, 30.0), (10 * np.log10(9), 1.0)])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_the_secondary_is_scaled_to_the_primarys_energy_over_the_ratio(ratio_db, gain, noisy):
+    # Mean energies 9 and 1: gain = sqrt(9 / (1 · 10^(ratio / 10))).
+    alternating = np.tile([1.0, -1.0], 50)
+    waveforms = torch.from_numpy(np.stack([3 * alternating, alternating])).float()
+    record = record_of((0, 2 if noisy else 1, 10, 20, 30, ratio_db))
+    noise = (waveforms[1:], torch.tensor([100])) if noisy else ()
+    output = mix(waveforms, torch.tensor([100, 100]), record, *noise).double().numpy()
+    expected = 3 * alternating
+    expected[10:40] += gain * alternating[20:50]
+    np.testing.assert_allclose(output[0], expected, rtol=1e-5)
+    np.testing.assert_array_equal(output[1], alternating)
 
 
 def test_the_ratio_holds_for_the_whole_utterance_not_for_the_overlap():

@@ -124,6 +124,14 @@ def test_a_shard_cut_between_two_members_is_noticed(shard_set: Path) -> None:
     assert "must hold 8 members, but a tar reader finds 4" in first_problem(shard_set)
 
 
+def test_a_shard_that_something_was_appended_to_is_noticed(shard_set: Path) -> None:
+    with tar_of(shard_set, 1).open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ValueError, match=r"000000-001.tar must have \d+ bytes, but has \d+: restore it"):
+        check_shards(Index.open(shard_set))
+    assert "must have" in first_problem(shard_set)
+
+
 def test_a_swapped_shard_is_noticed(shard_set: Path) -> None:
     index = Index.open(shard_set)
     first, second = tar_of(shard_set, 0), tar_of(shard_set, 1)

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ from openwavlm.training.checkpoint import (
 )
 from openwavlm.training.records import CsvRecord
 from openwavlm.training.run_directory import RunRecord, accept_config, changed_keys, trajectory
-from openwavlm.training.run_lock import DEAD_AFTER_S, TAKEN_OVER, RunLock
+from openwavlm.training.run_lock import TAKEN_OVER, RunLock
 from patience import HANG_S, wait_until
 
 FORK = multiprocessing.get_context("fork")
@@ -88,41 +90,63 @@ def test_a_released_run_is_free(tmp_path):
     assert (tmp_path / "lock").read_bytes() == b""
 
 
+NOW_S = 1_000_000.0
+
+
 def _write_lock(directory: Path, *, age_s: float) -> None:
-    record = {"host": "elsewhere", "pid": 17, "job": "4711", "heartbeat": time.time() - age_s}
+    record = {"host": "elsewhere", "pid": 17, "job": "4711", "heartbeat": NOW_S - age_s}
     (directory / "lock").write_text(json.dumps(record))
 
 
-class HandedClock:
-    """Stands in for `time` in the lock's file: only sleeping takes time, and something may happen meanwhile."""
+class Clock:
+    """Time that passes only while the lock waits.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None] = lambda: None) -> None:
-        self.slept_s, self._began, self._meanwhile = 0.0, time.time(), meanwhile
-        monkeypatch.setattr(run_lock, "time", self)
+    Attributes:
+        now_s: Seconds.
+        each_second: What happens as they pass.
+    """
+
+    def __init__(self) -> None:
+        self.now_s = NOW_S
+        self.each_second: Callable[[], None] = lambda: None
 
     def time(self) -> float:
-        return self._began + self.slept_s
+        return self.now_s
 
     def sleep(self, seconds: float) -> None:
-        self.slept_s += seconds
-        self._meanwhile()
+        self.now_s += seconds
+        self.each_second()
 
 
-def test_a_launch_on_another_host_is_refused_as_soon_as_its_heart_beats(tmp_path, caplog, monkeypatch):
-    _write_lock(tmp_path, age_s=DEAD_AFTER_S - 20)
-    clock = HandedClock(monkeypatch, lambda: _write_lock(tmp_path, age_s=0))
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(run_lock, "time", made)
+    return made
+
+
+def test_a_launch_on_another_host_is_refused_as_soon_as_its_heart_beats(tmp_path, caplog, clock):
+    _write_lock(tmp_path, age_s=100)
+
+    def beat_after_seven_seconds() -> None:
+        if clock.now_s >= NOW_S + 7:
+            _write_lock(tmp_path, age_s=-7)
+
+    clock.each_second = beat_after_seven_seconds
     with pytest.raises(ValueError, match=r"process 17 on elsewhere: wait for it.*taken over 120 s after its last heartbeat"):
         RunLock(tmp_path)
-    assert 0 < clock.slept_s < 20
+    assert clock.now_s == NOW_S + 7
     assert json.loads((tmp_path / "lock").read_text())["host"] == "elsewhere"
     assert "process 17 on elsewhere; waiting up to 20 s for a sign of life" in caplog.text
 
 
-def test_a_launch_on_another_host_whose_heart_stands_still_is_waited_for_and_taken_over(tmp_path, monkeypatch):
-    _write_lock(tmp_path, age_s=DEAD_AFTER_S - 30)
-    clock = HandedClock(monkeypatch)
-    RunLock(tmp_path).release()
-    assert clock.slept_s + 1 >= 30 and clock.slept_s < 32
+@pytest.mark.parametrize(("age_s", "waited_s"), [(100, 20), (119, 1), (0, 120), (120, 0), (5000, 0)])
+def test_a_launch_on_another_host_whose_heart_stands_still_is_waited_for_and_taken_over(tmp_path, clock, age_s, waited_s):
+    _write_lock(tmp_path, age_s=age_s)
+    lock = RunLock(tmp_path)
+    assert clock.now_s == NOW_S + waited_s
+    assert json.loads((tmp_path / "lock").read_bytes())["heartbeat"] == clock.now_s
+    lock.release()
 
 
 @pytest.fixture
@@ -146,13 +170,14 @@ def test_without_file_locks_a_live_process_of_this_host_is_refused(tmp_path, mon
 
 
 @pytest.mark.usefixtures("without_locks")
-def test_without_file_locks_a_dead_process_of_this_host_is_taken_over(tmp_path):
-    process = FORK.Process(target=time.sleep, args=(0,))
+def test_without_file_locks_a_dead_process_of_this_host_is_taken_over_at_once(tmp_path, clock):
+    process = FORK.Process(target=os.getpid)
     process.start()
     process.join()
-    record = {"host": socket.gethostname(), "pid": process.pid, "heartbeat": time.time()}
+    record = {"host": socket.gethostname(), "pid": process.pid, "heartbeat": NOW_S}
     (tmp_path / "lock").write_text(json.dumps(record))
     RunLock(tmp_path).release()
+    assert clock.now_s == NOW_S
 
 
 def _stand_still(directory: Path, held: "multiprocessing.synchronize.Event") -> None:
@@ -171,11 +196,6 @@ def test_a_writer_that_was_taken_over_while_it_stood_still_ends(tmp_path):
     process.join(HANG_S)
     assert process.exitcode == TAKEN_OVER
     assert json.loads((tmp_path / "lock").read_text())["host"] == "elsewhere"
-
-
-def test_a_launch_on_another_host_is_taken_over_when_its_heart_has_stopped(tmp_path):
-    _write_lock(tmp_path, age_s=DEAD_AFTER_S + 1)
-    RunLock(tmp_path).release()
 
 
 def test_an_unreadable_lock_is_taken_over(tmp_path):
@@ -295,6 +315,12 @@ def test_a_launch_that_was_refused_later_binds_nothing(tmp_path):
     assert accept_config(tmp_path, CONFIG, []) == {}
 
 
+def test_every_launch_is_a_segment_of_the_record(begun):
+    for step in (3, 7):
+        RunRecord(begun).begin_segment({"from_step": step})
+    assert [segment["from_step"] for segment in RunRecord(begun).content["segments"]] == [0, 3, 7]
+
+
 def test_a_damaged_config_is_named(begun):
     for content in ("a: [", "", "17"):
         (begun / "config.yaml").write_text(content)
@@ -329,6 +355,72 @@ def test_changed_data_is_refused_unless_allowed(begun):
         with pytest.raises(ValueError, match=rf"has changed since it began \({names}\): restore it, .* or allow_change=\[data\]"):
             RunRecord(begun).check_fingerprints(changed, ["optim"])
         RunRecord(begun).check_fingerprints(changed, ["data"])
+
+
+NEVER_TRAJECTORY = ["trainer.devices", "callbacks.keep_last", "logger.name", "loader.workers", "health.rules", "probes.every"]
+NEVER_TRAJECTORY += ["stop_after", "allow_change", "debug", "model.recompute"]
+TRAJECTORY = ["seed", "model.layers", "model.recompute_all", "masking.prob", "mixing.prob", "batch.seconds", "optim.lr", "loss.x"]
+
+
+def test_the_trajectory_is_every_key_that_decides_what_comes_out():
+    config: dict[str, Any] = {}
+    for key in NEVER_TRAJECTORY + TRAJECTORY:
+        group, _, name = key.partition(".")
+        config[group] = {**config.get(group, {}), name: 1} if name else 1
+    assert trajectory(config) == dict.fromkeys(TRAJECTORY, 1)
+    assert trajectory({"optim": {"ema": None, "betas": []}, "data": {}}) == {"optim.betas": [], "data": {}}
+
+
+def test_a_key_that_was_added_or_taken_away_is_a_change():
+    before, after = {"optim": {"lr": 1.0, "ema": 0.9}}, {"optim": {"lr": 2.0, "eps": 0.1}}
+    assert changed_keys(before, after) == {"optim.ema": (0.9, None), "optim.eps": (None, 0.1), "optim.lr": (1.0, 2.0)}
+    assert changed_keys(before, before) == {}
+
+
+def test_an_allowed_key_allows_its_own_branch_and_no_other_word(begun):
+    changed = with_changes(optim__lr=1.0, optimal=1)
+    with pytest.raises(ValueError, match="this launch differs") as refusal:
+        accept_config(begun, changed, ["optim"])
+    assert [line.split(":")[0].strip() for line in str(refusal.value).splitlines()[1:-1]] == ["optimal"]
+
+
+DATA = {"validation_share": 0.1, "split_seed": 3, "validation": {"dev": {}}}
+
+
+def test_a_run_knows_what_all_its_launches_trained_on(begun):
+    record = RunRecord(begun)
+    record.hear(DATA, {"shards.b": "2", "shards.a": "1", "shards.dev": "9", "labels.a": "7", "codebook": "c"}, {"libri"})
+    first = {"validation_share": 0.1, "split_seed": 3, "indexes": ["1", "2"], "validation_indexes": ["9"]}
+    assert record.heard == [{**first, "sources": ["libri"]}]
+    record.hear(DATA, {"shards.a": "1", "shards.b": "2", "shards.dev": "9", "labels.a": "8"}, {"libri"})
+    assert record.heard == [{**first, "sources": ["libri"]}], "other labels of the same audio are no other data"
+    for key, value in (("validation_share", 0.2), ("split_seed", 4)):
+        record.hear({**DATA, key: value}, {"shards.a": "1", "shards.b": "2", "shards.dev": "9"}, {"libri", "vox"})
+        assert record.heard[0] == {**first, "sources": ["libri"]} and record.heard[-1][key] == value
+    assert len(record.heard) == 3 and record.content["sources"] == ["libri", "vox"]
+    record.hear(DATA, {"shards.a": "1", "shards.dev": "9"}, {"other"})
+    assert [entry["indexes"] for entry in record.heard] == [["1", "2"], ["1", "2"], ["1", "2"], ["1"]]
+    assert record.content["sources"] == ["libri", "other", "vox"]
+
+
+def test_a_branch_inherits_what_its_run_trained_on(tmp_path):
+    parent, branch = RunRecord(tmp_path / "parent"), RunRecord(tmp_path / "branch")
+    parent.hear(DATA, {"shards.a": "1", "shards.dev": "9"}, {"libri"})
+    parent.hear({**DATA, "split_seed": 4}, {"shards.a": "1", "shards.dev": "9"}, {"libri"})
+    parent.content["init_from"] = {"hash": "h"}
+    branch.hear({**DATA, "split_seed": 4}, {"shards.a": "1", "shards.dev": "9"}, {"vox"})
+    branch.inherit(parent)
+    assert [entry["split_seed"] for entry in branch.heard] == [3, 4]
+    assert branch.content["sources"] == ["libri", "vox"] and branch.content["init_from"] == {"hash": "h"}
+
+
+def test_data_that_may_change_must_be_named_as_data(begun):
+    record = RunRecord(begun)
+    record.check_fingerprints({"shards.a": "1"}, [])
+    with pytest.raises(ValueError, match=r"has changed since it began \(shards.a\)"):
+        record.check_fingerprints({"shards.a": "2"}, ["optim", "seed"])
+    record.check_fingerprints({"shards.a": "2"}, ["data"])
+    assert record.content["fingerprints"] == {"shards.a": "2"}
 
 
 # --- records ------------------------------------------------------------------------------------------------------------
@@ -442,16 +534,61 @@ def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
         newest_checkpoint(tmp_path)
 
 
-def test_pruning_keeps_the_last_steps_whatever_the_clocks_say(tmp_path):
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, which must be whole."""
+    found = sorted(folder.glob("*.ckpt"))
+    assert sorted(folder.iterdir()) == sorted(path for one in found for path in (one, one.with_name(one.name + ".json")))
+    return [int(path.stem[5:]) for path in found]
+
+
+@pytest.mark.parametrize(("keep_last", "expected"), [(1, [12]), (2, [9, 12]), (3, [6, 9, 12]), (9, [3, 6, 9, 12])])
+def test_pruning_keeps_the_last_steps_whatever_the_clocks_say(tmp_path, keep_last, expected):
     for step in (3, 6, 9, 12):
         save(tmp_path, step)
     for step in (3, 6):
-        os.utime(checkpoint_path(tmp_path, step), (time.time() + 3600,) * 2)
+        os.utime(checkpoint_path(tmp_path, step), (2**31, 2**31))
     (tmp_path / "step-00000015.ckpt.tmp").touch()
-    prune(checkpoint_path(tmp_path, 12), 2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        f"step-{step:08d}.ckpt{end}" for step in (9, 12) for end in ("", ".json")
-    ]
+    prune(checkpoint_path(tmp_path, 12), keep_last)
+    assert steps_in(tmp_path) == expected
+
+
+@pytest.mark.parametrize(("keep_last", "expected"), [(1, [10]), (2, [9, 10]), (3, [6, 9, 10])])
+def test_damaged_later_checkpoints_take_no_place_among_the_last_ones(tmp_path, keep_last, expected):
+    for step in (3, 6, 9):
+        save(tmp_path, step)
+    for step in (12, 15):
+        flip_a_byte(save(tmp_path, step))
+    good = save(tmp_path, 10)  # the run went on from 9, with another checkpoint_every
+    prune(good, keep_last)
+    assert steps_in(tmp_path) == expected and newest_checkpoint(tmp_path) == good
+
+
+def test_multiples_and_the_best_are_kept_in_addition_to_the_last(tmp_path):
+    for step in range(2, 22, 2):
+        save(tmp_path, step)
+    for step, figure in ((4, 0.7), (14, 0.7), (6, 0.9), (20, 0.1), (10, -0.5), (12, float("inf"))):
+        describe(checkpoint_path(tmp_path, step), validation=figure)
+    assert named_checkpoint(tmp_path, "best") == checkpoint_path(tmp_path, 10)
+    prune(checkpoint_path(tmp_path, 20), 2, keep_every=8, keep_best=3)
+    assert steps_in(tmp_path) == [4, 8, 10, 16, 18, 20]  # 18 and 20; 8 and 16; 10, 20 and the earlier one of 0.7
+    describe(checkpoint_path(tmp_path, 10), validation=None)
+    prune(checkpoint_path(tmp_path, 20), 1, keep_best=2)
+    assert steps_in(tmp_path) == [4, 20]
+
+
+def test_a_description_says_what_is_in_the_file(tmp_path):
+    path, ours = checkpoint_path(tmp_path, 7), {"step": 7, "fingerprints": {"shards.a": "1"}, "validation": 2.5}
+    AtomicCheckpointIO().save_checkpoint({"openwavlm": ours}, path)
+    content = path.read_bytes()
+    described = json.loads((tmp_path / "step-00000007.ckpt.json").read_text())
+    assert described == {
+        "format_version": 1,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        **ours,
+    }
+    AtomicCheckpointIO().remove_checkpoint(path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_checkpoints_are_kept_by_their_step_and_by_their_figure(tmp_path):
@@ -489,7 +626,14 @@ def _error_of_its_own(*_: object) -> None:
         raise RuntimeError("unexpected pos 3603200 vs 3603152")  # noqa: B904  as torch's writer does
 
 
-@pytest.mark.parametrize("fails_at", [(torch, "save", _no_space), (torch, "save", _error_of_its_own), (os, "fsync", _no_space)])
+def _no_quota(*_: object) -> None:
+    raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+@pytest.mark.parametrize(
+    "fails_at",
+    [(torch, "save", _no_space), (torch, "save", _no_quota), (torch, "save", _error_of_its_own), (os, "fsync", _no_space)],
+)
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, fails_at):
     save(tmp_path, 1)
     monkeypatch.setattr(*fails_at)
@@ -517,15 +661,6 @@ def test_a_small_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=rf"No space left on device: '{re.escape(str(tmp_path / 'run.json'))}'"):
         write_atomically(tmp_path / "run.json", b"{}")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_damaged_later_checkpoint_does_not_push_out_the_good_ones(tmp_path):
-    save(tmp_path, 9)
-    flip_a_byte(save(tmp_path, 12))
-    time.sleep(0.01)
-    good = save(tmp_path, 10)  # the run went on from 9, with another checkpoint_every
-    prune(good, 1)
-    assert newest_checkpoint(tmp_path) == good
 
 
 def _save_and_die(folder: Path, fsyncs: int, *, at_rename: bool) -> None:

@@ -1,5 +1,6 @@
-"""Audio looked up in a shard set: as rows, and as clips inside joined rows."""
+"""The split of speakers by hash; audio looked up in a shard set: as rows, and as clips inside joined rows."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from openwavlm.data import splits
 from openwavlm.data.index import COLUMNS, MEMBER, Index, ShardInfo, write_index
-from openwavlm.data.splits import audio_in, shared_rows
+from openwavlm.data.splits import audio_in, shared_rows, validation_rows
 
 
 def index_of(folder: Path, pcm: list[int], members: list[tuple[int, int]]) -> Index:
@@ -26,6 +27,80 @@ def index_of(folder: Path, pcm: list[int], members: list[tuple[int, int]]) -> In
         members=clips,
     )
     return Index.open(folder)
+
+
+# --- the split ----------------------------------------------------------------------------------------------------------
+
+
+def index_of_names(folder: Path, speakers: list[str], recordings: list[str]) -> Index:
+    """An index with a row for each pair of names; "" is an unknown speaker."""
+    tables = {"speakers": [""], "recordings": [""], "sources": [""], "languages": [""]}
+    columns = {name: np.zeros(len(speakers), dtype) for name, dtype in COLUMNS.items()}
+    columns["key"] = np.arange(len(speakers), dtype=np.uint64)
+    for column, table, names in (("speaker", "speakers", speakers), ("recording", "recordings", recordings)):
+        known = {name: number for number, name in enumerate(dict.fromkeys(["", *names]))}
+        columns[column], tables[table] = np.array([known[name] for name in names]), list(known)
+    shards = [ShardInfo("a.tar", len(speakers), 1, "c", "i")]
+    return write_index(folder, columns=columns, tables=tables, shards=shards)
+
+
+def place_of(name: str, split_seed: int) -> float:
+    """Where a name lies in [0, 1): its 64-bit BLAKE2b, little-endian."""
+    digest = hashlib.blake2b(f"{split_seed}/split/{name}".encode(), digest_size=8).digest()
+    return sum(byte * 256**place for place, byte in enumerate(digest)) / 2**64
+
+
+@pytest.mark.parametrize("share", [0.0, 0.005, 0.02, 0.5, 0.97])
+def test_of_ten_thousand_speakers_those_below_the_share_are_held_out(tmp_path, share):
+    names = [f"librilight/{number}" for number in range(10_000)]
+    index = index_of_names(tmp_path, names, ["r"] * len(names))
+    for split_seed in (0, 7):
+        found = validation_rows(index, share=share, split_seed=split_seed)
+        assert found.tolist() == [place_of(name, split_seed) < share for name in names]
+        assert abs(found.mean() - share) <= 4 * (share * (1 - share) / len(names)) ** 0.5
+
+
+def test_the_hash_of_one_speaker_is_that_of_b2sum(tmp_path):
+    # printf 3/split/LibriSpeech/1089 | b2sum -l 64 gives 790f389e714e0ae7
+    place = int.from_bytes(bytes.fromhex("790f389e714e0ae7"), "little") / 2**64
+    index = index_of_names(tmp_path, ["LibriSpeech/1089"], ["r"])
+    assert validation_rows(index, share=place + 1e-9, split_seed=3).tolist() == [True]
+    assert validation_rows(index, share=place - 1e-9, split_seed=3).tolist() == [False]
+
+
+def test_a_larger_share_and_more_speakers_move_nobody_into_training(tmp_path):
+    names = [f"a/{number}" for number in range(500)]
+    few, many = (index_of_names(tmp_path / str(count), names[:count], ["r"] * count) for count in (200, 500))
+    small, large = (validation_rows(many, share=share, split_seed=0) for share in (0.1, 0.3))
+    assert 0 < small.sum() < large.sum() and not np.any(small & ~large)
+    assert validation_rows(few, share=0.1, split_seed=0).tolist() == small[:200].tolist()
+
+
+def test_splits_of_other_seeds_are_independent(tmp_path):
+    names = [f"a/{number}" for number in range(4000)]
+    index = index_of_names(tmp_path, names, ["r"] * len(names))
+    one, other = (validation_rows(index, share=0.3, split_seed=seed) for seed in (0, 1))
+    assert (one & other).mean() == pytest.approx(0.09, abs=4 * (0.09 * 0.91 / 4000) ** 0.5)
+
+
+def test_all_rows_of_a_speaker_and_without_speaker_of_a_recording_are_on_one_side(tmp_path):
+    chance = np.random.default_rng(0)
+    speakers = [f"a/{number}" if number else "" for number in chance.integers(0, 30, 1000)]
+    recordings = [f"a/r{number}" for number in chance.integers(0, 40, 1000)]
+    found = validation_rows(index_of_names(tmp_path, speakers, recordings), share=0.5, split_seed=2)
+    expected = [place_of(speaker or recording, 2) < 0.5 for speaker, recording in zip(speakers, recordings, strict=True)]
+    assert found.tolist() == expected
+    unknown = np.array([not speaker for speaker in speakers])
+    assert unknown.any() and 0 < found[unknown].sum() < unknown.sum()
+
+
+@pytest.mark.parametrize("share", [-0.01, 1.0, 1.5])
+def test_a_share_outside_of_its_range_is_refused(tmp_path, share):
+    with pytest.raises(ValueError, match=rf"must lie in \[0, 1\), but is {share}"):
+        validation_rows(index_of_names(tmp_path, ["a/1"], ["a/r"]), share=share, split_seed=0)
+
+
+# --- audio in two sets --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block", [1, 2, 100])

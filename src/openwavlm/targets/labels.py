@@ -50,9 +50,9 @@ class LabelPacks:
     def __init__(self, path: Path, meta: dict[str, Any], codebook: Codebook):
         self.path, self.meta, self.codebook = path, meta, codebook
         self.place = {
-            shard["identity"]: (number, place)
+            shard["identity"]: (number, place, first_label)
             for number, pack in enumerate(meta["packs"])
-            for shard, place in zip(pack["shards"], _first_places(pack), strict=True)
+            for shard, place, first_label in zip(pack["shards"], _begins(pack, "rows"), _begins(pack, "frames"), strict=True)
         }
 
     @classmethod
@@ -111,8 +111,9 @@ def _codebook_of(path: Path, meta: dict[str, Any]) -> Codebook:
     return Codebook.load_arrays(path, meta["features"], meta["codebook_fitted"])
 
 
-def _first_places(pack: dict[str, Any]) -> list[int]:
-    return np.cumsum([0, *(shard["rows"] for shard in pack["shards"])])[:-1].tolist()
+def _begins(pack: dict[str, Any], what: str) -> list[int]:
+    """Number of the pack's first row, or first label (`frames`), of each of its shards."""
+    return np.cumsum([0, *(shard[what] for shard in pack["shards"])])[:-1].tolist()
 
 
 class LabelStore:
@@ -143,8 +144,8 @@ class LabelStore:
         # Plain lists: indexing them costs a tenth of indexing an array on the hot path.
         self._first_row: list[int] = np.asarray(index.first_row).tolist()
         places = [packs.place[shard.identity] for shard in index.shards]
-        self._pack_of_shard = [pack for pack, _ in places]
-        self._shift = [place - first for (_, place), first in zip(places, self._first_row, strict=False)]
+        self._pack_of_shard = [pack for pack, _, _ in places]
+        self._shift = [place - first for (_, place, _), first in zip(places, self._first_row, strict=False)]
         self._packs: dict[int, Pack] = {}
         checksums = {shard["identity"]: shard["checksum"] for pack in packs.meta["packs"] for shard in pack["shards"]}
         entries = sorted(f"{shard.identity} {checksums[shard.identity]}" for shard in index.shards)
@@ -156,12 +157,13 @@ class LabelStore:
 
         Raises:
             ValueError: What `LabelPacks.open` refuses; a shard of the index without labels; a row whose number of frames is not
-                that of its audio; a label that the codebook does not have.
+                that of its audio, or whose labels do not begin where those of the row before it end; a label that the codebook does
+                not have.
         """
         packs = LabelPacks.open(path)
         _check_covered(packs, index)
         store = cls(packs, index)
-        store._check_frames(index)
+        store._check_frames(index, packs)
         store._check_classes()
         return store
 
@@ -202,18 +204,24 @@ class LabelStore:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_packs": {}}
 
-    def _check_frames(self, index: Index) -> None:
-        """Compares the row tables with the index; the length is all that identity has not already bound."""
+    def _check_frames(self, index: Index, packs: LabelPacks) -> None:
+        """Compares the row tables with the index, and each row's place with the lengths of the rows before it in the pack."""
         for shard, number in enumerate(self._pack_of_shard):
             rows = slice(self._first_row[shard], self._first_row[shard + 1])
-            shift = self._shift[shard]
-            table = (self._packs.get(number) or self._map(number)).frames[rows.start + shift : rows.stop + shift]
+            places = slice(rows.start + self._shift[shard], rows.stop + self._shift[shard])
+            pack = self._packs.get(number) or self._map(number)
+            frames, offset = pack.frames[places], pack.offset[places]
             expected = num_frames(np.asarray(index.num_samples[rows], dtype=np.int64))
-            if len(table) != len(expected):
-                wrong, found, wanted = rows.start, f"{len(table)} rows", f"{len(expected)}"
-            elif ((table != expected) & (table != 0)).any():
-                first = int(np.argmax((table != expected) & (table != 0)))
-                wrong, found, wanted = rows.start + first, f"{table[first]} frames", f"{expected[first]}"
+            _, _, first_label = packs.place[index.shards[shard].identity]
+            begins = first_label + np.cumsum(frames, dtype=np.int64) - frames
+            if len(frames) != len(expected):
+                wrong, found, wanted = rows.start, f"{len(frames)} rows", f"{len(expected)}"
+            elif ((frames != expected) & (frames != 0)).any():
+                first = int(np.argmax((frames != expected) & (frames != 0)))
+                wrong, found, wanted = rows.start + first, f"{frames[first]} frames", f"{expected[first]}"
+            elif (offset != begins).any():
+                first = int(np.argmax(offset != begins))
+                wrong, found, wanted = rows.start + first, f"labels from {offset[first]} on", f"{begins[first]}"
             else:
                 continue
             raise ValueError(

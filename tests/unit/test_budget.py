@@ -1,0 +1,229 @@
+"""What `openwavlm plan` says of a run, against operations that torch counts and bytes and hours by hand."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from openwavlm.budget import GPUS, Recipe, disk_bytes, peak_flops, seconds_of_run, wasted_share
+from openwavlm.build import Head, recipe_of
+from openwavlm.costs import HeadShape
+from openwavlm.data.plan import Batching
+from openwavlm.masking import SpanMasking
+from openwavlm.memory import estimate_memory
+from openwavlm.models.config import WavLMConfig
+from openwavlm.models.pretraining import WavLMForPretraining
+from openwavlm.models.wavlm import WavLM
+from openwavlm.plan_command import Question, lines_of, plan_run
+
+MODEL = WavLMConfig(
+    conv_dims=(8,) * 7, dim=24, ffn_dim=40, heads=3, layers=2, positional_kernel=8, positional_groups=1, num_buckets=32, max_distance=80
+)  # fmt: skip
+BATCHING = Batching(seconds=24.0, micro_seconds=6.0, max_seconds=1.5, min_seconds=0.5)
+CLASSES, WIDTH = 20, 16
+
+
+def recipe(model: WavLMConfig = MODEL, batching: Batching = BATCHING, **settings: object) -> Recipe:
+    head = HeadShape(final_dim=WIDTH, embeddings=CLASSES)
+    return Recipe(model, head, batching, SpanMasking(), "32-true", 1000, **{"recompute": model.recompute, **settings})
+
+
+def question(**changes: object) -> Question:
+    keys = {"hours": 100.0, "classes": CLASSES, "gpus": 1, "gpu": "a100", "gpu_memory_gib": None}
+    return Question(**{**keys, "utilisation": 0.5, "flac_share": 0.5, "json": None, **changes})  # type: ignore[arg-type]
+
+
+def counted(model: WavLMConfig, rows: int, samples: int, predicted: int) -> int:
+    """Operations of forward and backward that torch counts while the model runs."""
+    made = WavLMForPretraining(WavLM(model), num_classes=CLASSES, final_dim=WIDTH).train()
+    frames = 1 + (samples - 400) // 320
+    index = torch.arange(predicted)
+    mask = (torch.arange(rows * frames) < predicted).view(rows, frames)
+    keep = torch.ones(model.layers, dtype=torch.bool)
+    with FlopCounterMode(display=False) as counter:
+        output = made(torch.randn(rows, samples), torch.full((rows,), samples), mask, index, index % CLASSES, keep)
+        (output.cross_entropy_sum + output.feature_penalty).backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"pre_norm": True, "extractor_norm": "layer", "attention_backend": "eager"},
+        {"recompute": "extractor"},
+        {"recompute": "all", "dropout": 0.1},
+    ],
+)
+@pytest.mark.parametrize("learns_unmasked", [False, True])
+def test_operations_a_second_times_rows_and_seconds_are_those_that_torch_counts(changes, learns_unmasked):
+    model = dataclasses.replace(MODEL, **{"attention_backend": "eager", **changes})
+    plan = plan_run(recipe(model, learns_unmasked=learns_unmasked), question(), 3)
+    update = plan["update"]
+    rows, samples = update["rows"], round(16_000 * update["row_seconds"])
+    # 6 s have 299 frames, the longest row of 1.5 s has 74: four rows of 320 · 73 + 400 samples.
+    assert (rows, samples) == (4, 23_760)
+    assert (update["audio_seconds"], update["micro_batches"], update["micro_seconds"]) == (24.0, 4, 6.0)
+    predicted = round(update["predicted_share"] * rows * 74)
+    assert predicted == rows * 74 if learns_unmasked else 0.45 < predicted / (rows * 74) < 0.68
+    found = plan["flops"]["a_second_of_audio"] * rows * samples / 16_000
+    assert found == pytest.approx(counted(model, rows, samples, predicted), rel=2e-3)
+    assert plan["flops"]["an_update"] == pytest.approx(24.0 * plan["flops"]["a_second_of_audio"])
+    assert plan["flops"]["run"] == pytest.approx(1000 * 24.0 * plan["flops"]["a_second_of_audio"])
+
+
+@pytest.mark.parametrize(("gpus", "rounds", "waste"), [(1, 4, 0.0), (2, 2, 0.0), (3, 2, 2 / 6), (4, 1, 0.0)])
+def test_a_run_takes_the_rounds_of_its_slots_on_all_gpus(gpus, rounds, waste):
+    """Four micro-batches of 6 s on `gpus` A100s at half of 19.5e12 operations a second."""
+    plan = plan_run(recipe(), question(gpus=gpus), 3)
+    seconds = rounds * 6.0 * plan["flops"]["a_second_of_audio"] / (0.5 * 19.5e12)
+    taken = plan["time"]
+    assert taken["seconds_an_update"] == pytest.approx(seconds) == pytest.approx(seconds_of_run(recipe(), gpus, 9.75e12) / 1000)
+    assert taken["gpu_hours"] == pytest.approx(1000 * gpus * seconds / 3600)
+    assert taken["days"] == pytest.approx(1000 * seconds / (24 * 3600))
+    assert taken["wasted_share"] == wasted_share(4, gpus) == pytest.approx(waste)
+    assert plan["run"] == {"updates": 1000, "hours": 1000 * 24 / 3600, "corpus_hours": 100.0, "passes": 1000 * 24 / 3600 / 100}
+
+
+def test_as_many_gpus_as_micro_batches_are_enough_and_one_more_is_too_many():
+    plan_run(recipe(), question(gpus=4), 3)
+    with pytest.raises(
+        ValueError, match=r"5 GPUs, but an update of 24 s has only 4 micro-batches of 6 s: .*gpus=4, or batch\.micro_seconds=4\.8"
+    ):
+        plan_run(recipe(), question(gpus=5), 3)
+
+
+def test_peaks_are_those_of_the_precision():
+    assert peak_flops(GPUS["a100"], "32-true") == pytest.approx(19.5e12)
+    assert peak_flops(GPUS["a100"], "bf16-mixed") == peak_flops(GPUS["a100"], "16-mixed") == pytest.approx(312e12)
+    assert peak_flops(GPUS["v100"], "16-mixed") == 125e12
+    with pytest.raises(ValueError, match="no bfloat16"):
+        peak_flops(GPUS["v100"], "bf16-mixed")
+
+
+def test_bytes_on_disk_are_those_of_samples_frames_and_moments():
+    # Two hours: 7200 s · 16000 samples · 2 bytes · 0.5; 50 labels of 2 bytes a second; weights and two moments of 4 bytes each.
+    expected = {"shards": 115_200_000.0, "labels": 720_000.0, "checkpoints": 3 * 12 * 1000}
+    assert disk_bytes(2, 0.5, 1000, 3) == expected
+    assert disk_bytes(2, 0.5, 1000, 3, ema=True) == {**expected, "checkpoints": 3 * 16 * 1000}
+    plan = plan_run(recipe(), question(hours=2.0), 3)
+    assert plan["disk_bytes"] == {**expected, "checkpoints": 3 * 12 * plan["parameters"]["total"]}
+
+
+def test_nine_tenths_of_a_gpu_can_be_filled():
+    total = recipe().memory().total
+    for factor, fits in ((1.001, True), (0.999, False)):
+        memory = plan_run(recipe(), question(gpu_memory_gib=factor * total / 0.9 / 2**30), 3)["memory_bytes"]
+        assert (memory["fits"], memory["total"]) == (fits, total) and memory["gpu"] == pytest.approx(factor * total / 0.9)
+
+
+def test_the_fewest_micro_batches_that_fit_are_proposed_down_to_one_longest_row():
+    # 6 s hold two rows of 3 s; in two micro-batches each is one row.
+    both = recipe(batching=Batching(seconds=6.0, micro_seconds=6.0, max_seconds=3.0, min_seconds=0.5))
+    two_rows, one_row = both.memory().total, both.with_slots(2).memory().total
+    assert both.micro_batch().rows == 2 and both.with_slots(2).micro_batch().rows == 1 and one_row < two_rows
+    found = [both.fitting_slots(total / 0.9 / 2**30, 1) for total in (1.001 * two_rows, 0.999 * two_rows, 0.999 * one_row)]
+    assert found == [1, 2, None]
+    assert [both.fitting_slots(1000, processes) for processes in (1, 2, 3)] == [1, 2, None]
+
+
+@dataclasses.dataclass
+class Optim:
+    updates: int = 9
+    ema: float = 0.0
+
+
+@dataclasses.dataclass
+class Loss:
+    unmasked: float = 0.0
+
+
+@dataclasses.dataclass
+class Trainer:
+    strategy: str = "ddp"
+
+
+def test_a_recipe_is_what_the_config_says():
+    parts = {
+        "head": Head(final_dim=WIDTH, special_rows=4), "loss": Loss(), "model": MODEL, "batch": BATCHING, "masking": SpanMasking(),
+        "optim": Optim(), "trainer": Trainer(),
+    }  # fmt: skip
+    found = recipe_of(parts, "bf16-mixed", [CLASSES, 30])
+    assert found.head == HeadShape(final_dim=WIDTH, embeddings=CLASSES + 4 + 30 + 4, projections=2)
+    assert (found.precision, found.updates, found.learns_unmasked, found.strategy, found.ema) == (
+        "bf16-mixed",
+        9,
+        False,
+        "ddp",
+        False,
+    )
+    parts |= {
+        "optim": Optim(ema=0.9),
+        "trainer": Trainer("fsdp"),
+        "loss": Loss(0.5),
+        "model": dataclasses.replace(MODEL, recompute="all"),
+    }
+    found = recipe_of(parts, "32-true", CLASSES)
+    assert found.head == HeadShape(final_dim=WIDTH, embeddings=CLASSES + 4)
+    assert (found.learns_unmasked, found.strategy, found.ema, found.recompute) == (True, "fsdp", True, "all")
+
+
+def test_memory_follows_precision_processes_strategy_and_running_mean():
+    shape = recipe().micro_batch()
+    for settings in ({}, {"precision": "bf16-mixed"}, {"strategy": "fsdp"}, {"ema": True}, {"recompute": "all"}):
+        asked = {"precision": "32-true", **settings}
+        for processes in (1, 2):
+            expected = estimate_memory(MODEL, HeadShape(final_dim=WIDTH, embeddings=CLASSES), shape, processes=processes, **asked)
+            made = dataclasses.replace(recipe(), **asked)
+            assert made.memory(processes) == expected
+            assert plan_run(made, question(gpus=processes), 3)["memory_bytes"]["states"] == expected.states
+
+
+def test_the_figures_are_printed_in_the_units_that_they_are_named_by():
+    figures = {
+        "parameters": {"total": 94_706_800},
+        "update": {"audio_seconds": 2800.0, "micro_batches": 16, "micro_seconds": 175.0, "predicted_share": 0.567},
+        "run": {"updates": 400_000, "hours": 311_111.1, "passes": 324.07, "corpus_hours": 960.0},
+        "flops": {"a_second_of_audio": 4.321e10, "an_update": 1.2099e14, "run": 4.84e19},
+        "memory_bytes": {
+            "total": 3 * 2**30, "states": {"a": 2**30, "b": 2**29}, "kept": {"c": 2**30}, "backward": 2**29, "gpu": 80 * 2**30,
+            "fits": True, "fitting_micro_seconds": 350.0, "fitting_micro_batches": 8,
+        },
+        "time": {"gpu_hours": 1234.56, "days": 12.345, "gpus": 4, "gpu": "h100", "seconds_an_update": 1.2345, "wasted_share": 0.111},
+        "disk_bytes": {"shards": 56_400_000_000.0, "labels": 345_600_000.0, "checkpoints": 1_500.0},
+        "assumptions": ["one", "two"],
+    }  # fmt: skip
+    assert lines_of(figures) == [
+        "model: 94.71 M parameters",
+        "update: 2800 s of audio in 16 micro-batches of 175 s; 57% of the frames are predicted",
+        "run: 400,000 updates, 311,111 h of audio, 324.1 passes over 960 h",
+        "operations: 4.32e+10 a second of audio, 1.21e+14 an update, 4.84e+19 in all",
+        "memory: 3.0 GiB a GPU (1.5 of weights and optimiser, 1.5 of activations), which fits into 80 GiB; the largest micro-batch that "
+        "fits is batch.micro_seconds=350 (8 an update; it changes the micro-batches, so decide before the run)",
+        "time: 1,234.6 GPU-hours, 12.35 days on 4 x h100, 1.23 s an update; 11% of it for padding micro-batches",
+        "disk: 56.4 GB of shards, 345.6 MB of labels, 1.5 kB of checkpoints",
+        "assumed:",
+        "  - one",
+        "  - two",
+    ]
+    figures["memory_bytes"] |= {"fits": False, "fitting_micro_seconds": None}
+    figures["disk_bytes"] |= {"shards": 1e12, "labels": 1e9, "checkpoints": 999_900.0}
+    printed = lines_of(figures)
+    assert printed[4].endswith("does not fit into 80 GiB; not even micro-batches of one longest row fit: lower batch.max_seconds")
+    assert printed[6] == "disk: 1.0 TB of shards, 1.0 GB of labels, 999.9 kB of checkpoints"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"utilisation": 1.01}, {"utilisation": 0.0}, {"classes": 0}, {"hours": -1.0}, {"flac_share": 0.0}]
+)
+def test_a_question_out_of_range_is_refused(changes):
+    question(utilisation=1.0)
+    with pytest.raises(ValueError, match=r"utilisation must lie in \(0, 1\]|must be positive and classes and gpus whole"):
+        question(**changes)
+
+
+def test_a_preset_has_the_hours_it_was_published_with_and_others_those_of_librispeech():
+    for experiment, hours in (("wavlm_large", 94_000.0), ("wavlm_base_plus", 94_000.0), ("wavlm_base", 960.0), (None, 960.0)):
+        assert question(hours=None).of(experiment).hours == hours and question(hours=5.0).of(experiment).hours == 5.0
+    assert question(gpu_memory_gib=24).memory_gib == 24 and question().memory_gib == 80

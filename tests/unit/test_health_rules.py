@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from openwavlm.augment.mixing import Mixing
-from openwavlm.training.health.core_wait import CoreWait
+from openwavlm.training.health.core_wait import CoreWait, _waits
 from openwavlm.training.health.figures import HealthRecord, block_of
 from openwavlm.training.health.judgement import Known, Lap, References
 from openwavlm.training.health.monitor import Finding, HealthMonitor, WallClock
@@ -170,6 +170,151 @@ def test_every_parameter_of_a_model_has_a_block_but_the_map_that_fades():
     assert block_of("model.label_embeddings") == "head" and block_of("logmel_map.weight") is None
 
 
+# --- figures by hand ----------------------------------------------------------------------------------------------------
+
+
+def judged(name: str, part: Window, known: Known = KNOWN):
+    return next(rule for rule in RULES if rule.name == name).judge(part, known)
+
+
+# Every count differs from every other, so that no denominator can stand in for another one.
+UNEVEN = window(
+    sums={"cross_entropy": 1.8e4, "masked": 1.2e4, "unreadable": 4.0, "samples": 320_000.0},
+    seen={"masked": 4e4, "correct": 1e4, "unmasked": 2e4, "unmasked_correct": 6e3},
+    marginal=[2.0, 1.0, 1.0],
+    void=1,
+    activations=[1.0] * 30 + [0.0] * 20,
+    gradients={"head": [1.0, 2.0, 9.0], "layer_01": [1.0, math.nan, 0.0]},
+)
+UNEVEN_KNOWN = replace(
+    KNOWN,
+    settings=replace(SETTINGS, unigram_ratio=0.9, count_ratio=0.8),
+    gradients={"head": [1.0, 1.0, 4.0, 9.0, 100.0], "layer_01": [1.0] * 5},
+    lap=Lap(20.0, 0.5),
+    speeds=[1.0, 1.0, 2.0, 3.0, 10.0],
+)
+FIGURES = {
+    "unigram": (1.5, 0.9 * 3.0),
+    "count_table": (1.5, 0.8 * 2.0),
+    # Ten neighbouring frames count as one: variance p (1 - p) · 10 · (1/n + 1/m) of the difference of two shares, p pooled.
+    "unmasked_accuracy": (0.3, 0.25 - 5 * (16 / 60 * 44 / 60 * 10 * (1 / 4e4 + 1 / 2e4)) ** 0.5),
+    "perplexity": (8**0.5, 10.0),  # probabilities 1/2, 1/4, 1/4: 1.5 bits
+    "mask_coverage": (0.99, 0.98),
+    "mixed_rows": (81.0, 80 + 5 * 1.0),
+    "energy_ratio": (0.1, 5 * 10 / (12 * 81) ** 0.5),  # a uniform draw from ten decibels
+    "gradient_flow": (0.0, 0.0),
+    "gradient_growth": (0.5, 5.0),
+    "dead_channels": (0.4, 0.05),
+    "void_updates": (0.25, 0.01),
+    "data_wait": (0.025, 0.05),
+    "throughput": (1.0, 0.8 * 2.0),
+    "unreadable_rows": (0.02, 1e-4),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_rules_figure_and_threshold_are_those_of_its_formula(name):
+    found = judged(name, UNEVEN, UNEVEN_KNOWN)
+    assert (found.value, found.threshold) == pytest.approx(FIGURES[name], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("last", "unjudged"),
+    [
+        (100, set()),
+        (101, {"unmasked_accuracy"}),
+        (99, {"unigram", "count_table", "perplexity"}),
+    ],
+)
+def test_a_rule_is_judged_from_the_update_that_the_settings_name_and_up_to_it(last, unjudged):
+    known = replace(KNOWN, settings=replace(SETTINGS, settle_updates=100, count_updates=100))
+    assert {rule.name for rule in RULES if rule.judge(window(first=last - 3), known) is None} == unjudged
+
+
+def test_the_count_table_has_a_time_of_its_own():
+    later = replace(SETTINGS, settle_updates=100, count_updates=101)
+    assert judged("count_table", window(), replace(KNOWN, settings=later)) is None
+    assert judged("unigram", window(), replace(KNOWN, settings=later)) is not None
+    assert (
+        judged("count_table", window(), replace(KNOWN, settings=replace(later, settle_updates=101, count_updates=100))).broken
+        is False
+    )
+    odd = replace(SETTINGS, settle_share=0.1, count_share=0.3, early_share=0.5)
+    assert (odd.settled(101), odd.counted(101), odd.early(101)) == (11, 31, 50)
+
+
+def test_an_error_that_all_rows_share_is_no_chance_and_scatter_is():
+    # Ten rows read, each with 4 frames fewer than expected: the scatter around their own mean is 0.
+    shared = {"mask": 960.0, "expected_mask": 1000.0, "mask_variance": 10 * 4.0**2}
+    assert broken(window(promised=shared, sums={"rows": 10.0})) == {"mask_coverage"}
+    rows = {"rows": 60.0, "unreadable": 50.0}
+    assert judged("mask_coverage", window(promised=shared, sums=rows)).threshold == pytest.approx(0.98)
+    scattered = {"mask": 970.0, "expected_mask": 1000.0, "mask_variance": 104.5}
+    # 200 rows: 104.5 - 30² / 200 = 100, five deviations of 10 frames.
+    assert judged("mask_coverage", window(promised=scattered)).threshold == pytest.approx(0.95)
+
+
+def test_many_mixtures_may_miss_their_level_by_the_tolerance():
+    many = {"speech": 1e6, "expected_speech": 1e6}
+    assert broken(window(promised={**many, "speech_db": 0.19e6})) == set()
+    assert broken(window(promised={**many, "speech_db": 0.21e6})) == {"energy_ratio"}
+
+
+def test_a_gradient_is_held_against_the_median_of_five_windows_or_more():
+    grown = window(gradients={"head": [6.0] * 3})
+    assert broken(grown, replace(KNOWN, gradients={"head": [1.0] * 4 + [100.0]})) == {"gradient_growth"}
+    assert judged("gradient_growth", grown, replace(KNOWN, gradients={"head": [1.0] * 4})) is None
+    assert broken(window(gradients={"head": [1.0, math.inf, math.inf]})) == set(), "the median of the finite ones"
+
+
+def test_a_channel_is_dead_beside_the_channels_mean():
+    assert broken(window(activations=[1000.0] + [0.05] * 39)) == set()
+    assert broken(window(activations=[1000.0] + [0.02] * 39)) == {"dead_channels"}
+
+
+def test_a_speed_is_held_against_five_windows_or_more():
+    slow = replace(KNOWN, lap=Lap(40.0, None))
+    assert broken(window(), slow) == {"throughput"}
+    assert judged("throughput", window(), replace(slow, speeds=[1.0] * 4)) is None
+
+
+def test_references_are_complete_when_all_is_there_that_the_run_will_be_held_to():
+    settings = Health(settle_updates=100, count_updates=200, settle_share=0.0, count_share=0.0)
+    for unigram, table, updates, complete in [
+        (None, None, 99, True),
+        (None, None, 100, False),
+        (3.0, None, 199, True),
+        (3.0, None, 200, False),
+        (None, 2.0, 200, False),
+        (3.0, 2.0, 200, True),
+    ]:
+        assert References(unigram, None, table).complete(settings, updates) is complete
+    assert References(3.0, 20.0).complete(replace(settings, count_rows=0), 200)
+
+
+def test_a_window_adds_up_what_each_update_measured():
+    part = Window(1)
+
+    def sums(**values: float) -> dict[str, float]:
+        return dict.fromkeys(SUMS, 0.0) | {"rows": 10.0, "unreadable": 1.0, "samples": 100.0} | values
+
+    first = {"cross_entropy": 6.0, "masked": 3.0, "correct": 1.0, "unmasked": 4.0, "unmasked_correct": 2.0}
+    promised = NOTHING | {"mask": 3.0, "speech_db": -1.5}
+    part.add(sums(**first), 1.0, HealthRecord(promised, np.array([1.0, 2.0]), np.array([4.0, 8.0, 0.5]), {"head": 0.5}))
+    # The second does not measure unmasked frames, the third is skipped.
+    part.add(sums(cross_entropy=5.0, masked=2.0, correct=2.0), 2.0, HealthRecord(promised))
+    part.add(
+        sums(cross_entropy=math.nan, masked=7.0, unmasked=1.0), math.nan, HealthRecord(promised, gradients={"head": math.inf})
+    )
+    part.add(sums(**first), 1.0, HealthRecord(promised, np.array([3.0, 3.0]), np.array([1.0, 1.0, 1.0]), {"head": 0.25}))
+    assert (part.updates, part.void) == (4, 1)
+    assert part.sums == {"cross_entropy": 17.0, "masked": 8.0, "rows": 40.0, "unreadable": 4.0, "samples": 400.0}
+    assert part.seen == {"masked": 6.0, "correct": 2.0, "unmasked": 8.0, "unmasked_correct": 4.0}
+    assert (part.promised["mask"], part.promised["speech_db"]) == (12.0, -6.0)
+    assert part.marginal == [4.0, 5.0] and part.activations == [5.0, 9.0, 1.5]
+    assert part.gradients == {"head": [0.5, math.inf, 0.25]}
+
+
 # --- the monitor --------------------------------------------------------------------------------------------------------
 
 
@@ -182,13 +327,12 @@ def record(step: int, *, unreadable: float = 0.0, grad_norm: float = 1.0) -> Ste
 class Watched:
     """A monitor and what it said."""
 
-    def __init__(self, action: str = "warn", state: dict | None = None) -> None:
+    def __init__(self, action: str = "warn", state: dict | None = None, **settings: int) -> None:
         self.findings: list[Finding] = []
         self.figures: dict[int, dict[str, float]] = {}
         self.stops = 0
         self.seconds = 0.0
-        settings = replace(SETTINGS, action=action)
-        known = Known(settings, 10_000, from_random=False, mixing=Mixing())
+        known = Known(replace(SETTINGS, action=action, **settings), 10_000, from_random=False, mixing=Mixing())
 
         def stop() -> None:
             self.stops += 1
@@ -294,6 +438,48 @@ def _spin(core: int) -> None:
     os.sched_setaffinity(0, {core})
     while True:
         pass
+
+
+def test_a_block_is_held_against_its_earlier_windows_and_at_most_twenty_of_them():
+    watched = Watched()
+    for step in range(1, 25 * 4 + 1):
+        watched.monitor.update(record(step, grad_norm=float(-(-step // 4))))
+        if step == 20:
+            assert watched.monitor.summary()["gradient_growth"]["judged"] == 0, "five windows and none before the first"
+    assert watched.monitor.state()["gradients"] == {"head": [float(number) for number in range(6, 26)]}
+    growth = watched.monitor.summary()["gradient_growth"]
+    assert (growth["judged"], growth["value"]) == (20, pytest.approx(25 / 14.5)), "14.5 is the median of 5 … 24"
+
+
+def test_half_a_window_that_was_measured_otherwise_is_not_judged():
+    first = Watched()
+    first.run(1, 2)
+    for changed, judged_windows in (({}, 1), ({"every": 2}, 0)):
+        second = Watched(state=first.monitor.state(), **changed)
+        second.run(3, 4)
+        assert second.monitor.summary()["partners"]["judged"] == judged_windows
+
+
+def test_a_part_of_a_window_does_not_enter_the_usual_speed():
+    watched = Watched()
+    watched.run(1, 4)
+    watched.run(7, 12)
+    assert len(watched.monitor._known.speeds) == 1
+
+
+def test_the_longest_wait_for_a_core_since_the_last_call_counts_and_stolen_time_with_it(monkeypatch):
+    waits = [{1: 5.0, 2: 1.0}, {1: 5.25, 2: 3.0, 3: 0.5}, None, {1: 6.0}]
+    stolen = [10.0, 10.125, 10.125, 10.125]
+    monkeypatch.setattr("openwavlm.training.health.core_wait._waits", lambda processes: waits.pop(0))
+    monkeypatch.setattr("openwavlm.training.health.core_wait._stolen", lambda: stolen.pop(0))
+    core_wait = CoreWait(lambda: [1])
+    assert core_wait.lap() == 2.125
+    assert core_wait.lap() is None
+
+
+def test_the_wait_of_a_process_is_the_second_field_of_its_schedstat_in_nanoseconds(monkeypatch):
+    monkeypatch.setattr("pathlib.Path.read_text", lambda self: "900000000 1500000000 7\n")
+    assert _waits([os.getpid()]) == {os.getpid(): 1.5}
 
 
 def test_a_window_that_is_not_whole_is_not_judged():

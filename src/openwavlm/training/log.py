@@ -3,7 +3,7 @@
 import logging
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -156,6 +156,7 @@ class RunLog:
         penalty_weight: Weight of the feature penalty in the logged loss.
         target_weights: Weight of each label set in it.
         trackers: What takes the figures beside TensorBoard; closed with the log.
+        now: The clock, in seconds.
     """
 
     def __init__(
@@ -168,8 +169,9 @@ class RunLog:
         penalty_weight: float,
         target_weights: Sequence[float] = (1.0,),
         trackers: Sequence[Tracker] = (),
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._trackers = trackers
+        self._trackers, self._now = trackers, now
         self._settings, self._updates, self._penalty_weight = settings, updates, penalty_weight
         self._target_weights, sets = target_weights, len(target_weights)
         measured = columns_of_sets(METRIC_COLUMNS, ("cross_entropy", "accuracy"), sets)
@@ -180,7 +182,7 @@ class RunLog:
         self._directory = directory
         self._probes: CsvRecord | None = None  # opened by the first probe, whose columns are the model's layers
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=last_step + 1)
-        self._began, self._first = time.monotonic(), last_step
+        self._began, self._first = now(), last_step
         self._shown, self._audio_s, self._shown_step = self._began, 0.0, last_step
         self.audio_s_total = 0.0
         self._own_us: list[int] = []
@@ -194,7 +196,7 @@ class RunLog:
         self.audio_s_total += seconds
         if record.step % self._settings.tensorboard_every == 0:
             self._scalars("train", {name: value for name, value in row.items() if name != "step"}, record.step)
-        now = time.monotonic()
+        now = self._now()
         if now - self._shown >= self._settings.every_s or record.step == self._updates:
             self._show(row, record.step, now)
 

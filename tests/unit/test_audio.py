@@ -1,13 +1,16 @@
 """Decoding: any format comes out as 16 kHz mono int16, and every kind of bad file has its own name."""
 
+import io
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 from openwavlm.data.audio import check_clip, decode, encode_flac, flac_md5, pcm_id, pcm_md5, probe_seconds
-from openwavlm.data.containers import AudioError
+from openwavlm.data.containers import AudioError, has_xing_header
 from synthetic import speech_like
 
 SPEECH = speech_like(2.0, seed=1, speaker="a")
@@ -181,3 +184,113 @@ def test_flac_carries_the_md5_of_its_samples(tmp_path: Path) -> None:
     assert flac_md5(b"RIFF" + payload[4:]) == b""
     (tmp_path / "a.flac").write_bytes(payload)
     np.testing.assert_array_equal(decode(tmp_path / "a.flac").samples, SPEECH)
+
+
+def test_a_range_between_samples_holds_every_sample_that_it_touches(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", SPEECH, 16_000)
+    decoded = decode(tmp_path / "a.wav", start_s=0.50003, end_s=1.00003)  # samples 8000.48 to 16000.48
+    np.testing.assert_array_equal(decoded.samples, SPEECH[8000:16_001])
+
+
+def test_half_a_second_past_the_end_is_forgiven_and_more_is_not(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", SPEECH, 16_000)
+    assert len(decode(tmp_path / "a.wav", start_s=1.0, end_s=2.5).samples) == 16_000
+    assert reason(tmp_path / "a.wav", start_s=1.0, end_s=2.51) == "out-of-range"
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "PCM_24", "PCM_32"])
+def test_finer_samples_are_rounded_to_the_nearest_sixteen_bit_step(tmp_path: Path, subtype: str) -> None:
+    steps = np.concatenate([np.arange(-400, 400), np.array([32_700.0, -32_700.0])])
+    for part in (0.25, 0.75):
+        soundfile.write(tmp_path / "a.wav", (steps + part) / 32_768, 16_000, subtype=subtype)
+        np.testing.assert_array_equal(decode(tmp_path / "a.wav").samples, steps + round(part))
+
+
+def test_all_of_many_channels_are_averaged(tmp_path: Path) -> None:
+    levels = np.array([100, 200, 400, 800, 1600, 2900])
+    soundfile.write(tmp_path / "a.wav", np.tile(levels.astype(np.int16), (800, 1)), 16_000)
+    np.testing.assert_array_equal(decode(tmp_path / "a.wav").samples, np.full(800, 1000))
+
+
+def test_a_recording_of_several_blocks_is_whole_whatever_its_channels(tmp_path: Path) -> None:
+    long = np.resize(SPEECH, 2 * (1 << 18) + 777)
+    soundfile.write(tmp_path / "mono.wav", long, 16_000)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([long, long], axis=1), 16_000)
+    for name in ("mono.wav", "stereo.wav"):
+        np.testing.assert_array_equal(decode(tmp_path / name).samples, long)
+    loud = np.zeros(len(long))
+    loud[[5, 300_000, 300_001, len(long) - 1]] = 1.5
+    soundfile.write(tmp_path / "loud.wav", loud, 16_000, subtype="FLOAT")
+    assert decode(tmp_path / "loud.wav").num_clipped == 4
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+def test_another_rate_is_resampled_as_soxr_does_the_whole_recording_at_once(tmp_path: Path, rate: int) -> None:
+    time = np.arange((1 << 18) + 5000) / rate  # two blocks
+    sweep = 0.4 * np.sin(2 * np.pi * (50 * time + 0.4 * rate / 2 / time[-1] * time**2))
+    soundfile.write(tmp_path / "a.wav", sweep, rate, subtype="FLOAT")
+    expected = soxr.resample(sweep.astype(np.float32), rate, 16_000, quality="HQ") * 32_768
+    decoded = decode(tmp_path / "a.wav").samples
+    assert abs(len(decoded) - len(expected)) <= 1
+    count = min(len(decoded), len(expected))
+    assert np.abs(decoded[:count] - expected[:count]).max() < 1.0  # half a step, and float32 rounding
+
+
+def test_a_flac_file_that_lacks_a_few_of_the_announced_samples_is_truncated(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.flac", SPEECH, 16_000)
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    content[22:26] = (len(SPEECH) + 10).to_bytes(4, "big")  # RFC 9639, 8.2: the last 36 bits before the MD5
+    (tmp_path / "a.flac").write_bytes(content)
+    assert reason(tmp_path / "a.flac") == "truncated"
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_sphere_file_that_was_cut_off_is_truncated(tmp_path: Path, channels: int) -> None:
+    # libsndfile takes the number of samples from the size of the file.
+    soundfile.write(tmp_path / "a.sph", np.tile(SPEECH[:, None], channels), 16_000, format="NIST", subtype="PCM_16")
+    np.testing.assert_array_equal(decode(tmp_path / "a.sph").samples, SPEECH)
+    content = (tmp_path / "a.sph").read_bytes()
+    assert content.startswith(b"NIST_1A\n   1024\n") and len(content) == 1024 + 2 * channels * len(SPEECH)
+    (tmp_path / "a.sph").write_bytes(content[:-1])
+    assert reason(tmp_path / "a.sph") == "truncated"
+
+
+# --- containers ---------------------------------------------------------------------------------------------------------
+
+
+def wav(samples: np.ndarray, *, before: bytes = b"", announced: int | None = None) -> bytes:
+    """A WAV file by hand: `before` lies between the format and the samples."""
+    content = samples.astype("<i2").tobytes()
+    announced = len(content) if announced is None else announced
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, 16_000, 32_000, 2, 16)
+    body = b"WAVE" + form + before + struct.pack("<4sI", b"data", announced) + content
+    return struct.pack("<4sI", b"RIFF", len(body)) + body
+
+
+def test_a_chunk_of_odd_length_is_followed_by_a_byte_of_padding(tmp_path: Path) -> None:
+    note = struct.pack("<4sI", b"note", 5) + b"hello\0"
+    (tmp_path / "a.wav").write_bytes(wav(SPEECH, before=note))
+    np.testing.assert_array_equal(decode(tmp_path / "a.wav").samples, SPEECH)
+    (tmp_path / "a.wav").write_bytes(wav(SPEECH[:-1], before=note, announced=2 * len(SPEECH)))
+    assert reason(tmp_path / "a.wav") == "truncated"
+
+
+def test_a_wav_that_was_written_to_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(SPEECH, announced=0xFFFF_FFFF))
+    np.testing.assert_array_equal(decode(tmp_path / "a.wav").samples, SPEECH)
+
+
+@pytest.mark.parametrize("size", [0, 100, 300, 20_000])
+def test_the_length_of_an_mp3_is_found_behind_a_tag_of_any_size(size: int) -> None:
+    # ID3v2: the size is written in four bytes of seven bits each, and does not count the tag's own ten bytes.
+    seven = bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0))
+    tag = b"ID3\x04\x00\x00" + seven + bytes(size)
+    frame = b"\xff\xfb\x90\x00" + bytes(32) + b"Xing" + bytes(2000)
+    assert has_xing_header(io.BytesIO(tag + frame)) and has_xing_header(io.BytesIO(frame))
+    # What is in the tag, or more than 4096 bytes behind it, is not the first frame's.
+    inside = tag[: len(tag) - min(size, 4)] + b"Xing"[: min(size, 4)]
+    assert not has_xing_header(io.BytesIO(inside + bytes(4096) + b"Xing"))
+    file = io.BytesIO(tag + frame)
+    file.seek(7)
+    has_xing_header(file)
+    assert file.tell() == 7

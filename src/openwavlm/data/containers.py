@@ -1,5 +1,6 @@
-"""What libsndfile does not tell about audio files: a WAV or Ogg file that was cut off, an MP3 that does not know its length."""
+"""What libsndfile does not tell about audio files: a WAV, SPHERE or Ogg file that was cut off, an MP3 that does not know its length."""
 
+import re
 import struct
 from typing import BinaryIO
 
@@ -20,7 +21,7 @@ class AudioError(ValueError):
 
 
 def check_complete(file: BinaryIO, size: int) -> None:
-    """Compares the sizes that WAV and Ogg announce with the bytes that exist; leaves the file at its beginning.
+    """Compares the sizes that WAV, NIST SPHERE and Ogg announce with the bytes that exist; leaves the file at its beginning.
 
     Raises:
         AudioError: With reason `truncated`.
@@ -28,6 +29,8 @@ def check_complete(file: BinaryIO, size: int) -> None:
     head = file.read(12)
     if head[:4] == b"RIFF" and head[8:] == b"WAVE":
         _check_wav(file, size)
+    elif head[:7] == b"NIST_1A":
+        _check_sphere(file, size)
     elif head[:4] == b"OggS":
         _check_ogg(file, size)
     file.seek(0)
@@ -46,6 +49,22 @@ def _check_wav(file: BinaryIO, size: int) -> None:
                 )
             return
         position += 8 + length + length % 2
+
+
+def _check_sphere(file: BinaryIO, size: int) -> None:
+    file.seek(0)
+    head = file.read(4096)
+    length = re.match(rb"NIST_1A\n *(\d+)\n", head)
+    fields = dict(re.findall(rb"^(sample_count|sample_n_bytes|channel_count) -i (\d+)", head, re.MULTILINE))
+    # A compressed file announces the size that it had before; libsndfile refuses it.
+    if length is None or len(fields) < 3 or re.search(rb"^sample_coding .*embedded", head, re.MULTILINE):
+        return
+    start, announced = (
+        int(length[1]),
+        int(fields[b"sample_count"]) * int(fields[b"sample_n_bytes"]) * int(fields[b"channel_count"]),
+    )
+    if start + announced > size:
+        raise AudioError("truncated", f"the header announces {announced} bytes of samples, the file has {max(0, size - start)}")
 
 
 def _check_ogg(file: BinaryIO, size: int) -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from openwavlm.report.content import Example, Iteration, Realised, ReportContent, read_findings, read_iteration, read_table
-from openwavlm.report.facts import commands_of, overrides_of, warnings_of
-from openwavlm.report.health import health_rows
+from openwavlm.report.facts import commands_of, duration, overrides_of, warnings_of, what_ran
+from openwavlm.report.health import health_rows, health_said, health_warnings
 from openwavlm.report.page import render, write_report
+from openwavlm.report.reference_points import POINTS, comparable
 from openwavlm.report.verdicts import beats, compare_iterations, headline, unmeasured, wins
 from openwavlm.training.health.rules import RULES
 from openwavlm.training.log import HEALTH_COLUMNS
@@ -120,6 +121,40 @@ def test_a_later_iteration_is_compared_in_pairs_by_speaker():
     assert compare_iterations(other, later) == ["Phones: 0.449 after 0.400 (no paired interval)"]
 
 
+def test_an_interval_whose_end_is_0_is_no_win():
+    # A difference above 0 alone does not count: the lower end of its interval does.
+    for low, high, outcome in ((0.001, 0.05, "beats"), (0.0, 0.05, "ties"), (-0.05, 0.0, "ties"), (-0.05, -0.001, "behind")):
+        phones = {"chosen": 0.4, "mfcc": 0.3, "differences": {"mfcc": [0.1, low, high]}}
+        assert outcomes(phones=phones)["phones", "mfcc"] == outcome
+
+
+def test_units_of_a_later_iteration_are_equal_below_twice_the_larger_spread():
+    def units(chosen: float, spread: float) -> dict:
+        return {"units": {"clean": {"chosen": chosen, "spread": spread}}}
+
+    def verdict(earlier: dict, later: dict) -> str:
+        (sentence,) = compare_iterations(earlier, later)
+        return sentence.rpartition(": ")[2]
+
+    assert verdict(units(0.30, 0.01), units(0.319, 0.001)) == "equal"
+    assert verdict(units(0.30, 0.001), units(0.319, 0.01)) == "equal"
+    assert verdict(units(0.30, 0.01), units(0.321, 0.001)) == "higher"
+    assert verdict(units(0.30, 0.001), units(0.279, 0.01)) == "lower"
+    assert verdict(units(0.30, 0.0), units(0.30, 0.0)) == "equal"
+    (sentence,) = compare_iterations(units(0.30, 0.01), units(0.321, 0.002))
+    assert sentence == "Units, clean speech: PNMI 0.321 after 0.300, spread 0.010: higher"
+
+
+def test_other_frames_or_speakers_are_not_compared_in_pairs():
+    sums = {"speakers": ["a", "b"], "frames": [1000.0, 2000.0], "correct": [400.0, 800.0]}
+    earlier = {"phones": {"chosen": 0.4, "by_speaker": sums}}
+    for change in ({"frames": [1000.0, 2001.0]}, {"speakers": ["a", "c"]}):
+        later = {"phones": {"chosen": 0.45, "by_speaker": sums | change}}
+        assert compare_iterations(earlier, later) == ["Phones: 0.450 after 0.400 (no paired interval)"]
+    gain = {"phones": {"chosen": 0.43, "by_speaker": sums | {"correct": [440.0, 850.0]}}}
+    assert "difference 0.030, 95 % interval" in compare_iterations(earlier, gain)[0], "90 of 3000 frames"
+
+
 def test_a_report_of_nothing_is_a_page_of_sentences(tmp_path):
     page = write_report(tmp_path, ReportContent("bare", [iteration(tmp_path)])).read_text()
     for sentence in (
@@ -207,6 +242,81 @@ def test_warnings_tell_of_skipped_updates_lost_rows_and_an_early_end(tmp_path):
     assert "2 of 5 updates" in said and "1 updates were skipped" in said and "3 rows could not be read" in said
 
 
+def test_what_ran_is_said_with_the_figures_of_its_records(tmp_path):
+    config = {
+        "seed": 5,
+        "model": {"conv_dims": [8, 8], "layers": 3, "dim": 64, "heads": 4, "pre_norm": False},
+        "data": {"sources": {"speech": {"shards": "s", "labels": ["first", "second"]}}},
+        "optim": {"updates": 40},
+        "batch": {"seconds": 90.0, "max_seconds": 15.6},
+        "masking": {"length": 10},
+        "mixing": {"prob": 0.2, "noise_prob": 0.1, "speech_db": [-5.0, 5.0], "max_share": 0.5},
+    }
+    metrics = {
+        "step": np.array([10.0, 20]),
+        "audio_s": np.array([3600.0, 5400]),
+        "mask_coverage": np.array([0.5, 0.6]),
+        "mixed_rows": np.array([10.0, 20]),
+        "rows": np.array([100.0, 150]),
+        "padding_share": np.array([0.01, 0.03]),
+    }
+    data = {
+        "training_hours": 1.25,
+        "training_speakers": 12,
+        "validation_rows": 3,
+        "validation_hours": 0.5,
+        "validation_speakers": 4,
+    }
+    plan = {"codebook": 50.0, "lost_share": 0.015, "too_short": 7}
+    launch = {"audio_seconds": 600.0, "wall_seconds": 50.0}
+    parts = {"metrics": metrics, "data": data, "plan": plan, "launch": launch, "wall_seconds": 7260.0, "parameters": 1_234_567}
+    said = dict(what_ran(iteration(tmp_path, config=config, **parts)))
+    assert said == {
+        "model": "WavLM, 3 layers of width 64 (4 heads, post-norm), 1.23 M parameters; waveform convolutions of 8-8 channels",
+        "data": "1.25 h of 12 speakers to train on (source speech); held out: 0.50 h of 4 speakers",
+        "training": "20 of 40 updates of 90 s of audio each, in rows of at most 15.6 s; about 2.0 passes over the data; seed 5",
+        "labels": "50 clusters, first, second",
+        "masking": "spans of 10 frames (200 ms); on average 55.0 % of the valid frames were hidden (all updates)",
+        "mixing": (
+            "a second voice or noise is added to 20 % of the rows (10 % of these: noise); voices at −5.0 to 5.0 dB, at most 50 % of a row"
+            "; 12.0 % of all rows were mixed"
+        ),
+        "speed": (
+            "12 s of audio a second (validation and start included); 2.0 h in all; 2.00 % of the input was padding; 1.50 % of the audio "
+            "was left out (7 utterances were too short)"
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(119, "119 s"), (120, "2 min"), (7190, "120 min"), (7200, "2.0 h"), (9000, "2.5 h")]
+)
+def test_a_duration_is_said_in_seconds_minutes_or_hours(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_each_warning_is_given_where_it_holds_and_only_there(tmp_path):
+    def said(**parts) -> list[str]:
+        metrics = {"step": np.array([1.0, 5]), "void": np.zeros(2), "unreadable_rows": np.zeros(2)}
+        data = {"validation_speakers": 5}
+        sound = {"metrics": metrics, "validation": {"step": np.array([5.0])}, "data": data, "config": {"optim": {"updates": 5}}}
+        return warnings_of(iteration(tmp_path, **(sound | parts)))
+
+    assert said() == []
+    assert said(data={"validation_speakers": 4}) == [
+        "Only 4 speakers held out: masked-prediction figures may change with other voices."
+    ]
+    assert said(data={"validation_speakers": 0})[0].startswith("Speakers are not known")
+    assert said(config={"optim": {"updates": 6}}) == ["The run is not finished: 5 of 6 updates."]
+    assert said(validation={})[0].startswith("Nothing was validated")
+    built = Realised((1,), 1, 1, 0, 0, 0.5, *[np.zeros(0)] * 3, as_recorded=False)
+    assert said(realised=built)[0].startswith("The batches that were built again differ")
+    built = Realised((1,), 1, 1, 0, 0, 0.5, *[np.zeros(0)] * 3, as_recorded=None)
+    assert said(realised=built) == []
+    record = {"segments": [{"changes": {"seed": [1, 2]}}, {}, {"changes": {"loss": [1, 2]}}]}
+    assert said(record=record) == ["The config was changed between launches: seed, loss."]
+
+
 def test_the_command_to_train_longer_repeats_the_first_launch(tmp_path):
     command = "/x/train.py experiment=wavlm_nano name=n data.sources.speech.shards=my shards/a optim.updates=7"
     record = {"segments": [{"command": command}, {"command": "train.py other=1"}]}
@@ -245,6 +355,21 @@ def test_each_health_rule_is_shown_as_fired_held_or_not_judged(tmp_path):
     assert warnings_of(found).count("Health, update 200: predictions, all alike.") == 1
 
 
+def test_a_rule_that_fired_often_shows_its_first_value_and_is_warned_of_once(tmp_path):
+    rules = [("perplexity", "predictions"), ("throughput", "speed")]
+    rows = [
+        {"step": str(step), "rule": rule, "value": str(step / 8), "threshold": "10.0", "sentence": f"{text} at {step}"}
+        for step in (100, 200, 300, 400, 500)
+        for rule, text in rules
+    ]
+    found = watched(tmp_path, findings=rows)
+    shown = {row[0]: row[1:] for row in health_rows(rows, {})}
+    assert shown["predictions spread over the labels"] == ["✗ fired", "update 100, 200, 300 and 2 times more", "12.500", "10"]
+    assert health_warnings(found, of_machine=False) == ["Health, update 100: predictions at 100."]
+    assert health_warnings(found, of_machine=True) == ["Health, update 100: speed at 100."]
+    assert health_said(found).startswith("2 of 17 rules fired.")
+
+
 def test_a_run_that_was_not_watched_or_was_killed_says_so(tmp_path):
     assert "not watched" in render(ReportContent("run", [iteration(tmp_path, config={"health": {"enabled": False}})]))
     assert "not watched" in render(ReportContent("run", [iteration(tmp_path)]))
@@ -275,3 +400,19 @@ def test_a_run_that_was_probed_shows_its_layers_over_the_updates(tmp_path):
     page = render(ReportContent("title", [iteration(tmp_path)]))
     assert "Probes while training" in page and "log-mel ± 5 0.420" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_points_of_others_are_those_of_their_sources():
+    # fairseq #4907: bits and shares of the two iterations at 250,000 and 400,000 updates.
+    reported = {
+        (100, 250_000): (3.329, 0.365, 0.049),
+        (100, 400_000): (3.144, 0.390, 0.089),
+        (500, 250_000): (3.712, 0.383, 0.635),
+        (500, 400_000): (3.422, 0.417, 0.662),
+    }
+    found = {(point.clusters, point.updates): point for point in POINTS if point.source == "fairseq #4907"}
+    assert found.keys() == reported.keys()
+    for key, (bits, accuracy, unmasked) in reported.items():
+        assert found[key].nats == pytest.approx(bits * np.log(2))
+        assert (found[key].accuracy, found[key].unmasked_accuracy) == (accuracy, unmasked)
+    assert [point.clusters for point in comparable(500, 10_000)] == [500] * 3 and comparable(500, 9_999) == []

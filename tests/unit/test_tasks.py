@@ -47,6 +47,14 @@ def test_without_speakers_only_clips_of_one_recording_join() -> None:
     assert names(join_short_clips(same, [1.0] * 4, 2.0)) == ["0+2", "1+3"]
 
 
+def test_a_clip_is_short_below_the_least_length_and_silence_counts_towards_it() -> None:
+    assert names(join_short_clips(clips("a", "a", "a"), [2.0, 1.99, 1.0], 2.0)) == ["0", "1+2"]
+    # 0.95 + 0.1 of silence + 0.95 s are enough, 0.94 + 0.1 + 0.95 s are not.
+    assert names(join_short_clips(clips("a", "a", "a", "a"), [0.95, 0.95, 0.95, 0.95], 2.0)) == ["0+1", "2+3"]
+    assert names(join_short_clips(clips("a", "a", "a", "a"), [0.94, 0.95, 0.95, 0.95], 2.0)) == ["0+1+2+3"]
+    assert names(join_short_clips(clips("a", "a"), [0.5, 0.5], 2.0)) == ["0+1"], "too short together, but one item"
+
+
 def test_segments_of_a_file_join_only_each_other() -> None:
     pieces = [Utterance(f"{n}", path, n, n + 1, speaker="a") for n, path in enumerate(["x", "x", "y", "z", "y", "w"])]
     assert names(join_short_clips(pieces, [1.0] * 6, 2.0)) == ["0+1", "2+4", "3+5"]
@@ -162,6 +170,31 @@ def test_a_malformed_manifest_is_refused_with_its_line(tmp_path: Path, name: str
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         list(manifest.utterances(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("cells", "name", "start_s", "end_s", "language"),
+    [
+        ("a/x.wav\t1.5\t2.25\t", "a/x@1.500-2.250", 1.5, 2.25, "de"),
+        ("a/x.wav\t0\t2.25\ten", "a/x@0.000-2.250", 0.0, 2.25, "en"),
+        ("a/x.wav\t1.5\t-\t", "a/x@1.500-", 1.5, None, "de"),
+        ("a/x.wav\t\t\t", "a/x", 0.0, None, "de"),
+    ],
+)
+def test_a_row_of_a_manifest_is_a_segment_of_its_file(
+    tmp_path: Path, cells: str, name: str, start_s: float, end_s: float | None, language: str
+) -> None:
+    (tmp_path / "m.tsv").write_text(f"path\tstart_s\tend_s\tlanguage\n{cells}\n")
+    (found,) = manifest.utterances(tmp_path / "m.tsv", language="de")
+    assert (found.name, found.path, found.start_s, found.end_s, found.language) == (name, "a/x.wav", start_s, end_s, language)
+    assert found.recording == "a/x", "segments of a file are of one recording"
+
+
+@pytest.mark.parametrize("cells", ["2\t2", "2\t1", "-1\t2", "0\t0", "nan\t2", "1\tinf"])
+def test_a_segment_without_a_length_is_refused(tmp_path: Path, cells: str) -> None:
+    (tmp_path / "m.tsv").write_text(f"path\tstart_s\tend_s\nx.wav\t{cells}\n")
+    with pytest.raises(ValueError, match="line 2"):
+        list(manifest.utterances(tmp_path / "m.tsv"))
 
 
 def test_two_utterances_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import sys
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -24,12 +25,14 @@ class Wandb:
 class Mlflow:
     """What is called of MLflow's client."""
 
+    experiments: ClassVar[dict[str, str]] = {}  # of the server, by name
+
     def __init__(self, tracking_uri: str) -> None:
         self.uri, self.calls = tracking_uri, []
         Mlflow.last = self
 
-    def get_experiment_by_name(self, name: str) -> None:
-        return None
+    def get_experiment_by_name(self, name: str) -> SimpleNamespace | None:
+        return SimpleNamespace(experiment_id=self.experiments[name]) if name in self.experiments else None
 
     def create_experiment(self, name: str) -> str:
         return name
@@ -59,6 +62,9 @@ def test_wandb_keeps_one_id_over_all_launches(tmp_path, monkeypatch):
     assert first == second == json.loads((tmp_path / "wandb.json").read_text())["id"]
     assert wandb.inits[0]["mode"] == "offline" and wandb.inits[0]["config"] == {"optim.lr": 1.0}
     assert wandb.logged == [({"train/loss": 2.0}, 7)] * 2
+    # W&B's `init`: with "allow" an id that exists is resumed, and one that does not is made.
+    for init in wandb.inits:
+        assert (init["resume"], init["project"], init["name"], init["dir"]) == ("allow", "p", tmp_path.name, str(tmp_path))
 
 
 def test_mlflow_goes_on_in_the_run_that_it_made(tmp_path, monkeypatch):
@@ -70,6 +76,16 @@ def test_mlflow_goes_on_in_the_run_that_it_made(tmp_path, monkeypatch):
     assert Mlflow.last.calls[-2:] == [("param", "r1", "optim.lr", 1.0), ("metric", "r1", "train/loss", 2.0, 7)]
     open_trackers(settings, tmp_path, {"optim.lr": 1.0})
     assert Mlflow.last.calls == [] and json.loads((tmp_path / "mlflow.json").read_text()) == {"id": "r1"}
+
+
+@pytest.mark.parametrize(("experiments", "experiment"), [({}, "p"), ({"p": "17", "q": "18"}, "17")])
+def test_an_mlflow_run_is_made_in_the_experiment_of_its_name_and_ended(tmp_path, monkeypatch, experiments, experiment):
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=Mlflow))
+    monkeypatch.setattr(Mlflow, "experiments", experiments)
+    (tracker,) = open_trackers(Logging(mlflow="file:///runs", project="p"), tmp_path, {})
+    assert ("create_run", experiment, tmp_path.name) in Mlflow.last.calls and ("end", "r1") not in Mlflow.last.calls
+    tracker.close()
+    assert Mlflow.last.calls[-1] == ("end", "r1")
 
 
 @pytest.mark.parametrize(("settings", "name"), [({"wandb": "offline"}, "wandb"), ({"mlflow": "file:///x"}, "mlflow")])

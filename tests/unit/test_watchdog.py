@@ -1,11 +1,15 @@
 """A process that hangs says where and ends with its own status; one that moves is left alone."""
 
+import pickle
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
+
+import torch
 
 from openwavlm.training.pace import Pace
-from openwavlm.training.watchdog import EXIT_CODE, Watchdog
+from openwavlm.training.watchdog import EXIT_CODE, Watchdog, _pending_collectives
 from patience import HANG_S
 
 _HANGS = """
@@ -71,3 +75,16 @@ def test_waiting_for_others_is_not_a_ranks_own_time():
     pace.hold()
     pace.end()
     assert pace.own_ms == 500, "validation and saving do not count"
+
+
+def test_the_collectives_that_are_under_way_are_named(monkeypatch):
+    entries = [
+        {"profiling_name": "nccl:all_reduce", "input_sizes": [[number]], "state": state}
+        for number, state in enumerate(["completed", *["scheduled"] * 6, "started", "completed"])
+    ]
+    recorder = SimpleNamespace(_dump_nccl_trace=lambda: pickle.dumps({"entries": entries}))
+    monkeypatch.setattr(torch._C, "_distributed_c10d", recorder)
+    assert _pending_collectives() == [
+        *(f"pending: nccl:all_reduce [[{number}]] (scheduled)" for number in (3, 4, 5, 6)),
+        "pending: nccl:all_reduce [[7]] (started)",
+    ]

@@ -17,6 +17,7 @@ import openwavlm
 from openwavlm.checkpoints.account import NO_GATED_BIAS
 from openwavlm.checkpoints.fairseq import microsoft_bytes
 from openwavlm.checkpoints.huggingface import save_huggingface
+from openwavlm.checkpoints.huggingface_config import read_config
 from openwavlm.checkpoints.load import load_checkpoint
 from openwavlm.checkpoints.torchaudio import torchaudio_bytes
 from openwavlm.labelling.teacher import model_hash
@@ -305,3 +306,63 @@ def test_a_hubert_of_torchaudio_with_its_pre_training_head_equals_it(pre_norm, t
     ]
     assert torch.equal(model.mask_embedding, reference.mask_generator.mask_embedding)
     assert set(account.loaded) | set(account.ignored) == set(reference.state_dict())
+
+
+# --- dropouts, which no hidden state in evaluation shows ------------------------------------------------------------------
+
+# Of the residual branches, attention weights, feed-forward, projected features and layers.
+DROPOUTS = {"dropout": 0.11, "attention_dropout": 0.12, "activation_dropout": 0.13, "input_dropout": 0.14, "layer_drop": 0.15}
+
+
+def test_each_dropout_is_applied_by_transformers_and_torchaudio_where_ours_is_and_comes_back(tmp_path):
+    model = wavlm(replace(TINY, **DROPOUTS))
+    save_huggingface(model, tmp_path / "huggingface")
+    theirs = transformers.WavLMModel.from_pretrained(tmp_path / "huggingface")
+    block = theirs.encoder.layers[0]
+    assert theirs.encoder.dropout.p == block.dropout.p == block.feed_forward.output_dropout.p == 0.11
+    assert block.attention.dropout == 0.12 and block.feed_forward.intermediate_dropout.p == 0.13
+    assert theirs.feature_projection.dropout.p == 0.14 and theirs.config.layerdrop == 0.15
+    weights, described = torchaudio_bytes(model)
+    reference = torchaudio_model(json.loads(described))
+    block = reference.encoder.transformer.layers[0]
+    assert reference.encoder.transformer.dropout.p == block.dropout.p == block.feed_forward.output_dropout.p == 0.11
+    assert block.attention.attention.dropout == 0.12 and block.feed_forward.intermediate_dropout.p == 0.13
+    assert reference.encoder.feature_projection.dropout.p == 0.14 and reference.encoder.transformer.layer_drop == 0.15
+    (tmp_path / "model.pt").write_bytes(weights)
+    (tmp_path / "model.json").write_bytes(described)
+    (tmp_path / "WavLM.pt").write_bytes(microsoft_bytes(model))
+    for path in (tmp_path / "huggingface", tmp_path / "model.pt", tmp_path / "WavLM.pt"):
+        config = load_checkpoint(path).model.config
+        assert {name: getattr(config, name) for name in DROPOUTS} == DROPOUTS
+    # Microsoft's `WavLMConfig` (WavLM.py) names them so.
+    cfg = torch.load(tmp_path / "WavLM.pt", weights_only=True)["cfg"]
+    named = ("dropout", "attention_dropout", "activation_dropout", "dropout_input", "encoder_layerdrop")
+    assert [cfg[name] for name in named] == list(DROPOUTS.values())
+
+
+def test_keys_that_a_folder_lacks_have_the_defaults_of_transformers_class(tmp_path):
+    fields = {
+        "dropout": "hidden_dropout",
+        "attention_dropout": "attention_dropout",
+        "activation_dropout": "activation_dropout",
+        "input_dropout": "feat_proj_dropout",
+        "layer_drop": "layerdrop",
+        "num_buckets": "num_buckets",
+        "max_distance": "max_bucket_distance",
+        "dim": "hidden_size",
+        "ffn_dim": "intermediate_size",
+        "heads": "num_attention_heads",
+        "layers": "num_hidden_layers",
+        "positional_kernel": "num_conv_pos_embeddings",
+        "positional_groups": "num_conv_pos_embedding_groups",
+        "pre_norm": "do_stable_layer_norm",
+        "conv_bias": "conv_bias",
+        "extractor_norm": "feat_extract_norm",
+        "conv_dims": "conv_dim",
+        "conv_kernels": "conv_kernel",
+        "conv_strides": "conv_stride",
+    }
+    config, theirs = read_config({"model_type": "wavlm"}, normalise_waveform=False, origin="nothing"), transformers.WavLMConfig()
+    for ours, key in fields.items():
+        value = getattr(theirs, key)
+        assert getattr(config, ours) == (tuple(value) if isinstance(value, list) else value), ours

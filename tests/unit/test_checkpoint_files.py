@@ -27,7 +27,7 @@ from torch import Tensor
 import openwavlm
 from openwavlm.checkpoints.account import FINE_TUNED_HEAD, NO_GATED_BIAS, PREDICTION_HEAD, QUANTISER, TRAINING_STATE
 from openwavlm.checkpoints.fairseq import microsoft_bytes
-from openwavlm.checkpoints.fairseq_config import microsoft_config, read_fairseq_config
+from openwavlm.checkpoints.fairseq_config import _convolution_list, microsoft_config, read_fairseq_config
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.checkpoints.load import load_checkpoint
 from openwavlm.checkpoints.names import fairseq_name, old_spelling
@@ -160,6 +160,47 @@ def test_the_names_and_shapes_for_microsoft_are_those_of_the_released_files(conf
     assert names == key_table(config)
     assert len(names) == tensors and sum(tensor.numel() for tensor in state.values()) == parameters
     assert set(microsoft_config(config)) == set(KEYS_OF_MICROSOFT)
+
+
+def test_the_values_for_microsoft_are_those_of_the_released_base_file():
+    # SPEC §6.4 and fairseq's pre-training command; the others are the classes' constants.
+    released = {
+        "activation_dropout": 0.0,
+        "activation_fn": "gelu",
+        "attention_dropout": 0.1,
+        "conv_bias": False,
+        "conv_feature_layers": "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2",
+        "conv_pos": 128,
+        "conv_pos_groups": 16,
+        "dropout": 0.1,
+        "dropout_features": 0.1,
+        "dropout_input": 0.1,
+        "encoder_attention_heads": 12,
+        "encoder_embed_dim": 768,
+        "encoder_ffn_embed_dim": 3072,
+        "encoder_layerdrop": 0.05,
+        "encoder_layers": 12,
+        "extractor_mode": "default",
+        "feature_grad_mult": 0.1,
+        "layer_norm_first": False,
+        "mask_channel_prob": 0.0,
+        "mask_length": 10,
+        "mask_prob": 0.8,
+        "max_distance": 800,
+        "normalize": False,
+        "num_buckets": 320,
+    }
+    written = microsoft_config(WavLMConfig())
+    assert {name: written[name] for name in released} == released
+    large = microsoft_config(LARGE)
+    assert (large["extractor_mode"], large["layer_norm_first"], large["normalize"]) == ("layer_norm", True, True)
+
+
+@pytest.mark.parametrize(
+    "expression", ["[(8,10,5)] + [(8,3,2)] * 4 + [(8,2,2)] * 2", "[(16,2,2)] * 6 + [(8,1,1)]*7", "[(1,2,3), (4,5,6)]*2", "[]"]
+)
+def test_a_list_of_convolutions_has_the_value_that_python_gives_it(expression):
+    assert _convolution_list(expression) == eval(expression)
 
 
 @pytest.mark.parametrize("config", [TINY, PRE_NORM], ids=["Base-like", "Large-like"])
@@ -385,7 +426,11 @@ def test_a_value_that_numpy_wrote_is_read(value, tmp_path):
         ("normalize", None, r"does not say it \(normalize\)"),
         ("normalize", "yes", r"does not say it \(normalize\)"),
         ("encoder_layers", "2", "encoder_layers must be a whole number, but is '2' in"),
+        ("encoder_layers", True, "encoder_layers must be a whole number, but is True in"),
+        ("encoder_layers", 2.0, "encoder_layers must be a whole number, but is 2.0 in"),
         ("dropout", None, "dropout must be a number, but is None in"),
+        ("dropout", False, "dropout must be a number, but is False in"),
+        ("layer_norm_first", 2, "layer_norm_first must be true or false, but is 2 in"),
         ("layer_norm_first", "false", "layer_norm_first must be true or false, but is 'false' in"),
         ("gru_rel_pos", None, "gru_rel_pos must be true or false, but is None in"),
         ("extractor_mode", ["default"], "extractor_mode must be a name, but is"),
@@ -480,10 +525,56 @@ def test_an_index_that_does_not_fit_its_parts_is_refused(tmp_path):
     moved[name] = max(moved.values())
     refused(f"must hold the tensors that .* says, but {re.escape(name)} is in only one of them", {"weight_map": moved})
     refused("must name the file of each tensor under weight_map", {"weight_map": {name: "../model.safetensors"}})
+    fewer = {tensor: file for tensor, file in described["weight_map"].items() if tensor != name}
+    refused(f"must hold the tensors that .* says, but {re.escape(name)} is in only one of them", {"weight_map": fewer})
     refused("must name the file of each tensor under weight_map", {})
     refused("must hold a JSON object, but holds a list", [])
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     refused(r"must be beside it, but model-00002-of-00002\.safetensors is absent")
+
+
+def test_safetensors_are_read_where_a_pickle_lies_beside_them_as_transformers_does(tmp_path):
+    torch.manual_seed(0)
+    model, other = WavLM(TINY), WavLM(TINY)
+    save_huggingface(other, tmp_path)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    save_huggingface(model, tmp_path)
+    assert model_hash(openwavlm.load(tmp_path)) == model_hash(model) != model_hash(other)
+    (tmp_path / "model.safetensors").unlink()
+    assert model_hash(openwavlm.load(tmp_path)) == model_hash(other)
+
+
+def test_a_mask_embedding_that_a_source_lacks_is_the_same_draw_at_each_loading(tmp_path):
+    save_huggingface(WavLM(TINY), tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["masked_spec_embed"]
+    save_file(state, tmp_path / "model.safetensors")
+    first, second = (openwavlm.load(tmp_path).mask_embedding.detach() for _ in range(2))
+    assert torch.equal(first, second)
+    assert 0 <= float(first.min()) < 0.2 and 0.8 < float(first.max()) < 1, "U(0, 1), as at the beginning of a run"
+
+
+def test_a_neutral_gated_bias_has_a_table_of_zeros_and_gates_of_seven_quarters(tmp_path):
+    state = random_state(TINY, gated=False)
+    path = saved(
+        tmp_path / "hubert.pt", {"cfg": {"model": keys_of(TINY, gated=False), "task": {"normalize": False}}, "model": state}
+    )
+    model = openwavlm.load(path)
+    assert not model.encoder.relative_bias.embedding.weight.any()
+    for layer in model.encoder.layers:
+        gate, attention = torch.zeros(8), layer.attention
+        assert not attention.gate.weight.any() and not attention.gate.bias.any()
+        # WavLM (3): g_u (g_r s − 1) + 2 with both gates a half and s = 1.
+        half = torch.sigmoid(gate.sum())
+        assert torch.equal(half * (half * attention.gate_scale - 1) + 2, torch.full_like(attention.gate_scale, 1.75))
+
+
+def test_a_file_with_both_configurations_is_read_by_the_newer_one(tmp_path):
+    old = argparse.Namespace(**keys_of(PRE_NORM, gated=False), normalize=True)
+    content = {"cfg": {"model": keys_of(TINY, gated=False), "task": {"normalize": False}}, "args": old}
+    path = saved(tmp_path / "hubert.pt", {**content, "model": random_state(TINY, gated=False)})
+    config = openwavlm.load(path).config
+    assert (config.pre_norm, config.normalise_waveform) == (False, False)
 
 
 # --- pickles ------------------------------------------------------------------------------------------------------------
@@ -610,8 +701,11 @@ def test_loading_draws_nothing_from_the_global_generator(tmp_path):
 
 def test_half_precision_and_parameters_load_as_float32(tmp_path):
     state = {name: torch.nn.Parameter(tensor.half()) for name, tensor in random_state(TINY).items()}
+    for parameter in state.values():
+        parameter.note = "an attribute of its own, with which torch pickles it otherwise"
     model = openwavlm.load(saved(tmp_path / "model.pt", {"cfg": microsoft_config(TINY), "model": state}))
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+    assert torch.equal(model.mask_embedding, state["mask_emb"].detach().float())
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])

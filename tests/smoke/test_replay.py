@@ -12,6 +12,8 @@ import pytest
 import soundfile
 import torch
 
+from openwavlm.data.index import Index
+from openwavlm.data.reader import ShardReader
 from openwavlm.replay import _shown, rebuild_update, record_of, replay
 from patience import HANG_S, wait_until
 from programs import run_program
@@ -272,6 +274,26 @@ def test_batch_json_names_every_row_with_its_mask_labels_and_mixture(original, w
     assert all(mixture["partner_key"].startswith("utt") for mixture in mixtures)
 
 
+def test_a_mixtures_audio_lies_in_its_recording_where_batch_json_says(corpus, original, written):
+    update = rebuild_update(original / "run", 9)
+    record = json.loads((written / "batch.json").read_text())
+    readers = {name: ShardReader(Index.open(corpus / name)) for name in ("speech", "calls", "noise")}
+    found = {"speech": 0, "noise": 0}
+    for micro, kept in zip(record["micro_batches"], update.micro_batches, strict=True):
+        batch = kept.batch
+        for number, place in enumerate(batch.mix.row.tolist()):
+            mixture = micro["rows"][place]["mixture"]
+            bank = "noise" if mixture["with"] == "noise" else micro["source"]
+            index = Index.open(corpus / bank)
+            whole = readers[bank].read(index.keys.index(mixture["partner_key"]))
+            begin, length = round(mixture["partner_start_s"] * 16_000), mixture["length_samples"]
+            partner, start = int(batch.mix.partner[number]), int(batch.mix.partner_start[number])
+            taken = batch.noise[partner - len(batch.rows)] if bank == "noise" else batch.waveforms[partner]
+            assert np.array_equal(whole[begin : begin + length], taken[start : start + length].numpy())
+            found[mixture["with"]] += 1
+    assert all(found.values())
+
+
 def test_the_audio_is_that_of_the_shards_and_of_the_mixture(original, written):
     update = rebuild_update(original / "run", 9)
     files = sorted(path.name for path in (written / "audio").iterdir())
@@ -314,8 +336,6 @@ def test_fewer_rows_are_shown_evenly_over_the_micro_batches(original, tmp_path):
 
 @pytest.mark.long
 def test_a_row_that_cannot_be_read_is_replayed_as_silence_and_so_is_the_other_way_of_mixing(corpus, tmp_path):
-    from openwavlm.data.index import Index
-
     shutil.copytree(corpus, tmp_path / "data")
     index = Index.open(tmp_path / "data" / "speech")
     row = 5

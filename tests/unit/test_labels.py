@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 
 from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo, shard_identity, write_index
 from openwavlm.frames import num_frames
+from openwavlm.labelling.parts import ShardParts, write_parts
 from openwavlm.targets import labels as labels_module
 from openwavlm.targets.kmeans import Codebook
 from openwavlm.targets.label_packs import labels_file, rows_file, write_labels_meta, write_pack
@@ -382,3 +383,40 @@ def test_a_labelling_names_its_shards_by_identity_alone(index: Index, labels: Pa
     assert str(index.path) not in text
     assert "tar" not in text
     assert set(LabelPacks.open(labels).place) == {shard.identity for shard in index.shards}
+
+
+# --- shards of an unfinished pack ---------------------------------------------------------------------------------------
+
+
+def test_a_finished_shard_of_a_pack_reads_back_by_row_and_is_of_its_audio_and_codebook(tmp_path: Path, index: Index) -> None:
+    parts = [ShardParts(tmp_path / name, index, "book") for name in ("first", "second")]
+    unreadable = int(index.first_row[2]) + 1
+
+    def computer(numbers: Sequence[int]) -> Callable[[int], list[np.ndarray | None]]:
+        # The second labelling counts down.
+        def labels(row: int) -> list[np.ndarray | None]:
+            found = [true_labels(index, row), CLUSTERS - 1 - true_labels(index, row)]
+            return [None if row == unreadable else found[number] for number in numbers]
+
+        return labels
+
+    write_parts(parts, index, [2], computer, [CLUSTERS, CLUSTERS], ["a GPU", None])
+    write_parts(parts, index, [2, 0], computer, [CLUSTERS, CLUSTERS], ["another GPU", None])
+    rows = [*range(int(index.first_row[2]), int(index.first_row[3])), *range(int(index.first_row[1]))]
+    for row in rows:
+        first, second = (part.labels(row) for part in parts)
+        if row == unreadable:
+            assert first is None and second is None
+        else:
+            assert np.array_equal(first, true_labels(index, row)) and np.array_equal(second, CLUSTERS - 1 - first)
+    frames = sum(len(true_labels(index, row)) for row in rows[: ROWS[2]] if row != unreadable)
+    assert parts[0].done(2) == frames and parts[0].done(1) is None
+    assert (parts[0].computed_on(2), parts[0].computed_on(0), parts[1].computed_on(2)) == ("a GPU", "another GPU", None)
+    assert ShardParts(tmp_path / "first", index, "other book").done(2) is None
+    other = make_index(tmp_path / "other", ROWS, seed=1)
+    assert ShardParts(tmp_path / "first", other, "book").done(2) is None
+    labels_file(parts[0].folder, "shard-000002").write_bytes(b"short")
+    assert parts[0].done(2) is None and parts[0].done(0) is not None
+    parts[1].remove([2])
+    assert parts[1].done(2) is None and parts[1].done(0) is not None
+    assert not list(parts[1].folder.glob("shard-000002*"))

@@ -49,6 +49,7 @@ def test_without_speakers_only_clips_of_one_recording_join() -> None:
 
 def test_a_clip_is_short_below_the_least_length_and_silence_counts_towards_it() -> None:
     assert names(join_short_clips(clips("a", "a", "a"), [2.0, 1.99, 1.0], 2.0)) == ["0", "1+2"]
+    assert names(join_short_clips(clips("a", "a", "a"), [1.0, 2.0, 1.0], 2.0)) == ["0+2", "1"]
     # 0.95 + 0.1 of silence + 0.95 s are enough, 0.94 + 0.1 + 0.95 s are not.
     assert names(join_short_clips(clips("a", "a", "a", "a"), [0.95, 0.95, 0.95, 0.95], 2.0)) == ["0+1", "2+3"]
     assert names(join_short_clips(clips("a", "a", "a", "a"), [0.94, 0.95, 0.95, 0.95], 2.0)) == ["0+1+2+3"]

@@ -77,6 +77,36 @@ def test_waiting_for_others_is_not_a_ranks_own_time():
     assert pace.own_ms == 500, "validation and saving do not count"
 
 
+class Event:
+    """A CUDA event by a clock of the test, in milliseconds."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        self.at = -1.0
+
+    def record(self) -> None:
+        self.at = Event.now
+
+    def elapsed_time(self, end: "Event") -> float:
+        return end.at - self.at
+
+
+def test_on_a_gpu_the_forward_passes_of_the_step_before_count(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    pace, own_ms = Pace(on_gpu=True, now=lambda: 0.0), []
+    for passes in ([5.0, 7.0], [1.0], []):
+        pace.begin()
+        for milliseconds in passes:
+            pace.forward_begins()
+            Event.now += milliseconds
+            pace.forward_ends()
+        pace.hold()
+        pace.end()
+        own_ms.append(pace.own_ms)
+    assert own_ms == [0.0, 12.0, 1.0]
+
+
 def test_the_collectives_that_are_under_way_are_named(monkeypatch):
     entries = [
         {"profiling_name": "nccl:all_reduce", "input_sizes": [[number]], "state": state}

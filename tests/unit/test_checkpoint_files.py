@@ -410,6 +410,19 @@ def test_a_gated_bias_that_the_configuration_does_not_mention_is_never_replaced(
         load_checkpoint(path)
 
 
+class OfBigEndian:
+    """The number 2 as NumPy pickles it on a machine that writes the highest byte first."""
+
+    def __reduce__(self):
+        return np.int32(2).__reduce__()[0], (np.dtype(">i4"), (2).to_bytes(4, "big"))
+
+
+def test_a_number_from_a_big_endian_machine_is_read(tmp_path):
+    cfg = microsoft_config(TINY) | {"encoder_layers": OfBigEndian()}
+    path = saved(tmp_path / "model.pt", {"cfg": cfg, "model": random_state(TINY)})
+    assert openwavlm.load(path).config == TINY
+
+
 @pytest.mark.parametrize("value", [True, 1, np.bool_(True), np.int64(1), np.uint8(1), np.float32(1)])
 def test_a_value_that_numpy_wrote_is_read(value, tmp_path):
     cfg = microsoft_config(TINY) | {"normalize": value, "gru_rel_pos": np.bool_(True), "encoder_layers": np.int64(2)}

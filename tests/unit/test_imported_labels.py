@@ -73,6 +73,10 @@ def test_a_path_is_found_by_its_longest_ending_that_names_a_row(tmp_path):
     # Shards that were made a folder lower know only the last part, not its folder.
     lower = index(["x", "w", "y", "z"], [SAMPLES[1], 1, SAMPLES[2], SAMPLES[3]])
     assert read_lines(*written(tmp_path, [1, 3], AT_50), lower, CLASSES, 50).rows.tolist() == [0, 3]
+    both = index(["x", "b/x", "y", "c/d/z"])
+    assert read_lines(*written(tmp_path, [1], AT_50), both, CLASSES, 50).rows.tolist() == [1], (
+        "not the row of the file name alone"
+    )
     absent = index(["p", "q", "r", "s"])
     assert read_lines(*written(tmp_path, [1, 3], AT_50), absent, CLASSES, 50).rows.tolist() == [-1, -1]
 

@@ -59,8 +59,10 @@ def test_every_field_is_a_runs_own_or_its_checkpoints():
 
 def test_a_neutral_bias_may_have_any_buckets_and_nothing_else_may_differ():
     check_same_architecture(TINY, replace(TINY, num_buckets=64, max_distance=100), "origin", neutral=True)
-    with pytest.raises(ValueError, match="in ffn_dim: add"):
-        check_same_architecture(TINY, replace(TINY, num_buckets=64, ffn_dim=64), "origin", neutral=True)
+    for name, value in BOUND.items():
+        if name not in ("num_buckets", "max_distance"):
+            with pytest.raises(ValueError, match=f"in {name}: add"):
+                check_same_architecture(TINY, replace(TINY, num_buckets=64, **{name: value}), "origin", neutral=True)
 
 
 def model(seed: int) -> WavLM:
@@ -83,5 +85,6 @@ def test_a_run_has_the_tensors_of_its_beginning_and_keeps_its_own_settings(tmp_p
     check_same_beginning(bound, bound, [])
     check_same_beginning(None, changed, [])
     check_same_beginning(bound, changed, ["init_from"])
+    check_same_beginning(bound, bound | {"path": "moved"}, [])
     with pytest.raises(ValueError, match=r"began as the model .* or allow_change=\[init_from\]"):
-        check_same_beginning(bound, changed, ["data"])
+        check_same_beginning(bound, changed | {"path": bound["path"]}, ["data"])

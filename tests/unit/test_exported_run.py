@@ -73,6 +73,15 @@ def test_an_export_holds_the_encoder_and_the_heads_of_all_label_sets_in_order(ru
     assert (trained_on["indexes"], trained_on["validation_indexes"]) == (["f-speech"], [])
 
 
+def test_an_export_of_the_running_mean_says_so_and_holds_it(run, tmp_path):
+    export_run(run, tmp_path, weights="ema")
+    about = json.loads((tmp_path / "openwavlm.json").read_text())
+    assert (about["updates"], about["weights"]) == (8, "ema")
+    assert torch.equal(
+        load_file(tmp_path / "pretraining_head.safetensors")["final_proj.bias"][:8], kept(run, 8)["final_proj.bias"] + 1
+    )
+
+
 def test_one_folder_holds_one_format(run, tmp_path):
     for format in ("huggingface", "microsoft", "torchaudio"):
         export_run(run, tmp_path / format, format=format)

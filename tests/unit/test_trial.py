@@ -45,5 +45,9 @@ def test_micro_batches_are_timed_for_as_long_as_asked_and_an_update_is_shared_by
 def test_two_micro_batches_are_timed_at_least_and_no_more_than_there_are():
     slow = trial._timed(step(50.0, 0.0), batches(0.0), None, 1.0, slots=1)
     assert slow["seconds_a_micro_batch"] == 50.0 and slow["audio_seconds_a_second"] == pytest.approx(8.0 / 100)
+    seconds = iter([50.0, 10.0, 1.0])
+    uneven = step(0.0, 0.0)
+    uneven.micro_batch = lambda batch, mixing: CLOCK.update(now=CLOCK["now"] + next(seconds))
+    assert trial._timed(uneven, batches(0.0), None, 1.0, slots=1)["seconds_a_micro_batch"] == 30.0
     few = trial._timed(step(1.0, 0.0), batches(0.0, count=3), None, 100.0, slots=1)
     assert few["audio_seconds_a_second"] == pytest.approx(4.0)

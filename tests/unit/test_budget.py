@@ -227,3 +227,9 @@ def test_a_preset_has_the_hours_it_was_published_with_and_others_those_of_libris
     for experiment, hours in (("wavlm_large", 94_000.0), ("wavlm_base_plus", 94_000.0), ("wavlm_base", 960.0), (None, 960.0)):
         assert question(hours=None).of(experiment).hours == hours and question(hours=5.0).of(experiment).hours == 5.0
     assert question(gpu_memory_gib=24).memory_gib == 24 and question().memory_gib == 80
+
+
+def test_the_table_holds_the_peaks_of_the_data_sheets():
+    # NVIDIA, 10¹² operations a second, dense: matrix units in 16 bits, and float32.
+    sheets = {"h100": (989.4, 66.9), "h200": (989.4, 66.9), "a100": (312, 19.5), "v100": (125, 15.7), "l40s": (362.05, 91.6)}
+    assert {name: (gpu.tflops_16_bit, gpu.tflops_32_bit) for name, gpu in GPUS.items()} == sheets

@@ -411,14 +411,14 @@ def test_a_gated_bias_that_the_configuration_does_not_mention_is_never_replaced(
 
 
 class OfBigEndian:
-    """The number 2 as NumPy pickles it on a machine that writes the highest byte first."""
+    """The number 32 as NumPy pickles it on a machine that writes the highest byte first."""
 
     def __reduce__(self):
-        return np.int32(2).__reduce__()[0], (np.dtype(">i4"), (2).to_bytes(4, "big"))
+        return np.int32(2).__reduce__()[0], (np.dtype(">i4"), (32).to_bytes(4, "big"))
 
 
 def test_a_number_from_a_big_endian_machine_is_read(tmp_path):
-    cfg = microsoft_config(TINY) | {"encoder_layers": OfBigEndian()}
+    cfg = microsoft_config(TINY) | {"num_buckets": OfBigEndian()}
     path = saved(tmp_path / "model.pt", {"cfg": cfg, "model": random_state(TINY)})
     assert openwavlm.load(path).config == TINY
 

@@ -91,6 +91,25 @@ def test_a_pause_between_phones_ends_a_context_and_the_first_phone_starts_at_not
     (triphone,) = abx.tokens(said, 100, triphones=True)
     assert (triphone.onset, triphone.offset, triphone.frames) == (0, 4759, (0, 15))
     assert list(abx.tokens(said, 14, triphones=True)) == [], "a token beyond the features is left out"
+    assert list(abx.tokens(said, 15, triphones=True)) == [triphone], "a token may end with the last frame"
+
+
+def test_a_phone_between_two_frames_centres_is_no_token_of_its_own() -> None:
+    # Centres lie at 12.5, 32.5, 52.5 … ms: none in the middle phone.
+    said = [Segment(0.0, 0.035, "a"), Segment(0.035, 0.05, "b"), Segment(0.05, 0.1, "c")]
+    assert list(abx.tokens(said, 100, triphones=False)) == []
+    (triphone,) = abx.tokens(said, 100, triphones=True)
+    assert triphone.frames == (0, 5) and triphone[2:] == ("b", "a", "c")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("triphones", [False, True])
+def test_a_silence_at_any_of_the_three_places_is_no_token(place: int, triphones: bool) -> None:
+    names = ["a", "b", "c"]
+    times = [(0.0, 0.1), (0.1, 0.2), (0.2, 0.3)]
+    assert len(list(abx.tokens([Segment(*t, n) for t, n in zip(times, names, strict=True)], 20, triphones=triphones))) == 1
+    names[place] = "SP"
+    assert not list(abx.tokens([Segment(*t, n) for t, n in zip(times, names, strict=True)], 20, triphones=triphones))
 
 
 @pytest.mark.parametrize(("gap", "tokens"), [(0, ["b", "c"]), (320, ["b", "c"]), (321, [])])

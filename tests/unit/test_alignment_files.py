@@ -138,6 +138,26 @@ def test_channels_of_a_recording_are_recordings_of_their_own(tmp_path: Path) -> 
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("a.ctm", [";; of an aligner", "", ";take 1 0 0.5 a 0.9", "  ", ";take 1 0.5 0.25 b", ";;take 1 0.75 1 c"]),
+        ("a.tsv", ["path\tstart\tend\tphone\tscore", ";take\t0.5\t0.75\tb\t1", ";take\t0\t0.5\ta\t2"]),
+        ("a.alignment.txt", ["", ';take "a,b" "0.5,0.75"', " "]),
+        (";take.phn", ["0 8000 a", "", "8000 12000 b", " "]),
+    ],
+)
+@pytest.mark.parametrize(("start", "end"), [("", "\n"), ("\ufeff", "\r\n")])
+def test_empty_lines_comments_byte_order_marks_and_line_ends_are_no_phones(
+    tmp_path: Path, name: str, lines: list[str], start: str, end: str
+) -> None:
+    if name == "a.tsv" and start:
+        start = ""  # a table of one's own is plain UTF-8
+    (tmp_path / name).write_bytes((start + "".join(line + end for line in lines)).encode())
+    table = read_alignments(tmp_path / name, tier="words" if "txt" in name else "phones")
+    assert dict(table) == {";take": [Segment(0.0, 0.5, "a"), Segment(0.5, 0.75, "b")]}
+
+
 def test_files_of_a_folder_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
     written(tmp_path, "textgrid")
     write(tmp_path, "grids/spk/broken.TextGrid", "nothing")

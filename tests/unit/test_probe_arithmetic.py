@@ -382,6 +382,21 @@ def test_units_start_from_their_own_seed_and_have_twenty_frames_each() -> None:
     assert len(fit_units(frames, 12, 0, frames_per_cluster=100)) == 9
 
 
+def test_units_are_the_means_of_all_frames_nearest_to_them() -> None:
+    # 6,000 frames are far more than the 50 a cluster that the start is drawn from.
+    rng = np.random.default_rng(3)
+    frames = (rng.integers(0, 3, 6000)[:, None] * 4 + rng.standard_normal((6000, 2))).astype(np.float32)
+    book = fit_units(torch.from_numpy(frames), 3, 0)
+    nearest = np.square(frames[:, None].astype(np.float64) - book.centroids.numpy()).sum(axis=2).argmin(axis=1)
+    means = np.stack([frames[nearest == unit].astype(np.float64).mean(axis=0) for unit in range(3)])
+    # The passes stop when the centroids move by less than a hundredth of the deviation together.
+    np.testing.assert_allclose(book.centroids.numpy(), means, atol=0.01 * frames.std())
+    sample = frames[:: len(frames) // 150]
+    assert np.abs(np.sort(means, axis=0) - np.sort(sample.mean(axis=0))).max() > 1, "means of the sample lie elsewhere"
+    one_pass = fit_units(torch.from_numpy(frames), 3, 0, max_iter=1)
+    assert not torch.equal(one_pass.centroids, book.centroids)
+
+
 def test_units_start_from_frames_spread_over_all_that_they_are_fitted_on() -> None:
     # The first 500 of 2,000 frames are of one of four far clusters: started from them alone k-means never finds the others.
     rng = np.random.default_rng(0)

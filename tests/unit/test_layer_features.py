@@ -94,13 +94,14 @@ def test_several_kinds_of_features_come_in_the_order_that_they_were_asked_for(te
         feature_settings("mfcc"),
         feature_settings("layer", teacher=teacher, layer=0, feature_norm="none"),
         feature_settings("layer", teacher=teacher, layer=1),
+        feature_settings("layer", teacher=teacher, layer=2, feature_norm="none"),
     ]
     found = extract_feature_sets(kinds, waveform, teacher)
     model = open_teacher(teacher).model
-    for features, layer in ((found[0], 2), (found[2], 0), (found[3], 1)):
+    for features, layer in ((found[0], 2), (found[2], 0), (found[3], 1), (found[4], 2)):
         assert torch.equal(features, model.extract(torch.from_numpy(waveform)[None].float() / 32768, layers=[layer])[0][0])
-    assert torch.equal(found[1], mfcc_features(waveform)) and len(found) == 4
-    assert [kind.get("feature_norm") for kind in kinds] == ["standardise", None, "none", "standardise"]
+    assert torch.equal(found[1], mfcc_features(waveform)) and len(found) == 5
+    assert [kind.get("feature_norm") for kind in kinds] == ["standardise", None, "none", "standardise", "none"]
 
 
 def test_a_codebook_that_was_never_given_has_a_size_and_a_hash_and_nothing_else(tmp_path: Path) -> None:

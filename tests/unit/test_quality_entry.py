@@ -325,3 +325,131 @@ def test_rows_without_a_source_could_be_of_any() -> None:
     )
     fit = {"validation_share": 0.0, "split_seed": 0, "sources": ["other"]}
     assert unheard_rows(index, fit).tolist() == [False, False, True]
+
+
+# What is said
+
+
+def quality_row(kind: str, layer: int | None, pnmi: float, spread: float, condition: str = "clean", **more: Any) -> QualityRow:
+    figures = replace(UnitFigures.of([some_tally(0, 4)]), pnmi=pnmi, spread=spread)
+    name = f"{kind} {layer}" if kind == "layer" else "mine"
+    return QualityRow(name, kind, layer, condition, figures, **{"difference": (0.1, 0.0, 0.2), "verdict": "higher"} | more)
+
+
+def said(table: list[QualityRow], chosen: int | None = None, speech: dict[str, Any] | None = None, **changed: Any) -> list[str]:
+    question = Asked(**{"output": "o", "shards": "s", "alignments": "a", "codebook_seeds": (1, 2)} | changed)
+    numbers = {"seconds": 1234.4, "speakers": 7, "phones": 39, "without_alignment": 5, "without_speaker": 0, "utterances": 300}
+    fit = SimpleNamespace(seconds=99.6, speakers=("a", "b", "c"))
+    return quality._sentences(question, numbers | (speech or {}), fit, table, chosen)  # type: ignore[arg-type]
+
+
+def test_the_first_sentence_says_on_whom_and_against_what() -> None:
+    fitted = "codebooks of 2 seeds fitted on 100 s of 3 speakers"
+    phones = "against 39 phones (5 recordings without an alignment left out)"
+    assert said([]) == [f"Judged on 1234 s of 7 speakers {phones}; {fitted}: other speakers."]
+    assert said([], held_out=0.0) == [
+        f"Judged on 1234 s of 7 speakers {phones}; {fitted}: the same speakers, which is no evidence about others."
+    ]
+    assert said([], held_out=0.5) == said([])
+    assert said([], alignments=None)[0].startswith("Judged on 1234 s of 7 speakers without phones, so nothing is said of them;")
+    (_, unknown) = said([], speech={"without_speaker": 12})
+    assert unknown.startswith("12 of 300 utterances are of unknown speakers")
+
+
+def test_layers_that_differ_by_less_than_twice_the_larger_spread_are_named_as_equal() -> None:
+    table = [
+        quality_row("layer", 0, 0.49, 0.001),  # 0.01 below the best: spreads of 0.001 and 0.004
+        quality_row("layer", 1, 0.493, 0.001),  # 0.007 is less than twice the best's 0.004
+        quality_row("layer", 2, 0.5, 0.004, verdict="equal"),
+        quality_row("layer", 3, 0.4, 0.06),  # 0.1 is less than twice its own 0.06
+        quality_row("layer", 4, 0.3, 0.06),
+        quality_row("layer", 5, 0.4999, 0.0, condition="noise10"),
+        quality_row("labels", None, 0.4999, 0.0),
+    ]
+    *_, last = said(table, chosen=2)
+    assert (
+        last == "Best layer on these voices: 2, PNMI 0.500, equal against MFCC units; equal within twice the seeds' spread: 1, 3."
+    )
+    *_, alone = said([quality_row("layer", 1, 0.2, 0.01), quality_row("layer", 2, 0.5, 0.01)], chosen=2)
+    assert alone == "Best layer on these voices: 2, PNMI 0.500, higher against MFCC units."
+    without = [quality_row("labels", None, 0.4, 0.0, difference=None, verdict="")]
+    assert len(said(without)) == 1, "labels without phones have no verdict"
+
+
+def test_what_was_judged_and_fitted_on_is_counted(places: dict[str, Path]) -> None:
+    shards = Index.open(places["shards"])
+    utterances = judged_set(places["shards"], np.array([0, 3, 4]), None).utterances
+    with_phones = ProbeSet(utterances.utterances, ("x", "y", "z"))
+    matches = Matches({}, ["u", "v"], ["w"], ["1", "2", "3", "4", "5"])
+    judged = Judged(with_phones, (0, 3, 4), ("k", "l", "m"), ((), (), ()), matches)
+    fit = ProbeSet(judged_set(places["others"], np.arange(4), None).utterances.utterances, ("x", "y", "z"))
+    question = asked(places, alignments="a")
+    result = quality._result(question, judged, fit, [], layers_of_model=None)
+    frames = sum(one.frames for one in utterances.utterances)
+    assert result["judged"] == {
+        "seconds": frames / 50,
+        "speakers": len({speakers_of(shards)[row] for row in (0, 3, 4)}),
+        "without_speaker": 0,
+        "phones": 3,
+        "utterances": 3,
+        "without_alignment": 3,
+        "unused_alignments": 5,
+        "fingerprint": with_phones.fingerprint,
+    }
+    assert result["fitted_on"] == {"seconds": fit.seconds, "speakers": len(fit.speakers), "held_out": True}
+    assert not quality._result(replace(question, held_out=0), judged, fit, [], layers_of_model=None)["fitted_on"]["held_out"]
+    assert result["chosen_layer"] is None and result["rows"] == []
+    assert result["asked"]["shards"] == str(places["shards"]) and "output" not in result["asked"]
+    nameless = quality._result(replace(question, shards=str(places["nameless"])), judged, fit, [], layers_of_model=None)
+    assert nameless["judged"]["without_speaker"] == 3
+
+
+def test_a_layer_is_chosen_where_phones_and_a_model_were_given() -> None:
+    def chosen(inventory: tuple[str, ...], layers: int | None) -> int | None:
+        utterances = tuple(replace(one, phones=one.phones * 0 - 1) for one in two_judged().utterances.utterances)
+        judged = replace(two_judged(), utterances=ProbeSet(utterances, inventory))
+        table = [quality_row("layer", layer, pnmi, 0.0) for layer, pnmi in ((0, 0.9), (1, 0.2), (2, 0.6), (3, 0.4))]
+        table += [quality_row("layer", 1, 0.95, 0.0, condition="noise10")]
+        index = SimpleNamespace(open=lambda path: SimpleNamespace(speaker=np.ones(20, dtype=int)))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(quality, "Index", index)
+            result = quality._result(Asked(output="o", shards="s"), judged, judged.utterances, table, layers_of_model=layers)
+        return result["chosen_layer"]
+
+    assert chosen(("x",), 3) == 2
+    assert chosen(("x",), None) is None and chosen((), 3) is None
+
+
+def test_the_bar_is_as_long_as_all_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    totals: list[float] = []
+    done: list[float] = []
+
+    class Noting:
+        def __init__(self, seconds: float) -> None:
+            totals.append(seconds)
+
+        def __enter__(self) -> "Noting":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            return None
+
+        def named(self, name: str) -> Any:
+            return lambda part, seconds: done.append(seconds)
+
+    monkeypatch.setattr(quality, "_Bar", Noting)
+    rng = np.random.default_rng(0)
+
+    def speech(speaker: str, seconds: int) -> ProbeSet:
+        audio = rng.integers(-5000, 5000, seconds * 16_000 + 80).astype(np.int16)
+        return ProbeSet((ProbeUtterance(audio, rng.integers(0, 2, 50 * seconds), speaker),), ("x", "y"))
+
+    judged = replace(two_judged(), utterances=speech("b", 2), rows=(5,), keys=("k",), segments=((),))
+    store: Any = SimpleNamespace(num_classes=2, read=lambda row: rng.integers(0, 2, 100))
+    question = Asked(output="o", shards="s", alignments="a", conditions=("clean", "telephone"), clusters=3, codebook_seeds=(0,))
+    for stores, encoder, kinds in (({}, None, 1), ({Path("l"): store}, MfccFeatures(), 3), ({Path("l"): store}, None, 1)):
+        totals.clear()
+        done.clear()
+        quality._measure(question, judged, speech("a", 3), stores, encoder, [0, 1])
+        # Each kind of units: 3 s to fit on, and 2 s in both conditions.
+        assert totals == [pytest.approx(kinds * (3 + 2 * 2))] and sum(done) == pytest.approx(totals[0])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from openwavlm.data.audio import EXTENSIONS
 from openwavlm.probes.alignment_files import FORMATS, read_alignments
 from openwavlm.probes.alignments import Segment
 from openwavlm.probes.phone_folding import FOLDINGS, folded
@@ -156,6 +157,46 @@ def test_empty_lines_comments_byte_order_marks_and_line_ends_are_no_phones(
     (tmp_path / name).write_bytes((start + "".join(line + end for line in lines)).encode())
     table = read_alignments(tmp_path / name, tier="words" if "txt" in name else "phones")
     assert dict(table) == {";take": [Segment(0.0, 0.5, "a"), Segment(0.5, 0.75, "b")]}
+
+
+@pytest.mark.parametrize("ending", [*sorted(EXTENSIONS), *sorted(ending.upper() for ending in EXTENSIONS), ".Wav"])
+def test_a_table_names_recordings_with_or_without_the_audios_ending(tmp_path: Path, ending: str) -> None:
+    names = [f"a/b.c{ending}", "a/d.e", "f", f"g{ending}.x"]
+    rows = [f"{name}\t0\t1\t{place}" for place, name in enumerate(names)]
+    path = write(tmp_path, "a.tsv", "path\tstart\tend\tphone\n" + "\n".join(rows))
+    assert ".flac" in EXTENSIONS and ".wav" in EXTENSIONS
+    assert {name: of[0].phone for name, of in read_alignments(path).items()} == {
+        "a/b.c": "0",
+        "a/d.e": "1",
+        "f": "2",
+        f"g{ending}.x": "3",
+    }
+
+
+@pytest.mark.parametrize(("case", "file_format"), [("upper", "auto"), ("upper", "named"), ("lower", "auto")])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_endings_count_in_any_case(tmp_path: Path, case: str, file_format: str, kind: str) -> None:
+    given = written(tmp_path, kind)
+    path = next(file for file in (given.rglob("*") if given.is_dir() else [given]) if file.is_file())
+    stem, ending = path.name.split(".", 1)
+    renamed = path.rename(path.with_name(f"{stem}.{ending.upper() if case == 'upper' else ending.lower()}"))
+    tier = "words" if kind == "librispeech" else "phones"
+    found = read_alignments(
+        given if given.is_dir() else renamed, file_format=kind if file_format == "named" else "auto", tier=tier
+    )
+    assert dict(found) == {"spk/utt": SAID}
+
+
+def test_a_named_format_takes_its_files_of_a_folder_or_else_all(tmp_path: Path) -> None:
+    write(tmp_path, "one/a.ctm", "u 1 0 1 x\n")
+    write(tmp_path, "one/b.txt", "v 1 0 1 y\n")
+    write(tmp_path, "one/deep/c.ctm", "w 1 0 1 z\n")
+    assert set(read_alignments(tmp_path / "one", file_format="ctm")) == {"u", "w"}
+    assert set(read_alignments(tmp_path / "one")) == {"u", "w"}, "files without a known ending are none"
+    (tmp_path / "one" / "a.ctm").unlink()
+    (tmp_path / "one" / "deep" / "c.ctm").rename(tmp_path / "one" / "c.words")
+    assert set(read_alignments(tmp_path / "one", file_format="ctm")) == {"v", "w"}
+    assert set(read_alignments(tmp_path / "one" / "b.txt", file_format="ctm")) == {"v"}
 
 
 def test_files_of_a_folder_are_read_when_they_are_asked_for(tmp_path: Path) -> None:

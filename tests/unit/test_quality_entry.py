@@ -21,7 +21,7 @@ from openwavlm.probes.layer_units import UtteranceNormalised
 from openwavlm.probes.matching import Matches
 from openwavlm.probes.quality_rows import QualityRow
 from openwavlm.probes.sets import ProbeSet, ProbeUtterance
-from openwavlm.probes.shard_sets import Judged, judged_set
+from openwavlm.probes.shard_sets import Judged, _who, judged_set, speech_set
 from openwavlm.probes.unit_figures import UnitFigures, UnitTally
 from openwavlm.quality_settings import Asked
 from openwavlm.quality_voices import fitted_set, judged_rows
@@ -96,6 +96,30 @@ def test_without_speakers_recordings_are_looked_up(places: dict[str, Path], tmp_
     fit = {"validation_share": 0.0, "split_seed": 0, "indexes": [smaller.fingerprint]}
     expected = ["spk00" not in name and "spk01" not in name for name in recordings]
     assert unheard_rows(nameless, fit, smaller).tolist() == expected
+
+
+def test_without_a_speaker_each_recording_is_one_of_its_own_and_without_a_recording_each_row(places: dict[str, Path]) -> None:
+    rows = np.arange(16)
+    known, nameless = (judged_set(places[name], rows, None).utterances for name in ("shards", "nameless"))
+    index = Index.open(places["shards"])
+    recordings = [index.recordings[int(number)].removeprefix("corpus/") for number in index.recording[:]]
+    assert known.speakers == tuple(sorted({f"corpus/spk{number:02d}" for number in range(8)}))
+    assert [one.name for one in known.utterances] == recordings and len(set(recordings)) == 16
+    assert (
+        sorted(one.speaker for one in nameless.utterances)
+        == sorted(one.name for one in nameless.utterances)
+        == sorted(recordings)
+    )
+    speech = speech_set(places["nameless"], rows, 1e6, ())
+    assert sorted(one.speaker for one in speech.utterances) == sorted(recordings)
+    bare: Any = SimpleNamespace(
+        speakers=["", "ann"],
+        speaker=np.array([1, 0, 1, 0]),
+        recordings=["", "corpus/a/b"],
+        recording=np.array([1, 1, 0, 0]),
+        keys=["k0", "k1", "k2", "k3"],
+    )
+    assert [_who(bare, row) for row in range(4)] == [("ann", "a/b"), ("a/b", "a/b"), ("ann", "k2"), ("k3", "k3")]
 
 
 def test_half_of_the_speakers_are_judged_unless_something_else_says_who(places: dict[str, Path]) -> None:
@@ -247,6 +271,51 @@ def test_every_condition_is_measured_on_its_audio_with_codebooks_of_clean_speech
         == [("labels", None, "clean"), *((*of, condition) for condition in question.conditions for of in others)][: len(names)]
     )
     assert [row.figures.clusters for row in table[:3]] == [5, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("clusters", "stores", "layers", "mfcc", "layer_units"),
+    [
+        (None, (), True, [100], 100),
+        (None, (), False, [100], None),
+        (7, (), False, [7], None),
+        (None, (9, 5), True, [5, 9], 9),
+        (None, (5, 9), True, [5, 9], 9),
+        (7, (9, 5), True, [5, 7, 9], 7),
+        (7, (9, 5), False, [5, 9], None),  # nothing has 7 units
+    ],
+)
+def test_layers_have_as_many_units_as_the_largest_labels_unless_said_otherwise(
+    clusters: int | None,
+    stores: tuple[int, ...],
+    layers: bool,
+    mfcc: list[int],
+    layer_units: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder: Any = SimpleNamespace(dims=(4, 4)) if layers else None
+    fitted: list[tuple[bool, int]] = []
+
+    def fit_layers(extract: Any, fit: ProbeSet, numbers: list[int], settings: Any, progress: Any) -> dict:
+        fitted.append((extract is encoder, settings.clusters))
+        return {layer: SimpleNamespace(codebooks=(range(settings.clusters),)) for layer in numbers}
+
+    monkeypatch.setattr(quality, "fit_layers", fit_layers)
+    monkeypatch.setattr(
+        quality,
+        "tally_layers",
+        lambda extract, books, *_, **__: {layer: [some_tally(layer, len(of.codebooks[0]))] for layer, of in books.items()},
+    )
+    given: Any = {
+        Path(f"{size}"): SimpleNamespace(num_classes=size, read=lambda row, size=size: np.array([0, 1, 2, size - 1]))
+        for size in stores
+    }
+    question = Asked(output="o", shards="s", alignments="a", clusters=clusters)
+    table = quality._measure(question, two_judged(), two_judged().utterances, given, encoder, [1])
+    assert fitted == [(False, size) for size in mfcc] + ([(True, layer_units)] if layers else [])
+    assert [(row.name, row.figures.clusters) for row in table if row.kind == "labels"] == [(str(size), size) for size in stores]
+    assert [row.figures.clusters for row in table if row.kind == "layer"] == ([layer_units] if layers else [])
+    assert [row.figures.clusters for row in table if row.kind == "mfcc"] == mfcc
 
 
 def test_the_best_layer_is_that_of_clean_speech_whatever_noise_says(

@@ -1,5 +1,7 @@
 """Hidden states as features: exact frames, what identifies a teacher, and the norm that a codebook carries."""
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +116,18 @@ def test_a_codebook_that_was_never_given_has_a_size_and_a_hash_and_nothing_else(
             refused()
     with pytest.raises(ValueError, match="were imported without their codebook"):
         check_reproducible(book.features, "here")
+
+
+def test_a_teachers_hash_is_of_the_written_form_that_older_codebooks_name() -> None:
+    model = tiny()
+    unread = {"dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop", "layer_drop_mode"}
+    unread |= {"feature_grad_mult", "attention_backend"}
+    architecture = {name: value for name, value in vars(model.config).items() if name not in unread}
+    assert unread < vars(model.config).keys() and {"dim", "layers", "pre_norm"} < architecture.keys()
+    content = json.dumps(architecture, sort_keys=True).encode()
+    for name, tensor in sorted(model.state_dict().items()):
+        content += f"\n{name} {tuple(tensor.shape)}\n".encode() + tensor.numpy().astype("<f4").tobytes()
+    assert model_hash(model) == hashlib.sha256(content).hexdigest()
 
 
 def test_a_teacher_is_its_weights_and_architecture_and_not_its_folder_or_training(teacher: Path, tmp_path: Path) -> None:

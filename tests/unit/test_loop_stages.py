@@ -110,7 +110,7 @@ def test_the_graph_says_what_is_done_begun_to_do_and_stale(tmp_path: Path) -> No
 
 def test_a_folders_fingerprint_is_of_every_files_place_size_and_time_and_a_files_of_its_content(tmp_path: Path) -> None:
     folder = tmp_path / "given"
-    for name in ("a/one.flac", "a/two.flac", "b/three.flac"):
+    for name in ("a/1.flac", "a/2.flac", "b/3.flac"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
         os.utime(folder / name, ns=(0, 10**18))
@@ -121,16 +121,16 @@ def test_a_folders_fingerprint_is_of_every_files_place_size_and_time_and_a_files
         known.append(fingerprint(folder))
         return known[-1]
 
-    (folder / "a/one.flac").rename(folder / "b/one.flac")  # the same files in other folders
+    (folder / "a/2.flac").rename(folder / "b/2.flac")  # the same files in the same order, one in another folder
     changed()
-    os.utime(folder / "b/one.flac", ns=(0, 10**18 + 1))
+    os.utime(folder / "b/2.flac", ns=(0, 10**18 + 1))
     changed()
-    (folder / "b/one.flac").write_text("longer than it was")
-    os.utime(folder / "b/one.flac", ns=(0, 10**18 + 1))
+    (folder / "b/2.flac").write_text("longer than it was")
+    os.utime(folder / "b/2.flac", ns=(0, 10**18 + 1))
     changed()
-    (folder / "b/one.flac").rename(folder / "b/other.flac")
+    (folder / "b/2.flac").rename(folder / "b/2b.flac")
     changed()
-    (folder / "a/two.flac").unlink()
+    (folder / "a/1.flac").unlink()
     changed()
     assert len(set(known)) == len(known) == 6
     (folder / "empty").mkdir()

@@ -79,6 +79,13 @@ def test_both_forms_of_a_textgrid_give_the_named_tier(tmp_path: Path, form, enco
         read_textgrid(path, "tones")
 
 
+@pytest.mark.parametrize("form", [long_textgrid, short_textgrid])
+def test_spaces_around_names_of_phones_and_tiers_are_none_of_theirs(tmp_path: Path, form) -> None:
+    padded = [segment._replace(phone=f" {segment.phone}\t") for segment in SAID] + [Segment(1.0, 2.0, "  ")]
+    path = write(tmp_path, "a.TextGrid", form({" phones ": padded}))
+    assert read_textgrid(path) == [*SAID, Segment(1.0, 2.0, "")]
+
+
 def test_a_tier_is_found_by_the_end_of_its_name_alone(tmp_path: Path) -> None:
     tiers = {"phones before correction": SAID[:1], "ann - phones": SAID, "phones2": SAID[1:]}
     assert read_textgrid(write(tmp_path, "a.TextGrid", long_textgrid(tiers))) == SAID

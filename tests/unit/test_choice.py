@@ -499,6 +499,14 @@ def test_a_cached_measurement_is_of_its_own_sets(place: int, changed: str) -> No
     assert cache_name(Planted(LAYERS), parts, SETTINGS) == one, "whatever type holds the phones"
 
 
+def test_the_name_of_a_set_says_which_audio_has_which_phones() -> None:
+    first, second = TEST.utterances[:2]
+    assert first.frames == second.frames and first.speaker == second.speaker
+    one = ProbeSet((first, second), TEST.inventory)
+    exchanged = ProbeSet((replace(first, audio=second.audio), replace(second, audio=first.audio)), TEST.inventory)
+    assert exchanged.fingerprint != one.fingerprint != ProbeSet((second, first), TEST.inventory).fingerprint
+
+
 def test_a_cached_measurement_is_of_its_own_features_and_of_the_layer_of_its_units() -> None:
     planted, parts = Planted(LAYERS), (TRAIN, DEV, TEST)
     names = [cache_name(planted, parts, SETTINGS, layer) for layer in (None, 0, 1)]

@@ -409,7 +409,7 @@ def said(table: list[QualityRow], chosen: int | None = None, speech: dict[str, A
     question = Asked(**{"output": "o", "shards": "s", "alignments": "a", "codebook_seeds": (1, 2)} | changed)
     numbers = {"seconds": 1234.4, "speakers": 7, "phones": 39, "without_alignment": 5, "without_speaker": 0, "utterances": 300}
     fit = SimpleNamespace(seconds=99.6, speakers=("a", "b", "c"))
-    return quality._sentences(question, numbers | (speech or {}), fit, table, chosen)  # type: ignore[arg-type]
+    return quality._sentences(question, numbers | (speech or {}), fit, table, chosen)
 
 
 def test_the_first_sentence_says_on_whom_and_against_what() -> None:
@@ -522,3 +522,87 @@ def test_the_bar_is_as_long_as_all_passes(monkeypatch: pytest.MonkeyPatch) -> No
         quality._measure(question, judged, speech("a", 3), stores, encoder, [0, 1])
         # Each kind of units: 3 s to fit on, and 2 s in both conditions.
         assert totals == [pytest.approx(kinds * (3 + 2 * 2))] and sum(done) == pytest.approx(totals[0])
+
+
+def test_features_for_fastabx_are_of_mfcc_and_the_asked_layers_at_50_frames_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[Any, ...]] = []
+
+    def write_features(judged: Judged, extract: Any, layers: list[int], folder: Path, name: str = "layer") -> list[str]:
+        given.append((type(extract).__name__, layers, folder))
+        return [f"{name}-{layer}" for layer in layers]
+
+    monkeypatch.setattr(quality.abx, "write_items", lambda judged, folder: {"phones": 3, "triphones": 2})
+    monkeypatch.setattr(quality.abx, "write_features", write_features)
+    encoder: Any = SimpleNamespace()
+    tokens = {"phones": 3, "triphones": 2}
+    found = quality._write_abx(two_judged(), encoder, [1, 4], tmp_path)
+    assert found == {"tokens": tokens, "features": ["mfcc-0", "layer-1", "layer-4"], "frequency": 16_000 // 320}
+    assert given == [("MfccFeatures", [0], tmp_path), ("SimpleNamespace", [1, 4], tmp_path)]
+    assert quality._write_abx(two_judged(), None, [], tmp_path)["features"] == ["mfcc-0"]
+
+
+@pytest.mark.parametrize(
+    ("about", "says_all"),
+    [
+        ({"trained_on": {}}, True),
+        ({"trained_on": {"before": None}}, False),
+        ({"trained_on": {"before": {}}}, True),
+        ({"trained_on": {"before": {"before": None}}}, False),
+        ({"trained_on": {}, "init_from": "x"}, False),
+        ({"trained_on": {"before": {}}, "init_from": "x"}, True),
+    ],
+)
+def test_a_model_that_began_as_one_of_unknown_training_is_warned_of(
+    about: dict[str, Any], says_all: bool, places: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    split = {"validation_share": 0.5, "split_seed": 1}
+
+    def written(heard: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if heard is None else split | {name: written(value) for name, value in heard.items()}
+
+    (tmp_path / "openwavlm.json").write_text(json.dumps(about | {"trained_on": written(about["trained_on"])}))
+    judged_rows(asked(places, encoder=str(tmp_path)), Index.open(places["shards"]), {})
+    assert ("does not say what it was trained on" in caplog.text) is not says_all
+
+
+def test_codebooks_are_fitted_on_as_many_seconds_as_were_asked_for(places: dict[str, Path]) -> None:
+    index = Index.open(places["shards"])
+    rows = np.flatnonzero(held_out(speakers_of(index), 0.5, 0))
+    judged = judged_of(places, rows)
+    for more in ({}, {"fit": str(places["shards"])}, {"fit": str(places["others"])}, {"held_out": 0}):
+        whole = fitted_set(asked(places, seconds=0.1, **more), index, rows, judged)
+        part = fitted_set(asked(places, fit_seconds=1.2, **more), index, rows, judged)
+        assert len(part) < len(whole) and part.seconds <= 1.2 and whole.seconds > 1.5
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seconds": 0.0}, "must be positive"),
+        ({"fit_seconds": 0.0}, "must be positive"),
+        ({"max_unmatched_share": -0.01}, "a share"),
+        ({"max_unmatched_share": 1.01}, "a share"),
+        ({"held_out": -0.1}, r"in \[0, 1\)"),
+        ({"held_out": 1.0}, r"in \[0, 1\)"),
+        ({"held_out": 0.0, "fit": "f"}, "beside fit=f"),
+        ({"abx": True, "alignments": None}, "abx compares phones"),
+        ({"mfcc_norm": "speaker"}, "mfcc_norm must be out of none, utterance"),
+        ({"conditions": ()}, "conditions must be out of clean, telephone, noise10, but is empty"),
+        ({"conditions": ("clean", "mp3")}, "conditions must be out of"),
+        ({"device": "tpu"}, "device must be out of auto, cpu, cuda"),
+    ],
+)
+def test_questions_that_cannot_be_answered_are_refused(changed: dict[str, Any], message: str) -> None:
+    given = {"output": "o", "shards": "s", "alignments": "a"}
+    for allowed in (
+        {"held_out": 0.0},
+        {"held_out": 0.99},
+        {"max_unmatched_share": 0.0},
+        {"max_unmatched_share": 1.0},
+        {"abx": True},
+    ):
+        Asked(**given | allowed)
+    with pytest.raises(ValueError, match=message):
+        Asked(**given | changed)

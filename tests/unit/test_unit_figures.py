@@ -121,6 +121,23 @@ def test_speakers_are_told_on_other_utterances_than_those_that_a_long_recording_
     assert [tally.speaker_accuracy for tally in alone[1]] == [None] * 3, "parts of one utterance are no two utterances"
 
 
+def test_speaker_figures_are_means_over_codebooks_and_nothing_of_shuffled_units() -> None:
+    tallies = [tally_of(0.0, seed, habit=habit) for seed, habit in ((1, 0.5), (2, 0.0), (3, 0.2))]
+    accuracies = [tally.speaker_accuracy for tally in tallies]
+    assert all(accuracies) and len({found[0] for found in accuracies if found}) == 3
+    figures = UnitFigures.of(tallies)
+    assert figures.speaker_accuracy == pytest.approx(np.mean([found[0] for found in accuracies if found]))
+    told = [phone_quality(tally.by_speaker).pnmi_corrected for tally in tallies]
+    assert figures.speaker_information == pytest.approx(np.mean(told)) and told[0] > 0.1
+    shuffled = shuffled_tally(tallies[0], 4)
+    for axis in (0, 1):
+        assert shuffled.by_speaker.sum(axis=axis).tolist() == tallies[0].by_speaker.sum(axis=axis).tolist()
+        assert (
+            shuffled.joint.sum(axis=(0, 1) if axis else 2).tolist() == tallies[0].joint.sum(axis=(0, 1) if axis else 2).tolist()
+        )
+    assert abs(UnitFigures.of([shuffled]).speaker_information) < 0.01
+
+
 def test_an_interval_lies_around_its_figure_and_is_wider_for_fewer_speakers() -> None:
     wide, narrow = (pnmi_interval([tally_of(0.5, 3, speakers=count)], 0.4) for count in (4, 40))
     for interval in (wide, narrow):

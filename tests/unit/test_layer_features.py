@@ -12,7 +12,7 @@ import torch
 import openwavlm
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.frames import num_frames
-from openwavlm.labelling.extract import check_reproducible, extract_feature_sets, extract_features, feature_settings
+from openwavlm.labelling.extract import check_reproducible, extract_feature_sets, extract_features, feature_settings, named_device
 from openwavlm.labelling.teacher import CHUNK_SECONDS, features_of_layers, layer_chunks, model_hash, open_teacher
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
@@ -235,3 +235,16 @@ def test_a_codebook_keeps_its_norm_and_its_hash_binds_it(tmp_path: Path) -> None
     (tmp_path / "feature_norm.npy").unlink()
     with pytest.raises(ValueError, match=r"feature_norm\.npy cannot be read"):
         Codebook.load(tmp_path)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_device_is_a_gpu_where_there_is_one_unless_it_is_named(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert named_device("auto") == ("cuda" if there else "cpu") and named_device("cpu") == "cpu"
+    if there:
+        assert named_device("cuda") == "cuda"
+    else:
+        with pytest.raises(ValueError, match="torch finds no GPU here"):
+            named_device("cuda")
+    with pytest.raises(ValueError, match="device must be one of cpu, cuda, auto, but is 'gpu'"):
+        named_device("gpu")

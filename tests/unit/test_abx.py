@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from openwavlm.frames import num_frames
 from openwavlm.probes import abx
 from openwavlm.probes.alignments import Segment, frame_phones
 from openwavlm.probes.features import MfccFeatures
@@ -91,6 +92,25 @@ def test_a_pause_between_phones_ends_a_context_and_the_first_phone_starts_at_not
     (triphone,) = abx.tokens(said, 100, triphones=True)
     assert (triphone.onset, triphone.offset, triphone.frames) == (0, 4759, (0, 15))
     assert list(abx.tokens(said, 14, triphones=True)) == [], "a token beyond the features is left out"
+    assert list(abx.tokens(said, 15, triphones=True)) == [triphone], "a token may end with the last frame"
+
+
+def test_a_phone_between_two_frames_centres_is_no_token_of_its_own() -> None:
+    # Centres lie at 12.5, 32.5, 52.5 … ms: none in the middle phone.
+    said = [Segment(0.0, 0.035, "a"), Segment(0.035, 0.05, "b"), Segment(0.05, 0.1, "c")]
+    assert list(abx.tokens(said, 100, triphones=False)) == []
+    (triphone,) = abx.tokens(said, 100, triphones=True)
+    assert triphone.frames == (0, 5) and triphone[2:] == ("b", "a", "c")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("triphones", [False, True])
+def test_a_silence_at_any_of_the_three_places_is_no_token(place: int, triphones: bool) -> None:
+    names = ["a", "b", "c"]
+    times = [(0.0, 0.1), (0.1, 0.2), (0.2, 0.3)]
+    assert len(list(abx.tokens([Segment(*t, n) for t, n in zip(times, names, strict=True)], 20, triphones=triphones))) == 1
+    names[place] = "SP"
+    assert not list(abx.tokens([Segment(*t, n) for t, n in zip(times, names, strict=True)], 20, triphones=triphones))
 
 
 @pytest.mark.parametrize(("gap", "tokens"), [(0, ["b", "c"]), (320, ["b", "c"]), (321, [])])
@@ -108,6 +128,29 @@ def test_long_recordings_are_extracted_in_equal_parts(tmp_path: Path) -> None:
     halves = [mfcc_features(waveform[: 320 * 773 + 400]), mfcc_features(waveform[320 * 774 :])]  # of 774 and 775 frames
     assert [len(half) for half in halves] == [774, 775]
     torch.testing.assert_close(torch.load(tmp_path / "layer-00" / "u2-c.pt"), torch.cat(halves))
+
+
+def test_what_is_no_longer_than_30_s_is_one_part_and_beyond_as_few_equal_ones_as_there_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert abx._LONGEST == (30 * 16_000 - 400) // 320 + 1
+    monkeypatch.setattr(abx, "_LONGEST", 10)
+    given: list[np.ndarray] = []
+
+    def extract(waveforms: np.ndarray, layers: object) -> list[torch.Tensor]:
+        given.append(waveforms[0])
+        return [torch.zeros(1, num_frames(waveforms.shape[1]), 2)]
+
+    for frames, parts in ((1, [1]), (9, [9]), (10, [10]), (11, [5, 6]), (20, [10, 10]), (21, [7, 7, 7])):
+        audio = np.arange(320 * frames + 80 + 100).astype(np.int16)  # 100 samples after the last frame
+        utterance = ProbeUtterance(audio, np.zeros(frames, dtype=np.int64), "a")
+        judged = Judged(ProbeSet((utterance,), ("x",)), (0,), ("k",), ((),), Matches({}, [], [], []))
+        given.clear()
+        abx.write_features(judged, extract, [0], tmp_path)  # type: ignore[arg-type]
+        starts = np.cumsum([0, *parts[:-1]])
+        wanted = [audio[320 * start : 320 * (start + count) + 80] for start, count in zip(starts, parts, strict=True)]
+        assert len(given) == len(wanted) and all(map(np.array_equal, given, wanted))
+        assert torch.load(tmp_path / "layer-00" / "k.pt").shape == (frames, 2)
 
 
 def test_features_lie_under_the_names_of_the_item_file(tmp_path: Path) -> None:

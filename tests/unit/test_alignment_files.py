@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from openwavlm.data.audio import EXTENSIONS
 from openwavlm.probes.alignment_files import FORMATS, read_alignments
 from openwavlm.probes.alignments import Segment
 from openwavlm.probes.phone_folding import FOLDINGS, folded
@@ -78,6 +79,13 @@ def test_both_forms_of_a_textgrid_give_the_named_tier(tmp_path: Path, form, enco
         read_textgrid(path, "tones")
 
 
+@pytest.mark.parametrize("form", [long_textgrid, short_textgrid])
+def test_spaces_around_names_of_phones_and_tiers_are_none_of_theirs(tmp_path: Path, form) -> None:
+    padded = [segment._replace(phone=f" {segment.phone}\t") for segment in SAID] + [Segment(1.0, 2.0, "  ")]
+    path = write(tmp_path, "a.TextGrid", form({" phones ": padded}))
+    assert read_textgrid(path) == [*SAID, Segment(1.0, 2.0, "")]
+
+
 def test_a_tier_is_found_by_the_end_of_its_name_alone(tmp_path: Path) -> None:
     tiers = {"phones before correction": SAID[:1], "ann - phones": SAID, "phones2": SAID[1:]}
     assert read_textgrid(write(tmp_path, "a.TextGrid", long_textgrid(tiers))) == SAID
@@ -136,6 +144,66 @@ def test_channels_of_a_recording_are_recordings_of_their_own(tmp_path: Path) -> 
         "call-B": ["b"],
         "mono": ["c"],
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("a.ctm", [";; of an aligner", "", ";take 1 0 0.5 a 0.9", "  ", ";take 1 0.5 0.25 b", ";;take 1 0.75 1 c"]),
+        ("a.tsv", ["path\tstart\tend\tphone\tscore", ";take\t0.5\t0.75\tb\t1", ";take\t0\t0.5\ta\t2"]),
+        ("a.alignment.txt", ["", ';take "a,b" "0.5,0.75"', " "]),
+        (";take.phn", ["0 8000 a", "", "8000 12000 b", " "]),
+    ],
+)
+@pytest.mark.parametrize(("start", "end"), [("", "\n"), ("\ufeff", "\r\n")])
+def test_empty_lines_comments_byte_order_marks_and_line_ends_are_no_phones(
+    tmp_path: Path, name: str, lines: list[str], start: str, end: str
+) -> None:
+    if name == "a.tsv" and start:
+        start = ""  # a table of one's own is plain UTF-8
+    (tmp_path / name).write_bytes((start + "".join(line + end for line in lines)).encode())
+    table = read_alignments(tmp_path / name, tier="words" if "txt" in name else "phones")
+    assert dict(table) == {";take": [Segment(0.0, 0.5, "a"), Segment(0.5, 0.75, "b")]}
+
+
+@pytest.mark.parametrize("ending", [*sorted(EXTENSIONS), *sorted(ending.upper() for ending in EXTENSIONS), ".Wav"])
+def test_a_table_names_recordings_with_or_without_the_audios_ending(tmp_path: Path, ending: str) -> None:
+    names = [f"a/b.c{ending}", "a/d.e", "f", f"g{ending}.x"]
+    rows = [f"{name}\t0\t1\t{place}" for place, name in enumerate(names)]
+    path = write(tmp_path, "a.tsv", "path\tstart\tend\tphone\n" + "\n".join(rows))
+    assert ".flac" in EXTENSIONS and ".wav" in EXTENSIONS
+    assert {name: of[0].phone for name, of in read_alignments(path).items()} == {
+        "a/b.c": "0",
+        "a/d.e": "1",
+        "f": "2",
+        f"g{ending}.x": "3",
+    }
+
+
+@pytest.mark.parametrize(("case", "file_format"), [("upper", "auto"), ("upper", "named"), ("lower", "auto")])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_endings_count_in_any_case(tmp_path: Path, case: str, file_format: str, kind: str) -> None:
+    given = written(tmp_path, kind)
+    path = next(file for file in (given.rglob("*") if given.is_dir() else [given]) if file.is_file())
+    stem, ending = path.name.split(".", 1)
+    renamed = path.rename(path.with_name(f"{stem}.{ending.upper() if case == 'upper' else ending.lower()}"))
+    tier = "words" if kind == "librispeech" else "phones"
+    found = read_alignments(
+        given if given.is_dir() else renamed, file_format=kind if file_format == "named" else "auto", tier=tier
+    )
+    assert dict(found) == {"spk/utt": SAID}
+
+
+def test_a_named_format_takes_its_files_of_a_folder_or_else_all(tmp_path: Path) -> None:
+    write(tmp_path, "one/a.ctm", "u 1 0 1 x\n")
+    write(tmp_path, "one/b.txt", "v 1 0 1 y\n")
+    write(tmp_path, "one/deep/c.ctm", "w 1 0 1 z\n")
+    assert set(read_alignments(tmp_path / "one", file_format="ctm")) == {"u", "w"}
+    assert set(read_alignments(tmp_path / "one")) == {"u", "w"}, "files without a known ending are none"
+    (tmp_path / "one" / "a.ctm").unlink()
+    (tmp_path / "one" / "deep" / "c.ctm").rename(tmp_path / "one" / "c.words")
+    assert set(read_alignments(tmp_path / "one", file_format="ctm")) == {"v", "w"}
+    assert set(read_alignments(tmp_path / "one" / "b.txt", file_format="ctm")) == {"v"}
 
 
 def test_files_of_a_folder_are_read_when_they_are_asked_for(tmp_path: Path) -> None:

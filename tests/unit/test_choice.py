@@ -462,6 +462,92 @@ def test_a_cached_measurement_is_of_one_version_of_the_measurement(monkeypatch: 
     assert cache_name(Planted(LAYERS), (TRAIN, DEV, TEST), SETTINGS) != name
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"clusters": 5},
+        {"codebook_seeds": (3, 8)},
+        {"codebook_frames": 801},
+        {"degraded_seconds": 21.0},
+        {"penalties": PENALTIES[:-1]},
+        {"seed": 6},
+    ],
+)
+def test_a_cached_measurement_is_of_its_own_settings(changed: dict) -> None:
+    assert replace(SETTINGS, **changed) != SETTINGS and len(vars(SETTINGS)) == 6
+    planted, parts = Planted(LAYERS), (TRAIN, DEV, TEST)
+    assert cache_name(planted, parts, SETTINGS) == cache_name(Planted(LAYERS), parts, replace(SETTINGS))
+    assert cache_name(planted, parts, SETTINGS) != cache_name(planted, parts, replace(SETTINGS, **changed))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("changed", ["phone", "audio", "speaker", "inventory"])
+def test_a_cached_measurement_is_of_its_own_sets(place: int, changed: str) -> None:
+    parts = [TRAIN, DEV, TEST]
+    first, *others = parts[place].utterances
+    samples, phones = first.recorded().copy(), first.phones.copy()
+    if changed == "phone":
+        phones[7] = {0: 1, 1: 0, -1: 0}[int(phones[7])]
+    if changed == "audio":
+        samples[-1] += 1
+    other = replace(first, audio=samples, phones=phones, speaker="z" if changed == "speaker" else first.speaker)
+    inventory = ("x", "z") if changed == "inventory" else parts[place].inventory
+    one = cache_name(Planted(LAYERS), parts, SETTINGS)
+    parts[place] = ProbeSet((other, *others), inventory)
+    assert cache_name(Planted(LAYERS), parts, SETTINGS) != one
+    parts[place] = ProbeSet((replace(first, phones=first.phones.astype(np.int16)), *others), ("x", "y"))
+    assert cache_name(Planted(LAYERS), parts, SETTINGS) == one, "whatever type holds the phones"
+
+
+def test_the_name_of_a_set_says_which_audio_has_which_phones() -> None:
+    first, second = TEST.utterances[:2]
+    assert first.frames == second.frames and first.speaker == second.speaker
+    one = ProbeSet((first, second), TEST.inventory)
+    exchanged = ProbeSet((replace(first, audio=second.audio), replace(second, audio=first.audio)), TEST.inventory)
+    assert exchanged.fingerprint != one.fingerprint != ProbeSet((second, first), TEST.inventory).fingerprint
+
+
+def test_a_cached_measurement_is_of_its_own_features_and_of_the_layer_of_its_units() -> None:
+    planted, parts = Planted(LAYERS), (TRAIN, DEV, TEST)
+    names = [cache_name(planted, parts, SETTINGS, layer) for layer in (None, 0, 1)]
+    planted.settings = {"name": "planted", "seed": 1}
+    names.append(cache_name(planted, parts, SETTINGS))
+    assert len(set(names)) == 4 and all(name.startswith("planted-") and name.endswith(".npz") for name in names)
+
+
+def test_the_bar_of_each_kind_of_features_is_as_long_as_its_audio(monkeypatch: pytest.MonkeyPatch) -> None:
+    totals: list[float] = []
+    done: dict[str, float] = {}
+
+    class Noting:
+        def __init__(self, total_seconds: float, *, enabled: bool) -> None:
+            totals.append(total_seconds)
+
+        def __enter__(self) -> "Noting":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            return None
+
+        def named(self, name: str) -> object:
+            def note(part: str, seconds: float) -> None:
+                done[name] = done.get(name, 0.0) + seconds
+
+            return note
+
+    monkeypatch.setattr(probe_module, "_Bar", Noting)
+    # Utterances of 4 s: three, two and two; of the last two one in both degraded versions.
+    parts = [ProbeSet(each.utterances[:: len(each) // size], each.inventory) for each, size in ((TRAIN, 3), (DEV, 2), (TEST, 2))]
+    fast = ProbeSettings(clusters=2, codebook_seeds=(0,), codebook_frames=100, degraded_seconds=5.0)
+    probe_model(WavLM(CONFIG), *parts, fast)
+    assert totals == [pytest.approx(12 + 8 + 8 + 2 * 5)], "the bar takes the seconds that were asked for"
+    assert done == {name: pytest.approx(12 + 8 + 8 + 2 * 4) for name in ("mfcc", "logmel", "untrained", "model")}
+    totals.clear()
+    done.clear()
+    probe_model(WavLM(CONFIG), *parts, replace(fast, degraded_seconds=8.0))
+    assert totals == [pytest.approx(12 + 8 + 8 + 2 * 8)] and done == dict.fromkeys(done, pytest.approx(totals[0]))
+
+
 def test_figures_for_json_are_rounded_to_five_places_and_none_where_they_are_no_number() -> None:
     given = {"a": np.array([1.23456789, np.nan]), "b": (np.int64(3), "x", None), "c": {"d": float("inf"), "e": np.float32(0.5)}}
     assert summary(given) == {"a": [1.23457, None], "b": [3, "x", None], "c": {"d": None, "e": 0.5}}
@@ -567,6 +653,26 @@ def test_a_mixtures_second_speaker_is_another_one_at_the_asked_ratio(ratio_db: f
         seconds.add((clean.speaker, second))
     assert len(places) >= 5, "each mixture has its own place"
     assert len(seconds) >= 4, "partners are drawn among all other speakers"
+
+
+def test_another_seed_gives_other_partners_and_other_places() -> None:
+    rates = {"a": 0.05, "b": 0.11, "c": 0.23, "d": 0.37}
+    tones = tuple(
+        ProbeUtterance(np.round(3000 * np.sin(rate * np.arange(15_760))).astype(np.int16), np.zeros(49, int), speaker)
+        for speaker, rate in rates.items()
+    )
+    seconds, starts = set(), set()
+    for seed in range(8):
+        clean, mixed = tones[0].recorded(), mix_set(ProbeSet(tones, ("x",)), seed=seed).mixed.utterances[0].recorded()
+        again = mix_set(ProbeSet(tones, ("x",)), seed=seed).mixed.utterances[0].recorded()
+        np.testing.assert_array_equal(mixed, again)
+        added = mixed.astype(float) - clean
+        inside = np.flatnonzero(np.abs(added) > 20)
+        starts.add(int(inside[0]))
+        part = added[inside[0] : inside[-1] + 1]
+        rate = 2 * np.pi * np.abs(np.fft.rfft(part * np.hanning(len(part)))).argmax() / len(part)
+        seconds.add(min(rates, key=lambda name: abs(rates[name] - rate)))
+    assert len(starts) >= 6 and len(seconds - {"a"}) >= 2
 
 
 # Refusals

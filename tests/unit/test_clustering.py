@@ -17,7 +17,7 @@ from openwavlm.data.reader import ShardReader, UnreadableAudio
 from openwavlm.frames import num_frames
 from openwavlm.labelling import fit as fit_module
 from openwavlm.labelling.fit import check_skip_rate, fit_codebook
-from openwavlm.labelling.sample import draw_sample, keyed_hash
+from openwavlm.labelling.sample import draw_sample, keyed_hash, quotas
 from openwavlm.labelling.sampled_frames import _UTTERANCES_A_TASK, num_places, sampled_frames, thinned_places
 from openwavlm.randomness import stable_hash, uniform, words
 from openwavlm.targets import lloyd
@@ -393,6 +393,55 @@ def test_the_sample_is_training_speakers_by_hash_until_each_source_has_its_part(
     assert list(zip(found.source.tolist(), found.row.tolist(), strict=True)) == wanted
     assert 0 < len(wanted) <= len(rows) and (len(wanted) < len(rows)) == (seconds < 1e5)
     assert found.hours == {name: round(taken[n] / 16_000 / 3600, 4) for n, name in enumerate(("books", "calls")) if taken[n]}
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "weights", "expected"),
+    [
+        ({"a": 10, "b": 30}, 20, {}, {"a": 5, "b": 15}),
+        ({"a": 10, "b": 30}, 20, {"a": 3}, {"a": 10, "b": 10}),  # equal parts, and a has just enough
+        ({"a": 10, "b": 30}, 30, {"a": 3}, {"a": 10, "b": 20}),  # a cannot give its 15: b does
+        ({"a": 1, "b": 2, "c": 30}, 18, {"a": 30, "b": 15}, {"a": 1, "b": 2, "c": 15}),
+        ({"a": 1, "b": 4, "c": 40}, 15, {"a": 40, "b": 10}, {"a": 1, "b": 4, "c": 10}),  # first a, then b is exhausted
+        ({"a": 10, "b": 30}, 20, {"b": 0}, {"a": 10, "b": 0}),
+        ({"a": 10, "b": 30}, 4, {"b": 0}, {"a": 4, "b": 0}),
+        ({"a": 10, "b": 30}, 50, {}, {"a": 10, "b": 30}),
+        ({"a": 10, "b": 30}, 12, {"b": 1 / 3}, {"a": 6, "b": 6}),
+        ({"": 5, "b": 5}, 4, {"": 3}, {"": 3, "b": 1}),
+    ],
+)
+def test_each_source_gives_its_weighted_part_and_what_a_small_one_cannot_the_others_do(
+    held: dict[str, float], wanted: float, weights: dict[str, float], expected: dict[str, float]
+) -> None:
+    assert quotas(held, wanted, weights) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"c": 1.0}, r"must name sources of the shard sets \('a', 'b'\), but names 'c'"),
+        ({"a": -1.0}, "must not be negative nor all 0"),
+        ({"a": 0.0, "b": 0.0}, "must not be negative nor all 0"),
+    ],
+)
+def test_weights_that_leave_nothing_are_refused(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quotas({"a": 10, "b": 30}, 20, weights)
+
+
+def test_weights_of_sources_reach_the_sample(sources: list[Index]) -> None:
+    draw = {"seed": 0, "validation_share": 0.0, "split_seed": 0}
+    held = {index.sources[1]: int(np.sum(index.num_samples[:])) / 57_600_000 for index in sources}
+    for weights in ({"books": 0.0}, {"calls": 0.0}):
+        (left,) = set(held) - set(weights)
+        found = draw_sample(sources, sample_hours=1.0, source_weights=weights, **draw)
+        assert found.hours == {left: pytest.approx(held[left], abs=1e-4)}
+        assert set(found.source.tolist()) == {["books", "calls"].index(left)}
+    hours = 0.5 * min(held.values())
+    found = draw_sample(sources, sample_hours=2 * hours, source_weights={"books": held["calls"] / held["books"]}, **draw)
+    # Equal parts, each up to the utterance of at most 1.5 s that reaches it.
+    for name in held:
+        assert hours - 1e-4 <= found.hours[name] <= hours + 1.5 / 3600 + 1e-4
 
 
 @pytest.mark.parametrize(("total", "keep"), [(1000, 37), (1000, 999), (10, 10), (10, 50), (7, 1)])

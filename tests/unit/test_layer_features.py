@@ -1,5 +1,7 @@
 """Hidden states as features: exact frames, what identifies a teacher, and the norm that a codebook carries."""
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 import openwavlm
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.frames import num_frames
-from openwavlm.labelling.extract import check_reproducible, extract_feature_sets, extract_features, feature_settings
+from openwavlm.labelling.extract import check_reproducible, extract_feature_sets, extract_features, feature_settings, named_device
 from openwavlm.labelling.teacher import CHUNK_SECONDS, features_of_layers, layer_chunks, model_hash, open_teacher
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
@@ -94,13 +96,14 @@ def test_several_kinds_of_features_come_in_the_order_that_they_were_asked_for(te
         feature_settings("mfcc"),
         feature_settings("layer", teacher=teacher, layer=0, feature_norm="none"),
         feature_settings("layer", teacher=teacher, layer=1),
+        feature_settings("layer", teacher=teacher, layer=2, feature_norm="none"),
     ]
     found = extract_feature_sets(kinds, waveform, teacher)
     model = open_teacher(teacher).model
-    for features, layer in ((found[0], 2), (found[2], 0), (found[3], 1)):
+    for features, layer in ((found[0], 2), (found[2], 0), (found[3], 1), (found[4], 2)):
         assert torch.equal(features, model.extract(torch.from_numpy(waveform)[None].float() / 32768, layers=[layer])[0][0])
-    assert torch.equal(found[1], mfcc_features(waveform)) and len(found) == 4
-    assert [kind.get("feature_norm") for kind in kinds] == ["standardise", None, "none", "standardise"]
+    assert torch.equal(found[1], mfcc_features(waveform)) and len(found) == 5
+    assert [kind.get("feature_norm") for kind in kinds] == ["standardise", None, "none", "standardise", "none"]
 
 
 def test_a_codebook_that_was_never_given_has_a_size_and_a_hash_and_nothing_else(tmp_path: Path) -> None:
@@ -113,6 +116,18 @@ def test_a_codebook_that_was_never_given_has_a_size_and_a_hash_and_nothing_else(
             refused()
     with pytest.raises(ValueError, match="were imported without their codebook"):
         check_reproducible(book.features, "here")
+
+
+def test_a_teachers_hash_is_of_the_written_form_that_older_codebooks_name() -> None:
+    model = tiny()
+    unread = {"dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop", "layer_drop_mode"}
+    unread |= {"feature_grad_mult", "attention_backend"}
+    architecture = {name: value for name, value in vars(model.config).items() if name not in unread}
+    assert unread < vars(model.config).keys() and {"dim", "layers", "pre_norm"} < architecture.keys()
+    content = json.dumps(architecture, sort_keys=True).encode()
+    for name, tensor in sorted(model.state_dict().items()):
+        content += f"\n{name} {tuple(tensor.shape)}\n".encode() + tensor.numpy().astype("<f4").tobytes()
+    assert model_hash(model) == hashlib.sha256(content).hexdigest()
 
 
 def test_a_teacher_is_its_weights_and_architecture_and_not_its_folder_or_training(teacher: Path, tmp_path: Path) -> None:
@@ -220,3 +235,16 @@ def test_a_codebook_keeps_its_norm_and_its_hash_binds_it(tmp_path: Path) -> None
     (tmp_path / "feature_norm.npy").unlink()
     with pytest.raises(ValueError, match=r"feature_norm\.npy cannot be read"):
         Codebook.load(tmp_path)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_device_is_a_gpu_where_there_is_one_unless_it_is_named(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert named_device("auto") == ("cuda" if there else "cpu") and named_device("cpu") == "cpu"
+    if there:
+        assert named_device("cuda") == "cuda"
+    else:
+        with pytest.raises(ValueError, match="torch finds no GPU here"):
+            named_device("cuda")
+    with pytest.raises(ValueError, match="device must be one of cpu, cuda, auto, but is 'gpu'"):
+        named_device("gpu")

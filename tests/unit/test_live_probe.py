@@ -130,6 +130,9 @@ def test_baselines_are_of_the_same_frames_and_kept_for_these_sets_only(sets: dic
     assert probe.baselines(model)["mfcc"] == 0.25, "what is kept is not computed again"
     other = LiveProbe(settings(sets, train_seconds=6.0, dev_seconds=2.0), [], tmp_path)
     assert other.baselines(model)["mfcc"] != 0.25, "figures of other sets are"
+    kept.write_text(json.dumps(changed))
+    fitted_on_less = LiveProbe(settings(sets, train_seconds=3.0, dev_seconds=5.0), [], tmp_path)
+    assert fitted_on_less.baselines(model)["mfcc"] != 0.25, "and so are those of probes that were fitted on other speech"
 
 
 def test_the_untrained_baseline_is_its_best_layer(sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,16 @@ def test_times_of_a_chapter_fit_none_of_its_utterances(librispeech: Index) -> No
     assert found == {"85-9-0000": "85-9"}, "a chapter of one utterance is that utterance"
 
 
+@pytest.mark.parametrize("other_first", [False, True])
+def test_a_whole_name_beats_the_end_of_a_longer_one(librispeech: Index, other_first: bool) -> None:
+    for name, key in (("85-9", "85-9-0000"), ("dev-clean/84/121/84-121-0001", "84-121-0001")):  # by the recording, by the key
+        names = [f"elsewhere/{name}", name] if other_first else [name, f"elsewhere/{name}"]
+        found, matches = matched(librispeech, names)
+        assert found == {key: name} and matches.unused == [f"elsewhere/{name}"]
+        found, matches = matched(librispeech, [f"here/{name}", f"elsewhere/{name}"])
+        assert found == {} and len(matches.ambiguous) == 1
+
+
 def test_too_many_without_an_alignment_are_refused_with_the_numbers(librispeech: Index) -> None:
     matches = match_rows(librispeech, ["84-121-0000", "other"])
     matches.check(0.7, "here")

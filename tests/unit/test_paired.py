@@ -4,7 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+import scipy.stats
 
+from openwavlm.iteration.learn_page import page
 from openwavlm.iteration.paired import FIGURES, Difference, Sums, difference, seeds, sentence, table
 
 SPEAKERS = tuple(f"demo/voice{number:02d}" for number in range(20))
@@ -63,6 +65,133 @@ def test_unpaired_figures_are_refused():
     ):
         with pytest.raises(ValueError, match="needs the same frames of the same speakers"):
             difference([one], [other])
+
+
+@pytest.mark.parametrize(
+    ("differences", "agree"),
+    [((0.1, 0.2), True), ((-0.1, -0.2), True), ((0.1, -0.2), False), ((0.1, 0.0), False), ((0.0, 0.0), True), ((0.1,), True)],
+)
+def test_seeds_agree_where_all_differences_have_one_sign(differences: tuple[float, ...], agree: bool):
+    assert Difference((0.5,), (0.4,), differences, 0.1, 0.0, 0.2, 20).seeds_agree is agree
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "verdict"),
+    [
+        (-0.1, 0.1, 0.2, "equal"),
+        (0.0, 0.1, 0.2, "equal"),
+        (-0.2, -0.1, 0.0, "equal"),
+        (0.0, 0.0, 0.0, "equal"),
+        (1e-9, 0.1, 0.2, "higher"),
+        (-0.2, -0.1, -1e-9, "lower"),
+    ],
+)
+def test_an_interval_that_contains_zero_to_its_ends_says_equal(low: float, value: float, high: float, verdict: str):
+    assert Difference((0.5,), (0.4,), (0.1,), value, low, high, 20).verdict == verdict
+
+
+def test_intervals_are_of_the_seeds_mean_sums_with_95_percent_of_the_draws():
+    # Two speakers with the same frames: of four equally likely draws each one alone is drawn once.
+    one = Sums(("a", "b"), np.array([5.0, 9.0]), np.array([10.0, 10.0]))
+    other = Sums(("a", "b"), np.array([8.0, 9.0]), np.array([10.0, 10.0]))
+    base = Sums(("a", "b"), np.array([1.0, 2.0]), np.array([10.0, 10.0]))
+    found = difference([one, other], [base, base])
+    # Speaker a: (4 + 7) / 2 of 10 frames; speaker b: 7 of 10.
+    assert (found.value, found.low, found.high) == pytest.approx((0.625, 0.55, 0.7))
+    assert found.of == pytest.approx((0.7, 0.85)) and found.against == pytest.approx((0.15, 0.15)) and found.speakers == 2
+    # 40 speakers of whom one differs: the share of draws that contain it k times is binomial.
+    many = Sums(tuple(f"{n:02d}" for n in range(40)), np.append(np.zeros(39), 40.0), np.ones(40))
+    interval = difference([many], [dataclasses.replace(many, numerator=np.zeros(40))])
+    draws = scipy.stats.binom(40, 1 / 40)
+    assert (interval.low, interval.high) == pytest.approx((draws.ppf(0.025), draws.ppf(0.975)))
+
+
+def test_figures_of_a_comparison_are_written_with_five_places():
+    found = Difference((0.1234567, 0.2), (0.3, 0.4444444), (-0.1765433, -0.24444), -0.2104938, -0.3000001, -0.1234561, 7)
+    assert found.as_json() == {
+        "of": [0.12346, 0.2],
+        "against": [0.3, 0.44444],
+        "differences": [-0.17654, -0.24444],
+        "difference": -0.21049,
+        "interval": [-0.3, -0.12346],
+        "speakers": 7,
+        "verdict": "lower",
+        "seeds_agree": True,
+    }
+
+
+def model(masked: float, phones: float, untrained: float, **more: float | None) -> dict:
+    """Figures of one model as `summary.json` has them; the baselines differ in every place."""
+    given = {"count_table": 2.75, "overlapped_phones": None, "train_seconds": 60.0, "probe_seconds": 30.0} | more
+    baselines = {"mfcc": 0.21, "mfcc_context": 0.22, "logmel": 0.23, "logmel_context": 0.24, "majority": 0.05}
+    return given | {"masked": masked, "phones": {"chosen": phones, "untrained": untrained, **baselines}}
+
+
+def test_the_page_has_every_models_figures_under_their_names():
+    gain = Difference((3.1, 3.3), (3.5, 3.6), (-0.4, -0.3), -0.35, -0.4, -0.3, 20)
+    following = Difference((0.62, 0.64), (0.5, 0.54), (0.12, 0.1), 0.11, 0.08, 0.14, 20)
+    summary = {
+        "seeds": [3, 5],
+        "updates": [400, 900],
+        "primary": {"comparison": "gain", "figure": "masked"},
+        "comparisons": {
+            "gain": {"of": "iteration_1", "against": "nano_mel"},
+            "next": {"of": "iteration_2", "against": "iteration_1"},
+        },
+        "arms": {
+            "iteration_1": [
+                model(3.1, 0.5, 0.31, overlapped_phones=0.41, train_seconds=100.0, probe_seconds=60.0),
+                model(3.3, 0.54, 0.33, overlapped_phones=0.43, train_seconds=200.0, probe_seconds=120.0),
+            ],
+            "iteration_2": [model(4.0, 0.62, 0.35, count_table=2.5), model(4.2, 0.64, 0.37)],
+            "nano_mel": [model(3.5, 0.4, 0.39, count_table=None), model(3.6, 0.42, 0.3, count_table=None)],
+        },
+        "mixture_baselines": {"mfcc": [0.111, 0.122], "logmel": [0.133, 0.144]},
+    }
+    text = page(summary, {"gain": {"masked": gain}, "next": {"phones": following}})
+    rows = {line.split(" | ")[0][2:]: line.split(" | ")[1:] for line in text.splitlines() if line.startswith("| ")}
+    rows = {name: [cell.removesuffix(" |") for cell in cells] for name, cells in rows.items()}
+    names = ["masked, nats", "... count table", "phones", "... untrained", "overlapped phones"]
+    assert rows["held-out voices, mean (seeds)"] == names
+    assert rows["iteration 1"] == [
+        "3.200 (3.100, 3.300)",
+        "2.750 (2.750)",  # one for all seeds
+        "0.5200 (0.5000, 0.5400)",
+        "0.3200 (0.3100, 0.3300)",
+        "0.4200 (0.4100, 0.4300)",
+    ]
+    assert rows["iteration 2"] == [
+        "4.100 (4.000, 4.200)",
+        "2.625 (2.500, 2.750)",
+        "0.6300 (0.6200, 0.6400)",
+        "0.3600 (0.3500, 0.3700)",
+        "–",
+    ]
+    assert rows["nano_mel"] == ["3.550 (3.500, 3.600)", "–", "0.4100 (0.4000, 0.4200)", "0.3450 (0.3900, 0.3000)", "–"]
+    for name, phones, overlapped in (
+        ("MFCC, one frame", "0.2100", "0.1110"),
+        ("MFCC ± 5", "0.2200", "0.1220"),
+        ("log-mel, one frame", "0.2300", "0.1330"),
+        ("log-mel ± 5", "0.2400", "0.1440"),
+        ("commonest phone", "0.0500", "–"),
+    ):
+        assert rows[name] == ["–", "–", phones, "–", overlapped]
+    lines = text.splitlines()
+    assert "2 seeds (3, 5), 400 and 900 updates each." in text and "draws of the 20 test voices" in text
+    (primary,) = [line for line in lines if line.startswith("**Primary outcome")]
+    assert primary.startswith(
+        "**Primary outcome, fixed before the run** (gain, masked cross-entropy (nats)): Masked cross-entropy: "
+    )
+    assert "iteration 1 is lower, which is better, than nano_mel by 0.350 " in primary
+    assert "### iteration 1 against nano_mel" in lines and "### iteration 2 against iteration 1" in lines
+    compared = [line for line in lines if line.startswith(f"| {FIGURES['phones'].title} |")]
+    assert compared == [
+        f"| {FIGURES['phones'].title} | 0.6300 (0.6200, 0.6400) | 0.5200 (0.5000, 0.5400) | +0.1100 (+0.1200, +0.1000) | "
+        "+0.0800 to +0.1400 | higher |"
+    ]
+    assert sum("Masked figures are not compared" in line for line in lines) == 1
+    # Trainings of 100, 200 and four times 60 s; probes of 60, 120 and four times 30 s.
+    assert lines[-1] == ("Cost: 6 trainings of 60 to 200 s, 9 minutes in all if one after the other; probes 5 minutes.")
 
 
 def test_words_say_which_way_is_good():

@@ -330,7 +330,7 @@ def test_features_of_an_encoder_are_its_hidden_states_in_evaluation(pre_norm: bo
     assert all(torch.equal(a, b) for a, b in zip(untrained.model.parameters(), wanted.parameters(), strict=True))
     assert untrained.settings is not None and untrained.settings["seed"] == 3
     assert untrained.standardise == pre_norm and untrained.dims == (16, 16, 16)
-    audio = speech_like(0.5)[None]
+    audio = speech_like(0.5)[None] // 2 + 4000  # a constant part that nothing may take away
     with torch.no_grad():
         states = wanted.eval().extract(torch.from_numpy(audio).float() / 32768, layers=[2, 0])
     for found, state in zip(untrained(audio, [2, 0]), states, strict=True):
@@ -380,6 +380,21 @@ def test_units_start_from_their_own_seed_and_have_twenty_frames_each() -> None:
     assert torch.equal(books[0].centroids, books[2].centroids) and not torch.equal(books[0].centroids, books[1].centroids)
     assert [len(fit_units(frames[:count], 12, 0)) for count in (900, 240, 239, 40, 19)] == [12, 12, 11, 2, 1]
     assert len(fit_units(frames, 12, 0, frames_per_cluster=100)) == 9
+
+
+def test_units_are_the_means_of_all_frames_nearest_to_them() -> None:
+    # 6,000 frames are far more than the 50 a cluster that the start is drawn from.
+    rng = np.random.default_rng(3)
+    frames = (rng.integers(0, 3, 6000)[:, None] * 4 + rng.standard_normal((6000, 2))).astype(np.float32)
+    book = fit_units(torch.from_numpy(frames), 3, 0)
+    nearest = np.square(frames[:, None].astype(np.float64) - book.centroids.numpy()).sum(axis=2).argmin(axis=1)
+    means = np.stack([frames[nearest == unit].astype(np.float64).mean(axis=0) for unit in range(3)])
+    # The passes stop when the centroids move by less than a hundredth of the deviation together.
+    np.testing.assert_allclose(book.centroids.numpy(), means, atol=0.01 * frames.std())
+    sample = frames[:: len(frames) // 150]
+    assert np.abs(np.sort(means, axis=0) - np.sort(sample.mean(axis=0))).max() > 1, "means of the sample lie elsewhere"
+    one_pass = fit_units(torch.from_numpy(frames), 3, 0, max_iter=1)
+    assert not torch.equal(one_pass.centroids, book.centroids)
 
 
 def test_units_start_from_frames_spread_over_all_that_they_are_fitted_on() -> None:

@@ -21,7 +21,7 @@ from openwavlm.probes.layer_units import UtteranceNormalised
 from openwavlm.probes.matching import Matches
 from openwavlm.probes.quality_rows import QualityRow
 from openwavlm.probes.sets import ProbeSet, ProbeUtterance
-from openwavlm.probes.shard_sets import Judged, judged_set
+from openwavlm.probes.shard_sets import Judged, _who, judged_set, speech_set
 from openwavlm.probes.unit_figures import UnitFigures, UnitTally
 from openwavlm.quality_settings import Asked
 from openwavlm.quality_voices import fitted_set, judged_rows
@@ -96,6 +96,30 @@ def test_without_speakers_recordings_are_looked_up(places: dict[str, Path], tmp_
     fit = {"validation_share": 0.0, "split_seed": 0, "indexes": [smaller.fingerprint]}
     expected = ["spk00" not in name and "spk01" not in name for name in recordings]
     assert unheard_rows(nameless, fit, smaller).tolist() == expected
+
+
+def test_without_a_speaker_each_recording_is_one_of_its_own_and_without_a_recording_each_row(places: dict[str, Path]) -> None:
+    rows = np.arange(16)
+    known, nameless = (judged_set(places[name], rows, None).utterances for name in ("shards", "nameless"))
+    index = Index.open(places["shards"])
+    recordings = [index.recordings[int(number)].removeprefix("corpus/") for number in index.recording[:]]
+    assert known.speakers == tuple(sorted({f"corpus/spk{number:02d}" for number in range(8)}))
+    assert [one.name for one in known.utterances] == recordings and len(set(recordings)) == 16
+    assert (
+        sorted(one.speaker for one in nameless.utterances)
+        == sorted(one.name for one in nameless.utterances)
+        == sorted(recordings)
+    )
+    speech = speech_set(places["nameless"], rows, 1e6, ())
+    assert sorted(one.speaker for one in speech.utterances) == sorted(recordings)
+    bare: Any = SimpleNamespace(
+        speakers=["", "ann"],
+        speaker=np.array([1, 0, 1, 0]),
+        recordings=["", "corpus/a/b"],
+        recording=np.array([1, 1, 0, 0]),
+        keys=["k0", "k1", "k2", "k3"],
+    )
+    assert [_who(bare, row) for row in range(4)] == [("ann", "a/b"), ("a/b", "a/b"), ("ann", "k2"), ("k3", "k3")]
 
 
 def test_half_of_the_speakers_are_judged_unless_something_else_says_who(places: dict[str, Path]) -> None:
@@ -249,6 +273,51 @@ def test_every_condition_is_measured_on_its_audio_with_codebooks_of_clean_speech
     assert [row.figures.clusters for row in table[:3]] == [5, 7, 7]
 
 
+@pytest.mark.parametrize(
+    ("clusters", "stores", "layers", "mfcc", "layer_units"),
+    [
+        (None, (), True, [100], 100),
+        (None, (), False, [100], None),
+        (7, (), False, [7], None),
+        (None, (9, 5), True, [5, 9], 9),
+        (None, (5, 9), True, [5, 9], 9),
+        (7, (9, 5), True, [5, 7, 9], 7),
+        (7, (9, 5), False, [5, 9], None),  # nothing has 7 units
+    ],
+)
+def test_layers_have_as_many_units_as_the_largest_labels_unless_said_otherwise(
+    clusters: int | None,
+    stores: tuple[int, ...],
+    layers: bool,
+    mfcc: list[int],
+    layer_units: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder: Any = SimpleNamespace(dims=(4, 4)) if layers else None
+    fitted: list[tuple[bool, int]] = []
+
+    def fit_layers(extract: Any, fit: ProbeSet, numbers: list[int], settings: Any, progress: Any) -> dict:
+        fitted.append((extract is encoder, settings.clusters))
+        return {layer: SimpleNamespace(codebooks=(range(settings.clusters),)) for layer in numbers}
+
+    monkeypatch.setattr(quality, "fit_layers", fit_layers)
+    monkeypatch.setattr(
+        quality,
+        "tally_layers",
+        lambda extract, books, *_, **__: {layer: [some_tally(layer, len(of.codebooks[0]))] for layer, of in books.items()},
+    )
+    given: Any = {
+        Path(f"{size}"): SimpleNamespace(num_classes=size, read=lambda row, size=size: np.array([0, 1, 2, size - 1]))
+        for size in stores
+    }
+    question = Asked(output="o", shards="s", alignments="a", clusters=clusters)
+    table = quality._measure(question, two_judged(), two_judged().utterances, given, encoder, [1])
+    assert fitted == [(False, size) for size in mfcc] + ([(True, layer_units)] if layers else [])
+    assert [(row.name, row.figures.clusters) for row in table if row.kind == "labels"] == [(str(size), size) for size in stores]
+    assert [row.figures.clusters for row in table if row.kind == "layer"] == ([layer_units] if layers else [])
+    assert [row.figures.clusters for row in table if row.kind == "mfcc"] == mfcc
+
+
 def test_the_best_layer_is_that_of_clean_speech_whatever_noise_says(
     places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,3 +394,215 @@ def test_rows_without_a_source_could_be_of_any() -> None:
     )
     fit = {"validation_share": 0.0, "split_seed": 0, "sources": ["other"]}
     assert unheard_rows(index, fit).tolist() == [False, False, True]
+
+
+# What is said
+
+
+def quality_row(kind: str, layer: int | None, pnmi: float, spread: float, condition: str = "clean", **more: Any) -> QualityRow:
+    figures = replace(UnitFigures.of([some_tally(0, 4)]), pnmi=pnmi, spread=spread)
+    name = f"{kind} {layer}" if kind == "layer" else "mine"
+    return QualityRow(name, kind, layer, condition, figures, **{"difference": (0.1, 0.0, 0.2), "verdict": "higher"} | more)
+
+
+def said(table: list[QualityRow], chosen: int | None = None, speech: dict[str, Any] | None = None, **changed: Any) -> list[str]:
+    question = Asked(**{"output": "o", "shards": "s", "alignments": "a", "codebook_seeds": (1, 2)} | changed)
+    numbers = {"seconds": 1234.4, "speakers": 7, "phones": 39, "without_alignment": 5, "without_speaker": 0, "utterances": 300}
+    fit = SimpleNamespace(seconds=99.6, speakers=("a", "b", "c"))
+    return quality._sentences(question, numbers | (speech or {}), fit, table, chosen)
+
+
+def test_the_first_sentence_says_on_whom_and_against_what() -> None:
+    fitted = "codebooks of 2 seeds fitted on 100 s of 3 speakers"
+    phones = "against 39 phones (5 recordings without an alignment left out)"
+    assert said([]) == [f"Judged on 1234 s of 7 speakers {phones}; {fitted}: other speakers."]
+    assert said([], held_out=0.0) == [
+        f"Judged on 1234 s of 7 speakers {phones}; {fitted}: the same speakers, which is no evidence about others."
+    ]
+    assert said([], held_out=0.5) == said([])
+    assert said([], alignments=None)[0].startswith("Judged on 1234 s of 7 speakers without phones, so nothing is said of them;")
+    (_, unknown) = said([], speech={"without_speaker": 12})
+    assert unknown.startswith("12 of 300 utterances are of unknown speakers")
+
+
+def test_layers_that_differ_by_less_than_twice_the_larger_spread_are_named_as_equal() -> None:
+    table = [
+        quality_row("layer", 0, 0.49, 0.001),  # 0.01 below the best: spreads of 0.001 and 0.004
+        quality_row("layer", 1, 0.493, 0.001),  # 0.007 is less than twice the best's 0.004
+        quality_row("layer", 2, 0.5, 0.004, verdict="equal"),
+        quality_row("layer", 3, 0.4, 0.06),  # 0.1 is less than twice its own 0.06
+        quality_row("layer", 4, 0.3, 0.06),
+        quality_row("layer", 5, 0.4999, 0.0, condition="noise10"),
+        quality_row("labels", None, 0.4999, 0.0),
+    ]
+    *_, last = said(table, chosen=2)
+    assert (
+        last == "Best layer on these voices: 2, PNMI 0.500, equal against MFCC units; equal within twice the seeds' spread: 1, 3."
+    )
+    *_, alone = said([quality_row("layer", 1, 0.2, 0.01), quality_row("layer", 2, 0.5, 0.01)], chosen=2)
+    assert alone == "Best layer on these voices: 2, PNMI 0.500, higher against MFCC units."
+    without = [quality_row("labels", None, 0.4, 0.0, difference=None, verdict="")]
+    assert len(said(without)) == 1, "labels without phones have no verdict"
+
+
+def test_what_was_judged_and_fitted_on_is_counted(places: dict[str, Path]) -> None:
+    shards = Index.open(places["shards"])
+    utterances = judged_set(places["shards"], np.array([0, 3, 4]), None).utterances
+    with_phones = ProbeSet(utterances.utterances, ("x", "y", "z"))
+    matches = Matches({}, ["u", "v"], ["w"], ["1", "2", "3", "4", "5"])
+    judged = Judged(with_phones, (0, 3, 4), ("k", "l", "m"), ((), (), ()), matches)
+    fit = ProbeSet(judged_set(places["others"], np.arange(4), None).utterances.utterances, ("x", "y", "z"))
+    question = asked(places, alignments="a")
+    result = quality._result(question, judged, fit, [], layers_of_model=None)
+    frames = sum(one.frames for one in utterances.utterances)
+    assert result["judged"] == {
+        "seconds": frames / 50,
+        "speakers": len({speakers_of(shards)[row] for row in (0, 3, 4)}),
+        "without_speaker": 0,
+        "phones": 3,
+        "utterances": 3,
+        "without_alignment": 3,
+        "unused_alignments": 5,
+        "fingerprint": with_phones.fingerprint,
+    }
+    assert result["fitted_on"] == {"seconds": fit.seconds, "speakers": len(fit.speakers), "held_out": True}
+    assert not quality._result(replace(question, held_out=0), judged, fit, [], layers_of_model=None)["fitted_on"]["held_out"]
+    assert result["chosen_layer"] is None and result["rows"] == []
+    assert result["asked"]["shards"] == str(places["shards"]) and "output" not in result["asked"]
+    nameless = quality._result(replace(question, shards=str(places["nameless"])), judged, fit, [], layers_of_model=None)
+    assert nameless["judged"]["without_speaker"] == 3
+
+
+def test_a_layer_is_chosen_where_phones_and_a_model_were_given() -> None:
+    def chosen(inventory: tuple[str, ...], layers: int | None) -> int | None:
+        utterances = tuple(replace(one, phones=one.phones * 0 - 1) for one in two_judged().utterances.utterances)
+        judged = replace(two_judged(), utterances=ProbeSet(utterances, inventory))
+        table = [quality_row("layer", layer, pnmi, 0.0) for layer, pnmi in ((0, 0.9), (1, 0.2), (2, 0.6), (3, 0.4))]
+        table += [quality_row("layer", 1, 0.95, 0.0, condition="noise10")]
+        index = SimpleNamespace(open=lambda path: SimpleNamespace(speaker=np.ones(20, dtype=int)))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(quality, "Index", index)
+            result = quality._result(Asked(output="o", shards="s"), judged, judged.utterances, table, layers_of_model=layers)
+        return result["chosen_layer"]
+
+    assert chosen(("x",), 3) == 2
+    assert chosen(("x",), None) is None and chosen((), 3) is None
+
+
+def test_the_bar_is_as_long_as_all_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    totals: list[float] = []
+    done: list[float] = []
+
+    class Noting:
+        def __init__(self, seconds: float) -> None:
+            totals.append(seconds)
+
+        def __enter__(self) -> "Noting":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            return None
+
+        def named(self, name: str) -> Any:
+            return lambda part, seconds: done.append(seconds)
+
+    monkeypatch.setattr(quality, "_Bar", Noting)
+    rng = np.random.default_rng(0)
+
+    def speech(speaker: str, seconds: int) -> ProbeSet:
+        audio = rng.integers(-5000, 5000, seconds * 16_000 + 80).astype(np.int16)
+        return ProbeSet((ProbeUtterance(audio, rng.integers(0, 2, 50 * seconds), speaker),), ("x", "y"))
+
+    judged = replace(two_judged(), utterances=speech("b", 2), rows=(5,), keys=("k",), segments=((),))
+    store: Any = SimpleNamespace(num_classes=2, read=lambda row: rng.integers(0, 2, 100))
+    question = Asked(output="o", shards="s", alignments="a", conditions=("clean", "telephone"), clusters=3, codebook_seeds=(0,))
+    for stores, encoder, kinds in (({}, None, 1), ({Path("l"): store}, MfccFeatures(), 3), ({Path("l"): store}, None, 1)):
+        totals.clear()
+        done.clear()
+        quality._measure(question, judged, speech("a", 3), stores, encoder, [0, 1])
+        # Each kind of units: 3 s to fit on, and 2 s in both conditions.
+        assert totals == [pytest.approx(kinds * (3 + 2 * 2))] and sum(done) == pytest.approx(totals[0])
+
+
+def test_features_for_fastabx_are_of_mfcc_and_the_asked_layers_at_50_frames_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[Any, ...]] = []
+
+    def write_features(judged: Judged, extract: Any, layers: list[int], folder: Path, name: str = "layer") -> list[str]:
+        given.append((type(extract).__name__, layers, folder))
+        return [f"{name}-{layer}" for layer in layers]
+
+    monkeypatch.setattr(quality.abx, "write_items", lambda judged, folder: {"phones": 3, "triphones": 2})
+    monkeypatch.setattr(quality.abx, "write_features", write_features)
+    encoder: Any = SimpleNamespace()
+    tokens = {"phones": 3, "triphones": 2}
+    found = quality._write_abx(two_judged(), encoder, [1, 4], tmp_path)
+    assert found == {"tokens": tokens, "features": ["mfcc-0", "layer-1", "layer-4"], "frequency": 16_000 // 320}
+    assert given == [("MfccFeatures", [0], tmp_path), ("SimpleNamespace", [1, 4], tmp_path)]
+    assert quality._write_abx(two_judged(), None, [], tmp_path)["features"] == ["mfcc-0"]
+
+
+@pytest.mark.parametrize(
+    ("about", "says_all"),
+    [
+        ({"trained_on": {}}, True),
+        ({"trained_on": {"before": None}}, False),
+        ({"trained_on": {"before": {}}}, True),
+        ({"trained_on": {"before": {"before": None}}}, False),
+        ({"trained_on": {}, "init_from": "x"}, False),
+        ({"trained_on": {"before": {}}, "init_from": "x"}, True),
+    ],
+)
+def test_a_model_that_began_as_one_of_unknown_training_is_warned_of(
+    about: dict[str, Any], says_all: bool, places: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    split = {"validation_share": 0.5, "split_seed": 1}
+
+    def written(heard: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if heard is None else split | {name: written(value) for name, value in heard.items()}
+
+    (tmp_path / "openwavlm.json").write_text(json.dumps(about | {"trained_on": written(about["trained_on"])}))
+    judged_rows(asked(places, encoder=str(tmp_path)), Index.open(places["shards"]), {})
+    assert ("does not say what it was trained on" in caplog.text) is not says_all
+
+
+def test_codebooks_are_fitted_on_as_many_seconds_as_were_asked_for(places: dict[str, Path]) -> None:
+    index = Index.open(places["shards"])
+    rows = np.flatnonzero(held_out(speakers_of(index), 0.5, 0))
+    judged = judged_of(places, rows)
+    for more in ({}, {"fit": str(places["shards"])}, {"fit": str(places["others"])}, {"held_out": 0}):
+        whole = fitted_set(asked(places, seconds=0.1, **more), index, rows, judged)
+        part = fitted_set(asked(places, fit_seconds=1.2, **more), index, rows, judged)
+        assert len(part) < len(whole) and part.seconds <= 1.2 and whole.seconds > 1.5
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seconds": 0.0}, "must be positive"),
+        ({"fit_seconds": 0.0}, "must be positive"),
+        ({"max_unmatched_share": -0.01}, "a share"),
+        ({"max_unmatched_share": 1.01}, "a share"),
+        ({"held_out": -0.1}, r"in \[0, 1\)"),
+        ({"held_out": 1.0}, r"in \[0, 1\)"),
+        ({"held_out": 0.0, "fit": "f"}, "beside fit=f"),
+        ({"abx": True, "alignments": None}, "abx compares phones"),
+        ({"mfcc_norm": "speaker"}, "mfcc_norm must be out of none, utterance"),
+        ({"conditions": ()}, "conditions must be out of clean, telephone, noise10, but is empty"),
+        ({"conditions": ("clean", "mp3")}, "conditions must be out of"),
+        ({"device": "tpu"}, "device must be out of auto, cpu, cuda"),
+    ],
+)
+def test_questions_that_cannot_be_answered_are_refused(changed: dict[str, Any], message: str) -> None:
+    given = {"output": "o", "shards": "s", "alignments": "a"}
+    for allowed in (
+        {"held_out": 0.0},
+        {"held_out": 0.99},
+        {"max_unmatched_share": 0.0},
+        {"max_unmatched_share": 1.0},
+        {"abx": True},
+    ):
+        Asked(**given | allowed)
+    with pytest.raises(ValueError, match=message):
+        Asked(**given | changed)

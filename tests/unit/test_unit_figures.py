@@ -17,6 +17,7 @@ from openwavlm.probes.quality_rows import COLUMNS, cells, rows_of, text_table, t
 from openwavlm.probes.sets import ProbeSet, ProbeUtterance
 from openwavlm.probes.unit_figures import UnitFigures, UnitTally, difference_interval, pnmi_interval, run_lengths, shuffled_tally
 from openwavlm.targets.quality import phone_quality, pnmi
+from planted_features import Planted, planted_set
 
 JOINTS = arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 9)), elements=st.integers(0, 40)).filter(
     lambda j: j.sum() > 0
@@ -120,6 +121,23 @@ def test_speakers_are_told_on_other_utterances_than_those_that_a_long_recording_
     assert [tally.speaker_accuracy for tally in alone[1]] == [None] * 3, "parts of one utterance are no two utterances"
 
 
+def test_speaker_figures_are_means_over_codebooks_and_nothing_of_shuffled_units() -> None:
+    tallies = [tally_of(0.0, seed, habit=habit) for seed, habit in ((1, 0.5), (2, 0.0), (3, 0.2))]
+    accuracies = [tally.speaker_accuracy for tally in tallies]
+    assert all(accuracies) and len({found[0] for found in accuracies if found}) == 3
+    figures = UnitFigures.of(tallies)
+    assert figures.speaker_accuracy == pytest.approx(np.mean([found[0] for found in accuracies if found]))
+    told = [phone_quality(tally.by_speaker).pnmi_corrected for tally in tallies]
+    assert figures.speaker_information == pytest.approx(np.mean(told)) and told[0] > 0.1
+    shuffled = shuffled_tally(tallies[0], 4)
+    for axis in (0, 1):
+        assert shuffled.by_speaker.sum(axis=axis).tolist() == tallies[0].by_speaker.sum(axis=axis).tolist()
+        assert (
+            shuffled.joint.sum(axis=(0, 1) if axis else 2).tolist() == tallies[0].joint.sum(axis=(0, 1) if axis else 2).tolist()
+        )
+    assert abs(UnitFigures.of([shuffled]).speaker_information) < 0.01
+
+
 def test_an_interval_lies_around_its_figure_and_is_wider_for_fewer_speakers() -> None:
     wide, narrow = (pnmi_interval([tally_of(0.5, 3, speakers=count)], 0.4) for count in (4, 40))
     for interval in (wide, narrow):
@@ -209,6 +227,20 @@ def test_layers_are_fitted_on_some_speakers_and_judged_on_others_in_any_grouping
     assert [tally.joint.sum() for tally in tallies[1]] == [judged.frames] * 3
     louder = UtteranceNormalised(Toy())(np.stack([u.waveform() for u in judged.utterances]), [1])[0]
     assert louder[..., 0].mean(dim=1).abs().max() < 1e-5 and louder[..., 0].std(dim=1, unbiased=False).sub(1).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("numbers", "passes"), [(9, 1), (8, 2), (7, 2), (5, 2), (4, 3), (1, 3)])
+def test_as_many_layers_are_fitted_in_one_pass_as_fit_into_memory(numbers: int, passes: int) -> None:
+    # Three layers of 2, 3 and 4 numbers a frame, 4 bytes each; 100 frames of an utterance of 200 are kept.
+    rng = np.random.default_rng(0)
+    made = planted_set({"a": [(rng.standard_normal((200, 8)).clip(-7, 7), np.zeros(200, dtype=int))]}, ("x",))
+    planted = Planted(((0, 1), (2, 3, 4), (4, 5, 6, 7)))
+    memory_gb = numbers * 4 * 100 / 1e9
+    done: list[float] = []
+    settings = UnitSettings(clusters=2, codebook_seeds=(0,), fit_frames=100, memory_gb=memory_gb)
+    books = fit_layers(planted, made, [0, 1, 2], settings, lambda part, seconds: done.append(seconds))
+    assert sorted(books) == [0, 1, 2] and len(planted.waveforms) == passes and sum(done) == pytest.approx(passes * 4.0)
+    assert [book.codebooks[0].centroids.shape for _, book in sorted(books.items())] == [(2, 2), (2, 3), (2, 4)]
 
 
 def test_too_little_speech_lowers_k_aloud(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """Parameters, operations and memory that are computed from a config are those of the model that it builds."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -386,3 +387,190 @@ def test_states_are_sixteen_bytes_a_parameter_and_two_more_in_16_bits():
     for precision, processes, expected in (("32-true", 1, 16), ("bf16-mixed", 1, 18), ("16-mixed", 4, 22)):
         states = estimate_memory(config, head, shape, precision=precision, processes=processes).states
         assert sum(states.values()) == expected * parameters
+
+
+def bytes_by_hand(
+    config: WavLMConfig, rows: int, frames: int, predicted: int, head: HeadShape, *, low: int, mask: int, on_gpu: bool
+) -> tuple[dict[str, int], int, int, int, int]:
+    """Of a step of `config`, whose sizes are those of `SMALL`: bytes kept by part, of one layer and of the extractor, and of the
+    largest tensors of the extractor and of the encoder; `low` bytes a product, `mask` bytes an entry of a dropout mask."""
+    positions, samples, mixed, backend = rows * frames, 320 * (frames - 1) + 400, low == 2, config.attention_backend
+    outputs, length = [], samples
+    for kernel, stride, width in zip((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), (8, *[16] * 6), strict=True):
+        length = (length - kernel) // stride + 1
+        outputs.append(rows * length * width)
+    # Norms compute in float32 whatever the products have; a 16-bit copy of the waveform is read by the first convolution.
+    normed = outputs if config.extractor_norm == "layer" else outputs[:1]
+    extractor = 2 * low * sum(outputs) - low * outputs[-1] + 4 * sum(normed) + (2 * rows * samples if mixed else 0)
+    widest = max(max(4 * count for count in normed), max((low * count for count in outputs[len(normed) :]), default=0))
+    if config.feature_grad_mult == 0:
+        extractor = widest = 0
+
+    entry = [low * positions * 16, low * positions * 24, low * rows * (frames + 1) * 24]  # maps' inputs; 8 is even: a frame more
+    entry += [] if mixed else [4 * 8 * 24 * 24 // 2]
+    entry += [] if config.pre_norm else [4 * positions * 24]
+    entry += [mask * positions * 24] * ((config.input_dropout > 0) + (config.dropout > 0))
+    entry += [] if backend == "flex" else [4 * 3 * frames**2]
+
+    scores = positions * 3 * frames
+    dropped = config.attention_dropout > 0
+    attention = {
+        "flex": [4 * positions * 3],
+        "eager": [4 * scores, low * scores if mixed or dropped else 0, mask * scores * dropped],
+        "sdpa": [low * scores, 4 * positions * 3, 2 * 3 * frames**2 if mixed else 0]
+        if on_gpu
+        else [low * scores, (mask + low) * scores * dropped],
+    }[backend]
+    stream = {(True, True): 26, (True, False): 30}.get((mixed, config.pre_norm), 32)  # bytes a channel
+    layer = positions * (stream * 24 + 2 * low * 40 + 4 * 4 * 3) + sum(attention)
+    layer += positions * (2 * mask * 24 * (config.dropout > 0) + (mask + low) * 40 * (config.activation_dropout > 0))
+
+    classes = head.embeddings
+    closing = 4 * positions * 24 if config.pre_norm else 0
+    predictions = predicted * (low * 24 + head.projections * 2 * 4 * head.final_dim + 4 * classes) + 4 * classes * head.final_dim
+    kept = {
+        "waveforms": rows * samples * 2 + rows * samples * 4,
+        "features": positions * 16 * (2 + 4 + 4 if mixed else 4),
+        "encoder input": sum(entry),
+        "layers": 2 * layer,
+        "head": closing + predictions,
+    }
+    softmax = {"flex": 0, "eager": 4 * scores, "sdpa": low * scores}[backend]
+    largest = max(softmax, low * positions * 40, 4 * positions * 24, 4 * predicted * classes)
+    return kept, layer, extractor, widest, largest
+
+
+LAYER_NORMED = {"pre_norm": True, "extractor_norm": "layer"}
+EVERY_DROPOUT = {"input_dropout": 0.1, "dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "flex"])
+def test_every_part_of_the_memory_is_the_sum_of_its_tensors(backend, device, precision):
+    """At shapes at which each tensor in turn is the largest one, with and without each dropout."""
+    sizes = {"low": 4 if precision == "32-true" else 2, "mask": 1 if device == "cuda" else 4, "on_gpu": device == "cuda"}
+    single = [{name: 0.1} for name in EVERY_DROPOUT]
+    for changes in ({}, LAYER_NORMED, EVERY_DROPOUT, {**LAYER_NORMED, **EVERY_DROPOUT}, {"feature_grad_mult": 0.0}, *single):
+        if backend == "flex" and changes.get("attention_dropout"):
+            continue  # flex cannot drop attention weights
+        config = dataclasses.replace(SMALL, attention_backend=backend, **changes)
+        for rows, frames, predicted, embeddings in ((2, 100, 60, 20), (1, 600, 100, 20), (4, 10, 40, 20), (2, 9, 18, 900)):
+            head = HeadShape(final_dim=32, embeddings=embeddings, projections=2)
+            shape = MicroBatchShape(rows=rows, samples=num_samples_of(frames), predicted_frames=predicted)
+            kept, layer, extractor, widest, largest = bytes_by_hand(config, rows, frames, predicted, head, **sizes)
+            for recompute in ("none", "extractor", "all"):
+                expected = dict(kept) | ({"layers": 2 * 4 * rows * frames * 24} if recompute == "all" else {})
+                expected |= {"extractor": extractor} if recompute == "none" else {}
+                ours = estimate_memory(config, head, shape, precision=precision, recompute=recompute, device=device)
+                assert ours.kept == expected, (changes, rows, recompute)
+                begins = 2 * largest + (layer if recompute == "all" else 0)
+                ends = kept["waveforms"] + kept["features"] + extractor + 2 * widest - sum(expected.values())
+                assert ours.backward == max(begins, ends), (changes, rows, recompute)
+
+
+def test_log_mels_keep_their_bands_in_float32_and_no_waveform_sized_gradient():
+    config = dataclasses.replace(SMALL, front_end="logmel")
+    shape = MicroBatchShape(rows=2, samples=num_samples_of(30), predicted_frames=9)
+    for precision in ("32-true", "bf16-mixed"):
+        ours = estimate_memory(config, HeadShape(final_dim=32, embeddings=CLASSES), shape, precision=precision)
+        assert ours.kept["extractor"] == 4 * 2 * 30 * 40, "frames of 40 bands"
+        scores = 4 * 2 * 30 * 3 * 30
+        assert ours.backward == 2 * max(scores, 4 * 60 * 24, (2 if precision == "bf16-mixed" else 4) * 60 * 40)
+
+
+PARTS = {
+    "extractor": r"wavlm\.extractor\.",
+    "projection": r"wavlm\.(feature_norm|projection)\.",
+    "mask_embedding": r"wavlm\.mask_embedding",
+    "positional": r"wavlm\.encoder\.positional\.",
+    "relative_bias": r"wavlm\.encoder\.relative_bias\.",
+    "attention": r"wavlm\.encoder\.layers\.\d\.attention\.",
+    "feed_forward": r"wavlm\.encoder\.layers\.\d\.feed_forward\.",
+    "norms": r"wavlm\.encoder\.(layers\.\d\.(attention|feed_forward)_)?norm\.",
+    "head": r"(other_heads\.\d\.)?(label_embeddings|final_proj)",
+}
+
+
+def operations_by_hand(config: WavLMConfig, rows: int, frames: int, predicted: int, head: HeadShape) -> dict[str, int]:
+    """Two operations a multiply-add of the products of `config`, whose widths are those of `SMALL`."""
+    channels, length, extractor = 1, 320 * (frames - 1) + 400, 0
+    for kernel, stride, width in zip((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), (8, *[16] * 6), strict=True):
+        length = (length - kernel) // stride + 1
+        extractor += 2 * rows * length * (kernel * channels) * width
+        channels = width
+    positions = rows * frames
+    surplus = 1 if config.positional_kernel % 2 == 0 else 0
+    run = 2 * (1 - config.layer_drop) if config.layer_drop_mode == "skip" else 2
+    return {
+        "extractor": extractor,
+        "projection": 2 * positions * 16 * 24,
+        "positional": 2 * rows * (frames + surplus) * config.positional_kernel * 24 * (24 // 2),
+        "attention": round(run * positions * 2 * (4 * 24 * 24 + 3 * 2 * 8)),  # four maps; of 3 heads two gates of 8 channels
+        "scores": round(run * rows * 3 * 2 * 2 * frames * frames * 8),
+        "feed_forward": round(run * positions * 2 * 2 * 24 * 40),
+        "head": 2 * predicted * (head.projections * 24 * head.final_dim + head.embeddings * head.final_dim),
+    }
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"positional_kernel": 7},
+        {"layer_drop": 0.25},
+        {"layer_drop": 0.25, "layer_drop_mode": "skip"},
+        {"pre_norm": True, "extractor_norm": "layer"},
+        {"pre_norm": True, "extractor_norm": "layer", "dropout": 0.1},
+        {"dropout": 0.1},
+        {"feature_grad_mult": 0.0},
+        {"feature_grad_mult": 1.0},
+    ],
+)
+def test_forward_backward_and_recomputed_operations_are_those_of_the_products(changes):
+    config, head = dataclasses.replace(SMALL, **changes), HeadShape(final_dim=32, embeddings=CLASSES, projections=2)
+    shape = MicroBatchShape(rows=3, samples=num_samples_of(50), predicted_frames=70)
+    expected = operations_by_hand(config, 3, 50, 70, head)
+    first = 2 * 3 * ((num_samples_of(50) - 10) // 5 + 1) * 10 * 8
+    frozen = config.feature_grad_mult == 0
+    backward = {part: 2 * count for part, count in expected.items()}
+    backward["extractor"] = 0 if frozen else 2 * expected["extractor"] - first  # the waveform has no gradient
+    layers = expected["attention"] + expected["scores"] + expected["feed_forward"]
+    # Pre-norm without dropout: the last product of a layer is an output that nothing in the backward reads.
+    unread = expected["feed_forward"] // 2 if config.pre_norm and not config.dropout else 0
+    extractor = 0 if frozen else expected["extractor"]
+    for recompute, again in (("none", 0), ("extractor", extractor), ("all", extractor + layers - unread)):
+        ours = count_flops(config, head, shape, recompute=recompute)
+        assert (ours.forward, ours.backward, ours.recomputed) == (expected, backward, again)
+        assert ours.total == sum(expected.values()) + sum(backward.values()) + again
+
+
+def test_a_skipped_log_mel_front_end_and_its_recomputation_cost_what_their_two_products_do():
+    head = HeadShape(final_dim=32, embeddings=CLASSES)
+    shape = MicroBatchShape(rows=3, samples=num_samples_of(50), predicted_frames=40)
+    both, linear = 2 * 150 * (257 * 40 + 40 * 16), 2 * 150 * 40 * 16
+    for mult, backward, again in ((1.0, linear, both), (0.0, 0, 0)):
+        config = dataclasses.replace(SMALL, front_end="logmel", feature_grad_mult=mult)
+        ours = count_flops(config, head, shape, recompute="extractor")
+        assert (ours.forward["extractor"], ours.backward["extractor"], ours.recomputed) == (both, backward, again)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"conv_bias": True},
+        {"pre_norm": True, "extractor_norm": "layer"},
+        {"front_end": "logmel"},
+        {"positional_groups": 4, "num_buckets": 48},
+    ],
+)
+def test_the_parameters_of_each_part_are_those_of_its_modules(changes):
+    config = dataclasses.replace(SMALL, **changes)
+    with torch.device("meta"):
+        made = WavLMForPretraining(WavLM(config), num_classes=[10, 20], final_dim=32)
+    seen = {
+        part: sum(p.numel() for name, p in made.named_parameters() if re.match(pattern, name)) for part, pattern in PARTS.items()
+    }
+    assert sum(seen.values()) == sum(p.numel() for p in made.parameters())
+    assert count_parameters(config, HeadShape(final_dim=32, embeddings=30, projections=2)) == seen

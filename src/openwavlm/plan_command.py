@@ -45,7 +45,8 @@ class Question:
                 f"gpu must be one of {', '.join(GPUS)}, but is {self.gpu}: take the nearest one and scale the days by its peak"
             )
         whole = all(isinstance(value, int) and value >= 1 for value in (self.gpus, self.classes))
-        if not whole or not all(_is_positive(value) for value in (self.hours or 1, self.gpu_memory_gib or 1, self.flac_share)):
+        given = [value for value in (self.hours, self.gpu_memory_gib, self.flac_share) if value is not None]
+        if not whole or not all(_is_positive(value) for value in given):
             raise ValueError(
                 "hours, classes, gpus, gpu_memory_gib and flac_share must be positive and classes and gpus whole, but are "
                 f"{self.hours}, {self.classes}, {self.gpus}, {self.gpu_memory_gib}, {self.flac_share}"

@@ -2,15 +2,16 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from openwavlm.budget import GPUS, Recipe, disk_bytes, peak_flops, seconds_of_run, wasted_share
 from openwavlm.build import Head, recipe_of
-from openwavlm.costs import HeadShape
+from openwavlm.costs import HeadShape, count_flops, count_parameters
 from openwavlm.data.plan import Batching
-from openwavlm.masking import SpanMasking
+from openwavlm.masking import SpanMasking, draw_span_mask
 from openwavlm.memory import estimate_memory
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.pretraining import WavLMForPretraining
@@ -26,7 +27,8 @@ CLASSES, WIDTH = 20, 16
 
 def recipe(model: WavLMConfig = MODEL, batching: Batching = BATCHING, **settings: object) -> Recipe:
     head = HeadShape(final_dim=WIDTH, embeddings=CLASSES)
-    return Recipe(model, head, batching, SpanMasking(), "32-true", 1000, **{"recompute": model.recompute, **settings})
+    settings = {"precision": "32-true", "updates": 1000, "recompute": model.recompute, **settings}
+    return Recipe(model, head, batching, SpanMasking(), **settings)  # type: ignore[arg-type]
 
 
 def question(**changes: object) -> Question:
@@ -94,10 +96,84 @@ def test_as_many_gpus_as_micro_batches_are_enough_and_one_more_is_too_many():
         plan_run(recipe(), question(gpus=5), 3)
 
 
+def test_more_gpus_than_micro_batches_of_one_longest_row_need_a_longer_update():
+    # 24 s are 16 longest rows of 1.5 s; 2.1 s are three of 0.7 s, although 2.1 / 0.7 is a little less than 3 in binary.
+    with pytest.raises(ValueError, match=r"16 GPUs, .*use at most gpus=4, or batch\.micro_seconds=1\.5$"):
+        plan_run(recipe(), question(gpus=16), 3)
+    with pytest.raises(ValueError, match=r"17 GPUs, .*use at most gpus=4, or a larger batch\.seconds$"):
+        plan_run(recipe(), question(gpus=17), 3)
+    thirds = recipe(batching=Batching(seconds=2.1, micro_seconds=2.1, max_seconds=0.7, min_seconds=0.5))
+    with pytest.raises(ValueError, match=r"3 GPUs, .*use at most gpus=1, or batch\.micro_seconds=0\.7$"):
+        plan_run(thirds, question(gpus=3), 3)
+    assert thirds.fitting_slots(1000, 3) == 3
+
+
+def test_micro_batches_that_fit_come_in_multiples_of_the_processes_and_keep_the_update():
+    whole = recipe(batching=Batching(seconds=24.0, micro_seconds=24.0, max_seconds=1.5, min_seconds=0.5))
+    for processes, slots, more in ((1, 1, 2), (2, 2, 4), (3, 3, 6), (4, 4, 8)):
+        total = whole.with_slots(slots).memory(processes).total
+        assert whole.with_slots(more).memory(processes).total < total
+        enough, too_little = (factor * total / 0.9 / 2**30 for factor in (1.0001, 0.9999))
+        assert (whole.fitting_slots(enough, processes), whole.fitting_slots(too_little, processes)) == (slots, more)
+        planned = plan_run(recipe(), question(gpus=processes, gpu_memory_gib=too_little), 3)["memory_bytes"]
+        assert (planned["fitting_micro_batches"], planned["fitting_micro_seconds"]) == (more, 24.0 / more)
+    assert whole.with_slots(4).batching == BATCHING and whole.fitting_slots(1000, 17) is None
+
+
+def test_masked_frames_are_those_of_a_draw_and_all_are_predicted_where_unmasked_ones_are_learnt_too():
+    for masking in (SpanMasking(), SpanMasking(prob=0.2, length=4)):
+        masked = draw_span_mask(masking, np.full(4, 74), 0, source=0, epoch=0, micro=0)
+        made = dataclasses.replace(recipe(), masking=masking)
+        assert made.micro_batch().predicted_frames == np.count_nonzero(masked)
+        plan = plan_run(made, question(), 3)
+        assert plan["update"]["predicted_share"] == pytest.approx(np.count_nonzero(masked) / (4 * 74))
+        assert dataclasses.replace(made, learns_unmasked=True).micro_batch().predicted_frames == 4 * 74
+
+
+def test_a_plan_holds_the_parts_of_parameters_operations_and_memory():
+    made = dataclasses.replace(
+        recipe(precision="bf16-mixed", recompute="extractor", ema=True), head=HeadShape(final_dim=8, embeddings=9)
+    )
+    plan = plan_run(made, question(gpus=2, gpu="l40s"), 5)
+    shape = made.micro_batch()
+    parts, flops = count_parameters(MODEL, made.head), count_flops(MODEL, made.head, shape, recompute="extractor")
+    memory = estimate_memory(MODEL, made.head, shape, precision="bf16-mixed", recompute="extractor", processes=2, ema=True)
+    assert plan["format_version"] == 1 and plan["parameters"] == {"total": sum(parts.values()), **parts}
+    found = plan["flops"]
+    assert (found["forward"], found["backward"], found["recomputed"]) == (flops.forward, flops.backward, flops.recomputed)
+    assert flops.recomputed > 0 and found["a_second_of_audio"] == pytest.approx(flops.total * 16_000 / (4 * 23_760))
+    found = plan["memory_bytes"]
+    assert (found["states"], found["kept"], found["backward"], found["total"]) == (
+        memory.states,
+        memory.kept,
+        memory.backward,
+        memory.total,
+    )
+    assert found["gpu"] == 48 * 2**30 and plan["disk_bytes"]["checkpoints"] == 5 * 16 * sum(parts.values())
+    taken = plan["time"]
+    assert (taken["gpu"], taken["gpus"], taken["precision"], taken["utilisation"]) == ("l40s", 2, "bf16-mixed", 0.5)
+    assert taken["peak_flops_a_second"] == pytest.approx(362.05e12)
+
+
+def test_the_assumptions_name_the_values_that_were_assumed():
+    model = dataclasses.replace(MODEL, attention_backend="eager")
+    made = recipe(model, precision="bf16-mixed", recompute="all", strategy="fsdp")
+    rows, parts, gpu, loader, memory, disk, hours = plan_run(made, question(hours=1234.0, flac_share=0.4), 7)["assumptions"]
+    assert rows == "every micro-batch is full: 4 rows of 1.49 s; shorter rows need less attention"
+    assert parts.startswith("a multiply-add is two operations") and loader.startswith("the loader, the exchange between GPUs")
+    assert gpu.startswith("a100: 312 TFLOP/s at precision=bf16-mixed (NVIDIA A100 datasheet") and "reaches 0.5 (util" in gpu
+    assert (
+        memory.startswith("memory: strategy=fsdp,") and "recompute=all and attention_backend=eager" in memory and "90%" in memory
+    )
+    assert disk.startswith("disk: FLAC takes 0.4 of 16-bit PCM, a label 2 bytes a frame of 20 ms, a checkpoint 12 bytes")
+    assert disk.endswith(", 7 of them at the end") and hours == "a corpus of 1,234 h (hours=)"
+    assert "a checkpoint 16 bytes" in plan_run(recipe(ema=True), question(), 7)["assumptions"][5]
+
+
 def test_peaks_are_those_of_the_precision():
     assert peak_flops(GPUS["a100"], "32-true") == pytest.approx(19.5e12)
     assert peak_flops(GPUS["a100"], "bf16-mixed") == peak_flops(GPUS["a100"], "16-mixed") == pytest.approx(312e12)
-    assert peak_flops(GPUS["v100"], "16-mixed") == 125e12
+    assert peak_flops(GPUS["v100"], "16-mixed") == 125e12 and peak_flops(GPUS["v100"], "32-true") == pytest.approx(15.7e12)
     with pytest.raises(ValueError, match="no bfloat16"):
         peak_flops(GPUS["v100"], "bf16-mixed")
 
@@ -212,15 +288,28 @@ def test_the_figures_are_printed_in_the_units_that_they_are_named_by():
     printed = lines_of(figures)
     assert printed[4].endswith("does not fit into 80 GiB; not even micro-batches of one longest row fit: lower batch.max_seconds")
     assert printed[6] == "disk: 1.0 TB of shards, 1.0 GB of labels, 999.9 kB of checkpoints"
+    figures["disk_bytes"] |= {"shards": 999.9e9, "labels": 999.9e6, "checkpoints": 1e6}
+    assert lines_of(figures)[6] == "disk: 999.9 GB of shards, 999.9 MB of labels, 1.0 MB of checkpoints"
 
 
 @pytest.mark.parametrize(
-    "changes", [{"utilisation": 1.01}, {"utilisation": 0.0}, {"classes": 0}, {"hours": -1.0}, {"flac_share": 0.0}]
+    "changes",
+    [
+        *({"utilisation": value} for value in (1.01, 0.0, -0.5, float("nan"), True)),
+        *({name: value} for name in ("hours", "gpu_memory_gib", "flac_share") for value in (-1.0, 0.0, float("inf"), "8")),
+        *({name: value} for name in ("classes", "gpus") for value in (0, -1, 1.5)),
+    ],
 )
 def test_a_question_out_of_range_is_refused(changes):
-    question(utilisation=1.0)
+    question(utilisation=1.0, classes=1, gpus=1, hours=1e-3, gpu_memory_gib=1, flac_share=2.0)
+    question(utilisation=1e-3, hours=None, gpu_memory_gib=None)
     with pytest.raises(ValueError, match=r"utilisation must lie in \(0, 1\]|must be positive and classes and gpus whole"):
         question(**changes)
+
+
+def test_a_gpu_that_is_not_in_the_table_is_refused_with_all_that_are():
+    with pytest.raises(ValueError, match=r"gpu must be one of h100, h200, a100, v100, l40s, but is b17"):
+        question(gpu="b17")
 
 
 def test_a_preset_has_the_hours_it_was_published_with_and_others_those_of_librispeech():

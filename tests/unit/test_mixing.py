@@ -271,6 +271,12 @@ def test_noise_without_a_bank_is_refused():
         ({"speech_db": (5, -5)}, r"mixing\.speech_db is \[5\.0, -5\.0\]"),
         ({"noise_db": (0, float("inf"))}, r"mixing\.noise_db"),
         ({"noise_db": (1,)}, r"mixing\.noise_db"),
+        ({"speech_db": (-float("inf"), 0)}, r"mixing\.speech_db"),
+        ({"speech_db": (1, 2, 3)}, r"mixing\.speech_db"),
+        ({"speech_db": (0, float("nan"))}, r"mixing\.speech_db"),
+        ({"prob": -0.1}, r"mixing\.prob is -0\.1"),
+        ({"noise_prob": 1.01}, r"mixing\.noise_prob is 1\.01"),
+        ({"max_share": 1.01}, r"mixing\.max_share is 1\.01"),
         ({"max_share": 0.0}, r"mixing\.max_share is 0\.0"),
         ({"mode": "espnet"}, r'mixing\.mode is "espnet"'),
     ],
@@ -278,6 +284,17 @@ def test_noise_without_a_bank_is_refused():
 def test_settings_out_of_range_are_refused_by_name(setting, message):
     with pytest.raises(ValueError, match=message):
         Mixing(**setting)
+
+
+@pytest.mark.parametrize("name", ["speech_db", "noise_db"])
+def test_settings_at_the_borders_of_their_ranges_are_allowed(name):
+    """A single energy ratio too: it is then that of every mixture."""
+    fixed = Mixing(**{"prob": 1.0, "noise_prob": float(name == "noise_db"), name: (3, 3), "max_share": 1.0})
+    noise = np.full(40, 700) if name == "noise_db" else None
+    record = draw(fixed, [1000] * 40, **({} if noise is None else {"noise_num_samples": noise}))
+    assert len(record) == 40 and record.energy_ratio_db.tolist() == [3.0] * 40
+    assert getattr(fixed, name) == (3.0, 3.0) and all(isinstance(limit, float) for limit in getattr(fixed, name))
+    assert len(draw(Mixing(prob=0.0), [1000] * 40)) == 0
 
 
 def test_limits_may_come_as_lists_and_leave_the_settings_hashable():

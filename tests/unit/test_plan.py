@@ -116,6 +116,10 @@ def test_a_frame_needs_400_samples_and_each_further_one_320():
     assert num_frames(np.array(samples)).tolist() == num_frames(torch.tensor(samples)).tolist() == frames
     assert [num_samples_of(count) for count in (1, 2, 3, 49)] == [400, 720, 1040, 15_760]
     assert [frames_of_seconds(seconds) for seconds in (0.0, 0.025, 0.0449, 0.045, 1.0, 15.625)] == [0, 1, 1, 2, 49, 781]
+    # Seconds of whole samples are those samples, though 16000 times the nearest float is below some of them (8.065 s, say).
+    for frames in range(1, 4000):
+        samples = 400 + 320 * (frames - 1)
+        assert (frames_of_seconds(samples / 16_000), frames_of_seconds((samples - 1) / 16_000)) == (frames, frames - 1)
 
 
 def test_seconds_become_frames_of_whole_receptive_fields():
@@ -205,16 +209,19 @@ def test_micro_batches_are_filled_up_to_their_budget():
     assert len(by_length[-1].rows) <= 799 // by_length[-1].num_frames[0]
 
 
-def test_neighbours_of_equal_length_stay_together_and_their_groups_are_shuffled():
+@pytest.mark.parametrize("group", [1, 2, 3])
+def test_neighbours_of_equal_length_stay_together_and_their_groups_are_shuffled(group):
     first = Counter()
     for epoch in range(300):
-        plan = plan_of(samples_of(*range(24, 199)), Batching(64.0, 16.0, 4.0, 0.5, group=3), epoch=epoch)
+        plan = plan_of(samples_of(*range(24, 199)), Batching(64.0, 16.0, 4.0, 0.5, group=group), epoch=epoch)
         longest = [int(plan.spec(i).num_frames[0]) for i in range(len(plan))]
         place = [sorted(longest, reverse=True).index(frames) for frames in longest]
-        groups = [number // 3 for number in place]
-        assert place == [n for group in dict.fromkeys(groups) for n in range(3 * group, min(3 * group + 3, len(place)))]
+        groups = [number // group for number in place]
+        assert place == [
+            n for which in dict.fromkeys(groups) for n in range(group * which, min(group * which + group, len(place)))
+        ]
         first[groups[0]] += 1
-    assert len(first) == ceil(len(place) / 3) > 4
+    assert len(first) == ceil(len(place) / group) > 4
     expected = 300 / len(first)
     assert sum((count - expected) ** 2 / expected for count in first.values()) < len(first) + 4 * (2 * len(first)) ** 0.5
 
@@ -438,6 +445,24 @@ def test_another_plan_begins_each_stream_with_its_next_epoch():
         assert again.ids(33) == new.ids(33)
 
 
+@pytest.mark.parametrize(
+    ("streams", "first"),
+    [
+        ([(0, 3), (0, 1)], 3),  # (epoch that a stream began with, epochs that it has begun)
+        ([(0, 1), (0, 3)], 3),
+        ([(4, 1), (2, 2)], 5),
+        ([(2, 3), (4, 1)], 5),
+    ],
+)
+def test_every_stream_of_another_plan_begins_behind_the_last_epoch_that_any_stream_of_its_source_had_begun(streams, first):
+    old = [{"first_epoch": epoch, "starts": [40 * number for number in range(count)]} for epoch, count in streams]
+    for number in (1, 2, 3):
+        new = schedule(6, streams=number, others=(0.5,))
+        new.begin_at(7, {"origin": 2, "streams": {"a": old}})
+        assert new.beginning() == {"origin": 7, "first_epochs": {"a": [first] * number, "b": [0] * number}}
+        assert {(name.source, name.epoch) for name in new.ids(7)} == {("a", first), ("b", 0)}
+
+
 def test_each_stream_of_each_source_is_passed_over_without_gaps():
     plan = schedule(6, streams=3, others=(0.5,))
     seen: dict[tuple[str, int, int], list[int]] = {}
@@ -634,8 +659,24 @@ def test_a_source_without_usable_audio_is_refused_by_name():
         (1400.0, 1400.0, 1300.0, 1.0),
         (12.0, 8.0, 4.0, 1.0),
         (4.0, 8.0, 4.0, 1.0),
+        (24.04, 8.0, 4.0, 1.0),
+        (23.999, 8.0, 4.0, 1.0),
+        (1300.0, 1300.0, 1200.1, 1.0),
+        (8.0, 8.0, 8.01, 1.0),
+        (8.0, 8.0, 4.0, 4.01),
+        (8.0, 8.0, 4.0, 0.0249),
+        (8.0, 8.0, 4.0, 1.0, "split", 0),
+        (8.0, 8.0, 4.0, 1.0, "split", 20, 0),
     ],
 )
 def test_impossible_lengths_and_policies_are_refused(arguments):
     with pytest.raises(ValueError):
         Batching(*arguments)
+
+
+def test_the_outermost_lengths_are_allowed():
+    assert Batching(1200.0, 1200.0, 1200.0, 1200.0, "pad", 1, 1).max_frames == 1 + (1200 * 16_000 - 400) // 320
+    assert Batching(0.025, 0.025, 0.025, 0.025).slots == 1
+    assert Batching(24.000001, 8.0, 4.0, 1.0).slots == 3, "a millionth is rounding"
+    plain = Batching(8.0, 8.0, 4.0, 1.0)
+    assert (plain.policy, plain.shards_per_block, plain.group) == ("split", 20, 4)

@@ -1,16 +1,21 @@
 """Labellings of audio: what is done again, what is refused, what is carried over, and what a verification counts."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from openwavlm.data.index import Index
+from openwavlm.labelling import pack_tasks
 from openwavlm.labelling.assign import assign_labels
+from openwavlm.labelling.extract import extract_feature_sets
 from openwavlm.labelling.fit import fit_codebook
-from openwavlm.labelling.pack_tasks import PackTarget, PackTask
+from openwavlm.labelling.pack_tasks import PackTarget, PackTask, label_pack
+from openwavlm.labelling.parts import ShardParts, write_parts
 from openwavlm.labelling.rebind import carrier, check_carried
 from openwavlm.labelling.verify import LabelVerification, verify_labels
 from openwavlm.targets.kmeans import Codebook
@@ -212,6 +217,11 @@ def test_a_pack_is_done_only_for_its_own_codebook_shards_and_bytes(place, tmp_pa
         PackTarget.of(tmp_path, books[0], "pack-00000", index, (1, 0)),
         PackTarget.of(tmp_path, books[0], "pack-00000", place.index("resharded"), (0, 1)),
     ]
+    # Equal centroids of other features make other labels; the order in which features are named is none of theirs.
+    other_features = dataclasses.replace(books[0], features={**books[0].features, "hop_ms": 5})
+    others.append(PackTarget.of(tmp_path, other_features, "pack-00000", index, (0, 1)))
+    turned = dataclasses.replace(books[0], features=dict(reversed(books[0].features.items())))
+    assert PackTarget.of(tmp_path, turned, "pack-00000", index, (0, 1)).key == target.key
     labels_file(tmp_path, "pack-00000").write_bytes(b"1234")
     rows_file(tmp_path, "pack-00000").write_bytes(b"123")
     target.done_file.parent.mkdir()
@@ -224,9 +234,74 @@ def test_a_pack_is_done_only_for_its_own_codebook_shards_and_bytes(place, tmp_pa
         write(*sizes)
         assert (target.done() is not None) is done
     write(4, 3)
-    assert [other.done() for other in others] == [None] * 4
+    assert [other.done() for other in others] == [None] * 5
     task = PackTask(place["shards"], (0, 1), (target, others[0]), None, None, "cpu", "assign")
     assert task.undone().targets == (others[0],)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_pack_names_the_gpu_of_its_layer_features_and_those_of_labels_that_it_took_over(place, tmp_path, monkeypatch, device):
+    index, book = place.index(), Codebook.load(place["codebook-first"])
+    of_layer = dataclasses.replace(book, features={**book.features, "name": "layer", "layer": 1})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU B")
+    monkeypatch.setattr(  # the teacher stands aside: its features are those of the codebook
+        pack_tasks,
+        "extract_feature_sets",
+        lambda settings, waveform, teacher, device: extract_feature_sets([book.features] * len(settings), waveform),
+    )
+
+    def written(carry_from: Path | None, *books: Codebook) -> list[str | None]:
+        folders = [tmp_path / f"{len(list(tmp_path.iterdir()))}-{number}" for number in range(len(books))]
+        targets = tuple(PackTarget.of(folder, one, "pack-00000", index, (0,)) for folder, one in zip(folders, books, strict=True))
+        label_pack(PackTask(place["shards"], (0,), targets, carry_from, None, device, "assign"))
+        assert all(not list((folder / "tasks").rglob("shard-*")) for folder in folders)
+        return [target.done()["record"].get("computed_on") for target in targets]
+
+    own = "GPU B" if device == "cuda" else None
+    assert written(None, book, of_layer, book) == [None, own, None], "MFCC are computed on the CPU"
+    older = tmp_path / "older"
+    shutil.copytree(place["labels-first"], older)
+    meta = json.loads((older / "meta.json").read_text())
+    for names, expected in (
+        (["GPU C, GPU A", "GPU A"], ["GPU A", own, "GPU C"]),
+        (["GPU B"], ["GPU B"]),
+        ([], [own]),
+    ):
+        for number, pack in enumerate(meta["packs"]):
+            pack.pop("computed_on", None)
+            if number < len(names):
+                pack["computed_on"] = names[number]
+        (older / "meta.json").write_text(json.dumps(meta))
+        assert written(older, of_layer) == [", ".join(name for name in expected if name) or None]
+
+
+def test_a_killed_pack_goes_on_behind_its_finished_shards_of_the_same_audio_and_codebook(place, tmp_path):
+    index = place.index()
+    counts = [index.shards[shard].rows for shard in (0, 1)]
+
+    def rows_computed(key: str, *shards: int) -> list[int]:
+        asked = []
+
+        def computer(some):
+            def labels_of_row(row: int) -> list[np.ndarray]:
+                asked.append(row)
+                return [np.full(1 + (int(index.num_samples[row]) - 400) // 320, row, dtype=np.uint16)]
+
+            assert list(some) == [0]
+            return labels_of_row
+
+        part = ShardParts(tmp_path / "labels", index, key)
+        write_parts([part], index, shards, computer, [16], [None])
+        for shard in shards:
+            assert all((part.labels(row) == row).all() for row in range(index.first_row[shard], index.first_row[shard + 1]))
+        return asked
+
+    first, second = list(range(counts[0])), list(range(counts[0], sum(counts)))
+    assert rows_computed("a", 0) == first and rows_computed("a", 0, 1) == second and rows_computed("a", 0, 1) == []
+    assert rows_computed("b", 0) == first, "of another codebook"
+    file = labels_file(tmp_path / "labels" / "tasks" / "shards", "shard-000001")
+    file.write_bytes(file.read_bytes()[:-2])
+    assert rows_computed("a", 0, 1) == first + second
 
 
 @pytest.mark.parametrize(("packs", "expected"), [(None, [1, 1, 1, 1]), (3, [2, 1, 1]), (2, [2, 2]), (9, [1, 1, 1, 1])])

@@ -170,11 +170,21 @@ def test_a_labelling_says_what_it_holds(place):
 
 
 def test_a_grown_labelling_counts_old_and_new_labels(place, tmp_path):
+    for name in ("shards", "resharded"):
+        assign_labels(place[name], place["codebook-first"], tmp_path / f"labels-{name}", packs=1)
     part = tmp_path / "shards"
     shutil.copytree(place["shards"], part)
     assign_labels(part, place["codebook-first"], tmp_path / "labels", packs=1)
+    before = json.loads((tmp_path / "labels" / "meta.json").read_text())
     assign_labels(place["resharded"], place["codebook-first"], tmp_path / "labels", packs=2)
     meta = json.loads((tmp_path / "labels" / "meta.json").read_text())
+    # Packs are read by their number: those that were there keep theirs.
+    assert [pack["name"] for pack in meta["packs"]] == ["pack-00000", "pack-00001", "pack-00002"]
+    assert meta["packs"][:1] == before["packs"]
+    for name in ("shards", "resharded"):
+        index = place.index(name)
+        store, alone = (LabelStore.open(path, index) for path in (tmp_path / "labels", tmp_path / f"labels-{name}"))
+        assert all(np.array_equal(store.read(row), alone.read(row)) for row in range(16))
     expected = 2 * np.bincount(np.concatenate(all_labels(place)), minlength=CLUSTERS)
     assert meta["label_counts"] == expected.tolist() and (meta["rows"], len(meta["packs"])) == (32, 3)
 

@@ -237,6 +237,18 @@ def test_a_row_with_another_number_of_frames_is_refused(index: Index, labels: Pa
         LabelStore.open(labels, index)
 
 
+@pytest.mark.parametrize("change", [-1, 1])
+@pytest.mark.parametrize("row", [0, 2, 5])
+def test_a_row_with_a_frame_more_or_less_is_refused_though_the_rows_behind_it_moved_too(
+    index: Index, labels: Path, row: int, change: int
+) -> None:
+    later = range(row + 1, len(np.load(rows_file(labels, "pack-00001"))))  # rows from 6 on, the first of the pack
+    move(labels, "pack-00001", frames={row: change}, offset=dict.fromkeys(later, change))
+    expected = len(true_labels(index, 6 + row))
+    with pytest.raises(ValueError, match=rf"row {6 + row} .* {expected + change} frames instead of {expected} in"):
+        LabelStore.open(labels, index)
+
+
 def move(labels: Path, pack: str, **columns: dict[int, int]) -> None:
     """Adds to entries of a pack's table of rows."""
     table = np.load(rows_file(labels, pack))

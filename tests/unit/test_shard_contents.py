@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import soundfile
 
 from openwavlm.data import reader as reader_module
+from openwavlm.data.audio import AudioError, check_clip
 from openwavlm.data.corpora.utterance import Utterance
 from openwavlm.data.done import is_done, refuse_many_skipped, skipped, task_done
 from openwavlm.data.fields import read_fields
@@ -43,6 +45,23 @@ def clip(name: str, samples: int, seed: int, **fields: Any) -> tuple[Utterance, 
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("a/one", "one"),
+        ("one", "one"),
+        ("a/b-c/" + "x" * 60, "x" * 48),
+        ("x" * 47 + "é.y", "x" * 47 + "_"),
+        ("a/Ümlaut  (2).wav", "_mlaut_2_wav"),
+        ("a/A_b-9", "A_b-9"),
+        ("a/", ""),
+    ],
+)
+def test_a_key_is_48_plain_characters_of_the_name_and_the_hash_of_source_and_whole_name(name, stem):
+    for source in ("set", "other"):
+        assert utterance_key(source, name) == f"{stem}-{number_of(f'{source}/{name}'):016x}"
 
 
 def test_a_row_of_joined_clips_has_a_tenth_of_a_second_of_silence_between_them():
@@ -161,6 +180,9 @@ def test_a_task_counts_what_it_wrote_and_what_it_left_out(written):
     }  # fmt: skip
     assert (done["clipped_samples"], done["clipped_files"]) == (50, 1)
     assert [(entry["name"], entry["reason"]) for entry in done["skipped"]] == [("u8", "all-zero")]
+    with pytest.raises(AudioError) as silence:
+        check_clip(np.zeros(16_000, dtype=np.int16))
+    assert done["skipped"][0]["detail"] == silence.value.detail != "all-zero" and done["skipped"][0]["path"] == "8.wav"
     assert done["skipped"][0]["stamp"] == [(output.parent / "8.wav").stat().st_size, (output.parent / "8.wav").stat().st_mtime_ns]
     assert task_done(output, 0) == done and is_done(output, 0)
 
@@ -195,6 +217,23 @@ def test_fields_are_read_only_from_behind_a_rows_own_audio(written):
     with pytest.raises(ValueError, match=r"the audio of row 1 must be followed by its \.json in .*000000-000\.tar"):
         read_fields(index, 1)
     assert read_fields(index, 0)["source"] == "set"
+
+
+def test_fields_are_found_behind_audio_of_whole_blocks_and_of_a_byte_more_or_less(written, tmp_path):
+    """Tar pads each member to blocks of 512 bytes; none is added to one that fills them."""
+    index = build_index(written[0])
+    index.path = tmp_path
+    (tmp_path / index.shards[0].name).parent.mkdir(parents=True)
+    index.nbytes = index.nbytes.astype(np.int64)
+    for size in (1, 511, 512, 513, 1023, 1024, 1025):
+        content = {"a.flac": b"f" * size, "a.json": json.dumps({"size": size}).encode() + b" " * size, "b.flac": b"g"}
+        with tarfile.open(tmp_path / index.shards[0].name, "w") as tar:
+            for name, payload in content.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(payload)
+                tar.addfile(member, io.BytesIO(payload))
+        index.offset, index.nbytes[0] = index.offset * 0 + 512, size
+        assert read_fields(index, 0) == {"size": size}
 
 
 def test_a_shard_of_another_size_or_without_its_done_file_is_not_done(written, tmp_path):

@@ -359,6 +359,10 @@ def test_the_settings_of_the_data_have_their_defaults_and_ranges(sets):
         {"validation": {"dev": {"shards": "a", "labels": "b"}}},  # with a share of the speakers held out as well
         {"validation": {"known": {"shards": "a", "labels": "b"}}, "validation_share": 0.0},
         {"validation": {"dev": {"shards": "a"}}, "validation_share": 0.0},
+        {"validation": {"dev": {"shards": "a", "labels": ""}}, "validation_share": 0.0},
+        {"validation": {"dev": {"shards": "a", "labels": ["b", "b"]}}, "validation_share": 0.0},
+        {"validation": {"dev": {"shards": "a", "labels": "b", "weight": 1}}, "validation_share": 0.0},
+        {"max_skip_rate": -0.1}, {"validation_seconds": -1.0},
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"data\."):
             Data(sets, **settings)
@@ -369,9 +373,28 @@ def test_the_settings_of_the_data_have_their_defaults_and_ranges(sets):
         {"speed": 1},
         {"labels": None},
         {"labels": ["a", "a"]},
+        {"labels": ["a", ""]},
+        {"labels": ["a", None]},
+        {"labels": []},
+        {"labels": 3},
+        {"labels": ""},
+        {"shards": ""},
+        {"shards": None},
+        {"weight": "2"},
+        {"weight": -1},
+        {"share": 0.0},
+        {"share": float("nan")},
     ):
         with pytest.raises(ValueError, match=r"data\.sources\.known"):
             Data({"known": {**sets["known"], **source}})
+    for settings in (
+        {"validation_share": 0.0}, {"validation_share": 0.99}, {"max_skip_rate": 0.0}, {"max_skip_rate": 0.99},
+        {"validation_seconds": 1e-3},
+        {"validation": {"dev": {"shards": "a", "labels": ["b", "c"]}}, "validation_share": 0.0},
+    ):  # fmt: skip
+        Data({"known": {**sets["known"], "weight": 1e-9, "share": 1e9, "labels": ["a", "b"]}}, **settings)
+    with pytest.raises(ValueError, match=r"data\.sources is empty"):
+        Data({})
     with pytest.raises(ValueError, match="but only known has one: set it for all"):
         Data({"known": {**sets["known"], "share": 1.0}, "unknown": sets["unknown"]})
 

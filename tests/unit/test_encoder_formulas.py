@@ -266,6 +266,24 @@ def test_the_encoders_input_is_emptied_of_padding_and_gets_positions_then_a_norm
     np.testing.assert_allclose(double(first), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["group", "layer"])
+def test_norms_of_half_precision_round_only_their_result(kind, dtype):
+    """(x - mean) / sqrt(var + eps) * w + b in float64; half precision then rounds by at most half a unit in the last place."""
+    norm = randomised(Float32GroupNorm(6, 6) if kind == "group" else Float32LayerNorm(40))
+    with torch.no_grad():
+        norm.weight.add_(1)
+    x = (300 + 8 * drawn(3, 6, 40)).to(dtype)
+    found = norm(x)
+    exact = double(x)
+    exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-5)
+    columns = (slice(None), None) if kind == "group" else slice(None)
+    expected = exact * double(norm.weight)[columns] + double(norm.bias)[columns]
+    assert found.dtype == dtype
+    bound = torch.finfo(dtype).eps / 2 * np.abs(expected) + 2e-5
+    assert (np.abs(double(found) - expected) <= 1.01 * bound).all()
+
+
 def test_each_probability_of_dropout_reaches_its_place():
     config = replace(CONFIG, dropout=0.1, attention_dropout=0.2, activation_dropout=0.3, input_dropout=0.4)
     model = WavLM(config)

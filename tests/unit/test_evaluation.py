@@ -12,8 +12,8 @@ from openwavlm.data.plan import MicroBatchSpec
 from openwavlm.training.evaluation import Evaluation, Unigram
 from steps import Ranks, log_probabilities, micro_batch, mixtures, model, prepared
 
-CLASSES = (7, 4)
-COUNTS = [np.array([5, 0, 3, 9, 9, 1, 0]), np.array([1, 2, 3, 4])]
+CLASSES = (7, 4, 5)
+COUNTS = [np.array([5, 0, 3, 9, 9, 1, 0]), np.array([1, 2, 3, 4]), np.array([8, 0, 2, 2, 1])]
 
 
 class Batches:
@@ -83,11 +83,14 @@ def expected_figures(learner, batches: Batches, sets: int, *, normalised: bool) 
                 known = [f for f in range(width) if not micro.mask[row, f] and micro.labels[row, f] >= 0]
                 guess = int(micro.labels[row, min(known, key=lambda f: (abs(f - frame), f))]) if known else -1
                 add("nearest", guess == label)
-                if sets > 1:
-                    label = int(micro.other_labels[0, row, frame])
-                    add("correct_2", int(found[1][place].argmax()) == label)
-                    add("loss_2", -float(found[1][place, label]))
-                    add("unigram_loss_2", -math.log((COUNTS[1][label] + 1) / (COUNTS[1].sum() + 4)))
+                for other in range(1, sets):
+                    label = int(micro.other_labels[other - 1, row, frame])
+                    add(f"correct_{other + 1}", int(found[other][place].argmax()) == label)
+                    add(f"loss_{other + 1}", -float(found[other][place, label]))
+                    add(
+                        f"unigram_loss_{other + 1}",
+                        -math.log((COUNTS[other][label] + 1) / (COUNTS[other].sum() + CLASSES[other])),
+                    )
     masked = sums["masked"]
     figures = {
         "cross_entropy": sums["loss"] / masked,
@@ -98,13 +101,16 @@ def expected_figures(learner, batches: Batches, sets: int, *, normalised: bool) 
         "masked_frames": masked,
         "unmasked_accuracy": sums["seen_correct"] / sums["seen"],
     }
-    if sets > 1:
-        figures |= {"cross_entropy_2": sums["loss_2"] / masked, "accuracy_2": sums["correct_2"] / masked}
-        figures |= {"unigram_cross_entropy_2": sums["unigram_loss_2"] / masked}
+    for other in range(2, sets + 1):
+        figures |= {
+            f"cross_entropy_{other}": sums[f"loss_{other}"] / masked,
+            f"accuracy_{other}": sums[f"correct_{other}"] / masked,
+        }
+        figures |= {f"unigram_cross_entropy_{other}": sums[f"unigram_loss_{other}"] / masked}
     return figures
 
 
-@pytest.mark.parametrize(("sets", "normalised"), [(1, False), (1, True), (2, False)])
+@pytest.mark.parametrize(("sets", "normalised"), [(1, False), (1, True), (2, False), (3, False)])
 def test_the_figures_are_means_over_the_masked_frames_of_clean_audio(sets, normalised):
     learner = model(
         CLASSES[:sets], seed=9, normalise_waveform=normalised, dropout=0.5, input_dropout=0.5, attention_dropout=0.5

@@ -76,6 +76,26 @@ def test_a_key_that_a_launch_added_or_took_away_is_absent_where_it_was(run):
     assert first["data"]["noise"] == second["data"]["noise"] == "n" and "noise" not in third["data"]
 
 
+def test_a_launch_that_was_killed_before_its_config_took_its_name_is_known_by_its_changes(run):
+    config = json.loads(json.dumps(CONFIG))
+    config["optim"]["lr"] = 0.2
+    (run / "config.yaml").write_text(yaml.safe_dump(config))  # as it was before the last launch
+    assert [segment_of(run, step).config["optim"]["lr"] for step in (1, 11, 21, 31)] == [0.1, 0.2, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("change", [(None, 0.5), (0.5, None), (None, None)])
+def test_a_key_that_a_launch_added_or_took_away_is_there_only_for_its_updates(run, change):
+    config = json.loads(json.dumps(CONFIG))
+    if change[1] is not None:
+        config["optim"]["ema"] = change[1]
+    content = json.loads((run / "run.json").read_text())
+    content["segments"] = [launch(0), launch(7, optim__ema=change)]
+    (run / "run.json").write_text(json.dumps(content))
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert [segment_of(run, step).config["optim"].get("ema") for step in (7, 8)] == list(change)
+    assert [len(segment_of(run, step).config["optim"]) for step in (7, 8)] == [1 + (value is not None) for value in change]
+
+
 @pytest.mark.parametrize("version", [PLAN_VERSION - 1, PLAN_VERSION + 1])
 def test_an_update_of_another_plan_version_is_refused(run, version):
     content = json.loads((run / "run.json").read_text())
@@ -178,6 +198,7 @@ def branch(tmp_path, caplog) -> Callable[..., dict[str, tuple[Any, Any]]]:
     AtomicCheckpointIO().save_checkpoint({"openwavlm": {"step": 80}}, checkpoint)
     (tmp_path / "new").mkdir()
     (stem / "metrics.csv").write_text("step\n80\n")
+    (stem / "validation.csv").write_text("step\n40\n")
 
     def begin(
         optim: dict[str, Any], allowed: tuple[str, ...] = (), parent: dict[str, Any] | None = None, **config: object
@@ -195,6 +216,7 @@ def branch(tmp_path, caplog) -> Callable[..., dict[str, tuple[Any, Any]]]:
 def test_a_branch_may_begin_until_the_last_update_before_its_decay(branch, tmp_path):
     assert branch(optim_of(100)) == {}
     assert (tmp_path / "new" / "metrics.csv").read_text() == "step\n80\n"
+    assert (tmp_path / "new" / "validation.csv").read_text() == "step\n40\n"
     with pytest.raises(ValueError, match=r"has 80 updates and the decay of optim\.updates=99 begins at 79"):
         branch(optim_of(99))
 

@@ -96,8 +96,34 @@ def test_the_optimiser_has_the_settings_and_its_groups_are_by_shape():
         assert group["weight_decay"] == decay and [id(p) for p in group["params"]] == [id(p) for p in names.values()]
         assert (group["betas"], group["eps"], group["lr"]) == ((0.7, 0.9), 1e-5, 0.3)
     everything = Optim(updates=9, warmup_updates=3, weight_decay=0.02, decay="all")
-    assert [list(group) for group in everything.groups(made)] == [list(shapes)]
-    assert [group["weight_decay"] for group in everything.optimizer(made).param_groups] == [0.02]
+    for order in (list(shapes), list(shapes)[::-1]):  # a model's first parameter may be a vector, as WavLM's mask embedding is
+        made = nn.Module()
+        for name in order:
+            setattr(made, name, nn.Parameter(torch.ones(shapes[name])))
+        assert [list(group) for group in everything.groups(made)] == [order]
+        assert [group["weight_decay"] for group in everything.optimizer(made).param_groups] == [0.02]
+    vectors = nn.Module()
+    vectors.gain = nn.Parameter(torch.ones(1, 1, 7))
+    assert [group["weight_decay"] for group in optim.optimizer(vectors).param_groups] == [0.0]
+
+
+def test_the_defaults_are_huberts():
+    """HuBERT Base (fairseq's `hubert_base_librispeech`): peak 5e-4 after 8 % of 400k updates, Adam (0.9, 0.98), eps 1e-6, clip 10."""
+    assert Optim(updates=400_000) == Optim(
+        updates=400_000,
+        lr=0.0005,
+        warmup_updates=32_000,
+        schedule="linear",
+        decay_share=0.2,
+        final_share=0.0,
+        betas=(0.9, 0.98),
+        eps=0.000001,
+        weight_decay=0.01,
+        decay="matrices",
+        clip_norm=10.0,
+        max_void_rate=0.01,
+        ema=0.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,6 +139,13 @@ def test_the_optimiser_has_the_settings_and_its_groups_are_by_shape():
         ({"lr": float("inf")}, "optim.lr .* must be positive"),
         ({"lr": float("nan")}, "optim.lr .* must be positive"),
         ({"clip_norm": -1.0}, "optim.clip_norm must be positive"),
+        ({"clip_norm": 0.0}, "optim.clip_norm must be positive"),
+        ({"final_share": -0.1}, r"optim.final_share in \[0, 1\]"),
+        ({"warmup_updates": -1}, r"optim.warmup_updates must lie in \[0, optim.updates\), but is -1 of 10"),
+        ({"schedule": "wsd", "decay_share": 1.1}, r"optim.decay_share must lie in \(0, 1\]"),
+        ({"betas": (-0.1, 0.9)}, r"optim.betas must be two numbers in \[0, 1\), but are \[-0.1, 0.9\]"),
+        ({"betas": (1.0, 0.9)}, r"optim.betas must be two numbers in \[0, 1\), but are \[1.0, 0.9\]"),
+        ({"weight_decay": float("inf")}, "optim.weight_decay not negative"),
         ({"final_share": 1.5}, r"optim.final_share in \[0, 1\]"),
         ({"betas": (0.9, 1.0)}, r"optim.betas must be two numbers in \[0, 1\), but are \[0.9, 1.0\]"),
         ({"betas": (0.9,)}, "optim.betas must be two numbers"),

@@ -81,6 +81,51 @@ except KeyboardInterrupt:
 """
 
 
+# A command of several processes: a launcher, its children, and what hands signals on to them.
+_LAUNCH = """
+import sys
+from openwavlm.processes import run_handing_on_signals
+worker = '''
+import os, signal, sys, time
+got = []
+def say(line):
+    os.write(1, line.encode() + bytes([10]))  # at once, beside the other process
+def on_signal(number, frame):
+    got.append(number)
+    say("process " + sys.argv[1] + " " + signal.Signals(number).name)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, on_signal)
+say("ready")
+while len(got) < 3:
+    time.sleep(0.01)
+'''
+launcher = '''
+import signal, subprocess, sys
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, lambda number, frame: print("launcher", number, flush=True))
+children = [subprocess.Popen([sys.executable, "-c", sys.argv[1], str(rank)]) for rank in range(2)]
+sys.exit(5 + sum(child.wait() for child in children))
+'''
+print("status", run_handing_on_signals([sys.executable, "-c", launcher, worker]), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists the children of a process")
+def test_a_launchers_processes_get_each_signal_and_the_launcher_none():
+    command = subprocess.Popen([sys.executable, "-c", _LAUNCH], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert command.stdout is not None and [command.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    try:
+        for number, send in ((signal.SIGUSR1, os.kill), (signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)):
+            send(command.pid, number)  # a terminal's Ctrl-C goes to its whole group, of which the launcher is no member
+            found = sorted(command.stdout.readline() for _ in range(2))
+            assert found == [f"process {rank} {number.name}\n" for rank in range(2)]
+        assert command.communicate(timeout=HANG_S)[0] == "status 5\n"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(command.pid, signal.SIGKILL)
+        command.communicate()
+
+
 @contextmanager
 def iterating(saving_s: int) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", _ITERATE, str(100 * saving_s)]

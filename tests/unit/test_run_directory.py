@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ import pytest
 import torch
 import yaml
 
+from openwavlm.build import _KEYS, _NODES
 from openwavlm.training import run_lock
 from openwavlm.training.checkpoint import (
     AtomicCheckpointIO,
@@ -82,6 +84,26 @@ def test_a_dead_launch_on_this_host_is_taken_over_at_once(tmp_path, holder, with
     lock = RunLock(tmp_path)
     assert json.loads((tmp_path / "lock").read_bytes())["pid"] == os.getpid()
     lock.release()
+
+
+def _lock_alone(directory: Path, held: "multiprocessing.synchronize.Event") -> None:
+    file = os.open(directory / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    held.set()
+    time.sleep(2 * HANG_S)
+
+
+def test_a_launch_that_has_not_written_its_name_yet_is_refused_too(tmp_path):
+    held = FORK.Event()
+    process = FORK.Process(target=_lock_alone, args=(tmp_path, held))
+    process.start()
+    try:
+        assert held.wait(HANG_S)
+        with pytest.raises(ValueError, match="is being written by another process: wait for it"):
+            RunLock(tmp_path)
+    finally:
+        process.kill()
+        process.join()
 
 
 def test_a_released_run_is_free(tmp_path):
@@ -369,6 +391,16 @@ def test_the_trajectory_is_every_key_that_decides_what_comes_out():
         config[group] = {**config.get(group, {}), name: 1} if name else 1
     assert trajectory(config) == dict.fromkeys(TRAJECTORY, 1)
     assert trajectory({"optim": {"ema": None, "betas": []}, "data": {}}) == {"optim.betas": [], "data": {}}
+
+
+def test_of_all_keys_of_a_config_only_those_named_here_are_free():
+    free = {"trainer", "callbacks", "logger", "loader", "health", "probes", "stop_after", "allow_change", "debug"}
+    keys = [*_NODES, *_KEYS]
+    assert set(keys) - set(trajectory(dict.fromkeys(keys, 1))) == free
+    for node in set(_NODES) - free:
+        names = list(inspect.signature(_NODES[node]).parameters)
+        fixed = {key.removeprefix(f"{node}.") for key in trajectory({node: dict.fromkeys(names, 1)})}
+        assert set(names) - fixed == ({"recompute"} if node == "model" else set()), node
 
 
 def test_a_key_that_was_added_or_taken_away_is_a_change():

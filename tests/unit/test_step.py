@@ -144,6 +144,12 @@ SCENES: dict[str, dict[str, Any]] = {
         "shares": (0.75, 0.25),
         "seed": 9,
     },
+    "three label sets": {
+        "classes": (7, 4, 3),
+        "loss": replace(WARM, logmel=0.0, targets=[3.0, 1.0, 2.0]),
+        "shares": (1 / 2, 1 / 6, 1 / 3),
+        "seed": 9,
+    },
     "special rows": {"special_rows": 4, "loss": WARM},
     "one of three ranks": {"control": Ranks(3, 50), "loss": WARM},
     "a padding micro-batch in front": {"padding": 0, "loss": WARM},
@@ -197,7 +203,10 @@ def test_a_step_of_three_unequal_micro_batches_is_the_sum_over_their_frames_divi
     assert record.with_unmasked == measured
     if not measured and not (values["loss"].unmasked and step < values["loss"].warm_share * 20):
         expected.sums |= {"unmasked": 0, "unmasked_correct": 0}
-    assert list(record.sums) == [*SUMS, *(["cross_entropy_2", "correct_2"] if len(shares) > 1 else [])]
+    assert list(record.sums) == [
+        *SUMS,
+        *(f"{name}_{number}" for number in range(2, len(shares) + 1) for name in ("cross_entropy", "correct")),
+    ]
     assert expected.sums["correct"] != expected.sums.get("correct_2"), "equal counts show nothing"
     for name, value in expected.sums.items():
         assert record.sums[name] == pytest.approx(value, rel=1e-5), name
@@ -351,9 +360,9 @@ def test_a_skipped_update_halves_the_scale_of_the_loss_and_is_counted_and_logged
     assert "update 7 was void (gradient norm nan): all losses on this rank are finite" in caplog.text
 
 
-@pytest.mark.parametrize(("classes", "place"), [((7,), 0), ((7, 4), 0), ((7, 4), 1)])
+@pytest.mark.parametrize(("classes", "place"), [((7,), 0), ((7, 4, 3), 0), ((7, 4, 3), 1), ((7, 4, 3), 2)])
 def test_a_micro_batch_whose_loss_is_not_finite_is_named_whichever_label_set_it_comes_from(caplog, classes, place):
-    module = training_module(model(classes), target_weights=(0.5, 0.5)[: len(classes)])
+    module = training_module(model(classes), target_weights=(0.5, 0.25, 0.25)[: len(classes)])
     calls = iter(range(2 * len(classes)))
     module.model.heads()[place].final_proj.register_forward_hook(lambda *args: args[2] * (math.nan if next(calls) == 1 else 1))
     parts = [micro_batch(n, [5000], classes=classes, identity=MicroBatchId("speech", 2, 0, 5 + n)) for n in range(2)]

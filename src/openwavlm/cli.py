@@ -108,7 +108,7 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig:
             with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
                 return hydra.compose(config_name, overrides)
         finally:
-            state.hydra = outer
+            GlobalHydra.instance().hydra = outer  # another object by now: Hydra restores a copy of the state
 
 
 def composed(config_name: str, overrides: list[str]) -> DictConfig:

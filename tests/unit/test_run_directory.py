@@ -220,6 +220,25 @@ def test_a_writer_that_was_taken_over_while_it_stood_still_ends(tmp_path):
     assert json.loads((tmp_path / "lock").read_text())["host"] == "elsewhere"
 
 
+@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"pid": 1}, {"began": 0.5}])
+def test_a_record_of_another_launch_ends_the_writer_whatever_sets_it_apart(tmp_path, monkeypatch, other):
+    """A later launch may have the same host and, in another container, the same process id."""
+    monkeypatch.setattr(run_lock, "HEARTBEAT_S", 0.001)
+    statuses: list[int] = []
+
+    def end(status: int) -> None:
+        statuses.append(status)
+        lock._stop.set()
+
+    monkeypatch.setattr(run_lock.os, "_exit", end)
+    lock = RunLock(tmp_path)
+    ours = lock._ours
+    lock._ours = {**ours, **other}  # as if the record in the file were another launch's
+    wait_until(lambda: bool(statuses) or not lock._thread.is_alive(), poll_s=0.001)
+    lock.release()
+    assert statuses[:1] == [TAKEN_OVER]
+
+
 def test_an_unreadable_lock_is_taken_over(tmp_path):
     for content in (b"", b"{", b"\x00" * 100, b"17"):
         (tmp_path / "lock").write_bytes(content)
@@ -497,6 +516,11 @@ def test_floats_come_back_as_they_were(tmp_path):
 
 
 def test_a_table_of_other_columns_is_refused(tmp_path):
+    path = tmp_path / "same-length.csv"
+    path.write_text("step,lost\n")
+    with pytest.raises(ValueError, match=r"same-length\.csv has other columns"):
+        CsvRecord(path, ["step", "loss"])
+    assert path.read_text() == "step,lost\n"
     path = written(tmp_path / "metrics.csv", range(1, 3))
     with pytest.raises(ValueError, match=r"metrics\.csv has other columns than this version writes: start a new run"):
         CsvRecord(path, ["step", "accuracy"], last_step=1)

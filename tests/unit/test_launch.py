@@ -1,0 +1,130 @@
+"""Parts of a launch: the summary that it writes, the plan that it goes on with, and the names that it refuses or makes."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from openwavlm.batch import MicroBatchId
+from openwavlm.cli import command, composed, conf_dir, swept
+from openwavlm.data.plan import PLAN_VERSION
+from openwavlm.train import _resume_plan, _summary, check_world_size
+from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, named_checkpoint
+from openwavlm.training.void_updates import Suspects
+
+
+def test_as_many_processes_as_micro_batches_may_share_a_step():
+    check_world_size(4, SimpleNamespace(slots=4))
+    with pytest.raises(ValueError, match="5 processes but only 4 micro-batches a step: use at most 4 processes"):
+        check_world_size(5, SimpleNamespace(slots=4))
+
+
+def test_a_summary_has_the_newest_validation_and_keeps_what_a_launch_without_updates_does_not_know(tmp_path):
+    (tmp_path / "validation.csv").write_text("step,cross_entropy,accuracy\n3,2.5,0.1\n6,2.25,\n")
+    first = _summary(tmp_path, 6, 10, 12.34, 5.67, 0, {"findings": 2})
+    assert first == json.loads((tmp_path / "summary.json").read_text())
+    assert first == {
+        "format_version": 1,
+        "updates": 6,
+        "complete": False,
+        "validation": {"step": 6.0, "cross_entropy": 2.25},
+        "this_launch": {"audio_seconds": 12.3, "wall_seconds": 5.7},
+        "health": {"findings": 2},
+    }
+    again = _summary(tmp_path, 10, 10, 0.0, 0.0, 0)
+    assert again == {**first, "updates": 10, "complete": True}
+    assert _summary(tmp_path, 9, 10, 1.0, 1.0, 1)["complete"] is False, "a further rank writes nothing"
+    assert json.loads((tmp_path / "summary.json").read_text()) == again
+    (tmp_path / "validation.csv").write_text("step,cross_entropy,accuracy\n6,2.")
+    assert _summary(tmp_path, 10, 10, 0.0, 0.0, 0)["validation"] == {}, "a line that was torn off"
+
+
+class Plan:
+    """A schedule that remembers what it was set to."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on."""
+        self.calls.append(("restore", state["key"]))
+
+    def begin_at(self, start: int, state: dict[str, Any]) -> None:
+        """Begins the next data epochs."""
+        self.calls.append(("begin", start, state["key"]))
+
+
+@pytest.mark.parametrize(
+    ("version", "key", "allowed", "expected"),
+    [
+        (PLAN_VERSION, "k", [], ("restore", "k")),
+        (PLAN_VERSION, "other", [], ("begin", 7, "other")),
+        (PLAN_VERSION - 1, "k", ["plan"], ("begin", 7, "k")),
+        (PLAN_VERSION - 1, "k", ["data", "planes"], None),
+        (PLAN_VERSION + 1, "k", [], None),
+    ],
+)
+def test_a_launch_goes_on_in_the_same_plan_or_begins_the_next_epochs_where_that_is_allowed(version, key, allowed, expected):
+    schedule, state = Plan(), {"plan_version": version, "key": key}
+    if expected is None:
+        with pytest.raises(ValueError, match=f"follows plan version {version}, this version plans by {PLAN_VERSION}"):
+            _resume_plan(schedule, state, "k", 7, allowed)
+        assert schedule.calls == []
+    else:
+        _resume_plan(schedule, state, "k", 7, allowed)
+        assert schedule.calls == [expected]
+
+
+def test_of_equal_figures_the_earlier_checkpoint_is_the_best(tmp_path):
+    for step, figure in ((10, 2.0), (20, 1.5), (30, 1.5), (40, float("nan"))):
+        content = {"openwavlm": {"step": step, "validation": figure}}
+        AtomicCheckpointIO().save_checkpoint(content, checkpoint_path(tmp_path, step))
+    assert named_checkpoint(tmp_path, "best") == checkpoint_path(tmp_path, 20)
+
+
+def test_the_losses_that_are_kept_for_naming_hold_no_graph():
+    suspects = Suspects([], [])
+    suspects.add(MicroBatchId("speech", 0, 0, 0), torch.ones((), requires_grad=True) * 2)
+    assert not suspects.losses[0].requires_grad
+
+
+def test_a_trial_is_called_by_what_its_sweep_varies(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "-m", "name=x", "seed=1,2", "optim.lr=choice(0.1,0.2)", "--flag=7"])
+    assert swept(["name=x", "seed=1", "optim.lr=0.1"]) == "seed-1__optim.lr-0.1"
+    assert swept(["name=x"]) == "trial"
+    assert swept(["optim.betas=[0.9,0.98]"]) == "optim.betas--0.9-0.98-"
+
+
+def test_a_config_that_is_composed_within_a_command_leaves_the_commands_state():
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        outer = GlobalHydra.instance().hydra
+        assert composed("train", ["seed=7"]).seed == 7
+        assert GlobalHydra.instance().hydra is outer
+        with pytest.raises(ValueError, match=r"sed is not a known key; did you mean seed\?"):
+            composed("train", ["sed=7"])
+        assert GlobalHydra.instance().hydra is outer
+    assert composed("train", ["seed=8"]).seed == 8
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments", "status"),
+    [(KeyboardInterrupt, [], 130), (ValueError, [], 2), (OSError, [], 2), (ValueError, ["debug=true"], None)],
+)
+def test_an_interrupted_command_and_a_refused_one_have_statuses_of_their_own(monkeypatch, tmp_path, error, arguments, status):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["program", "name=x", *arguments])
+    monkeypatch.setattr("openwavlm.cli.check_complete", lambda config: None)
+    monkeypatch.setattr("openwavlm.cli.logging.basicConfig", lambda **values: None)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which the command sets
+
+    def fail(config: object) -> None:
+        raise error("refused")
+
+    with pytest.raises(SystemExit if status else error) as ended:
+        command("train")(fail)()
+    if status:
+        assert ended.value.code == status

@@ -10,9 +10,10 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from openwavlm.batch import MicroBatchId
+from openwavlm.build import with_placeholders
 from openwavlm.cli import command, composed, conf_dir, swept
 from openwavlm.data.plan import PLAN_VERSION
-from openwavlm.train import _resume_plan, _summary, check_world_size
+from openwavlm.train import _continue, _resume_plan, _summary, check_world_size
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, named_checkpoint
 from openwavlm.training.void_updates import Suspects
 
@@ -128,3 +129,24 @@ def test_an_interrupted_command_and_a_refused_one_have_statuses_of_their_own(mon
         command("train")(fail)()
     if status:
         assert ended.value.code == status
+
+
+def test_a_run_goes_on_only_from_the_model_that_it_began_as(monkeypatch):
+    record = SimpleNamespace(content={})
+    values: dict[str, Any] = {"init_from": "here", "allow_change": []}
+    monkeypatch.setattr("openwavlm.train.begin_from", lambda encoder, path: {"path": path, "model": encoder})
+    _continue("first", values, record)
+    assert record.content == {"init_from": {"path": "here", "model": "first"}}
+    _continue("first", values, record)
+    with pytest.raises(ValueError, match="began as the model first of here, but here now holds other"):
+        _continue("other", values, record)
+    assert record.content["init_from"]["model"] == "first"
+    _continue("other", {**values, "allow_change": ["init_from"]}, record)
+    assert record.content["init_from"]["model"] == "other"
+
+
+def test_only_folders_that_are_not_named_get_a_placeholder():
+    sources = {"a": {"shards": "here", "labels": None, "share": 0.5}, "b": {"labels": "l"}}
+    values = {"seed": 1, "data": {"noise": None, "sources": sources}}
+    made = {"a": {"shards": "here", "labels": "(none)", "share": 0.5}, "b": {"shards": "(none)", "labels": "l"}}
+    assert with_placeholders(values) == {"seed": 1, "data": {"noise": None, "sources": made}}

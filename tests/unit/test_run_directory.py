@@ -77,7 +77,8 @@ def test_a_second_launch_is_refused_with_pid_and_host(tmp_path, holder):
 
 
 @pytest.mark.parametrize("with_child", [False, True])
-def test_a_dead_launch_on_this_host_is_taken_over_at_once(tmp_path, holder, with_child):
+def test_a_dead_launch_on_this_host_is_taken_over_at_once(tmp_path, holder, monkeypatch, with_child):
+    monkeypatch.setattr(RunLock, "_lives", lambda lock, seen: pytest.fail("a dead process is waited for"))
     process = holder(with_child=with_child)
     os.kill(process.pid, signal.SIGKILL)
     process.join()

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -224,20 +225,22 @@ def test_a_writer_that_was_taken_over_while_it_stood_still_ends(tmp_path):
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"pid": 1}, {"began": 0.5}])
 def test_a_record_of_another_launch_ends_the_writer_whatever_sets_it_apart(tmp_path, monkeypatch, other):
     """A later launch may have the same host and, in another container, the same process id."""
-    monkeypatch.setattr(run_lock, "HEARTBEAT_S", 0.001)
     statuses: list[int] = []
-
-    def end(status: int) -> None:
-        statuses.append(status)
-        lock._stop.set()
-
-    monkeypatch.setattr(run_lock.os, "_exit", end)
+    monkeypatch.setattr(run_lock.os, "_exit", statuses.append)
     lock = RunLock(tmp_path)
-    ours = lock._ours
-    lock._ours = {**ours, **other}  # as if the record in the file were another launch's
-    wait_until(lambda: bool(statuses) or not lock._thread.is_alive(), poll_s=0.001)
+    lock._stop.set()
+    lock._thread.join()
+
+    def beat() -> list[int]:
+        rounds = iter([False, True])
+        lock._stop = SimpleNamespace(wait=lambda seconds: next(rounds), set=lambda: None)
+        lock._beats()
+        return statuses
+
+    assert beat() == []
+    lock._ours = {**lock._ours, **other}  # as if the record in the file were another launch's
+    assert beat() == [TAKEN_OVER]
     lock.release()
-    assert statuses[:1] == [TAKEN_OVER]
 
 
 def test_an_unreadable_lock_is_taken_over(tmp_path):

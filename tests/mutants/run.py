@@ -132,8 +132,6 @@ def _passes(tests: tuple[str, ...]) -> tuple[bool, str]:
                 )
             import pytest
 
-            # A worker of a pool is a daemon, which may start no process; a test may.
-            multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
             options = ["-x", "-q", "-p", "no:cacheprovider", "--durations=0", "-m", "not long"]
             status = int(pytest.main([*options, "-W", "ignore::pytest.PytestAssertRewriteWarning", *tests]))
             sys.stdout.flush()

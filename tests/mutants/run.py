@@ -164,6 +164,12 @@ def _judge(mutant: Mutant) -> tuple[Mutant, bool, str]:
     return mutant, not passed, line
 
 
+def _unchanged(changes: list[Mutant]) -> list[tuple[str, ...]]:
+    """The tests that must pass without a change: whole files of unit tests, of others what is named."""
+    named = {test for mutant in changes for test in mutant.tests}
+    return sorted({(test.split("::")[0] if test.startswith("tests/unit/") else test,) for test in named})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", help="names of lists, or kinds")
@@ -180,7 +186,7 @@ def main() -> int:
             min(arguments.jobs, len(changes)), multiprocessing.get_context("spawn"), _begin, (Path(temporary),)
         ) as pool,
     ):
-        for passed, line in pool.map(_passes, sorted({(test,) for mutant in changes for test in mutant.tests})):
+        for passed, line in pool.map(_passes, _unchanged(changes)):
             if not passed:
                 print(f"the tests must pass without a change, but: {line}")
                 pool.shutdown(cancel_futures=True)

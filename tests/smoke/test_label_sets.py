@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from openwavlm.data.index import Index
+from openwavlm.data.reader import ShardReader, UnreadableAudio
 from openwavlm.data.sources import Data, OpenData
 from openwavlm.export import export_run, load_run
 from openwavlm.labelling.assign import assign_labels
@@ -231,13 +232,18 @@ def test_a_second_set_that_changed_is_refused_at_resume(run: Path, place: Place,
         train(compose([*RUN, *alone]), tmp_path / "run")
 
 
-def test_a_row_that_one_set_lacks_is_in_none(place: Place, tmp_path: Path) -> None:
-    index = Index.open(place.folder / "shards")
-    labels = shutil.copytree(place.folder / "shards-labels-1", tmp_path / "labels")
-    pack = labels / "pack-00000.rows.npy"
-    rows = np.load(pack)
-    rows["frames"][0] = 0
-    np.save(pack, rows)
+def test_a_row_that_one_set_lacks_is_in_none(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, labels, read = Index.open(place.folder / "shards"), tmp_path / "labels", ShardReader.read
+
+    def read_all_but_the_first(self, row, *rest, **named):
+        if row == 0:
+            raise UnreadableAudio("it is gone")
+        return read(self, row, *rest, **named)
+
+    monkeypatch.setattr(ShardReader, "read", read_all_but_the_first)
+    assign_labels(place.folder / "shards", place.folder / "codebook-1", labels, max_skip_rate=0.5)
+    monkeypatch.undo()
+    assert np.load(labels / "pack-00000.rows.npy")["frames"][0] == 0
     sets = [place.folder / "shards-labels-0", labels]
     from openwavlm.build import make_builder, objects, plain
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# CPU=1: a torch without CUDA, 1.9 instead of 5.4 GB. The environment remembers it; `make setup CPU=` goes back.
+# CPU=1: a torch without CUDA, 1.7 instead of 5.4 GB. The environment remembers it; `make setup CPU=` goes back.
 CPU ?= $(if $(wildcard $(VENV)/.current-cpu),1)
 STAMP := $(VENV)/.current$(if $(CPU),-cpu)
 CONSTRAINTS := $(if $(CPU),constraints-newest.txt,constraints.txt)

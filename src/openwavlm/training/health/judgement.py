@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from openwavlm.augment.mixing import Mixing
 from openwavlm.training.health.settings import Health
 
-# An idle machine shows below .02; one busy loop on a core that the training runs on shows .5.
+# Ours: a process that shares its core with one busy loop waits about half of the time.
 _SHARED_SHARE = 0.1
 
 

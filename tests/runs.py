@@ -1,11 +1,14 @@
 """Launches training runs in fresh processes that start in a second: a fork server that has imported everything already."""
 
 import csv
+import faulthandler
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +33,8 @@ TINY_MODEL = [
     "head.final_dim=8",
 ]
 
+
+_WHERE_ARE_YOU = signal.SIGUSR2
 
 SETTINGS = [
     "experiment=wavlm_nano",
@@ -129,12 +134,18 @@ def _kill_at_fsync(count: int) -> None:
 
 
 def _main(
-    overrides: list[str], directory: Path, environment: dict[str, str], fsync: int | None, patch: Callable[[], None] | None
+    overrides: list[str],
+    directory: Path,
+    environment: dict[str, str],
+    fsync: int | None,
+    patch: Callable[[], None] | None,
+    stacks: Path,
 ) -> None:
     import logging
 
     import torch
 
+    faulthandler.register(_WHERE_ARE_YOU, stacks.open("w"), all_threads=True)
     logging.basicConfig(level=logging.ERROR)
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # as in an ordinary process, not the fork server of this test
@@ -158,13 +169,18 @@ def launch(
     patch: Callable[[], None] | None = None,
     patience: float = HANG_S,
 ) -> list[int]:
-    """Runs a launch to its end or its death, for at most `patience` seconds; returns the exit codes of its processes."""
+    """Runs a launch to its end or its death; returns the exit codes of its processes.
+
+    Raises:
+        AssertionError: If a process is still there after `patience` seconds, with the stacks of all; they are killed.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["openwavlm.train"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     processes = []
+    folder = Path(tempfile.mkdtemp(prefix="stacks-"))
     for rank in range(world_size):
         environment = {}
         if world_size > 1:
@@ -178,16 +194,34 @@ def launch(
                 "MASTER_PORT": str(port),
                 "TORCHELASTIC_RUN_ID": "test",
             }
-        process = context.Process(target=_main, args=(overrides, directory, environment, kill_at_fsync, patch))
+        process = context.Process(
+            target=_main, args=(overrides, directory, environment, kill_at_fsync, patch, folder / f"{rank}")
+        )
         process.start()
         processes.append(process)
     if kill_after is not None:
         time.sleep(kill_after)
         for process in processes:
             process.kill()
+    deadline = time.monotonic() + patience
     for process in processes:
-        process.join(patience)
-    return [process.exitcode for process in processes]
+        process.join(max(0.0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    if None in codes:
+        raise AssertionError(f"hangs, exit codes {codes}\n{_stacks(processes, folder)}")
+    shutil.rmtree(folder, ignore_errors=True)
+    return codes
+
+
+def _stacks(processes: list[Any], folder: Path) -> str:
+    """Where the processes that are still there are, which are killed then."""
+    for process in processes:
+        if process.is_alive():
+            os.kill(process.pid, _WHERE_ARE_YOU)
+    time.sleep(2)
+    for process in processes:
+        process.kill()
+    return "\n".join(f"rank {path.name}\n{path.read_text()}" for path in sorted(folder.iterdir()))
 
 
 def random_moments(count: int, longest: float, seed: int) -> list[float]:

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import soxr
 
-from openwavlm.data.audio import check_clip, decode, encode_flac, flac_md5, pcm_id, pcm_md5, probe_seconds
+from openwavlm.data.audio import check_clip, decode, encode_flac, flac_md5, pcm_id, pcm_md5, probe_channels, probe_seconds
 from openwavlm.data.containers import AudioError, has_xing_header
 from synthetic import speech_like
 
@@ -294,3 +294,15 @@ def test_the_length_of_an_mp3_is_found_behind_a_tag_of_any_size(size: int) -> No
     file.seek(7)
     has_xing_header(file)
     assert file.tell() == 7
+
+
+def test_one_channel_is_decoded_alone(tmp_path: Path) -> None:
+    other = SPEECH[::-1].copy()
+    soundfile.write(tmp_path / "a.wav", np.stack([SPEECH, other], axis=1), 16_000)
+    assert probe_channels(tmp_path / "a.wav") == 2
+    for channel, expected in enumerate([SPEECH, other]):
+        decoded = decode(tmp_path / "a.wav", channel=channel)
+        np.testing.assert_array_equal(decoded.samples, expected)
+        assert (decoded.channel, decoded.out_of_phase) == (channel, False)
+    assert decode(tmp_path / "a.wav").channel is None
+    assert reason(tmp_path / "a.wav", channel=2) == "no-such-channel"

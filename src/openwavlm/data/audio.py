@@ -36,10 +36,14 @@ class Decoded:
     Attributes:
         samples: int16 (samples,) at 16 kHz, mono.
         num_clipped: Samples that lay beyond full scale after mixing down and resampling, and were cut to it.
+        channel: Number of the channel that the samples are, from 0; None for the mean of all channels.
+        out_of_phase: Whether the mean was wanted, but the channels cancel each other and `channel` was taken instead.
     """
 
     samples: np.ndarray
     num_clipped: int
+    channel: int | None = None
+    out_of_phase: bool = False
 
 
 class SequentialFile(soundfile.SoundFile):
@@ -63,7 +67,22 @@ def probe_seconds(path: Path) -> float | None:
     return None if info.frames >= _UNKNOWN_FRAMES else info.frames / info.samplerate
 
 
-def decode(path: Path, *, start_s: float = 0.0, end_s: float | None = None, max_hours: float = 12.0) -> Decoded:
+def probe_channels(path: Path) -> int | None:
+    """Number of channels, or None where the file cannot be read; never decodes."""
+    try:
+        return int(soundfile.info(str(path)).channels)
+    except (soundfile.SoundFileError, OSError, RuntimeError):
+        return None
+
+
+def decoders() -> dict[str, str]:
+    """Names and versions of the libraries that decode and resample, for the records of what they made."""
+    return {"soundfile": f"{soundfile.__version__} (libsndfile {soundfile.__libsndfile_version__})", "soxr": soxr.__version__}
+
+
+def decode(
+    path: Path, *, start_s: float = 0.0, end_s: float | None = None, max_hours: float = 12.0, channel: int | None = None
+) -> Decoded:
     """Decodes a recording, or a range of it, to 16 kHz mono int16: channels averaged, soxr HQ, rounded to nearest.
 
     16 kHz mono 16-bit PCM passes through bit for bit.
@@ -73,13 +92,15 @@ def decode(path: Path, *, start_s: float = 0.0, end_s: float | None = None, max_
         start_s: Where to begin, seconds.
         end_s: Where to end, seconds; None for the end of the file. Up to half a second past the end is forgiven.
         max_hours: Longest range that is decoded.
+        channel: The only channel to decode, from 0; None for the mean of all channels. Channels that cancel each other, as those
+            of a recording with one microphone reversed do, are not averaged: the first is taken, and `out_of_phase` set.
 
     Returns:
-        The samples and how many of them clipped.
+        The samples, how many of them clipped, and which channel they are.
 
     Raises:
-        AudioError: With reason `missing`, `zero-length`, `unreadable`, `out-of-range`, `too-long`, `not-finite`, `truncated` or
-            `over-scale`.
+        AudioError: With reason `missing`, `zero-length`, `unreadable`, `out-of-range`, `too-long`, `not-finite`, `truncated`,
+            `over-scale` or `no-such-channel`.
     """
     try:
         size = path.stat().st_size
@@ -87,14 +108,16 @@ def decode(path: Path, *, start_s: float = 0.0, end_s: float | None = None, max_
             if size == 0:
                 raise AudioError("zero-length", "the file is empty")
             check_complete(file, size)
-            return _decode_open(file, size, start_s, end_s, max_hours)
+            return _decode_open(file, size, start_s, end_s, max_hours, channel)
     except FileNotFoundError as error:
         raise AudioError("missing", "no such file") from error
     except OSError as error:
         raise AudioError("unreadable", error.strerror or str(error)) from error
 
 
-def _decode_open(file: BinaryIO, size: int, start_s: float, end_s: float | None, max_hours: float) -> Decoded:
+def _decode_open(
+    file: BinaryIO, size: int, start_s: float, end_s: float | None, max_hours: float, channel: int | None
+) -> Decoded:
     try:
         sound = SequentialFile(file)
     except (soundfile.SoundFileError, RuntimeError) as error:
@@ -102,6 +125,8 @@ def _decode_open(file: BinaryIO, size: int, start_s: float, end_s: float | None,
     with sound:
         sound_format = sound.format
         rate, known = sound.samplerate, sound.frames < _UNKNOWN_FRAMES
+        if channel is not None and not 0 <= channel < sound.channels:
+            raise AudioError("no-such-channel", f"channel {channel} of a recording with {sound.channels}, counted from 0")
         if sound.frames == 0:
             raise AudioError("zero-length", "the header announces 0 samples")
         first = int(start_s * rate)
@@ -121,7 +146,7 @@ def _decode_open(file: BinaryIO, size: int, start_s: float, end_s: float | None,
         if first:
             sound.seek(first)
         chunks, num_clipped, decoded = [], 0, 0
-        for block, frames in _blocks(sound, file, wanted):
+        for block, frames in _blocks(sound, file, wanted, channel):
             decoded += frames
             if decoded > limit:
                 raise AudioError("too-long", f"more than max_hours={max_hours:g}")
@@ -140,10 +165,10 @@ def _decode_open(file: BinaryIO, size: int, start_s: float, end_s: float | None,
         raise AudioError(
             "over-scale", f"{num_clipped} of {len(samples)} samples lie beyond full scale: scale the file to ±1 first"
         )
-    return Decoded(samples, num_clipped)
+    return Decoded(samples, num_clipped, channel)
 
 
-def _blocks(sound: soundfile.SoundFile, file: BinaryIO, wanted: int) -> Iterator[tuple[np.ndarray, int]]:
+def _blocks(sound: soundfile.SoundFile, file: BinaryIO, wanted: int, channel: int | None) -> Iterator[tuple[np.ndarray, int]]:
     """Yields mono 16 kHz blocks (int16 if stored so, else float32) with the number of frames that each took from the file."""
     plain = sound.samplerate == SAMPLE_RATE_HZ and sound.channels == 1 and sound.subtype == "PCM_16"
     stream = None
@@ -160,7 +185,7 @@ def _blocks(sound: soundfile.SoundFile, file: BinaryIO, wanted: int) -> Iterator
         if len(block) == 0:
             break
         left -= len(block)
-        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+        mono = block[:, channel or 0] if channel is not None or block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
         if not plain and not np.isfinite(mono).all():
             raise AudioError("not-finite", "the samples contain NaN or infinity")
         yield (mono if stream is None else stream.resample_chunk(mono)), len(block)

@@ -10,7 +10,7 @@ class AudioError(ValueError):
 
     Attributes:
         reason: One of `missing`, `unreadable`, `truncated`, `zero-length`, `all-zero`, `not-finite`, `too-short`, `too-long`,
-            `out-of-range`, `over-scale`.
+            `out-of-range`, `over-scale`, `no-such-channel`, `undecoded` (bytes remain that the decoder did not take).
         detail: What exactly was found.
     """
 

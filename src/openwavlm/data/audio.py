@@ -1,83 +1,132 @@
 """Any recording → 16 kHz mono int16, and the FLAC payload that shards store; what is wrong with a bad file gets a name.
 
-libsndfile decodes WAV, FLAC, Ogg Vorbis, Opus, MP3 and NIST SPHERE; soxr (HQ) resamples.
+libsndfile decodes PCM containers and FLAC (`sound_files.py`), FFmpeg everything else (`media.py`, the extra `media`); soxr (HQ)
+resamples. Each decoder ends with a check that no audio of the file remains undecoded.
 """
 
+import errno
 import hashlib
-import io
+import os
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 import numpy as np
 import soundfile
 import soxr
 
-from openwavlm.data.containers import AudioError, check_complete, has_xing_header
+from openwavlm.data.containers import AudioError, read_at
+from openwavlm.data.flac import flac_md5 as flac_md5
+from openwavlm.data.media import MediaSource, media_version
+from openwavlm.data.mixing_down import Decoded, MixDown, Resampler, Samples
+from openwavlm.data.sound_files import SoundFileSource, UnsupportedFormat, file_in_memory
 from openwavlm.frames import RECEPTIVE_FIELD_SAMPLES, SAMPLE_RATE_HZ
 
-EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".sph"})
-# Listed with the others so that they are reported as skipped instead of vanishing.
-UNREADABLE_EXTENSIONS = frozenset({".m4a", ".aac", ".wma", ".mp4", ".webm", ".amr", ".ape"})
+_PCM_EXTENSIONS = {
+    ".wav",
+    ".wave",
+    ".rf64",
+    ".bwf",
+    ".w64",
+    ".aiff",
+    ".aif",
+    ".aifc",
+    ".caf",
+    ".au",
+    ".snd",
+    ".sph",
+    ".wv1",
+    ".wv2",
+}
+_MEDIA_EXTENSIONS = {
+    *(".mp3", ".mp2", ".ogg", ".oga", ".opus", ".spx", ".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".aac"),
+    *(".webm", ".mka", ".mkv", ".wma", ".asf", ".amr", ".awb", ".wv", ".tta", ".ape"),
+}
+EXTENSIONS = frozenset(_PCM_EXTENSIONS | _MEDIA_EXTENSIONS | {".flac"})
+# Audio that no decoder here takes; listed with the others so that it is reported as skipped instead of vanishing.
+UNREADABLE_EXTENSIONS = frozenset({".ra", ".rm", ".shn", ".mpc", ".ac3", ".dts", ".dsf", ".vox", ".gsm", ".voc"})
 
-_BLOCK_FRAMES = 1 << 18
-_UNKNOWN_FRAMES = 1 << 62
-_LOSSY_TOLERANCE_S = 0.1
-# Tags at the end of an MP3 (ID3v1, APE) and one read-ahead buffer.
-_MP3_REST_BYTES = 1 << 14
-_FLAC_MD5 = slice(26, 42)
+# What an error in opening says about the file, not about the machine: everything else (EMFILE, EIO, ESTALE, ENOMEM …) is raised.
+_PATH_ERRORS = {
+    errno.ENOENT: "missing",
+    errno.ENOTDIR: "missing",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO), "unreadable"),
+}
+_FILE_TYPES = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+# Verdicts that a failing disk could cause as well.
+_CONTENT_REASONS = {"unreadable", "truncated", "undecoded", "zero-length", "not-finite"}
+_LOWEST_RATE_HZ, _HIGHEST_RATE_HZ = 1_000, 1_000_000
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """A decoded recording.
+class Source(Protocol):
+    """An open recording.
 
     Attributes:
-        samples: int16 (samples,) at 16 kHz, mono.
-        num_clipped: Samples that lay beyond full scale after mixing down and resampling, and were cut to it.
-        channel: Number of the channel that the samples are, from 0; None for the mean of all channels.
-        out_of_phase: Whether the mean was wanted, but the channels cancel each other and `channel` was taken instead.
+        rate: Samples a second.
+        channels: Number of channels.
+        frames: Samples of each channel; None if only decoding them all will tell.
+        claimed_s: Duration that the header claims, seconds; None where it claims none.
     """
 
-    samples: np.ndarray
-    num_clipped: int
-    channel: int | None = None
-    out_of_phase: bool = False
+    rate: int
+    channels: int
+    frames: int | None
+    claimed_s: float | None
 
+    def blocks(self, first: int, last: int | None) -> Iterator[np.ndarray]:
+        """Decodes samples `first` to `last` (None: to the end): int16, or float32 in [−1, 1], (frames, channels).
 
-class SequentialFile(soundfile.SoundFile):
-    """A sound file read forwards only.
+        Raises:
+            AudioError: If the file cannot be decoded, or holds more audio than is decoded.
+            OSError: If it cannot be read.
+        """
 
-    python-soundfile seeks after every read of a seekable file and never reads past the length that the header claims: that fails
-    at the end of a FLAC of unknown length and drops the end of an MP3 whose length is a guess (soundfile 0.14).
-    """
-
-    def seekable(self) -> bool:
-        """No: the position is never asked for."""
-        return False
-
-
-def probe_seconds(path: Path) -> float | None:
-    """Duration that the header claims, or None where it cannot be known; never decodes."""
-    try:
-        info = soundfile.info(str(path))
-    except (soundfile.SoundFileError, OSError, RuntimeError):
-        return None
-    return None if info.frames >= _UNKNOWN_FRAMES else info.frames / info.samplerate
-
-
-def probe_channels(path: Path) -> int | None:
-    """Number of channels, or None where the file cannot be read; never decodes."""
-    try:
-        return int(soundfile.info(str(path)).channels)
-    except (soundfile.SoundFileError, OSError, RuntimeError):
-        return None
+    def close(self) -> None:
+        """Closes the decoder."""
 
 
 def decoders() -> dict[str, str]:
     """Names and versions of the libraries that decode and resample, for the records of what they made."""
-    return {"soundfile": f"{soundfile.__version__} (libsndfile {soundfile.__libsndfile_version__})", "soxr": soxr.__version__}
+    return {
+        "soundfile": f"{soundfile.__version__} (libsndfile {soundfile.__libsndfile_version__})",
+        "av": media_version(),
+        "soxr": f"{soxr.__version__}",
+    }
+
+
+def probe_seconds(path: Path) -> float | None:
+    """Duration that the header claims, or None where it cannot be known; never decodes.
+
+    Raises:
+        OSError: If the machine fails to read the file (not: if there is none, or it is unreadable).
+    """
+    try:
+        with _opened(path) as (descriptor, size), closing(_source(descriptor, size)) as source:
+            return source.claimed_s
+    except AudioError:
+        return None
+
+
+def probe_channels(path: Path) -> int | None:
+    """Number of channels, or None where the file cannot be decoded; never decodes.
+
+    Raises:
+        OSError: If the machine fails to read the file (not: if there is none, or it is unreadable).
+    """
+    try:
+        with _opened(path) as (descriptor, size), closing(_source(descriptor, size)) as source:
+            return source.channels
+    except AudioError:
+        return None
 
 
 def decode(
@@ -88,117 +137,120 @@ def decode(
     16 kHz mono 16-bit PCM passes through bit for bit.
 
     Args:
-        path: WAV, FLAC, Ogg, Opus, MP3 or NIST SPHERE file of any rate and number of channels.
+        path: File of any format that libsndfile or FFmpeg decodes, of any rate and number of channels; recognised by its content.
         start_s: Where to begin, seconds.
         end_s: Where to end, seconds; None for the end of the file. Up to half a second past the end is forgiven.
         max_hours: Longest range that is decoded.
         channel: The only channel to decode, from 0; None for the mean of all channels. Channels that cancel each other, as those
-            of a recording with one microphone reversed do, are not averaged: the first is taken, and `out_of_phase` set.
+            of a recording with one microphone reversed do, are not averaged: one is taken, and `out_of_phase` set.
 
     Returns:
         The samples, how many of them clipped, and which channel they are.
 
     Raises:
-        AudioError: With reason `missing`, `zero-length`, `unreadable`, `out-of-range`, `too-long`, `not-finite`, `truncated`,
-            `over-scale` or `no-such-channel`.
+        AudioError: With reason `missing`, `zero-length`, `unreadable`, `no-decoder`, `no-such-channel`, `out-of-range`, `too-long`,
+            `not-finite`, `truncated`, `undecoded` or `over-scale`.
+        OSError: If the machine fails to open or read the file: no verdict on its content.
+    """
+    with _opened(path) as (descriptor, size):
+        try:
+            decoded, instead = _decode_once(descriptor, size, start_s, end_s, max_hours, channel)
+            if instead is not None:
+                decoded, _ = _decode_once(descriptor, size, start_s, end_s, max_hours, instead)
+                decoded = replace(decoded, out_of_phase=True)
+        except AudioError as error:
+            if error.reason in _CONTENT_REASONS:
+                _read_through(descriptor)
+            raise
+    return decoded
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[int, int]]:
+    """Opens a regular file; an OSError from within the block gets the file's name.
+
+    Yields:
+        The descriptor and the size.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        try:
+            kind = stat.S_IFMT(path.stat().st_mode)
+            if kind != stat.S_IFREG:
+                raise AudioError("unreadable", f"it is {_FILE_TYPES.get(kind, 'no regular file')}, not a file of audio")
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            reason = _PATH_ERRORS.get(error.errno or 0)
+            if reason is None:
+                raise
+            raise AudioError(reason, "no such file" if reason == "missing" else error.strerror or str(error)) from error
+        try:
+            size = os.fstat(descriptor).st_size
             if size == 0:
                 raise AudioError("zero-length", "the file is empty")
-            check_complete(file, size)
-            return _decode_open(file, size, start_s, end_s, max_hours, channel)
-    except FileNotFoundError as error:
-        raise AudioError("missing", "no such file") from error
+            yield descriptor, size
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        raise AudioError("unreadable", error.strerror or str(error)) from error
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
-def _decode_open(
-    file: BinaryIO, size: int, start_s: float, end_s: float | None, max_hours: float, channel: int | None
-) -> Decoded:
+def _read_through(descriptor: int) -> None:
+    """Reads a file to its end, so that a failing disk is not taken for bad audio.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    offset = 0
+    while part := read_at(descriptor, 1 << 22, offset):
+        offset += len(part)
+
+
+def _source(descriptor: int, size: int) -> Source:
     try:
-        sound = SequentialFile(file)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioError("unreadable", f"no audio format that libsndfile knows ({_message(error)})") from error
-    with sound:
-        sound_format = sound.format
-        rate, known = sound.samplerate, sound.frames < _UNKNOWN_FRAMES
-        if channel is not None and not 0 <= channel < sound.channels:
-            raise AudioError("no-such-channel", f"channel {channel} of a recording with {sound.channels}, counted from 0")
-        if sound.frames == 0:
-            raise AudioError("zero-length", "the header announces 0 samples")
-        first = int(start_s * rate)
-        last = sound.frames if end_s is None else int(np.ceil(end_s * rate))
-        if known and (first >= sound.frames or last > sound.frames + rate // 2):
-            end = "the end" if end_s is None else f"{end_s:g} s"
-            raise AudioError("out-of-range", f"segment {start_s:g} s to {end} of a recording of {sound.frames / rate:.3f} s")
+        return SoundFileSource(descriptor, size)
+    except UnsupportedFormat:
+        return MediaSource(descriptor, size)
+
+
+def _decode_once(
+    descriptor: int, size: int, start_s: float, end_s: float | None, max_hours: float, channel: int | None
+) -> tuple[Decoded, int | None]:
+    """Decodes with one choice of channels; also returns the channel to take instead, where the mean is no good."""
+    with closing(_source(descriptor, size)) as source:
+        rate, frames = source.rate, source.frames
+        if not _LOWEST_RATE_HZ <= rate <= _HIGHEST_RATE_HZ:
+            raise AudioError("unreadable", f"a rate of {rate} Hz, outside {_LOWEST_RATE_HZ} Hz … {_HIGHEST_RATE_HZ} Hz")
+        if channel is not None and not 0 <= channel < source.channels:
+            raise AudioError("no-such-channel", f"channel {channel} of a recording with {source.channels}, counted from 0")
+        first, last = int(start_s * rate), None if end_s is None else int(np.ceil(end_s * rate))
         limit = int(max_hours * 3600 * rate)
-        wanted = min(last, sound.frames) - first
-        if known and wanted > limit:
-            raise AudioError("too-long", f"{wanted / rate / 3600:.2f} hours, more than max_hours={max_hours:g}")
-        # Only an MP3 with a Xing header knows its length; others are estimated from the bit rate.
-        counts = known and (sound.format != "MP3" or has_xing_header(file))
-        tolerance = 0 if sound.subtype.startswith("PCM") else int(_LOSSY_TOLERANCE_S * rate)
-        if sound.format == "MP3" and not counts and end_s is None:
-            wanted = _UNKNOWN_FRAMES
-        if first:
-            sound.seek(first)
-        chunks, num_clipped, decoded = [], 0, 0
-        for block, frames in _blocks(sound, file, wanted, channel):
-            decoded += frames
-            if decoded > limit:
+        if frames is not None:
+            _check_range(first, last, frames, rate, start_s, end_s)
+            wanted = (frames if last is None else min(last, frames)) - first
+            if wanted > limit:
+                raise AudioError("too-long", f"{wanted / rate / 3600:.2f} hours, more than max_hours={max_hours:g}")
+        resampler = Resampler(rate, first, last if last is None or frames is None or last < frames else None)
+        mix, samples = MixDown(channel), Samples(0 if frames is None else -(-wanted * SAMPLE_RATE_HZ // rate))
+        position = resampler.lead
+        for block in source.blocks(resampler.lead, resampler.tail):
+            position += len(block)
+            if min(position, position if last is None else last) - first > limit:
                 raise AudioError("too-long", f"more than max_hours={max_hours:g}")
-            pcm, clipped = _to_int16(block)
-            chunks.append(pcm)
-            num_clipped += clipped
-    if counts and decoded < wanted - tolerance:
-        raise AudioError("truncated", f"{decoded} samples could be decoded where the header announces {wanted}")
-    if wanted == _UNKNOWN_FRAMES and sound_format == "MP3" and size - file.tell() > _MP3_REST_BYTES:
-        rest = size - file.tell()
-        raise AudioError(
-            "unreadable", f"libsndfile stops {rest} bytes before the end of this MP3, which has no Xing header: convert it"
-        )
-    samples = np.concatenate(chunks) if chunks else np.zeros(0, np.int16)
-    if 2 * num_clipped > len(samples):
-        raise AudioError(
-            "over-scale", f"{num_clipped} of {len(samples)} samples lie beyond full scale: scale the file to ±1 first"
-        )
-    return Decoded(samples, num_clipped, channel)
+            samples.append(resampler(mix(block)))
+        samples.append(resampler(np.zeros(0, np.float32), last=True))
+        if frames is None:
+            _check_range(first, last, position, rate, start_s, end_s)
+        return Decoded(samples.finish(), samples.num_clipped, channel), mix.replacement()
 
 
-def _blocks(sound: soundfile.SoundFile, file: BinaryIO, wanted: int, channel: int | None) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields mono 16 kHz blocks (int16 if stored so, else float32) with the number of frames that each took from the file."""
-    plain = sound.samplerate == SAMPLE_RATE_HZ and sound.channels == 1 and sound.subtype == "PCM_16"
-    stream = None
-    if sound.samplerate != SAMPLE_RATE_HZ:
-        stream = soxr.ResampleStream(sound.samplerate, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
-    left = wanted
-    while left > 0:
-        try:
-            block = sound.read(min(left, _BLOCK_FRAMES), dtype="int16" if plain else "float32", always_2d=True)
-        except (soundfile.SoundFileError, RuntimeError) as error:
-            # An error after the last byte was consumed means that the file was cut; before it, that bytes are wrong.
-            reason = "truncated" if not file.read(1) else "unreadable"
-            raise AudioError(reason, f"decoding fails after {wanted - left} samples ({_message(error)})") from error
-        if len(block) == 0:
-            break
-        left -= len(block)
-        mono = block[:, channel or 0] if channel is not None or block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
-        if not plain and not np.isfinite(mono).all():
-            raise AudioError("not-finite", "the samples contain NaN or infinity")
-        yield (mono if stream is None else stream.resample_chunk(mono)), len(block)
-    if stream is not None:
-        yield stream.resample_chunk(np.zeros(0, np.float32), last=True), 0
-
-
-def _to_int16(block: np.ndarray) -> tuple[np.ndarray, int]:
-    if block.dtype == np.int16:
-        return block, 0
-    scaled = np.rint(block * np.float32(32768))
-    clipped = int(np.count_nonzero((scaled > 32767) | (scaled < -32768)))
-    return np.clip(scaled, -32768, 32767).astype(np.int16), clipped
+def _check_range(first: int, last: int | None, frames: int, rate: int, start_s: float, end_s: float | None) -> None:
+    if frames == 0:
+        raise AudioError("zero-length", "the file has 0 samples")
+    if first >= frames or (last is not None and last > frames + rate // 2):
+        end = "the end" if end_s is None else f"{end_s:g} s"
+        raise AudioError("out-of-range", f"segment {start_s:g} s to {end} of a recording of {frames / rate:.3f} s")
 
 
 def check_clip(samples: np.ndarray, *, min_samples: int = RECEPTIVE_FIELD_SAMPLES) -> None:
@@ -217,14 +269,9 @@ def check_clip(samples: np.ndarray, *, min_samples: int = RECEPTIVE_FIELD_SAMPLE
 
 def encode_flac(samples: np.ndarray) -> bytes:
     """Encodes int16 (samples,) as a 16 kHz mono 16-bit FLAC file; the same samples always give the same bytes."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()
-
-
-def flac_md5(payload: bytes) -> bytes:
-    """MD5 (16 bytes) of the PCM, read from the STREAMINFO block of a FLAC file (RFC 9639 §8.2); empty if it is no FLAC file."""
-    return payload[_FLAC_MD5] if payload[:4] == b"fLaC" and len(payload) >= _FLAC_MD5.stop else b""
+    with file_in_memory() as descriptor:
+        soundfile.write(descriptor, samples, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16", closefd=False)
+        return read_at(descriptor, os.fstat(descriptor).st_size, 0)
 
 
 def pcm_md5(samples: np.ndarray) -> bytes:
@@ -235,7 +282,3 @@ def pcm_md5(samples: np.ndarray) -> bytes:
 def pcm_id(md5: bytes) -> int:
     """First 64 bits of a PCM MD5, the `pcm` column of the index."""
     return int.from_bytes(md5[:8], "little")
-
-
-def _message(error: Exception) -> str:
-    return getattr(error, "error_string", str(error)).removeprefix("Error : ").rstrip(".")

@@ -1,16 +1,32 @@
-"""What libsndfile does not tell about audio files: a WAV, SPHERE or Ogg file that was cut off, an MP3 that does not know its length."""
+"""Where the samples of a PCM container lie, and whether the file holds all of them and nothing that would be left out.
 
+libsndfile reads what a header announces. A file can hold less (it was cut off) or more (its length was never filled in, or another
+file was appended); neither is an error to it.
+"""
+
+import os
 import re
 import struct
-from typing import BinaryIO
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# Programs that write to a pipe leave 0 or a number from here up as the length.
+_STREAMED_LENGTH = 0x7FFF_0000
+# Fewer bytes after the last chunk than this are padding.
+_SLACK_BYTES = 1024
+_SAMPLES = {b"data", b"SSND"}
+_BEGINNINGS = re.compile(
+    rb"RIFF|RIFX|RF64|BW64|riff|FORM|caff|\.snd|NIST_1A|fLaC|OggS|ID3|\x1aE\xdf\xa3|#!AMR|....ftyp", re.DOTALL
+)
 
 
 class AudioError(ValueError):
     """A recording or segment that cannot become an utterance.
 
     Attributes:
-        reason: One of `missing`, `unreadable`, `truncated`, `zero-length`, `all-zero`, `not-finite`, `too-short`, `too-long`,
-            `out-of-range`, `over-scale`, `no-such-channel`, `undecoded` (bytes remain that the decoder did not take).
+        reason: One of `missing`, `unreadable`, `truncated`, `undecoded` (bytes remain that the decoder does not take),
+            `no-decoder` (the extra `media` is not installed), `zero-length`, `all-zero`, `not-finite`, `too-short`, `too-long`,
+            `out-of-range`, `over-scale`, `no-such-channel`.
         detail: What exactly was found.
     """
 
@@ -20,73 +36,176 @@ class AudioError(ValueError):
         self.detail = detail
 
 
-def check_complete(file: BinaryIO, size: int) -> None:
-    """Compares the sizes that WAV, NIST SPHERE and Ogg announce with the bytes that exist; leaves the file at its beginning.
+@dataclass(frozen=True)
+class Extent:
+    """The bytes of a file that are samples.
+
+    Attributes:
+        start: Offset of the first.
+        length: Their number.
+        announced: Whether the header gives this number; otherwise they go on to the end of the file.
+    """
+
+    start: int
+    length: int
+    announced: bool = True
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    name: bytes
+    start: int
+    length: int
+    end: int
+
+
+def read_at(descriptor: int, nbytes: int, offset: int) -> bytes:
+    """Reads up to `nbytes` at `offset`, fewer only at the end of the file; leaves the descriptor's position alone.
 
     Raises:
-        AudioError: With reason `truncated`.
+        OSError: If the file cannot be read.
     """
-    head = file.read(12)
-    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
-        _check_wav(file, size)
-    elif head[:7] == b"NIST_1A":
-        _check_sphere(file, size)
-    elif head[:4] == b"OggS":
-        _check_ogg(file, size)
-    file.seek(0)
+    parts: list[bytes] = []
+    while nbytes > 0 and (part := os.pread(descriptor, nbytes, offset)):
+        parts.append(part)
+        nbytes -= len(part)
+        offset += len(part)
+    return b"".join(parts)
 
 
-def _check_wav(file: BinaryIO, size: int) -> None:
-    position = 12
-    while position + 8 <= size:
-        file.seek(position)
-        name, length = struct.unpack("<4sI", file.read(8))
-        if name == b"data":
-            # Programs that write to a pipe leave 0 or the largest number here.
-            if position + 8 + length > size and length < 0x7FFF0000:
-                raise AudioError(
-                    "truncated", f"the header announces {length} bytes of samples, the file has {size - position - 8}"
-                )
-            return
-        position += 8 + length + length % 2
+def audio_extent(descriptor: int, size: int) -> Extent | None:
+    """Finds the samples of a WAV, RF64, W64, AIFF, CAF, AU or NIST SPHERE file.
+
+    Args:
+        descriptor: The open file.
+        size: Its bytes.
+
+    Returns:
+        Where they are; None for any other format, and where there are none.
+
+    Raises:
+        AudioError: With reason `truncated` if the file ends before them, `undecoded` if audio follows them.
+    """
+    head = read_at(descriptor, 40, 0)
+    if head[:7] == b"NIST_1A":
+        return _sphere_extent(descriptor, size)
+    if head[:4] == b".snd" and len(head) >= 12:
+        start, length = struct.unpack(">II", head[4:12])
+        return _checked(descriptor, size, _Chunk(b"data", start, length, start + length), ())
+    chunks = _chunks(descriptor, size, head)
+    for chunk in chunks:
+        if chunk.name in _SAMPLES:
+            return _checked(descriptor, size, chunk, chunks)
+    return None
 
 
-def _check_sphere(file: BinaryIO, size: int) -> None:
-    file.seek(0)
-    head = file.read(4096)
+def _chunks(descriptor: int, size: int, head: bytes) -> Iterator[_Chunk]:
+    """Walks the chunks of an IFF-like container; a length of 64 bits is taken from where the container keeps it."""
+    order, position, kind = "<", 12, head[:4]
+    if kind in (b"RIFX", b"FORM"):
+        order = ">"
+    elif kind == b"caff":
+        position = 8
+    elif kind == b"riff":
+        position = 40
+    elif kind not in (b"RIFF", b"RF64", b"BW64"):
+        return
+    long_length = None
+    while position < size:
+        header = read_at(descriptor, 40, position)
+        if kind == b"riff":
+            if len(header) < 24:
+                break
+            name, length = header[:4], struct.unpack("<Q", header[16:24])[0] - 24
+            start, end = position + 24, position + 24 + length + -length % 8
+        elif kind == b"caff":
+            if len(header) < 12:
+                break
+            name, length = struct.unpack(">4sq", header[:12])
+            start, length = position + 12, size - position - 12 if length == -1 else length
+            end = start + length
+        else:
+            if len(header) < 8:
+                break
+            name, length = struct.unpack(order + "4sI", header[:8])
+            if name == b"data" and length == 0xFFFF_FFFF and long_length:
+                length = long_length
+            start, end = position + 8, position + 8 + length + length % 2
+            if name == b"ds64" and len(header) >= 24:
+                long_length = struct.unpack("<Q", header[16:24])[0]
+        if length < 0 or not re.fullmatch(rb"[ -~\xa9]{4}", name) or _BEGINNINGS.match(header):
+            break
+        # The first bytes of these two are no samples: offset and block size of AIFF, the count of edits of CAF.
+        skipped = 8 if name == b"SSND" else 4 if name == b"data" and kind == b"caff" else 0
+        yield _Chunk(name, start + skipped, max(0, length - skipped), end)
+        position = end
+
+
+def _checked(descriptor: int, size: int, found: _Chunk, following: Iterator[_Chunk] | tuple[()]) -> Extent:
+    """The extent of a chunk of samples, compared with the bytes that exist and with what follows it."""
+    available = max(0, size - found.start)
+    if found.length >= _STREAMED_LENGTH and found.length > available:
+        return Extent(found.start, available, announced=False)
+    if found.length > available:
+        raise AudioError("truncated", f"the header announces {found.length} bytes of samples, the file has {available}")
+    end = found.end
+    for chunk in following:
+        if chunk.name in _SAMPLES:
+            raise AudioError("undecoded", f"a second chunk of samples ({chunk.length} bytes) follows the first: split the file")
+        if chunk.end > size + 1:
+            break
+        end = chunk.end
+    if found.length == 0 and end < size:
+        return Extent(found.start, available, announced=False)
+    check_rest(descriptor, min(end, size), size)
+    return Extent(found.start, found.length)
+
+
+def check_rest(descriptor: int, end: int, size: int, *, slack: int = _SLACK_BYTES) -> None:
+    """Refuses what follows the last byte that a decoder or the container accounts for, unless it is padding or a tag.
+
+    Raises:
+        AudioError: With reason `undecoded`.
+    """
+    end = after_tags(descriptor, end, size)
+    rest = size - end
+    if rest <= 0 or (rest <= slack and not _BEGINNINGS.match(read_at(descriptor, 12, end))):
+        return
+    raise AudioError("undecoded", f"{rest} bytes follow the end of the audio that the header announces: repair or split the file")
+
+
+def after_tags(descriptor: int, position: int, size: int) -> int:
+    """Where the ID3, APE and Lyrics3 tags and the zeros that begin at `position` end."""
+    while position < size:
+        head = read_at(descriptor, 32, position)
+        if head[:3] == b"ID3" and len(head) >= 10:
+            position += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+        elif head[:3] == b"TAG":
+            position += 128
+        elif head[:8] == b"APETAGEX" and len(head) == 32:
+            # The size includes the footer; a header, if this is one, comes on top.
+            flags, length = int.from_bytes(head[20:24], "little"), int.from_bytes(head[12:16], "little")
+            position += 32 + length if flags & 1 << 29 else 32
+        elif head[:11] == b"LYRICSBEGIN":
+            found = read_at(descriptor, 1 << 16, position).find(b"LYRICS200")
+            if found < 0:
+                break
+            position += found + 9
+        elif head[:1] == b"\0":
+            position += len(head) - len(head.lstrip(b"\0"))
+        else:
+            break
+    return min(position, size)
+
+
+def _sphere_extent(descriptor: int, size: int) -> Extent | None:
+    head = read_at(descriptor, 4096, 0)
     length = re.match(rb"NIST_1A\n *(\d+)\n", head)
     fields = dict(re.findall(rb"^(sample_count|sample_n_bytes|channel_count) -i (\d+)", head, re.MULTILINE))
     # A compressed file announces the size that it had before; libsndfile refuses it.
     if length is None or len(fields) < 3 or re.search(rb"^sample_coding .*embedded", head, re.MULTILINE):
-        return
-    start, announced = (
-        int(length[1]),
-        int(fields[b"sample_count"]) * int(fields[b"sample_n_bytes"]) * int(fields[b"channel_count"]),
-    )
-    if start + announced > size:
-        raise AudioError("truncated", f"the header announces {announced} bytes of samples, the file has {max(0, size - start)}")
-
-
-def _check_ogg(file: BinaryIO, size: int) -> None:
-    tail_start = max(0, size - 0x20000)
-    file.seek(tail_start)
-    tail = file.read()
-    page = tail.rfind(b"OggS")
-    segments = tail[page + 26] if page >= 0 and page + 27 <= len(tail) else 255
-    table = tail[page + 27 : page + 27 + segments]
-    if page < 0 or len(table) < segments or page + 27 + segments + sum(table) > len(tail):
-        raise AudioError("truncated", "the last Ogg page is incomplete")
-
-
-def has_xing_header(file: BinaryIO) -> bool:
-    """Whether an MP3 announces its length (a Xing or Info tag in its first frame); keeps the file's position."""
-    position = file.tell()
-    file.seek(0)
-    head = file.read(10)
-    skip = 0
-    if head[:3] == b"ID3" and len(head) == 10:
-        skip = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
-    file.seek(skip)
-    start = file.read(4096)
-    file.seek(position)
-    return b"Xing" in start or b"Info" in start
+        return None
+    start, announced = int(length[1]), 1
+    for count in fields.values():
+        announced *= int(count)
+    return _checked(descriptor, size, _Chunk(b"data", start, announced, start + announced), ())

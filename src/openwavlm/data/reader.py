@@ -1,6 +1,5 @@
 """Reads utterances, or pieces of them, straight out of the shards: one `pread` of the FLAC payload, one decode, no tar reader."""
 
-import io
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from openwavlm.data.audio import SequentialFile, flac_md5, pcm_id
+from openwavlm.data.audio import flac_md5, pcm_id
 from openwavlm.data.index import Index
+from openwavlm.data.sound_files import SequentialFile, file_in_memory
 
 _MAX_DESCRIPTORS = 256
 
@@ -58,7 +58,7 @@ class ShardReader:
         if pcm_id(flac_md5(payload)) != int(index.pcm[row]):
             raise UnreadableAudio(self._about(row, "the shard holds something else at this place"))
         try:
-            with SequentialFile(io.BytesIO(payload)) as file:
+            with file_in_memory(payload) as descriptor, SequentialFile(descriptor) as file:
                 if start_sample:
                     file.seek(start_sample)
                 samples = np.empty(num_samples, dtype=np.int16) if out is None else out

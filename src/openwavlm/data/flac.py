@@ -1,0 +1,89 @@
+"""What FLAC files say about themselves (RFC 9639), which libsndfile does not compare with what it decodes."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+_BLOCK_SIZES = {1: 192} | {code: 576 << code - 2 for code in range(2, 6)} | {code: 256 << code - 8 for code in range(8, 16)}
+_MD5 = slice(26, 42)
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """The STREAMINFO block (§8.2).
+
+    Attributes:
+        block_size: Samples in a frame of a file with frames of one size.
+        bits: Bits of a sample.
+        total: Samples of each channel; 0 if unknown.
+        md5: MD5 (16 bytes) of all samples; zeros if unknown.
+    """
+
+    block_size: int
+    bits: int
+    total: int
+    md5: bytes
+
+
+def stream_info(head: bytes) -> StreamInfo | None:
+    """Reads the STREAMINFO block from the first 42 bytes of a FLAC file; None if it is no FLAC file."""
+    if len(head) < _MD5.stop or head[:4] != b"fLaC" or head[4] & 0x7F:
+        return None
+    packed = int.from_bytes(head[18:26], "big")
+    return StreamInfo(int.from_bytes(head[8:10], "big"), (packed >> 36 & 31) + 1, packed & (1 << 36) - 1, head[_MD5])
+
+
+def flac_md5(payload: bytes) -> bytes:
+    """MD5 (16 bytes) of the PCM, read from the STREAMINFO block of a FLAC file; empty if it is no FLAC file."""
+    return payload[_MD5] if payload[:4] == b"fLaC" and len(payload) >= _MD5.stop else b""
+
+
+def stored_bytes(block: np.ndarray, bits: int) -> bytes:
+    """The bytes of which FLAC takes the MD5: interleaved, little-endian, each sample in whole bytes.
+
+    Args:
+        block: (frames, channels), int16 or int32, the samples in the highest bits, as libsndfile returns them.
+        bits: Bits of a sample, 4 to 32.
+    """
+    width = (bits + 7) // 8
+    values = np.ascontiguousarray(block >> (8 * block.itemsize - bits)).astype(block.dtype.newbyteorder("<"), copy=False)
+    return values.view(np.uint8).reshape(*values.shape, block.itemsize)[..., :width].tobytes()
+
+
+def last_frame_end(tail: bytes, info: StreamInfo) -> int | None:
+    """Number of samples up to the end of the last frame that begins in `tail`, by the frame's own count; None if none does."""
+    for found in reversed(list(re.finditer(rb"\xff[\xf8\xf9](?=[\x10-\xff])", tail))):
+        end = _frame_end(tail[found.start() : found.start() + 16], info)
+        if end is not None:
+            return end
+    return None
+
+
+def _frame_end(header: bytes, info: StreamInfo) -> int | None:
+    """End of the frame with this header (§9.1) in samples, None if these bytes are no header."""
+    if len(header) < 16:
+        return None
+    lead = header[4]
+    follow = 0 if lead < 0x80 else 8 - (lead ^ 0xFF).bit_length() - 1
+    if lead == 0xFF or (lead >= 0x80 and follow < 1) or any(byte & 0xC0 != 0x80 for byte in header[5 : 5 + follow]):
+        return None
+    number = lead if lead < 0x80 else lead & (0x3F >> follow)
+    for byte in header[5 : 5 + follow]:
+        number = number << 6 | byte & 0x3F
+    position, code = 5 + follow, header[2] >> 4
+    extra = {6: 1, 7: 2}.get(code, 0)
+    samples = _BLOCK_SIZES.get(code, int.from_bytes(header[position : position + extra], "big") + 1)
+    position += extra + {12: 1, 13: 2, 14: 2}.get(header[2] & 15, 0)
+    if position >= len(header) or _crc8(header[:position]) != header[position]:
+        return None
+    return samples + (number if header[1] & 1 else number * info.block_size)
+
+
+def _crc8(content: bytes) -> int:
+    crc = 0
+    for byte in content:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc << 1 ^ 0x107 if crc & 0x80 else crc << 1) & 0xFF
+    return crc

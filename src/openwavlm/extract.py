@@ -17,7 +17,7 @@ from openwavlm.data.containers import AudioError
 from openwavlm.data.corpora.utterance import audio_files
 from openwavlm.data.pool import run_jobs
 from openwavlm.frames import num_frames
-from openwavlm.labelling.extract import check_reproducible, extract_features
+from openwavlm.labelling.extract import assign_in_chunks, check_reproducible
 from openwavlm.labelling.teacher import layer_chunks, open_teacher
 from openwavlm.targets.kmeans import Codebook, one_torch_thread
 
@@ -272,7 +272,7 @@ def _assign_units(job: _Job) -> _Done:
         return _Done(job.name, refusal=samples)
     assert job.codebook is not None
     with one_torch_thread():
-        units = job.codebook.assign(extract_features(job.codebook.features, samples, job.model))
+        (units,) = assign_in_chunks([job.codebook], samples, job.model)
     return _Done(job.name, len(units), units)
 
 

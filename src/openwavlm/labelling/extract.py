@@ -1,6 +1,6 @@
 """Which features can be clustered, by name: MFCC, or a layer of a model (the teacher)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwavlm.labelling.teacher import CHUNK_SECONDS, Teacher, features_of_layers, open_teacher
+from openwavlm.labelling.teacher import CHUNK_SECONDS, Teacher, layer_chunks, open_teacher
+from openwavlm.models.wavlm import WavLM
+from openwavlm.targets.kmeans import CHUNK_FRAMES, Codebook
 from openwavlm.targets.mfcc import MFCC_SETTINGS, mfcc_features
 from openwavlm.targets.unknown_codebook import IMPORTED
 
@@ -120,16 +122,74 @@ def extract_feature_sets(
     Raises:
         ValueError: As `extract_features` does.
     """
+    chunks = [chunk for _, chunk in extract_feature_chunks(settings, waveform, teacher, device=device)]
+    return [torch.cat(of_kind) if len(of_kind) > 1 else of_kind[0] for of_kind in zip(*chunks, strict=True)]
+
+
+def extract_feature_chunks(
+    settings: Sequence[dict[str, Any]], waveform: np.ndarray, teacher: Path | None = None, *, device: str = "cpu"
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """The features of `extract_feature_sets` in pieces of `CHUNK_FRAMES` frames: twelve hours of one layer of Base are 6.6 GB.
+
+    Yields:
+        The first frame of the piece, and the features of each kind. One empty piece for an utterance without a frame.
+
+    Raises:
+        ValueError: As `extract_features` does.
+    """
     assert all(each["name"] in FEATURES for each in settings)
     of_layers = [each for each in settings if each["name"] == "layer"]
     layers = sorted({int(each["layer"]) for each in of_layers})
-    states: dict[int, Tensor] = {}
-    for each in of_layers[:1]:
-        assert len({other["teacher"] for other in of_layers}) == 1
-        model = _bound_teacher(each, "the labels", teacher).model.to(device)
-        states = dict(zip(layers, features_of_layers(model, layers, waveform), strict=True))
     mfcc = mfcc_features(waveform) if len(of_layers) < len(settings) else None
-    return [states[int(each["layer"])] if each["name"] == "layer" else mfcc for each in settings]  # type: ignore[misc]
+    if not of_layers:
+        assert mfcc is not None
+        for first in range(0, max(1, len(mfcc)), CHUNK_FRAMES):
+            yield first, [mfcc[first : first + CHUNK_FRAMES]] * len(settings)
+        return
+    assert len({other["teacher"] for other in of_layers}) == 1
+    model = _bound_teacher(of_layers[0], "the labels", teacher).model.to(device)
+    first = 0
+    for pieces in _rechunked(model, layers, waveform):
+        states = dict(zip(layers, pieces, strict=True))
+        last = first + len(pieces[0])
+        yield first, [states[int(each["layer"])] if each["name"] == "layer" else mfcc[first:last] for each in settings]  # type: ignore[index]
+        first = last
+
+
+def _rechunked(model: WavLM, layers: Sequence[int], waveform: np.ndarray) -> Iterator[list[Tensor]]:
+    """Features of each layer, float32 (`CHUNK_FRAMES` or at the end fewer, dim), on the CPU."""
+    held: list[list[Tensor]] = [[torch.zeros(0, model.config.dim)] for _ in layers]
+    frames = taken = 0
+    for _, states in layer_chunks(model, layers, waveform):
+        frames += len(states[0])
+        for parts, state in zip(held, states, strict=True):
+            parts.append(state.cpu())
+        while frames - taken >= CHUNK_FRAMES:
+            whole = [torch.cat(parts) for parts in held]
+            yield [of_layer[:CHUNK_FRAMES] for of_layer in whole]
+            held = [[of_layer[CHUNK_FRAMES:].clone()] for of_layer in whole]
+            taken += CHUNK_FRAMES
+    if frames > taken or frames == 0:
+        yield [torch.cat(parts) for parts in held]
+
+
+def assign_in_chunks(
+    books: Sequence[Codebook], waveform: np.ndarray, teacher: Path | None = None, *, device: str = "cpu"
+) -> list[np.ndarray]:
+    """Nearest centroids of one utterance in each codebook, uint16 (frames,); equal to `Codebook.assign` of all its features.
+
+    Args:
+        books: Codebooks, of features that `feature_settings` makes.
+        waveform: int16 (samples,) at 16 kHz.
+        teacher: The model of layer features.
+        device: Where the teacher runs.
+
+    Raises:
+        ValueError: As `extract_features` and `Codebook.assign` do.
+    """
+    chunks = extract_feature_chunks([book.features for book in books], waveform, teacher, device=device)
+    labels = [[book.assign(part) for book, part in zip(books, parts, strict=True)] for _, parts in chunks]
+    return [np.concatenate(of_book) for of_book in zip(*labels, strict=True)]
 
 
 def _bound_teacher(settings: dict[str, Any], origin: object, path: Path | None) -> Teacher:

@@ -14,7 +14,7 @@ import torch
 from openwavlm.data.atomic import write_json
 from openwavlm.data.index import Index
 from openwavlm.data.reader import ShardReader, UnreadableAudio
-from openwavlm.labelling.extract import extract_feature_sets
+from openwavlm.labelling.extract import assign_in_chunks
 from openwavlm.labelling.parts import ShardParts, write_parts
 from openwavlm.labelling.rebind import carrier
 from openwavlm.targets.kmeans import Codebook, one_torch_thread
@@ -138,7 +138,6 @@ def _computer(index: Index, task: PackTask, some: Sequence[int]) -> Callable[[in
     """What labels a row for some of a task's targets: with labels that are there for the same audio, or by reading it."""
     reader = ShardReader(index)
     books = [task.targets[number].codebook for number in some]
-    settings = [book.features for book in books]
     carried = carrier(index, task.carry_from) if task.carry_from else lambda row: None
 
     def labels_of_row(row: int) -> Sequence[np.ndarray | None]:
@@ -150,9 +149,8 @@ def _computer(index: Index, task: PackTask, some: Sequence[int]) -> Callable[[in
         except UnreadableAudio as error:
             log.warning(f"no labels: {error}")
             return [None] * len(books)
-        features = extract_feature_sets(settings, waveform, task.teacher, device=task.device)
         try:
-            return [book.assign(of_book) for book, of_book in zip(books, features, strict=True)]
+            return assign_in_chunks(books, waveform, task.teacher, device=task.device)
         except ValueError as error:
             raise ValueError(f"row {row} ({index.shards[int(index.shard[row])].name}) of {index.path}: {error}") from error
 

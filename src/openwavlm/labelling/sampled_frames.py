@@ -20,7 +20,7 @@ from openwavlm.data.index import Index
 from openwavlm.data.pool import run_jobs
 from openwavlm.data.reader import ShardReader, UnreadableAudio
 from openwavlm.frames import num_frames
-from openwavlm.labelling.extract import extract_features
+from openwavlm.labelling.extract import extract_feature_chunks
 from openwavlm.labelling.sample import Sample
 from openwavlm.targets.chunks import ChunkedFrames, own_places
 from openwavlm.targets.kmeans import one_torch_thread
@@ -196,7 +196,8 @@ def _block_features(block: _Block) -> tuple[int, np.ndarray, np.ndarray, list[in
             unreadable.append(int(block.numbers[item]))
             continue
         with one_torch_thread():
-            found = extract_features(block.settings, waveform, block.teacher, device=block.device)
-        features[standing[:-1][stays] - first] = found.numpy()[stays]
+            for start, (found,) in extract_feature_chunks([block.settings], waveform, block.teacher, device=block.device):
+                kept = stays[start : start + len(found)]
+                features[standing[start : start + len(found)][kept] - first] = found.numpy()[kept]
         filled[standing[:-1][stays] - first] = True
     return first, features, filled, unreadable

@@ -19,7 +19,7 @@ from openwavlm.data.atomic import atomic_file, write_json
 FORMAT_VERSION = 1
 MIN_FRAMES_PER_CLUSTER = 1000
 # One fixed size, so that a distance never depends on how much else was asked for.
-_CHUNK_FRAMES = 65_536
+CHUNK_FRAMES = 65_536
 _MAX_CLUSTERS = 65_536
 
 log = logging.getLogger(__name__)
@@ -91,14 +91,14 @@ class Codebook:
         """
         frames = self._checked(features)
         _check_finite(frames)
-        labels = [self._scores(self._normalised(chunk)).argmin(dim=1) for chunk in frames.split(_CHUNK_FRAMES)]
+        labels = [self._scores(self._normalised(chunk)).argmin(dim=1) for chunk in frames.split(CHUNK_FRAMES)]
         return torch.cat(labels).numpy().astype(np.uint16)
 
     def inertia(self, features: Tensor | np.ndarray) -> tuple[float, np.ndarray]:
         """Mean squared distance to the nearest centroid, and int64 (clusters,) frames of each cluster."""
         frames = self._checked(features)
         total, counts = 0.0, np.zeros(len(self), dtype=np.int64)
-        for chunk in map(self._normalised, frames.split(_CHUNK_FRAMES)):
+        for chunk in map(self._normalised, frames.split(CHUNK_FRAMES)):
             scores, labels = self._scores(chunk).min(dim=1)
             total += float((scores.double() + chunk.double().square().sum(dim=1)).sum())
             counts += torch.bincount(labels, minlength=len(self)).numpy()
@@ -217,7 +217,7 @@ def standardise(frames: np.ndarray) -> Tensor:
             "at the teacher"
         )
     variance = np.zeros_like(mean)
-    chunks = [frames[start : start + _CHUNK_FRAMES] for start in range(0, len(frames), _CHUNK_FRAMES)]
+    chunks = [frames[start : start + CHUNK_FRAMES] for start in range(0, len(frames), CHUNK_FRAMES)]
     for chunk in chunks:
         variance += np.square(chunk - mean).sum(axis=0)
     deviation = np.sqrt(variance / len(frames))

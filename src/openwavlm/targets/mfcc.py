@@ -80,10 +80,12 @@ def _tables() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _cepstra(samples: Tensor) -> Tensor:
-    """Liftered cepstra at 100 Hz, float32 (frames, 13); samples (at least 400,), float32 in [-1, 1)."""
+    """Liftered cepstra at 100 Hz, float32 (frames, 13); samples (at least 400,), int16, or floating point in [-1, 1)."""
     window, bands, cosines, lifter = _tables()
     parts = []
     for frames in samples.unfold(0, RECEPTIVE_FIELD_SAMPLES, SHIFT_SAMPLES).split(FRAMES_AT_A_TIME):
+        # Converted part by part: twelve hours in float32 are 2.8 GB.
+        frames = frames.to(torch.float32) / 32768 if frames.dtype == torch.int16 else frames.to(torch.float32)
         centred = frames - frames.mean(dim=1, keepdim=True)
         # A frame's first sample has itself as its predecessor.
         emphasised = centred - PRE_EMPHASIS * torch.cat([centred[:, :1], centred[:, :-1]], dim=1)
@@ -115,16 +117,13 @@ def mfcc_features(waveform: np.ndarray | Tensor) -> Tensor:
     samples = torch.as_tensor(waveform)
     if samples.ndim != 1:
         raise ValueError(f"a waveform must have one dimension (samples,), but has the shape {tuple(samples.shape)}")
-    if samples.dtype == torch.int16:
-        samples = samples.to(torch.float32) / 32768
-    elif samples.is_floating_point():
-        samples = samples.to(torch.float32)
-    else:
+    if samples.dtype != torch.int16 and not samples.is_floating_point():
         raise ValueError(f"a waveform must be int16 or floating point, but is {samples.dtype}: convert it first")
     if len(samples) < RECEPTIVE_FIELD_SAMPLES:
-        return samples.new_zeros((0, NUM_FEATURES))
-    cepstra = _cepstra(samples)
-    deltas = _deltas(cepstra)
-    features = torch.cat([cepstra, deltas, _deltas(deltas)], dim=1)[::2].contiguous()
-    assert features.shape == (num_frames(len(samples)), NUM_FEATURES)
+        return torch.zeros((0, NUM_FEATURES))
+    values = _cepstra(samples)
+    features = torch.empty((num_frames(len(samples)), NUM_FEATURES))
+    for start in range(0, NUM_FEATURES, NUM_CEPSTRA):
+        features[:, start : start + NUM_CEPSTRA] = values[::2]
+        values = _deltas(values)
     return features

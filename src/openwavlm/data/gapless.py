@@ -1,11 +1,11 @@
 """The delay and padding that encoders add to compressed audio, removed where they are and nowhere else.
 
 FFmpeg removes padding where a header says that the audio ends: in the middle of a file whose header is wrong or that was joined from
-several. A Vorbis stream of one page it cuts by one block too many (FFmpeg 8.1).
+several. It cuts one block too many off a Vorbis stream of one page, and off ALAC in CAF the padding that it has not (FFmpeg 8.1).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,10 +15,10 @@ _LONGEST_PADDING_S = 0.25
 
 @dataclass(frozen=True)
 class Link:
-    """One of the streams that an Ogg file holds one after another.
+    """One of the streams that an Ogg file holds one after another; any other file is one.
 
     Attributes:
-        samples: Samples of each channel by the positions that the pages announce.
+        samples: Samples of each channel by the positions that the pages, or the header, announce.
         rate: Samples a second.
         exact: Whether they begin at 0; a stream that was recorded from its middle on holds up to a page more.
     """
@@ -36,11 +36,13 @@ class Frame:
         samples: (frames, channels).
         delay: Samples to drop from here on.
         padding: Samples to drop at the end of this frame.
+        begins: Whether it is the first of a link.
     """
 
     samples: np.ndarray
     delay: int
     padding: int
+    begins: bool
 
 
 def trim_mp3(frames: Iterable[Frame]) -> Iterator[np.ndarray]:
@@ -57,12 +59,12 @@ def trim_mp3(frames: Iterable[Frame]) -> Iterator[np.ndarray]:
         yield frame.samples[: max(0, len(frame.samples) - frame.padding)]
 
 
-def trim_ogg(frames: Iterable[Frame], links: Sequence[Link]) -> Iterator[np.ndarray]:
-    """Drops the delay of each link, which marks its beginning, and what is beyond the length that its pages announce."""
+def trim_links(frames: Iterable[Frame], links: Sequence[Link]) -> Iterator[np.ndarray]:
+    """Drops the delay of each link, and what is beyond its announced length."""
     beyond: list[np.ndarray] = []
     number, position = -1, 0
-    for frame, begins in _marked(frames):
-        if begins:
+    for frame in _without_delay(frames):
+        if frame.begins:
             yield from _kept(beyond, links, number)
             beyond.clear()
             number, position = number + 1, 0
@@ -74,27 +76,13 @@ def trim_ogg(frames: Iterable[Frame], links: Sequence[Link]) -> Iterator[np.ndar
     yield from _kept(beyond, links, number)
 
 
-def _marked(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
-    begins = True
-
-    def seen() -> Iterator[Frame]:
-        nonlocal begins
-        for frame in frames:
-            begins = begins or frame.delay > 0
-            yield frame
-
-    for frame in _without_delay(seen()):
-        yield frame, begins
-        begins = False
-
-
 def _without_delay(frames: Iterable[Frame]) -> Iterator[Frame]:
     left = 0
     for frame in frames:
         left += frame.delay
         dropped = min(left, len(frame.samples))
         left -= dropped
-        yield Frame(frame.samples[dropped:], 0, frame.padding)
+        yield replace(frame, samples=frame.samples[dropped:], delay=0)
 
 
 def _kept(beyond: Sequence[np.ndarray], links: Sequence[Link], number: int) -> Sequence[np.ndarray]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from openwavlm.data.containers import AudioError, after_tags, audio_extent, check_rest, read_at
-from openwavlm.data.gapless import Frame, trim_mp3, trim_ogg
+from openwavlm.data.gapless import Frame, Link, trim_links, trim_mp3
 from openwavlm.data.streams import check_structure
 
 INSTALL = "pip install 'openwavlm[media]'"
@@ -89,10 +89,11 @@ class MediaSource:
         context.thread_count = 1
         # Errors in compressed speech are common and concealed; those of a lossless codec are not.
         context.options = {"err_detect": "crccheck+explode" if context.name in _LOSSLESS else "crccheck"}
-        if self.format in ("mp3", "ogg"):
+        if self.format in ("mp3", "ogg", "caf"):
             context.flags2 |= av.codec.context.Flags2.skip_manual
         self._count, self._begin, self._end = 0, 0, 0
         self._last: Any = None
+        self._begins = True
 
     def blocks(self, first: int, last: int | None) -> Iterator[np.ndarray]:
         """Decodes from the beginning and yields samples `first` to `last` (None: to the end).
@@ -126,13 +127,24 @@ class MediaSource:
 
     def _frames(self) -> Iterator[np.ndarray]:
         """Decodes every packet; yields (frames, channels) without the delay and padding of the encoder."""
-        frames = (Frame(self._checked(frame), *_skips(frame)) for frame in self._decoded())
+        frames = map(self._frame, self._decoded())
         if self.format == "mp3":
             yield from trim_mp3(frames)
         elif self.format == "ogg":
-            yield from trim_ogg(frames, self._links)
+            yield from trim_links(frames, self._links)
+        elif self.format == "caf" and self.claimed_s is not None:
+            yield from trim_links(frames, [Link(round(self.claimed_s * self.rate), self.rate, exact=True)])
         else:
             yield from (frame.samples for frame in frames)
+
+    def _frame(self, frame: Any) -> Frame:
+        samples = self._checked(frame)
+        delay, padding = _skips(frame)
+        begins, self._begins = self._begins or delay > 0, False
+        if begins and self._stream.codec_context.name == "vorbis":
+            # The first block only overlaps with the second; of a later link FFmpeg does not say so.
+            delay = len(samples)
+        return Frame(samples, delay, padding, begins)
 
     def _decoded(self) -> Iterator[Any]:
         import av
@@ -160,6 +172,9 @@ class MediaSource:
                 tag_end = packet.pos + packet.size - len(rest) if rest else after_tags(self._descriptor, packet.pos, self._size)
                 with _errors(f"packet {self._count} cannot be decoded"):
                     frames = self._stream.codec_context.decode(av.Packet(rest)) if rest else []
+            else:
+                self._last = packet if packet.size else self._last
+            self._begins = self._begins or (self.format == "ogg" and packet.has_sidedata("new_extradata"))
             yield from frames
 
     def _after_tag(self, packet: Any) -> bytes | None:
@@ -185,7 +200,6 @@ class MediaSource:
         self._count += 1
         if start is not None:
             self._end = start + packet.size
-        self._last = packet
         if self.format == "amr" and bytes(packet)[:5] == b"#!AMR":
             raise AudioError("undecoded", f"another AMR file follows at byte {start}: split the file")
 
@@ -229,7 +243,7 @@ class MediaSource:
             check_rest(self._descriptor, self._end, self._size, slack=0)
 
     def _announced_s(self) -> float | None:
-        if self._links or self.format.startswith("mov") or self.format in ("asf", "wv", "tta", "ape", "flac"):
+        if self._links or self.format.startswith("mov") or self.format in ("caf", "asf", "wv", "tta", "ape", "flac"):
             return self.claimed_s
         return None
 

@@ -1,0 +1,353 @@
+"""Compressed audio: all of a file, equal to what another decoder finds in it, or its name and what is wrong with it."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from encoders import KINDS, encode
+from openwavlm.data.audio import EXTENSIONS, decode, decoders, probe_channels, probe_seconds
+from openwavlm.data.containers import AudioError
+from synthetic import speech_like
+
+SECONDS = 4.0
+SPEECH = speech_like(SECONDS, seed=3, speaker="a")
+
+
+def at_rate(rate: int) -> np.ndarray:
+    """The same speech, as if it were spoken slower or faster."""
+    return np.resize(SPEECH, int(SECONDS * rate))
+
+
+def encoded(folder: Path, kind: str, **options: str) -> bytes:
+    path = folder / f"whole.{kind}"
+    encode(path, at_rate(KINDS[kind][2]), kind, **options)
+    return path.read_bytes()
+
+
+def write(folder: Path, content: bytes, suffix: str) -> Path:
+    path = folder / f"a.{suffix}"
+    path.write_bytes(content)
+    return path
+
+
+def reason(path: Path, **settings: float) -> str:
+    with pytest.raises(AudioError) as caught:
+        decode(path, **settings)
+    return caught.value.reason
+
+
+def similarity(first: np.ndarray, second: np.ndarray) -> float:
+    """Cosine of two signals of about the same length, aligned at their beginnings."""
+    count = min(len(first), len(second))
+    a, b = first[:count].astype(np.float64), second[:count].astype(np.float64)
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("amr", "wma")])
+def test_what_was_encoded_is_decoded_from_its_first_sample_to_its_last(tmp_path: Path, kind: str) -> None:
+    encoded(tmp_path, kind)
+    path = tmp_path / f"whole.{kind}"
+    rate = KINDS[kind][2]
+    samples = decode(path).samples
+    original = tmp_path / "original.wav"
+    soundfile.write(original, at_rate(rate), rate)
+    expected = decode(original).samples
+    delay = 1024 if kind == "aac" else 0  # ADTS has no place to write the encoder's delay to.
+    assert 0 <= len(samples) - len(expected) - delay < 1300
+    assert similarity(samples[delay:], expected) > 0.9
+    assert similarity(samples[delay:][len(expected) - 4000 :], expected[-4000:]) > 0.9
+    assert probe_channels(path) == 1
+    assert probe_seconds(path) == pytest.approx(len(samples) / 16_000, rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["amr", "wma"])
+def test_codecs_with_a_delay_of_their_own_keep_duration_and_level(tmp_path: Path, kind: str) -> None:
+    encoded(tmp_path, kind)
+    samples = decode(tmp_path / f"whole.{kind}").samples
+    soundfile.write(tmp_path / "original.wav", at_rate(KINDS[kind][2]), KINDS[kind][2])
+    assert len(samples) == pytest.approx(SECONDS * 16_000, abs=1600)
+    assert samples.std() == pytest.approx(decode(tmp_path / "original.wav").samples.std(), rel=0.2)
+
+
+INDEPENDENT = [
+    ("MP3", "MPEG_LAYER_III", "mp3", 16_000),
+    ("MP3", "MPEG_LAYER_III", "mp3", 44_100),
+    ("OGG", "VORBIS", "ogg", 16_000),
+    ("OGG", "OPUS", "opus", 48_000),
+]
+
+
+@pytest.mark.parametrize(("container", "subtype", "suffix", "rate"), INDEPENDENT)
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.6])
+def test_the_samples_are_those_of_libsndfile(
+    tmp_path: Path, container: str, subtype: str, suffix: str, rate: int, channels: int, seconds: float
+) -> None:
+    path, wav = tmp_path / f"a.{suffix}", tmp_path / "a.wav"
+    speech = np.resize(SPEECH, int(seconds * rate)) / 32_768
+    soundfile.write(path, np.stack([speech, 0.5 * speech], axis=1)[:, :channels], rate, format=container, subtype=subtype)
+    theirs, their_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    soundfile.write(wav, theirs, their_rate, subtype="FLOAT")
+    ours, expected = decode(path).samples, decode(wav).samples
+    assert len(ours) == len(expected)
+    # FFmpeg's decoder of Opus is not libopus.
+    assert np.square(ours - expected.astype(float)).mean() <= 1e-4 * np.square(expected.astype(float)).mean()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.3, 0.97])
+def test_a_file_that_was_cut_off_is_truncated(tmp_path: Path, kind: str, share: float) -> None:
+    whole = encoded(tmp_path, kind)
+    assert reason(write(tmp_path, whole[: int(share * len(whole))], kind)) == "truncated"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_files_in_one_are_decoded_whole_or_refused(tmp_path: Path, kind: str) -> None:
+    whole = encoded(tmp_path, kind)
+    once = decode(tmp_path / f"whole.{kind}").samples
+    path = write(tmp_path, whole + whole, kind)
+    if kind not in ("mp3", "opus", "webm", "aac"):
+        assert reason(path) in ("undecoded", "unreadable")
+        return
+    twice = decode(path).samples
+    assert 0 <= len(twice) - 2 * len(once) < 2900
+    assert similarity(twice, once) > 0.99
+    # The second encoder's delay stays where the format does not say that it begins there.
+    assert max(similarity(twice[len(once) + delay :], once) for delay in range(2900)) > 0.99
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_garbage_in_the_middle_is_noticed(tmp_path: Path, kind: str) -> None:
+    content = bytearray(encoded(tmp_path, kind))
+    middle = len(content) // 2
+    content[middle : middle + 1500] = np.random.default_rng(7).bytes(1500)
+    assert reason(write(tmp_path, bytes(content), kind)) in ("unreadable", "truncated", "undecoded")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_garbage_at_the_end_is_noticed(tmp_path: Path, kind: str) -> None:
+    content = encoded(tmp_path, kind) + np.random.default_rng(7).bytes(40_000)
+    assert reason(write(tmp_path, content, kind)) in ("unreadable", "truncated", "undecoded")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_range_equals_that_slice_of_the_whole(tmp_path: Path, kind: str) -> None:
+    encoded(tmp_path, kind)
+    path = tmp_path / f"whole.{kind}"
+    whole = decode(path).samples
+    for start_s, end_s in ((0.0, 1.0), (1.2345, 2.5), (3.0, None)):
+        piece = decode(path, start_s=start_s, end_s=end_s).samples
+        first = round(start_s * 16_000)
+        expected = whole[first : None if end_s is None else round(end_s * 16_000)]
+        assert abs(len(piece) - len(expected)) <= 1
+        count = min(len(piece), len(expected))
+        assert np.abs(piece[:count].astype(int) - expected[:count]).max() <= 1 + 0.02 * np.abs(expected).max() * (
+            start_s == 1.2345
+        )
+    assert reason(path, start_s=3.0, end_s=SECONDS + 1.0) == "out-of-range"
+    assert reason(path, start_s=9.0) == "out-of-range"
+    assert reason(path, max_hours=1.0 / 3600) == "too-long"
+
+
+# --- MP3 ----------------------------------------------------------------------------------------------------------------
+
+
+def xing(content: bytes) -> int:
+    """Where the Xing or Info header of an MP3 begins."""
+    found = re.search(rb"Xing|Info", content)
+    assert found
+    return found.start()
+
+
+def frames_field(value: int | None) -> Callable[[bytes], bytes]:
+    """Writes a number of frames into the Xing header; None clears the flag that there is one."""
+
+    def change(content: bytes) -> bytes:
+        start = xing(content)
+        if value is None:
+            return (
+                content[: start + 7] + bytes([content[start + 7] & 0xFE]) + content[start + 8 : start + 8] + content[start + 8 :]
+            )
+        return content[: start + 8] + value.to_bytes(4, "big") + content[start + 12 :]
+
+    return change
+
+
+@pytest.mark.parametrize("frames", [None, 0, 1, 40])
+def test_an_mp3_whose_header_announces_too_little_is_decoded_whole(tmp_path: Path, frames: int | None) -> None:
+    content = encoded(tmp_path, "mp3")
+    whole = decode(tmp_path / "whole.mp3").samples
+    samples = decode(write(tmp_path, frames_field(frames)(content), "mp3")).samples
+    assert 0 <= len(samples) - len(whole) < 2300  # the encoder's delay and padding
+    assert max(similarity(samples[delay:], whole) for delay in (0, 1105)) > 0.999
+
+
+@pytest.mark.parametrize("seconds", [3.5, 40.0])
+@pytest.mark.parametrize("joined", [1, 3])
+def test_an_mp3_of_variable_bit_rate_without_a_header_is_decoded_whole(tmp_path: Path, seconds: float, joined: int) -> None:
+    # Loud noise, then speech: the bit rate of the first frame says nothing of the others.
+    noise = np.random.default_rng(0).normal(0, 8000, 8000).clip(-32_768, 32_767).astype(np.int16)
+    audio = np.concatenate([noise, np.resize(SPEECH, int(seconds * 16_000) - len(noise))])
+    encode(tmp_path / "whole.mp3", audio, "mp3", write_xing="0")
+    path = write(tmp_path, (tmp_path / "whole.mp3").read_bytes() * joined, "mp3")
+    samples = decode(path).samples
+    encode(tmp_path / "header.mp3", audio, "mp3")
+    expected = decode(tmp_path / "header.mp3").samples
+    assert len(expected) == len(audio)
+    period = len(samples) // joined
+    assert len(samples) == joined * period and 0 <= period - len(audio) < 2300
+    for part in range(joined):
+        assert similarity(samples[part * period + 1105 : (part + 1) * period], expected) > 0.99
+
+
+def test_an_mp3_that_announces_more_frames_than_it_has_is_truncated(tmp_path: Path) -> None:
+    assert reason(write(tmp_path, frames_field(10_000)(encoded(tmp_path, "mp3")), "mp3")) == "truncated"
+
+
+def test_tags_around_an_mp3_are_no_audio(tmp_path: Path) -> None:
+    content = encoded(tmp_path, "mp3", write_xing="0")
+    whole = decode(tmp_path / "whole.mp3").samples
+    size = 30_000
+    picture = b"ID3\x04\x00\x00" + bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0)) + bytes(size)
+    ape = b"APETAGEX" + (2000).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(16)
+    lyrics = b"LYRICSBEGIN" + b"la" * 50 + b"000111LYRICS200"
+    for path in (
+        write(tmp_path, picture + content + ape[:12] + (32).to_bytes(4, "little") + ape[16:] + b"TAG" + bytes(125), "mp3"),
+        write(tmp_path, content + lyrics, "mp3"),
+        write(tmp_path, content + bytes(5000), "mp3"),
+    ):
+        np.testing.assert_array_equal(decode(path).samples, whole)
+
+
+# --- Ogg ----------------------------------------------------------------------------------------------------------------
+
+
+def ogg_pages(content: bytes) -> list[bytes]:
+    pages, position = [], 0
+    while position < len(content):
+        table = content[position + 27 : position + 27 + content[position + 26]]
+        pages.append(content[position : position + 27 + len(table) + sum(table)])
+        position += len(pages[-1])
+    return pages
+
+
+def with_checksum(page: bytes) -> bytes:
+    """RFC 3533: CRC-32 with the polynomial 0x04c11db7, most significant bit first, no inversion."""
+    crc = 0
+    for byte in page[:22] + bytes(4) + page[26:]:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1 ^ 0x04C11DB7 if crc & 0x80000000 else crc << 1) & 0xFFFFFFFF
+    return page[:22] + crc.to_bytes(4, "little") + page[26:]
+
+
+@pytest.mark.parametrize(("subtype", "rate"), [("OPUS", 48_000), ("VORBIS", 44_100)])
+def test_an_ogg_file_without_the_flag_of_its_end_is_decoded_whole(tmp_path: Path, subtype: str, rate: int) -> None:
+    soundfile.write(tmp_path / "whole.ogg", at_rate(rate), rate, format="OGG", subtype=subtype)
+    pages = ogg_pages((tmp_path / "whole.ogg").read_bytes())
+    assert pages[-1][5] & 4
+    pages[-1] = with_checksum(pages[-1][:5] + bytes([pages[-1][5] & 0xFB]) + pages[-1][6:])
+    path = write(tmp_path, b"".join(pages), "ogg")
+    np.testing.assert_array_equal(decode(path).samples, decode(tmp_path / "whole.ogg").samples)
+
+
+@pytest.mark.parametrize(("subtype", "rate"), [("OPUS", 48_000), ("VORBIS", 44_100)])
+@pytest.mark.parametrize("seconds", [0.2, 4.0])
+def test_a_chained_ogg_file_holds_all_of_its_links(tmp_path: Path, subtype: str, rate: int, seconds: float) -> None:
+    parts = []
+    for number in range(3):
+        path = tmp_path / f"{number}.ogg"
+        soundfile.write(path, np.roll(at_rate(rate), 1000 * number)[: int(seconds * rate)], rate, format="OGG", subtype=subtype)
+        parts.append(path)
+    chained = decode(write(tmp_path, b"".join(part.read_bytes() for part in parts), "ogg")).samples
+    expected = np.concatenate([soundfile.read(part, dtype="float32")[0] for part in parts])
+    soundfile.write(tmp_path / "all.wav", expected, rate, subtype="FLOAT")
+    expected = decode(tmp_path / "all.wav").samples
+    assert len(chained) == len(expected)
+    assert similarity(chained, expected) > 0.999
+
+
+def test_an_ogg_file_that_lacks_a_page_is_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "whole.ogg", np.resize(SPEECH, 30 * 16_000), 16_000)
+    pages = ogg_pages((tmp_path / "whole.ogg").read_bytes())
+    assert len(pages) > 6
+    assert reason(write(tmp_path, b"".join(pages[:4] + pages[5:]), "ogg")) == "unreadable"
+    assert reason(write(tmp_path, b"".join(pages[2:]), "ogg")) == "unreadable"
+
+
+# --- what the decoder is given --------------------------------------------------------------------------------------------
+
+
+def test_gsm_is_decoded_and_so_are_ranges_of_it(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", at_rate(8_000), 8_000, subtype="GSM610")
+    whole = decode(tmp_path / "a.wav").samples
+    assert len(whole) == pytest.approx(SECONDS * 16_000, abs=700)
+    piece = decode(tmp_path / "a.wav", start_s=1.0, end_s=2.0).samples
+    assert np.abs(piece.astype(int) - whole[16_000:32_000]).max() <= 1
+
+
+def test_without_pyav_compressed_audio_is_refused_with_the_line_that_installs_it(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.mp3", SPEECH, 16_000, format="MP3")
+    soundfile.write(tmp_path / "a.flac", SPEECH, 16_000)
+    program = """
+import sys
+sys.modules["av"] = None
+from pathlib import Path
+from openwavlm.data.audio import decode, decoders, probe_seconds
+assert len(decode(Path("a.flac")).samples) == 64_000
+assert decoders()["av"] == "not installed" and probe_seconds(Path("a.mp3")) is None
+try:
+    decode(Path("a.mp3"))
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("no-decoder: ") and "pip install 'openwavlm[media]'" in done.stdout
+
+
+def test_play_lists_open_no_other_file(tmp_path: Path) -> None:
+    encoded(tmp_path, "aac")
+    for name, content in {
+        "a.mp3": "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\nwhole.aac\n#EXT-X-ENDLIST\n",
+        "b.mp3": "ffconcat version 1.0\nfile whole.aac\n",
+    }.items():
+        (tmp_path / name).write_text(content)
+        assert reason(tmp_path / name) == "unreadable"
+
+
+def test_a_file_is_recognised_by_its_content_whatever_its_name(tmp_path: Path) -> None:
+    whole = encoded(tmp_path, "opus")
+    odd = tmp_path / "http:x\udcff.wav"
+    odd.write_bytes(whole)
+    np.testing.assert_array_equal(decode(odd).samples, decode(tmp_path / "whole.opus").samples)
+    (tmp_path / "text.au").write_text("no audio at all " * 100)
+    assert reason(tmp_path / "text.au") == "unreadable"
+
+
+def test_every_decoder_is_named_with_its_version() -> None:
+    assert {name: bool(re.match(r"\d+\.\d+", version)) for name, version in decoders().items()} == {
+        "soundfile": True,
+        "av": True,
+        "soxr": True,
+    }
+    assert {
+        ".aiff",
+        ".aif",
+        ".w64",
+        ".caf",
+        ".au",
+        ".snd",
+        ".wv1",
+        ".wave",
+        ".rf64",
+        ".m4a",
+        ".aac",
+        ".mp4",
+        ".webm",
+    } < EXTENSIONS

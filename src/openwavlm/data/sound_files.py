@@ -129,7 +129,10 @@ class SoundFileSource:
             and "LAW" not in self._sound.subtype
         ):
             self.frames, self._by_hand = held, True
-        elif self.frames is None or held > self.frames:
+        elif self.frames is not None and held <= self.frames:
+            # Of W64 and SPHERE libsndfile takes what follows the samples for samples.
+            self.frames = held
+        else:
             raise AudioError("undecoded", f"the file has {held} samples, but its header announces {self.frames}: repair it")
 
     def blocks(self, first: int, last: int | None) -> Iterator[np.ndarray]:

@@ -1,0 +1,348 @@
+"""PCM containers and FLAC: every sample that the file holds, or what does not fit together."""
+
+import errno
+import os
+import resource
+import struct
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from openwavlm.data import audio
+from openwavlm.data.audio import decode, encode_flac, probe_channels, probe_seconds
+from openwavlm.data.containers import AudioError
+from synthetic import speech_like
+
+SPEECH = speech_like(2.0, seed=1, speaker="a")
+CONTAINERS = {
+    "wav": ("WAV", "PCM_16"),
+    "wave": ("WAVEX", "PCM_24"),
+    "rf64": ("RF64", "PCM_16"),
+    "w64": ("W64", "PCM_32"),
+    "aiff": ("AIFF", "PCM_16"),
+    "aif": ("AIFF", "FLOAT"),
+    "caf": ("CAF", "PCM_16"),
+    "au": ("AU", "ULAW"),
+    "snd": ("AU", "PCM_16"),
+    "sph": ("NIST", "PCM_16"),
+    "flac": ("FLAC", "PCM_24"),
+}
+
+
+def write(path: Path, samples: np.ndarray = SPEECH, kind: str = "wav", **settings: object) -> bytes:
+    container, subtype = CONTAINERS[kind]
+    soundfile.write(path, samples / 32_768, 16_000, format=container, subtype=subtype, **settings)
+    return path.read_bytes()
+
+
+def reason(path: Path, content: bytes | bytearray | None = None, **settings: float) -> str:
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(AudioError) as caught:
+        decode(path, **settings)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_container_is_decoded_whole(tmp_path: Path, kind: str, channels: int) -> None:
+    path = tmp_path / f"a.{kind}"
+    write(path, np.tile(SPEECH[:, None], channels), kind)
+    expected = soundfile.read(path, dtype="float32", always_2d=True)[0][:, 0] * 32_768
+    assert np.abs(decode(path).samples - expected).max() <= 0.5
+    assert len(expected) == len(SPEECH)
+    assert (probe_seconds(path), probe_channels(path)) == (2.0, channels)
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_a_container_that_lacks_its_end_is_truncated(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    content = write(path, kind=kind)
+    for share in (0.3, 0.95):
+        assert reason(path, content[: int(share * len(content))]) == "truncated"
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_what_follows_a_container_is_not_left_out_in_silence(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    content = write(path, kind=kind)
+    assert reason(path, content + content) == "undecoded"
+    assert reason(path, content + np.random.default_rng(0).bytes(50_000)) == "undecoded"
+    path.write_bytes(content + bytes(3000) + b"TAG" + bytes(125))
+    assert len(decode(path).samples) == len(SPEECH)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_32", "PCM_U8", "FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("length", [0, 0xFFFF_FFFF])
+@pytest.mark.parametrize("riff_length", [0, 36, 0xFFFF_FFFF, None])
+def test_a_wav_whose_length_was_never_written_is_read_whole(
+    tmp_path: Path, subtype: str, length: int, riff_length: int | None
+) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.tile(SPEECH[:, None], 2) / 32_768, 16_000, subtype=subtype)
+    whole, content = decode(path).samples, bytearray(path.read_bytes())
+    at = content.index(b"data")
+    content[at + 4 : at + 8] = length.to_bytes(4, "little")
+    if riff_length is not None:
+        content[4:8] = riff_length.to_bytes(4, "little")
+    path.write_bytes(content)
+    np.testing.assert_array_equal(decode(path).samples, whole)
+    np.testing.assert_array_equal(decode(path, start_s=0.5, end_s=1.5).samples, whole[8000:24_000])
+    assert probe_seconds(path) == 2.0
+
+
+def test_a_wav_whose_length_is_too_small_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    content = bytearray(write(path))
+    content[40:44] = (32_000).to_bytes(4, "little")
+    assert reason(path, content) == "undecoded"
+
+
+def test_a_second_chunk_of_samples_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    content = write(path)
+    assert reason(path, content + struct.pack("<4sI", b"data", 32_000) + content[-32_000:]) == "undecoded"
+    path.write_bytes(content + struct.pack("<4sI", b"LIST", 5000) + b"x" * 5000)
+    np.testing.assert_array_equal(decode(path).samples, SPEECH)
+
+
+def test_an_empty_wav_with_a_note_behind_it_has_no_samples(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    content = write(path, SPEECH[:0])
+    assert reason(path, content + struct.pack("<4sI", b"LIST", 600) + b"x" * 600) == "zero-length"
+
+
+# --- FLAC ---------------------------------------------------------------------------------------------------------------
+
+
+def with_total(content: bytes, total: int) -> bytearray:
+    """RFC 9639 §8.2: the last 36 bits before the MD5."""
+    changed = bytearray(content)
+    changed[21] = changed[21] & 0xF0 | total >> 32
+    changed[22:26] = (total & 0xFFFF_FFFF).to_bytes(4, "big")
+    return changed
+
+
+@pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("total", [len(SPEECH) // 2, len(SPEECH) - 1, len(SPEECH) - 4096, 1])
+@pytest.mark.parametrize("has_md5", [True, False])
+def test_a_flac_file_whose_length_is_too_small_is_refused(
+    tmp_path: Path, subtype: str, channels: int, total: int, has_md5: bool
+) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.tile(SPEECH[:, None], channels), 16_000, subtype=subtype)
+    content = with_total(path.read_bytes(), total)
+    assert len(decode(path).samples) == len(SPEECH)
+    if not has_md5:
+        content[26:42] = bytes(16)
+    assert reason(path, content) == "undecoded"
+
+
+@pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
+@pytest.mark.parametrize("total", [0, len(SPEECH)])
+def test_a_flac_file_is_compared_with_its_md5(tmp_path: Path, subtype: str, total: int) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.stack([SPEECH, SPEECH[::-1]], axis=1), 16_000, subtype=subtype)
+    whole, content = decode(path).samples, with_total(path.read_bytes(), total)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(decode(path).samples, whole)
+    content[30] ^= 1
+    assert reason(path, content) == "unreadable"
+
+
+# --- channels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.7, 1.4])
+@pytest.mark.parametrize("noise", [0, 30, 1000])
+def test_channels_that_cancel_each_other_are_not_averaged(tmp_path: Path, gain: float, noise: float) -> None:
+    residue = np.random.default_rng(2).normal(0, noise, len(SPEECH))
+    other = np.clip(-gain * SPEECH + residue, -32_768, 32_767).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", np.stack([SPEECH, other], axis=1), 16_000)
+    decoded = decode(tmp_path / "a.wav")
+    assert (decoded.channel, decoded.out_of_phase) == (0, True)
+    np.testing.assert_array_equal(decoded.samples, SPEECH)
+
+
+def two_sided() -> Iterator[tuple[str, np.ndarray]]:
+    rng, other = np.random.default_rng(3), speech_like(2.0, seed=9, speaker="b")
+    yield "equal", np.stack([SPEECH, SPEECH], axis=1)
+    yield "two speakers", np.stack([SPEECH, other], axis=1)
+    yield "one silent", np.stack([0 * SPEECH, SPEECH], axis=1)
+    yield "delayed", np.stack([SPEECH, np.roll(SPEECH, 16)], axis=1)
+    yield "opposite offsets", np.stack([SPEECH // 8 + 4000, SPEECH // 8 - 4000], axis=1)
+    yield "weak copy reversed", np.stack([SPEECH, -SPEECH // 5], axis=1)
+    yield "independent noise", rng.normal(0, 3000, (32_000, 2))
+    yield "eight microphones", SPEECH[:, None] + rng.normal(0, 3000, (32_000, 8))
+    yield "silence", np.zeros((32_000, 2))
+
+
+@pytest.mark.parametrize(("name", "channels"), list(two_sided()))
+def test_channels_that_do_not_cancel_are_averaged(tmp_path: Path, name: str, channels: np.ndarray) -> None:
+    stored = np.clip(channels, -32_768, 32_767).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", stored, 16_000)
+    decoded = decode(tmp_path / "a.wav")
+    assert (decoded.channel, decoded.out_of_phase) == (None, False)
+    assert np.abs(decoded.samples - stored.astype(np.float64).mean(axis=1)).max() <= 0.5
+
+
+def test_one_reversed_part_of_a_recording_is_enough(tmp_path: Path) -> None:
+    long = np.resize(SPEECH, 3 << 18)
+    other = long.copy()
+    other[1 << 18 : 2 << 18] *= -1
+    soundfile.write(tmp_path / "a.wav", np.stack([long, other], axis=1), 16_000)
+    decoded = decode(tmp_path / "a.wav")
+    assert decoded.out_of_phase
+    np.testing.assert_array_equal(decoded.samples, long)
+
+
+# --- what is no file of audio -------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_regular_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "device.wav").symlink_to("/dev/zero")
+    (tmp_path / "folder.wav").mkdir()
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    for name, word in {"pipe": "named pipe", "device": "device", "folder": "folder", "loop": "symbolic links"}.items():
+        with pytest.raises(AudioError, match=word) as caught:
+            decode(tmp_path / f"{name}.wav")
+        assert caught.value.reason == "unreadable"
+        assert probe_seconds(tmp_path / f"{name}.wav") is None
+
+
+@pytest.mark.parametrize("rate", [1, 8, 999, 2_000_000_000])
+def test_a_rate_that_is_none_is_refused(tmp_path: Path, rate: int) -> None:
+    content = bytearray(write(tmp_path / "a.wav"))
+    content[24:28] = rate.to_bytes(4, "little")
+    assert reason(tmp_path / "a.wav", content) == "unreadable"
+
+
+def test_a_range_of_a_resampled_recording_equals_that_slice_of_the_whole(tmp_path: Path) -> None:
+    for rate in (8_000, 22_050, 44_100, 48_000):
+        soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 4 * rate), rate, subtype="FLOAT")
+        whole = decode(tmp_path / "a.wav").samples
+        for start_s, end_s in ((0.0, 1.7), (1.0, 2.0), (2.5, 4.0)):
+            piece = decode(tmp_path / "a.wav", start_s=start_s, end_s=end_s).samples
+            expected = whole[round(start_s * 16_000) : round(end_s * 16_000)]
+            assert len(piece) == len(expected)
+            assert np.abs(piece.astype(int) - expected).max() <= 1
+
+
+def test_a_long_recording_is_held_once(tmp_path: Path) -> None:
+    seconds = 600
+    soundfile.write(tmp_path / "a.wav", np.resize(SPEECH, seconds * 48_000), 48_000)
+    tracemalloc.start()
+    try:
+        samples = decode(tmp_path / "a.wav").samples
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(samples) == seconds * 16_000
+    assert peak < samples.nbytes + (12 << 20)
+
+
+# --- errors that are not the file's -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EINTR, errno.ENOSPC])
+@pytest.mark.parametrize("function", ["open", "pread"])
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg"])
+def test_an_error_of_the_machine_is_no_verdict_on_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, function: str, kind: str
+) -> None:
+    path = tmp_path / f"a.{kind}"
+    soundfile.write(path, SPEECH, 16_000)
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, fails)
+        for call in (decode, probe_seconds, probe_channels):
+            with pytest.raises(OSError) as caught:
+                call(path)
+            assert (caught.value.errno, caught.value.filename) == (number, str(path))
+    assert len(decode(path).samples) >= len(SPEECH)
+
+
+def test_a_disk_that_fails_within_a_bad_file_is_an_error_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.flac"
+    path.write_bytes(write(path, kind="flac")[:20_000])
+    assert reason(path) == "truncated"
+    read_at = audio.read_at
+
+    def fails(descriptor: int, nbytes: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(audio, "read_at", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        decode(path)
+    assert read_at is not fails
+
+
+@pytest.mark.parametrize("kind", ["wav", "mp3"])
+def test_too_many_open_files_are_no_verdict_on_the_file(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    soundfile.write(path, SPEECH, 16_000)
+    assert len(decode(path).samples) >= len(SPEECH)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    outcomes = set()
+    held: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 60, hard))
+    try:
+        while len(held) < 80:
+            try:
+                outcomes.add(len(decode(path).samples))
+            except OSError as error:
+                outcomes.add(error.errno or 0)
+            try:
+                held.append(os.dup(0))
+            except OSError:
+                break
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert outcomes == {len(decode(path).samples), errno.EMFILE}
+
+
+_INTERRUPTED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from openwavlm.data.audio import decode
+for path in map(Path, sys.argv[2:]):
+    expected = decode(path).samples
+    for delay in map(float, sys.argv[1].split(",")):
+        timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            timer.start()
+            while True:
+                assert len(decode(path).samples) == len(expected), "samples were lost"
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+"""
+
+
+def test_a_signal_while_a_file_is_decoded_is_never_lost(tmp_path: Path) -> None:
+    paths = [tmp_path / f"a.{kind}" for kind in ("wav", "flac", "mp3", "ogg")]
+    for path in paths:
+        soundfile.write(path, np.resize(SPEECH, 5 * 44_100), 44_100)
+    delays = [f"{delay:.3f}" for delay in np.linspace(0.02, 0.1, 8)]
+    program = [sys.executable, "-c", _INTERRUPTED, ",".join(delays), *map(str, paths)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["interrupted"] * len(paths) * len(delays), done.stderr
+    assert "callback" not in done.stderr
+
+
+def test_the_bytes_of_a_flac_payload_are_those_of_a_file(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.flac", SPEECH, 16_000, subtype="PCM_16")
+    assert encode_flac(SPEECH) == (tmp_path / "a.flac").read_bytes()

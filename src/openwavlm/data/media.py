@@ -28,6 +28,8 @@ _LOSSY_TOLERANCE_S = 0.05
 # Less than the shortest packet of a codec in a WAV file (GSM 6.10: 65 bytes).
 _LONGEST_REST_BYTES = 64
 _BLOCK_FRAMES = 1 << 16
+# With 8 planes PyAV 18.1 reads beyond FFmpeg's list of them and ends the process (`Frame.planes` looks for a null pointer).
+_MOST_PLANES = 7
 _SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63, "flt": 1.0, "dbl": 1.0}
 
 
@@ -77,6 +79,9 @@ class MediaSource:
             raise AudioError(reason, f"the file has {len(streams)} audio streams, but one is needed: extract one of them")
         self._stream = streams[0]
         context = self._stream.codec_context
+        if context is None:
+            self._container.close()
+            raise AudioError("unreadable", "no decoder is known for the codec that the file announces")
         self.rate, self.channels, self.format = context.sample_rate or 0, context.channels, self._container.format.name
         duration = self._stream.duration
         base = self._stream.time_base
@@ -213,6 +218,10 @@ class MediaSource:
             )
         if frame.is_corrupt:
             raise AudioError("unreadable", f"packet {self._count} is damaged")
+        if frame.format.is_planar and channels > _MOST_PLANES:
+            raise AudioError(
+                "unreadable", f"{channels} channels of compressed audio, more than {_MOST_PLANES}: convert it to WAV or FLAC"
+            )
         values = frame.to_ndarray()
         values = values.T if frame.format.is_planar else values.reshape(-1, channels)
         kind = frame.format.name.removesuffix("p")

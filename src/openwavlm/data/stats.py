@@ -1,11 +1,17 @@
 """Figures of a finished shard set, above all how well it is shuffled: how often two utterances that may be mixed share a speaker."""
 
+import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
 
+from openwavlm.data.corpora.files import file_seconds
+from openwavlm.data.corpora.listing import Corpus
+from openwavlm.data.corpora.overlaps import find_overlaps
 from openwavlm.data.index import Index
 from openwavlm.frames import SAMPLE_RATE_HZ
 from openwavlm.randomness import permutation, words
@@ -41,7 +47,74 @@ def shard_set_stats(
         "skipped": len(unusable),
         "skipped_by_reason": dict(sorted(Counter(entry["reason"] for entry in unusable.values()).items())),
         **{name: sum(entry[name] for entry in done) for name in _SUMMED},
+        # Tasks of older versions have no such list.
+        "out_of_phase_files": len({path for entry in done for path in entry.get("out_of_phase", ())}),
+        **repeated_audio(index),
         **partner_shares(index, seed=seed),
+        "decoders": _decoders(done),
+    }
+
+
+def _decoders(done: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The versions of the decoders that made the set, each with its number of tasks."""
+    tasks = Counter(json.dumps(entry.get("decoders", {}), sort_keys=True) for entry in done)
+    return [{"tasks": number, "versions": json.loads(versions)} for versions, number in sorted(tasks.items())]
+
+
+def corpus_stats(corpus: Corpus, unusable: AbstractSet[str]) -> dict[str, Any]:
+    """Counts what the input held at the last run: every file is used, skipped or ignored.
+
+    Args:
+        corpus: What the input holds.
+        unusable: Names of the utterances that were skipped.
+
+    Returns:
+        `files` = `files_used` (at least one utterance of them is) + `files_skipped` + `files_ignored` (of other suffixes, by
+        `ignored_by_suffix`); `with_text` utterances; and the utterances that share audio with others of their file.
+    """
+    files = {os.path.normpath(utterance.path) for utterance in corpus.utterances}
+    used = {os.path.normpath(utterance.path) for utterance in corpus.utterances if utterance.name not in unusable}
+    ignored = sum(corpus.ignored.values())
+    overlaps = find_overlaps(corpus.utterances, lambda path: file_seconds(corpus.root / path))
+    return {
+        "files": len(files) + ignored,
+        "files_used": len(used),
+        "files_skipped": len(files) - len(used),
+        "files_ignored": ignored,
+        "ignored_by_suffix": dict(corpus.ignored),
+        "with_text": sum(bool(utterance.text) for utterance in corpus.utterances),
+        "overlapping_segments": overlaps.segments,
+        "overlapping_speakers": overlaps.of_several_speakers,
+        "overlapping_hours": round(overlaps.seconds / 3600, 6),
+    }
+
+
+def repeated_audio(index: Index) -> dict[str, Any]:
+    """Counts audio that is in a shard set more than once, sample for sample, as a row or as a clip in a joined row.
+
+    Args:
+        index: The shard set.
+
+    Returns:
+        `repeated_audio`: rows and clips that are there already; `repeated_hours`: their length; `audio_of_several_speakers`: audio
+        that stands under more than one known speaker.
+    """
+    members = index.members
+    alone = np.ones(len(index), dtype=bool)
+    alone[members["row"]] = False
+    pcm = np.concatenate([index.pcm[alone], members["pcm"]])
+    samples = np.concatenate([index.num_samples[alone], members["num_samples"]]).astype(np.int64)
+    speaker = np.concatenate([index.speaker[alone], index.speaker[:][members["row"]]])
+    order = np.argsort(pcm, kind="stable")
+    again = np.zeros(len(pcm), dtype=bool)
+    again[1:] = pcm[order][1:] == pcm[order][:-1]
+    repeats = order[again]
+    several = np.isin(pcm, pcm[repeats]) & (speaker > 0)
+    pairs = np.unique(np.stack([pcm[several], speaker[several].astype(np.uint64)], axis=1), axis=0)
+    return {
+        "repeated_audio": len(repeats),
+        "repeated_hours": round(int(samples[repeats].sum()) / SAMPLE_RATE_HZ / 3600, 6),
+        "audio_of_several_speakers": int((np.unique(pairs[:, 0], return_counts=True)[1] > 1).sum()),
     }
 
 

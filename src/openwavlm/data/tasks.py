@@ -49,8 +49,8 @@ def join_short_clips(utterances: Sequence[Utterance], seconds: Sequence[float | 
     """Groups clips shorter than `min_seconds` with their neighbours until they are long enough together.
 
     Neighbours are the next short clips of the same speaker (of the same recording if the speaker is unknown); segments of one
-    audio file are joined only with each other. What remains at the end of a group goes to the clips before it; a clip without a
-    short neighbour stays alone.
+    audio file are joined only with each other, and channels only with those of the same number. What remains at the end of a
+    group goes to the clips before it; a clip without a short neighbour stays alone.
 
     Args:
         utterances: In corpus order.
@@ -60,18 +60,19 @@ def join_short_clips(utterances: Sequence[Utterance], seconds: Sequence[float | 
     Returns:
         Items in corpus order, each of one or more utterances.
     """
-    uses: dict[str, int] = defaultdict(int)
+    uses: dict[tuple[str, int | None], int] = defaultdict(int)
     for utterance in utterances:
-        uses[utterance.path] += 1
+        uses[utterance.path, utterance.channel] += 1
     items: list[Item] = []
-    groups: dict[tuple[str, ...], list[Item]] = defaultdict(list)
-    filled_s: dict[tuple[str, ...], float] = {}
+    groups: dict[tuple[str | int | None, ...], list[Item]] = defaultdict(list)
+    filled_s: dict[tuple[str | int | None, ...], float] = {}
     for utterance, length in zip(utterances, seconds, strict=True):
         if length is None or length >= min_seconds:
             items.append([utterance])
             continue
         who = ("speaker", utterance.speaker) if utterance.speaker else ("recording", utterance.recording)
-        group: tuple[str, ...] = (*who, utterance.path if uses[utterance.path] > 1 else "")
+        several = uses[utterance.path, utterance.channel] > 1
+        group: tuple[str | int | None, ...] = (*who, utterance.channel, utterance.path if several else "")
         if filled_s.get(group, min_seconds) >= min_seconds:
             items.append([])
             groups[group].append(items[-1])

@@ -97,7 +97,8 @@ def find_columns(names: Sequence[str], asked: Mapping[str, Any], where: str, *, 
                 )
             if candidates:
                 chosen[field] = candidates[0]
-                scale[field] = also.get(candidates[0], 1.0)
+                if field in scale:
+                    scale[field] = also.get(candidates[0], 1.0)
         if field in _PARTS:
             unused += [name for name in (*named, *also) if name not in chosen.values()]
     if "path" not in chosen:

@@ -90,9 +90,9 @@ def _log_notes(files: FolderFiles, notes: Counter[str]) -> None:
         logger.warning("%s is a link to a folder that is listed already: left out", path)
     for path in files.special[:10]:
         logger.warning("%s is a FIFO, a socket or a device: ignored", path)
-    for sentence, number in notes.items():
+    for sentence, number in sorted(notes.items()):
         if number:
-            logger.warning("%d %s", number, sentence)
+            logger.log(logging.INFO if sentence.endswith(manifest.ONLY_KEPT) else logging.WARNING, "%d %s", number, sentence)
 
 
 def split_channels(

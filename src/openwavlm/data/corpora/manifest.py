@@ -14,6 +14,8 @@ from openwavlm.data.corpora.utterance import Utterance, portable
 # What programs write for a name that they do not know; as a name it would make one speaker of many.
 _UNKNOWN = frozenset({"", "-", "nan", "NaN", "None", "null", "NULL", "<NA>", "N/A"})
 _NAMES = ("speaker", "recording", "language")
+# The one note that is no warning.
+ONLY_KEPT = "that only travels into the shards' JSON"
 # An end that is given twice, by end_s and by duration_s, may differ by rounding.
 _END_TOLERANCE_S = 0.1
 
@@ -146,7 +148,7 @@ def _json_row(text: str, where: str) -> dict[str, Any]:
 def _utterance(row: dict[str, Any], columns: Columns, language: str, where: str, notes: Counter[str]) -> Utterance:
     known = {}
     for field, column in columns.of.items():
-        cell = _cell(row[column], column, where)
+        cell = _cell(row[column], column, where, unknown="nan" if field in columns.scale else "")
         if field in _NAMES and cell.strip() in _UNKNOWN - {"", "-"}:
             notes[f"rows whose {field} is {cell.strip()!r}, which is read as unknown"] += 1
         elif cell.strip() not in ("", "-"):
@@ -164,8 +166,8 @@ def _utterance(row: dict[str, Any], columns: Columns, language: str, where: str,
     if start_s or end_s is not None:
         name += f"@{start_s:.3f}-" + ("" if end_s is None else f"{end_s:.3f}")
     extra = {column: _plain(value) for column, value in row.items() if column not in columns.used}
-    for column in extra:
-        notes[f"rows with a column {column!r} that only travels into the shards' JSON"] += column not in columns.unused
+    for column in extra.keys() - set(columns.unused):
+        notes[f"rows with a column {column!r} {ONLY_KEPT}"] += 1
     utterance = Utterance(
         name,
         path,
@@ -182,10 +184,12 @@ def _utterance(row: dict[str, Any], columns: Columns, language: str, where: str,
     return utterance.of_channel(channel, speaker=utterance.speaker)
 
 
-def _cell(value: Any, column: str, where: str) -> str:
-    """A cell as text; the JSON values null and NaN are empty."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+def _cell(value: Any, column: str, where: str, *, unknown: str) -> str:
+    """A cell as text; JSON's null is empty, and its NaN `unknown`."""
+    if value is None:
         return ""
+    if isinstance(value, float) and math.isnan(value):
+        return unknown
     if isinstance(value, bool | list | dict):
         raise ValueError(f"{where}: {column!r} must be a text or a number, but is {json.dumps(value)[:80]}: correct the value")
     return str(value)

@@ -44,7 +44,9 @@ def test_every_file_is_audio_or_ignored_under_its_suffix(tmp_path):
     assert len(found.audio) + found.ignored.total() == sum(path.is_file() for path in tmp_path.rglob("*"))
 
 
-@pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a"])
+@pytest.mark.parametrize(
+    "suffix", [".wav", ".wave", ".flac", ".aiff", ".w64", ".caf", ".au", ".mp3", ".ogg", ".opus", ".m4a", ".wv1"]
+)
 @pytest.mark.parametrize("capitals", [False, True])
 def test_no_suffix_of_an_audio_format_is_ignored(tmp_path, suffix, capitals):
     touch(tmp_path, f"x{suffix.upper() if capitals else suffix}")
@@ -98,7 +100,7 @@ def test_fifos_sockets_and_broken_links_are_named_and_never_opened(tmp_path, cap
         listener.bind(os.path.relpath(corpus / "s.flac"))
         stats = prepare(corpus, tmp_path / "out")
     skipped = dict(line.split("\t")[::2][:2] for line in (tmp_path / "out" / "skipped.tsv").read_text().splitlines()[1:])
-    assert skipped == {"gone.mp3": "missing", "loop.ogg": skipped["loop.ogg"], "pipe.wav": "not-a-file", "s.flac": "not-a-file"}
+    assert skipped == {"gone.mp3": "missing", "loop.ogg": skipped["loop.ogg"], "pipe.wav": "unreadable", "s.flac": "unreadable"}
     assert (stats["files"], stats["files_used"], stats["files_skipped"], stats["files_ignored"]) == (6, 1, 4, 1)
     assert f"{corpus / 'pipe'} is a FIFO, a socket or a device: ignored" in caplog.text
 
@@ -143,7 +145,7 @@ def test_a_segment_beyond_the_end_does_not_take_the_others_of_its_file_with_it(t
 def test_files_of_unknown_length_are_cut_into_tasks_by_their_size(tmp_path, monkeypatch):
     for number in range(6):
         write_speech_like(tmp_path / "in" / f"{number}.wav", 1.0, number)
-    monkeypatch.setattr("openwavlm.data.planning.file_seconds", lambda path: None)
+    monkeypatch.setattr("openwavlm.data.planning.probe_seconds", lambda path: None)
     prepare(tmp_path / "in", tmp_path / "out", task_hours=8.0 / 3600)  # 32,000 bytes at 64 kbit/s: 4 s a file
     assert len((tmp_path / "out" / "tasks.jsonl").read_text().splitlines()) == 3
 

@@ -215,7 +215,7 @@ def test_a_folder_is_no_manifest_and_rows_without_a_file_are_skipped_by_name(tmp
     soundfile.write(tmp_path / "a.wav", speech_like(0.5), 16_000)
     (tmp_path / "m.tsv").write_text("path\na.wav\nfolder.wav\nnothing.wav\n")
     stats = make_shards(input=tmp_path / "m.tsv", output=tmp_path / "out", max_skip_rate=1.0, **SETTINGS)
-    assert stats["skipped_by_reason"] == {"missing": 1, "not-a-file": 1}
+    assert stats["skipped_by_reason"] == {"missing": 1, "unreadable": 1}
     assert (stats["files"], stats["files_used"], stats["files_skipped"]) == (3, 1, 2)
 
 

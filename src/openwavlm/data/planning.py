@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from openwavlm.data.audio import probe_channels
-from openwavlm.data.corpora.files import file_seconds
+from openwavlm.data.audio import probe_channels, probe_seconds
 from openwavlm.data.corpora.listing import Corpus, split_channels
 from openwavlm.data.corpora.utterance import Utterance
 from openwavlm.data.done import is_done, skipped
@@ -154,9 +153,8 @@ def _chunks(paths: list[str]) -> list[list[str]]:
 
 
 def _probe_all(paths: list[str]) -> dict[str, float | None]:
-    return {path: file_seconds(Path(path)) for path in paths}
+    return {path: probe_seconds(Path(path)) for path in paths}
 
 
 def _count_channels(paths: list[str]) -> dict[str, int | None]:
-    # Opening a FIFO would wait for its writer.
-    return {path: probe_channels(Path(path)) if Path(path).is_file() else None for path in paths}
+    return {path: probe_channels(Path(path)) for path in paths}

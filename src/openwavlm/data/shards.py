@@ -206,8 +206,6 @@ def _is_within(utterance: Utterance, length_s: float) -> bool:
 
 
 def _decode(path: Path, start_s: float, end_s: float | None, channel: int | None, job: ShardJob) -> Decoded:
-    if path.exists() and not path.is_file():
-        raise AudioError("not-a-file", "a folder, FIFO, socket or device")
     if channel is None and job.channels == "first":
         channel = 0
     audio = decode(path, start_s=start_s, end_s=end_s, max_hours=job.max_hours, channel=channel)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.data.corpora.files import file_seconds
+from openwavlm.data.audio import probe_seconds
 from openwavlm.data.corpora.listing import Corpus
 from openwavlm.data.corpora.overlaps import find_overlaps
 from openwavlm.data.index import Index
@@ -75,7 +75,7 @@ def corpus_stats(corpus: Corpus, unusable: AbstractSet[str]) -> dict[str, Any]:
     files = {os.path.normpath(utterance.path) for utterance in corpus.utterances}
     used = {os.path.normpath(utterance.path) for utterance in corpus.utterances if utterance.name not in unusable}
     ignored = sum(corpus.ignored.values())
-    overlaps = find_overlaps(corpus.utterances, lambda path: file_seconds(corpus.root / path))
+    overlaps = find_overlaps(corpus.utterances, lambda path: probe_seconds(corpus.root / path))
     return {
         "files": len(files) + ignored,
         "files_used": len(used),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from openwavlm.data.audio import EXTENSIONS, UNREADABLE_EXTENSIONS, probe_seconds
+from openwavlm.data.audio import EXTENSIONS, UNREADABLE_EXTENSIONS
 
 HIDDEN = "hidden"
 NO_SUFFIX = "no suffix"
@@ -108,8 +108,3 @@ def counted(numbers: Counter[str] | dict[str, int], most: int = 10) -> str:
     text = ", ".join(f"{name} {number}" for name, number in ordered[:most])
     rest = ordered[most:]
     return text + (f" and {sum(number for _, number in rest)} of {len(rest)} other kinds" if rest else "")
-
-
-def file_seconds(path: Path) -> float | None:
-    """Duration that the header of a regular file claims, None where it cannot be known; FIFOs and devices are not opened."""
-    return probe_seconds(path) if path.is_file() else None

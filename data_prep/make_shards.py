@@ -37,6 +37,8 @@ def _print_doubts(stats: dict[str, Any]) -> None:
         )
     if stats["changed_in_input"]:
         print(f"{stats['changed_in_input']} utterances have changed in the input since they were prepared, and stay as they were")
+    if stats["gone_from_input"]:
+        print(f"{stats['gone_from_input']} utterances are no longer in the input; what was prepared of them stays")
 
 
 @command("prep/make_shards")

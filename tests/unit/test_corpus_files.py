@@ -200,9 +200,12 @@ def test_a_changed_row_of_a_manifest_is_counted_and_the_set_keeps_the_old_one(tm
     for speakers, changed in (("xy", 0), ("xz", 1)):
         (tmp_path / "m.tsv").write_text(f"path\tspeaker\na.wav\t{speakers[0]}\nb.wav\t{speakers[1]}\n")
         stats = prepare(tmp_path / "m.tsv", tmp_path / "out", layout="manifest")
-        assert stats["changed_in_input"] == changed
+        assert (stats["changed_in_input"], stats["gone_from_input"]) == (changed, 0)
     assert sorted(Index.open(tmp_path / "out").speakers) == ["", "s/x", "s/y"]
     assert "1 utterances have other times, names or text in the input" in caplog.text
+    (tmp_path / "m.tsv").write_text("path\tspeaker\nb.wav\ty\n")
+    stats = prepare(tmp_path / "m.tsv", tmp_path / "out", layout="manifest")
+    assert (stats["utterances"], stats["files"], stats["changed_in_input"], stats["gone_from_input"]) == (2, 1, 0, 1)
 
 
 def test_further_columns_of_joined_clips_stay_with_each_clip(tmp_path):

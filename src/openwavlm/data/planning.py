@@ -28,11 +28,13 @@ class Plan:
         corpus: The corpus, with an utterance a channel if its channels are split.
         total: Number of utterances in all tasks.
         changed: Utterances whose times, names or text in the corpus are others than in their task, which keeps its own.
+        gone: Utterances of the tasks that are not in the corpus; what was prepared of them stays.
     """
 
     corpus: Corpus
     total: int
     changed: int
+    gone: int
 
 
 def plan_tasks(corpus: Corpus, output: Path, settings: Mapping[str, Any], max_skip_rate: float, workers: int) -> Plan:
@@ -84,7 +86,7 @@ def plan_tasks(corpus: Corpus, output: Path, settings: Mapping[str, Any], max_sk
     fresh = [utterance for utterance in corpus.utterances if utterance.name not in known or utterance.name in again]
     if fresh:
         _append(fresh, corpus.root, listing, len(lines), again, settings, workers)
-    return Plan(corpus, len(known | present.keys()), len(changed))
+    return Plan(corpus, len(known | present.keys()), len(changed), len(known - present.keys()))
 
 
 def _differ(planned: Utterance, listed: Utterance) -> bool:

@@ -25,6 +25,8 @@ def _print_doubts(stats: dict[str, Any]) -> None:
     """Prints the counts of what a corpus rarely has on purpose; nothing where there is none of it."""
     if stats["out_of_phase_files"]:
         print(f"{stats['out_of_phase_files']} files have channels that cancel each other: their first channel is taken")
+    if stats["hours_outside_segments"]:
+        print(f"{stats['hours_outside_segments']:.2f} hours of the files lie outside the segments and are left out")
     if stats["overlapping_segments"]:
         print(
             f"{stats['overlapping_segments']} segments overlap an earlier one of their file ({stats['overlapping_hours']:.2f} hours "

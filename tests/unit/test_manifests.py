@@ -62,6 +62,8 @@ def test_segments_of_a_nemo_manifest_are_the_stretches_that_it_names(tmp_path):
         ("duration\tx", "2\t", (0.0, 2.0)),
         ("start\tduration", "1\t-", (1.0, None)),
         ("start\tend\tduration", "1\t3\t2.04", (1.0, 3.0)),
+        ("startTime\tendSec", "1.5\t2", (1.5, 2.0)),
+        ("utt_start\tclip_duration", "1.5\t2", (1.5, 3.5)),
     ],
 )
 def test_times_are_found_under_the_names_that_manifests_have_for_them(tmp_path, columns, cells, expected):
@@ -115,10 +117,11 @@ def test_columns_that_do_not_say_which_part_is_meant_can_be_named(tmp_path):
 
 def test_a_second_column_of_times_is_named_where_the_first_has_the_field_s_own_name(tmp_path):
     notes: Counter[str] = Counter()
-    text = "path\tstart_s\toffset\tsnr\nx.wav\t1\t2\t30\ny.wav\t1\t2\t30\n"
+    text = "path\tstart_s\toffset\tsnr\taudio_duration\nx.wav\t1\t2\t30\t7\ny.wav\t1\t2\t30\t7\n"
     assert [found.start_s for found in read(tmp_path, text, notes=notes)] == [1.0, 1.0]
     assert notes == {
         "rows with a column 'offset' that is not used, though it seems to say which part of the audio is meant": 2,
+        "rows with a column 'audio_duration' that is not used, though it seems to say which part of the audio is meant": 2,
         "rows with a column 'snr' that only travels into the shards' JSON": 2,
     }
 
@@ -229,6 +232,15 @@ def test_overlapping_segments_and_their_speakers_are_counted_and_printed_figures
     stats = make_shards(input=tmp_path / "m.tsv", output=tmp_path / "out", **SETTINGS)
     assert (stats["overlapping_segments"], stats["overlapping_speakers"]) == (2, 1)
     assert stats["overlapping_hours"] == pytest.approx(1.5 / 3600, abs=1e-6)
+
+
+def test_what_lies_outside_the_segments_is_counted(tmp_path):
+    for name, seconds in (("a", 5.0), ("b", 2.0), ("c", 3.0)):
+        soundfile.write(tmp_path / f"{name}.wav", speech_like(seconds, ord(name)), 16_000)
+    rows = ["a.wav\t0\t2", "a.wav\t1\t3", "b.wav\t0\t1.6", "c.wav\t-\t-"]
+    (tmp_path / "m.tsv").write_text("path\toffset\tend\n" + "".join(f"{row}\n" for row in rows))
+    stats = make_shards(input=tmp_path / "m.tsv", output=tmp_path / "out", **SETTINGS)
+    assert stats["hours_outside_segments"] == pytest.approx(2.0 / 3600, abs=1e-6), "0.4 s of b may be rounding"
 
 
 def test_rows_to_the_end_of_a_file_overlap_by_its_length():

@@ -9,9 +9,9 @@ from typing import Any
 from openwavlm.data.audio import probe_channels, probe_seconds
 from openwavlm.data.corpora.listing import Corpus, split_channels
 from openwavlm.data.corpora.utterance import Utterance
+from openwavlm.data.decoding_tasks import file_stamp
 from openwavlm.data.done import is_done, skipped
 from openwavlm.data.pool import run_jobs
-from openwavlm.data.shards import file_stamp
 from openwavlm.data.tasks import append_tasks, cut_tasks, join_short_clips, names_of, read_task, task_lines
 
 # Of a file whose header does not tell its length, for the size of its task only: 64 kbit/s.

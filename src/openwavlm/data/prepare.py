@@ -149,6 +149,6 @@ def _finish(
         raise ValueError(f"no utterance of the input can be used: see {output / 'skipped.tsv'}")
     index = build_index(output)
     stats = shard_set_stats(index, done, unusable, source=settings["source"], seed=settings["seed"])
-    stats |= corpus_stats(plan.corpus, unusable.keys()) | {"changed_in_input": plan.changed, "gone_from_input": plan.gone}
+    stats |= corpus_stats(plan.corpus, done, unusable.keys()) | {"changed_in_input": plan.changed, "gone_from_input": plan.gone}
     write_json(output / "stats.json", stats)
     return stats

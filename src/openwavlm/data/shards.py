@@ -13,7 +13,7 @@ Everything is a function of the task's line, the settings and the audio: who run
 import hashlib
 import json
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,8 +22,8 @@ import numpy as np
 import webdataset
 
 from openwavlm.data.atomic import atomic_file, write_json
-from openwavlm.data.audio import AudioError, Decoded, check_clip, decode, decoders, probe_channels, probe_seconds
-from openwavlm.data.corpora.utterance import Utterance
+from openwavlm.data.audio import decoders
+from openwavlm.data.decoding_tasks import TaskDecoder
 from openwavlm.data.index import FORMAT_VERSION, shard_identity
 from openwavlm.data.rows import Row, make_row
 from openwavlm.data.tasks import Item, TaskLine, read_task
@@ -77,11 +77,9 @@ def run_task(job: ShardJob) -> dict[str, Any]:
     for item in task.items:
         groups[item[0].path, item[0].channel].append(item)
     rows: list[Row] = []
-    skipped: list[dict[str, Any]] = []
-    clipped: dict[str, int] = {}
-    out_of_phase: set[str] = set()
+    decoder = TaskDecoder(job.root, job.channels, job.max_hours)
     for group in groups.values():
-        rows += _make_rows(group, job, skipped, clipped, out_of_phase)
+        rows += [make_row(clips, job.source) for clips in decoder.decode_items(group)]
     rows.sort(key=lambda row: (stable_hash(f"{job.seed}/shuffle/{row.key}"), row.key))
     number_of_shards = -(-len(rows) // job.utterances_per_shard)
     borders = [len(rows) * part // number_of_shards for part in range(number_of_shards + 1)] if rows else [0]
@@ -98,120 +96,16 @@ def run_task(job: ShardJob) -> dict[str, Any]:
         "joined": sum(bool(row.members) for row in rows),
         "joined_clips": sum(len(row.members) for row in rows),
         "short": sum(length < job.min_seconds * SAMPLE_RATE_HZ for length in lengths),
-        "clipped_samples": sum(clipped.values()),
-        "clipped_files": len(clipped),
-        "out_of_phase": sorted(out_of_phase),
+        "clipped_samples": sum(decoder.clipped.values()),
+        "clipped_files": len(decoder.clipped),
+        "out_of_phase": sorted(decoder.out_of_phase),
+        "seconds_of_files": dict(sorted(decoder.seconds.items())),
         "decoders": decoders(),
-        "skipped": skipped,
+        "skipped": decoder.skipped,
         "again": task.again,
     }
     write_json(task_file(job.output, job.line.number), result)
     return result
-
-
-def file_stamp(path: Path) -> list[int] | None:
-    """Size and time of change, by which a repaired file is recognised; None if there is no file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _make_rows(
-    group: list[Item], job: ShardJob, skipped: list[dict[str, Any]], clipped: dict[str, int], out_of_phase: set[str]
-) -> list[Row]:
-    """Decodes some items and encodes what is good of them; the decoded audio is released at the end."""
-    clips = _decode_group(group, job, skipped, clipped, out_of_phase)
-    rows = []
-    for item in group:
-        good = [clips[utterance.name] for utterance in item if utterance.name in clips]
-        if good:
-            rows.append(make_row(good, job.source))
-    return rows
-
-
-def _decode_group(
-    group: list[Item], job: ShardJob, skipped: list[dict[str, Any]], clipped: dict[str, int], out_of_phase: set[str]
-) -> dict[str, tuple[Utterance, np.ndarray]]:
-    """Decodes the audio files of some items, once for each channel that is asked for.
-
-    Returns:
-        Utterances, with the channel that was taken, and their clips by utterance name; what is bad is appended to `skipped`,
-        clipped samples by file are added to `clipped`, files with channels that cancel each other to `out_of_phase`.
-    """
-    by_channel: dict[tuple[str, int | None], list[Utterance]] = defaultdict(list)
-    for item in group:
-        for utterance in item:
-            by_channel[utterance.path, utterance.channel].append(utterance)
-    clips: dict[str, tuple[Utterance, np.ndarray]] = {}
-    for (name, channel), utterances in by_channel.items():
-        path = job.root / name
-        audio, start_s, utterances = _decode_all(utterances, path, channel, job, skipped)
-        if audio is None:
-            continue
-        if audio.num_clipped:
-            clipped[name] = clipped.get(name, 0) + audio.num_clipped
-        if audio.out_of_phase:
-            out_of_phase.add(name)
-        for utterance in utterances:
-            try:
-                clip = _cut(audio.samples, utterance, start_s)
-                check_clip(clip)
-            except AudioError as error:
-                skipped.append(_skip(utterance, path, error))
-            else:
-                clips[utterance.name] = (replace(utterance, channel=audio.channel), clip)
-    return clips
-
-
-def _cut(samples: np.ndarray, utterance: Utterance, start_s: float) -> np.ndarray:
-    """Cuts an utterance out of audio that begins at `start_s` and ends with the recording or later than the utterance."""
-    first = round((utterance.start_s - start_s) * SAMPLE_RATE_HZ)
-    last = None if utterance.end_s is None else round((utterance.end_s - start_s) * SAMPLE_RATE_HZ)
-    if first > len(samples) or (last is not None and last > len(samples) + SAMPLE_RATE_HZ // 2):
-        raise _beyond(utterance, start_s + len(samples) / SAMPLE_RATE_HZ)
-    return samples[first:last]
-
-
-def _decode_all(
-    utterances: list[Utterance], path: Path, channel: int | None, job: ShardJob, skipped: list[dict[str, Any]]
-) -> tuple[Decoded | None, float, list[Utterance]]:
-    """Decodes the range of a file that holds some utterances; those beyond its end do not take the others with them.
-
-    Returns:
-        The audio, or None if there is none; the second at which it begins; the utterances that it holds.
-    """
-    start_s = min(utterance.start_s for utterance in utterances)
-    try:
-        return _decode(path, start_s, _latest(utterances), channel, job), start_s, utterances
-    except AudioError as error:
-        length_s = probe_seconds(path) if error.reason == "out-of-range" and len(utterances) > 1 else None
-        if length_s is None:
-            skipped += [_skip(utterance, path, error) for utterance in utterances]
-            return None, start_s, []
-    inside = [utterance for utterance in utterances if _is_within(utterance, length_s)]
-    inside = inside if len(inside) < len(utterances) else []
-    skipped += [_skip(utterance, path, _beyond(utterance, length_s)) for utterance in utterances if utterance not in inside]
-    return _decode_all(inside, path, channel, job, skipped) if inside else (None, start_s, [])
-
-
-def _beyond(utterance: Utterance, length_s: float) -> AudioError:
-    end = "the end" if utterance.end_s is None else f"{utterance.end_s:g} s"
-    return AudioError("out-of-range", f"segment {utterance.start_s:g} s to {end} of a recording of {length_s:.3f} s")
-
-
-def _is_within(utterance: Utterance, length_s: float) -> bool:
-    return utterance.start_s < length_s and (utterance.end_s or 0.0) <= length_s
-
-
-def _decode(path: Path, start_s: float, end_s: float | None, channel: int | None, job: ShardJob) -> Decoded:
-    if channel is None and job.channels == "first":
-        channel = 0
-    audio = decode(path, start_s=start_s, end_s=end_s, max_hours=job.max_hours, channel=channel)
-    if channel is None and job.channels == "split" and (number := probe_channels(path)) != 1:
-        raise AudioError("no-such-channel", f"planned as one channel, but the file has {number or 'an unknown number of them'}")
-    return audio
 
 
 def _remove_other_parts(job: ShardJob, parts: int) -> None:
@@ -222,22 +116,6 @@ def _remove_other_parts(job: ShardJob, parts: int) -> None:
         part = mark.stem.removeprefix(f"{number:06d}-")
         if part.isdecimal() and int(part) >= parts:
             mark.unlink()
-
-
-def _latest(utterances: list[Utterance]) -> float | None:
-    ends = [utterance.end_s for utterance in utterances]
-    known = [end for end in ends if end is not None]
-    return max(known) if len(known) == len(ends) else None
-
-
-def _skip(utterance: Utterance, path: Path, error: AudioError) -> dict[str, Any]:
-    return {
-        "name": utterance.name,
-        "path": utterance.path,
-        "reason": error.reason,
-        "detail": error.detail,
-        "stamp": file_stamp(path),
-    }
 
 
 class _HashingFile:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.data.audio import probe_seconds
 from openwavlm.data.corpora.listing import Corpus
 from openwavlm.data.corpora.overlaps import find_overlaps
 from openwavlm.data.index import Index
@@ -61,21 +60,25 @@ def _decoders(done: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"tasks": number, "versions": json.loads(versions)} for versions, number in sorted(tasks.items())]
 
 
-def corpus_stats(corpus: Corpus, unusable: AbstractSet[str]) -> dict[str, Any]:
+def corpus_stats(corpus: Corpus, done: Sequence[Mapping[str, Any]], unusable: AbstractSet[str]) -> dict[str, Any]:
     """Counts what the input held at the last run: every file is used, skipped or ignored.
 
     Args:
         corpus: What the input holds.
+        done: The done-files of the tasks.
         unusable: Names of the utterances that were skipped.
 
     Returns:
         `files` = `files_used` (at least one utterance of them is) + `files_skipped` + `files_ignored` (of other suffixes, by
-        `ignored_by_suffix`); `with_text` utterances; and the utterances that share audio with others of their file.
+        `ignored_by_suffix`); `with_text` utterances; the utterances that share audio with others of their file; and the audio of
+        files in segments that lies in none of them, `hours_outside_segments`.
     """
+    # Tasks of older versions have no such durations.
+    seconds = {path: length_s for entry in done for path, length_s in entry.get("seconds_of_files", {}).items()}
     files = {os.path.normpath(utterance.path) for utterance in corpus.utterances}
     used = {os.path.normpath(utterance.path) for utterance in corpus.utterances if utterance.name not in unusable}
     ignored = sum(corpus.ignored.values())
-    overlaps = find_overlaps(corpus.utterances, lambda path: probe_seconds(corpus.root / path))
+    overlaps = find_overlaps(corpus.utterances, seconds.get)
     return {
         "files": len(files) + ignored,
         "files_used": len(used),
@@ -86,6 +89,7 @@ def corpus_stats(corpus: Corpus, unusable: AbstractSet[str]) -> dict[str, Any]:
         "overlapping_segments": overlaps.segments,
         "overlapping_speakers": overlaps.of_several_speakers,
         "overlapping_hours": round(overlaps.seconds / 3600, 6),
+        "hours_outside_segments": round(overlaps.outside_seconds / 3600, 6),
     }
 
 

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 _FIRST_FIELDS = ("path", "speaker", "recording", "text", "language", "start_s", "end_s")
-_LATER_FIELDS = ("duration_s", "channel")
-FIELDS = _FIRST_FIELDS + _LATER_FIELDS
+FIELDS = (*_FIRST_FIELDS, "duration_s", "channel")
 _PARTS = ("start_s", "end_s", "duration_s", "channel")
 
 # What common manifests call the part of the audio that is meant: NeMo `offset` and `duration`, lhotse and others `start`, …
+_OF_A_SEGMENT = r"((seg|segment|utt|utterance|clip|cut)_?)?"
 _TIMES = {
-    "start_s": r"start|begin|offset|onset|(start|begin)_?time|seg(ment)?_(start|begin)|(start|begin)_?offset",
-    "end_s": r"end|stop|(end|stop)_?time|seg(ment)?_end|end_?offset",
-    "duration_s": r"dur|duration|seg(ment)?_dur(ation)?",
+    "start_s": rf"{_OF_A_SEGMENT}(start|begin|offset|onset|(start|begin)_?(time|offset))",
+    "end_s": rf"{_OF_A_SEGMENT}(end|stop|(end|stop)_?(time|offset))",
+    "duration_s": rf"{_OF_A_SEGMENT}(dur|duration)",
 }
+# Names that are none of these, but have such a word, are not used and named.
+_WORDS = {"start", "begin", "offset", "onset", "end", "stop", "duration", "dur", "from", "to", "channel"}
 _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "secs": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "milliseconds": 1e-3}
 _COUNTED = r"samples?|frames?|bytes?|smp"
 _OTHER_NAMES = {"path": r"audio_file_?path", "channel": r"channel(_?(id|index|number|selector))?"}
@@ -111,8 +113,7 @@ def find_columns(names: Sequence[str], asked: Mapping[str, Any], where: str, *, 
                 f"or if it does not say which part of the audio is meant, give columns.ignore=[{numbers[0]}]"
             )
         unused += numbers
-    if not by_name:
-        unused += [name for field in _LATER_FIELDS for name in free if _unit(field, name) is not None]
+    unused += [name for name in free if _WORDS & set(_plain(name).split("_"))]
     return Columns(chosen, scale, tuple(sorted(set(unused) - set(chosen.values()))))
 
 
@@ -124,8 +125,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """A column's name without what writers vary: `Duration [ms]` → `duration_ms`."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    """A column's name without what writers vary: `Duration [ms]` → `duration_ms`, `startTime` → `start_time`."""
+    return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()).strip("_")
 
 
 def _of_count(stem: str) -> str:

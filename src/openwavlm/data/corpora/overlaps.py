@@ -1,4 +1,4 @@
-"""Audio that a corpus lists more than once: segments of one file that share a stretch of it."""
+"""Audio that a corpus lists more than once, or not at all: segments of a file that share a stretch of it, and what lies beside them."""
 
 import heapq
 import os
@@ -10,51 +10,55 @@ from openwavlm.data.corpora.utterance import Utterance
 
 # Less is rounding of the times.
 _TOLERANCE_S = 0.001
+_ROUNDED_S = 0.5
 
 
 @dataclass(frozen=True)
 class Overlaps:
-    """How much of a corpus is listed more than once.
+    """How much of the audio of a corpus is listed more than once, or not at all.
 
     Attributes:
         segments: Utterances that share a stretch of their file with one that begins before them.
         of_several_speakers: How many of these share it with another known speaker.
         seconds: Audio that is there again.
+        outside_seconds: Audio of files that are listed in segments which lies in none of them; of files of known duration, and not
+            where it is less than half a second of a file.
     """
 
     segments: int = 0
     of_several_speakers: int = 0
     seconds: float = 0.0
+    outside_seconds: float = 0.0
 
 
 def find_overlaps(utterances: Iterable[Utterance], seconds_of_file: Callable[[str], float | None]) -> Overlaps:
-    """Counts overlapping utterances; channels of a file are apart.
+    """Counts overlapping utterances, and what lies outside all of them; channels of a file are apart.
 
     Args:
         utterances: In any order.
-        seconds_of_file: Duration of an audio file by its path, None where it is unknown; asked only for files of which several
-            utterances reach to the end.
+        seconds_of_file: Duration of an audio file by its path, None where it is unknown; asked only for files in segments.
     """
     by_file: dict[tuple[str, int | None], list[Utterance]] = defaultdict(list)
     for utterance in utterances:
         by_file[os.path.normpath(utterance.path), utterance.channel].append(utterance)
     segments = several = 0
-    seconds = 0.0
+    seconds = outside = 0.0
     for of_file in by_file.values():
-        if len(of_file) > 1:
-            ends = _ends(of_file, seconds_of_file)
-            found = _sweep(sorted(zip(of_file, ends, strict=True), key=lambda pair: (pair[0].start_s, pair[1])))
-            segments, several, seconds = segments + found.segments, several + found.of_several_speakers, seconds + found.seconds
-    return Overlaps(segments, several, seconds)
+        if not (of_file[0].start_s or of_file[0].end_s is not None or len(of_file) > 1):
+            continue
+        length_s = seconds_of_file(of_file[0].path)
+        ends = [_end(utterance, float("inf") if length_s is None else length_s) for utterance in of_file]
+        found = _sweep(sorted(zip(of_file, ends, strict=True), key=lambda pair: (pair[0].start_s, pair[1])))
+        segments, several, seconds = segments + found.segments, several + found.of_several_speakers, seconds + found.seconds
+        if length_s is not None:
+            listed_s = sum(end_s - utterance.start_s for utterance, end_s in zip(of_file, ends, strict=True)) - found.seconds
+            outside += length_s - listed_s if length_s - listed_s >= _ROUNDED_S else 0.0
+    return Overlaps(segments, several, seconds, outside)
 
 
-def _ends(utterances: list[Utterance], seconds_of_file: Callable[[str], float | None]) -> list[float]:
-    length_s = None
-    if sum(utterance.end_s is None for utterance in utterances) > 1:
-        length_s = seconds_of_file(utterances[0].path)
-    if length_s is None:
-        length_s = float("inf")
-    return [length_s if utterance.end_s is None else utterance.end_s for utterance in utterances]
+def _end(utterance: Utterance, length_s: float) -> float:
+    end_s = length_s if utterance.end_s is None else min(utterance.end_s, length_s)
+    return max(end_s, utterance.start_s)
 
 
 def _sweep(segments: list[tuple[Utterance, float]]) -> Overlaps:

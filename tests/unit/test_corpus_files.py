@@ -384,3 +384,15 @@ def test_a_channel_column_takes_that_channel_for_its_speaker(tmp_path):
     np.testing.assert_array_equal(rows[0][2], left[:8000])
     np.testing.assert_array_equal(rows[1][2], right[4000:])
     assert stats["overlapping_segments"] == 0, "other channels are other audio"
+
+
+def test_rows_beyond_what_is_held_in_memory_come_back_as_they_were(tmp_path, monkeypatch):
+    for number in range(5):
+        write_speech_like(tmp_path / "in" / f"{number}.wav", 0.5, number)
+    prepare(tmp_path / "in", tmp_path / "memory", utterances_per_shard=2)
+    monkeypatch.setattr("openwavlm.data.shards._MOST_BYTES_IN_MEMORY", 10_000)
+    prepare(tmp_path / "in", tmp_path / "disk", utterances_per_shard=2)
+    tars = [{path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.tar")} for name in ("memory", "disk")]
+    assert tars[0] == tars[1] and len(tars[0]) == 3
+    assert sum(map(len, tars[0].values())) > 20_000
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {path.name for path in (tmp_path / "memory").iterdir()}

@@ -13,10 +13,11 @@ Everything is a function of the task's line, the settings and the audio: who run
 import hashlib
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import webdataset
@@ -31,6 +32,8 @@ from openwavlm.frames import SAMPLE_RATE_HZ
 from openwavlm.randomness import stable_hash
 
 _TAR_BLOCK = 512
+# Of the FLAC of a task, 4 h of which are some 250 MB; what is beyond lies in a nameless file of the output.
+_MOST_BYTES_IN_MEMORY = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -76,16 +79,17 @@ def run_task(job: ShardJob) -> dict[str, Any]:
     task = read_task(job.output / "tasks.jsonl", job.line)
     for item in task.items:
         groups[item[0].path, item[0].channel].append(item)
-    rows: list[Row] = []
+    rows: list[_StoredRow] = []
     decoder = TaskDecoder(job.root, job.channels, job.max_hours)
-    for group in groups.values():
-        rows += [make_row(clips, job.source) for clips in decoder.decode_items(group)]
-    rows.sort(key=lambda row: (stable_hash(f"{job.seed}/shuffle/{row.key}"), row.key))
-    number_of_shards = -(-len(rows) // job.utterances_per_shard)
-    borders = [len(rows) * part // number_of_shards for part in range(number_of_shards + 1)] if rows else [0]
-    tars = [_write_shard(job, part, rows[start:end]) for part, (start, end) in enumerate(pairwise(borders))]
+    with SpooledTemporaryFile(max_size=_MOST_BYTES_IN_MEMORY, dir=str(job.output)) as payloads:
+        for group in groups.values():
+            rows += [_store(make_row(clips, job.source), payloads) for clips in decoder.decode_items(group)]
+        rows.sort(key=lambda stored: (stable_hash(f"{job.seed}/shuffle/{stored.row.key}"), stored.row.key))
+        number_of_shards = -(-len(rows) // job.utterances_per_shard)
+        borders = [len(rows) * part // number_of_shards for part in range(number_of_shards + 1)] if rows else [0]
+        tars = [_write_shard(job, part, rows[start:end], payloads) for part, (start, end) in enumerate(pairwise(borders))]
     _remove_other_parts(job, len(tars))
-    lengths = [row.fields["num_samples"] for row in rows]
+    lengths = [stored.row.fields["num_samples"] for stored in rows]
     result = {
         "format_version": FORMAT_VERSION,
         "task": job.line.number,
@@ -93,8 +97,8 @@ def run_task(job: ShardJob) -> dict[str, Any]:
         "planned": sum(len(item) for item in task.items),
         "utterances": len(rows),
         "samples": sum(lengths),
-        "joined": sum(bool(row.members) for row in rows),
-        "joined_clips": sum(len(row.members) for row in rows),
+        "joined": sum(bool(stored.row.members) for stored in rows),
+        "joined_clips": sum(len(stored.row.members) for stored in rows),
         "short": sum(length < job.min_seconds * SAMPLE_RATE_HZ for length in lengths),
         "clipped_samples": sum(decoder.clipped.values()),
         "clipped_files": len(decoder.clipped),
@@ -118,6 +122,26 @@ def _remove_other_parts(job: ShardJob, parts: int) -> None:
             mark.unlink()
 
 
+@dataclass
+class _StoredRow:
+    """A row while its FLAC lies in the file of payloads, so that a task of many hours needs little memory."""
+
+    row: Row
+    start: int
+    nbytes: int
+
+    def load(self, payloads: IO[bytes]) -> Row:
+        """The row with its FLAC."""
+        payloads.seek(self.start)
+        return replace(self.row, flac=payloads.read(self.nbytes))
+
+
+def _store(row: Row, payloads: IO[bytes]) -> _StoredRow:
+    start = payloads.tell()
+    payloads.write(row.flac)
+    return _StoredRow(replace(row, flac=b""), start, len(row.flac))
+
+
 class _HashingFile:
     """Passes writes on and hashes them."""
 
@@ -130,7 +154,7 @@ class _HashingFile:
         return self._file.write(data)
 
 
-def _write_shard(job: ShardJob, part: int, rows: list[Row]) -> tuple[str, int]:
+def _write_shard(job: ShardJob, part: int, rows: list[_StoredRow], payloads: IO[bytes]) -> tuple[str, int]:
     """Writes one tar and its done-file; returns its name and size."""
     number = job.line.number
     name = f"shards/{number // 1000:03d}/{number:06d}-{part:03d}.tar"
@@ -140,7 +164,8 @@ def _write_shard(job: ShardJob, part: int, rows: list[Row]) -> tuple[str, int]:
         hashing = _HashingFile(file)
         # An integer time keeps tarfile from adding a PAX header to every member, and makes equal input give equal bytes.
         with webdataset.TarWriter(hashing, encoder=False, mtime=0) as tar:
-            for row in rows:
+            for stored in rows:
+                row = stored.load(payloads)
                 offset = tar.tarstream.offset + _TAR_BLOCK
                 text = json.dumps(row.fields, ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace")
                 tar.write({"__key__": row.key, "flac": row.flac, "json": text})
@@ -157,7 +182,7 @@ def _write_shard(job: ShardJob, part: int, rows: list[Row]) -> tuple[str, int]:
         "checksum": hashing.digest.hexdigest(),
         "identity": identity,
         "columns": columns,
-        "members": [(number, *member) for number, row in enumerate(rows) for member in row.members],
+        "members": [(number, *member) for number, stored in enumerate(rows) for member in stored.row.members],
     }
     write_json(path.with_suffix(".json"), done, indent=None)
     return name, nbytes

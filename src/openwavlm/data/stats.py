@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from openwavlm.data.corpora.files import counted
 from openwavlm.data.corpora.listing import Corpus
 from openwavlm.data.corpora.overlaps import find_overlaps
 from openwavlm.data.index import Index
@@ -91,6 +92,39 @@ def corpus_stats(corpus: Corpus, done: Sequence[Mapping[str, Any]], unusable: Ab
         "overlapping_hours": round(overlaps.seconds / 3600, 6),
         "hours_outside_segments": round(overlaps.outside_seconds / 3600, 6),
     }
+
+
+def sentences(stats: Mapping[str, Any]) -> list[str]:
+    """The files of a corpus in a sentence, and each figure that is seldom above zero on purpose in one, where it is.
+
+    Args:
+        stats: The content of `stats.json`.
+    """
+    kinds = f" ({counted(stats['ignored_by_suffix'])})" if stats["files_ignored"] else ""
+    found = [
+        f"{stats['files']} files: {stats['files_used']} used, {stats['files_skipped']} skipped, {stats['files_ignored']} ignored{kinds}"
+    ]
+    if stats["out_of_phase_files"]:
+        found.append(f"{stats['out_of_phase_files']} files have channels that cancel each other: one of them is taken")
+    if stats["hours_outside_segments"]:
+        found.append(f"{stats['hours_outside_segments']:.2f} hours of the files lie outside the segments and are left out")
+    if stats["overlapping_segments"]:
+        found.append(
+            f"{stats['overlapping_segments']} segments overlap an earlier one of their file ({stats['overlapping_hours']:.2f} hours "
+            f"are there again), {stats['overlapping_speakers']} of them one of another speaker"
+        )
+    if stats["repeated_audio"]:
+        found.append(
+            f"{stats['repeated_audio']} clips are sample for sample those of another one ({stats['repeated_hours']:.2f} hours are "
+            f"there again); {stats['audio_of_several_speakers']} of the clips stand under several speakers"
+        )
+    if stats["changed_in_input"]:
+        found.append(
+            f"{stats['changed_in_input']} utterances have changed in the input since they were prepared, and stay as they were"
+        )
+    if stats["gone_from_input"]:
+        found.append(f"{stats['gone_from_input']} utterances are no longer in the input; what was prepared of them stays")
+    return found
 
 
 def repeated_audio(index: Index) -> dict[str, Any]:

@@ -194,6 +194,7 @@ def test_names_that_programs_write_for_unknown_are_no_names_and_are_counted(tmp_
         ('{"path": {"bytes": "…"}}', "'path' must be a text or a number"),
         ('{"path": "a.wav", "speaker": true}', "'speaker' must be a text or a number, but is true"),
         ('{"path": "a\\u0000.wav"}', "names no file"),
+        ('{"path": "a\\ud800.wav"}', "names no file"),
         ('{"path": "."}', "the path '.' names no file"),
         ('{"path": "/"}', "the path '/' names no file"),
         ('{"path": null}', "the path is empty"),

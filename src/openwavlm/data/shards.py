@@ -81,7 +81,7 @@ def run_task(job: ShardJob) -> dict[str, Any]:
         groups[item[0].path, item[0].channel].append(item)
     rows: list[_StoredRow] = []
     decoder = TaskDecoder(job.root, job.channels, job.max_hours)
-    with SpooledTemporaryFile(max_size=_MOST_BYTES_IN_MEMORY, dir=str(job.output)) as payloads:
+    with SpooledTemporaryFile(dir=str(job.output)) as payloads:
         for group in groups.values():
             rows += [_store(make_row(clips, job.source), payloads) for clips in decoder.decode_items(group)]
         rows.sort(key=lambda stored: (stable_hash(f"{job.seed}/shuffle/{stored.row.key}"), stored.row.key))
@@ -136,8 +136,10 @@ class _StoredRow:
         return replace(self.row, flac=payloads.read(self.nbytes))
 
 
-def _store(row: Row, payloads: IO[bytes]) -> _StoredRow:
+def _store(row: Row, payloads: SpooledTemporaryFile[bytes]) -> _StoredRow:
     start = payloads.tell()
+    if start + len(row.flac) > _MOST_BYTES_IN_MEMORY:
+        payloads.rollover()  # before the write: a row of hours would be there twice
     payloads.write(row.flac)
     return _StoredRow(replace(row, flac=b""), start, len(row.flac))
 

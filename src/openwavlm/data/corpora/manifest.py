@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
@@ -156,7 +157,7 @@ def _utterance(row: dict[str, Any], columns: Columns, language: str, where: str,
     for column in columns.unused:
         notes[f"rows with a column {column!r} that is not used, though it seems to say which part of the audio is meant"] += 1
     path = known.get("path", "")
-    if not PurePath(path).name or "\0" in path:
+    if not PurePath(path).name or not _can_be_opened(path):
         what = f"{path!r} names no file" if path else "is empty"
         raise ValueError(f"{where}: the path {what}: every row needs an audio file")
     start_s, end_s = _segment(known, columns, where)
@@ -182,6 +183,15 @@ def _utterance(row: dict[str, Any], columns: Columns, language: str, where: str,
     if channel is None:
         return utterance
     return utterance.of_channel(channel, speaker=utterance.speaker)
+
+
+def _can_be_opened(path: str) -> bool:
+    """Whether the system can be asked for a file of this name: no NUL, and no half of a surrogate pair."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in path
 
 
 def _cell(value: Any, column: str, where: str, *, unknown: str) -> str:

@@ -19,6 +19,7 @@ from openwavlm.data.fields import read_fields
 from openwavlm.data.index import Index
 from openwavlm.data.prepare import make_shards
 from openwavlm.data.reader import ShardReader
+from openwavlm.data.stats import sentences
 from synthetic import speech_like, write_speech_like
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +120,24 @@ def test_used_skipped_and_ignored_files_are_all_files_and_are_printed(tmp_path, 
     stats = json.loads((tmp_path / "out" / "stats.json").read_text())
     assert stats["ignored_by_suffix"] == {".json": 1, ".txt": 2, "hidden": 1}
     assert stats["files"] == stats["files_used"] + stats["files_skipped"] + stats["files_ignored"] == 8
+
+
+def test_figures_that_point_to_a_fault_are_sentences_where_they_are_above_zero():
+    counts = {"files": 9, "files_used": 6, "files_skipped": 1, "files_ignored": 2, "ignored_by_suffix": {".txt": 2}}
+    names = ["out_of_phase_files", "hours_outside_segments", "overlapping_segments", "overlapping_speakers", "overlapping_hours"]
+    names += ["repeated_audio", "repeated_hours", "audio_of_several_speakers", "changed_in_input", "gone_from_input"]
+    files = "9 files: 6 used, 1 skipped, 2 ignored (.txt 2)"
+    assert sentences(counts | dict.fromkeys(names, 0)) == [files]
+    assert sentences(counts | {name: number for number, name in enumerate(names, 1)}) == [
+        files,
+        "1 files have channels that cancel each other: one channel is used",
+        "2.00 hours of the listed files lie outside all segments and are not used",
+        "3 segments overlap an earlier segment of their file (5.00 hours are counted twice), 4 of them a segment of another speaker",
+        "6 clips repeat the audio of another clip sample for sample (7.00 hours are counted twice); 8 clips are listed under several "
+        "speakers",
+        "9 utterances changed in the input after they were prepared; the shard set keeps them as they were",
+        "10 utterances are no longer in the input; the shard set keeps them",
+    ]
 
 
 def test_a_file_counts_as_used_if_one_of_its_segments_is(tmp_path):

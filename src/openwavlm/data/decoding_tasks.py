@@ -1,4 +1,4 @@
-"""Decodes the utterances of a task, each file once, and keeps account of what is bad or odd about the files."""
+"""Decodes the utterances of a task, each file once, and records which files are bad, clipped or out of phase."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """How a corpus and the tasks of a shard set stand to each other.
+    """Comparison of a corpus with the tasks of a shard set.
 
     Attributes:
         corpus: The corpus, with an utterance a channel if its channels are split.
         total: Number of utterances in all tasks.
         changed: Utterances whose times, names or text in the corpus are others than in their task, which keeps its own.
-        gone: Utterances of the tasks that are not in the corpus; what was prepared of them stays.
+        gone: Utterances of the tasks that are not in the corpus; the shard set keeps them.
     """
 
     corpus: Corpus

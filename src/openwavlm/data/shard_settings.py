@@ -1,4 +1,4 @@
-"""What a preparation is asked for: the settings that a shard set is bound to from its first run on."""
+"""Settings of a preparation, to which a shard set is bound from its first run on."""
 
 import json
 import logging

@@ -83,7 +83,12 @@ def run_task(job: ShardJob) -> dict[str, Any]:
     decoder = TaskDecoder(job.root, job.channels, job.max_hours)
     with SpooledTemporaryFile(dir=str(job.output)) as payloads:
         for group in groups.values():
-            rows += [_store(make_row(clips, job.source), payloads) for clips in decoder.decode_items(group)]
+            try:
+                rows += [_store(make_row(clips, job.source), payloads) for clips in decoder.decode_items(group)]
+            except OSError as error:
+                if error.filename is None:  # a full disk
+                    raise OSError(error.errno, error.strerror, str(job.output / "shards")) from error
+                raise
         rows.sort(key=lambda stored: (stable_hash(f"{job.seed}/shuffle/{stored.row.key}"), stored.row.key))
         number_of_shards = -(-len(rows) // job.utterances_per_shard)
         borders = [len(rows) * part // number_of_shards for part in range(number_of_shards + 1)] if rows else [0]
@@ -139,7 +144,7 @@ class _StoredRow:
 def _store(row: Row, payloads: SpooledTemporaryFile[bytes]) -> _StoredRow:
     start = payloads.tell()
     if start + len(row.flac) > _MOST_BYTES_IN_MEMORY:
-        payloads.rollover()  # before the write: a row of hours would be there twice
+        payloads.rollover()  # before the write: a row of hours would be in memory twice
     payloads.write(row.flac)
     return _StoredRow(replace(row, flac=b""), start, len(row.flac))
 

@@ -95,7 +95,7 @@ def corpus_stats(corpus: Corpus, done: Sequence[Mapping[str, Any]], unusable: Ab
 
 
 def sentences(stats: Mapping[str, Any]) -> list[str]:
-    """The files of a corpus in a sentence, and each figure that is seldom above zero on purpose in one, where it is.
+    """Sentences for a person: the counts of files, then each figure above zero that points to a fault of the corpus.
 
     Args:
         stats: The content of `stats.json`.
@@ -105,37 +105,37 @@ def sentences(stats: Mapping[str, Any]) -> list[str]:
         f"{stats['files']} files: {stats['files_used']} used, {stats['files_skipped']} skipped, {stats['files_ignored']} ignored{kinds}"
     ]
     if stats["out_of_phase_files"]:
-        found.append(f"{stats['out_of_phase_files']} files have channels that cancel each other: one of them is taken")
+        found.append(f"{stats['out_of_phase_files']} files have channels that cancel each other: one channel is used")
     if stats["hours_outside_segments"]:
-        found.append(f"{stats['hours_outside_segments']:.2f} hours of the files lie outside the segments and are left out")
+        found.append(f"{stats['hours_outside_segments']:.2f} hours of the listed files lie outside all segments and are not used")
     if stats["overlapping_segments"]:
         found.append(
-            f"{stats['overlapping_segments']} segments overlap an earlier one of their file ({stats['overlapping_hours']:.2f} hours "
-            f"are there again), {stats['overlapping_speakers']} of them one of another speaker"
+            f"{stats['overlapping_segments']} segments overlap an earlier segment of their file ({stats['overlapping_hours']:.2f} hours "
+            f"are counted twice), {stats['overlapping_speakers']} of them a segment of another speaker"
         )
     if stats["repeated_audio"]:
         found.append(
-            f"{stats['repeated_audio']} clips are sample for sample those of another one ({stats['repeated_hours']:.2f} hours are "
-            f"there again); {stats['audio_of_several_speakers']} of the clips stand under several speakers"
+            f"{stats['repeated_audio']} clips repeat the audio of another clip sample for sample ({stats['repeated_hours']:.2f} hours "
+            f"are counted twice); {stats['audio_of_several_speakers']} clips are listed under several speakers"
         )
     if stats["changed_in_input"]:
         found.append(
-            f"{stats['changed_in_input']} utterances have changed in the input since they were prepared, and stay as they were"
+            f"{stats['changed_in_input']} utterances changed in the input after they were prepared; the shard set keeps them as they were"
         )
     if stats["gone_from_input"]:
-        found.append(f"{stats['gone_from_input']} utterances are no longer in the input; what was prepared of them stays")
+        found.append(f"{stats['gone_from_input']} utterances are no longer in the input; the shard set keeps them")
     return found
 
 
 def repeated_audio(index: Index) -> dict[str, Any]:
-    """Counts audio that is in a shard set more than once, sample for sample, as a row or as a clip in a joined row.
+    """Counts audio that a shard set holds more than once, sample for sample, as a row or as a clip in a joined row.
 
     Args:
         index: The shard set.
 
     Returns:
-        `repeated_audio`: rows and clips that are there already; `repeated_hours`: their length; `audio_of_several_speakers`: audio
-        that stands under more than one known speaker.
+        `repeated_audio`: rows and clips whose audio an earlier one has; `repeated_hours`: their length;
+        `audio_of_several_speakers`: audio that is listed under more than one known speaker.
     """
     members = index.members
     alone = np.ones(len(index), dtype=bool)

@@ -1,4 +1,4 @@
-"""Which column of a manifest holds what: by the configuration, else by its name."""
+"""Finds the column of each field of a manifest: by the configuration, else by its name."""
 
 import re
 from collections import Counter
@@ -17,7 +17,7 @@ _TIMES = {
     "end_s": rf"{_OF_A_SEGMENT}(end|stop|(end|stop)_?(time|offset))",
     "duration_s": rf"{_OF_A_SEGMENT}(dur|duration)",
 }
-# Names that are none of these, but have such a word, are not used and named.
+# Columns with such a word in their name that hold no field are named in the log.
 _WORDS = {"start", "begin", "offset", "onset", "end", "stop", "duration", "dur", "from", "to", "channel"}
 _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "secs": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "milliseconds": 1e-3}
 _COUNTED = r"samples?|frames?|bytes?|smp"

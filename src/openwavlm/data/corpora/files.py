@@ -1,4 +1,4 @@
-"""The files of a corpus folder: which may hold audio, and how many there are of every other kind."""
+"""Finds the audio files of a corpus folder and counts all other files by kind."""
 
 import os
 from collections import Counter
@@ -15,7 +15,7 @@ SPECIAL = "special file"
 
 @dataclass
 class FolderFiles:
-    """What a folder and its sub-folders hold; each file is in exactly one of `audio` and `ignored`.
+    """Files of a folder and its sub-folders; each is in exactly one of `audio` and `ignored`.
 
     Attributes:
         audio: Files with the suffix of an audio format, those of a folder before those of its sub-folders, both sorted.

@@ -33,7 +33,7 @@ def utterances(
         root: The tree (`LibriSpeech`) or one part of it (`LibriSpeech/train-clean-100`).
         paths: Its audio files.
         language: Language of all files.
-        notes: Takes up what is worth a line in the log, with the number of files.
+        notes: Collects sentences for the log, each with its number of files.
 
     Yields:
         Utterances in the order of the files, with transcripts where there are any.

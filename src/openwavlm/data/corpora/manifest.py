@@ -40,7 +40,7 @@ def utterances(
             are neither; a field that is absent or None is found by its name (`find_columns`).
         language: Language of the rows that name none.
         by_name: False for shard sets that were begun when only fields' own names were looked up.
-        notes: Takes up what is worth a line in the log, with the number of rows.
+        notes: Collects sentences for the log, each with its number of rows.
 
     Yields:
         Utterances in the order of the rows.

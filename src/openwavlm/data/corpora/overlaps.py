@@ -1,4 +1,4 @@
-"""Audio that a corpus lists more than once, or not at all: segments of a file that share a stretch of it, and what lies beside them."""
+"""Audio that a corpus lists more than once or not at all: overlapping segments of a file, and what lies outside all of them."""
 
 import heapq
 import os
@@ -20,7 +20,7 @@ class Overlaps:
     Attributes:
         segments: Utterances that share a stretch of their file with one that begins before them.
         of_several_speakers: How many of these share it with another known speaker.
-        seconds: Audio that is there again.
+        seconds: Audio that is listed again.
         outside_seconds: Audio of files that are listed in segments which lies in none of them; of files of known duration, and not
             where it is less than half a second of a file.
     """

@@ -262,3 +262,37 @@ def test_overlaps_are_those_of_a_count_of_every_tenth_of_a_second(drawn):
     ordered = sorted(drawn, key=lambda row: row[:2])
     earlier = [[other for other in ordered[:n] if sum(other[:2]) > row[0]] for n, row in enumerate(ordered)]
     assert found.segments == sum(map(bool, earlier))
+
+
+# --- damage -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl"])
+def test_a_damaged_manifest_is_read_or_refused_in_a_sentence_with_its_name(tmp_path, kind):
+    rows = [
+        {"path": f"a/{n}.wav", "speaker": f"s{n % 3}", "text": 'it\'s "so", ä', "offset": n, "duration": 2.5} for n in range(6)
+    ]
+    lines = {
+        "tsv": ["\t".join(rows[0]), *("\t".join(map(str, row.values())) for row in rows)],
+        "csv": [
+            ",".join(rows[0]),
+            *(",".join('"' + str(cell).replace('"', '""') + '"' for cell in row.values()) for row in rows),
+        ],
+        "jsonl": [json.dumps(row, ensure_ascii=False) for row in rows],
+    }[kind]
+    sound = ("\n".join(lines) + "\n").encode()
+    path, random = tmp_path / f"m.{kind}", np.random.default_rng(0)
+    path.write_bytes(sound)
+    assert len(list(utterances(path))) == 6
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(sound)
+        place, length = int(random.integers(len(sound))), int(random.integers(1, 12))
+        damaged[place : place + length] = random.integers(0, 256, int(random.integers(0, 12)), dtype=np.uint8).tobytes()
+        path.write_bytes(damaged[: int(random.integers(len(damaged)))] if random.random() < 0.2 else damaged)
+        try:
+            list(utterances(path))
+        except ValueError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error).replace(str(bytes(damaged)), ""), str(error)
+    assert 100 < refused < 400

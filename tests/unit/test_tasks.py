@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,6 +94,28 @@ def test_a_task_list_grows_without_changing_its_lines(tmp_path: Path) -> None:
     tasks = [read_task(path, line) for line in task_lines(path)]
     assert [task.items for task in tasks] == [[utterances], [[utterances[0]]], [[utterances[1]]]]
     assert [task.again for task in tasks] == [[], [], ["b"]]
+
+
+def test_a_damaged_task_list_is_read_or_refused_in_a_sentence_with_its_line(tmp_path: Path) -> None:
+    path, random = tmp_path / "tasks.jsonl", np.random.default_rng(0)
+    items = [[[Utterance(f"u{n}", f"{n}.wav", 1.5, 2.5, "s", "r", "t", "de", {"x": [1]}, 1)] for n in range(2)]]
+    append_tasks(path, items, 0, {"u1"})
+    sound = path.read_bytes()
+    changes = [(place, byte) for place in range(len(sound)) for byte in random.integers(0, 256, 1, dtype=np.uint8).tobytes()]
+    refused = 0
+    for place, byte in changes:
+        path.write_bytes(sound[:place] + bytes([byte]) + sound[place + 1 :])
+        for line in task_lines(path):
+            try:
+                read_task(path, line)
+            except ValueError as error:
+                refused += 1
+                assert str(error).startswith(f"{path}, line {line.number + 1} is damaged: prepare the corpus again")
+    assert refused > len(changes) / 3
+    for text in (b"[" * 100_000, b"[]", b'{"task": 0, "items": [[]], "again": []}', b'{"task": 0, "items": [[{}]], "again": []}'):
+        path.write_bytes(text)
+        with pytest.raises(ValueError, match=r"tasks\.jsonl, line 1 is damaged"):
+            read_task(path, task_lines(path)[0])
 
 
 def test_keys_are_plain_stable_and_different() -> None:

@@ -77,14 +77,14 @@ def bind_settings(output: Path, settings: Mapping[str, Any], decoders: Mapping[s
         return settings
     try:
         bound = json.loads(path.read_text())
-        version = bound.pop("format_version")
-    except (OSError, ValueError, KeyError) as error:
+        version = int(bound.pop("format_version"))
+        earlier = bound.pop("decoders", None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is missing or damaged: give another output") from error
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{output} has format {version}, but this version of OpenWavLM reads up to {FORMAT_VERSION}: update OpenWavLM"
         )
-    earlier = bound.pop("decoders", None)
     # Sets of the first versions have neither setting.
     bound = {"channels": "mean", "columns_by_name": False} | bound
     settings["columns_by_name"] = bound["columns_by_name"]
@@ -97,7 +97,7 @@ def bind_settings(output: Path, settings: Mapping[str, Any], decoders: Mapping[s
         logger.warning(
             "%s was begun with %s, but this run decodes with %s: lossy files may come out otherwise; stats.json counts the tasks of each",
             output,
-            _versions(earlier) if earlier else "decoders that were not noted",
+            _versions(earlier) if isinstance(earlier, dict) else "decoders that were not noted",
             _versions(decoders),
         )
     return settings

@@ -158,12 +158,28 @@ def read_task(path: Path, line: TaskLine) -> Task:
         text = file.read(line.nbytes)
     try:
         task = json.loads(text)
-        if task["task"] != line.number:
+        if task["task"] != line.number or not all(isinstance(name, str) for name in task["again"]):
             raise KeyError("task")
-        items = [[Utterance(**utterance) for utterance in item] for item in task["items"]]
+        items = [[_utterance(fields) for fields in item] for item in task["items"]]
+        if not all(items):
+            raise ValueError("an item without an utterance")
         return Task(line.number, items, task["again"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}, line {line.number + 1} is damaged: prepare the corpus again into an empty output") from error
+
+
+def _utterance(fields: dict[str, Any]) -> Utterance:
+    """Makes an utterance of what `_compact` wrote; a TypeError if a field has another type."""
+    utterance = Utterance(**fields)
+    texts = (utterance.name, utterance.path, utterance.speaker, utterance.recording, utterance.text, utterance.language)
+    times = (utterance.start_s, 0.0 if utterance.end_s is None else utterance.end_s)
+    if not all(isinstance(text, str) for text in texts) or not utterance.name or not utterance.path:
+        raise TypeError("text")
+    if not all(isinstance(time, float | int) and 0 <= time < float("inf") for time in times):
+        raise TypeError("time")
+    if not isinstance(utterance.extra, dict) or not isinstance(utterance.channel, int | None):
+        raise TypeError("extra")
+    return utterance
 
 
 def names_of(items: Iterable[Item]) -> list[str]:

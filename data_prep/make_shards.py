@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from openwavlm.cli import command
 from openwavlm.data.prepare import make_shards
+from openwavlm.data.stats import sentences
 from openwavlm.job_array import Slurm, is_array, run_array
 
 
@@ -37,6 +38,8 @@ def main(config: DictConfig) -> None:
     )
     print(f"{stats['joined_clips']} short clips joined into {stats['joined']} utterances; {stats['short']} utterances stay short")
     print(f"{stats['skipped']} skipped {stats['skipped_by_reason'] or ''}; {stats['clipped_files']} files clip")
+    for sentence in sentences(stats):
+        print(sentence)
     for name in ("speaker", "recording"):
         share = stats[f"same_{name}_share"]
         known = "is unknown" if share is None else f"is the same in {share:.2%} of the pairs that may be mixed"

@@ -14,7 +14,7 @@ from openwavlm.cli import command
 from openwavlm.data.atomic import atomic_file, write_json, writer_lock
 from openwavlm.data.audio import decode
 from openwavlm.data.containers import AudioError
-from openwavlm.data.corpora.utterance import audio_files
+from openwavlm.data.corpora.files import counted, find_files
 from openwavlm.data.pool import run_jobs
 from openwavlm.frames import num_frames
 from openwavlm.labelling.extract import assign_in_chunks, check_reproducible
@@ -180,7 +180,10 @@ def units_line(units: np.ndarray, *, merge: bool) -> str:
 
 
 def _names(folder: Path) -> list[str]:
-    names = [path.relative_to(folder).as_posix() for path in audio_files(folder)]
+    files = find_files(folder)
+    names = [path.relative_to(folder).as_posix() for path in files.audio]
+    if files.ignored:
+        log.info(f"{sum(files.ignored.values())} other files are ignored: {counted(files.ignored)}")
     if not names:
         raise ValueError(f"input must be a folder with recordings, but {folder} has none: correct the path")
     return names

@@ -20,7 +20,7 @@ from openwavlm.labelling.rebind import carrier, check_carried
 from openwavlm.labelling.verify import LabelVerification, verify_labels
 from openwavlm.targets.kmeans import Codebook
 from openwavlm.targets.label_packs import labels_file, rows_file
-from openwavlm.targets.labels import LabelStore
+from openwavlm.targets.labels import LabelPacks, LabelStore
 from synthetic import make_corpus, make_shard_set
 
 CLUSTERS = 10
@@ -204,12 +204,40 @@ def test_labels_are_not_written_into_a_shard_set(place, tmp_path):
 
 def test_a_finished_labelling_keeps_no_file_that_its_meta_does_not_name(place, copy):
     before = {path.name for path in copy.iterdir()}
-    for name in ("pack-00007.u16", "pack-00007.rows.npy", "pack-00001.u16.tmp", "meta.json.tmp"):
+    for name in ("pack-00007.u16", "pack-00007.rows.npy", "pack-00001.u16.12.tmp", "meta.json.12.tmp", "notes.tmp"):
         (copy / name).write_bytes(b"1")
-    (copy / "tasks").mkdir()
+    (copy / "tasks" / "shards").mkdir(parents=True)
     (copy / "tasks" / "pack-00000.json").write_text("{}")
+    (copy / "tasks" / "shards" / "shard-1.json").write_text("{}")
     assign_labels(place["shards"], place["codebook-first"], copy)
-    assert {path.name for path in copy.iterdir()} == before
+    assert {path.name for path in copy.iterdir()} == before | {"notes.tmp"}, "what another program wrote stays"
+
+
+def test_a_call_with_nothing_to_do_keeps_the_unfinished_packs_and_shards_of_another_one(place, copy, monkeypatch):
+    write, written = pack_tasks.write_packs, []
+
+    def killed(folders, pack, *rest):
+        written.append(pack)
+        if len(written) > 1:
+            raise KeyboardInterrupt
+        return write(folders, pack, *rest)
+
+    grown = place["resharded"]
+    monkeypatch.setattr(pack_tasks, "write_packs", killed)
+    with pytest.raises(KeyboardInterrupt):
+        assign_labels(grown, place["codebook-first"], copy, packs=2)
+    monkeypatch.undo()
+
+    def unfinished() -> dict[str, int]:
+        files = [*copy.glob("pack-*"), *(copy / "tasks").rglob("*.*")]
+        return {path.name: path.stat().st_mtime_ns for path in files}
+
+    before = unfinished()
+    assert any(name.startswith("shard-") for name in before) and len(list((copy / "tasks").glob("pack-*.json"))) == 1
+    assign_labels(place["shards"], place["codebook-first"], copy)
+    assert unfinished() == before
+    assign_labels(grown, place["codebook-first"], copy, packs=2)
+    assert not (copy / "tasks").exists() and LabelPacks.open(copy).missing(Index.open(grown)) == []
 
 
 def test_labels_are_not_carried_from_a_folder_into_itself(place, copy):
@@ -309,7 +337,7 @@ def test_a_killed_pack_goes_on_behind_its_finished_shards_of_the_same_audio_and_
     first, second = list(range(counts[0])), list(range(counts[0], sum(counts)))
     assert rows_computed("a", 0) == first and rows_computed("a", 0, 1) == second and rows_computed("a", 0, 1) == []
     assert rows_computed("b", 0) == first, "of another codebook"
-    file = labels_file(tmp_path / "labels" / "tasks" / "shards", "shard-000001")
+    file = labels_file(tmp_path / "labels" / "tasks" / "shards", f"shard-{index.shards[1].identity}")
     file.write_bytes(file.read_bytes()[:-2])
     assert rows_computed("a", 0, 1) == first + second
 

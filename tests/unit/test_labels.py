@@ -427,8 +427,8 @@ def test_a_finished_shard_of_a_pack_reads_back_by_row_and_is_of_its_audio_and_co
     assert ShardParts(tmp_path / "first", index, "other book").done(2) is None
     other = make_index(tmp_path / "other", ROWS, seed=1)
     assert ShardParts(tmp_path / "first", other, "book").done(2) is None
-    labels_file(parts[0].folder, "shard-000002").write_bytes(b"short")
+    labels_file(parts[0].folder, parts[0].name(2)).write_bytes(b"short")
     assert parts[0].done(2) is None and parts[0].done(0) is not None
     parts[1].remove([2])
     assert parts[1].done(2) is None and parts[1].done(0) is not None
-    assert not list(parts[1].folder.glob("shard-000002*"))
+    assert not list(parts[1].folder.glob(f"{parts[1].name(2)}*"))

@@ -155,6 +155,7 @@ def test_shard_sets_are_of_the_given_corpora_and_clean_ones_are_the_same_unless_
     (tmp_path / "phones.tsv").write_text("")
     prepared: list[dict[str, Any]] = []
     monkeypatch.setattr(corpora, "make_shards", lambda **asked: prepared.append(asked) or {"of": asked["input"]})
+    monkeypatch.setattr(corpora, "sentences", lambda stats: [])
     config = {"synthesis": None, "corpora": given | {"dev_clean": None}, "alignments": str(tmp_path / "phones.tsv"), "workers": 3}
     chain = Chain(tmp_path / "stages")
     shards, times = corpora.shard_sets(chain, config)
@@ -185,6 +186,7 @@ def test_shard_sets_are_of_the_given_corpora_and_clean_ones_are_the_same_unless_
 
 def test_synthetic_sets_are_each_of_their_own_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora, "make_shards", lambda **asked: {"of": asked | {"output": str(asked["output"])}})
+    monkeypatch.setattr(corpora, "sentences", lambda stats: [])
     monkeypatch.setattr(corpora, "synthesize", lambda **asked: {"of": asked | {"output": str(asked["output"])}})
     settings = {"minutes": 2.0, "seed": 4}
     shards, times = corpora.shard_sets(Chain(tmp_path, dry_run=False), {"synthesis": settings, "workers": 2} | {"corpora": {}})

@@ -16,6 +16,7 @@ import soundfile
 from openwavlm.data import reader as reader_module
 from openwavlm.data.audio import AudioError, check_clip
 from openwavlm.data.corpora.utterance import Utterance
+from openwavlm.data.decoding_tasks import file_stamp
 from openwavlm.data.done import is_done, refuse_many_skipped, skipped, task_done
 from openwavlm.data.fields import read_fields
 from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo, index_fingerprint, shard_identity, write_index
@@ -23,7 +24,7 @@ from openwavlm.data.indexing import build_index
 from openwavlm.data.prepare import make_shards
 from openwavlm.data.reader import ShardReader
 from openwavlm.data.rows import make_row, utterance_key
-from openwavlm.data.shards import ShardJob, file_stamp, run_task
+from openwavlm.data.shards import ShardJob, run_task
 from openwavlm.data.stats import partner_shares
 from openwavlm.data.tasks import append_tasks, cut_tasks, join_short_clips, read_task, task_lines
 from openwavlm.data.verify import verify_shards

@@ -5,11 +5,13 @@ from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openwavlm.data.corpora import folder, librispeech, manifest
+from openwavlm.data.corpora.files import find_files
 from openwavlm.data.corpora.listing import list_corpus
 from openwavlm.data.corpora.utterance import Utterance
 from openwavlm.data.rows import utterance_key
@@ -94,6 +96,28 @@ def test_a_task_list_grows_without_changing_its_lines(tmp_path: Path) -> None:
     assert [task.again for task in tasks] == [[], [], ["b"]]
 
 
+def test_a_damaged_task_list_is_read_or_refused_in_a_sentence_with_its_line(tmp_path: Path) -> None:
+    path, random = tmp_path / "tasks.jsonl", np.random.default_rng(0)
+    items = [[[Utterance(f"u{n}", f"{n}.wav", 1.5, 2.5, "s", "r", "t", "de", {"x": [1]}, 1)] for n in range(2)]]
+    append_tasks(path, items, 0, {"u1"})
+    sound = path.read_bytes()
+    changes = [(place, byte) for place in range(len(sound)) for byte in random.integers(0, 256, 1, dtype=np.uint8).tobytes()]
+    refused = 0
+    for place, byte in changes:
+        path.write_bytes(sound[:place] + bytes([byte]) + sound[place + 1 :])
+        for line in task_lines(path):
+            try:
+                read_task(path, line)
+            except ValueError as error:
+                refused += 1
+                assert str(error).startswith(f"{path}, line {line.number + 1} is damaged: prepare the corpus again")
+    assert refused > len(changes) / 3
+    for text in (b"[" * 100_000, b"[]", b'{"task": 0, "items": [[]], "again": []}', b'{"task": 0, "items": [[{}]], "again": []}'):
+        path.write_bytes(text)
+        with pytest.raises(ValueError, match=r"tasks\.jsonl, line 1 is damaged"):
+            read_task(path, task_lines(path)[0])
+
+
 def test_keys_are_plain_stable_and_different() -> None:
     key = utterance_key("set", "spk.1/utt.é 01")
     assert key == "utt_01-3ad0e65c70d509a2"
@@ -104,24 +128,24 @@ def test_keys_are_plain_stable_and_different() -> None:
 def test_a_folder_is_listed_in_order_with_speakers_from_a_folder(tmp_path: Path) -> None:
     touch(tmp_path, "b/x.FLAC", "a/s/y.wav", "a/z.m4a", "a/notes.txt", ".hidden/q.wav", "a/._x.wav")
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
-    found = list(folder.utterances(tmp_path, speaker_folder=1, language="de"))
+    found = list(folder.utterances(tmp_path, find_files(tmp_path).audio, speaker_folder=1, language="de"))
     assert [(u.name, u.path, u.speaker, u.recording) for u in found] == [
         ("a/z", "a/z.m4a", "a", "a/z"),
         ("a/s/y", "a/s/y.wav", "a", "a/s/y"),
         ("b/x", "b/x.FLAC", "b", "b/x"),
     ]
     assert {u.language for u in found} == {"de"}
-    assert [u.name for u in folder.utterances(tmp_path, subfolders=["b"])] == ["b/x"]
+    assert [u.name for u in folder.utterances(tmp_path, find_files(tmp_path, ["b"]).audio)] == ["b/x"]
     with pytest.raises(ValueError, match="speaker_folder=2 takes the speaker"):
-        list(folder.utterances(tmp_path, speaker_folder=2))
+        list(folder.utterances(tmp_path, find_files(tmp_path).audio, speaker_folder=2))
     with pytest.raises(ValueError, match="sub-folder c does not exist"):
-        list(folder.utterances(tmp_path, subfolders=["c"]))
+        find_files(tmp_path, ["c"])
 
 
 def test_librispeech_gives_readers_chapters_and_transcripts(tmp_path: Path) -> None:
     touch(tmp_path, "dev/19/198/19-198-0000.flac", "dev/19/198/19-198-0001.flac", "dev/20/1/20-1-0000.flac")
     (tmp_path / "dev/19/198/19-198.trans.txt").write_text("19-198-0000 IT'S A \n19-198-0001 B\n")
-    found = list(librispeech.utterances(tmp_path))
+    found = list(librispeech.utterances(tmp_path, find_files(tmp_path).audio))
     assert [(u.speaker, u.recording, u.text, u.language) for u in found] == [
         ("19", "19-198", "IT'S A", "en"),
         ("19", "19-198", "B", "en"),
@@ -129,7 +153,7 @@ def test_librispeech_gives_readers_chapters_and_transcripts(tmp_path: Path) -> N
     ]
     touch(tmp_path, "dev/other.flac")
     with pytest.raises(ValueError, match=r"but found dev/other.flac: use layout=folder"):
-        list(librispeech.utterances(tmp_path))
+        list(librispeech.utterances(tmp_path, find_files(tmp_path).audio))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +231,7 @@ def test_two_utterances_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_an_empty_or_missing_corpus_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "readme.txt")
     chosen = {"layout": "folder", "language": "", "speaker_folder": 0}
-    with pytest.raises(ValueError, match=r"there is no recording in .*: looked for \.flac, \.mp3"):
+    with pytest.raises(ValueError, match=r"there is no recording in .* \(\.txt 1\): looked for \.3gp, "):
         list_corpus(tmp_path, chosen)
     with pytest.raises(ValueError, match="does not exist: give input=FOLDER"):
         list_corpus(tmp_path / "absent", chosen)

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,19 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def remove_temporaries(folder: Path, own: str) -> None:
+    """Removes what killed writers of `atomic_file` left behind; files that other programs called `.tmp` stay.
+
+    Args:
+        folder: Where to look, in sub-folders too; nobody else may be writing there.
+        own: Regular expression of the paths, relative to the folder, of the files that they wrote.
+    """
+    pattern = re.compile(rf"({own})\.\d+\.tmp")
+    for path in sorted(folder.rglob("*.tmp")):
+        if pattern.fullmatch(path.relative_to(folder).as_posix()) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:

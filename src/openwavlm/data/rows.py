@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,15 +67,16 @@ def make_row(good: list[tuple[Utterance, np.ndarray]], source: str) -> Row:
         for utterance, clip in good:
             key = utterance_key(source, utterance.name)
             member = {"key": key, "offset": offset, "num_samples": len(clip), "pcm": pcm_id(pcm_md5(clip))}
-            members.append(member | _segment(utterance, clip) | {"recording": utterance.recording, "text": utterance.text})
+            member |= {**_segment(utterance, clip), "recording": utterance.recording}
+            member |= {"text": utterance.text, "language": utterance.language}
+            members.append(_extra(utterance, member.keys()) | member)
             pieces += [clip, _JOIN_SILENCE]
             offset += len(clip) + len(_JOIN_SILENCE)
         samples = np.concatenate(pieces[:-1])
         name = first.name + "+" + hashlib.blake2b("\n".join(u.name for u, _ in good).encode(), digest_size=8).hexdigest()
     same_recording = all(utterance.recording == first.recording for utterance, _ in good)
     languages = {utterance.language for utterance, _ in good}
-    fields = first.extra if len(good) == 1 else {}
-    fields = {f"manifest_{key}" if key in _FIELDS else key: value for key, value in fields.items()}
+    fields = _extra(first, _FIELDS) if len(good) == 1 else {}
     fields |= {
         "num_samples": len(samples),
         "speaker": first.speaker,
@@ -86,6 +88,18 @@ def make_row(good: list[tuple[Utterance, np.ndarray]], source: str) -> Row:
     }
     flat = [(member["offset"], member["num_samples"], stable_hash(member["key"]), member["pcm"]) for member in members]
     return Row(utterance_key(source, name), encode_flac(samples), fields, flat)
+
+
+def _extra(utterance: Utterance, taken: Iterable[str]) -> dict[str, Any]:
+    """What else is known of an utterance; names that are taken get a prefix."""
+    fields: dict[str, Any] = {} if utterance.channel is None else {"channel": utterance.channel}
+    taken = {*taken, *fields}
+    for name, value in utterance.extra.items():
+        free = name
+        while free in taken or (free != name and free in utterance.extra):
+            free = f"manifest_{free}"
+        fields[free] = value
+    return fields
 
 
 def _segment(utterance: Utterance, clip: np.ndarray) -> dict[str, float]:

@@ -13,17 +13,18 @@ Everything is a function of the task's line, the settings and the audio: who run
 import hashlib
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import webdataset
 
 from openwavlm.data.atomic import atomic_file, write_json
-from openwavlm.data.audio import AudioError, check_clip, decode
-from openwavlm.data.corpora.utterance import Utterance
+from openwavlm.data.audio import decoders
+from openwavlm.data.decoding_tasks import TaskDecoder
 from openwavlm.data.index import FORMAT_VERSION, shard_identity
 from openwavlm.data.rows import Row, make_row
 from openwavlm.data.tasks import Item, TaskLine, read_task
@@ -31,6 +32,8 @@ from openwavlm.frames import SAMPLE_RATE_HZ
 from openwavlm.randomness import stable_hash
 
 _TAR_BLOCK = 512
+# Of the FLAC of a task, 4 h of which are some 250 MB; what is beyond lies in a nameless file of the output.
+_MOST_BYTES_IN_MEMORY = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class ShardJob:
         min_seconds: Length below which an utterance counts as short.
         max_hours: Longest recording that is decoded.
         utterances_per_shard: Most utterances in a shard.
+        channels: What becomes of several channels: `mean`, `first`, or `split` (the task's utterances then name their channels).
     """
 
     output: Path
@@ -56,6 +60,7 @@ class ShardJob:
     min_seconds: float
     max_hours: float
     utterances_per_shard: int
+    channels: str = "mean"
 
 
 def task_file(output: Path, number: int) -> Path:
@@ -69,24 +74,27 @@ def run_task(job: ShardJob) -> dict[str, Any]:
     Returns:
         The content of the task's done-file.
     """
-    groups: dict[str, list[Item]] = defaultdict(list)
+    # Clips that are joined are of one channel, so a group holds one channel of a long file in memory, not all.
+    groups: dict[tuple[str, int | None], list[Item]] = defaultdict(list)
     task = read_task(job.output / "tasks.jsonl", job.line)
     for item in task.items:
-        groups[item[0].path].append(item)
-    rows: list[Row] = []
-    skipped: list[dict[str, Any]] = []
-    clipped: dict[str, int] = {}
-    for group in groups.values():
-        clips = _decode_group(group, job, skipped, clipped)
-        for item in group:
-            good = [(utterance, clips[utterance.name]) for utterance in item if utterance.name in clips]
-            if good:
-                rows.append(make_row(good, job.source))
-    rows.sort(key=lambda row: (stable_hash(f"{job.seed}/shuffle/{row.key}"), row.key))
-    number_of_shards = -(-len(rows) // job.utterances_per_shard)
-    borders = [len(rows) * part // number_of_shards for part in range(number_of_shards + 1)] if rows else [0]
-    tars = [_write_shard(job, part, rows[start:end]) for part, (start, end) in enumerate(pairwise(borders))]
-    lengths = [row.fields["num_samples"] for row in rows]
+        groups[item[0].path, item[0].channel].append(item)
+    rows: list[_StoredRow] = []
+    decoder = TaskDecoder(job.root, job.channels, job.max_hours)
+    with SpooledTemporaryFile(dir=str(job.output)) as payloads:
+        for group in groups.values():
+            try:
+                rows += [_store(make_row(clips, job.source), payloads) for clips in decoder.decode_items(group)]
+            except OSError as error:
+                if error.filename is None:  # a full disk
+                    raise OSError(error.errno, error.strerror, str(job.output / "shards")) from error
+                raise
+        rows.sort(key=lambda stored: (stable_hash(f"{job.seed}/shuffle/{stored.row.key}"), stored.row.key))
+        number_of_shards = -(-len(rows) // job.utterances_per_shard)
+        borders = [len(rows) * part // number_of_shards for part in range(number_of_shards + 1)] if rows else [0]
+        tars = [_write_shard(job, part, rows[start:end], payloads) for part, (start, end) in enumerate(pairwise(borders))]
+    _remove_other_parts(job, len(tars))
+    lengths = [stored.row.fields["num_samples"] for stored in rows]
     result = {
         "format_version": FORMAT_VERSION,
         "task": job.line.number,
@@ -94,77 +102,51 @@ def run_task(job: ShardJob) -> dict[str, Any]:
         "planned": sum(len(item) for item in task.items),
         "utterances": len(rows),
         "samples": sum(lengths),
-        "joined": sum(bool(row.members) for row in rows),
-        "joined_clips": sum(len(row.members) for row in rows),
+        "joined": sum(bool(stored.row.members) for stored in rows),
+        "joined_clips": sum(len(stored.row.members) for stored in rows),
         "short": sum(length < job.min_seconds * SAMPLE_RATE_HZ for length in lengths),
-        "clipped_samples": sum(clipped.values()),
-        "clipped_files": len(clipped),
-        "skipped": skipped,
+        "clipped_samples": sum(decoder.clipped.values()),
+        "clipped_files": len(decoder.clipped),
+        "out_of_phase": sorted(decoder.out_of_phase),
+        "seconds_of_files": dict(sorted(decoder.seconds.items())),
+        "decoders": decoders(),
+        "skipped": decoder.skipped,
         "again": task.again,
     }
     write_json(task_file(job.output, job.line.number), result)
     return result
 
 
-def file_stamp(path: Path) -> list[int] | None:
-    """Size and time of change, by which a repaired file is recognised; None if there is no file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
+def _remove_other_parts(job: ShardJob, parts: int) -> None:
+    """Removes what an earlier attempt at the task wrote beyond its present number of shards; the index would take it up."""
+    number = job.line.number
+    folder = job.output / "shards" / f"{number // 1000:03d}"
+    for mark in sorted(folder.glob(f"{number:06d}-*.json")) + sorted(folder.glob(f"{number:06d}-*.tar")):
+        part = mark.stem.removeprefix(f"{number:06d}-")
+        if part.isdecimal() and int(part) >= parts:
+            mark.unlink()
 
 
-def _decode_group(
-    group: list[Item], job: ShardJob, skipped: list[dict[str, Any]], clipped: dict[str, int]
-) -> dict[str, np.ndarray]:
-    """Decodes the audio files of some items once each.
+@dataclass
+class _StoredRow:
+    """A row while its FLAC lies in the file of payloads, so that a task of many hours needs little memory."""
 
-    Returns:
-        Clips by utterance name; what is bad is appended to `skipped`, clipped samples by file are added to `clipped`.
-    """
-    by_path: dict[str, list[Utterance]] = defaultdict(list)
-    for item in group:
-        for utterance in item:
-            by_path[utterance.path].append(utterance)
-    clips: dict[str, np.ndarray] = {}
-    for name, utterances in by_path.items():
-        path = job.root / name
-        start_s = min(utterance.start_s for utterance in utterances)
-        try:
-            audio = decode(path, start_s=start_s, end_s=_latest(utterances), max_hours=job.max_hours)
-        except AudioError as error:
-            skipped += [_skip(utterance, path, error) for utterance in utterances]
-            continue
-        if audio.num_clipped:
-            clipped[name] = audio.num_clipped
-        for utterance in utterances:
-            first = round((utterance.start_s - start_s) * SAMPLE_RATE_HZ)
-            last = None if utterance.end_s is None else round((utterance.end_s - start_s) * SAMPLE_RATE_HZ)
-            clip = audio.samples[first:last]
-            try:
-                check_clip(clip)
-            except AudioError as error:
-                skipped.append(_skip(utterance, path, error))
-            else:
-                clips[utterance.name] = clip
-    return clips
+    row: Row
+    start: int
+    nbytes: int
+
+    def load(self, payloads: IO[bytes]) -> Row:
+        """The row with its FLAC."""
+        payloads.seek(self.start)
+        return replace(self.row, flac=payloads.read(self.nbytes))
 
 
-def _latest(utterances: list[Utterance]) -> float | None:
-    ends = [utterance.end_s for utterance in utterances]
-    known = [end for end in ends if end is not None]
-    return max(known) if len(known) == len(ends) else None
-
-
-def _skip(utterance: Utterance, path: Path, error: AudioError) -> dict[str, Any]:
-    return {
-        "name": utterance.name,
-        "path": utterance.path,
-        "reason": error.reason,
-        "detail": error.detail,
-        "stamp": file_stamp(path),
-    }
+def _store(row: Row, payloads: SpooledTemporaryFile[bytes]) -> _StoredRow:
+    start = payloads.tell()
+    if start + len(row.flac) > _MOST_BYTES_IN_MEMORY:
+        payloads.rollover()  # before the write: a row of hours would be in memory twice
+    payloads.write(row.flac)
+    return _StoredRow(replace(row, flac=b""), start, len(row.flac))
 
 
 class _HashingFile:
@@ -179,7 +161,7 @@ class _HashingFile:
         return self._file.write(data)
 
 
-def _write_shard(job: ShardJob, part: int, rows: list[Row]) -> tuple[str, int]:
+def _write_shard(job: ShardJob, part: int, rows: list[_StoredRow], payloads: IO[bytes]) -> tuple[str, int]:
     """Writes one tar and its done-file; returns its name and size."""
     number = job.line.number
     name = f"shards/{number // 1000:03d}/{number:06d}-{part:03d}.tar"
@@ -189,7 +171,8 @@ def _write_shard(job: ShardJob, part: int, rows: list[Row]) -> tuple[str, int]:
         hashing = _HashingFile(file)
         # An integer time keeps tarfile from adding a PAX header to every member, and makes equal input give equal bytes.
         with webdataset.TarWriter(hashing, encoder=False, mtime=0) as tar:
-            for row in rows:
+            for stored in rows:
+                row = stored.load(payloads)
                 offset = tar.tarstream.offset + _TAR_BLOCK
                 text = json.dumps(row.fields, ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace")
                 tar.write({"__key__": row.key, "flac": row.flac, "json": text})
@@ -206,7 +189,7 @@ def _write_shard(job: ShardJob, part: int, rows: list[Row]) -> tuple[str, int]:
         "checksum": hashing.digest.hexdigest(),
         "identity": identity,
         "columns": columns,
-        "members": [(number, *member) for number, row in enumerate(rows) for member in row.members],
+        "members": [(number, *member) for number, stored in enumerate(rows) for member in stored.row.members],
     }
     write_json(path.with_suffix(".json"), done, indent=None)
     return name, nbytes

@@ -49,8 +49,8 @@ def join_short_clips(utterances: Sequence[Utterance], seconds: Sequence[float | 
     """Groups clips shorter than `min_seconds` with their neighbours until they are long enough together.
 
     Neighbours are the next short clips of the same speaker (of the same recording if the speaker is unknown); segments of one
-    audio file are joined only with each other. What remains at the end of a group goes to the clips before it; a clip without a
-    short neighbour stays alone.
+    audio file are joined only with each other, and channels only with those of the same number. What remains at the end of a
+    group goes to the clips before it; a clip without a short neighbour stays alone.
 
     Args:
         utterances: In corpus order.
@@ -60,18 +60,19 @@ def join_short_clips(utterances: Sequence[Utterance], seconds: Sequence[float | 
     Returns:
         Items in corpus order, each of one or more utterances.
     """
-    uses: dict[str, int] = defaultdict(int)
+    uses: dict[tuple[str, int | None], int] = defaultdict(int)
     for utterance in utterances:
-        uses[utterance.path] += 1
+        uses[utterance.path, utterance.channel] += 1
     items: list[Item] = []
-    groups: dict[tuple[str, ...], list[Item]] = defaultdict(list)
-    filled_s: dict[tuple[str, ...], float] = {}
+    groups: dict[tuple[str | int | None, ...], list[Item]] = defaultdict(list)
+    filled_s: dict[tuple[str | int | None, ...], float] = {}
     for utterance, length in zip(utterances, seconds, strict=True):
         if length is None or length >= min_seconds:
             items.append([utterance])
             continue
         who = ("speaker", utterance.speaker) if utterance.speaker else ("recording", utterance.recording)
-        group: tuple[str, ...] = (*who, utterance.path if uses[utterance.path] > 1 else "")
+        several = uses[utterance.path, utterance.channel] > 1
+        group: tuple[str | int | None, ...] = (*who, utterance.channel, utterance.path if several else "")
         if filled_s.get(group, min_seconds) >= min_seconds:
             items.append([])
             groups[group].append(items[-1])
@@ -157,12 +158,28 @@ def read_task(path: Path, line: TaskLine) -> Task:
         text = file.read(line.nbytes)
     try:
         task = json.loads(text)
-        if task["task"] != line.number:
+        if task["task"] != line.number or not all(isinstance(name, str) for name in task["again"]):
             raise KeyError("task")
-        items = [[Utterance(**utterance) for utterance in item] for item in task["items"]]
+        items = [[_utterance(fields) for fields in item] for item in task["items"]]
+        if not all(items):
+            raise ValueError("an item without an utterance")
         return Task(line.number, items, task["again"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}, line {line.number + 1} is damaged: prepare the corpus again into an empty output") from error
+
+
+def _utterance(fields: dict[str, Any]) -> Utterance:
+    """Makes an utterance of what `_compact` wrote; a TypeError if a field has another type."""
+    utterance = Utterance(**fields)
+    texts = (utterance.name, utterance.path, utterance.speaker, utterance.recording, utterance.text, utterance.language)
+    times = (utterance.start_s, 0.0 if utterance.end_s is None else utterance.end_s)
+    if not all(isinstance(text, str) for text in texts) or not utterance.name or not utterance.path:
+        raise TypeError("text")
+    if not all(isinstance(time, float | int) and 0 <= time < float("inf") for time in times):
+        raise TypeError("time")
+    if not isinstance(utterance.extra, dict) or not isinstance(utterance.channel, int | None):
+        raise TypeError("extra")
+    return utterance
 
 
 def names_of(items: Iterable[Item]) -> list[str]:

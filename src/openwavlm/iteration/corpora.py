@@ -1,13 +1,17 @@
 """The shard sets of the loop, from synthesised or given corpora."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from openwavlm.data.prepare import make_shards
+from openwavlm.data.stats import sentences
 from openwavlm.data.synthesis.corpus import synthesize
 from openwavlm.iteration.listing import fingerprint
 from openwavlm.iteration.stages import Chain, Stage
+
+log = logging.getLogger(__name__)
 
 SETS = ("train", "dev", "test")
 
@@ -54,6 +58,9 @@ def shard_sets(chain: Chain, config: dict[str, Any]) -> tuple[dict[str, Stage], 
 
 def _shards(corpus: dict[str, Any], config: dict[str, Any]) -> Callable[[Path], dict[str, Any]]:
     def make(folder: Path) -> dict[str, Any]:
-        return make_shards(output=folder, workers=config["workers"], **corpus)
+        stats = make_shards(output=folder, workers=config["workers"], **corpus)
+        for sentence in sentences(stats):
+            log.info("%s: %s", corpus["input"], sentence)
+        return stats
 
     return make

@@ -5,7 +5,6 @@ shards in each labelling; each labelling has done-files of its own and is, byte 
 """
 
 import logging
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from openwavlm.labelling.extract import check_reproducible, named_device
 from openwavlm.labelling.fit import check_skip_rate
 from openwavlm.labelling.pack_tasks import PackTarget, PackTask, label_pack
 from openwavlm.labelling.rebind import check_carried
+from openwavlm.labelling.tidying import tidy
 from openwavlm.targets.kmeans import Codebook
-from openwavlm.targets.label_packs import MAX_PACKS, labels_file, rows_file, write_labels_meta
+from openwavlm.targets.label_packs import MAX_PACKS, write_labels_meta
 from openwavlm.targets.labels import LabelPacks
 from openwavlm.targets.quality import perplexity, unigram, used_clusters
 
@@ -132,12 +132,17 @@ def assign_labels(
             mine = [task for number, task in enumerate(cut) if task_index is None or number % num_tasks == task_index]
             todo = [task for task in map(PackTask.undone, mine) if task.targets]
             names = ", ".join(str(labelling.output) for labelling in together)
+            for file in (target.done_file for task in mine for target in task.targets if target.is_of_another_task()):
+                log.warning(f"{file.parent.parent} has an unfinished pack {file.stem} of other shards, which is written over")
             log.info(
                 f"{len(together[0].new)} shards of {shards} need labels in {names}: {len(cut)} packs, {len(todo)} to do here"
             )
             for _ in run_jobs(label_pack, todo, workers=workers, description="labels"):
                 pass
-        finished = [_finish_in_turn(labelling, index, tasks[labelling.output], max_skip_rate) for labelling in labellings]
+        alone = task_index is None
+        finished = [
+            _finish_in_turn(labelling, index, tasks[labelling.output], max_skip_rate, alone=alone) for labelling in labellings
+        ]
         return finished[0] if all(finished) else None
 
 
@@ -237,21 +242,23 @@ def _cut(
     return tasks
 
 
-def _finish_in_turn(labelling: _Labelling, index: Index, tasks: list[PackTask], max_skip_rate: float) -> dict[str, Any] | None:
+def _finish_in_turn(
+    labelling: _Labelling, index: Index, tasks: list[PackTask], max_skip_rate: float, *, alone: bool
+) -> dict[str, Any] | None:
     """Finishes a labelling unless another job of the array, which saw the last packs done at the same time, has."""
     with taking_turns(labelling.output):
         if labelling.new and (labelling.output / "meta.json").is_file():
             found = LabelPacks.open(labelling.output)
             if not found.missing(index):
                 return found.meta
-        return _finish(labelling, tasks, max_skip_rate)
+        return _finish(labelling, tasks, max_skip_rate, alone=alone)
 
 
-def _finish(labelling: _Labelling, tasks: list[PackTask], max_skip_rate: float) -> dict[str, Any] | None:
+def _finish(labelling: _Labelling, tasks: list[PackTask], max_skip_rate: float, *, alone: bool) -> dict[str, Any] | None:
     """Writes a labelling's `meta.json` once every pack is done."""
     output, existing = labelling.output, labelling.existing
     if existing and not labelling.new:
-        return _tidy(output, existing.meta)
+        return _close(output, existing.meta, alone=alone)
     targets = [target for task in tasks for target in task.targets if target.output == output]
     results = [result for target in targets if (result := target.done()) is not None]
     if len(results) < len(targets):
@@ -270,11 +277,11 @@ def _finish(labelling: _Labelling, tasks: list[PackTask], max_skip_rate: float) 
     packs = [result["record"] for result in results]
     if existing:
         counts, packs = counts + np.array(existing.meta["label_counts"]), existing.meta["packs"] + packs
-    return _tidy(output, write_labels_meta(output, labelling.codebook, packs, counts))
+    return _close(output, write_labels_meta(output, labelling.codebook, packs, counts), alone=alone)
 
 
-def _tidy(output: Path, meta: dict[str, Any]) -> dict[str, Any]:
-    """Writes `stats.json` and removes what unfinished calls left behind; `meta.json` is there already."""
+def _close(output: Path, meta: dict[str, Any], *, alone: bool) -> dict[str, Any]:
+    """Writes `stats.json` and removes what is no longer needed; `meta.json` is there already."""
     counts = np.array(meta["label_counts"])
     entropy, accuracy = unigram(counts) if counts.sum() else (0.0, 0.0)
     stats = {
@@ -288,11 +295,7 @@ def _tidy(output: Path, meta: dict[str, Any]) -> dict[str, Any]:
         "unigram_accuracy": accuracy,
     }
     write_json(output / "stats.json", stats)
-    shutil.rmtree(output / "tasks", ignore_errors=True)
-    named = {path.name for pack in meta["packs"] for path in (labels_file(output, pack["name"]), rows_file(output, pack["name"]))}
-    for path in [*output.glob("pack-*"), *output.glob("*.tmp")]:
-        if path.name not in named:
-            path.unlink(missing_ok=True)
+    tidy(output, meta, alone=alone)
     log.info(
         f"{meta['rows']} rows, {stats['hours']:.2f} h, {stats['used_clusters']} of {meta['num_classes']} clusters in use, perplexity "
         f"{stats['perplexity']:.1f}, {meta['unreadable_rows']} unreadable -> {output}"

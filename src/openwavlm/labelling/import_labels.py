@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.data.atomic import sha256_of, write_json, writer_lock
+from openwavlm.data.atomic import remove_temporaries, sha256_of, write_json, writer_lock
 from openwavlm.data.index import Index
 from openwavlm.data.reader import check_shards
 from openwavlm.frames import FRAME_RATE_HZ
 from openwavlm.labelling.fairseq_labels import RATES_HZ, Lines, read_dictionary, read_lines
+from openwavlm.labelling.tidying import FILES
 from openwavlm.targets.kmeans import Codebook
 from openwavlm.targets.label_packs import MAX_PACKS, write_labels_meta, write_pack
 from openwavlm.targets.labels import LabelPacks
@@ -67,8 +68,7 @@ def import_labels(
             return _there(output, book, index)
         lines = [read_lines(table, file, index, classes, label_rate) for table, file in zip(tsv, km, strict=True)]
         label_row = _reader(lines, index, label_rate, max_missing_rate)
-        for left_over in output.glob("*.tmp"):
-            left_over.unlink()
+        remove_temporaries(output, FILES)
         book.save_array(output)
         count = min(len(index.shards), MAX_PACKS // 2)
         parts = np.array_split(np.arange(len(index.shards)), count)

@@ -60,6 +60,13 @@ class PackTarget:
         fits = done["task"] == self.key and sizes == (done["record"]["labels_bytes"], done["record"]["rows_bytes"])
         return done if fits else None
 
+    def is_of_another_task(self) -> bool:
+        """Whether the pack's done-file is one of other shards or of another codebook."""
+        try:
+            return bool(json.loads(self.done_file.read_text())["task"] != self.key)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
 
 @dataclass(frozen=True)
 class PackTask:

@@ -27,7 +27,7 @@ class ShardParts:
 
     def done(self, shard: int) -> int | None:
         """Frames of a finished shard; None if it is not finished, or is of other audio or another codebook."""
-        name = _name(shard)
+        name = self.name(shard)
         try:
             mark = json.loads(self._mark(shard).read_text())
             sizes = [labels_file(self.folder, name).stat().st_size, rows_file(self.folder, name).stat().st_size]
@@ -42,7 +42,7 @@ class ShardParts:
 
     def finish(self, shard: int, frames: int, computed_on: str | None) -> None:
         """Marks a shard whose files have been written as finished."""
-        name = _name(shard)
+        name = self.name(shard)
         sizes = [labels_file(self.folder, name).stat().st_size, rows_file(self.folder, name).stat().st_size]
         mark = {"key": self._key(shard), "frames": frames, "sizes": sizes, "computed_on": computed_on}
         write_json(self._mark(shard), mark)
@@ -53,27 +53,28 @@ class ShardParts:
         if self._open is None or self._open[0] != shard:
             frames = self.done(shard)
             assert frames is not None
-            self._open = (shard, Pack(self.folder, _name(shard), frames=frames))
+            self._open = (shard, Pack(self.folder, self.name(shard), frames=frames))
         pack = self._open[1]
         place = row - int(self._index.first_row[shard])
         offset, count = int(pack.offset[place]), int(pack.frames[place])
         return pack.labels[offset : offset + count] if count else None
 
     def remove(self, shards: Sequence[int]) -> None:
-        """Deletes the files of some shards; the marks first."""
+        """Deletes the files of some shards; the marks first. Those of other audio or another codebook have other names."""
         for shard in shards:
-            for file in (self._mark(shard), labels_file(self.folder, _name(shard)), rows_file(self.folder, _name(shard))):
+            name = self.name(shard)
+            for file in (self._mark(shard), labels_file(self.folder, name), rows_file(self.folder, name)):
                 file.unlink(missing_ok=True)
 
+    def name(self, shard: int) -> str:
+        """Name of a shard's files: by its identity, so that a call for other shards does not write to them."""
+        return f"shard-{self._index.shards[shard].identity}"
+
     def _mark(self, shard: int) -> Path:
-        return self.folder / f"{_name(shard)}.json"
+        return self.folder / f"{self.name(shard)}.json"
 
     def _key(self, shard: int) -> str:
         return f"{self._book_key} {self._index.shards[shard].identity}"
-
-
-def _name(shard: int) -> str:
-    return f"shard-{shard:06d}"
 
 
 def write_parts(
@@ -99,6 +100,6 @@ def write_parts(
         if not lacking:
             continue
         folders, sizes = [parts[number].folder for number in lacking], [num_classes[number] for number in lacking]
-        results = write_packs(folders, _name(shard), index, [shard], computer(lacking), sizes)
+        results = write_packs(folders, parts[0].name(shard), index, [shard], computer(lacking), sizes)
         for number, result in zip(lacking, results, strict=True):
             parts[number].finish(shard, result.record["frames"], computed_on[number])

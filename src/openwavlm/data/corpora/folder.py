@@ -1,28 +1,28 @@
 """A folder of recordings, each file one utterance."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from openwavlm.data.corpora.utterance import Utterance, audio_files, portable
+from openwavlm.data.corpora.utterance import Utterance, portable
 
 
-def utterances(root: Path, *, speaker_folder: int = 0, subfolders: Sequence[str] = (), language: str = "") -> Iterator[Utterance]:
-    """Lists every audio file below a folder as one utterance, which is also its own recording.
+def utterances(root: Path, paths: Iterable[Path], *, speaker_folder: int = 0, language: str = "") -> Iterator[Utterance]:
+    """Makes of every audio file below a folder one utterance, which is also its own recording.
 
     Args:
-        root: Folder of the corpus; searched recursively.
+        root: Folder of the corpus.
+        paths: Its audio files.
         speaker_folder: Which folder below the root names the speaker: 1 for `root/SPEAKER/…/x.wav`, 2 for
             `root/…/SPEAKER/x.wav`; 0 when speakers are unknown.
-        subfolders: Folders below the root to which the search is limited; empty for all.
         language: Language of all files; empty when unknown.
 
     Yields:
-        Utterances, those of a folder before those of its sub-folders.
+        Utterances in the order of the files.
 
     Raises:
-        ValueError: If the root or a sub-folder does not exist, or a file lies too high up to have a speaker's folder.
+        ValueError: If a file lies too high up to have a speaker's folder.
     """
-    for path in audio_files(root, subfolders):
+    for path in paths:
         relative = path.relative_to(root)
         if len(relative.parts) <= speaker_folder:
             raise ValueError(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openwavlm.data.atomic import atomic_file, write_json, writer_lock
+from openwavlm.data.atomic import atomic_file, remove_temporaries, write_json, writer_lock
 from openwavlm.data.audio import encode_flac
 from openwavlm.data.pool import run_jobs
 from openwavlm.data.synthesis import espeak, phones
@@ -103,8 +103,7 @@ def synthesize(
     clean_s = dict.fromkeys(SPLITS, math.inf) | {"train": 60 * clean_minutes}
     with writer_lock(output):
         _bind_settings(output, settings)
-        for leftover in output.rglob("*.tmp"):
-            leftover.unlink()
+        remove_temporaries(output, r"(settings|stats)\.json|[^/]+\.tsv|parts/.+|[^/]+/[^/]+/\d+\.flac")
         parts = [
             Part(output, split, speaker, wanted_s[split] / count, clean_s[split] / count, seed)
             for split, count in ((split, len(speakers_of(split))) for split in SPLITS)

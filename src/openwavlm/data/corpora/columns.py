@@ -1,0 +1,142 @@
+"""Finds the column of each field of a manifest: by the configuration, else by its name."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_FIRST_FIELDS = ("path", "speaker", "recording", "text", "language", "start_s", "end_s")
+FIELDS = (*_FIRST_FIELDS, "duration_s", "channel")
+_PARTS = ("start_s", "end_s", "duration_s", "channel")
+
+# What common manifests call the part of the audio that is meant: NeMo `offset` and `duration`, lhotse and others `start`, …
+_OF_A_SEGMENT = r"((seg|segment|utt|utterance|clip|cut)_?)?"
+_TIMES = {
+    "start_s": rf"{_OF_A_SEGMENT}(start|begin|offset|onset|(start|begin)_?(time|offset))",
+    "end_s": rf"{_OF_A_SEGMENT}(end|stop|(end|stop)_?(time|offset))",
+    "duration_s": rf"{_OF_A_SEGMENT}(dur|duration)",
+}
+# Columns with such a word in their name that hold no field are named in the log.
+_WORDS = {"start", "begin", "offset", "onset", "end", "stop", "duration", "dur", "from", "to", "channel"}
+_UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "secs": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "milliseconds": 1e-3}
+_COUNTED = r"samples?|frames?|bytes?|smp"
+_OTHER_NAMES = {"path": r"audio_file_?path", "channel": r"channel(_?(id|index|number|selector))?"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a manifest.
+
+    Attributes:
+        of: Name of the column that holds a field; a field without a column is absent.
+        scale: Seconds of one unit of `start_s`, `end_s` and `duration_s`.
+        unused: Columns that seem to say which part of the audio is meant and are not used.
+    """
+
+    of: Mapping[str, str]
+    scale: Mapping[str, float]
+    unused: tuple[str, ...]
+
+    @property
+    def used(self) -> frozenset[str]:
+        """All columns that hold a field."""
+        return frozenset(self.of.values())
+
+    def naming(self, field: str) -> str:
+        """A field, and its column if that has another name, for messages."""
+        return field if self.of[field] == field else f"{field} (column {self.of[field]!r})"
+
+
+def check_distinct(names: Sequence[str], where: str) -> None:
+    """Refuses a header in which a name occurs twice: one of the columns would be lost.
+
+    Raises:
+        ValueError: If two columns have one name.
+    """
+    for name, times in Counter(names).items():
+        if times > 1:
+            what = f"are called {name!r}" if name else "have no name"
+            raise ValueError(f"{where}: {times} columns {what}: rename or remove all but one")
+
+
+def find_columns(names: Sequence[str], asked: Mapping[str, Any], where: str, *, by_name: bool = True) -> Columns:
+    """Finds the column of each field.
+
+    A field that `asked` does not map is looked up under its own name (blanks around names do not count, nor do capitals), then
+    under the names that common manifests have for it: `audio_filepath`; `start`, `begin`, `offset`, `onset`; `end`, `stop`;
+    `duration`; each of these also with `_time`, and with a unit (`_s`, `_sec`, `_ms`); `channel`.
+
+    Args:
+        names: Columns of the manifest.
+        asked: Column of each field, None to find it by name; `ignore` is a list of columns that say nothing about the part of
+            the audio that is meant.
+        where: The file and line, for messages.
+        by_name: False for shard sets that were begun when a field was looked up under its own name only.
+
+    Raises:
+        ValueError: If a column that was asked for or `path` is missing, two columns could hold one field, or a column gives times
+            in samples or frames.
+    """
+    chosen = {field: str(column).strip() for field, column in asked.items() if column and field != "ignore"}
+    ignored = {str(name).strip() for name in asked.get("ignore") or ()}
+    for column in [*chosen.values(), *ignored]:
+        if column not in names:
+            raise ValueError(f"{where}: there is no column {column!r} among {_listed(names)}: {_WAY_OUT}")
+    scale = dict.fromkeys(_TIMES, 1.0)
+    unused: list[str] = []
+    free = [name for name in names if name not in ignored and name not in chosen.values()]
+    for field in FIELDS if by_name else _FIRST_FIELDS:
+        named = [name for name in free if _plain(name) == field]
+        also = {name: unit for name in free if name not in named and (unit := _unit(field, name)) is not None}
+        if field not in chosen:
+            exact = [field] if field in named else []
+            candidates = exact or (named or list(also) if by_name else [])
+            if len(candidates) > 1:
+                raise ValueError(
+                    f"{where}: the columns {_listed(candidates)} could all hold {field}: choose one with columns.{field}=…, and name "
+                    "the others in columns.ignore=[…]"
+                )
+            if candidates:
+                chosen[field] = candidates[0]
+                if field in scale:
+                    scale[field] = also.get(candidates[0], 1.0)
+        if field in _PARTS:
+            unused += [name for name in (*named, *also) if name not in chosen.values()]
+    if "path" not in chosen:
+        raise ValueError(f"{where}: there is no column 'path' among {_listed(names)}: {_WAY_OUT}")
+    for field in ("start_s", "end_s"):
+        numbers = [name for name in free if re.fullmatch(_of_count(_TIMES[field]), _plain(name))]
+        if numbers and by_name and field not in chosen:
+            raise ValueError(
+                f"{where}: the column {numbers[0]!r} seems to give {field} in samples or frames, but seconds are expected: convert it, "
+                f"or if it does not say which part of the audio is meant, give columns.ignore=[{numbers[0]}]"
+            )
+        unused += numbers
+    unused += [name for name in free if _WORDS & set(_plain(name).split("_"))]
+    return Columns(chosen, scale, tuple(sorted(set(unused) - set(chosen.values()))))
+
+
+_WAY_OUT = "name the columns with columns.path=…, columns.speaker=…"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _plain(name: str) -> str:
+    """A column's name without what writers vary: `Duration [ms]` → `duration_ms`, `startTime` → `start_time`."""
+    return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()).strip("_")
+
+
+def _of_count(stem: str) -> str:
+    return rf"({stem})_?({_COUNTED})|({_COUNTED})_({stem})"
+
+
+def _unit(field: str, name: str) -> float | None:
+    """Seconds of a unit of the column if its name is one that the field commonly has; None if it is not."""
+    plain = _plain(name)
+    if field not in _TIMES:
+        return 1.0 if field in _OTHER_NAMES and re.fullmatch(_OTHER_NAMES[field], plain) else None
+    found = re.fullmatch(rf"({_TIMES[field]})(_(?P<unit>{'|'.join(filter(None, _UNITS))}))?", plain)
+    return _UNITS[found["unit"] or ""] if found else None

@@ -31,6 +31,7 @@ from openwavlm.data.prepare import make_shards
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
 from openwavlm.masking import SpanMasking
+from openwavlm.targets.labels import LabelStore
 
 BATCHING = Batching(seconds=175.0, micro_seconds=175.0, max_seconds=15.625, min_seconds=2.0)
 
@@ -131,7 +132,7 @@ def main() -> None:
         usable = np.ones(len(index), dtype=bool)
         plan = EpochPlan(index.num_samples, index.first_row, usable, BATCHING, seed=1, source="bench", epoch=0)
         draws = Draws(1, SpanMasking(), Mixing(prob=0.2, noise_prob=0.1), layers=12, layer_drop=0.05)
-        builder = MicroBatchBuilder({"bench": shards}, {"bench": labels}, draws, noise=shards)
+        builder = MicroBatchBuilder({"bench": shards}, {"bench": [LabelStore.open(labels, index)]}, draws, noise=shards)
         results = {}
         for workers in (1, 2):
             pairs = [

@@ -288,7 +288,7 @@ def make_builder(parts: dict[str, Any], opened: OpenData, seed: int, *, training
     )
     return MicroBatchBuilder(
         {name: Path(source["shards"]) for name, source in data.all_sets.items()},
-        data.label_folders(),
+        opened.label_sets,
         draws,
         Path(data.noise) if data.noise and training else None,
     )

@@ -38,6 +38,7 @@ from openwavlm.training.control import Control, forget_requests, hear_requeue
 from openwavlm.training.evaluation import Evaluation, Unigram
 from openwavlm.training.health.core_wait import CoreWait
 from openwavlm.training.health.monitor import HealthMonitor, WallClock
+from openwavlm.training.label_watch import LabelWatch
 from openwavlm.training.log import RunLog, log_file, open_trackers, write_log
 from openwavlm.training.module import PretrainingModule, StepRecord
 from openwavlm.training.ranks import join_processes, on_rank_zero, requeue_job, together
@@ -153,7 +154,7 @@ def _train(
         raise ValueError("the ranks read different data: the shards, labels or noise on this node differ from rank 0's")
     record = RunRecord(directory)
     record.hear(values["data"], fingerprints, opened.source_names())
-    record.check_fingerprints(fingerprints, list(values["allow_change"]))
+    record.check_fingerprints(fingerprints, list(values["allow_change"]), opened.places())
     found = on_rank_zero(lambda: newest_checkpoint(directory / "checkpoints"))
     embeddings = [parts["head"].special_rows + size for size in opened.classes]
     if found is not None:
@@ -190,6 +191,10 @@ def _train(
         _resume_plan(schedule, state["plan"], plan_key, start, list(values["allow_change"]))
     target_weights = parts["loss"].target_weights(len(opened.classes))
     control = Control(directory)
+    stores = [store for stores in opened.label_sets.values() for store in stores]
+    watch = LabelWatch(
+        stores, reads=os.environ.get("LOCAL_RANK", "0") == "0", on_damage=lambda _: control.ask_stop("damaged labels")
+    )
     live = together(lambda: _live_probe(parts, opened, directory))
     builder = make_builder(parts, opened, seed, training=True)
     loader = StepLoader(
@@ -265,6 +270,7 @@ def _train(
         if rank == 0:
             plan = {"key": plan_key, **schedule.beginning()}
             record.begin_segment(_segment(start, world_size, changes, fingerprints, plan))
+        watch.start()
 
     boundary = StepBoundary(
         parts["callbacks"],
@@ -277,12 +283,14 @@ def _train(
         probe=_probe(live, run_log),
         probe_every=parts["probes"].every,
         paused=clock.paused,
+        before_save=lambda: together(watch.confirm),
     )
     trainer = make_trainer(parts["trainer"], values["precision"], optim.updates, directory, boundary, world_size)
     began = time.monotonic()
     try:
         trainer.fit(module, loader, ckpt_path=str(found) if found else None)
     finally:
+        watch.close()
         opened.close()
         control.close()
         if run_log is not None:
@@ -341,7 +349,7 @@ def _watchdog(settings: TrainerSettings, rank: int, directory: Path) -> Watchdog
 
 
 def _open(parts: dict[str, Any], seed: int) -> OpenData:
-    opened = OpenData(parts["data"], parts["batch"], seed)
+    opened = OpenData(parts["data"], parts["batch"], seed, labels_at_once_bytes=parts["loader"].label_check_mib << 20)
     check_noise_bank(parts["mixing"], len(opened.noise_index) if opened.noise_index is not None else 0)
     parts["loss"].target_weights(len(opened.classes))  # refused here, where the other data are
     return opened

@@ -14,6 +14,7 @@ from sklearn.cluster import MiniBatchKMeans
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.data.index import Index
 from openwavlm.data.reader import ShardReader
+from openwavlm.data.sealed import sealed
 from openwavlm.frames import num_frames
 from openwavlm.labelling import import_labels as import_module
 from openwavlm.labelling.assign import assign_labels
@@ -112,7 +113,7 @@ def test_labels_at_100_a_second_are_those_of_every_second_frame_and_only_on_dema
 
 def test_labels_without_centroids_say_so_and_can_be_trained_on_but_not_made_again(shards, files, tmp_path):
     meta = import_labels(shards, tmp_path / "labels", **files.arguments)
-    assert meta["centroids"] == "unknown" and meta["format_version"] == 2 and not (tmp_path / "labels" / "codebook.npy").exists()
+    assert meta["centroids"] == "unknown" and meta["format_version"] == 3 and not (tmp_path / "labels" / "codebook.npy").exists()
     packs = LabelPacks.open(tmp_path / "labels")
     assert len(packs.codebook) == CLASSES and packs.codebook.hash == meta["codebook_hash"]
     with pytest.raises(ValueError, match="no centroids, so nothing can be computed"):
@@ -157,11 +158,12 @@ def test_a_codebook_of_ours_is_not_taken_for_an_unknown_one(shards, tmp_path):
     np.save(tmp_path / "centroids.npy", centroids)
     import_codebook(tmp_path / "centroids.npy", tmp_path / "km", features="mfcc")
     meta = assign_labels(shards, tmp_path / "km", tmp_path / "labels")
-    assert meta is not None and meta["format_version"] == 1 and "centroids" not in meta
+    assert meta is not None and meta["format_version"] == 3 and "centroids" not in meta
     path = tmp_path / "labels" / "meta.json"
-    path.write_text(json.dumps(meta | {"centroids": "unknown"}))
+    unknown = meta | {"centroids": "unknown"}
+    path.write_text(json.dumps(sealed(unknown)))
     (tmp_path / "labels" / "codebook.npy").unlink()
-    with pytest.raises(ValueError, match=r"codebook\.npy cannot be read"):
+    with pytest.raises(ValueError, match=r"codebook\.npy is missing"):
         LabelPacks.open(tmp_path / "labels")
 
 
@@ -302,7 +304,7 @@ def test_labels_with_their_codebook_are_bound_to_it_and_can_be_made_again(shards
         rows = [names.index(path) for path in paths]
         km.write_text("".join(" ".join(map(str, book.assign(mfcc_features(reader.read(row))))) + "\n" for row in rows))
     meta = import_labels(shards, tmp_path / "labels", **files.arguments, codebook=tmp_path / "km")
-    assert meta["codebook_hash"] == book.hash and meta["format_version"] == 1
+    assert meta["codebook_hash"] == book.hash and meta["format_version"] == 3
     assert verify_labels(tmp_path / "labels", index, share=1.0).passed
     np.save(tmp_path / "centroids.npy", centroids[:5])
     import_codebook(tmp_path / "centroids.npy", tmp_path / "small", features="mfcc")

@@ -14,6 +14,7 @@ import pytest
 
 from openwavlm.data.index import Index
 from openwavlm.data.reader import ShardReader
+from openwavlm.data.sealed import sealed
 from openwavlm.data.splits import validation_rows
 from openwavlm.labelling import assign, sampled_frames
 from openwavlm.labelling.assign import assign_labels
@@ -308,6 +309,7 @@ def test_labels_of_known_audio_are_carried_over_and_the_rest_computed(
     shutil.copytree(labels, on_gpu)
     meta = json.loads((on_gpu / "meta.json").read_text())
     meta["packs"][0]["computed_on"] = "GPU A, GPU B"
+    meta = sealed(meta)
     (on_gpu / "meta.json").write_text(json.dumps(meta))
     noted = assign_labels(grown, codebook, tmp_path / "noted", carry_from=on_gpu)
     assert noted is not None and {pack["computed_on"] for pack in noted["packs"]} == {"GPU A, GPU B"}, (

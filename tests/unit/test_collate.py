@@ -46,7 +46,10 @@ class Corpus:
     noise: Path
 
     def builder(self, draws: Draws = DRAWS) -> MicroBatchBuilder:
-        return MicroBatchBuilder({"speech": self.shards}, {"speech": self.labels}, draws, self.noise)
+        return MicroBatchBuilder({"speech": self.shards}, {"speech": [self.store(self.labels)]}, draws, self.noise)
+
+    def store(self, labels: Path) -> LabelStore:
+        return LabelStore.open(labels, Index.open(self.shards))
 
     def schedule(self, batching: Batching = BATCHING) -> Schedule:
         sources = {"speech": {"shards": str(self.shards), "labels": str(self.labels)}}
@@ -326,7 +329,7 @@ def test_a_row_without_labels_is_unreadable_too(corpus, monkeypatch):
 def test_a_row_without_labels_in_a_second_set_is_unreadable_too(corpus, monkeypatch, tmp_path):
     shutil.copytree(corpus.labels, tmp_path / "second")
     spec = corpus.specs(1)[0]
-    labels = {"speech": [corpus.labels, tmp_path / "second"]}
+    labels = {"speech": [corpus.store(corpus.labels), corpus.store(tmp_path / "second")]}
     builder, row, real = (
         MicroBatchBuilder({"speech": corpus.shards}, labels, DRAWS, corpus.noise),
         int(spec.rows[0]),

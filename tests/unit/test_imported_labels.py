@@ -108,9 +108,10 @@ ROW = np.dtype([("pcm", "<u8"), ("frames", "<u4"), ("offset", "<u8")])
 
 def labelling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two packs; audio 30 has five frames behind audio 10's four, audio 20 has one, audio 40 could not be read."""
+    whole = {"check_rows": lambda: None, "check_once": lambda: None}
     packs = [
-        SimpleNamespace(table=np.array([(10, 4, 0), (30, 5, 4)], ROW), labels=np.arange(100, 109, dtype=np.uint16)),
-        SimpleNamespace(table=np.array([(40, 0, 0), (20, 1, 0)], ROW), labels=np.array([7], dtype=np.uint16)),
+        SimpleNamespace(table=np.array([(10, 4, 0), (30, 5, 4)], ROW), labels=np.arange(100, 109, dtype=np.uint16), **whole),
+        SimpleNamespace(table=np.array([(40, 0, 0), (20, 1, 0)], ROW), labels=np.array([7], dtype=np.uint16), **whole),
     ]
     old = SimpleNamespace(meta={"packs": [None, None]}, pack=packs.__getitem__)
     monkeypatch.setattr(rebind, "file_checksum", lambda path: "checksum of the stand-in")

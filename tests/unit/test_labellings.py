@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from openwavlm.data.index import Index
+from openwavlm.data.sealed import sealed
 from openwavlm.labelling import pack_tasks
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.extract import extract_feature_sets
@@ -116,9 +117,15 @@ def test_the_sample_is_chosen_by_audio_and_seed(place, tmp_path):
 def test_a_damaged_file_is_named(place, copy, file):
     path = file(copy, "pack-00001")
     content = bytearray(path.read_bytes())
-    content[-20] ^= 1  # of the table: in a key, which no other check reads
+    content[-20] ^= 1  # of the table: in a key
     path.write_bytes(content)
-    assert verify_labels(copy, place.index(), share=0.1, min_rows=1).damaged_files == [path]
+    if file is rows_file:
+        with pytest.raises(
+            ValueError, match=f"{path} must list the audio of .*shards, by key and content, but lists other audio"
+        ):
+            verify_labels(copy, place.index(), share=0.1, min_rows=1)
+    else:
+        assert verify_labels(copy, place.index(), share=0.1, min_rows=1).damaged_files == [path]
 
 
 def test_labels_of_another_codebook_in_one_pack_are_found(place, copy):
@@ -261,17 +268,31 @@ def test_a_pack_is_done_only_for_its_own_codebook_shards_and_bytes(place, tmp_pa
     turned = dataclasses.replace(books[0], features=dict(reversed(books[0].features.items())))
     assert PackTarget.of(tmp_path, turned, "pack-00000", index, (0, 1)).key == target.key
     labels_file(tmp_path, "pack-00000").write_bytes(b"1234")
-    rows_file(tmp_path, "pack-00000").write_bytes(b"123")
+    rows_file(tmp_path, "pack-00000").write_bytes(b"1" * 99)
     target.done_file.parent.mkdir()
+    record = {
+        "name": "pack-00000", "rows": 1, "frames": 2, "unreadable_rows": 0, "labels_bytes": 4, "labels_checksum": "0" * 32,
+        "rows_bytes": 99, "rows_checksum": "1" * 32, "shards": [{"identity": "a", "rows": 1, "frames": 2, "checksum": "2" * 32}],
+    }  # fmt: skip
+    whole = {"task": target.key, "record": record, "label_counts": [0] * CLUSTERS}
 
-    def write(labels_bytes: int, rows_bytes: int) -> None:
-        record = {"labels_bytes": labels_bytes, "rows_bytes": rows_bytes}
-        target.done_file.write_text(json.dumps({"task": target.key, "record": record}))
+    def write(done: object) -> None:
+        target.done_file.write_text(json.dumps(done))
 
-    for sizes, done in (((4, 3), True), ((5, 3), False), ((4, 2), False)):
-        write(*sizes)
+    for changes, done in (
+        ({}, True),
+        ({"labels_bytes": 6, "frames": 3, "shards": [{**record["shards"][0], "frames": 3}]}, False),
+        ({"rows_bytes": 98}, False),
+        ({"labels_bytes": 6}, False),
+        ({"name": "pack-00001"}, False),
+        ({"rows_checksum": None}, False),
+    ):
+        write({**whole, "record": record | changes})
         assert (target.done() is not None) is done
-    write(4, 3)
+    for damaged in ([], {}, {"task": target.key}, {**whole, "label_counts": [0]}, {**whole, "record": []}):
+        write(damaged)
+        assert target.done() is None
+    write(whole)
     assert [other.done() for other in others] == [None] * 5
     task = PackTask(place["shards"], (0, 1), (target, others[0]), None, None, "cpu", "assign")
     assert task.undone().targets == (others[0],)
@@ -309,6 +330,7 @@ def test_a_pack_names_the_gpu_of_its_layer_features_and_those_of_labels_that_it_
             pack.pop("computed_on", None)
             if number < len(names):
                 pack["computed_on"] = names[number]
+        meta = sealed(meta)
         (older / "meta.json").write_text(json.dumps(meta))
         assert written(older, of_layer) == [", ".join(name for name in expected if name) or None]
 
@@ -328,7 +350,7 @@ def test_a_killed_pack_goes_on_behind_its_finished_shards_of_the_same_audio_and_
             assert list(some) == [0]
             return labels_of_row
 
-        part = ShardParts(tmp_path / "labels", index, key)
+        part = ShardParts(tmp_path / "labels", index, key, 16)
         write_parts([part], index, shards, computer, [16], [None])
         for shard in shards:
             assert all((part.labels(row) == row).all() for row in range(index.first_row[shard], index.first_row[shard + 1]))
@@ -340,6 +362,11 @@ def test_a_killed_pack_goes_on_behind_its_finished_shards_of_the_same_audio_and_
     file = labels_file(tmp_path / "labels" / "tasks" / "shards", f"shard-{index.shards[1].identity}")
     file.write_bytes(file.read_bytes()[:-2])
     assert rows_computed("a", 0, 1) == first + second
+    for damaged in (file, rows_file(file.parent, file.stem), file.with_suffix(".json")):
+        content = bytearray(damaged.read_bytes())
+        content[-1] ^= 1
+        damaged.write_bytes(content)
+        assert rows_computed("a", 0, 1) == second, f"{damaged} was changed after it was finished"
 
 
 @pytest.mark.parametrize(("packs", "expected"), [(None, [1, 1, 1, 1]), (3, [2, 1, 1]), (2, [2, 2]), (9, [1, 1, 1, 1])])

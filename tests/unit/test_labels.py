@@ -10,56 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo, shard_identity, write_index
-from openwavlm.frames import num_frames
+from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo, write_index
+from openwavlm.data.sealed import sealed
 from openwavlm.labelling.parts import ShardParts, write_parts
+from openwavlm.labelling.upgrade import upgrade_labels
 from openwavlm.targets import labels as labels_module
 from openwavlm.targets.kmeans import Codebook
-from openwavlm.targets.label_packs import labels_file, rows_file, write_labels_meta, write_pack
-from openwavlm.targets.labels import LabelPacks, LabelStore, Pack
-
-CLUSTERS = 10
-
+from openwavlm.targets.label_packs import labels_file, rows_file
+from openwavlm.targets.labels import LabelPacks, LabelStore
+from openwavlm.targets.pack import Pack
+from synthetic_labels import CLUSTERS, make_index, true_labels, write_labels
 
 ROWS = {0: 5, 1: 1, 2: 7, 3: 3}
-
-
-def make_index(path: Path, shard_rows: dict[int, int], *, seed: int = 0, num_samples: int = 0) -> Index:
-    """An index without audio: the lengths, keys and hashes of a shard depend on `seed` and the shard's number alone."""
-    parts = []
-    for number, rows in shard_rows.items():
-        generator = np.random.default_rng([seed, number])
-        lengths = generator.integers(400, 30_000, rows) if num_samples == 0 else np.full(rows, num_samples)
-        parts.append((lengths, generator.integers(2**63, size=rows), generator.integers(2**63, size=rows)))
-    lengths, key, pcm = (np.concatenate(column).astype(np.uint64) for column in zip(*parts, strict=True))
-    shard = np.repeat(np.arange(len(shard_rows)), list(shard_rows.values()))
-    columns = {name: np.zeros(len(shard), dtype) for name, dtype in COLUMNS.items()}
-    columns |= {"shard": shard, "num_samples": lengths, "key": key, "pcm": pcm}
-    shards = [
-        ShardInfo(f"shards/{number:05d}.tar", rows, 0, "", shard_identity(part[2], part[1], part[0]))
-        for (number, rows), part in zip(shard_rows.items(), parts, strict=True)
-    ]
-    return write_index(path, columns=columns, tables={name: [""] for name in TABLES}, shards=shards)
-
-
-def true_labels(index: Index, row: int) -> np.ndarray:
-    return np.random.default_rng(int(index.pcm[row])).integers(CLUSTERS, size=num_frames(int(index.num_samples[row])))
-
-
-def write_labels(
-    folder: Path,
-    index: Index,
-    packs: list[list[int]],
-    label_row: Callable[[int], np.ndarray | None] | None = None,
-) -> dict:
-    codebook = Codebook(torch.arange(CLUSTERS * 3, dtype=torch.float32).reshape(CLUSTERS, 3), {"name": "test"})
-    codebook.save_array(folder)
-    label_row = label_row or (lambda row: true_labels(index, row))
-    results = [
-        write_pack(folder, f"pack-{number:05d}", index, shards, label_row, CLUSTERS) for number, shards in enumerate(packs)
-    ]
-    counts = np.sum([result.label_counts for result in results], axis=0)
-    return write_labels_meta(folder, codebook, [result.record for result in results], counts)
 
 
 @pytest.fixture
@@ -144,7 +106,7 @@ def test_reading_a_row_opens_no_file_and_copies_no_label(index: Index, labels: P
     store = LabelStore.open(labels, index)
     opened: list[object] = []
     monkeypatch.setattr(labels_module, "Pack", lambda *arguments, **_: opened.append(arguments))
-    for name in ("load", "memmap", "fromfile"):
+    for name in ("load", "memmap", "fromfile", "frombuffer"):
         monkeypatch.setattr(np, name, lambda *arguments, **_: opened.append(arguments))
     monkeypatch.setattr(Path, "open", lambda *arguments, **_: opened.append(arguments))
     whole = [store.read(row) for row in range(len(index))]
@@ -160,9 +122,9 @@ def test_each_pack_is_mapped_once_and_only_when_a_row_of_it_is_read(
     store, mapped = pickle.loads(pickle.dumps(LabelStore.open(labels, index))), []
     real = Pack.__init__
 
-    def record(self: Pack, folder: Path, name: str, *, frames: int) -> None:
-        mapped.append(name)
-        real(self, folder, name, frames=frames)
+    def record(self: Pack, folder: Path, record: dict, num_classes: int) -> None:
+        mapped.append(record["name"])
+        real(self, folder, record, num_classes)
 
     monkeypatch.setattr(Pack, "__init__", record)
     for row, expected in ((0, 1), (5, 1), (3, 1), (6, 2), (15, 2), (0, 2)):
@@ -183,8 +145,8 @@ def test_a_codebook_folder_given_as_labels_is_refused(index: Index, tmp_path: Pa
 
 
 def test_labels_of_a_newer_format_are_refused_by_name(index: Index, labels: Path) -> None:
-    change_meta(labels, format_version=3)
-    with pytest.raises(ValueError, match=r"labels of format_version 3.*reads up to 2: update OpenWavLM"):
+    change_meta(labels, format_version=4)
+    with pytest.raises(ValueError, match=r"labels of format_version 4.*reads up to 3: update OpenWavLM"):
         LabelStore.open(labels, index)
 
 
@@ -281,6 +243,14 @@ def test_labels_that_do_not_begin_where_those_of_the_row_before_end_are_refused(
     part = make_index(labels.parent / "part", {2: 7} if place < 7 else {3: 3})
     with pytest.raises(ValueError, match="labels from"):
         LabelStore.open(labels, part)
+
+
+@pytest.mark.parametrize("column", ["key", "pcm"])
+def test_a_table_of_other_audio_is_refused_by_key_and_by_content(index: Index, labels: Path, column: str) -> None:
+    move(labels, "pack-00001", **{column: {4: 1}})
+    sentence = r"pack-00001\.rows\.npy must list the audio of .*, by key and content, but .* from row 10 \(shards/00002\.tar\)"
+    with pytest.raises(ValueError, match=sentence):
+        LabelStore.open(labels, index)
 
 
 def test_a_row_whose_labels_were_taken_away_is_refused(index: Index, labels: Path) -> None:
@@ -401,7 +371,7 @@ def test_a_labelling_names_its_shards_by_identity_alone(index: Index, labels: Pa
 
 
 def test_a_finished_shard_of_a_pack_reads_back_by_row_and_is_of_its_audio_and_codebook(tmp_path: Path, index: Index) -> None:
-    parts = [ShardParts(tmp_path / name, index, "book") for name in ("first", "second")]
+    parts = [ShardParts(tmp_path / name, index, "book", CLUSTERS) for name in ("first", "second")]
     unreadable = int(index.first_row[2]) + 1
 
     def computer(numbers: Sequence[int]) -> Callable[[int], list[np.ndarray | None]]:
@@ -424,11 +394,123 @@ def test_a_finished_shard_of_a_pack_reads_back_by_row_and_is_of_its_audio_and_co
     frames = sum(len(true_labels(index, row)) for row in rows[: ROWS[2]] if row != unreadable)
     assert parts[0].done(2) == frames and parts[0].done(1) is None
     assert (parts[0].computed_on(2), parts[0].computed_on(0), parts[1].computed_on(2)) == ("a GPU", "another GPU", None)
-    assert ShardParts(tmp_path / "first", index, "other book").done(2) is None
+    assert ShardParts(tmp_path / "first", index, "other book", CLUSTERS).done(2) is None
     other = make_index(tmp_path / "other", ROWS, seed=1)
-    assert ShardParts(tmp_path / "first", other, "book").done(2) is None
+    assert ShardParts(tmp_path / "first", other, "book", CLUSTERS).done(2) is None
     labels_file(parts[0].folder, parts[0].name(2)).write_bytes(b"short")
     assert parts[0].done(2) is None and parts[0].done(0) is not None
     parts[1].remove([2])
     assert parts[1].done(2) is None and parts[1].done(0) is not None
     assert not list(parts[1].folder.glob(f"{parts[1].name(2)}*"))
+
+
+# --- meta.json ----------------------------------------------------------------------------------------------------------
+
+
+def places(value: object, path: tuple = ()) -> list[tuple]:
+    """Where each value of a JSON object stands."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
+    return [path, *(place for key, entry in inner for place in places(entry, (*path, key)))]
+
+
+def put(meta: object, path: tuple, value: object) -> object:
+    """The object with another value at a place; `...` takes it away."""
+    changed = json.loads(json.dumps(meta))
+    parent = changed
+    for key in path[:-1]:
+        parent = parent[key]
+    if not path:
+        return value
+    if value is ...:
+        del parent[path[-1]]
+    else:
+        parent[path[-1]] = value
+    return changed
+
+
+@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("value", [..., None, "x", -1, 1, 2**70, 1e999, True, [], {}, [[]], "../../etc"])
+def test_a_field_that_is_absent_or_of_another_kind_is_refused_with_the_files_name(
+    index: Index, labels: Path, version: int, value: object
+) -> None:
+    change_meta(labels, codebook_fitted={"split_seed": 0, "validation_share": 0.02, "indexes": ["a"]})
+    meta = json.loads((labels / "meta.json").read_text())
+    del meta["seal"]
+    meta["format_version"] = version
+    if version == 3:
+        meta = sealed(meta)
+    (labels / "meta.json").write_text(json.dumps(meta))
+    whole = LabelStore.open(labels, index)
+    refused, tried = 0, 0
+    for path in places(meta):
+        changed = put(meta, path, value) if path or value is not ... else "nothing"
+        if json.dumps(changed) == json.dumps(meta) or (path[:1] == ("seal",) and version == 1):
+            continue
+        (labels / "meta.json").write_text(json.dumps(changed))
+        tried += 1
+        try:
+            found = LabelStore.open(labels, index)
+        except ValueError as error:
+            assert str(labels) in str(error) and "\n" not in str(error), (path, error)
+            refused += 1
+        else:  # what an older format cannot see decides nothing here
+            assert version == 1 and path[0] in ("codebook_fitted", "features", "dtype", "kind", "centroids", "packs"), path
+            assert (found.fingerprint, found.num_classes) == (whole.fingerprint, whole.num_classes)
+    assert tried > 60 and refused == tried if version == 3 else refused > 50
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", '{"format_version":', "[" * 100_000, '{"format_version": 1e999}', "\x00\ufffd"])
+def test_a_meta_that_is_no_object_is_refused(index: Index, labels: Path, text: str) -> None:
+    (labels / "meta.json").write_bytes(text.encode("utf-16-be" if text.startswith("\x00") else "utf-8"))
+    with pytest.raises(ValueError, match=r"labels/meta\.json is damaged"):
+        LabelStore.open(labels, index)
+
+
+def test_damaged_counts_are_refused_though_their_sum_holds(index: Index, labels: Path) -> None:
+    meta = json.loads((labels / "meta.json").read_text())
+    counts = meta["label_counts"]
+    meta = meta | {"label_counts": [counts[0] + 1, counts[1] - 1, *counts[2:]]}
+    (labels / "meta.json").write_text(json.dumps(sealed(meta)))
+    with pytest.raises(ValueError, match=r"labels/meta\.json must count the labels of its packs, but has other label_counts"):
+        LabelPacks.open(labels).check()
+
+
+def older(labels: Path) -> bytes:
+    """Makes a labelling one of format 1; returns what it was."""
+    before = (labels / "meta.json").read_bytes()
+    meta = json.loads(before) | {"format_version": 1}
+    del meta["seal"]
+    (labels / "meta.json").write_text(json.dumps(meta))
+    return before
+
+
+def test_a_labelling_of_format_1_is_read_and_upgraded_in_place(index: Index, labels: Path) -> None:
+    before, expected = {path.name: path.read_bytes() for path in labels.iterdir()}, LabelStore.open(labels, index).fingerprint
+    older(labels)
+    assert LabelStore.open(labels, index).fingerprint == expected
+    assert upgrade_labels(labels) and not upgrade_labels(labels)
+    assert {path.name: path.read_bytes() for path in labels.iterdir() if path.name != ".lock"} == before
+    assert upgrade_labels(labels, lambda meta: meta["features"].update(more=1))
+    assert not upgrade_labels(labels, lambda meta: meta["features"].update(more=1))
+    assert LabelPacks.open(labels).meta["features"] == {"name": "test", "more": 1}
+
+
+def test_a_damaged_labelling_is_not_upgraded(labels: Path) -> None:
+    older(labels)
+    meta, file = (labels / "meta.json").read_bytes(), labels_file(labels, "pack-00001")
+    content = file.read_bytes()
+    file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    with pytest.raises(ValueError, match=r"pack-00001\.u16 must hold the labels that meta\.json names"):
+        upgrade_labels(labels)
+    assert (labels / "meta.json").read_bytes() == meta
+
+
+def test_a_header_that_numpy_would_evaluate_is_compared_and_not_evaluated(index: Index, labels: Path) -> None:
+    file = rows_file(labels, "pack-00000")
+    content = file.read_bytes()
+    begin = content.index(b"{'descr'")
+    for header in (b"(" * 100, b"{'descr': '|O', 'shape': (6,)}", b"\xff\xfe", b"{'descr': [", content[begin : begin + 40]):
+        file.write_bytes(content[:begin] + header.ljust(len(content[begin:]) - 6 * 28) + content[-6 * 28 :])
+        assert file.stat().st_size == len(content)
+        with pytest.raises(ValueError, match=rf"{file} must be a table of 6 rows"):
+            LabelStore.open(labels, index)

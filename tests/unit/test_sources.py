@@ -122,7 +122,9 @@ def test_training_alone_reads_noise_and_a_source_reads_its_own_folders(sets):
     training, validation = (make_builder(parts, data, 3, training=value) for value in (True, False))
     assert (training.noise, validation.noise) == (Path(sets["unknown"]["shards"]), None)
     assert training.shards == validation.shards == {name: Path(source["shards"]) for name, source in sets.items()}
-    assert training.labels == {name: [Path(source["labels"])] for name, source in sets.items()}
+    assert {name: [store.path for store in stores] for name, stores in training.labels.items()} == {
+        name: [Path(source["labels"])] for name, source in sets.items()
+    }
     assert training.draws == Draws(3, SpanMasking(), Mixing(prob=1.0), 6, layer_drop=0.5, noise_seconds=30.0)
     assert validation.draws == Draws(0, SpanMasking(), None, 6, layer_drop=0.0, noise_seconds=30.0)
     assert Draws(0, SpanMasking(), None, 6) == validation.draws

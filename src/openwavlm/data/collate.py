@@ -53,20 +53,20 @@ def _key(spec: MicroBatchSpec) -> dict[str, int]:
 
 @dataclass
 class MicroBatchBuilder:
-    """A map from `MicroBatchSpec` to `PretrainBatch`; picklable by paths, files open lazily in each worker.
+    """A map from `MicroBatchSpec` to `PretrainBatch`; audio is opened lazily in each worker, labels are those that were checked.
 
     Attributes:
         shards: Source name → shard-set folder.
-        labels: Source name → label folder, or one for each of its label sets.
+        labels: Source name → its label sets, opened.
         draws: What is random.
         noise: Shard set of the noise bank, or None.
     """
 
     shards: dict[str, Path]
-    labels: Mapping[str, Path | Sequence[Path]]
+    labels: Mapping[str, Sequence[LabelStore]]
     draws: Draws
     noise: Path | None = None
-    _readers: dict[str, tuple[ShardReader, list[LabelStore]]] = field(default_factory=dict, repr=False)
+    _readers: dict[str, ShardReader] = field(default_factory=dict, repr=False)
     _noise: tuple[Index, ShardReader] | None = field(default=None, repr=False)
     _logged: int = 0
 
@@ -102,15 +102,13 @@ class MicroBatchBuilder:
             other_labels=torch.from_numpy(labels[1:]) if len(labels) > 1 else None,
         )
 
-    def _open(self, source: str) -> tuple[ShardReader, list[LabelStore]]:
+    def _open(self, source: str) -> ShardReader:
         if source not in self._readers:
-            index, folders = Index.open(self.shards[source]), self.labels[source]
-            stores = [LabelStore.open(path, index) for path in ([folders] if isinstance(folders, Path) else folders)]
-            self._readers[source] = ShardReader(index), stores
+            self._readers[source] = ShardReader(Index.open(self.shards[source]))
         return self._readers[source]
 
     def _read(self, spec: MicroBatchSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        reader, stores = self._open(spec.id.source)
+        reader, stores = self._open(spec.id.source), self.labels[spec.id.source]
         sizes = num_samples_of(spec.num_frames)
         waveforms = np.zeros((len(spec.rows), int(sizes.max())), dtype=np.int16)
         labels = np.full((len(stores), len(spec.rows), int(spec.num_frames.max())), -1, dtype=np.int32)

@@ -16,7 +16,7 @@ from openwavlm.data.reader import check_shards
 from openwavlm.data.schedule import Schedule, SourceStream
 from openwavlm.data.splits import shared_rows, validation_rows
 from openwavlm.frames import FRAME_RATE_HZ, HOP_SAMPLES, num_frames
-from openwavlm.targets.labels import LabelStore
+from openwavlm.targets.labels import AT_ONCE_BYTES, LabelStore
 
 _SOURCE_KEYS = ("shards", "labels", "weight", "share")
 _UNIGRAM_ROWS = 20_000
@@ -110,10 +110,6 @@ class Data:
         """Sources and validation sets."""
         return self.sources | self.validation
 
-    def label_folders(self) -> dict[str, list[Path]]:
-        """The label sets of each source and validation set."""
-        return {name: label_folders(source["labels"]) for name, source in self.all_sets.items()}
-
 
 def label_folders(labels: Any) -> list[Path]:
     """The folders that a source's `labels` names, one or a list."""
@@ -138,6 +134,7 @@ class OpenData:
         data: What to open.
         batching: Lengths and policy.
         seed: The run's seed.
+        labels_at_once_bytes: Labels of each labelling that are compared with their checksums at once (`LabelStore.open`).
 
     Raises:
         ValueError: If a folder is missing, damaged, of a newer format, or labels and shards do not belong together; if the codebooks
@@ -151,13 +148,17 @@ class OpenData:
     indexes: dict[str, Index] = field(default_factory=dict)
     label_sets: dict[str, list[LabelStore]] = field(default_factory=dict)
     noise_index: Index | None = None
+    labels_at_once_bytes: int = AT_ONCE_BYTES
 
     def __post_init__(self) -> None:
         for name, source in self.data.all_sets.items():
             index = Index.open(Path(source["shards"]))
             check_shards(index)
             self.indexes[name] = index
-            self.label_sets[name] = [LabelStore.open(folder, index) for folder in label_folders(source["labels"])]
+            self.label_sets[name] = [
+                LabelStore.open(folder, index, at_once_bytes=self.labels_at_once_bytes)
+                for folder in label_folders(source["labels"])
+            ]
         if self.data.noise is not None:
             self.noise_index = Index.open(Path(self.data.noise))
             check_shards(self.noise_index)
@@ -272,6 +273,14 @@ class OpenData:
             found[f"codebook{which}"] = next(iter(self.label_sets.values()))[number].codebook_hash
         if self.noise_index is not None:
             found["noise"] = self.noise_index.fingerprint
+        return found
+
+    def places(self) -> dict[str, str]:
+        """The folder of each of `fingerprints`, codebooks aside."""
+        found = {f"shards.{name}": str(index.path) for name, index in self.indexes.items()}
+        for number in range(len(self.classes)):
+            which = f".{number + 1}" if number else ""
+            found |= {f"labels.{name}{which}": str(stores[number].path) for name, stores in self.label_sets.items()}
         return found
 
     def _plan(self, name: str, usable: np.ndarray, seed: int, epoch: int, stream: int, streams: int) -> EpochPlan:

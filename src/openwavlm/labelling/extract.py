@@ -223,7 +223,8 @@ def check_reproducible(settings: dict[str, Any], origin: object, teacher: Path |
     """
     name = str(settings.get("name"))
     if name == "layer":
-        layer, feature_norm = int(settings.get("layer", -1)), str(settings.get("feature_norm"))
+        layer = settings.get("layer")
+        layer, feature_norm = layer if type(layer) is int else -1, str(settings.get("feature_norm"))
         here = _layer_settings(_bound_teacher(settings, origin, teacher), layer, feature_norm)
     elif name == IMPORTED:
         raise ValueError(

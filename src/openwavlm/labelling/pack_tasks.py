@@ -12,14 +12,17 @@ import numpy as np
 import torch
 
 from openwavlm.data.atomic import write_json
+from openwavlm.data.files import Fields, read_json
 from openwavlm.data.index import Index
 from openwavlm.data.reader import ShardReader, UnreadableAudio
 from openwavlm.labelling.extract import assign_in_chunks
 from openwavlm.labelling.parts import ShardParts, write_parts
 from openwavlm.labelling.rebind import carrier
 from openwavlm.targets.kmeans import Codebook, one_torch_thread
+from openwavlm.targets.label_meta import AGAIN, check_record
 from openwavlm.targets.label_packs import labels_file, rows_file, write_packs
 from openwavlm.targets.labels import LabelPacks
+from openwavlm.targets.pack import check_size
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +56,15 @@ class PackTarget:
     def done(self) -> dict[str, Any] | None:
         """What the done-file says, if it is of this very task and the pack's files are there."""
         try:
-            done = json.loads(self.done_file.read_text())
-            sizes = (labels_file(self.output, self.pack).stat().st_size, rows_file(self.output, self.pack).stat().st_size)
-        except (OSError, ValueError):
+            done = read_json(self.done_file, remedy=AGAIN)
+            record = Fields(done.mapping("record"), done.where, AGAIN)
+            check_record(record)
+            done.integers("label_counts", np.int64, len(self.codebook))
+            check_size(labels_file(self.output, self.pack), record.integer("labels_bytes"))
+            check_size(rows_file(self.output, self.pack), record.integer("rows_bytes"))
+            return done.values if done.text("task") == self.key and record.text("name") == self.pack else None
+        except ValueError:  # absent or damaged: the task is done again
             return None
-        fits = done["task"] == self.key and sizes == (done["record"]["labels_bytes"], done["record"]["rows_bytes"])
-        return done if fits else None
 
     def is_of_another_task(self) -> bool:
         """Whether the pack's done-file is one of other shards or of another codebook."""
@@ -114,7 +120,10 @@ def label_pack(task: PackTask) -> None:
             results = write_packs(folders, task.targets[0].pack, index, task.shards, lambda row: [carried(row)], sizes)
             parts: list[ShardParts] = []
         else:
-            parts = [ShardParts(target.output, index, _hashed(_entries(target.codebook))) for target in task.targets]
+            parts = [
+                ShardParts(target.output, index, _hashed(_entries(target.codebook)), len(target.codebook))
+                for target in task.targets
+            ]
             write_parts(parts, index, task.shards, lambda some: _computer(index, task, some), sizes, _gpus(task))
             results = write_packs(
                 folders, task.targets[0].pack, index, task.shards, lambda row: [part.labels(row) for part in parts], sizes

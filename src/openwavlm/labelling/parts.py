@@ -1,15 +1,17 @@
 """The finished shards of a pack in the making: a killed task goes on behind them, and they become the pack's bytes at its end."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from openwavlm.data.atomic import write_json
+from openwavlm.data.files import Fields, read_json
 from openwavlm.data.index import Index
+from openwavlm.targets.label_meta import AGAIN, check_record
 from openwavlm.targets.label_packs import labels_file, rows_file, write_packs
-from openwavlm.targets.labels import Pack
+from openwavlm.targets.pack import Pack, check_size
 
 
 class ShardParts:
@@ -19,41 +21,39 @@ class ShardParts:
         output: The labelling.
         index: The shard set.
         book_key: Hash of the codebook and of what its features are.
+        num_classes: Number of clusters K.
     """
 
-    def __init__(self, output: Path, index: Index, book_key: str):
+    def __init__(self, output: Path, index: Index, book_key: str, num_classes: int):
+        self._num_classes = num_classes
         self.folder, self._index, self._book_key = output / "tasks" / "shards", index, book_key
         self._open: tuple[int, Pack] | None = None
 
     def done(self, shard: int) -> int | None:
-        """Frames of a finished shard; None if it is not finished, or is of other audio or another codebook."""
-        name = self.name(shard)
+        """Frames of a finished shard; None if it is not finished, is of other audio or another codebook, or was damaged since."""
+        record = self._record(shard)
         try:
-            mark = json.loads(self._mark(shard).read_text())
-            sizes = [labels_file(self.folder, name).stat().st_size, rows_file(self.folder, name).stat().st_size]
-        except (OSError, ValueError):
+            return None if record is None else len(self._pack(record).labels)
+        except ValueError:
             return None
-        return int(mark["frames"]) if mark["key"] == self._key(shard) and mark["sizes"] == sizes else None
 
     def computed_on(self, shard: int) -> str | None:
         """The GPU that a finished shard was computed on."""
-        found = json.loads(self._mark(shard).read_text())["computed_on"]
-        return None if found is None else str(found)
+        record = self._record(shard)
+        return record.text("computed_on") if record is not None and "computed_on" in record.values else None
 
-    def finish(self, shard: int, frames: int, computed_on: str | None) -> None:
-        """Marks a shard whose files have been written as finished."""
-        name = self.name(shard)
-        sizes = [labels_file(self.folder, name).stat().st_size, rows_file(self.folder, name).stat().st_size]
-        mark = {"key": self._key(shard), "frames": frames, "sizes": sizes, "computed_on": computed_on}
-        write_json(self._mark(shard), mark)
+    def finish(self, shard: int, record: dict[str, Any], computed_on: str | None) -> None:
+        """Marks a shard whose files have been written, as `PackResult.record` says, as finished."""
+        named = {"computed_on": computed_on} if computed_on else {}
+        write_json(self._mark(shard), {"key": self._key(shard), "record": record | named})
 
     def labels(self, row: int) -> np.ndarray | None:
         """Labels of a row of a finished shard, None if its audio could not be read."""
         shard = int(self._index.shard[row])
         if self._open is None or self._open[0] != shard:
-            frames = self.done(shard)
-            assert frames is not None
-            self._open = (shard, Pack(self.folder, self.name(shard), frames=frames))
+            record = self._record(shard)
+            assert record is not None
+            self._open = (shard, self._pack(record))
         pack = self._open[1]
         place = row - int(self._index.first_row[shard])
         offset, count = int(pack.offset[place]), int(pack.frames[place])
@@ -69,6 +69,24 @@ class ShardParts:
     def name(self, shard: int) -> str:
         """Name of a shard's files: by its identity, so that a call for other shards does not write to them."""
         return f"shard-{self._index.shards[shard].identity}"
+
+    def _pack(self, record: Fields) -> Pack:
+        # A shard that was damaged since it was finished would become part of a pack with checksums that hold.
+        pack = Pack(self.folder, record.values, self._num_classes)
+        pack.check()
+        return pack
+
+    def _record(self, shard: int) -> Fields | None:
+        """What was written of a finished shard; None if it is not finished, or is of other audio or another codebook."""
+        try:
+            mark = read_json(self._mark(shard), remedy=AGAIN)
+            record = Fields(mark.mapping("record"), mark.where, AGAIN)
+            check_record(record)
+            check_size(labels_file(self.folder, self.name(shard)), record.integer("labels_bytes"))
+            check_size(rows_file(self.folder, self.name(shard)), record.integer("rows_bytes"))
+            return record if mark.text("key") == self._key(shard) and record.text("name") == self.name(shard) else None
+        except ValueError:  # absent or damaged: it is written again
+            return None
 
     def _mark(self, shard: int) -> Path:
         return self.folder / f"{self.name(shard)}.json"
@@ -102,4 +120,4 @@ def write_parts(
         folders, sizes = [parts[number].folder for number in lacking], [num_classes[number] for number in lacking]
         results = write_packs(folders, parts[0].name(shard), index, [shard], computer(lacking), sizes)
         for number, result in zip(lacking, results, strict=True):
-            parts[number].finish(shard, result.record["frames"], computed_on[number])
+            parts[number].finish(shard, result.record, computed_on[number])

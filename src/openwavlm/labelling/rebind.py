@@ -20,7 +20,10 @@ def _carried_tables(path: Path) -> tuple[LabelPacks, np.ndarray, np.ndarray, np.
 def _tables_of(path: Path, _version: str) -> tuple[LabelPacks, np.ndarray, np.ndarray, np.ndarray]:
     """An older labelling with its audio hashes in ascending order, and each one's pack and place; kept from task to task."""
     old = LabelPacks.open(path)
-    tables = [old.pack(number).table for number in range(len(old.meta["packs"]))]
+    packs = [old.pack(number) for number in range(len(old.meta["packs"]))]
+    for source in packs:
+        source.check_rows()
+    tables = [source.table for source in packs]
     pcm = np.concatenate([table["pcm"] for table in tables])
     pack = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     place = np.concatenate([np.arange(len(table)) for table in tables])
@@ -47,6 +50,7 @@ def carrier(index: Index, path: Path) -> Callable[[int], np.ndarray | None]:
         if found == len(pcm) or pcm[found] != index.pcm[row]:
             return None
         source = packs[pack[found]]
+        source.check_once()
         record = source.table[place[found]]
         frames, offset = int(record["frames"]), int(record["offset"])
         expected = num_frames(int(index.num_samples[row]))

@@ -141,7 +141,8 @@ def verify_labels(
     if not (0 <= share <= 1 and 0 <= tolerance <= 1):
         raise ValueError(f"the share of rows and the tolerance must lie in [0, 1], but are {share} and {tolerance}")
     device = named_device(device)
-    packs, store = LabelPacks.open(labels), LabelStore.open(labels, index)
+    # All damaged files are named at the end, and what damaged labels differ in is counted.
+    packs, store = LabelPacks.open(labels), LabelStore.open(labels, index, at_once_bytes=None)
     if isinstance(packs.codebook, UnknownCodebook):
         if teacher is not None:
             raise ValueError(

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from openwavlm.data.atomic import atomic_file, write_json
+from openwavlm.data.files import read_array
 
 FORMAT_VERSION = 1
 MIN_FRAMES_PER_CLUSTER = 1000
 # One fixed size, so that a distance never depends on how much else was asked for.
 CHUNK_FRAMES = 65_536
-_MAX_CLUSTERS = 65_536
+MAX_CLUSTERS = 65_536
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ class Codebook:
                 "centroids must be float32 (clusters, dim), but are "
                 f"{self.centroids.dtype} {tuple(self.centroids.shape)}: convert them first"
             )
-        if not 1 <= len(self.centroids) <= _MAX_CLUSTERS:
-            raise ValueError(f"a codebook must have 1 to {_MAX_CLUSTERS} clusters (labels are uint16), but has {len(self)}")
+        if not 1 <= len(self.centroids) <= MAX_CLUSTERS:
+            raise ValueError(f"a codebook must have 1 to {MAX_CLUSTERS} clusters (labels are uint16), but has {len(self)}")
         if self.norm is not None and not _is_norm(self.norm, self.centroids.shape[1]):
             raise ValueError(
                 f"a feature norm must be float32 (2, {self.centroids.shape[1]}), finite means and positive deviations, but is "
@@ -177,10 +178,7 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def _load_array(file: Path) -> Tensor:
-    try:
-        return torch.from_numpy(np.load(file, allow_pickle=False).astype(np.float32))
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read ({error}): copy the folder again or make it again") from error
+    return torch.from_numpy(read_array(file, "<f4", shape=(None, None), remedy="copy the folder again or make it again"))
 
 
 def _is_norm(norm: Tensor, dim: int) -> bool:
@@ -295,7 +293,7 @@ def read_meta(folder: Path, *, kind: str, newest: int, made_by: str) -> dict[str
     try:
         meta = json.loads(path.read_text())
         version, found = int(meta["format_version"]), str(meta["kind"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): copy the folder again or make it again with {made_by}") from error
     if found != kind:
         raise ValueError(f"{folder} must hold {kind}, but its meta.json says {found}: correct the path")

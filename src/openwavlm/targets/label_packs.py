@@ -20,13 +20,13 @@ import numpy as np
 
 from openwavlm.data.atomic import atomic_file, write_json
 from openwavlm.data.index import Index
+from openwavlm.data.sealed import sealed
 from openwavlm.frames import FRAME_RATE_HZ, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, num_frames
 from openwavlm.targets.kmeans import Codebook
 from openwavlm.targets.unknown_codebook import UnknownCodebook
 
-FORMAT_VERSION = 1
-# Of labels without centroids, which programs of version 1 could not open.
-NEWEST_FORMAT_VERSION = 2
+# 1 and 2 (of labels without centroids) have no checksum of `meta.json` itself; `labelling.upgrade` adds it.
+FORMAT_VERSION = 3
 MAX_PACKS = 256
 ROW_DTYPE = np.dtype([("offset", "<u8"), ("key", "<u8"), ("pcm", "<u8"), ("frames", "<u4")])
 GRID = {"hop_samples": HOP_SAMPLES, "receptive_field_samples": RECEPTIVE_FIELD_SAMPLES, "label_rate_hz": FRAME_RATE_HZ}
@@ -196,7 +196,7 @@ def write_labels_meta(folder: Path, codebook: Codebook, packs: list[dict[str, An
     """
     unknown = isinstance(codebook, UnknownCodebook)
     meta = {
-        "format_version": NEWEST_FORMAT_VERSION if unknown else FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "kind": "labels",
         **({"centroids": "unknown"} if unknown else {}),
         "codebook_hash": codebook.hash,
@@ -212,5 +212,5 @@ def write_labels_meta(folder: Path, codebook: Codebook, packs: list[dict[str, An
         "label_counts": [int(count) for count in label_counts],
         "packs": packs,
     }
-    write_json(folder / "meta.json", meta)
-    return meta
+    write_json(folder / "meta.json", sealed(meta))
+    return sealed(meta)

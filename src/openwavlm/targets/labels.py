@@ -1,41 +1,38 @@
-"""Reading pseudo-labels: memory-mapped packs, bound to the audio by the identities of its shards."""
+"""Reading pseudo-labels: memory-mapped packs, checked against their checksums and bound to the audio by its identities."""
 
 import hashlib
 from bisect import bisect_right
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from openwavlm.data.index import Index
-from openwavlm.frames import num_frames
-from openwavlm.targets.kmeans import Codebook, read_meta
-from openwavlm.targets.label_packs import GRID, NEWEST_FORMAT_VERSION, labels_file, rows_file
+from openwavlm.randomness import stable_hash
+from openwavlm.targets.kmeans import Codebook
+from openwavlm.targets.label_meta import AGAIN, MADE_BY, read_labels_meta
+from openwavlm.targets.label_packs import labels_file, rows_file
+from openwavlm.targets.pack import Pack, check_size
 from openwavlm.targets.unknown_codebook import IMPORTED, UnknownCodebook
 
-_MADE_BY = "data_prep/assign_labels.py"
-# Labels ≥ K are looked for in this many chunks of this many packs: the whole of a small labelling, seconds of a large one.
-_SAMPLED_PACKS = 16
-_SAMPLED_CHUNKS = 4
-_CHUNK_LABELS = 65_536
+# Labels of about 1,490 h: compared with their checksums in seconds.
+AT_ONCE_BYTES = 512 << 20
 
 
-class Pack:
-    """One pack, mapped into memory.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the labels of a shard lie.
 
     Attributes:
-        table: One `ROW_DTYPE` record a row.
-        labels: uint16 (frames,), all rows' labels one after another.
+        pack: Number of the pack.
+        shard: Number of the shard within it.
+        first_row: The shard's first row in the pack's table.
     """
 
-    def __init__(self, folder: Path, name: str, *, frames: int):
-        table = np.load(rows_file(folder, name), mmap_mode="r").view(np.ndarray)
-        self.table = table
-        self.offset, self.frames = table["offset"], table["frames"]
-        # An empty file cannot be mapped.
-        self.labels = (
-            np.memmap(labels_file(folder, name), dtype="<u2", mode="r").view(np.ndarray) if frames else np.zeros(0, dtype="<u2")
-        )
+    pack: int
+    shard: int
+    first_row: int
 
 
 class LabelPacks:
@@ -45,14 +42,16 @@ class LabelPacks:
         path: The folder.
         meta: What `meta.json` says.
         codebook: The centroids, checked against the hash in `meta.json`.
+        place: Where the labels of each shard lie, by its identity.
     """
 
     def __init__(self, path: Path, meta: dict[str, Any], codebook: Codebook):
         self.path, self.meta, self.codebook = path, meta, codebook
+        self._packs: dict[int, Pack] = {}
         self.place = {
-            shard["identity"]: (number, place, first_label)
-            for number, pack in enumerate(meta["packs"])
-            for shard, place, first_label in zip(pack["shards"], _begins(pack, "rows"), _begins(pack, "frames"), strict=True)
+            shard["identity"]: Place(pack, number, first_row)
+            for pack, record in enumerate(meta["packs"])
+            for number, (shard, first_row) in enumerate(zip(record["shards"], _first_rows(record), strict=True))
         }
 
     @classmethod
@@ -64,40 +63,44 @@ class LabelPacks:
                 `meta.json` names, or has a file of another size.
         """
         path = Path(path)
-        meta = read_meta(path, kind="labels", newest=NEWEST_FORMAT_VERSION, made_by=_MADE_BY)
-        for name, expected in GRID.items():
-            if meta[name] != expected:
-                raise ValueError(
-                    f"labels must lie on the model's frame grid, {name} = {expected:g}, but those in {path} have {name} = "
-                    f"{meta[name]:g}: make them again with {_MADE_BY}"
-                )
+        meta = read_labels_meta(path)
         codebook = _codebook_of(path, meta)
         if len(codebook) != meta["num_classes"]:
             raise ValueError(
                 f"{path / 'codebook.npy'} must have the {meta['num_classes']} clusters that meta.json names, but has "
-                f"{len(codebook)}: copy the folder again or make the labels again with {_MADE_BY}"
+                f"{len(codebook)}: copy the folder again or make the labels again with {MADE_BY}"
             )
         if codebook.hash != meta["codebook_hash"]:
             raise ValueError(
                 f"{path / 'codebook.npy'} must have the hash {meta['codebook_hash'][:12]} that meta.json names, but has "
-                f"{codebook.hash[:12]}: copy the folder again or make the labels again with {_MADE_BY}"
+                f"{codebook.hash[:12]}: copy the folder again or make the labels again with {MADE_BY}"
             )
         for pack in meta["packs"]:
-            for file, size in (
-                (labels_file(path, pack["name"]), pack["labels_bytes"]),
-                (rows_file(path, pack["name"]), pack["rows_bytes"]),
-            ):
-                found = file.stat().st_size if file.is_file() else None
-                if found != size:
-                    raise ValueError(
-                        f"{file} must have {size} bytes, but {'is absent' if found is None else f'has {found}'}: copy the folder "
-                        f"again, or delete it and make the labels again with {_MADE_BY}"
-                    )
+            check_size(labels_file(path, pack["name"]), pack["labels_bytes"])
+            check_size(rows_file(path, pack["name"]), pack["rows_bytes"])
         return cls(path, meta, codebook)
 
     def pack(self, number: int) -> Pack:
-        """Maps one pack."""
-        return Pack(self.path, self.meta["packs"][number]["name"], frames=self.meta["packs"][number]["frames"])
+        """Maps one pack, once, without looking at its content.
+
+        Raises:
+            ValueError: As `Pack` does.
+        """
+        if number not in self._packs:
+            self._packs[number] = Pack(self.path, self.meta["packs"][number], self.meta["num_classes"])
+        return self._packs[number]
+
+    def check(self) -> None:
+        """Reads all packs against their checksums.
+
+        Raises:
+            ValueError: If a file is not the one that was written, or the labels' counts are not those of `meta.json`.
+        """
+        counts = np.zeros(self.meta["num_classes"], dtype=np.int64)
+        for number in range(len(self.meta["packs"])):
+            counts += self.pack(number).check()
+        if counts.tolist() != self.meta["label_counts"]:
+            raise ValueError(f"{self.path / 'meta.json'} must count the labels of its packs, but has other label_counts: {AGAIN}")
 
     def missing(self, index: Index) -> list[int]:
         """Shards of the index that have no labels here, in index order."""
@@ -108,16 +111,23 @@ def _codebook_of(path: Path, meta: dict[str, Any]) -> Codebook:
     """The centroids; of labels that were imported without them only their number and the hash of the files."""
     if meta.get("centroids") == "unknown" and meta["features"].get("name") == IMPORTED:
         return UnknownCodebook.of(meta["num_classes"], meta["codebook_hash"], meta["features"], meta["codebook_fitted"])
-    return Codebook.load_arrays(path, meta["features"], meta["codebook_fitted"])
+    try:
+        return Codebook.load_arrays(path, meta["features"], meta["codebook_fitted"])
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"the codebook in {path} is damaged ({error})") from error
 
 
-def _begins(pack: dict[str, Any], what: str) -> list[int]:
-    """Number of the pack's first row, or first label (`frames`), of each of its shards."""
-    return np.cumsum([0, *(shard[what] for shard in pack["shards"])])[:-1].tolist()
+def _first_rows(pack: dict[str, Any]) -> list[int]:
+    """Number of the first row of each of a pack's shards in its table."""
+    return np.cumsum([0, *(shard["rows"] for shard in pack["shards"])])[:-1].tolist()
 
 
 class LabelStore:
     """The labels of one index's rows; pickles as a path and small tables, and maps packs on first use.
+
+    Labels are compared with their checksums before a row of their shard is read, at the latest.
 
     Attributes:
         path: The labelling.
@@ -140,32 +150,51 @@ class LabelStore:
         self.codebook_hash = str(packs.meta["codebook_hash"])
         self.codebook_fitted = packs.codebook.fitted
         self.label_counts = np.array(packs.meta["label_counts"], dtype=np.int64)
-        self._pack_frames = [(pack["name"], int(pack["frames"])) for pack in packs.meta["packs"]]
+        self._labelling: LabelPacks | None = packs
         # Plain lists: indexing them costs a tenth of indexing an array on the hot path.
         self._first_row: list[int] = np.asarray(index.first_row).tolist()
         places = [packs.place[shard.identity] for shard in index.shards]
-        self._pack_of_shard = [pack for pack, _, _ in places]
-        self._shift = [place - first for (_, place, _), first in zip(places, self._first_row, strict=False)]
+        self._pack_of_shard = [place.pack for place in places]
+        self._shard_of_pack = [place.shard for place in places]
+        self._shift = [place.first_row - first for place, first in zip(places, self._first_row, strict=False)]
+        self._checked = [False] * len(places)
         self._packs: dict[int, Pack] = {}
+        self._states: dict[int, tuple[Any, ...]] = {}
         checksums = {shard["identity"]: shard["checksum"] for pack in packs.meta["packs"] for shard in pack["shards"]}
         entries = sorted(f"{shard.identity} {checksums[shard.identity]}" for shard in index.shards)
         self.fingerprint = hashlib.blake2b("\n".join([self.codebook_hash, *entries]).encode(), digest_size=16).hexdigest()
 
     @classmethod
-    def open(cls, path: Path | str, index: Index) -> "LabelStore":
+    def open(cls, path: Path | str, index: Index, *, at_once_bytes: int | None = AT_ONCE_BYTES) -> "LabelStore":
         """Opens a labelling for an index, with every check that can be made without audio.
 
+        Args:
+            path: The labelling.
+            index: The shard set.
+            at_once_bytes: Labels of up to this size are compared with their checksums as a whole; of larger ones so much is, at least
+                one shard of each pack, and of the rest each shard before a row of it is read. None: nothing is compared.
+
         Raises:
-            ValueError: What `LabelPacks.open` refuses; a shard of the index without labels; a row whose number of frames is not
-                that of its audio, or whose labels do not begin where those of the row before it end; a label that the codebook does
-                not have.
+            ValueError: What `LabelPacks.open` refuses; a shard of the index without labels; a row that is of other audio than the
+                index's, whose number of frames is not that of its audio, or whose labels do not begin where those of the row before
+                it end; a label that the codebook does not have; a file that is not the one that was written.
         """
         packs = LabelPacks.open(path)
         _check_covered(packs, index)
         store = cls(packs, index)
-        store._check_frames(index, packs)
-        store._check_classes()
+        for number in store.used:
+            store._map(number)
+        store._check_rows(index)
+        if at_once_bytes is None:
+            store.leave_to_watch()
+        else:
+            store._check_content(at_once_bytes)
         return store
+
+    @property
+    def used(self) -> list[int]:
+        """Numbers of the packs that hold rows of the index."""
+        return sorted(set(self._pack_of_shard))
 
     def read(self, row: int, start_frame: int = 0, num_frames: int | None = None) -> np.ndarray:
         """Labels of a row of the index, or of some of its frames.
@@ -179,11 +208,13 @@ class LabelStore:
             uint16 (frames,), read-only, mapped from the file. Empty for a row whose audio could not be read when it was labelled.
 
         Raises:
-            ValueError: If the row has not that many frames.
+            ValueError: If the row has not that many frames, or the labels of its shard are not those that were written.
         """
         shard = bisect_right(self._first_row, row) - 1
         number = self._pack_of_shard[shard]
         pack = self._packs.get(number) or self._map(number)
+        if not self._checked[shard]:
+            self._check_shard(shard)
         place = row + self._shift[shard]
         frames, offset = int(pack.frames[place]), int(pack.offset[place])
         if frames == 0:
@@ -196,53 +227,57 @@ class LabelStore:
             )
         return pack.labels[offset + start_frame : offset + stop]
 
+    def pack(self, number: int) -> Pack:
+        """One pack, mapped."""
+        return self._packs.get(number) or self._map(number)
+
+    @property
+    def unchecked(self) -> list[int]:
+        """Numbers of the packs of which labels have not been compared with their checksums yet."""
+        return sorted({number for number, checked in zip(self._pack_of_shard, self._checked, strict=True) if not checked})
+
+    def leave_to_watch(self) -> None:
+        """Reads rows of shards that have not been checked, too: something else checks them meanwhile."""
+        self._checked = [True] * len(self._checked)
+
     def _map(self, number: int) -> Pack:
-        name, frames = self._pack_frames[number]
-        self._packs[number] = Pack(self.path, name, frames=frames)
-        return self._packs[number]
+        if self._labelling is None:  # in another process than the one that checked it
+            self._labelling = LabelPacks.open(self.path)
+        pack = self._labelling.pack(number)
+        if self._states.setdefault(number, pack.state) != pack.state:  # other files than those that were checked
+            self._checked = [checked and own != number for checked, own in zip(self._checked, self._pack_of_shard, strict=True)]
+        self._packs[number] = pack
+        return pack
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_packs": {}}
+        return self.__dict__ | {"_packs": {}, "_labelling": None}
 
-    def _check_frames(self, index: Index, packs: LabelPacks) -> None:
-        """Compares the row tables with the index, and each row's place with the lengths of the rows before it in the pack."""
+    def _check_rows(self, index: Index) -> None:
         for shard, number in enumerate(self._pack_of_shard):
-            rows = slice(self._first_row[shard], self._first_row[shard + 1])
-            places = slice(rows.start + self._shift[shard], rows.stop + self._shift[shard])
-            pack = self._packs.get(number) or self._map(number)
-            frames, offset = pack.frames[places], pack.offset[places]
-            expected = num_frames(np.asarray(index.num_samples[rows], dtype=np.int64))
-            _, _, first_label = packs.place[index.shards[shard].identity]
-            begins = first_label + np.cumsum(frames, dtype=np.int64) - frames
-            if len(frames) != len(expected):
-                wrong, found, wanted = rows.start, f"{len(frames)} rows", f"{len(expected)}"
-            elif ((frames != expected) & (frames != 0)).any():
-                first = int(np.argmax((frames != expected) & (frames != 0)))
-                wrong, found, wanted = rows.start + first, f"{frames[first]} frames", f"{expected[first]}"
-            elif (offset != begins).any():
-                first = int(np.argmax(offset != begins))
-                wrong, found, wanted = rows.start + first, f"labels from {offset[first]} on", f"{begins[first]}"
-            else:
-                continue
-            raise ValueError(
-                f"labels must have exactly one entry a model frame, but from row {wrong} ({index.shards[shard].name}) on there are "
-                f"{found} instead of {wanted} in {self.path}: make the labels of these shards again with {_MADE_BY}"
-            )
+            self._packs[number].check_audio(self._shard_of_pack[shard], index, shard)
 
-    def _check_classes(self) -> None:
-        """Looks for labels that the codebook does not have, in a sample."""
-        used = sorted(set(self._pack_of_shard))
-        for number in used[:: max(1, len(used) // _SAMPLED_PACKS)]:
-            labels = self._packs[number].labels
-            step = max(_CHUNK_LABELS, len(labels) // _SAMPLED_CHUNKS)
-            for start in range(0, len(labels), step):
-                largest = int(labels[start : start + _CHUNK_LABELS].max())
-                if largest >= self.num_classes:
-                    raise ValueError(
-                        f"labels must be below the {self.num_classes} clusters of their codebook, but "
-                        f"{labels_file(self.path, self._pack_frames[number][0])} has the label {largest}: copy the folder again, or "
-                        f"delete it and make the labels again with {_MADE_BY}"
-                    )
+    def _check_content(self, at_once_bytes: int) -> None:
+        """Compares tables of rows, and all labels or a sample of them, with their checksums."""
+        used = self.used
+        if sum(self._packs[number].record["labels_bytes"] for number in used) <= at_once_bytes:
+            for number in used:
+                self._packs[number].check()
+            self._checked = [True] * len(self._checked)
+            return
+        for number in used:
+            self._packs[number].check_rows()
+        # A shard of each pack, so that one in the place of another is found, and then any; always the same ones.
+        order = sorted(range(len(self._checked)), key=lambda shard: stable_hash(f"labels/{self.fingerprint}/{shard}"))
+        first = set({self._pack_of_shard[shard]: shard for shard in order}.values())
+        left = at_once_bytes
+        for shard in sorted(order, key=lambda shard: shard not in first):
+            left -= 2 * self._packs[self._pack_of_shard[shard]].record["shards"][self._shard_of_pack[shard]]["frames"]
+            if left >= 0 or shard in first:
+                self._check_shard(shard)
+
+    def _check_shard(self, shard: int) -> None:
+        self._packs[self._pack_of_shard[shard]].check_shard(self._shard_of_pack[shard])
+        self._checked[shard] = True
 
 
 def _check_covered(packs: LabelPacks, index: Index) -> None:
@@ -250,6 +285,6 @@ def _check_covered(packs: LabelPacks, index: Index) -> None:
     if missing:
         raise ValueError(
             f"every shard of {index.path} must have labels in {packs.path}, but {len(missing)} of {len(index.shards)} have none (for "
-            f"example {index.shards[missing[0]].name}): label them with `python {_MADE_BY} shards={index.path} codebook=FOLDER "
+            f"example {index.shards[missing[0]].name}): label them with `python {MADE_BY} shards={index.path} codebook=FOLDER "
             f"output={packs.path}`, by the codebook of those labels, or carry labels of the same audio over with mode=rebind"
         )

@@ -64,6 +64,7 @@ class StepBoundary(lightning.Callback):
         log: The run's records on rank 0, None elsewhere.
         on_start: Called when training begins.
         paused: A context that leaves validation and saving out of the wall time.
+        before_save: Called on every rank before a checkpoint is written; an error of it leaves none.
     """
 
     def __init__(
@@ -79,11 +80,12 @@ class StepBoundary(lightning.Callback):
         paused: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
         probe: Callable[[PretrainingModule, int], None] | None = None,
         probe_every: int = 0,
+        before_save: Callable[[], None] = lambda: None,
     ) -> None:
         self._probe, self._probe_every = probe, probe_every
         self._schedules, self._directory, self._updates = schedules, directory, updates
         self._stop_after, self._evaluation, self._log, self._on_start = stop_after, evaluation, log, on_start
-        self._paused = paused
+        self._paused, self._before_save = paused, before_save
         self.requeue = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -127,6 +129,7 @@ class StepBoundary(lightning.Callback):
 
     def _save(self, trainer: lightning.Trainer, module: PretrainingModule, step: int) -> None:
         module.control.note(f"saving after update {step}")
+        self._before_save()
         if self._log is not None:
             self._log.sync()
         path = checkpoint_path(self._directory / "checkpoints", step)

@@ -1,6 +1,7 @@
 """One run, one directory: the second-launch rules, and `run.json`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,15 @@ class RunRecord:
                     "install a newer openwavlm"
                 )
 
-    def check_fingerprints(self, fingerprints: dict[str, str], allow_change: list[str]) -> None:
+    def check_fingerprints(
+        self, fingerprints: dict[str, str], allow_change: list[str], places: Mapping[str, str] | None = None
+    ) -> None:
         """Refuses to go on with other data than the run began with.
+
+        Args:
+            fingerprints: Of the data.
+            allow_change: What may differ from the launch before.
+            places: The folder of each of the data, for the message.
 
         Raises:
             ValueError: If shards, labels or noise differ and `data` was not allowed to change.
@@ -167,8 +175,9 @@ class RunRecord:
         known = self.content.get("fingerprints")
         if known is not None and known != fingerprints and "data" not in allow_change:
             names = sorted(k for k in set(known) | set(fingerprints) if known.get(k) != fingerprints.get(k))
+            named = [f"{name} in {places[name]}" if places and name in places else name for name in names]
             raise ValueError(
-                f"the data of this run has changed since it began ({', '.join(names)}): restore it, start a new run under another "
+                f"the data of this run has changed since it began ({', '.join(named)}): restore it, start a new run under another "
                 "name, or allow_change=[data]"
             )
         self.content["fingerprints"] = fingerprints

@@ -1,0 +1,42 @@
+"""JSON records with a checksum of themselves inside, so that a value that changed on the disk is noticed and not used."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from openwavlm.data.files import read_json
+
+CHECKSUM = "seal"
+
+
+def read_sealed(path: Path, *, remedy: str) -> dict[str, Any]:
+    """Reads a file that holds one JSON object and, where it carries a checksum of itself, compares that.
+
+    Args:
+        path: The file.
+        remedy: Last part of the error's sentence: the way out.
+
+    Returns:
+        The object without its checksum.
+
+    Raises:
+        ValueError: If there is no such file, it is not one JSON object, or its checksum differs.
+        OSError: If the machine cannot read it; names the file.
+    """
+    content = read_json(path, remedy=remedy).values
+    if CHECKSUM in content and content.pop(CHECKSUM) != checksum_of(content):
+        raise ValueError(f"{path} is damaged (its checksum differs): {remedy}")
+    return content
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The object with the checksum of itself that `read_sealed` compares."""
+    return {**content, CHECKSUM: checksum_of(content)}
+
+
+def checksum_of(content: Mapping[str, Any]) -> str:
+    """Checksum of an object's values, independent of the order of its keys and of white space."""
+    values = {key: value for key, value in content.items() if key != CHECKSUM}
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()

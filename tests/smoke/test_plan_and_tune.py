@@ -264,15 +264,19 @@ def test_a_machine_is_tuned_and_its_settings_are_those_of_a_new_run(data, tmp_pa
 
 
 class Machine:
-    """Trials of a made-up machine: speed as a function of the settings; nothing beyond `largest` seconds a micro-batch fits."""
+    """Trials of a made-up machine: speed as a function of the settings; nothing beyond `largest` seconds a micro-batch fits.
 
-    def __init__(self, speed, largest: float = float("inf")) -> None:
-        self.speed, self.largest = speed, largest
+    With data it is no faster than `reading`, another function of the settings.
+    """
+
+    def __init__(self, speed, largest: float = float("inf"), reading=lambda values: float("inf")) -> None:
+        self.speed, self.largest, self.reading = speed, largest, reading
 
     def __call__(self, values: dict[str, Any], with_data: bool) -> dict[str, Any]:
         if values["batch"]["micro_seconds"] > self.largest:
             return {"failed": "out of memory"}
-        return {"audio_seconds_a_second": self.speed(values), "wait_share": 0.1, "peak_memory_bytes": 1e9}
+        speed = min(self.speed(values), self.reading(values)) if with_data else self.speed(values)
+        return {"audio_seconds_a_second": speed, "wait_share": 0.1, "peak_memory_bytes": 1e9}
 
 
 def tuned(machine: Machine, *overrides: str, **settings: Any) -> Search:
@@ -294,10 +298,33 @@ def test_micro_batches_shrink_on_a_gpu_until_one_fits():
     assert sizes == [87.5, 43.75] and found.chosen == {"batch.micro_seconds": 43.75}
 
 
-def test_a_setting_is_taken_only_if_it_is_faster_by_the_margin():
+def test_the_smallest_micro_batch_is_one_longest_row():
+    sizes = ["batch.seconds=40", "batch.micro_seconds=20", "batch.max_seconds=5"]
+    found = tuned(Machine(lambda values: 1.0, largest=5), *sizes)
+    assert [row["value"] for row in found.rows if row["knob"] == "batch.micro_seconds"] == [10, 5]
+    assert found.chosen == {"batch.micro_seconds": 5}
+    smaller = Search(values_of(*sizes), Machine(lambda values: 1.0, largest=4.9), margin=0.03)
+    with pytest.raises(ValueError, match="no trial ran to its end"):
+        search(smaller.values, smaller, on_gpu=True, with_data=False, cores=4)
+    assert [row["value"] for row in smaller.rows if row["knob"] == "batch.micro_seconds"] == [10, 5]
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.0, 300.0])
+def test_a_setting_is_taken_only_if_it_is_faster_by_the_margin(scale):
     for gain, expected in ((1.02, {}), (1.05, {"model.attention_backend": "eager"})):
-        found = tuned(Machine(lambda values, gain=gain: gain if values["model"]["attention_backend"] == "eager" else 1.0, 175))
+        found = tuned(
+            Machine(
+                lambda values, gain=gain: scale * (gain if values["model"]["attention_backend"] == "eager" else 1.0), largest=175
+            )
+        )
         assert found.chosen == expected
+
+
+def test_workers_are_compared_with_the_given_number_of_them_with_data_and_not_with_trials_without():
+    rates = {0: 1.0, 1: 2.0, 2: 3.0, 4: 5.0}
+    machine = Machine(lambda values: 10.0, reading=lambda values: rates[values["loader"]["workers"]])
+    found = tuned(machine, "loader.workers=2", on_gpu=False, with_data=True)
+    assert found.chosen == {"loader.workers": 4} and found.rate == 5.0
 
 
 def test_flex_is_tried_only_where_attention_weights_are_not_dropped():

@@ -8,11 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
 from openwavlm import train
-from openwavlm.build import objects, plain
+from openwavlm.build import TrainerSettings, objects, plain
 from openwavlm.data.plan import PLAN_VERSION
+from openwavlm.training.checkpoint import AtomicCheckpointIO
+from openwavlm.training.log import log_file
 from openwavlm.training.module import StepRecord
+from openwavlm.training.sharding import ShardedStrategy
 from runs import TINY_MODEL, compose
 
 DATA = ["data.sources.speech.shards=here", "data.sources.speech.labels=there"]
@@ -39,6 +45,7 @@ class Launch:
         self.said: list[Any] = []
         self.initial_seed = 0
         self.checkpoint: Path | None = None
+        self.held_out = ["spec"]
         self.fingerprints = {"index.speech": "i", "codebook": "c"}
         self._patch.setattr(train, "newest_checkpoint", lambda folder: self.checkpoint)
         self._patch.setattr(train, "RunRecord", self._record)
@@ -48,17 +55,24 @@ class Launch:
             "announce": None,
             "open_trackers": [],
             "make_figures": "figures of health",
-            "RunLog": SimpleNamespace(close=lambda: None, update=self._saying("log"), audio_s_total=7.25),
-            "make_monitor": SimpleNamespace(state=lambda: "the rules' state", update=self._saying("rules"), summary=lambda: {}),
+            "RunLog": SimpleNamespace(
+                close=lambda: self.said.append("log closed"),
+                update=self._saying("log"),
+                probes=lambda *figures: self.said.append(figures),
+                audio_s_total=7.25,
+            ),
+            "make_monitor": SimpleNamespace(state=lambda: "the rules' state", update=self._saying("rules"), summary=dict),
             "StepLoader": SimpleNamespace(waited_s=0.0),
             "PretrainingModule": "module",
             "Evaluation": "evaluation",
-            "StepBoundary": SimpleNamespace(requeue=False),
+            "StepBoundary": SimpleNamespace(requeue=True),
             "make_trainer": SimpleNamespace(fit=self._fit, global_step=18),
             "_continue": None,
             "check_head": None,
             "begin_branch": {"optim.lr": (1, 2)},
-            "LiveProbe": "probe",
+            "LiveProbe": SimpleNamespace(run=lambda encoder: [encoder, 0.5], baselines=lambda encoder: {"of": encoder}),
+            "Watchdog": SimpleNamespace(note=lambda doing: None, close=lambda: self.said.append("watchdog ended")),
+            "requeue_job": True,
         }.items():
             self._patch.setattr(train, name, self._recorder(name, result))
 
@@ -103,7 +117,7 @@ class Launch:
             schedule=lambda: schedule,
             plan_key=lambda: "k",
             training_rows=lambda: "rows",
-            validation_specs=lambda: ["spec"],
+            validation_specs=lambda: self.held_out,
             label_counts=lambda number: torch.arange(CLASSES[number]).numpy() == number + 2,
             data=SimpleNamespace(
                 max_skip_rate=0.02, split_seed=5, all_sets={"speech": {"shards": "here"}}, label_folders=dict, noise=None
@@ -169,6 +183,11 @@ def test_a_first_launch_gives_every_part_its_settings(launch: Launch) -> None:
     _, boundary = launch.given["StepBoundary"]
     assert (boundary["updates"], boundary["stop_after"], boundary["probe_every"]) == (20, 18, 5)
     assert boundary["evaluation"] == "evaluation"
+    assert launch.given["LiveProbe"][0][1:] == ("rows", launch.directory)
+    boundary["probe"](SimpleNamespace(model=SimpleNamespace(wavlm="encoder")), 5)
+    assert launch.said[-1][:3] == (5, ["encoder", 0.5], {"of": "encoder"})
+    assert launch.given["Watchdog"][0] == (1800, 0, log_file(launch.directory, 0))
+    assert {"closed", "log closed", "watchdog ended"} <= {one for one in launch.said if isinstance(one, str)}
     (_, precision, updates, *_), _ = launch.given["make_trainer"]
     assert (precision, updates) == ("32-true", 20) and launch.given["fit"][1] == {"ckpt_path": None}
     _, monitor = launch.given["make_monitor"]
@@ -230,7 +249,68 @@ def test_further_ranks_read_their_part_and_write_nothing(launch: Launch) -> None
     assert (steps["rank"], steps["world_size"]) == (1, 2)
     assert not {"RunLog", "make_monitor", "announce", "segment"} & set(launch.given)
     assert launch.given["PretrainingModule"][1]["health_state"]() is None
+    assert launch.given["Watchdog"][0] == (1800, 1, log_file(launch.directory, 1))
+    assert "requeue_job" not in launch.given
     assert not (launch.directory / "summary.json").exists()
+
+
+def test_without_probes_a_watchdog_and_held_out_rows_there_are_none(launch: Launch) -> None:
+    launch.held_out = []
+    launch.run("probes.every=0", "trainer.watchdog_s=null")
+    assert not {"LiveProbe", "Watchdog", "Evaluation"} & set(launch.given)
+    boundary = launch.given["StepBoundary"][1]
+    assert boundary["probe"] is None and boundary["evaluation"] is None
+
+
+@pytest.mark.parametrize(
+    ("updates", "requeue", "asked", "queued"),
+    [(18, True, True, True), (18, True, False, False), (18, False, True, False), (20, True, True, False)],
+)
+def test_a_job_is_queued_again_if_slurm_warned_it_before_its_last_update_and_the_config_allows_it(
+    launch: Launch, updates: int, requeue: bool, asked: bool, queued: bool
+) -> None:
+    launch._patch.setattr(
+        train, "make_trainer", launch._recorder("make_trainer", SimpleNamespace(fit=launch._fit, global_step=updates))
+    )
+    launch._patch.setattr(train, "StepBoundary", launch._recorder("StepBoundary", SimpleNamespace(requeue=asked)))
+    launch.run(f"trainer.requeue={str(requeue).lower()}")
+    assert ("requeue_job" in launch.given) is queued
+
+
+@pytest.mark.parametrize(
+    ("processes", "on_this_node", "strategy", "devices", "nodes", "kind"),
+    [
+        (1, None, "ddp", 1, 1, str),
+        (1, None, "fsdp", 1, 1, str),
+        (4, 4, "ddp", 4, 1, DDPStrategy),
+        (6, 2, "ddp", 2, 3, DDPStrategy),
+        (6, 2, "fsdp", 2, 3, ShardedStrategy),
+    ],
+)
+def test_the_trainer_has_all_processes_of_all_nodes_and_nothing_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, processes: int, on_this_node: int | None, strategy: str, devices: int, nodes: int,
+    kind: type,
+) -> None:  # fmt: skip
+    given: dict[str, Any] = {}
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace())
+    monkeypatch.setattr(train, "Trainer", lambda **named: given.update(named) or SimpleNamespace(fit_loop=loop))
+    if on_this_node is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(on_this_node))
+    settings = TrainerSettings(accelerator="cpu", strategy=strategy)
+    for precision, scaled in (("32-true", False), ("bf16-mixed", False), ("16-mixed", True)):
+        train.make_trainer(settings, precision, 20, tmp_path, "boundary", processes)
+        assert (given["accelerator"], given["devices"], given["num_nodes"]) == ("cpu", devices, nodes)
+        assert given["precision"] == (None if scaled else precision), "float16's scale of the loss is the module's"
+        mixed = [plugin for plugin in given["plugins"] if isinstance(plugin, MixedPrecision)]
+        assert len(mixed) == scaled and not any(plugin.scaler.is_enabled() for plugin in mixed)
+    assert isinstance(given["strategy"], kind) and (kind is not str or given["strategy"] == "auto")
+    environment = next(plugin for plugin in given["plugins"] if isinstance(plugin, ClusterEnvironment))
+    assert isinstance(environment, LightningEnvironment if processes == 1 else TorchElasticEnvironment)
+    assert sum(isinstance(plugin, AtomicCheckpointIO) for plugin in given["plugins"]) == 1
+    assert given["callbacks"] == ["boundary"] and given["default_root_dir"] == str(tmp_path)
+    assert (given["max_steps"], given["max_epochs"], given["limit_val_batches"]) == (20, -1, 0)
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
+    assert [given[name] for name in off] == [False] * 5
 
 
 def test_layers_are_skipped_on_one_process_only(launch: Launch) -> None:

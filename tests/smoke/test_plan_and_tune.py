@@ -290,6 +290,8 @@ def test_micro_batches_grow_on_a_gpu_until_one_does_not_fit():
     sizes = [row["value"] for row in found.rows if row["knob"] == "batch.micro_seconds"]
     assert sizes == [350, 700, 1400] and found.rows[-1]["failed"] == "out of memory"
     assert found.chosen == {"batch.micro_seconds": 700}
+    found = tuned(Machine(lambda values: values["batch"]["micro_seconds"] ** 0.5), "batch.seconds=1400")
+    assert [row["value"] for row in found.rows if row["knob"] == "batch.micro_seconds"] == [350, 700, 1400], "up to a single one"
 
 
 def test_micro_batches_shrink_on_a_gpu_until_one_fits():
@@ -331,6 +333,38 @@ def test_flex_is_tried_only_where_attention_weights_are_not_dropped():
     for model, expected in (("base", []), ("large", ["flex"])):
         found = tuned(Machine(lambda values: 1.0), f"model={model}")
         assert [row["value"] for row in found.rows if row["value"] == "flex"] == expected
+    found = tuned(Machine(lambda values: 1.0), "model=large", on_gpu=False)
+    assert not [row for row in found.rows if row["value"] == "flex"], "on a CPU it materialises everything"
+
+
+def test_every_trial_keeps_what_was_chosen_before_it():
+    seen = []
+
+    def speed(values: dict[str, Any]) -> float:
+        model, batch = values["model"], values["batch"]
+        seen.append((model["attention_backend"], model["compile_layers"], batch["micro_seconds"]))
+        return (1 + (model["attention_backend"] == "eager")) * (1 + model["compile_layers"])
+
+    found = tuned(Machine(speed), "batch.seconds=350")
+    assert seen == [("auto", False, 175), ("eager", False, 175), ("eager", True, 175), ("eager", True, 350)]
+    assert found.chosen == {"model.attention_backend": "eager", "model.compile_layers": True} and found.rate == 4
+
+
+def test_the_other_way_of_running_layers_is_tried_whichever_was_given():
+    for given, other in (("true", False), ("false", True)):
+        found = tuned(
+            Machine(lambda values, other=other: 1 + (values["model"]["compile_layers"] is other)), f"model.compile_layers={given}"
+        )
+        assert found.chosen == {"model.compile_layers": other}
+
+
+@pytest.mark.parametrize(
+    ("given", "cores", "tried"),
+    [("null", 4, [1, 2]), ("2", 4, [1, 4]), ("null", 6, [1, 2, 4]), ("2", 6, [1, 4, 6]), ("null", 1, [])],
+)
+def test_threads_are_powers_of_two_and_all_cores_but_those_that_were_given(given, cores, tried):
+    found = tuned(Machine(lambda values: 1.0), f"trainer.threads={given}", on_gpu=False, cores=cores)
+    assert [row["value"] for row in found.rows if row["knob"] == "trainer.threads"] == tried
 
 
 def test_each_knob_is_tried_in_the_light_of_those_before_it():

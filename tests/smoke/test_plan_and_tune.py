@@ -264,15 +264,19 @@ def test_a_machine_is_tuned_and_its_settings_are_those_of_a_new_run(data, tmp_pa
 
 
 class Machine:
-    """Trials of a made-up machine: speed as a function of the settings; nothing beyond `largest` seconds a micro-batch fits."""
+    """Trials of a made-up machine: speed as a function of the settings; nothing beyond `largest` seconds a micro-batch fits.
 
-    def __init__(self, speed, largest: float = float("inf")) -> None:
-        self.speed, self.largest = speed, largest
+    With data it is no faster than `reading`, another function of the settings.
+    """
+
+    def __init__(self, speed, largest: float = float("inf"), reading=lambda values: float("inf")) -> None:
+        self.speed, self.largest, self.reading = speed, largest, reading
 
     def __call__(self, values: dict[str, Any], with_data: bool) -> dict[str, Any]:
         if values["batch"]["micro_seconds"] > self.largest:
             return {"failed": "out of memory"}
-        return {"audio_seconds_a_second": self.speed(values), "wait_share": 0.1, "peak_memory_bytes": 1e9}
+        speed = min(self.speed(values), self.reading(values)) if with_data else self.speed(values)
+        return {"audio_seconds_a_second": speed, "wait_share": 0.1, "peak_memory_bytes": 1e9}
 
 
 def tuned(machine: Machine, *overrides: str, **settings: Any) -> Search:
@@ -286,6 +290,8 @@ def test_micro_batches_grow_on_a_gpu_until_one_does_not_fit():
     sizes = [row["value"] for row in found.rows if row["knob"] == "batch.micro_seconds"]
     assert sizes == [350, 700, 1400] and found.rows[-1]["failed"] == "out of memory"
     assert found.chosen == {"batch.micro_seconds": 700}
+    found = tuned(Machine(lambda values: values["batch"]["micro_seconds"] ** 0.5), "batch.seconds=1400")
+    assert [row["value"] for row in found.rows if row["knob"] == "batch.micro_seconds"] == [350, 700, 1400], "up to a single one"
 
 
 def test_micro_batches_shrink_on_a_gpu_until_one_fits():
@@ -294,16 +300,71 @@ def test_micro_batches_shrink_on_a_gpu_until_one_fits():
     assert sizes == [87.5, 43.75] and found.chosen == {"batch.micro_seconds": 43.75}
 
 
-def test_a_setting_is_taken_only_if_it_is_faster_by_the_margin():
+def test_the_smallest_micro_batch_is_one_longest_row():
+    sizes = ["batch.seconds=40", "batch.micro_seconds=20", "batch.max_seconds=5"]
+    found = tuned(Machine(lambda values: 1.0, largest=5), *sizes)
+    assert [row["value"] for row in found.rows if row["knob"] == "batch.micro_seconds"] == [10, 5]
+    assert found.chosen == {"batch.micro_seconds": 5}
+    smaller = Search(values_of(*sizes), Machine(lambda values: 1.0, largest=4.9), margin=0.03)
+    with pytest.raises(ValueError, match="no trial ran to its end"):
+        search(smaller.values, smaller, on_gpu=True, with_data=False, cores=4)
+    assert [row["value"] for row in smaller.rows if row["knob"] == "batch.micro_seconds"] == [10, 5]
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.0, 300.0])
+def test_a_setting_is_taken_only_if_it_is_faster_by_the_margin(scale):
     for gain, expected in ((1.02, {}), (1.05, {"model.attention_backend": "eager"})):
-        found = tuned(Machine(lambda values, gain=gain: gain if values["model"]["attention_backend"] == "eager" else 1.0, 175))
+        found = tuned(
+            Machine(
+                lambda values, gain=gain: scale * (gain if values["model"]["attention_backend"] == "eager" else 1.0), largest=175
+            )
+        )
         assert found.chosen == expected
+
+
+def test_workers_are_compared_with_the_given_number_of_them_with_data_and_not_with_trials_without():
+    rates = {0: 1.0, 1: 2.0, 2: 3.0, 4: 5.0}
+    machine = Machine(lambda values: 10.0, reading=lambda values: rates[values["loader"]["workers"]])
+    found = tuned(machine, "loader.workers=2", on_gpu=False, with_data=True)
+    assert found.chosen == {"loader.workers": 4} and found.rate == 5.0
 
 
 def test_flex_is_tried_only_where_attention_weights_are_not_dropped():
     for model, expected in (("base", []), ("large", ["flex"])):
         found = tuned(Machine(lambda values: 1.0), f"model={model}")
         assert [row["value"] for row in found.rows if row["value"] == "flex"] == expected
+    found = tuned(Machine(lambda values: 1.0), "model=large", on_gpu=False)
+    assert not [row for row in found.rows if row["value"] == "flex"], "on a CPU it materialises everything"
+
+
+def test_every_trial_keeps_what_was_chosen_before_it():
+    seen = []
+
+    def speed(values: dict[str, Any]) -> float:
+        model, batch = values["model"], values["batch"]
+        seen.append((model["attention_backend"], model["compile_layers"], batch["micro_seconds"]))
+        return (1 + (model["attention_backend"] == "eager")) * (1 + model["compile_layers"])
+
+    found = tuned(Machine(speed), "batch.seconds=350")
+    assert seen == [("auto", False, 175), ("eager", False, 175), ("eager", True, 175), ("eager", True, 350)]
+    assert found.chosen == {"model.attention_backend": "eager", "model.compile_layers": True} and found.rate == 4
+
+
+def test_the_other_way_of_running_layers_is_tried_whichever_was_given():
+    for given, other in (("true", False), ("false", True)):
+        found = tuned(
+            Machine(lambda values, other=other: 1 + (values["model"]["compile_layers"] is other)), f"model.compile_layers={given}"
+        )
+        assert found.chosen == {"model.compile_layers": other}
+
+
+@pytest.mark.parametrize(
+    ("given", "cores", "tried"),
+    [("null", 4, [1, 2]), ("2", 4, [1, 4]), ("null", 6, [1, 2, 4]), ("2", 6, [1, 4, 6]), ("null", 1, [])],
+)
+def test_threads_are_powers_of_two_and_all_cores_but_those_that_were_given(given, cores, tried):
+    found = tuned(Machine(lambda values: 1.0), f"trainer.threads={given}", on_gpu=False, cores=cores)
+    assert [row["value"] for row in found.rows if row["knob"] == "trainer.threads"] == tried
 
 
 def test_each_knob_is_tried_in_the_light_of_those_before_it():

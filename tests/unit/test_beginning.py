@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from openwavlm import continuation
+from openwavlm.checkpoints.account import NO_GATED_BIAS, Account
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.continuation import begin_from, check_same_architecture, check_same_beginning
 from openwavlm.models.config import WavLMConfig
@@ -88,3 +90,19 @@ def test_a_run_has_the_tensors_of_its_beginning_and_keeps_its_own_settings(tmp_p
     check_same_beginning(bound, bound | {"path": "moved"}, [])
     with pytest.raises(ValueError, match=r"began as the model .* or allow_change=\[init_from\]"):
         check_same_beginning(bound, changed | {"path": bound["path"]}, ["data"])
+
+
+@pytest.mark.parametrize("buckets", [TINY.num_buckets, 64])
+def test_a_bias_that_the_beginning_lacks_is_0_in_the_runs_own_buckets(
+    buckets: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    table = "encoder.relative_bias.embedding.weight"
+    source, run = model(0), WavLM(replace(TINY, num_buckets=buckets, max_distance=100))
+    with torch.no_grad():
+        source.encoder.relative_bias.embedding.weight.zero_()
+    account = Account("Microsoft", "hubert.pt", created={table: NO_GATED_BIAS})
+    monkeypatch.setattr(continuation, "load_checkpoint", lambda path: (source, account))
+    begin_from(run, tmp_path / "hubert.pt")
+    found = run.state_dict()
+    assert found[table].shape == (buckets, TINY.heads) and not found[table].any()
+    assert all(torch.equal(found[name], tensor) for name, tensor in source.state_dict().items() if name != table)

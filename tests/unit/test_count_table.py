@@ -219,10 +219,15 @@ class Reference:
         return self.weights[self.group(context)] @ self.estimates(context)
 
 
-def test_the_guess_is_the_written_out_interpolation_of_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("sequences", "dev_chain", "last_is_best"), [(12, 1, True), (30, 0, False)])
+def test_the_guess_is_the_written_out_interpolation_of_counts(
+    sequences: int, dev_chain: int, *, last_is_best: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On dev labels of another chain than training's the last smoothing and tempering that are tried are the best; of the same, neither."""
     classes = 4
     rng = np.random.default_rng(3)
-    train, dev, test = corpus(3, 12, sticky(classes), 50), corpus(4, 6, sticky(classes, 1), 50), corpus(5, 3, sticky(classes), 50)
+    train, dev = corpus(3, sequences, sticky(classes), 50), corpus(4, 6 if last_is_best else 10, sticky(classes, dev_chain), 50)
+    test = corpus(5, 3, sticky(classes), 50)
     for labels, _ in (train, dev, test):
         for sequence in labels:
             sequence[rng.random(len(sequence)) < 0.05] = -1
@@ -243,6 +248,7 @@ def test_the_guess_is_the_written_out_interpolation_of_counts(monkeypatch: pytes
         losses[smoothing, tempering] = -sum(np.log(reference.bridge(*context)[label]) for label, *context in held)
     best = min(losses, key=lambda choice: losses[choice])
     assert losses[table.smoothing, table.tempering] == pytest.approx(losses[best], rel=1e-5), "the best on dev labels"
+    assert [table.smoothing == 128, table.tempering == 1] == [last_is_best] * 2 == [best[0] == 128, best[1] == 1]
     for smoothing in (0.5, 128.0, table.smoothing):
         reference.fit_lags(smoothing, table.tempering)
         tables = table._tables(smoothing)

@@ -219,6 +219,13 @@ def test_a_branch_may_begin_until_the_last_update_before_its_decay(branch, tmp_p
     assert (tmp_path / "new" / "validation.csv").read_text() == "step\n40\n"
     with pytest.raises(ValueError, match=r"has 80 updates and the decay of optim\.updates=99 begins at 79"):
         branch(optim_of(99))
+    # Its own decay counts, whatever that of the run it branches from is.
+    longer, shorter, allowed = optim_of(100, decay_share=0.21), optim_of(100, decay_share=0.1), ("optim.decay_share",)
+    assert (
+        set(branch(optim_of(100), allowed, parent=longer)) == set(branch(optim_of(100), allowed, parent=shorter)) == {allowed[0]}
+    )
+    with pytest.raises(ValueError, match=r"the decay of optim\.updates=100 begins at 79"):
+        branch(longer, allowed, parent=shorter)
 
 
 def test_a_branch_must_end_after_its_checkpoint(branch):

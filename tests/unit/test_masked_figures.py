@@ -32,14 +32,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, An
     for seed, (name, utterances) in enumerate((("train", 6), ("dev", 3), ("test", 4))):
         shards = make_shard_set(folder / name, speakers=3, utterances=utterances, seconds=(1.0, 2.0), seed=seed, source=name)
         if name == "train":
-            fit_codebook([shards], folder / "codebook", clusters=7, min_frames_per_cluster=20, validation_share=0.0)
+            fit_codebook([shards], folder / "codebook", clusters=7, min_frames_per_cluster=20, validation_share=0.0, split_seed=2)
         assign_labels(shards, folder / "codebook", folder / name / "labels")
         if name == "train":
             places += [f"data.sources.speech.shards={shards}", f"data.sources.speech.labels={folder / name / 'labels'}"]
         else:
             places.append(f"+data.validation.{name}={{shards: {shards}, labels: {folder / name / 'labels'}}}")
     batch = ["batch.seconds=8", "batch.micro_seconds=4", "batch.max_seconds=2", "batch.min_seconds=0.5", "loader.workers=0"]
-    values = compose(["experiment=wavlm_nano", "name=test", *TINY_MODEL, *batch, "data.validation_share=0", *places])
+    values = compose(
+        ["experiment=wavlm_nano", "name=test", *TINY_MODEL, *batch, "data.validation_share=0", "data.split_seed=2", *places]
+    )
     parts = objects(plain(values))
     opened = OpenData(parts["data"], parts["batch"], 3)
     model = WavLMForPretraining(randomise(WavLM(parts["model"])), num_classes=opened.num_classes, final_dim=8, special_rows=4)
@@ -145,3 +147,25 @@ def test_the_count_table_is_given_the_parts_in_their_roles(run, monkeypatch: pyt
         wanted = sequences(parts, opened, name)[0]
         assert len(wanted) == len(opened.indexes[name])
         assert all(np.array_equal(one, other) for one, other in zip(given[role], wanted, strict=True))
+
+
+@pytest.mark.parametrize("enough", [1, 150, 400])
+def test_the_count_table_counts_whole_micro_batches_up_to_the_one_that_has_enough_frames(
+    run, monkeypatch: pytest.MonkeyPatch, enough: int
+) -> None:
+    parts, opened, model = run
+    given: dict[str, int] = {}
+
+    class Counting(CountTable):
+        def fit(self, labels, masks, dev_labels, dev_masks):
+            given.update(train=sum(map(len, labels)), dev=sum(map(len, dev_labels)))
+            return super().fit(labels, masks, dev_labels, dev_masks)
+
+    monkeypatch.setattr(masked_module, "CountTable", Counting)
+    monkeypatch.setattr(masked_module, "COUNTED_FRAMES", enough)
+    masked_figures(model, parts, opened, train="speech", dev="dev", test="test")
+    of_micro_batches = [int(spec.num_frames.sum()) for spec in whole_set(opened, "speech", opened.data.split_seed)]
+    upto = np.cumsum(of_micro_batches)
+    assert len(of_micro_batches) > 2
+    assert given["train"] == next((total for total in upto if total >= enough), upto[-1])
+    assert given["dev"] == sum(map(len, sequences(parts, opened, "dev")[0])), "dev labels are all used"

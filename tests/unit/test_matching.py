@@ -154,6 +154,19 @@ def test_pieces_of_a_long_recording_get_their_part_of_its_alignment(tmp_path: Pa
         assert frame_names[0] == of[0].phone and frame_names[-1] == of[-1].phone and frame_names[60] == of[1].phone
 
 
+def test_an_alignment_of_a_clips_own_name_begins_with_the_clip_wherever_the_clip_lay_in_its_recording(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "talk.wav", speech_like(9.0), 16_000)
+    manifest = tmp_path / "talk.tsv"
+    manifest.write_text("path\tspeaker\tstart_s\tend_s\ntalk.wav\tann\t1\t3\ntalk.wav\tann\t4\t8\n")
+    make_shards(input=manifest, layout="manifest", output=tmp_path / "shards", source="talk")
+    index = Index.open(tmp_path / "shards")
+    starts = {read_fields(index, row)["start_s"]: row for row in range(len(index))}
+    own = "talk@1.000-3.000"
+    found = match_rows(index, [own, "talk"]).clips
+    assert {row: clip.start_s for row, (clip,) in found.items()} == {starts[1.0]: 0.0, starts[4.0]: 4.0}
+    assert {row: clip.name for row, (clip,) in found.items()} == {starts[1.0]: own, starts[4.0]: "talk"}
+
+
 def test_judged_rows_are_taken_in_turn_and_listeners_by_hash(timit: Path) -> None:
     index = Index.open(timit / "apart")
     times = {name: [Segment(0, 0.5, "a"), Segment(0.5, 0.6, "sil")] for name in NAMES}

@@ -289,3 +289,16 @@ def test_test_audio_that_was_trained_on_is_refused_or_named(index: Index) -> Non
     assert contamination(tainted, [(index, None)], allow_overlap=True) == ["known"]
     held_out = np.arange(len(index)) != 4
     assert contamination(tainted, [(index, held_out)]) == []
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_test_audio_is_looked_up_in_every_source_of_the_training_data(index: Index, tmp_path: Path, *, turned: bool) -> None:
+    second = Index.open(make_shard_set(tmp_path, speakers=1, utterances=2, seed=7))
+    of_each = {"first": ShardReader(index).read(4), "second": ShardReader(second).read(1)}
+    of_each["neither"] = of_each["first"] // 2
+    utterances = tuple(
+        ProbeUtterance(audio, np.zeros(num_frames(len(audio)), np.int64), "a", name) for name, audio in of_each.items()
+    )
+    heard = [(index, None), (second, None)]
+    found = contamination(ProbeSet(utterances, ("A",)), heard[::-1] if turned else heard, allow_overlap=True)
+    assert found == ["first", "second"]

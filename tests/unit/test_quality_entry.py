@@ -158,6 +158,13 @@ def test_rows_that_a_codebook_or_a_model_was_fitted_on_are_not_judged(places: di
     assert rows({Path("a"): elsewhere, Path("b"): unknown}, **model) == np.flatnonzero(other).tolist()
     assert rows({Path("a"): store}, held_out=0.4, split_seed=5) == np.flatnonzero(one & held_out(names, 0.4, 5)).tolist()
     assert rows({Path("a"): store}, allow_overlap=True) == np.flatnonzero(held_out(names, 0.5, 0)).tolist()
+    # Where the shard set that was fitted on is given as fit, speakers that it does not have may be judged.
+    same = Index.open(places["same"])
+    fitted = {"validation_share": 0.0, "split_seed": 1, "indexes": [same.fingerprint]}
+    strangers = np.flatnonzero(~np.isin(names, list(same.speakers))).tolist()
+    assert rows({Path("a"): SimpleNamespace(codebook_fitted=fitted)}, fit=str(places["same"])) == strangers
+    with pytest.raises(ValueError, match="the codebook of a may have heard all of"):
+        rows({Path("a"): SimpleNamespace(codebook_fitted=fitted)}, fit=str(places["others"]))
     everyone = SimpleNamespace(codebook_fitted={"validation_share": 0.0, "split_seed": 1})
     with pytest.raises(ValueError, match="the codebook of a may have heard all of"):
         rows({Path("a"): everyone})

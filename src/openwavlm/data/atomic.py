@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -45,16 +45,16 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def remove_temporaries(folder: Path, own: str) -> None:
+def remove_temporaries(folder: Path, is_own: Callable[[str], object]) -> None:
     """Removes what killed writers of `atomic_file` left behind; files that other programs called `.tmp` stay.
 
     Args:
-        folder: Where to look, in sub-folders too; nobody else may be writing there.
-        own: Regular expression of the paths, relative to the folder, of the files that they wrote.
+        folder: Where to look, in sub-folders too.
+        is_own: Whether a path, relative to the folder, is one of a file that they wrote and that no other process is writing.
     """
-    pattern = re.compile(rf"({own})\.\d+\.tmp")
     for path in sorted(folder.rglob("*.tmp")):
-        if pattern.fullmatch(path.relative_to(folder).as_posix()) and path.is_file():
+        name = re.fullmatch(r"(.+)\.\d+\.tmp", path.relative_to(folder).as_posix())
+        if name and is_own(name[1]) and path.is_file():
             path.unlink(missing_ok=True)
 
 

@@ -1,6 +1,7 @@
 """From a corpus to a finished shard set: list, cut into tasks, run the tasks that are not done, index, statistics."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -21,7 +22,7 @@ from openwavlm.data.tasks import TaskLine, task_lines
 logger = logging.getLogger(__name__)
 
 # The files of a shard set, for what a killed run left of them.
-_FILES = r"(settings|stats)\.json|tasks\.jsonl|skipped\.tsv|shards/\d+/\d+-\d+\.(tar|json)|done/\d+/\d+\.json"
+_FILES = re.compile(r"(settings|stats)\.json|tasks\.jsonl|skipped\.tsv|shards/\d+/\d+-\d+\.(tar|json)|done/\d+/\d+\.json")
 
 
 def make_shards(
@@ -102,7 +103,7 @@ def make_shards(
     with writer_lock(output, shared=task_index is not None):
         settings = bind_settings(output, settings, decoders())
         if task_index is None:
-            remove_temporaries(output, _FILES)
+            remove_temporaries(output, _FILES.fullmatch)
             plan = plan_tasks(list_corpus(input, settings, subfolders), output, settings, max_skip_rate, workers)
         lines = task_lines(listing)
         if num_tasks == 0:

@@ -68,7 +68,7 @@ def import_labels(
             return _there(output, book, index)
         lines = [read_lines(table, file, index, classes, label_rate) for table, file in zip(tsv, km, strict=True)]
         label_row = _reader(lines, index, label_rate, max_missing_rate)
-        remove_temporaries(output, FILES)
+        remove_temporaries(output, FILES.fullmatch)
         book.save_array(output)
         count = min(len(index.shards), MAX_PACKS // 2)
         parts = np.array_split(np.arange(len(index.shards)), count)

@@ -1,15 +1,18 @@
 """Removes what the finished calls of a labelling left behind, and nothing that is a call's unfinished work on other shards."""
 
 import json
+import re
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from openwavlm.data.atomic import remove_temporaries
-from openwavlm.targets.label_packs import labels_file, rows_file
 
-_RECORDS = r"(meta|stats)\.json|(codebook|feature_norm)\.npy"
-FILES = rf"{_RECORDS}|pack-\d+\.(u16|rows\.npy)|tasks/pack-\d+\.json|tasks/shards/[^/]+"
+FILES = re.compile(
+    r"(meta|stats)\.json|(codebook|feature_norm)\.npy|(?P<pack>pack-\d+)\.(u16|rows\.npy)|tasks/(?P<mark>pack-\d+)\.json"
+    r"|tasks/shards/shard-(?P<shard>\w+)\..+"
+)
 
 
 def tidy(output: Path, meta: dict[str, Any], *, alone: bool) -> None:
@@ -18,30 +21,35 @@ def tidy(output: Path, meta: dict[str, Any], *, alone: bool) -> None:
     Args:
         output: The labelling.
         meta: What its `meta.json` says.
-        alone: Whether no other process can be writing packs there; then packs without a readable done-file go as well.
+        alone: Whether no other process can be writing packs there; then packs and parts without a readable done-file go as well.
     """
     covered = {shard["identity"] for pack in meta["packs"] for shard in pack["shards"]}
     named = {pack["name"] for pack in meta["packs"]}
-    remove_temporaries(output, FILES if alone else _RECORDS)
+
+    def is_own(path: str) -> bool:
+        found = FILES.fullmatch(path)
+        if found is None or alone:
+            return found is not None
+        pack = found["pack"] or found["mark"]
+        return (pack is None or pack in named) and (found["shard"] is None or found["shard"] in covered)
+
+    remove_temporaries(output, is_own)
     for mark in (output / "tasks").glob("pack-*.json"):
         if mark.stem in named or not _is_unfinished_work(_shards_of_pack(mark), covered, alone=alone):
             mark.unlink(missing_ok=True)
-    kept = named | {mark.stem for mark in (output / "tasks").glob("pack-*.json")}
-    for file in output.glob("pack-*"):
-        if file.name.partition(".")[0] not in kept and alone:
-            file.unlink(missing_ok=True)
-    parts = output / "tasks" / "shards"
-    for mark in parts.glob("*.json"):
-        if not _is_unfinished_work(_shard_of_part(mark), covered, alone=alone):
-            for file in (mark, labels_file(parts, mark.stem), rows_file(parts, mark.stem)):
-                file.unlink(missing_ok=True)
     if alone:
-        marked = {mark.stem for mark in parts.glob("*.json")}
-        for file in parts.glob("shard-*"):
-            if file.name.partition(".")[0] not in marked:
+        kept = named | {mark.stem for mark in (output / "tasks").glob("pack-*.json")}
+        for file in output.glob("pack-*"):
+            if file.name.partition(".")[0] not in kept:
                 file.unlink(missing_ok=True)
+    parts = output / "tasks" / "shards"
+    unfinished = {mark.stem for mark in parts.glob("*.json") if _is_unfinished_work(_shard_of_part(mark), covered, alone=alone)}
+    for file in parts.glob("shard-*"):
+        stem = file.name.partition(".")[0]
+        if stem.removeprefix("shard-") in covered or (alone and stem not in unfinished):
+            file.unlink(missing_ok=True)
     for folder in (parts, parts.parent):
-        if folder.is_dir() and not any(folder.iterdir()):
+        with suppress(OSError):  # absent, or not empty
             folder.rmdir()
 
 

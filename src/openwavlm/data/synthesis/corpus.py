@@ -11,6 +11,7 @@ Dev and test are shard sets of their own, never mixed into training's.
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from openwavlm.data.synthesis.voices import ACCENTS, HELD_OUT_ACCENTS, SPLITS, V
 from openwavlm.frames import SAMPLE_RATE_HZ
 
 FORMAT_VERSION = 1
+_FILES = re.compile(r"(settings|stats)\.json|[^/]+\.tsv|parts/.+|[^/]+/[^/]+/\d+\.flac")
 MIN_SECONDS, MAX_SECONDS = 2.0, 8.0
 MANIFEST_COLUMNS = ("path", "speaker", "recording", "text", "language", "split", "accent", "voice", "seconds")
 PHONE_COLUMNS = ("path", "start", "end", "phone", "raw")
@@ -103,7 +105,7 @@ def synthesize(
     clean_s = dict.fromkeys(SPLITS, math.inf) | {"train": 60 * clean_minutes}
     with writer_lock(output):
         _bind_settings(output, settings)
-        remove_temporaries(output, r"(settings|stats)\.json|[^/]+\.tsv|parts/.+|[^/]+/[^/]+/\d+\.flac")
+        remove_temporaries(output, _FILES.fullmatch)
         parts = [
             Part(output, split, speaker, wanted_s[split] / count, clean_s[split] / count, seed)
             for split, count in ((split, len(speakers_of(split))) for split in SPLITS)

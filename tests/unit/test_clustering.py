@@ -1,6 +1,7 @@
 """k-means step by step against float64 written out: starts, passes, when they end, empty clusters, and the sample it is fitted on."""
 
 import inspect
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -464,10 +465,12 @@ def test_kmeans_is_given_the_thinned_features_of_the_sample_and_what_was_asked_f
     lengths = {int(index.num_samples[row]): (number, row) for number, index in enumerate(sources) for row in range(len(index))}
     assert len(rows) == len(lengths) == 36, "a row is known by its length"
 
-    def features(settings: dict, waveform: np.ndarray, teacher: None, *, device: str) -> torch.Tensor:
+    def features(settings: list, waveform: np.ndarray, teacher: None, *, device: str) -> Iterator[tuple[int, list[torch.Tensor]]]:
         number, row = lengths[len(waveform)]
         frames = torch.arange(num_frames(len(waveform)), dtype=torch.float32)
-        return torch.stack([torch.full_like(frames, number), torch.full_like(frames, row), frames], dim=1)
+        found = torch.stack([torch.full_like(frames, number), torch.full_like(frames, row), frames], dim=1)
+        for first in range(0, len(found), 7):  # in pieces, as a long recording's
+            yield first, [found[first : first + 7]]
 
     given: dict[str, Any] = {}
 
@@ -476,7 +479,7 @@ def test_kmeans_is_given_the_thinned_features_of_the_sample_and_what_was_asked_f
         given.update(frames=held.clone(), clusters=clusters, seed=seed, **settings)
         return Codebook(torch.zeros(clusters, 3), fitted={"used_clusters": 1, "perplexity": 1.0, "mean_squared_distance": 0.0})
 
-    monkeypatch.setattr("openwavlm.labelling.sampled_frames.extract_features", features)
+    monkeypatch.setattr("openwavlm.labelling.sampled_frames.extract_feature_chunks", features)
     monkeypatch.setitem(_UTTERANCES_A_TASK, "mfcc", 5)
     monkeypatch.setattr(fit_module, "feature_settings", lambda *_, **__: {"name": "mfcc", "dim": 3})
     monkeypatch.setattr(fit_module, f"fit_{engine}_kmeans", kmeans)
@@ -519,8 +522,8 @@ def test_standardised_features_are_clustered_on_their_scale_and_the_codebook_kee
         fit_module, "feature_settings", lambda *_, **__: {"name": "mfcc", "dim": 39, "feature_norm": "standardise"}
     )
     monkeypatch.setattr(
-        "openwavlm.labelling.sampled_frames.extract_features",
-        lambda settings, waveform, teacher, *, device: 5 + 3 * mfcc_features(waveform),
+        "openwavlm.labelling.sampled_frames.extract_feature_chunks",
+        lambda settings, waveform, teacher, *, device: [(0, [5 + 3 * mfcc_features(waveform)])],
     )
     asked = {"sample_hours": 1.0, "validation_share": 0.0, "split_seed": 0, "seed": 0}
     shards = [index.path for index in sources]

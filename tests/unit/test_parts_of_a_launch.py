@@ -116,6 +116,8 @@ class Launch:
             source_names=lambda: ["speech"],
             schedule=lambda: schedule,
             plan_key=lambda: "k",
+            places=lambda: {"shards.speech": "here"},
+            label_sets={},
             training_rows=lambda: "rows",
             validation_specs=lambda: self.held_out,
             label_counts=lambda number: torch.arange(CLASSES[number]).numpy() == number + 2,
@@ -155,7 +157,7 @@ def test_a_first_launch_gives_every_part_its_settings(launch: Launch) -> None:
     assert launch.initial_seed == 11 and launch.given["make_model"][0][1] == CLASSES
     assert launch.said[:2] == [
         ("told", launch.directory, plain(compose(SETTINGS))["data"], launch.fingerprints, ["speech"]),
-        ("checked", launch.fingerprints, []),
+        ("checked", launch.fingerprints, [], {"shards.speech": "here"}),
     ]
     assert not {"begin_branch", "_continue", "check_head", "compiled", "inherited"} & {str(one) for one in launch.said}
 

@@ -15,6 +15,7 @@ import torch
 from openwavlm import extract
 from openwavlm.extract import extract_features_of_folder, extract_units_of_folder, units_line
 from openwavlm.frames import num_frames
+from openwavlm.labelling import extract as extract_module
 
 DIM, TOP = 3, 4
 
@@ -102,14 +103,18 @@ def test_runs_are_the_units_with_their_lengths(units, line, merged):
 def test_units_are_one_a_frame_of_the_features_in_the_folders_order(tmp_path, monkeypatch):
     for name, frames in (("b.wav", 4), ("a.wav", 3)):
         recording(tmp_path / "in", name, frames)
+
+    def in_pieces(features: Any, samples: np.ndarray, model: None, **_: Any) -> Iterator[tuple[int, list[np.ndarray]]]:
+        found = np.arange(num_frames(len(samples)))[:, None] // 2 + 0.1
+        yield 0, [found[:2]]
+        yield 2, [found[2:]]
+
     book: Any = SimpleNamespace(
         features={"name": "mfcc"}, hash="book", assign=lambda features: features[:, 0].round().astype(np.int64)
     )
     monkeypatch.setattr(extract.Codebook, "load", lambda folder: book)
     monkeypatch.setattr(extract, "check_reproducible", lambda *arguments: None)
-    monkeypatch.setattr(
-        extract, "extract_features", lambda features, samples, model: np.arange(num_frames(len(samples)))[:, None] // 2 + 0.1
-    )
+    monkeypatch.setattr(extract_module, "extract_feature_chunks", in_pieces)
     result = extract_units_of_folder(None, tmp_path / "in", tmp_path / "out", Path("book"))
     assert (tmp_path / "out" / "units.tsv").read_text() == "a.wav\t0 0 1\nb.wav\t0 0 1 1\n"
     assert (result.files, result.frames) == (2, 7)

@@ -11,6 +11,7 @@ import numpy as np
 
 # Padding is part of a packet; what is longer is audio that the length in the file does not cover.
 _LONGEST_PADDING_S = 0.25
+_LONGEST_MP3_DELAY = 2880
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,18 @@ class Frame:
 def trim_mp3(frames: Iterable[Frame]) -> Iterator[np.ndarray]:
     """Drops the delay, and the padding of those frames that no other follows."""
     held: list[Frame] = []
-    for frame in _without_delay(frames):
+    # A damaged header must not cost audio: no encoder's delay or padding is longer.
+    believable = (replace(frame, delay=frame.delay if frame.delay <= _LONGEST_MP3_DELAY else 0) for frame in frames)
+    for frame in _without_delay(believable):
         if frame.padding:
             held.append(frame)
             continue
         yield from (earlier.samples for earlier in held)
         held.clear()
         yield frame.samples
+    believed = sum(frame.padding for frame in held) <= _LONGEST_MP3_DELAY
     for frame in held:
-        yield frame.samples[: max(0, len(frame.samples) - frame.padding)]
+        yield frame.samples[: max(0, len(frame.samples) - frame.padding)] if believed else frame.samples
 
 
 def trim_links(frames: Iterable[Frame], links: Sequence[Link]) -> Iterator[np.ndarray]:

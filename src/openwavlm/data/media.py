@@ -63,7 +63,8 @@ class MediaSource:
         """
         self._descriptor, self._size = descriptor, size
         self._extent = audio_extent(descriptor, size)
-        self._links = check_structure(descriptor, size)
+        structure = check_structure(descriptor, size)
+        self._links, self._blocks = structure.links, structure.blocks
         try:
             import av
         except ImportError as error:
@@ -238,7 +239,9 @@ class MediaSource:
             raise AudioError("truncated", f"{seconds:.2f} s could be decoded where the file announces {announced:.2f} s")
         if position == 0:
             raise AudioError("unreadable", "no audio could be decoded")
-        packets = self._stream.frames if self.format.startswith("mov") else self._xing_frames() if self.format == "mp3" else 0
+        if len(self._blocks) > len(self._container.streams):
+            raise AudioError("unreadable", "some blocks belong to no track of the file: repair it")
+        packets = self._announced_packets()
         missing = packets - self._count
         if missing > 0 and missing * position / self._count > _LOSSY_TOLERANCE_S * self.rate:
             raise AudioError("truncated", f"{self._count} packets were found where the file announces {packets}")
@@ -255,6 +258,14 @@ class MediaSource:
         if self._links or self.format.startswith("mov") or self.format in ("caf", "asf", "wv", "tta", "ape", "flac"):
             return self.claimed_s
         return None
+
+    def _announced_packets(self) -> int:
+        """Packets that the container says there are; 0 if it does not."""
+        if self.format == "mp3":
+            return self._xing_frames()
+        if self.format.startswith("mov"):
+            return int(self._stream.frames)
+        return self._blocks.total() if len(self._container.streams) == 1 else 0
 
     def _xing_frames(self) -> int:
         """Frames that the Xing or Info header before the first frame of an MP3 announces; 0 if none does."""

@@ -6,6 +6,8 @@ FFmpeg skips what it cannot read and ends where the first of two joined files en
 import re
 import struct
 import zlib
+from collections import Counter
+from dataclasses import dataclass, field
 
 from openwavlm.data.containers import AudioError, check_rest, read_at
 from openwavlm.data.gapless import Link
@@ -14,10 +16,11 @@ _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"pnot")
 _EBML, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
+_SIMPLE_BLOCK, _BLOCK_GROUP, _BLOCK = 0xA3, 0xA0, 0xA1
 # Level-1 elements of a segment: seek head, info, tracks, cluster, cues, attachments, chapters, tags, void, CRC-32.
 _LEVEL_1 = {0x114D9B74, 0x1549A966, 0x1654AE6B, _CLUSTER, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367, 0xEC, 0xBF}
 # What a cluster holds: timestamp, position, previous size, simple block, block group, silent tracks, encrypted block, void, CRC-32.
-_LEVEL_2 = {0xE7, 0xA7, 0xAB, 0xA3, 0xA0, 0x5854, 0xAF, 0xEC, 0xBF}
+_LEVEL_2 = {0xE7, 0xA7, 0xAB, _SIMPLE_BLOCK, _BLOCK_GROUP, 0x5854, 0xAF, 0xEC, 0xBF}
 
 # A stream whose first page ends later than this was recorded from its middle on.
 _OGG_START_S = 10
@@ -25,7 +28,20 @@ _WINDOW_BYTES = 1 << 17
 _REVERSED_BYTES = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-def check_structure(descriptor: int, size: int) -> list[Link]:
+@dataclass(frozen=True)
+class Structure:
+    """What a container says about its audio.
+
+    Attributes:
+        links: The audio streams of an Ogg file, one after another.
+        blocks: Blocks of a Matroska file by the number of their track.
+    """
+
+    links: list[Link] = field(default_factory=list)
+    blocks: Counter[int] = field(default_factory=Counter)
+
+
+def check_structure(descriptor: int, size: int) -> Structure:
     """Walks a file of compressed audio from its first byte to its last.
 
     Args:
@@ -33,7 +49,7 @@ def check_structure(descriptor: int, size: int) -> list[Link]:
         size: Its bytes, at least 1.
 
     Returns:
-        The audio streams of an Ogg file; nothing for other formats.
+        What it says of its audio; nothing for formats without a structure (MP3, AAC, AMR …).
 
     Raises:
         AudioError: With reason `truncated`, `undecoded` or `unreadable`.
@@ -41,14 +57,14 @@ def check_structure(descriptor: int, size: int) -> list[Link]:
     content = _Bytes(descriptor, size)
     head = content[0:16]
     if head[:4] == b"OggS":
-        return _check_ogg(content)
+        return Structure(links=_check_ogg(content))
     if head[4:8] in _FIRST_BOXES:
         _check_boxes(content, descriptor)
     elif head[:4] == b"\x1aE\xdf\xa3":
-        _check_matroska(content)
+        return Structure(blocks=_check_matroska(content))
     elif head == _ASF_HEADER:
         _check_asf(content, descriptor)
-    return []
+    return Structure()
 
 
 class _Bytes:
@@ -191,9 +207,9 @@ def _check_asf(content: _Bytes, descriptor: int) -> None:
     check_rest(descriptor, position, len(content))
 
 
-def _check_matroska(content: _Bytes) -> None:
+def _check_matroska(content: _Bytes) -> Counter[int]:
     """Walks the elements of a Matroska or WebM file down to the blocks; recordings may follow one another."""
-    position = 0
+    position, blocks = 0, Counter[int]()
     # Ends of the elements that the position lies in, with their names; an unknown length ends where an outer element begins.
     open_elements: list[tuple[int, int]] = []
     while position < len(content):
@@ -218,7 +234,21 @@ def _check_matroska(content: _Bytes) -> None:
             open_elements.append((name, end))
             position = start
         else:
+            if name in (_SIMPLE_BLOCK, _BLOCK_GROUP):
+                blocks[_track(content, name, start, end)] += 1
             position = end
+    return blocks
+
+
+def _track(content: _Bytes, name: int, start: int, end: int) -> int:
+    """Number of the track that a block belongs to, 0 where there is no block."""
+    while name == _BLOCK_GROUP and start < end:
+        child, start = _ebml_number(content, start, keep_marker=True)
+        length, start = _ebml_number(content, start)
+        if child == _BLOCK:
+            break
+        start += length
+    return _ebml_number(content, start)[0] if start < end else 0
 
 
 def _children(name: int) -> set[int]:

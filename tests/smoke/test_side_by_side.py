@@ -64,10 +64,10 @@ def test_labellings_made_together_are_those_made_alone(place: Place, tmp_path: P
     outputs = [tmp_path / name for name in NAMES]
     read: list[int] = []
     passes: list[list[int]] = []
-    original, layers = ShardReader.read, extract.features_of_layers
+    original, layers = ShardReader.read, extract.layer_chunks
     monkeypatch.setattr(ShardReader, "read", lambda self, row, *rest: read.append(row) or original(self, row, *rest))
     monkeypatch.setattr(
-        extract, "features_of_layers", lambda model, wanted, audio: passes.append(wanted) or layers(model, wanted, audio)
+        extract, "layer_chunks", lambda model, wanted, audio: passes.append(wanted) or layers(model, wanted, audio)
     )
     assert assign_labels(place.shards, place.codebooks, outputs, teacher=place.teacher) is not None
     assert read == list(range(20)) and passes == [[1, 2]] * 20
@@ -80,9 +80,9 @@ def test_a_labelling_that_is_there_already_is_left_alone(place: Place, tmp_path:
     assign_labels(place.shards, place.codebooks[1], outputs[1], teacher=place.teacher)
     before = {path: path.stat().st_mtime_ns for path in outputs[1].glob("pack-*")}
     passes: list[list[int]] = []
-    layers = extract.features_of_layers
+    layers = extract.layer_chunks
     monkeypatch.setattr(
-        extract, "features_of_layers", lambda model, wanted, audio: passes.append(wanted) or layers(model, wanted, audio)
+        extract, "layer_chunks", lambda model, wanted, audio: passes.append(wanted) or layers(model, wanted, audio)
     )
     assign_labels(place.shards, place.codebooks, outputs, teacher=place.teacher)
     assert passes == [[2]] * 20 and {path: path.stat().st_mtime_ns for path in outputs[1].glob("pack-*")} == before

@@ -476,7 +476,10 @@ def test_kmeans_is_given_the_thinned_features_of_the_sample_and_what_was_asked_f
         given.update(frames=held.clone(), clusters=clusters, seed=seed, **settings)
         return Codebook(torch.zeros(clusters, 3), fitted={"used_clusters": 1, "perplexity": 1.0, "mean_squared_distance": 0.0})
 
-    monkeypatch.setattr("openwavlm.labelling.sampled_frames.extract_features", features)
+    monkeypatch.setattr(
+        "openwavlm.labelling.sampled_frames.extract_feature_chunks",
+        lambda settings, waveform, teacher, *, device: [(0, [features(settings[0], waveform, teacher, device=device)])],
+    )
     monkeypatch.setitem(_UTTERANCES_A_TASK, "mfcc", 5)
     monkeypatch.setattr(fit_module, "feature_settings", lambda *_, **__: {"name": "mfcc", "dim": 3})
     monkeypatch.setattr(fit_module, f"fit_{engine}_kmeans", kmeans)
@@ -519,8 +522,8 @@ def test_standardised_features_are_clustered_on_their_scale_and_the_codebook_kee
         fit_module, "feature_settings", lambda *_, **__: {"name": "mfcc", "dim": 39, "feature_norm": "standardise"}
     )
     monkeypatch.setattr(
-        "openwavlm.labelling.sampled_frames.extract_features",
-        lambda settings, waveform, teacher, *, device: 5 + 3 * mfcc_features(waveform),
+        "openwavlm.labelling.sampled_frames.extract_feature_chunks",
+        lambda settings, waveform, teacher, *, device: [(0, [5 + 3 * mfcc_features(waveform)])],
     )
     asked = {"sample_hours": 1.0, "validation_share": 0.0, "split_seed": 0, "seed": 0}
     shards = [index.path for index in sources]

@@ -108,7 +108,9 @@ def test_units_are_one_a_frame_of_the_features_in_the_folders_order(tmp_path, mo
     monkeypatch.setattr(extract.Codebook, "load", lambda folder: book)
     monkeypatch.setattr(extract, "check_reproducible", lambda *arguments: None)
     monkeypatch.setattr(
-        extract, "extract_features", lambda features, samples, model: np.arange(num_frames(len(samples)))[:, None] // 2 + 0.1
+        extract,
+        "assign_in_chunks",
+        lambda books, samples, model: [books[0].assign(np.arange(num_frames(len(samples)))[:, None] // 2 + 0.1)],
     )
     result = extract_units_of_folder(None, tmp_path / "in", tmp_path / "out", Path("book"))
     assert (tmp_path / "out" / "units.tsv").read_text() == "a.wav\t0 0 1\nb.wav\t0 0 1 1\n"

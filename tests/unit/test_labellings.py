@@ -12,7 +12,7 @@ import torch
 from openwavlm.data.index import Index
 from openwavlm.labelling import pack_tasks
 from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.extract import extract_feature_sets
+from openwavlm.labelling.extract import assign_in_chunks
 from openwavlm.labelling.fit import fit_codebook
 from openwavlm.labelling.pack_tasks import PackTarget, PackTask, label_pack
 from openwavlm.labelling.parts import ShardParts, write_parts
@@ -284,8 +284,8 @@ def test_a_pack_names_the_gpu_of_its_layer_features_and_those_of_labels_that_it_
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU B")
     monkeypatch.setattr(  # the teacher stands aside: its features are those of the codebook
         pack_tasks,
-        "extract_feature_sets",
-        lambda settings, waveform, teacher, device: extract_feature_sets([book.features] * len(settings), waveform),
+        "assign_in_chunks",
+        lambda books, waveform, teacher, device: assign_in_chunks([book] * len(books), waveform),
     )
 
     def written(carry_from: Path | None, *books: Codebook) -> list[str | None]:

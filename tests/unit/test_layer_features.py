@@ -20,7 +20,7 @@ from openwavlm.labelling.extract import (
     feature_settings,
     named_device,
 )
-from openwavlm.labelling.teacher import CHUNK_SECONDS, layer_chunks, model_hash, open_teacher
+from openwavlm.labelling.teacher import CHUNK_SECONDS, features_of_layers, layer_chunks, model_hash, open_teacher
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
 from openwavlm.targets.kmeans import Codebook, standardise
@@ -32,11 +32,6 @@ from synthetic import speech_like
 TINY = WavLMConfig(
     conv_dims=(8,) * 7, dim=16, ffn_dim=32, heads=2, layers=2, pre_norm=True, positional_kernel=8, positional_groups=2
 )
-
-
-def whole_features(model: WavLM, layers: list[int], waveform: np.ndarray) -> list[torch.Tensor]:
-    parts = [[torch.zeros(0, model.config.dim) for _ in layers], *(states for _, states in layer_chunks(model, layers, waveform))]
-    return [torch.cat(of_layer) for of_layer in zip(*parts, strict=True)]
 
 
 def tiny(seed: int = 0, **changes: object) -> WavLM:
@@ -55,7 +50,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_there_are_exactly_as_many_rows_as_frames(samples: int) -> None:
     model = tiny()
     waveform = np.resize(speech_like(1.0), samples)
-    assert whole_features(model, [1], waveform)[0].shape == (num_frames(samples), 16)
+    assert features_of_layers(model, [1], waveform)[0].shape == (num_frames(samples), 16)
     parts = [(first, len(states[0])) for first, states in layer_chunks(model, [1], waveform)]
     assert [first for first, _ in parts] == np.cumsum([0, *(length for _, length in parts)])[: len(parts)].tolist()
     assert all(length <= num_frames(CHUNK_SECONDS * 16_000) for _, length in parts)
@@ -78,7 +73,7 @@ def test_parts_of_a_long_utterance_know_nothing_of_each_other() -> None:
     waveform = np.concatenate([speech_like(20.0, seed) for seed in range(2)])
     other = waveform.copy()
     other[20 * 16_000 + 400 :] = speech_like(20.0, 7)[400:]
-    whole, changed = whole_features(model, [2], waveform)[0], whole_features(model, [2], other)[0]
+    whole, changed = features_of_layers(model, [2], waveform)[0], features_of_layers(model, [2], other)[0]
     half = num_frames(len(waveform)) // 2
     assert torch.equal(whole[:half], changed[:half])
     assert not torch.equal(whole[half:], changed[half:])
@@ -277,7 +272,7 @@ def test_labels_computed_in_pieces_equal_those_of_all_features_at_once(
     monkeypatch.setattr("openwavlm.targets.kmeans.CHUNK_FRAMES", 700)
     monkeypatch.setattr("openwavlm.labelling.extract.CHUNK_FRAMES", 700)
     model = open_teacher(teacher).model
-    first, second = whole_features(model, [1, 2], waveform)
+    first, second = features_of_layers(model, [1, 2], waveform)
     expected = [book.assign(whole) for book, whole in zip(books, [second, mfcc_features(waveform), first], strict=True)]
     found = assign_in_chunks(books, waveform, teacher)
     assert [len(labels) for labels in found] == [num_frames(len(waveform))] * 3

@@ -351,3 +351,11 @@ def test_every_decoder_is_named_with_its_version() -> None:
         ".mp4",
         ".webm",
     } < EXTENSIONS
+
+
+def test_the_length_of_a_recording_is_what_was_decoded_where_no_header_tells(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 8000, 8000).clip(-32_768, 32_767).astype(np.int16)
+    encode(tmp_path / "a.mp3", np.concatenate([noise, np.resize(SPEECH, 160_000)]), "mp3", write_xing="0")
+    with pytest.raises(AudioError) as caught:
+        decode(tmp_path / "a.mp3", start_s=1.0, end_s=60.0)
+    assert (caught.value.reason, caught.value.recording_s) == ("out-of-range", len(decode(tmp_path / "a.mp3").samples) / 16_000)

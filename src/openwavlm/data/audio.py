@@ -250,7 +250,8 @@ def _check_range(first: int, last: int | None, frames: int, rate: int, start_s: 
         raise AudioError("zero-length", "the file has 0 samples")
     if first >= frames or (last is not None and last > frames + rate // 2):
         end = "the end" if end_s is None else f"{end_s:g} s"
-        raise AudioError("out-of-range", f"segment {start_s:g} s to {end} of a recording of {frames / rate:.3f} s")
+        length_s = frames / rate
+        raise AudioError("out-of-range", f"segment {start_s:g} s to {end} of a recording of {length_s:.3f} s", length_s)
 
 
 def check_clip(samples: np.ndarray, *, min_samples: int = RECEPTIVE_FIELD_SAMPLES) -> None:

@@ -28,12 +28,14 @@ class AudioError(ValueError):
             `no-decoder` (the extra `media` is not installed), `zero-length`, `all-zero`, `not-finite`, `too-short`, `too-long`,
             `out-of-range`, `over-scale`, `no-such-channel`.
         detail: What exactly was found.
+        recording_s: With `out-of-range`: duration of the recording, seconds, as decoded where the header does not tell.
     """
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, recording_s: float | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.recording_s = recording_s
 
 
 @dataclass(frozen=True)

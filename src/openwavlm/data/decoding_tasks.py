@@ -58,7 +58,7 @@ class TaskDecoder:
         try:
             audio = self._decode(utterances, start_s)
         except AudioError as error:
-            length_s = probe_seconds(self._root / name) if error.reason == "out-of-range" and len(utterances) > 1 else None
+            length_s = error.recording_s if len(utterances) > 1 else None
             inside = [] if length_s is None else [utterance for utterance in utterances if _is_within(utterance, length_s)]
             if length_s is None or not 0 < len(inside) < len(utterances):
                 for utterance in utterances:

@@ -108,3 +108,11 @@ def layer_chunks(model: WavLM, layers: Sequence[int], waveform: np.ndarray) -> I
         states = [state[0] for state in model.extract(audio, layers=layers)]
         assert all(len(state) == stop - start for state in states)
         yield start, states
+
+
+def features_of_layers(model: WavLM, layers: Sequence[int], waveform: np.ndarray) -> list[Tensor]:
+    """Features of several layers of one utterance, float32 (frames, dim) each, on the CPU; as `layer_chunks`."""
+    parts = [states for _, states in layer_chunks(model, layers, waveform)]
+    if not parts:
+        return [torch.zeros(0, model.config.dim) for _ in layers]
+    return [torch.cat(of_layer).cpu() for of_layer in zip(*parts, strict=True)]

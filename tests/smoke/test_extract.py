@@ -16,7 +16,7 @@ from openwavlm.data.audio import decode
 from openwavlm.extract import extract_features_of_folder, extract_units_of_folder, units_line
 from openwavlm.frames import num_frames
 from openwavlm.labelling.fit import fit_codebook
-from openwavlm.labelling.teacher import features_of_layers
+from openwavlm.labelling.teacher import layer_chunks
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
 from openwavlm.targets.kmeans import Codebook
@@ -70,7 +70,8 @@ def test_every_recording_gets_the_hidden_states_of_its_frames(model: Path, recor
         samples, features = decode(recordings / name).samples, np.load(tmp_path / "out" / f"{name}.npy")
         assert features.shape == (3, num_frames(len(samples)), 16) and features.dtype == np.float32
         if name in ("short.wav", "long.flac"):
-            assert np.array_equal(features[1], features_of_layers(loaded, [1], samples)[0].numpy())
+            parts = [states[0].numpy() for _, states in layer_chunks(loaded, [1], samples)]
+            assert np.array_equal(features[1], np.concatenate([np.zeros((0, 16), np.float32), *parts]))
         else:
             whole = loaded.extract(torch.from_numpy(samples)[None].float() / 32768)
             assert_close_to_scale(features, torch.cat(whole))
@@ -113,8 +114,8 @@ def test_units_are_the_codebooks_labels_and_merge_into_runs(model: Path, recordi
     assert list(lines) == NAMES and lines["short.wav"] == ""
     book, loaded = Codebook.load(codebook), openwavlm.load(model)
     for name in NAMES:
-        expected = book.assign(features_of_layers(loaded, [1], decode(recordings / name).samples)[0])
-        assert lines[name].split() == [str(unit) for unit in expected]
+        parts = layer_chunks(loaded, [1], decode(recordings / name).samples)
+        assert lines[name].split() == [str(unit) for _, states in parts for unit in book.assign(states[0])]
     extract_units_of_folder(model, recordings, tmp_path / "merged", codebook, merge=True, workers=2)
     for line in (tmp_path / "merged" / "units.tsv").read_text().splitlines():
         name, units, lengths = line.split("\t")

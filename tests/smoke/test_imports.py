@@ -20,7 +20,7 @@ from openwavlm.labelling import import_labels as import_module
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.import_codebook import import_codebook
 from openwavlm.labelling.import_labels import import_labels
-from openwavlm.labelling.teacher import open_teacher
+from openwavlm.labelling.teacher import layer_chunks, open_teacher
 from openwavlm.labelling.verify import verify_labels
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
@@ -275,9 +275,8 @@ class Attack:
 def test_a_published_pickle_becomes_a_codebook_that_labels_as_it_does(shards, teacher, tmp_path):
     index = Index.open(shards)
     reader, model = ShardReader(index), open_teacher(teacher).model
-    from openwavlm.labelling.teacher import features_of_layers
-
-    frames = np.concatenate([features_of_layers(model, [1], reader.read(row))[0].numpy() for row in range(6)])
+    parts = [layer_chunks(model, [1], reader.read(row)) for row in range(6)]
+    frames = np.concatenate([states[0].numpy() for row in parts for _, states in row])
     fitted = MiniBatchKMeans(CLASSES, n_init=1, random_state=0).fit(frames)
     joblib.dump(fitted, tmp_path / "km.bin")
     with pytest.raises(ValueError, match=r"only with trust=true. Or convert it .*numpy\.save\('centroids\.npy'"):

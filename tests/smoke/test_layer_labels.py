@@ -14,7 +14,7 @@ from openwavlm.frames import num_frames
 from openwavlm.labelling import sampled_frames
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
-from openwavlm.labelling.teacher import features_of_layers, open_teacher
+from openwavlm.labelling.teacher import layer_chunks, open_teacher
 from openwavlm.labelling.verify import verify_labels
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
@@ -73,7 +73,8 @@ def test_labels_are_the_nearest_centroids_of_the_standardised_layer(
     assert book.norm is not None
     mean, deviation = book.norm.double().numpy()
     for row in range(len(index)):
-        features = (features_of_layers(model, [2], reader.read(row))[0].double().numpy() - mean) / deviation
+        parts = [states[0].double().numpy() for _, states in layer_chunks(model, [2], reader.read(row))]
+        features = (np.concatenate(parts) - mean) / deviation
         distances = np.square(features[:, None] - book.centroids.double().numpy()).sum(axis=2)
         assert len(store.read(row)) == num_frames(int(index.num_samples[row]))
         assert (store.read(row) == distances.argmin(axis=1)).mean() > 0.99

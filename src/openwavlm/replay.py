@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -23,7 +22,7 @@ from openwavlm.batch import PretrainBatch
 from openwavlm.build import build, make_builder
 from openwavlm.cli import command
 from openwavlm.data.atomic import atomic_file, write_json
-from openwavlm.data.audio import encode_flac
+from openwavlm.data.audio import encode, encode_flac
 from openwavlm.data.sources import Data, OpenData, label_folders
 from openwavlm.frames import SAMPLE_RATE_HZ
 from openwavlm.report.batch_rows import BatchRow, describe_rows
@@ -257,7 +256,7 @@ def replay(run: Path, step: int, *, rows: int = 32, output: Path | None = None) 
             file.write(encode_flac((example.clean * 32768).astype(np.int16)))
         if example.length:
             with atomic_file(output / "audio" / f"{name}-after.wav") as file:
-                soundfile.write(file, example.mixed, SAMPLE_RATE_HZ, format="WAV", subtype="FLOAT")
+                file.write(encode(example.mixed, "WAV", "FLOAT"))
     with atomic_file(output / "page.html") as file:
         file.write(render_replay(record, examples).encode())
     write_json(output / "batch.json", record, indent=None)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import struct
 import subprocess
@@ -346,3 +347,19 @@ def test_a_signal_while_a_file_is_decoded_is_never_lost(tmp_path: Path) -> None:
 def test_the_bytes_of_a_flac_payload_are_those_of_a_file(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.flac", SPEECH, 16_000, subtype="PCM_16")
     assert encode_flac(SPEECH) == (tmp_path / "a.flac").read_bytes()
+
+
+def test_libsndfile_is_given_descriptors_and_never_a_file_of_python() -> None:
+    # An exception in a callback, KeyboardInterrupt among them, is printed and forgotten by cffi, and looks like the end of the file.
+    source = Path(audio.__file__).parents[1]
+    calls = {
+        f"{path.relative_to(source)}: {call}"
+        for path in source.rglob("*.py")
+        for call in re.findall(r"(?:soundfile\.(?:read|write|blocks|info|SoundFile)|SequentialFile)\([^,)]*", path.read_text())
+    }
+    assert calls == {
+        "data/audio.py: soundfile.write(descriptor",
+        "data/reader.py: SequentialFile(descriptor",
+        "data/sound_files.py: SequentialFile(soundfile.SoundFile",
+        "data/sound_files.py: SequentialFile(descriptor",
+    }

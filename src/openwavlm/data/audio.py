@@ -270,8 +270,13 @@ def check_clip(samples: np.ndarray, *, min_samples: int = RECEPTIVE_FIELD_SAMPLE
 
 def encode_flac(samples: np.ndarray) -> bytes:
     """Encodes int16 (samples,) as a 16 kHz mono 16-bit FLAC file; the same samples always give the same bytes."""
+    return encode(samples, "FLAC", "PCM_16")
+
+
+def encode(samples: np.ndarray, container: str, subtype: str) -> bytes:
+    """Encodes (samples,), int16 or float in [−1, 1], as a 16 kHz mono file of a container and subtype that libsndfile writes."""
     with file_in_memory() as descriptor:
-        soundfile.write(descriptor, samples, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16", closefd=False)
+        soundfile.write(descriptor, samples, SAMPLE_RATE_HZ, format=container, subtype=subtype, closefd=False)
         return read_at(descriptor, os.fstat(descriptor).st_size, 0)
 
 

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import soundfile
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from openwavlm.data.audio import encode
 from openwavlm.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from openwavlm.report.content import Example, Iteration, Realised
 from openwavlm.report.reference_points import ReferencePoint, comparable
@@ -289,6 +289,6 @@ def runs_of(values: np.ndarray) -> list[tuple[int, int]]:
 
 def audio_uri(signal: np.ndarray, peak: float, *, flac: bool = False) -> str:
     """A signal as a 16-bit WAV or FLAC data URI, divided by `peak`: give two signals the same one to keep their levels comparable."""
-    buffer, kind = io.BytesIO(), "flac" if flac else "wav"
-    soundfile.write(buffer, 0.9 * signal / max(peak, 1e-6), SAMPLE_RATE_HZ, format=kind.upper(), subtype="PCM_16")
-    return f"data:audio/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
+    kind = "flac" if flac else "wav"
+    content = encode(0.9 * signal / max(peak, 1e-6), kind.upper(), "PCM_16")
+    return f"data:audio/{kind};base64," + base64.b64encode(content).decode()

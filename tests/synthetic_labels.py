@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo, shard_identity, write_index
+from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo, shard_identity
+from openwavlm.data.index_writer import write_index
 from openwavlm.frames import num_frames
 from openwavlm.targets.kmeans import Codebook
 from openwavlm.targets.label_packs import write_labels_meta, write_pack

@@ -14,6 +14,7 @@ COMMANDS = {
     "export": ("openwavlm.export", "write a run in the format of Hugging Face, Microsoft or torchaudio"),
     "report": ("openwavlm.report_command", "write a run's report.html: figures, pictures, audio, verdicts"),
     "replay": ("openwavlm.replay", "build the batches of one update again, bit for bit, to be seen and heard"),
+    "upgrade": ("openwavlm.upgrade", "bring shard sets, labels and runs of an older version to the present formats, in place"),
 }
 
 

@@ -13,6 +13,7 @@ from openwavlm.training.health.judgement import Known
 from openwavlm.training.health.monitor import HealthMonitor, WallClock, kept_references
 from openwavlm.training.health.promises import Promises
 from openwavlm.training.log import RunLog
+from openwavlm.training.run_directory import same_data
 
 
 def make_figures(parts: Mapping[str, Any], opened: OpenData, rank: int) -> HealthFigures | None:
@@ -59,7 +60,7 @@ def make_monitor(
     if not settings.enabled:
         return None
     kept = state.get("health") if state else None
-    references = kept_references(kept) if state and state["fingerprints"] == opened.fingerprints() else None
+    references = kept_references(kept) if state and same_data(state["fingerprints"], opened.fingerprints()) else None
     if references is None or not references.complete(settings, updates):
         references = label_references(opened, schedule, parts["masking"], seed, settings, start=start, updates=updates)
     known = Known(

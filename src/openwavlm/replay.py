@@ -29,6 +29,7 @@ from openwavlm.report.batch_rows import BatchRow, describe_rows
 from openwavlm.report.content import read_table
 from openwavlm.report.replay_page import render_replay
 from openwavlm.training.forward import prepare_waveforms
+from openwavlm.training.run_directory import lacks_names, same_data
 from openwavlm.training.segments import Segment, follow_plan, segment_of
 
 log = logging.getLogger(__name__)
@@ -150,6 +151,11 @@ def _found(segment: Segment, step: int) -> dict[str, Any]:
 
 def _check_fingerprints(opened: OpenData, segment: Segment, step: int) -> None:
     found, expected = opened.fingerprints(), segment.fingerprints
+    if expected is not None and lacks_names(expected, found) and same_data(expected, found):
+        raise ValueError(
+            f"the launch that trained update {step} does not say which speakers and other names its shards had (a run of an older "
+            "format): add them by `openwavlm upgrade` and the run's folder"
+        )
     if expected is not None and found != expected:
         names = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
         data: Data = opened.data

@@ -42,8 +42,9 @@ from openwavlm.training.label_watch import LabelWatch
 from openwavlm.training.log import RunLog, log_file, open_trackers, write_log
 from openwavlm.training.module import PretrainingModule, StepRecord
 from openwavlm.training.ranks import join_processes, on_rank_zero, requeue_job, together
-from openwavlm.training.run_directory import RunRecord, accept_config, flatten
+from openwavlm.training.run_directory import RunRecord, accept_config, flatten, names_in
 from openwavlm.training.run_lock import RunLock
+from openwavlm.training.segments import names_of_checkpoint
 from openwavlm.training.sharding import ShardedStrategy
 from openwavlm.training.watchdog import Watchdog
 
@@ -188,7 +189,8 @@ def _train(
     schedule = opened.schedule()
     plan_key = opened.plan_key()
     if state is not None:
-        _resume_plan(schedule, state["plan"], plan_key, start, list(values["allow_change"]))
+        same_names = names_of_checkpoint(found, state.get("fingerprints", {})) == names_in(fingerprints)
+        _resume_plan(schedule, state["plan"], plan_key, start, list(values["allow_change"]), same_names=same_names)
     target_weights = parts["loss"].target_weights(len(opened.classes))
     control = Control(directory)
     stores = [store for stores in opened.label_sets.values() for store in stores]
@@ -355,14 +357,16 @@ def _open(parts: dict[str, Any], seed: int) -> OpenData:
     return opened
 
 
-def _resume_plan(schedule: Schedule, state: dict[str, Any], key: str, start: int, allow_change: list[str]) -> None:
+def _resume_plan(
+    schedule: Schedule, state: dict[str, Any], key: str, start: int, allow_change: list[str], *, same_names: bool
+) -> None:
     """Goes on in the checkpoint's plan, or begins the next data epoch of each stream where an allowed change made it another one."""
     if state["plan_version"] != PLAN_VERSION and "plan" not in allow_change:
         raise ValueError(
             f"the checkpoint follows plan version {state['plan_version']}, this version plans by {PLAN_VERSION}: install the version that "
             "run.json names, or allow_change=[plan] to begin the next data epoch with the new plan"
         )
-    if state["plan_version"] == PLAN_VERSION and state["key"] == key:
+    if state["plan_version"] == PLAN_VERSION and state["key"] == key and same_names:
         schedule.restore(state)
     else:
         schedule.begin_at(start, state)

@@ -165,6 +165,7 @@ def test_what_was_heard_before_the_data_changed_was_heard(data, tmp_path, noted)
         record.write_text(json.dumps(content))
     before = json.loads((export_run(tmp_path / "run") / "openwavlm.json").read_text())["trained_on"]
     assert before == {
+        "metadata": {one.fingerprint: one.metadata},
         "validation_share": 0,
         "split_seed": 0,
         "indexes": [one.fingerprint],

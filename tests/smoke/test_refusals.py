@@ -221,7 +221,7 @@ def test_a_folder_that_is_no_shard_set_is_refused(place):
     [
         (
             "shards/index/shards.json",
-            r"the index of .*/shards has format 99, but this version of OpenWavLM reads up to 1: update",
+            r"the index of .*/shards has format 99, but this version of OpenWavLM reads up to 2: update",
         ),
         ("labels/meta.json", r"/labels has labels of format_version 99, but this OpenWavLM reads up to 3: update"),
         (
@@ -267,7 +267,9 @@ def test_a_run_does_not_go_on_with_other_settings(place):
 def test_a_run_does_not_go_on_with_labels_that_changed_in_their_place(place):
     shutil.rmtree(place.folder / "labels")
     (place.folder / "labels-2").rename(place.folder / "labels")
-    sentence = r"the data of this run has changed since it began \(codebook, labels\.speech\): restore it, start a new run"
+    sentence = (
+        r"the data of this run has changed since it began \(codebook, labels\.speech in .*/labels\): restore it, start a new run"
+    )
     refused(place, sentence, run=place.run)
 
 
@@ -278,7 +280,8 @@ def test_a_run_does_not_go_on_with_shards_that_were_added_to(place):
     (place.folder / "others-labels").rename(place.folder / "labels")
     refused(
         place,
-        r"has changed since it began \(labels\.speech, shards\.speech\): restore it, .* or allow_change=\[data\]",
+        r"has changed since it began \(labels\.speech in .*, metadata\.speech in .*, shards\.speech in .*/shards\): restore it, .* or "
+        r"allow_change=\[data\]",
         run=place.run,
     )
 

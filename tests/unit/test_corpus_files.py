@@ -19,7 +19,9 @@ from openwavlm.data.fields import read_fields
 from openwavlm.data.index import Index
 from openwavlm.data.prepare import make_shards
 from openwavlm.data.reader import ShardReader
+from openwavlm.data.seals import write_sealed
 from openwavlm.data.stats import sentences
+from openwavlm.data.upgrade import upgrade_shards
 from synthetic import speech_like, write_speech_like
 
 ROOT = Path(__file__).parents[2]
@@ -291,21 +293,22 @@ def test_a_set_of_the_first_version_goes_on_as_it_was_begun(tmp_path, caplog):
     prepare(tmp_path / "m.tsv", tmp_path / "out", layout="manifest")
     # What the first version wrote: a whole file, and neither of the later settings and fields.
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
-    for name in ("channels", "columns_by_name", "decoders"):
+    for name in ("channels", "columns_by_name", "decoders", "seal"):
         del settings[name]
     old = tmp_path / "old"
     old.mkdir()
     (old / "settings.json").write_text(json.dumps(settings | {"format_version": 1}))
     line = {"task": 0, "items": [[{"name": "a", "path": "a.wav", "recording": "a"}]], "again": []}
     (old / "tasks.jsonl").write_text(json.dumps(line) + "\n")
+    upgrade_shards(old)
     stats = prepare(tmp_path / "m.tsv", old, layout="manifest")
     assert (stats["utterances"], Index.open(old).num_samples.tolist()) == (1, [64_000])
     for column in ("offset", "duration", "channel"):
         assert f"column {column!r} that is not used, though it seems to say which part of the audio is meant" in caplog.text
     done = json.loads((old / "done/000/000000.json").read_text())
-    for name in ("out_of_phase", "decoders"):
+    for name in ("out_of_phase", "decoders", "seal"):
         del done[name]
-    (old / "done/000/000000.json").write_text(json.dumps(done))
+    write_sealed(old / "done/000/000000.json", done)
     assert prepare(tmp_path / "m.tsv", old, layout="manifest")["decoders"] == [{"tasks": 1, "versions": {}}]
     with pytest.raises(ValueError, match="was made with channels=mean, but this run has channels=split"):
         prepare(tmp_path / "m.tsv", old, layout="manifest", channels="split")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo, write_index
+from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo
+from openwavlm.data.index_writer import write_index
 from openwavlm.data.sealed import sealed
 from openwavlm.labelling.parts import ShardParts, write_parts
 from openwavlm.labelling.upgrade import upgrade_labels

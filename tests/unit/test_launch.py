@@ -73,11 +73,14 @@ def test_a_launch_goes_on_in_the_same_plan_or_begins_the_next_epochs_where_that_
     schedule, state = Plan(), {"plan_version": version, "key": key}
     if expected is None:
         with pytest.raises(ValueError, match=f"follows plan version {version}, this version plans by {PLAN_VERSION}"):
-            _resume_plan(schedule, state, "k", 7, allowed)
+            _resume_plan(schedule, state, "k", 7, allowed, same_names=True)
         assert schedule.calls == []
     else:
-        _resume_plan(schedule, state, "k", 7, allowed)
+        _resume_plan(schedule, state, "k", 7, allowed, same_names=True)
         assert schedule.calls == [expected]
+        if expected[0] == "restore":  # the same audio under other names is held out otherwise: another plan
+            _resume_plan(schedule, state, "k", 7, allowed, same_names=False)
+            assert schedule.calls[1] == ("begin", 7, "k")
 
 
 def test_of_equal_figures_the_earlier_checkpoint_is_the_best(tmp_path):

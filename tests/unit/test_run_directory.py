@@ -478,6 +478,24 @@ def test_data_that_may_change_must_be_named_as_data(begun):
     assert record.content["fingerprints"] == {"shards.a": "2"}
 
 
+def test_a_run_that_does_not_know_the_names_of_its_shards_is_refused_with_the_line_that_adds_them(begun):
+    RunRecord(begun).check_fingerprints({"shards.a": "1", "labels.a": "2"}, [])
+    record = RunRecord(begun)
+    record.check_fingerprints({"shards.a": "1", "labels.a": "2"}, [])
+    record.save()
+    now = {"shards.a": "1", "labels.a": "2", "metadata.a": "3"}
+    with pytest.raises(
+        ValueError, match=rf"run\.json does not say which speakers .* by `openwavlm upgrade {begun}`, and the run goes on"
+    ):
+        RunRecord(begun).check_fingerprints(now, ["optim"])
+    RunRecord(begun).check_fingerprints(now, ["data"])
+    record.check_fingerprints(now, ["data"])
+    record.save()
+    RunRecord(begun).check_fingerprints(now, [])
+    with pytest.raises(ValueError, match=r"has changed since it began \(metadata\.a\): .* allow_change=\[data\]"):
+        RunRecord(begun).check_fingerprints(now | {"metadata.a": "4"}, [])
+
+
 # --- records ------------------------------------------------------------------------------------------------------------
 
 

@@ -19,11 +19,14 @@ from openwavlm.data.corpora.utterance import Utterance
 from openwavlm.data.decoding_tasks import file_stamp
 from openwavlm.data.done import is_done, refuse_many_skipped, skipped, task_done
 from openwavlm.data.fields import read_fields
-from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo, index_fingerprint, shard_identity, write_index
+from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo, index_fingerprint, shard_identity
+from openwavlm.data.index_writer import write_index
 from openwavlm.data.indexing import build_index
 from openwavlm.data.prepare import make_shards
 from openwavlm.data.reader import ShardReader
 from openwavlm.data.rows import make_row, utterance_key
+from openwavlm.data.seals import write_sealed
+from openwavlm.data.shard_done import write_done_file
 from openwavlm.data.shards import ShardJob, run_task
 from openwavlm.data.stats import partner_shares
 from openwavlm.data.tasks import append_tasks, cut_tasks, join_short_clips, read_task, task_lines
@@ -258,7 +261,7 @@ def test_a_later_task_has_the_last_word_on_what_could_not_be_used(written, tmp_p
     lines = task_lines(output / "tasks.jsonl")
     assert set(skipped(output, lines)) == {"u8"}
     second = {**task_done(output, 0), "again": ["u8"], "skipped": []}
-    (output / "done" / "000" / "000001.json").write_text(json.dumps(second))
+    write_sealed(output / "done" / "000" / "000001.json", second)
     assert skipped(output, lines) == {}
 
 
@@ -348,7 +351,8 @@ def test_an_index_numbers_names_and_members_over_all_shards(tmp_path):
     ]
     for number, (keys, speakers, members) in enumerate(contents):
         columns = {
-            name: list(range(10 * number, 10 * number + len(keys))) for name in ("offset", "nbytes", "num_samples", "key", "pcm")
+            name: list(range(10 * number + 20, 10 * number + 20 + len(keys)))
+            for name in ("offset", "nbytes", "num_samples", "key", "pcm")
         }
         columns |= {
             "keys": keys,
@@ -357,26 +361,20 @@ def test_an_index_numbers_names_and_members_over_all_shards(tmp_path):
             "source": ["s"] * len(keys),
             "language": [""] * len(keys),
         }
-        identity = shard_identity(*(np.array(columns[name], np.uint64) for name in ("pcm", "key", "num_samples")))
-        done = {
-            "format_version": 1,
-            "name": f"{number}.tar",
-            "rows": len(keys),
-            "nbytes": 1,
-            "checksum": "c",
-            "identity": identity,
-        }
-        (folder / f"{number}.json").write_text(json.dumps({**done, "columns": columns, "members": members}))
+        write_done_file(folder / f"{number}.tar", f"{number}.tar", 100, "c", columns, members)
     index = build_index(tmp_path)
     assert index.shard.tolist() == [0, 0, 1, 2, 2] and index.keys == ["x", "y", "z", "p", "q"]
     assert index.speakers == ["", "a", "b"] and index.speaker.tolist() == [1, 0, 2, 2, 1]
     assert index.recordings == ["", "x", "y", "z", "p", "q"] and index.recording.tolist() == [1, 2, 3, 4, 5]
     assert index.members["row"].tolist() == [1, 3, 4] and index.members["pcm"].tolist() == [12, 14, 16]
-    assert index.num_samples.tolist() == [0, 1, 10, 20, 21]
+    assert index.num_samples.tolist() == [20, 21, 30, 40, 41]
     content = json.loads((folder / "1.json").read_text())
-    for change in ({"format_version": 2}, {"identity": "0"}):
-        (folder / "1.json").write_text(json.dumps(content | change))
-        with pytest.raises(ValueError, match=r"has format 2, but|contradicts itself: delete it"):
+    del content["seal"]
+    for change in ({"format_version": 3}, {"identity": "0"}, {"metadata": "0"}):
+        write_sealed(folder / "1.json", content | change)
+        with pytest.raises(
+            ValueError, match=r"1\.json has format 3, but|1\.json is damaged \(it contradicts itself\): delete it"
+        ):
             build_index(tmp_path)
 
 
@@ -386,7 +384,8 @@ def test_an_index_without_as_many_rows_as_its_shards_is_damaged(tmp_path):
     mark = tmp_path / "index" / "shards.json"
     content = json.loads(mark.read_text())
     content["shards"][0]["rows"] = 2
-    mark.write_text(json.dumps(content))
+    del content["seal"]
+    write_sealed(mark, content)
     with pytest.raises(ValueError, match="contradicts itself"):
         Index.open(tmp_path)
 
@@ -474,7 +473,9 @@ def test_verification_finds_rows_of_another_identity_and_audio_of_another_md5(sh
     keys[5] += np.uint64(1)
     np.save(copy / "index" / "key.npy", keys)
     problems = verify_shards(copy, share=0.0).problems
-    assert len(problems) == 1 and problems[0].startswith("the index rows of ") and "000000-001.tar" in problems[0]
+    assert len(problems) == 3 and problems[0] == f"{copy / 'index' / 'key.npy'} does not have its checksum"
+    assert problems[1].startswith("the keys of ") and problems[2].startswith("the index rows of ")
+    assert all("000000-001.tar" in problem for problem in problems[1:])
     real = ShardReader.read
     monkeypatch.setattr(ShardReader, "read", lambda self, row: real(self, row) ^ (1 if row == 7 else 0))
     (problem,) = verify_shards(shard_set, share=1.0).problems

@@ -1,6 +1,5 @@
 """Figures of a finished shard set, and what its done-files say."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,9 @@ import numpy as np
 import pytest
 
 from openwavlm.data.done import is_done, refuse_many_skipped, skipped, write_skipped
-from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo, write_index
+from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo
+from openwavlm.data.index_writer import write_index
+from openwavlm.data.seals import write_sealed
 from openwavlm.data.shards import task_file
 from openwavlm.data.stats import partner_shares, shard_set_stats
 from openwavlm.data.tasks import TaskLine
@@ -68,8 +69,7 @@ def finish(output: Path, number: int, *, again: tuple[str, ...] = (), lost: tupl
     shard.write_bytes(b"12345")
     shard.with_suffix(".json").write_text("{}")
     done = {"shards": {f"shards/{number}.tar": 5}, "again": list(again), "skipped": list(lost)}
-    task_file(output, number).parent.mkdir(parents=True, exist_ok=True)
-    task_file(output, number).write_text(json.dumps(done))
+    write_sealed(task_file(output, number), {"format_version": 2, **done})
     return TaskLine(number, 0, 0)
 
 

@@ -249,7 +249,7 @@ def test_a_run_is_bound_to_its_shards_its_labels_its_codebooks_and_its_noise(set
     index = Index.open(unknown["shards"])
     assert found["noise"] == found["shards.unknown"] == index.fingerprint
     assert set(found) == {
-        "noise", "codebook", "codebook.2", *(f"{kind}.{name}" for kind in ("shards", "labels") for name in sets),
+        "noise", "codebook", "codebook.2", *(f"{kind}.{name}" for kind in ("shards", "metadata", "labels") for name in sets),
         *(f"labels.{name}.2" for name in sets),
     }  # fmt: skip
     assert len(set(found.values())) == len(found) - 1
@@ -318,6 +318,11 @@ def test_a_codebook_fitted_on_rows_of_a_validation_set_is_refused(sets, tmp_path
     with pytest.raises(ValueError, match=rf"that of validation set unknown was fitted on {heard} of its 24 rows"):
         run(fitted, "fitted")
     run({**fitted, "indexes": [Index.open(known["shards"]).fingerprint]}, "elsewhere")
+    other = {**fitted, "metadata": {index.fingerprint: "of other speakers"}}
+    with pytest.raises(
+        ValueError, match=r"have changed since the codebook of .* was fitted on it, so speakers that are held out now"
+    ):
+        run(other, "renamed")
 
 
 def test_a_validation_set_with_audio_that_is_trained_on_is_refused(sets):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from openwavlm.data import splits
-from openwavlm.data.index import COLUMNS, MEMBER, Index, ShardInfo, write_index
+from openwavlm.data.index import COLUMNS, MEMBER, Index, ShardInfo
+from openwavlm.data.index_writer import write_index
 from openwavlm.data.splits import audio_in, shared_rows, validation_rows
 
 

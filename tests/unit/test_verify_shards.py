@@ -1,13 +1,16 @@
 """`verify.py` on shards: how many rows it decodes, and what it finds when a tar, the index or the audio is not what it was."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from openwavlm.data.index import Index
+from openwavlm.data.index import COLUMNS, TABLES, Index
+from openwavlm.data.index_writer import write_index
 from openwavlm.data.reader import ShardReader
+from openwavlm.data.seals import write_sealed
 from openwavlm.data.verify import verify_shards
 from synthetic import make_shard_set
 
@@ -47,7 +50,7 @@ def test_audio_that_is_not_that_of_its_md5_is_found_wherever_it_is_decoded(shard
 
 
 def tar_of(folder: Path, number: int) -> Path:
-    return folder / Index.open(folder).shards[number].name
+    return folder / Index.open(folder, check=False).shards[number].name
 
 
 def test_each_kind_of_damage_is_named(copy):
@@ -63,6 +66,57 @@ def test_each_kind_of_damage_is_named(copy):
     assert problems[2].endswith(" is missing") and problems[3].startswith(f"{stray} is not in the index")
 
 
+def test_audio_that_was_replaced_by_as_many_bytes_is_found(copy):
+    tar = tar_of(copy, 0)
+    index, content = Index.open(copy), bytearray(tar.read_bytes())
+    first, second = (int(offset) for offset in index.offset[:2])
+    size = min(int(nbytes) for nbytes in index.nbytes[:2]) // 2
+    changes = [
+        (first + size, bytes(byte ^ 255 for byte in content[first + size : first + size + 8])),  # one frame of one row
+        (first, bytes(content[second : second + size])),  # half of another row, with its MD5
+        (first - 512, b"other"),  # the name of a row
+    ]
+    for start, payload in changes:
+        changed = content.copy()
+        changed[start : start + len(payload)] = payload
+        assert len(changed) == len(content) and changed != content
+        tar.write_bytes(changed)
+        problems = verify_shards(copy, share=0.0).problems
+        assert f"{tar} does not have its checksum" in problems and all(str(tar) in problem for problem in problems)
+
+
+@pytest.mark.parametrize("name", ["speaker", "recording", "source", "language"])
+def test_names_that_are_not_those_of_their_checksum_are_found_though_every_file_is_whole(copy, name):
+    index = Index.open(copy)
+    columns = {column: getattr(index, column).copy() for column in COLUMNS}
+    columns[name][4] = 0 if columns[name][4] else 1
+    tables = {table: [*getattr(index, table), "other"] for table in TABLES}
+    members, shards, keys = index.members, index.shards, index.keys
+    write_index(copy, columns=columns, tables=tables, shards=shards, keys=keys, members=members)
+    mark = copy / "index" / "shards.json"
+    content = json.loads(mark.read_text())
+    done = copy / shards[1].name
+    assert verify_shards(copy).problems == [f"{done.with_suffix('.json')} does not describe the shard that the index does"]
+    content["shards"][1]["metadata"] = shards[1].metadata
+    content["metadata"] = index.metadata
+    del content["seal"]
+    write_sealed(mark, content)
+    (problem,) = verify_shards(copy).problems
+    assert problem == f"the speakers, recordings, sources and languages of {done} do not have their checksum (metadata)"
+
+
+def test_files_of_the_index_and_done_files_that_are_damaged_are_found(copy):
+    (copy / "index" / "recordings.txt").write_bytes(b"\xff\n")
+    done = tar_of(copy, 2).with_suffix(".json")
+    done.write_text(done.read_text().replace("spk", "spj", 1))
+    problems = verify_shards(copy).problems
+    recordings = copy / "index" / "recordings.txt"
+    assert problems[0].startswith(f"{recordings} must have ") and problems[1].startswith(
+        f"{recordings} is damaged (byte 0 is not UTF-8)"
+    )
+    assert problems[2].startswith(f"{done} is damaged (its content does not have its checksum)") and len(problems) == 3
+
+
 def test_index_rows_of_other_audio_are_found(copy):
     (column,) = (copy / "index").glob("pcm*")
     content = bytearray(column.read_bytes())
@@ -70,8 +124,8 @@ def test_index_rows_of_other_audio_are_found(copy):
     column.write_bytes(content)
     problems = verify_shards(copy, share=1.0).problems
     tar = tar_of(copy, 2)
-    assert problems[0] == f"the index rows of {tar} do not have their identity" and len(problems) == 2
-    assert problems[1].startswith(f"row 7 of {tar} cannot be read")
+    assert problems[:2] == [f"{column} does not have its checksum", f"the index rows of {tar} do not have their identity"]
+    assert len(problems) == 3 and problems[2].startswith(f"row 7 of {tar} cannot be read")
 
 
 def test_a_tar_with_another_number_of_members_is_found(copy, monkeypatch):

@@ -104,7 +104,7 @@ class MicroBatchBuilder:
 
     def _open(self, source: str) -> ShardReader:
         if source not in self._readers:
-            self._readers[source] = ShardReader(Index.open(self.shards[source]))
+            self._readers[source] = ShardReader(Index.open(self.shards[source], check=False))
         return self._readers[source]
 
     def _read(self, spec: MicroBatchSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -182,7 +182,7 @@ class MicroBatchBuilder:
     def _open_noise(self) -> tuple[Index, ShardReader]:
         if self._noise is None:
             assert self.noise is not None
-            index = Index.open(self.noise)
+            index = Index.open(self.noise, check=False)
             self._noise = index, ShardReader(index)
         return self._noise
 

@@ -1,22 +1,56 @@
 """What the done-files of a shard set say: which tasks are finished and which utterances could not be used."""
 
-import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from openwavlm.data.atomic import atomic_file
+from openwavlm.data.files import Fields
+from openwavlm.data.index import FORMAT_VERSION
+from openwavlm.data.seals import read_sealed
 from openwavlm.data.shards import task_file
 from openwavlm.data.tasks import TaskLine
 
+_COUNTS = ("planned", "utterances", "samples", "joined", "joined_clips", "short", "clipped_samples", "clipped_files")
+log = logging.getLogger(__name__)
+
 
 def task_done(output: Path, number: int) -> dict[str, Any] | None:
-    """The done-file of a task; None while it is not finished."""
-    try:
-        done: dict[str, Any] = json.loads(task_file(output, number).read_text())
-    except (OSError, ValueError):
+    """The done-file of a task; None while it is not finished, and of one that is damaged, whose task is done again.
+
+    Raises:
+        OSError: If the machine cannot read it; names the file.
+    """
+    file = task_file(output, number)
+    if not file.is_file():
         return None
-    return done
+    try:
+        upgrade, remedy = f"openwavlm upgrade {output}", "the task is done again"
+        found = read_sealed(file, newest=FORMAT_VERSION, what=str(file), upgrade=upgrade, remedy=remedy)
+        check_task_done(found)
+        return found.values
+    except ValueError as error:
+        log.warning("%s", error)
+        return None
+
+
+def check_task_done(found: Fields) -> None:
+    """Checks types and ranges of the fields of a task's done-file.
+
+    Raises:
+        ValueError: Naming file and field.
+    """
+    shards = Fields(found.mapping("shards"), f"{found.where}, shards", found.remedy)
+    for name in shards.values:
+        shards.integer(name)
+    found.texts("again")
+    for entry in found.objects("skipped"):
+        for name in ("name", "path", "reason", "detail"):
+            entry.text(name)
+    for name in _COUNTS:
+        if name in found.values:
+            found.integer(name)
 
 
 def is_done(output: Path, number: int) -> bool:

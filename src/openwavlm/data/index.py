@@ -4,23 +4,27 @@
                   members.npy                the clips inside joined rows
                   speakers.txt …             text tables: line `id` of the columns speaker, recording, source, language
                   keys.txt                   the key of every row
-                  shards.json                format version, fingerprint, one entry a shard; the finished mark
+                  shards.json                format version, both identities, one entry a shard, a checksum a file; the finished mark
+
+Two identities: the fingerprint is of the audio (PCM, key, length), `metadata` of the names that decide a split, a probe's speakers or a
+source's share (speaker, recording, source, language). Every other byte of the folder is held by the checksums in `shards.json`.
 """
 
 import hashlib
-import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openwavlm.data.atomic import atomic_file, sync_folder, write_json
+from openwavlm.data.atomic import sha256_of
+from openwavlm.data.files import Fields, read_array, read_lines
+from openwavlm.data.seals import read_sealed
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 COLUMNS: dict[str, type[np.unsignedinteger[Any]]] = {
     "shard": np.uint32,
     "offset": np.uint64,
@@ -33,9 +37,12 @@ COLUMNS: dict[str, type[np.unsignedinteger[Any]]] = {
     "source": np.uint16,
     "language": np.uint16,
 }
-TABLES = ("speakers", "recordings", "sources", "languages")
+# The columns that are names, each with its text table.
+NAMES = {"speaker": "speakers", "recording": "recordings", "source": "sources", "language": "languages"}
+TABLES = tuple(NAMES.values())
 MEMBER = np.dtype([("row", "<u4"), ("offset", "<u4"), ("num_samples", "<u4"), ("key", "<u8"), ("pcm", "<u8")])
 _IDENTITY = np.dtype([("pcm", "<u8"), ("key", "<u8"), ("num_samples", "<u4")])
+FILES = (*(f"{name}.npy" for name in (*COLUMNS, "members")), *(f"{name}.txt" for name in (*TABLES, "keys")))
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class ShardInfo:
         nbytes: Size of the tar.
         checksum: SHA-256 of the tar.
         identity: Hash over its rows in order: what labels are bound to.
+        metadata: Hash over the names of its rows in order; `write_index` computes it.
     """
 
     name: str
@@ -55,6 +63,17 @@ class ShardInfo:
     nbytes: int
     checksum: str
     identity: str
+    metadata: str = ""
+
+    @classmethod
+    def of(cls, fields: Fields) -> "ShardInfo":
+        """One shard by its entry in `shards.json` or its done-file.
+
+        Raises:
+            ValueError: If a field is missing or has another type or range.
+        """
+        texts = {name: fields.text(name) for name in ("name", "checksum", "identity", "metadata")}
+        return cls(rows=fields.integer("rows"), nbytes=fields.integer("nbytes"), **texts)
 
 
 def shard_identity(pcm: np.ndarray, key: np.ndarray, num_samples: np.ndarray) -> str:
@@ -64,20 +83,36 @@ def shard_identity(pcm: np.ndarray, key: np.ndarray, num_samples: np.ndarray) ->
     return hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()
 
 
+def shard_metadata(names: Mapping[str, Sequence[str]]) -> str:
+    """Hash over the names of a shard's rows in order.
+
+    Args:
+        names: The texts of all of `NAMES`, (rows,) each; no text holds a line feed.
+    """
+    rows = zip(*(names[name] for name in NAMES), strict=True)
+    return hashlib.blake2b("".join(["\n".join((*row, "")) for row in rows]).encode(), digest_size=16).hexdigest()
+
+
 def index_fingerprint(identities: Iterable[str]) -> str:
     """Hash over the sorted identities of the shards."""
     return hashlib.blake2b("\n".join(sorted(identities)).encode(), digest_size=16).hexdigest()
 
 
+def index_metadata(shards: Iterable[ShardInfo]) -> str:
+    """Hash over the sorted lines `IDENTITY METADATA` of the shards."""
+    return index_fingerprint(f"{shard.identity} {shard.metadata}" for shard in shards)
+
+
 class Index:
     """Read-only view of a shard set's index.
 
-    Opening maps the columns and reads nothing else; a pickled index is its path. Columns are 1-d arrays with one entry a row
-    (`COLUMNS` gives their types); ids of `speaker`, `recording`, `source` and `language` point into the text tables, 0 is unknown.
+    Columns are mapped: 1-d arrays with one entry a row (`COLUMNS` gives their types); ids of `speaker`, `recording`, `source` and
+    `language` point into the text tables, 0 is unknown. A pickled index is its path.
 
     Attributes:
         path: Folder of the shard set.
-        fingerprint: Hash over the sorted shard identities.
+        fingerprint: Hash over the sorted shard identities: the audio.
+        metadata: Hash over the sorted shard identities and metadata: the names.
         shards: The tars, in index order.
         first_row: int64 (shards + 1,): the rows of shard s are `first_row[s]:first_row[s + 1]`.
     """
@@ -93,23 +128,28 @@ class Index:
     source: np.ndarray
     language: np.ndarray
 
-    def __init__(self, path: Path, shards: list[ShardInfo], columns: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, path: Path, shards: list[ShardInfo], columns: Mapping[str, np.ndarray], files: dict[str, Fields]) -> None:
         self.path = path
         self.shards = shards
         self.fingerprint = index_fingerprint(shard.identity for shard in shards)
-        self.first_row = np.concatenate([[0], np.cumsum([shard.rows for shard in shards])]).astype(np.int64)
+        self.metadata = index_metadata(shards)
+        self.first_row = np.concatenate([[0], np.cumsum([shard.rows for shard in shards], dtype=np.int64)])
+        self._files = files
         for name in COLUMNS:
             setattr(self, name, columns[name])
 
     @classmethod
-    def open(cls, path: Path | str) -> "Index":
+    def open(cls, path: Path | str, *, check: bool = True) -> "Index":
         """Opens the index of a shard set.
 
         Args:
             path: Folder that `make_shards` wrote.
+            check: Whether every file is read once and compared with its checksum (a second for some millions of rows); False maps the
+                columns and reads nothing else, for the workers of a process that has checked the index.
 
         Raises:
-            ValueError: If there is no finished index, it has a newer format, or it is damaged.
+            ValueError: If there is no finished index, it has another format, or it is damaged: a file is missing or has another type,
+                shape, size or checksum.
         """
         path = Path(path)
         mark = path / "index" / "shards.json"
@@ -117,40 +157,68 @@ class Index:
             raise ValueError(
                 f"{path} has no finished index (index/shards.json): run data_prep/make_shards.py output={path} again"
             )
-        again = f"delete {path / 'index'} and run data_prep/make_shards.py again"
-        try:
-            head = json.loads(mark.read_text())
-            version = head["format_version"]
-            if version > FORMAT_VERSION:
-                raise ValueError(
-                    f"the index of {path} has format {version}, but this version of OpenWavLM reads up to {FORMAT_VERSION}: "
-                    "update OpenWavLM"
-                )
-            shards = [ShardInfo(**entry) for entry in head["shards"]]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"the index of {path} is damaged (shards.json): {again}") from error
-        columns = {}
-        for name, dtype in COLUMNS.items():
-            try:
-                # A plain view: indexing an np.memmap costs a microsecond more a row.
-                columns[name] = np.load(mark.with_name(f"{name}.npy"), mmap_mode="r").view(np.ndarray)
-            except (OSError, ValueError) as error:
-                raise ValueError(f"the index of {path} is damaged ({name}.npy): {again}") from error
-            if columns[name].dtype != dtype or columns[name].shape != (head["rows"],):
-                raise ValueError(f"the index of {path} is damaged ({name}.npy does not hold {head['rows']} rows): {again}")
-        index = cls(path, shards, columns)
-        if index.first_row[-1] != head["rows"] or index.fingerprint != head["fingerprint"]:
-            raise ValueError(f"the index of {path} is damaged (shards.json contradicts itself): {again}")
+        upgrade = f"openwavlm upgrade {path}"
+        again = _again(path)
+        head = read_sealed(mark, newest=FORMAT_VERSION, what=f"the index of {path}", upgrade=upgrade, remedy=again)
+        shards = [ShardInfo.of(entry) for entry in head.objects("shards")]
+        rows = head.integer("rows")
+        columns = {
+            name: read_array(mark.with_name(f"{name}.npy"), dtype, shape=(rows,), remedy=again, memory_map=True)
+            for name, dtype in COLUMNS.items()
+        }
+        files = {name: Fields(entry, f"{mark}, files.{name}", again) for name, entry in head.mapping("files").items()}
+        index = cls(path, shards, columns, files)
+        if (len(index), index.fingerprint, index.metadata) != (rows, head.text("fingerprint"), head.text("metadata")):
+            raise ValueError(f"{mark} is damaged (it contradicts itself): {again}")
+        if check:
+            for problem in index.problems():
+                raise ValueError(f"{problem}: {again}")
         return index
+
+    def problems(self) -> list[str]:
+        """Files of the index that are not as `shards.json` describes them, one clause each, in order."""
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(self._file_problem, FILES))
+        return [problem for problem in found if problem is not None]
+
+    def _file_problem(self, name: str) -> str | None:
+        path = self.path / "index" / name
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            return f"{path} is missing"
+        if size != self._files[name].integer("nbytes"):
+            return f"{path} must have {self._files[name].integer('nbytes')} bytes, but has {size}"
+        return None if sha256_of(path) == self._files[name].text("sha256") else f"{path} does not have its checksum"
 
     def __len__(self) -> int:
         return int(self.first_row[-1])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Index.open, (self.path,)
+        return partial(Index.open, check=False), (self.path,)
 
     def _table(self, name: str) -> list[str]:
-        return (self.path / "index" / f"{name}.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        path, again = self.path / "index" / f"{name}.txt", _again(self.path)
+        lines, wanted = read_lines(path, remedy=again), self._files[path.name].integer("lines")
+        if len(lines) != wanted:
+            raise ValueError(f"{path} must have {wanted} lines, but has {len(lines)}: {again}")
+        return lines
+
+    def names(self, first: int, last: int) -> dict[str, list[str]]:
+        """The names of rows [first, last): texts (rows,) by column, for all of `NAMES`.
+
+        Raises:
+            ValueError: If a table is damaged or lacks a name.
+        """
+        found = {}
+        for name, table in NAMES.items():
+            ids, texts = getattr(self, name)[first:last], getattr(self, table)
+            if len(ids) and ids.max() >= len(texts):
+                raise ValueError(
+                    f"{self.path / 'index' / name}.npy must name lines of {table}.txt, which has {len(texts)}, but names line "
+                    f"{int(ids.max())}: {_again(self.path)}"
+                )
+            found[name] = look_up(texts, ids)
+        return found
 
     @cached_property
     def speakers(self) -> list[str]:
@@ -180,77 +248,13 @@ class Index:
     @cached_property
     def members(self) -> np.ndarray:
         """Clips inside joined rows, ascending by row; dtype `MEMBER`, offsets and lengths in samples."""
-        return np.load(self.path / "index" / "members.npy")
+        return read_array(self.path / "index" / "members.npy", MEMBER, remedy=_again(self.path))
 
 
-def write_index(
-    path: Path | str,
-    *,
-    columns: Mapping[str, np.ndarray],
-    tables: Mapping[str, Sequence[str]],
-    shards: Sequence[ShardInfo],
-    keys: Sequence[str] = (),
-    members: np.ndarray | None = None,
-) -> Index:
-    """Writes the index of a shard set from arrays, in place of an earlier one.
-
-    Args:
-        path: Folder of the shard set.
-        columns: All of `COLUMNS`, each (rows,), rows in shard order.
-        tables: All of `TABLES`; entry 0 must be the empty text.
-        shards: The tars in order.
-        keys: Key of every row; may be left out for synthetic indexes.
-        members: Clips of joined rows, dtype `MEMBER`.
-
-    Returns:
-        The opened index.
-
-    Raises:
-        ValueError: If two rows have one key, the shards' rows do not match the columns, or the shards are not in order.
-    """
-    path = Path(path)
-    _check_keys(columns["key"], keys)
-    arrays = {name: np.ascontiguousarray(columns[name], dtype) for name, dtype in COLUMNS.items()}
-    rows = np.array([shard.rows for shard in shards], np.int64)
-    if not np.array_equal(arrays["shard"], np.repeat(np.arange(len(shards)), rows)):
-        raise ValueError(f"the rows of an index lie in shard order, but those of {path} do not: sort them by shard")
-    head = {
-        "format_version": FORMAT_VERSION,
-        "fingerprint": index_fingerprint(shard.identity for shard in shards),
-        "rows": int(rows.sum()),
-        "shards": [asdict(shard) for shard in shards],
-    }
-    final, building, old = path / "index", path / "index.tmp", path / "index.old"
-    for leftover in (building, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for name, array in arrays.items():
-        _save(building / f"{name}.npy", array)
-    _save(building / "members.npy", np.zeros(0, MEMBER) if members is None else members)
-    for name, lines in [*((name, tables[name]) for name in TABLES), ("keys", keys)]:
-        with atomic_file(building / f"{name}.txt") as file:
-            file.writelines(f"{line}\n".encode() for line in lines)
-    write_json(building / "shards.json", head)
-    # A training run that has mapped the old files keeps them: they are renamed and unlinked, never rewritten.
-    if final.exists():
-        final.rename(old)
-    building.rename(final)
-    sync_folder(path)
-    shutil.rmtree(old, ignore_errors=True)
-    return Index.open(path)
+def _again(path: Path) -> str:
+    return f"delete {path / 'index'} and run data_prep/make_shards.py again"
 
 
-def _check_keys(key: np.ndarray, keys: Sequence[str]) -> None:
-    order = np.argsort(key, kind="stable")
-    same = np.flatnonzero(key[order[1:]] == key[order[:-1]])
-    if len(same):
-        rows = sorted(int(row) for row in order[same[0] : same[0] + 2])
-        name = repr(keys[rows[0]]) if len(keys) else f"hash {int(key[rows[0]]):#x}"
-        raise ValueError(
-            f"every utterance needs a key of its own, but rows {rows[0]} and {rows[1]} share {name} ({len(same)} such pairs): "
-            "the same utterance was prepared twice; remove one of them from the input and start with an empty output"
-        )
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with atomic_file(path) as file:
-        np.save(file, array)
+def look_up(table: Sequence[str], ids: np.ndarray) -> list[str]:
+    """The texts of some ids."""
+    return [table[number] for number in ids.tolist()]

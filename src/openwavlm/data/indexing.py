@@ -1,12 +1,13 @@
 """Builds the index of a shard set from the done-files beside its tars."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openwavlm.data.index import COLUMNS, FORMAT_VERSION, MEMBER, TABLES, Index, ShardInfo, shard_identity, write_index
+from openwavlm.data.index import COLUMNS, MEMBER, NAMES, TABLES, Index, ShardInfo
+from openwavlm.data.index_writer import write_index
+from openwavlm.data.shard_done import read_done_file
 
 
 def build_index(shards_dir: Path | str) -> Index:
@@ -16,9 +17,20 @@ def build_index(shards_dir: Path | str) -> Index:
         shards_dir: Folder that holds `shards/*/*.json` beside the tars.
 
     Raises:
-        ValueError: If there is no finished shard, a done-file is newer or damaged, or two rows have one key.
+        ValueError: If there is no finished shard, a done-file is damaged or of another format, or two rows have one key.
     """
-    shards_dir = Path(shards_dir)
+    return write_index(Path(shards_dir), **index_content(Path(shards_dir)))
+
+
+def index_content(shards_dir: Path) -> dict[str, Any]:
+    """Collects the content of the index of a shard set from its done-files.
+
+    Returns:
+        The arguments of `write_index`: `columns`, `tables`, `shards`, `keys`, `members`.
+
+    Raises:
+        ValueError: If there is no finished shard, or a done-file is damaged or of another format.
+    """
     files = sorted((shards_dir / "shards").glob("*/*.json"))
     if not files:
         raise ValueError(f"{shards_dir} has no finished shard: run data_prep/make_shards.py with this output first")
@@ -29,44 +41,21 @@ def build_index(shards_dir: Path | str) -> Index:
     members: list[np.ndarray] = []
     for number, file in enumerate(files):
         done = read_done_file(file)
-        rows, first = done["columns"], len(keys)
-        shards.append(ShardInfo(**{field: done[field] for field in ("name", "rows", "nbytes", "checksum", "identity")}))
-        for name, table in zip(("speaker", "recording", "source", "language"), TABLES, strict=True):
+        shards.append(done.info)
+        for name, table in NAMES.items():
             known = ids[table]
-            parts[name].append(np.array([known.setdefault(text, len(known)) for text in rows[name]], COLUMNS[name]))
-        for name in ("offset", "nbytes", "num_samples", "key", "pcm"):
-            parts[name].append(np.array(rows[name], COLUMNS[name]))
-        parts["shard"].append(np.full(done["rows"], number, np.uint32))
-        keys.extend(rows["keys"])
-        joined = np.array([tuple(member) for member in done["members"]], MEMBER)
-        joined["row"] += first
+            parts[name].append(np.array([known.setdefault(text, len(known)) for text in done.names[name]], COLUMNS[name]))
+        for name, column in done.columns.items():
+            parts[name].append(column)
+        parts["shard"].append(np.full(done.info.rows, number, np.uint32))
+        joined = done.members.copy()
+        joined["row"] += len(keys)
+        keys.extend(done.keys)
         members.append(joined)
-        identity = shard_identity(parts["pcm"][-1], parts["key"][-1], parts["num_samples"][-1])
-        if identity != done["identity"]:
-            raise ValueError(f"{file} contradicts itself: delete it and run data_prep/make_shards.py again")
-    return write_index(
-        shards_dir,
-        columns={name: np.concatenate(arrays) for name, arrays in parts.items()},
-        tables={name: list(known) for name, known in ids.items()},
-        shards=shards,
-        keys=keys,
-        members=np.concatenate(members),
-    )
-
-
-def read_done_file(file: Path) -> dict[str, Any]:
-    """Reads the done-file of a shard.
-
-    Raises:
-        ValueError: If it is damaged or of a newer format.
-    """
-    try:
-        done = json.loads(file.read_text())
-        version = done["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: delete it and run data_prep/make_shards.py again") from error
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{file} has format {version}, but this version of OpenWavLM reads up to {FORMAT_VERSION}: update OpenWavLM"
-        )
-    return done
+    return {
+        "columns": {name: np.concatenate(arrays) for name, arrays in parts.items()},
+        "tables": {name: list(known) for name, known in ids.items()},
+        "shards": shards,
+        "keys": keys,
+        "members": np.concatenate(members, dtype=MEMBER),
+    }

@@ -27,7 +27,7 @@ class ShardReader:
     """
 
     def __init__(self, index: Index | Path | str) -> None:
-        self.index = index if isinstance(index, Index) else Index.open(index)
+        self.index = index if isinstance(index, Index) else Index.open(index, check=False)
         self._files: OrderedDict[int, int] = OrderedDict()
 
     def read(

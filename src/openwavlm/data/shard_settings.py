@@ -1,16 +1,15 @@
 """Settings of a preparation, to which a shard set is bound from its first run on."""
 
-import json
 import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openwavlm.data.atomic import write_json
 from openwavlm.data.corpora.columns import FIELDS
 from openwavlm.data.corpora.listing import LAYOUTS
 from openwavlm.data.index import FORMAT_VERSION
+from openwavlm.data.seals import read_sealed, write_sealed
 
 CHANNELS = ("mean", "first", "split")
 
@@ -66,25 +65,19 @@ def bind_settings(output: Path, settings: Mapping[str, Any], decoders: Mapping[s
         The settings to work with: sets that were begun before manifests' columns were found by name go on without that.
 
     Raises:
-        ValueError: If the set was made with other settings or by a newer version, or its settings are lost.
+        ValueError: If the set was made with other settings or by another version, or its settings are lost.
     """
     path = output / "settings.json"
     settings = {**settings, "columns_by_name": True}
     if not (output / "tasks.jsonl").exists():
         if any((output / name).exists() for name in ("shards", "done", "index")):
             raise ValueError(f"{output} holds shards without the task list that they came from: give another output")
-        write_json(path, {"format_version": FORMAT_VERSION, **settings, "decoders": decoders})
+        write_sealed(path, {"format_version": FORMAT_VERSION, **settings, "decoders": dict(decoders)})
         return settings
-    try:
-        bound = json.loads(path.read_text())
-        version = int(bound.pop("format_version"))
-        earlier = bound.pop("decoders", None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is missing or damaged: give another output") from error
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{output} has format {version}, but this version of OpenWavLM reads up to {FORMAT_VERSION}: update OpenWavLM"
-        )
+    upgrade, remedy = f"openwavlm upgrade {output}", "restore it from a copy, or give another output"
+    bound = dict(read_sealed(path, newest=FORMAT_VERSION, what=str(output), upgrade=upgrade, remedy=remedy).values)
+    del bound["format_version"]
+    earlier = bound.pop("decoders", None)
     # Sets of the first versions have neither setting.
     bound = {"channels": "mean", "columns_by_name": False} | bound
     settings["columns_by_name"] = bound["columns_by_name"]

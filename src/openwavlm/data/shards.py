@@ -3,7 +3,7 @@
     <shard set>/settings.json                  what may not change between runs
                 tasks.jsonl                    which recordings each task holds
                 shards/000/000007-000.tar       shard 0 of task 7: KEY.flac and KEY.json of every utterance
-                shards/000/000007-000.json      its done-file: count, bytes, checksum, identity, index rows
+                shards/000/000007-000.json      its done-file: count, bytes, checksum, identities, index rows
                 done/000/000007.json           the task is finished: its shards, and what was skipped
                 index/                         see `index.py`
 
@@ -19,14 +19,15 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any, BinaryIO
 
-import numpy as np
 import webdataset
 
-from openwavlm.data.atomic import atomic_file, write_json
+from openwavlm.data.atomic import atomic_file
 from openwavlm.data.audio import decoders
 from openwavlm.data.decoding_tasks import TaskDecoder
-from openwavlm.data.index import FORMAT_VERSION, shard_identity
+from openwavlm.data.index import FORMAT_VERSION
 from openwavlm.data.rows import Row, make_row
+from openwavlm.data.seals import write_sealed
+from openwavlm.data.shard_done import write_done_file
 from openwavlm.data.tasks import Item, TaskLine, read_task
 from openwavlm.frames import SAMPLE_RATE_HZ
 from openwavlm.randomness import stable_hash
@@ -113,7 +114,7 @@ def run_task(job: ShardJob) -> dict[str, Any]:
         "skipped": decoder.skipped,
         "again": task.again,
     }
-    write_json(task_file(job.output, job.line.number), result)
+    write_sealed(task_file(job.output, job.line.number), result)
     return result
 
 
@@ -180,16 +181,6 @@ def _write_shard(job: ShardJob, part: int, rows: list[_StoredRow], payloads: IO[
                 assert tar.tarstream.offset == offset + _TAR_BLOCK * (sum(blocks) + 1)
                 row.append_to(columns, offset)
         nbytes = file.tell()
-    identity = shard_identity(*(np.array(columns[column], np.uint64) for column in ("pcm", "key", "num_samples")))
-    done = {
-        "format_version": FORMAT_VERSION,
-        "name": name,
-        "rows": len(rows),
-        "nbytes": nbytes,
-        "checksum": hashing.digest.hexdigest(),
-        "identity": identity,
-        "columns": columns,
-        "members": [(number, *member) for number, stored in enumerate(rows) for member in stored.row.members],
-    }
-    write_json(path.with_suffix(".json"), done, indent=None)
+    members = [(number, *member) for number, stored in enumerate(rows) for member in stored.row.members]
+    write_done_file(path, name, nbytes, hashing.digest.hexdigest(), columns, members)
     return name, nbytes

@@ -14,7 +14,7 @@ from openwavlm.data.index import Index
 from openwavlm.data.plan import Batching, EpochPlan, MicroBatchSpec
 from openwavlm.data.reader import check_shards
 from openwavlm.data.schedule import Schedule, SourceStream
-from openwavlm.data.splits import shared_rows, validation_rows
+from openwavlm.data.splits import check_same_names, shared_rows, validation_rows
 from openwavlm.frames import FRAME_RATE_HZ, HOP_SAMPLES, num_frames
 from openwavlm.targets.labels import AT_ONCE_BYTES, LabelStore
 
@@ -216,6 +216,7 @@ class OpenData:
         if "split_seed" not in fitted:  # a published codebook: nothing is known
             return
         index = self.indexes[name]
+        check_same_names(index, fitted.get("metadata", {}), f"the codebook of {store.path}")
         if name in self.data.validation and index.fingerprint in fitted.get("indexes", []):
             share, seed = float(fitted["validation_share"]), int(fitted["split_seed"])
             heard = int((~validation_rows(index, share=share, split_seed=seed)).sum())
@@ -265,8 +266,9 @@ class OpenData:
         return {name for training in self.data.sources for name in self.indexes[training].sources}
 
     def fingerprints(self) -> dict[str, str]:
-        """What the run is bound to: shards, labels, codebook, noise."""
+        """What the run is bound to: shards, their names (`metadata`, on which the split depends), labels, codebook, noise."""
         found = {f"shards.{name}": index.fingerprint for name, index in self.indexes.items()}
+        found |= {f"metadata.{name}": index.metadata for name, index in self.indexes.items()}
         for number in range(len(self.classes)):
             which = f".{number + 1}" if number else ""
             found |= {f"labels.{name}{which}": stores[number].fingerprint for name, stores in self.label_sets.items()}
@@ -277,7 +279,7 @@ class OpenData:
 
     def places(self) -> dict[str, str]:
         """The folder of each of `fingerprints`, codebooks aside."""
-        found = {f"shards.{name}": str(index.path) for name, index in self.indexes.items()}
+        found = {f"{kind}.{name}": str(index.path) for kind in ("shards", "metadata") for name, index in self.indexes.items()}
         for number in range(len(self.classes)):
             which = f".{number + 1}" if number else ""
             found |= {f"labels.{name}{which}": str(stores[number].path) for name, stores in self.label_sets.items()}
@@ -351,7 +353,10 @@ class OpenData:
         return specs
 
     def plan_key(self) -> str:
-        """Hash of all that the plan depends on: two launches with the same key train on the same micro-batches."""
+        """Hash of all that the plan depends on but the names of the shards, `metadata` in `fingerprints`.
+
+        Two launches with the same key and names train on the same micro-batches.
+        """
         sources = {name: [source.get("weight"), source.get("share")] for name, source in self.data.sources.items()}
         shards = {name: index.fingerprint for name, index in self.indexes.items()}
         settings = [self.data.streams, self.data.validation_share, self.data.split_seed, self.seed, asdict(self.batching)]

@@ -1,5 +1,7 @@
 """Which rows are held out: a hash of the speaker (else the recording) decides, so added data never moves a speaker."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from openwavlm.data.index import Index
@@ -36,6 +38,24 @@ def validation_rows(index: Index, *, share: float, split_seed: int) -> np.ndarra
         names = index.recordings
         held_out[unknown] = _held_out([names[recording] for recording in recordings], share, split_seed)[which]
     return held_out
+
+
+def check_same_names(index: Index, bound: Mapping[str, str], what: str) -> None:
+    """Refuses a shard set that has other speakers, recordings, sources or languages than when something was fitted on it.
+
+    Args:
+        index: The shard set.
+        bound: `metadata` of the shard sets of the fit, by fingerprint; a set that is not among them is not checked.
+        what: What was fitted, for the error.
+
+    Raises:
+        ValueError: If they differ, so that its split was another one.
+    """
+    if index.fingerprint in bound and bound[index.fingerprint] != index.metadata:
+        raise ValueError(
+            f"the speakers, recordings, sources or languages of {index.path} have changed since {what} was fitted on it, so speakers that "
+            "are held out now may have been fitted on: restore the shard set's index, or fit again"
+        )
 
 
 def audio_in(pcm: np.ndarray, index: Index, rows: np.ndarray | None = None) -> np.ndarray:

@@ -8,10 +8,11 @@ import numpy as np
 
 from openwavlm.data.atomic import sha256_of
 from openwavlm.data.audio import pcm_id, pcm_md5
-from openwavlm.data.index import Index, shard_identity
+from openwavlm.data.index import Index, ShardInfo, shard_identity, shard_metadata
 from openwavlm.data.pool import run_jobs
 from openwavlm.data.reader import ShardReader, UnreadableAudio
-from openwavlm.randomness import uniform, words
+from openwavlm.data.shard_done import read_done_file
+from openwavlm.randomness import stable_hash, uniform, words
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class _ShardJob:
 
 
 def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, workers: int = 1) -> ShardVerification:
-    """Reads every tar of a shard set and compares it with the index; decodes a sample of the rows.
+    """Reads every tar and every file of the index of a shard set and compares them; decodes a sample of the rows.
+
+    Both identities of every shard are computed again from the index, and each done-file is compared with it.
 
     Args:
         path: The shard set.
@@ -59,17 +62,18 @@ def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, worke
         workers: Local processes.
 
     Returns:
-        The problems that were found, in shard order.
+        The problems that were found: of the index, then in shard order.
 
     Raises:
         ValueError: If `share` is outside [0, 1], or there is no readable index.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share must lie in [0, 1], but is {share}")
-    index = Index.open(path)
+    index = Index.open(path, check=False)
+    problems = index.problems() + _name_problems(index)
     jobs = [_ShardJob(index.path, shard, share, seed) for shard in range(len(index.shards))]
     found = sorted(run_jobs(_verify_shard, jobs, workers=workers, description="reading shards"))
-    problems = [problem for _, _, part in found for problem in part]
+    problems += [problem for _, _, part in found for problem in part]
     listed = {shard.name for shard in index.shards}
     problems += [
         f"{tar} is not in the index: run data_prep/make_shards.py again"
@@ -81,7 +85,7 @@ def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, worke
 
 def _verify_shard(job: _ShardJob) -> tuple[int, int, list[str]]:
     """Returns the shard's number, how many rows were decoded, and the problems."""
-    index = Index.open(job.path)
+    index = Index.open(job.path, check=False)
     info = index.shards[job.shard]
     tar = index.path / info.name
     if not tar.is_file():
@@ -94,6 +98,7 @@ def _verify_shard(job: _ShardJob) -> tuple[int, int, list[str]]:
     rows = np.arange(index.first_row[job.shard], index.first_row[job.shard + 1])
     if shard_identity(index.pcm[rows], index.key[rows], index.num_samples[rows]) != info.identity:
         problems.append(f"the index rows of {tar} do not have their identity")
+    problems += _done_file_problems(tar, info)
     members = _count_members(tar)
     if members != 2 * len(rows):
         problems.append(f"{tar} must hold {2 * len(rows)} members, but a tar reader finds {members}")
@@ -110,6 +115,35 @@ def _verify_shard(job: _ShardJob) -> tuple[int, int, list[str]]:
             problems.append(f"row {row} of {tar} does not decode to the samples of its MD5")
     reader.close()
     return job.shard, len(chosen), problems
+
+
+def _name_problems(index: Index) -> list[str]:
+    """Shards whose speakers, recordings, sources, languages or keys are not those of their checksum."""
+    problems = []
+    try:
+        keys = index.keys
+        for number, info in enumerate(index.shards):
+            first, last = int(index.first_row[number]), int(index.first_row[number + 1])
+            tar = index.path / info.name
+            if shard_metadata(index.names(first, last)) != info.metadata:
+                problems.append(f"the speakers, recordings, sources and languages of {tar} do not have their checksum (metadata)")
+            if keys and [stable_hash(key) for key in keys[first:last]] != index.key[first:last].tolist():
+                problems.append(f"the keys of {tar} in keys.txt do not have the hashes in key.npy")
+    except ValueError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _done_file_problems(tar: Path, info: ShardInfo) -> list[str]:
+    """Differences between a shard's done-file and its entry in the index; a set without done-files can be used, but not extended."""
+    file = tar.with_suffix(".json")
+    if not file.is_file():
+        return []
+    try:
+        done = read_done_file(file)
+    except ValueError as error:
+        return [str(error)]
+    return [] if done.info == info else [f"{file} does not describe the shard that the index does"]
 
 
 def _count_members(tar: Path) -> int:

@@ -25,7 +25,7 @@ from openwavlm.labelling.rebind import check_carried
 from openwavlm.labelling.tidying import tidy
 from openwavlm.targets.kmeans import Codebook
 from openwavlm.targets.label_packs import MAX_PACKS, write_labels_meta
-from openwavlm.targets.labels import LabelPacks
+from openwavlm.targets.labels import LabelPacks, check_names
 from openwavlm.targets.quality import perplexity, unigram, used_clusters
 
 log = logging.getLogger(__name__)
@@ -196,6 +196,8 @@ def _labelling(output: Path, book: Codebook, index: Index) -> _Labelling:
                 f"one labelling has one codebook, but {output} was made with {existing.codebook.hash[:12]} and this is "
                 f"{book.hash[:12]}: name another output, or grow it with its own codebook"
             )
+    if existing:
+        check_names(existing, index)
     new = existing.missing(index) if existing else range(len(index.shards))
     if existing and not new:
         log.info(f"all {len(index.shards)} shards of {index.path} have labels in {output}")

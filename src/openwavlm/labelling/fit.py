@@ -116,8 +116,9 @@ def fit_codebook(
     method = {"engine": engine, "seed": seed, "n_init": starts}
     method |= {"iterations": iterations, "tolerance": tolerance} if engine == "lloyd" else {}
     key = _hash({"request": request, "features": settings, "method": method})
+    metadata = {index.fingerprint: index.metadata for index in indexes}
     if any(ranks.gather((output / "meta.json").is_file())):
-        return ranks.together(lambda: _finished(output, key))
+        return ranks.together(lambda: _finished(output, key, metadata))
     ranks.together(lambda: _check_shards(indexes))
     sample = draw_sample(
         indexes,
@@ -148,7 +149,7 @@ def fit_codebook(
     codebook = _fit(frames, fitted_clusters, method, standardised=settings.get("feature_norm") == "standardise")
     seconds = round(float(sample.num_samples.sum()) / SAMPLE_RATE_HZ, 3)
     fitted = codebook.fitted | request | {"utterances": len(sample), "unreadable_utterances": unreadable, "seconds": seconds}
-    fitted |= {"hours_by_source": sample.hours, "request": key}
+    fitted |= {"hours_by_source": sample.hours, "request": key, "metadata": metadata}
     codebook = replace(codebook, features=settings, fitted=fitted)
     ranks.together(lambda: _write(codebook, output) if ranks.rank == 0 else None)
     log.info(
@@ -222,12 +223,17 @@ def _write(codebook: Codebook, output: Path) -> None:
     codebook.save(output)
 
 
-def _finished(output: Path, key: str) -> Codebook:
+def _finished(output: Path, key: str, metadata: dict[str, str]) -> Codebook:
     codebook = Codebook.load(output)
     if codebook.fitted.get("request") != key:
         raise ValueError(
             f"a codebook is written once, but {output} already has one of another request (other audio, features, teacher, "
             "clusters, seeds or engine, or an older OpenWavLM's): name another output or delete that folder"
+        )
+    if codebook.fitted.get("metadata", metadata) != metadata:
+        raise ValueError(
+            f"the codebook in {output} was fitted when the speakers, recordings, sources or languages of the shards were others: name "
+            "another output or delete that folder"
         )
     log.info(f"{output} already has this codebook")
     return codebook

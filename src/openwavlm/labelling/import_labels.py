@@ -16,7 +16,7 @@ from openwavlm.labelling.fairseq_labels import RATES_HZ, Lines, read_dictionary,
 from openwavlm.labelling.tidying import FILES
 from openwavlm.targets.kmeans import Codebook
 from openwavlm.targets.label_packs import MAX_PACKS, write_labels_meta, write_pack
-from openwavlm.targets.labels import LabelPacks
+from openwavlm.targets.labels import LabelPacks, check_names
 from openwavlm.targets.quality import perplexity, used_clusters
 from openwavlm.targets.unknown_codebook import IMPORTED, UnknownCodebook
 
@@ -114,6 +114,7 @@ def _there(output: Path, book: Codebook, index: Index) -> dict[str, Any]:
     found = LabelPacks.open(output)
     if found.codebook.hash != book.hash or found.missing(index):
         raise ValueError(f"{output} holds another labelling already: name another output, or delete it")
+    check_names(found, index)
     log.info("all %d shards of %s have labels in %s", len(index.shards), index.path, output)
     _write_stats(output, found.meta)
     return found.meta

@@ -46,7 +46,8 @@ class PackTarget:
     @classmethod
     def of(cls, output: Path, codebook: Codebook, pack: str, index: Index, shards: Sequence[int]) -> "PackTarget":
         """The pack of these shards of the index."""
-        return cls(output, codebook, pack, _hashed([*_entries(codebook), *(index.shards[shard].identity for shard in shards)]))
+        of_shards = (f"{index.shards[shard].identity} {index.shards[shard].metadata}" for shard in shards)
+        return cls(output, codebook, pack, _hashed([*_entries(codebook), *of_shards]))
 
     @property
     def done_file(self) -> Path:
@@ -111,7 +112,7 @@ def _hashed(entries: list[str]) -> str:
 
 def label_pack(task: PackTask) -> None:
     """Writes one pack and then its done-files; the whole of a task, alike in every process and on every machine."""
-    index = Index.open(task.shards_path)
+    index = Index.open(task.shards_path, check=False)
     folders, sizes = [target.output for target in task.targets], [len(target.codebook) for target in task.targets]
     with one_torch_thread():
         if task.mode == "rebind":

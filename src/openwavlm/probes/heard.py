@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from openwavlm.data.index import Index
-from openwavlm.data.splits import validation_rows
+from openwavlm.data.splits import check_same_names, validation_rows
 
 
 def unheard_rows(index: Index, heard: Mapping[str, Any], other: Index | None = None) -> np.ndarray:
@@ -14,12 +14,16 @@ def unheard_rows(index: Index, heard: Mapping[str, Any], other: Index | None = N
 
     Args:
         index: The shard set that is to be judged on.
-        heard: `validation_share` and `split_seed` of the fit; where they are known its `indexes` (fingerprints), the `sources` that
-            it drew from, and `validation_indexes`, sets that it held out as a whole; `before`, the same of the model that it began as.
+        heard: `validation_share` and `split_seed` of the fit; where they are known its `indexes` (fingerprints), their names
+            (`metadata` by fingerprint), the `sources` that it drew from, and `validation_indexes`, sets that it held out as a whole;
+            `before`, the same of the model that it began as.
         other: A shard set; if all that was fitted on is in it, voices that it does not have are unheard.
 
     Returns:
         bool (rows,), True where the fit's own split holds the voice out, or the voice was not there to be heard, before it too.
+
+    Raises:
+        ValueError: If the index is one of `indexes`, but with other speakers, recordings, sources or languages.
     """
     unheard = _unheard_in(index, heard, other)
     return unheard & unheard_rows(index, heard["before"], other) if heard.get("before") else unheard
@@ -28,6 +32,7 @@ def unheard_rows(index: Index, heard: Mapping[str, Any], other: Index | None = N
 def _unheard_in(index: Index, heard: Mapping[str, Any], other: Index | None) -> np.ndarray:
     unheard = validation_rows(index, share=float(heard["validation_share"]), split_seed=int(heard["split_seed"]))
     indexes = heard.get("indexes", [])
+    check_same_names(index, heard.get("metadata") or {}, "what is judged here")
     if index.fingerprint in indexes:
         return unheard
     if index.fingerprint in heard.get("validation_indexes", []):

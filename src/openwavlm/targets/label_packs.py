@@ -127,7 +127,7 @@ def write_packs(
                     writer.add(labels, int(expected[place]))
                 place += 1
             for writer in writers:
-                writer.end_shard(index.shards[shard].identity)
+                writer.end_shard(index.shards[shard].identity, index.shards[shard].metadata)
     results = []
     for folder, writer in zip(folders, writers, strict=True):
         with atomic_file(rows_file(folder, pack)) as file:
@@ -174,11 +174,11 @@ class _PackWriter:
         self._file.write(labels.tobytes())
         self._place += 1
 
-    def end_shard(self, identity: str) -> None:
+    def end_shard(self, identity: str, metadata: str) -> None:
         """Notes that the rows since the last shard are this one's."""
         frames = int(self.table["frames"][self._first : self._place].sum())
         checksum, rows = self._checksum.hexdigest(), self._place - self._first
-        self.shards.append({"identity": identity, "rows": rows, "frames": frames, "checksum": checksum})
+        self.shards.append({"identity": identity, "metadata": metadata, "rows": rows, "frames": frames, "checksum": checksum})
         self._first, self._checksum = self._place, new_checksum()
 
 

@@ -175,12 +175,14 @@ class LabelStore:
                 one shard of each pack, and of the rest each shard before a row of it is read. None: nothing is compared.
 
         Raises:
-            ValueError: What `LabelPacks.open` refuses; a shard of the index without labels; a row that is of other audio than the
+            ValueError: What `LabelPacks.open` refuses; a shard of the index without labels, or with other speakers, recordings, sources
+                or languages than when it was labelled; a row that is of other audio than the
                 index's, whose number of frames is not that of its audio, or whose labels do not begin where those of the row before
                 it end; a label that the codebook does not have; a file that is not the one that was written.
         """
         packs = LabelPacks.open(path)
         _check_covered(packs, index)
+        check_names(packs, index)
         store = cls(packs, index)
         for number in store.used:
             store._map(number)
@@ -288,3 +290,24 @@ def _check_covered(packs: LabelPacks, index: Index) -> None:
             f"example {index.shards[missing[0]].name}): label them with `python {MADE_BY} shards={index.path} codebook=FOLDER "
             f"output={packs.path}`, by the codebook of those labels, or carry labels of the same audio over with mode=rebind"
         )
+
+
+def check_names(packs: LabelPacks, index: Index) -> None:
+    """Compares the names of the shards that are labelled with those at the time of labelling.
+
+    Raises:
+        ValueError: If the speakers, recordings, sources or languages of a shard were others, or the labels do not say.
+    """
+    known = {shard["identity"]: shard.get("metadata") for pack in packs.meta["packs"] for shard in pack["shards"]}
+    for shard in index.shards:
+        if shard.identity in known and known[shard.identity] is None:
+            raise ValueError(
+                f"{packs.path / 'meta.json'} does not say which speakers and other names its shards had (labels of an older format): add "
+                f"them, labels untouched, by `openwavlm upgrade {index.path} {packs.path}`"
+            )
+        if known.get(shard.identity, shard.metadata) != shard.metadata:
+            raise ValueError(
+                f"the speakers, recordings, sources or languages of {index.path / shard.name} are not those that it had when it was "
+                f"labelled for {packs.path}: restore the shard set's index, or, if the names were corrected, carry the labels over with "
+                "mode=rebind (after fitting a codebook again that was fitted on these shards)"
+            )

@@ -115,11 +115,13 @@ def heard_data(data: dict[str, Any], fingerprints: dict[str, str]) -> dict[str, 
 
     Returns:
         `validation_share` and `split_seed`; fingerprints of the shard sets that are trained on, `indexes`, and of those held out as a
-        whole, `validation_indexes`.
+        whole, `validation_indexes`; the hashes of their names, `metadata`, by fingerprint.
     """
     shards = {name.removeprefix("shards."): value for name, value in fingerprints.items() if name.startswith("shards.")}
     apart = set(data.get("validation") or {})
+    names = {value: fingerprints[f"metadata.{name}"] for name, value in shards.items() if f"metadata.{name}" in fingerprints}
     return {
+        **({"metadata": names} if names else {}),
         "validation_share": data["validation_share"],
         "split_seed": data["split_seed"],
         "indexes": sorted(value for name, value in shards.items() if name not in apart),
@@ -129,7 +131,22 @@ def heard_data(data: dict[str, Any], fingerprints: dict[str, str]) -> dict[str, 
 
 def other_data(heard: list[dict[str, Any]], now: dict[str, Any]) -> list[dict[str, Any]]:
     """Those of `RunRecord.heard` that are of other data or another split than `now`, `sources` aside."""
-    return [entry for entry in heard if any(entry[name] != value for name, value in now.items() if name != "sources")]
+    return [entry for entry in heard if any(entry.get(name, value) != value for name, value in now.items() if name != "sources")]
+
+
+def names_in(fingerprints: dict[str, str]) -> dict[str, str]:
+    """Those of a run's fingerprints that are of the shards' names."""
+    return {name: value for name, value in fingerprints.items() if name.startswith("metadata.")}
+
+
+def lacks_names(known: dict[str, str], now: dict[str, str]) -> bool:
+    """True for fingerprints of an older version, which had none of the shards' names."""
+    return bool(names_in(now)) and not names_in(known) and any(name.startswith("shards.") for name in known)
+
+
+def same_data(known: dict[str, str], now: dict[str, str]) -> bool:
+    """Whether fingerprints are equal, apart from names where an older version had none."""
+    return (known | names_in(now) if lacks_names(known, now) else known) == now
 
 
 class RunRecord:
@@ -170,9 +187,15 @@ class RunRecord:
             places: The folder of each of the data, for the message.
 
         Raises:
-            ValueError: If shards, labels or noise differ and `data` was not allowed to change.
+            ValueError: If shards, their names (`metadata`), labels or noise differ and `data` was not allowed to change; if an older
+                version began the run, which did not note the names.
         """
         known = self.content.get("fingerprints")
+        if known is not None and lacks_names(known, fingerprints) and "data" not in allow_change:
+            raise ValueError(
+                f"{self._path} does not say which speakers and other names the run's shards had (a run of an older format): add them by "
+                f"`openwavlm upgrade {self._path.parent}`, and the run goes on"
+            )
         if known is not None and known != fingerprints and "data" not in allow_change:
             names = sorted(k for k in set(known) | set(fingerprints) if known.get(k) != fingerprints.get(k))
             named = [f"{name} in {places[name]}" if places and name in places else name for name in names]

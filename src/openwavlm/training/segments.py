@@ -11,7 +11,7 @@ import yaml
 
 from openwavlm.data.plan import PLAN_VERSION
 from openwavlm.data.schedule import Schedule
-from openwavlm.training.run_directory import RunRecord, flatten
+from openwavlm.training.run_directory import RunRecord, flatten, names_in
 
 _NOT_IN_THE_PLAN = ("labels", "noise", "max_skip_rate", "validation_seconds", "shards")
 
@@ -77,6 +77,23 @@ def segment_of(directory: Path, step: int) -> Segment:
         )
     fingerprints = record.get("fingerprints", kept.get("fingerprints"))
     return Segment(configs[number], config, record, fingerprints, number, _origin(configs[: number + 1], segments))
+
+
+def names_of_checkpoint(checkpoint: Path, fingerprints: dict[str, str]) -> dict[str, str]:
+    """The names of the shards (`metadata`) that a checkpoint was trained with.
+
+    Args:
+        checkpoint: A run's checkpoint.
+        fingerprints: What it says that it is bound to; of an older version without names, which `openwavlm upgrade` wrote to the launches.
+
+    Returns:
+        Fingerprint by name; empty if nothing tells.
+    """
+    kept = RunRecord(checkpoint.resolve().parents[1]).content
+    step = int(checkpoint.stem.split("-")[1])
+    launches = [record for record in kept["segments"] if record["from_step"] < step]
+    of_launch = launches[-1].get("fingerprints", kept.get("fingerprints", {})) if launches else {}
+    return names_in(fingerprints) or names_in(of_launch)
 
 
 def _configs(config: dict[str, Any], segments: list[dict[str, Any]]) -> list[dict[str, Any]]:

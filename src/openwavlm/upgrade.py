@@ -1,0 +1,210 @@
+"""The command `openwavlm upgrade PATH …`: brings what an older version wrote to the present formats, in place.
+
+Shard sets get a second identity, of their names (`metadata`), and checksums; labels, codebooks and runs are bound to it. Tars, labels,
+centroids and weights are not written.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from openwavlm.data.atomic import write_json
+from openwavlm.data.files import Fields, read_json
+from openwavlm.data.index import Index
+from openwavlm.data.sources import label_folders
+from openwavlm.data.upgrade import upgrade_shards
+from openwavlm.labelling.upgrade import upgrade_labels
+from openwavlm.training.run_directory import RunRecord, read_config
+from openwavlm.training.run_lock import RunLock
+
+_USAGE = """usage: openwavlm upgrade PATH ...
+
+Brings shard sets, labels, codebooks and runs of older versions to the present formats, in place; audio, labels and weights stay as
+they are. A run names its shard sets and labels, which are upgraded with it. Labels and codebooks need the shard sets that they are of:
+name them on the same line, as in `openwavlm upgrade data/shards/train data/labels/km500`. Killed, it goes on when it is run again.
+"""
+_REMEDY = "restore it from a copy"
+
+
+def upgrade(paths: Sequence[Path]) -> dict[Path, bool]:
+    """Upgrades shard sets, labels, codebooks and runs.
+
+    Args:
+        paths: Folders of them, in any order; those that a run names are upgraded too.
+
+    Returns:
+        Of each folder whether anything in it had to be changed, in the order of the work.
+
+    Raises:
+        ValueError: If a folder is none of these, damaged, of a newer format or in use; if the shard sets that labels or a codebook are
+            of were not given; if the data of a run are not those that it was trained on.
+    """
+    kinds = {path: _kind(path) for path in paths}
+    runs = [path for path, kind in kinds.items() if kind == "run"]
+    configs = {run: read_config(run / "config.yaml") for run in runs}
+    shards = [path for path, kind in kinds.items() if kind == "shards"]
+    labels = [path for path, kind in kinds.items() if kind == "meta"]
+    for run, config in configs.items():
+        named_shards, named_labels = _named(run, config)
+        shards += named_shards
+        labels += named_labels
+    changed: dict[Path, bool] = {}
+    for folder in dict.fromkeys(shards):
+        changed[folder] = upgrade_shards(folder)
+    indexes = {folder: Index.open(folder) for folder in dict.fromkeys(shards)}
+    for folder in dict.fromkeys(labels):
+        changed[folder] = _upgrade_meta(folder, list(indexes.values()))
+    for run in runs:
+        changed[run] = _upgrade_run(run, configs[run], indexes)
+    return changed
+
+
+def _kind(path: Path) -> str:
+    if (path / "run.json").is_file() and (path / "config.yaml").is_file():
+        return "run"
+    if (path / "meta.json").is_file():
+        return "meta"
+    if (path / "index").is_dir() or (path / "tasks.jsonl").is_file():
+        return "shards"
+    raise ValueError(
+        f"{path} must be a shard set (tasks.jsonl, index/), labels or a codebook (meta.json), or a run (run.json, config.yaml), but has "
+        "none of these files: correct the path"
+    )
+
+
+def _named(run: Path, config: dict[str, Any]) -> tuple[list[Path], list[Path]]:
+    """The shard sets and labels that a run's config names."""
+    where = Fields(config, str(run / "config.yaml"), _REMEDY)
+    data = Fields(where.mapping("data"), f"{run / 'config.yaml'}, data", _REMEDY)
+    probes = config.get("probes") or {}
+    shards: list[Any] = [data.values.get("noise"), *(probes.get(name) for name in ("train", "dev"))]
+    labels: list[Path] = []
+    for name in ("sources", *(["validation"] if data.values.get("validation") else [])):
+        sets = Fields(data.mapping(name), f"{data.where}.{name}", _REMEDY)
+        for key in sets.values:
+            source = Fields(sets.mapping(key), f"{sets.where}.{key}", _REMEDY)
+            shards.append(source.text("shards"))
+            if not source.values.get("labels"):
+                raise source.refusal("labels", "a folder or a list of folders", source.values.get("labels"))
+            labels += label_folders(source.values["labels"])
+    folders = [Path(folder) for folder in shards if folder]
+    for folder in (*folders, *labels):
+        if not folder.is_dir():
+            raise ValueError(
+                f"{run / 'config.yaml'} names {folder}, but there is no such folder: give the command where train.py was given, or move "
+                "the folder back"
+            )
+    return folders, labels
+
+
+def _upgrade_meta(path: Path, indexes: Sequence[Index]) -> bool:
+    """Adds the names' hash to each shard of labels, and to each shard set of a codebook, as far as the shard sets are known."""
+    by_identity = _by_key((shard.identity, shard.metadata) for index in indexes for shard in index.shards)
+    by_fingerprint = _by_key((index.fingerprint, index.metadata) for index in indexes)
+
+    def add(meta: dict[str, Any]) -> None:
+        shards = [shard for pack in meta["packs"] for shard in pack["shards"]]
+        known = [shard for shard in shards if "metadata" not in shard and shard["identity"] in by_identity]
+        for shard in known:
+            shard["metadata"] = _only(by_identity[shard["identity"]], path)
+        if shards and not any("metadata" in shard for shard in shards):
+            raise _not_given(path)
+        _add_to_fit(meta["codebook_fitted"], by_fingerprint, path)
+
+    head = read_json(path / "meta.json", remedy=_REMEDY)
+    if head.text("kind") == "labels":
+        return upgrade_labels(path, add)
+    fitted = head.mapping("fitted")
+    changed = _add_to_fit(fitted, by_fingerprint, path)
+    if "split_seed" in fitted and fitted.get("indexes") and not fitted.get("metadata"):
+        raise _not_given(path)
+    if changed:
+        write_json(path / "meta.json", head.values)
+    return changed
+
+
+def _add_to_fit(fitted: dict[str, Any], by_fingerprint: Mapping[str, set[str]], path: Path) -> bool:
+    known = fitted.get("metadata", {})
+    found = {name: _only(by_fingerprint[name], path) for name in fitted.get("indexes", []) if name in by_fingerprint}
+    changed = "split_seed" in fitted and not found.keys() <= known.keys()
+    if changed:
+        fitted["metadata"] = found | known
+    return changed
+
+
+def _not_given(path: Path) -> ValueError:
+    return ValueError(
+        f"{path} was made from a shard set that was not given: name it too, as in `openwavlm upgrade SHARDS {path}`"
+    )
+
+
+def _by_key(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for key, value in pairs:
+        found.setdefault(key, set()).add(value)
+    return found
+
+
+def _only(values: set[str], path: Path) -> str:
+    if len(values) > 1:
+        raise ValueError(
+            f"{path} is of audio that several of the given shard sets hold under other names: give only the one that it was made from"
+        )
+    return next(iter(values))
+
+
+def _upgrade_run(run: Path, config: dict[str, Any], indexes: dict[Path, Index]) -> bool:
+    """Adds the names' hash of each shard set to the fingerprints of a run and of its launches."""
+    lock = RunLock(run)
+    try:
+        record = RunRecord(run)
+        by_fingerprint = {index.fingerprint: index.metadata for index in indexes.values()}
+        fingerprints = record.content.get("fingerprints", {})
+        sets = {**config["data"]["sources"], **(config["data"].get("validation") or {})}
+        for name, source in sets.items():
+            index = indexes[Path(source["shards"])]
+            if fingerprints.get(f"shards.{name}", index.fingerprint) != index.fingerprint:
+                raise ValueError(
+                    f"{run / 'run.json'} is of other audio than {index.path} holds now (shards.{name}): put the shard set that the run was "
+                    "trained on back"
+                )
+        changed = _add_names(fingerprints, by_fingerprint)
+        for segment in record.content["segments"]:
+            changed |= _add_names(segment.get("fingerprints", {}), by_fingerprint)
+        for entry in record.content.get("heard", []):
+            known = {name: by_fingerprint.get(name) for name in (*entry["indexes"], *entry["validation_indexes"])}
+            if "metadata" not in entry and all(known.values()):
+                entry["metadata"], changed = known, True
+        if changed:
+            record.save()
+    finally:
+        lock.release()
+    return changed
+
+
+def _add_names(fingerprints: dict[str, str], metadata: dict[str, str]) -> bool:
+    """Adds `metadata.NAME` for every `shards.NAME` whose shard set is known; returns whether there was one."""
+    names = [name.removeprefix("shards.") for name in fingerprints if name.startswith("shards.")]
+    lacking = [name for name in names if f"metadata.{name}" not in fingerprints and fingerprints[f"shards.{name}"] in metadata]
+    for name in lacking:
+        fingerprints[f"metadata.{name}"] = metadata[fingerprints[f"shards.{name}"]]
+    return bool(lacking)
+
+
+def main() -> None:
+    """Runs the command on the folders of the command line; status 2 and one sentence if one is refused."""
+    words = sys.argv[1:]
+    if not words or any(word.startswith("-") for word in words):
+        asked = bool({"-h", "--help"} & set(words))
+        print(_USAGE, end="", file=sys.stdout if asked else sys.stderr)
+        raise SystemExit(0 if asked else 2)
+    try:
+        for folder, changed in upgrade([Path(word) for word in words]).items():
+            print(f"{folder}: {'upgraded' if changed else 'has the present format already'}")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None

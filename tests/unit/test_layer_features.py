@@ -240,7 +240,7 @@ def test_a_codebook_keeps_its_norm_and_its_hash_binds_it(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="positive deviations"):
         Codebook.load(tmp_path)
     (tmp_path / "feature_norm.npy").unlink()
-    with pytest.raises(ValueError, match=r"feature_norm\.npy cannot be read"):
+    with pytest.raises(ValueError, match=r"feature_norm\.npy is missing"):
         Codebook.load(tmp_path)
 
 

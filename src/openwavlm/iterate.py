@@ -42,6 +42,7 @@ from openwavlm.processes import PARENT, run_until_saved
 from openwavlm.report.content import ReportContent
 from openwavlm.report.page import write_report
 from openwavlm.report_command import gather
+from openwavlm.text_keys import run_folder
 from openwavlm.training.run_directory import trajectory
 
 log = logging.getLogger(__name__)
@@ -367,7 +368,7 @@ def _report(iterations: list[dict[str, Stage]], folder: Path, export: Path, name
 def main(config: DictConfig) -> None:
     """The command `openwavlm iterate`."""
     values = plain(config)
-    directory = Path("runs") / values["name"]
+    directory = run_folder(values["name"])
     summary = iterate(values, directory.resolve())
     if values["dry_run"]:
         log.info("%s", "\n".join(graph_lines(summary["stages"])))

@@ -42,7 +42,15 @@ from openwavlm.training.label_watch import LabelWatch
 from openwavlm.training.log import RunLog, log_file, open_trackers, write_log
 from openwavlm.training.module import PretrainingModule, StepRecord
 from openwavlm.training.ranks import join_processes, on_rank_zero, requeue_job, together
-from openwavlm.training.run_directory import RunRecord, accept_config, flatten, names_in
+from openwavlm.training.run_directory import (
+    RunRecord,
+    accept_config,
+    changed_keys,
+    flatten,
+    names_in,
+    read_config,
+    refuse_changes,
+)
 from openwavlm.training.run_lock import RunLock
 from openwavlm.training.segments import names_of_checkpoint
 from openwavlm.training.sharding import ShardedStrategy
@@ -101,6 +109,34 @@ def _segment(
         "changes": {key: list(values) for key, values in changes.items()},
         "command": " ".join(sys.argv),
     }
+
+
+def check_launch(values: dict[str, Any], directory: Path, opened: dict[str, tuple[int, ...]]) -> None:
+    """Refuses what a launch would refuse before its first update; trains, writes and keeps nothing.
+
+    Args:
+        values: The training config as plain values.
+        directory: Where the run lives or would live.
+        opened: Data that have been checked → classes of their label sets; grows.
+
+    Raises:
+        ValueError: If the config, the data or the state of the run directory does not allow the launch.
+    """
+    parts, seed = objects(values), int(values["seed"])
+    check_world_size(int(os.environ.get("WORLD_SIZE", "1")), parts["batch"])
+    data = json.dumps([values[key] for key in ("data", "batch", "mixing", "loss", "seed")], sort_keys=True)
+    if data not in opened:
+        found = _open(parts, seed)
+        opened[data] = tuple(found.classes)
+        found.close()
+    with torch.device("meta"):
+        model = make_model(parts, opened[data])
+    if values["init_from"]:
+        begin_from(model.wavlm.to_empty(device="cpu"), values["init_from"])
+    config = directory / "config.yaml"
+    if config.exists():
+        changes = changed_keys(read_config(config), values)
+        refuse_changes(changes, list(values["allow_change"]), f"the run in {directory}")
 
 
 def train(config: DictConfig, run_directory: Path) -> dict[str, Any]:

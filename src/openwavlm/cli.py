@@ -135,10 +135,18 @@ def composed(config_name: str, overrides: list[str]) -> DictConfig:
         raise ValueError(_sentence(error, config_name)) from error
 
 
+_LOST_RANK = re.compile(r"Connection (closed|reset) by peer|gloo.*(Read|Write) error|NCCL.*remote process exited", re.DOTALL)
+
+
 def refusal_of(error: BaseException) -> str | None:
     """The sentence for an error that a user or the machine can cause; None for a bug."""
     if isinstance(error, ValueError | OSError | MemoryError):
         return explained(error)
+    if isinstance(error, RuntimeError) and _LOST_RANK.search(str(error)):
+        return (
+            "the connection to another training process is lost: its own message says why it ended (logs/rank-….log in the run); the "
+            "same command goes on"
+        )
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for it
         return "the GPU's memory is full: lower batch.micro_seconds, or let openwavlm tune find what fits"
     return killed_worker(error)
@@ -174,7 +182,7 @@ def command(
                 sentence = refusal_of(error)
                 if sentence is None or config.get("debug"):
                     raise
-                print(f"error: {sentence}", file=sys.stderr, flush=True)
+                sys.stderr.write(f"error: {sentence}\n")
                 raise SystemExit(2) from error
 
         program = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)

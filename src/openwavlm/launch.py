@@ -25,7 +25,7 @@ _checked: dict[str, tuple[int, ...]] = {}  # the data of earlier trials, of whic
 def _under_torchrun(devices: int) -> int:
     """Runs this command in `devices` processes under torchrun, however it was started; returns its exit status."""
     arguments = ["--standalone", f"--nproc-per-node={devices}", "-m", "openwavlm", "train", *sys.argv[1:]]
-    return run_handing_on_signals([sys.executable, "-m", "torch.distributed.run", *arguments])
+    return run_handing_on_signals([sys.executable, "-m", "openwavlm.torchrun", *arguments])
 
 
 def _settings(parts: dict[str, Any], *, sweeps: bool) -> TrainerSettings:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -103,8 +103,25 @@ def run_until_saved(command: list[str], environment: Mapping[str, str]) -> int:
             raise
 
 
+def ended(status: int) -> str:
+    """How a process ended, as the end of a sentence: `was killed (SIGKILL), probably for want of memory: …`.
+
+    Args:
+        status: Its exit status, negative for a signal, as `subprocess` has it.
+    """
+    if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        return (
+            "was killed (SIGKILL), probably for want of memory: lower batch.micro_seconds or loader.workers, or give the job more "
+            "memory; the same command goes on"
+        )
+    if status < 0:
+        return f"was ended by {signal.Signals(-status).name}; the same command goes on"
+    return f"ended with status {status}"
+
+
 def start_fork_server() -> None:
     """Starts the fork server of multiprocessing, which imports modules for seconds and must not end at Ctrl-C meanwhile."""
+    resource_tracker.ensure_running()  # the server starts it otherwise, and it ends the block
     # The mask is inherited, and the server ignores the signal as soon as it listens. Here the signal waits, it is not lost.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

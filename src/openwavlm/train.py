@@ -54,6 +54,7 @@ from openwavlm.training.run_directory import (
 from openwavlm.training.run_lock import RunLock
 from openwavlm.training.segments import names_of_checkpoint
 from openwavlm.training.sharding import ShardedStrategy
+from openwavlm.training.void_updates import check_learned
 from openwavlm.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -214,7 +215,11 @@ def _train(
     stop_after = values["stop_after"]
     if start >= optim.updates or (stop_after is not None and start >= stop_after):
         log.info("%s has %d updates already; nothing to do", directory, start)
-        return _summary(directory, start, optim.updates, 0.0, 0.0, rank)
+        skipped = int(state.get("voids", 0)) if state else 0
+        summary = _summary(directory, start, optim.updates, 0.0, 0.0, rank, skipped=skipped)
+        if start >= optim.updates:
+            check_learned(start, skipped)
+        return summary
 
     torch.manual_seed(seed)
     model = make_model(parts, opened.classes)
@@ -327,6 +332,8 @@ def _train(
     began = time.monotonic()
     try:
         trainer.fit(module, loader, ckpt_path=str(found) if found else None)
+    except SystemExit as error:  # Lightning's answer to a KeyboardInterrupt
+        raise KeyboardInterrupt from error
     finally:
         watch.close()
         opened.close()
@@ -339,10 +346,10 @@ def _train(
         log.info("stopped after update %d of %d by %s; the same command goes on", done, optim.updates, why)
         if boundary.requeue and parts["trainer"].requeue:
             requeue_job()
-    elif rank == 0:
+    elif rank == 0 and module.voids.count < done:
         log.info("finished; openwavlm export run=%s writes the model for Transformers", directory)
     audio_s = run_log.audio_s_total if run_log is not None else 0.0
-    return _summary(
+    summary = _summary(
         directory,
         done,
         optim.updates,
@@ -350,7 +357,11 @@ def _train(
         time.monotonic() - began,
         rank,
         monitor.summary() if monitor is not None else None,
+        skipped=module.voids.count,
     )
+    if done >= optim.updates:
+        check_learned(done, module.voids.count)
+    return summary
 
 
 def _continue(encoder: WavLM, values: dict[str, Any], record: RunRecord) -> None:
@@ -467,7 +478,15 @@ def make_trainer(
 
 
 def _summary(
-    directory: Path, step: int, updates: int, audio_s: float, seconds: float, rank: int, health: dict[str, Any] | None = None
+    directory: Path,
+    step: int,
+    updates: int,
+    audio_s: float,
+    seconds: float,
+    rank: int,
+    health: dict[str, Any] | None = None,
+    *,
+    skipped: int = 0,
 ) -> dict[str, Any]:
     last = {}
     validation = directory / "validation.csv"
@@ -483,7 +502,8 @@ def _summary(
         **kept,
         "format_version": 1,
         "updates": step,
-        "complete": step >= updates,
+        "complete": step >= updates and skipped < step,
+        "skipped_updates": skipped,
         "validation": last,
         "this_launch": launch if seconds else kept.get("this_launch", launch),
     }

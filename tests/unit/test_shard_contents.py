@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from openwavlm.data import open_files
 from openwavlm.data import reader as reader_module
 from openwavlm.data.audio import AudioError, check_clip
 from openwavlm.data.corpora.utterance import Utterance

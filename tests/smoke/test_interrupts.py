@@ -191,10 +191,25 @@ def test_thirty_interrupted_trainings_end_with_the_same_figures(data, tmp_path):
 def commands(data: Path) -> dict[str, list[str]]:
     shards, prep = data / "shard-set", REPOSITORY / "data_prep"
     return {
-        "fit": [f"{prep}/fit_kmeans.py", f"shards={shards}", "output=out", "clusters=8", "min_frames_per_cluster=20", "workers=2"],
+        "fit": [
+            f"{prep}/fit_kmeans.py",
+            f"shards={shards}",
+            "output=out",
+            "clusters=8",
+            "min_frames_per_cluster=20",
+            "workers=2",
+        ],
         "assign": [f"{prep}/assign_labels.py", f"shards={shards}", f"codebook={data / 'book'}", "output=out", "workers=2"],
         "verify": [f"{prep}/verify.py", f"shards={shards}", f"labels={data / 'labels'}", "share=1", "workers=2"],
-        "extract": ["-m", "openwavlm", "extract", f"codebook={data / 'book'}", f"input={data / 'corpus'}", "output=out", "workers=2"],
+        "extract": [
+            "-m",
+            "openwavlm",
+            "extract",
+            f"codebook={data / 'book'}",
+            f"input={data / 'corpus'}",
+            "output=out",
+            "workers=2",
+        ],
         "plan": ["-m", "openwavlm", "plan", "experiment=wavlm_nano"],
         "tune": ["-m", "openwavlm", "tune", "experiment=wavlm_nano", "seconds=1"],
         "export": ["-m", "openwavlm", "export", "run=nowhere"],

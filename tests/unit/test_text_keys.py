@@ -9,7 +9,9 @@ from openwavlm.text_keys import as_text, run_folder
 from openwavlm.training.run_directory import changed_keys
 
 
-@pytest.mark.parametrize("value", ["1e3", "007", "1_000", "true", "False", "null", "NULL", ".5", "-1", "+7", "1e-07", "inf", "NaN", "0x1f", "a"])
+@pytest.mark.parametrize(
+    "value", ["1e3", "007", "1_000", "true", "False", "null", "NULL", ".5", "-1", "+7", "1e-07", "inf", "NaN", "0x1f", "a"]
+)
 def test_a_name_keeps_its_letters(value):
     assert composed("train", [f"name={value}"]).name == value
     assert composed("tune", [f"++name={value}"]).name == value
@@ -18,7 +20,9 @@ def test_a_name_keeps_its_letters(value):
 
 @pytest.mark.parametrize("value", ["1e3", "007", "1_000", "true"])
 def test_a_path_keeps_its_letters_and_null_is_none(value):
-    config = composed("prep/assign_labels", [f"shards={value}", f"output=[{value}, b ,{value}]", f"codebook={value}", "carry_from=null"])
+    config = composed(
+        "prep/assign_labels", [f"shards={value}", f"output=[{value}, b ,{value}]", f"codebook={value}", "carry_from=null"]
+    )
     assert (config.shards, config.codebook, config.carry_from) == (value, value, None)
     assert list(config.output) == [value, "b", value]
     source = f"data.sources.speech={{shards: {value}, labels: {value}, weight: 2e0}}"
@@ -28,12 +32,25 @@ def test_a_path_keeps_its_letters_and_null_is_none(value):
         "weight": 2.0,
         "share": None,
     }
-    assert composed("prep/make_shards", [f"input={value}", "output=x", f"source={value}", f"columns.text={value}"]).source == value
+    assert (
+        composed("prep/make_shards", [f"input={value}", "output=x", f"source={value}", f"columns.text={value}"]).source == value
+    )
 
 
 def test_a_number_stays_a_number_and_quotes_stay():
     assert composed("train", ["name=x", "optim.lr=1e-3", "seed=007", "debug=true"]).optim.lr == 1e-3
-    for word in ("optim.lr=1e3", "name='1e3'", 'output="007"', "name=a1e3", "name=1e3x", "name=${seed}", "-m", "~name", "output=null", "name=x"):
+    for word in (
+        "optim.lr=1e3",
+        "name='1e3'",
+        'output="007"',
+        "name=a1e3",
+        "name=1e3x",
+        "name=${seed}",
+        "-m",
+        "~name",
+        "output=null",
+        "name=x",
+    ):
         assert as_text(word) == word
 
 
@@ -49,7 +66,28 @@ def test_a_name_is_a_folder_below_runs(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "..", ".", "", " ", "/x", "/", "a/../../x", "a/..", "a//b", "a/", "./a", "a.", "a..", "a\0b", "a\nb", "a/b ", "...", "a/ /b"]
+    "name",
+    [
+        "../x",
+        "..",
+        ".",
+        "",
+        " ",
+        "/x",
+        "/",
+        "a/../../x",
+        "a/..",
+        "a//b",
+        "a/",
+        "./a",
+        "a.",
+        "a..",
+        "a\0b",
+        "a\nb",
+        "a/b ",
+        "...",
+        "a/ /b",
+    ],
 )
 def test_a_name_that_leads_elsewhere_or_is_no_folders_is_refused(name):
     with pytest.raises(ValueError, match="name must be the name of a folder below runs/"):

@@ -65,11 +65,10 @@ def test_labels_that_do_not_fit_a_later_trial_are_refused_before_the_first_begin
 
 
 def test_a_trial_that_could_not_go_on_in_its_folder_is_refused_before_the_others_begin(data, tmp_path):
-    command = ["train.py", "-m", *QUICK, *places(data)]
-    assert run_program(tmp_path, *command, "optim.lr=2e-3").status == 0
-    runs = tmp_path / "runs" / "test"
+    command, runs = ["train.py", *QUICK, *places(data)], tmp_path / "runs" / "test"
+    assert run_program(tmp_path, *command, "optim.lr=2e-3", "hydra.run.dir=runs/test/optim.lr-0.002").status == 0
     assert json.loads((runs / "optim.lr-0.002" / "summary.json").read_text())["complete"]
-    message = run_program(tmp_path, *command, "optim.lr=1e-3,2e-3", "optim.clip_norm=0.25").error()
+    message = run_program(tmp_path, *command, "-m", "optim.lr=1e-3,2e-3", "optim.clip_norm=0.25").error()
     assert "optim.clip_norm: 0.5 -> 0.25" in message and "in the trial optim.lr=0.002" in message
     assert not (runs / "optim.lr-0.001" / "metrics.csv").exists()
 

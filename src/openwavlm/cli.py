@@ -43,7 +43,8 @@ def swept(overrides: list[str]) -> str:
     """Name of a sweep's trial: what the sweep varies, by the command line or by a sweeper's own settings."""
     given = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(given)
-    fixed = {override.get_key_element() for override in parsed if not override.is_sweep_override()}
+    last = {override.get_key_element(): override for override in parsed}  # of a key that is given twice the last holds
+    fixed = {key for key, override in last.items() if not override.is_sweep_override()}
     varied = "__".join(o.replace("'", "") for o in overrides if o.split("=", 1)[0] not in fixed)
     # No "=" or ",": the folder's name must be usable as a value on the next command line.
     return re.sub(r"[^\w.+-]", "-", varied) or "trial"

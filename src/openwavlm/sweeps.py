@@ -11,7 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
+
+from openwavlm.resources import explained
 
 Check = Callable[[DictConfig, Path], None]
 
@@ -38,6 +40,7 @@ def check_trials(check: Check) -> None:
     overrides = OverridesParser.create(config_loader=loader).parse_overrides([*params, *words])
     basic = sweeper._target_.endswith(BasicSweeper.__name__)
     trials = BasicSweeper.split_arguments(overrides, None)[0] if basic else list(_values(overrides))
+    folders: dict[Path, str] = {}
     for number, trial in enumerate(trials):
         config = loader.load_sweep_config(master, list(trial))
         with open_dict(config):
@@ -45,12 +48,17 @@ def check_trials(check: Check) -> None:
         folder = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
         with open_dict(config):
             del config["hydra"]
+        varied = " ".join(o for o, override in zip(trial, _last(overrides), strict=False) if override.is_sweep_override())
+        if folder in folders:
+            raise ValueError(
+                f"every trial of a sweep needs a folder of its own, but {folders[folder]} and {varied} would both be in {folder}: give "
+                "each value once"
+            )
+        folders[folder] = varied
         try:
             check(config, folder)
         except (ValueError, OSError) as error:
-            varied = [o for o, override in zip(trial, _last(overrides), strict=False) if override.is_sweep_override()]
-            raise ValueError(f"{error} (in the trial {' '.join(varied)}; none was begun)") from error
-        OmegaConf.clear_cache(config)
+            raise ValueError(f"{explained(error)} (in the trial {varied}; none was begun)") from error
 
 
 def _last(overrides: list[Override]) -> list[Override]:

@@ -68,9 +68,14 @@ def test_a_trial_that_could_not_go_on_in_its_folder_is_refused_before_the_others
     command, runs = ["train.py", *QUICK, *places(data)], tmp_path / "runs" / "test"
     assert run_program(tmp_path, *command, "optim.lr=2e-3", "hydra.run.dir=runs/test/optim.lr-0.002").status == 0
     assert json.loads((runs / "optim.lr-0.002" / "summary.json").read_text())["complete"]
-    message = run_program(tmp_path, *command, "-m", "optim.lr=1e-3,2e-3", "optim.clip_norm=0.25").error()
-    assert "optim.clip_norm: 0.5 -> 0.25" in message and "in the trial optim.lr=0.002" in message
+    told = run_program(tmp_path, *command, "-m", "optim.lr=1e-3,2e-3", "optim.clip_norm=0.25").stderr
+    assert "optim.clip_norm: 0.5 -> 0.25" in told and "in the trial optim.lr=0.002" in told
     assert not (runs / "optim.lr-0.001" / "metrics.csv").exists()
+
+
+def test_trials_that_would_share_a_folder_are_refused(data, tmp_path):
+    message = run_program(tmp_path, "train.py", "-m", *QUICK, *places(data), "seed=1,2,1").error()
+    assert "seed=1 and seed=1 would both be in" in message and not list(tmp_path.rglob("metrics.csv"))
 
 
 def overrides(*words: str) -> list:

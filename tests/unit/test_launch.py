@@ -100,6 +100,8 @@ def test_a_trial_is_called_by_what_its_sweep_varies(monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", "-m", "name=x", "seed=1,2", "optim.lr=choice(0.1,0.2)", "--flag=7"])
     assert swept(["name=x", "seed=1", "optim.lr=0.1"]) == "seed-1__optim.lr-0.1"
     assert swept(["name=x"]) == "trial"
+    monkeypatch.setattr("sys.argv", ["train.py", "-m", "optim.lr=1e-3", "optim.lr=1e-2,1e-1", "seed=1,2", "seed=3"])
+    assert swept(["optim.lr=0.01", "seed=3"]) == "optim.lr-0.01"
     assert swept(["optim.betas=[0.9,0.98]"]) == "optim.betas--0.9-0.98-"
 
 

@@ -14,6 +14,7 @@ from openwavlm.cli import command
 from openwavlm.data.atomic import atomic_file, write_json, writer_lock
 from openwavlm.data.containers import AudioError
 from openwavlm.data.corpora.files import counted, find_files
+from openwavlm.data.decoding import decode_or_stop
 from openwavlm.data.pool import run_jobs
 from openwavlm.frames import num_frames
 from openwavlm.labelling.extract import assign_in_chunks, check_reproducible

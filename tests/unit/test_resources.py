@@ -265,7 +265,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("code", MACHINE)
 def test_a_failing_machine_is_no_bad_recording(recording, monkeypatch, slept, code):
-    monkeypatch.setattr(Path, "open", failing(Path.open, code))
+    monkeypatch.setattr("openwavlm.data.audio.os.open", failing(os.open, code))
     with pytest.raises(OSError) as failure:
         decode_or_stop(recording)
     assert failure.value.errno == code and failure.value.filename == str(recording)
@@ -298,7 +298,7 @@ def test_a_bad_recording_is_refused_after_a_second_look(tmp_path):
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO, errno.ENOSPC])
 def test_preparation_stops_with_errno_and_file_and_skips_nothing(tmp_path, monkeypatch, slept, code):
     corpus, output = make_corpus(tmp_path / "corpus", speakers=1, utterances=3, seconds=(0.5, 0.6)), tmp_path / "shards"
-    bad, real = sorted(corpus.rglob("*.flac"))[1], Path.open
+    bad, real = sorted(corpus.rglob("*.flac"))[1], os.open
 
     def guarded(path: Path, *arguments: object, **named: object) -> object:
         if path == bad:
@@ -306,7 +306,7 @@ def test_preparation_stops_with_errno_and_file_and_skips_nothing(tmp_path, monke
         return real(path, *arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", guarded)
+        patch.setattr("openwavlm.data.audio.os.open", guarded)
         with pytest.raises(OSError, match=re.escape(f"[Errno {code}] {os.strerror(code)}: '{bad}'")):
             make_shards(input=corpus, output=output, source="s")
     assert not (output / "skipped.tsv").exists() and not list(output.glob("done/*/*"))

@@ -92,7 +92,7 @@ _QUOTES = (
 
 def _sentence(error: Exception, config_name: str) -> str:
     """What is wrong with the command line, in one sentence; for a misspelt key with the key that comes nearest."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, HydraException):  # a missing option is both to Hydra
         return explained(error)
     resolving = re.match(r"ValueError raised while resolving interpolation: (.*?)\s+full_key:", str(error), re.DOTALL)
     if resolving:  # by a resolver of ours

@@ -135,6 +135,7 @@ class Pack:
             counts += np.bincount(labels, minlength=len(counts))
         self._check_checksum(self.labels_file, self._label_bytes, self.record["labels_checksum"])
         self._whole = True
+        # Or all labels of a corpus would count as this process's memory; the pages stay in the machine's file cache.
         release(self._label_bytes)
         return counts
 

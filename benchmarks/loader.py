@@ -25,7 +25,7 @@ import torch
 from openwavlm.augment.mixing import Mixing
 from openwavlm.data.collate import Draws, MicroBatchBuilder
 from openwavlm.data.index import Index
-from openwavlm.data.loader import Loading, micro_batch_loader
+from openwavlm.data.loader import Loading, micro_batch_loader, received
 from openwavlm.data.plan import Batching, EpochPlan, MicroBatchSpec
 from openwavlm.data.prepare import make_shards
 from openwavlm.labelling.assign import assign_labels
@@ -90,7 +90,7 @@ def ours(builder: MicroBatchBuilder, plan: EpochPlan, workers: int, seconds: flo
             yield plan.spec(number % len(plan))
 
     loading = Loading(workers=workers)
-    batches = iter(micro_batch_loader(builder, specs(), loading))
+    batches = received(iter(micro_batch_loader(builder, specs(), loading)))
     for _ in range(workers * loading.prefetch + 2):
         next(batches)
     began, samples = time.perf_counter(), 0

@@ -1,5 +1,11 @@
 """Fits a k-means codebook: `python data_prep/fit_kmeans.py --help`."""
 
+from openwavlm.interrupt import end_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # before the seconds that the imports take
+
+
 import logging
 from datetime import timedelta
 from pathlib import Path

@@ -1,5 +1,11 @@
 """Makes a codebook of a published one: `python data_prep/import_codebook.py --help`."""
 
+from openwavlm.interrupt import end_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # before the seconds that the imports take
+
+
 from pathlib import Path
 
 from omegaconf import DictConfig

@@ -1,5 +1,11 @@
 """Prepares a corpus as shards with an index: `python data_prep/make_shards.py --help`."""
 
+from openwavlm.interrupt import end_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # before the seconds that the imports take
+
+
 from pathlib import Path
 from typing import Any
 

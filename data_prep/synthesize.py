@@ -1,5 +1,11 @@
 """Synthesises the embedded corpus with phone times: `python data_prep/synthesize.py --help`."""
 
+from openwavlm.interrupt import end_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # before the seconds that the imports take
+
+
 from omegaconf import DictConfig, OmegaConf
 
 from openwavlm.cli import command

@@ -1,5 +1,11 @@
 """Compares shards (and labels) with checksums, counts and a recomputed sample: `python data_prep/verify.py --help`."""
 
+from openwavlm.interrupt import end_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # before the seconds that the imports take
+
+
 import json
 from pathlib import Path
 

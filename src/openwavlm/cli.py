@@ -19,6 +19,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from openwavlm.interrupt import INTERRUPTED, ending_at_interrupt, say_interrupted
+from openwavlm.processes import killed_worker
+from openwavlm.resources import explained, raise_descriptor_limit
+from openwavlm.sweeps import check_trials, is_first_trial
+from openwavlm.text_keys import as_text, run_folder
+
 
 def conf_dir() -> Path:
     """Folder of the configuration: `conf/` of a checkout, or the copy inside an installed wheel.
@@ -37,13 +43,15 @@ def swept(overrides: list[str]) -> str:
     """Name of a sweep's trial: what the sweep varies, by the command line or by a sweeper's own settings."""
     given = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(given)
-    fixed = {override.get_key_element() for override in parsed if not override.is_sweep_override()}
-    varied = "__".join(o for o in overrides if o.split("=", 1)[0] not in fixed)
+    last = {override.get_key_element(): override for override in parsed}  # of a key that is given twice the last holds
+    fixed = {key for key, override in last.items() if not override.is_sweep_override()}
+    varied = "__".join(o.replace("'", "") for o in overrides if o.split("=", 1)[0] not in fixed)
     # No "=" or ",": the folder's name must be usable as a value on the next command line.
     return re.sub(r"[^\w.+-]", "-", varied) or "trial"
 
 
 OmegaConf.register_new_resolver("swept", swept, replace=True)
+OmegaConf.register_new_resolver("run_folder", lambda name: "." if name in (".", None) else str(run_folder(name)), replace=True)
 
 
 def quoted(value: Path | str) -> str:
@@ -84,6 +92,11 @@ _QUOTES = (
 
 def _sentence(error: Exception, config_name: str) -> str:
     """What is wrong with the command line, in one sentence; for a misspelt key with the key that comes nearest."""
+    if isinstance(error, OSError) and not isinstance(error, HydraException):  # a missing option is both to Hydra
+        return explained(error)
+    resolving = re.match(r"ValueError raised while resolving interpolation: (.*?)\s+full_key:", str(error), re.DOTALL)
+    if resolving:  # by a resolver of ours
+        return resolving.group(1)
     text = str(error).split("Config search path:")[0].split("See https://hydra.cc")[0]
     absent = re.search(r"Could not find '(.+)/(.*)'\s+Available options in '.+':\s+(.*)", text, re.DOTALL)
     if absent:
@@ -106,7 +119,7 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig:
         outer, state.hydra = state.hydra, None  # that of the command from within which this may be called
         try:
             with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-                return hydra.compose(config_name, overrides)
+                return hydra.compose(config_name, [as_text(word) for word in overrides])
         finally:
             GlobalHydra.instance().hydra = outer  # another object by now: Hydra restores a copy of the state
 
@@ -123,12 +136,39 @@ def composed(config_name: str, overrides: list[str]) -> DictConfig:
         raise ValueError(_sentence(error, config_name)) from error
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+_LOST_RANK = re.compile(r"Connection (closed|reset) by peer|gloo.*(Read|Write) error|NCCL.*remote process exited", re.DOTALL)
+
+
+def refusal_of(error: BaseException) -> str | None:
+    """The sentence for an error that a user or the machine can cause; None for a bug."""
+    if isinstance(error, ValueError | OSError | MemoryError):
+        return explained(error)
+    if isinstance(error, RuntimeError) and _LOST_RANK.search(str(error)):
+        return (
+            "the connection to another training process is lost: its own message says why it ended (logs/rank-….log in the run); the "
+            "same command goes on"
+        )
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for it
+        return "the GPU's memory is full: lower batch.micro_seconds, or let openwavlm tune find what fits"
+    return killed_worker(error)
+
+
+def command(
+    config_name: str, check: Callable[[DictConfig, Path], None] = lambda config, folder: None
+) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Turns `function(config)` into a command-line program configured by `conf/<config_name>.yaml`.
 
-    `ValueError` and `OSError` (what a user can cause) become one sentence on standard error and exit status 2, as does a command line
-    that Hydra refuses; `debug=true` keeps the traceback.
+    What a user or the machine can cause becomes one sentence on standard error and exit status 2, as does a command line that Hydra
+    refuses; `debug=true` keeps the traceback. Ctrl-C becomes one line and status 130.
+
+    Args:
+        config_name: Which config.
+        check: Refuses a trial of a sweep by a `ValueError`, given its config and folder; called for all trials before the first.
     """
+
+    def check_trial(config: DictConfig, folder: Path) -> None:
+        check_complete(config)
+        check(config, folder)
 
     def wrap(function: Callable[[DictConfig], None]) -> Callable[[], None]:
         @functools.wraps(function)
@@ -136,31 +176,36 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
             try:
                 check_complete(config)
+                if is_first_trial():
+                    check_trials(check_trial)
                 function(config)
-            except (ValueError, OSError) as error:
-                if config.get("debug"):
+            except Exception as error:
+                sentence = refusal_of(error)
+                if sentence is None or config.get("debug"):
                     raise
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                sys.stderr.write(f"error: {sentence}\n")
                 raise SystemExit(2) from error
-            except KeyboardInterrupt:
-                print("interrupted: run the same command again to go on", file=sys.stderr, flush=True)
-                raise SystemExit(130) from None
 
         program = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)
 
         @functools.wraps(function)
         def main() -> None:
+            raise_descriptor_limit()
             # Otherwise Hydra prints its own message, of several lines and with its search path, and ends with status 1.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             # argparse takes no overrides after a flag that follows others: `train.py name=x -m seed=1,2` would be refused.
-            sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
-            try:
-                program()
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
-                if "debug=true" in sys.argv:
-                    raise
-                print(f"error: {_sentence(error, config_name)}", file=sys.stderr, flush=True)
-                raise SystemExit(2) from error
+            sys.argv[1:] = map(as_text, sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun")))
+            with ending_at_interrupt():
+                try:
+                    program()
+                except KeyboardInterrupt:
+                    say_interrupted()
+                    raise SystemExit(INTERRUPTED) from None
+                except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+                    if "debug=true" in sys.argv:
+                        raise
+                    print(f"error: {_sentence(error, config_name)}", file=sys.stderr, flush=True)
+                    raise SystemExit(2) from error
 
         return main
 

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from openwavlm.resources import explained
+
 Result = TypeVar("Result")
 
 
@@ -62,8 +64,8 @@ class Ranks:
         error = None
         try:
             result.append(function())
-        except (ValueError, OSError) as failure:
-            error = str(failure)
+        except (ValueError, OSError, MemoryError) as failure:
+            error = explained(failure)
         errors = [f"rank {rank}: {text}" for rank, text in enumerate(self.gather(error)) if text is not None]
         if errors:
             raise ValueError(errors[0])

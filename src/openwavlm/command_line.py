@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from openwavlm.interrupt import end_at_interrupt
+
 COMMANDS = {
     "train": ("openwavlm.launch", "launch or resume a pre-training run (the same as train.py)"),
     "plan": ("openwavlm.plan_command", "hours, memory, days and disk of a run, before there are data"),
@@ -20,6 +22,7 @@ COMMANDS = {
 
 def main() -> None:
     """Dispatches `openwavlm COMMAND key=value …`."""
+    end_at_interrupt()  # before the seconds that the imports take
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name not in COMMANDS:
         lines = "".join(f"\n  {command:<8} {what}" for command, (_, what) in COMMANDS.items())

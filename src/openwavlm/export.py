@@ -16,6 +16,7 @@ from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.checkpoints.load import SINGLE_FILE
 from openwavlm.checkpoints.torchaudio import sidecar_of, torchaudio_bytes
 from openwavlm.cli import command
+from openwavlm.models.config import WavLMConfig
 from openwavlm.models.pretraining import WavLMForPretraining
 from openwavlm.models.wavlm import WavLM
 from openwavlm.training.checkpoint import named_checkpoint, write_atomically
@@ -80,7 +81,7 @@ def export_run(
             model.json.
 
     Returns:
-        The folder, with pretraining_head.safetensors and openwavlm.json.
+        The folder, with pretraining_head.safetensors, openwavlm.json and README.md.
 
     Raises:
         ValueError: If the format is unknown, the output holds another one, or there is nothing to export.
@@ -106,8 +107,28 @@ def export_run(
     begun = RunRecord(run).content.get("init_from")
     if begun is not None:
         about["init_from"] = {name: begun[name] for name in ("model", "dialect")}
+    write_atomically(output / "README.md", _readme(output, format, about, model.wavlm.config).encode())
     write_atomically(output / "openwavlm.json", (json.dumps(about, indent=1) + "\n").encode())
     return output
+
+
+_GROUP_NORM = """The first convolution has a group norm, whose statistics are taken over time, padding included: a row that was padded in a
+batch with longer ones gets other features than the row alone, with or without an attention mask. Run recordings of one length together,
+or one at a time, wherever features are compared or kept; `openwavlm extract` and `openwavlm.load(FOLDER).extract` do. Published models of
+this kind were trained without a mask, so `preprocessor_config.json` says `return_attention_mask: false`, as theirs do."""
+_LAYER_NORM = """Every convolution has a layer norm of its own frame: with an attention mask (`return_attention_mask: true` in
+`preprocessor_config.json`, as in published models of this kind) a padded row has the features of the row alone. Pass the mask on."""
+
+
+def _readme(output: Path, format: str, about: dict[str, Any], config: WavLMConfig) -> str:
+    """What a user of the folder has to know: how it is loaded, and what padding does."""
+    loaded_by = FORMATS[format].format(folder="FOLDER", weights="FOLDER/model.pt", arguments="FOLDER/model.json")
+    return (
+        f"# {output.resolve().name}\n\nA {config.layers}-layer speech encoder after {about['updates']} updates, written by `openwavlm "
+        f"export` ({format}). Audio is 16 kHz, mono{', each recording normalised' if config.normalise_waveform else ''}; one frame every "
+        f"20 ms.\n\n```python\n{loaded_by}\n```\n\n## Padding\n\n"
+        f"{_GROUP_NORM if config.extractor_norm == 'group' else _LAYER_NORM}\n"
+    )
 
 
 def _trained_on(run: Path, fingerprints: dict[str, str]) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from openwavlm.cli import command
 from openwavlm.data.atomic import atomic_file, write_json, writer_lock
-from openwavlm.data.audio import decode
 from openwavlm.data.containers import AudioError
 from openwavlm.data.corpora.files import counted, find_files
+from openwavlm.data.decoding import decode_or_stop
 from openwavlm.data.pool import run_jobs
 from openwavlm.frames import num_frames
 from openwavlm.labelling.extract import assign_in_chunks, check_reproducible
@@ -245,7 +245,7 @@ def _run(
 
 def _decoded(job: _Job) -> np.ndarray | str:
     try:
-        return decode(job.root / job.name).samples
+        return decode_or_stop(job.root / job.name).samples
     except AudioError as error:
         return str(error)
 

@@ -38,10 +38,11 @@ from openwavlm.labelling.teacher import forget_teacher, open_teacher
 from openwavlm.probes.measured import ProbeSettings
 from openwavlm.probes.probe import probe_model
 from openwavlm.probes.shard_sets import inventory, probe_set, read_phone_times
-from openwavlm.processes import PARENT, run_until_saved
+from openwavlm.processes import PARENT, ended, run_until_saved
 from openwavlm.report.content import ReportContent
 from openwavlm.report.page import write_report
 from openwavlm.report_command import gather
+from openwavlm.text_keys import run_folder
 from openwavlm.training.run_directory import trajectory
 
 log = logging.getLogger(__name__)
@@ -163,9 +164,9 @@ class Iteration:
             forget_teacher()  # the training is another process and needs the GPU's memory
             status = run_until_saved([*program, *overrides, *data], os.environ | parent)
             if status:
-                raise ValueError(
-                    f"training of iteration {number} ended with status {status}: see above; the same command goes on"
-                )
+                how = ended(status)
+                more = ": see above; the same command goes on" if status > 0 and "goes on" not in how else ""
+                raise ValueError(f"training of iteration {number} {how}{more}")
             summary = json.loads((folder / "run" / "summary.json").read_text())
             if not summary["complete"]:
                 raise ValueError(
@@ -367,7 +368,7 @@ def _report(iterations: list[dict[str, Stage]], folder: Path, export: Path, name
 def main(config: DictConfig) -> None:
     """The command `openwavlm iterate`."""
     values = plain(config)
-    directory = Path("runs") / values["name"]
+    directory = run_folder(values["name"])
     summary = iterate(values, directory.resolve())
     if values["dry_run"]:
         log.info("%s", "\n".join(graph_lines(summary["stages"])))

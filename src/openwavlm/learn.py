@@ -36,6 +36,7 @@ from openwavlm.probes.features import EncoderFeatures, Features, LogMelFeatures,
 from openwavlm.probes.mixtures import probe_mixtures
 from openwavlm.probes.sets import ProbeSet
 from openwavlm.probes.shard_sets import inventory, probe_set, read_phone_times
+from openwavlm.text_keys import run_folder
 
 log = logging.getLogger(__name__)
 
@@ -299,7 +300,7 @@ def main(config: DictConfig) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     values = plain(config)
-    directory = Path("runs") / values["name"]
+    directory = run_folder(values["name"])
     summary = learn(values, directory.resolve())
     primary = summary["primary"]
     found = summary["comparisons"][primary["comparison"]]["figures"][primary["figure"]]

@@ -3,15 +3,23 @@
 import contextlib
 import ctypes
 import logging
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import wait
 from pathlib import Path
+
+from openwavlm.interrupt import raising_interrupt
 
 log = logging.getLogger(__name__)
 
+_KILLED_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]+)|exited unexpectedly)")
 PARENT = "OPENWAVLM_PARENT"  # environment variable: the process whose end a training has to answer
 _PR_SET_PDEATHSIG = 1
 
@@ -79,19 +87,75 @@ def run_until_saved(command: list[str], environment: Mapping[str, str]) -> int:
     Raises:
         KeyboardInterrupt: After the training has ended by itself, or has been killed by a second interruption.
     """
-    child = subprocess.Popen(command, env=environment)
-    try:
-        return child.wait()
-    except KeyboardInterrupt:
-        log.warning("interrupted: the training saves and stops; Ctrl-C again ends it at once")
-        # A terminal's Ctrl-C has reached it already, that of `kill` has not. A second SIGINT would end it at once, SIGTERM does not.
-        child.terminate()
+    with raising_interrupt():
+        child = subprocess.Popen(command, env=environment)
         try:
-            child.wait()
+            return child.wait()
         except KeyboardInterrupt:
-            child.kill()
-            child.wait()
-        raise
+            log.warning("interrupted: the training saves and stops; Ctrl-C again ends it at once")
+            # A terminal's Ctrl-C has reached it already, that of `kill` has not. A second SIGINT would end it at once, SIGTERM does not.
+            child.terminate()
+            try:
+                child.wait()
+            except KeyboardInterrupt:
+                child.kill()
+                child.wait()
+            raise
+
+
+def ended(status: int) -> str:
+    """How a process ended, as the end of a sentence: `was killed (SIGKILL), probably for want of memory: …`.
+
+    Args:
+        status: Its exit status, negative for a signal, as `subprocess` has it.
+    """
+    if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        return (
+            "was killed (SIGKILL), probably for want of memory: lower batch.micro_seconds or loader.workers, or give the job more "
+            "memory; the same command goes on"
+        )
+    if status < 0:
+        return f"was ended by {signal.Signals(-status).name}; the same command goes on"
+    return f"ended with status {status}"
+
+
+def start_fork_server() -> None:
+    """Starts the fork server of multiprocessing, which imports modules for seconds and must not end at Ctrl-C meanwhile."""
+    resource_tracker.ensure_running()  # the server starts it otherwise, and it ends the block
+    # The mask is inherited, and the server ignores the signal as soon as it listens. Here the signal waits, it is not lost.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_with_parent() -> None:
+    """Ends this worker of a pool as soon as the process that started it has ended, however that happens."""
+
+    def leave() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=leave, daemon=True).start()
+
+
+def killed_worker(error: BaseException) -> str | None:
+    """The sentence for a loader worker that was killed, which torch reports at any place of the program; None for another error."""
+    found = _KILLED_WORKER.search(str(error)) if isinstance(error, RuntimeError) else None
+    if found is None:
+        return None
+    how = f" ({found[2].strip()})" if found[2] else ""
+    why = "for want of memory"
+    way_out = "lower loader.workers or loader.prefetch, or give the job more memory"
+    if "Bus error" in how:
+        why, way_out = (
+            "for want of shared memory",
+            "lower loader.workers or loader.prefetch, or enlarge /dev/shm (docker: --shm-size=8g)",
+        )
+    return f"the loader worker of process {found[1].strip()} was killed{how}, probably {why}: {way_out}; the same command goes on"
 
 
 def children_of(process: int) -> list[int]:

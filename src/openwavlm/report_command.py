@@ -15,6 +15,7 @@ from openwavlm.data.sources import OpenData
 from openwavlm.report.content import Iteration, ReportContent, read_iteration
 from openwavlm.report.page import write_report
 from openwavlm.report.rebuild import first_mixture, measure_realised
+from openwavlm.resources import check_of_the_file
 
 log = logging.getLogger(__name__)
 _NODES = ("model", "head", "masking", "mixing", "data", "batch")
@@ -50,6 +51,7 @@ def gather(
     try:
         _open_data(iteration, micro_batches)
     except (ValueError, OSError, KeyError) as error:  # KeyError: files of another version
+        check_of_the_file(error)
         iteration.notes.append(f"The run's data could not be opened, so its audio, labels and mixtures are not shown: {error}.")
     return iteration
 

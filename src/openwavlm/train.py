@@ -42,10 +42,19 @@ from openwavlm.training.label_watch import LabelWatch
 from openwavlm.training.log import RunLog, log_file, open_trackers, write_log
 from openwavlm.training.module import PretrainingModule, StepRecord
 from openwavlm.training.ranks import join_processes, on_rank_zero, requeue_job, together
-from openwavlm.training.run_directory import RunRecord, accept_config, flatten, names_in
+from openwavlm.training.run_directory import (
+    RunRecord,
+    accept_config,
+    changed_keys,
+    flatten,
+    names_in,
+    read_config,
+    refuse_changes,
+)
 from openwavlm.training.run_lock import RunLock
 from openwavlm.training.segments import names_of_checkpoint
 from openwavlm.training.sharding import ShardedStrategy
+from openwavlm.training.void_updates import check_learned
 from openwavlm.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -101,6 +110,34 @@ def _segment(
         "changes": {key: list(values) for key, values in changes.items()},
         "command": " ".join(sys.argv),
     }
+
+
+def check_launch(values: dict[str, Any], directory: Path, opened: dict[str, tuple[int, ...]]) -> None:
+    """Refuses what a launch would refuse before its first update; trains, writes and keeps nothing.
+
+    Args:
+        values: The training config as plain values.
+        directory: Where the run lives or would live.
+        opened: Data that have been checked → classes of their label sets; grows.
+
+    Raises:
+        ValueError: If the config, the data or the state of the run directory does not allow the launch.
+    """
+    parts, seed = objects(values), int(values["seed"])
+    check_world_size(int(os.environ.get("WORLD_SIZE", "1")), parts["batch"])
+    data = json.dumps([values[key] for key in ("data", "batch", "mixing", "loss", "seed")], sort_keys=True)
+    if data not in opened:
+        found = _open(parts, seed)
+        opened[data] = tuple(found.classes)
+        found.close()
+    with torch.device("meta"):
+        model = make_model(parts, opened[data])
+    if values["init_from"]:
+        begin_from(model.wavlm.to_empty(device="cpu"), values["init_from"])
+    config = directory / "config.yaml"
+    if config.exists():
+        changes = changed_keys(read_config(config), values)
+        refuse_changes(changes, list(values["allow_change"]), f"the run in {directory}")
 
 
 def train(config: DictConfig, run_directory: Path) -> dict[str, Any]:
@@ -178,7 +215,11 @@ def _train(
     stop_after = values["stop_after"]
     if start >= optim.updates or (stop_after is not None and start >= stop_after):
         log.info("%s has %d updates already; nothing to do", directory, start)
-        return _summary(directory, start, optim.updates, 0.0, 0.0, rank)
+        skipped = int(state.get("voids", 0)) if state else 0
+        summary = _summary(directory, start, optim.updates, 0.0, 0.0, rank, skipped=skipped)
+        if start >= optim.updates:
+            check_learned(start, skipped)
+        return summary
 
     torch.manual_seed(seed)
     model = make_model(parts, opened.classes)
@@ -291,6 +332,8 @@ def _train(
     began = time.monotonic()
     try:
         trainer.fit(module, loader, ckpt_path=str(found) if found else None)
+    except SystemExit as error:  # Lightning's answer to a KeyboardInterrupt
+        raise KeyboardInterrupt from error
     finally:
         watch.close()
         opened.close()
@@ -303,10 +346,10 @@ def _train(
         log.info("stopped after update %d of %d by %s; the same command goes on", done, optim.updates, why)
         if boundary.requeue and parts["trainer"].requeue:
             requeue_job()
-    elif rank == 0:
+    elif rank == 0 and module.voids.count < done:
         log.info("finished; openwavlm export run=%s writes the model for Transformers", directory)
     audio_s = run_log.audio_s_total if run_log is not None else 0.0
-    return _summary(
+    summary = _summary(
         directory,
         done,
         optim.updates,
@@ -314,7 +357,11 @@ def _train(
         time.monotonic() - began,
         rank,
         monitor.summary() if monitor is not None else None,
+        skipped=module.voids.count,
     )
+    if done >= optim.updates:
+        check_learned(done, module.voids.count)
+    return summary
 
 
 def _continue(encoder: WavLM, values: dict[str, Any], record: RunRecord) -> None:
@@ -431,7 +478,15 @@ def make_trainer(
 
 
 def _summary(
-    directory: Path, step: int, updates: int, audio_s: float, seconds: float, rank: int, health: dict[str, Any] | None = None
+    directory: Path,
+    step: int,
+    updates: int,
+    audio_s: float,
+    seconds: float,
+    rank: int,
+    health: dict[str, Any] | None = None,
+    *,
+    skipped: int = 0,
 ) -> dict[str, Any]:
     last = {}
     validation = directory / "validation.csv"
@@ -447,7 +502,8 @@ def _summary(
         **kept,
         "format_version": 1,
         "updates": step,
-        "complete": step >= updates,
+        "complete": step >= updates and skipped < step,
+        "skipped_updates": skipped,
         "validation": last,
         "this_launch": launch if seconds else kept.get("this_launch", launch),
     }

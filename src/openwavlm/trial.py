@@ -25,6 +25,8 @@ from openwavlm.data.sources import OpenData
 from openwavlm.frames import SAMPLE_RATE_HZ
 from openwavlm.masking import draw_span_mask
 from openwavlm.models.pretraining import WavLMForPretraining
+from openwavlm.processes import killed_worker, leave_with_parent, start_fork_server
+from openwavlm.resources import explained
 from openwavlm.training.forward import forward_micro_batch, prepare_waveforms
 
 _FEWEST = 2  # timed micro-batches of a trial, however long they take
@@ -171,6 +173,7 @@ def _timed(step: _Step, batches: Iterator[PretrainBatch], mixing: Mixing | None,
 
 
 def _child(path: str, values: dict[str, Any], num_classes: int | Sequence[int], seconds: float, with_data: bool) -> None:  # noqa: FBT001
+    leave_with_parent()
     multiprocessing.set_start_method("fork", force=True)  # loader workers, as in an ordinary training
     with Path(os.devnull).open("w") as nothing:
         os.dup2(nothing.fileno(), sys.stderr.fileno())
@@ -179,10 +182,10 @@ def _child(path: str, values: dict[str, Any], num_classes: int | Sequence[int], 
     except (MemoryError, torch.OutOfMemoryError):
         result = {"failed": "out of memory"}
     except RuntimeError as error:
-        first = str(error).strip().split("\n")[0]
+        first = killed_worker(error) or str(error).strip().split("\n")[0]
         result = {"failed": "out of memory" if re.search("(not enough|out of|allocate) memory", first) else first}
     except (ValueError, OSError) as error:
-        result = {"failed": str(error)}
+        result = {"failed": explained(error)}
     Path(path).write_text(json.dumps(result))
 
 
@@ -204,6 +207,7 @@ def run_trial(
     # A fork server that has imported everything and touched no GPU: each trial starts clean in a fraction of a second.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["openwavlm.trial"])
+    start_fork_server()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
         process = context.Process(target=_child, args=(str(path), values, num_classes, seconds, with_data))
@@ -231,5 +235,5 @@ def outcome_of(process: Any, path: Path, timeout: float) -> dict[str, Any]:
         return json.loads(path.read_text())
     code = process.exitcode
     if code < 0:
-        return {"failed": f"killed by signal {-code}, as for want of memory"}
+        return {"failed": f"killed by signal {-code}, as for want of memory: lower batch.micro_seconds or loader.workers"}
     return {"failed": f"ended with status {code}"}

@@ -389,7 +389,10 @@ def test_a_trial_that_dies_is_a_row():
     tiny = values_of(*TINY, "trainer.threads=1")
     assert run_trial(tiny, 10, 60.0, 0.2, with_data=False) == {"failed": "took longer than timeout=0.2 s"}
     context = multiprocessing.get_context("fork")
-    for target, reason in ((_die, "killed by signal 9, as for want of memory"), (_leave, "ended with status 3")):
+    for target, reason in (
+        (_die, "killed by signal 9, as for want of memory: lower batch.micro_seconds or loader.workers"),
+        (_leave, "ended with status 3"),
+    ):
         process = context.Process(target=target)
         process.start()
         assert outcome_of(process, Path("nowhere"), 10) == {"failed": reason}

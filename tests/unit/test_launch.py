@@ -32,6 +32,7 @@ def test_a_summary_has_the_newest_validation_and_keeps_what_a_launch_without_upd
         "format_version": 1,
         "updates": 6,
         "complete": False,
+        "skipped_updates": 0,
         "validation": {"step": 6.0, "cross_entropy": 2.25},
         "this_launch": {"audio_seconds": 12.3, "wall_seconds": 5.7},
         "health": {"findings": 2},
@@ -40,6 +41,9 @@ def test_a_summary_has_the_newest_validation_and_keeps_what_a_launch_without_upd
     assert again == {**first, "updates": 10, "complete": True}
     assert _summary(tmp_path, 9, 10, 1.0, 1.0, 1)["complete"] is False, "a further rank writes nothing"
     assert json.loads((tmp_path / "summary.json").read_text()) == again
+    void = _summary(tmp_path, 10, 10, 0.0, 0.0, 1, skipped=10)
+    assert (void["complete"], void["skipped_updates"]) == (False, 10)
+    assert _summary(tmp_path, 10, 10, 0.0, 0.0, 1, skipped=9)["complete"] is True
     (tmp_path / "validation.csv").write_text("step,cross_entropy,accuracy\n6,2.")
     assert _summary(tmp_path, 10, 10, 0.0, 0.0, 0)["validation"] == {}, "a line that was torn off"
 
@@ -100,6 +104,8 @@ def test_a_trial_is_called_by_what_its_sweep_varies(monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", "-m", "name=x", "seed=1,2", "optim.lr=choice(0.1,0.2)", "--flag=7"])
     assert swept(["name=x", "seed=1", "optim.lr=0.1"]) == "seed-1__optim.lr-0.1"
     assert swept(["name=x"]) == "trial"
+    monkeypatch.setattr("sys.argv", ["train.py", "-m", "optim.lr=1e-3", "optim.lr=1e-2,1e-1", "seed=1,2", "seed=3"])
+    assert swept(["optim.lr=0.01", "seed=3"]) == "optim.lr-0.01"
     assert swept(["optim.betas=[0.9,0.98]"]) == "optim.betas--0.9-0.98-"
 
 

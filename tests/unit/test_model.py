@@ -10,7 +10,9 @@ import torch
 import yaml
 
 import openwavlm
+from closeness import assert_close_to_scale
 from openwavlm.checkpoints.huggingface import load_huggingface, save_huggingface
+from openwavlm.checkpoints.huggingface_config import preprocessor_config
 from openwavlm.frames import num_frames
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM, normalise
@@ -177,7 +179,8 @@ def test_flex_equals_eager_in_values():
     eager = tiny(attention_backend="eager").eval()
     flex = tiny(attention_backend="flex").eval()
     num_samples = torch.tensor([8_000, 5_000, 0])
-    for a, b in zip(flex.extract(waveforms(3, 8_000), num_samples), eager.extract(waveforms(3, 8_000), num_samples), strict=True):
+    found, expected = (model.extract(waveforms(3, 8_000), num_samples, with_padding=True) for model in (flex, eager))
+    for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, atol=5e-5, rtol=5e-5)
 
 
@@ -252,15 +255,37 @@ def test_a_row_without_a_valid_frame_gives_finite_values_and_gradients(backend, 
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-def test_padding_frames_do_not_reach_valid_ones():
-    model = tiny(extractor_norm="layer").eval()
-    samples = waveforms(2, 8_000)
-    num_samples = torch.tensor([8_000, 5_000])
-    padded = samples.clone()
-    padded[1, 5_000:] = 0
-    frames = num_frames(5_000)
-    for together, alone in zip(model.extract(padded, num_samples), model.extract(samples[1:, :5_000]), strict=True):
-        torch.testing.assert_close(together[1, :frames], alone[0], atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_a_padded_row_has_the_features_of_the_row_alone(norm, normalised):
+    model = tiny(extractor_norm=norm, pre_norm=norm == "layer", normalise_waveform=normalised).eval()
+    samples, num_samples = waveforms(4, 8_000), torch.tensor([8_000, 5_000, 200, 5_000])
+    padded = samples * (torch.arange(8_000) < num_samples[:, None])
+    together = model.extract(padded, num_samples)
+    assert [state.shape for state in together] == [(4, num_frames(8_000), model.config.dim)] * (model.config.layers + 1)
+    for row in (0, 1, 3):
+        length, frames = int(num_samples[row]), num_frames(int(num_samples[row]))
+        for state, alone in zip(together, model.extract(samples[row : row + 1, :length]), strict=True):
+            assert_close_to_scale(state[row, :frames], alone[0], 1e-5)
+    assert all(state.isfinite().all() for state in together)
+
+
+def test_the_group_norm_sees_padding_where_rows_of_different_lengths_are_run_together():
+    differences = []
+    for norm in ("group", "layer"):
+        model = tiny(extractor_norm=norm).eval()
+        padded, num_samples = waveforms(2, 8_000), torch.tensor([8_000, 3_000])
+        padded[1, 3_000:] = 0
+        together = model.extract(padded, num_samples, with_padding=True)[-1][1, : num_frames(3_000)]
+        alone = model.extract(padded[1:, :3_000])[-1][0]
+        differences.append(float((together - alone).abs().max() / alone.abs().max()))
+    assert differences[0] > 1e-2 and differences[1] < 1e-5
+
+
+@pytest.mark.parametrize(("norm", "masked"), [("group", False), ("layer", True)])
+def test_the_processor_passes_a_mask_only_for_models_that_were_trained_with_one(norm, masked):
+    """wav2vec2-base, hubert-base-ls960 and wavlm-base say false (feat_extract_norm=group), the Large ones true (layer)."""
+    assert preprocessor_config(tiny(extractor_norm=norm).config)["return_attention_mask"] is masked
 
 
 def test_masked_frames_carry_nothing_of_the_audio():

@@ -11,6 +11,7 @@ import pytest
 from openwavlm.data import reader as reader_module
 from openwavlm.data.audio import pcm_id, pcm_md5
 from openwavlm.data.index import Index
+from openwavlm.data.open_files import OpenFiles
 from openwavlm.data.reader import ShardReader, UnreadableAudio, check_shards
 from openwavlm.data.verify import verify_shards
 from synthetic import make_shard_set
@@ -78,8 +79,8 @@ def test_a_piece_past_the_end_is_unreadable(pristine: Path) -> None:
         reader.read(0, 0, length + 1)
 
 
-def test_at_most_256_files_stay_open(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "_MAX_DESCRIPTORS", 2)
+def test_no_more_files_stay_open_than_allowed(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "OPEN_FILES", OpenFiles(most=2))
     reader = ShardReader(pristine)
     before = open_files()
     for row in (0, 4, 8, 0, 4, 8):

@@ -137,6 +137,9 @@ class Clock:
     def time(self) -> float:
         return self.now_s
 
+    def monotonic(self) -> float:
+        return self.now_s - NOW_S + 17
+
     def sleep(self, seconds: float) -> None:
         self.now_s += seconds
         self.each_second()
@@ -157,20 +160,55 @@ def test_a_launch_on_another_host_is_refused_as_soon_as_its_heart_beats(tmp_path
             _write_lock(tmp_path, age_s=-7)
 
     clock.each_second = beat_after_seven_seconds
-    with pytest.raises(ValueError, match=r"process 17 on elsewhere: wait for it.*taken over 120 s after its last heartbeat"):
+    with pytest.raises(ValueError, match=r"process 17 on elsewhere: wait for it.*has seen no heartbeat of it for 120 s"):
         RunLock(tmp_path)
     assert clock.now_s == NOW_S + 7
     assert json.loads((tmp_path / "lock").read_text())["host"] == "elsewhere"
-    assert "process 17 on elsewhere; waiting up to 20 s for a sign of life" in caplog.text
+    assert "held by process 17 on elsewhere: waiting 120 s for its next heartbeat" in caplog.text
 
 
-@pytest.mark.parametrize(("age_s", "waited_s"), [(100, 20), (119, 1), (0, 120), (120, 0), (5000, 0)])
-def test_a_launch_on_another_host_whose_heart_stands_still_is_waited_for_and_taken_over(tmp_path, clock, age_s, waited_s):
+DAY_S = 86_400
+
+
+@pytest.mark.parametrize("age_s", [0, 100, 5000, -1, -DAY_S, 40 * DAY_S, -10_000 * DAY_S])
+def test_a_launch_on_another_host_whose_heart_stands_still_for_120_s_is_taken_over_whatever_its_clock_says(
+    tmp_path, clock, caplog, age_s
+):
     _write_lock(tmp_path, age_s=age_s)
     lock = RunLock(tmp_path)
-    assert clock.now_s == NOW_S + waited_s
-    assert json.loads((tmp_path / "lock").read_bytes())["heartbeat"] == clock.now_s
+    assert clock.now_s == NOW_S + 120
+    assert json.loads((tmp_path / "lock").read_bytes())["host"] == socket.gethostname()
     lock.release()
+    left = [int(seconds) for seconds in re.findall(r"no heartbeat of process 17 on elsewhere so far, (\d+) s left", caplog.text)]
+    assert left == [90, 60, 30] and "it is dead, and the run is taken over" in caplog.text
+
+
+def test_a_wall_clock_that_jumps_while_a_launch_waits_decides_nothing(tmp_path, clock, monkeypatch):
+    _write_lock(tmp_path, age_s=0)
+    monkeypatch.setattr(clock, "time", lambda: NOW_S + 30 * DAY_S * (clock.now_s - NOW_S))
+    RunLock(tmp_path).release()
+    assert clock.now_s == NOW_S + 120
+
+
+@pytest.mark.parametrize("age_s", [-DAY_S, DAY_S])
+def test_a_heart_that_beats_on_a_host_with_another_date_is_seen(tmp_path, clock, age_s):
+    _write_lock(tmp_path, age_s=age_s)
+
+    def beat_after_119_seconds() -> None:
+        if clock.now_s == NOW_S + 119:
+            _write_lock(tmp_path, age_s=age_s - 15)
+
+    clock.each_second = beat_after_119_seconds
+    with pytest.raises(ValueError, match="process 17 on elsewhere: wait for it"):
+        RunLock(tmp_path)
+    assert clock.now_s == NOW_S + 119
+
+
+def test_a_launch_on_another_host_that_ends_while_it_is_waited_for_leaves_the_run_free(tmp_path, clock):
+    _write_lock(tmp_path, age_s=0)
+    clock.each_second = lambda: (tmp_path / "lock").write_text("")
+    RunLock(tmp_path).release()
+    assert clock.now_s == NOW_S + 1
 
 
 @pytest.fixture

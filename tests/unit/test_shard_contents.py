@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from openwavlm.data import open_files
 from openwavlm.data import reader as reader_module
 from openwavlm.data.audio import AudioError, check_clip
 from openwavlm.data.corpora.utterance import Utterance
@@ -428,7 +429,7 @@ def test_a_row_costs_one_read_of_its_bytes_and_the_files_used_last_stay_open(sha
     index, real_open, real_pread = Index.open(shard_set), os.open, os.pread
     opened: list[str] = []
     read: list[tuple[int, int]] = []
-    monkeypatch.setattr(reader_module, "_MAX_DESCRIPTORS", 2)
+    monkeypatch.setattr(reader_module, "OPEN_FILES", open_files.OpenFiles(most=2))
 
     class Counted:
         O_RDONLY, O_CLOEXEC, close = os.O_RDONLY, os.O_CLOEXEC, staticmethod(os.close)
@@ -443,7 +444,7 @@ def test_a_row_costs_one_read_of_its_bytes_and_the_files_used_last_stay_open(sha
             read.append((nbytes, offset))
             return real_pread(descriptor, nbytes, offset)
 
-    monkeypatch.setattr(reader_module, "os", Counted)
+    monkeypatch.setattr(open_files, "os", Counted)
     reader = ShardReader(index)
     rows = [0, 4, 1, 8, 2, 5, 3]  # shards 0 1 0 2 0 1 0: the first is never closed
     for row in rows:

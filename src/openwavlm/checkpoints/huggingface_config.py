@@ -99,7 +99,9 @@ def preprocessor_config(config: WavLMConfig) -> dict[str, Any]:
         "padding_value": 0.0,
         "padding_side": "right",
         "do_normalize": config.normalise_waveform,
-        "return_attention_mask": True,
+        # As the published files: Base models, whose group norm has seen zeros after short rows, were trained without a mask; Large ones
+        # with it. A processor that pads then passes a mask to the model or not.
+        "return_attention_mask": config.extractor_norm == "layer",
     }
 
 

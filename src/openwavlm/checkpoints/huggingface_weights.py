@@ -14,6 +14,7 @@ from torch import Tensor
 
 from openwavlm.checkpoints.pickles import read_pickle
 from openwavlm.checkpoints.values import check_is_no_other_file
+from openwavlm.resources import check_of_the_file
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 # As transformers: safetensors before pickles, one file before several.
@@ -92,6 +93,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         try:
             state = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
+            check_of_the_file(error, path)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
                 f"{path} must be a complete weights file, but cannot be read ({reason}); fetch or save it again"

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from openwavlm.checkpoints.values import check_is_no_other_file
+from openwavlm.resources import check_of_the_file
 
 # Modules whose objects describe a training and are read as data.
 _DESCRIBING = ("argparse", "omegaconf", "fairseq", "hydra", "numpy", "typing", "enum", "pathlib", "datetime", "collections")
@@ -152,6 +153,7 @@ def read_pickle(path: Path, *, tensors_alone: bool = False) -> Any:
             f'from and trust it, convert it where it was written, on a machine that you can lose: python -c "{safely}"'
         ) from None
     except Exception as error:  # a damaged file can raise almost anything on its way through torch and pickle
+        check_of_the_file(error, path)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} must be a complete weights file, but cannot be read ({reason}); fetch or save it again"
@@ -175,6 +177,7 @@ def _check_archive(path: Path) -> None:
                         while file.read(1 << 20):
                             pass
     except (zipfile.BadZipFile, OSError, EOFError) as error:
+        check_of_the_file(error, path)
         raise ValueError(
             f"{path} must be a complete weights file, but cannot be read ({error}); fetch or save it again"
         ) from error

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.data.audio import AudioError, Decoded, check_clip, decode, probe_channels, probe_seconds
+from openwavlm.data.audio import AudioError, Decoded, check_clip, probe_channels, probe_seconds
 from openwavlm.data.corpora.utterance import Utterance
+from openwavlm.data.decoding import decode_or_stop
 from openwavlm.data.tasks import Item
 from openwavlm.frames import SAMPLE_RATE_HZ
+from openwavlm.resources import check_of_the_file
 
 Clip = tuple[Utterance, np.ndarray]
 
@@ -91,7 +93,7 @@ class TaskDecoder:
         known = [end for end in ends if end is not None]
         end_s = max(known) if len(known) == len(ends) else None
         wanted = 0 if channel is None and self._channels == "first" else channel
-        audio = decode(path, start_s=start_s, end_s=end_s, max_hours=self._max_hours, channel=wanted)
+        audio = decode_or_stop(path, start_s=start_s, end_s=end_s, max_hours=self._max_hours, channel=wanted)
         if channel is None and self._channels == "split" and (number := probe_channels(path)) != 1:
             raise AudioError(
                 "no-such-channel", f"planned as one channel, but the file has {number or 'an unknown number of them'}"
@@ -110,7 +112,8 @@ def file_stamp(path: Path) -> list[int] | None:
     """Size and time of change, by which a repaired file is recognised; None if there is no file."""
     try:
         status = path.stat()
-    except OSError:
+    except OSError as error:
+        check_of_the_file(error, path)
         return None
     return [status.st_size, status.st_mtime_ns]
 

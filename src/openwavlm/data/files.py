@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from openwavlm.data.mapped import map_bytes
+from openwavlm.resources import retried
+
 # Errors of numpy's header parser, which evaluates the header as a Python literal.
 _BAD_HEADER = (
     ValueError,
@@ -51,7 +54,7 @@ def read_bytes(path: Path, *, remedy: str) -> bytes:
         OSError: If the machine cannot read it; names the file.
     """
     try:
-        return path.read_bytes()
+        return retried(path.read_bytes, path)
     except OSError as error:
         raise _unreadable(path, error, remedy) from error
 
@@ -95,8 +98,7 @@ def read_array(
             if size == begin:  # an empty file cannot be mapped
                 return np.zeros(rows, dtype)
             if memory_map:
-                # A plain view: indexing an np.memmap costs a microsecond more a row.
-                return np.memmap(file, dtype, "r", begin, rows).view(np.ndarray)
+                return map_bytes(path)[begin:].view(dtype).reshape(rows)
             return np.fromfile(file, dtype, int(np.prod(rows))).reshape(rows)
     except OSError as error:
         raise _unreadable(path, error, remedy) from error

@@ -17,7 +17,8 @@ from openwavlm.batch import PretrainBatch
 from openwavlm.data.collate import MicroBatchBuilder
 from openwavlm.data.plan import MicroBatchSpec
 from openwavlm.data.schedule import Schedule
-from openwavlm.processes import end_with_parent
+from openwavlm.processes import end_with_parent, killed_worker
+from openwavlm.resources import raise_descriptor_limit
 from openwavlm.targets.labels import AT_ONCE_BYTES
 
 
@@ -77,12 +78,48 @@ def _prepare_worker(worker: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     end_with_parent(signal.SIGKILL)
+    raise_descriptor_limit()
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What a worker sends: a batch as it is, an error as a value, since torch would send it as its traceback's text."""
+
+    builder: MicroBatchBuilder
+
+    def __getitem__(self, spec: MicroBatchSpec) -> PretrainBatch | Exception:
+        try:
+            return self.builder[spec]
+        except (ValueError, OSError, MemoryError) as error:
+            return error
+
+
+def received(batches: Iterator[PretrainBatch | Exception]) -> Iterator[PretrainBatch]:
+    """The batches of a `micro_batch_loader`; an error that ended a worker's read is raised here.
+
+    Raises:
+        ValueError: If the data are not as planned.
+        OSError: If the machine fails, with the file; if a worker was killed.
+    """
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            ended = killed_worker(error)
+            if ended is None:
+                raise
+            raise OSError(ended) from error
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
 
 
 def micro_batch_loader(builder: MicroBatchBuilder, specs: Any, loading: Loading) -> DataLoader:
-    """A DataLoader whose sampler is the plan: an iterable of specs in, micro-batches out, in order."""
+    """A DataLoader whose sampler is the plan: an iterable of specs in, micro-batches out, in order; to be read by `received`."""
     return DataLoader(
-        builder,  # type: ignore[arg-type]
+        _Sent(builder),  # type: ignore[arg-type]
         sampler=specs,
         batch_size=None,
         collate_fn=_identity,
@@ -144,7 +181,7 @@ class StepLoader:
                 digests[step] = plan.digest
                 yield from plan.specs
 
-        batches = iter(micro_batch_loader(self._builder, specs(), self._loading))
+        batches = received(iter(micro_batch_loader(self._builder, specs(), self._loading)))
         for step in range(self._start, self._num_steps):
             began = self._now()
             micro_batches = [next(batches) for _ in range(per_step)]

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from openwavlm.data.decoding_tasks import file_stamp
 from openwavlm.data.done import is_done, skipped
 from openwavlm.data.pool import run_jobs
 from openwavlm.data.tasks import append_tasks, cut_tasks, join_short_clips, names_of, read_task, task_lines
+from openwavlm.resources import retried
 
 # Of a file whose header does not tell its length, for the size of its task only: 64 kbit/s.
 _GUESSED_BYTES_PER_SECOND = 8000
@@ -155,8 +157,8 @@ def _chunks(paths: list[str]) -> list[list[str]]:
 
 
 def _probe_all(paths: list[str]) -> dict[str, float | None]:
-    return {path: probe_seconds(Path(path)) for path in paths}
+    return {path: retried(partial(probe_seconds, Path(path)), path) for path in paths}
 
 
 def _count_channels(paths: list[str]) -> dict[str, int | None]:
-    return {path: probe_channels(Path(path)) for path in paths}
+    return {path: retried(partial(probe_channels, Path(path)), path) for path in paths}

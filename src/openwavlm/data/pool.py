@@ -1,17 +1,16 @@
 """Runs independent tasks in this process or in a local pool, with a progress bar."""
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from openwavlm.processes import leave_with_parent, start_fork_server
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -54,13 +53,17 @@ def _in_pool(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
     # A fork server imports numpy and webdataset once (about four seconds) and forks workers that hold no thread of ours.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
+    start_fork_server()
     strangers = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
     try:
         for future in as_completed([pool.submit(function, job) for job in jobs]):
             yield future.result()
     except BrokenProcessPool as error:
-        raise OSError("a worker process was killed, probably for want of memory: run again with fewer workers") from error
+        raise OSError(
+            f"a worker process was killed, probably for want of memory: run again with fewer workers than {workers}; what is done is "
+            "kept"
+        ) from error
     finally:
         # After an error or Ctrl-C nobody waits for a task that may take minutes: it is done again on the next run.
         pool.shutdown(wait=False, cancel_futures=True)
@@ -70,11 +73,4 @@ def _in_pool(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
 
 def _prepare_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+    leave_with_parent()

@@ -1,7 +1,7 @@
 """Reads utterances, or pieces of them, straight out of the shards: one `pread` of the FLAC payload, one decode, no tar reader."""
 
-import os
-from collections import OrderedDict
+import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,12 @@ import soundfile
 
 from openwavlm.data.audio import flac_md5, pcm_id
 from openwavlm.data.index import Index
+from openwavlm.data.open_files import OPEN_FILES
 from openwavlm.data.sound_files import SequentialFile, file_in_memory
+from openwavlm.resources import check_of_the_file, naming, retried
 
-_MAX_DESCRIPTORS = 256
+_MALLOC_FAILED = 17  # of libsndfile
+_numbers = itertools.count()
 
 
 class UnreadableAudio(ValueError):  # noqa: N818
@@ -22,13 +25,13 @@ class UnreadableAudio(ValueError):  # noqa: N818
 class ShardReader:
     """Reader of a shard set's audio.
 
-    Files are opened on first use and at most 256 are kept open; `pread` shares no file position, so a reader survives `fork`, and
-    a pickled reader opens its files anew.
+    Files are opened on first use and stay open as `OPEN_FILES` allows; `pread` shares no file position, so a reader survives `fork`,
+    and a pickled reader opens its files anew.
     """
 
     def __init__(self, index: Index | Path | str) -> None:
         self.index = index if isinstance(index, Index) else Index.open(index, check=False)
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self._number = next(_numbers)
 
     def read(
         self, row: int, start_sample: int = 0, num_samples: int | None = None, *, out: np.ndarray | None = None
@@ -46,24 +49,28 @@ class ShardReader:
 
         Raises:
             UnreadableAudio: If the shard is missing or too short, holds another utterance at this place, or does not decode.
+            OSError: If the machine fails (too many open files, a disk or file server that fails again and again); with the file.
+            MemoryError: If there is none left to decode with.
         """
         index = self.index
         shard, nbytes = int(index.shard[row]), int(index.nbytes[row])
         if num_samples is None:
             num_samples = int(index.num_samples[row]) - start_sample
+        path, offset = index.path / index.shards[shard].name, int(index.offset[row])
         try:
-            payload = os.pread(self._descriptor(shard), nbytes, int(index.offset[row]))
+            payload = retried(lambda: OPEN_FILES.read((self._number, shard), path, nbytes, offset), path)
         except OSError as error:
+            check_of_the_file(error, path)
             raise UnreadableAudio(self._about(row, error.strerror or str(error))) from error
         if pcm_id(flac_md5(payload)) != int(index.pcm[row]):
             raise UnreadableAudio(self._about(row, "the shard holds something else at this place"))
+        samples = np.empty(num_samples, dtype=np.int16) if out is None else out
         try:
-            with file_in_memory(payload) as descriptor, SequentialFile(descriptor) as file:
-                if start_sample:
-                    file.seek(start_sample)
-                samples = np.empty(num_samples, dtype=np.int16) if out is None else out
-                decoded = len(file.read(out=samples))
+            with naming(path):
+                decoded = OPEN_FILES.spare(lambda: _decode(payload, start_sample, samples))
         except (soundfile.SoundFileError, ValueError, RuntimeError) as error:
+            if getattr(error, "code", None) == _MALLOC_FAILED:
+                raise MemoryError(f"decoding row {row} of {path}") from error
             raise UnreadableAudio(self._about(row, "the FLAC data does not decode")) from error
         if decoded != num_samples:
             raise UnreadableAudio(self._about(row, f"{decoded} of {num_samples} samples decode"))
@@ -71,29 +78,26 @@ class ShardReader:
 
     def close(self) -> None:
         """Closes all files; the next read opens them again."""
-        while self._files:
-            os.close(self._files.popitem()[1])
-
-    def _descriptor(self, shard: int) -> int:
-        files = self._files
-        if shard in files:
-            files.move_to_end(shard)
-            return files[shard]
-        if len(files) >= _MAX_DESCRIPTORS:
-            os.close(files.popitem(last=False)[1])
-        files[shard] = descriptor = os.open(self.index.path / self.index.shards[shard].name, os.O_RDONLY | os.O_CLOEXEC)
-        return descriptor
+        OPEN_FILES.close(self._number)
 
     def _about(self, row: int, what: str) -> str:
         name = self.index.shards[int(self.index.shard[row])].name
         return f"row {row} of {self.index.path / name} cannot be read: {what}; run data_prep/verify.py on this shard set"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"index": self.index, "_files": OrderedDict()}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardReader, (self.index,)
 
     def __del__(self) -> None:
-        if hasattr(self, "_files"):
+        if hasattr(self, "_number"):
             self.close()
+
+
+def _decode(payload: bytes, start_sample: int, out: np.ndarray) -> int:
+    """Decodes a piece of a FLAC file into `out`; returns the number of samples."""
+    with file_in_memory(payload) as descriptor, SequentialFile(descriptor) as file:
+        if start_sample:
+            file.seek(start_sample)
+        return len(file.read(out=out))
 
 
 def check_shards(index: Index) -> None:
@@ -103,20 +107,26 @@ def check_shards(index: Index) -> None:
 
     Raises:
         ValueError: Naming the first shard that is missing, has another size, or holds other audio.
+        OSError: If the machine fails again and again, with the file.
     """
     for number, shard in enumerate(index.shards):
         path = index.path / shard.name
-        way_out = "restore it from a copy, or run data_prep/verify.py to see all damage"
-        if not path.is_file():
-            raise ValueError(f"the shard {path} is missing: {way_out}")
-        size = path.stat().st_size
-        if size != shard.nbytes:
-            raise ValueError(f"the shard {path} must have {shard.nbytes} bytes, but has {size}: {way_out}")
-        if shard.rows == 0:
-            continue
-        row = int(index.first_row[number])
-        with path.open("rb") as file:
-            file.seek(int(index.offset[row]))
-            head = file.read(64)
-        if pcm_id(flac_md5(head)) != int(index.pcm[row]):
-            raise ValueError(f"the shard {path} does not begin with its first utterance (was it swapped for another?): {way_out}")
+        retried(partial(_check_shard, index, number, path), path)
+
+
+def _check_shard(index: Index, number: int, path: Path) -> None:
+    shard = index.shards[number]
+    way_out = "restore it from a copy, or run data_prep/verify.py to see all damage"
+    if not path.is_file():
+        raise ValueError(f"the shard {path} is missing: {way_out}")
+    size = path.stat().st_size
+    if size != shard.nbytes:
+        raise ValueError(f"the shard {path} must have {shard.nbytes} bytes, but has {size}: {way_out}")
+    if shard.rows == 0:
+        return
+    row = int(index.first_row[number])
+    with path.open("rb") as file:
+        file.seek(int(index.offset[row]))
+        head = file.read(64)
+    if pcm_id(flac_md5(head)) != int(index.pcm[row]):
+        raise ValueError(f"the shard {path} does not begin with its first utterance (was it swapped for another?): {way_out}")

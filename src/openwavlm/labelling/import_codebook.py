@@ -11,6 +11,7 @@ import torch
 
 from openwavlm.data.atomic import sha256_of, writer_lock
 from openwavlm.labelling.extract import feature_settings
+from openwavlm.resources import check_of_the_file
 from openwavlm.targets.kmeans import Codebook
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def _centroids(file: Path, *, trust: bool) -> np.ndarray:
         try:
             return np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
+            check_of_the_file(error, file)
             raise ValueError(f"{file} must be an array of centroids, but cannot be read ({error}): save it again") from error
     if zipfile.is_zipfile(file):  # numpy's .npz and torch's .pt
         raise ValueError(
@@ -104,6 +106,7 @@ def _fitted_centroids(file: Path) -> np.ndarray:
             warnings.simplefilter("ignore")
             model: Any = joblib.load(file)
     except Exception as error:  # whatever the code in a pickle raises
+        check_of_the_file(error, file)
         raise ValueError(
             f"{file} must be a joblib file, but cannot be read ({type(error).__name__}: {error}): fetch it again"
         ) from error

@@ -220,16 +220,19 @@ class WavLM(nn.Module):
         layers: Literal["all"] | Sequence[int] = "all",
         *,
         final_norm: bool = False,
+        with_padding: bool = False,
     ) -> list[Tensor]:
         """Features of raw waveforms, without dropout and gradients; normalises the waveforms if the model wants it.
 
-        Entries from `frames.num_frames(num_samples[row])` on are padding.
+        Each row is as it would be alone: the group norm of Base models takes its statistics over the padding too, so rows of such a
+        model are run by length. Entries from `frames.num_frames(num_samples[row])` on are padding.
 
         Args:
             waveforms: float (batch, samples) in [−1, 1], 16 kHz, zero-padded at the end.
             num_samples: int64 (batch,), valid samples; None = all.
             layers: Which layers, 0 = the encoder's input; no layer above the highest is run.
             final_norm: Whether a `pre_norm` model's last layer passes the closing norm (Hugging Face's `last_hidden_state`).
+            with_padding: Whether rows of different lengths are run together whatever the norm, as Transformers does.
 
         Returns:
             (batch, frames, dim) for each entry of `layers`, after the residual.
@@ -244,6 +247,9 @@ class WavLM(nn.Module):
                 "choose layers of this model"
             )
         self._check(waveforms, None)
+        sees_padding = self.config.front_end == "conv" and self.config.extractor_norm == "group" and not with_padding
+        if sees_padding and num_samples is not None and bool((num_samples < waveforms.shape[1]).any()):
+            return self._extract_by_length(waveforms, num_samples, wanted, final_norm=final_norm)
         if self.config.normalise_waveform:
             waveforms = normalise(waveforms, num_samples)
         with _evaluating(self):
@@ -252,6 +258,20 @@ class WavLM(nn.Module):
         if final_norm and len(states) == self.config.layers + 1:
             states = [*states[:-1], output.final]
         return [states[layer] for layer in wanted]
+
+    def _extract_by_length(
+        self, waveforms: Tensor, num_samples: Tensor, layers: Sequence[int], *, final_norm: bool
+    ) -> list[Tensor]:
+        batch, samples = waveforms.shape
+        found = [waveforms.new_zeros(batch, int(num_frames(samples)), self.config.dim) for _ in layers]
+        for length in num_samples.unique().tolist():
+            rows = (num_samples == length).nonzero().flatten()
+            if num_frames(length) == 0:
+                continue  # all padding
+            states = self.extract(waveforms[rows, :length], layers=layers, final_norm=final_norm)
+            for all_rows, of_length in zip(found, states, strict=True):
+                all_rows[rows, : of_length.shape[1]] = of_length.to(all_rows.dtype)
+        return found
 
 
 def _convolutions(config: WavLMConfig) -> ConvExtractor:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from openwavlm.data.audio import decode, pcm_id, pcm_md5
+from openwavlm.data.audio import pcm_id, pcm_md5
+from openwavlm.data.decoding import decode_or_stop
 from openwavlm.data.index import Index
 from openwavlm.data.reader import UnreadableAudio
 from openwavlm.data.splits import audio_in
@@ -52,7 +53,7 @@ class ProbeUtterance:
         if isinstance(self.audio, np.ndarray):
             samples = self.audio
         else:
-            samples = decode(self.audio).samples if isinstance(self.audio, Path) else self.audio()
+            samples = decode_or_stop(self.audio).samples if isinstance(self.audio, Path) else self.audio()
         if samples.ndim != 1 or samples.dtype != np.int16:
             raise ValueError(f"probe audio must be int16 (samples,), but {self.name!r} is {samples.dtype} {samples.shape}")
         if num_frames(len(samples)) != self.frames:

@@ -1,6 +1,5 @@
 """One pack of labels, mapped into memory, and the checks of what lies in it against `meta.json`."""
 
-import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from openwavlm.data.index import Index
+from openwavlm.data.mapped import map_open, release
 from openwavlm.frames import num_frames
 from openwavlm.targets.label_meta import AGAIN, MADE_BY
 from openwavlm.targets.label_packs import ROW_DTYPE, labels_file, new_checksum, rows_file
@@ -38,9 +38,8 @@ class Pack:
     def __init__(self, folder: Path, record: Mapping[str, Any], num_classes: int) -> None:
         self.labels_file, self.rows_file = labels_file(folder, record["name"]), rows_file(folder, record["name"])
         self.record, self._num_classes = record, num_classes
-        self._map, labels_state = _mapped(self.labels_file, record["labels_bytes"])
-        rows, rows_state = _mapped(self.rows_file, record["rows_bytes"])
-        self._label_bytes, self._row_bytes = _bytes(self._map), _bytes(rows)
+        self._label_bytes, labels_state = _mapped(self.labels_file, record["labels_bytes"])
+        self._row_bytes, rows_state = _mapped(self.rows_file, record["rows_bytes"])
         self.state = (labels_state, rows_state)
         self._whole = False
         self.labels = self._label_bytes.view("<u2")
@@ -136,9 +135,8 @@ class Pack:
             counts += np.bincount(labels, minlength=len(counts))
         self._check_checksum(self.labels_file, self._label_bytes, self.record["labels_checksum"])
         self._whole = True
-        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
-            # Or all labels of a corpus would count as this process's memory; the pages stay in the machine's file cache.
-            self._map.madvise(mmap.MADV_DONTNEED)
+        # Or all labels of a corpus would count as this process's memory; the pages stay in the machine's file cache.
+        release(self._label_bytes)
         return counts
 
     def check_once(self) -> None:
@@ -230,20 +228,15 @@ def check_size(file: Path, expected: int) -> None:
         raise ValueError(f"{file} must have {expected} bytes, but {'is absent' if found is None else f'has {found}'}: {AGAIN}")
 
 
-def _mapped(file: Path, size: int) -> tuple[mmap.mmap | None, State]:
-    """A file of that size, mapped read-only, None if it is empty; and the file's state."""
+def _mapped(file: Path, size: int) -> tuple[np.ndarray, State]:
+    """The bytes of a file of that size, mapped read-only; and the file's state."""
     check_size(file, size)
     with file.open("rb") as opened:
         found = os.fstat(opened.fileno())
         state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
         if found.st_size != size:
             raise ValueError(f"{file} must have {size} bytes, but has {found.st_size}: {AGAIN}")
-        # An empty file cannot be mapped.
-        return mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ) if size else None, state
-
-
-def _bytes(mapped: mmap.mmap | None) -> np.ndarray:
-    return np.zeros(0, dtype=np.uint8) if mapped is None else np.frombuffer(mapped, dtype=np.uint8)
+        return map_open(opened.fileno(), size, file), state
 
 
 def _table(content: np.ndarray, file: Path, rows: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from openwavlm.resources import check_of_the_file, naming
 from openwavlm.training.faults import reach, watched
 
 FORMAT_VERSION = 1
@@ -62,7 +63,7 @@ def _disk_is_full(folder: Path, error: BaseException | None) -> bool:
 
 
 def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -134,7 +135,8 @@ def verified(path: Path) -> bool:
     try:
         description = json.loads(path.with_name(path.name + ".json").read_text())
         size, checksum = description["bytes"], description["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        check_of_the_file(error, path)
         log.warning("checkpoint %s has no readable description (%s.json) and is passed over", path.name, path.name)
         return False
     if description.get("format_version", 0) > FORMAT_VERSION:
@@ -198,7 +200,8 @@ def _validation_figures(directory: Path) -> dict[Path, float]:
     for path in directory.glob("step-*.ckpt"):
         try:
             figure = json.loads(path.with_name(path.name + ".json").read_text())["validation"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            check_of_the_file(error, path)
             continue
         if figure is not None and math.isfinite(figure):
             figures[path] = float(figure)

@@ -9,6 +9,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -75,6 +76,7 @@ class Control:
         self._requeue = False
         self._why = ""
         self._watchdog: Watchdog | None = None
+        self._at_interrupt: Any = None
         self._group: dist.ProcessGroup | None = None
         self._work: dist.Work | None = None
         self._vector = torch.zeros(0, dtype=torch.int64)
@@ -92,6 +94,7 @@ class Control:
             watchdog: Hears of every wait for other ranks.
         """
         self._watchdog = watchdog
+        self._at_interrupt = signal.getsignal(signal.SIGINT)
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._on_signal)
         for early in _early:
@@ -111,7 +114,10 @@ class Control:
             self._watchdog.note(doing)
 
     def close(self) -> None:
-        """Ends the watch."""
+        """Ends the watch; Ctrl-C is no longer this run's."""
+        if self._at_interrupt is not None:
+            signal.signal(signal.SIGINT, self._at_interrupt)
+            self._at_interrupt = None
         if self._watchdog is not None:
             self._watchdog.close()
             self._watchdog = None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from openwavlm.batch import PretrainBatch
 from openwavlm.data.collate import MicroBatchBuilder
-from openwavlm.data.loader import Loading, micro_batch_loader
+from openwavlm.data.loader import Loading, micro_batch_loader, received
 from openwavlm.data.plan import MicroBatchSpec
 from openwavlm.models.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.targets.quality import repeat_nearest
@@ -69,7 +69,7 @@ class Evaluation:
         was_training = model.training
         model.eval()
         sums = torch.zeros(8 + 3 * len(self._others), dtype=torch.float64)
-        for batch in micro_batch_loader(self._builder, self._mine(), self._loading):
+        for batch in received(iter(micro_batch_loader(self._builder, self._mine(), self._loading))):
             self._control.note(f"validation: micro-batch {batch.id.index} of {batch.id.source}")
             moved = batch.to(device)
             waveforms = prepare_waveforms(moved, None, normalised=model.wavlm.config.normalise_waveform)

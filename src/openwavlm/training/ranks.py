@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
+from openwavlm.resources import explained
+
 _FIRST_PORT, _PORTS = 15_000, 20_000
 log = logging.getLogger(__name__)
 
@@ -89,8 +91,8 @@ def on_rank_zero(function: Callable[[], Any]) -> Any:
     if dist.get_rank() == 0:
         try:
             box[0] = function()
-        except (ValueError, OSError) as error:
-            box[1] = str(error)
+        except (ValueError, OSError, MemoryError) as error:
+            box[1] = explained(error)
     dist.broadcast_object_list(box, src=0)
     if box[1] is not None:
         raise ValueError(box[1])
@@ -106,8 +108,8 @@ def together(function: Callable[[], Any]) -> Any:
     result, error = None, None
     try:
         result = function()
-    except (ValueError, OSError) as failure:
-        error = str(failure)
+    except (ValueError, OSError, MemoryError) as failure:
+        error = explained(failure)
     if dist.is_available() and dist.is_initialized():
         errors: list[str | None] = [None] * dist.get_world_size()
         dist.all_gather_object(errors, error)

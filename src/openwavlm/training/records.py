@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from openwavlm.resources import naming
 from openwavlm.training.checkpoint import write_atomically
 
 Value = int | float | str | None
@@ -47,12 +48,14 @@ class CsvRecord:
     def write(self, values: dict[str, Value]) -> None:
         """Appends one row; a missing value is an empty field."""
         assert set(values) <= set(self.columns)
-        self._file.write(",".join(_field(values.get(name)) for name in self.columns) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(",".join(_field(values.get(name)) for name in self.columns) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """Forces the rows to disk: what a checkpoint stands on."""
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""

@@ -40,7 +40,9 @@ def _is_free(key: str) -> bool:
 def trajectory(config: dict[str, Any]) -> dict[str, Any]:
     """The flattened keys of a config that decide what comes out, and not where or how watchfully it is computed."""
     # Null is no choice: a key that came after a run began is null there, and the run is still known by the same keys.
-    return {key: value for key, value in flatten(config).items() if value is not None and not _is_free(key)}
+    # A name is text, which a run's config of an earlier version may hold as a number.
+    named = {**config, "name": str(config["name"])} if config.get("name") is not None else config
+    return {key: value for key, value in flatten(named).items() if value is not None and not _is_free(key)}
 
 
 def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -1,8 +1,9 @@
 """One run, one writer: an advisory file lock on this host, a heartbeat for the others.
 
-The record in the file says who writes, and is renewed every 15 s. A launch that finds the record of a writer whose lock it cannot see
-(another host; a file system without locks) waits until the record is renewed, and is refused, or until it is 120 s old, and takes over.
-A writer that finds somebody else's record in its place, because it stood still for that long, ends at once.
+The record in the file names the writer and is renewed every 15 s. A launch that finds the record of a writer whose lock it cannot see
+(another host; a file system without locks) watches it: if it changes, the launch is refused; if it has not changed for 120 s of the
+launch's own monotonic clock, the launch takes over. The time in the record is never compared with a clock: hosts disagree by days.
+A writer that finds another record in place of its own, because it stood still for that long, ends at once.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from typing import Any
 
 HEARTBEAT_S = 15.0
 DEAD_AFTER_S = 120.0
+_PROGRESS_S = 30.0
 TAKEN_OVER = 76  # exit status of a writer that was taken over
 _RECORD_BYTES = 512
 log = logging.getLogger(__name__)
@@ -63,18 +65,25 @@ class RunLock:
         return True
 
     def _lives(self, holder: dict[str, Any]) -> bool:
-        """Waits for the holder's next heartbeat, for as long as its last one is fresh."""
-        seen, told = holder, False
-        while seen and time.time() - seen.get("heartbeat", 0) < DEAD_AFTER_S:
-            if not told:
-                left = DEAD_AFTER_S - (time.time() - seen["heartbeat"])
-                log.warning("%s: %s; waiting up to %.0f s for a sign of life", self.path, _who(seen), left)
-                told = True
+        """Waits until the holder's record changes (True), has not changed for 120 s, or is released."""
+        began = said = time.monotonic()
+        log.warning(
+            "%s is held by %s: waiting %.0f s for its next heartbeat, which would show that it lives",
+            self.path,
+            _who(holder),
+            DEAD_AFTER_S,
+        )
+        while (now := time.monotonic()) - began < DEAD_AFTER_S:
+            if now - said >= _PROGRESS_S:
+                said = now
+                log.warning("no heartbeat of %s so far, %.0f s left", _who(holder), DEAD_AFTER_S - (now - began))
             time.sleep(HEARTBEAT_S / 15)
-            now = self._holder()
-            if now and now.get("heartbeat") != seen.get("heartbeat"):
+            found = self._holder()
+            if not found:
+                return False
+            if found != holder:
                 return True
-            seen = now
+        log.warning("no heartbeat of %s in %.0f s: it is dead, and the run is taken over", _who(holder), DEAD_AFTER_S)
         return False
 
     def _holder(self) -> dict[str, Any]:
@@ -87,7 +96,7 @@ class RunLock:
     def _refusal(self, holder: dict[str, Any]) -> str:
         return (
             f"the run {self.path.parent} is being written by {_who(holder)}: wait for it, stop it, or choose another name "
-            f"(a dead writer on another host is taken over {DEAD_AFTER_S:.0f} s after its last heartbeat)"
+            f"(a writer on another host counts as dead when a launch has seen no heartbeat of it for {DEAD_AFTER_S:.0f} s)"
         )
 
     def _write(self) -> None:
@@ -105,7 +114,7 @@ class RunLock:
                 self._write()
 
     def release(self) -> None:
-        """Gives the run free."""
+        """Releases the lock."""
         self._stop.set()
         self._thread.join()
         os.ftruncate(self._file, 0)

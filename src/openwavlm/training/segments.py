@@ -11,6 +11,7 @@ import yaml
 
 from openwavlm.data.plan import PLAN_VERSION
 from openwavlm.data.schedule import Schedule
+from openwavlm.resources import check_of_the_file
 from openwavlm.training.run_directory import RunRecord, flatten, names_in
 
 _NOT_IN_THE_PLAN = ("labels", "noise", "max_skip_rate", "validation_seconds", "shards")
@@ -187,7 +188,8 @@ def _checkpoint_plans(directory: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(directory.glob("step-*.ckpt")):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["openwavlm"]["plan"]
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError):
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            check_of_the_file(error, path)
             continue
         if state["plan_version"] == PLAN_VERSION:
             yield state

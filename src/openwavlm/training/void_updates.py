@@ -58,3 +58,20 @@ class VoidUpdates:
                 f"{self.count} of {step} updates were void, more than optim.max_void_rate={self._max_rate:g} allows: look at the "
                 "micro-batches that the log names (openwavlm replay), use precision=bf16-mixed, or lower optim.lr"
             )
+
+
+def check_learned(updates: int, skipped: int) -> None:
+    """Refuses a run that has changed no weight.
+
+    Args:
+        updates: Updates so far.
+        skipped: Those whose gradient was not finite.
+
+    Raises:
+        ValueError: If all were skipped.
+    """
+    if 0 < updates <= skipped:
+        raise ValueError(
+            f"all {updates} updates were void (the gradient was not finite), so the model is as it began: start a new run under another "
+            "name with precision=32-true or bf16-mixed, or a lower optim.lr"
+        )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openwavlm.data.audio import EXTENSIONS, UNREADABLE_EXTENSIONS
+from openwavlm.resources import check_of_the_file
 
 HIDDEN = "hidden"
 NO_SUFFIX = "no suffix"
@@ -75,6 +76,7 @@ def _sort_entries(found: FolderFiles, folder: Path, *, hidden: bool) -> list[tup
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
     except OSError as error:
+        check_of_the_file(error, folder)
         raise ValueError(
             f"the folder {folder} cannot be listed ({error.strerror}): make it readable, or choose others with subfolders"
         ) from error
@@ -98,7 +100,8 @@ def _sort_entries(found: FolderFiles, folder: Path, *, hidden: bool) -> list[tup
 def _is(question: Callable[[], bool]) -> bool:
     try:
         return question()
-    except OSError:  # a link that points to itself
+    except OSError as error:  # a link that points to itself
+        check_of_the_file(error)
         return False
 
 

@@ -25,6 +25,7 @@ from openwavlm.data.synthesis.channel import Channel, clean_recording, to_pcm, t
 from openwavlm.data.synthesis.utterance import Utterance, utterance
 from openwavlm.data.synthesis.voices import ACCENTS, HELD_OUT_ACCENTS, SPLITS, VOICES, Speaker, speakers_of
 from openwavlm.frames import SAMPLE_RATE_HZ
+from openwavlm.resources import check_of_the_file
 
 FORMAT_VERSION = 1
 _FILES = re.compile(r"(settings|stats)\.json|[^/]+\.tsv|parts/.+|[^/]+/[^/]+/\d+\.flac")
@@ -149,7 +150,8 @@ def is_done(part: Part) -> bool:
 def _read_done(part: Part) -> list[dict[str, Any]] | None:
     try:
         done: list[dict[str, Any]] = json.loads(part.done_file.read_text())["utterances"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError) as error:
+        check_of_the_file(error, part.done_file)
         return None
     return done
 

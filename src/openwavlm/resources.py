@@ -1,0 +1,127 @@
+"""Refusals of the machine: no descriptor, no memory, no space, a disk or file server that fails. They say nothing about the data."""
+
+import errno
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+# Everything else (EMFILE, EIO, ESTALE, ENOSPC, ENOMEM, …) is a state of the machine, whatever file it was met at.
+_OF_THE_FILE = frozenset(
+    {
+        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM),
+        *(errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.ESPIPE, errno.EILSEQ, errno.EOVERFLOW, errno.EFBIG),
+    }
+)
+_TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.EINTR, errno.EAGAIN, errno.ETIMEDOUT})
+_PAUSES_S = (0.1, 1.0, 5.0)
+_MOST_DESCRIPTORS = 65_536
+_WAY_OUT = {
+    errno.EMFILE: "this process may not open more files: raise the limit with `ulimit -n 65536`, or lower loader.workers",
+    errno.ENFILE: "this machine may not open more files: end other programs, or raise fs.file-max",
+    errno.ENOMEM: "memory ran out: use fewer workers, or give the job more memory",
+    errno.ENOSPC: "the disk is full: free some space and give the same command again",
+    errno.EDQUOT: "the quota is used up: free some space and give the same command again",
+    errno.EROFS: "this file system is read-only: name a folder that can be written",
+    errno.EACCES: "it may not be read or written: correct its permissions, or name another place",
+    errno.EPERM: "it may not be read or written: correct its permissions, or name another place",
+    errno.ENOTDIR: "a part of this path is a file and not a folder: name another place",
+    errno.EIO: f"the disk or file server failed {len(_PAUSES_S) + 1} times: have it checked, and give the same command again",
+    errno.ESTALE: f"the file server lost this file {len(_PAUSES_S) + 1} times: have it checked, and give the same command again",
+}
+
+
+def raise_descriptor_limit() -> int:
+    """Raises this process's soft limit of open files as far as its hard limit allows, to 65,536 at most.
+
+    Returns:
+        The soft limit from now on.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return _MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (ValueError, OSError):  # macOS allows less than its hard limit says
+        return soft
+    return wanted
+
+
+def of_the_file(error: OSError) -> bool:
+    """Whether an error describes the file itself (absent, forbidden, malformed), and not the state of the machine."""
+    return error.errno is None or error.errno in _OF_THE_FILE
+
+
+def check_of_the_file(error: BaseException, path: Path | str | None = None) -> None:
+    """Lets an error pass that describes a file; to be called first where a failed read is taken for a damaged or missing file.
+
+    Args:
+        error: What was caught.
+        path: The file, for an error without a name.
+
+    Raises:
+        OSError: If it is a refusal of the machine.
+        MemoryError: If it is one.
+    """
+    if isinstance(error, MemoryError):
+        raise error
+    if isinstance(error, OSError) and not of_the_file(error):
+        with naming(path or ""):
+            raise error
+
+
+def retried(
+    action: Callable[[], Result],
+    path: Path | str,
+    *,
+    pauses_s: Sequence[float] = _PAUSES_S,
+    sleep: Callable[[float], None] | None = None,
+) -> Result:
+    """Calls `action` again after a pause where the disk or file server failed for the moment (EIO, ESTALE, EINTR, EAGAIN).
+
+    Args:
+        action: Reads from the file.
+        path: The file, for the error.
+        pauses_s: Pause before each further try, seconds.
+        sleep: Waits; None = `time.sleep`.
+
+    Returns:
+        What `action` returns.
+
+    Raises:
+        OSError: The last failure, with the file's name.
+    """
+    with naming(path):
+        for pause_s in pauses_s:
+            try:
+                return action()
+            except OSError as error:
+                if error.errno not in _TRANSIENT:
+                    raise
+            (sleep or time.sleep)(pause_s)
+        return action()
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Adds the file's name to an `OSError` that has none, as those of `write` and `fsync`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None or not str(path):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def explained(error: BaseException) -> str:
+    """The message of an error, for a refusal of the machine with its errno, the file and the way out."""
+    if isinstance(error, MemoryError):
+        return f"memory ran out{f' ({error})' if str(error) else ''}: use fewer workers, or give the job more memory"
+    if isinstance(error, OSError) and error.errno in _WAY_OUT and error.strerror:
+        return f"{error}: {_WAY_OUT[error.errno]}"
+    return str(error)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import DictConfig
 from safetensors.torch import save
 
@@ -20,7 +19,9 @@ from openwavlm.models.config import WavLMConfig
 from openwavlm.models.pretraining import WavLMForPretraining
 from openwavlm.models.wavlm import WavLM
 from openwavlm.training.checkpoint import named_checkpoint, write_atomically
-from openwavlm.training.run_directory import RunRecord, heard_data, other_data, read_config
+from openwavlm.training.checkpoint_reader import read_checkpoint
+from openwavlm.training.run_directory import RunRecord, heard_data, other_data
+from openwavlm.training.run_files import read_config
 
 log = logging.getLogger(__name__)
 
@@ -45,25 +46,27 @@ def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") ->
     """
     if weights not in ("trained", "ema"):
         raise ValueError(f"weights must be trained or ema, but is {weights}")
-    config = run / "config.yaml"
-    if not config.is_file():
-        raise ValueError(
-            f"{run} is no run directory (it has no config.yaml): give the folder that train.py wrote, as in run=runs/NAME"
-        )
+    config = read_config(run / "config.yaml")
     found = named_checkpoint(run / "checkpoints", checkpoint)
     if found is None:
         raise ValueError(f"{run} has no checkpoint yet: let it train to callbacks.checkpoint_every, or touch {run / 'save_now'}")
-    content = torch.load(found, map_location="cpu", weights_only=True)
+    content = read_checkpoint(found)
     prefix = "model." if weights == "trained" else "ema."
     state = {key.removeprefix(prefix): value for key, value in content["state_dict"].items() if key.startswith(prefix)}
     if not state:
         raise ValueError(f"{run} kept no running mean of its weights: train with optim.ema=0.999, or use weights=trained")
-    parts = objects(yaml.safe_load(config.read_text()))
-    embeddings = [state["label_embeddings"]]
-    while (key := f"other_heads.{len(embeddings) - 1}.label_embeddings") in state:
-        embeddings.append(state[key])
-    model = make_model(parts, [len(of_set) - parts["head"].special_rows for of_set in embeddings])
-    model.load_state_dict(state, strict=True)
+    parts = objects(config)
+    try:
+        embeddings = [state["label_embeddings"]]
+        while (key := f"other_heads.{len(embeddings) - 1}.label_embeddings") in state:
+            embeddings.append(state[key])
+        model = make_model(parts, [len(of_set) - parts["head"].special_rows for of_set in embeddings])
+        model.load_state_dict(state, strict=True)
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{found} must hold the model that {run / 'config.yaml'} describes, but does not ({reason}): restore both from a copy"
+        ) from error
     return model.eval(), content["openwavlm"]
 
 

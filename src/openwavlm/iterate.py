@@ -4,7 +4,6 @@ corpus ─ shards ─┬─ codebook ─ labels ─ train ─ export ─ probes 
                  └─ codebook ◄─ layer of the exported model ◄────┘   iteration 2, …
 """
 
-import json
 import logging
 import os
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from omegaconf import DictConfig
 
 from openwavlm.build import objects, plain, with_placeholders
@@ -44,6 +42,7 @@ from openwavlm.report.page import write_report
 from openwavlm.report_command import gather
 from openwavlm.text_keys import run_folder
 from openwavlm.training.run_directory import trajectory
+from openwavlm.training.run_files import read_config, read_summary
 
 log = logging.getLogger(__name__)
 
@@ -167,13 +166,13 @@ class Iteration:
                 how = ended(status)
                 more = ": see above; the same command goes on" if status > 0 and "goes on" not in how else ""
                 raise ValueError(f"training of iteration {number} {how}{more}")
-            summary = json.loads((folder / "run" / "summary.json").read_text())
-            if not summary["complete"]:
+            summary = read_summary(folder / "run" / "summary.json")
+            if not summary.get("complete"):
                 raise ValueError(
-                    f"training of iteration {number} was stopped at update {summary['updates']}: the same command goes on"
+                    f"training of iteration {number} was stopped at update {summary.get('updates', 0)}: the same command goes on"
                 )
-            parts = objects(yaml.safe_load((folder / "run" / "config.yaml").read_text()))
-            return {"layers": parts["model"].layers, **summary["this_launch"]}
+            parts = objects(read_config(folder / "run" / "config.yaml"))
+            return {"layers": parts["model"].layers, **summary.get("this_launch", {})}
 
         return self.chain.run(f"{number}/train", wanted, inputs, make)
 
@@ -192,7 +191,7 @@ class Iteration:
 
     def _with_test(self, trained: Stage, test_labels: Stage) -> tuple[dict[str, Any], int]:
         """The run's objects and seed, with the test set, which training never opened, as another set to validate on."""
-        config = yaml.safe_load((trained.folder / "run" / "config.yaml").read_text())
+        config = read_config(trained.folder / "run" / "config.yaml")
         test = {"shards": str(self.shards["test"].folder), "labels": str(test_labels.folder / "labels")}
         config["data"]["validation"]["test"] = test
         return objects(config), config["seed"]
@@ -326,7 +325,7 @@ def _made(config: dict[str, Any], settings: list[IterationSettings], directory: 
         leftover.unlink()
     publish(directory, exported, reported)
     summary = {
-        **json.loads((directory / "summary.json").read_text()),
+        **read_summary(directory / "summary.json"),
         "format_version": 1,
         "export": result.result,
         "report": "report.html",

@@ -1,6 +1,5 @@
 """The report of a run, gathered from its directory, its data and its plan: `openwavlm report run=runs/NAME`."""
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from omegaconf import DictConfig
 
 from openwavlm.build import build, make_builder, make_model
 from openwavlm.cli import command
+from openwavlm.data.sealed import read_sealed
 from openwavlm.data.sources import OpenData
 from openwavlm.report.content import Iteration, ReportContent, read_iteration
 from openwavlm.report.page import write_report
@@ -44,7 +44,7 @@ def gather(
     """
     iteration = read_iteration(run, name)
     kept = run / "probes.json"
-    iteration.probes = probes or (json.loads(kept.read_text()) if kept.is_file() else None)
+    iteration.probes = probes or (read_sealed(kept, remedy="delete it, or measure it again") if kept.is_file() else None)
     if masked:
         # Figures of another set of frames do not stand beside those of validation.csv; a mere addition to them does.
         iteration.masked = masked if "cross_entropy" in masked else {**(iteration.masked or {}), **masked}

@@ -34,6 +34,7 @@ from openwavlm.probes.live import LiveProbe, LiveProbes
 from openwavlm.training.branch import begin_branch, check_head
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, write_atomically
+from openwavlm.training.checkpoint_reader import read_checkpoint
 from openwavlm.training.control import Control, forget_requests, hear_requeue
 from openwavlm.training.evaluation import Evaluation, Unigram
 from openwavlm.training.health.core_wait import CoreWait
@@ -42,15 +43,16 @@ from openwavlm.training.label_watch import LabelWatch
 from openwavlm.training.log import RunLog, log_file, open_trackers, write_log
 from openwavlm.training.module import PretrainingModule, StepRecord
 from openwavlm.training.ranks import join_processes, on_rank_zero, requeue_job, together
+from openwavlm.training.records import known_records, last_row
 from openwavlm.training.run_directory import (
     RunRecord,
     accept_config,
     changed_keys,
     flatten,
     names_in,
-    read_config,
     refuse_changes,
 )
+from openwavlm.training.run_files import read_config, read_summary
 from openwavlm.training.run_lock import RunLock
 from openwavlm.training.segments import names_of_checkpoint
 from openwavlm.training.sharding import ShardedStrategy
@@ -210,7 +212,10 @@ def _train(
             )
         )
         record.inherit(RunRecord(found.resolve().parents[1]))
-    state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)["openwavlm"] if found else None
+    state = read_checkpoint(found)["openwavlm"] if found else None
+    own = found is not None and found.parent == directory / "checkpoints"
+    if found is None:
+        record.refuse_lost_checkpoints()
     start = int(state["step"]) if state else 0
     stop_after = values["stop_after"]
     if start >= optim.updates or (stop_after is not None and start >= stop_after):
@@ -258,6 +263,7 @@ def _train(
             penalty_weight=parts["loss"].feature_penalty,
             target_weights=target_weights,
             trackers=open_trackers(parts["logger"], directory, flatten(values)),
+            prefixes=known_records(state, own=own),
         )
         announce(
             parts,
@@ -279,7 +285,7 @@ def _train(
             on_cpu=on_cpu,
             seed=seed,
             start=start,
-            state=state if found is not None and found.parent == directory / "checkpoints" else None,
+            state=state if own else None,
             from_random=not (values["branch_from"] or values["init_from"]),
         )
 
@@ -305,6 +311,7 @@ def _train(
         plan_state=lambda step: {"plan_version": PLAN_VERSION, "key": plan_key, **schedule.state(step)},
         health=make_figures(parts, opened, rank),
         health_state=lambda: monitor.state() if monitor is not None else None,
+        records=lambda: run_log.tables.record(len(record.content["segments"])) if run_log is not None else {},
     )
 
     def begin() -> None:
@@ -312,7 +319,8 @@ def _train(
         control.listen(_watchdog(parts["trainer"], rank, directory))
         if rank == 0:
             plan = {"key": plan_key, **schedule.beginning()}
-            record.begin_segment(_segment(start, world_size, changes, fingerprints, plan))
+            damaged = {"damaged": run_log.tables.damaged} if run_log is not None and run_log.tables.damaged else {}
+            record.begin_segment(_segment(start, world_size, changes, fingerprints, plan) | damaged)
         watch.start()
 
     boundary = StepBoundary(
@@ -488,15 +496,13 @@ def _summary(
     *,
     skipped: int = 0,
 ) -> dict[str, Any]:
-    last = {}
-    validation = directory / "validation.csv"
-    if validation.exists():
-        lines = validation.read_text().splitlines()
-        values = lines[-1].split(",")
-        if len(lines) > 1 and len(values) == len(lines[0].split(",")):
-            last = {name: float(value) for name, value in zip(lines[0].split(","), values, strict=True) if value}
     path = directory / "summary.json"
-    kept = json.loads(path.read_text()) if path.is_file() else {}
+    kept: dict[str, Any] = {}
+    if path.exists():
+        try:
+            kept = read_summary(path)
+        except ValueError as error:
+            log.warning("what others wrote into the summary is lost, and it is written anew: %s", error)
     launch = {"audio_seconds": round(audio_s, 1), "wall_seconds": round(seconds, 1)}
     summary = {
         **kept,
@@ -504,7 +510,7 @@ def _summary(
         "updates": step,
         "complete": step >= updates and skipped < step,
         "skipped_updates": skipped,
-        "validation": last,
+        "validation": last_row(directory / "validation.csv"),
         "this_launch": launch if seconds else kept.get("this_launch", launch),
     }
     if health is not None:

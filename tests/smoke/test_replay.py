@@ -14,6 +14,7 @@ import torch
 
 from openwavlm.data.index import Index
 from openwavlm.data.reader import ShardReader
+from openwavlm.data.sealed import sealed
 from openwavlm.replay import _shown, rebuild_update, record_of, replay
 from patience import HANG_S, wait_until
 from programs import run_program
@@ -143,7 +144,7 @@ def run(original, tmp_path) -> Path:
 def edit(file: Path, change) -> None:
     content = json.loads(file.read_text())
     change(content)
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(sealed(content)))
 
 
 # --- bit for bit --------------------------------------------------------------------------------------------------------
@@ -189,6 +190,9 @@ def test_a_wrong_beginning_of_the_plan_is_noticed(original, run):
 def test_a_configuration_that_was_edited_is_noticed(run):
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("seed: 1337", "seed: 1338"))
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged or was edited \(no launch that run\.json knows wrote it\)"):
+        replayed(run, 3)
+    edit(run / "run.json", lambda content: content.pop("configs"))  # as a run of an older version
     with pytest.raises(ValueError, match=r"the plan that update 3 followed cannot be made again from config\.yaml"):
         replayed(run, 3)
 
@@ -410,6 +414,7 @@ def moved(corpus, run, tmp_path) -> Path:
     shutil.copytree(corpus, tmp_path / "data")
     for file in ("config.yaml", "run.json"):
         (run / file).write_text((run / file).read_text().replace(str(corpus), str(tmp_path / "data")))
+    edit(run / "run.json", lambda content: content.pop("configs"))  # the checksum of the config that names the original
     return tmp_path / "data"
 
 

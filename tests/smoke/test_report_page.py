@@ -13,6 +13,7 @@ import yaml
 from openwavlm.build import build, make_builder
 from openwavlm.data.collate import MicroBatchBuilder
 from openwavlm.data.schedule import Schedule
+from openwavlm.data.sealed import sealed
 from openwavlm.data.sources import OpenData
 from openwavlm.report.rebuild import measure_realised, mixtures, rebuild_micro_batch, rebuild_steps
 from openwavlm.report_command import gather
@@ -115,13 +116,15 @@ def test_a_run_whose_data_are_gone_or_changed_is_still_reported(run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     text = (copy / "config.yaml").read_text()
+    record = json.loads((copy / "run.json").read_text())
+    del record["configs"]  # of an older version, which kept no checksum of the config
+    (copy / "run.json").write_text(json.dumps(sealed(record)))
     (copy / "config.yaml").write_text(text.replace("/labels", "/gone"))
     iteration = gather(copy)
     assert iteration.example is None and "could not be opened" in iteration.notes[0]
     (copy / "config.yaml").write_text(text)
-    record = json.loads((copy / "run.json").read_text())
     record["fingerprints"]["codebook"] = "0"
-    (copy / "run.json").write_text(json.dumps(record))
+    (copy / "run.json").write_text(json.dumps(sealed(record)))
     assert "other content now" in gather(copy).notes[0]
     (copy / "validation.csv").unlink()
     outcome = run_program(tmp_path, "openwavlm", "report", f"run={copy}")

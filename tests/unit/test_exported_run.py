@@ -34,7 +34,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         state |= {f"ema.{name}": tensor + 1 for name, tensor in model.state_dict().items()}
         content = {
             "state_dict": state | {"logmel_map.weight": torch.zeros(2)},
-            "openwavlm": {"step": step, "fingerprints": FINGERPRINTS},
+            "openwavlm": {"step": step, "fingerprints": FINGERPRINTS, "plan": {}},
         }
         AtomicCheckpointIO().save_checkpoint(content, checkpoint_path(folder / "checkpoints", step))
     return folder

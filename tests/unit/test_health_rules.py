@@ -22,9 +22,9 @@ from openwavlm.training.health.promises import PROMISED
 from openwavlm.training.health.rules import RULES
 from openwavlm.training.health.settings import Health
 from openwavlm.training.health.window import Window
-from openwavlm.training.log import HEALTH_COLUMNS
 from openwavlm.training.module import SUMS, StepRecord
 from openwavlm.training.records import CsvRecord
+from openwavlm.training.tables import HEALTH_COLUMNS
 
 SETTINGS = Health(window=4, every=1, settle_updates=0, count_updates=0, early_share=1.0, recovery=2)
 KNOWN = Known(

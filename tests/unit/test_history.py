@@ -24,7 +24,8 @@ CONFIG = {"name": "r", "seed": 1, "batch": {"seconds": 16}, "data": {"sources": 
 
 def launch(from_step: int, plan_version: int = PLAN_VERSION, **changes: tuple[Any, Any]) -> dict[str, Any]:
     dotted = {key.replace("__", "."): list(values) for key, values in changes.items()}
-    return {"from_step": from_step, "plan_version": plan_version, "changes": dotted, "versions": {"openwavlm": "0.9"}}
+    made_by = {"versions": {"openwavlm": "0.9"}, "commit": None, "threads": 1}
+    return {"from_step": from_step, "plan_version": plan_version, "changes": dotted, **made_by}
 
 
 @pytest.fixture
@@ -150,7 +151,8 @@ def plan_state(key: str, *starts: int, origin: int = 0, first_epoch: int = 0, ve
 
 
 def keep(run: Path, step: int, plan: dict[str, Any]) -> None:
-    AtomicCheckpointIO().save_checkpoint({"openwavlm": {"plan": plan}}, checkpoint_path(run / "checkpoints", step))
+    content = {"state_dict": {}, "openwavlm": {"step": step, "fingerprints": {}, "plan": plan}}
+    AtomicCheckpointIO().save_checkpoint(content, checkpoint_path(run / "checkpoints", step))
 
 
 def test_a_plan_is_followed_from_the_checkpoint_that_knows_most_of_it(run):
@@ -269,7 +271,7 @@ def test_the_head_of_a_checkpoint_must_have_the_labels_of_every_set(tmp_path, ca
     heads = {"model.label_embeddings": torch.zeros(10, 4), "model.other_heads.0.label_embeddings": torch.zeros(20, 4)}
     known = {"codebook": "a", "codebook.2": "b", "labels.speech": "c"}
     path = tmp_path / "step-00000001.ckpt"
-    torch.save({"state_dict": heads, "openwavlm": {"fingerprints": known}}, path)
+    torch.save({"state_dict": heads, "openwavlm": {"step": 1, "fingerprints": known, "plan": {}}}, path)
     check_head(path, [10, 20], {**known, "labels.speech": "other"})
     assert caplog.text == ""
     for wanted, words in (([20, 10], "20 and 10"), ([10], "10"), ([10, 21], "10 and 21"), ([10, 20, 5], "10 and 20 and 5")):

@@ -13,8 +13,8 @@ from openwavlm.report.page import render, write_report
 from openwavlm.report.reference_points import POINTS, comparable
 from openwavlm.report.verdicts import beats, compare_iterations, headline, unmeasured, wins
 from openwavlm.training.health.rules import RULES
-from openwavlm.training.log import HEALTH_COLUMNS
 from openwavlm.training.records import CsvRecord
+from openwavlm.training.tables import HEALTH_COLUMNS
 
 MASKED = {
     "cross_entropy": 3.0,

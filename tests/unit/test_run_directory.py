@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from openwavlm.build import _KEYS, _NODES
+from openwavlm.data.sealed import checksum_of, sealed
 from openwavlm.training import run_lock
 from openwavlm.training.checkpoint import (
     AtomicCheckpointIO,
@@ -407,21 +408,21 @@ def test_every_launch_is_a_segment_of_the_record(begun):
 def test_a_damaged_config_is_named(begun):
     for content in ("a: [", "", "17"):
         (begun / "config.yaml").write_text(content)
-        with pytest.raises(ValueError, match=r"config\.yaml is damaged: restore it from a copy, or start a new run"):
+        with pytest.raises(ValueError, match=r"config\.yaml is damaged \(.*\): restore it from a copy, or start a new run"):
             accept_config(begun, CONFIG, [])
 
 
 def test_a_record_of_a_newer_version_is_refused(begun):
     content = json.loads((begun / "run.json").read_text())
-    (begun / "run.json").write_text(json.dumps(content | {"format_version": 2}))
-    with pytest.raises(ValueError, match=r"run\.json has format 2, this version reads up to 1: install a newer openwavlm"):
+    (begun / "run.json").write_text(json.dumps(sealed(content | {"format_version": 3})))
+    with pytest.raises(ValueError, match=r"run\.json has format 3, this version reads up to 2: install a newer openwavlm"):
         RunRecord(begun)
 
 
 def test_a_damaged_record_is_named(begun):
     for content in ("{", "[]", "{}"):
         (begun / "run.json").write_text(content)
-        with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        with pytest.raises(ValueError, match=r"run\.json (is damaged|must hold a JSON object)"):
             RunRecord(begun)
 
 
@@ -598,7 +599,7 @@ def save(folder: Path, step: int) -> Path:
 
 def describe(path: Path, **values: object) -> None:
     description = path.with_name(path.name + ".json")
-    description.write_text(json.dumps(json.loads(description.read_text()) | values))
+    description.write_text(json.dumps(sealed(json.loads(description.read_text()) | values)))
 
 
 def flip_a_byte(path: Path) -> None:
@@ -701,6 +702,8 @@ def test_a_description_says_what_is_in_the_file(tmp_path):
         "format_version": 1,
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
+        "records": {},
+        "checksum": checksum_of(described),
         **ours,
     }
     AtomicCheckpointIO().remove_checkpoint(path)
@@ -826,7 +829,9 @@ def test_a_checkpoint_runs_no_code(tmp_path):
 
     path = checkpoint_path(tmp_path, 1)
     AtomicCheckpointIO().save_checkpoint({"x": Payload()}, path)
-    with pytest.raises(Exception, match="Weights only load failed"):
+    with pytest.raises(
+        Exception, match=r"step-00000001\.ckpt must hold tensors and plain values alone \(Weights only load failed"
+    ):
         AtomicCheckpointIO().load_checkpoint(path)
 
 

@@ -527,6 +527,7 @@ def test_unreadable_rows_and_skipped_updates_are_counted_on_through_a_save_and_a
         optim = Optim(updates=20, warmup_updates=0, max_void_rate=0.5)
         module = training_module(model(), optim=optim, max_skip_rate=0.05, health_state=lambda: {"window": 3})
         module.fingerprints, module.plan_state, module.validation = {"speech": "abc"}, lambda step: {"at": step}, 2.5
+        module.records = lambda: {"launch": 1, "tables": {}}
         module.model.final_proj.bias.register_hook(lambda grad: grad * math.inf)
         return module
 
@@ -543,6 +544,7 @@ def test_unreadable_rows_and_skipped_updates_are_counted_on_through_a_save_and_a
         "unreadable": 4,
         "health": {"window": 3},
         "voids": 4,
+        "records": {"launch": 1, "tables": {}},
         "validation": 2.5,
     }
     resumed = make()

@@ -8,7 +8,7 @@ from typing import Any
 
 from openwavlm.data.files import read_json
 
-CHECKSUM = "seal"
+CHECKSUM = "checksum"
 
 
 def read_sealed(path: Path, *, remedy: str) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """What a user of `runs/NAME` looks at: the last model, the page and the figures, copied from the stages that made them."""
 
 import importlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from openwavlm.data.atomic import atomic_file, write_json
+from openwavlm.data.sealed import read_sealed
 from openwavlm.iteration.stages import MARK, Stage
+from openwavlm.training.run_files import read_summary
 
 
 def check_with_transformers(exported: Path) -> dict[str, Any]:
@@ -40,13 +41,13 @@ def publish(directory: Path, exported: Stage, reported: Stage) -> None:
     mark, keys = directory / "published.json", {"export": exported.key, "report": reported.key}
     wanted = [file for file in sorted(exported.folder.iterdir()) if file.name != MARK]
     places = [directory / "export" / file.name for file in wanted] + [directory / "report.html"]
-    if mark.is_file() and json.loads(mark.read_text()) == keys and all(place.is_file() for place in places):
+    if mark.is_file() and read_sealed(mark, remedy="delete it") == keys and all(place.is_file() for place in places):
         return
     mark.unlink(missing_ok=True)
     for file, place in zip([*wanted, reported.folder / "report.html"], places, strict=True):
         with file.open("rb") as source, atomic_file(place) as target:
             shutil.copyfileobj(source, target)
     summary = directory / "summary.json"
-    kept = json.loads(summary.read_text()) if summary.is_file() else {}
-    write_json(summary, kept | json.loads((reported.folder / "summary.json").read_text()))
+    kept = read_summary(summary) if summary.is_file() else {}
+    write_json(summary, kept | read_summary(reported.folder / "summary.json"))
     write_json(mark, keys)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from openwavlm.data.atomic import write_json
+from openwavlm.data.sealed import read_sealed, sealed
 
 log = logging.getLogger(__name__)
 MARK = "stage.json"
@@ -81,7 +82,9 @@ class Chain:
         if content is not None:
             key = hashlib.sha256(f"{key} {content}".encode()).hexdigest()[:12]
         mark = folder / MARK
-        done = json.loads(mark.read_text()) if mark.is_file() else {}
+        done = read_sealed(mark, remedy="delete it, and the stage is made again") if mark.is_file() else {}
+        if done.get("key") == key and not (isinstance(done.get("result"), dict) and isinstance(done.get("seconds"), int | float)):
+            raise ValueError(f"{mark} is damaged (it must hold a result and its seconds): delete it, and the stage is made again")
         if done.get("key") == key:
             stage = Stage(key, folder, done["result"], done["seconds"], made=False)
         elif self.dry_run:
@@ -92,7 +95,7 @@ class Chain:
             folder.mkdir(parents=True, exist_ok=True)
             result = make(folder) or {}
             seconds = round(time.monotonic() - began, 1)
-            write_json(mark, {"key": key, "settings": json.loads(asked), "result": result, "seconds": seconds})
+            write_json(mark, sealed({"key": key, "settings": json.loads(asked), "result": result, "seconds": seconds}))
             stage = Stage(key, folder, result, seconds, made=True)
         self.stages.append(stage)
         return stage

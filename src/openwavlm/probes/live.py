@@ -5,19 +5,23 @@ over the run is no reading of the test part. Every process computes the same fig
 need all processes in every forward, and the sets are minutes.
 """
 
-import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from openwavlm.data.atomic import write_json
 from openwavlm.data.index import Index
+from openwavlm.data.sealed import read_sealed
 from openwavlm.models.wavlm import WavLM
 from openwavlm.probes.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
 from openwavlm.probes.measure import development_accuracy
 from openwavlm.probes.sets import check_disjoint_speakers, contamination
 from openwavlm.probes.shard_sets import inventory, probe_set, read_phone_times
+
+log = logging.getLogger(__name__)
 
 FORWARD_SHARE = 1 / 3  # of the work of a training step on the same audio: no backward
 
@@ -97,8 +101,12 @@ class LiveProbe:
         """What needs no training, on the same frames; computed once a run."""
         about = [self._train.fingerprint, self._dev.fingerprint]
         if self._baselines.is_file():
-            kept = json.loads(self._baselines.read_text())
-            if kept["sets"] == about:
+            try:
+                kept = read_baselines(self._baselines)
+            except ValueError as error:
+                log.warning("the baselines of the probes are measured again: %s", error)
+                kept = {}
+            if kept.get("sets") == about:
                 return kept["baselines"]
         found: dict[str, float] = {}
         without: dict[str, Features] = {"mfcc": MfccFeatures(), "logmel": LogMelFeatures()}
@@ -113,3 +121,16 @@ class LiveProbe:
     def share_of_training(self, update_seconds: float, world_size: int) -> float:
         """Work of the probes over work of training, in counted seconds of audio."""
         return FORWARD_SHARE * self.audio_seconds * world_size / (self.settings.every * update_seconds)
+
+
+def read_baselines(path: Path) -> dict[str, Any]:
+    """Reads `probe_baselines.json`: `sets`, the fingerprints of the probes' sets, and `baselines`, accuracies by name.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    content = read_sealed(path, remedy="delete it, and the next probe measures it again")
+    known = content.get("baselines")
+    if not isinstance(known, dict) or not all(isinstance(value, int | float) for value in known.values()):
+        raise ValueError(f"{path} is damaged (it must hold accuracies by name): delete it, and the next probe measures it again")
+    return content

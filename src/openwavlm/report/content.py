@@ -1,13 +1,17 @@
 """What a report is made of: the records of one or several runs that follow each other, as plain figures."""
 
-import csv
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+
+from openwavlm.training.checkpoint import checkpoints_in
+from openwavlm.training.checkpoint_reader import read_description
+from openwavlm.training.records import Record, missing_steps, read_record
+from openwavlm.training.run_files import read_config, read_run, read_summary
+from openwavlm.training.tables import HEALTH_COLUMNS
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,59 +155,94 @@ class ReportContent:
     about: str = ""
 
 
-def read_table(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a record as float64, NaN for an empty field; a torn last line is left out, a missing file gives no columns."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
-    whole = [row for row in rows if len(row) == len(header)]
-    values = np.array([[float(value) if value else np.nan for value in row] for row in whole], dtype=np.float64)
-    return {name: values[:, place] for place, name in enumerate(header)} if whole else {}
+def _read(path: Path, prefix: Mapping[str, Any] | None, notes: list[str] | None, columns: list[str] | None = None) -> Record:
+    record = read_record(path, prefix=prefix, columns=columns) if path.is_file() else Record([])
+    if record.faults:
+        sentence = f"{path} is damaged ({'; '.join(record.faults)})"
+        if notes is None:
+            raise ValueError(f"{sentence}: restore it from a copy")
+        notes.append(f"{sentence}; the rows that can be read are shown.")
+    return record
 
 
-def read_findings(path: Path) -> list[dict[str, str]]:
-    """Rows of `health.csv` as text; a torn last line is left out, a missing file is empty."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if None not in row and None not in row.values()]
+def read_table(path: Path, *, prefix: Mapping[str, Any] | None = None, notes: list[str] | None = None) -> dict[str, np.ndarray]:
+    """Columns of a record as float64, NaN for an empty field; a missing file gives no columns.
+
+    Args:
+        path: The table.
+        prefix: What a checkpoint says of its beginning.
+        notes: Gets a sentence on what is damaged, which is left out; without it the table is refused then.
+
+    Raises:
+        ValueError: If it is damaged and there are no `notes`.
+    """
+    record = _read(path, prefix, notes)
+    values = np.array([[float(value) if value else np.nan for value in row] for row in record.rows], dtype=np.float64)
+    return {name: values[:, place] for place, name in enumerate(record.columns)} if record.rows else {}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+def read_findings(path: Path, *, prefix: Mapping[str, Any] | None = None, notes: list[str] | None = None) -> list[dict[str, str]]:
+    """Rows of `health.csv` as text; a missing file is empty. `prefix` and `notes` as in `read_table`."""
+    record = _read(path, prefix, notes, HEALTH_COLUMNS)
+    return [dict(zip(record.columns, row, strict=True)) for row in record.rows]
+
+
+def _known_tables(run: Path, launches: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What the newest checkpoint of the present launch, or the one that it goes on from, says of the run's tables."""
+    goes_on_from = launches[-1]["from_step"] if launches else 0
+    for path in reversed(checkpoints_in(run / "checkpoints")):
+        try:
+            description = read_description(path)
+        except ValueError:
+            continue
+        # A later one of an earlier launch was passed over as damaged: the tables were written again since then.
+        if description.launch == len(launches) or (description.step or 0) <= goes_on_from:
+            return description.tables
+    return {}
 
 
 def read_iteration(run: Path, name: str | None = None) -> Iteration:
-    """The records that a run directory keeps by itself, without opening its data.
+    """The records that a run directory keeps by itself, without opening its data; what is damaged in a table is noted.
 
     Args:
         run: Run directory.
         name: What the reader shall call it; by default the folder's name.
 
     Raises:
-        ValueError: If the folder is no run directory.
+        ValueError: If the folder is no run directory, or `config.yaml`, `run.json` or `summary.json` is damaged.
     """
-    config = run / "config.yaml"
-    if not config.is_file():
-        raise ValueError(f"{run} is no run directory (it has no config.yaml): give the folder of a run, as in run=runs/NAME")
-    summary = _read_json(run / "summary.json")
+    config = read_config(run / "config.yaml")
+    summary = read_summary(run / "summary.json") if (run / "summary.json").exists() else {}
+    record = read_run(run / "run.json") if (run / "run.json").exists() else {}
+    launches, notes = record.get("segments", []), []
+    known = _known_tables(run, launches)
+    for launch in launches:
+        notes += [f"When the run went on: {sentence}." for sentence in launch.get("damaged", {}).values()]
     iteration = Iteration(
         name or run.name,
         run,
-        config=yaml.safe_load(config.read_text()),
-        metrics=read_table(run / "metrics.csv"),
-        validation=read_table(run / "validation.csv"),
-        record=_read_json(run / "run.json"),
+        config=config,
+        metrics=read_table(run / "metrics.csv", prefix=known.get("metrics.csv"), notes=notes),
+        validation=read_table(run / "validation.csv", prefix=known.get("validation.csv"), notes=notes),
+        record=record,
         launch=summary.get("this_launch", {}),
-        findings=read_findings(run / "health.csv"),
+        findings=read_findings(run / "health.csv", prefix=known.get("health.csv"), notes=notes),
         health=summary.get("health"),
+        notes=notes,
     )
+    steps = iteration.metrics.get("step", np.zeros(0)).astype(int).tolist()
+    missing = missing_steps(steps, steps[-1] if steps else 0)
+    if missing:
+        notes.append(f"{run / 'metrics.csv'} has no row for {missing}: sums and curves are without them.")
+    elif known.get("metrics.csv") and not (run / "metrics.csv").is_file():
+        notes.append(f"{run / 'metrics.csv'} is missing: there are no figures of the updates.")
     audio, wall = iteration.launch.get("audio_seconds", 0.0), iteration.launch.get("wall_seconds", 0.0)
     if wall and audio >= 0.999 * iteration.audio_seconds:
         iteration.wall_seconds = float(wall)
-    iteration.masked = _masked_of(iteration.validation)
+    try:
+        iteration.masked = _masked_of(iteration.validation)
+    except KeyError as error:
+        notes.append(f"{run / 'validation.csv'} has no column {error}: masked prediction on held-out speakers is not shown.")
     return iteration
 
 

@@ -6,7 +6,6 @@ Charts are drawn at the width of a telephone's screen and laid side by side on w
 import base64
 import io
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +20,11 @@ from matplotlib.ticker import MaxNLocator
 
 from openwavlm.data.audio import encode
 from openwavlm.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from openwavlm.probes.live import read_baselines
 from openwavlm.report.content import Example, Iteration, Realised
 from openwavlm.report.reference_points import ReferencePoint, comparable
 from openwavlm.training.heat_map import heat_map
+from openwavlm.training.records import read_record
 
 BLUE, ORANGE, GREY, GREEN, RED = "#1f5fa8", "#c8641b", "#8a8f98", "#2c7a4b", "#a83232"
 CHART_STYLE: Any = {
@@ -108,9 +109,9 @@ def accuracy_curve(iteration: Iteration, name: str) -> str | None:
 def probe_map(iteration: Iteration, name: str) -> str | None:
     """Phones told by layer over updates, from `probes.csv`."""
     table, baselines = iteration.run / "probes.csv", iteration.run / "probe_baselines.json"
-    if not table.is_file() or len(table.read_text().splitlines()) < 2:
+    if not table.is_file() or not read_record(table).rows:
         return None
-    known = json.loads(baselines.read_text())["baselines"] if baselines.is_file() else {}
+    known = read_baselines(baselines)["baselines"] if baselines.is_file() else {}
     with rc_context(CHART_STYLE):
         return inline_svg(svg_of(heat_map(table, known)), name)
 
@@ -134,13 +135,19 @@ def _legend_below(axes: Axes) -> None:
 
 
 def _smoothed(steps: np.ndarray, values: np.ndarray, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Means of neighbouring updates, so that at most `points` are drawn; updates without a figure are left out."""
+    """Means of neighbouring updates, so that at most `points` are drawn; updates without a figure are left out.
+
+    Where updates have no row, as in a damaged table, a NaN breaks the line.
+    """
+    gaps = steps[:-1][np.diff(steps) > 1] + 0.5
     kept = np.isfinite(values)
     steps, values = steps[kept], values[kept]
     size = max(1, -(-len(values) // points))
     edges = np.arange(0, len(values), size)
     counts = np.diff(np.append(edges, len(values)))
-    return steps[edges + counts - 1], np.add.reduceat(values, edges) / counts if len(values) else values
+    ends, means = steps[edges + counts - 1], np.add.reduceat(values, edges) / counts if len(values) else values
+    places = np.searchsorted(ends, gaps)
+    return np.insert(ends.astype(np.float64), places, gaps), np.insert(means, places, np.nan)
 
 
 def _held_out_curve(axes: Axes, iteration: Iteration, figure: str) -> None:

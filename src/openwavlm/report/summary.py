@@ -1,11 +1,11 @@
 """The figures of a report as `summary.json` keeps them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from openwavlm.data.atomic import write_json
 from openwavlm.report.content import Iteration
+from openwavlm.training.run_files import read_summary
 
 
 def iteration_summary(iteration: Iteration) -> dict[str, Any]:
@@ -37,5 +37,5 @@ def iteration_summary(iteration: Iteration) -> dict[str, Any]:
 
 def merge_summary(path: Path, iterations: list[Iteration]) -> None:
     """Writes the iterations into a `summary.json` whose other entries stay as they are."""
-    kept = json.loads(path.read_text()) if path.is_file() else {"format_version": 1}
+    kept = read_summary(path) if path.is_file() else {"format_version": 1}
     write_json(path, {**kept, "iterations": [iteration_summary(iteration) for iteration in iterations]})

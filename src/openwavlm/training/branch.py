@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from openwavlm.training.checkpoint import verified, write_atomically
+from openwavlm.training.checkpoint_reader import read_checkpoint
 from openwavlm.training.optim import Optim
-from openwavlm.training.run_directory import changed_keys, read_config, refuse_changes
+from openwavlm.training.records import BRANCHED
+from openwavlm.training.run_directory import changed_keys, refuse_changes
+from openwavlm.training.run_files import read_config
 
 _OWN = ("name", "branch_from", "optim.updates")  # what a branch has of its own without being asked about it
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def check_head(checkpoint: Path, embeddings: Sequence[int], fingerprints: dict[s
     Raises:
         ValueError: If the numbers differ, whoever allowed the data to change.
     """
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    content = read_checkpoint(checkpoint)
     heads = [content["state_dict"]["model.label_embeddings"]]
     while (key := f"model.other_heads.{len(heads) - 1}.label_embeddings") in content["state_dict"]:
         heads.append(content["state_dict"][key])
@@ -77,7 +78,7 @@ def begin_branch(
     refuse_changes(changes, allow_change, f"the run {parent} that it branches from")
     check()
     _check_rate(int(checkpoint.stem.split("-")[1]), optim, _optim_of(read_config(parent / "config.yaml")), checkpoint)
-    for name in ("metrics.csv", "validation.csv"):
+    for name in BRANCHED:
         if (parent / name).is_file():  # also in place of what a launch left that was killed before its first checkpoint
             write_atomically(directory / name, (parent / name).read_bytes())
     log.info("branching from %s", checkpoint)

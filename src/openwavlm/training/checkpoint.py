@@ -1,7 +1,10 @@
 """Checkpoints that survive a kill: written beside, synced, described, renamed; the newest one that verifies is taken.
 
 step-00012000.ckpt        Lightning's full checkpoint (tensors and plain values, loaded with weights_only=True)
-step-00012000.ckpt.json   size, checksum, step, fingerprints; written first, so a .ckpt without it never exists
+step-00012000.ckpt.json   size, checksum, step, fingerprints, checksums of the run's tables and of itself; written first, so a .ckpt
+                          without it never exists
+
+`checkpoint_reader` reads both.
 """
 
 import errno
@@ -17,10 +20,19 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from openwavlm.resources import check_of_the_file, naming
+from openwavlm.data.sealed import sealed
+from openwavlm.resources import naming
+from openwavlm.training.checkpoint_reader import (
+    FORMAT_VERSION,
+    Description,
+    NewerFormatError,
+    description_file,
+    load,
+    read_description,
+    step_of,
+)
 from openwavlm.training.faults import reach, watched
 
-FORMAT_VERSION = 1
 _FULL_BYTES = 2**20
 log = logging.getLogger(__name__)
 
@@ -95,8 +107,9 @@ class AtomicCheckpointIO(CheckpointIO):
                 "sha256": _checksum(temporary),
                 "fingerprints": ours.get("fingerprints"),
                 "validation": ours.get("validation"),
+                "records": ours.get("records") or {},
             }
-            write_atomically(path.with_name(path.name + ".json"), (json.dumps(description, indent=1) + "\n").encode())
+            write_atomically(description_file(path), (json.dumps(sealed(description), indent=1) + "\n").encode())
         except (OSError, RuntimeError) as error:
             full = _disk_is_full(path.parent, error)
             temporary.unlink(missing_ok=True)  # or the disk would stay full
@@ -112,13 +125,13 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: FBT001
         """Reads tensors and plain values only: no code in a checkpoint is ever run."""
-        return torch.load(Path(path), map_location=map_location or "cpu", weights_only=True)
+        return load(Path(path), map_location=map_location, mapped=False)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Deletes a checkpoint and its description."""
         path = Path(path)
         path.unlink(missing_ok=True)
-        path.with_name(path.name + ".json").unlink(missing_ok=True)
+        description_file(path).unlink(missing_ok=True)
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
@@ -126,46 +139,71 @@ def checkpoint_path(directory: Path, step: int) -> Path:
     return directory / f"step-{step:08d}.ckpt"
 
 
+def check(path: Path) -> Description:
+    """Compares a checkpoint with its description.
+
+    Raises:
+        ValueError: If it is missing or damaged, belongs to another step than its name says, or was written by a newer version
+            (`NewerFormatError`).
+    """
+    description = read_description(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is no file: restore it from a copy, or go on from another checkpoint")
+    if path.stat().st_size != description.nbytes or _checksum(path) != description.sha256:
+        raise ValueError(
+            f"{path} is damaged (its size or checksum is not that in {description_file(path).name}): restore it from a copy, or go on "
+            "from another checkpoint"
+        )
+    return description
+
+
 def verified(path: Path) -> bool:
-    """Whether a checkpoint is whole: its description can be read, and size and checksum hold; else a warning says why not.
+    """Whether a checkpoint is whole (`check`); else a warning says why not.
 
     Raises:
         ValueError: If it was written by a newer version.
     """
     try:
-        description = json.loads(path.with_name(path.name + ".json").read_text())
-        size, checksum = description["bytes"], description["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        check_of_the_file(error, path)
-        log.warning("checkpoint %s has no readable description (%s.json) and is passed over", path.name, path.name)
+        check(path)
+    except NewerFormatError:
+        raise
+    except ValueError as error:
+        log.warning("checkpoint %s is passed over: %s", path.name, error)
         return False
-    if description.get("format_version", 0) > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has checkpoint format {description['format_version']}, this version reads up to {FORMAT_VERSION}: "
-            "install a newer openwavlm"
-        )
-    if path.stat().st_size == size and _checksum(path) == checksum:
-        return True
-    log.warning("checkpoint %s is damaged (size or checksum) and is passed over", path.name)
-    return False
+    return True
+
+
+def checkpoints_in(directory: Path) -> list[Path]:
+    """What is named as a checkpoint in a folder, by step."""
+    return sorted((path for path in directory.glob("step-*.ckpt") if step_of(path) is not None), key=_by_step)
+
+
+def _by_step(path: Path) -> tuple[int, str]:
+    return step_of(path) or 0, path.name
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint whose size and checksum hold, None if there is none; a damaged one is passed over with a warning.
+    """The newest checkpoint whose size and checksum hold, None if there is none; a damaged or lost one is passed over with a warning.
 
     Raises:
         ValueError: If the newest one was written by a newer version, or if there are some and all are damaged.
     """
-    found = sorted(directory.glob("step-*.ckpt"), reverse=True)
-    for path in found:
-        if verified(path):
-            return path
-    if found:
+    found = checkpoints_in(directory)[::-1]
+    chosen = next((path for path in found if verified(path)), None)
+    if found and chosen is None:
         raise ValueError(
             f"none of the {len(found)} checkpoints in {directory} verifies: restore one of them from a copy, or delete the run's "
             "folder to train from the start"
         )
-    return None
+    for described in sorted(directory.glob("step-*.ckpt.json"), reverse=True):
+        lost = described.with_suffix("")
+        if step_of(lost) is not None and not lost.exists() and (chosen is None or _by_step(lost) > _by_step(chosen)):
+            log.warning(
+                "%s describes a checkpoint that is not there (it was deleted, or a launch was killed while it wrote it); going on from %s",
+                described,
+                chosen.name if chosen else "the beginning",
+            )
+    return chosen
 
 
 def named_checkpoint(directory: Path, which: str) -> Path | None:
@@ -176,35 +214,38 @@ def named_checkpoint(directory: Path, which: str) -> Path | None:
     """
     if which == "newest":
         return newest_checkpoint(directory)
-    figures = _validation_figures(directory)
     if which == "best":
+        figures = _validation_figures(directory, say=True)
         if not figures:
             raise ValueError(f"no checkpoint in {directory} was validated, so none is best: use checkpoint=newest")
-        return _whole(min(figures, key=lambda path: (figures[path], path.name)))
-    path = checkpoint_path(directory, int(which)) if which.isdecimal() else None
-    if path is None or not path.is_file():
-        steps = ", ".join(str(int(found.stem[5:])) for found in sorted(directory.glob("step-*.ckpt")))
+        path = min(figures, key=lambda path: (figures[path], path.name))
+        check(path)
+        return path
+    named = checkpoint_path(directory, int(which)) if which.isdecimal() else None
+    if named is None or not named.exists():
+        steps = ", ".join(str(step_of(found)) for found in checkpoints_in(directory))
         raise ValueError(f"checkpoint must be newest, best or one of {steps or 'none yet'}, but is {which}")
-    return _whole(path)
+    check(named)
+    return named
 
 
-def _whole(path: Path) -> Path:
-    if not verified(path):
-        raise ValueError(f"{path} is damaged (its size or checksum differs): restore it from a copy, or use checkpoint=newest")
-    return path
+def _validation_figures(directory: Path, *, say: bool = False) -> dict[Path, float]:
+    """Checkpoint → cross-entropy on held-out speakers, of those that were validated at their step with a finite figure.
 
-
-def _validation_figures(directory: Path) -> dict[Path, float]:
-    """Checkpoint → cross-entropy on held-out speakers, of those that were validated at their step with a finite figure."""
+    Args:
+        directory: Where the checkpoints are.
+        say: Whether a warning names those whose figure cannot be read.
+    """
     figures = {}
-    for path in directory.glob("step-*.ckpt"):
+    for path in checkpoints_in(directory):
         try:
-            figure = json.loads(path.with_name(path.name + ".json").read_text())["validation"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            check_of_the_file(error, path)
+            figure = read_description(path).validation
+        except ValueError as error:
+            if say:
+                log.warning("checkpoint %s is not compared: %s", path.name, error)
             continue
         if figure is not None and math.isfinite(figure):
-            figures[path] = float(figure)
+            figures[path] = figure
     return figures
 
 
@@ -220,12 +261,12 @@ def prune(newest: Path, keep_last: int, *, keep_every: int = 0, keep_best: int =
     directory = newest.parent
     for leftover in directory.glob("*.tmp"):
         leftover.unlink(missing_ok=True)
-    found = list(directory.glob("step-*.ckpt"))
+    found = checkpoints_in(directory)
     # By step, not by time: clocks differ between hosts, and copies have times of their own.
-    kept = {newest, *sorted(path for path in found if path.name <= newest.name)[-keep_last:]}
-    kept |= {path for path in found if keep_every and int(path.stem[5:]) % keep_every == 0}
+    kept = {newest, *[path for path in found if _by_step(path) <= _by_step(newest)][-keep_last:]}
+    kept |= {path for path in found if keep_every and (step_of(path) or 0) % keep_every == 0}
     figures = _validation_figures(directory)
     kept |= set(sorted(figures, key=lambda path: (figures[path], path.name))[:keep_best])
     for path in found:
-        if path not in kept:
+        if path not in kept and not path.is_dir():
             AtomicCheckpointIO().remove_checkpoint(path)

@@ -1,18 +1,19 @@
 """How well each layer tells phones, over the run: layers up, updates to the right."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from openwavlm.training.records import read_record
+
 
 def read_probes(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """`probes.csv` as steps (probes,) and accuracies (layers, probes)."""
-    rows = list(csv.DictReader(path.read_text().splitlines()))
-    layers = [name for name in rows[0] if name != "step"] if rows else []
-    steps = np.array([int(row["step"]) for row in rows])
-    return steps, np.array([[float(row[name]) for row in rows] for name in layers]).reshape(len(layers), len(rows))
+    """`probes.csv` as steps (probes,) and accuracies (layers, probes), NaN where empty."""
+    record = read_record(path)
+    figures = [[float(value) if value else np.nan for value in row[1:]] for row in record.rows]
+    layers = len(record.columns) - 1 if record.rows else 0
+    return np.array(record.steps), np.array(figures).reshape(len(record.rows), layers).T
 
 
 def heat_map(path: Path, baselines: dict[str, float]) -> Figure:

@@ -13,7 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 from openwavlm.training.evaluation import VALIDATION_COLUMNS
 from openwavlm.training.heat_map import heat_map
 from openwavlm.training.module import StepRecord
-from openwavlm.training.records import CsvRecord, Value
+from openwavlm.training.records import Value
+from openwavlm.training.tables import RunTables
 from openwavlm.training.trackers import MlflowTracker, Tracker, WandbTracker
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,6 @@ METRIC_COLUMNS = [
     "unreadable_rows",
     "void",
 ]
-HEALTH_COLUMNS = ["step", "rule", "value", "threshold", "sentence"]
 
 
 def log_file(directory: Path, rank: int) -> Path:
@@ -156,7 +156,11 @@ class RunLog:
         penalty_weight: Weight of the feature penalty in the logged loss.
         target_weights: Weight of each label set in it.
         trackers: What takes the figures beside TensorBoard; closed with the log.
+        prefixes: What the checkpoint says of the tables up to `last_step` (`records.known_records`).
         now: The clock, in seconds.
+
+    Attributes:
+        tables: The tables.
     """
 
     def __init__(
@@ -169,20 +173,18 @@ class RunLog:
         penalty_weight: float,
         target_weights: Sequence[float] = (1.0,),
         trackers: Sequence[Tracker] = (),
+        prefixes: Mapping[str, Mapping[str, Any]] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._trackers, self._now = trackers, now
         self._settings, self._updates, self._penalty_weight = settings, updates, penalty_weight
         self._target_weights, sets = target_weights, len(target_weights)
         measured = columns_of_sets(METRIC_COLUMNS, ("cross_entropy", "accuracy"), sets)
-        self._metrics = CsvRecord(directory / "metrics.csv", measured, last_step=last_step)
         validated = columns_of_sets(VALIDATION_COLUMNS, ("cross_entropy", "accuracy", "unigram_cross_entropy"), sets)
-        self._validation = CsvRecord(directory / "validation.csv", validated, last_step=last_step)
-        self._health = CsvRecord(directory / "health.csv", HEALTH_COLUMNS, last_step=last_step)
+        self.tables = RunTables(directory, metrics=measured, validation=validated, last_step=last_step, prefixes=prefixes or {})
         self._directory = directory
-        self._probes: CsvRecord | None = None  # opened by the first probe, whose columns are the model's layers
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=last_step + 1)
-        self._began, self._first = now(), last_step
+        self._began = now()
         self._shown, self._audio_s, self._shown_step = self._began, 0.0, last_step
         self.audio_s_total = 0.0
         self._own_us: list[int] = []
@@ -190,7 +192,7 @@ class RunLog:
     def update(self, record: StepRecord) -> None:
         """Takes one update's figures."""
         row = metrics_row(record, self._penalty_weight, self._target_weights)
-        self._metrics.write(row)
+        self.tables.metrics.write(row)
         seconds = float(row["audio_s"] or 0)
         self._audio_s += seconds
         self.audio_s_total += seconds
@@ -235,7 +237,7 @@ class RunLog:
 
     def validation(self, step: int, figures: dict[str, float | int]) -> None:
         """Takes the figures of one validation pass."""
-        self._validation.write({"step": step, **figures})
+        self.tables.validation.write({"step": step, **figures})
         self._scalars("validation", figures, step)
         log.info(
             f"step {step} | held-out speakers: cross-entropy {figures['cross_entropy']:.3f} (unigram "
@@ -245,8 +247,8 @@ class RunLog:
 
     def finding(self, row: dict[str, Value]) -> None:
         """Takes a health rule that fired, by the names of `HEALTH_COLUMNS`."""
-        self._health.write(row)
-        self._health.sync()
+        self.tables.health.write(row)
+        self.tables.health.sync()
 
     def figures(self, step: int, values: dict[str, float]) -> None:
         """Takes further figures of an update, for TensorBoard alone."""
@@ -256,9 +258,7 @@ class RunLog:
     def probes(self, step: int, layers: list[float], baselines: dict[str, float], seconds: float) -> None:
         """Takes the share of development voices' frames whose phone each layer tells, and how long that took to find out."""
         columns = ["step", *(f"layer_{layer}" for layer in range(len(layers)))]
-        if self._probes is None:
-            self._probes = CsvRecord(self._directory / "probes.csv", columns, last_step=self._first)
-        self._probes.write({"step": step, **dict(zip(columns[1:], layers, strict=True))})
+        self.tables.probes(columns).write({"step": step, **dict(zip(columns[1:], layers, strict=True))})
         self._scalars("probes", dict(zip(columns[1:], layers, strict=True)), step)
         best = max(range(len(layers)), key=layers.__getitem__)
         context = baselines.get("logmel_context", 0.0)
@@ -271,19 +271,12 @@ class RunLog:
 
     def sync(self) -> None:
         """Forces the records to disk."""
-        self._metrics.sync()
-        self._validation.sync()
-        if self._probes is not None:
-            self._probes.sync()
+        self.tables.sync()
         self._board.flush()
 
     def close(self) -> None:
         """Closes the files."""
-        self._metrics.close()
-        self._validation.close()
-        self._health.close()
-        if self._probes is not None:
-            self._probes.close()
+        self.tables.close()
         self._board.close()
         for tracker in self._trackers:
             tracker.close()

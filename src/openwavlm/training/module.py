@@ -137,6 +137,7 @@ class PretrainingModule(lightning.LightningModule):
         plan_state: Step → what a checkpoint keeps of the plan.
         health: Collects what the health rules need; None = nothing.
         health_state: What a checkpoint keeps of the health rules (on rank 0).
+        records: What a checkpoint keeps of the run's tables (on rank 0): length and checksum of each.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class PretrainingModule(lightning.LightningModule):
         plan_state: Callable[[int], dict[str, Any]],
         health: HealthFigures | None = None,
         health_state: Callable[[], dict[str, Any] | None] = lambda: None,
+        records: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -169,7 +171,7 @@ class PretrainingModule(lightning.LightningModule):
         self.control, self.on_record, self.unmasked_every = control, on_record, unmasked_every
         self.max_skip_rate, self._rows, self._unreadable = max_skip_rate, 0.0, 0.0
         self.fingerprints, self.plan_state = fingerprints, plan_state
-        self.health, self.health_state = health, health_state
+        self.health, self.health_state, self.records = health, health_state, records
         self.target_weights = target_weights
         self.sums = [*SUMS, *(f"{name}_{n}" for n in range(2, len(target_weights) + 1) for name in ("cross_entropy", "correct"))]
         self.pace = Pace(on_gpu=False)
@@ -386,6 +388,7 @@ class PretrainingModule(lightning.LightningModule):
             "unreadable": self._unreadable,
             "health": self.health_state(),
             "voids": self.voids.count,
+            "records": self.records(),
             "validation": self.validation,
         }
 

@@ -1,18 +1,190 @@
-"""`metrics.csv`, `validation.csv`, `health.csv`: rows by step, exact floats, flushed; rows past a checkpoint are cut on resume."""
+"""`metrics.csv`, `validation.csv`, `probes.csv`, `health.csv`: rows by step, exact floats, flushed; rows past a checkpoint are cut.
 
+A checkpoint keeps the length and checksum that each table had (`Prefix`). A launch that goes on from it compares them: what was damaged
+or lost before the checkpoint's step is said, kept in a file beside, and never cut in silence.
+"""
+
+import csv
+import hashlib
+import logging
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from openwavlm.resources import naming
 from openwavlm.training.checkpoint import write_atomically
 
 Value = int | float | str | None
+_OTHER_COLUMNS = "its first line does not name its columns"
+BRANCHED = ("metrics.csv", "validation.csv")
+TEXT_COLUMNS = frozenset({"rule", "sentence"})
+log = logging.getLogger(__name__)
 
 
 def _field(value: Value) -> str:
     if isinstance(value, str):
         return '"' + value.replace('"', '""').replace("\n", " ") + '"'
     return "" if value is None else repr(value)
+
+
+def _new_checksum() -> "hashlib.blake2b":
+    return hashlib.blake2b(digest_size=16)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A table as it was read.
+
+    Attributes:
+        columns: Names of its columns.
+        rows: Fields of its readable rows, as text, by step.
+        lines: Their lines, with the line break.
+        faults: What is wrong, one phrase each; a last line that a kill left incomplete is none.
+        differs: Whether its beginning is another than a checkpoint says.
+    """
+
+    columns: list[str]
+    rows: list[list[str]] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    differs: bool = False
+
+    @property
+    def steps(self) -> list[int]:
+        """The step of each row."""
+        return [int(row[0]) for row in self.rows]
+
+
+def read_record(
+    path: Path, *, prefix: Mapping[str, Any] | None = None, columns: list[str] | None = None, last_step: int | None = None
+) -> Record:
+    """Reads a table: the one reader of all of a run's tables.
+
+    Rows are in order of their steps, have as many fields as there are columns, and numbers in all but `TEXT_COLUMNS`; what is not so is
+    left out and is a fault.
+
+    Args:
+        path: The table.
+        prefix: What a checkpoint says of it: `bytes` and `checksum` of its beginning.
+        columns: Its columns, if they are known; a header that differs is a fault then.
+        last_step: Rows past this step are left out, and what cannot be read after the last row up to it is no fault.
+
+    Raises:
+        ValueError: If it is no file.
+        OSError: If it cannot be read; it names the file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is no file: restore it from a copy")
+    raw = path.read_bytes()
+    faults = []
+    differs = prefix is not None and _state(raw[: prefix["bytes"]]) != dict(prefix)
+    if prefix is not None and differs:
+        short = len(raw) < prefix["bytes"]
+        faults.append(
+            f"it has {len(raw)} bytes, not {prefix['bytes']} or more" if short else "its content is not what was written"
+        )
+    lines = raw.decode(errors="replace").split("\n")[:-1]
+    header = lines.pop(0) if lines else ""
+    named = header.split(",")
+    if columns is not None and named != columns:
+        faults.append(_OTHER_COLUMNS)
+    record = Record(columns or named, faults=faults, differs=differs)
+    texts = {place for place, name in enumerate(record.columns) if name in TEXT_COLUMNS}
+    parsed = [(number, line, _fields(line, len(record.columns), texts)) for number, line in enumerate(lines, start=2)]
+    steps = [int(row[0]) if row else None for _, _, row in parsed]
+    following = _following(steps)
+    before = -1
+    left_out: list[int] = []
+    wrong: list[int] = []
+    for (number, line, row), step, after in zip(parsed, steps, following, strict=True):
+        least = before if texts else before + 1  # health.csv alone may have several rows a step
+        disordered = step is not None and (step < least or (after is not None and least <= after < step))
+        if row is None or step is None or disordered or (last_step is not None and step > last_step):
+            left_out.append(number)
+            continue
+        wrong += left_out
+        before, left_out = step, []
+        record.rows.append(row)
+        record.lines.append(line + "\n")
+    if last_step is None:
+        wrong += left_out
+    if wrong:
+        faults.append(f"{_listed('line', wrong)} cannot be read")
+    return record
+
+
+def _following(steps: list[int | None]) -> list[int | None]:
+    """The step of the next readable row, for each row."""
+    found: list[int | None] = []
+    after = None
+    for step in reversed(steps):
+        found.append(after)
+        after = after if step is None else step
+    return found[::-1]
+
+
+def _fields(line: str, count: int, texts: set[int]) -> list[str] | None:
+    """The fields of a line; None if it is not a row of the table."""
+    try:
+        row = next(csv.reader([line], strict=True)) if texts else line.split(",")
+        if len(row) != count or not (row[0].isascii() and row[0].isdecimal()) or "\ufffd" in line:
+            return None
+        numbers = [value for place, value in enumerate(row) if value and place not in texts]
+        for value in numbers:
+            float(value)
+    except (ValueError, csv.Error, StopIteration):
+        return None
+    # float() also takes 1_0 and blanks, which no writer of these tables writes.
+    return None if any(letter in value for value in numbers for letter in "_ \t\r") else row
+
+
+def _listed(what: str, numbers: list[int], most: int = 5) -> str:
+    """`line 3`, `lines 3-7 and 9`, `lines 3, 9 and 40 others`."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    words = [str(first) if first == last else f"{first}-{last}" for first, last in spans]
+    if len(words) > most:
+        rest = sum(last - first + 1 for first, last in spans[most:])
+        words = [*words[:most], f"{rest} others"]
+    text = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return f"{what}{'s' if len(numbers) > 1 else ''} {text}"
+
+
+def last_row(path: Path) -> dict[str, float]:
+    """The figures of a table's last row; empty if there is no table or no row."""
+    record = read_record(path) if path.is_file() else Record([])
+    return (
+        {name: float(value) for name, value in zip(record.columns, record.rows[-1], strict=True) if value} if record.rows else {}
+    )
+
+
+def known_records(state: Mapping[str, Any] | None, *, own: bool) -> dict[str, Mapping[str, Any]]:
+    """What a checkpoint says of the tables of the run that goes on from it.
+
+    Args:
+        state: `openwavlm` of the checkpoint; None for none.
+        own: Whether the checkpoint is the run's own; a branch has copies of `BRANCHED` only.
+    """
+    tables = ((state or {}).get("records") or {}).get("tables", {})
+    return {name: prefix for name, prefix in tables.items() if own or name in BRANCHED}
+
+
+def missing_steps(steps: list[int], last_step: int) -> str | None:
+    """Which of the updates 1 … `last_step` a table of one row an update lacks, as `updates 4-7 and 9`; None if it has all."""
+    missing = sorted(set(range(1, last_step + 1)) - set(steps))
+    return _listed("update", missing) if missing else None
+
+
+def _state(content: bytes) -> dict[str, Any]:
+    checksum = _new_checksum()
+    checksum.update(content)
+    return {"bytes": len(content), "checksum": checksum.hexdigest()}
 
 
 class CsvRecord:
@@ -22,35 +194,84 @@ class CsvRecord:
         path: The file.
         columns: Names; the first is `step`.
         last_step: Rows past this step are cut (the run starts again after it), as is a torn last line.
+        prefix: What the checkpoint at `last_step` says of the table; None if it says nothing.
+        every_update: Whether the table has a row for every update.
+
+    Attributes:
+        damage: What was wrong before `last_step`, one sentence; None if nothing was. The file as it was is kept beside.
 
     Raises:
         ValueError: If an existing file has other columns.
     """
 
-    def __init__(self, path: Path, columns: list[str], *, last_step: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        columns: list[str],
+        *,
+        last_step: int = 0,
+        prefix: Mapping[str, Any] | None = None,
+        every_update: bool = False,
+    ) -> None:
         self.path, self.columns = path, columns
         header = ",".join(columns) + "\n"
-        kept = [header]
+        record = Record(columns)
         if path.exists():
-            with path.open(errors="replace") as lines:
-                first = next(lines, header)
-                if first != header:
-                    raise ValueError(f"{path} has other columns than this version writes: start a new run (another name)")
-                for line in lines:
-                    step = line.split(",", 1)[0]
-                    # After a loss of power the end may hold anything; what lies before the checkpoint was forced to disk.
-                    if not line.endswith("\n") or not step.isdecimal() or int(step) > last_step:
-                        break
-                    kept.append(line)
-        write_atomically(path, "".join(kept).encode())
+            record = read_record(path, prefix=prefix, columns=columns, last_step=last_step)
+            if _OTHER_COLUMNS in record.faults and not record.differs and path.stat().st_size:
+                raise ValueError(f"{path} has other columns than this version writes: start a new run (another name)")
+        self.damage = self._damage(record, last_step, prefix, every_update=every_update)
+        content = "".join([header, *record.lines]).encode()
+        self._bytes, self._checksum = len(content), _new_checksum()
+        self._checksum.update(content)
+        write_atomically(path, content)
         self._file = path.open("a")
+
+    def _damage(self, record: Record, last_step: int, prefix: Mapping[str, Any] | None, *, every_update: bool) -> str | None:
+        exists = self.path.exists()
+        if not last_step or (not exists and prefix is None and not every_update):
+            return None
+        if exists and prefix is not None and not record.differs:
+            return None  # a gap that it has was said when it arose
+        missing = missing_steps(record.steps, last_step) if every_update else None
+        if exists and not record.faults and not missing:
+            return None
+        found = (
+            f"{self.path} is damaged ({'; '.join(record.faults or ['it ends early'])})" if exists else f"{self.path} is missing"
+        )
+        kept = self._keep_aside(last_step)
+        lost = f" {missing} {'has' if missing.startswith('update ') else 'have'} no figures;" if missing else ""
+        sentence = (
+            f"{found} before update {last_step}, which the run goes on from:{lost} the rows that can be read are kept"
+            + (f", and the file as it was is {kept.name}" if kept else "")
+            + "; training is not affected"
+        )
+        log.warning("%s", sentence)
+        return sentence
+
+    def _keep_aside(self, last_step: int) -> Path | None:
+        """Copies the damaged file to a name of its own."""
+        if not self.path.is_file():
+            return None
+        number = 0
+        while (kept := self.path.with_name(f"{self.path.name}.damaged-{last_step}{f'-{number}' if number else ''}")).exists():
+            number += 1
+        write_atomically(kept, self.path.read_bytes())
+        return kept
 
     def write(self, values: dict[str, Value]) -> None:
         """Appends one row; a missing value is an empty field."""
         assert set(values) <= set(self.columns)
+        line = ",".join(_field(values.get(name)) for name in self.columns) + "\n"
+        self._bytes += len(line.encode())
+        self._checksum.update(line.encode())
         with naming(self.path):
-            self._file.write(",".join(_field(values.get(name)) for name in self.columns) + "\n")
+            self._file.write(line)
             self._file.flush()
+
+    def prefix(self) -> dict[str, Any]:
+        """Length and checksum of the table so far, for a checkpoint."""
+        return {"bytes": self._bytes, "checksum": self._checksum.hexdigest()}
 
     def sync(self) -> None:
         """Forces the rows to disk: what a checkpoint stands on."""

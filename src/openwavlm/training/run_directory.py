@@ -7,9 +7,10 @@ from typing import Any
 
 import yaml
 
+from openwavlm.data.sealed import sealed
 from openwavlm.training.checkpoint import write_atomically
+from openwavlm.training.run_files import FORMAT_VERSION, config_checksum, read_config, read_run
 
-FORMAT_VERSION = 1
 _FREE_GROUPS = (
     "trainer",
     "callbacks",
@@ -78,9 +79,11 @@ def accept_config(directory: Path, config: dict[str, Any], allow_change: list[st
         The allowed changes of this launch, empty on the first.
 
     Raises:
-        ValueError: If the run's config cannot be read; if a key differs that was not allowed: the message lists each with both values.
+        ValueError: If the run's config or `run.json` is missing or cannot be read; if a key differs that was not allowed: the message
+            lists each with both values.
     """
     path = directory / "config.yaml"
+    _finish_rename(directory)
     changes: dict[str, tuple[Any, Any]] = {}
     if path.exists():
         changes = changed_keys(read_config(path), config)
@@ -93,19 +96,24 @@ def _staged(directory: Path) -> Path:
     return directory / "config.yaml.next"
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """A run's config.
-
-    Raises:
-        ValueError: If it cannot be read.
-    """
-    try:
-        config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError:
-        config = None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is damaged: restore it from a copy, or start a new run under another name")
-    return config
+def _finish_rename(directory: Path) -> None:
+    """Checks that config and record are both there; a launch that was killed between writing them is finished."""
+    path, record, staged = directory / "config.yaml", directory / "run.json", _staged(directory)
+    if path.exists() and not record.exists():
+        raise ValueError(
+            f"{record} is missing, but {path.name} is there, so the run's data and launches are not known: restore it from a copy, or "
+            "start a new run under another name"
+        )
+    if path.exists() or not record.exists():
+        return
+    content = read_run(record)
+    if staged.is_file() and config_checksum(staged.read_bytes()) in content.get("configs", []):
+        staged.replace(path)
+    elif content["segments"]:
+        raise ValueError(
+            f"{path} is missing, but {record.name} knows {len(content['segments'])} launches of this run: restore it from a copy, or "
+            "start a new run under another name"
+        )
 
 
 def heard_data(data: dict[str, Any], fingerprints: dict[str, str]) -> dict[str, Any]:
@@ -165,18 +173,7 @@ class RunRecord:
         self._path, self._staged_config = directory / "run.json", _staged(directory)
         self.content: dict[str, Any] = {"format_version": FORMAT_VERSION, "segments": []}
         if self._path.exists():
-            try:
-                self.content = json.loads(self._path.read_text())
-                newer = self.content["format_version"] > FORMAT_VERSION
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{self._path} is damaged: restore it from a copy, or start a new run under another name"
-                ) from error
-            if newer:
-                raise ValueError(
-                    f"{self._path} has format {self.content['format_version']}, this version reads up to {FORMAT_VERSION}: "
-                    "install a newer openwavlm"
-                )
+            self.content = read_run(self._path)
 
     def check_fingerprints(
         self, fingerprints: dict[str, str], allow_change: list[str], places: Mapping[str, str] | None = None
@@ -212,7 +209,10 @@ class RunRecord:
         """What its launches trained on, oldest first: `heard_data` and, where known, `sources`; an older run's, of its newest launch."""
         if "heard" in self.content or "fingerprints" not in self.content:
             return list(self.content.get("heard", []))
-        data = read_config(self._path.with_name("config.yaml"))["data"]
+        path = self._path.with_name("config.yaml")
+        data = read_config(path).get("data")
+        if not isinstance(data, dict) or not {"validation_share", "split_seed"} <= data.keys():
+            raise ValueError(f"{path} is damaged (it says nothing of the data): restore it from a copy")
         known = {name: self.content[name] for name in ("sources",) if name in self.content}
         return [heard_data(data, self.content["fingerprints"]) | known]
 
@@ -233,10 +233,27 @@ class RunRecord:
     def begin_segment(self, segment: dict[str, Any]) -> None:
         """Adds this launch, whose config becomes the run's."""
         self.content["segments"].append(segment)
+        config = self._staged_config.with_suffix("")
+        # Both: a kill between the two writes leaves the config of the launch before.
+        self.content["configs"] = [config_checksum(file.read_bytes()) for file in (config, self._staged_config) if file.exists()]
         self.save()
         if self._staged_config.exists():
-            self._staged_config.replace(self._staged_config.with_suffix(""))
+            self._staged_config.replace(config)
+
+    def refuse_lost_checkpoints(self) -> None:
+        """Refuses to train from the start where an earlier launch went on from a checkpoint of this run.
+
+        Raises:
+            ValueError: If one did.
+        """
+        steps = [segment["from_step"] for segment in self.content["segments"]]
+        if steps and max(steps) > steps[0]:
+            raise ValueError(
+                f"{self._path.parent / 'checkpoints'} has no checkpoint, but {self._path.name} says that a launch of this run went on "
+                f"from update {max(steps)}: restore the checkpoints from a copy, or delete the run's folder to train from the start"
+            )
 
     def save(self) -> None:
-        """Writes the file."""
-        write_atomically(self._path, (json.dumps(self.content, indent=1) + "\n").encode())
+        """Writes the file, in this version's format."""
+        self.content["format_version"] = FORMAT_VERSION
+        write_atomically(self._path, (json.dumps(sealed(self.content), indent=1) + "\n").encode())

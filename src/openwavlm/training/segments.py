@@ -1,19 +1,19 @@
 """Which launch trained an update, and with what config, data and plan: the history that `run.json` and the checkpoints keep."""
 
-import pickle
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-
 from openwavlm.data.plan import PLAN_VERSION
 from openwavlm.data.schedule import Schedule
-from openwavlm.resources import check_of_the_file
+from openwavlm.training.checkpoint import checkpoints_in
+from openwavlm.training.checkpoint_reader import read_checkpoint
 from openwavlm.training.run_directory import RunRecord, flatten, names_in
+from openwavlm.training.run_files import check_launches, read_config
 
+log = logging.getLogger(__name__)
 _NOT_IN_THE_PLAN = ("labels", "noise", "max_skip_rate", "validation_seconds", "shards")
 
 
@@ -50,16 +50,13 @@ def segment_of(directory: Path, step: int) -> Segment:
             than the one that trained the update.
     """
     path = directory / "config.yaml"
-    if not path.is_file():
-        raise ValueError(
-            f"{directory} is no run directory (it has no config.yaml): give the folder that train.py wrote, as in run=runs/NAME"
-        )
+    config = read_config(path)
     kept = RunRecord(directory).content
+    check_launches(kept, directory / "run.json")
     segments = kept["segments"]
     try:
-        config = yaml.safe_load(path.read_text())
         configs = _configs(config, segments)
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged or of another version than run.json: restore both from a copy") from error
     numbers = [number for number, record in enumerate(segments) if record["from_step"] < step]
     if not numbers and config.get("branch_from") and segments:
@@ -184,12 +181,30 @@ def _beginning(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checkpoint_plans(directory: Path) -> Iterator[dict[str, Any]]:
-    """What the checkpoints keep of their plans; those that are damaged, or deleted at this moment by the run, are passed over."""
-    for path in sorted(directory.glob("step-*.ckpt")):
+    """What the checkpoints keep of their plans; one that is damaged is named and passed over.
+
+    The run may delete one at this moment.
+    """
+    for path in checkpoints_in(directory):
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["openwavlm"]["plan"]
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-            check_of_the_file(error, path)
+            state = read_checkpoint(path)["openwavlm"]["plan"]
+        except FileNotFoundError:
             continue
-        if state["plan_version"] == PLAN_VERSION:
+        except ValueError as error:
+            log.warning("the plan in %s is passed over: %s", path.name, error)
+            continue
+        if _is_plan(state) and state["plan_version"] == PLAN_VERSION:
             yield state
+
+
+def _is_plan(state: dict[str, Any]) -> bool:
+    """Whether a checkpoint's plan has what `follow_plan` compares."""
+    streams = state.get("streams")
+    return (
+        {"key", "plan_version", "origin"} <= state.keys()
+        and isinstance(streams, dict)
+        and all(isinstance(members, list) for members in streams.values())
+        and all(
+            isinstance(stream, dict) and {"first_epoch", "starts"} <= stream.keys() for of in streams.values() for stream in of
+        )
+    )

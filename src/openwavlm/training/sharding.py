@@ -7,7 +7,6 @@ it is keyed by name, as our checkpoints are under every strategy.
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
@@ -21,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from openwavlm.models.pretraining import WavLMForPretraining
+from openwavlm.training.checkpoint_reader import load
 from openwavlm.training.fitting import fitting_weights
 
 
@@ -113,7 +113,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: FBT001
         """Reads a whole checkpoint of any strategy on rank 0 and gives every rank its shards."""
         path = Path(self.broadcast(checkpoint_path))
-        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        checkpoint = load(path)
         weights: dict[str, Any]
         weights, states = checkpoint.pop("state_dict"), checkpoint.pop("optimizer_states")
         assert self.model is not None

@@ -1,0 +1,178 @@
+"""The one reader of a run's checkpoints: the description beside the file, and the file itself."""
+
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openwavlm.data.sealed import read_sealed
+
+FORMAT_VERSION = 1
+_CURE = "restore it from a copy, or go on from another checkpoint"
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `step-….ckpt.json` says of a checkpoint.
+
+    Attributes:
+        nbytes: Size of the file.
+        sha256: Its checksum.
+        step: Updates that it holds; None of checkpoints that are none of a run.
+        validation: Cross-entropy on held-out speakers at that step; None if it was not measured.
+        tables: Table of the run (`metrics.csv`, …) → `bytes` and `checksum` of it up to this step.
+        launch: Which launch of the run wrote it, from 1; 0 if it does not say.
+    """
+
+    nbytes: int
+    sha256: str
+    step: int | None
+    validation: float | None
+    tables: dict[str, dict[str, Any]]
+    launch: int
+
+
+class NewerFormatError(ValueError):
+    """A checkpoint that a newer version wrote: never passed over in favour of an older one."""
+
+
+def description_file(path: Path) -> Path:
+    """Where the description of a checkpoint lies."""
+    return path.with_name(path.name + ".json")
+
+
+def step_of(path: Path) -> int | None:
+    """The step that the name of a checkpoint says."""
+    match = re.fullmatch(r"step-(\d+)\.ckpt", path.name)
+    return int(match[1]) if match else None
+
+
+def read_description(path: Path) -> Description:
+    """Reads what describes a checkpoint.
+
+    Args:
+        path: The checkpoint, `step-….ckpt`.
+
+    Raises:
+        NewerFormatError: If a newer version wrote it.
+        ValueError: If the description is missing, damaged or of a checkpoint of another step than the name says.
+    """
+    file = description_file(path)
+    content = read_sealed(file, remedy=_CURE)
+    version = content.get("format_version", 0)
+    if _is_count(version) and version > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{path} has checkpoint format {version}, this version reads up to {FORMAT_VERSION}: install a newer openwavlm"
+        )
+    step, validation, records = content.get("step"), content.get("validation"), content.get("records") or {}
+    sha256 = content.get("sha256")
+    fits = (
+        _is_count(version)
+        and _is_count(content.get("bytes"))
+        and isinstance(sha256, str)
+        and _HEX.fullmatch(sha256)
+        and (step is None or _is_count(step))
+        and (validation is None or (isinstance(validation, int | float) and not isinstance(validation, bool)))
+        and _fits_records(records)
+    )
+    if not fits:
+        raise ValueError(f"{file} is damaged (it must give bytes, sha256 and step of the checkpoint, but does not): {_CURE}")
+    named = step_of(path)
+    if named is not None and step is not None and named != step:
+        raise ValueError(f"{path} is named after update {named}, but {file.name} describes one after update {step}: {_CURE}")
+    figure = None if validation is None else float(validation)
+    return Description(content["bytes"], str(sha256), step, figure, records.get("tables", {}), records.get("launch", 0))
+
+
+def _fits_records(records: Any) -> bool:
+    """Whether a value is what a checkpoint keeps of the run's tables (`tables.RunTables.record`)."""
+    if not isinstance(records, dict) or not _is_count(records.get("launch", 0)):
+        return False
+    tables = records.get("tables", {})
+    return isinstance(tables, dict) and all(
+        isinstance(of, dict) and of.keys() == {"bytes", "checksum"} and _is_count(of["bytes"]) and isinstance(of["checksum"], str)
+        for of in tables.values()
+    )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a run's checkpoint: tensors, mapped from the file, and plain values; no code in it is ever run.
+
+    The checksums of all that are not tensors are compared; those of the tensors are covered by the description
+    (`checkpoint.verified`).
+
+    Args:
+        path: The checkpoint.
+
+    Returns:
+        Its content: `state_dict` (tensors by name), `openwavlm` (`step`, `fingerprints`, `plan`, …) and what Lightning adds.
+
+    Raises:
+        ValueError: If it is damaged, is none of a run, or holds another step than its name says.
+    """
+    content = load(path)
+    ours, state = content.get("openwavlm"), content.get("state_dict")
+    fits = (
+        isinstance(ours, dict)
+        and _is_count(ours.get("step"))
+        and _is_texts(ours.get("fingerprints"))
+        and isinstance(ours.get("plan"), dict)
+        and _fits_records(ours.get("records") or {})
+        and isinstance(state, dict)
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items())
+    )
+    if not fits:
+        raise ValueError(
+            f"{path} must hold a run's state_dict and, under openwavlm, its step, fingerprints and plan, but does not: {_CURE}"
+        )
+    named = step_of(path)
+    if named is not None and named != content["openwavlm"]["step"]:
+        raise ValueError(
+            f"{path} is named after update {named}, but holds the state after update {content['openwavlm']['step']}: {_CURE}"
+        )
+    return content
+
+
+def load(path: Path, *, map_location: Any = None, mapped: bool = True) -> dict[str, Any]:
+    """Reads any checkpoint of Lightning as `read_checkpoint` does, without a look at what it holds.
+
+    Args:
+        path: The checkpoint.
+        map_location: As of `torch.load`; by default the CPU.
+        mapped: Whether tensors are mapped from the file, or copied into memory.
+
+    Raises:
+        ValueError: If it is damaged or asks for code to be run.
+        OSError: If it cannot be opened.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                if "/data/" not in record.filename:
+                    archive.read(record)  # compares the checksum, which torch does not
+        content = torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=mapped)
+    except OSError:
+        raise
+    except pickle.UnpicklingError as error:
+        reason = " ".join(str(error).split(". ")[0].split())
+        raise ValueError(f"{path} must hold tensors and plain values alone ({reason}): {_CURE}") from error
+    except Exception as error:  # a damaged archive can raise almost anything on its way through zipfile, torch and pickle
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged ({reason}): {_CURE}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a checkpoint's entries by name, but holds {type(content).__name__}: {_CURE}")
+    return content
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, str) for pair in value.items() for each in pair)

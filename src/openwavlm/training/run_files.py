@@ -1,0 +1,161 @@
+"""The readers of `config.yaml`, `run.json` and `summary.json`: what is damaged is refused in a sentence with the file's name."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from openwavlm.data.sealed import read_sealed
+
+FORMAT_VERSION = 2  # 2: with a checksum of itself and of config.yaml
+_CURE = "restore it from a copy, or start a new run under another name"
+_MAX_VALUES = 100_000
+
+
+def config_checksum(content: bytes) -> str:
+    """Checksum of a `config.yaml`, as `run.json` keeps it."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads a run's `config.yaml`, and compares it with the checksums in the `run.json` beside it, if that has some.
+
+    Raises:
+        ValueError: If it is missing or damaged, or is none of the configs that a launch of this run wrote.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"{path.parent} is no run directory (it has no config.yaml): give the folder that train.py wrote, as in run=runs/NAME"
+        )
+    raw = path.read_bytes()
+    try:
+        config = yaml.safe_load(raw.decode())
+    except Exception as error:  # yaml's constructors raise nearly anything for a scalar that they cannot take
+        raise ValueError(f"{path} is damaged (it is not YAML: {type(error).__name__}): {_CURE}") from error
+    if not isinstance(config, dict) or not _is_plain(config):
+        raise ValueError(f"{path} is damaged (it must hold keys with plain values): {_CURE}")
+    record = path.with_name("run.json")
+    known = read_run(record).get("configs") if record.exists() else None
+    if known and config_checksum(raw) not in known:
+        raise ValueError(
+            f"{path} is damaged or was edited (no launch that run.json knows wrote it): restore it from a copy; to go on with another "
+            "config give allow_change=[…] to train.py"
+        )
+    return config
+
+
+def _is_plain(config: Any) -> bool:
+    """Whether a value is a tree of plain values; YAML's aliases can make it circular or without end."""
+    pending, seen = [config], 0
+    while pending:
+        value = pending.pop()
+        seen += 1
+        if seen > _MAX_VALUES:
+            return False
+        if isinstance(value, dict):
+            if not all(isinstance(key, str) for key in value):
+                return False
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
+        elif value is not None and not isinstance(value, bool | int | float | str):
+            return False
+    return True
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Reads a `run.json`, of this format or of 1, which had no checksum.
+
+    Raises:
+        ValueError: If it is missing, damaged or of a newer format.
+    """
+    content = read_sealed(path, remedy=_CURE)
+    version = content.get("format_version")
+    if is_count(version) and version > FORMAT_VERSION:
+        raise ValueError(f"{path} has format {version}, this version reads up to {FORMAT_VERSION}: install a newer openwavlm")
+    segments, heard, configs = content.get("segments"), content.get("heard", []), content.get("configs", [])
+    fits = (
+        is_count(version)
+        and isinstance(segments, list)
+        and all(isinstance(segment, dict) and is_count(segment.get("from_step")) for segment in segments)
+        and _are_texts(content.get("fingerprints", {}))
+        and isinstance(heard, list)
+        and all(isinstance(entry, dict) for entry in heard)
+        and isinstance(configs, list)
+        and all(isinstance(checksum, str) for checksum in configs)
+        and _is_list_of_texts(content.get("sources", []))
+        and _fits_beginning(content.get("init_from"))
+    )
+    if not fits:
+        raise ValueError(f"{path} is damaged (it must hold the launches of a run and what they trained on): {_CURE}")
+    return content
+
+
+def check_launches(content: Mapping[str, Any], path: Path) -> None:
+    """Checks what is needed of each launch to build its updates again.
+
+    Args:
+        content: What `read_run` gave.
+        path: Its file, for the message.
+
+    Raises:
+        ValueError: If a launch lacks something.
+    """
+    for number, segment in enumerate(content["segments"]):
+        changes, versions, plan = segment.get("changes"), segment.get("versions"), segment.get("plan")
+        fits = (
+            isinstance(changes, dict)
+            and all(isinstance(pair, list) and len(pair) == 2 for pair in changes.values())
+            and isinstance(versions, dict)
+            and isinstance(versions.get("openwavlm"), str)
+            and isinstance(segment.get("threads"), int)
+            and 0 < segment["threads"] < 10_000
+            and "plan_version" in segment
+            and "commit" in segment
+            and _are_texts(segment.get("fingerprints", {}))
+            and (plan is None or (isinstance(plan, dict) and isinstance(plan.get("key"), str)))
+        )
+        if not fits:
+            raise ValueError(f"{path} is damaged (launch {number} lacks what it was launched with): restore it from a copy")
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Reads a run's `summary.json`.
+
+    Raises:
+        ValueError: If it is missing or damaged.
+    """
+    cure = "delete it, and give the command that trained the run again, which writes it anew"
+    content = read_sealed(path, remedy=cure)
+    launch, health = content.get("this_launch", {}), content.get("health")
+    fits = (
+        is_count(content.get("updates", 0))
+        and isinstance(content.get("complete", False), bool)
+        and isinstance(launch, dict)
+        and all(isinstance(value, int | float) and not isinstance(value, bool) for value in launch.values())
+        and (health is None or isinstance(health, dict))
+    )
+    if not fits:
+        raise ValueError(f"{path} is damaged (it must hold a run's updates and its last launch): {cure}")
+    return content
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number from 0 on."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, str) for pair in value.items() for each in pair)
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _fits_beginning(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("path", "model", "dialect"))
+    )

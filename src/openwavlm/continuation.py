@@ -1,6 +1,5 @@
 """A new run whose encoder begins as that of a checkpoint, of any dialect: domain adaptation, or WavLM from a HuBERT."""
 
-import json
 import logging
 from dataclasses import fields
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import torch
 
+from openwavlm.checkpoints.about import read_about
 from openwavlm.checkpoints.account import NO_GATED_BIAS, Account
 from openwavlm.checkpoints.load import load_checkpoint
 from openwavlm.labelling.teacher import model_hash
@@ -76,8 +76,7 @@ def _record(path: Path | str, hashed: str, account: Account) -> dict[str, Any]:
 
 
 def _trained_on(path: Path) -> dict[str, Any] | None:
-    about = (path if path.is_dir() else path.parent) / "openwavlm.json"
-    return json.loads(about.read_text()).get("trained_on") if about.is_file() else None
+    return (read_about(path if path.is_dir() else path.parent) or {}).get("trained_on")
 
 
 def check_same_architecture(run: WavLMConfig, checkpoint: WavLMConfig, origin: Path | str, *, neutral: bool = False) -> None:

@@ -1,6 +1,5 @@
 """From a run to files that Transformers, Microsoft's code or torchaudio load."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from omegaconf import DictConfig
 from safetensors.torch import save
 
 from openwavlm.build import make_model, objects
+from openwavlm.checkpoints.about import ABOUT, about_bytes
 from openwavlm.checkpoints.fairseq import microsoft_bytes
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.checkpoints.load import SINGLE_FILE
@@ -111,7 +111,8 @@ def export_run(
     if begun is not None:
         about["init_from"] = {name: begun[name] for name in ("model", "dialect")}
     write_atomically(output / "README.md", _readme(output, format, about, model.wavlm.config).encode())
-    write_atomically(output / "openwavlm.json", (json.dumps(about, indent=1) + "\n").encode())
+    names = ("config.json", "preprocessor_config.json", "model.safetensors", SINGLE_FILE, sidecar_of(Path(SINGLE_FILE)).name)
+    write_atomically(output / ABOUT, about_bytes(about, [output / name for name in names if (output / name).is_file()]))
     return output
 
 

@@ -1,6 +1,5 @@
 """From a folder of recordings to features of a model's layers, or to units: `openwavlm extract --help`."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from openwavlm.data.containers import AudioError
 from openwavlm.data.corpora.files import counted, find_files
 from openwavlm.data.decoding import decode_or_stop
 from openwavlm.data.pool import run_jobs
+from openwavlm.data.sealed import read_sealed
 from openwavlm.frames import num_frames
 from openwavlm.labelling.extract import assign_in_chunks, check_reproducible
 from openwavlm.labelling.teacher import layer_chunks, open_teacher
@@ -205,10 +205,7 @@ def _name_leftovers(output: Path, names: Sequence[str]) -> None:
 
 
 def _check_same(path: Path, request: dict[str, Any], kind: str) -> None:
-    try:
-        found = json.loads(path.read_text()) if path.is_file() else None
-    except ValueError:
-        found = {}
+    found = read_sealed(path, remedy="delete the folder, or name another output") if path.exists() else None
     if found is None:
         write_json(path, request)
     elif found != request:

@@ -1,6 +1,5 @@
 """Whose speech `openwavlm quality` judges and fits on: voices that nothing it judges has heard (DESIGN §8)."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from openwavlm.checkpoints.about import read_about
 from openwavlm.data.index import Index
 from openwavlm.data.splits import validation_rows
 from openwavlm.probes.heard import unheard_rows
@@ -59,8 +59,7 @@ def _heard(asked: Asked, index: Index, stores: Mapping[Path, LabelStore]) -> dic
         if {"validation_share", "split_seed"} <= set(store.codebook_fitted):
             hours = store.codebook_fitted.get("hours_by_source")
             found[f"the codebook of {folder}"] = store.codebook_fitted | {"sources": None if hours is None else [*hours]}
-    about = Path(asked.encoder or "") / "openwavlm.json"
-    known = json.loads(about.read_text()) if asked.encoder and about.is_file() else {}
+    known = (read_about(Path(asked.encoder)) if asked.encoder else None) or {}
     if "trained_on" in known:
         found[f"the model {asked.encoder}"] = known["trained_on"]
         if not _says_all(known):

@@ -703,7 +703,7 @@ def test_a_description_says_what_is_in_the_file(tmp_path):
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
         "records": {},
-        "checksum": checksum_of(described),
+        "seal": checksum_of(described),
         **ours,
     }
     AtomicCheckpointIO().remove_checkpoint(path)

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from openwavlm.checkpoints.names import new_spelling
+from openwavlm.costs import HeadShape, count_parameters
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
 
 log = logging.getLogger(__name__)
+# So much is built in a moment, whatever the file holds.
+_FREE_NUMBERS, _FREE_LAYERS = 50_000_000, 100
 
 # Why an entry of a file may be left out; docs/checkpoints.md lists the same.
 PREDICTION_HEAD = "prediction head of pre-training: a new run draws its own"
@@ -93,6 +96,7 @@ def fill(
         ValueError: If a tensor is unknown, has another shape than the configuration says, is there twice, is missing, holds other
             than finite floating-point numbers, or belongs to a gated bias that the source is not `gated` to have.
     """
+    _check_size(config, state, origin, gated=gated)
     with torch.device("meta"):
         model = WavLM(config)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -152,6 +156,20 @@ def fill(
     for sentence in account.sentences():
         log.warning("%s", sentence)
     return model.eval(), account
+
+
+def _check_size(config: WavLMConfig, state: Mapping[str, Tensor], origin: str, *, gated: bool) -> None:
+    """Refuses a configuration that is far larger than the tensors, before a model of that size is built."""
+    parts = count_parameters(config, HeadShape(final_dim=0, embeddings=0))
+    if not gated:
+        del parts["relative_bias"]
+    described, held = sum(parts.values()), sum(tensor.numel() for tensor in state.values())
+    # A file that lacks some tensors is refused by their names.
+    if described > 4 * held + _FREE_NUMBERS or config.layers > len(state) + _FREE_LAYERS:
+        raise ValueError(
+            f"configuration and tensors must be of one model, but that of {origin} describes {described:.3g} numbers ({config.layers:,} "
+            f"layers of width {config.dim:,}), and the file holds {held:,}; use the configuration that was saved with the weights"
+        )
 
 
 def _make_neutral(found: dict[str, Tensor], shapes: Mapping[str, torch.Size], account: Account) -> None:

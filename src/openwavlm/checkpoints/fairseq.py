@@ -51,7 +51,7 @@ def load_fairseq(content: Mapping[str, Any], *, origin: str, normalise_waveform:
     """
     parts = _parts(content, origin)
     normalise = parts.normalise if normalise_waveform is None else normalise_waveform
-    if normalise in (0, 1):
+    if isinstance(normalise, int | float) and normalise in (0, 1):
         normalise = bool(normalise)
     if not isinstance(normalise, bool):
         raise ValueError(
@@ -60,7 +60,7 @@ def load_fairseq(content: Mapping[str, Any], *, origin: str, normalise_waveform:
         )
     config, gated = read_fairseq_config(parts.keys, normalise_waveform=normalise, origin=origin)
     prefix = prefix_of(parts.state, _PREFIXES)
-    others = {name: TRAINING_STATE for name in content if name not in (parts.entry, "cfg", "args", "task_cfg", "model_cfg")}
+    others = {str(name): TRAINING_STATE for name in content if name not in (parts.entry, "cfg", "args", "task_cfg", "model_cfg")}
 
     def reason_of(name: str) -> str | None:
         if prefix and not name.startswith(prefix):
@@ -103,10 +103,14 @@ def microsoft_bytes(model: WavLM) -> bytes:
     return buffer.getvalue()
 
 
+def _are_tensors(state: dict[Any, Any]) -> bool:
+    return all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items())
+
+
 def _parts(content: Mapping[str, Any], origin: str) -> _Parts:
     entry = "model_weight" if "model_weight" in content else "model"
     state = content[entry]
-    if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not state or not _are_tensors(state):
         raise ValueError(
             f"{entry} in {origin} must hold tensors by name and nothing else, but does not; save the state dict there"
         )
@@ -114,13 +118,15 @@ def _parts(content: Mapping[str, Any], origin: str) -> _Parts:
         keys, task = content.get("model_cfg"), content.get("task_cfg")
         dialect = "s3prl's conversion of fairseq"
     else:
-        configuration = content.get("cfg") or content.get("args")
+        configuration = next(
+            (content[name] for name in ("cfg", "args") if isinstance(content.get(name), dict) and content[name]), None
+        )
         nested = isinstance(configuration, dict) and isinstance(configuration.get("model"), dict)
         keys = configuration["model"] if nested else configuration  # type: ignore[index]
         task = configuration.get("task") if nested else configuration  # type: ignore[union-attr]
-        dialect = "fairseq" if nested or content.get("args") else "Microsoft"
+        dialect = "fairseq" if nested or isinstance(content.get("args"), dict) else "Microsoft"
     # A fine-tuned file describes the pre-trained model that it began with inside its own configuration.
-    if isinstance(keys, dict) and keys.get("w2v_args"):
+    if isinstance(keys, dict) and isinstance(keys.get("w2v_args"), dict) and keys["w2v_args"]:
         inner = keys["w2v_args"]
         keys = inner["model"] if isinstance(inner.get("model"), dict) else inner
         task = (inner.get("task") or task) if isinstance(inner.get("task"), dict) else inner

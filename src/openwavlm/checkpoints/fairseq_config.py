@@ -4,7 +4,7 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from openwavlm.checkpoints.values import typed
+from openwavlm.checkpoints.values import shown, typed
 from openwavlm.models.config import WavLMConfig
 
 # Our field → their key, and what their classes assume for a key that is missing (Microsoft's WavLM.py; fairseq's wav2vec 2.0).
@@ -79,7 +79,7 @@ def read_fairseq_config(content: Mapping[str, Any], *, normalise_waveform: bool,
         found = content.get(key, values[0])
         if found not in values:
             raise ValueError(
-                f"{key} must be {values[0]!r}, but is {found!r} in {origin}; this encoder has no such variant, so the file cannot be read"
+                f"{key} must be {values[0]!r}, but is {shown(found)} in {origin}; this encoder has no such variant, so it cannot be read"
             )
     gated, biased = (typed(content.get(key, False), False, key, origin) for key in ("gru_rel_pos", "relative_position_embedding"))
     if gated != biased:
@@ -90,7 +90,7 @@ def read_fairseq_config(content: Mapping[str, Any], *, normalise_waveform: bool,
     mode = typed(content.get("extractor_mode", "default"), "default", "extractor_mode", origin)
     if mode not in _NORMS:
         raise ValueError(
-            f"extractor_mode must be default or layer_norm, but is {mode!r} in {origin}; another extractor cannot be read"
+            f"extractor_mode must be default or layer_norm, but is {shown(mode)} in {origin}; another extractor cannot be read"
         )
     keys = _KEYS | (_GATED_KEYS if gated else {})
     fields = {field: typed(content.get(key, default), default, key, origin) for field, (key, default) in keys.items()}
@@ -104,7 +104,7 @@ def read_fairseq_config(content: Mapping[str, Any], *, normalise_waveform: bool,
             conv_strides=convolutions[2],
             normalise_waveform=normalise_waveform,
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{origin} must describe an encoder of WavLM's family, but {error}") from error
     return config, gated
 
@@ -134,9 +134,9 @@ def _convolutions(expression: Any, origin: str) -> tuple[tuple[int, ...], ...]:
     try:
         layers = _convolution_list(expression) if isinstance(expression, str) else [tuple(layer) for layer in expression]
         dims, kernels, strides = zip(*layers, strict=True)
-    except (SyntaxError, TypeError, ValueError) as error:
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(
-            f"conv_feature_layers must be a sum of lists of (channels, kernel, stride), but is {expression!r} in {origin}; correct it"
+            f"conv_feature_layers must be a sum of lists of (channels, kernel, stride), but is {shown(expression)} in {origin}; correct it"
         ) from error
     return dims, kernels, strides
 
@@ -148,9 +148,9 @@ def _convolution_list(expression: str) -> list[tuple[int, ...]]:
         if isinstance(node, ast.Expression):
             return value(node.body)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            return value(node.left) + value(node.right)
+            return _few(value(node.left) + value(node.right))
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-            return value(node.left) * min(int(value(node.right)), 64)
+            return _few(value(node.left) * min(int(value(node.right)), 64))
         if isinstance(node, ast.List):
             return [value(entry) for entry in node.elts]
         if isinstance(node, ast.Tuple):
@@ -160,3 +160,10 @@ def _convolution_list(expression: str) -> list[tuple[int, ...]]:
         raise ValueError(f"unexpected {type(node).__name__}")
 
     return list(value(ast.parse(expression, mode="eval")))
+
+
+def _few(value: Any) -> Any:
+    """A list of no more layers than any extractor has: factors of factors would fill the memory."""
+    if isinstance(value, list | tuple) and len(value) > 1000:
+        raise ValueError(f"{len(value)} layers")
+    return value

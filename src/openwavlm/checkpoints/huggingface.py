@@ -11,8 +11,9 @@ from torch import Tensor
 
 from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, QUANTISER, Account, fill
 from openwavlm.checkpoints.huggingface_config import huggingface_config, preprocessor_config, read_config
-from openwavlm.checkpoints.huggingface_weights import read_json, read_weights
+from openwavlm.checkpoints.huggingface_weights import AGAIN, read_weights
 from openwavlm.checkpoints.names import huggingface_name, prefix_of
+from openwavlm.data.files import read_json
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
 
@@ -89,7 +90,7 @@ def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None =
         )
     if normalise_waveform is None:
         normalise_waveform = _normalises(directory)
-    content = read_json(config_path)
+    content = read_json(config_path, remedy=AGAIN).values
     config = read_config(content, normalise_waveform=normalise_waveform, origin=str(config_path))
     path, state = read_weights(directory)
     return load_huggingface_state(config, state, origin=str(path), kind=str(content["model_type"]))
@@ -99,9 +100,9 @@ def _normalises(directory: Path) -> bool:
     """`do_normalize` of the feature extractor, which Transformers 5 writes into the processor's file where a tokenizer is beside it."""
     said: list[Any] = []
     if (path := directory / "preprocessor_config.json").is_file():
-        said.append(read_json(path).get("do_normalize"))
+        said.append(read_json(path, remedy=AGAIN).values.get("do_normalize"))
     if (path := directory / "processor_config.json").is_file():
-        extractor = read_json(path).get("feature_extractor")
+        extractor = read_json(path, remedy=AGAIN).values.get("feature_extractor")
         said.append(extractor.get("do_normalize") if isinstance(extractor, dict) else None)
     found = {value for value in said if isinstance(value, bool)}
     if len(found) != 1:

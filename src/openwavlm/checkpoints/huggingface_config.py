@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from openwavlm.checkpoints.values import typed
+from openwavlm.checkpoints.values import shown, typed
 from openwavlm.frames import SAMPLE_RATE_HZ
 from openwavlm.models.config import WavLMConfig
 
@@ -122,16 +122,16 @@ def read_config(content: Mapping[str, Any], *, normalise_waveform: bool, origin:
     kind = content.get("model_type")
     if kind not in KINDS:
         raise ValueError(
-            f"model_type must be one of {', '.join(KINDS)}, but is {kind!r} in {origin}; only these encoders can be read"
+            f"model_type must be one of {', '.join(KINDS)}, but is {shown(kind)} in {origin}; only these encoders can be read"
         )
     for key, value in _FIXED.items():
         found = content.get(key, value)  # the classes' defaults equal these
         if found != value:
             raise ValueError(
-                f"{key} must be {value!r}, but is {found!r} in {origin}; this encoder has no such variant, so the model cannot be read"
+                f"{key} must be {value!r}, but is {shown(found)} in {origin}; this encoder has no such variant, so the model cannot be read"
             )
     fields = {field: typed(content.get(key, default), default, key, origin) for field, (key, default) in _KEYS.items()}
     try:
         return WavLMConfig(**fields, normalise_waveform=normalise_waveform)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{origin} must describe a WavLM encoder, but {error}") from error

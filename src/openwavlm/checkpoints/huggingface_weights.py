@@ -4,18 +4,17 @@ model.safetensors                 or  model.safetensors.index.json   and  model-
 pytorch_model.bin                 or  pytorch_model.bin.index.json   and  pytorch_model-00001-of-00002.bin, …
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from openwavlm.checkpoints.pickles import read_pickle
 from openwavlm.checkpoints.values import check_is_no_other_file
+from openwavlm.data.files import read_json
 from openwavlm.resources import check_of_the_file
 
+AGAIN = "fetch or save it again"
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 # As transformers: safetensors before pickles, one file before several.
 _CANDIDATES = tuple(candidate for name in _WHOLE for candidate in (name, f"{name}.index.json"))
@@ -49,23 +48,8 @@ def read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
     return path, _read_parts(path) if path.suffix == ".json" else _read_file(path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a file.
-
-    Raises:
-        ValueError: If it is damaged, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON, but cannot be read ({error}); fetch or save it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, but holds a {type(content).__name__}; fetch or save it again")
-    return content
-
-
 def _read_parts(index: Path) -> dict[str, Tensor]:
-    file_of = read_json(index).get("weight_map")
+    file_of = read_json(index, remedy=AGAIN).values.get("weight_map")
     # A name with a folder in it could lead anywhere.
     if not isinstance(file_of, dict) or not all(isinstance(file, str) and Path(file).name == file for file in file_of.values()):
         raise ValueError(f"{index} must name the file of each tensor under weight_map, but does not; fetch or save it again")
@@ -92,7 +76,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         check_is_no_other_file(path)
         try:
             state = load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
+        except Exception as error:  # safetensors has errors of many kinds for a damaged header
             check_of_the_file(error, path)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(

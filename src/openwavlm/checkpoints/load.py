@@ -1,8 +1,10 @@
 """One entry for checkpoints of every dialect: a Hugging Face directory, or a single file of Microsoft, fairseq, s3prl or torchaudio."""
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
+from openwavlm.checkpoints.about import ABOUT, check_files
 from openwavlm.checkpoints.account import Account
 from openwavlm.checkpoints.fairseq import is_fairseq, load_fairseq
 from openwavlm.checkpoints.huggingface import load_huggingface
@@ -13,7 +15,8 @@ from openwavlm.models.wavlm import WavLM
 
 # The file of tensors in a folder of `openwavlm export format=microsoft` or `torchaudio`.
 SINGLE_FILE = "model.pt"
-_DESCRIPTIONS = ("config.json", "preprocessor_config.json", "processor_config.json")
+_DESCRIPTIONS = ("config.json", "preprocessor_config.json", "processor_config.json", ABOUT)
+log = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
@@ -37,14 +40,28 @@ def load_checkpoint(path: Path | str, *, normalise_waveform: bool | None = None)
         The model in float32, on the CPU, in evaluation mode; its account.
 
     Raises:
-        ValueError: If nothing is there or its dialect is unknown; if it is damaged or asks for code to be run; if it is not an encoder
-            that WavLM's can represent; if a tensor is unknown, missing or of another shape.
+        ValueError: If nothing is there or its dialect is unknown; if it is damaged, is not what `openwavlm.json` beside it says, or asks
+            for code to be run; if it is not an encoder that WavLM's can represent; if a tensor is unknown, missing or of another shape.
     """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"a checkpoint must be a directory or a file, but {path} does not exist; correct the path")
+    known = check_files(path if path.is_dir() else path.parent)
+    try:
+        return _load(path, known=known, normalise_waveform=normalise_waveform)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError) as error:
+        # A damaged file of another program can hold anything where a configuration was.
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(
+            f"{path} must hold an encoder of WavLM's family, but cannot be read ({reason}); fetch or save it again"
+        ) from error
+
+
+def _load(path: Path, *, known: bool, normalise_waveform: bool | None) -> Loaded:
     if path.is_dir():
         if (path / "config.json").is_file() or not (path / SINGLE_FILE).is_file():
+            if not known:
+                log.info("%s carries no checksums: damage in its numbers would not be noticed", path)
             return Loaded(*load_huggingface(path, normalise_waveform=normalise_waveform))
         path /= SINGLE_FILE
     if path.suffix in (".safetensors", ".json"):

@@ -6,7 +6,9 @@ was given. Every other name is refused before anything happens: nothing is impor
 """
 
 import collections
+import logging
 import pickle
+import pickletools
 import re
 import tarfile
 import types
@@ -42,6 +44,11 @@ _SAFELY = (
 _ENTRIES = "('cfg', 'args', 'model', 'task_cfg', 'model_cfg', 'model_weight')"
 _PARTS = f"{{name: value for name, value in content.items() if name in {_ENTRIES} or torch.is_tensor(value)}}"
 _TENSORS = "{name: value for name, value in content.items() if torch.is_tensor(value)}"
+
+
+_UNSEEN = "damage in its numbers would not be noticed; load and save it with today's torch"
+_MOST_OBJECTS = 10_000_000
+log = logging.getLogger(__name__)
 
 
 class Inert:
@@ -84,10 +91,22 @@ def _rebuilt(function: Any) -> Any:
     return lambda *args: function(*args)
 
 
+def _built(function: Any) -> Any:
+    """A constructor of tensors that refuses one with more numbers than were stored, as strides of 0 make it."""
+
+    def build(*args: Any) -> Any:
+        tensor = function(*args)
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} has more values than the file holds of it")
+        return tensor
+
+    return build
+
+
 _PLAIN = (set, frozenset, bytearray, complex, dict, list, tuple, int, float, str, bool, bytes, object)
 _CONSTRUCTORS: dict[str, Any] = {
-    "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
-    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+    "torch._utils._rebuild_tensor": _built(torch._utils._rebuild_tensor),
+    "torch._utils._rebuild_tensor_v2": _built(torch._utils._rebuild_tensor_v2),
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     # A tensor with attributes; the function is one of these constructors or inert, like all that a pickle can name here.
@@ -104,6 +123,14 @@ _CONSTRUCTORS: dict[str, Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, **options: Any) -> None:
+        begin = file.tell()
+        # The C reader makes room for any place in its memo that a damaged pickle names.
+        if any("PUT" in code.name and argument > _MOST_OBJECTS for code, argument, _ in pickletools.genops(file)):
+            raise ValueError("it names more objects than it has")
+        file.seek(begin)
+        super().__init__(file, **options)
+
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full in _CONSTRUCTORS:
@@ -140,10 +167,12 @@ def read_pickle(path: Path, *, tensors_alone: bool = False) -> Any:
     zipped = zipfile.is_zipfile(path)
     if zipped:
         _check_archive(path)
-    if tarfile.is_tarfile(path):
+    if _is_tar(path):
         raise ValueError(
             f"{path} must be a file of torch.save, but is a tar archive; unpack it, or load and save it with a newer torch"
         )
+    if not zipped:
+        log.warning("%s is of the format from before torch 1.6, which has no checksums: %s", path, _UNSEEN)
     try:
         return plain(torch.load(path, map_location="cpu", pickle_module=_module, weights_only=False, mmap=zipped))
     except _RefusedError as refused:
@@ -160,27 +189,45 @@ def read_pickle(path: Path, *, tensors_alone: bool = False) -> Any:
         ) from error
 
 
+def _is_tar(path: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(path)
+    except Exception:  # it takes a damaged file for a compressed archive
+        return False
+
+
 def _check_archive(path: Path) -> None:
     """Refuses archives that are no state of a training, and damaged ones: torch maps an archive without a look at its checksums."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if any(name.endswith("/constants.pkl") for name in names):
-                raise ValueError(f"{path} must hold weights, but is a TorchScript program; save the model's state_dict() instead")
-            if not any(name.endswith("/data.pkl") for name in names):
-                raise ValueError(
-                    f"{path} must be a file of torch.save, but is an archive with {names[0] if names else 'nothing'}; unpack it"
-                )
-            for record in archive.infolist():
-                if record.CRC:  # torch can be told not to write any
-                    with archive.open(record) as file:
-                        while file.read(1 << 20):
-                            pass
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        names, unchecked = _read_through(path)
+    except Exception as error:  # zipfile and zlib have errors of many kinds
         check_of_the_file(error, path)
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{path} must be a complete weights file, but cannot be read ({error}); fetch or save it again"
+            f"{path} must be a complete weights file, but cannot be read ({reason}); fetch or save it again"
         ) from error
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise ValueError(f"{path} must hold weights, but is a TorchScript program; save the model's state_dict() instead")
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise ValueError(
+            f"{path} must be a file of torch.save, but is an archive with {names[0] if names else 'nothing'}; unpack it"
+        )
+    if unchecked:
+        log.warning("%s was written without checksums (%s and others): %s", path, unchecked, _UNSEEN)
+
+
+def _read_through(path: Path) -> tuple[list[str], str | None]:
+    """The names in an archive whose checksums hold, and the first of those that have none: torch can be told not to write any."""
+    unchecked = None
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            if record.file_size and not record.CRC:
+                unchecked = unchecked or record.filename
+                continue
+            with archive.open(record) as file:
+                while file.read(1 << 20):
+                    pass
+        return archive.namelist(), unchecked
 
 
 def plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, Account, fill
 from openwavlm.checkpoints.names import new_spelling, old_spelling, prefix_of, torchaudio_name
+from openwavlm.data.files import read_json
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
 
@@ -72,7 +73,7 @@ def load_torchaudio(state: Mapping[str, Any], *, origin: Path, normalise_wavefor
         ValueError: If the content is not tensors alone; if the JSON file is missing, damaged or lacks what tensors do not tell; as
             `WavLMConfig` and `fill` do.
     """
-    if not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()):
         raise ValueError(
             f"{origin} must hold tensors by name and nothing else, but does not; save the model's state_dict() alone"
         )
@@ -83,6 +84,8 @@ def load_torchaudio(state: Mapping[str, Any], *, origin: Path, normalise_wavefor
     said = _read_sidecar(origin, gated=gated, normalise_waveform=normalise_waveform)
     mask = said.get("mask_embedding")
     if mask is not None:
+        if not isinstance(mask, list) or not all(type(value) in (int, float) for value in mask):
+            raise ValueError(f"{sidecar_of(origin)} must have a list of numbers as mask_embedding, but has none; write it again")
         state = {_MASK: torch.tensor(mask, dtype=torch.float32), **state}
     config = _config(bare, said, origin, normalise_waveform=normalise_waveform)
 
@@ -145,11 +148,8 @@ def _read_sidecar(origin: Path, *, gated: bool, normalise_waveform: bool | None)
     needed: dict[str, type] = {"encoder_layer_norm_first": bool}
     needed |= {"encoder_max_distance": int} if gated else {"encoder_num_heads": int}
     needed |= {"normalize_waveform": bool} if normalise_waveform is None else {}
-    try:
-        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON, but cannot be read ({error}); write it again") from error
-    missing = [name for name, kind in needed.items() if not isinstance(said, dict) or type(said.get(name)) is not kind]
+    said = read_json(path, remedy="write it again").values if path.exists() else {}
+    missing = [name for name, kind in needed.items() if type(said.get(name)) is not kind]
     if missing:
         state = "does not" if path.is_file() else "is absent"
         raise ValueError(
@@ -173,7 +173,7 @@ def _config(
             fields |= {"conv_dims": dims, "conv_kernels": kernels, "conv_strides": strides}
         normalise = said["normalize_waveform"] if normalise_waveform is None else normalise_waveform
         return WavLMConfig(**fields, normalise_waveform=normalise)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, ZeroDivisionError) as error:
         raise ValueError(
             f"{origin} and {sidecar_of(origin).name} must describe an encoder of WavLM's family, but {error}; correct the JSON file"
         ) from error

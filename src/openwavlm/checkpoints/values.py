@@ -19,7 +19,7 @@ def typed(value: Any, like: Any, key: str, origin: str) -> Any:
         ValueError: If it is of another type.
     """
     kind = type(like)
-    if kind is bool and value in (0, 1) and isinstance(value, int):
+    if kind is bool and isinstance(value, int) and value in (0, 1):
         return bool(value)
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -29,7 +29,13 @@ def typed(value: Any, like: Any, key: str, origin: str) -> Any:
         return value
     if kind is tuple and isinstance(value, list | tuple) and all(isinstance(one, int) for one in value):
         return tuple(value)
-    raise ValueError(f"{key} must be {_KINDS[kind]}, but is {value!r} in {origin}; correct it there")
+    raise ValueError(f"{key} must be {_KINDS[kind]}, but is {shown(value)} in {origin}; correct it there")
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: its beginning, if it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:76]} …"
 
 
 def check_is_no_other_file(path: Path) -> None:

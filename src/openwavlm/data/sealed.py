@@ -8,7 +8,7 @@ from typing import Any
 
 from openwavlm.data.files import read_json
 
-CHECKSUM = "checksum"
+CHECKSUM = "seal"
 
 
 def read_sealed(path: Path, *, remedy: str) -> dict[str, Any]:

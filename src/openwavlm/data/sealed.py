@@ -11,12 +11,13 @@ from openwavlm.data.files import read_json
 CHECKSUM = "seal"
 
 
-def read_sealed(path: Path, *, remedy: str) -> dict[str, Any]:
+def read_sealed(path: Path, *, remedy: str, sealed_since: int | None = None) -> dict[str, Any]:
     """Reads a file that holds one JSON object and, where it carries a checksum of itself, compares that.
 
     Args:
         path: The file.
         remedy: Last part of the error's sentence: the way out.
+        sealed_since: The `format_version` from which on the checksum must be there; None if it may always be absent.
 
     Returns:
         The object without its checksum.
@@ -26,8 +27,12 @@ def read_sealed(path: Path, *, remedy: str) -> dict[str, Any]:
         OSError: If the machine cannot read it; names the file.
     """
     content = read_json(path, remedy=remedy).values
-    if CHECKSUM in content and content.pop(CHECKSUM) != checksum_of(content):
+    has_seal = CHECKSUM in content
+    if has_seal and content.pop(CHECKSUM) != checksum_of(content):
         raise ValueError(f"{path} is damaged (its checksum differs): {remedy}")
+    version = content.get("format_version")
+    if not has_seal and sealed_since is not None and isinstance(version, int) and version >= sealed_since:
+        raise ValueError(f"{path} is damaged (it has no checksum): {remedy}")
     return content
 
 

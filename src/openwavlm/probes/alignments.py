@@ -33,7 +33,10 @@ def read_tsv(path: Path | str) -> dict[str, list[Segment]]:
     Raises:
         ValueError: If a column is missing, or a line has too few fields, no numbers, or an end before its start.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"an alignment is UTF-8 text, but {path} is not ({error.reason}): convert it first") from error
     header = lines[0].split("\t") if lines else []
     missing = [name for name in ("path", "start", "end", "phone") if name not in header]
     if missing:

@@ -4,6 +4,7 @@ Praat itself reads of a text file only what stands free: numbers, quoted texts a
 form (`xmin =`, `intervals [1]:`) are decoration, so that both forms are the same sequence of values.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -31,8 +32,17 @@ class _Values:
             line, at = line + text.count("\n", at, match.start()), match.start()
             quoted, flag, number = match.groups()
             if flag is None:
-                self._values.append(_Value(quoted, float(number) if number else 0.0, line))
+                self._values.append(_Value(quoted, self._float(number, line) if number else 0.0, line))
         self._last_line = line
+
+    def _float(self, number: str, line: int) -> float:
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.inf
+        if not math.isfinite(value):
+            raise self._wrong("a number", repr(number), line)
+        return value
 
     def text(self, what: str) -> str:
         value = self._next(what)

@@ -234,8 +234,7 @@ def read_iteration(run: Path, name: str | None = None) -> Iteration:
     missing = missing_steps(steps, steps[-1] if steps else 0)
     if missing:
         notes.append(f"{run / 'metrics.csv'} has no row for {missing}: sums and curves are without them.")
-    elif known.get("metrics.csv") and not (run / "metrics.csv").is_file():
-        notes.append(f"{run / 'metrics.csv'} is missing: there are no figures of the updates.")
+    notes += [f"{run / table} is missing: its figures are not shown." for table in known if not (run / table).is_file()]
     audio, wall = iteration.launch.get("audio_seconds", 0.0), iteration.launch.get("wall_seconds", 0.0)
     if wall and audio >= 0.999 * iteration.audio_seconds:
         iteration.wall_seconds = float(wall)

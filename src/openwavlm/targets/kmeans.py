@@ -1,7 +1,6 @@
 """k-means codebooks: what they are, assignment by one matrix product, and how many clusters a sample affords (SPEC §4.4)."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor
 
 from openwavlm.data.atomic import atomic_file, write_json
-from openwavlm.data.files import read_array
+from openwavlm.data.files import Fields, read_array, read_json
+from openwavlm.data.sealed import CHECKSUM, checksum_of, sealed
 
 FORMAT_VERSION = 1
 MIN_FRAMES_PER_CLUSTER = 1000
@@ -136,7 +136,7 @@ class Codebook:
             "features": self.features,
             "fitted": self.fitted,
         }
-        write_json(folder / "meta.json", meta)
+        write_json(folder / "meta.json", sealed(meta))
 
     @classmethod
     def load(cls, folder: Path | str) -> "Codebook":
@@ -147,8 +147,11 @@ class Codebook:
         """
         folder = Path(folder)
         meta = read_meta(folder, kind="codebook", newest=FORMAT_VERSION, made_by="data_prep/fit_kmeans.py")
-        codebook = cls.load_arrays(folder, meta["features"], meta["fitted"])
-        if codebook.hash != meta["hash"]:
+        said = Fields(meta, str(folder / "meta.json"), "copy the folder again or fit it again")
+        if CHECKSUM in meta and said.text(CHECKSUM) != checksum_of(meta):
+            raise ValueError(f"{said.where} is damaged (its checksum differs): {said.remedy}")
+        codebook = cls.load_arrays(folder, said.mapping("features"), said.mapping("fitted"))
+        if codebook.hash != said.text("hash"):
             raise ValueError(
                 f"the array in {folder / 'codebook.npy'} must have the hash {meta['hash'][:12]} that its meta.json names, but has "
                 f"{codebook.hash[:12]}: copy the folder again or fit it again"
@@ -163,7 +166,13 @@ class Codebook:
             ValueError: If an array is missing or damaged.
         """
         norm = _load_array(folder / "feature_norm.npy") if features.get("feature_norm") == "standardise" else None
-        return cls(_load_array(folder / "codebook.npy"), features, fitted, norm)
+        file = folder / "codebook.npy"
+        try:
+            return cls(_load_array(file), features, fitted, norm)
+        except ValueError as error:
+            if file.name in str(error) or "feature_norm.npy" in str(error):
+                raise
+            raise ValueError(f"{file} is damaged or of another codebook: {error}") from error
 
 
 @contextmanager
@@ -290,15 +299,13 @@ def read_meta(folder: Path, *, kind: str, newest: int, made_by: str) -> dict[str
             f"a folder of {kind} must have meta.json, written last as its finished mark, but {folder} has none: "
             f"run {made_by} (again; finished work is kept) or correct the path"
         )
-    try:
-        meta = json.loads(path.read_text())
-        version, found = int(meta["format_version"]), str(meta["kind"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): copy the folder again or make it again with {made_by}") from error
+    said = read_json(path, remedy=f"copy the folder again or make it again with {made_by}")
+    meta, version, found = said.values, said.integer("format_version", 1), said.text("kind")
     if found != kind:
         raise ValueError(f"{folder} must hold {kind}, but its meta.json says {found}: correct the path")
     if version > newest:
         raise ValueError(
-            f"{folder} has {kind} of format_version {version}, but this OpenWavLM reads up to {newest}: update OpenWavLM"
+            f"{folder} has {kind} of format_version {version}, but this OpenWavLM reads up to {newest}: update OpenWavLM, or restore "
+            f"{path.name} if it is damaged"
         )
     return meta

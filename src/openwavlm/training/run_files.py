@@ -71,7 +71,7 @@ def read_run(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If it is missing, damaged or of a newer format.
     """
-    content = read_sealed(path, remedy=_CURE)
+    content = read_sealed(path, remedy=_CURE, sealed_since=2)
     version = content.get("format_version")
     if is_count(version) and version > FORMAT_VERSION:
         raise ValueError(f"{path} has format {version}, this version reads up to {FORMAT_VERSION}: install a newer openwavlm")
@@ -112,7 +112,7 @@ def check_launches(content: Mapping[str, Any], path: Path) -> None:
             and isinstance(versions.get("openwavlm"), str)
             and isinstance(segment.get("threads"), int)
             and 0 < segment["threads"] < 10_000
-            and "plan_version" in segment
+            and is_count(segment.get("plan_version"))
             and "commit" in segment
             and _are_texts(segment.get("fingerprints", {}))
             and (plan is None or (isinstance(plan, dict) and isinstance(plan.get("key"), str)))

@@ -71,7 +71,7 @@ def segment_of(directory: Path, step: int) -> Segment:
     if record["plan_version"] != PLAN_VERSION:
         raise ValueError(
             f"update {step} was planned by plan version {record['plan_version']}, this version plans by {PLAN_VERSION}: install "
-            f"openwavlm {record['versions']['openwavlm']}, which trained it"
+            f"openwavlm {record['versions']['openwavlm']}, which trained it as run.json says"
         )
     fingerprints = record.get("fingerprints", kept.get("fingerprints"))
     return Segment(configs[number], config, record, fingerprints, number, _origin(configs[: number + 1], segments))

@@ -93,7 +93,10 @@ def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None =
     content = read_json(config_path, remedy=AGAIN).values
     config = read_config(content, normalise_waveform=normalise_waveform, origin=str(config_path))
     path, state = read_weights(directory)
-    return load_huggingface_state(config, state, origin=str(path), kind=str(content["model_type"]))
+    try:
+        return load_huggingface_state(config, state, origin=str(path), kind=str(content["model_type"]))
+    except ValueError as error:
+        raise ValueError(f"{config_path.name} and {path.name} of {directory} do not fit: {error}") from error
 
 
 def _normalises(directory: Path) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from openwavlm.training.checkpoint import checkpoints_in
 from openwavlm.training.checkpoint_reader import read_description
-from openwavlm.training.records import Record, missing_steps, read_record
+from openwavlm.training.records import TEXT_COLUMNS, Record, missing_steps, read_record
 from openwavlm.training.run_files import read_config, read_run, read_summary
 from openwavlm.training.tables import HEALTH_COLUMNS
 
@@ -177,6 +177,11 @@ def read_table(path: Path, *, prefix: Mapping[str, Any] | None = None, notes: li
         ValueError: If it is damaged and there are no `notes`.
     """
     record = _read(path, prefix, notes)
+    if TEXT_COLUMNS & set(record.columns):
+        if notes is None:
+            raise ValueError(f"{path} is another table: restore it from a copy")
+        notes.append(f"{path} is another table, which is not shown.")
+        return {}
     values = np.array([[float(value) if value else np.nan for value in row] for row in record.rows], dtype=np.float64)
     return {name: values[:, place] for place, name in enumerate(record.columns)} if record.rows else {}
 

@@ -85,6 +85,8 @@ def read_record(
         faults.append(
             f"it has {len(raw)} bytes, not {prefix['bytes']} or more" if short else "its content is not what was written"
         )
+    elif prefix is not None and last_step is not None:
+        raw = raw[: prefix["bytes"]]  # what follows was written after the checkpoint
     lines = raw.decode(errors="replace").split("\n")[:-1]
     header = lines.pop(0) if lines else ""
     named = header.split(",")
@@ -95,16 +97,18 @@ def read_record(
     parsed = [(number, line, _fields(line, len(record.columns), texts)) for number, line in enumerate(lines, start=2)]
     steps = [int(row[0]) if row else None for _, _, row in parsed]
     following = _following(steps)
-    before = -1
+    before, same = -1, 1
     left_out: list[int] = []
     wrong: list[int] = []
     for (number, line, row), step, after in zip(parsed, steps, following, strict=True):
         least = before if texts else before + 1  # health.csv alone may have several rows a step
         disordered = step is not None and (step < least or (after is not None and least <= after < step))
-        if row is None or step is None or disordered or (last_step is not None and step > last_step):
+        twice = bool(record.lines) and line + "\n" in record.lines[-same:]
+        if row is None or step is None or disordered or twice or (last_step is not None and step > last_step):
             left_out.append(number)
             continue
         wrong += left_out
+        same = same + 1 if step == before else 1
         before, left_out = step, []
         record.rows.append(row)
         record.lines.append(line + "\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from openwavlm.report.content import read_iteration
 from patience import wait_until
 from runs import SETTINGS, launch, make_data, random_moments, table, weights
 
@@ -83,6 +84,23 @@ def test_a_damaged_newest_checkpoint_is_passed_over(data, undisturbed, tmp_path)
     assert launch(SETTINGS + data, tmp_path) == [0]
     assert json.loads((tmp_path / "run.json").read_text())["segments"][-1]["from_step"] == 9
     assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_figure_that_changed_before_the_checkpoint_is_said_and_trains_on(data, undisturbed, tmp_path):
+    assert launch([*SETTINGS, *data, "stop_after=9"], tmp_path) == [0]
+    metrics = tmp_path / "metrics.csv"
+    whole = metrics.read_text()
+    lines = whole.splitlines(keepends=True)
+    metrics.write_text("".join([*lines[:4], "\0" * 30, *lines[6:]]))  # updates 4 and 5
+    assert launch(SETTINGS + data, tmp_path) == [0]
+    (sentence,) = json.loads((tmp_path / "run.json").read_text())["segments"][-1]["damaged"].values()
+    assert "metrics.csv is damaged" in sentence and "updates 4-6 have no figures" in sentence
+    rows = table(undisturbed)
+    assert table(tmp_path) == rows[:3] + rows[6:]
+    assert "\0" in (tmp_path / "metrics.csv.damaged-9").read_text()
+    assert any("updates 4-6 have no figures" in note for note in read_iteration(tmp_path).notes)
+    first, second = weights(tmp_path), weights(undisturbed)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def _signal_at_step_seven() -> None:

@@ -126,7 +126,7 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, file: Any, **options: Any) -> None:
         begin = file.tell()
         # The C reader makes room for any place in its memo that a damaged pickle names.
-        if any("PUT" in code.name and argument > _MOST_OBJECTS for code, argument, _ in pickletools.genops(file)):
+        if any("PUT" in code.name and int(place or 0) > _MOST_OBJECTS for code, place, _ in pickletools.genops(file)):
             raise ValueError("it names more objects than it has")
         file.seek(begin)
         super().__init__(file, **options)

@@ -72,7 +72,7 @@ def read_run(path: Path) -> dict[str, Any]:
         ValueError: If it is missing, damaged or of a newer format.
     """
     content = read_sealed(path, remedy=_CURE, sealed_since=2)
-    version = content.get("format_version")
+    version: Any = content.get("format_version")
     if is_count(version) and version > FORMAT_VERSION:
         raise ValueError(f"{path} has format {version}, this version reads up to {FORMAT_VERSION}: install a newer openwavlm")
     segments, heard, configs = content.get("segments"), content.get("heard", []), content.get("configs", [])

@@ -35,7 +35,7 @@ from openwavlm.targets.kmeans import Codebook
 from openwavlm.targets.labels import LabelStore
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint
 from openwavlm.training.checkpoint_reader import read_checkpoint
-from openwavlm.training.run_directory import RunRecord, accept_config
+from openwavlm.training.run_directory import RunRecord, accept_config, flatten
 from openwavlm.training.segments import segment_of
 from openwavlm.training.tables import RunTables
 from patience import HANG_S
@@ -114,7 +114,13 @@ def read_resume(world: Path) -> Any:
 
 
 def read_history(world: Path) -> Any:
-    return segment_of(world / "run", 2)
+    """What a replay reads; without paths, which are checked where they are opened."""
+    segment = segment_of(world / "run", 2)
+    return [without_paths(segment.config), without_paths(segment.newest), segment.record, segment.fingerprints, segment.origin]
+
+
+def without_paths(config: dict[str, Any]) -> list[Any]:
+    return [(key, "/" if "/" in str(value) else value) for key, value in sorted(flatten(config).items())]
 
 
 def read_tables(world: Path) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from openwavlm.data.index import Index
+from openwavlm.data.sealed import sealed
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
 from openwavlm.train import train
@@ -59,7 +60,8 @@ class Place:
 
     def change(self, file: str, **values: object) -> None:
         path = self.folder / file
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+        content = json.loads(path.read_text()) | values
+        path.write_text(json.dumps(sealed(content) if "seal" in content else content))
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +230,7 @@ def test_a_folder_that_is_no_shard_set_is_refused(place):
             "run/checkpoints/step-00000002.ckpt.json",
             r"step-00000002\.ckpt has checkpoint format 99, this version reads up to 1: install",
         ),
-        ("run/run.json", r"run/run\.json has format 99, this version reads up to 1: install a newer openwavlm"),
+        ("run/run.json", r"run/run\.json has format 99, this version reads up to 2: install a newer openwavlm"),
     ],
 )
 def test_a_newer_format_is_refused_by_name(place, file, sentence):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from openwavlm.data.sealed import sealed
 from openwavlm.targets.kmeans import Codebook, affordable_clusters
 from openwavlm.targets.minibatch import fit_minibatch_kmeans
 
@@ -142,9 +143,22 @@ def test_a_codebook_without_its_finished_mark_is_refused(tmp_path: Path) -> None
 def test_a_codebook_of_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
     Codebook(torch.zeros(2, 2)).save(tmp_path)
     meta = json.loads((tmp_path / "meta.json").read_text())
-    (tmp_path / "meta.json").write_text(json.dumps(meta | {"format_version": 9}))
+    (tmp_path / "meta.json").write_text(json.dumps(sealed(meta | {"format_version": 9})))
     with pytest.raises(ValueError, match=r"format_version 9.*reads up to 1: update OpenWavLM"):
         Codebook.load(tmp_path)
+
+
+def test_a_value_that_changed_in_the_description_of_a_codebook_is_noticed_and_one_without_checksum_is_read(
+    tmp_path: Path,
+) -> None:
+    Codebook(torch.zeros(2, 2), {"name": "layer", "layer": 9}).save(tmp_path)
+    text = (tmp_path / "meta.json").read_text()
+    (tmp_path / "meta.json").write_text(text.replace("9", "8", 1))
+    with pytest.raises(ValueError, match=r"meta\.json is damaged \(its checksum differs\)"):
+        Codebook.load(tmp_path)
+    older = {key: value for key, value in json.loads(text).items() if key != "seal"}
+    (tmp_path / "meta.json").write_text(json.dumps(older))
+    assert Codebook.load(tmp_path).features == {"name": "layer", "layer": 9}
 
 
 def test_an_exchanged_or_truncated_array_is_refused(tmp_path: Path) -> None:

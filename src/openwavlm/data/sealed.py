@@ -11,12 +11,13 @@ from openwavlm.data.files import read_json
 CHECKSUM = "seal"
 
 
-def read_sealed(path: Path, *, remedy: str, sealed_since: int | None = None) -> dict[str, Any]:
+def read_sealed(path: Path, *, remedy: str, newest: int | None = None, sealed_since: int | None = None) -> dict[str, Any]:
     """Reads a file that holds one JSON object and, where it carries a checksum of itself, compares that.
 
     Args:
         path: The file.
         remedy: Last part of the error's sentence: the way out.
+        newest: The newest `format_version` that the caller reads: of a newer one, which it refuses, the checksum is not compared.
         sealed_since: The `format_version` from which on the checksum must be there; None if it may always be absent.
 
     Returns:
@@ -27,10 +28,12 @@ def read_sealed(path: Path, *, remedy: str, sealed_since: int | None = None) -> 
         OSError: If the machine cannot read it; names the file.
     """
     content = read_json(path, remedy=remedy).values
-    has_seal = CHECKSUM in content
-    if has_seal and content.pop(CHECKSUM) != checksum_of(content):
-        raise ValueError(f"{path} is damaged (its checksum differs): {remedy}")
     version = content.get("format_version")
+    has_seal, seal = CHECKSUM in content, content.pop(CHECKSUM, None)
+    if newest is not None and isinstance(version, int) and version > newest:
+        return content
+    if has_seal and seal != checksum_of(content):
+        raise ValueError(f"{path} is damaged (its checksum differs): {remedy}")
     if not has_seal and sealed_since is not None and isinstance(version, int) and version >= sealed_since:
         raise ValueError(f"{path} is damaged (it has no checksum): {remedy}")
     return content

@@ -64,7 +64,7 @@ def read_description(path: Path) -> Description:
         ValueError: If the description is missing, damaged or of a checkpoint of another step than the name says.
     """
     file = description_file(path)
-    content = read_sealed(file, remedy=_CURE)
+    content = read_sealed(file, remedy=_CURE, newest=FORMAT_VERSION)
     version = content.get("format_version", 0)
     if _is_count(version) and version > FORMAT_VERSION:
         raise NewerFormatError(

@@ -9,7 +9,7 @@ import yaml
 
 from openwavlm.data.sealed import sealed
 from openwavlm.training.checkpoint import write_atomically
-from openwavlm.training.run_files import FORMAT_VERSION, config_checksum, read_config, read_run
+from openwavlm.training.run_files import FORMAT_VERSION, config_checksum, parse_config, read_config, read_run
 
 _FREE_GROUPS = (
     "trainer",
@@ -107,7 +107,7 @@ def _finish_rename(directory: Path) -> None:
     if path.exists() or not record.exists():
         return
     content = read_run(record)
-    if staged.is_file() and config_checksum(staged.read_bytes()) in content.get("configs", []):
+    if staged.is_file() and config_checksum(parse_config(staged)) in content.get("configs", []):
         staged.replace(path)
     elif content["segments"]:
         raise ValueError(
@@ -235,7 +235,7 @@ class RunRecord:
         self.content["segments"].append(segment)
         config = self._staged_config.with_suffix("")
         # Both: a kill between the two writes leaves the config of the launch before.
-        self.content["configs"] = [config_checksum(file.read_bytes()) for file in (config, self._staged_config) if file.exists()]
+        self.content["configs"] = [config_checksum(parse_config(file)) for file in (config, self._staged_config) if file.exists()]
         self.save()
         if self._staged_config.exists():
             self._staged_config.replace(config)

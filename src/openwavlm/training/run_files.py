@@ -1,6 +1,7 @@
 """The readers of `config.yaml`, `run.json` and `summary.json`: what is damaged is refused in a sentence with the file's name."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,20 @@ _CURE = "restore it from a copy, or start a new run under another name"
 _MAX_VALUES = 100_000
 
 
-def config_checksum(content: bytes) -> str:
-    """Checksum of a `config.yaml`, as `run.json` keeps it."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+def config_checksum(config: Any) -> str:
+    """Checksum of a config, as `run.json` keeps it; without its paths, which change where a run and its data are moved.
+
+    A path that is wrong is noticed when it is opened: by its absence, or by the fingerprints of what lies there.
+    """
+    return hashlib.blake2b(json.dumps(_without_paths(config), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(each) for each in value]
+    return "/" if isinstance(value, str) and "/" in value else value
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -29,6 +41,23 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path.parent} is no run directory (it has no config.yaml): give the folder that train.py wrote, as in run=runs/NAME"
         )
+    config = parse_config(path)
+    record = path.with_name("run.json")
+    known = read_run(record).get("configs") if record.exists() else None
+    if known and config_checksum(config) not in known:
+        raise ValueError(
+            f"{path} is damaged or was edited (no launch that run.json knows wrote it): restore it from a copy; to go on with another "
+            "config give allow_change=[…] to train.py"
+        )
+    return config
+
+
+def parse_config(path: Path) -> dict[str, Any]:
+    """Reads a file of a config by itself.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
     raw = path.read_bytes()
     try:
         config = yaml.safe_load(raw.decode())
@@ -36,13 +65,6 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged (it is not YAML: {type(error).__name__}): {_CURE}") from error
     if not isinstance(config, dict) or not _is_plain(config):
         raise ValueError(f"{path} is damaged (it must hold keys with plain values): {_CURE}")
-    record = path.with_name("run.json")
-    known = read_run(record).get("configs") if record.exists() else None
-    if known and config_checksum(raw) not in known:
-        raise ValueError(
-            f"{path} is damaged or was edited (no launch that run.json knows wrote it): restore it from a copy; to go on with another "
-            "config give allow_change=[…] to train.py"
-        )
     return config
 
 
@@ -71,7 +93,7 @@ def read_run(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If it is missing, damaged or of a newer format.
     """
-    content = read_sealed(path, remedy=_CURE, sealed_since=2)
+    content = read_sealed(path, remedy=_CURE, newest=FORMAT_VERSION, sealed_since=2)
     version: Any = content.get("format_version")
     if is_count(version) and version > FORMAT_VERSION:
         raise ValueError(f"{path} has format {version}, this version reads up to {FORMAT_VERSION}: install a newer openwavlm")

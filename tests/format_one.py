@@ -47,6 +47,7 @@ def run_of_format_one(folder: Path) -> Path:
     for holder in (record, *record["segments"]):
         holder["fingerprints"] = {k: v for k, v in holder["fingerprints"].items() if not k.startswith("metadata.")}
     record["heard"] = [_without(entry, "metadata") for entry in record["heard"]]
+    record = {**_without(_without(record, "seal"), "configs"), "format_version": 1}
     (folder / "run.json").write_text(json.dumps(record, indent=1) + "\n")
     return folder
 

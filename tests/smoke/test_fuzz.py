@@ -191,7 +191,7 @@ FORMATS = {
     "alignments, LibriSpeech": Format("phones.alignment.txt", segments_of("phones.alignment.txt"), checked=False),
 }
 # Read by others' readers, which check what these tests ask for on other branches.
-PENDING = {"index": "metadata", "done-files of shards": "metadata", "labels": "labels"}
+PENDING = {"index": "metadata", "done-files of shards": "metadata"}
 
 
 # --- a small world of files ---------------------------------------------------------------------------------------------

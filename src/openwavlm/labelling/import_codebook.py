@@ -82,9 +82,10 @@ def _centroids(file: Path, *, trust: bool) -> np.ndarray:
     if file.suffix == ".npy":
         try:
             return np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # numpy reads the header as Python, which fails in many ways
             check_of_the_file(error, file)
-            raise ValueError(f"{file} must be an array of centroids, but cannot be read ({error}): save it again") from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{file} must be an array of centroids, but cannot be read ({reason}): save it again") from error
     if zipfile.is_zipfile(file):  # numpy's .npz and torch's .pt
         raise ValueError(
             f"{file} is an archive, and no array or joblib file: save the centroids alone by numpy.save, and give the .npy"

@@ -81,9 +81,17 @@ class Measured:
 
     @classmethod
     def load(cls, path: Path) -> "Measured":
-        """Reads what `save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+        except Exception as error:  # an archive that is damaged fails in many ways
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{path} is damaged ({reason}): delete it, and it is measured again") from error
 
 
 def cache_name(extract: Features, sets: Sequence[ProbeSet], settings: ProbeSettings, units_layer: int | None = None) -> str:

@@ -130,7 +130,7 @@ def edit_json(generator: random.Random, content: bytes, *, keep_seal: bool = Tru
     value = json.loads(content)
     if not keep_seal:
         value.pop("seal", None)
-        if value.get("format_version") == 2:
+        if "configs" in value:  # a run.json of format 1
             value["format_version"] = 1
     nodes = _nodes(value)
     if not nodes:
@@ -211,9 +211,10 @@ class Damage:
         path: The file.
         others: Whole files of the same kind, one of which may take its place.
         seed: Decides what happens.
+        alone: Whether the file is read by itself, so that nobody can miss it or know another of its kind in its place.
     """
 
-    def __init__(self, path: Path, others: list[Path], seed: str) -> None:
+    def __init__(self, path: Path, others: list[Path], seed: str, *, alone: bool = False) -> None:
         self.path, self._content = path, path.read_bytes()
         generator = random.Random(seed)
         self.free, self.what = False, "a folder in its place"
@@ -222,11 +223,11 @@ class Damage:
             path.unlink()
             path.mkdir()
             return
-        if kind < 0.02:
+        if kind < 0.02 and not alone:
             path.unlink()
             self.what = "missing"
             return
-        if kind < 0.05 and others:
+        if kind < 0.05 and others and not alone:
             other = generator.choice(others)
             path.write_bytes(other.read_bytes())
             self.what = f"{other.name} in its place"

@@ -15,7 +15,8 @@ from openwavlm.data.index import Index
 from openwavlm.data.sources import label_folders
 from openwavlm.data.upgrade import upgrade_shards
 from openwavlm.labelling.upgrade import upgrade_labels
-from openwavlm.training.run_directory import RunRecord, read_config
+from openwavlm.training.run_directory import RunRecord
+from openwavlm.training.run_files import read_config
 from openwavlm.training.run_lock import RunLock
 
 _USAGE = """usage: openwavlm upgrade PATH ...

@@ -25,7 +25,7 @@ from openwavlm.checkpoints.load import load_checkpoint
 from openwavlm.cli import composed
 from openwavlm.data.corpora import manifest
 from openwavlm.data.index import COLUMNS, Index
-from openwavlm.data.indexing import read_done_file
+from openwavlm.data.shard_done import read_done_file
 from openwavlm.export import export_run, load_run
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
@@ -56,11 +56,13 @@ class Format:
         read: Folder → content.
         checked: Whether any change of the content must be noticed; a file that a user writes, or that another program wrote without
             checksums, must only be read without a crash.
+        alone: Whether its reader sees one file and no other of the kind.
     """
 
     files: str
     read: Callable[[Path], Any]
     checked: bool = True
+    alone: bool = False
 
 
 def frozen(value: Any) -> Any:
@@ -165,7 +167,7 @@ def segments_of(name: str) -> Callable[[Path], Any]:
 
 FORMATS = {
     "index": Format("shard-set/index/*", read_index),
-    "done-files of shards": Format("shard-set/shards/*/*.json", read_done),
+    "done-files of shards": Format("shard-set/shards/*/*.json", read_done, alone=True),
     "labels": Format("labels/*.*", read_labels),
     "codebook": Format("codebook/*.*", read_codebook),
     "run.json": Format("run/run.json", read_resume),
@@ -190,9 +192,6 @@ FORMATS = {
     "alignments, PHN": Format("phones.phn", segments_of("phones.phn"), checked=False),
     "alignments, LibriSpeech": Format("phones.alignment.txt", segments_of("phones.alignment.txt"), checked=False),
 }
-# Read by others' readers, which check what these tests ask for on other branches.
-PENDING = {"index": "metadata", "done-files of shards": "metadata"}
-
 
 # --- a small world of files ---------------------------------------------------------------------------------------------
 
@@ -341,7 +340,7 @@ def _tries(name: str, world: Path, count: int, results: Any) -> None:
     for number in range(count):
         path = paths[number % len(paths)]
         others = [other for other in paths if other != path and other.suffix == path.suffix]
-        damage = Damage(path, others, f"{name}/{number}")
+        damage = Damage(path, others, f"{name}/{number}", alone=FORMATS[name].alone)
         try:
             results.send((number, f"{path.name}, {damage.what}", fault_of(name, world, path, damage, expected, said)))
         finally:
@@ -373,12 +372,12 @@ def damaged(name: str, world: Path, tmp_path: Path, count: int) -> None:
     assert not faults, f"{len(faults)} of {count}:\n" + "\n".join(faults[:40])
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name not in PENDING])
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_damaged_file_is_read_as_it_was_or_named(name: str, world: Path, tmp_path: Path) -> None:
     damaged(name, world, tmp_path, 15)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [name for name in FORMATS if name not in PENDING])
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_thousand_damaged_files_of_a_format_are_read_as_they_were_or_named(name: str, world: Path, tmp_path: Path) -> None:
     damaged(name, world, tmp_path, 1000)

@@ -68,7 +68,8 @@ def read_description(path: Path) -> Description:
     version = content.get("format_version", 0)
     if _is_count(version) and version > FORMAT_VERSION:
         raise NewerFormatError(
-            f"{path} has checkpoint format {version}, this version reads up to {FORMAT_VERSION}: install a newer openwavlm"
+            f"{path} has checkpoint format {version}, this version reads up to {FORMAT_VERSION}: install a newer openwavlm, "
+            f"or restore {file.name} if it is damaged"
         )
     step, validation, records = content.get("step"), content.get("validation"), content.get("records") or {}
     sha256 = content.get("sha256")

@@ -15,15 +15,18 @@ import soundfile
 import soxr
 
 from openwavlm.build import objects, plain
+from openwavlm.data.index import Index
 from openwavlm.data.prepare import make_shards
 from openwavlm.data.sources import OpenData
 from openwavlm.data.synthesis import espeak
 from openwavlm.data.synthesis.voices import speakers_of
 from openwavlm.export import load_run
-from openwavlm.frames import SAMPLE_RATE_HZ
+from openwavlm.frames import SAMPLE_RATE_HZ, num_frames
 from openwavlm.iteration.masked import masked_figures
 from openwavlm.labelling.assign import assign_labels
 from openwavlm.labelling.fit import fit_codebook
+from openwavlm.targets.kmeans import Codebook
+from openwavlm.targets.label_packs import write_labels_meta, write_pack
 from runs import compose, launch
 
 pytestmark = [
@@ -80,11 +83,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for name in MINUTES:
         assign_labels(folder / name / "shards", folder / "codebook", folder / name / "labels")
-        shutil.copytree(folder / name / "labels", folder / name / "moved")
-        for path in (folder / name / "moved").glob("*.u16"):
-            labels = np.fromfile(path, dtype="<u2")
-            np.roll(labels, len(labels) // 2).tofile(path)
+        move_labels(folder / name)
     return folder
+
+
+def move_labels(folder: Path) -> None:
+    """Writes `folder/moved`: the labels of `folder/labels` in their order, half a labelling later."""
+    labels, moved = folder / "labels", folder / "moved"
+    shutil.copytree(labels, moved)
+    index, codebook = Index.open(folder / "shards"), Codebook.load(folder.parent / "codebook")
+    packs, counts = [], np.zeros(len(codebook), dtype=np.int64)
+    first = 0
+    for pack in json.loads((labels / "meta.json").read_text())["packs"]:
+        values = np.fromfile(labels / f"{pack['name']}.u16", dtype="<u2")
+        values = np.roll(values, len(values) // 2)
+        shards = range(first, first + len(pack["shards"]))
+        rows = range(index.first_row[shards[0]], index.first_row[shards[-1] + 1])
+        borders = np.cumsum(num_frames(index.num_samples[rows.start : rows.stop].astype(np.int64)))[:-1]
+        parts = dict(zip(rows, np.split(values, borders), strict=True))
+        result = write_pack(moved, pack["name"], index, shards, parts.get, len(codebook))
+        packs, counts, first = [*packs, result.record], counts + result.label_counts, shards[-1] + 1
+    write_labels_meta(moved, codebook, packs, counts)
 
 
 def trained(data: Path, directory: Path, labels: str, *overrides: str) -> dict:

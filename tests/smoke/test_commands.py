@@ -171,7 +171,9 @@ def test_what_is_exported_are_the_weights_of_the_newest_checkpoint(exported):
     mine = model.state_dict()
     assert set(mine) == set(trained) and all(torch.equal(mine[key], trained[key]) for key in mine)
     about = json.loads((exported / "openwavlm.json").read_text())
-    assert about["updates"] == 4 and {"codebook", "labels.speech", "shards.speech", "noise"} == set(about["fingerprints"])
+    assert about["updates"] == 4 and {"codebook", "labels.speech", "metadata.speech", "shards.speech", "noise"} == set(
+        about["fingerprints"]
+    )
     trained_on = about["trained_on"]
     assert trained_on["indexes"] == [about["fingerprints"]["shards.speech"]] and trained_on["validation_indexes"] == []
     config = yaml.safe_load((exported.parent / "config.yaml").read_text())["data"]

@@ -463,7 +463,7 @@ def test_a_field_that_is_absent_or_of_another_kind_is_refused_with_the_files_nam
 @pytest.mark.parametrize("text", ["", "[]", "7", '{"format_version":', "[" * 100_000, '{"format_version": 1e999}', "\x00\ufffd"])
 def test_a_meta_that_is_no_object_is_refused(index: Index, labels: Path, text: str) -> None:
     (labels / "meta.json").write_bytes(text.encode("utf-16-be" if text.startswith("\x00") else "utf-8"))
-    with pytest.raises(ValueError, match=r"labels/meta\.json is damaged"):
+    with pytest.raises(ValueError, match=r"labels/meta\.json( is damaged| must hold a JSON object|: format_version must)"):
         LabelStore.open(labels, index)
 
 

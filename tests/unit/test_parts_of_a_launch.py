@@ -46,6 +46,7 @@ class Launch:
         self.initial_seed = 0
         self.checkpoint: Path | None = None
         self.held_out = ["spec"]
+        self.module = SimpleNamespace(voids=SimpleNamespace(count=0))
         self.fingerprints = {"index.speech": "i", "codebook": "c"}
         self._patch.setattr(train, "newest_checkpoint", lambda folder: self.checkpoint)
         self._patch.setattr(train, "RunRecord", self._record)
@@ -60,10 +61,11 @@ class Launch:
                 update=self._saying("log"),
                 probes=lambda *figures: self.said.append(figures),
                 audio_s_total=7.25,
+                tables=SimpleNamespace(damaged=[], record=lambda launch: {"launch": launch}),
             ),
             "make_monitor": SimpleNamespace(state=lambda: "the rules' state", update=self._saying("rules"), summary=dict),
             "StepLoader": SimpleNamespace(waited_s=0.0),
-            "PretrainingModule": "module",
+            "PretrainingModule": self.module,
             "Evaluation": "evaluation",
             "StepBoundary": SimpleNamespace(requeue=True),
             "make_trainer": SimpleNamespace(fit=self._fit, global_step=18),
@@ -94,9 +96,10 @@ class Launch:
 
     def _record(self, directory: Path) -> Any:
         return SimpleNamespace(
-            content={},
+            content={"segments": ["the first"]},
             hear=lambda *told: self.said.append(("told", directory, *told)),
             check_fingerprints=lambda *asked: self.said.append(("checked", *asked)),
+            refuse_lost_checkpoints=lambda: self.said.append("no checkpoint was lost"),
             inherit=lambda other: self.said.append("inherited"),
             begin_segment=lambda segment: self.given.update(segment=((), segment)),
         )
@@ -136,7 +139,8 @@ class Launch:
         path = folder / f"step-{step:08d}.ckpt"
         folder.mkdir(parents=True, exist_ok=True)
         plan = {"plan_version": PLAN_VERSION, "key": "k"}
-        torch.save({"openwavlm": {"step": step, "plan": plan, "health": "kept", **changed}}, path)
+        own = {"step": step, "plan": plan, "health": "kept", "fingerprints": self.fingerprints, **changed}
+        torch.save({"state_dict": {}, "openwavlm": own}, path)
         return path
 
     def run(self, *overrides: str, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
@@ -167,6 +171,7 @@ def test_a_first_launch_gives_every_part_its_settings(launch: Launch) -> None:
     assert named["max_skip_rate"] == 0.02 and named["float16"] is False and named["fingerprints"] == launch.fingerprints
     assert named["plan_state"](6) == {"plan_version": PLAN_VERSION, "key": "k", "of": 6}
     assert named["health"] == "figures of health" and named["health_state"]() == "the rules' state"
+    assert named["records"]() == {"launch": 1}
     record = StepRecord(1, {}, 0.0, 0.0, with_unmasked=False)
     named["on_record"](record)
     assert launch.said[-2:] == [("log", record), ("rules", record)]

@@ -148,7 +148,7 @@ def test_sharded_processes_hold_half_of_the_parameters_each(data, tmp_path, stra
 
 
 @pytest.mark.parametrize("fault", ["per-rank means", "missing factor W"])
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
 def test_the_comparison_detects_a_wrong_normalisation(data, one_process, tmp_path, fault, strategy):
     found, _, _ = recorded(data, tmp_path, 2, fault, strategy)
     assert largest_difference(one_process[0], found) > 1e-3

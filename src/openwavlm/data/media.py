@@ -7,6 +7,7 @@ out of that, so it equals the slice of the whole. Ends, gaps and errors that FFm
 import errno
 import os
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -158,7 +159,7 @@ class MediaSource:
         tag_end = 0
         packets = self._container.demux(self._stream)
         while True:
-            with _errors(f"reading fails after {self._count} packets"):
+            with _errors(f"reading fails after {self._count} packets"), _signals_wait():
                 packet = next(packets, None)
             if packet is None:
                 return
@@ -289,6 +290,19 @@ def _skips(frame: Any) -> tuple[int, int]:
             content = bytes(data)
             return int.from_bytes(content[:4], "little"), int.from_bytes(content[4:8], "little")
     return 0, 0
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Lets signals to this thread wait until the block ends.
+
+    PyAV ends a file with an exception of its own; a KeyboardInterrupt while that is built is forgotten (PyAV 18.1: 11 of 1,300).
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # FFmpeg returns these for contents too. A disk that fails is found by reading the file through, see `audio.py`.

@@ -63,9 +63,9 @@ def _run(python: str, folder: Path) -> None:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    """Content of the files by path; what they record of the torch that computed them, and of a PyAV that decoded nothing, is left out."""
+    """Content of the files by path, without the versions of torch and of PyAV, which decoded nothing, and the seals over these."""
     return {
-        str(path.relative_to(folder)): re.sub(rb'"(torch|av)": "[^"]*"', b"", path.read_bytes())
+        str(path.relative_to(folder)): re.sub(rb'"(torch|av|seal)": "[^"]*"', b"", path.read_bytes())
         for name in ("shards", "codebook", "labels")
         for path in sorted((folder / name).rglob("*"))
         if path.is_file() and path.name != "lock"

@@ -19,7 +19,7 @@ from openwavlm.data.fields import read_fields
 from openwavlm.data.index import Index
 from openwavlm.data.prepare import make_shards
 from openwavlm.data.reader import ShardReader
-from openwavlm.data.seals import write_sealed
+from openwavlm.data.sealed import write_sealed
 from openwavlm.data.stats import sentences
 from openwavlm.data.upgrade import upgrade_shards
 from synthetic import speech_like, write_speech_like

@@ -7,7 +7,7 @@ import pytest
 
 from openwavlm.data.done import is_done, task_done
 from openwavlm.data.indexing import build_index
-from openwavlm.data.seals import write_sealed
+from openwavlm.data.sealed import write_sealed
 from openwavlm.data.shard_done import read_done_file, write_done_file
 from openwavlm.data.shards import task_file
 

@@ -12,7 +12,7 @@ import pytest
 
 from openwavlm.data.index import COLUMNS, MEMBER, NAMES, Index, ShardInfo, index_fingerprint, shard_identity, shard_metadata
 from openwavlm.data.index_writer import write_index
-from openwavlm.data.seals import write_sealed
+from openwavlm.data.sealed import write_sealed
 
 ROWS = (3, 0, 4)
 

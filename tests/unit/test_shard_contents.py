@@ -26,7 +26,7 @@ from openwavlm.data.indexing import build_index
 from openwavlm.data.prepare import make_shards
 from openwavlm.data.reader import ShardReader
 from openwavlm.data.rows import make_row, utterance_key
-from openwavlm.data.seals import write_sealed
+from openwavlm.data.sealed import write_sealed
 from openwavlm.data.shard_done import write_done_file
 from openwavlm.data.shards import ShardJob, run_task
 from openwavlm.data.stats import partner_shares

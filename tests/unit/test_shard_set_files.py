@@ -9,7 +9,7 @@ import pytest
 from openwavlm.data.done import is_done, refuse_many_skipped, skipped, write_skipped
 from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo
 from openwavlm.data.index_writer import write_index
-from openwavlm.data.seals import write_sealed
+from openwavlm.data.sealed import write_sealed
 from openwavlm.data.shards import task_file
 from openwavlm.data.stats import partner_shares, shard_set_stats
 from openwavlm.data.tasks import TaskLine

@@ -10,7 +10,7 @@ import pytest
 from openwavlm.data.index import COLUMNS, TABLES, Index
 from openwavlm.data.index_writer import write_index
 from openwavlm.data.reader import ShardReader
-from openwavlm.data.seals import write_sealed
+from openwavlm.data.sealed import write_sealed
 from openwavlm.data.verify import verify_shards
 from synthetic import make_shard_set
 

@@ -8,11 +8,11 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import soundfile
@@ -67,6 +67,9 @@ _CONTENT_REASONS = {"unreadable", "truncated", "undecoded", "zero-length", "not-
 _LOWEST_RATE_HZ, _HIGHEST_RATE_HZ = 1_000, 1_000_000
 
 
+_Found = TypeVar("_Found")
+
+
 class Source(Protocol):
     """An open recording.
 
@@ -109,11 +112,7 @@ def probe_seconds(path: Path) -> float | None:
     Raises:
         OSError: If the machine fails to read the file (not: if there is none, or it is unreadable).
     """
-    try:
-        with _opened(path) as (descriptor, size), closing(_source(descriptor, size)) as source:
-            return source.claimed_s
-    except AudioError:
-        return None
+    return _probe(path, lambda source: source.claimed_s)
 
 
 def probe_channels(path: Path) -> int | None:
@@ -122,9 +121,14 @@ def probe_channels(path: Path) -> int | None:
     Raises:
         OSError: If the machine fails to read the file (not: if there is none, or it is unreadable).
     """
+    return _probe(path, lambda source: source.channels)
+
+
+def _probe(path: Path, read: Callable[[Source], _Found]) -> _Found | None:
+    """What a file's header says; None where it cannot be opened as audio."""
     try:
         with _opened(path) as (descriptor, size), closing(_source(descriptor, size)) as source:
-            return source.channels
+            return read(source)
     except AudioError:
         return None
 

@@ -8,7 +8,7 @@ from typing import Any
 from openwavlm.data.atomic import atomic_file
 from openwavlm.data.files import Fields
 from openwavlm.data.index import FORMAT_VERSION
-from openwavlm.data.seals import read_sealed
+from openwavlm.data.sealed import read_newest
 from openwavlm.data.shards import task_file
 from openwavlm.data.tasks import TaskLine
 
@@ -27,7 +27,7 @@ def task_done(output: Path, number: int) -> dict[str, Any] | None:
         return None
     try:
         upgrade, remedy = f"openwavlm upgrade {output}", "the task is done again"
-        found = read_sealed(file, newest=FORMAT_VERSION, what=str(file), upgrade=upgrade, remedy=remedy)
+        found = read_newest(file, newest=FORMAT_VERSION, what=str(file), upgrade=upgrade, remedy=remedy)
         check_task_done(found)
         return found.values
     except ValueError as error:

@@ -22,7 +22,7 @@ import numpy as np
 
 from openwavlm.data.atomic import sha256_of
 from openwavlm.data.files import Fields, read_array, read_lines
-from openwavlm.data.seals import read_sealed
+from openwavlm.data.sealed import read_newest
 
 FORMAT_VERSION = 2
 COLUMNS: dict[str, type[np.unsignedinteger[Any]]] = {
@@ -159,7 +159,7 @@ class Index:
             )
         upgrade = f"openwavlm upgrade {path}"
         again = _again(path)
-        head = read_sealed(mark, newest=FORMAT_VERSION, what=f"the index of {path}", upgrade=upgrade, remedy=again)
+        head = read_newest(mark, newest=FORMAT_VERSION, what=f"the index of {path}", upgrade=upgrade, remedy=again)
         shards = [ShardInfo.of(entry) for entry in head.objects("shards")]
         rows = head.integer("rows")
         columns = {

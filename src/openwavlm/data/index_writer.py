@@ -22,7 +22,7 @@ from openwavlm.data.index import (
     look_up,
     shard_metadata,
 )
-from openwavlm.data.seals import write_sealed
+from openwavlm.data.sealed import write_sealed
 
 
 def write_index(

@@ -9,7 +9,7 @@ import numpy as np
 
 from openwavlm.data.files import Fields
 from openwavlm.data.index import COLUMNS, FORMAT_VERSION, MEMBER, NAMES, ShardInfo, shard_identity, shard_metadata
-from openwavlm.data.seals import read_sealed, write_sealed
+from openwavlm.data.sealed import read_newest, write_sealed
 
 _NUMBERS = ("offset", "nbytes", "num_samples", "key", "pcm")
 _REMEDY = "delete it and run data_prep/make_shards.py again"
@@ -58,7 +58,7 @@ def read_done_file(file: Path) -> ShardDone:
         ValueError: If it is missing, damaged or of another format.
     """
     upgrade = f"openwavlm upgrade {file.parents[2]}"
-    found = read_sealed(file, newest=FORMAT_VERSION, what=str(file), upgrade=upgrade, remedy=_REMEDY)
+    found = read_newest(file, newest=FORMAT_VERSION, what=str(file), upgrade=upgrade, remedy=_REMEDY)
     info = ShardInfo.of(found)
     columns = Fields(found.mapping("columns"), f"{file}, columns", _REMEDY)
     numbers = {name: columns.integers(name, COLUMNS[name], info.rows) for name in _NUMBERS}

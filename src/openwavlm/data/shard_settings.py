@@ -9,7 +9,7 @@ from typing import Any
 from openwavlm.data.corpora.columns import FIELDS
 from openwavlm.data.corpora.listing import LAYOUTS
 from openwavlm.data.index import FORMAT_VERSION
-from openwavlm.data.seals import read_sealed, write_sealed
+from openwavlm.data.sealed import read_newest, write_sealed
 
 CHANNELS = ("mean", "first", "split")
 
@@ -75,7 +75,7 @@ def bind_settings(output: Path, settings: Mapping[str, Any], decoders: Mapping[s
         write_sealed(path, {"format_version": FORMAT_VERSION, **settings, "decoders": dict(decoders)})
         return settings
     upgrade, remedy = f"openwavlm upgrade {output}", "restore it from a copy, or give another output"
-    bound = dict(read_sealed(path, newest=FORMAT_VERSION, what=str(output), upgrade=upgrade, remedy=remedy).values)
+    bound = dict(read_newest(path, newest=FORMAT_VERSION, what=str(output), upgrade=upgrade, remedy=remedy).values)
     del bound["format_version"]
     earlier = bound.pop("decoders", None)
     # Sets of the first versions have neither setting.

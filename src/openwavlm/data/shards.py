@@ -26,7 +26,7 @@ from openwavlm.data.audio import decoders
 from openwavlm.data.decoding_tasks import TaskDecoder
 from openwavlm.data.index import FORMAT_VERSION
 from openwavlm.data.rows import Row, make_row
-from openwavlm.data.seals import write_sealed
+from openwavlm.data.sealed import write_sealed
 from openwavlm.data.shard_done import write_done_file
 from openwavlm.data.tasks import Item, TaskLine, read_task
 from openwavlm.frames import SAMPLE_RATE_HZ

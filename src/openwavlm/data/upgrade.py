@@ -16,7 +16,7 @@ from openwavlm.data.files import Fields, read_array, read_json, read_lines
 from openwavlm.data.index import COLUMNS, FORMAT_VERSION, MEMBER, NAMES, TABLES, Index, shard_metadata
 from openwavlm.data.index_writer import write_index
 from openwavlm.data.indexing import build_index, index_content
-from openwavlm.data.seals import write_sealed
+from openwavlm.data.sealed import write_sealed
 from openwavlm.data.tasks import task_lines
 
 _REMEDY = "restore it from a copy"

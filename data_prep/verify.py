@@ -12,6 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from openwavlm.cli import command, paths
+from openwavlm.data.growth import verify_input
 from openwavlm.data.index import Index
 from openwavlm.data.verify import verify_shards
 
@@ -22,6 +23,11 @@ def main(config: DictConfig) -> None:
     result = verify_shards(config.shards, share=config.share, seed=config.seed, workers=config.workers)
     problems = list(result.problems)
     verdicts, damaged = [result.sentence()], [str(config.shards)] if problems else []
+    if config.input is not None:
+        made = verify_input(config.shards, config.input, share=config.share, seed=config.seed, workers=config.workers)
+        verdicts.append(made.sentence())
+        problems += made.problems
+        damaged += [str(config.input)] if made.problems else []
     if config.labels is not None:
         from openwavlm.labelling.verify import labels_of_teacher, verify_labels
 
@@ -49,7 +55,8 @@ def main(config: DictConfig) -> None:
         Path(config.json).write_text(json.dumps({"verdicts": verdicts, "problems": problems}, indent=1) + "\n")
     if problems:
         print("\n".join(problems[: config.show]))
-        raise ValueError(f"{len(problems)} problems in {', '.join(damaged)}: restore the files from a copy, or make them again")
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise ValueError(f"{count} in {', '.join(damaged)}: restore the files from a copy, or make them again")
 
 
 if __name__ == "__main__":

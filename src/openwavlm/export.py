@@ -49,6 +49,7 @@ def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") ->
     config = read_config(run / "config.yaml")
     found = named_checkpoint(run / "checkpoints", checkpoint)
     if found is None:
+        RunRecord(run).refuse_lost_checkpoints()
         raise ValueError(f"{run} has no checkpoint yet: let it train to callbacks.checkpoint_every, or touch {run / 'save_now'}")
     content = read_checkpoint(found)
     prefix = "model." if weights == "trained" else "ema."

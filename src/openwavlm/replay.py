@@ -26,10 +26,11 @@ from openwavlm.data.audio import encode, encode_flac
 from openwavlm.data.sources import Data, OpenData, label_folders
 from openwavlm.frames import SAMPLE_RATE_HZ
 from openwavlm.report.batch_rows import BatchRow, describe_rows
-from openwavlm.report.content import read_table
+from openwavlm.report.content import known_tables, read_table
 from openwavlm.report.replay_page import render_replay
+from openwavlm.training.checkpoint import checkpoints_in
 from openwavlm.training.forward import prepare_waveforms
-from openwavlm.training.run_directory import lacks_names, same_data
+from openwavlm.training.run_directory import RunRecord, lacks_names, same_data
 from openwavlm.training.segments import Segment, follow_plan, segment_of
 
 log = logging.getLogger(__name__)
@@ -114,13 +115,20 @@ def rebuild_update(run: Path, step: int) -> Update:
 
 
 def _recorded(run: Path, step: int) -> dict[str, float]:
-    """The update's row of `metrics.csv`."""
-    metrics = read_table(run / "metrics.csv")
+    """The update's row of `metrics.csv`, which is compared with the newest checkpoint's word of it."""
+    table = run / "metrics.csv"
+    metrics = read_table(table, prefix=known_tables(run, RunRecord(run).content["segments"]).get(table.name))
     if not len(metrics.get("step", ())):
+        if checkpoints_in(run / "checkpoints"):
+            raise ValueError(f"{table} is missing or has no rows, but the run has checkpoints: restore it from a copy")
         raise ValueError(f"{run} has made no update yet, so there is nothing to replay: let it train first")
     place = np.flatnonzero(metrics["step"] == step)
+    last = int(metrics["step"][-1])
+    if not len(place) and 1 <= step < last:
+        raise ValueError(
+            f"{table} has no row for update {step}, though it has one for update {last}: restore it from a copy, or replay another update"
+        )
     if not len(place):
-        last = int(metrics["step"][-1])
         raise ValueError(f"step must be an update that {run} has made, 1 to {last} so far, but is {step}: choose one of these")
     return {name: float(column[place[0]]) for name, column in metrics.items()}
 

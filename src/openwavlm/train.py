@@ -197,6 +197,10 @@ def _train(
     record.check_fingerprints(fingerprints, list(values["allow_change"]), opened.places())
     found = on_rank_zero(lambda: newest_checkpoint(directory / "checkpoints"))
     embeddings = [parts["head"].special_rows + size for size in opened.classes]
+    own = found is not None
+    if not own:
+        on_rank_zero(record.refuse_lost_checkpoints)
+        on_rank_zero(record.say_what_is_lost)
     if found is not None:
         check_head(found, embeddings, fingerprints)
     elif values["branch_from"]:
@@ -213,9 +217,6 @@ def _train(
         )
         record.inherit(RunRecord(found.resolve().parents[1]))
     state = read_checkpoint(found)["openwavlm"] if found else None
-    own = found is not None and found.parent == directory / "checkpoints"
-    if found is None:
-        record.refuse_lost_checkpoints()
     start = int(state["step"]) if state else 0
     stop_after = values["stop_after"]
     if start >= optim.updates or (stop_after is not None and start >= stop_after):
@@ -311,7 +312,9 @@ def _train(
         plan_state=lambda step: {"plan_version": PLAN_VERSION, "key": plan_key, **schedule.state(step)},
         health=make_figures(parts, opened, rank),
         health_state=lambda: monitor.state() if monitor is not None else None,
-        records=lambda: run_log.tables.record(len(record.content["segments"])) if run_log is not None else {},
+        records=lambda: (
+            run_log.tables.record(len(record.content["segments"]), record.content["run"]) if run_log is not None else {}
+        ),
     )
 
     def begin() -> None:
@@ -335,6 +338,7 @@ def _train(
         probe_every=parts["probes"].every,
         paused=clock.paused,
         before_save=lambda: together(watch.confirm),
+        after_save=record.note_checkpoint,
     )
     trainer = make_trainer(parts["trainer"], values["precision"], optim.updates, directory, boundary, world_size)
     began = time.monotonic()

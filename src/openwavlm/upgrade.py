@@ -4,6 +4,7 @@ Shard sets get a second identity, of their names (`metadata`), and checksums; la
 centroids and weights are not written.
 """
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +23,9 @@ from openwavlm.training.run_lock import RunLock
 _USAGE = """usage: openwavlm upgrade PATH ...
 
 Brings shard sets, labels, codebooks and runs of older versions to the present formats, in place; audio, labels and weights stay as
-they are. A run names its shard sets and labels, which are upgraded with it. Labels and codebooks need the shard sets that they are of:
-name them on the same line, as in `openwavlm upgrade data/shards/train data/labels/km500`. Killed, it goes on when it is run again.
+they are. Of any other folder (of openwavlm iterate or learn, data/, runs/) all of these that lie below it are upgraded. A run names
+its shard sets and labels, which are upgraded with it. Labels and codebooks need the shard sets that they are of: name them on the same
+line, as in `openwavlm upgrade data/shards/train data/labels/km500`. Killed, it goes on when it is run again.
 """
 _REMEDY = "restore it from a copy"
 
@@ -32,16 +34,16 @@ def upgrade(paths: Sequence[Path]) -> dict[Path, bool]:
     """Upgrades shard sets, labels, codebooks and runs.
 
     Args:
-        paths: Folders of them, in any order; those that a run names are upgraded too.
+        paths: Folders of them, or folders that they lie below, in any order; those that a run names are upgraded too.
 
     Returns:
         Of each folder whether anything in it had to be changed, in the order of the work.
 
     Raises:
-        ValueError: If a folder is none of these, damaged, of a newer format or in use; if the shard sets that labels or a codebook are
-            of were not given; if the data of a run are not those that it was trained on.
+        ValueError: If a folder is none of these and holds none, is damaged, of a newer format or in use; if the shard sets that labels
+            or a codebook are of were not given; if the data of a run are not those that it was trained on.
     """
-    kinds = {path: _kind(path) for path in paths}
+    kinds = {folder: kind for path in paths for folder, kind in _found(path).items()}
     runs = [path for path, kind in kinds.items() if kind == "run"]
     configs = {run: read_config(run / "config.yaml") for run in runs}
     shards = [path for path, kind in kinds.items() if kind == "shards"]
@@ -51,52 +53,79 @@ def upgrade(paths: Sequence[Path]) -> dict[Path, bool]:
         shards += named_shards
         labels += named_labels
     changed: dict[Path, bool] = {}
-    for folder in dict.fromkeys(shards):
+    # By its place: a config may name by an absolute path what was given by a relative one.
+    indexes: dict[Path, Index] = {}
+    for place, folder in {folder.resolve(): folder for folder in shards[::-1]}.items():
         changed[folder] = upgrade_shards(folder)
-    indexes = {folder: Index.open(folder) for folder in dict.fromkeys(shards)}
-    for folder in dict.fromkeys(labels):
+        indexes[place] = Index.open(folder)
+    for folder in {folder.resolve(): folder for folder in labels[::-1]}.values():
         changed[folder] = _upgrade_meta(folder, list(indexes.values()))
     for run in runs:
         changed[run] = _upgrade_run(run, configs[run], indexes)
     return changed
 
 
-def _kind(path: Path) -> str:
+def _found(path: Path) -> dict[Path, str]:
+    """The folders to upgrade and their kinds: the path itself, or all below it; links are not followed.
+
+    Below it, a folder of another program may have an `index/` or a `meta.json` too, so more than these is looked for.
+    """
+    if kind := _kind(path):
+        return {path: kind}
+    found: dict[Path, str] = {}
+    for place, folders, _ in os.walk(path):
+        folders.sort()
+        folder = Path(place)
+        kind = _kind(folder)
+        if kind == "shards" and not any((folder / name).is_file() for name in ("index/shards.json", "settings.json")):
+            kind = None
+        if kind == "meta" and not [*folder.glob("codebook.npy"), *folder.glob("pack-*.u16")]:
+            kind = None
+        if kind:
+            found[folder] = kind
+            folders.clear()
+    if found:
+        return found
+    raise ValueError(
+        f"{path} must be a shard set (tasks.jsonl, index/), labels or a codebook (meta.json), a run (run.json, config.yaml), or a folder "
+        "that such folders lie below, but has none of these files: correct the path"
+    )
+
+
+def _kind(path: Path) -> str | None:
     if (path / "run.json").is_file() and (path / "config.yaml").is_file():
         return "run"
     if (path / "meta.json").is_file():
         return "meta"
     if (path / "index").is_dir() or (path / "tasks.jsonl").is_file():
         return "shards"
-    raise ValueError(
-        f"{path} must be a shard set (tasks.jsonl, index/), labels or a codebook (meta.json), or a run (run.json, config.yaml), but has "
-        "none of these files: correct the path"
-    )
+    return None
 
 
 def _named(run: Path, config: dict[str, Any]) -> tuple[list[Path], list[Path]]:
     """The shard sets and labels that a run's config names."""
     where = Fields(config, str(run / "config.yaml"), _REMEDY)
     data = Fields(where.mapping("data"), f"{run / 'config.yaml'}, data", _REMEDY)
-    probes = config.get("probes") or {}
-    shards: list[Any] = [data.values.get("noise"), *(probes.get(name) for name in ("train", "dev"))]
+    probes = Fields(where.mapping("probes") if config.get("probes") else {}, f"{run / 'config.yaml'}, probes", _REMEDY)
+    named = ((data, "noise"), (probes, "train"), (probes, "dev"))
+    shards = [fields.text(name) for fields, name in named if fields.values.get(name)]
     labels: list[Path] = []
     for name in ("sources", *(["validation"] if data.values.get("validation") else [])):
         sets = Fields(data.mapping(name), f"{data.where}.{name}", _REMEDY)
         for key in sets.values:
             source = Fields(sets.mapping(key), f"{sets.where}.{key}", _REMEDY)
             shards.append(source.text("shards"))
-            if not source.values.get("labels"):
-                raise source.refusal("labels", "a folder or a list of folders", source.values.get("labels"))
-            labels += label_folders(source.values["labels"])
-    folders = [Path(folder) for folder in shards if folder]
-    for folder in (*folders, *labels):
+            folders = source.values.get("labels")
+            if not folders or not all(isinstance(one, str) for one in (folders if isinstance(folders, list) else [folders])):
+                raise source.refusal("labels", "a folder or a list of folders", folders)
+            labels += label_folders(folders)
+    for folder in (*map(Path, shards), *labels):
         if not folder.is_dir():
             raise ValueError(
                 f"{run / 'config.yaml'} names {folder}, but there is no such folder: give the command where train.py was given, or move "
                 "the folder back"
             )
-    return folders, labels
+    return [Path(folder) for folder in shards], labels
 
 
 def _upgrade_meta(path: Path, indexes: Sequence[Index]) -> bool:
@@ -164,7 +193,7 @@ def _upgrade_run(run: Path, config: dict[str, Any], indexes: dict[Path, Index]) 
         fingerprints = record.content.get("fingerprints", {})
         sets = {**config["data"]["sources"], **(config["data"].get("validation") or {})}
         for name, source in sets.items():
-            index = indexes[Path(source["shards"])]
+            index = indexes[Path(source["shards"]).resolve()]
             if fingerprints.get(f"shards.{name}", index.fingerprint) != index.fingerprint:
                 raise ValueError(
                     f"{run / 'run.json'} is of other audio than {index.path} holds now (shards.{name}): put the shard set that the run was "

@@ -233,7 +233,7 @@ def make_run(run: Path) -> None:
             tables.validation.write({"step": step, **{name: 1 / (step + place) for place, name in enumerate(names, start=1)}})
             plan = {"key": "k", "plan_version": 1, "origin": 0, "streams": {"speech": [{"first_epoch": 0, "starts": [0]}]}}
             ours = {"step": step, "fingerprints": record.content["fingerprints"], "plan": plan, "validation": 1 / step}
-            content = {"state_dict": state, "openwavlm": {**ours, "records": tables.record(1), "rows": 3.0}}
+            content = {"state_dict": state, "openwavlm": {**ours, "records": tables.record(1, ""), "rows": 3.0}}
             AtomicCheckpointIO().save_checkpoint(content, checkpoint_path(run / "checkpoints", step))
     tables.close()
     (run / "summary.json").write_text(json.dumps({"format_version": 1, "updates": 4, "complete": False}))

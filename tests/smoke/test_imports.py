@@ -144,7 +144,7 @@ def test_labels_without_centroids_are_verified_by_their_files_and_lengths(shards
     assert report.damaged_files == [pack] and f"1 files are damaged, first {pack}" in report.sentence()
     assert verify_labels(labels, index, checksums=False).passed
     made = run_program(tmp_path, "data_prep/verify.py", f"shards={shards}", "labels=labels")
-    assert "1 problems in" in made.error()
+    assert "1 problem in" in made.error()
     table = sorted(labels.glob("*.npy"))[0]
     rows = np.load(table)
     rows["frames"][0] -= 1

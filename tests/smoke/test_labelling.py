@@ -227,12 +227,20 @@ def test_two_last_jobs_of_an_array_finish_one_after_the_other(
     assert files_of(output) == files_of(labels)
 
 
-def test_packs_of_an_unfinished_call_with_another_codebook_are_done_again(
+def test_packs_of_an_unfinished_call_with_another_codebook_or_of_other_shards_are_not_written_over(
     shards: Path, codebook: Path, labels: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "labels"
     fit_codebook([shards], tmp_path / "km", clusters=CLUSTERS, seed=1, **FIT)
-    assert assign_labels(shards, tmp_path / "km", output, num_tasks=2, task_index=0) is None
+    other = make_shard_set(tmp_path / "other", speakers=2, utterances=6, seconds=(0.6, 0.9), seed=7, utterances_per_shard=2)
+    for task_index in (0, 1):
+        for first, book, what in ((shards, tmp_path / "km", "another codebook"), (other, codebook, "other shards")):
+            assert assign_labels(first, book, output, num_tasks=2, task_index=task_index) is None
+            before = files_of(output)
+            with pytest.raises(ValueError, match=rf"tasks/pack-0000\d\.json is a finished pack of a call that labels {what} and"):
+                assign_labels(shards, codebook, output)
+            assert files_of(output) == before
+            shutil.rmtree(output / "tasks")
     assign_labels(shards, codebook, output)
     assert files_of(output) == files_of(labels)
 

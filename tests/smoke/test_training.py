@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from openwavlm.export import export_run
 from openwavlm.report.content import read_iteration
+from openwavlm.train import train
 from patience import wait_until
-from runs import SETTINGS, launch, make_data, random_moments, table, weights
+from runs import SETTINGS, compose, launch, make_data, random_moments, table, weights
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,28 @@ def test_a_damaged_newest_checkpoint_is_passed_over(data, undisturbed, tmp_path)
     assert launch(SETTINGS + data, tmp_path) == [0]
     assert json.loads((tmp_path / "run.json").read_text())["segments"][-1]["from_step"] == 9
     assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_run_that_was_never_resumed_and_lost_its_checkpoints_and_one_with_another_runs_are_refused(data, undisturbed, tmp_path):
+    assert launch([*SETTINGS, *data, "stop_after=3"], tmp_path) == [0]
+    checkpoint = tmp_path / "checkpoints" / "step-00000003.ckpt"
+    whole = {path: path.read_bytes() for path in checkpoint.parent.iterdir()}
+    shutil.rmtree(checkpoint.parent)
+    with pytest.raises(
+        ValueError, match=r"checkpoints has no checkpoint, but run\.json says that this run wrote one after update 3"
+    ):
+        train(compose(SETTINGS + data), tmp_path)
+    assert launch([*SETTINGS, *data, "seed=2", "stop_after=3"], tmp_path / "other") == [0]
+    shutil.copytree(tmp_path / "other" / "checkpoints", checkpoint.parent)
+    for refused in (lambda: train(compose(SETTINGS + data), tmp_path), lambda: export_run(tmp_path)):
+        with pytest.raises(ValueError, match=rf"{checkpoint} was written by another run"):
+            refused()
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert launch(SETTINGS + data, tmp_path) == [0]
+    assert_same_run(tmp_path, undisturbed)
+    identities = {json.loads((run / "run.json").read_text())["run"] for run in (tmp_path, undisturbed)}
+    assert len(identities) == 1, "an identity is a function of config and data"
 
 
 def test_a_figure_that_changed_before_the_checkpoint_is_said_and_trains_on(data, undisturbed, tmp_path):

@@ -17,6 +17,7 @@ from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.checkpoints.load import load_checkpoint
 from openwavlm.data.sealed import sealed
 from openwavlm.models.wavlm import WavLM
+from openwavlm.replay import _recorded
 from openwavlm.report.content import read_iteration
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, named_checkpoint, newest_checkpoint
 from openwavlm.training.checkpoint_reader import read_checkpoint
@@ -125,8 +126,9 @@ def run(tmp_path) -> Path:
     return folder
 
 
-def save(run: Path, step: int) -> Path:
-    ours = {"step": step, "fingerprints": {}, "plan": {}, "records": {"launch": 2, "tables": {}}, "validation": 1 / step}
+def save(run: Path, step: int, of: str = "") -> Path:
+    records = {"launch": 2, "run": of, "tables": {}}
+    ours = {"step": step, "fingerprints": {}, "plan": {}, "records": records, "validation": 1 / step}
     path = checkpoint_path(run / "checkpoints", step)
     AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.ones(2)}, "openwavlm": ours}, path)
     return path
@@ -252,14 +254,79 @@ def test_a_best_checkpoint_is_not_chosen_among_those_that_can_be_read_in_silence
 
 
 def test_a_run_that_lost_its_checkpoints_does_not_begin_again(run):
-    with pytest.raises(
-        ValueError, match=r"checkpoints has no checkpoint, but run\.json says that a launch of this run went on from update 6"
-    ):
+    with pytest.raises(ValueError, match=r"checkpoints has no checkpoint, but run\.json says that .* wrote one after update 6"):
         RunRecord(run).refuse_lost_checkpoints()
     content = json.loads((run / "run.json").read_text())
     content["segments"].pop()
     (run / "run.json").write_text(json.dumps(sealed(content)))
     RunRecord(run).refuse_lost_checkpoints()  # killed before its first checkpoint
+    for step in (3, 6):
+        RunRecord(run).note_checkpoint(step)
+    with pytest.raises(ValueError, match=r"checkpoints has no checkpoint, but run\.json says that .* wrote one after update 3"):
+        RunRecord(run).refuse_lost_checkpoints()
+
+
+def test_the_updates_of_a_launch_that_ended_before_its_first_checkpoint_are_said_to_be_lost(run, caplog):
+    record = RunRecord(run)
+    record.say_what_is_lost()
+    assert not caplog.messages
+    table(run / "metrics.csv", last=5)
+    record.say_what_is_lost()
+    assert "metrics.csv has updates 1 to 5 of a launch that ended before its first checkpoint: they are lost" in caplog.text
+    caplog.clear()
+    record.content["segments"][0]["from_step"] = 5  # a branch, whose first five rows are another run's
+    record.say_what_is_lost()
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("step", [9, 12])
+def test_a_checkpoint_of_another_run_is_refused_in_place_of_one_of_the_runs_own_and_beside_them(run, step):
+    own = RunRecord(run).content["run"]
+    assert newest_checkpoint(save(run, 9, of=own).parent) == checkpoint_path(run / "checkpoints", 9)
+    path = save(run, step, of="another")
+    for find in (newest_checkpoint, lambda folder: named_checkpoint(folder, str(step))):
+        with pytest.raises(ValueError, match=rf"{path} was written by another run than the one of {run / 'run.json'}: move it"):
+            find(run / "checkpoints")
+    assert path.exists()
+
+
+def test_a_runs_identity_is_that_of_its_first_config_and_data(tmp_path):
+    def identity(name: str, config: dict, fingerprints: dict) -> str:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        accept_config(folder, config, ["optim", "seed"])
+        record = RunRecord(folder)
+        record.content["fingerprints"] = fingerprints
+        record.begin_segment({"from_step": 0})
+        return RunRecord(folder).content["run"]
+
+    first = identity("first", CONFIG, {"shards.a": "x"})
+    assert identity("second", CONFIG, {"shards.a": "x"}) == first
+    assert (
+        len({first, identity("third", {**CONFIG, "seed": 2}, {"shards.a": "x"}), identity("fourth", CONFIG, {"shards.a": "y"})})
+        == 3
+    )
+    assert identity("first", {**CONFIG, "seed": 2}, {"shards.a": "y"}) == first
+
+
+def test_a_run_of_which_only_the_checkpoints_are_left_is_not_gone_on_with(run):
+    for name in ("run.json", "config.yaml"):
+        (run / name).unlink()
+    with pytest.raises(
+        ValueError, match=r"config\.yaml and run\.json are missing, but there are 3 checkpoints, .* step-00000009\.ckpt"
+    ):
+        accept_config(run, CONFIG, [])
+
+
+@pytest.mark.parametrize("change", [{"indexes": "x"}, {"validation_indexes": None}, {"split_seed": "0"}, {"metadata": {"x": 1}}])
+def test_what_launches_trained_on_is_checked(run, change):
+    content = json.loads((run / "run.json").read_text())
+    whole = {"validation_share": 0.1, "split_seed": 0, "indexes": ["x"], "validation_indexes": []}
+    (run / "run.json").write_text(json.dumps(sealed(content | {"heard": [whole]})))
+    assert RunRecord(run).heard == [whole]
+    (run / "run.json").write_text(json.dumps(sealed(content | {"heard": [whole | change]})))
+    with pytest.raises(ValueError, match=r"run\.json is damaged \(it must hold the launches of a run and what they trained on\)"):
+        RunRecord(run)
 
 
 # --- the report ---------------------------------------------------------------------------------------------------------
@@ -282,6 +349,39 @@ def test_a_report_says_what_is_damaged_or_lost(run):
     reported(run, lambda text: text)
     (run / "metrics.csv").unlink()
     assert read_iteration(run).notes == [f"{run / 'metrics.csv'} is missing: its figures are not shown."]
+    reported(run, lambda text: text)
+    (run / "run.json").unlink()
+    assert read_iteration(run).notes[0].startswith(f"{run / 'run.json'} is missing, so neither")
+
+
+def test_a_replay_reads_no_row_that_is_lost_or_was_changed(run):
+    assert reported(run, lambda text: text) == [] and _recorded(run, 3) == {"step": 3, "loss": 0.375}
+    for damage, said in (
+        (lambda text: text.replace("3,0.375", "3,0.975"), r"metrics\.csv is damaged \(its content is not what was written\)"),
+        (lambda text: text.replace("3,0.375\n", ""), r"metrics\.csv is damaged \(it has \d+ bytes"),
+        (lambda text: text.splitlines(keepends=True)[0], r"metrics\.csv is damaged"),
+    ):
+        (run / "metrics.csv").unlink()
+        reported(run, damage)
+        with pytest.raises(ValueError, match=said):
+            _recorded(run, 3)
+    (run / "metrics.csv").unlink()
+    with pytest.raises(ValueError, match=r"metrics\.csv is missing or has no rows, but the run has checkpoints: restore it"):
+        _recorded(run, 3)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(ValueError, match=r"has made no update yet"):
+        _recorded(run, 3)
+    table(run / "metrics.csv")
+    (run / "metrics.csv").write_text((run / "metrics.csv").read_text().replace("3,0.375\n", ""))
+    with pytest.raises(ValueError, match=r"metrics\.csv has no row for update 3, though it has one for update 9: restore it"):
+        _recorded(run, 3)
+
+
+@pytest.mark.parametrize(("changed", "notes"), [("", 0), (', "changed": true', 1)])
+def test_a_report_says_that_probes_were_made_on_other_speech_on_the_way(run, changed, notes):
+    (run / "probe_baselines.json").write_text(f'{{"format_version": 1, "sets": [], "baselines": {{}}{changed}}}')
+    found = read_iteration(run).notes
+    assert len(found) == notes and all("not all of the same speech" in note for note in found)
 
 
 def test_a_report_repeats_what_was_said_when_the_run_went_on(run):

@@ -80,9 +80,24 @@ def test_a_done_file_that_is_not_as_it_was_written_is_refused_by_name(done: Path
 
 
 def test_a_done_file_of_a_row_without_samples_is_refused(done: Path) -> None:
-    write_done_file(done.with_suffix(".tar"), "a.tar", 4096, "c", COLUMNS | {"num_samples": [8000, 0]}, [])
+    write_done_file(done.with_suffix(".tar"), "shards/000/000000-000.tar", 4096, "c", COLUMNS | {"num_samples": [8000, 0]}, [])
     with pytest.raises(ValueError, match=r"row 1 has a length of no samples"):
         read_done_file(done)
+
+
+def test_a_done_file_of_another_shard_is_refused_by_its_name_or_by_the_size_of_the_tar(done: Path) -> None:
+    other = done.with_name("000000-001.json")
+    other.write_bytes(done.read_bytes())
+    with pytest.raises(
+        ValueError, match=rf"{other} must describe shards/000/000000-001\.tar, but describes shards/000/000000-000\.tar"
+    ):
+        build_index(done.parents[2])
+    other.unlink()
+    done.with_suffix(".tar").write_bytes(bytes(4097))
+    with pytest.raises(
+        ValueError, match=rf"{done} must describe 000000-000\.tar, which has 4097 bytes, but describes a tar of 4096"
+    ):
+        build_index(done.parents[2])
 
 
 @pytest.mark.parametrize(

@@ -474,6 +474,8 @@ def test_damaged_counts_are_refused_though_their_sum_holds(index: Index, labels:
     (labels / "meta.json").write_text(json.dumps(sealed(meta)))
     with pytest.raises(ValueError, match=r"labels/meta\.json must count the labels of its packs, but has other label_counts"):
         LabelPacks.open(labels).check()
+    with pytest.raises(ValueError, match=r"labels/meta\.json must count the labels of its packs, but has other label_counts"):
+        LabelStore.open(labels, index)
 
 
 def older(labels: Path) -> bytes:

@@ -105,7 +105,9 @@ def test_a_probe_is_fitted_on_train_and_judged_on_dev(sets: dict[str, Path], tmp
     np.testing.assert_allclose(found, wanted, atol=3 / frames["dev"])
 
 
-def test_baselines_are_of_the_same_frames_and_kept_for_these_sets_only(sets: dict[str, Path], tmp_path: Path) -> None:
+def test_baselines_are_of_the_same_frames_and_kept_for_these_sets_only(
+    sets: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = WavLM(CONFIG).eval()
     probe = LiveProbe(settings(sets, train_seconds=6.0, dev_seconds=5.0), [], tmp_path)
     parts = {name: utterances(sets[name], seconds) for name, seconds in (("train", 6.0), ("dev", 5.0))}
@@ -130,6 +132,11 @@ def test_baselines_are_of_the_same_frames_and_kept_for_these_sets_only(sets: dic
     assert probe.baselines(model)["mfcc"] == 0.25, "what is kept is not computed again"
     other = LiveProbe(settings(sets, train_seconds=6.0, dev_seconds=2.0), [], tmp_path)
     assert other.baselines(model)["mfcc"] != 0.25, "figures of other sets are"
+    assert "changed" not in json.loads(kept.read_text()), "no probe was made before"
+    kept.write_text(json.dumps(changed))
+    (tmp_path / "probes.csv").write_text("step,layer_0\n4,0.5\n")
+    other.baselines(model)
+    assert "not those of before: the earlier rows of" in caplog.text and json.loads(kept.read_text())["changed"] is True
     kept.write_text(json.dumps(changed))
     fitted_on_less = LiveProbe(settings(sets, train_seconds=3.0, dev_seconds=5.0), [], tmp_path)
     assert fitted_on_less.baselines(model)["mfcc"] != 0.25, "and so are those of probes that were fitted on other speech"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from openwavlm import iterate as loop
+from openwavlm.data.sealed import write_sealed
 from openwavlm.iteration import corpora
 from openwavlm.iteration.graph import graph, graph_lines
 from openwavlm.iteration.listing import fingerprint
@@ -53,6 +54,24 @@ def test_a_stage_is_made_anew_for_another_name_setting_input_order_or_content_an
     assert run("after", inputs=[small]).key != run("after", inputs=[large]).key
     assert run("grown", content="one file").made, "what was there before is not there any more"
     assert chain.stages[0] is first and len(chain.stages) == 19
+
+
+@pytest.mark.parametrize(
+    "name", ["openwavlm.json", "labels/meta.json", "codebook/meta.json", "index/shards.json", "run/run.json"]
+)
+def test_a_stage_whose_results_were_exchanged_or_lost_is_refused(tmp_path: Path, name: str) -> None:
+    def make(folder: Path, run: str = "a") -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_sealed(folder / name, {"format_version": 2, "segments": [], "run": run})
+
+    stage = Chain(tmp_path).run("x", {}, [], make)
+    assert not Chain(tmp_path).run("x", {}, [], make).made
+    make(stage.folder, "b")
+    with pytest.raises(ValueError, match=rf"{stage.folder / name} is not the one that this stage wrote: restore"):
+        Chain(tmp_path).run("x", {}, [], make)
+    (stage.folder / name).unlink()
+    with pytest.raises(ValueError, match=rf"{stage.folder / name} is missing: restore {stage.folder} from a copy, or delete it"):
+        Chain(tmp_path).run("x", {}, [], make)
 
 
 def test_a_stage_that_was_ended_goes_on_in_its_folder_and_has_no_mark(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class Launch:
                 update=self._saying("log"),
                 probes=lambda *figures: self.said.append(figures),
                 audio_s_total=7.25,
-                tables=SimpleNamespace(damaged=[], record=lambda launch: {"launch": launch}),
+                tables=SimpleNamespace(damaged=[], record=lambda launch, run: {"launch": launch, "run": run}),
             ),
             "make_monitor": SimpleNamespace(state=lambda: "the rules' state", update=self._saying("rules"), summary=dict),
             "StepLoader": SimpleNamespace(waited_s=0.0),
@@ -96,10 +96,12 @@ class Launch:
 
     def _record(self, directory: Path) -> Any:
         return SimpleNamespace(
-            content={"segments": ["the first"]},
+            content={"segments": ["the first"], "run": "id"},
             hear=lambda *told: self.said.append(("told", directory, *told)),
             check_fingerprints=lambda *asked: self.said.append(("checked", *asked)),
             refuse_lost_checkpoints=lambda: self.said.append("no checkpoint was lost"),
+            say_what_is_lost=lambda: None,
+            note_checkpoint=lambda step: None,
             inherit=lambda other: self.said.append("inherited"),
             begin_segment=lambda segment: self.given.update(segment=((), segment)),
         )
@@ -171,7 +173,7 @@ def test_a_first_launch_gives_every_part_its_settings(launch: Launch) -> None:
     assert named["max_skip_rate"] == 0.02 and named["float16"] is False and named["fingerprints"] == launch.fingerprints
     assert named["plan_state"](6) == {"plan_version": PLAN_VERSION, "key": "k", "of": 6}
     assert named["health"] == "figures of health" and named["health_state"]() == "the rules' state"
-    assert named["records"]() == {"launch": 1}
+    assert named["records"]() == {"launch": 1, "run": "id"}
     record = StepRecord(1, {}, 0.0, 0.0, with_unmasked=False)
     named["on_record"](record)
     assert launch.said[-2:] == [("log", record), ("rules", record)]

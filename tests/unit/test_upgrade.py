@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from format_one import meta_of_format_one, shards_of_format_one
 from openwavlm.data.index import COLUMNS, TABLES, Index
@@ -202,6 +203,37 @@ def test_a_set_that_is_not_finished_is_upgraded_and_finished_by_make_shards(work
     settings = {"source": "synthetic", "speaker_folder": 1, "utterances_per_shard": 4, "min_seconds": 0.5}
     make_shards(input=work / "corpus", output=folder, **settings)
     assert tree(folder) == tree(work / "shard-set")
+
+
+def test_all_below_a_folder_are_upgraded_as_they_are_one_by_one(work: Path, old: Path) -> None:
+    (old / "link").symlink_to(work)
+    for name in ("of another program/index/page.html", "of another program/meta.json"):
+        (old / name).parent.mkdir(parents=True, exist_ok=True)
+        (old / name).write_text("{}")
+    found = upgrade([old])
+    assert found == {old / name: True for name in ("shard-set", "codebook", "labels")}
+    (old / "link").unlink()
+    shutil.rmtree(old / "of another program")
+    assert tree(old) == tree(work)
+    assert not any(upgrade([old]).values())
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"data": {"sources": {"a": {"shards": "s", "labels": 3}}}}, r"sources\.a: labels must be a folder or a list of folders"),
+        ({"data": {"sources": {"a": {"shards": "s", "labels": ["l", 3]}}}}, r"sources\.a: labels must be a folder or a list"),
+        ({"data": {"sources": {"a": {"shards": 3, "labels": "l"}}}}, r"sources\.a: shards must be a text"),
+        ({"data": {"sources": {}, "noise": 3}}, r"config\.yaml, data: noise must be a text"),
+        ({"data": {"sources": {}}, "probes": "x"}, r"config\.yaml: probes must be an object"),
+        ({"data": {"sources": {}}, "probes": {"dev": [1]}}, r"config\.yaml, probes: dev must be a text"),
+    ],
+)
+def test_a_run_whose_config_names_no_folders_is_refused_by_its_file_and_field(tmp_path: Path, config: dict, said: str) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "run.json").write_text(json.dumps({"format_version": 1, "segments": []}))
+    with pytest.raises(ValueError, match=said):
+        upgrade([tmp_path])
 
 
 def test_what_is_none_of_the_formats_or_newer_is_refused(old: Path, tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openwavlm.data.growth import verify_input
 from openwavlm.data.index import COLUMNS, TABLES, Index
 from openwavlm.data.index_writer import write_index
 from openwavlm.data.reader import ShardReader
 from openwavlm.data.sealed import write_sealed
 from openwavlm.data.verify import verify_shards
-from synthetic import make_shard_set
+from synthetic import make_corpus, make_shard_set, write_speech_like
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +135,49 @@ def test_a_tar_with_another_number_of_members_is_found(copy, monkeypatch):
     assert [problem.partition(" must")[2] for problem in problems] == [
         f" hold {2 * shard.rows} members, but a tar reader finds 5" for shard in Index.open(copy).shards
     ]
+
+
+@pytest.mark.parametrize("name", ["settings.json", "tasks.jsonl", "done/000/000000.json", "shards/000/000000-001.json"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"")], ids=["lost", "empty"])
+def test_a_lost_or_empty_file_that_a_set_is_extended_by_is_named(copy, name, damage):
+    damage(copy / name)
+    (problem,) = verify_shards(copy).problems
+    assert problem.startswith(f"{copy / name} is ")
+
+
+def test_a_set_without_any_of_the_files_that_it_is_extended_by_is_whole(copy):
+    for name in ("settings.json", "tasks.jsonl", "done"):
+        shutil.rmtree(copy / name) if (copy / name).is_dir() else (copy / name).unlink()
+    for file in copy.glob("shards/*/*.json"):
+        file.unlink()
+    assert verify_shards(copy).passed
+
+
+def test_a_task_list_and_a_done_file_of_another_set_are_named(copy, tmp_path):
+    corpus = make_corpus(tmp_path / "corpus", speakers=1, utterances=8, seconds=(0.5, 0.8), seed=4)
+    other = make_shard_set(tmp_path / "other", corpus=corpus, utterances_per_shard=3)
+    tasks, done = copy / "tasks.jsonl", copy / "done" / "000" / "000000.json"
+    for file in (tasks, done):
+        before = file.read_bytes()
+        shutil.copy(other / file.relative_to(copy), file)
+        (problem,) = verify_shards(copy).problems
+        words = (f"{tasks}, line 1 is not the task of {done} (4 utterances", f"{done} names other shards than the index")
+        assert problem.startswith(words[file == done])
+        file.write_bytes(before)
+
+
+def test_recordings_that_were_replaced_cut_or_removed_since_are_found_in_the_input(shards, tmp_path):
+    corpus = Path(shutil.copytree(shards.parent / "corpus", tmp_path / "corpus"))
+    whole = verify_input(shards, corpus, share=1.0)
+    assert (whole.rows, whole.all_rows, whole.problems) == (8, 8, [])
+    assert verify_input(shards, corpus, share=0.0).rows == 1
+    replaced, lost, cut = (corpus / "spk00" / f"utt00{number}.flac" for number in range(3))
+    write_speech_like(replaced, 0.6, seed=99)
+    lost.unlink()
+    cut.write_bytes(cut.read_bytes()[:3000])
+    found = verify_input(shards, corpus, share=1.0)
+    assert found.rows == 6 and found.sentence() == "6 of 8 rows made again from the input: 3 recordings are not as they were"
+    assert [problem.split(" ")[0] for problem in found.problems] == [str(file) for file in (replaced, lost, cut)]
+    assert found.problems[0] == f"{replaced} has other audio than {shards}"
+    with pytest.raises(ValueError, match=r"the input .*/none does not exist"):
+        verify_input(shards, tmp_path / "none")

@@ -29,7 +29,7 @@ def index_content(shards_dir: Path) -> dict[str, Any]:
         The arguments of `write_index`: `columns`, `tables`, `shards`, `keys`, `members`.
 
     Raises:
-        ValueError: If there is no finished shard, or a done-file is damaged or of another format.
+        ValueError: If there is no finished shard, or a done-file is damaged, of another format or of a tar of another size.
     """
     files = sorted((shards_dir / "shards").glob("*/*.json"))
     if not files:
@@ -41,6 +41,7 @@ def index_content(shards_dir: Path) -> dict[str, Any]:
     members: list[np.ndarray] = []
     for number, file in enumerate(files):
         done = read_done_file(file)
+        _check_size(file, done.info.nbytes)
         shards.append(done.info)
         for name, table in NAMES.items():
             known = ids[table]
@@ -59,3 +60,12 @@ def index_content(shards_dir: Path) -> dict[str, Any]:
         "keys": keys,
         "members": np.concatenate(members, dtype=MEMBER),
     }
+
+
+def _check_size(file: Path, nbytes: int) -> None:
+    tar = file.with_suffix(".tar")
+    if tar.is_file() and tar.stat().st_size != nbytes:
+        raise ValueError(
+            f"{file} must describe {tar.name}, which has {tar.stat().st_size} bytes, but describes a tar of {nbytes}: delete both and run "
+            "data_prep/make_shards.py again"
+        )

@@ -67,6 +67,9 @@ def read_done_file(file: Path) -> ShardDone:
     identity = shard_identity(*(numbers[name] for name in ("pcm", "key", "num_samples")))
     if (identity, shard_metadata(names)) != (info.identity, info.metadata):
         raise ValueError(f"{file} is damaged (it contradicts itself): {_REMEDY}")
+    own = file.with_suffix(".tar").relative_to(file.parents[2]).as_posix()
+    if info.name != own:
+        raise ValueError(f"{file} must describe {own}, but describes {info.name}: {_REMEDY}")
     _check_ranges(file, done)
     return done
 

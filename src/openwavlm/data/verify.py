@@ -8,6 +8,7 @@ import numpy as np
 
 from openwavlm.data.atomic import sha256_of
 from openwavlm.data.audio import pcm_id, pcm_md5
+from openwavlm.data.growth import problems_of_growth
 from openwavlm.data.index import Index, ShardInfo, shard_identity, shard_metadata
 from openwavlm.data.pool import run_jobs
 from openwavlm.data.reader import ShardReader, UnreadableAudio
@@ -53,7 +54,8 @@ class _ShardJob:
 def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, workers: int = 1) -> ShardVerification:
     """Reads every tar and every file of the index of a shard set and compares them; decodes a sample of the rows.
 
-    Both identities of every shard are computed again from the index, and each done-file is compared with it.
+    Both identities of every shard are computed again from the index, and each done-file is compared with it. Of a set that
+    `make_shards` can extend, what it reads for that is read: settings, task list and the tasks' done-files.
 
     Args:
         path: The shard set.
@@ -80,6 +82,7 @@ def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, worke
         for tar in sorted((index.path / "shards").glob("*/*.tar"))
         if tar.relative_to(index.path).as_posix() not in listed
     ]
+    problems += problems_of_growth(index)
     return ShardVerification(len(jobs), len(index), sum(decoded for _, decoded, _ in found), problems)
 
 

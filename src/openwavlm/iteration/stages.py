@@ -1,7 +1,8 @@
 """A resumable graph of content-addressed stages: a stage is done when its folder holds the mark of exactly what was asked for.
 
 A stage's key is a hash of its settings and of the keys of the stages that it builds on. Its folder is named after it and the key, so
-that a changed value makes new folders for what depends on it and leaves everything else where it is.
+that a changed value makes new folders for what depends on it and leaves everything else where it is. The mark also holds the identity
+of the results: a folder that was exchanged for another chain's is refused.
 """
 
 import hashlib
@@ -13,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openwavlm.data.atomic import write_json
+from openwavlm.checkpoints.about import ABOUT
+from openwavlm.data.atomic import sha256_of, write_json
 from openwavlm.data.sealed import read_sealed, sealed
+from openwavlm.training.run_files import read_run
 
 log = logging.getLogger(__name__)
 MARK = "stage.json"
+# Each holds the checksums of the other files of its folder.
+_SEALS = (ABOUT, "labels/meta.json", "codebook/meta.json", "index/shards.json")
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,9 @@ class Chain:
 
         Returns:
             The stage.
+
+        Raises:
+            ValueError: If the mark is damaged, or the folder does not hold the results that it is of.
         """
         asked = json.dumps([name, settings, [stage.key for stage in inputs]], sort_keys=True, default=str)
         key = hashlib.sha256(asked.encode()).hexdigest()[:12]
@@ -86,6 +94,7 @@ class Chain:
         if done.get("key") == key and not (isinstance(done.get("result"), dict) and isinstance(done.get("seconds"), int | float)):
             raise ValueError(f"{mark} is damaged (it must hold a result and its seconds): delete it, and the stage is made again")
         if done.get("key") == key:
+            _check_identity(mark, done.get("identity", {}))
             stage = Stage(key, folder, done["result"], done["seconds"], made=False)
         elif self.dry_run:
             stage = Stage(key, folder, {}, 0.0, made=False, done=False)
@@ -95,7 +104,25 @@ class Chain:
             folder.mkdir(parents=True, exist_ok=True)
             result = make(folder) or {}
             seconds = round(time.monotonic() - began, 1)
-            write_json(mark, sealed({"key": key, "settings": json.loads(asked), "result": result, "seconds": seconds}))
+            about = {"key": key, "settings": json.loads(asked), "result": result, "seconds": seconds}
+            write_json(mark, sealed(about | {"identity": _identity(folder)}))
             stage = Stage(key, folder, result, seconds, made=True)
         self.stages.append(stage)
         return stage
+
+
+def _identity(folder: Path) -> dict[str, str]:
+    """Checksums, by file, of what the results of a stage are bound to; of a run its own identity, since a run may go on."""
+    found = {name: sha256_of(folder / name) for name in _SEALS if (folder / name).is_file()}
+    run = folder / "run" / "run.json"
+    return found | ({"run/run.json": read_run(run).get("run", "")} if run.is_file() else {})
+
+
+def _check_identity(mark: Path, known: dict[str, str]) -> None:
+    found = _identity(mark.parent)
+    other = [name for name, value in known.items() if found.get(name) != value]
+    if other:
+        raise ValueError(
+            f"{mark.parent / other[0]} is {'not the one that this stage wrote' if other[0] in found else 'missing'}: restore "
+            f"{mark.parent} from a copy, or delete it to make the stage again"
+        )

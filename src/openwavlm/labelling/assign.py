@@ -125,6 +125,9 @@ def assign_labels(
             if mode == "rebind" and carry_from and together[0].new:
                 check_carried(index, list(together[0].new), carry_from)
             cut = _cut(index, together, packs, carry_from=carry_from, teacher=teacher, device=device, mode=mode)
+            own = frozenset(shard for task in cut for target in task.targets for shard in target.shards)
+            for target in (target for task in cut for target in task.targets):
+                target.check_unfinished(own)
             for labelling in together:
                 if labelling.new:
                     labelling.codebook.save_array(labelling.output)
@@ -132,8 +135,6 @@ def assign_labels(
             mine = [task for number, task in enumerate(cut) if task_index is None or number % num_tasks == task_index]
             todo = [task for task in map(PackTask.undone, mine) if task.targets]
             names = ", ".join(str(labelling.output) for labelling in together)
-            for file in (target.done_file for task in mine for target in task.targets if target.is_of_another_task()):
-                log.warning(f"{file.parent.parent} has an unfinished pack {file.stem} of other shards, which is written over")
             log.info(
                 f"{len(together[0].new)} shards of {shards} need labels in {names}: {len(cut)} packs, {len(todo)} to do here"
             )

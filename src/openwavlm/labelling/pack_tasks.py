@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,18 +37,20 @@ class PackTarget:
         codebook: The centroids.
         pack: The pack's name.
         key: Hash of all that the pack depends on.
+        shards: Identity and names of the pack's shards, one text each.
     """
 
     output: Path
     codebook: Codebook
     pack: str
     key: str
+    shards: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, output: Path, codebook: Codebook, pack: str, index: Index, shards: Sequence[int]) -> "PackTarget":
         """The pack of these shards of the index."""
-        of_shards = (f"{index.shards[shard].identity} {index.shards[shard].metadata}" for shard in shards)
-        return cls(output, codebook, pack, _hashed([*_entries(codebook), *of_shards]))
+        of_shards = tuple(f"{index.shards[shard].identity} {index.shards[shard].metadata}" for shard in shards)
+        return cls(output, codebook, pack, _hashed([*_entries(codebook), *of_shards]), of_shards)
 
     @property
     def done_file(self) -> Path:
@@ -67,12 +70,29 @@ class PackTarget:
         except ValueError:  # absent or damaged: the task is done again
             return None
 
-    def is_of_another_task(self) -> bool:
-        """Whether the pack's done-file is one of other shards or of another codebook."""
+    def check_unfinished(self, own: AbstractSet[str]) -> None:
+        """Refuses to write over the pack of an unfinished call that labels other shards, or by another codebook.
+
+        Args:
+            own: Identity and names of all shards that this call labels. A pack of some of them may be cut otherwise (the set has grown
+                since, or `packs` is another number); its labels are the same.
+
+        Raises:
+            ValueError: If the pack's done-file is of other work.
+        """
         try:
-            return bool(json.loads(self.done_file.read_text())["task"] != self.key)
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+            done = json.loads(self.done_file.read_text())
+            theirs = [f"{shard['identity']} {shard['metadata']}" for shard in done["record"]["shards"]]
+            task = done["task"]
+        except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: nothing of it can be used
+            return
+        same_codebook = task == _hashed([*_entries(self.codebook), *theirs])
+        if not same_codebook or not set(theirs) <= own:
+            what = "other shards" if same_codebook else "another codebook"
+            raise ValueError(
+                f"{self.done_file} is a finished pack of a call that labels {what} and has not ended: finish that call first (the same "
+                f"command goes on), name another output, or delete {self.done_file.parent} to give its work up"
+            )
 
 
 @dataclass(frozen=True)

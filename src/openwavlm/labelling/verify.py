@@ -191,4 +191,7 @@ def _damaged_files(packs: LabelPacks) -> list[Path]:
     for pack in packs.meta["packs"]:
         expected[labels_file(packs.path, pack["name"])] = pack["labels_checksum"]
         expected[rows_file(packs.path, pack["name"])] = pack["rows_checksum"]
-    return [file for file, checksum in expected.items() if file_checksum(file) != checksum]
+    damaged = [file for file, checksum in expected.items() if file_checksum(file) != checksum]
+    if not damaged:
+        packs.check()  # the counts of labels, which no checksum of a file holds
+    return damaged

@@ -98,16 +98,22 @@ class LiveProbe:
         return development_accuracy(EncoderFeatures(model), self._train, self._dev).tolist()
 
     def baselines(self, model: WavLM) -> dict[str, float]:
-        """What needs no training, on the same frames; computed once a run."""
+        """What needs no training, on the same frames; computed once a run, and anew, with a warning, if the sets have changed."""
         about = [self._train.fingerprint, self._dev.fingerprint]
+        kept: dict[str, Any] = {}
         if self._baselines.is_file():
             try:
                 kept = read_baselines(self._baselines)
             except ValueError as error:
                 log.warning("the baselines of the probes are measured again: %s", error)
-                kept = {}
             if kept.get("sets") == about:
                 return kept["baselines"]
+        table = self._baselines.with_name("probes.csv")
+        changed = bool(kept.get("changed")) or ("sets" in kept and table.is_file())
+        if changed:
+            log.warning(
+                "the probes' sets or alignments are not those of before: the earlier rows of %s are of other speech", table
+            )
         found: dict[str, float] = {}
         without: dict[str, Features] = {"mfcc": MfccFeatures(), "logmel": LogMelFeatures()}
         for name, features in without.items():
@@ -115,7 +121,9 @@ class LiveProbe:
             found |= {name: float(one), f"{name}_context": float(context)}
         untrained = EncoderFeatures.untrained(model.config, 0, EncoderFeatures(model).device)
         found["untrained"] = float(development_accuracy(untrained, self._train, self._dev).max())
-        write_json(self._baselines, {"format_version": 1, "sets": about, "baselines": found})
+        write_json(
+            self._baselines, {"format_version": 1, "sets": about, "baselines": found} | ({"changed": True} if changed else {})
+        )
         return found
 
     def share_of_training(self, update_seconds: float, world_size: int) -> float:
@@ -124,7 +132,9 @@ class LiveProbe:
 
 
 def read_baselines(path: Path) -> dict[str, Any]:
-    """Reads `probe_baselines.json`: `sets`, the fingerprints of the probes' sets, and `baselines`, accuracies by name.
+    """Reads `probe_baselines.json`: `sets`, the fingerprints of the probes' sets; `baselines`, accuracies by name; `changed`.
+
+    `changed` is there, and true, if earlier rows of `probes.csv` are of other sets.
 
     Raises:
         ValueError: If it is damaged.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from openwavlm.probes.live import read_baselines
 from openwavlm.training.checkpoint import checkpoints_in
 from openwavlm.training.checkpoint_reader import read_description
 from openwavlm.training.records import TEXT_COLUMNS, Record, missing_steps, read_record
@@ -192,7 +193,7 @@ def read_findings(path: Path, *, prefix: Mapping[str, Any] | None = None, notes:
     return [dict(zip(record.columns, row, strict=True)) for row in record.rows]
 
 
-def _known_tables(run: Path, launches: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def known_tables(run: Path, launches: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What the newest checkpoint of the present launch, or the one that it goes on from, says of the run's tables."""
     goes_on_from = launches[-1]["from_step"] if launches else 0
     for path in reversed(checkpoints_in(run / "checkpoints")):
@@ -220,7 +221,7 @@ def read_iteration(run: Path, name: str | None = None) -> Iteration:
     summary = read_summary(run / "summary.json") if (run / "summary.json").exists() else {}
     record = read_run(run / "run.json") if (run / "run.json").exists() else {}
     launches, notes = record.get("segments", []), []
-    known = _known_tables(run, launches)
+    known = known_tables(run, launches)
     for launch in launches:
         notes += [f"When the run went on: {sentence}." for sentence in launch.get("damaged", {}).values()]
     iteration = Iteration(
@@ -239,6 +240,14 @@ def read_iteration(run: Path, name: str | None = None) -> Iteration:
     missing = missing_steps(steps, steps[-1] if steps else 0)
     if missing:
         notes.append(f"{run / 'metrics.csv'} has no row for {missing}: sums and curves are without them.")
+    if not record:
+        notes.append(f"{run / 'run.json'} is missing, so neither the run's launches nor the content of its data are known.")
+    if record.get("first_checkpoint") and not checkpoints_in(run / "checkpoints"):
+        notes.append(f"{run / 'checkpoints'} has no checkpoint, but the run wrote some: its weights are lost.")
+    if _probes_changed(run / "probe_baselines.json"):
+        notes.append(
+            f"{run / 'probes.csv'}: the probes' sets or alignments changed on the way, so its rows are not all of the same speech."
+        )
     notes += [f"{run / table} is missing: its figures are not shown." for table in known if not (run / table).is_file()]
     audio, wall = iteration.launch.get("audio_seconds", 0.0), iteration.launch.get("wall_seconds", 0.0)
     if wall and audio >= 0.999 * iteration.audio_seconds:
@@ -248,6 +257,13 @@ def read_iteration(run: Path, name: str | None = None) -> Iteration:
     except KeyError as error:
         notes.append(f"{run / 'validation.csv'} has no column {error}: masked prediction on held-out speakers is not shown.")
     return iteration
+
+
+def _probes_changed(baselines: Path) -> bool:
+    try:
+        return baselines.is_file() and read_baselines(baselines).get("changed") is True
+    except ValueError:  # its figures are refused where they are drawn
+        return False
 
 
 def _masked_of(validation: dict[str, np.ndarray]) -> dict[str, Any] | None:

@@ -96,9 +96,18 @@ class LabelPacks:
         Raises:
             ValueError: If a file is not the one that was written, or the labels' counts are not those of `meta.json`.
         """
-        counts = np.zeros(self.meta["num_classes"], dtype=np.int64)
-        for number in range(len(self.meta["packs"])):
-            counts += self.pack(number).check()
+        counts = sum(self.pack(number).check() for number in range(len(self.meta["packs"])))
+        self.check_counts(np.asarray(counts))
+
+    def check_counts(self, counts: np.ndarray) -> None:
+        """Compares `label_counts` of `meta.json` with a count.
+
+        Args:
+            counts: int64 (classes,): frames of each label, over all packs.
+
+        Raises:
+            ValueError: If they differ.
+        """
         if counts.tolist() != self.meta["label_counts"]:
             raise ValueError(f"{self.path / 'meta.json'} must count the labels of its packs, but has other label_counts: {AGAIN}")
 
@@ -262,8 +271,9 @@ class LabelStore:
         """Compares tables of rows, and all labels or a sample of them, with their checksums."""
         used = self.used
         if sum(self._packs[number].record["labels_bytes"] for number in used) <= at_once_bytes:
-            for number in used:
-                self._packs[number].check()
+            counts = sum(self._packs[number].check() for number in used)
+            if self._labelling is not None and len(used) == len(self._labelling.meta["packs"]):
+                self._labelling.check_counts(np.asarray(counts))
             self._checked = [True] * len(self._checked)
             return
         for number in used:

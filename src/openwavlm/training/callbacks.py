@@ -65,6 +65,7 @@ class StepBoundary(lightning.Callback):
         on_start: Called when training begins.
         paused: A context that leaves validation and saving out of the wall time.
         before_save: Called on every rank before a checkpoint is written; an error of it leaves none.
+        after_save: Called on rank 0 with the step when one has been written.
     """
 
     def __init__(
@@ -81,11 +82,12 @@ class StepBoundary(lightning.Callback):
         probe: Callable[[PretrainingModule, int], None] | None = None,
         probe_every: int = 0,
         before_save: Callable[[], None] = lambda: None,
+        after_save: Callable[[int], None] = lambda step: None,
     ) -> None:
         self._probe, self._probe_every = probe, probe_every
         self._schedules, self._directory, self._updates = schedules, directory, updates
         self._stop_after, self._evaluation, self._log, self._on_start = stop_after, evaluation, log, on_start
-        self._paused, self._before_save = paused, before_save
+        self._paused, self._before_save, self._after_save = paused, before_save, after_save
         self.requeue = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -135,5 +137,6 @@ class StepBoundary(lightning.Callback):
         path = checkpoint_path(self._directory / "checkpoints", step)
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
+            self._after_save(step)
             kept = self._schedules
             prune(path, kept.keep_last, keep_every=kept.keep_every, keep_best=kept.keep_best)

@@ -26,12 +26,14 @@ from openwavlm.training.checkpoint_reader import (
     FORMAT_VERSION,
     Description,
     NewerFormatError,
+    OtherRunError,
     description_file,
     load,
     read_description,
     step_of,
 )
 from openwavlm.training.faults import reach, watched
+from openwavlm.training.run_files import read_run
 
 _FULL_BYTES = 2**20
 log = logging.getLogger(__name__)
@@ -143,8 +145,8 @@ def check(path: Path) -> Description:
     """Compares a checkpoint with its description.
 
     Raises:
-        ValueError: If it is missing or damaged, belongs to another step than its name says, or was written by a newer version
-            (`NewerFormatError`).
+        ValueError: If it is missing or damaged, belongs to another step than its name says, was written by a newer version
+            (`NewerFormatError`), or by another run than the one in whose folder it is (`OtherRunError`).
     """
     description = read_description(path)
     if not path.is_file():
@@ -154,18 +156,30 @@ def check(path: Path) -> Description:
             f"{path} is damaged (its size or checksum is not that in {description_file(path).name}): restore it from a copy, or go on "
             "from another checkpoint"
         )
+    _check_run(path, description)
     return description
+
+
+def _check_run(path: Path, description: Description) -> None:
+    """Compares the run that wrote a checkpoint with the one in whose folder it is, where both say."""
+    record = path.absolute().parents[1] / "run.json"
+    known = read_run(record).get("run") if description.run and record.is_file() else None
+    if known and known != description.run:
+        raise OtherRunError(
+            f"{path} was written by another run than the one of {record}: move it out of the folder, and restore the run's own checkpoint "
+            "from a copy if it took its place; to go on from it in a new run, give branch_from"
+        )
 
 
 def verified(path: Path) -> bool:
     """Whether a checkpoint is whole (`check`); else a warning says why not.
 
     Raises:
-        ValueError: If it was written by a newer version.
+        ValueError: If it was written by a newer version or by another run.
     """
     try:
         check(path)
-    except NewerFormatError:
+    except (NewerFormatError, OtherRunError):
         raise
     except ValueError as error:
         log.warning("checkpoint %s is passed over: %s", path.name, error)
@@ -186,7 +200,7 @@ def newest_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint whose size and checksum hold, None if there is none; a damaged or lost one is passed over with a warning.
 
     Raises:
-        ValueError: If the newest one was written by a newer version, or if there are some and all are damaged.
+        ValueError: If the newest one was written by a newer version or by another run, or if there are some and all are damaged.
     """
     found = checkpoints_in(directory)[::-1]
     chosen = next((path for path in found if verified(path)), None)
@@ -199,9 +213,9 @@ def newest_checkpoint(directory: Path) -> Path | None:
         lost = described.with_suffix("")
         if step_of(lost) is not None and not lost.exists() and (chosen is None or _by_step(lost) > _by_step(chosen)):
             log.warning(
-                "%s describes a checkpoint that is not there (it was deleted, or a launch was killed while it wrote it); going on from %s",
+                "%s describes a checkpoint that is not there (it was deleted, or a launch was killed while it wrote it); %s",
                 described,
-                chosen.name if chosen else "the beginning",
+                f"the newest whole one is {chosen.name}" if chosen else "there is none before it",
             )
     return chosen
 

@@ -28,6 +28,7 @@ class Description:
         validation: Cross-entropy on held-out speakers at that step; None if it was not measured.
         tables: Table of the run (`metrics.csv`, …) → `bytes` and `checksum` of it up to this step.
         launch: Which launch of the run wrote it, from 1; 0 if it does not say.
+        run: Identity of the run that wrote it, as in `run.json`; empty if it does not say.
     """
 
     nbytes: int
@@ -36,10 +37,15 @@ class Description:
     validation: float | None
     tables: dict[str, dict[str, Any]]
     launch: int
+    run: str
 
 
 class NewerFormatError(ValueError):
     """A checkpoint that a newer version wrote: never passed over in favour of an older one."""
+
+
+class OtherRunError(ValueError):
+    """A checkpoint of another run: never passed over either, since pruning would delete it."""
 
 
 def description_file(path: Path) -> Path:
@@ -88,12 +94,13 @@ def read_description(path: Path) -> Description:
     if named is not None and step is not None and named != step:
         raise ValueError(f"{path} is named after update {named}, but {file.name} describes one after update {step}: {_CURE}")
     figure = None if validation is None else float(validation)
-    return Description(content["bytes"], str(sha256), step, figure, records.get("tables", {}), records.get("launch", 0))
+    tables, launch = records.get("tables", {}), records.get("launch", 0)
+    return Description(content["bytes"], str(sha256), step, figure, tables, launch, records.get("run", ""))
 
 
 def _fits_records(records: Any) -> bool:
     """Whether a value is what a checkpoint keeps of the run's tables (`tables.RunTables.record`)."""
-    if not isinstance(records, dict) or not _is_count(records.get("launch", 0)):
+    if not isinstance(records, dict) or not _is_count(records.get("launch", 0)) or not isinstance(records.get("run", ""), str):
         return False
     tables = records.get("tables", {})
     return isinstance(tables, dict) and all(

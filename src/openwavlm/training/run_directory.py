@@ -1,16 +1,19 @@
 """One run, one directory: the second-launch rules, and `run.json`."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from openwavlm.data.sealed import sealed
-from openwavlm.training.checkpoint import write_atomically
+from openwavlm.data.sealed import checksum_of, sealed
+from openwavlm.training.checkpoint import checkpoints_in, write_atomically
+from openwavlm.training.records import read_record
 from openwavlm.training.run_files import FORMAT_VERSION, config_checksum, parse_config, read_config, read_run
 
+log = logging.getLogger(__name__)
 _FREE_GROUPS = (
     "trainer",
     "callbacks",
@@ -79,8 +82,8 @@ def accept_config(directory: Path, config: dict[str, Any], allow_change: list[st
         The allowed changes of this launch, empty on the first.
 
     Raises:
-        ValueError: If the run's config or `run.json` is missing or cannot be read; if a key differs that was not allowed: the message
-            lists each with both values.
+        ValueError: If the run's config or `run.json` is missing or cannot be read, or both are and there are checkpoints; if a key
+            differs that was not allowed: the message lists each with both values.
     """
     path = directory / "config.yaml"
     _finish_rename(directory)
@@ -103,6 +106,11 @@ def _finish_rename(directory: Path) -> None:
         raise ValueError(
             f"{record} is missing, but {path.name} is there, so the run's data and launches are not known: restore it from a copy, or "
             "start a new run under another name"
+        )
+    if not path.exists() and not record.exists() and (found := checkpoints_in(directory / "checkpoints")):
+        raise ValueError(
+            f"{path} and {record.name} are missing, but there are {len(found)} checkpoints, the last one {found[-1].name}, whose config "
+            "and data are not known: restore both files from a copy, or start a new run under another name"
         )
     if path.exists() or not record.exists():
         return
@@ -160,7 +168,7 @@ def same_data(known: dict[str, str], now: dict[str, str]) -> bool:
 
 
 class RunRecord:
-    """`run.json`: versions, fingerprints, and one segment a launch.
+    """`run.json`: identity of the run, versions, fingerprints, and one segment a launch.
 
     Args:
         directory: The run directory.
@@ -231,27 +239,57 @@ class RunRecord:
             self.content["init_from"] = parent.content["init_from"]
 
     def begin_segment(self, segment: dict[str, Any]) -> None:
-        """Adds this launch, whose config becomes the run's."""
+        """Adds this launch, whose config becomes the run's; the first one gives the run its identity."""
         self.content["segments"].append(segment)
         config = self._staged_config.with_suffix("")
         # Both: a kill between the two writes leaves the config of the launch before.
-        self.content["configs"] = [config_checksum(parse_config(file)) for file in (config, self._staged_config) if file.exists()]
+        configs = [parse_config(file) for file in (config, self._staged_config) if file.exists()]
+        self.content["configs"] = [config_checksum(one) for one in configs]
+        # A function of the beginning, not random: a run that was killed and went on writes the bytes of one that was not.
+        beginning = {"config": trajectory(configs[-1]) if configs else {}, "data": self.content.get("fingerprints", {})}
+        self.content.setdefault("run", checksum_of(beginning))
         self.save()
         if self._staged_config.exists():
             self._staged_config.replace(config)
 
     def refuse_lost_checkpoints(self) -> None:
-        """Refuses to train from the start where an earlier launch went on from a checkpoint of this run.
+        """Refuses a run without a checkpoint that had one, which would be trained from the start.
 
         Raises:
-            ValueError: If one did.
+            ValueError: If it had one.
         """
-        steps = [segment["from_step"] for segment in self.content["segments"]]
-        if steps and max(steps) > steps[0]:
+        newest = max([self.content.get("first_checkpoint", 0), *(segment["from_step"] for segment in self.content["segments"])])
+        if newest > self._first_step:
             raise ValueError(
-                f"{self._path.parent / 'checkpoints'} has no checkpoint, but {self._path.name} says that a launch of this run went on "
-                f"from update {max(steps)}: restore the checkpoints from a copy, or delete the run's folder to train from the start"
+                f"{self._path.parent / 'checkpoints'} has no checkpoint, but {self._path.name} says that this run wrote one after update "
+                f"{newest}: restore the checkpoints from a copy, or delete the run's folder to train from the start"
             )
+
+    def say_what_is_lost(self) -> None:
+        """Warns of the updates of a launch that ended before its first checkpoint, for a launch that begins again."""
+        metrics, first = self._path.with_name("metrics.csv"), self._first_step
+        trained = [step for step in (read_record(metrics).steps if metrics.is_file() else []) if step > first]
+        if trained:
+            log.warning(
+                "%s has updates %d to %d of a launch that ended before its first checkpoint: they are lost, and the run begins again "
+                "after update %d",
+                metrics,
+                trained[0],
+                trained[-1],
+                first,
+            )
+
+    @property
+    def _first_step(self) -> int:
+        """The update after which the run began: 0, or that of the checkpoint that it branched from."""
+        segments = self.content["segments"]
+        return int(segments[0]["from_step"]) if segments else 0
+
+    def note_checkpoint(self, step: int) -> None:
+        """Notes the first checkpoint that the run wrote, so that it is known if all are lost."""
+        if "first_checkpoint" not in self.content:
+            self.content["first_checkpoint"] = step
+            self.save()
 
     def save(self) -> None:
         """Writes the file, in this version's format."""

@@ -104,10 +104,12 @@ def read_run(path: Path) -> dict[str, Any]:
         and all(isinstance(segment, dict) and is_count(segment.get("from_step")) for segment in segments)
         and _are_texts(content.get("fingerprints", {}))
         and isinstance(heard, list)
-        and all(isinstance(entry, dict) for entry in heard)
+        and all(isinstance(entry, dict) and _fits_training(entry) for entry in heard)
         and isinstance(configs, list)
         and all(isinstance(checksum, str) for checksum in configs)
         and _is_list_of_texts(content.get("sources", []))
+        and isinstance(content.get("run", ""), str)
+        and is_count(content.get("first_checkpoint", 0))
         and _fits_beginning(content.get("init_from"))
     )
     if not fits:
@@ -175,6 +177,16 @@ def _are_texts(value: Any) -> bool:
 
 def _is_list_of_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _fits_training(entry: dict[str, Any]) -> bool:
+    """Whether a value says what a launch trained on (`run_directory.heard_data`)."""
+    return (
+        all(_is_list_of_texts(entry.get(name)) for name in ("indexes", "validation_indexes"))
+        and all(isinstance(entry.get(name), int | float) for name in ("validation_share", "split_seed"))
+        and _are_texts(entry.get("metadata", {}))
+        and _is_list_of_texts(entry.get("sources", []))
+    )
 
 
 def _fits_beginning(value: Any) -> bool:

@@ -78,9 +78,9 @@ class RunTables:
     def _all(self) -> list[CsvRecord]:
         return [record for record in (self.metrics, self.validation, self.health, self._probes) if record is not None]
 
-    def record(self, launch: int) -> dict[str, Any]:
-        """Length and checksum of each table so far, for a checkpoint of this launch of the run, from 1."""
-        return {"launch": launch, "tables": {record.path.name: record.prefix() for record in self._all()}}
+    def record(self, launch: int, run: str) -> dict[str, Any]:
+        """Length and checksum of each table so far, for a checkpoint of this launch, from 1, of the run of this identity."""
+        return {"launch": launch, "run": run, "tables": {record.path.name: record.prefix() for record in self._all()}}
 
     def sync(self) -> None:
         """Forces the rows to disk: what a checkpoint stands on."""

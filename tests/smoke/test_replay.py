@@ -389,6 +389,8 @@ def refused(run: Path, step: int) -> str:
 def test_a_folder_that_is_no_run_and_a_run_without_updates_are_refused(run, tmp_path):
     assert refused(tmp_path, 1).startswith(f"{tmp_path} is no run directory (it has no config.yaml): give the folder of a run")
     (run / "metrics.csv").unlink()
+    assert refused(run, 1).startswith(f"{run / 'metrics.csv'} is missing or has no rows, but the run has checkpoints: restore it")
+    shutil.rmtree(run / "checkpoints")
     assert refused(run, 1) == f"{run} has made no update yet, so there is nothing to replay: let it train first"
 
 

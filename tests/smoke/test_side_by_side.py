@@ -116,7 +116,7 @@ def test_the_scripts_take_lists_and_the_check_names_each_share(place: Place, tmp
     file = tmp_path / "b" / "pack-00000.u16"
     np.fromfile(file, dtype="<u2")[::-1].tofile(file)
     message = run_program(tmp_path, "data_prep/verify.py", f"shards={place.shards}", "labels=[a,b]", teacher, "share=1").error()
-    assert message.startswith("1 problems in b: restore"), message
+    assert message.startswith("1 problem in b: restore"), message
     message = run_program(
         tmp_path, "data_prep/assign_labels.py", f"shards={place.shards}", books, "output=[a,a]", teacher
     ).error()

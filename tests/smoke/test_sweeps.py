@@ -40,13 +40,13 @@ def places(data: Path) -> list[str]:
         *(
             pytest.param(*case, marks=pytest.mark.long)
             for case in [
-                (["seed=1,2", "optim.warmup_updates=0,-1"], "optim.warmup_updates", "seed=1 optim.warmup_updates=-1"),
+                (["seed=1,2", "optim.warmup_updates=0,-1"], "optim.warmup_updates", "optim.warmup_updates=-1 seed=1"),
                 (["batch.seconds=12,13"], "batch.seconds", "batch.seconds=13"),
                 (["model.heads=2,3"], "model", "model.heads=3"),
                 (["precision=32-true,8-bit"], "precision must be one of 32-true", "precision=8-bit"),
                 (["mixing.noise_prob=0,0.5"], "Mixing with noise needs a noise bank", "mixing.noise_prob=0.5"),
                 (["init_from=null,nowhere"], "nowhere", "init_from=nowhere"),
-                (["++hydra.sweeper.params.seed='1,x'"], "seed must be a whole number, but is 'x'", "seed=x"),
+                (["hydra.sweeper.params={seed:'1,x'}"], "seed must be a whole number, but is 'x'", "seed=x"),
             ]
         ),
     ],

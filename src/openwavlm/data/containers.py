@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 # Programs that write to a pipe leave 0 or a number from here up as the length.
 _STREAMED_LENGTH = 0x7FFF_0000
+_UNKNOWN_LENGTH = 1 << 62
 # Fewer bytes after the last chunk than this are padding.
 _SLACK_BYTES = 1024
 _SAMPLES = {b"data", b"SSND"}
@@ -75,6 +76,17 @@ def read_at(descriptor: int, nbytes: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
+def read_parts(descriptor: int, offset: int = 0) -> Iterator[bytes]:
+    """Reads a file from `offset` to its end.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    while part := read_at(descriptor, 1 << 22, offset):
+        yield part
+        offset += len(part)
+
+
 def audio_extent(descriptor: int, size: int) -> Extent | None:
     """Finds the samples of a WAV, RF64, W64, AIFF, CAF, AU or NIST SPHERE file.
 
@@ -124,7 +136,7 @@ def _chunks(descriptor: int, size: int, head: bytes) -> Iterator[_Chunk]:
             if len(header) < 12:
                 break
             name, length = struct.unpack(">4sq", header[:12])
-            start, length = position + 12, size - position - 12 if length == -1 else length
+            start, length = position + 12, _UNKNOWN_LENGTH if length == -1 else length
             end = start + length
         else:
             if len(header) < 8:
@@ -195,9 +207,20 @@ def after_tags(descriptor: int, position: int, size: int) -> int:
             position += found + 9
         elif head[:1] == b"\0":
             position += len(head) - len(head.lstrip(b"\0"))
+        elif (end := _end_of_ape_items(descriptor, position, size)) is not None:
+            position = end
         else:
             break
     return min(position, size)
+
+
+def _end_of_ape_items(descriptor: int, position: int, size: int) -> int | None:
+    """End of an APE tag without a header, whose items begin at `position`; its footer is the last of a file, or before an ID3v1 tag."""
+    for end in (size, size - 128):
+        footer = read_at(descriptor, 32, end - 32) if end - 32 > position else b""
+        if footer[:8] == b"APETAGEX" and end - int.from_bytes(footer[12:16], "little") == position:
+            return end
+    return None
 
 
 def _sphere_extent(descriptor: int, size: int) -> Extent | None:

@@ -88,15 +88,19 @@ class _OggStream:
     """One logical stream of an Ogg file, page by page."""
 
     def __init__(self, header: bytes) -> None:
-        self.rate, self._start = 0, 0
+        self.rate, self._start, self.codec, self.channels = 0, 0, "", 0
         if header[:8] == b"OpusHead" and len(header) >= 12:
             self.rate, self._start = 48_000, int.from_bytes(header[10:12], "little")
+            self.codec, self.channels = "Opus", header[9]
         elif header[:7] == b"\x01vorbis":
             self.rate = int.from_bytes(header[12:16], "little")
+            self.codec, self.channels = "Vorbis", int.from_bytes(header[11:12], "little")
         elif header[:5] == b"\x7fFLAC":
             self.rate = int.from_bytes(header[27:30], "big") >> 4
+            self.codec, self.channels = "FLAC", (int.from_bytes(header[29:30], "little") >> 1 & 7) + 1
         elif header[:8] == b"Speex   ":
             self.rate = int.from_bytes(header[36:40], "little")
+            self.codec, self.channels = "Speex", int.from_bytes(header[48:52], "little")
         self.open_packet = False
         self._next_number: int | None = None
         self._first: int | None = None
@@ -155,6 +159,9 @@ def _check_ogg(content: _Bytes) -> list[Link]:
     sounds = [stream for stream in finished if stream.rate]
     if any(stream.open_packet for stream in sounds):
         raise AudioError("truncated", "the last Ogg packet is incomplete")
+    kinds = list(dict.fromkeys(f"{stream.codec} of {stream.rate} Hz and {stream.channels} channels" for stream in sounds))
+    if len(kinds) > 1:
+        raise AudioError("undecoded", f"streams of several kinds were joined ({', '.join(kinds)}): split the file")
     return [stream.link() for stream in sounds]
 
 

@@ -1,8 +1,10 @@
 """Compressed audio: all of a file, equal to what another decoder finds in it, or its name and what is wrong with it."""
 
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -244,6 +246,34 @@ def test_tags_behind_the_audio_are_no_audio(tmp_path: Path, kind: str, tag: byte
     whole = decode(tmp_path / f"whole.{kind}").samples
     np.testing.assert_array_equal(decode(write(tmp_path, content + tag + last, kind)).samples, whole)
     assert reason(write(tmp_path, content + tag + b"\x01" + last, kind)) in ("undecoded", "unreadable", "truncated")
+
+
+@pytest.mark.parametrize("kind", ["mp3", "aac", "tta"])
+def test_an_id3_tag_with_a_footer_is_no_audio(tmp_path: Path, kind: str) -> None:
+    content = encoded(tmp_path, kind)
+    whole = decode(tmp_path / f"whole.{kind}").samples
+    # ID3v2.4 §3: bit 4 of the flags says that a footer follows; the length counts neither it nor the header.
+    rest = b"\x04\0\x10" + bytes([0, 0, 2, 44]) + bytes(300)
+    tag = b"ID3" + rest + b"3DI" + rest[:7]
+    np.testing.assert_array_equal(decode(write(tmp_path, content + tag, kind)).samples, whole)
+
+
+def silent_ape(samples: int) -> bytes:
+    """A file of Monkey's Audio 3.99, stereo of 44.1 kHz in one frame, with the mark of a silent frame."""
+    frame = struct.pack("<II", zlib.crc32(bytes(4 * samples)) >> 1 | 1 << 31, 3) + bytes(8)
+    lengths = struct.pack("<4IQI", 52, 24, 4, 0, len(frame), 0)
+    description = b"MAC " + struct.pack("<HH", 3990, 0) + lengths + bytes(16)
+    header = struct.pack("<HHIIIHHI", 2000, 0, 73_728, samples, 1, 16, 2, 44_100)
+    return description + header + struct.pack("<I", 52 + 24 + 4) + frame
+
+
+def test_monkeys_audio_is_decoded_whole(tmp_path: Path) -> None:
+    content = silent_ape(44_100)
+    samples = decode(write(tmp_path, content + ape_tag(header=True), "ape")).samples
+    assert len(samples) == 16_000 and not samples.any()
+    assert reason(write(tmp_path, content[:-4], "ape")) == "truncated"
+    assert reason(write(tmp_path, content + content, "ape")) == "undecoded"
+    assert reason(write(tmp_path, content[:8], "ape")) in ("truncated", "unreadable")
 
 
 # --- Ogg ----------------------------------------------------------------------------------------------------------------

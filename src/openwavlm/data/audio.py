@@ -52,7 +52,7 @@ EXTENSIONS = frozenset(_PCM_EXTENSIONS | _MEDIA_EXTENSIONS | {".flac"})
 UNREADABLE_EXTENSIONS = frozenset(
     {
         *(".ra", ".rm", ".shn", ".mpc", ".ac3", ".eac3", ".dts", ".dsf", ".vox", ".gsm", ".voc"),
-        *(".g722", ".qcp", ".tak", ".aax", ".aa", ".avi", ".flv"),
+        *(".g722", ".qcp", ".tak", ".ofr", ".ofs", ".dff", ".aax", ".aa", ".avi", ".flv"),
     }
 )
 

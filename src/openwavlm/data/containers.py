@@ -17,7 +17,7 @@ _UNKNOWN_LENGTH = 1 << 62
 _SLACK_BYTES = 1024
 _SAMPLES = {b"data", b"SSND"}
 _BEGINNINGS = re.compile(
-    rb"RIFF|RIFX|RF64|BW64|riff|FORM|caff|\.snd|NIST_1A|fLaC|OggS|ID3|\x1aE\xdf\xa3|#!AMR|....ftyp", re.DOTALL
+    rb"RIFF|RIFX|RF64|BW64|riff|FORM|caff|\.snd|NIST_1A|fLaC|OggS|ID3|\x1aE\xdf\xa3|#!AMR|MAC |wvpk|TTA1|....ftyp", re.DOTALL
 )
 
 
@@ -193,7 +193,9 @@ def after_tags(descriptor: int, position: int, size: int) -> int:
     while position < size:
         head = read_at(descriptor, 32, position)
         if head[:3] == b"ID3" and len(head) >= 10:
-            position += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+            # A tag of ID3v2.4 behind the audio has a footer of ten bytes.
+            position += 20 if head[5] & 0x10 else 10
+            position += sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
         elif head[:3] == b"TAG":
             position += 128
         elif head[:8] == b"APETAGEX" and len(head) == 32:

@@ -273,7 +273,7 @@ class MediaSource:
             rest = self._extent.start + self._extent.length - self._end
             if rest > _LONGEST_REST_BYTES:
                 raise AudioError("undecoded", f"{rest} bytes of the audio were not decoded")
-        elif self.format in (*_FRAMES_ONLY, "wv", "tta", "ape", "flac"):
+        elif self.format in (*_FRAMES_ONLY, "wv", "tta", "flac"):
             check_rest(self._descriptor, self._end, self._size, slack=0)
 
     def _announced_s(self) -> float | None:

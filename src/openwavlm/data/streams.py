@@ -1,4 +1,4 @@
-"""The structure of Ogg, MP4, Matroska and ASF files, by which a file that was cut off, joined or damaged is recognised.
+"""The structure of Ogg, MP4, Matroska, ASF and APE files, by which a file that was cut off, joined or damaged is recognised.
 
 FFmpeg skips what it cannot read and ends where the first of two joined files ends; neither is an error to it.
 """
@@ -64,6 +64,8 @@ def check_structure(descriptor: int, size: int) -> Structure:
         return Structure(blocks=_check_matroska(content))
     elif head == _ASF_HEADER:
         _check_asf(content, descriptor)
+    elif head[:4] == b"MAC ":
+        _check_ape(content, descriptor)
     return Structure()
 
 
@@ -212,6 +214,18 @@ def _check_asf(content: _Bytes, descriptor: int) -> None:
     if names.count(_ASF_DATA) > 1:
         raise AudioError("undecoded", "several recordings were joined in one ASF file, of which one would be read: split it")
     check_rest(descriptor, position, len(content))
+
+
+def _check_ape(content: _Bytes, descriptor: int) -> None:
+    """Checks that the parts of a Monkey's Audio file fill it; before version 3.98 the header does not say how long they are."""
+    version = int.from_bytes(content[4:6], "little")
+    if version < 3980:
+        return
+    # Lengths of descriptor, header, seek table, WAV header, audio (64 bits) and what followed the samples in the WAV file.
+    end = sum(struct.unpack("<4IQI", content[8:36].ljust(28, b"\0")))
+    if end > len(content):
+        raise AudioError("truncated", f"the header announces {end} bytes, the file has {len(content)}")
+    check_rest(descriptor, end, len(content))
 
 
 def _check_matroska(content: _Bytes) -> Counter[int]:

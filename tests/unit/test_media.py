@@ -248,6 +248,15 @@ def test_tags_behind_the_audio_are_no_audio(tmp_path: Path, kind: str, tag: byte
     assert reason(write(tmp_path, content + tag + b"\x01" + last, kind)) in ("undecoded", "unreadable", "truncated")
 
 
+def test_a_tag_that_is_longer_than_the_file_hides_no_audio(tmp_path: Path) -> None:
+    content = encoded(tmp_path, "mp3")
+    ape = (
+        b"APETAGEX" + (2000).to_bytes(4, "little") + (1 << 30).to_bytes(4, "little") + bytes(4) + (1 << 29).to_bytes(4, "little")
+    )
+    for tag in (ape + bytes(8), b"ID3\x04\0\0" + bytes([127, 127, 127, 127])):
+        assert reason(write(tmp_path, content + tag + content, "mp3")) in ("undecoded", "unreadable")
+
+
 @pytest.mark.parametrize("kind", ["mp3", "aac", "tta"])
 def test_an_id3_tag_with_a_footer_is_no_audio(tmp_path: Path, kind: str) -> None:
     content = encoded(tmp_path, kind)
@@ -376,6 +385,16 @@ def test_a_part_that_was_never_written_does_not_become_sound(tmp_path: Path, kin
     middle = len(content) // 2
     content[middle : middle + 1000] = bytes(1000)
     assert reason(write(tmp_path, bytes(content), kind)) == "unreadable"
+
+
+def test_what_is_wrong_with_mp3_in_wav_is_said_by_the_error_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(KINDS, "mp3.wav", ("libmp3lame", "wav", 16_000))
+    content = encoded(tmp_path, "mp3.wav")
+    assert similarity(decode(tmp_path / "whole.mp3.wav").samples[1105:], SPEECH) > 0.9
+    assert reason(write(tmp_path, content[: content.index(b"data") + 108], "mp3.wav")) == "truncated"
+    assert capfd.readouterr().err == ""
 
 
 def test_g721_in_wav_is_refused_where_the_order_of_its_bits_is_unknown(tmp_path: Path) -> None:

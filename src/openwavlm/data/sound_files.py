@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from openwavlm.data.containers import AudioError, Extent, audio_extent, check_rest, read_at, read_parts
+from openwavlm.data.containers import AudioError, Extent, audio_extent, check_rest, holds_mp3, read_at, read_parts
 from openwavlm.data.flac import last_frame_end, missing_frame, stored_bytes, stream_info
 
 _BLOCK_FRAMES = 1 << 18
@@ -91,8 +91,8 @@ class SoundFileSource:
             AudioError: With reason `truncated` or `undecoded` if header and bytes disagree, `zero-length`, `unreadable`.
             UnsupportedFormat: If it is no PCM or FLAC file.
         """
-        # libsndfile would look for MP3 frames in anything.
-        if not _MAGIC.match(read_at(descriptor, 12, 0)):
+        # libsndfile would look for MP3 frames in anything, and print what it finds wrong with them.
+        if not _MAGIC.match(read_at(descriptor, 12, 0)) or holds_mp3(descriptor, size):
             raise UnsupportedFormat("no PCM or FLAC file")
         os.lseek(descriptor, 0, os.SEEK_SET)
         self._descriptor, self._size = descriptor, size

@@ -222,7 +222,7 @@ def _check_ape(content: _Bytes, descriptor: int) -> None:
     if version < 3980:
         return
     # Lengths of descriptor, header, seek table, WAV header, audio (64 bits) and what followed the samples in the WAV file.
-    end = sum(struct.unpack("<4IQI", content[8:36].ljust(28, b"\0")))
+    end = max(36, sum(struct.unpack("<4IQI", content[8:36].ljust(28, b"\0"))))
     if end > len(content):
         raise AudioError("truncated", f"the header announces {end} bytes, the file has {len(content)}")
     check_rest(descriptor, end, len(content))

@@ -378,6 +378,18 @@ def test_what_an_edit_list_leaves_out_is_named(tmp_path: Path) -> None:
         decode(path)
 
 
+@pytest.mark.parametrize("table", [b"stts", b"stsc", b"stsz"])
+def test_a_damaged_length_that_asks_for_all_memory_is_no_lack_of_memory(tmp_path: Path, table: bytes) -> None:
+    content = bytearray(encoded(tmp_path, "mp4", movflags="frag_keyframe+empty_moov"))
+    count = content.index(table) + (12 if table == b"stsz" else 8)
+    content[count : count + 4] = b"\x7f\xff\xff\xff"
+    path = write(tmp_path, bytes(content), "mp4")
+    try:
+        assert similarity(decode(path).samples, decode(tmp_path / "whole.mp4").samples) > 0.99
+    except AudioError as error:
+        assert error.reason == "unreadable"
+
+
 @pytest.mark.parametrize("kind", ["amr", "opus.mp4"])
 def test_a_part_that_was_never_written_does_not_become_sound(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(KINDS, "opus.mp4", ("libopus", "mp4", 48_000))

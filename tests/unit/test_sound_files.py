@@ -14,6 +14,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -108,6 +109,28 @@ def test_a_wav_whose_length_is_too_small_is_refused(tmp_path: Path) -> None:
     content = bytearray(write(path))
     content[40:44] = (32_000).to_bytes(4, "little")
     assert reason(path, content) == "undecoded"
+
+
+@pytest.mark.parametrize("missing", [20, 200, 1000])
+def test_a_wav_whose_length_lacks_a_few_samples_is_refused(tmp_path: Path, missing: int) -> None:
+    content = bytearray(write(tmp_path / "a.wav"))
+    content[40:44] = (len(content) - 44 - missing).to_bytes(4, "little")
+    assert reason(tmp_path / "a.wav", content) == "undecoded"
+
+
+@pytest.mark.parametrize("note", [b"LIST\xff\xff\0\0INFO" + b"x" * 500, b"\r\n", b"\xff" * 16])
+def test_a_damaged_note_behind_the_samples_is_no_audio(tmp_path: Path, note: bytes) -> None:
+    content = write(tmp_path / "a.wav")
+    (tmp_path / "a.wav").write_bytes(content + note)
+    np.testing.assert_array_equal(decode(tmp_path / "a.wav").samples, SPEECH)
+
+
+@pytest.mark.parametrize(("kind", "order"), [("wav", "little"), ("aiff", "big")])
+def test_a_chunk_that_holds_a_tag_is_no_audio(tmp_path: Path, kind: str, order: Literal["little", "big"]) -> None:
+    content = write(tmp_path / f"a.{kind}", kind=kind)
+    tag = b"ID3\x04\0\0" + bytes([0, 0, 0, 100]) + b"TIT2" + bytes(96)
+    (tmp_path / f"a.{kind}").write_bytes(content + b"ID3 " + len(tag).to_bytes(4, order) + tag)
+    np.testing.assert_array_equal(decode(tmp_path / f"a.{kind}").samples, SPEECH)
 
 
 def test_a_second_chunk_of_samples_is_not_left_out_in_silence(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ _STREAMED_LENGTH = 0x7FFF_0000
 _UNKNOWN_LENGTH = 1 << 62
 # Fewer bytes after the last chunk than this are padding.
 _SLACK_BYTES = 1024
+_PADDING_BYTES = 16
 _SAMPLES = {b"data", b"SSND"}
 _BEGINNINGS = re.compile(
-    rb"RIFF|RIFX|RF64|BW64|riff|FORM|caff|\.snd|NIST_1A|fLaC|OggS|ID3|\x1aE\xdf\xa3|#!AMR|MAC |wvpk|TTA1|....ftyp", re.DOTALL
+    rb"RIFF|RIFX|RF64|BW64|riff|FORM|caff|\.snd|NIST_1A|fLaC|OggS|ID3(?! )|\x1aE\xdf\xa3|#!AMR|MAC |wvpk|TTA1|....ftyp", re.DOTALL
 )
 
 
@@ -180,7 +181,9 @@ def _checked(descriptor: int, size: int, found: _Chunk, following: Iterator[_Chu
         end = chunk.end
     if found.length == 0 and end < size:
         return Extent(found.start, available, announced=False)
-    check_rest(descriptor, min(end, size), size)
+    # Samples behind the announced ones do not look like the head of a chunk, as a damaged note of the recorder does.
+    is_chunk = re.match(rb"[ -~]{4}", read_at(descriptor, 4, end)) is not None
+    check_rest(descriptor, min(end, size), size, slack=_SLACK_BYTES if is_chunk else _PADDING_BYTES)
     return Extent(found.start, found.length)
 
 

@@ -345,6 +345,17 @@ def _errors(what: str) -> Iterator[None]:
     except av.error.FFmpegError as error:
         number = error.errno or 0
         text = (error.strerror or str(error)).rstrip(".")
+        if number == errno.ENOMEM and _has_memory():
+            raise AudioError("unreadable", "a length in the file is beyond all memory: it is damaged") from error
         if number in errno.errorcode and number not in _CONTENT_ERRORS:
             raise OSError(number, os.strerror(number)) from error
         raise AudioError("unreadable", f"{what} ({text})" if what else text) from error
+
+
+def _has_memory() -> bool:
+    """Whether there is memory for any sound file: FFmpeg fails in the same way where a damaged file asks for more than 2 GiB."""
+    try:
+        bytearray(1 << 28)
+    except MemoryError:
+        return False
+    return True

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _KILLED_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]+)|exited unexpectedly)")
 PARENT = "OPENWAVLM_PARENT"  # environment variable: the process whose end a training has to answer
 _PR_SET_PDEATHSIG = 1
+_LEAKED = "ignore:resource_tracker:UserWarning"
 
 
 def end_with_parent(number: signal.Signals) -> None:
@@ -121,7 +122,12 @@ def ended(status: int) -> str:
 
 def start_fork_server() -> None:
     """Starts the fork server of multiprocessing, which imports modules for seconds and must not end at Ctrl-C meanwhile."""
-    resource_tracker.ensure_running()  # the server starts it otherwise, and it ends the block
+    # After Ctrl-C the tracker removes the semaphores of the pool. That is its work, and no warning to print after the one line.
+    sys.warnoptions.append(_LEAKED)
+    try:
+        resource_tracker.ensure_running()  # the server starts it otherwise, and it ends the block
+    finally:
+        sys.warnoptions.remove(_LEAKED)
     # The mask is inherited, and the server ignores the signal as soon as it listens. Here the signal waits, it is not lost.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

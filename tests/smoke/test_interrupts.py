@@ -135,6 +135,31 @@ def interrupted_preparations(
     return count
 
 
+def test_an_interrupted_pool_says_no_more_than_one_line(corpus, tmp_path):
+    """Up to the end of the last of its processes, the resource tracker of multiprocessing, which ends after the program."""
+    command = [sys.executable, *preparing(corpus, 2)]
+    program = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        deadline = time.monotonic() + HANG_S
+        while not any(tmp_path.glob("shards/done/*/*.json")):
+            assert time.monotonic() < deadline and program.poll() is None
+            time.sleep(0.002)
+        os.killpg(program.pid, signal.SIGINT)
+        told = program.communicate(timeout=HANG_S)[1].decode()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)
+    assert program.returncode == 130
+    assert told.endswith(f"{LINE}\n") and "Warning" not in told, told
+
+
 def test_an_interrupted_preparation_goes_on_to_the_same_bytes(corpus, undisturbed, tmp_path):
     assert interrupted_preparations(corpus, undisturbed, tmp_path, tries=2, seed=1)
 

@@ -163,6 +163,16 @@ def test_a_segment_beyond_the_end_does_not_take_the_others_of_its_file_with_it(t
     assert "segment 2 s to 9 s of a recording of 3.000 s" in text and "segment 7 s to the end of a recording of 3.000 s" in text
 
 
+def test_segments_that_all_lie_beyond_the_end_are_named_with_their_own_times(tmp_path):
+    for name in ("a", "b"):
+        write_speech_like(tmp_path / f"{name}.wav", 3.0)
+    (tmp_path / "m.tsv").write_text("path\tstart\tend\na.wav\t\t\nb.wav\t500\t1500\nb.wav\t2000\t2900\n")
+    prepare(tmp_path / "m.tsv", tmp_path / "out", layout="manifest")
+    text = (tmp_path / "out" / "skipped.tsv").read_text()
+    assert "segment 500 s to 1500 s of a recording of 3.000 s" in text
+    assert "segment 2000 s to 2900 s of a recording of 3.000 s" in text
+
+
 def test_files_of_unknown_length_are_cut_into_tasks_by_their_size(tmp_path, monkeypatch):
     for number in range(6):
         write_speech_like(tmp_path / "in" / f"{number}.wav", 1.0, number)

@@ -64,6 +64,9 @@ def test_segments_of_a_nemo_manifest_are_the_stretches_that_it_names(tmp_path):
         ("start\tend\tduration", "1\t3\t2.04", (1.0, 3.0)),
         ("startTime\tendSec", "1.5\t2", (1.5, 2.0)),
         ("utt_start\tclip_duration", "1.5\t2", (1.5, 3.5)),
+        ("tmin\ttmax", "1.5\t2", (1.5, 2.0)),
+        ("start\tlength_ms", "1.5\t250", (1.5, 1.75)),
+        ("length\tx", "2\t", (0.0, None)),
     ],
 )
 def test_times_are_found_under_the_names_that_manifests_have_for_them(tmp_path, columns, cells, expected):
@@ -88,8 +91,18 @@ def test_a_duration_by_name_counts_although_the_start_was_mapped_by_hand(tmp_pat
     [
         ("start\toffset", "1\t2", "the columns 'start', 'offset' could all hold start_s: choose one with columns.start_s=…"),
         ("onset\toffset", "1\t2", "could all hold start_s"),
-        ("start_sample\tx", "16000\t", "'start_sample' seems to give start_s in samples or frames, but seconds are expected"),
-        ("start\tframe_end", "0\t99", "'frame_end' seems to give end_s in samples or frames"),
+        ("start_sample\tx", "16000\t", "'start_sample' seems to give start_s, but not in seconds or milliseconds: convert it"),
+        ("start\tframe_end", "0\t99", "'frame_end' seems to give end_s, but not in seconds"),
+        ("start_us\tend_us", "1000000\t2000000", "'start_us' seems to give start_s, but not in seconds"),
+        ("start\tend_minutes", "0\t1", "'end_minutes' seems to give end_s, but not in seconds"),
+        (
+            "start\tlength",
+            "0\t5",
+            r"'length' seems to give duration_s.*columns.duration_s=length if it is in seconds, or columns.ignore",
+        ),
+        ("start\tnum_frames", "0\t80000", "'num_frames' seems to give duration_s, but not in seconds"),
+        ("start\tduration_ns", "0\t80000", "'duration_ns' seems to give duration_s, but not in seconds"),
+        ("start\tend", "1_0\t2_0", "line 2: start_s .* must be a number of seconds, but is '1_0'"),
         ("start\tend\tduration", "1\t3\t9", "end_s is 3, but start_s and duration_s end at 10: correct the row"),
         ("channel\tx", "left\t", "a channel is a number from 0 or a letter from A, but is 'left'"),
         ("start\tend", "-1\t2", "line 2: a segment needs 0 ≤ start_s < end_s"),

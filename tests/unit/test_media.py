@@ -1,8 +1,10 @@
 """Compressed audio: all of a file, equal to what another decoder finds in it, or its name and what is wrong with it."""
 
 import re
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -225,6 +227,64 @@ def test_tags_around_an_mp3_are_no_audio(tmp_path: Path) -> None:
         np.testing.assert_array_equal(decode(path).samples, whole)
 
 
+APE_ITEM = (5).to_bytes(4, "little") + bytes(4) + b"Title\0hello"
+
+
+def ape_tag(*, header: bool) -> bytes:
+    """APEv2: the length holds items and footer; bit 31 of the flags says that there is a header, bit 29 that this is it."""
+    fields = (2000).to_bytes(4, "little") + (32 + len(APE_ITEM)).to_bytes(4, "little") + (1).to_bytes(4, "little")
+    head = b"APETAGEX" + fields + (0xA000_0000).to_bytes(4, "little") + bytes(8)
+    foot = b"APETAGEX" + fields + (0x8000_0000 * header).to_bytes(4, "little") + bytes(8)
+    return (head if header else b"") + APE_ITEM + foot
+
+
+@pytest.mark.parametrize("kind", ["mp3", "aac", "wv", "tta"])
+@pytest.mark.parametrize("tag", [ape_tag(header=True), ape_tag(header=False), b""], ids=["with a header", "without", "no APE"])
+@pytest.mark.parametrize("last", [b"", b"TAG" + b"x" * 125], ids=["alone", "before ID3v1"])
+def test_tags_behind_the_audio_are_no_audio(tmp_path: Path, kind: str, tag: bytes, last: bytes) -> None:
+    content = encoded(tmp_path, kind)
+    whole = decode(tmp_path / f"whole.{kind}").samples
+    np.testing.assert_array_equal(decode(write(tmp_path, content + tag + last, kind)).samples, whole)
+    assert reason(write(tmp_path, content + tag + b"\x01" + last, kind)) in ("undecoded", "unreadable", "truncated")
+
+
+def test_a_tag_that_is_longer_than_the_file_hides_no_audio(tmp_path: Path) -> None:
+    content = encoded(tmp_path, "mp3")
+    ape = (
+        b"APETAGEX" + (2000).to_bytes(4, "little") + (1 << 30).to_bytes(4, "little") + bytes(4) + (1 << 29).to_bytes(4, "little")
+    )
+    for tag in (ape + bytes(8), b"ID3\x04\0\0" + bytes([127, 127, 127, 127])):
+        assert reason(write(tmp_path, content + tag + content, "mp3")) in ("undecoded", "unreadable")
+
+
+@pytest.mark.parametrize("kind", ["mp3", "aac", "tta"])
+def test_an_id3_tag_with_a_footer_is_no_audio(tmp_path: Path, kind: str) -> None:
+    content = encoded(tmp_path, kind)
+    whole = decode(tmp_path / f"whole.{kind}").samples
+    # ID3v2.4 §3: bit 4 of the flags says that a footer follows; the length counts neither it nor the header.
+    rest = b"\x04\0\x10" + bytes([0, 0, 2, 44]) + bytes(300)
+    tag = b"ID3" + rest + b"3DI" + rest[:7]
+    np.testing.assert_array_equal(decode(write(tmp_path, content + tag, kind)).samples, whole)
+
+
+def silent_ape(samples: int) -> bytes:
+    """A file of Monkey's Audio 3.99, stereo of 44.1 kHz in one frame, with the mark of a silent frame."""
+    frame = struct.pack("<II", zlib.crc32(bytes(4 * samples)) >> 1 | 1 << 31, 3) + bytes(8)
+    lengths = struct.pack("<4IQI", 52, 24, 4, 0, len(frame), 0)
+    description = b"MAC " + struct.pack("<HH", 3990, 0) + lengths + bytes(16)
+    header = struct.pack("<HHIIIHHI", 2000, 0, 73_728, samples, 1, 16, 2, 44_100)
+    return description + header + struct.pack("<I", 52 + 24 + 4) + frame
+
+
+def test_monkeys_audio_is_decoded_whole(tmp_path: Path) -> None:
+    content = silent_ape(44_100)
+    samples = decode(write(tmp_path, content + ape_tag(header=True), "ape")).samples
+    assert len(samples) == 16_000 and not samples.any()
+    assert reason(write(tmp_path, content[:-4], "ape")) == "truncated"
+    assert reason(write(tmp_path, content + content, "ape")) == "undecoded"
+    assert reason(write(tmp_path, content[:8], "ape")) in ("truncated", "unreadable")
+
+
 # --- Ogg ----------------------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +342,76 @@ def test_an_ogg_file_that_lacks_a_page_is_refused(tmp_path: Path) -> None:
 
 
 # --- what the decoder is given --------------------------------------------------------------------------------------------
+
+
+def test_joined_ogg_streams_of_several_kinds_are_named(tmp_path: Path) -> None:
+    joined = b""
+    for rate, channels in ((44_100, 1), (22_050, 1), (44_100, 2)):
+        samples = np.tile(SPEECH[:8000, None], (1, channels))
+        soundfile.write(tmp_path / "a.ogg", samples, rate, format="OGG", subtype="VORBIS")
+        joined += (tmp_path / "a.ogg").read_bytes()
+    kinds = "Vorbis of 44100 Hz and 1 channels, Vorbis of 22050 Hz and 1 channels, Vorbis of 44100 Hz and 2 channels"
+    with pytest.raises(AudioError, match=rf"undecoded: streams of several kinds were joined \({kinds}\): split the file"):
+        decode(write(tmp_path, joined, "ogg"))
+
+
+# --- MP4, AMR, WAV with a codec ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_mulaw", "pcm_f32le"])
+def test_pcm_in_mov_is_decoded_whole(tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "mov", (codec, "mov", 16_000))
+    content = encoded(tmp_path, "mov")
+    samples = decode(tmp_path / "whole.mov").samples
+    assert len(samples) == len(SPEECH)
+    assert similarity(samples, SPEECH) > 0.999
+    assert reason(write(tmp_path, content[: len(content) * 2 // 3], "mov")) == "truncated"
+
+
+def test_what_an_edit_list_leaves_out_is_named(tmp_path: Path) -> None:
+    content = encoded(tmp_path, "m4a")
+    # ISO/IEC 14496-12 §8.6.6: version and flags, number of edits, duration, begin, rate.
+    duration = content.index(b"elst") + 12
+    half = int.from_bytes(content[duration : duration + 4], "big") // 2
+    path = write(tmp_path, content[:duration] + half.to_bytes(4, "big") + content[duration + 4 :], "m4a")
+    with pytest.raises(AudioError, match=r"undecoded: an edit list leaves out \d\d of \d\d packets: convert the file"):
+        decode(path)
+
+
+@pytest.mark.parametrize("table", [b"stts", b"stsc", b"stsz"])
+def test_a_damaged_length_that_asks_for_all_memory_is_no_lack_of_memory(tmp_path: Path, table: bytes) -> None:
+    content = bytearray(encoded(tmp_path, "mp4", movflags="frag_keyframe+empty_moov"))
+    count = content.index(table) + (12 if table == b"stsz" else 8)
+    content[count : count + 4] = b"\x7f\xff\xff\xff"
+    path = write(tmp_path, bytes(content), "mp4")
+    try:
+        assert similarity(decode(path).samples, decode(tmp_path / "whole.mp4").samples) > 0.99
+    except AudioError as error:
+        assert error.reason == "unreadable"
+
+
+@pytest.mark.parametrize("kind", ["amr", "opus.mp4"])
+def test_a_part_that_was_never_written_does_not_become_sound(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "opus.mp4", ("libopus", "mp4", 48_000))
+    content = bytearray(encoded(tmp_path, kind))
+    middle = len(content) // 2
+    content[middle : middle + 1000] = bytes(1000)
+    assert reason(write(tmp_path, bytes(content), kind)) == "unreadable"
+
+
+def test_what_is_wrong_with_mp3_in_wav_is_said_by_the_error_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(KINDS, "mp3.wav", ("libmp3lame", "wav", 16_000))
+    content = encoded(tmp_path, "mp3.wav")
+    assert similarity(decode(tmp_path / "whole.mp3.wav").samples[1105:], SPEECH) > 0.9
+    assert reason(write(tmp_path, content[: content.index(b"data") + 108], "mp3.wav")) == "truncated"
+    assert capfd.readouterr().err == ""
+
+
+def test_g721_in_wav_is_refused_where_the_order_of_its_bits_is_unknown(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", SPEECH, 16_000, format="WAV", subtype="G721_32")
+    assert reason(tmp_path / "a.wav") == "unreadable"
 
 
 def test_gsm_is_decoded_and_so_are_ranges_of_it(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ import soundfile
 from openwavlm.data import audio
 from openwavlm.data.audio import decode, encode_flac, probe_channels, probe_seconds
 from openwavlm.data.containers import AudioError
+from openwavlm.data.flac import missing_frame
 from synthetic import speech_like
 
 SPEECH = speech_like(2.0, seed=1, speaker="a")
@@ -109,6 +111,28 @@ def test_a_wav_whose_length_is_too_small_is_refused(tmp_path: Path) -> None:
     assert reason(path, content) == "undecoded"
 
 
+@pytest.mark.parametrize("missing", [20, 200, 1000])
+def test_a_wav_whose_length_lacks_a_few_samples_is_refused(tmp_path: Path, missing: int) -> None:
+    content = bytearray(write(tmp_path / "a.wav"))
+    content[40:44] = (len(content) - 44 - missing).to_bytes(4, "little")
+    assert reason(tmp_path / "a.wav", content) == "undecoded"
+
+
+@pytest.mark.parametrize("note", [b"LIST\xff\xff\0\0INFO" + b"x" * 500, b"\r\n", b"\xff" * 16])
+def test_a_damaged_note_behind_the_samples_is_no_audio(tmp_path: Path, note: bytes) -> None:
+    content = write(tmp_path / "a.wav")
+    (tmp_path / "a.wav").write_bytes(content + note)
+    np.testing.assert_array_equal(decode(tmp_path / "a.wav").samples, SPEECH)
+
+
+@pytest.mark.parametrize(("kind", "order"), [("wav", "little"), ("aiff", "big")])
+def test_a_chunk_that_holds_a_tag_is_no_audio(tmp_path: Path, kind: str, order: Literal["little", "big"]) -> None:
+    content = write(tmp_path / f"a.{kind}", kind=kind)
+    tag = b"ID3\x04\0\0" + bytes([0, 0, 0, 100]) + b"TIT2" + bytes(96)
+    (tmp_path / f"a.{kind}").write_bytes(content + b"ID3 " + len(tag).to_bytes(4, order) + tag)
+    np.testing.assert_array_equal(decode(tmp_path / f"a.{kind}").samples, SPEECH)
+
+
 def test_a_second_chunk_of_samples_is_not_left_out_in_silence(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     content = write(path)
@@ -162,6 +186,70 @@ def test_a_flac_file_is_compared_with_its_md5(tmp_path: Path, subtype: str, tota
     assert reason(path, content) == "unreadable"
 
 
+def frames_of(content: bytes) -> list[int]:
+    """Offsets of the frames of a mono FLAC file of 16 bits, by their numbers (RFC 9639 §9.1: fixed blocks, below 128 frames)."""
+    found: list[int] = []
+    while after := re.compile(rb"\xff\xf8..%c" % len(found), re.DOTALL).search(content, found[-1] + 1 if found else 0):
+        found.append(after.start())
+    return found
+
+
+@pytest.mark.parametrize("settings", [{}, {"start_s": 0.1}, {"end_s": 1.9}, {"start_s": 1.9}])
+def test_a_flac_file_that_lacks_frames_is_not_filled_with_silence(tmp_path: Path, settings: dict[str, float]) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, SPEECH, 16_000)
+    content = bytearray(path.read_bytes())
+    frames = frames_of(bytes(content))
+    assert len(frames) == -(-len(SPEECH) // 4096)
+    content[26:42] = bytes(16)  # the MD5
+    path.write_bytes(content)
+    first = round(settings.get("start_s", 0) * 16_000)
+    np.testing.assert_array_equal(decode(path, **settings).samples, SPEECH[first : round(settings.get("end_s", 2) * 16_000)])
+    path.write_bytes(content[: frames[3]] + content[frames[5] :])
+    with pytest.raises(AudioError, match=f"unreadable: the frame that begins at sample {3 * 4096} is missing"):
+        decode(path, **settings)
+    # What lies before is there.
+    np.testing.assert_array_equal(decode(path, end_s=0.5).samples, SPEECH[:8000])
+
+
+def test_frames_are_found_however_the_file_is_read() -> None:
+    payload = audio.encode_flac(SPEECH)
+    start = frames_of(payload)[0]
+    for size in (1, 7, 15, 16, 17, 4096, len(payload)):
+        parts = [payload[at : at + size] for at in range(start, len(payload), size)]
+        assert missing_frame(parts, len(SPEECH)) is None
+        assert missing_frame(parts, len(SPEECH) + 1) == len(SPEECH)
+
+
+def test_a_range_beyond_the_place_where_a_flac_file_was_cut_off_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, SPEECH, 16_000)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    with pytest.raises(AudioError, match=r"unreadable: sample 30400 cannot be reached .*: the file was cut off or is damaged"):
+        decode(path, start_s=1.9)
+
+
+@pytest.mark.parametrize("behind", [b"", b"info" + (8).to_bytes(8, "big") + bytes(8)])
+def test_a_caf_file_of_unknown_length_is_read_to_its_end(tmp_path: Path, behind: bytes) -> None:
+    # Apple's specification of CAF: a size of −1 if the chunk of samples is the last.
+    path = tmp_path / "a.caf"
+    description = struct.pack(">4sqd4sIIIII", b"desc", 32, 16_000.0, b"lpcm", 2, 2, 1, 1, 16)
+    samples = bytes(4) + SPEECH.astype("<i2").tobytes()
+    length = len(samples) if behind else -1
+    path.write_bytes(b"caff\0\1\0\0" + description + struct.pack(">4sq", b"data", length) + samples + behind)
+    np.testing.assert_array_equal(decode(path).samples, SPEECH)
+
+
+def test_a_length_that_no_recording_has_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, SPEECH, 16_000)
+    content = bytearray(path.read_bytes())
+    assert probe_seconds(path) == 2.0
+    content[21:26] = bytes([content[21] | 15]) + b"\xff" * 4  # 2^36 − 1 samples: 50 days
+    path.write_bytes(content)
+    assert probe_seconds(path) is None
+
+
 # --- channels -----------------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +294,17 @@ def test_one_reversed_part_of_a_recording_is_enough(tmp_path: Path) -> None:
     decoded = decode(tmp_path / "a.wav")
     assert decoded.out_of_phase
     np.testing.assert_array_equal(decoded.samples, long)
+
+
+def test_channels_are_judged_alike_in_every_format_and_in_short_recordings(tmp_path: Path) -> None:
+    other = SPEECH.copy()
+    other[8192:24_576] *= -1
+    both = np.stack([SPEECH, other], axis=1)
+    soundfile.write(tmp_path / "a.wav", both, 16_000)
+    soundfile.write(tmp_path / "a.ogg", both, 16_000, format="OGG", subtype="VORBIS")
+    for path in (tmp_path / "a.wav", tmp_path / "a.ogg"):
+        decoded = decode(path)
+        assert (decoded.channel, decoded.out_of_phase) == (0, True)
 
 
 # --- what is no file of audio -------------------------------------------------------------------------------------------
@@ -282,15 +381,13 @@ def test_a_disk_that_fails_within_a_bad_file_is_an_error_of_the_disk(tmp_path: P
     path = tmp_path / "a.flac"
     path.write_bytes(write(path, kind="flac")[:20_000])
     assert reason(path) == "truncated"
-    read_at = audio.read_at
 
-    def fails(descriptor: int, nbytes: int, offset: int) -> bytes:
+    def fails(descriptor: int) -> list[bytes]:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(audio, "read_at", fails)
+    monkeypatch.setattr(audio, "read_parts", fails)
     with pytest.raises(OSError, match="Input/output error"):
         decode(path)
-    assert read_at is not fails
 
 
 @pytest.mark.parametrize("kind", ["wav", "mp3"])

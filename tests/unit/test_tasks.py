@@ -231,12 +231,15 @@ def test_two_utterances_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_an_empty_or_missing_corpus_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "readme.txt")
     chosen = {"layout": "folder", "language": "", "speaker_folder": 0}
-    with pytest.raises(ValueError, match=r"there is no recording in .* \(\.txt 1\): looked for \.3gp, "):
+    with pytest.raises(ValueError, match=r"there is no recording in .* \(\.txt 1\): looked for \.3g2, "):
         list_corpus(tmp_path, chosen)
     with pytest.raises(ValueError, match="does not exist: give input=FOLDER"):
         list_corpus(tmp_path / "absent", chosen)
     with pytest.raises(ValueError, match="does not exist: give input=FILE"):
         list_corpus(tmp_path / "absent.tsv", {"layout": "manifest", "language": "", "columns": {}})
+    (tmp_path / "m.tsv").write_text("path\tspeaker\n")
+    with pytest.raises(ValueError, match=r"m\.tsv has no rows: give each utterance a line"):
+        list_corpus(tmp_path / "m.tsv", {"layout": "manifest", "language": "", "columns": {}})
 
 
 def test_task_lines_are_valid_json(tmp_path: Path) -> None:

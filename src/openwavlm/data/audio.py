@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from openwavlm.data.containers import AudioError, read_at
+from openwavlm.data.containers import AudioError, read_at, read_parts
 from openwavlm.data.flac import flac_md5 as flac_md5
 from openwavlm.data.media import MediaSource, media_version
 from openwavlm.data.mixing_down import Decoded, MixDown, Resampler, Samples
@@ -38,16 +38,23 @@ _PCM_EXTENSIONS = {
     ".au",
     ".snd",
     ".sph",
+    ".nist",
     ".wv1",
     ".wv2",
 }
 _MEDIA_EXTENSIONS = {
-    *(".mp3", ".mp2", ".ogg", ".oga", ".opus", ".spx", ".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".aac"),
-    *(".webm", ".mka", ".mkv", ".wma", ".asf", ".amr", ".awb", ".wv", ".tta", ".ape"),
+    *(".mp3", ".mp2", ".mpa", ".mpga", ".ogg", ".oga", ".ogx", ".ogv", ".opus", ".spx", ".aac", ".adts"),
+    *(".m4a", ".m4b", ".m4r", ".m4v", ".mp4", ".mov", ".3gp", ".3g2", ".webm", ".weba", ".mka", ".mkv"),
+    *(".wma", ".wmv", ".asf", ".amr", ".awb", ".wv", ".tta", ".ape"),
 }
 EXTENSIONS = frozenset(_PCM_EXTENSIONS | _MEDIA_EXTENSIONS | {".flac"})
 # Audio that no decoder here takes; listed with the others so that it is reported as skipped instead of vanishing.
-UNREADABLE_EXTENSIONS = frozenset({".ra", ".rm", ".shn", ".mpc", ".ac3", ".dts", ".dsf", ".vox", ".gsm", ".voc"})
+UNREADABLE_EXTENSIONS = frozenset(
+    {
+        *(".ra", ".rm", ".shn", ".mpc", ".ac3", ".eac3", ".dts", ".dsf", ".vox", ".gsm", ".voc"),
+        *(".g722", ".qcp", ".tak", ".ofr", ".ofs", ".dff", ".aax", ".aa", ".avi", ".flv"),
+    }
+)
 
 # What an error in opening says about the file, not about the machine: everything else (EMFILE, EIO, ESTALE, ENOMEM …) is raised.
 _PATH_ERRORS = {
@@ -64,6 +71,8 @@ _FILE_TYPES = {
 }
 # Verdicts that a failing disk could cause as well.
 _CONTENT_REASONS = {"unreadable", "truncated", "undecoded", "zero-length", "not-finite"}
+# No recording is longer than eleven days; a header that claims so is damaged.
+_LONGEST_CLAIM_S = 1e6
 _LOWEST_RATE_HZ, _HIGHEST_RATE_HZ = 1_000, 1_000_000
 
 
@@ -112,7 +121,8 @@ def probe_seconds(path: Path) -> float | None:
     Raises:
         OSError: If the machine fails to read the file (not: if there is none, or it is unreadable).
     """
-    return _probe(path, lambda source: source.claimed_s)
+    claimed_s = _probe(path, lambda source: source.claimed_s)
+    return claimed_s if claimed_s is not None and 0 < claimed_s < _LONGEST_CLAIM_S else None
 
 
 def probe_channels(path: Path) -> int | None:
@@ -164,7 +174,8 @@ def decode(
                 decoded = replace(decoded, out_of_phase=True)
         except AudioError as error:
             if error.reason in _CONTENT_REASONS:
-                _read_through(descriptor)
+                for _ in read_parts(descriptor):  # a failing disk is not taken for bad audio
+                    pass
             raise
     return decoded
 
@@ -198,17 +209,6 @@ def _opened(path: Path) -> Iterator[tuple[int, int]]:
         if error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-
-
-def _read_through(descriptor: int) -> None:
-    """Reads a file to its end, so that a failing disk is not taken for bad audio.
-
-    Raises:
-        OSError: If it cannot be read.
-    """
-    offset = 0
-    while part := read_at(descriptor, 1 << 22, offset):
-        offset += len(part)
 
 
 def _source(descriptor: int, size: int) -> Source:

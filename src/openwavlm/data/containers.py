@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 # Programs that write to a pipe leave 0 or a number from here up as the length.
 _STREAMED_LENGTH = 0x7FFF_0000
+_UNKNOWN_LENGTH = 1 << 62
 # Fewer bytes after the last chunk than this are padding.
 _SLACK_BYTES = 1024
+_PADDING_BYTES = 16
 _SAMPLES = {b"data", b"SSND"}
 _BEGINNINGS = re.compile(
-    rb"RIFF|RIFX|RF64|BW64|riff|FORM|caff|\.snd|NIST_1A|fLaC|OggS|ID3|\x1aE\xdf\xa3|#!AMR|....ftyp", re.DOTALL
+    rb"RIFF|RIFX|RF64|BW64|riff|FORM|caff|\.snd|NIST_1A|fLaC|OggS|ID3(?! )|\x1aE\xdf\xa3|#!AMR|MAC |wvpk|TTA1|....ftyp", re.DOTALL
 )
 
 
@@ -75,6 +77,17 @@ def read_at(descriptor: int, nbytes: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
+def read_parts(descriptor: int, offset: int = 0) -> Iterator[bytes]:
+    """Reads a file from `offset` to its end.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    while part := read_at(descriptor, 1 << 22, offset):
+        yield part
+        offset += len(part)
+
+
 def audio_extent(descriptor: int, size: int) -> Extent | None:
     """Finds the samples of a WAV, RF64, W64, AIFF, CAF, AU or NIST SPHERE file.
 
@@ -101,6 +114,15 @@ def audio_extent(descriptor: int, size: int) -> Extent | None:
     return None
 
 
+def holds_mp3(descriptor: int, size: int) -> bool:
+    """Whether a file is a WAV, RF64 or W64 container of MP3 (WAVE_FORMAT_MPEGLAYER3, 0x55)."""
+    for chunk in _chunks(descriptor, size, read_at(descriptor, 40, 0)):
+        if chunk.name == b"fmt ":
+            head = read_at(descriptor, 26, chunk.start)
+            return b"\x55\0" in (head[:2], head[24:26] if head[:2] == b"\xfe\xff" else b"")
+    return False
+
+
 def _chunks(descriptor: int, size: int, head: bytes) -> Iterator[_Chunk]:
     """Walks the chunks of an IFF-like container; a length of 64 bits is taken from where the container keeps it."""
     order, position, kind = "<", 12, head[:4]
@@ -124,7 +146,7 @@ def _chunks(descriptor: int, size: int, head: bytes) -> Iterator[_Chunk]:
             if len(header) < 12:
                 break
             name, length = struct.unpack(">4sq", header[:12])
-            start, length = position + 12, size - position - 12 if length == -1 else length
+            start, length = position + 12, _UNKNOWN_LENGTH if length == -1 else length
             end = start + length
         else:
             if len(header) < 8:
@@ -159,7 +181,9 @@ def _checked(descriptor: int, size: int, found: _Chunk, following: Iterator[_Chu
         end = chunk.end
     if found.length == 0 and end < size:
         return Extent(found.start, available, announced=False)
-    check_rest(descriptor, min(end, size), size)
+    # Samples behind the announced ones do not look like the head of a chunk, as a damaged note of the recorder does.
+    is_chunk = re.match(rb"[ -~]{4}", read_at(descriptor, 4, end)) is not None
+    check_rest(descriptor, min(end, size), size, slack=_SLACK_BYTES if is_chunk else _PADDING_BYTES)
     return Extent(found.start, found.length)
 
 
@@ -177,27 +201,44 @@ def check_rest(descriptor: int, end: int, size: int, *, slack: int = _SLACK_BYTE
 
 
 def after_tags(descriptor: int, position: int, size: int) -> int:
-    """Where the ID3, APE and Lyrics3 tags and the zeros that begin at `position` end."""
+    """Where the ID3, APE and Lyrics3 tags and the zeros that begin at `position` end, at most `size`."""
     while position < size:
-        head = read_at(descriptor, 32, position)
-        if head[:3] == b"ID3" and len(head) >= 10:
-            position += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
-        elif head[:3] == b"TAG":
-            position += 128
-        elif head[:8] == b"APETAGEX" and len(head) == 32:
-            # The size includes the footer; a header, if this is one, comes on top.
-            flags, length = int.from_bytes(head[20:24], "little"), int.from_bytes(head[12:16], "little")
-            position += 32 + length if flags & 1 << 29 else 32
-        elif head[:11] == b"LYRICSBEGIN":
-            found = read_at(descriptor, 1 << 16, position).find(b"LYRICS200")
-            if found < 0:
-                break
-            position += found + 9
-        elif head[:1] == b"\0":
-            position += len(head) - len(head.lstrip(b"\0"))
-        else:
+        end = _end_of_tag(descriptor, position, size)
+        # The length of a tag is believed only if the file has so many bytes: audio may follow a damaged one.
+        if end is None or end > os.fstat(descriptor).st_size:
             break
+        position = end
     return min(position, size)
+
+
+def _end_of_tag(descriptor: int, position: int, size: int) -> int | None:
+    """End of the tag or the zeros at a position, None if there are none."""
+    head = read_at(descriptor, 32, position)
+    if head[:3] == b"ID3" and len(head) >= 10:
+        length = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+        # A tag of ID3v2.4 behind the audio has a footer of ten bytes.
+        return position + length + (20 if head[5] & 0x10 else 10)
+    if head[:3] == b"TAG":
+        return position + 128
+    if head[:8] == b"APETAGEX" and len(head) == 32:
+        # The size includes the footer; a header, if this is one, comes on top.
+        flags, length = int.from_bytes(head[20:24], "little"), int.from_bytes(head[12:16], "little")
+        return position + (32 + length if flags & 1 << 29 else 32)
+    if head[:11] == b"LYRICSBEGIN":
+        found = read_at(descriptor, 1 << 16, position).find(b"LYRICS200")
+        return position + found + 9 if found >= 0 else None
+    if head[:1] == b"\0":
+        return position + len(head) - len(head.lstrip(b"\0"))
+    return _end_of_ape_items(descriptor, position, size)
+
+
+def _end_of_ape_items(descriptor: int, position: int, size: int) -> int | None:
+    """End of an APE tag without a header, whose items begin at `position`; its footer is the last of a file, or before an ID3v1 tag."""
+    for end in (size, size - 128):
+        footer = read_at(descriptor, 32, end - 32) if end - 32 > position else b""
+        if footer[:8] == b"APETAGEX" and end - int.from_bytes(footer[12:16], "little") == position:
+            return end
+    return None
 
 
 def _sphere_extent(descriptor: int, size: int) -> Extent | None:

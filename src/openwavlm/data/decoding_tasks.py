@@ -60,17 +60,16 @@ class TaskDecoder:
         try:
             audio = self._decode(utterances, start_s)
         except AudioError as error:
-            length_s = error.recording_s if len(utterances) > 1 else None
-            inside = [] if length_s is None else [utterance for utterance in utterances if _is_within(utterance, length_s)]
-            if length_s is None or not 0 < len(inside) < len(utterances):
-                for utterance in utterances:
-                    self._skip(utterance, error)
-                return
+            length_s = error.recording_s
             # A segment beyond the end does not take the others of its file with it.
+            inside = [u for u in utterances if length_s is not None and _is_within(u, length_s)]
+            if len(inside) == len(utterances):
+                inside = []
             for utterance in utterances:
                 if utterance not in inside:
-                    self._skip(utterance, _beyond(utterance, length_s))
-            yield from self._decode_file(inside)
+                    self._skip(utterance, error if length_s is None else _beyond(utterance, length_s))
+            if inside:
+                yield from self._decode_file(inside)
             return
         if audio.num_clipped:
             self.clipped[name] = self.clipped.get(name, 0) + audio.num_clipped

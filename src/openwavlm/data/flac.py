@@ -1,12 +1,16 @@
 """What FLAC files say about themselves (RFC 9639), which libsndfile does not compare with what it decodes."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 _BLOCK_SIZES = {1: 192} | {code: 576 << code - 2 for code in range(2, 6)} | {code: 256 << code - 8 for code in range(8, 16)}
 _MD5 = slice(26, 42)
+_SYNC = re.compile(rb"\xff[\xf8\xf9](?=[\x10-\xff])")
+_LONGEST_HEADER = 16
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,46 @@ def stored_bytes(block: np.ndarray, bits: int) -> bytes:
 
 def last_frame_end(tail: bytes, info: StreamInfo) -> int | None:
     """Number of samples up to the end of the last frame that begins in `tail`, by the frame's own count; None if none does."""
-    for found in reversed(list(re.finditer(rb"\xff[\xf8\xf9](?=[\x10-\xff])", tail))):
-        end = _frame_end(tail[found.start() : found.start() + 16], info)
-        if end is not None:
-            return end
+    for found in reversed(list(_SYNC.finditer(tail))):
+        frame = _frame(tail[found.start() : found.start() + _LONGEST_HEADER])
+        if frame is not None:
+            number, samples = frame
+            return number * (1 if tail[found.start() + 1] & 1 else info.block_size) + samples
     return None
 
 
-def _frame_end(header: bytes, info: StreamInfo) -> int | None:
-    """End of the frame with this header (§9.1) in samples, None if these bytes are no header."""
-    if len(header) < 16:
+def missing_frame(parts: Iterable[bytes], until: int) -> int | None:
+    """First sample before `until` of which the file has no frame; None if it has all of them.
+
+    Args:
+        parts: The file from its first frame on, in parts of any size.
+        until: Number of samples, from 0.
+    """
+    expected, block_size, rest = 0, 0, b""
+    for part in chain(parts, [bytes(_LONGEST_HEADER)]):
+        content = rest + part
+        last = len(content) - _LONGEST_HEADER
+        for found in _SYNC.finditer(content, 0, max(0, last + 3)):
+            frame = _frame(content[found.start() : found.start() + _LONGEST_HEADER])
+            if frame is None:
+                continue
+            number, samples = frame
+            block_size = samples if expected == number == 0 else block_size
+            # Other bytes that look like a header by chance have another number.
+            if number * (1 if content[found.start() + 1] & 1 else block_size) == expected:
+                expected += samples
+        if expected >= until:
+            return None
+        rest = content[max(0, last + 1) :]
+    return expected
+
+
+def _frame(header: bytes) -> tuple[int, int] | None:
+    """The number that a frame with this header (§9.1) has, and its samples; None if these bytes are no header.
+
+    The number counts frames, or samples in a file with frames of several sizes.
+    """
+    if len(header) < _LONGEST_HEADER:
         return None
     lead = header[4]
     follow = 0 if lead < 0x80 else 8 - (lead ^ 0xFF).bit_length() - 1
@@ -77,7 +111,7 @@ def _frame_end(header: bytes, info: StreamInfo) -> int | None:
     position += extra + {12: 1, 13: 2, 14: 2}.get(header[2] & 15, 0)
     if position >= len(header) or _crc8(header[:position]) != header[position]:
         return None
-    return samples + (number if header[1] & 1 else number * info.block_size)
+    return number, samples
 
 
 def _crc8(content: bytes) -> int:

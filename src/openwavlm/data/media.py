@@ -28,6 +28,8 @@ _LONGEST_FRAME = 2881
 _LOSSY_TOLERANCE_S = 0.05
 # Less than the shortest packet of a codec in a WAV file (GSM 6.10: 65 bytes).
 _LONGEST_REST_BYTES = 64
+# The tag of G.726 in WAV files for which the order of the bits is known; libsndfile writes another one and the other order.
+_G726_TAG = "\x45"
 _BLOCK_FRAMES = 1 << 16
 # With 8 planes PyAV 18.1 reads beyond FFmpeg's list of them and ends the process (`Frame.planes` looks for a null pointer).
 _MOST_PLANES = 7
@@ -85,6 +87,9 @@ class MediaSource:
             self._container.close()
             raise AudioError("unreadable", "no decoder is known for the codec that the file announces")
         self.rate, self.channels, self.format = context.sample_rate or 0, context.channels, self._container.format.name
+        if context.name == "g726" and self.format == "wav" and not context.codec_tag.startswith(_G726_TAG):
+            self._container.close()
+            raise AudioError("unreadable", "G.721 or G.726 in an order of bits that WAV does not name: convert the file to PCM")
         duration = self._stream.duration
         base = self._stream.time_base
         if duration is not None and base is not None:
@@ -93,6 +98,9 @@ class MediaSource:
             self.claimed_s = self._container.duration / 1e6 if self._container.duration else None
         if self._links:
             self.claimed_s = sum(link.samples / link.rate for link in self._links)
+        self._is_pcm = context.name.startswith("pcm_")
+        # Codecs whose decoders make sound of zeros, which no encoder writes.
+        self._is_speech = context.name in ("opus", "amrnb", "amrwb")
         context.thread_count = 1
         # Errors in compressed speech are common and concealed; those of a lossless codec are not.
         context.options = {"err_detect": "crccheck+explode" if context.name in _LOSSLESS else "crccheck"}
@@ -158,11 +166,7 @@ class MediaSource:
 
         tag_end = 0
         packets = self._container.demux(self._stream)
-        while True:
-            with _errors(f"reading fails after {self._count} packets"), _signals_wait():
-                packet = next(packets, None)
-            if packet is None:
-                return
+        while (packet := self._read(packets)) is not None:
             if packet.size:
                 if packet.pos is not None and packet.pos + packet.size <= tag_end:
                     self._end = packet.pos + packet.size
@@ -184,6 +188,16 @@ class MediaSource:
             self._begins = self._begins or (self.format == "ogg" and packet.has_sidedata("new_extradata"))
             yield from frames
 
+    def _read(self, packets: Iterator[Any]) -> Any:
+        """The next packet; None at the end, and where only tags follow: FFmpeg 8.1 reads those of WavPack as damaged blocks."""
+        try:
+            with _errors(f"reading fails after {self._count} packets"), _signals_wait():
+                return next(packets, None)
+        except AudioError:
+            if self.format != "wv" or after_tags(self._descriptor, self._end, self._size) < self._size:
+                raise
+            return None
+
     def _after_tag(self, packet: Any) -> bytes | None:
         """What follows the tag with which a packet begins: a joined file has one before its second part. None if there is no tag."""
         if self.format not in _FRAMES_ONLY or not packet.size or packet.pos is None:
@@ -200,8 +214,10 @@ class MediaSource:
                 raise AudioError(
                     "unreadable", f"{unknown} bytes before byte {start} are no frames of {self.format}: repair the file"
                 )
-        if packet.is_corrupt:
+        if packet.is_corrupt and not (self._is_pcm and self._extent is not None and not self._extent.announced):
             raise AudioError("truncated", f"packet {self._count + 1} is incomplete")
+        if self._is_speech and packet.size > 2 and not any(bytes(packet)):
+            raise AudioError("unreadable", f"packet {self._count + 1} consists of zeros: a part of the file was not written")
         if self._count == 0:
             self._begin = start or 0
         self._count += 1
@@ -242,17 +258,22 @@ class MediaSource:
             raise AudioError("unreadable", "no audio could be decoded")
         if len(self._blocks) > len(self._container.streams):
             raise AudioError("unreadable", "some blocks belong to no track of the file: repair it")
-        packets = self._announced_packets()
-        missing = packets - self._count
-        if missing > 0 and missing * position / self._count > _LOSSY_TOLERANCE_S * self.rate:
-            raise AudioError("truncated", f"{self._count} packets were found where the file announces {packets}")
+        packets, is_mp4 = self._announced_packets(), self.format.startswith("mov")
+        found = position if is_mp4 and self._is_pcm else self._count
+        missing = packets - found
+        if missing > 0 and missing * position / found > _LOSSY_TOLERANCE_S * self.rate:
+            if is_mp4 and announced is not None:
+                raise AudioError(
+                    "undecoded", f"an edit list leaves out {missing} of {packets} packets: convert the file to WAV or FLAC"
+                )
+            raise AudioError("truncated", f"{found} packets were found where the file announces {packets}")
         if self.format == "mp3" and not self._last_is_whole():
             raise AudioError("truncated", "the last frame is incomplete")
         if self._extent is not None:
             rest = self._extent.start + self._extent.length - self._end
             if rest > _LONGEST_REST_BYTES:
                 raise AudioError("undecoded", f"{rest} bytes of the audio were not decoded")
-        elif self.format in (*_FRAMES_ONLY, "wv", "tta", "ape", "flac"):
+        elif self.format in (*_FRAMES_ONLY, "wv", "tta", "flac"):
             check_rest(self._descriptor, self._end, self._size, slack=0)
 
     def _announced_s(self) -> float | None:
@@ -261,7 +282,7 @@ class MediaSource:
         return None
 
     def _announced_packets(self) -> int:
-        """Packets that the container says there are; 0 if it does not."""
+        """Packets, or samples of PCM, that the container says there are; 0 if it does not."""
         if self.format == "mp3":
             return self._xing_frames()
         if self.format.startswith("mov"):
@@ -324,6 +345,17 @@ def _errors(what: str) -> Iterator[None]:
     except av.error.FFmpegError as error:
         number = error.errno or 0
         text = (error.strerror or str(error)).rstrip(".")
+        if number == errno.ENOMEM and _has_memory():
+            raise AudioError("unreadable", "a length in the file is beyond all memory: it is damaged") from error
         if number in errno.errorcode and number not in _CONTENT_ERRORS:
             raise OSError(number, os.strerror(number)) from error
         raise AudioError("unreadable", f"{what} ({text})" if what else text) from error
+
+
+def _has_memory() -> bool:
+    """Whether there is memory for any sound file: FFmpeg fails in the same way where a damaged file asks for more than 2 GiB."""
+    try:
+        bytearray(1 << 28)
+    except MemoryError:
+        return False
+    return True

@@ -11,8 +11,10 @@ from openwavlm.frames import SAMPLE_RATE_HZ
 
 # Independent channels have a sum with the energy of all of them, equal ones with more. Below half of it they cancel each other.
 _CANCELLING_ENERGY_SHARE = 0.5
-# Share of a recording's energy in blocks that cancel from which on the mean is not used.
-_CANCELLING_BLOCKS_SHARE = 0.1
+# Share of a recording's energy in stretches that cancel from which on the mean is not used.
+_CANCELLING_STRETCHES_SHARE = 0.1
+# Samples of a stretch: half a second at 16 kHz. The blocks of the decoders are longer, and differ.
+_STRETCH = 1 << 13
 _LEAST_CHANNEL_SHARE = 0.1
 
 
@@ -40,6 +42,7 @@ class MixDown:
         self._channel = channel
         self._energies: np.ndarray | float = 0.0
         self._cancelled = 0.0
+        self._rest: np.ndarray | None = None
 
     def __call__(self, block: np.ndarray) -> np.ndarray:
         """One channel (frames,) of int16 or float32 (frames, channels); int16 stays so unless channels are averaged.
@@ -52,23 +55,34 @@ class MixDown:
         else:
             floats = block.astype(np.float32) / np.float32(32768) if block.dtype == np.int16 else block
             mono = floats.mean(axis=1, dtype=np.float32)
-            self._measure(floats, mono)
+            self._measure(floats)
         if mono.dtype != np.int16 and not np.isfinite(mono).all():
             raise AudioError("not-finite", "the samples contain NaN or infinity")
         return mono
 
-    def _measure(self, floats: np.ndarray, mono: np.ndarray) -> None:
+    def _measure(self, floats: np.ndarray) -> None:
+        floats = floats if self._rest is None else np.concatenate([self._rest, floats])
+        whole = len(floats) // _STRETCH * _STRETCH
+        self._add(floats[:whole].reshape(-1, _STRETCH, floats.shape[1]))
+        self._rest = floats[whole:].copy()
+
+    def _add(self, stretches: np.ndarray) -> None:
+        """Adds stretches (number, frames, channels) to the sums."""
+        if stretches.size == 0:
+            return
         # Variances, so that offsets of opposite sign do not count as sound that cancels.
-        variances = floats.var(axis=0, dtype=np.float64)
-        energies = len(floats) * variances
-        self._energies = self._energies + energies
-        if mono.var(dtype=np.float64) * floats.shape[1] ** 2 < _CANCELLING_ENERGY_SHARE * variances.sum():
-            self._cancelled += float(energies.sum())
+        energies = stretches.shape[1] * stretches.var(axis=1, dtype=np.float64)
+        of_sums = stretches.shape[1] * stretches.sum(axis=2, dtype=np.float32).var(axis=1, dtype=np.float64)
+        self._energies = self._energies + energies.sum(axis=0)
+        self._cancelled += float(energies[of_sums < _CANCELLING_ENERGY_SHARE * energies.sum(axis=1)].sum())
 
     def replacement(self) -> int | None:
         """The channel to take instead of the mean because the channels cancel each other; None where the mean is sound."""
+        if self._rest is not None:
+            self._add(self._rest[None])
+            self._rest = None
         total = float(np.sum(self._energies))
-        if total == 0 or not self._cancelled > _CANCELLING_BLOCKS_SHARE * total:
+        if total == 0 or not self._cancelled > _CANCELLING_STRETCHES_SHARE * total:
             return None
         energies = np.asarray(self._energies)
         return int(np.flatnonzero(energies >= _LEAST_CHANNEL_SHARE * energies.mean())[0])

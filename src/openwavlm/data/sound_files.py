@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from openwavlm.data.containers import AudioError, Extent, audio_extent, check_rest, read_at
-from openwavlm.data.flac import last_frame_end, stored_bytes, stream_info
+from openwavlm.data.containers import AudioError, Extent, audio_extent, check_rest, holds_mp3, read_at, read_parts
+from openwavlm.data.flac import last_frame_end, missing_frame, stored_bytes, stream_info
 
 _BLOCK_FRAMES = 1 << 18
 _BLOCK_VALUES = 1 << 22
@@ -91,8 +91,8 @@ class SoundFileSource:
             AudioError: With reason `truncated` or `undecoded` if header and bytes disagree, `zero-length`, `unreadable`.
             UnsupportedFormat: If it is no PCM or FLAC file.
         """
-        # libsndfile would look for MP3 frames in anything.
-        if not _MAGIC.match(read_at(descriptor, 12, 0)):
+        # libsndfile would look for MP3 frames in anything, and print what it finds wrong with them.
+        if not _MAGIC.match(read_at(descriptor, 12, 0)) or holds_mp3(descriptor, size):
             raise UnsupportedFormat("no PCM or FLAC file")
         os.lseek(descriptor, 0, os.SEEK_SET)
         self._descriptor, self._size = descriptor, size
@@ -150,7 +150,7 @@ class SoundFileSource:
             yield from self._raw_blocks(first, end or 0)
             return
         if first:
-            self._sound.seek(first)
+            self._seek(first)
         digest = hashlib.md5() if self._flac and any(self._flac.md5) and first == 0 and end == self.frames else None
         position = first
         while end is None or position < end:
@@ -165,8 +165,22 @@ class SoundFileSource:
             yield block if block.dtype != np.int32 else block.astype(np.float32) * np.float32(2.0**-31)
         if end is not None and position < end:
             raise AudioError("truncated", f"{position} samples could be decoded where the header announces {end}")
-        if self._flac is not None and end == self.frames:
+        if self._flac is None:
+            return
+        if end == self.frames:
             self._check_flac(position, digest)
+        # libFLAC puts silence where frames are missing; only the MD5 of the whole file would show it.
+        if digest is None and (start := missing_frame(read_parts(self._descriptor, self._first_frame()), position)) is not None:
+            raise AudioError("unreadable", f"the frame that begins at sample {start} is missing")
+
+    def _seek(self, first: int) -> None:
+        try:
+            self._sound.seek(first)
+        except (soundfile.SoundFileError, RuntimeError) as error:
+            _raise_system_error(error)
+            raise AudioError(
+                "unreadable", f"sample {first} cannot be reached ({_message(error)}): the file was cut off or is damaged"
+            ) from error
 
     def _read(self, count: int, position: int) -> np.ndarray:
         kind = "int16" if self._plain else "int32" if self._flac else "float32"
@@ -190,6 +204,16 @@ class SoundFileSource:
         check_rest(self._descriptor, consumed, self._size, slack=0)
         if digest is not None and digest.digest() != self._flac.md5:
             raise AudioError("unreadable", f"the {position} decoded samples do not have the MD5 that the header announces")
+
+    def _first_frame(self) -> int:
+        """Offset behind the metadata blocks of a FLAC file."""
+        position, header = 4, read_at(self._descriptor, 4, 4)
+        while len(header) == 4:
+            position += 4 + int.from_bytes(header[1:], "big")
+            if header[0] & 0x80:
+                break
+            header = read_at(self._descriptor, 4, position)
+        return position
 
     def _raw_blocks(self, first: int, end: int) -> Iterator[np.ndarray]:
         """Samples of a WAV file whose header does not announce them."""

@@ -1,4 +1,4 @@
-"""The structure of Ogg, MP4, Matroska and ASF files, by which a file that was cut off, joined or damaged is recognised.
+"""The structure of Ogg, MP4, Matroska, ASF and APE files, by which a file that was cut off, joined or damaged is recognised.
 
 FFmpeg skips what it cannot read and ends where the first of two joined files ends; neither is an error to it.
 """
@@ -64,6 +64,8 @@ def check_structure(descriptor: int, size: int) -> Structure:
         return Structure(blocks=_check_matroska(content))
     elif head == _ASF_HEADER:
         _check_asf(content, descriptor)
+    elif head[:4] == b"MAC ":
+        _check_ape(content, descriptor)
     return Structure()
 
 
@@ -88,15 +90,19 @@ class _OggStream:
     """One logical stream of an Ogg file, page by page."""
 
     def __init__(self, header: bytes) -> None:
-        self.rate, self._start = 0, 0
+        self.rate, self._start, self.codec, self.channels = 0, 0, "", 0
         if header[:8] == b"OpusHead" and len(header) >= 12:
             self.rate, self._start = 48_000, int.from_bytes(header[10:12], "little")
+            self.codec, self.channels = "Opus", header[9]
         elif header[:7] == b"\x01vorbis":
             self.rate = int.from_bytes(header[12:16], "little")
+            self.codec, self.channels = "Vorbis", int.from_bytes(header[11:12], "little")
         elif header[:5] == b"\x7fFLAC":
             self.rate = int.from_bytes(header[27:30], "big") >> 4
+            self.codec, self.channels = "FLAC", (int.from_bytes(header[29:30], "little") >> 1 & 7) + 1
         elif header[:8] == b"Speex   ":
             self.rate = int.from_bytes(header[36:40], "little")
+            self.codec, self.channels = "Speex", int.from_bytes(header[48:52], "little")
         self.open_packet = False
         self._next_number: int | None = None
         self._first: int | None = None
@@ -155,6 +161,9 @@ def _check_ogg(content: _Bytes) -> list[Link]:
     sounds = [stream for stream in finished if stream.rate]
     if any(stream.open_packet for stream in sounds):
         raise AudioError("truncated", "the last Ogg packet is incomplete")
+    kinds = list(dict.fromkeys(f"{stream.codec} of {stream.rate} Hz and {stream.channels} channels" for stream in sounds))
+    if len(kinds) > 1:
+        raise AudioError("undecoded", f"streams of several kinds were joined ({', '.join(kinds)}): split the file")
     return [stream.link() for stream in sounds]
 
 
@@ -205,6 +214,18 @@ def _check_asf(content: _Bytes, descriptor: int) -> None:
     if names.count(_ASF_DATA) > 1:
         raise AudioError("undecoded", "several recordings were joined in one ASF file, of which one would be read: split it")
     check_rest(descriptor, position, len(content))
+
+
+def _check_ape(content: _Bytes, descriptor: int) -> None:
+    """Checks that the parts of a Monkey's Audio file fill it; before version 3.98 the header does not say how long they are."""
+    version = int.from_bytes(content[4:6], "little")
+    if version < 3980:
+        return
+    # Lengths of descriptor, header, seek table, WAV header, audio (64 bits) and what followed the samples in the WAV file.
+    end = max(36, sum(struct.unpack("<4IQI", content[8:36].ljust(28, b"\0"))))
+    if end > len(content):
+        raise AudioError("truncated", f"the header announces {end} bytes, the file has {len(content)}")
+    check_rest(descriptor, end, len(content))
 
 
 def _check_matroska(content: _Bytes) -> Counter[int]:

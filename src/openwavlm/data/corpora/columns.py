@@ -13,14 +13,17 @@ _PARTS = ("start_s", "end_s", "duration_s", "channel")
 # What common manifests call the part of the audio that is meant: NeMo `offset` and `duration`, lhotse and others `start`, …
 _OF_A_SEGMENT = r"((seg|segment|utt|utterance|clip|cut)_?)?"
 _TIMES = {
-    "start_s": rf"{_OF_A_SEGMENT}(start|begin|offset|onset|(start|begin)_?(time|offset))",
-    "end_s": rf"{_OF_A_SEGMENT}(end|stop|(end|stop)_?(time|offset))",
+    "start_s": rf"{_OF_A_SEGMENT}(start|begin|offset|onset|(start|begin)_?(time|offset))|tmin|xmin",
+    "end_s": rf"{_OF_A_SEGMENT}(end|stop|(end|stop)_?(time|offset))|tmax|xmax",
     "duration_s": rf"{_OF_A_SEGMENT}(dur|duration)",
 }
 # Columns with such a word in their name that hold no field are named in the log.
-_WORDS = {"start", "begin", "offset", "onset", "end", "stop", "duration", "dur", "from", "to", "channel"}
+_WORDS = {"start", "begin", "offset", "onset", "end", "stop", "duration", "dur", "from", "to", "channel", "t0", "t1"}
 _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "secs": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "milliseconds": 1e-3}
 _COUNTED = r"samples?|frames?|bytes?|smp"
+_OTHER_UNITS = rf"{_COUNTED}|[uµn]s(ec)?|(micro|nano)sec(ond)?s?|m|mins?|minutes?|h|hours?|hms|ticks?|timecode"
+# A length whose unit the name does not tell.
+_LENGTH = rf"{_OF_A_SEGMENT}(length|len)|(n|num)_?({_COUNTED})"
 _OTHER_NAMES = {"path": r"audio_file_?path", "channel": r"channel(_?(id|index|number|selector))?"}
 
 
@@ -65,7 +68,7 @@ def find_columns(names: Sequence[str], asked: Mapping[str, Any], where: str, *, 
 
     A field that `asked` does not map is looked up under its own name (blanks around names do not count, nor do capitals), then
     under the names that common manifests have for it: `audio_filepath`; `start`, `begin`, `offset`, `onset`; `end`, `stop`;
-    `duration`; each of these also with `_time`, and with a unit (`_s`, `_sec`, `_ms`); `channel`.
+    `duration`; each of these also with `_time`, and with a unit (`_s`, `_sec`, `_ms`); `tmin`, `tmax`; `length` with a unit; `channel`.
 
     Args:
         names: Columns of the manifest.
@@ -76,7 +79,7 @@ def find_columns(names: Sequence[str], asked: Mapping[str, Any], where: str, *, 
 
     Raises:
         ValueError: If a column that was asked for or `path` is missing, two columns could hold one field, or a column gives times
-            in samples or frames.
+            in samples, frames or another unit, or a length of unknown unit beside a start without an end.
     """
     chosen = {field: str(column).strip() for field, column in asked.items() if column and field != "ignore"}
     ignored = {str(name).strip() for name in asked.get("ignore") or ()}
@@ -104,20 +107,25 @@ def find_columns(names: Sequence[str], asked: Mapping[str, Any], where: str, *, 
         if field in _PARTS:
             unused += [name for name in (*named, *also) if name not in chosen.values()]
     if "path" not in chosen:
-        raise ValueError(f"{where}: there is no column 'path' among {_listed(names)}: {_WAY_OUT}")
-    for field in ("start_s", "end_s"):
-        numbers = [name for name in free if re.fullmatch(_of_count(_TIMES[field]), _plain(name))]
-        if numbers and by_name and field not in chosen:
+        way_out = _WAY_OUT if len(names) > 1 else f"{_WAY_OUT}; {_SEPARATORS}"
+        raise ValueError(f"{where}: there is no column 'path' among {_listed(names)}: {way_out}")
+    for field in ("start_s", "end_s", "duration_s"):
+        numbers = [name for name in free if _has_other_unit(field, name)]
+        # A duration by itself is that of the file as often as not.
+        needed = field not in chosen and (field != "duration_s" or ("start_s" in chosen and "end_s" not in chosen))
+        if numbers and by_name and needed:
             raise ValueError(
-                f"{where}: the column {numbers[0]!r} seems to give {field} in samples or frames, but seconds are expected: convert it, "
-                f"or if it does not say which part of the audio is meant, give columns.ignore=[{numbers[0]}]"
+                f"{where}: the column {numbers[0]!r} seems to give {field}, but not in seconds or milliseconds: convert it, give "
+                f"columns.{field}={numbers[0]} if it is in seconds, or columns.ignore=[{numbers[0]}] if it does not say which part of "
+                "the audio is meant"
             )
-        unused += numbers
+        unused += numbers if field != "duration_s" or "start_s" in chosen else ()
     unused += [name for name in free if _WORDS & set(_plain(name).split("_"))]
     return Columns(chosen, scale, tuple(sorted(set(unused) - set(chosen.values()))))
 
 
 _WAY_OUT = "name the columns with columns.path=…, columns.speaker=…"
+_SEPARATORS = "cells are separated by tabs in .tsv and by commas in .csv, and the first line holds the names"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -129,8 +137,11 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()).strip("_")
 
 
-def _of_count(stem: str) -> str:
-    return rf"({stem})_?({_COUNTED})|({_COUNTED})_({stem})"
+def _has_other_unit(field: str, name: str) -> bool:
+    stem, plain = _TIMES[field], _plain(name)
+    if re.fullmatch(rf"({stem})(_({_OTHER_UNITS})|_?({_COUNTED}))|({_COUNTED})_({stem})", plain):
+        return True
+    return field == "duration_s" and re.fullmatch(_LENGTH, plain) is not None
 
 
 def _unit(field: str, name: str) -> float | None:
@@ -138,5 +149,8 @@ def _unit(field: str, name: str) -> float | None:
     plain = _plain(name)
     if field not in _TIMES:
         return 1.0 if field in _OTHER_NAMES and re.fullmatch(_OTHER_NAMES[field], plain) else None
-    found = re.fullmatch(rf"({_TIMES[field]})(_(?P<unit>{'|'.join(filter(None, _UNITS))}))?", plain)
+    units = "|".join(filter(None, _UNITS))
+    found = re.fullmatch(rf"({_TIMES[field]})(_(?P<unit>{units}))?", plain)
+    if found is None and field == "duration_s":
+        found = re.fullmatch(rf"{_OF_A_SEGMENT}length_(?P<unit>{units})", plain)
     return _UNITS[found["unit"] or ""] if found else None

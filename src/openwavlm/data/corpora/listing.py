@@ -77,6 +77,10 @@ def list_corpus(input: Path, settings: Mapping[str, Any], subfolders: Sequence[s
             speaker_folder = settings["speaker_folder"]
             found = list(folder.utterances(input, files.audio, speaker_folder=speaker_folder, language=language))
     _log_notes(files, notes)
+    if not found and layout == "manifest":
+        raise ValueError(
+            f"the manifest {input} has no rows: give each utterance a line, in .tsv and .csv below a first line of names"
+        )
     if not found:
         beside = f" ({counted(files.ignored)})" if files.ignored else ""
         raise ValueError(f"there is no recording in {input}{beside}: looked for {', '.join(sorted(EXTENSIONS))}")

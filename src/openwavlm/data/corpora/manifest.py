@@ -240,7 +240,7 @@ def _segment(known: Mapping[str, str], columns: Columns, where: str) -> tuple[fl
 
 def _seconds(text: str, field: str, where: str) -> float:
     try:
-        value = float(text)
+        value = float("nan" if "_" in text else text)
     except ValueError:
         value = float("nan")
     if not math.isfinite(value):

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -158,6 +159,26 @@ def test_a_range_equals_that_slice_of_the_whole(tmp_path: Path, kind: str) -> No
 
 
 # --- MP3 ----------------------------------------------------------------------------------------------------------------
+
+
+def frame_starts(path: Path) -> list[int]:
+    """Where the frames of a file that holds nothing else begin."""
+    with av.open(str(path)) as file:
+        return [packet.pos for packet in file.demux() if packet.pos is not None and packet.size]
+
+
+@pytest.mark.parametrize("kind", ["mp3", "aac"])
+def test_a_few_bytes_between_frames_are_noticed(tmp_path: Path, kind: str) -> None:
+    content = encoded(tmp_path, kind, **({"write_xing": "0"} if kind == "mp3" else {}))
+    place = frame_starts(tmp_path / f"whole.{kind}")[40]
+    assert reason(write(tmp_path, content[:place] + b"\x01" * 100 + content[place:], kind)) in ("unreadable", "undecoded")
+
+
+def test_an_mp3_without_a_header_that_ends_within_a_frame_is_truncated(tmp_path: Path) -> None:
+    content = encoded(tmp_path, "mp3", write_xing="0")
+    start = frame_starts(tmp_path / "whole.mp3")[-1]
+    for kept in (10, 50, len(content) - start - 1):
+        assert reason(write(tmp_path, content[: start + kept], "mp3")) == "truncated"
 
 
 def xing(content: bytes) -> int:
@@ -341,6 +362,42 @@ def test_an_ogg_file_that_lacks_a_page_is_refused(tmp_path: Path) -> None:
     assert reason(write(tmp_path, b"".join(pages[2:]), "ogg")) == "unreadable"
 
 
+@pytest.mark.parametrize("hours", [0, 1])
+def test_an_opus_stream_that_was_recorded_from_its_middle_on_is_whole(tmp_path: Path, hours: int) -> None:
+    soundfile.write(tmp_path / "whole.ogg", at_rate(48_000), 48_000, format="OGG", subtype="OPUS")
+    whole, pages = decode(tmp_path / "whole.ogg").samples, ogg_pages((tmp_path / "whole.ogg").read_bytes())
+    for number, page in enumerate(pages[2:], start=2):
+        position = int.from_bytes(page[6:14], "little") + hours * 3600 * 48_000
+        pages[number] = with_checksum(page[:6] + position.to_bytes(8, "little") + page[14:])
+    samples = decode(write(tmp_path, b"".join(pages), "ogg")).samples
+    assert 0 <= len(samples) - len(whole) < hours * 1000 + 1
+    assert similarity(samples, whole) > 0.999
+
+
+def test_audio_behind_the_position_that_an_ogg_file_announces_is_kept(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "whole.ogg", at_rate(48_000), 48_000, format="OGG", subtype="OPUS")
+    whole, pages = decode(tmp_path / "whole.ogg").samples, ogg_pages((tmp_path / "whole.ogg").read_bytes())
+    position = int.from_bytes(pages[-1][6:14], "little") - 48_000
+    pages[-1] = pages[-1][:6] + position.to_bytes(8, "little") + pages[-1][14:]
+    assert reason(write(tmp_path, b"".join(pages), "ogg")) == "unreadable"  # the checksum is that of before
+    pages[-1] = with_checksum(pages[-1])
+    samples = decode(write(tmp_path, b"".join(pages), "ogg")).samples
+    assert len(samples) >= len(whole)
+    assert similarity(samples, whole) > 0.999
+
+
+def test_an_ogg_packet_without_its_end_is_truncated(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "whole.ogg", at_rate(48_000), 48_000, format="OGG", subtype="OPUS")
+    pages = ogg_pages((tmp_path / "whole.ogg").read_bytes())
+    last = pages[-1]
+    count = last[26]
+    # One packet more, of which this page holds the first 255 bytes and no other page the rest.
+    grown = (
+        last[:26] + bytes([count + 1]) + last[27 : 27 + count] + b"\xff" + last[27 + count :] + bytes([last[27 + count]]) * 255
+    )
+    assert reason(write(tmp_path, b"".join([*pages[:-1], with_checksum(grown)]), "ogg")) == "truncated"
+
+
 # --- what the decoder is given --------------------------------------------------------------------------------------------
 
 
@@ -366,6 +423,26 @@ def test_pcm_in_mov_is_decoded_whole(tmp_path: Path, codec: str, monkeypatch: py
     assert len(samples) == len(SPEECH)
     assert similarity(samples, SPEECH) > 0.999
     assert reason(write(tmp_path, content[: len(content) * 2 // 3], "mov")) == "truncated"
+
+
+def test_a_box_that_goes_on_to_the_end_of_the_file_is_read_to_it(tmp_path: Path) -> None:
+    content = encoded(tmp_path, "m4a", movflags="faststart")
+    whole, place = decode(tmp_path / "whole.m4a").samples, content.rindex(b"mdat") - 4
+    assert place + int.from_bytes(content[place : place + 4], "big") == len(content)
+    path = write(tmp_path, content[:place] + bytes(4) + content[place + 4 :], "m4a")
+    np.testing.assert_array_equal(decode(path).samples, whole)
+
+
+def test_a_file_of_two_recordings_is_not_taken_for_its_first(tmp_path: Path) -> None:
+    path = tmp_path / "a.mka"
+    with av.open(str(path), "w", format="matroska") as file:
+        streams = [file.add_stream("pcm_s16le", rate=16_000, layout="mono") for _ in range(2)]
+        frame = av.AudioFrame.from_ndarray(SPEECH[None], format="s16", layout="mono")
+        frame.sample_rate = 16_000
+        for stream in streams:
+            file.mux([*stream.encode(frame), *stream.encode(None)])
+    with pytest.raises(AudioError, match="undecoded: the file has 2 audio streams, but one is needed"):
+        decode(path)
 
 
 def test_what_an_edit_list_leaves_out_is_named(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import soundfile
 
 from openwavlm.data import audio
 from openwavlm.data.audio import decode, encode_flac, probe_channels, probe_seconds
-from openwavlm.data.containers import AudioError
+from openwavlm.data.containers import AudioError, Extent, audio_extent
 from openwavlm.data.flac import missing_frame
 from synthetic import speech_like
 
@@ -86,7 +86,7 @@ def test_what_follows_a_container_is_not_left_out_in_silence(tmp_path: Path, kin
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_32", "PCM_U8", "FLOAT", "DOUBLE"])
-@pytest.mark.parametrize("length", [0, 0xFFFF_FFFF])
+@pytest.mark.parametrize("length", [0, 0x7FFF_F000, 0xFFFF_FFFF])
 @pytest.mark.parametrize("riff_length", [0, 36, 0xFFFF_FFFF, None])
 def test_a_wav_whose_length_was_never_written_is_read_whole(
     tmp_path: Path, subtype: str, length: int, riff_length: int | None
@@ -102,6 +102,41 @@ def test_a_wav_whose_length_was_never_written_is_read_whole(
     np.testing.assert_array_equal(decode(path).samples, whole)
     np.testing.assert_array_equal(decode(path, start_s=0.5, end_s=1.5).samples, whole[8000:24_000])
     assert probe_seconds(path) == 2.0
+
+
+@pytest.mark.parametrize("length", [0x7FFF_F000, 0x9000_0000])
+def test_a_wav_of_more_than_two_gigabytes_has_the_length_that_it_announces(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "a.wav"
+    content = bytearray(write(path))
+    at = content.index(b"data") + 8
+    content[at - 4 : at] = length.to_bytes(4, "little")
+    path.write_bytes(content[:at])
+    with path.open("r+b") as file:
+        file.truncate(at + length)  # zeros that take no space
+        file.seek(at + length)
+        file.write(b"LIST" + (4).to_bytes(4, "little") + b"INFO")
+        assert audio_extent(file.fileno(), at + length + 12) == Extent(at, length, announced=True)
+
+
+def test_a_flac_file_without_an_md5_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    content = bytearray(write(path, kind="flac"))
+    content[26:42] = bytes(16)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(decode(path).samples, SPEECH)
+
+
+def test_a_call_of_the_system_that_fails_within_libsndfile_is_no_verdict_on_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.wav")
+
+    def fail(*args: object, **settings: object) -> None:
+        raise soundfile.LibsndfileError(2)  # SF_ERR_SYSTEM
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", fail)
+    with pytest.raises(OSError, match=r"libsndfile cannot read the file .*a\.wav"):
+        decode(tmp_path / "a.wav")
 
 
 def test_a_wav_whose_length_is_too_small_is_refused(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ if __name__ == "__main__":
     end_at_interrupt()  # before the seconds that the imports take
 
 
-import json
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from openwavlm.cli import command, paths
+from openwavlm.data.atomic import write_json
 from openwavlm.data.growth import verify_input
 from openwavlm.data.index import Index
 from openwavlm.data.verify import verify_shards
@@ -52,7 +52,7 @@ def main(config: DictConfig) -> None:
                 damaged.append(str(folder))
     print("\n".join(verdicts))
     if config.json is not None:
-        Path(config.json).write_text(json.dumps({"verdicts": verdicts, "problems": problems}, indent=1) + "\n")
+        write_json(Path(config.json), {"verdicts": verdicts, "problems": problems})
     if problems:
         print("\n".join(problems[: config.show]))
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"

@@ -78,6 +78,8 @@ class TrainerSettings:
                 f"trainer.devices and trainer.threads must be at least 1 (threads: null for torch's choice), but are {self.devices}, "
                 f"{self.threads}"
             )
+        if self.watchdog_s is not None and not self.watchdog_s > 0:
+            raise ValueError(f"trainer.watchdog_s must be positive, or null for no watchdog, but is {self.watchdog_s}: raise it")
 
 
 TARGETS: dict[str, type] = {

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from openwavlm.interrupt import INTERRUPTED, ending_at_interrupt, say_interrupted
 from openwavlm.processes import killed_worker
 from openwavlm.resources import explained, raise_descriptor_limit
-from openwavlm.sweeps import check_trials, is_first_trial
+from openwavlm.sweeps import check_has_trials, check_trials, is_first_trial
 from openwavlm.text_keys import as_text, run_folder
 
 
@@ -90,13 +90,18 @@ _QUOTES = (
 )
 
 
+def _of_value(error: OmegaConfBaseException) -> str:
+    """What is wrong with a value; of a resolver of ours its own sentence."""
+    text = str(error).split("full_key:")[0].removeprefix("ValueError raised while resolving interpolation: ")
+    return " ".join(text.split())
+
+
 def _sentence(error: Exception, config_name: str) -> str:
     """What is wrong with the command line, in one sentence; for a misspelt key with the key that comes nearest."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):  # a missing option is both to Hydra
         return explained(error)
-    resolving = re.match(r"ValueError raised while resolving interpolation: (.*?)\s+full_key:", str(error), re.DOTALL)
-    if resolving:  # by a resolver of ours
-        return resolving.group(1)
+    if isinstance(error, OmegaConfBaseException):
+        return _of_value(error)
     text = str(error).split("Config search path:")[0].split("See https://hydra.cc")[0]
     absent = re.search(r"Could not find '(.+)/(.*)'\s+Available options in '.+':\s+(.*)", text, re.DOTALL)
     if absent:
@@ -141,6 +146,8 @@ _LOST_RANK = re.compile(r"Connection (closed|reset) by peer|gloo.*(Read|Write) e
 
 def refusal_of(error: BaseException) -> str | None:
     """The sentence for an error that a user or the machine can cause; None for a bug."""
+    if isinstance(error, OmegaConfBaseException):
+        return _of_value(error)
     if isinstance(error, ValueError | OSError | MemoryError):
         return explained(error)
     if isinstance(error, RuntimeError) and _LOST_RANK.search(str(error)):
@@ -170,9 +177,12 @@ def command(
         check_complete(config)
         check(config, folder)
 
+    began: list[bool] = []
+
     def wrap(function: Callable[[DictConfig], None]) -> Callable[[], None]:
         @functools.wraps(function)
         def guarded(config: DictConfig) -> None:
+            began.append(True)
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
             try:
                 check_complete(config)
@@ -195,9 +205,12 @@ def command(
             os.environ["HYDRA_FULL_ERROR"] = "1"
             # argparse takes no overrides after a flag that follows others: `train.py name=x -m seed=1,2` would be refused.
             sys.argv[1:] = map(as_text, sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun")))
+            began.clear()
             with ending_at_interrupt():
                 try:
                     program()
+                    if not began:
+                        check_has_trials(sys.argv[1:])
                 except KeyboardInterrupt:
                     say_interrupted()
                     raise SystemExit(INTERRUPTED) from None

@@ -15,11 +15,11 @@ from openwavlm.build import TrainerSettings, objects, plain
 from openwavlm.cli import command
 from openwavlm.processes import answer_parent, run_handing_on_signals
 from openwavlm.text_keys import run_folder
-from openwavlm.train import check_launch, check_world_size, train
+from openwavlm.train import CheckedData, check_launch, check_world_size, train
 from openwavlm.training.control import signalled
 
 log = logging.getLogger(__name__)
-_checked: dict[str, tuple[int, ...]] = {}  # the data of earlier trials, of which a sweep over other keys has one
+_checked: dict[str, CheckedData] = {}  # the data of earlier trials, of which a sweep over other keys has one
 
 
 def _under_torchrun(devices: int) -> int:

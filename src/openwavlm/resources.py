@@ -1,8 +1,11 @@
 """Refusals of the machine: no descriptor, no memory, no space, a disk or file server that fails. They say nothing about the data."""
 
 import errno
+import os
+import re
 import resource
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,9 +33,14 @@ _WAY_OUT = {
     errno.EACCES: "it may not be read or written: correct its permissions, or name another place",
     errno.EPERM: "it may not be read or written: correct its permissions, or name another place",
     errno.ENOTDIR: "a part of this path is a file and not a folder: name another place",
-    errno.EIO: f"the disk or file server failed {len(_PAUSES_S) + 1} times: have it checked, and give the same command again",
-    errno.ESTALE: f"the file server lost this file {len(_PAUSES_S) + 1} times: have it checked, and give the same command again",
+    errno.EISDIR: "a folder lies where a file should be: move it away, or name another place",
+    errno.ENAMETOOLONG: "a name in this path is too long for the file system: shorten it",
+    errno.EFBIG: "the file may not grow further: raise the limit with `ulimit -f unlimited`, or name another place",
+    errno.EIO: "the disk or file server failed: have it checked, and give the same command again",
+    errno.ESTALE: "the file server lost this file: have it checked, and give the same command again",
 }
+# torch reports a refusal of the machine as text: `unable to mmap 178023 bytes from file <a.ckpt>: Cannot allocate memory (12)`.
+_OF_TORCH = re.compile(r"unable to (?:open|mmap|resize|fstat|stat)\b.*\((\d+)\)")
 
 
 def raise_descriptor_limit() -> int:
@@ -70,9 +78,62 @@ def check_of_the_file(error: BaseException, path: Path | str | None = None) -> N
     """
     if isinstance(error, MemoryError):
         raise error
+    hidden = _OF_TORCH.search(str(error)) if isinstance(error, RuntimeError) else None
+    if hidden is not None:
+        error = OSError(int(hidden[1]), os.strerror(int(hidden[1])))
     if isinstance(error, OSError) and not of_the_file(error):
         with naming(path or ""):
             raise error
+
+
+def read_again(action: Callable[[], Result], path: Path) -> Result:
+    """Calls `action`, and once more where it failed on a file that can be read: libraries take a failed read for a damaged file.
+
+    Args:
+        action: Reads the file by means of a library.
+        path: The file.
+
+    Returns:
+        What `action` returns.
+
+    Raises:
+        OSError: If the machine does not let the file be read; with its name. Otherwise as `action` does.
+    """
+    try:
+        return action()
+    except Exception as error:
+        check_of_the_file(error, path)
+        _check_reads(path)
+    return action()
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip archive; `zipfile` alone takes one that the machine does not let it read for another file.
+
+    Raises:
+        OSError: If the machine does not let the file be read; with its name.
+    """
+    if not zipfile.is_zipfile(path):
+        _check_reads(path)
+    return zipfile.is_zipfile(path)
+
+
+def _check_reads(path: Path) -> None:
+    """Reads a file to its end.
+
+    Raises:
+        OSError: If the machine fails; what describes the file itself passes.
+    """
+
+    def read() -> None:
+        with path.open("rb", buffering=0) as file:
+            while file.read(1 << 22):
+                pass
+
+    try:
+        retried(read, path)
+    except OSError as error:
+        check_of_the_file(error, path)
 
 
 def retried(
@@ -109,10 +170,12 @@ def retried(
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Adds the file's name to an `OSError` that has none, as those of `write` and `fsync`."""
+    """Adds the file's name to an `OSError` that has none, as those of `write` and `fsync`; one in bytes becomes text."""
     try:
         yield
     except OSError as error:
+        if isinstance(error.filename, bytes):
+            raise OSError(error.errno, error.strerror, os.fsdecode(error.filename)) from error
         if error.filename is not None or error.errno is None or not str(path):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -123,5 +186,6 @@ def explained(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return f"memory ran out{f' ({error})' if str(error) else ''}: use fewer workers, or give the job more memory"
     if isinstance(error, OSError) and error.errno in _WAY_OUT and error.strerror:
-        return f"{error}: {_WAY_OUT[error.errno]}"
+        where = "" if error.filename is not None else " (debug=true shows at which file)"
+        return f"{error}{where}: {_WAY_OUT[error.errno]}"
     return str(error)

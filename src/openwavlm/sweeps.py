@@ -1,6 +1,7 @@
 """The trials of a sweep (`-m`), composed and checked before the first one begins."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -21,6 +22,23 @@ Check = Callable[[DictConfig, Path], None]
 def is_first_trial() -> bool:
     """Whether this job is the first of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN and HydraConfig.get().job.num == 0
+
+
+def check_has_trials(words: Sequence[str]) -> None:
+    """Checks a command line of which Hydra ran no trial.
+
+    Args:
+        words: The arguments of the program.
+
+    Raises:
+        ValueError: If it is a sweep of Hydra's own sweeper and launcher, which passes over a sweep without trials in silence.
+    """
+    asked = any(re.match(r"-(-help|-cfg|-info|-version|-resolve|-hydra-help|[hci])", word) for word in words)
+    others = any(
+        word.lstrip("+~").startswith(("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper")) for word in words
+    )
+    if {"-m", "--multirun"} & set(words) and not asked and not others:
+        raise ValueError("the sweep has no trial, since a range(…) or glob(…) in it is empty: correct it, or leave -m out")
 
 
 def check_trials(check: Check) -> None:

@@ -3,6 +3,7 @@
 YAML and Hydra read `1e3` as 1000.0, `007` as 7 and `true` as a truth value: quotes around them keep the letters.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ _TEXT = (
     *("input", "output", "shards", "labels", "codebook", "encoder", "teacher", "carry_from", "run", "noise", "alignments"),
     *("init_from", "branch_from", "fit", "train", "dev", "test", "tsv", "km", "dictionary", "json", "folder"),
 )
+_LONGEST_PART, _LONGEST = 255, 1024  # ext4, XFS, NFS, APFS; of a path Linux allows 4,096 and macOS 1,024
 _NUMBER = r"[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:e[+-]?\d[\d_]*)?|[+-]?inf|nan|true|false"
 _WORD = re.compile(r"(?P<key>\+{0,2}[^=~'\"]+)=(?P<value>.*)", re.DOTALL)
 _LISTED = re.compile(rf"(?<![^\[,])(\s*)({_NUMBER})(\s*)(?=[\],]|$)", re.IGNORECASE)
@@ -52,10 +54,15 @@ def run_folder(name: object) -> Path:
         ValueError: If it is empty, leads out of `runs/`, or cannot be a folder's name everywhere.
     """
     text = str(name)
-    parts = text.split("/")
+    parts = text.split("/") if isinstance(name, str | int | float) else [""]
     if any(not part.strip() or part.endswith((".", " ")) or part.startswith(" ") for part in parts) or not text.isprintable():
         raise ValueError(
             f"name must be the name of a folder below runs/, without a leading /, .. or a dot or blank at its end, but is {text!r}: give "
             "name=NAME"
+        )
+    if any(len(os.fsencode(part)) > _LONGEST_PART for part in parts) or len(os.fsencode(text)) > _LONGEST:
+        raise ValueError(
+            f"name must have at most {_LONGEST_PART} bytes between two / and {_LONGEST} in all, which file systems allow, but has "
+            f"{len(os.fsencode(text))}: shorten it"
         )
     return Path("runs", *parts)

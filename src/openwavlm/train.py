@@ -8,10 +8,10 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import Trainer
@@ -31,7 +31,7 @@ from openwavlm.data.sources import OpenData
 from openwavlm.models.wavlm import WavLM
 from openwavlm.monitoring import make_figures, make_monitor
 from openwavlm.probes.live import LiveProbe, LiveProbes
-from openwavlm.training.branch import begin_branch, check_head
+from openwavlm.training.branch import begin_branch, check_branch, check_head
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, newest_checkpoint, write_atomically
 from openwavlm.training.checkpoint_reader import read_checkpoint
@@ -114,13 +114,27 @@ def _segment(
     }
 
 
-def check_launch(values: dict[str, Any], directory: Path, opened: dict[str, tuple[int, ...]]) -> None:
+class CheckedData(NamedTuple):
+    """What a launch needs to know of data that were checked.
+
+    Attributes:
+        classes: Labels of each label set.
+        fingerprints: As of `OpenData`.
+        places: As of `OpenData`.
+    """
+
+    classes: tuple[int, ...]
+    fingerprints: dict[str, str]
+    places: dict[str, str]
+
+
+def check_launch(values: dict[str, Any], directory: Path, opened: dict[str, CheckedData]) -> None:
     """Refuses what a launch would refuse before its first update; trains, writes and keeps nothing.
 
     Args:
         values: The training config as plain values.
         directory: Where the run lives or would live.
-        opened: Data that have been checked → classes of their label sets; grows.
+        opened: Data that have been checked, by their part of the config; grows.
 
     Raises:
         ValueError: If the config, the data or the state of the run directory does not allow the launch.
@@ -130,16 +144,28 @@ def check_launch(values: dict[str, Any], directory: Path, opened: dict[str, tupl
     data = json.dumps([values[key] for key in ("data", "batch", "mixing", "loss", "seed")], sort_keys=True)
     if data not in opened:
         found = _open(parts, seed)
-        opened[data] = tuple(found.classes)
+        opened[data] = CheckedData(tuple(found.classes), found.fingerprints(), found.places())
         found.close()
+    classes, fingerprints, places = opened[data]
     with torch.device("meta"):
-        model = make_model(parts, opened[data])
+        model = make_model(parts, classes)
     if values["init_from"]:
         begin_from(model.wavlm.to_empty(device="cpu"), values["init_from"])
-    config = directory / "config.yaml"
+    allowed, config = list(values["allow_change"]), directory / "config.yaml"
     if config.exists():
-        changes = changed_keys(read_config(config), values)
-        refuse_changes(changes, list(values["allow_change"]), f"the run in {directory}")
+        refuse_changes(changed_keys(read_config(config), values), allowed, f"the run in {directory}")
+        RunRecord(directory).check_fingerprints(dict(fingerprints), allowed, places)
+    checkpoint = newest_checkpoint(directory / "checkpoints")
+    if checkpoint is None and values["branch_from"]:
+        checkpoint = Path(values["branch_from"])
+        check_branch(checkpoint, values, parts["optim"], allowed)
+    if checkpoint is not None:
+        check_head(checkpoint, _embeddings(parts, classes), fingerprints)
+
+
+def _embeddings(parts: dict[str, Any], classes: Sequence[int]) -> list[int]:
+    """Label embeddings that the run's heads need, one number a label set."""
+    return [parts["head"].special_rows + size for size in classes]
 
 
 def train(config: DictConfig, run_directory: Path) -> dict[str, Any]:
@@ -196,7 +222,7 @@ def _train(
     record.hear(values["data"], fingerprints, opened.source_names())
     record.check_fingerprints(fingerprints, list(values["allow_change"]), opened.places())
     found = on_rank_zero(lambda: newest_checkpoint(directory / "checkpoints"))
-    embeddings = [parts["head"].special_rows + size for size in opened.classes]
+    embeddings = _embeddings(parts, opened.classes)
     own = found is not None
     if not own:
         on_rank_zero(record.refuse_lost_checkpoints)

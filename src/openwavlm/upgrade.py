@@ -16,6 +16,7 @@ from openwavlm.data.index import Index
 from openwavlm.data.sources import label_folders
 from openwavlm.data.upgrade import upgrade_shards
 from openwavlm.labelling.upgrade import upgrade_labels
+from openwavlm.resources import explained
 from openwavlm.training.run_directory import RunRecord
 from openwavlm.training.run_files import read_config
 from openwavlm.training.run_lock import RunLock
@@ -233,7 +234,7 @@ def main() -> None:
         for folder, changed in upgrade([Path(word) for word in words]).items():
             print(f"{folder}: {'upgraded' if changed else 'has the present format already'}")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {explained(error)}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr, flush=True)

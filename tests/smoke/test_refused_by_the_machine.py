@@ -53,7 +53,7 @@ def test_a_killed_loader_worker_is_a_sentence_with_its_process_and_the_way_out()
 def test_an_error_of_the_machine_in_a_loader_worker_keeps_errno_and_file(workers):
     with pytest.raises(OSError, match=r"\[Errno 5\] Input/output error: 'shards/7.tar'") as failure:
         list(received(iter(micro_batch_loader(Failing(), range(3), Loading(workers=workers, prefetch=1)))))
-    assert failure.value.errno == errno.EIO and "failed 4 times" in refusal_of(failure.value)
+    assert failure.value.errno == errno.EIO and "the disk or file server failed" in refusal_of(failure.value)
 
 
 @pytest.mark.parametrize(
@@ -216,3 +216,37 @@ def test_a_disk_that_refuses_a_preparation_is_named_and_nothing_half_written_cou
     assert f"[Errno {code}]" in explained(failure.value) and "': " in explained(failure.value)
     assert not list(output.rglob("*.tmp/shards.json")) and not (output / "stats.json").exists()
     assert make_shards(input=corpus, output=output, source="s")["utterances"] == 2
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize("name", ["pack-00000.u16", "pack-00000.rows.npy", "codebook.npy", "meta.json", "stats.json"])
+def test_a_disk_that_refuses_labels_is_named_and_the_rerun_gives_the_same_bytes(data, tmp_path, monkeypatch, code, name):
+    from openwavlm.labelling.assign import assign_labels
+
+    shards, labels = (Path(next(word.split("=")[1] for word in data if f".{key}=" in word)) for key in ("shards", "labels"))
+    output = tmp_path / "labels"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", os.fsync)
+        _no_space_at(name, code)
+        with pytest.raises(OSError) as failure:
+            assign_labels(shards, labels.with_name("codebook"), output)
+    assert failure.value.errno == code and Path(failure.value.filename).name == name
+    assert (output / "meta.json").exists() == (name == "stats.json")
+    assign_labels(shards, labels.with_name("codebook"), output)
+    for file in labels.glob("pack-*"):
+        assert (output / file.name).read_bytes() == file.read_bytes()
+    assert not list(output.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_folder_whose_names_cannot_be_made_durable_is_named(tmp_path, monkeypatch, code):
+    from openwavlm.data.atomic import write_json
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os, "fsync", os.fsync)
+    _no_space_at("out", code)
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: real(file) if Path(f"/proc/self/fd/{file}").readlink().is_dir() else None)
+    with pytest.raises(OSError) as failure:
+        write_json(tmp_path / "out" / "a.json", {})
+    assert failure.value.errno == code and failure.value.filename == str(tmp_path / "out")

@@ -37,6 +37,7 @@ def places(data: Path) -> list[str]:
     ("sweep", "sentence", "trial"),
     [
         (["optim.lr=1e-3,bogus"], "optim.lr must be a number, but is 'bogus'", "optim.lr=bogus"),
+        (["branch_from=null,nowhere.ckpt"], "branch_from must be a whole checkpoint", "branch_from=nowhere.ckpt"),
         *(
             pytest.param(*case, marks=pytest.mark.long)
             for case in [
@@ -45,6 +46,7 @@ def places(data: Path) -> list[str]:
                 (["model.heads=2,3"], "model", "model.heads=3"),
                 (["precision=32-true,8-bit"], "precision must be one of 32-true", "precision=8-bit"),
                 (["mixing.noise_prob=0,0.5"], "Mixing with noise needs a noise bank", "mixing.noise_prob=0.5"),
+                (["trainer.watchdog_s=60,-1"], "trainer.watchdog_s must be positive", "trainer.watchdog_s=-1"),
                 (["init_from=null,nowhere"], "nowhere", "init_from=nowhere"),
                 (["hydra.sweeper.params={seed:'1,x'}"], "seed must be a whole number, but is 'x'", "seed=x"),
             ]
@@ -76,6 +78,22 @@ def test_a_trial_that_could_not_go_on_in_its_folder_is_refused_before_the_others
 def test_trials_that_would_share_a_folder_are_refused(data, tmp_path):
     message = run_program(tmp_path, "train.py", "-m", *QUICK, *places(data), "seed=1,2,1").error()
     assert "seed=1 and seed=1 would both be in" in message and not list(tmp_path.rglob("metrics.csv"))
+
+
+@pytest.mark.parametrize("sweep", ["seed=range(1,1)", "optim=glob(nothing*)"])
+def test_a_sweep_without_a_trial_is_refused(tmp_path, sweep):
+    message = run_program(tmp_path, "train.py", "-m", *QUICK, sweep).error()
+    assert "the sweep has no trial" in message and not list(tmp_path.rglob("metrics.csv"))
+
+
+def test_a_later_trial_whose_checkpoints_are_damaged_is_refused_before_the_others_begin(data, tmp_path):
+    command, runs = ["train.py", *QUICK, *places(data)], tmp_path / "runs" / "test"
+    assert run_program(tmp_path, *command, "seed=2", "hydra.run.dir=runs/test/seed-2").status == 0
+    (checkpoint,) = (runs / "seed-2" / "checkpoints").glob("*.ckpt")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    message = run_program(tmp_path, *command, "-m", "seed=1,2").error()
+    assert "none of the 1 checkpoints" in message and "in the trial seed=2" in message
+    assert not (runs / "seed-1" / "metrics.csv").exists()
 
 
 def overrides(*words: str) -> list:

@@ -337,6 +337,21 @@ def test_waveforms_that_cannot_be_meant_are_refused():
     assert model(torch.zeros(1, 400)).final.shape == (1, 1, 32)
 
 
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize(
+    ("num_samples", "sentence"),
+    [
+        ([8_000, 8_001], "must lie in 0…8000, the samples of a row, but are"),
+        ([8_000, -1], "must lie in 0…8000"),
+        ([8_000], r"a whole number for each of the 2 rows, but has shape \(1,\)"),
+        ([8_000.0, 500.0], "a whole number for each of the 2 rows"),
+    ],
+)
+def test_numbers_of_samples_that_cannot_be_meant_are_refused(norm, num_samples, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tiny(extractor_norm=norm).extract(torch.zeros(2, 8_000), torch.tensor(num_samples))
+
+
 @torch.no_grad()
 def test_extracting_is_the_forward_pass_in_evaluation_mode_on_normalised_rows():
     model = tiny(normalise_waveform=True, extractor_norm="layer", pre_norm=True, dropout=0.5).train()

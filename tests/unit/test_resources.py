@@ -1,7 +1,10 @@
 """A machine that fails (descriptors, disk, file server, memory) is not taken for bad data: tried again, then named with its errno."""
 
+import builtins
 import errno
+import io
 import itertools
+import json
 import os
 import re
 import resource
@@ -11,10 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from openwavlm import resources
+from openwavlm.checkpoints.pickles import read_pickle
 from openwavlm.data import decoding, open_files
 from openwavlm.data import reader as reader_module
+from openwavlm.data.atomic import sha256_of
 from openwavlm.data.audio import probe_seconds
 from openwavlm.data.containers import AudioError
 from openwavlm.data.decoding import decode_or_stop
@@ -23,7 +29,9 @@ from openwavlm.data.mapped import map_array, map_bytes
 from openwavlm.data.open_files import OpenFiles
 from openwavlm.data.prepare import make_shards
 from openwavlm.data.reader import ShardReader, UnreadableAudio, check_shards
-from openwavlm.resources import check_of_the_file, explained, naming, of_the_file, raise_descriptor_limit, retried
+from openwavlm.labelling.tidying import tidy
+from openwavlm.resources import check_of_the_file, explained, naming, of_the_file, raise_descriptor_limit, read_again, retried
+from openwavlm.training.checkpoint_reader import load
 from synthetic import make_corpus, make_shard_set, write_speech_like
 
 MACHINE = [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EROFS]
@@ -110,6 +118,114 @@ def test_the_sentence_has_errno_file_and_way_out():
     assert "read-only: name a folder that can be written" in explained(OSError(errno.EROFS, "Read-only file system", "a"))
     assert explained(MemoryError()).startswith("memory ran out: use fewer workers")
     assert explained(ValueError("x must be y")) == "x must be y"
+
+
+def test_a_name_in_bytes_becomes_text_and_an_error_without_a_name_says_how_to_find_it():
+    with pytest.raises(OSError, match=r"\[Errno 30\] read-only: 'b'") as failure, naming("a"):
+        raise OSError(errno.EROFS, "read-only", b"b")
+    assert failure.value.filename == "b"
+    assert "(debug=true shows at which file): the disk is full" in explained(OSError(errno.ENOSPC, "No space left on device"))
+
+
+# --- libraries that take a failed read for a damaged file -----------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    path = tmp_path / "step-00000003.ckpt"
+    torch.save({"weights": torch.arange(5)}, path)
+    return path
+
+
+class Refusing(io.FileIO):
+    """A file whose reads fail, `left` of them or all."""
+
+    code, left = errno.EIO, itertools.count()
+
+    def _fail(self) -> None:
+        if next(Refusing.left, None) is not None:
+            raise OSError(Refusing.code, os.strerror(Refusing.code))
+
+    def read(self, *arguments: int) -> bytes:
+        self._fail()
+        return super().read(*arguments)
+
+    def readinto(self, buffer: object) -> int:
+        self._fail()
+        return super().readinto(buffer)
+
+
+def refuse_reads(monkeypatch: pytest.MonkeyPatch, path: Path, code: int, times: int | None = None) -> None:
+    """Lets reads from an open file fail, though opening it works."""
+    real = io.open
+    Refusing.code, Refusing.left = code, itertools.count() if times is None else iter(range(times))
+
+    def opened(file: object, mode: str = "r", buffering: int = -1, *rest: object, **named: object) -> object:
+        if not isinstance(file, str | Path) or Path(file) != path:
+            return real(file, mode, buffering, *rest, **named)
+        raw = Refusing(str(file), mode.replace("b", ""))
+        return io.BufferedReader(raw) if buffering else raw
+
+    monkeypatch.setattr(io, "open", opened)
+    monkeypatch.setattr(builtins, "open", opened)
+
+
+READERS = {
+    "a run's checkpoint": load,
+    "published weights": lambda path: read_pickle(path, tensors_alone=True),
+    "its checksum": sha256_of,
+}
+
+
+@pytest.mark.parametrize("reader", list(READERS))
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO, errno.ESTALE, errno.ENOMEM])
+def test_a_file_that_the_machine_does_not_let_be_read_is_not_damaged(checkpoint, monkeypatch, slept, reader, code):
+    refuse_reads(monkeypatch, checkpoint, code)
+    with pytest.raises(OSError) as failure:
+        READERS[reader](checkpoint)
+    assert failure.value.errno == code and failure.value.filename == str(checkpoint)
+
+
+@pytest.mark.parametrize("reader", list(READERS))
+def test_a_file_whose_first_read_fails_is_read_again(checkpoint, monkeypatch, slept, reader):
+    expected = READERS[reader](checkpoint)
+    refuse_reads(monkeypatch, checkpoint, errno.EIO, times=1)
+    found = READERS[reader](checkpoint)
+    assert found == expected if isinstance(expected, str) else torch.equal(found["weights"], torch.arange(5))
+
+
+def test_a_file_that_torch_cannot_map_is_not_damaged(checkpoint, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError(f"unable to mmap 1780 bytes from file <{checkpoint}>: Cannot allocate memory ({errno.ENOMEM})")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    for reader in ("a run's checkpoint", "published weights"):
+        with pytest.raises(OSError, match=r"\[Errno 12\] Cannot allocate memory: '.*step-00000003.ckpt'"):
+            READERS[reader](checkpoint)
+
+
+def test_a_damaged_file_is_damaged_after_a_second_look(checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="is damaged"):
+        load(checkpoint)
+    calls = []
+    with pytest.raises(ValueError, match="bad"):
+        read_again(lambda: calls.append(1) or int("bad"), checkpoint)
+    assert len(calls) == 2
+
+
+def test_finished_work_of_which_the_mark_cannot_be_read_is_kept(tmp_path, monkeypatch):
+    mark = tmp_path / "tasks" / "pack-00000.json"
+    mark.parent.mkdir()
+    mark.write_text(json.dumps({"record": {"shards": [{"identity": "a"}]}}))
+    (tmp_path / "pack-00000.u16").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", failing(Path.read_text, errno.EIO))
+        with pytest.raises(OSError, match="Input/output error"):
+            tidy(tmp_path, {"packs": []}, alone=True)
+    assert mark.exists() and (tmp_path / "pack-00000.u16").exists()
+    tidy(tmp_path, {"packs": []}, alone=True)
+    assert mark.exists()
 
 
 # --- shards -------------------------------------------------------------------------------------------------------------

@@ -282,6 +282,71 @@ def test_a_record_of_another_launch_ends_the_writer_whatever_sets_it_apart(tmp_p
     lock.release()
 
 
+def _lock_of_another(directory: Path, **changes: object) -> None:
+    """Deletes the lock and puts that of another host in its place, as a file of its own."""
+    (directory / "lock").unlink()
+    (directory / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 18, "job": None, "heartbeat": NOW_S} | changes))
+
+
+def test_a_lock_that_was_replaced_while_it_was_waited_for_is_waited_for_anew(tmp_path, clock):
+    _write_lock(tmp_path, age_s=0)
+
+    def replace_and_beat() -> None:
+        if clock.now_s == NOW_S + 10:
+            _lock_of_another(tmp_path)
+        if clock.now_s == NOW_S + 130:
+            (tmp_path / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 18, "heartbeat": 0}))
+
+    clock.each_second = replace_and_beat
+    with pytest.raises(ValueError, match="is being written by process 18 on elsewhere"):
+        RunLock(tmp_path)
+    assert clock.now_s == NOW_S + 130
+
+
+def beaten(lock: RunLock, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One heartbeat of a lock; the statuses with which it would have ended the process."""
+    statuses: list[int] = []
+    lock._stop.set()
+    lock._thread.join()
+    rounds = iter([False, True])
+    lock._stop = SimpleNamespace(wait=lambda seconds: next(rounds), set=lambda: None)
+    with monkeypatch.context() as patch:  # a forked process needs it again
+        patch.setattr(run_lock.os, "_exit", statuses.append)
+        lock._beats()
+    return statuses
+
+
+def test_a_lock_that_was_deleted_under_its_writer_keeps_others_away_after_the_next_heartbeat(tmp_path, monkeypatch, caplog):
+    lock = RunLock(tmp_path)
+    (tmp_path / "lock").unlink()
+    assert beaten(lock, monkeypatch) == []
+    assert json.loads((tmp_path / "lock").read_bytes())["pid"] == os.getpid()
+    assert "lock was deleted while this run was written" in caplog.text
+    held = FORK.Event()
+    process = FORK.Process(target=_hold, args=(tmp_path, held))
+    process.start()
+    process.join(HANG_S)
+    assert process.exitcode != 0 and not held.is_set(), "another process cannot take it"
+    lock.release()
+
+
+def test_a_writer_whose_lock_was_deleted_ends_when_another_launch_has_made_one(tmp_path, monkeypatch):
+    lock = RunLock(tmp_path)
+    _lock_of_another(tmp_path)
+    assert beaten(lock, monkeypatch)[:1] == [TAKEN_OVER]
+    lock.release()
+
+
+@pytest.mark.parametrize("call", ["pread", "pwrite"])
+def test_a_lock_that_the_machine_refuses_is_named(tmp_path, monkeypatch, call):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(run_lock.os, call, refuse)
+    with pytest.raises(OSError, match=re.escape(f"Input/output error: '{tmp_path / 'lock'}'")):
+        RunLock(tmp_path)
+
+
 def test_an_unreadable_lock_is_taken_over(tmp_path):
     for content in (b"", b"{", b"\x00" * 100, b"17"):
         (tmp_path / "lock").write_bytes(content)
@@ -773,6 +838,21 @@ def test_an_error_that_is_no_full_disk_is_told_as_it_is_and_leaves_nothing(tmp_p
     with pytest.raises(RuntimeError, match="a bug"):
         save(tmp_path, 2)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.EFBIG])
+def test_a_checkpoint_that_cannot_be_written_to_its_end_is_named_and_leaves_nothing(tmp_path, monkeypatch, code):
+    def hide(content: object, file: Any) -> None:
+        try:
+            raise OSError(code, os.strerror(code))
+        except OSError:
+            raise RuntimeError("unexpected pos 110336 vs 110224")  # noqa: B904  as torch's writer does when it closes
+
+    save(tmp_path, 1)
+    monkeypatch.setattr(torch, "save", hide)
+    with pytest.raises(OSError, match=re.escape(f"[Errno {code}] {os.strerror(code)}: '{checkpoint_path(tmp_path, 2)}'")):
+        save(tmp_path, 2)
+    assert not list(tmp_path.glob("*.tmp")) and newest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 1)
 
 
 def test_a_small_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):

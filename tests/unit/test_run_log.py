@@ -2,7 +2,10 @@
 
 import contextlib
 import csv
+import errno
 import logging
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +16,7 @@ import torch
 
 from openwavlm.training.callbacks import Schedules, StepBoundary
 from openwavlm.training.control import StepTotals
-from openwavlm.training.log import METRIC_COLUMNS, Logging, RunLog, metrics_row
+from openwavlm.training.log import METRIC_COLUMNS, Logging, RunLog, metrics_row, write_log
 from openwavlm.training.module import SUMS, PretrainingModule, StepRecord
 
 # Every sum differs from every other, so that no denominator can stand in for another one.
@@ -172,6 +175,38 @@ def test_the_slowest_rank_is_that_of_the_times_since_the_line_before(tmp_path, c
     clocked.log.close()
     ends = [line.partition(" left")[2] for line in lines(caplog)]
     assert ends == [" | slowest rank 1 (3.33 x the median)", " | slowest rank 0 (5.00 x the median)", "", ""]
+
+
+def test_a_log_file_that_cannot_be_written_costs_one_line_and_not_the_run(tmp_path, capsys):
+    handler = write_log(tmp_path, 0)
+    logger = logging.getLogger("test")
+    try:
+        with Path("/dev/full").open("w") as full:
+            os.dup2(full.fileno(), handler.stream.fileno())
+        for number in range(3):
+            logger.warning("message %d", number)
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    told = capsys.readouterr().err
+    assert told.count("rank-0000.log cannot be written (No space left on device)") == 1 and "Traceback" not in told
+
+
+def test_a_tensorboard_that_cannot_be_written_is_one_error_with_the_folder(tmp_path, monkeypatch, capfd):
+    from tensorboard.summary.writer import record_writer
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = Clocked(tmp_path)
+    monkeypatch.setattr(record_writer.RecordWriter, "write", refuse)
+    with pytest.raises(OSError, match=re.escape(f"No space left on device: '{tmp_path / 'tensorboard'}'")):
+        for step in range(4, 100, 4):
+            log.update(step, 1.0)
+            log.log.sync()
+    with contextlib.suppress(OSError):
+        log.log.close()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_trackers_get_the_figures_that_are_there_at_every_nth_update_and_are_closed(tmp_path):

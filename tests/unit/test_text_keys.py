@@ -87,11 +87,21 @@ def test_a_name_is_a_folder_below_runs(name):
         "a/b ",
         "...",
         "a/ /b",
+        ["a"],
+        {"a": 1},
+        None,
     ],
 )
 def test_a_name_that_leads_elsewhere_or_is_no_folders_is_refused(name):
     with pytest.raises(ValueError, match="name must be the name of a folder below runs/"):
         run_folder(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "ö" * 128, "a/" + "b" * 256, "/".join(["x" * 200] * 6)])
+def test_a_name_that_no_file_system_takes_is_refused(name):
+    with pytest.raises(ValueError, match=r"name must have at most 255 bytes between two / and 1024 in all"):
+        run_folder(name)
+    assert run_folder(name.split("/")[0][:127]) == Path("runs", name.split("/")[0][:127])
 
 
 def test_a_run_that_an_earlier_version_called_by_a_number_goes_on():

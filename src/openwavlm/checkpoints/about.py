@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from openwavlm.data.atomic import digest_of
 from openwavlm.data.sealed import read_sealed, sealed
 
 ABOUT = "openwavlm.json"
@@ -65,5 +66,4 @@ def check_files(folder: Path) -> bool:
 
 
 def _checksum(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return digest_of(file, lambda: hashlib.blake2b(digest_size=16))

@@ -16,6 +16,7 @@ from openwavlm.checkpoints.names import huggingface_name, prefix_of
 from openwavlm.data.files import read_json
 from openwavlm.models.config import WavLMConfig
 from openwavlm.models.wavlm import WavLM
+from openwavlm.resources import naming
 
 _PREFIXES = ("wavlm.", "hubert.", "wav2vec2.")
 # Beside the prefixed encoder: what Hugging Face's fine-tuned classes and pre-training classes add to it.
@@ -120,7 +121,7 @@ def _normalises(directory: Path) -> bool:
 
 def _write(path: Path, content: bytes) -> None:
     unfinished = path.with_name(f"{path.name}.tmp")
-    with unfinished.open("wb") as file:
+    with naming(path), unfinished.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -12,7 +12,7 @@ from torch import Tensor
 from openwavlm.checkpoints.pickles import read_pickle
 from openwavlm.checkpoints.values import check_is_no_other_file
 from openwavlm.data.files import read_json
-from openwavlm.resources import check_of_the_file
+from openwavlm.resources import check_of_the_file, read_again
 
 AGAIN = "fetch or save it again"
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -75,7 +75,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     else:
         check_is_no_other_file(path)
         try:
-            state = load_file(path)
+            state = read_again(lambda: load_file(path), path)
         except Exception as error:  # safetensors has errors of many kinds for a damaged header
             check_of_the_file(error, path)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from openwavlm.checkpoints.values import check_is_no_other_file
-from openwavlm.resources import check_of_the_file
+from openwavlm.resources import check_of_the_file, is_archive, read_again
 
 # Modules whose objects describe a training and are read as data.
 _DESCRIBING = ("argparse", "omegaconf", "fairseq", "hydra", "numpy", "typing", "enum", "pathlib", "datetime", "collections")
@@ -164,7 +164,7 @@ def read_pickle(path: Path, *, tensors_alone: bool = False) -> Any:
         ValueError: If the file is a TorchScript or tar archive, asks for code to be run, or is damaged or incomplete.
     """
     check_is_no_other_file(path)
-    zipped = zipfile.is_zipfile(path)
+    zipped = is_archive(path)
     if zipped:
         _check_archive(path)
     if _is_tar(path):
@@ -174,7 +174,8 @@ def read_pickle(path: Path, *, tensors_alone: bool = False) -> Any:
     if not zipped:
         log.warning("%s is of the format from before torch 1.6, which has no checksums: %s", path, _UNSEEN)
     try:
-        return plain(torch.load(path, map_location="cpu", pickle_module=_module, weights_only=False, mmap=zipped))
+        loaded = lambda: torch.load(path, map_location="cpu", pickle_module=_module, weights_only=False, mmap=zipped)  # noqa: E731
+        return plain(read_again(loaded, path))
     except _RefusedError as refused:
         safely = _SAFELY.replace("{}", _TENSORS if tensors_alone else _PARTS)
         raise ValueError(
@@ -199,7 +200,7 @@ def _is_tar(path: Path) -> bool:
 def _check_archive(path: Path) -> None:
     """Refuses archives that are no state of a training, and damaged ones: torch maps an archive without a look at its checksums."""
     try:
-        names, unchecked = _read_through(path)
+        names, unchecked = read_again(lambda: _read_through(path), path)
     except Exception as error:  # zipfile and zlib have errors of many kinds
         check_of_the_file(error, path)
         reason = " ".join(str(error).split()) or type(error).__name__

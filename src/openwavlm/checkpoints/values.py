@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from openwavlm.resources import retried
+
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name", tuple: "a list of whole numbers"}
 
 
@@ -44,8 +46,12 @@ def check_is_no_other_file(path: Path) -> None:
     Raises:
         ValueError: If it is a pointer of git-lfs, a web page, compressed, JSON, or of the form safetensors under another name.
     """
-    with path.open("rb") as file:
-        first = file.read(64)
+
+    def beginning() -> bytes:
+        with path.open("rb") as file:
+            return file.read(64)
+
+    first = retried(beginning, path)
     # Its first eight bytes are a length, which may look like anything below.
     if first[8:9] == b"{" and int.from_bytes(first[:8], "little") < path.stat().st_size:
         if path.suffix == ".safetensors":

@@ -10,16 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from openwavlm.resources import naming
+from openwavlm.resources import naming, retried
 
 
 def sync_folder(folder: Path) -> None:
     """Makes the renames inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with naming(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -68,8 +69,21 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, as `sha256sum` prints it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest_of(path, "sha256")
+
+
+def digest_of(path: Path, digest: str | Callable[[], Any]) -> str:
+    """Checksum of a file by an algorithm of hashlib, in hexadecimal digits.
+
+    Raises:
+        OSError: If it cannot be read; with its name.
+    """
+
+    def read() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, digest).hexdigest()
+
+    return retried(read, path)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from openwavlm.data.index import Index
+from openwavlm.resources import naming
 
 _BLOCK = 512
 
@@ -16,7 +17,7 @@ def read_fields(index: Index, row: int) -> dict[str, Any]:
     """
     shard = index.path / index.shards[int(index.shard[row])].name
     payload = -(-int(index.nbytes[row]) // _BLOCK) * _BLOCK
-    with shard.open("rb") as file:
+    with naming(shard), shard.open("rb") as file:
         file.seek(int(index.offset[row]) + payload)
         header = file.read(_BLOCK)
         name = header[:100].rstrip(b"\0").decode("utf-8", "replace")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.resources import retried
+from openwavlm.resources import naming, retried
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -68,7 +68,7 @@ def map_array(path: Path) -> np.ndarray:
         OSError: If it cannot be opened or mapped; it names the file.
     """
     content = map_bytes(path)
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"{path} has the array format {version}")

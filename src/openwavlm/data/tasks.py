@@ -15,6 +15,7 @@ from typing import Any
 from openwavlm.data.atomic import atomic_file
 from openwavlm.data.corpora.utterance import Utterance
 from openwavlm.randomness import stable_hash
+from openwavlm.resources import naming
 
 JOIN_SILENCE_S = 0.1
 
@@ -140,7 +141,7 @@ def task_lines(path: Path) -> list[TaskLine]:
     """Finds every task of a task list (empty if there is none)."""
     lines, start = [], 0
     if path.exists():
-        with path.open("rb") as file:
+        with naming(path), path.open("rb") as file:
             for number, text in enumerate(file):
                 lines.append(TaskLine(number, start, len(text)))
                 start += len(text)
@@ -153,7 +154,7 @@ def read_task(path: Path, line: TaskLine) -> Task:
     Raises:
         ValueError: If the list is damaged.
     """
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         file.seek(line.start)
         text = file.read(line.nbytes)
     try:

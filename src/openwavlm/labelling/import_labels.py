@@ -14,6 +14,7 @@ from openwavlm.data.reader import check_shards
 from openwavlm.frames import FRAME_RATE_HZ
 from openwavlm.labelling.fairseq_labels import RATES_HZ, Lines, read_dictionary, read_lines
 from openwavlm.labelling.tidying import FILES
+from openwavlm.resources import naming
 from openwavlm.targets.kmeans import Codebook
 from openwavlm.targets.label_packs import MAX_PACKS, write_labels_meta, write_pack
 from openwavlm.targets.labels import LabelPacks, check_names
@@ -144,7 +145,7 @@ def _reader(lines: Sequence[Lines], index: Index, label_rate: int, max_missing_r
         if file_of[row] < 0:
             return None
         part = lines[file_of[row]]
-        with part.file.open("rb") as file:
+        with naming(part.file), part.file.open("rb") as file:
             file.seek(part.offsets[int(line_of[row])])
             labels = np.array(file.readline().split(), dtype=np.int64)
         return labels[:: label_rate // 50]

@@ -19,6 +19,7 @@ from openwavlm.data.reader import ShardReader, UnreadableAudio
 from openwavlm.labelling.extract import assign_in_chunks
 from openwavlm.labelling.parts import ShardParts, write_parts
 from openwavlm.labelling.rebind import carrier
+from openwavlm.resources import check_of_the_file
 from openwavlm.targets.kmeans import Codebook, one_torch_thread
 from openwavlm.targets.label_meta import AGAIN, check_record
 from openwavlm.targets.label_packs import labels_file, rows_file, write_packs
@@ -84,7 +85,8 @@ class PackTarget:
             done = json.loads(self.done_file.read_text())
             theirs = [f"{shard['identity']} {shard['metadata']}" for shard in done["record"]["shards"]]
             task = done["task"]
-        except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: nothing of it can be used
+        except (OSError, ValueError, KeyError, TypeError) as error:  # absent or damaged: nothing of it can be used
+            check_of_the_file(error, self.done_file)
             return
         same_codebook = task == _hashed([*_entries(self.codebook), *theirs])
         if not same_codebook or not set(theirs) <= own:

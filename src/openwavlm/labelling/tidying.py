@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openwavlm.data.atomic import remove_temporaries
+from openwavlm.resources import check_of_the_file
 
 FILES = re.compile(
     r"(meta|stats)\.json|(codebook|feature_norm)\.npy|(?P<pack>pack-\d+)\.(u16|rows\.npy)|tasks/(?P<mark>pack-\d+)\.json"
@@ -61,12 +62,14 @@ def _is_unfinished_work(shards: AbstractSet[str] | None, covered: AbstractSet[st
 def _shards_of_pack(mark: Path) -> set[str] | None:
     try:
         return {shard["identity"] for shard in json.loads(mark.read_text())["record"]["shards"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        check_of_the_file(error, mark)
         return None
 
 
 def _shard_of_part(mark: Path) -> set[str] | None:
     try:
         return {json.loads(mark.read_text())["key"].rpartition(" ")[2]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        check_of_the_file(error, mark)
         return None

@@ -157,10 +157,11 @@ class WavLM(nn.Module):
             Hidden states, final output, features and padding mask.
 
         Raises:
-            ValueError: If the waveforms are not floating point or shorter than 400 samples; if `until_layer` is outside
+            ValueError: If the waveforms are not floating point or shorter than 400 samples; if `num_samples` does not have a whole
+                number for each row; if `until_layer` is outside
                 0…layers; if `mask` does not have a value for each frame.
         """
-        self._check(waveforms, until_layer)
+        self._check(waveforms, num_samples, until_layer)
         features = self._features(waveforms, num_samples)
         batch, _, frames = features.shape
         padding_mask = None
@@ -189,7 +190,7 @@ class WavLM(nn.Module):
         for layer in self.encoder.layers:
             layer.compile()
 
-    def _check(self, waveforms: Tensor, until_layer: int | None) -> None:
+    def _check(self, waveforms: Tensor, num_samples: Tensor | None, until_layer: int | None) -> None:
         if not waveforms.is_floating_point():
             raise ValueError(
                 f"waveforms must be floating point in [-1, 1], but are {waveforms.dtype}; divide 16-bit samples by 32768"
@@ -198,6 +199,11 @@ class WavLM(nn.Module):
             raise ValueError(
                 f"waveforms must have at least {RECEPTIVE_FIELD_SAMPLES} samples (one frame), but have {waveforms.shape[-1]}; "
                 "pad them with zeros and pass num_samples"
+            )
+        if num_samples is not None and (num_samples.shape != waveforms.shape[:1] or num_samples.is_floating_point()):
+            raise ValueError(
+                f"num_samples must be a whole number for each of the {waveforms.shape[0]} rows, but has shape "
+                f"{tuple(num_samples.shape)} and type {num_samples.dtype}; count the samples before padding"
             )
         if until_layer is not None and not 0 <= until_layer <= self.config.layers:
             raise ValueError(
@@ -238,7 +244,8 @@ class WavLM(nn.Module):
             (batch, frames, dim) for each entry of `layers`, after the residual.
 
         Raises:
-            ValueError: If no layer is named or one is outside 0…layers; and as `forward` does.
+            ValueError: If no layer is named or one is outside 0…layers; if `num_samples` has a value below 0 or beyond the waveforms'
+                length; and as `forward` does.
         """
         wanted = list(range(self.config.layers + 1)) if layers == "all" else [int(layer) for layer in layers]
         if not wanted or min(wanted) < 0 or max(wanted) > self.config.layers:
@@ -246,7 +253,12 @@ class WavLM(nn.Module):
                 f"layers must name at least one of 0…{self.config.layers} (0 is the encoder's input), but is {layers}; "
                 "choose layers of this model"
             )
-        self._check(waveforms, None)
+        self._check(waveforms, num_samples, None)
+        if num_samples is not None and bool(((num_samples < 0) | (num_samples > waveforms.shape[1])).any()):
+            raise ValueError(
+                f"num_samples must lie in 0…{waveforms.shape[1]}, the samples of a row, but are {num_samples.tolist()}; count the samples "
+                "before padding"
+            )
         sees_padding = self.config.front_end == "conv" and self.config.extractor_norm == "group" and not with_padding
         if sees_padding and num_samples is not None and bool((num_samples < waveforms.shape[1]).any()):
             return self._extract_by_length(waveforms, num_samples, wanted, final_norm=final_norm)

@@ -13,6 +13,7 @@ from openwavlm.data.atomic import atomic_file
 from openwavlm.probes.features import Features
 from openwavlm.probes.ridge import PENALTIES
 from openwavlm.probes.sets import ProbeSet
+from openwavlm.resources import check_of_the_file, read_again
 
 # Raise it when a figure of unchanged features changes: cached baselines are then measured again.
 VERSION = 1
@@ -87,11 +88,16 @@ class Measured:
             ValueError: If it is damaged.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+            return read_again(lambda: cls._read(path), path)
         except Exception as error:  # an archive that is damaged fails in many ways
+            check_of_the_file(error, path)
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{path} is damaged ({reason}): delete it, and it is measured again") from error
+
+    @classmethod
+    def _read(cls, path: Path) -> "Measured":
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
 def cache_name(extract: Features, sets: Sequence[ProbeSet], settings: ProbeSettings, units_layer: int | None = None) -> str:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from openwavlm.data.atomic import atomic_file, write_json
+from openwavlm.data.atomic import atomic_file, digest_of, write_json
 from openwavlm.data.index import Index
 from openwavlm.data.sealed import sealed
 from openwavlm.frames import FRAME_RATE_HZ, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, num_frames
@@ -49,8 +49,7 @@ def new_checksum() -> "hashlib.blake2b":
 
 def file_checksum(path: Path) -> str:
     """Checksum of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, new_checksum).hexdigest()
+    return digest_of(path, new_checksum)
 
 
 @dataclass(frozen=True)

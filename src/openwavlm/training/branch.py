@@ -65,6 +65,31 @@ def begin_branch(
         ValueError: If the checkpoint is missing or damaged, is none of a run, belongs to a run that differs in a key that was not
             allowed to, or lies where this run ends or decays already.
     """
+    changes = check_branch(checkpoint, config, optim, allow_change)
+    parent = checkpoint.resolve().parents[1]
+    check()
+    for name in BRANCHED:
+        if (parent / name).is_file():  # also in place of what a launch left that was killed before its first checkpoint
+            write_atomically(directory / name, (parent / name).read_bytes())
+    log.info("branching from %s", checkpoint)
+    return changes
+
+
+def check_branch(checkpoint: Path, config: dict[str, Any], optim: Optim, allow_change: list[str]) -> dict[str, Any]:
+    """Refuses what `begin_branch` refuses without a look at the data; writes nothing.
+
+    Args:
+        checkpoint: `runs/OTHER/checkpoints/step-….ckpt`.
+        config: The composed config.
+        optim: Its optimiser.
+        allow_change: Keys that may differ from the other run's.
+
+    Returns:
+        The differences: key → (there, here).
+
+    Raises:
+        ValueError: As `begin_branch`.
+    """
     if not checkpoint.is_file() or not verified(checkpoint):
         raise ValueError(
             f"branch_from must be a whole checkpoint, as in runs/NAME/checkpoints/step-00001000.ckpt, but is {checkpoint}"
@@ -76,12 +101,7 @@ def begin_branch(
         key: values for key, values in changed_keys(read_config(parent / "config.yaml"), config).items() if key not in _OWN
     }
     refuse_changes(changes, allow_change, f"the run {parent} that it branches from")
-    check()
     _check_rate(int(checkpoint.stem.split("-")[1]), optim, _optim_of(read_config(parent / "config.yaml")), checkpoint)
-    for name in BRANCHED:
-        if (parent / name).is_file():  # also in place of what a launch left that was killed before its first checkpoint
-            write_atomically(directory / name, (parent / name).read_bytes())
-    log.info("branching from %s", checkpoint)
     return changes
 
 

@@ -8,18 +8,18 @@ step-00012000.ckpt.json   size, checksum, step, fingerprints, checksums of the r
 """
 
 import errno
-import hashlib
 import json
 import logging
 import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from openwavlm.data.atomic import digest_of, sync_folder
 from openwavlm.data.sealed import sealed
 from openwavlm.resources import naming
 from openwavlm.training.checkpoint_reader import (
@@ -39,15 +39,6 @@ _FULL_BYTES = 2**20
 log = logging.getLogger(__name__)
 
 
-def fsync_directory(directory: Path) -> None:
-    """Makes a rename in `directory` durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a small file whole or not at all.
 
@@ -64,7 +55,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
     temporary.replace(path)
-    fsync_directory(path.parent)
+    sync_folder(path.parent)
 
 
 def _disk_is_full(folder: Path, error: BaseException | None) -> bool:
@@ -77,8 +68,24 @@ def _disk_is_full(folder: Path, error: BaseException | None) -> bool:
 
 
 def _checksum(path: Path) -> str:
-    with naming(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest_of(path, "sha256")
+
+
+def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    """Writes with torch, whose writer hides an error of the file behind one of its own when it closes.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    try:
+        torch.save(checkpoint, watched(file, "save.writing"))
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, OSError):
+                raise cause from error
+            cause = cause.__cause__ or cause.__context__
+        raise
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -95,8 +102,8 @@ class AtomicCheckpointIO(CheckpointIO):
         temporary = path.with_name(path.name + ".tmp")
         try:
             reach("save.begin")
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, watched(file, "save.writing"))
+            with naming(path), temporary.open("wb") as file:
+                _write(checkpoint, file)
                 reach("save.written")
                 file.flush()
                 os.fsync(file.fileno())
@@ -122,7 +129,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 "same command again"
             ) from error
         temporary.replace(path)
-        fsync_directory(path.parent)
+        sync_folder(path.parent)
         reach("save.renamed")
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: FBT001

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from openwavlm.data.sealed import read_sealed
+from openwavlm.resources import check_of_the_file, naming, read_again
 
 FORMAT_VERSION = 1
 _CURE = "restore it from a copy, or go on from another checkpoint"
@@ -159,18 +160,24 @@ def load(path: Path, *, map_location: Any = None, mapped: bool = True) -> dict[s
         ValueError: If it is damaged or asks for code to be run.
         OSError: If it cannot be opened.
     """
-    try:
+
+    def read() -> Any:
         with zipfile.ZipFile(path) as archive:
             for record in archive.infolist():
                 if "/data/" not in record.filename:
                     archive.read(record)  # compares the checksum, which torch does not
-        content = torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=mapped)
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=mapped)
+
+    try:
+        with naming(path):
+            content = read_again(read, path)
     except OSError:
         raise
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split(". ")[0].split())
         raise ValueError(f"{path} must hold tensors and plain values alone ({reason}): {_CURE}") from error
     except Exception as error:  # a damaged archive can raise almost anything on its way through zipfile, torch and pickle
+        check_of_the_file(error, path)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged ({reason}): {_CURE}") from error
     if not isinstance(content, dict):

@@ -1,7 +1,10 @@
 """What a run writes down while it trains: `metrics.csv`, TensorBoard, and a line for the person who watches."""
 
+import contextlib
 import logging
 import statistics
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from typing import Any, Literal
 
 from torch.utils.tensorboard import SummaryWriter
 
+from openwavlm.resources import naming
 from openwavlm.training.evaluation import VALIDATION_COLUMNS
 from openwavlm.training.heat_map import heat_map
 from openwavlm.training.module import StepRecord
@@ -45,11 +49,46 @@ def log_file(directory: Path, rank: int) -> Path:
     return directory / "logs" / f"rank-{rank:04d}.log"
 
 
+def _let_the_main_thread_raise() -> None:
+    """Keeps quiet about a file error of TensorBoard's thread, which its next call raises in the main thread."""
+    before = threading.excepthook
+    if getattr(before, "of_openwavlm", False):
+        return
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__name__ == "_AsyncWriterThread"):
+            before(failed)
+
+    hook.of_openwavlm = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
+
+
+class _LogFile(logging.FileHandler):
+    """A file of messages; where it cannot be written, one line on standard error says so, and the run goes on."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Called by `logging` for an error of `emit`."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            reason = error.strerror or str(error)
+            sys.stderr.write(f"{self.baseFilename} cannot be written ({reason}): it lacks messages of this launch\n")
+
+    def close(self) -> None:
+        """Closes the file; what is left to be written may fail as before."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def write_log(directory: Path, rank: int) -> logging.Handler:
     """From here on every message of this process is written to the rank's file too, with its time; returns the handler."""
     path = log_file(directory, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
     return handler
@@ -183,7 +222,9 @@ class RunLog:
         validated = columns_of_sets(VALIDATION_COLUMNS, ("cross_entropy", "accuracy", "unigram_cross_entropy"), sets)
         self.tables = RunTables(directory, metrics=measured, validation=validated, last_step=last_step, prefixes=prefixes or {})
         self._directory = directory
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=last_step + 1)
+        _let_the_main_thread_raise()
+        with self._to_board():
+            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=last_step + 1)
         self._began = now()
         self._shown, self._audio_s, self._shown_step = self._began, 0.0, last_step
         self.audio_s_total = 0.0
@@ -205,10 +246,14 @@ class RunLog:
     def _scalars(self, group: str, values: Mapping[str, Value], step: int) -> None:
         """Hands figures that are there to TensorBoard and the trackers."""
         known = {f"{group}/{name}": float(value) for name, value in values.items() if value is not None}
-        for name, value in known.items():
-            self._board.add_scalar(name, value, step)
+        with self._to_board():
+            for name, value in known.items():
+                self._board.add_scalar(name, value, step)
         for tracker in self._trackers:
             tracker.scalars(known, step)
+
+    def _to_board(self) -> contextlib.AbstractContextManager[None]:
+        return naming(self._directory / "tensorboard")
 
     def paces(self, own_us: tuple[int, ...]) -> None:
         """Takes how long each rank's own part of a step took, in microseconds."""
@@ -252,8 +297,9 @@ class RunLog:
 
     def figures(self, step: int, values: dict[str, float]) -> None:
         """Takes further figures of an update, for TensorBoard alone."""
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with self._to_board():
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
     def probes(self, step: int, layers: list[float], baselines: dict[str, float], seconds: float) -> None:
         """Takes the share of development voices' frames whose phone each layer tells, and how long that took to find out."""
@@ -267,16 +313,19 @@ class RunLog:
             f"{baselines.get('mfcc', 0.0):.3f}, untrained {baselines.get('untrained', 0.0):.3f}); it took {seconds:.1f} s"
         )
         figure = heat_map(self._directory / "probes.csv", baselines)
-        self._board.add_figure("probes/phones by layer", figure, step)
+        with self._to_board():
+            self._board.add_figure("probes/phones by layer", figure, step)
 
     def sync(self) -> None:
         """Forces the records to disk."""
         self.tables.sync()
-        self._board.flush()
+        with self._to_board():
+            self._board.flush()
 
     def close(self) -> None:
         """Closes the files."""
         self.tables.close()
-        self._board.close()
+        with self._to_board():
+            self._board.close()
         for tracker in self._trackers:
             tracker.close()

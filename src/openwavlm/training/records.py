@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openwavlm.resources import naming
+from openwavlm.resources import naming, retried
 from openwavlm.training.checkpoint import write_atomically
 
 Value = int | float | str | None
@@ -77,7 +77,7 @@ def read_record(
     """
     if not path.is_file():
         raise ValueError(f"{path} is no file: restore it from a copy")
-    raw = path.read_bytes()
+    raw = retried(path.read_bytes, path)
     faults = []
     differs = prefix is not None and _state(raw[: prefix["bytes"]]) != dict(prefix)
     if prefix is not None and differs:
@@ -284,4 +284,5 @@ class CsvRecord:
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with naming(self.path):
+            self._file.close()

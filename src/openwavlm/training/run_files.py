@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from openwavlm.data.sealed import read_sealed
+from openwavlm.resources import retried
 
 FORMAT_VERSION = 2  # 2: with a checksum of itself and of config.yaml
 _CURE = "restore it from a copy, or start a new run under another name"
@@ -58,7 +59,7 @@ def parse_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If it is damaged.
     """
-    raw = path.read_bytes()
+    raw = retried(path.read_bytes, path)
     try:
         config = yaml.safe_load(raw.decode())
     except Exception as error:  # yaml's constructors raise nearly anything for a scalar that they cannot take

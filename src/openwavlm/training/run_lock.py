@@ -3,7 +3,8 @@
 The record in the file names the writer and is renewed every 15 s. A launch that finds the record of a writer whose lock it cannot see
 (another host; a file system without locks) watches it: if it changes, the launch is refused; if it has not changed for 120 s of the
 launch's own monotonic clock, the launch takes over. The time in the record is never compared with a clock: hosts disagree by days.
-A writer that finds another record in place of its own, because it stood still for that long, ends at once.
+A writer that finds another record in place of its own, because it stood still for that long, ends at once. One that finds its file
+deleted writes it anew, and ends if another launch has made one meanwhile.
 """
 
 import contextlib
@@ -16,6 +17,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from openwavlm.resources import naming
 
 HEARTBEAT_S = 15.0
 DEAD_AFTER_S = 120.0
@@ -41,17 +44,41 @@ class RunLock:
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "lock"
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._ours = {"host": socket.gethostname(), "pid": os.getpid(), "began": time.time()}
+        self._stop = threading.Event()
+        with naming(self.path):
+            self._file = self._open()
+            self._enter()
+            while not self._is_in_place():  # deleted or replaced meanwhile: that file is the lock now
+                os.close(self._file)
+                self._file = self._open()
+                self._enter()
+            self._write()
+        self._thread = threading.Thread(target=self._beats, daemon=True)
+        self._thread.start()
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def _enter(self) -> None:
+        """Takes the lock of the open file, or waits until its holder is known to be dead.
+
+        Raises:
+            ValueError: If a live launch holds the run.
+        """
         free = self._lock()
         holder = self._holder()
         if free is False or (holder and not _is_dead(holder, locked=bool(free)) and self._lives(holder)):
             os.close(self._file)
             raise ValueError(self._refusal(holder))
-        self._ours = {"host": socket.gethostname(), "pid": os.getpid(), "began": time.time()}
-        self._stop = threading.Event()
-        self._write()
-        self._thread = threading.Thread(target=self._beats, daemon=True)
-        self._thread.start()
+
+    def _is_in_place(self) -> bool:
+        """Whether the open file is the one that other launches find: a lock on a deleted file keeps nobody away."""
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(found, os.fstat(self._file))
 
     def _lock(self) -> bool | None:
         """Takes the lock: True; False if another process holds it; None if this file system has no locks."""
@@ -107,18 +134,30 @@ class RunLock:
     def _beats(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
             with contextlib.suppress(OSError):
+                if not self._is_in_place():
+                    deleted, self._file = self._file, self._open()
+                    os.close(deleted)
+                    log.warning(
+                        "%s was deleted while this run was written: it is written anew; leave it while a run trains", self.path
+                    )
+                    if self._lock() is False:
+                        self._end(self._holder())
                 holder = self._holder()
                 if holder and {name: holder.get(name) for name in self._ours} != self._ours:
-                    log.critical("%s took the run %s over while this process stood still: ending", _who(holder), self.path.parent)
-                    os._exit(TAKEN_OVER)
+                    self._end(holder)
                 self._write()
+
+    def _end(self, holder: dict[str, Any]) -> None:
+        log.critical("%s took the run %s over: ending, since only one launch writes to a run", _who(holder), self.path.parent)
+        os._exit(TAKEN_OVER)
 
     def release(self) -> None:
         """Releases the lock."""
         self._stop.set()
         self._thread.join()
-        os.ftruncate(self._file, 0)
-        os.close(self._file)
+        with naming(self.path):
+            os.ftruncate(self._file, 0)
+            os.close(self._file)
 
 
 def _is_dead(holder: dict[str, Any], *, locked: bool) -> bool:

@@ -102,6 +102,12 @@ def _sentence(error: Exception, config_name: str) -> str:
         return explained(error)
     if isinstance(error, OmegaConfBaseException):
         return _of_value(error)
+    if not isinstance(error, HydraException | ValueError):  # OmegaConf asserts that what lies above a key is a group
+        found = " ".join(str(error).split("full_key:")[0].split()) or type(error).__name__
+        return (
+            f"the overrides cannot be composed ({found}): one of them names a key below another one that is null or has a value; give "
+            "that one in a config file"
+        )
     text = str(error).split("Config search path:")[0].split("See https://hydra.cc")[0]
     absent = re.search(r"Could not find '(.+)/(.*)'\s+Available options in '.+':\s+(.*)", text, re.DOTALL)
     if absent:
@@ -115,6 +121,7 @@ def _sentence(error: Exception, config_name: str) -> str:
     return f"{key} is not a known key; " + (f"did you mean {near[0]}?" if near else "--help lists all keys")
 
 
+_FLAG = re.compile(r"-m|--multirun|--[a-z-]+=.*", re.DOTALL)  # a flag that is one word
 _composing = threading.Lock()  # Hydra's state is one for the whole process
 
 
@@ -204,7 +211,7 @@ def command(
             # Otherwise Hydra prints its own message, of several lines and with its search path, and ends with status 1.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             # argparse takes no overrides after a flag that follows others: `train.py name=x -m seed=1,2` would be refused.
-            sys.argv[1:] = map(as_text, sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun")))
+            sys.argv[1:] = map(as_text, sorted(sys.argv[1:], key=lambda word: not _FLAG.fullmatch(word)))
             began.clear()
             with ending_at_interrupt():
                 try:
@@ -214,8 +221,9 @@ def command(
                 except KeyboardInterrupt:
                     say_interrupted()
                     raise SystemExit(INTERRUPTED) from None
-                except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-                    if "debug=true" in sys.argv:
+                except Exception as error:
+                    refused = isinstance(error, HydraException | OmegaConfBaseException | ValueError | OSError)
+                    if "debug=true" in sys.argv or (began and not refused):
                         raise
                     print(f"error: {_sentence(error, config_name)}", file=sys.stderr, flush=True)
                     raise SystemExit(2) from error

@@ -48,7 +48,6 @@ def places(data: Path) -> list[str]:
                 (["mixing.noise_prob=0,0.5"], "Mixing with noise needs a noise bank", "mixing.noise_prob=0.5"),
                 (["trainer.watchdog_s=60,-1"], "trainer.watchdog_s must be positive", "trainer.watchdog_s=-1"),
                 (["init_from=null,nowhere"], "nowhere", "init_from=nowhere"),
-                (["hydra.sweeper.params={seed:'1,x'}"], "seed must be a whole number, but is 'x'", "seed=x"),
             ]
         ),
     ],
@@ -57,6 +56,22 @@ def test_a_trial_that_would_be_refused_is_refused_before_the_first_begins(data, 
     message = run_program(tmp_path, "train.py", "-m", *QUICK, *places(data), *sweep).error()
     assert sentence in message and trial in message, message
     assert not list(tmp_path.rglob("metrics.csv")) and not list(tmp_path.rglob("lock"))
+
+
+@pytest.mark.long
+def test_a_sweep_that_a_config_file_names_is_checked_too(data, tmp_path):
+    (tmp_path / "conf" / "sweep").mkdir(parents=True)
+    sweep = "# @package _global_\nhydra:\n  sweeper:\n    params:\n      seed: 1,x\n"
+    (tmp_path / "conf" / "sweep" / "seeds.yaml").write_text(sweep)
+    words = ["-m", *QUICK, *places(data), f"--config-dir={tmp_path / 'conf'}", "+sweep=seeds"]
+    message = run_program(tmp_path, "train.py", *words).error()
+    assert "seed must be a whole number, but is 'x'" in message and "seed=x" in message
+    assert not list(tmp_path.rglob("metrics.csv"))
+
+
+def test_a_key_below_one_that_is_null_is_refused_in_a_sentence(data, tmp_path):
+    message = run_program(tmp_path, "train.py", *QUICK, *places(data), "++hydra.sweeper.params.seed='1,2'").error()
+    assert "the overrides cannot be composed" in message and "null" in message
 
 
 def test_labels_that_do_not_fit_a_later_trial_are_refused_before_the_first_begins(data, tmp_path):

@@ -240,12 +240,9 @@ def test_tags_around_an_mp3_are_no_audio(tmp_path: Path) -> None:
     picture = b"ID3\x04\x00\x00" + bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0)) + bytes(size)
     ape = b"APETAGEX" + (2000).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(16)
     lyrics = b"LYRICSBEGIN" + b"la" * 50 + b"000111LYRICS200"
-    for path in (
-        write(tmp_path, picture + content + ape[:12] + (32).to_bytes(4, "little") + ape[16:] + b"TAG" + bytes(125), "mp3"),
-        write(tmp_path, content + lyrics, "mp3"),
-        write(tmp_path, content + bytes(5000), "mp3"),
-    ):
-        np.testing.assert_array_equal(decode(path).samples, whole)
+    footer = ape[:12] + (32).to_bytes(4, "little") + ape[16:]
+    for tagged in (picture + content + footer + b"TAG" + bytes(125), content + lyrics, content + footer, content + bytes(5000)):
+        np.testing.assert_array_equal(decode(write(tmp_path, tagged, "mp3")).samples, whole)
 
 
 APE_ITEM = (5).to_bytes(4, "little") + bytes(4) + b"Title\0hello"

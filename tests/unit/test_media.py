@@ -1,5 +1,6 @@
 """Compressed audio: all of a file, equal to what another decoder finds in it, or its name and what is wrong with it."""
 
+import errno
 import re
 import struct
 import subprocess
@@ -211,6 +212,20 @@ def test_an_mp3_whose_header_announces_too_little_is_decoded_whole(tmp_path: Pat
     assert max(similarity(samples[delay:], whole) for delay in (0, 1105)) > 0.999
 
 
+@pytest.mark.parametrize(("delay", "padding"), [(4000, 0), (0, 4000)])
+def test_a_damaged_delay_of_an_mp3_costs_no_audio(tmp_path: Path, delay: int, padding: int) -> None:
+    content = encoded(tmp_path, "mp3")
+    whole = decode(tmp_path / "whole.mp3").samples
+    # Twelve bits each, 21 bytes behind the quality that ends the Xing header.
+    place = xing(content) + 141
+    before = int.from_bytes(content[place : place + 3], "big")
+    assert 500 < before >> 12 < 2000
+    changed = content[:place] + (delay << 12 | padding).to_bytes(3, "big") + content[place + 3 :]
+    samples = decode(write(tmp_path, changed, "mp3")).samples
+    assert len(samples) >= len(whole)
+    assert max(similarity(samples[skipped:], whole) for skipped in range(0, 1200)) > 0.999
+
+
 @pytest.mark.parametrize("seconds", [3.5, 40.0])
 @pytest.mark.parametrize("joined", [1, 3])
 def test_an_mp3_of_variable_bit_rate_without_a_header_is_decoded_whole(tmp_path: Path, seconds: float, joined: int) -> None:
@@ -393,6 +408,21 @@ def test_an_ogg_packet_without_its_end_is_truncated(tmp_path: Path) -> None:
         last[:26] + bytes([count + 1]) + last[27 : 27 + count] + b"\xff" + last[27 + count :] + bytes([last[27 + count]]) * 255
     )
     assert reason(write(tmp_path, b"".join([*pages[:-1], with_checksum(grown)]), "ogg")) == "truncated"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOSPC])
+def test_an_error_of_the_machine_within_ffmpeg_is_no_verdict_on_the_file(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded(tmp_path, "opus")
+
+    def fail(*args: object, **settings: object) -> None:
+        raise av.error.FFmpegError(number, "refused")
+
+    monkeypatch.setattr(av, "open", fail)
+    with pytest.raises(OSError, match=r"whole\.opus") as caught:
+        decode(tmp_path / "whole.opus")
+    assert caught.value.errno == number
 
 
 # --- what the decoder is given --------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -124,6 +125,29 @@ def test_a_flac_file_without_an_md5_is_read_whole(tmp_path: Path) -> None:
     content[26:42] = bytes(16)
     path.write_bytes(content)
     np.testing.assert_array_equal(decode(path).samples, SPEECH)
+
+
+@pytest.mark.parametrize("size", [192, 256, 576, 1000, 1152, 2304, 4608])
+def test_a_flac_file_is_whole_whatever_the_size_of_its_frames(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a.flac"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("flac", rate=16_000, layout="mono", options={"frame_size": str(size)})
+        frame = av.AudioFrame.from_ndarray(SPEECH[None], format="s16", layout="mono")
+        frame.sample_rate = 16_000
+        file.mux([*stream.encode(frame), *stream.encode(None)])
+    content = path.read_bytes()
+    assert int.from_bytes(content[8:10], "big") == size  # RFC 9639 §8.2
+    np.testing.assert_array_equal(decode(path).samples, SPEECH)
+    np.testing.assert_array_equal(decode(path, start_s=0.5, end_s=1.5).samples, SPEECH[8000:24_000])
+    for total in (len(SPEECH) - 1, len(SPEECH) // 2):
+        short = with_total(content, total)
+        short[26:42] = bytes(16)  # or the MD5 would tell
+        assert reason(path, short) == "undecoded"
+    first = content.index(b"\xff\xf8")
+    second = content.index(b"\xff\xf8", first + 2)
+    lacking = bytearray(content[:first] + content[second:])
+    lacking[26:42] = bytes(16)
+    assert reason(path, lacking) in ("truncated", "unreadable")
 
 
 def test_a_call_of_the_system_that_fails_within_libsndfile_is_no_verdict_on_the_file(
@@ -321,6 +345,15 @@ def test_channels_that_do_not_cancel_are_averaged(tmp_path: Path, name: str, cha
     assert np.abs(decoded.samples - stored.astype(np.float64).mean(axis=1)).max() <= 0.5
 
 
+def test_a_nearly_silent_channel_is_not_the_one_that_is_taken(tmp_path: Path) -> None:
+    # A third channel without a microphone, before two that cancel each other.
+    noise = np.random.default_rng(0).normal(0, 3, len(SPEECH)).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", np.stack([noise, SPEECH, -SPEECH], axis=1), 16_000)
+    decoded = decode(tmp_path / "a.wav")
+    assert (decoded.channel, decoded.out_of_phase) == (1, True)
+    np.testing.assert_array_equal(decoded.samples, SPEECH)
+
+
 def test_one_reversed_part_of_a_recording_is_enough(tmp_path: Path) -> None:
     long = np.resize(SPEECH, 3 << 18)
     other = long.copy()
@@ -368,9 +401,11 @@ def test_a_range_of_a_resampled_recording_equals_that_slice_of_the_whole(tmp_pat
     for rate in (8_000, 22_050, 44_100, 48_000):
         soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 4 * rate), rate, subtype="FLOAT")
         whole = decode(tmp_path / "a.wav").samples
-        for start_s, end_s in ((0.0, 1.7), (1.0, 2.0), (2.5, 4.0)):
+        for start_s, end_s in ((0.0, 1.7), (1.0, 2.0), (1.2345, 2.7183), (2.5, 4.0)):
             piece = decode(tmp_path / "a.wav", start_s=start_s, end_s=end_s).samples
-            expected = whole[round(start_s * 16_000) : round(end_s * 16_000)]
+            # The samples of the file that the range touches, on the grid of 16 kHz.
+            first, last = (round(sample * 16_000 / rate) for sample in (np.floor(start_s * rate), np.ceil(end_s * rate)))
+            expected = whole[first:last]
             assert len(piece) == len(expected)
             assert np.abs(piece.astype(int) - expected).max() <= 1
 

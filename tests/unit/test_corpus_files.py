@@ -1,5 +1,6 @@
 """Every file of a corpus is used, skipped by name, or ignored and counted; what is no regular file is never opened."""
 
+import errno
 import json
 import logging
 import os
@@ -48,7 +49,7 @@ def test_every_file_is_audio_or_ignored_under_its_suffix(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "suffix", [".wav", ".wave", ".flac", ".aiff", ".w64", ".caf", ".au", ".mp3", ".ogg", ".opus", ".m4a", ".wv1"]
+    "suffix", [".wav", ".wave", ".flac", ".aiff", ".w64", ".caf", ".au", ".mp3", ".ogg", ".opus", ".m4a", ".wv1", ".ra", ".shn"]
 )
 @pytest.mark.parametrize("capitals", [False, True])
 def test_no_suffix_of_an_audio_format_is_ignored(tmp_path, suffix, capitals):
@@ -84,6 +85,19 @@ def test_a_folder_that_cannot_be_listed_is_refused_by_name(tmp_path, monkeypatch
     monkeypatch.setattr("openwavlm.data.corpora.files.os.scandir", scandir)
     with pytest.raises(ValueError, match=r"the folder .*/a cannot be listed \(Permission denied\)"):
         find_files(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE])
+def test_a_folder_that_the_machine_fails_to_list_is_no_fault_of_the_corpus(tmp_path, monkeypatch, number):
+    touch(tmp_path, "x.wav")
+
+    def scandir(folder):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("openwavlm.data.corpora.files.os.scandir", scandir)
+    with pytest.raises(OSError, match=str(tmp_path)) as caught:
+        find_files(tmp_path)
+    assert caught.value.errno == number
 
 
 def test_a_table_is_no_corpus_folder(tmp_path):

@@ -23,7 +23,7 @@ from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, n
 from openwavlm.training.checkpoint_reader import read_checkpoint
 from openwavlm.training.records import CsvRecord, read_record
 from openwavlm.training.run_directory import RunRecord, accept_config
-from openwavlm.training.run_files import read_config
+from openwavlm.training.run_files import config_checksum, read_config
 from openwavlm.training.segments import segment_of
 from random_models import TINY
 
@@ -143,6 +143,19 @@ def test_a_value_that_changed_in_run_json_or_config_yaml_is_noticed(run):
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("lr: 0.1", "lr: 0.9"))
     with pytest.raises(ValueError, match=r"config\.yaml is damaged or was edited \(no launch that run\.json knows wrote it\)"):
         read_config(run / "config.yaml")
+
+
+def test_a_config_is_known_by_every_value_but_its_paths():
+    config = {"precision": "32-true", "data": {"sources": {"a": {"shards": "data/a", "weight": 1.0}}}, "layers": [1, "x"]}
+    moved = {**config, "data": {"sources": {"a": {"shards": "/elsewhere/a", "weight": 1.0}}}}
+    assert config_checksum(moved) == config_checksum(config)
+    for changed in (
+        {**config, "precision": "bf16-mixed"},
+        {**config, "layers": [1, "y"]},
+        {**config, "data": {"sources": {"b": config["data"]["sources"]["a"]}}},
+        {**config, "data": {"sources": {"a": {"shards": "data", "weight": 1.0}}}},
+    ):
+        assert config_checksum(changed) != config_checksum(config)
 
 
 @pytest.mark.parametrize(("lost", "other"), [("run.json", "config.yaml"), ("config.yaml", "run.json")])

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from openwavlm.targets.label_packs import labels_file, rows_file
 from openwavlm.targets.labels import LabelStore
+from openwavlm.targets.pack import Pack
 from openwavlm.training.label_watch import LabelWatch
 from synthetic_labels import CLUSTERS, make_index, true_labels, write_labels
 
@@ -86,6 +88,31 @@ def test_the_background_finds_what_the_sample_does_not_and_asks_to_stop(place: P
     with pytest.raises(ValueError, match="must hold the labels"):
         watch.confirm()
     watch.close()
+
+
+def test_a_checkpoint_waits_for_the_background(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.watch()
+    place.flip(place.left[0])
+    watch, waited_for = place.watch(), threading.Event()
+    check_once, join = Pack.check_once, threading.Thread.join
+
+    def check_when_waited_for(pack: Pack) -> None:
+        waited_for.wait()
+        check_once(pack)
+
+    def wait(thread: threading.Thread, timeout: float | None = None) -> None:
+        waited_for.set()
+        join(thread, timeout)
+
+    monkeypatch.setattr(Pack, "check_once", check_when_waited_for)
+    monkeypatch.setattr(threading.Thread, "join", wait)
+    watch.start()
+    try:
+        with pytest.raises(ValueError, match="must hold the labels"):
+            watch.confirm()
+    finally:
+        waited_for.set()
+        watch.close()
 
 
 @pytest.mark.parametrize("at_once_bytes", [0, 1 << 20])

@@ -225,6 +225,12 @@ def test_an_utterance_that_is_there_twice_is_refused_with_its_lines_and_speakers
         read(tmp_path, "path\tspeaker\na.wav\tann\nb.wav\tann\n./a.wav\tbob\n")
 
 
+@pytest.mark.parametrize("header", ["PATH\tSpeaker\tStart_S\tEND_S", "Path\tSPEAKER\tstartS\tEnd s"])
+def test_capitals_in_the_names_of_columns_do_not_count(tmp_path, header):
+    (found,) = read(tmp_path, f"{header}\nx.wav\tann\t1\t2\n")
+    assert (found.path, found.speaker, found.start_s, found.end_s) == ("x.wav", "ann", 1.0, 2.0)
+
+
 def test_a_folder_is_no_manifest_and_rows_without_a_file_are_skipped_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"a manifest is a file, but .* is not"):
         list(utterances(tmp_path))
@@ -275,6 +281,10 @@ def test_overlaps_are_those_of_a_count_of_every_tenth_of_a_second(drawn):
     ordered = sorted(drawn, key=lambda row: row[:2])
     earlier = [[other for other in ordered[:n] if sum(other[:2]) > row[0]] for n, row in enumerate(ordered)]
     assert found.segments == sum(map(bool, earlier))
+    speakers = [{other[2] for other in others} for others in earlier]
+    assert found.of_several_speakers == sum(
+        bool(row[2]) and bool(known - {"", row[2]}) for row, known in zip(ordered, speakers, strict=True)
+    )
 
 
 # --- damage -------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from openwavlm.data.files import read_array, read_json, read_lines
+from openwavlm.data.sealed import read_sealed
 
 WAY_OUT = "restore it from a copy"
 RECORD = np.dtype([("row", "<u4"), ("pcm", "<u8")])
@@ -128,12 +129,39 @@ def test_a_field_of_another_type_or_range_is_refused_by_name(tmp_path: Path) -> 
         lambda: fields.objects("o"),
         lambda: fields.texts("i"),
         lambda: fields.integers("i", np.uint8, 3),
+        lambda: fields.integers("i", np.uint8, 1),
         lambda: fields.integers("l", np.uint8),
         lambda: fields.lists("n"),
     ]
     for read in refused:
         with pytest.raises(ValueError, match=rf"{tmp_path}/a\.json: .*: {WAY_OUT}$"):
             read()
+
+
+@pytest.mark.parametrize("memory_map", [False, True])
+def test_an_array_that_is_stored_column_by_column_is_refused(tmp_path: Path, memory_map: bool) -> None:
+    np.save(tmp_path / "a.npy", np.asfortranarray(np.arange(12, dtype=np.uint32).reshape(4, 3)))
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path}/a\.npy must be stored row by row, but is stored column by column: {WAY_OUT}"
+    ):
+        read_array(tmp_path / "a.npy", "<u4", shape=(None, 3), remedy=WAY_OUT, memory_map=memory_map)
+
+
+@pytest.mark.parametrize("seal", ["", None, 0, False, "0" * 32])
+def test_a_checksum_that_is_empty_or_of_other_content_is_refused(tmp_path: Path, seal: object) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"format_version": 1, "a": 1, "seal": seal}))
+    with pytest.raises(ValueError, match=rf"{tmp_path}/a\.json is damaged \(its checksum differs\): {WAY_OUT}$"):
+        read_sealed(tmp_path / "a.json", remedy=WAY_OUT)
+
+
+@pytest.mark.parametrize(("version", "damaged"), [(1, False), (2, True), (3, True)])
+def test_a_checksum_must_be_there_from_the_version_on_that_has_one(tmp_path: Path, version: int, damaged: bool) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"format_version": version, "a": 1}))
+    if damaged:
+        with pytest.raises(ValueError, match=rf"{tmp_path}/a\.json is damaged \(it has no checksum\): {WAY_OUT}$"):
+            read_sealed(tmp_path / "a.json", remedy=WAY_OUT, sealed_since=2)
+    else:
+        assert read_sealed(tmp_path / "a.json", remedy=WAY_OUT, sealed_since=2) == {"format_version": version, "a": 1}
 
 
 @pytest.mark.parametrize("content", [b"a\xff\n", b"a\nb"])

@@ -54,6 +54,11 @@ def test_a_number_stays_a_number_and_quotes_stay():
         assert as_text(word) == word
 
 
+@pytest.mark.parametrize("key", ["columns.speaker", "columns.path", "+columns.channel"])
+def test_the_name_of_a_column_keeps_its_letters(key):
+    assert as_text(f"{key}=007") == f"{key}='007'"
+
+
 def test_each_value_of_a_sweep_keeps_its_letters():
     assert as_text("name=1e3,007,b,true") == "name='1e3','007',b,'true'"
     assert as_text("data.sources.speech.labels=1,2") == "data.sources.speech.labels='1','2'"

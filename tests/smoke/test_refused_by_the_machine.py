@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from openwavlm.data.loader import Loading, micro_batch_loader, received
 from openwavlm.data.pool import run_jobs
 from openwavlm.processes import ended, killed_worker
 from openwavlm.training.void_updates import check_learned
-from programs import run_program
+from programs import HANG_S, run_program
 from runs import SETTINGS, launch, make_data
 
 
@@ -47,6 +49,23 @@ def test_a_killed_loader_worker_is_a_sentence_with_its_process_and_the_way_out()
         list(batches)  # torch reports it where the main process happens to be
     sentence = refusal_of(failure.value)
     assert "was killed" in sentence and "loader.workers" in sentence and "process " in sentence and "\n" not in sentence
+
+
+ENDS = """
+from openwavlm.data.loader import Loading, micro_batch_loader, received
+class Numbers:
+    def __getitem__(self, spec):
+        return spec
+kept = iter(micro_batch_loader(Numbers(), range(1000), Loading(workers=2, prefetch=1)))
+print(next(received(kept)), flush=True)
+raise ValueError("the trainer fails")
+"""
+
+
+def test_a_program_that_fails_while_its_loader_reads_on_ends():
+    # The iterator lives as long as the program, as in the traceback of an error; its workers do not answer SIGTERM.
+    ended = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=HANG_S, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "0\n") and ended.stderr.endswith("the trainer fails\n")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

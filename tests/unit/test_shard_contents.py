@@ -362,7 +362,7 @@ def test_an_index_numbers_names_and_members_over_all_shards(tmp_path):
             "source": ["s"] * len(keys),
             "language": [""] * len(keys),
         }
-        write_done_file(folder / f"{number}.tar", f"{number}.tar", 100, "c", columns, members)
+        write_done_file(folder / f"{number}.tar", f"shards/000/{number}.tar", 100, "c", columns, members)
     index = build_index(tmp_path)
     assert index.shard.tolist() == [0, 0, 1, 2, 2] and index.keys == ["x", "y", "z", "p", "q"]
     assert index.speakers == ["", "a", "b"] and index.speaker.tolist() == [1, 0, 2, 2, 1]
@@ -474,9 +474,10 @@ def test_verification_finds_rows_of_another_identity_and_audio_of_another_md5(sh
     keys[5] += np.uint64(1)
     np.save(copy / "index" / "key.npy", keys)
     problems = verify_shards(copy, share=0.0).problems
-    assert len(problems) == 3 and problems[0] == f"{copy / 'index' / 'key.npy'} does not have its checksum"
+    assert len(problems) == 4 and problems[0] == f"{copy / 'index' / 'key.npy'} does not have its checksum"
     assert problems[1].startswith("the keys of ") and problems[2].startswith("the index rows of ")
-    assert all("000000-001.tar" in problem for problem in problems[1:])
+    assert all("000000-001.tar" in problem for problem in problems[1:3])
+    assert "is not the task of" in problems[3] and "(1 utterances have no row)" in problems[3]
     real = ShardReader.read
     monkeypatch.setattr(ShardReader, "read", lambda self, row: real(self, row) ^ (1 if row == 7 else 0))
     (problem,) = verify_shards(shard_set, share=1.0).problems

@@ -8,6 +8,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.context import ForkContext, ForkProcess
+from multiprocessing.popen_fork import Popen
+from multiprocessing.process import BaseProcess
 from typing import Any, Self
 
 import torch
@@ -73,6 +76,23 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+class _Worker(ForkProcess):
+    """A worker that its trainer ends by SIGKILL, since it does not answer SIGTERM: Python would wait for it at its own end."""
+
+    @staticmethod
+    def _Popen(process: BaseProcess) -> Popen:  # noqa: N802
+        return _Killing(process)
+
+
+class _Killing(Popen):
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _Workers(ForkContext):
+    Process = _Worker
+
+
 def _prepare_worker(worker: int) -> None:
     """A signal to the whole process group is the trainer's to answer; and a worker whose trainer was killed ends with it."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -126,7 +146,7 @@ def micro_batch_loader(builder: MicroBatchBuilder, specs: Any, loading: Loading)
         num_workers=loading.workers,
         prefetch_factor=loading.prefetch if loading.workers else None,
         # A forked worker starts in milliseconds and has the trainer for its parent; none of them touches a GPU.
-        multiprocessing_context="fork" if loading.workers else None,
+        multiprocessing_context=_Workers() if loading.workers else None,
         worker_init_fn=_prepare_worker,
         pin_memory=torch.cuda.is_available() if loading.pin_memory is None else loading.pin_memory,
         generator=torch.Generator(),  # else it would take its workers' seeds from the global generator

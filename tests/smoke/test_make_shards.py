@@ -23,6 +23,7 @@ from openwavlm.data.index import Index
 from openwavlm.data.indexing import build_index
 from openwavlm.data.prepare import make_shards
 from openwavlm.data.reader import ShardReader, check_shards
+from openwavlm.data.sealed import write_sealed
 from openwavlm.data.verify import verify_shards
 from patience import wait_until
 from synthetic import make_corpus, speech_like, write_speech_like
@@ -367,7 +368,8 @@ def test_a_second_writer_is_refused(corpus: Path, tmp_path: Path) -> None:
 def test_duplicate_keys_and_newer_formats_refuse_the_index(reference: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(reference, tmp_path / "copy"))
     file = sorted(output.glob("shards/*/*.json"))[0]
-    shutil.copy(file, file.with_name("000099-000.json"))
+    again = json.loads(file.read_text()) | {"name": "shards/000/000099-000.tar"}
+    write_sealed(file.with_name("000099-000.json"), {name: value for name, value in again.items() if name != "seal"})
     with pytest.raises(ValueError, match="every utterance needs a key of its own"):
         build_index(output)
     file.with_name("000099-000.json").unlink()

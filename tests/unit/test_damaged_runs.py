@@ -1,5 +1,6 @@
 """What is damaged, lost or mixed up in a run's folder or in a model's files is named, and nothing is cut in silence."""
 
+import csv
 import json
 import logging
 import re
@@ -72,8 +73,9 @@ def test_rows_past_a_checkpoint_are_cut_without_a_word(tmp_path, caplog):
         (lambda text: text[:20], r"it has 20 bytes, not \d+ or more\).* updates 2-6 have no figures", [1]),
         (lambda text: text.replace("step", "st\0p"), "its first line does not name its columns", [1, 2, 3, 4, 5, 6]),
         (lambda text: "", r"updates 1-6 have no figures", []),
+        (lambda text: text.replace("3,0.375\n", "3,0.375\n3,0.25\n"), r"line 5 cannot be read", [1, 2, 3, 4, 5, 6]),
     ],
-    ids=["digit", "letter", "zeros", "step", "cut", "first line", "empty"],
+    ids=["digit", "letter", "zeros", "step", "cut", "first line", "empty", "two rows of one update"],
 )
 def test_damage_before_a_checkpoint_is_said_and_the_file_is_kept(tmp_path, caplog, damage, said, left):
     path = tmp_path / "metrics.csv"
@@ -86,6 +88,15 @@ def test_damage_before_a_checkpoint_is_said_and_the_file_is_kept(tmp_path, caplo
     assert caplog.messages == [record.damage] and read_record(path).faults == []
     assert re.search(said, record.damage), record.damage
     assert (tmp_path / "metrics.csv.damaged-6").read_bytes() == before
+
+
+def test_a_sentence_with_quotation_marks_and_commas_comes_back_as_it_was(tmp_path):
+    record = CsvRecord(tmp_path / "health.csv", ["step", "rule", "sentence"])
+    record.write({"step": 1, "rule": "a", "sentence": 'the "loss", it says, is 3'})
+    record.close()
+    with (tmp_path / "health.csv").open(newline="") as file:
+        assert list(csv.reader(file))[1] == ["1", "a", 'the "loss", it says, is 3']
+    assert read_record(tmp_path / "health.csv").rows == [["1", "a", 'the "loss", it says, is 3']]
 
 
 def test_a_table_that_is_missing_is_said(tmp_path, caplog):
@@ -143,6 +154,15 @@ def test_a_value_that_changed_in_run_json_or_config_yaml_is_noticed(run):
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("lr: 0.1", "lr: 0.9"))
     with pytest.raises(ValueError, match=r"config\.yaml is damaged or was edited \(no launch that run\.json knows wrote it\)"):
         read_config(run / "config.yaml")
+
+
+@pytest.mark.parametrize("value", [True, -1, 1.0, "1", None])
+def test_a_launch_begins_at_a_whole_number_of_updates(run, value):
+    content = json.loads((run / "run.json").read_text())
+    content["segments"][0]["from_step"] = value
+    (run / "run.json").write_text(json.dumps(sealed(content)))
+    with pytest.raises(ValueError, match=r"run\.json is damaged \(it must hold the launches of a run"):
+        RunRecord(run)
 
 
 def test_a_config_is_known_by_every_value_but_its_paths():

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,58 @@ def test_a_run_whose_config_names_no_folders_is_refused_by_its_file_and_field(tm
     (tmp_path / "run.json").write_text(json.dumps({"format_version": 1, "segments": []}))
     with pytest.raises(ValueError, match=said):
         upgrade([tmp_path])
+
+
+def renamed(work: Path, folder: Path) -> Path:
+    """The audio of `work` under another name of its speakers."""
+    index = Index.open(work / "shard-set")
+    shutil.copytree(work / "shard-set", folder)
+    columns = {name: getattr(index, name) for name in COLUMNS} | {"speaker": index.speaker[::-1]}
+    tables = {name: getattr(index, name) for name in TABLES}
+    write_index(folder, columns=columns, tables=tables, shards=index.shards, keys=index.keys, members=index.members)
+    return folder
+
+
+def test_names_of_labels_are_taken_from_one_set_and_never_exchanged(work: Path, old: Path, tmp_path: Path) -> None:
+    other = renamed(work, tmp_path / "other")
+    with pytest.raises(ValueError, match=rf"{old / 'labels'} is of audio that several of the given shard sets hold under other"):
+        upgrade([old / "shard-set", other, old / "labels"])
+    copy = Path(shutil.copytree(work / "labels", tmp_path / "labels"))
+    before = tree(copy)
+    assert upgrade([other, copy])[copy] is False
+    assert tree(copy) == before
+
+
+def old_run(folder: Path, data: Path, fingerprint: str) -> Path:
+    """A run of version 1 of two launches on `data`."""
+    folder.mkdir()
+    source = {"shards": str(data / "shard-set"), "labels": str(data / "labels")}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"sources": {"a": source}, "validation": None}}))
+    prints = {"shards.a": fingerprint, "labels.a": "0"}
+    heard = {"indexes": [fingerprint], "validation_indexes": [], "split_seed": 0, "validation_share": 0.1}
+    record = {"format_version": 1, "fingerprints": prints, "heard": [heard]}
+    record["segments"] = [{"from_step": step, "fingerprints": prints} for step in (0, 3, 6)]
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_every_launch_of_a_run_is_bound_to_the_names(work: Path, old: Path, tmp_path: Path) -> None:
+    index, threads = Index.open(work / "shard-set"), threading.active_count()
+    run = old_run(tmp_path / "run", old, index.fingerprint)
+    assert upgrade([run]) == {old / "shard-set": True, old / "labels": True, run: True}
+    record = json.loads((run / "run.json").read_text())
+    for holder in (record, *record["segments"]):
+        assert holder["fingerprints"] == {"shards.a": index.fingerprint, "labels.a": "0", "metadata.a": index.metadata}
+    assert record["heard"][0]["metadata"] == {index.fingerprint: index.metadata}
+    assert threading.active_count() == threads, "the lock's thread has ended"
+
+
+def test_a_run_of_other_audio_than_its_set_holds_now_is_refused(old: Path, tmp_path: Path) -> None:
+    run, threads = old_run(tmp_path / "run", old, "0" * 32), threading.active_count()
+    before = (run / "run.json").read_bytes()
+    with pytest.raises(ValueError, match=rf"{run / 'run.json'} is of other audio than .*shard-set holds now \(shards\.a\): put"):
+        upgrade([run])
+    assert (run / "run.json").read_bytes() == before and threading.active_count() == threads
 
 
 def test_what_is_none_of_the_formats_or_newer_is_refused(old: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 step s ─ specs of this rank ──► queue ──► MicroBatchBuilder[spec] ──► queue ──► list of the step's micro-batches
 """
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -76,17 +77,19 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-class _Worker(ForkProcess):
-    """A worker that its trainer ends by SIGKILL, since it does not answer SIGTERM: Python would wait for it at its own end."""
+# What the trainer ends a worker with, which does not answer SIGTERM: Python would wait for it for ever at its own end.
+_END = signal.SIGUSR2
 
+
+class _Worker(ForkProcess):
     @staticmethod
     def _Popen(process: BaseProcess) -> Popen:  # noqa: N802
-        return _Killing(process)
+        return _Ended(process)
 
 
-class _Killing(Popen):
+class _Ended(Popen):
     def terminate(self) -> None:
-        self.kill()
+        self._send_signal(_END)  # type: ignore[attr-defined]
 
 
 class _Workers(ForkContext):
@@ -97,6 +100,7 @@ def _prepare_worker(worker: int) -> None:
     """A signal to the whole process group is the trainer's to answer; and a worker whose trainer was killed ends with it."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(_END, lambda number, frame: os._exit(0))  # torch reports any other status, and a kill, as a failure
     end_with_parent(signal.SIGKILL)
     raise_descriptor_limit()
 

@@ -30,7 +30,7 @@ TINY_MODEL = [
     "model.layers=2",
     "model.positional_kernel=8",
     "model.positional_groups=2",
-    "head.final_dim=8",
+    "model.head.final_dim=8",
 ]
 
 

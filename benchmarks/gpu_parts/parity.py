@@ -114,7 +114,7 @@ def shapes(setting: Setting) -> dict[str, tuple[WavLMConfig, int]]:
     found = {}
     for name in ("base", "large"):
         values = plain(composed("train", ["name=x", f"experiment=wavlm_{name}"]))
-        found[name] = (build(values["model"], "model"), int(values["head"]["final_dim"]))
+        found[name] = (build(values, "model"), build(values, "model.head").final_dim)
     return found
 
 

@@ -82,17 +82,10 @@ class TrainerSettings:
             raise ValueError(f"trainer.watchdog_s must be positive, or null for no watchdog, but is {self.watchdog_s}: raise it")
 
 
-TARGETS: dict[str, type] = {
-    f"{target.__module__}.{target.__qualname__}": target
-    for target in (
-        WavLMConfig, Head, SpanMasking, Mixing, Data, Batching, Optim, Loss, TrainerSettings, Schedules, Logging, Loading,
-        Health,
-        LiveProbes,
-    )
-}  # fmt: skip
-_NODES = {
+# Where each group of settings stands in the config, and its class.
+_GROUPS: dict[str, type] = {
     "model": WavLMConfig,
-    "head": Head,
+    "model.head": Head,
     "masking": SpanMasking,
     "mixing": Mixing,
     "data": Data,
@@ -107,7 +100,7 @@ _NODES = {
     "probes": LiveProbes,
 }
 # What the config of a run begun before it existed may lack; such a run is still read, exported and resumed.
-_LATER = {"health": {"_target_": "openwavlm.training.health.settings.Health"}, "init_from": None}
+_LATER = {"health": {}, "init_from": None}
 _KEYS = {
     "name": str | int | float,  # a run may be called 1 or 2e-4
     "seed": int,
@@ -120,39 +113,38 @@ _KEYS = {
 }
 
 
-def build(node: dict[str, Any], where: str) -> Any:
-    """Makes the object that a config node names.
+def build(config: dict[str, Any], group: str) -> Any:
+    """Settings of one group as an object.
 
     Args:
-        node: Plain mapping with `_target_` and the target's arguments.
-        where: The node's key, for messages.
+        config: The training config as plain values.
+        group: Its place in the config, as in `optim` or `model.head`.
 
     Raises:
-        ValueError: If the target is not allowed, a key is unknown or missing, or a value is refused; the message names the key.
+        ValueError: If a key is unknown or missing, or a value is refused; the message names the key.
     """
-    target, values = _checked(node, where)
-    return target(**values)
+    return _GROUPS[group](**_checked(config, group))
 
 
-def _checked(node: dict[str, Any], where: str) -> tuple[type, dict[str, Any]]:
-    """The target of a node and its arguments, every name and type checked."""
+def _checked(config: dict[str, Any], group: str) -> dict[str, Any]:
+    """The values of a group, every name and type checked."""
+    inner = [place.rpartition(".")[2] for place in _GROUPS if place.rpartition(".")[0] == group]
+    *above, last = group.split(".")
+    node: Any = config[above[0]] if above else config
+    node = node.get(last) if isinstance(node, dict) else None
     if not isinstance(node, dict):
-        raise ValueError(
-            f"{where} must be a group of keys with a _target_, but is {node!r}; choose an option, as in {where}=default"
-        )
-    values = {key: value for key, value in node.items() if key != "_target_"}
-    target = TARGETS.get(node.get("_target_", ""))
-    if target is None:
-        raise ValueError(f"{where}._target_ must be one of {', '.join(TARGETS)}, but is {node.get('_target_')!r}")
-    parameters = inspect.signature(target).parameters
-    _refuse_unknown(values, parameters, where)
+        choice = f"{above[0] if above else group}={'base' if group in ('model', 'model.head') else 'default'}"
+        raise ValueError(f"{group} must be a group of keys, but is {node!r}; choose an option, as in {choice}")
+    values = {key: value for key, value in node.items() if key not in inner}
+    parameters = inspect.signature(_GROUPS[group]).parameters
+    _refuse_unknown(values, [*parameters, *inner], group)
     missing = [name for name, p in parameters.items() if p.default is p.empty and (name not in values or values[name] is None)]
     if missing:
-        raise ValueError(f"{where} needs {', '.join(missing)}")
-    hints = typing.get_type_hints(target)
+        raise ValueError(f"{group} needs {', '.join(missing)}")
+    hints = typing.get_type_hints(_GROUPS[group])
     for key, value in values.items():
-        _check_type(value, hints[key], f"{where}.{key}")
-    return target, values
+        _check_type(value, hints[key], f"{group}.{key}")
+    return values
 
 
 def _check_type(value: Any, hint: Any, where: str) -> None:
@@ -206,21 +198,18 @@ def _refuse_unknown(values: typing.Iterable[str], known: typing.Iterable[str], w
 
 
 def objects(config: dict[str, Any]) -> dict[str, Any]:
-    """All nodes of a training config as objects, after every key has been checked."""
+    """All groups of a training config as objects by the last part of their place, after every key has been checked."""
     config = {**_LATER, **config}
-    _refuse_unknown(config, [*_NODES, *_KEYS], "")
-    absent = [key for key in (*_NODES, *_KEYS) if key not in config]
+    groups = [group for group in _GROUPS if "." not in group]
+    _refuse_unknown(config, [*groups, *_KEYS], "")
+    absent = [key for key in (*groups, *_KEYS) if key not in config]
     if absent:
         raise ValueError(f"the config lacks {', '.join(absent)}: take the override away that removes it")
     for key, hint in _KEYS.items():
         _check_type(config[key], hint, key)
-    # All names and types before any value: a misspelt key is not to hide behind a folder that is still missing.
-    checked = {key: _checked(config[key], key) for key in _NODES}
-    for key, (target, _) in checked.items():
-        if target is not _NODES[key]:
-            expected = f"{_NODES[key].__module__}.{_NODES[key].__qualname__}"
-            raise ValueError(f"{key}._target_ must be {expected}, but is {config[key]['_target_']}")
-    return {key: target(**values) for key, (target, values) in checked.items()}
+    # Names and types of all groups before any value, so that a misspelt key is reported before a missing folder.
+    checked = {group: _checked(config, group) for group in _GROUPS}
+    return {group.rpartition(".")[2]: _GROUPS[group](**values) for group, values in checked.items()}
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

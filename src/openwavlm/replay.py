@@ -35,7 +35,7 @@ from openwavlm.training.segments import Segment, follow_plan, segment_of
 
 log = logging.getLogger(__name__)
 FORMAT_VERSION = 1
-_NODES = ("model", "masking", "mixing", "data", "batch")  # all that decides a batch
+_GROUPS = ("model", "masking", "mixing", "data", "batch")  # all that decides a batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ def rebuild_update(run: Path, step: int) -> Update:
     recorded = _recorded(run, step)
     segment = segment_of(run, step)
     config = {**segment.config, "data": _found(segment, step)}
-    parts = {key: build(config[key], key) for key in _NODES}
+    parts = {group.rpartition(".")[2]: build(config, group) for group in _GROUPS}
     seed = int(config["seed"])
     opened = OpenData(parts["data"], parts["batch"], seed)
     try:

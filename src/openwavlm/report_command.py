@@ -18,7 +18,7 @@ from openwavlm.report.rebuild import first_mixture, measure_realised
 from openwavlm.resources import check_of_the_file
 
 log = logging.getLogger(__name__)
-_NODES = ("model", "head", "masking", "mixing", "data", "batch")
+_GROUPS = ("model", "model.head", "masking", "mixing", "data", "batch")
 
 
 def gather(
@@ -58,7 +58,7 @@ def gather(
 
 def _open_data(iteration: Iteration, micro_batches: int) -> None:
     # Only what decides the batches and the model: a run of another version may have other keys elsewhere.
-    parts = {key: build(iteration.config[key], key) for key in _NODES}
+    parts = {group.rpartition(".")[2]: build(iteration.config, group) for group in _GROUPS}
     seed = int(iteration.config["seed"])
     opened = OpenData(parts["data"], parts["batch"], seed)
     try:

@@ -48,11 +48,10 @@ from openwavlm.training.run_directory import (
     RunRecord,
     accept_config,
     changed_keys,
-    flatten,
     names_in,
     refuse_changes,
 )
-from openwavlm.training.run_files import read_config, read_summary
+from openwavlm.training.run_files import flatten, read_config, read_summary
 from openwavlm.training.run_lock import RunLock
 from openwavlm.training.segments import names_of_checkpoint
 from openwavlm.training.sharding import ShardedStrategy

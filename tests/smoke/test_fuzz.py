@@ -35,7 +35,7 @@ from openwavlm.targets.kmeans import Codebook
 from openwavlm.targets.labels import LabelStore
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint
 from openwavlm.training.checkpoint_reader import read_checkpoint
-from openwavlm.training.run_directory import RunRecord, accept_config, flatten
+from openwavlm.training.run_directory import RunRecord, accept_config
 from openwavlm.training.segments import segment_of
 from openwavlm.training.tables import RunTables
 from patience import HANG_S

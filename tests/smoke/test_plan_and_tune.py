@@ -123,7 +123,7 @@ def test_every_experiment_can_be_planned(experiment):
 
 
 def test_a_run_on_94000_hours_can_be_planned():
-    large = ["model=large", "head=large", "batch.seconds=14400", "batch.micro_seconds=225", "precision=bf16-mixed"]
+    large = ["model=large", "batch.seconds=14400", "batch.micro_seconds=225", "precision=bf16-mixed"]
     figures = plan_run(recipe(*large), question(hours=94_000.0, gpus=64), 4)
     assert figures["disk_bytes"]["labels"] == pytest.approx(33.84e9) and figures["disk_bytes"]["shards"] == pytest.approx(
         5.5e12, rel=0.01

@@ -57,7 +57,7 @@ def run(tmp_path_factory) -> Path:
 @contextmanager
 def opened_run(run: Path) -> Iterator[tuple[Schedule, MicroBatchBuilder]]:
     config = yaml.safe_load((run / "config.yaml").read_text())
-    parts = {key: build(config[key], key) for key in ("model", "masking", "mixing", "data", "batch")}
+    parts = {key: build(config, key) for key in ("model", "masking", "mixing", "data", "batch")}
     opened = OpenData(parts["data"], parts["batch"], config["seed"])
     yield opened.schedule(), make_builder(parts, opened, config["seed"], training=True)
     opened.close()

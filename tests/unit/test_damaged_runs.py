@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from openwavlm.checkpoints.about import ABOUT, about_bytes
 from openwavlm.checkpoints.fairseq_config import microsoft_config
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.checkpoints.load import load_checkpoint
+from openwavlm.data.plan import PLAN_VERSION
 from openwavlm.data.sealed import sealed
 from openwavlm.models.wavlm import WavLM
 from openwavlm.replay import _recorded
@@ -24,7 +26,7 @@ from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, n
 from openwavlm.training.checkpoint_reader import read_checkpoint
 from openwavlm.training.records import CsvRecord, read_record
 from openwavlm.training.run_directory import RunRecord, accept_config
-from openwavlm.training.run_files import config_checksum, read_config
+from openwavlm.training.run_files import config_checksum, flatten, parse_config, read_config
 from openwavlm.training.segments import segment_of
 from random_models import TINY
 
@@ -203,6 +205,56 @@ def test_a_run_of_format_1_goes_on_and_is_brought_to_this_format(run):
     record.begin_segment({"from_step": 9})
     upgraded = json.loads((run / "run.json").read_text())
     assert upgraded["format_version"] == 2 and upgraded == sealed(upgraded) and upgraded["segments"][:2] == old["segments"]
+
+
+OLDER = {  # as versions before 2026-11-29 wrote it
+    "seed": 1,
+    "optim": {"_target_": "openwavlm.training.optim.Optim", "lr": 0.1, "max_void_rate": 0.02},
+    "model": {"_target_": "openwavlm.models.config.WavLMConfig", "dim": 8},
+    "head": {"_target_": "openwavlm.build.Head", "final_dim": 4, "special_rows": 0},
+    "data": {"_target_": "openwavlm.data.sources.Data", "sources": {"a.b": {"shards": "x", "weight": 1.0}}, "validation": {}},
+    "health": {"_target_": "openwavlm.training.health.settings.Health", "void_share": 0.03},
+}
+TODAY = {
+    "seed": 1,
+    "optim": {"lr": 0.1, "max_skip_rate": 0.02},
+    "model": {"dim": 8, "head": {"final_dim": 4, "special_rows": 0}},
+    "data": {"sources": {"a.b": {"shards": "x", "weight": 1.0}}, "validation": {}},
+    "health": {"skipped_share": 0.03},
+}
+
+
+def test_a_config_of_an_older_version_is_read_under_todays_keys_and_its_run_goes_on(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    made_by = {"versions": {"openwavlm": "0.1"}, "commit": None, "threads": 1, "plan_version": PLAN_VERSION, "changes": {}}
+    older = deepcopy(OLDER)
+    for step, rows, rate in ((0, 0, 0.02), (3, 4, 0.05)):
+        older["head"]["special_rows"], older["optim"]["max_void_rate"] = rows, rate
+        accept_config(run, older, ["head", "optim", "model", "data"])
+        changes = {"head.special_rows": [0, 4], "optim.max_void_rate": [0.02, 0.05]} if step else {}
+        RunRecord(run).begin_segment({"from_step": step, **made_by, "changes": changes})
+    identity = RunRecord(run).content["run"]
+    assert read_config(run / "config.yaml")["model"]["head"] == {"final_dim": 4, "special_rows": 4}
+    assert segment_of(run, 5).config["optim"] == {"lr": 0.1, "max_skip_rate": 0.05}
+    first = segment_of(run, 2).config
+    assert (first["model"]["head"]["special_rows"], first["optim"]["max_skip_rate"]) == (0, 0.02)
+    assert not [key for key in flatten(first) if "_target_" in key or key.startswith("head")]
+
+    today = deepcopy(TODAY) | {"optim": {"lr": 0.1, "max_skip_rate": 0.05}}
+    today["model"]["head"]["special_rows"] = 4
+    assert accept_config(run, today, []) == {}
+    RunRecord(run).begin_segment({"from_step": 6, **made_by})
+    assert read_config(run / "config.yaml") == today == parse_config(run / "config.yaml")
+    assert RunRecord(run).content["run"] == identity
+
+
+def test_each_key_of_an_older_config_has_its_place(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(OLDER))
+    assert read_config(path) == TODAY
+    path.write_text(json.dumps(TODAY))
+    assert read_config(path) == TODAY
 
 
 YAMLS = {

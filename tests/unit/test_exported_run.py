@@ -24,7 +24,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """Two checkpoints of random weights; the running mean is the weights and one more."""
     folder = tmp_path_factory.mktemp("run")
     values = with_placeholders(plain(composed("train", ["experiment=wavlm_nano", "name=x", *TINY_MODEL])))
-    values["head"]["special_rows"] = request.param
+    values["model"]["head"]["special_rows"] = request.param
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     (folder / "checkpoints").mkdir()
     for step in (3, 8):

@@ -157,7 +157,7 @@ def test_mixing_that_is_off_is_broken_by_any_mixture():
         ({"every": 0}, "health.every must lie in 1"),
         ({"every": 101}, "health.every must lie in 1"),
         ({"recovery": -1}, "health.recovery must not be negative"),
-        ({"void_share": 1.5}, "health.void_share is a share"),
+        ({"skipped_share": 1.5}, "health.skipped_share is a share"),
         ({"chance": -1.0}, "health.chance must be a number that is not negative"),
         ({"unigram_ratio": 0.0}, "health.unigram_ratio must be a positive number"),
     ],

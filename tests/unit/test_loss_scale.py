@@ -63,7 +63,7 @@ def test_too_many_void_updates_are_an_error_and_sound_ones_are_not_counted():
     for step in range(1, 21):
         voids.note(step, float("nan"), suspects(1.0))
     voids.note(21, 1.0, suspects(1.0))
-    with pytest.raises(ValueError, match=r"21 of 22 updates were void, more than optim\.max_void_rate=0\.01 allows"):
+    with pytest.raises(ValueError, match=r"21 of 22 updates were void, more than optim\.max_skip_rate=0\.01 allows"):
         voids.note(22, float("nan"), suspects(1.0))
     with pytest.raises(ValueError, match="1 of 3 updates were void"):
         VoidUpdates(0.0).note(3, float("nan"), suspects(1.0))

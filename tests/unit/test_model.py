@@ -11,6 +11,7 @@ import yaml
 
 import openwavlm
 from closeness import assert_close_to_scale
+from openwavlm.build import Head
 from openwavlm.checkpoints.huggingface import load_huggingface, save_huggingface
 from openwavlm.checkpoints.huggingface_config import preprocessor_config
 from openwavlm.frames import num_frames
@@ -58,7 +59,7 @@ def model_files() -> dict[str, WavLMConfig]:
     found = {}
     for path in sorted(CONF.glob("*.yaml")):
         content = yaml.safe_load(path.read_text())
-        assert content.pop("_target_") == "openwavlm.models.config.WavLMConfig"
+        assert set(content.pop("head")) == {field.name for field in fields(Head)}
         assert list(content) == [field.name for field in fields(WavLMConfig)], path
         found[path.stem] = WavLMConfig(**content)
     return found

@@ -121,7 +121,7 @@ def test_the_defaults_are_huberts():
         weight_decay=0.01,
         decay="matrices",
         clip_norm=10.0,
-        max_void_rate=0.01,
+        max_skip_rate=0.01,
         ema=0.0,
     )
 
@@ -160,12 +160,12 @@ def test_values_out_of_range_are_refused(values, sentence):
 
 
 def test_values_at_their_limits_are_allowed():
-    Optim(updates=1, warmup_updates=0, final_share=1.0, betas=(0.0, 0.0), weight_decay=0.0, max_void_rate=1.0)
-    Optim(updates=10, warmup_updates=9, final_share=0.0, max_void_rate=0.0, ema=0.0)
+    Optim(updates=1, warmup_updates=0, final_share=1.0, betas=(0.0, 0.0), weight_decay=0.0, max_skip_rate=1.0)
+    Optim(updates=10, warmup_updates=9, final_share=0.0, max_skip_rate=0.0, ema=0.0)
     whole = Optim(updates=10, warmup_updates=5, schedule="wsd", decay_share=0.5)
     assert (whole.decay_updates, Optim(updates=10, warmup_updates=5).decay_updates) == (5, 0)
     assert Optim(updates=3, warmup_updates=0, schedule="wsd", decay_share=0.01).decay_updates == 1
-    for name, value in (("max_void_rate", 1.01), ("max_void_rate", -0.01), ("ema", -0.1)):
+    for name, value in (("max_skip_rate", 1.01), ("max_skip_rate", -0.01), ("ema", -0.1)):
         with pytest.raises(ValueError, match=f"optim.{name} must lie in"):
             Optim(**{"updates": 10, "warmup_updates": 0, name: value})
 

@@ -26,7 +26,7 @@ SETTINGS = [
     *("experiment=wavlm_nano", "name=test", "seed=11", *TINY_MODEL, *DATA, "optim.updates=20", "optim.warmup_updates=0"),
     *("loss.feature_penalty=3", "loss.targets=[3,1]", "data.max_skip_rate=0.02", "callbacks.unmasked_every=4"),
     *("probes.every=5", "probes.train=a", "probes.dev=b", "probes.alignments=c"),
-    *("batch.seconds=12", "batch.micro_seconds=4", "batch.max_seconds=2", "head.special_rows=4", "stop_after=18"),
+    *("batch.seconds=12", "batch.micro_seconds=4", "batch.max_seconds=2", "model.head.special_rows=4", "stop_after=18"),
 ]
 CLASSES = (10, 7)
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 
-from openwavlm.build import _KEYS, _NODES
+from openwavlm.build import _GROUPS, _KEYS
 from openwavlm.data.sealed import checksum_of, sealed
 from openwavlm.training import run_lock
 from openwavlm.training.checkpoint import (
@@ -522,10 +522,10 @@ def test_the_trajectory_is_every_key_that_decides_what_comes_out():
 
 def test_of_all_keys_of_a_config_only_those_named_here_are_free():
     free = {"trainer", "callbacks", "logger", "loader", "health", "probes", "stop_after", "allow_change", "debug"}
-    keys = [*_NODES, *_KEYS]
+    keys = [*(group for group in _GROUPS if "." not in group), *_KEYS]
     assert set(keys) - set(trajectory(dict.fromkeys(keys, 1))) == free
-    for node in set(_NODES) - free:
-        names = list(inspect.signature(_NODES[node]).parameters)
+    for node in set(_GROUPS) - free:
+        names = list(inspect.signature(_GROUPS[node]).parameters)
         fixed = {key.removeprefix(f"{node}.") for key in trajectory({node: dict.fromkeys(names, 1)})}
         assert set(names) - fixed == ({"recompute"} if node == "model" else set()), node
 

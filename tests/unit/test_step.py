@@ -319,7 +319,7 @@ def test_weights_and_their_running_mean_follow_adamw_written_out_and_a_skipped_u
         decay=decay,
         clip_norm=0.5,
         ema=0.3,
-        max_void_rate=1.0,
+        max_skip_rate=1.0,
     )
     records: list[StepRecord] = []
     module, watch = training_module(model(), optim=optim, records=records), Watch()
@@ -524,7 +524,7 @@ def test_a_rank_counts_whole_gradients_only_where_it_is_the_first():
 
 def test_unreadable_rows_and_skipped_updates_are_counted_on_through_a_save_and_a_resume(tmp_path):
     def make() -> PretrainingModule:
-        optim = Optim(updates=20, warmup_updates=0, max_void_rate=0.5)
+        optim = Optim(updates=20, warmup_updates=0, max_skip_rate=0.5)
         module = training_module(model(), optim=optim, max_skip_rate=0.05, health_state=lambda: {"window": 3})
         module.fingerprints, module.plan_state, module.validation = {"speech": "abc"}, lambda step: {"at": step}, 2.5
         module.records = lambda: {"launch": 1, "tables": {}}

@@ -166,7 +166,7 @@ class PretrainingModule(lightning.LightningModule):
         self.ema = copy.deepcopy(model).requires_grad_(requires_grad=False) if optim.ema else None
         self.logmel_map = nn.Linear(model.wavlm.config.conv_dims[-1], NUM_BANDS) if loss.logmel else None
         self.loss_scale = LossScale() if float16 else None
-        self.voids = VoidUpdates(optim.max_void_rate)
+        self.voids = VoidUpdates(optim.max_skip_rate)
         self.optim, self.loss, self.mixing, self.seed = optim, loss, mixing, seed
         self.control, self.on_record, self.unmasked_every = control, on_record, unmasked_every
         self.max_skip_rate, self._rows, self._unreadable = max_skip_rate, 0.0, 0.0

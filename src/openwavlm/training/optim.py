@@ -32,7 +32,7 @@ class Optim:
         weight_decay: Decoupled weight decay.
         decay: Which parameters decay: `all` (as fairseq does) or `matrices` (no biases, norms or other vectors).
         clip_norm: Largest L2 norm of the gradient per masked frame.
-        max_void_rate: Share of the updates that may be void (gradient not finite) before the run ends with an error.
+        max_skip_rate: Share of the updates that may be void (gradient not finite) before the run ends with an error.
         ema: Decay of a running mean of the weights that can be exported instead of them (`export weights=ema`); 0 = none. It takes
             the memory of the weights once more, and the first updates count more (see `ema_decay`).
 
@@ -51,7 +51,7 @@ class Optim:
     weight_decay: float = 0.01
     decay: Literal["all", "matrices"] = "matrices"
     clip_norm: float = 10.0
-    max_void_rate: float = 0.01
+    max_skip_rate: float = 0.01
     ema: float = 0.0
 
     def __post_init__(self) -> None:
@@ -75,8 +75,8 @@ class Optim:
                 f"optim.decay_share must lie in (0, 1] and leave room for the warm-up, but is {self.decay_share} of {self.updates} "
                 f"updates with {self.warmup_updates} of warm-up: lower one of them"
             )
-        if not 0 <= self.max_void_rate <= 1:
-            raise ValueError(f"optim.max_void_rate must lie in [0, 1], but is {self.max_void_rate}")
+        if not 0 <= self.max_skip_rate <= 1:
+            raise ValueError(f"optim.max_skip_rate must lie in [0, 1], but is {self.max_skip_rate}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"optim.ema must lie in [0, 1), but is {self.ema}: 0.999 is a usual choice, 0 for none")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

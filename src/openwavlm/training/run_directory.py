@@ -11,7 +11,7 @@ import yaml
 from openwavlm.data.sealed import checksum_of, sealed
 from openwavlm.training.checkpoint import checkpoints_in, write_atomically
 from openwavlm.training.records import read_record
-from openwavlm.training.run_files import FORMAT_VERSION, config_checksum, parse_config, read_config, read_run
+from openwavlm.training.run_files import FORMAT_VERSION, config_checksum, flatten, parse_config, read_config, read_run
 
 log = logging.getLogger(__name__)
 _FREE_GROUPS = (
@@ -23,18 +23,6 @@ _FREE_GROUPS = (
     "probes",
 )  # may differ between launches: they do not change the trajectory
 _FREE_KEYS = ("stop_after", "allow_change", "debug", "model.recompute")
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as `a.b.c` → value."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
 
 
 def _is_free(key: str) -> bool:

@@ -35,6 +35,9 @@ def _without_paths(value: Any) -> Any:
 def read_config(path: Path) -> dict[str, Any]:
     """Reads a run's `config.yaml`, and compares it with the checksums in the `run.json` beside it, if that has some.
 
+    Returns:
+        The config under the keys of this version.
+
     Raises:
         ValueError: If it is missing or damaged, or is none of the configs that a launch of this run wrote.
     """
@@ -50,7 +53,62 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path} is damaged or was edited (no launch that run.json knows wrote it): restore it from a copy; to go on with another "
             "config give allow_change=[…] to train.py"
         )
-    return config
+    return _in_current_form(config)
+
+
+# Keys of earlier versions and their names today; None: no key any more.
+_RENAMED = {
+    "optim.max_void_rate": "optim.max_skip_rate",
+    "health.void_share": "health.skipped_share",
+    **{f"head.{name}": f"model.head.{name}" for name in ("final_dim", "logit_temperature", "special_rows", "label_init")},
+}
+
+
+def current_key(key: str) -> str | None:
+    """Name of a flattened config key of this or an earlier version; None for a key that no longer exists."""
+    return None if key.rpartition(".")[2] == "_target_" else _RENAMED.get(key, key)
+
+
+def _in_current_form(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config under today's keys."""
+    found = {key: _without_classes(value) for key, value in config.items()}
+    for old, new in _RENAMED.items():
+        (group, key), (*path, last) = old.split("."), new.split(".")
+        if isinstance(found.get(group), dict) and key in found[group]:
+            node = found
+            for name in path:
+                node = node.setdefault(name, {})
+            node[last] = found[group].pop(key)
+    return {key: value for key, value in found.items() if key != "head"}
+
+
+def _without_classes(value: Any) -> Any:
+    """A copy without the names of Python classes that earlier versions wrote into every group."""
+    return {key: _without_classes(each) for key, each in value.items() if key != "_target_"} if isinstance(value, dict) else value
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as `a.b.c` → value."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """The mappings that `flatten` was given."""
+    found: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, last = key.split(".")
+        node = found
+        for name in path:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return found
 
 
 def parse_config(path: Path) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from openwavlm.data.plan import PLAN_VERSION
 from openwavlm.data.schedule import Schedule
 from openwavlm.training.checkpoint import checkpoints_in
 from openwavlm.training.checkpoint_reader import read_checkpoint
-from openwavlm.training.run_directory import RunRecord, flatten, names_in
-from openwavlm.training.run_files import check_launches, read_config
+from openwavlm.training.run_directory import RunRecord, names_in
+from openwavlm.training.run_files import check_launches, current_key, flatten, nested, read_config
 
 log = logging.getLogger(__name__)
 _NOT_IN_THE_PLAN = ("labels", "noise", "max_skip_rate", "validation_seconds", "shards")
@@ -99,26 +99,15 @@ def _configs(config: dict[str, Any], segments: list[dict[str, Any]]) -> list[dic
     found, flat = [], flatten(config)
     for record in reversed(segments):
         # Also right if config.yaml lacks the last changes: a launch may have been killed between writing run.json and renaming it.
-        found.append(_nested(_changed(flat, record, 1)))
+        found.append(nested(_changed(flat, record, 1)))
         flat = _changed(flat, record, 0)
     return found[::-1]
 
 
 def _changed(flat: dict[str, Any], record: dict[str, Any], which: int) -> dict[str, Any]:
     """The keys before (0) or after (1) a launch's changes; None is the record of a key that was not there, or of its default."""
-    values = {key: change[which] for key, change in record["changes"].items()}
+    values = {new: change[which] for key, change in record["changes"].items() if (new := current_key(key)) is not None}
     return {key: value for key, value in {**flat, **values}.items() if value is not None or key not in values}
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *path, last = key.split(".")
-        node = nested
-        for name in path:
-            node = node.setdefault(name, {})
-        node[last] = value
-    return nested
 
 
 def _origin(configs: list[dict[str, Any]], segments: list[dict[str, Any]]) -> int:

@@ -55,7 +55,7 @@ class VoidUpdates:
         log.warning("update %d was void (gradient norm %s): %s", step, norm, where)
         if self.count > max(_TOLERATED if self._max_rate else 0, self._max_rate * step):
             raise ValueError(
-                f"{self.count} of {step} updates were void, more than optim.max_void_rate={self._max_rate:g} allows: look at the "
+                f"{self.count} of {step} updates were void, more than optim.max_skip_rate={self._max_rate:g} allows: look at the "
                 "micro-batches that the log names (openwavlm replay), use precision=bf16-mixed, or lower optim.lr"
             )
 

@@ -70,7 +70,7 @@ def dead_channels(window: Window, known: Known) -> Judgement | None:
 
 def void_updates(window: Window, known: Known) -> Judgement | None:
     """Hardly an update is skipped."""
-    share, limit = window.void / window.updates, known.settings.void_share
+    share, limit = window.void / window.updates, known.settings.skipped_share
     return Judgement(
         share,
         limit,

@@ -10,7 +10,7 @@ _SHARES = (
     "early_share",
     "perplexity_share",
     "dead_share",
-    "void_share",
+    "skipped_share",
     "wait_share",
     "throughput_share",
     "unreadable_share",
@@ -45,7 +45,7 @@ class Health:
         gradient_growth: Largest median gradient norm of a block in a window over that of its earlier windows.
         dead_level: Mean absolute output of a dead channel over that of the channels' mean.
         dead_share: Largest share of dead channels.
-        void_share: Largest share of updates that may be void.
+        skipped_share: Largest share of updates that may be void.
         wait_share: Largest share of the wall time that may be spent waiting for the loader's workers.
         throughput_share: Least seconds of audio per second, over the launch's median.
         unreadable_share: Largest share of rows that may be unreadable.
@@ -76,7 +76,7 @@ class Health:
     gradient_growth: float = 5.0
     dead_level: float = 1e-3
     dead_share: float = 0.05
-    void_share: float = 0.01
+    skipped_share: float = 0.01
     wait_share: float = 0.05
     throughput_share: float = 0.8
     unreadable_share: float = 1e-4

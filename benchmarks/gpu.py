@@ -62,7 +62,7 @@ def _look(place: Path) -> None:
     """Writes what the GPU is, from a process that may touch it."""
     import torch
 
-    from openwavlm.data.atomic import write_json
+    from openwavlm.runtime.atomic import write_json
 
     found: dict[str, Any] = {"cuda": torch.cuda.is_available()}
     if found["cuda"]:
@@ -144,9 +144,9 @@ def run(arguments: argparse.Namespace, folder: Path) -> int:
     from gpu_parts.setting import Setting
     from gpu_parts.timebox import run_parts
 
-    import openwavlm.quality
-    import openwavlm.train  # noqa: F401  (imported once, for all parts)
-    from openwavlm.data.atomic import write_json
+    import openwavlm.evaluation.quality
+    import openwavlm.runs.launch  # noqa: F401  (imported once, for all parts)
+    from openwavlm.runtime.atomic import write_json
 
     gc.collect()
     gc.freeze()  # or each collection in a part goes through all that was imported

@@ -18,9 +18,9 @@ import sklearn
 import torch
 from sklearn.cluster import MiniBatchKMeans
 
-from openwavlm.frames import FRAME_RATE_HZ
-from openwavlm.targets.kmeans import Codebook, one_torch_thread
-from openwavlm.targets.lloyd import fit_lloyd_kmeans, whole
+from openwavlm.audio.frames import FRAME_RATE_HZ
+from openwavlm.labels.kmeans import Codebook, one_torch_thread
+from openwavlm.labels.lloyd import fit_lloyd_kmeans, whole
 
 
 def synthetic_features(frames: int, dim: int, seed: int = 0) -> torch.Tensor:

@@ -22,16 +22,16 @@ import numpy as np
 import soundfile
 import torch
 
-from openwavlm.augment.mixing import Mixing
-from openwavlm.data.collate import Draws, MicroBatchBuilder
-from openwavlm.data.index import Index
-from openwavlm.data.loader import Loading, micro_batch_loader, received
-from openwavlm.data.plan import Batching, EpochPlan, MicroBatchSpec
-from openwavlm.data.prepare import make_shards
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.masking import SpanMasking
-from openwavlm.targets.labels import LabelStore
+from openwavlm.batches.collate import Draws, MicroBatchBuilder
+from openwavlm.batches.loader import Loading, micro_batch_loader, received
+from openwavlm.batches.masking import SpanMasking
+from openwavlm.batches.mixing import Mixing
+from openwavlm.batches.plan import Batching, EpochPlan, MicroBatchSpec
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.labels.store import LabelStore
+from openwavlm.shards.index import Index
+from openwavlm.shards.prepare import make_shards
 
 BATCHING = Batching(seconds=175.0, micro_seconds=175.0, max_seconds=15.625, min_seconds=2.0)
 

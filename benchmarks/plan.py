@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openwavlm.data.plan import Batching, EpochPlan
+from openwavlm.batches.plan import Batching, EpochPlan
 
 
 def synthetic_lengths(rows: int) -> np.ndarray:

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
 from synthetic import make_shard_set
 
 GPU_VARIANTS = [

@@ -1,47 +1,11 @@
 """Labels a shard set with a codebook, or with several in one pass: `python data_prep/assign_labels.py --help`."""
 
-from openwavlm.interrupt import end_at_interrupt
+from openwavlm.runtime.interrupt import end_at_interrupt
 
 if __name__ == "__main__":
     end_at_interrupt()  # before the seconds that the imports take
 
-
-from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig
-
-from openwavlm.cli import command, paths
-from openwavlm.job_array import Slurm, is_array, run_array
-from openwavlm.labelling.assign import assign_labels
-
-
-@command("prep/assign_labels")
-def main(config: DictConfig) -> None:
-    """Runs `assign_labels` with the configuration's values, here or as a job array."""
-    outputs = paths(config.output)
-    arguments: dict[str, Any] = {
-        "shards": Path(config.shards),
-        "codebook": paths(config.codebook) if config.codebook else None,
-        "output": outputs,
-        "teacher": Path(config.teacher) if config.teacher else None,
-        "device": config.device,
-        "mode": config.mode,
-        "carry_from": Path(config.carry_from) if config.carry_from else None,
-        "workers": config.workers,
-        "packs": config.packs,
-        "max_skip_rate": config.max_skip_rate,
-    }
-    if not is_array(config.launcher, config.task_index):
-        assign_labels(**arguments, num_tasks=config.num_tasks, task_index=config.task_index)
-        return
-    folder = outputs[0].with_name(f"{outputs[0].name}.jobs")
-    slurm = Slurm(**config.slurm)
-    ended = run_array(assign_labels, arguments, num_tasks=config.num_tasks, workers=config.workers, folder=folder, slurm=slurm)
-    if ended and not all((output / "meta.json").is_file() for output in outputs):
-        # Two last jobs on a network file system can each have missed the other's done-file.
-        assign_labels(**arguments | {"device": "cpu"})
-
+from openwavlm.cli.assign_labels import main
 
 if __name__ == "__main__":
     main()

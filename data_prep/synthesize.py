@@ -1,30 +1,11 @@
 """Synthesises the embedded corpus with phone times: `python data_prep/synthesize.py --help`."""
 
-from openwavlm.interrupt import end_at_interrupt
+from openwavlm.runtime.interrupt import end_at_interrupt
 
 if __name__ == "__main__":
     end_at_interrupt()  # before the seconds that the imports take
 
-
-from omegaconf import DictConfig, OmegaConf
-
-from openwavlm.cli import command
-from openwavlm.data.synthesis.corpus import synthesize
-
-
-@command("prep/synthesize")
-def main(config: DictConfig) -> None:
-    """Synthesises and prints what came out."""
-    settings = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(settings, dict)
-    settings.pop("debug")
-    stats = synthesize(**{str(name): value for name, value in settings.items()})
-    for name, figures in stats["sets"].items():
-        print(f"{name}: {figures['utterances']} utterances, {figures['minutes']:.1f} minutes, {figures['speakers']} speakers")
-    print(
-        f"{stats['phone_classes']} phone classes; held out: the voices of test, the accent {', '.join(stats['held_out_accents'])}"
-    )
-
+from openwavlm.cli.synthesize import main
 
 if __name__ == "__main__":
     main()

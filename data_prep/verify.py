@@ -1,63 +1,11 @@
 """Compares shards (and labels) with checksums, counts and a recomputed sample: `python data_prep/verify.py --help`."""
 
-from openwavlm.interrupt import end_at_interrupt
+from openwavlm.runtime.interrupt import end_at_interrupt
 
 if __name__ == "__main__":
     end_at_interrupt()  # before the seconds that the imports take
 
-
-from pathlib import Path
-
-from omegaconf import DictConfig
-
-from openwavlm.cli import command, paths
-from openwavlm.data.atomic import write_json
-from openwavlm.data.growth import verify_input
-from openwavlm.data.index import Index
-from openwavlm.data.verify import verify_shards
-
-
-@command("prep/verify")
-def main(config: DictConfig) -> None:
-    """Verifies, prints the verdict, and fails if anything is damaged."""
-    result = verify_shards(config.shards, share=config.share, seed=config.seed, workers=config.workers)
-    problems = list(result.problems)
-    verdicts, damaged = [result.sentence()], [str(config.shards)] if problems else []
-    if config.input is not None:
-        made = verify_input(config.shards, config.input, share=config.share, seed=config.seed, workers=config.workers)
-        verdicts.append(made.sentence())
-        problems += made.problems
-        damaged += [str(config.input)] if made.problems else []
-    if config.labels is not None:
-        from openwavlm.labelling.verify import labels_of_teacher, verify_labels
-
-        index, teacher = Index.open(config.shards), Path(config.teacher) if config.teacher else None
-        folders = paths(config.labels)
-        of_teacher = labels_of_teacher(folders, teacher)
-        for folder in folders:
-            labels = verify_labels(
-                folder,
-                index,
-                teacher=teacher if folder in of_teacher else None,
-                share=config.share,
-                seed=config.seed,
-                device=config.device,
-                tolerance=config.tolerance,
-                workers=config.workers,
-            )
-            verdict = labels.sentence() if len(folders) == 1 else f"{folder}: {labels.sentence()}"
-            verdicts.append(verdict)
-            if not labels.passed:
-                problems.append(verdict)
-                damaged.append(str(folder))
-    print("\n".join(verdicts))
-    if config.json is not None:
-        write_json(Path(config.json), {"verdicts": verdicts, "problems": problems})
-    if problems:
-        print("\n".join(problems[: config.show]))
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise ValueError(f"{count} in {', '.join(damaged)}: restore the files from a copy, or make them again")
-
+from openwavlm.cli.verify import main
 
 if __name__ == "__main__":
     main()

@@ -8,14 +8,14 @@ import torch
 
 
 def each_batch(change: Callable) -> None:
-    from openwavlm.data.collate import MicroBatchBuilder
+    from openwavlm.batches.collate import MicroBatchBuilder
 
     real = MicroBatchBuilder.__getitem__
     MicroBatchBuilder.__getitem__ = lambda self, spec: change(real(self, spec))
 
 
 def each_mixture(change: Callable) -> None:
-    from openwavlm.data import collate
+    from openwavlm.batches import collate
 
     real = collate.draw_mixing
     collate.draw_mixing = lambda mixing, num_samples, *rest, **named: change(
@@ -48,7 +48,7 @@ def labels_shuffled() -> None:
 
 
 def wrong_initialisation() -> None:
-    from openwavlm.models.wavlm import WavLM
+    from openwavlm.model.wavlm import WavLM
 
     real = WavLM.initialise
 
@@ -61,7 +61,7 @@ def wrong_initialisation() -> None:
 
 
 def collapsed_embeddings() -> None:
-    from openwavlm.models import pretraining
+    from openwavlm.model import pretraining
 
     real = pretraining.cosine_logits
     # All frames lie next to one label's embedding, whatever they are.
@@ -69,7 +69,7 @@ def collapsed_embeddings() -> None:
 
 
 def masks_of_another_config(factor: float = 2.0) -> None:
-    from openwavlm.data import collate
+    from openwavlm.batches import collate
 
     real = collate.draw_span_mask
     collate.draw_span_mask = lambda masking, *rest, **named: real(replace(masking, prob=factor * masking.prob), *rest, **named)
@@ -127,7 +127,7 @@ def labels_of_noise(classes: int) -> None:
 
 
 def hidden_and_seen_exchanged() -> None:
-    from openwavlm.models.wavlm import WavLM
+    from openwavlm.model.wavlm import WavLM
 
     real = WavLM.forward
 
@@ -159,7 +159,7 @@ def growing_gradient(first_step: int) -> None:
 
 
 def dead_channels() -> None:
-    from openwavlm.models.wavlm import WavLM
+    from openwavlm.model.wavlm import WavLM
 
     real = WavLM._features
 
@@ -185,8 +185,8 @@ def infinite_gradients() -> None:
 
 def hand_in_clock(*, seconds_an_update: Callable[[int], float], seconds_a_batch: float = 0.0) -> None:
     """Puts a clock that only updates and the loader move in place of the machine's, on which no other program runs."""
-    from openwavlm import train
-    from openwavlm.data import loader
+    from openwavlm.batches import loader
+    from openwavlm.runs import launch as train
     from openwavlm.training.health import core_wait
 
     now, fetch = [0.0], loader.micro_batch_loader
@@ -221,7 +221,7 @@ def slower_updates(first_step: int) -> None:
 
 
 def unreadable_rows() -> None:
-    from openwavlm.data.reader import ShardReader, UnreadableAudio
+    from openwavlm.shards.reader import ShardReader, UnreadableAudio
 
     real = ShardReader.read
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from openwavlm.frames import num_frames
-from openwavlm.probes.sets import ProbeSet, ProbeUtterance
+from openwavlm.audio.frames import num_frames
+from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
 
 NUMBERS = 8  # of one frame
 _SAMPLES = 40  # that carry one number

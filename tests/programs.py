@@ -42,7 +42,7 @@ def _main(command: list[str], directory: Path, stdout: Path, stderr: Path) -> No
 def run_program(directory: Path, *command: str) -> Outcome:
     """Runs `command` (`train.py …`, `data_prep/X.py …` or `openwavlm …`) with `directory` as its working directory."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["openwavlm.train", "openwavlm.launch"])
+    context.set_forkserver_preload(["openwavlm.runs.launch", "openwavlm.cli.train"])
     stdout, stderr = directory / "stdout.txt", directory / "stderr.txt"
     process = context.Process(target=_main, args=(list(command), directory, stdout, stderr))
     process.start()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from openwavlm.models.config import WavLMConfig
+from openwavlm.model.config import WavLMConfig
 
 TINY = WavLMConfig(
     conv_dims=(32,) * 7,

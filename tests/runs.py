@@ -64,8 +64,8 @@ SETTINGS = [
 
 def make_data(folder: Path) -> list[str]:
     """Overrides that name a small labelled corpus and a noise bank."""
-    from openwavlm.labelling.assign import assign_labels
-    from openwavlm.labelling.fit import fit_codebook
+    from openwavlm.labels.assign import assign_labels
+    from openwavlm.labels.fit import fit_codebook
 
     shards = make_shard_set(folder, speakers=8, utterances=4, seconds=(1.0, 4.0))
     noise = make_shard_set(folder / "noise", speakers=2, utterances=3, seconds=(0.5, 2.0), seed=9)
@@ -76,7 +76,7 @@ def make_data(folder: Path) -> list[str]:
 
 def phone_times(shards: Path, table: Path) -> None:
     """A made-up alignment: two phones that take turns, by a clock."""
-    from openwavlm.data.index import Index
+    from openwavlm.shards.index import Index
 
     index = Index.open(shards)
     lines = [] if table.exists() else ["path\tstart\tend\tphone"]
@@ -115,7 +115,7 @@ def compose(overrides: list[str]) -> Any:
     """The training config as `train.py` would compose it."""
     from hydra import compose, initialize_config_dir
 
-    from openwavlm.cli import conf_dir
+    from openwavlm.runs.compose import conf_dir
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose("train", overrides)
@@ -154,7 +154,7 @@ def _main(
         _kill_at_fsync(fsync)
     if patch:
         patch()
-    from openwavlm.train import train
+    from openwavlm.runs.launch import train
 
     train(compose(overrides), directory)
 
@@ -175,7 +175,7 @@ def launch(
         AssertionError: If a process is still there after `patience` seconds, with the stacks of all; they are killed.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["openwavlm.train"])
+    context.set_forkserver_preload(["openwavlm.runs.launch"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

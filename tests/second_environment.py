@@ -27,7 +27,8 @@ COMMANDS = (
 _CHECK = f"""
 import csv, sys
 import torch
-import openwavlm.data.prepare, openwavlm.export, openwavlm.extract, openwavlm.iterate, openwavlm.labelling.assign, openwavlm.labelling.fit
+import openwavlm.shards.prepare, openwavlm.runs.export, openwavlm.pipeline.iterate
+import openwavlm.labels.assign, openwavlm.labels.feature_files, openwavlm.labels.fit
 assert "torchaudio" not in sys.modules, "torchaudio was imported"
 import transformers
 losses = [float(row["loss"]) for row in csv.DictReader(open("runs/run/metrics.csv"))]

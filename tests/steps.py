@@ -8,13 +8,13 @@ import lightning
 import torch
 from torch import Tensor
 
-from openwavlm.augment.mixing import Mixing
-from openwavlm.batch import MicroBatchId, MixRecord, PretrainBatch
-from openwavlm.data.loader import StepBatch
-from openwavlm.frames import num_frames
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.pretraining import WavLMForPretraining
-from openwavlm.models.wavlm import WavLM
+from openwavlm.audio.frames import num_frames
+from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
+from openwavlm.batches.loader import StepBatch
+from openwavlm.batches.mixing import Mixing
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.pretraining import WavLMForPretraining
+from openwavlm.model.wavlm import WavLM
 from openwavlm.training.control import Control, StepTotals
 from openwavlm.training.module import Loss, PretrainingModule, StepRecord
 from openwavlm.training.optim import Optim

@@ -96,7 +96,7 @@ def make_shard_set(directory: Path | str, *, corpus: Path | str | None = None, *
     Returns:
         Folder of the shard set.
     """
-    from openwavlm.data.prepare import make_shards
+    from openwavlm.shards.prepare import make_shards
 
     corpus_names = ("speakers", "utterances", "seconds", "extension", "seed")
     if corpus is None:

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo, shard_identity
-from openwavlm.data.index_writer import write_index
-from openwavlm.frames import num_frames
-from openwavlm.targets.kmeans import Codebook
-from openwavlm.targets.label_packs import write_labels_meta, write_pack
+from openwavlm.audio.frames import num_frames
+from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.label_packs import write_labels_meta, write_pack
+from openwavlm.shards.index import COLUMNS, TABLES, Index, ShardInfo, shard_identity
+from openwavlm.shards.index_writer import write_index
 
 CLUSTERS = 10
 

@@ -23,8 +23,8 @@ from threadpoolctl import threadpool_limits
 
 from gpu_parts.setting import Setting, SkippedError
 from gpu_parts.timebox import Part, Result, sentence
-from openwavlm.data.atomic import write_json
-from openwavlm.processes import end_with_parent
+from openwavlm.runtime.atomic import write_json
+from openwavlm.runtime.processes import end_with_parent
 
 _TRACEBACK_LINES = 12
 _LOG_LINES = 40

@@ -6,9 +6,9 @@ from typing import Any
 
 from gpu_parts.child import Reporter, timed
 from gpu_parts.setting import Setting
-from openwavlm.data.prepare import make_shards
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.shards.prepare import make_shards
 from synthetic import write_speech_like
 
 

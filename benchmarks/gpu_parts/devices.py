@@ -10,16 +10,16 @@ import torch
 from gpu_parts.child import Reporter, timed
 from gpu_parts.data import make_shard_set
 from gpu_parts.setting import Setting
-from openwavlm.build import build, plain
 from openwavlm.checkpoints.huggingface import save_huggingface
-from openwavlm.cli import composed
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.labelling.teacher import forget_teacher
-from openwavlm.models.wavlm import WavLM
-from openwavlm.quality import judge
-from openwavlm.quality_settings import Asked
-from openwavlm.targets.kmeans import Codebook
+from openwavlm.evaluation.quality import judge
+from openwavlm.evaluation.quality_settings import Asked
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.teacher import forget_teacher
+from openwavlm.model.wavlm import WavLM
+from openwavlm.runs.compose import composed, plain
+from openwavlm.training.config import build
 from random_models import TINY
 from runs import phone_times
 

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from gpu_parts.child import Reporter, timed
 from gpu_parts.setting import Setting
-from openwavlm.build import build, plain
-from openwavlm.cli import composed
-from openwavlm.frames import num_frames
-from openwavlm.masking import SpanMasking, draw_span_mask
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.pretraining import WavLMForPretraining
-from openwavlm.models.wavlm import WavLM
+from openwavlm.audio.frames import num_frames
+from openwavlm.batches.masking import SpanMasking, draw_span_mask
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.pretraining import WavLMForPretraining
+from openwavlm.model.wavlm import WavLM
+from openwavlm.runs.compose import composed, plain
+from openwavlm.training.config import build
 from random_models import TINY, TINY_LARGE, randomise
 
 _PENALTY = 10.0

@@ -15,8 +15,8 @@ import lightning
 from gpu_parts.child import Reporter
 from gpu_parts.setting import Setting
 from gpu_parts.watch import train
-from openwavlm.data.loader import StepBatch
-from openwavlm.processes import end_with_parent
+from openwavlm.batches.loader import StepBatch
+from openwavlm.runtime.processes import end_with_parent
 
 TOLERANCE = 1e-3  # of the loss, relative; and three times the largest difference of two undisturbed runs, if that is more
 

@@ -1,4 +1,4 @@
-"""An ordinary training run (`openwavlm.train.train`), watched by a callback of Lightning's."""
+"""An ordinary training run (`openwavlm.runs.launch.train`), watched by a callback of Lightning's."""
 
 import contextlib
 import gc
@@ -13,15 +13,15 @@ from typing import Any
 import lightning
 import torch
 
-import openwavlm.train
+import openwavlm.runs.launch
 from gpu_parts.setting import Setting, synchronise
-from openwavlm.budget import GPUS, Recipe, peak_flops
-from openwavlm.build import objects, plain, recipe_of, with_placeholders
-from openwavlm.cli import composed
-from openwavlm.costs import MicroBatchShape, count_flops
-from openwavlm.data.loader import StepBatch
-from openwavlm.frames import SAMPLE_RATE_HZ
-from openwavlm.memory import estimate_memory
+from openwavlm.audio.frames import SAMPLE_RATE_HZ
+from openwavlm.batches.loader import StepBatch
+from openwavlm.model.costs import MicroBatchShape, count_flops
+from openwavlm.planning.budget import GPUS, Recipe, peak_flops, recipe_of
+from openwavlm.planning.memory import estimate_memory
+from openwavlm.runs.compose import composed, plain
+from openwavlm.training.config import objects, with_placeholders
 
 _SYNCHRONISING = "called a synchronizing"
 
@@ -34,26 +34,26 @@ def recipe(overrides: list[str], classes: int) -> Recipe:
 
 @contextlib.contextmanager
 def _with_callback(callback: lightning.Callback) -> Iterator[None]:
-    """Adds a callback to the trainers that `openwavlm.train` makes."""
-    original = openwavlm.train.make_trainer
+    """Adds a callback to the trainers that `openwavlm.runs.launch` makes."""
+    original = openwavlm.runs.launch.make_trainer
 
     def make(*arguments: Any, **settings: Any) -> lightning.Trainer:
         trainer = original(*arguments, **settings)
         trainer.callbacks.append(callback)
         return trainer
 
-    openwavlm.train.make_trainer = make
+    openwavlm.runs.launch.make_trainer = make
     try:
         yield
     finally:
-        openwavlm.train.make_trainer = original
+        openwavlm.runs.launch.make_trainer = original
 
 
 def train(overrides: list[str], directory: Path, callback: lightning.Callback) -> None:
     """Launches a training in this process."""
     with _with_callback(callback), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        openwavlm.train.train(composed("train", overrides), directory)
+        openwavlm.runs.launch.train(composed("train", overrides), directory)
 
 
 def forget(directory: Path | None = None) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from openwavlm.models.wavlm import WavLM
+    from openwavlm.model.wavlm import WavLM
 
 
 def load(path: Path | str, *, normalise_waveform: bool | None = None) -> "WavLM":

@@ -1,6 +1,6 @@
 """`python -m openwavlm` is the program `openwavlm`."""
 
-from openwavlm.command_line import main
+from openwavlm.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -14,19 +14,20 @@ import pytest
 import soundfile
 import soxr
 
-from openwavlm.build import objects, plain
-from openwavlm.data.index import Index
-from openwavlm.data.prepare import make_shards
-from openwavlm.data.sources import OpenData
-from openwavlm.data.synthesis import espeak
-from openwavlm.data.synthesis.voices import speakers_of
-from openwavlm.export import load_run
-from openwavlm.frames import SAMPLE_RATE_HZ, num_frames
-from openwavlm.iteration.masked import masked_figures
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.targets.kmeans import Codebook
-from openwavlm.targets.label_packs import write_labels_meta, write_pack
+from openwavlm.audio.frames import SAMPLE_RATE_HZ, num_frames
+from openwavlm.batches.sources import OpenData
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.label_packs import write_labels_meta, write_pack
+from openwavlm.pipeline.masked import masked_figures
+from openwavlm.runs.compose import plain
+from openwavlm.runs.export import load_run
+from openwavlm.shards.index import Index
+from openwavlm.shards.prepare import make_shards
+from openwavlm.synthesis import espeak
+from openwavlm.synthesis.voices import speakers_of
+from openwavlm.training.config import objects
 from runs import compose, launch
 
 pytestmark = [

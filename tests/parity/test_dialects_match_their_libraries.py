@@ -20,9 +20,9 @@ from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.checkpoints.huggingface_config import read_config
 from openwavlm.checkpoints.load import load_checkpoint
 from openwavlm.checkpoints.torchaudio import torchaudio_bytes
-from openwavlm.labelling.teacher import model_hash
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
+from openwavlm.labels.teacher import model_hash
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
 from random_models import TINY, TINY_LARGE, randomise
 from torch_audio import torchaudio
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from openwavlm.checkpoints.account import NO_GATED_BIAS, PREDICTION_HEAD, QUANTISER
 from openwavlm.checkpoints.fairseq import microsoft_bytes
 from openwavlm.checkpoints.load import load_checkpoint
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
 from random_models import TINY, TINY_LARGE, randomise
 
 S3PRL = importlib.util.find_spec("s3prl")

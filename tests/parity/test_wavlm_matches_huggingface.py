@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 import openwavlm
+from openwavlm.audio.frames import num_frames
 from openwavlm.checkpoints.account import NO_MASK_EMBEDDING
 from openwavlm.checkpoints.huggingface import huggingface_state, load_huggingface, load_huggingface_state, save_huggingface
 from openwavlm.checkpoints.huggingface_config import huggingface_config, read_config
 from openwavlm.checkpoints.load import files_of
-from openwavlm.frames import num_frames
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import normalise
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import normalise
 from random_models import TINY, TINY_LARGE, randomise
 
 transformers = pytest.importorskip("transformers")

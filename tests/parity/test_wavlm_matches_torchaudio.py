@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
 from random_models import TINY
 from torch_audio import torchaudio as torchaudio_or_skip
 

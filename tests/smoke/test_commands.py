@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 import openwavlm
 from closeness import assert_close_to_scale
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
 from patience import HANG_S, wait_until
 from programs import REPOSITORY, run_program
 from runs import TINY_MODEL

@@ -9,14 +9,14 @@ import transformers
 
 import openwavlm
 from openwavlm.checkpoints.fairseq import microsoft_bytes
-from openwavlm.data.index import Index
-from openwavlm.data.sealed import sealed
-from openwavlm.export import export_run
-from openwavlm.extract import extract_features_of_folder
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.teacher import model_hash
-from openwavlm.probes.heard import unheard_rows
-from openwavlm.train import train
+from openwavlm.evaluation.heard import unheard_rows
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.feature_files import extract_features_of_folder
+from openwavlm.labels.teacher import model_hash
+from openwavlm.runs.export import export_run
+from openwavlm.runs.launch import train
+from openwavlm.runtime.sealed import sealed
+from openwavlm.shards.index import Index
 from programs import run_program
 from runs import SETTINGS, compose, launch, make_data, table, weights
 from synthetic import make_shard_set, write_speech_like

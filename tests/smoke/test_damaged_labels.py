@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.data.index import Index
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.replay import rebuild_update
-from openwavlm.targets.labels import LabelStore
-from openwavlm.train import train
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.labels.store import LabelStore
+from openwavlm.runs.launch import train
+from openwavlm.runs.replay import rebuild_update
+from openwavlm.shards.index import Index
 from runs import TINY_MODEL, compose, launch, table, weights
 from synthetic import make_shard_set
 
@@ -245,7 +245,7 @@ def unsampled(place: Place) -> int:
 
 def write_error(path: Path) -> None:
     """Writes what a launch raises into a file."""
-    from openwavlm import train as module
+    from openwavlm.runs import launch as module
 
     real = module.train
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from openwavlm.data.prepare import make_shards
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.shards.prepare import make_shards
 from patience import HANG_S
 from programs import REPOSITORY
 from runs import SETTINGS

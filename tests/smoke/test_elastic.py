@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from openwavlm.training.watchdog import EXIT_CODE
+from openwavlm.runtime.watchdog import EXIT_CODE
 from runs import SETTINGS, launch, make_data, table, weights
 
 SLOTS = 5  # of which two processes pad one and four pad three

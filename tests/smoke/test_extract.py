@@ -11,16 +11,16 @@ import torch
 
 import openwavlm
 from closeness import assert_close_to_scale
+from openwavlm.audio.audio_files import decode
+from openwavlm.audio.frames import num_frames
+from openwavlm.audio.mfcc import mfcc_features
 from openwavlm.checkpoints.huggingface import save_huggingface
-from openwavlm.data.audio import decode
-from openwavlm.extract import extract_features_of_folder, extract_units_of_folder, units_line
-from openwavlm.frames import num_frames
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.labelling.teacher import layer_chunks
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
-from openwavlm.targets.kmeans import Codebook
-from openwavlm.targets.mfcc import mfcc_features
+from openwavlm.labels.feature_files import extract_features_of_folder, extract_units_of_folder, units_line
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.teacher import layer_chunks
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
 from programs import run_program
 from synthetic import make_shard_set, speech_like
 

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openwavlm.checkpoints.huggingface import save_huggingface
-from openwavlm.data.index import Index
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.labelling.sample import draw_sample, quotas
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
-from openwavlm.targets.chunks import chunk_frames
-from openwavlm.targets.kmeans import Codebook
+from openwavlm.labels.chunks import chunk_frames
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.sample import draw_sample, quotas
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
+from openwavlm.shards.index import Index
 from synthetic import make_shard_set
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +78,7 @@ def test_two_processes_of_torchrun_give_the_folder_of_one_byte_for_byte(
 
 KILLED = """
 import os, signal, sys
-from openwavlm.targets import lloyd
+from openwavlm.labels import lloyd
 
 step = lloyd._pass
 passes = []
@@ -176,7 +176,7 @@ def test_a_small_sample_lowers_the_number_of_clusters_and_says_so(
 def test_memory_is_bounded_before_anything_is_computed(
     sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("openwavlm.labelling.fit.sampled_frames", None)
+    monkeypatch.setattr("openwavlm.labels.fit.sampled_frames", None)
     # 39 numbers of 4 bytes.
     with pytest.raises(ValueError, match=r"max_memory_gib=0\.0001 .*set max_frames to at most 688, start more processes"):
         fit_codebook(sources, tmp_path / "km", max_memory_gib=1e-4, max_frames=2000, **FIT)
@@ -198,7 +198,7 @@ def test_memory_is_bounded_before_anything_is_computed(
 def test_wrong_values_are_refused_before_any_feature_is_computed(
     sources: list[Path], tmp_path: Path, asked: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("openwavlm.labelling.fit.sampled_frames", lambda *_, **__: pytest.fail("features are computed"))
+    monkeypatch.setattr("openwavlm.labels.fit.sampled_frames", lambda *_, **__: pytest.fail("features are computed"))
     with pytest.raises(ValueError, match=message):
         fit_codebook(sources, tmp_path / "km", **(FIT | asked))
 
@@ -210,8 +210,8 @@ def test_a_gpu_that_is_not_there_is_refused(sources: list[Path], tmp_path: Path)
 
 
 def test_frames_for_scikit_learn_stay_on_the_cpu_where_there_is_a_gpu(sources, tmp_path, monkeypatch):
-    monkeypatch.setattr("openwavlm.labelling.fit.choose_device", lambda device: torch.device("cuda"))
-    monkeypatch.setattr("openwavlm.labelling.sampled_frames._placed", lambda features, device: features.to(_stand_in(device)))
+    monkeypatch.setattr("openwavlm.labels.fit.choose_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr("openwavlm.labels.sampled_frames._placed", lambda features, device: features.to(_stand_in(device)))
     assert len(fit_codebook(sources, tmp_path / "km", engine="minibatch", **FIT)) == 12
 
 

@@ -19,24 +19,25 @@ import pytest
 import torch
 
 from mutations import Damage
-from openwavlm.build import make_model, objects, plain, with_placeholders
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.checkpoints.load import load_checkpoint
-from openwavlm.cli import composed
-from openwavlm.data.corpora import manifest
-from openwavlm.data.index import COLUMNS, Index
-from openwavlm.data.shard_done import read_done_file
-from openwavlm.export import export_run, load_run
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.probes.alignment_files import read_alignments
+from openwavlm.evaluation.phones.alignment_files import read_alignments
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.store import LabelStore
 from openwavlm.report.content import read_iteration
-from openwavlm.targets.kmeans import Codebook
-from openwavlm.targets.labels import LabelStore
+from openwavlm.runs.compose import composed, plain
+from openwavlm.runs.export import export_run, load_run
+from openwavlm.runs.run_directory import RunRecord, accept_config
+from openwavlm.runs.segments import segment_of
+from openwavlm.shards.corpora import manifest
+from openwavlm.shards.index import COLUMNS, Index
+from openwavlm.shards.shard_done import read_done_file
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint
 from openwavlm.training.checkpoint_reader import read_checkpoint
-from openwavlm.training.run_directory import RunRecord, accept_config
-from openwavlm.training.segments import segment_of
+from openwavlm.training.config import make_model, objects, with_placeholders
+from openwavlm.training.run_files import flatten
 from openwavlm.training.tables import RunTables
 from patience import HANG_S
 from runs import TINY_MODEL

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-import openwavlm.train
+import openwavlm.runs.launch
 from programs import REPOSITORY, run_program
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -388,9 +388,9 @@ def test_a_checkout_that_is_not_installed_has_no_version(monkeypatch):
     def absent(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    assert openwavlm.train._version("torch") == version("torch")
-    monkeypatch.setattr(openwavlm.train, "version", absent)
-    assert openwavlm.train._version("openwavlm") == "not installed"
+    assert openwavlm.runs.launch._version("torch") == version("torch")
+    monkeypatch.setattr(openwavlm.runs.launch, "version", absent)
+    assert openwavlm.runs.launch._version("openwavlm") == "not installed"
 
 
 def test_packages_that_are_missing_are_named(monkeypatch):

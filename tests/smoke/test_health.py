@@ -69,8 +69,8 @@ LONG = ["health.window=10"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> list[str]:
-    from openwavlm.labelling.assign import assign_labels
-    from openwavlm.labelling.fit import fit_codebook
+    from openwavlm.labels.assign import assign_labels
+    from openwavlm.labels.fit import fit_codebook
 
     folder = tmp_path_factory.mktemp("data")
     shards = make_shard_set(folder, speakers=8, utterances=4, seconds=(1.0, 4.0))

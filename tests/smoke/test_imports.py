@@ -11,23 +11,23 @@ import numpy as np
 import pytest
 from sklearn.cluster import MiniBatchKMeans
 
+from openwavlm.audio.frames import num_frames
+from openwavlm.audio.mfcc import mfcc_features
 from openwavlm.checkpoints.huggingface import save_huggingface
-from openwavlm.data.index import Index
-from openwavlm.data.reader import ShardReader
-from openwavlm.data.sealed import sealed
-from openwavlm.frames import num_frames
-from openwavlm.labelling import import_labels as import_module
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.import_codebook import import_codebook
-from openwavlm.labelling.import_labels import import_labels
-from openwavlm.labelling.teacher import layer_chunks, open_teacher
-from openwavlm.labelling.verify import verify_labels
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
-from openwavlm.targets.kmeans import Codebook
-from openwavlm.targets.labels import LabelPacks, LabelStore
-from openwavlm.targets.mfcc import mfcc_features
-from openwavlm.train import train
+from openwavlm.labels import import_labels as import_module
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.import_codebook import import_codebook
+from openwavlm.labels.import_labels import import_labels
+from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.store import LabelPacks, LabelStore
+from openwavlm.labels.teacher import layer_chunks, open_teacher
+from openwavlm.labels.verify import verify_labels
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
+from openwavlm.runs.launch import train
+from openwavlm.runtime.sealed import sealed
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import ShardReader
 from programs import run_program
 from runs import SETTINGS, compose
 from synthetic import make_corpus, make_shard_set

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
 from patience import HANG_S
 from programs import REPOSITORY
 from runs import SETTINGS

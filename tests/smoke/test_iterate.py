@@ -9,18 +9,18 @@ import pytest
 import transformers
 import yaml
 
-from openwavlm.build import objects, plain, with_placeholders
+from openwavlm.batches.sources import OpenData
 from openwavlm.checkpoints.huggingface import save_huggingface
-from openwavlm.cli import composed, conf_dir
-from openwavlm.data.atomic import writer_lock
-from openwavlm.data.sources import OpenData
-from openwavlm.export import load_run
-from openwavlm.iterate import iterate
-from openwavlm.iteration import masked
-from openwavlm.labelling.teacher import forget_teacher, open_teacher
-from openwavlm.models.wavlm import WavLM
-from openwavlm.probes import counts
-from openwavlm.probes.counts import CountTable
+from openwavlm.evaluation import counts
+from openwavlm.evaluation.counts import CountTable
+from openwavlm.labels.teacher import forget_teacher, open_teacher
+from openwavlm.model.wavlm import WavLM
+from openwavlm.pipeline import masked
+from openwavlm.pipeline.iterate import iterate
+from openwavlm.runs.compose import composed, conf_dir, plain
+from openwavlm.runs.export import load_run
+from openwavlm.runtime.atomic import writer_lock
+from openwavlm.training.config import objects, with_placeholders
 from runs import TINY_MODEL
 from synthetic import make_corpus
 
@@ -314,8 +314,8 @@ def test_the_teacher_is_forgotten_while_a_training_runs(done, config):
     again = json.loads(json.dumps(config))
     again["iterations"][1]["overrides"] = ["optim.clip_norm=7"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("openwavlm.iterate.forget_teacher", lambda: asked.append("forgotten"))
-        patch.setattr("openwavlm.iterate.run_until_saved", lambda *_: asked.append("training") or 1)
+        patch.setattr("openwavlm.pipeline.iterate.forget_teacher", lambda: asked.append("forgotten"))
+        patch.setattr("openwavlm.pipeline.iterate.run_until_saved", lambda *_: asked.append("training") or 1)
         with pytest.raises(ValueError, match="training of iteration 2 ended with status 1"):
             iterate(again, directory)
     assert asked == ["forgotten", "training"]

@@ -82,7 +82,7 @@ def start(directory: Path, workers: int) -> multiprocessing.process.BaseProcess:
     """The demo as a program, forked from a server that has imported everything."""
     directory.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["openwavlm.train", "openwavlm.iterate"])
+    context.set_forkserver_preload(["openwavlm.runs.launch", "openwavlm.pipeline.iterate"])
     process = context.Process(target=_main, args=(directory, [*DEMO, f"workers={workers}"]))
     process.start()
     return process

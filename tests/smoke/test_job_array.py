@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from openwavlm.job_array import Slurm, is_array, run_array
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.runtime.job_array import Slurm, is_array, run_array
 from programs import REPOSITORY, run_program
 from synthetic import make_corpus, make_shard_set
 

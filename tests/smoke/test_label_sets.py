@@ -9,18 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openwavlm.data.index import Index
-from openwavlm.data.reader import ShardReader, UnreadableAudio
-from openwavlm.data.sources import Data, OpenData
-from openwavlm.export import export_run, load_run
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.pretraining import WavLMForPretraining
-from openwavlm.models.wavlm import WavLM
-from openwavlm.replay import rebuild_update
-from openwavlm.report_command import report_runs
-from openwavlm.train import train
+from openwavlm.batches.sources import Data, OpenData
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.pretraining import WavLMForPretraining
+from openwavlm.model.wavlm import WavLM
+from openwavlm.runs.export import export_run, load_run
+from openwavlm.runs.gather import report_runs
+from openwavlm.runs.launch import train
+from openwavlm.runs.replay import rebuild_update
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import ShardReader, UnreadableAudio
 from openwavlm.training.module import Loss
 from runs import SETTINGS, compose, launch, table, weights
 from synthetic import make_shard_set
@@ -245,7 +245,8 @@ def test_a_row_that_one_set_lacks_is_in_none(place: Place, tmp_path: Path, monke
     monkeypatch.undo()
     assert np.load(labels / "pack-00000.rows.npy")["frames"][0] == 0
     sets = [place.folder / "shards-labels-0", labels]
-    from openwavlm.build import make_builder, objects, plain
+    from openwavlm.runs.compose import plain
+    from openwavlm.training.config import make_builder, objects
 
     overrides = [*RUN, *place.data()[:1], f"data.sources.speech.labels=[{sets[0]},{sets[1]}]"]
     parts = objects(plain(compose(overrides)))

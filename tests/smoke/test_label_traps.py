@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from openwavlm.checkpoints.huggingface import save_huggingface
-from openwavlm.data.index import Index
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.labelling.verify import verify_labels
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
-from openwavlm.targets.label_packs import write_labels_meta, write_pack
-from openwavlm.targets.labels import LabelPacks
-from openwavlm.train import train
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.labels.label_packs import write_labels_meta, write_pack
+from openwavlm.labels.store import LabelPacks
+from openwavlm.labels.verify import verify_labels
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
+from openwavlm.runs.launch import train
+from openwavlm.shards.index import Index
 from runs import TINY_MODEL, compose, launch
 from synthetic import make_corpus, make_shard_set
 

@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openwavlm.data.index import Index
-from openwavlm.data.reader import ShardReader
-from openwavlm.data.sealed import sealed
-from openwavlm.data.splits import validation_rows
-from openwavlm.labelling import assign, sampled_frames
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.labelling.sample import draw_sample
-from openwavlm.labelling.sampled_frames import thinned_places
-from openwavlm.labelling.verify import verify_labels
-from openwavlm.targets.kmeans import Codebook
-from openwavlm.targets.labels import LabelStore
-from openwavlm.targets.mfcc import mfcc_features
+from openwavlm.audio.mfcc import mfcc_features
+from openwavlm.labels import assign, sampled_frames
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.sample import draw_sample
+from openwavlm.labels.sampled_frames import thinned_places
+from openwavlm.labels.store import LabelStore
+from openwavlm.labels.verify import verify_labels
+from openwavlm.runtime.sealed import sealed
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import ShardReader
+from openwavlm.shards.splits import validation_rows
 from patience import HANG_S
 from synthetic import make_corpus, make_shard_set, write_speech_like
 
@@ -131,7 +131,8 @@ def test_unknown_features_are_refused_by_name(shards: Path, tmp_path: Path) -> N
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from openwavlm.labelling import assign, pack_tasks
+from openwavlm.labels import assign
+from openwavlm.labels import pack_tasks
 
 computer = pack_tasks._computer
 def deadly(*arguments):

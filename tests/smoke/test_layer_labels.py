@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
+from openwavlm.audio.frames import num_frames
 from openwavlm.checkpoints.huggingface import save_huggingface
-from openwavlm.data.index import Index
-from openwavlm.data.reader import ShardReader
-from openwavlm.frames import num_frames
-from openwavlm.labelling import sampled_frames
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.labelling.teacher import layer_chunks, open_teacher
-from openwavlm.labelling.verify import verify_labels
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
-from openwavlm.targets.kmeans import Codebook
-from openwavlm.targets.labels import LabelStore
+from openwavlm.labels import sampled_frames
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.store import LabelStore
+from openwavlm.labels.teacher import layer_chunks, open_teacher
+from openwavlm.labels.verify import verify_labels
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import ShardReader
 from programs import run_program
 from synthetic import make_shard_set
 

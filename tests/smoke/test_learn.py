@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from openwavlm.cli import conf_dir
-from openwavlm.learn import learn
+from openwavlm.pipeline.learn import learn
+from openwavlm.runs.compose import conf_dir
 from runs import TINY_MODEL
 from synthetic import make_corpus
 

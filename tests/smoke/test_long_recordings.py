@@ -12,7 +12,7 @@ import soundfile
 HOUR_BYTES = 3600 * 16_000 * 2
 PROGRAM = """
 import json, resource, sys
-from openwavlm.data.prepare import make_shards
+from openwavlm.shards.prepare import make_shards
 make_shards(**json.loads(sys.argv[1]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """

@@ -18,13 +18,13 @@ import pytest
 import soundfile
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from openwavlm.data.audio import pcm_id, pcm_md5
-from openwavlm.data.index import Index
-from openwavlm.data.indexing import build_index
-from openwavlm.data.prepare import make_shards
-from openwavlm.data.reader import ShardReader, check_shards
-from openwavlm.data.sealed import write_sealed
-from openwavlm.data.verify import verify_shards
+from openwavlm.audio.audio_files import pcm_id, pcm_md5
+from openwavlm.runtime.sealed import write_sealed
+from openwavlm.shards.index import Index
+from openwavlm.shards.indexing import build_index
+from openwavlm.shards.prepare import make_shards
+from openwavlm.shards.reader import ShardReader, check_shards
+from openwavlm.shards.verify import verify_shards
 from patience import wait_until
 from synthetic import make_corpus, speech_like, write_speech_like
 

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import yaml
 
-from openwavlm.announce import cost_lines
-from openwavlm.budget import GIB, GPUS, USABLE_SHARE, Recipe, disk_bytes
-from openwavlm.build import objects, plain, recipe_of, with_placeholders
-from openwavlm.cli import composed, conf_dir
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.plan_command import Question, lines_of, plan_run
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.planning.budget import GIB, GPUS, USABLE_SHARE, Recipe, disk_bytes, recipe_of
+from openwavlm.planning.plan import Question, lines_of, plan_run
+from openwavlm.planning.trial import outcome_of, run_trial
+from openwavlm.planning.tune import Search, search, speed_line, write_settings
+from openwavlm.runs.announce import cost_lines
+from openwavlm.runs.compose import composed, conf_dir, plain
 from openwavlm.training.callbacks import Schedules
-from openwavlm.trial import outcome_of, run_trial
-from openwavlm.tune import Search, search, speed_line, write_settings
+from openwavlm.training.config import objects, with_placeholders
 from programs import run_program
 from runs import TINY_MODEL
 from synthetic import make_shard_set

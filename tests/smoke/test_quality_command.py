@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from openwavlm.checkpoints.huggingface import save_huggingface
-from openwavlm.data.index import Index
-from openwavlm.data.prepare import make_shards
-from openwavlm.data.splits import validation_rows
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
-from openwavlm.probes.heard import unheard_rows
-from openwavlm.quality import judge
-from openwavlm.quality_settings import Asked
+from openwavlm.evaluation.heard import unheard_rows
+from openwavlm.evaluation.quality import judge
+from openwavlm.evaluation.quality_settings import Asked
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
+from openwavlm.shards.index import Index
+from openwavlm.shards.prepare import make_shards
+from openwavlm.shards.splits import validation_rows
 from programs import REPOSITORY, run_program
 from runs import phone_times
 from synthetic import make_corpus, make_shard_set

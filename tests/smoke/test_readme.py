@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from openwavlm.build import objects, plain, with_placeholders
-from openwavlm.cli import composed
+from openwavlm.runs.compose import composed, plain
+from openwavlm.training.config import objects, with_placeholders
 from programs import REPOSITORY, run_program
 from runs import compose
 from synthetic import make_corpus, write_speech_like

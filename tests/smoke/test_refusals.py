@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openwavlm.data.index import Index
-from openwavlm.data.sealed import sealed
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.train import train
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.runs.launch import train
+from openwavlm.runtime.sealed import sealed
+from openwavlm.shards.index import Index
 from patience import HANG_S, wait_until
 from programs import REPOSITORY, run_program
 from runs import TINY_MODEL, compose, launch
@@ -257,7 +257,7 @@ def test_a_batch_without_usable_audio_is_refused(place):
 
 
 def test_more_processes_than_micro_batches_are_refused(place, monkeypatch):
-    monkeypatch.setattr("openwavlm.train.join_processes", lambda: (0, 4))
+    monkeypatch.setattr("openwavlm.runs.launch.join_processes", lambda: (0, 4))
     refused(place, "4 processes but only 3 micro-batches a step: use at most 3 processes, or lower batch.micro_seconds")
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from openwavlm.cli import refusal_of
-from openwavlm.data.loader import Loading, micro_batch_loader, received
-from openwavlm.data.pool import run_jobs
-from openwavlm.processes import ended, killed_worker
+from openwavlm.batches.loader import Loading, micro_batch_loader, received
+from openwavlm.cli.app import refusal_of
+from openwavlm.runtime.pool import run_jobs
+from openwavlm.runtime.processes import ended, killed_worker
 from openwavlm.training.void_updates import check_learned
 from programs import HANG_S, run_program
 from runs import SETTINGS, launch, make_data
@@ -52,7 +52,7 @@ def test_a_killed_loader_worker_is_a_sentence_with_its_process_and_the_way_out()
 
 
 ENDS = """
-from openwavlm.data.loader import Loading, micro_batch_loader, received
+from openwavlm.batches.loader import Loading, micro_batch_loader, received
 class Numbers:
     def __getitem__(self, spec):
         return spec
@@ -221,8 +221,8 @@ def _no_space_at(name: str, code: int) -> None:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 @pytest.mark.parametrize("name", ["000000-000.tar", "000000.json", "shards.json"])
 def test_a_disk_that_refuses_a_preparation_is_named_and_nothing_half_written_counts(tmp_path, monkeypatch, code, name):
-    from openwavlm.data.prepare import make_shards
-    from openwavlm.resources import explained
+    from openwavlm.runtime.resources import explained
+    from openwavlm.shards.prepare import make_shards
     from synthetic import make_corpus
 
     corpus, output = make_corpus(tmp_path / "corpus", speakers=1, utterances=2, seconds=(0.5, 0.6)), tmp_path / "shards"
@@ -240,7 +240,7 @@ def test_a_disk_that_refuses_a_preparation_is_named_and_nothing_half_written_cou
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 @pytest.mark.parametrize("name", ["pack-00000.u16", "pack-00000.rows.npy", "codebook.npy", "meta.json", "stats.json"])
 def test_a_disk_that_refuses_labels_is_named_and_the_rerun_gives_the_same_bytes(data, tmp_path, monkeypatch, code, name):
-    from openwavlm.labelling.assign import assign_labels
+    from openwavlm.labels.assign import assign_labels
 
     shards, labels = (Path(next(word.split("=")[1] for word in data if f".{key}=" in word)) for key in ("shards", "labels"))
     output = tmp_path / "labels"
@@ -259,7 +259,7 @@ def test_a_disk_that_refuses_labels_is_named_and_the_rerun_gives_the_same_bytes(
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_a_folder_whose_names_cannot_be_made_durable_is_named(tmp_path, monkeypatch, code):
-    from openwavlm.data.atomic import write_json
+    from openwavlm.runtime.atomic import write_json
 
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(os, "fsync", os.fsync)

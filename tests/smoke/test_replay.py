@@ -12,10 +12,10 @@ import pytest
 import soundfile
 import torch
 
-from openwavlm.data.index import Index
-from openwavlm.data.reader import ShardReader
-from openwavlm.data.sealed import sealed
-from openwavlm.replay import _shown, rebuild_update, record_of, replay
+from openwavlm.runs.replay import _shown, rebuild_update, record_of, replay
+from openwavlm.runtime.sealed import sealed
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import ShardReader
 from patience import HANG_S, wait_until
 from programs import run_program
 from runs import TINY_MODEL, launch
@@ -45,8 +45,8 @@ CHANGED = ["batch.micro_seconds=6", "batch.seconds=18", "mixing.prob=0.9", "mask
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     """Two labelled sources and a noise bank: speech, calls, noise, NAME-labels."""
-    from openwavlm.labelling.assign import assign_labels
-    from openwavlm.labelling.fit import fit_codebook
+    from openwavlm.labels.assign import assign_labels
+    from openwavlm.labels.fit import fit_codebook
 
     folder = tmp_path_factory.mktemp("data")
     for name, speakers, seed in (("speech", 8, 0), ("calls", 6, 5), ("noise", 2, 9)):

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import yaml
 
-from openwavlm.build import build, make_builder
-from openwavlm.data.collate import MicroBatchBuilder
-from openwavlm.data.schedule import Schedule
-from openwavlm.data.sealed import sealed
-from openwavlm.data.sources import OpenData
+from openwavlm.batches.collate import MicroBatchBuilder
+from openwavlm.batches.schedule import Schedule
+from openwavlm.batches.sources import OpenData
 from openwavlm.report.rebuild import measure_realised, mixtures, rebuild_micro_batch, rebuild_steps
-from openwavlm.report_command import gather
+from openwavlm.runs.gather import gather
+from openwavlm.runtime.sealed import sealed
+from openwavlm.training.config import build, make_builder
 from programs import run_program
 from runs import TINY_MODEL, launch
 from synthetic import make_shard_set
@@ -40,8 +40,8 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    from openwavlm.labelling.assign import assign_labels
-    from openwavlm.labelling.fit import fit_codebook
+    from openwavlm.labels.assign import assign_labels
+    from openwavlm.labels.fit import fit_codebook
 
     folder = tmp_path_factory.mktemp("data")
     shards = make_shard_set(folder, speakers=8, utterances=3, seconds=(1.0, 4.0))

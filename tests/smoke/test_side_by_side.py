@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from openwavlm.checkpoints.huggingface import save_huggingface
-from openwavlm.data.index import Index
-from openwavlm.data.reader import ShardReader
-from openwavlm.labelling import extract
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.labelling.verify import labels_of_teacher, verify_labels
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
+from openwavlm.labels import features as extract
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.labels.verify import labels_of_teacher, verify_labels
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import ShardReader
 from patience import HANG_S, wait_until
 from programs import run_program
 from synthetic import make_corpus, make_shard_set, write_speech_like
@@ -174,7 +174,7 @@ def _job(place: Place, outputs: list[Path], index: int) -> None:
 def test_two_jobs_of_two_workers_killed_at_random_moments_give_the_bytes_of_one_process(place: Place, tmp_path: Path) -> None:
     outputs = [tmp_path / name for name in NAMES]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["openwavlm.labelling.assign"])
+    context.set_forkserver_preload(["openwavlm.labels.assign"])
     chance, killed = random.Random(7), 0
     for attempt in range(6):
         jobs = [context.Process(target=_job, args=(place, outputs, index)) for index in (0, 1)]

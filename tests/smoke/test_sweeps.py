@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.sweeps import _values
+from openwavlm.cli.multirun import _values
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
 from programs import run_program
 from runs import SETTINGS
 from synthetic import make_shard_set

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openwavlm.data.audio import decode
-from openwavlm.data.prepare import make_shards
-from openwavlm.data.synthesis.corpus import PHONE_COLUMNS, synthesize
-from openwavlm.data.synthesis.phones import CLASSES
-from openwavlm.frames import SAMPLE_RATE_HZ
-from openwavlm.probes.alignments import frame_phones, read_tsv
-from openwavlm.targets.mfcc import mfcc_features
-from openwavlm.targets.minibatch import fit_minibatch_kmeans
-from openwavlm.targets.quality import joint_histogram, pnmi
+from openwavlm.audio.audio_files import decode
+from openwavlm.audio.frames import SAMPLE_RATE_HZ
+from openwavlm.audio.mfcc import mfcc_features
+from openwavlm.evaluation.phones.alignments import frame_phones, read_tsv
+from openwavlm.labels.minibatch import fit_minibatch_kmeans
+from openwavlm.labels.quality import joint_histogram, pnmi
+from openwavlm.shards.prepare import make_shards
+from openwavlm.synthesis.corpus import PHONE_COLUMNS, synthesize
+from openwavlm.synthesis.phones import CLASSES
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("espeakng_loader") is None, reason="espeak-ng is not installed: pip install 'openwavlm[demo]'"

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from openwavlm.export import export_run
 from openwavlm.report.content import read_iteration
-from openwavlm.train import train
+from openwavlm.runs.export import export_run
+from openwavlm.runs.launch import train
 from patience import wait_until
 from runs import SETTINGS, compose, launch, make_data, random_moments, table, weights
 
@@ -259,7 +259,7 @@ def test_a_warning_of_slurm_during_start_up_saves_and_stops_after_the_first_upda
 
 
 def _warn_while_data_are_opened() -> None:
-    from openwavlm import train
+    from openwavlm.runs import launch as train
 
     real = train._open
 
@@ -317,7 +317,7 @@ def test_a_running_mean_may_begin_at_a_branch(data, tmp_path):
 
 
 def test_the_running_mean_is_kept_and_exported(data, tmp_path):
-    from openwavlm.export import load_run
+    from openwavlm.runs.export import load_run
 
     assert launch([*SETTINGS, *data, "optim.ema=0.9", "optim.updates=3", "stop_after=2"], tmp_path) == [0]
     earlier = weights(tmp_path, 2)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from format_one import meta_of_format_one, run_of_format_one, shards_of_format_one, without_names
-from openwavlm.data.index import COLUMNS, TABLES, Index
-from openwavlm.data.index_writer import write_index
-from openwavlm.data.sealed import sealed
-from openwavlm.data.splits import validation_rows
-from openwavlm.replay import replay
-from openwavlm.train import train
+from openwavlm.runs.launch import train
+from openwavlm.runs.replay import replay
+from openwavlm.runtime.sealed import sealed
+from openwavlm.shards.index import COLUMNS, TABLES, Index
+from openwavlm.shards.index_writer import write_index
+from openwavlm.shards.splits import validation_rows
 from programs import run_program
 from runs import SETTINGS, compose, launch, make_data, table, weights
 

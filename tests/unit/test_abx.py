@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.frames import num_frames
-from openwavlm.probes import abx
-from openwavlm.probes.alignments import Segment, frame_phones
-from openwavlm.probes.features import MfccFeatures
-from openwavlm.probes.matching import Matches
-from openwavlm.probes.sets import ProbeSet, ProbeUtterance
-from openwavlm.probes.shard_sets import Judged
-from openwavlm.targets.mfcc import mfcc_features
+from openwavlm.audio.frames import num_frames
+from openwavlm.audio.mfcc import mfcc_features
+from openwavlm.evaluation import abx
+from openwavlm.evaluation.features import MfccFeatures
+from openwavlm.evaluation.phones.alignments import Segment, frame_phones
+from openwavlm.evaluation.phones.matching import Matches
+from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
+from openwavlm.evaluation.shard_sets import Judged
 from synthetic import speech_like
 
 PHONES = ("AA", "B", "IY", "T")

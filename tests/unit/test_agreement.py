@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from openwavlm.collectives import Ranks
+from openwavlm.runtime.collectives import Ranks
 from openwavlm.training.control import Control
 from openwavlm.training.ranks import on_rank_zero, together
 

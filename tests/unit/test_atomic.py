@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from openwavlm.data import atomic, pool
-from openwavlm.data.atomic import atomic_file, sha256_of, taking_turns, write_json, writer_lock
-from openwavlm.data.pool import run_jobs
+from openwavlm.runtime import atomic, pool
+from openwavlm.runtime.atomic import atomic_file, sha256_of, taking_turns, write_json, writer_lock
+from openwavlm.runtime.pool import run_jobs
 
 
 def names(folder):

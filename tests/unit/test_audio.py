@@ -9,8 +9,8 @@ import pytest
 import soundfile
 import soxr
 
-from openwavlm.data.audio import check_clip, decode, encode_flac, flac_md5, pcm_id, pcm_md5, probe_channels, probe_seconds
-from openwavlm.data.containers import AudioError
+from openwavlm.audio.audio_files import check_clip, decode, encode_flac, flac_md5, pcm_id, pcm_md5, probe_channels, probe_seconds
+from openwavlm.audio.containers import AudioError
 from synthetic import speech_like
 
 SPEECH = speech_like(2.0, seed=1, speaker="a")

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from openwavlm import continuation
 from openwavlm.checkpoints.account import NO_GATED_BIAS, Account
 from openwavlm.checkpoints.huggingface import save_huggingface
-from openwavlm.continuation import begin_from, check_same_architecture, check_same_beginning
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
+from openwavlm.runs import init_from as continuation
+from openwavlm.runs.init_from import begin_from, check_same_architecture, check_same_beginning
 from random_models import TINY
 
 # Another value of every field: those that a run may choose, and those that its checkpoint decides.

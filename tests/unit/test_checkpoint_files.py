@@ -34,9 +34,9 @@ from openwavlm.checkpoints.load import load_checkpoint
 from openwavlm.checkpoints.names import fairseq_name, old_spelling
 from openwavlm.checkpoints.pickles import read_pickle
 from openwavlm.checkpoints.torchaudio import torchaudio_bytes
-from openwavlm.labelling.teacher import model_hash, open_teacher
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
+from openwavlm.labels.teacher import model_hash, open_teacher
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
 
 TINY = WavLMConfig(
     conv_dims=(8,) * 7,

@@ -9,18 +9,18 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from openwavlm.iteration.next_layer import pnmi_by_layer
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
-from openwavlm.probes import measure as measure_module
-from openwavlm.probes import probe as probe_module
-from openwavlm.probes.layer_units import UnitSettings, fit_layers, layer_pnmi, tally_layers
-from openwavlm.probes.measure import change_of, development_accuracy, measure
-from openwavlm.probes.measured import CONDITIONS, Measured, ProbeSettings, cache_name, summary
-from openwavlm.probes.mixtures import _overlap_figures, _phone_figures, _Read, mix_set, probe_mixtures
-from openwavlm.probes.probe import probe_model
-from openwavlm.probes.ridge import PENALTIES
-from openwavlm.probes.sets import ProbeSet, ProbeUtterance
+from openwavlm.evaluation import measure as measure_module
+from openwavlm.evaluation import probe as probe_module
+from openwavlm.evaluation.layer_units import UnitSettings, fit_layers, layer_pnmi, tally_layers
+from openwavlm.evaluation.measure import change_of, development_accuracy, measure
+from openwavlm.evaluation.measured import CONDITIONS, Measured, ProbeSettings, cache_name, summary
+from openwavlm.evaluation.mixtures import _overlap_figures, _phone_figures, _Read, mix_set, probe_mixtures
+from openwavlm.evaluation.probe import probe_model
+from openwavlm.evaluation.ridge import PENALTIES
+from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
+from openwavlm.pipeline.next_layer import pnmi_by_layer
 from planted_features import Planted, frames_of, planted_set
 
 SPEAKERS = {"train": ("a", "b", "c"), "dev": ("d", "e"), "test": ("f", "g")}
@@ -332,7 +332,7 @@ def test_the_loops_layers_are_measured_on_dev_with_codebooks_of_training_speech(
         asked.update(fit=fit, judged=judged, settings=settings)
         return {2: 0.1234567, 1: 0.3}
 
-    monkeypatch.setattr("openwavlm.iteration.next_layer.layer_pnmi", measured)
+    monkeypatch.setattr("openwavlm.pipeline.next_layer.layer_pnmi", measured)
     wanted = ProbeSettings(clusters=6, codebook_seeds=(4,), codebook_frames=123)
     assert pnmi_by_layer(WavLM(CONFIG), TRAIN, DEV, wanted) == [0.3, 0.12346]
     assert asked["fit"] is TRAIN and asked["judged"] is DEV
@@ -458,7 +458,7 @@ def test_units_are_equal_within_twice_the_largest_spread_of_all(stood_beside: tu
 
 def test_a_cached_measurement_is_of_one_version_of_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     name = cache_name(Planted(LAYERS), (TRAIN, DEV, TEST), SETTINGS)
-    monkeypatch.setattr("openwavlm.probes.measured.VERSION", 10**6)
+    monkeypatch.setattr("openwavlm.evaluation.measured.VERSION", 10**6)
     assert cache_name(Planted(LAYERS), (TRAIN, DEV, TEST), SETTINGS) != name
 
 

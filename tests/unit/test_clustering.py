@@ -12,22 +12,22 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
-from openwavlm.collectives import Ranks
-from openwavlm.data.index import Index
-from openwavlm.data.reader import ShardReader, UnreadableAudio
-from openwavlm.frames import num_frames
-from openwavlm.labelling import fit as fit_module
-from openwavlm.labelling.fit import check_skip_rate, fit_codebook
-from openwavlm.labelling.sample import draw_sample, keyed_hash, quotas
-from openwavlm.labelling.sampled_frames import _UTTERANCES_A_TASK, num_places, sampled_frames, thinned_places
-from openwavlm.randomness import stable_hash, uniform, words
-from openwavlm.targets import lloyd
-from openwavlm.targets.chunks import ChunkedFrames, standardise_chunks
-from openwavlm.targets.kmeans import Codebook, affordable_clusters, check_amount, standardise
-from openwavlm.targets.lloyd import fit_lloyd_kmeans, whole
-from openwavlm.targets.mfcc import mfcc_features
-from openwavlm.targets.minibatch import fit_minibatch_kmeans
-from openwavlm.targets.seeding import SEEDING_FRAMES_PER_CLUSTER, greedy_seeds
+from openwavlm.audio.frames import num_frames
+from openwavlm.audio.mfcc import mfcc_features
+from openwavlm.labels import fit as fit_module
+from openwavlm.labels import lloyd
+from openwavlm.labels.chunks import ChunkedFrames, standardise_chunks
+from openwavlm.labels.fit import check_skip_rate, fit_codebook
+from openwavlm.labels.kmeans import Codebook, affordable_clusters, check_amount, standardise
+from openwavlm.labels.lloyd import fit_lloyd_kmeans, whole
+from openwavlm.labels.minibatch import fit_minibatch_kmeans
+from openwavlm.labels.sample import draw_sample, keyed_hash, quotas
+from openwavlm.labels.sampled_frames import _UTTERANCES_A_TASK, num_places, sampled_frames, thinned_places
+from openwavlm.labels.seeding import SEEDING_FRAMES_PER_CLUSTER, greedy_seeds
+from openwavlm.runtime.collectives import Ranks
+from openwavlm.runtime.randomness import stable_hash, uniform, words
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import ShardReader, UnreadableAudio
 from synthetic import make_shard_set
 
 CPU = torch.device("cpu")
@@ -479,7 +479,7 @@ def test_kmeans_is_given_the_thinned_features_of_the_sample_and_what_was_asked_f
         given.update(frames=held.clone(), clusters=clusters, seed=seed, **settings)
         return Codebook(torch.zeros(clusters, 3), fitted={"used_clusters": 1, "perplexity": 1.0, "mean_squared_distance": 0.0})
 
-    monkeypatch.setattr("openwavlm.labelling.sampled_frames.extract_feature_chunks", features)
+    monkeypatch.setattr("openwavlm.labels.sampled_frames.extract_feature_chunks", features)
     monkeypatch.setitem(_UTTERANCES_A_TASK, "mfcc", 5)
     monkeypatch.setattr(fit_module, "feature_settings", lambda *_, **__: {"name": "mfcc", "dim": 3})
     monkeypatch.setattr(fit_module, f"fit_{engine}_kmeans", kmeans)
@@ -522,7 +522,7 @@ def test_standardised_features_are_clustered_on_their_scale_and_the_codebook_kee
         fit_module, "feature_settings", lambda *_, **__: {"name": "mfcc", "dim": 39, "feature_norm": "standardise"}
     )
     monkeypatch.setattr(
-        "openwavlm.labelling.sampled_frames.extract_feature_chunks",
+        "openwavlm.labels.sampled_frames.extract_feature_chunks",
         lambda settings, waveform, teacher, *, device: [(0, [5 + 3 * mfcc_features(waveform)])],
     )
     asked = {"sample_hours": 1.0, "validation_share": 0.0, "split_seed": 0, "seed": 0}

@@ -13,23 +13,23 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.augment.mixing import Mixing
-from openwavlm.batch import MicroBatchId, PretrainBatch
-from openwavlm.data import collate as collate_module
-from openwavlm.data import loader as loader_module
-from openwavlm.data.collate import Draws, MicroBatchBuilder
-from openwavlm.data.index import Index
-from openwavlm.data.loader import Loading, StepLoader
-from openwavlm.data.plan import Batching, MicroBatchSpec
-from openwavlm.data.reader import ShardReader
-from openwavlm.data.schedule import Schedule
-from openwavlm.data.sources import Data, OpenData
-from openwavlm.frames import HOP_SAMPLES, num_samples_of
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.masking import SpanMasking, draw_span_mask
-from openwavlm.randomness import words
-from openwavlm.targets.labels import LabelStore
+from openwavlm.audio.frames import HOP_SAMPLES, num_samples_of
+from openwavlm.batches import collate as collate_module
+from openwavlm.batches import loader as loader_module
+from openwavlm.batches.batch import MicroBatchId, PretrainBatch
+from openwavlm.batches.collate import Draws, MicroBatchBuilder
+from openwavlm.batches.loader import Loading, StepLoader
+from openwavlm.batches.masking import SpanMasking, draw_span_mask
+from openwavlm.batches.mixing import Mixing
+from openwavlm.batches.plan import Batching, MicroBatchSpec
+from openwavlm.batches.schedule import Schedule
+from openwavlm.batches.sources import Data, OpenData
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.labels.store import LabelStore
+from openwavlm.runtime.randomness import words
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import ShardReader
 from synthetic import make_shard_set
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose

@@ -10,8 +10,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from openwavlm.build import _GROUPS, make_model, objects, plain
-from openwavlm.cli import conf_dir, quoted
+from openwavlm.runs.compose import conf_dir, plain, quoted
+from openwavlm.training.config import _GROUPS, make_model, objects
 from openwavlm.training.run_files import flatten
 
 PLACES = ["name=test", "data.sources.speech.shards=shards", "data.sources.speech.labels=labels"]

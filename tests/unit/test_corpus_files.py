@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from openwavlm.data.corpora.files import counted, find_files
-from openwavlm.data.corpora.librispeech import utterances
-from openwavlm.data.fields import read_fields
-from openwavlm.data.index import Index
-from openwavlm.data.prepare import make_shards
-from openwavlm.data.reader import ShardReader
-from openwavlm.data.sealed import write_sealed
-from openwavlm.data.stats import sentences
-from openwavlm.data.upgrade import upgrade_shards
+from openwavlm.runtime.sealed import write_sealed
+from openwavlm.shards.corpora.files import counted, find_files
+from openwavlm.shards.corpora.librispeech import utterances
+from openwavlm.shards.fields import read_fields
+from openwavlm.shards.index import Index
+from openwavlm.shards.prepare import make_shards
+from openwavlm.shards.reader import ShardReader
+from openwavlm.shards.stats import sentences
+from openwavlm.shards.upgrade import upgrade_shards
 from synthetic import speech_like, write_speech_like
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +82,7 @@ def test_a_folder_that_cannot_be_listed_is_refused_by_name(tmp_path, monkeypatch
             raise PermissionError(13, "Permission denied")
         return real(folder)
 
-    monkeypatch.setattr("openwavlm.data.corpora.files.os.scandir", scandir)
+    monkeypatch.setattr("openwavlm.shards.corpora.files.os.scandir", scandir)
     with pytest.raises(ValueError, match=r"the folder .*/a cannot be listed \(Permission denied\)"):
         find_files(tmp_path)
 
@@ -94,7 +94,7 @@ def test_a_folder_that_the_machine_fails_to_list_is_no_fault_of_the_corpus(tmp_p
     def scandir(folder):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("openwavlm.data.corpora.files.os.scandir", scandir)
+    monkeypatch.setattr("openwavlm.shards.corpora.files.os.scandir", scandir)
     with pytest.raises(OSError, match=str(tmp_path)) as caught:
         find_files(tmp_path)
     assert caught.value.errno == number
@@ -190,7 +190,7 @@ def test_segments_that_all_lie_beyond_the_end_are_named_with_their_own_times(tmp
 def test_files_of_unknown_length_are_cut_into_tasks_by_their_size(tmp_path, monkeypatch):
     for number in range(6):
         write_speech_like(tmp_path / "in" / f"{number}.wav", 1.0, number)
-    monkeypatch.setattr("openwavlm.data.planning.probe_seconds", lambda path: None)
+    monkeypatch.setattr("openwavlm.shards.planning.probe_seconds", lambda path: None)
     prepare(tmp_path / "in", tmp_path / "out", task_hours=8.0 / 3600)  # 32,000 bytes at 64 kbit/s: 4 s a file
     assert len((tmp_path / "out" / "tasks.jsonl").read_text().splitlines()) == 3
 
@@ -296,15 +296,15 @@ def test_only_temporary_files_of_its_own_are_removed(tmp_path):
 
 def test_the_versions_of_the_decoders_are_noted_and_others_are_named(tmp_path, monkeypatch, caplog):
     write_speech_like(tmp_path / "in" / "a.wav", 0.5, 1)
-    monkeypatch.setattr("openwavlm.data.prepare.decoders", lambda: {"lib": "1"})
-    monkeypatch.setattr("openwavlm.data.shards.decoders", lambda: {"lib": "1"})
+    monkeypatch.setattr("openwavlm.shards.prepare.decoders", lambda: {"lib": "1"})
+    monkeypatch.setattr("openwavlm.shards.writer.decoders", lambda: {"lib": "1"})
     stats = prepare(tmp_path / "in", tmp_path / "out")
     assert stats["decoders"] == [{"tasks": 1, "versions": {"lib": "1"}}]
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["decoders"] == {"lib": "1"}
     assert "decodes with" not in caplog.text
     write_speech_like(tmp_path / "in" / "b.wav", 0.5, 2)
-    monkeypatch.setattr("openwavlm.data.prepare.decoders", lambda: {"lib": "2"})
-    monkeypatch.setattr("openwavlm.data.shards.decoders", lambda: {"lib": "2"})
+    monkeypatch.setattr("openwavlm.shards.prepare.decoders", lambda: {"lib": "2"})
+    monkeypatch.setattr("openwavlm.shards.writer.decoders", lambda: {"lib": "2"})
     stats = prepare(tmp_path / "in", tmp_path / "out")
     assert stats["decoders"] == [{"tasks": 1, "versions": {"lib": "1"}}, {"tasks": 1, "versions": {"lib": "2"}}]
     assert "was begun with lib 1, but this run decodes with lib 2" in caplog.text
@@ -436,7 +436,7 @@ def test_rows_beyond_what_is_held_in_memory_come_back_as_they_were(tmp_path, mon
     for number in range(5):
         write_speech_like(tmp_path / "in" / f"{number}.wav", 0.5, number)
     prepare(tmp_path / "in", tmp_path / "memory", utterances_per_shard=2)
-    monkeypatch.setattr("openwavlm.data.shards._MOST_BYTES_IN_MEMORY", 10_000)
+    monkeypatch.setattr("openwavlm.shards.writer._MOST_BYTES_IN_MEMORY", 10_000)
     prepare(tmp_path / "in", tmp_path / "disk", utterances_per_shard=2)
     tars = [{path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.tar")} for name in ("memory", "disk")]
     assert tars[0] == tars[1] and len(tars[0]) == 3

@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
-from openwavlm.build import make_model, objects, plain
-from openwavlm.costs import HeadShape, MicroBatchShape, count_flops, count_parameters
-from openwavlm.frames import num_samples_of
-from openwavlm.memory import estimate_memory
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.pretraining import PretrainingOutput, WavLMForPretraining
-from openwavlm.models.wavlm import WavLM
+from openwavlm.audio.frames import num_samples_of
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.costs import HeadShape, MicroBatchShape, count_flops, count_parameters
+from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
+from openwavlm.model.wavlm import WavLM
+from openwavlm.planning.memory import estimate_memory
+from openwavlm.runs.compose import plain
+from openwavlm.training.config import make_model, objects
 from runs import compose
 
 MODELS = ("nano", "nano_mel", "small", "base", "base_plus", "large")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from openwavlm.probes.contexts import Contexts, LabelSequences
-from openwavlm.probes.counts import CountTable, _DirectTable
-from openwavlm.randomness import integers, words
+from openwavlm.evaluation.contexts import Contexts, LabelSequences
+from openwavlm.evaluation.counts import CountTable, _DirectTable
+from openwavlm.runtime.randomness import integers, words
 
 
 def chain(rng: np.random.Generator, transition: np.ndarray, frames: int) -> np.ndarray:

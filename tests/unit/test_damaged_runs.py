@@ -12,22 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from openwavlm.batches.plan import PLAN_VERSION
 from openwavlm.checkpoints import account as account_module
 from openwavlm.checkpoints.about import ABOUT, about_bytes
 from openwavlm.checkpoints.fairseq_config import microsoft_config
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.checkpoints.load import load_checkpoint
-from openwavlm.data.plan import PLAN_VERSION
-from openwavlm.data.sealed import sealed
-from openwavlm.models.wavlm import WavLM
-from openwavlm.replay import _recorded
+from openwavlm.model.wavlm import WavLM
 from openwavlm.report.content import read_iteration
+from openwavlm.runs.replay import _recorded
+from openwavlm.runs.run_directory import RunRecord, accept_config
+from openwavlm.runs.segments import segment_of
+from openwavlm.runtime.sealed import sealed
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, named_checkpoint, newest_checkpoint
 from openwavlm.training.checkpoint_reader import read_checkpoint
 from openwavlm.training.records import CsvRecord, read_record
-from openwavlm.training.run_directory import RunRecord, accept_config
 from openwavlm.training.run_files import config_checksum, flatten, parse_config, read_config
-from openwavlm.training.segments import segment_of
 from random_models import TINY
 
 COLUMNS = ["step", "loss"]
@@ -210,9 +210,9 @@ def test_a_run_of_format_1_goes_on_and_is_brought_to_this_format(run):
 OLDER = {  # as versions before 2026-11-29 wrote it
     "seed": 1,
     "optim": {"_target_": "openwavlm.training.optim.Optim", "lr": 0.1, "max_void_rate": 0.02},
-    "model": {"_target_": "openwavlm.models.config.WavLMConfig", "dim": 8},
-    "head": {"_target_": "openwavlm.build.Head", "final_dim": 4, "special_rows": 0},
-    "data": {"_target_": "openwavlm.data.sources.Data", "sources": {"a.b": {"shards": "x", "weight": 1.0}}, "validation": {}},
+    "model": {"_target_": "openwavlm.model.config.WavLMConfig", "dim": 8},
+    "head": {"_target_": "openwavlm.training.config.Head", "final_dim": 4, "special_rows": 0},
+    "data": {"_target_": "openwavlm.batches.sources.Data", "sources": {"a.b": {"shards": "x", "weight": 1.0}}, "validation": {}},
     "health": {"_target_": "openwavlm.training.health.settings.Health", "void_share": 0.03},
 }
 TODAY = {

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from openwavlm.data.done import is_done, task_done
-from openwavlm.data.indexing import build_index
-from openwavlm.data.sealed import write_sealed
-from openwavlm.data.shard_done import read_done_file, write_done_file
-from openwavlm.data.shards import task_file
+from openwavlm.runtime.sealed import write_sealed
+from openwavlm.shards.done import is_done, task_done
+from openwavlm.shards.indexing import build_index
+from openwavlm.shards.shard_done import read_done_file, write_done_file
+from openwavlm.shards.writer import task_file
 
 COLUMNS = {
     "offset": [512, 2048],

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM, normalise
-from openwavlm.modules.attention import GatedAttention, eager_attention, flex_gated_attention, sdpa_attention, toeplitz
-from openwavlm.modules.conv_extractor import scale_gradient
-from openwavlm.modules.norms import Float32GroupNorm, Float32LayerNorm
-from openwavlm.modules.positional import PositionalConv
-from openwavlm.modules.transformer import FeedForward, TransformerEncoder, TransformerLayer
+from openwavlm.model.attention import GatedAttention, eager_attention, flex_gated_attention, sdpa_attention, toeplitz
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.conv_extractor import scale_gradient
+from openwavlm.model.norms import Float32GroupNorm, Float32LayerNorm
+from openwavlm.model.positional import PositionalConv
+from openwavlm.model.transformer import FeedForward, TransformerEncoder, TransformerLayer
+from openwavlm.model.wavlm import WavLM, normalise
 
 CONFIG = WavLMConfig(
     conv_dims=(24, 16, 32),

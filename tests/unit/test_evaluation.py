@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.data.loader import Loading
-from openwavlm.data.plan import MicroBatchSpec
-from openwavlm.training.evaluation import Evaluation, Unigram
+from openwavlm.batches.loader import Loading
+from openwavlm.batches.plan import MicroBatchSpec
+from openwavlm.training.validation import Evaluation, Unigram
 from steps import Ranks, log_probabilities, micro_batch, mixtures, model, prepared
 
 CLASSES = (7, 4, 5)

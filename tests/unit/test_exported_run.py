@@ -9,10 +9,10 @@ import yaml
 from safetensors.torch import load_file
 
 import openwavlm
-from openwavlm.build import make_model, objects, plain, with_placeholders
-from openwavlm.cli import composed
-from openwavlm.export import export_run, load_run
+from openwavlm.runs.compose import composed, plain
+from openwavlm.runs.export import export_run, load_run
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path
+from openwavlm.training.config import make_model, objects, with_placeholders
 from runs import TINY_MODEL
 
 CLASSES = [5, 7]

@@ -12,10 +12,10 @@ import pytest
 import soundfile
 import torch
 
-from openwavlm import extract
-from openwavlm.extract import extract_features_of_folder, extract_units_of_folder, units_line
-from openwavlm.frames import num_frames
-from openwavlm.labelling import extract as extract_module
+from openwavlm.audio.frames import num_frames
+from openwavlm.labels import feature_files as extract
+from openwavlm.labels import features as extract_module
+from openwavlm.labels.feature_files import extract_features_of_folder, extract_units_of_folder, units_line
 
 DIM, TOP = 3, 4
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 
-from openwavlm.data.plan import PLAN_VERSION
-from openwavlm.training.branch import begin_branch, check_head
+from openwavlm.batches.plan import PLAN_VERSION
+from openwavlm.runs.branch import begin_branch, check_head
+from openwavlm.runs.segments import follow_plan, segment_of
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path
 from openwavlm.training.optim import Optim
-from openwavlm.training.segments import follow_plan, segment_of
 
 # --- launches -----------------------------------------------------------------------------------------------------------
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openwavlm.data.rows import utterance_key
-from openwavlm.labelling import rebind
-from openwavlm.labelling.fairseq_labels import Lines, read_dictionary, read_lines
-from openwavlm.labelling.import_labels import _reader
-from openwavlm.randomness import stable_hash
+from openwavlm.labels import rebind
+from openwavlm.labels.fairseq_labels import Lines, read_dictionary, read_lines
+from openwavlm.labels.import_labels import _reader
+from openwavlm.runtime.randomness import stable_hash
+from openwavlm.shards.rows import utterance_key
 
 NAMES = ["a/x", "b/x", "b/y", "c/d/z"]
 SAMPLES = [400 + 320 * 4, 400 + 320 * 4 + 200, 399, 16_000]

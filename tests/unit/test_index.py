@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openwavlm.data.index import COLUMNS, MEMBER, NAMES, Index, ShardInfo, index_fingerprint, shard_identity, shard_metadata
-from openwavlm.data.index_writer import write_index
-from openwavlm.data.sealed import write_sealed
+from openwavlm.runtime.sealed import write_sealed
+from openwavlm.shards.index import COLUMNS, MEMBER, NAMES, Index, ShardInfo, index_fingerprint, shard_identity, shard_metadata
+from openwavlm.shards.index_writer import write_index
 
 ROWS = (3, 0, 4)
 
@@ -262,7 +262,7 @@ def test_an_error_of_the_machine_is_not_taken_for_a_damaged_index(whole_set: Pat
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("openwavlm.data.files.map_bytes", fail)
+    monkeypatch.setattr("openwavlm.runtime.files.map_bytes", fail)
     with pytest.raises(OSError, match=rf"Input/output error: '{whole_set}/index/shard.npy'"):
         Index.open(whole_set)
 

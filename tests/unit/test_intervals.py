@@ -5,12 +5,19 @@ import itertools
 import numpy as np
 import pytest
 
-from openwavlm.iteration.paired import Sums, difference, sentence
-from openwavlm.probes.bootstrap import by_speaker, ratio_interval
-from openwavlm.probes.quality_rows import QualityRow, cells, rows_of, tsv
-from openwavlm.probes.unit_figures import MAX_GROUPS, UnitFigures, UnitTally, difference_interval, pnmi_interval, shuffled_tally
-from openwavlm.probes.units import UnitQuality, verdict
-from openwavlm.randomness import integers, stable_hash, words
+from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
+from openwavlm.evaluation.paired import Sums, difference, sentence
+from openwavlm.evaluation.quality_rows import QualityRow, cells, rows_of, tsv
+from openwavlm.evaluation.unit_figures import (
+    MAX_GROUPS,
+    UnitFigures,
+    UnitTally,
+    difference_interval,
+    pnmi_interval,
+    shuffled_tally,
+)
+from openwavlm.evaluation.units import UnitQuality, verdict
+from openwavlm.runtime.randomness import integers, stable_hash, words
 
 
 def every_draw(speakers: int) -> np.ndarray:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.data.sealed import sealed
-from openwavlm.targets.kmeans import Codebook, affordable_clusters
-from openwavlm.targets.minibatch import fit_minibatch_kmeans
+from openwavlm.labels.kmeans import Codebook, affordable_clusters
+from openwavlm.labels.minibatch import fit_minibatch_kmeans
+from openwavlm.runtime.sealed import sealed
 
 
 def blobs(frames: int = 4000, clusters: int = 4, dim: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from openwavlm.batch import MicroBatchId
-from openwavlm.data.plan import MicroBatchSpec
-from openwavlm.label_references import label_references, labels_and_masks
-from openwavlm.masking import SpanMasking, draw_span_mask
-from openwavlm.randomness import stable_hash
+from openwavlm.batches.batch import MicroBatchId
+from openwavlm.batches.masking import SpanMasking, draw_span_mask
+from openwavlm.batches.plan import MicroBatchSpec
+from openwavlm.runtime.randomness import stable_hash
+from openwavlm.training.health.references import label_references, labels_and_masks
 from openwavlm.training.health.settings import Health
 
 CLASSES, FRAMES, SEED = 4, 30, 11
@@ -83,7 +83,7 @@ def test_labels_of_half_quarter_and_two_eighths_have_the_entropy_and_perplexity_
 
 
 def test_the_count_table_is_fitted_on_the_next_rows_and_judged_on_those_that_follow(monkeypatch):
-    monkeypatch.setattr("openwavlm.label_references.CountTable", Table)
+    monkeypatch.setattr("openwavlm.training.health.references.CountTable", Table)
     found = label_references(opened(), schedule(), MASKING, SEED, SETTINGS, start=4, updates=20)
     assert found.count_table == 1.25
     # Eight rows and a quarter more, from the fifth update on: rows 12 … 19, then 20 and 21.
@@ -95,7 +95,7 @@ def test_the_count_table_is_fitted_on_the_next_rows_and_judged_on_those_that_fol
 
 
 def test_a_run_of_few_rows_keeps_a_fifth_of_them_to_judge_on(monkeypatch):
-    monkeypatch.setattr("openwavlm.label_references.CountTable", Table)
+    monkeypatch.setattr("openwavlm.training.health.references.CountTable", Table)
     label_references(opened(), schedule(), MASKING, SEED, Health(**vars(SETTINGS) | {"count_rows": 500}), start=15, updates=20)
     assert (len(Table.fitted[0]), len(Table.judged[0])) == (12, 3)
     none = Health(**vars(SETTINGS) | {"count_rows": 0})

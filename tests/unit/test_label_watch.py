@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openwavlm.targets.label_packs import labels_file, rows_file
-from openwavlm.targets.labels import LabelStore
-from openwavlm.targets.pack import Pack
+from openwavlm.labels.label_packs import labels_file, rows_file
+from openwavlm.labels.pack import Pack
+from openwavlm.labels.store import LabelStore
 from openwavlm.training.label_watch import LabelWatch
 from synthetic_labels import CLUSTERS, make_index, true_labels, write_labels
 

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.data.index import Index
-from openwavlm.data.sealed import sealed
-from openwavlm.labelling import pack_tasks
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.extract import extract_features
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.labelling.pack_tasks import PackTarget, PackTask, label_pack
-from openwavlm.labelling.parts import ShardParts, write_parts
-from openwavlm.labelling.rebind import carrier, check_carried
-from openwavlm.labelling.verify import LabelVerification, verify_labels
-from openwavlm.targets.kmeans import Codebook
-from openwavlm.targets.label_packs import labels_file, rows_file
-from openwavlm.targets.labels import LabelPacks, LabelStore
+from openwavlm.labels import pack_tasks
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.features import extract_features
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.label_packs import labels_file, rows_file
+from openwavlm.labels.pack_tasks import PackTarget, PackTask, label_pack
+from openwavlm.labels.parts import ShardParts, write_parts
+from openwavlm.labels.rebind import carrier, check_carried
+from openwavlm.labels.store import LabelPacks, LabelStore
+from openwavlm.labels.verify import LabelVerification, verify_labels
+from openwavlm.runtime.sealed import sealed
+from openwavlm.shards.index import Index
 from synthetic import make_corpus, make_shard_set
 
 CLUSTERS = 10
@@ -380,13 +380,13 @@ def test_new_shards_are_dealt_to_packs_in_order(place, tmp_path, packs, expected
 
 @pytest.mark.parametrize(("most", "packs", "expected"), [(4, None, 2), (5, None, 2), (9, None, 4), (4, 4, 4), (1, None, 1)])
 def test_a_first_call_takes_half_of_the_packs_and_at_most_all(place, tmp_path, monkeypatch, most, packs, expected):
-    monkeypatch.setattr("openwavlm.labelling.assign.MAX_PACKS", most)
+    monkeypatch.setattr("openwavlm.labels.assign.MAX_PACKS", most)
     meta = assign_labels(place["shards"], place["codebook-first"], tmp_path / "labels", packs=packs)
     assert len(meta["packs"]) == expected
 
 
 def test_more_packs_than_a_labelling_can_have_are_refused(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("openwavlm.labelling.assign.MAX_PACKS", 3)
+    monkeypatch.setattr("openwavlm.labels.assign.MAX_PACKS", 3)
     with pytest.raises(ValueError, match=r"at most 3 packs .* has 0 and 4 more were asked for: lower packs"):
         assign_labels(place["shards"], place["codebook-first"], tmp_path / "labels", packs=4)
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo
-from openwavlm.data.index_writer import write_index
-from openwavlm.data.sealed import sealed
-from openwavlm.labelling.parts import ShardParts, write_parts
-from openwavlm.labelling.upgrade import upgrade_labels
-from openwavlm.targets import labels as labels_module
-from openwavlm.targets.kmeans import Codebook
-from openwavlm.targets.label_packs import labels_file, rows_file
-from openwavlm.targets.labels import LabelPacks, LabelStore
-from openwavlm.targets.pack import Pack
+from openwavlm.labels import store as labels_module
+from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.label_packs import labels_file, rows_file
+from openwavlm.labels.pack import Pack
+from openwavlm.labels.parts import ShardParts, write_parts
+from openwavlm.labels.store import LabelPacks, LabelStore
+from openwavlm.labels.upgrade import upgrade_labels
+from openwavlm.runtime.sealed import sealed
+from openwavlm.shards.index import COLUMNS, TABLES, Index, ShardInfo
+from openwavlm.shards.index_writer import write_index
 from synthetic_labels import CLUSTERS, make_index, true_labels, write_labels
 
 ROWS = {0: 5, 1: 1, 2: 7, 3: 3}

@@ -9,12 +9,13 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from openwavlm.batch import MicroBatchId
-from openwavlm.build import with_placeholders
-from openwavlm.cli import command, composed, conf_dir, swept
-from openwavlm.data.plan import PLAN_VERSION
-from openwavlm.train import _continue, _resume_plan, _summary, check_world_size
+from openwavlm.batches.batch import MicroBatchId
+from openwavlm.batches.plan import PLAN_VERSION
+from openwavlm.cli.app import command
+from openwavlm.runs.compose import composed, conf_dir, swept
+from openwavlm.runs.launch import _continue, _resume_plan, _summary, check_world_size
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, named_checkpoint
+from openwavlm.training.config import with_placeholders
 from openwavlm.training.void_updates import Suspects
 
 
@@ -127,8 +128,8 @@ def test_a_config_that_is_composed_within_a_command_leaves_the_commands_state():
 def test_an_interrupted_command_and_a_refused_one_have_statuses_of_their_own(monkeypatch, tmp_path, error, arguments, status):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["program", "name=x", *arguments])
-    monkeypatch.setattr("openwavlm.cli.check_complete", lambda config: None)
-    monkeypatch.setattr("openwavlm.cli.logging.basicConfig", lambda **values: None)
+    monkeypatch.setattr("openwavlm.cli.app.check_complete", lambda config: None)
+    monkeypatch.setattr("openwavlm.cli.app.logging.basicConfig", lambda **values: None)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which the command sets
 
     def fail(config: object) -> None:
@@ -143,7 +144,7 @@ def test_an_interrupted_command_and_a_refused_one_have_statuses_of_their_own(mon
 def test_a_run_goes_on_only_from_the_model_that_it_began_as(monkeypatch):
     record = SimpleNamespace(content={})
     values: dict[str, Any] = {"init_from": "here", "allow_change": []}
-    monkeypatch.setattr("openwavlm.train.begin_from", lambda encoder, path: {"path": path, "model": encoder})
+    monkeypatch.setattr("openwavlm.runs.launch.begin_from", lambda encoder, path: {"path": path, "model": encoder})
     _continue("first", values, record)
     assert record.content == {"init_from": {"path": "here", "model": "first"}}
     _continue("first", values, record)

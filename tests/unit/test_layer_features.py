@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import openwavlm
+from openwavlm.audio.frames import num_frames
+from openwavlm.audio.mfcc import mfcc_features
 from openwavlm.checkpoints.huggingface import save_huggingface
-from openwavlm.frames import num_frames
-from openwavlm.labelling.extract import (
+from openwavlm.labels.features import (
     assign_in_chunks,
     check_reproducible,
     extract_feature_sets,
@@ -20,13 +21,12 @@ from openwavlm.labelling.extract import (
     feature_settings,
     named_device,
 )
-from openwavlm.labelling.teacher import CHUNK_SECONDS, features_of_layers, layer_chunks, model_hash, open_teacher
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
-from openwavlm.targets.kmeans import Codebook, standardise
-from openwavlm.targets.mfcc import mfcc_features
-from openwavlm.targets.minibatch import fit_minibatch_kmeans
-from openwavlm.targets.unknown_codebook import IMPORTED, UnknownCodebook
+from openwavlm.labels.kmeans import Codebook, standardise
+from openwavlm.labels.minibatch import fit_minibatch_kmeans
+from openwavlm.labels.teacher import CHUNK_SECONDS, features_of_layers, layer_chunks, model_hash, open_teacher
+from openwavlm.labels.unknown_codebook import IMPORTED, UnknownCodebook
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
 from synthetic import speech_like
 
 TINY = WavLMConfig(
@@ -269,8 +269,8 @@ def test_labels_computed_in_pieces_equal_those_of_all_features_at_once(
     ]
     books = [Codebook(torch.randn(50, each["dim"], generator=torch.Generator().manual_seed(0)), each) for each in settings]
     # Pieces of 700 frames, so that none ends where a part of the teacher's ends; a matrix product may depend on its number of rows.
-    monkeypatch.setattr("openwavlm.targets.kmeans.CHUNK_FRAMES", 700)
-    monkeypatch.setattr("openwavlm.labelling.extract.CHUNK_FRAMES", 700)
+    monkeypatch.setattr("openwavlm.labels.kmeans.CHUNK_FRAMES", 700)
+    monkeypatch.setattr("openwavlm.labels.features.CHUNK_FRAMES", 700)
     model = open_teacher(teacher).model
     first, second = features_of_layers(model, [1, 2], waveform)
     expected = [book.assign(whole) for book, whole in zip(books, [second, mfcc_features(waveform), first], strict=True)]

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openwavlm import learn as learning
-from openwavlm.iteration.settings import IterationSettings
-from openwavlm.iteration.stages import Chain
-from openwavlm.learn import Arm, Seed
-from openwavlm.probes.features import LogMelFeatures, MfccFeatures
+from openwavlm.evaluation.features import LogMelFeatures, MfccFeatures
+from openwavlm.pipeline import learn as learning
+from openwavlm.pipeline.learn import Arm, Seed
+from openwavlm.pipeline.settings import IterationSettings
+from openwavlm.pipeline.stages import Chain
 
 
 def stage(key: str, result: dict[str, Any] | None = None, seconds: float = 0.0) -> Any:

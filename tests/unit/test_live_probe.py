@@ -8,17 +8,17 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from openwavlm.data.index import Index
-from openwavlm.data.reader import ShardReader
-from openwavlm.frames import num_frames
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
-from openwavlm.probes import live
-from openwavlm.probes.features import EncoderFeatures, LogMelFeatures, MfccFeatures, with_context
-from openwavlm.probes.live import LiveProbe, LiveProbes
-from openwavlm.probes.ridge import PENALTIES
-from openwavlm.targets.logmel import normalised_log_mel
-from openwavlm.targets.mfcc import mfcc_features
+from openwavlm.audio.frames import num_frames
+from openwavlm.audio.logmel import normalised_log_mel
+from openwavlm.audio.mfcc import mfcc_features
+from openwavlm.evaluation import live
+from openwavlm.evaluation.features import EncoderFeatures, LogMelFeatures, MfccFeatures, with_context
+from openwavlm.evaluation.live import LiveProbe, LiveProbes
+from openwavlm.evaluation.ridge import PENALTIES
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import ShardReader
 from runs import phone_times
 from synthetic import make_shard_set
 

@@ -10,12 +10,12 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openwavlm.collectives import Ranks
-from openwavlm.targets.chunks import ChunkedFrames, chunk_frames, own_places, snap_to_grid, standardise_chunks
-from openwavlm.targets.kmeans import standardise
-from openwavlm.targets.lloyd import _lloyd, _squares, fit_lloyd_kmeans, whole
-from openwavlm.targets.minibatch import fit_minibatch_kmeans
-from openwavlm.targets.seeding import greedy_seeds
+from openwavlm.labels.chunks import ChunkedFrames, chunk_frames, own_places, snap_to_grid, standardise_chunks
+from openwavlm.labels.kmeans import standardise
+from openwavlm.labels.lloyd import _lloyd, _squares, fit_lloyd_kmeans, whole
+from openwavlm.labels.minibatch import fit_minibatch_kmeans
+from openwavlm.labels.seeding import greedy_seeds
+from openwavlm.runtime.collectives import Ranks
 from patience import HANG_S
 
 CPU = torch.device("cpu")
@@ -96,7 +96,7 @@ def test_two_and_three_processes_give_the_codebook_of_one_bit_for_bit(tmp_path: 
     alone = fit_lloyd_kmeans(frames, 30, 0, n_init=2)
     assert alone.fitted["frames"] == (len(features) if filled is None else int(filled.sum()))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["openwavlm.targets.lloyd"])
+    context.set_forkserver_preload(["openwavlm.labels.lloyd"])
     for size in (2, 3):
         folder = tmp_path / str(size)
         folder.mkdir()

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from openwavlm import iterate as loop
-from openwavlm.iteration.settings import IterationSettings, iteration_settings
-from openwavlm.iteration.stages import Chain
-from openwavlm.learn import Seed
-from openwavlm.probes.features import LogMelFeatures, MfccFeatures
-from openwavlm.probes.sets import ProbeSet
+from openwavlm.evaluation.features import LogMelFeatures, MfccFeatures
+from openwavlm.evaluation.sets import ProbeSet
+from openwavlm.pipeline import iterate as loop
+from openwavlm.pipeline.learn import Seed
+from openwavlm.pipeline.settings import IterationSettings, iteration_settings
+from openwavlm.pipeline.stages import Chain
 from runs import phone_times
 from synthetic import make_corpus, make_shard_set
 
@@ -77,7 +77,9 @@ def test_mixtures_of_the_learning_comparison_are_given_the_clean_parts_in_their_
     config = {**one.config, "mixtures": {"seed": 5, "energy_ratio_db": 2.0}}
     seed = Seed(one.chain, config, one.shards, shards["phones"], seed=3, one=threading.Lock())
     given: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("openwavlm.learn.probe_mixtures", lambda *sets, **settings: given.append((*sets, settings)) or {})
+    monkeypatch.setattr(
+        "openwavlm.pipeline.learn.probe_mixtures", lambda *sets, **settings: given.append((*sets, settings)) or {}
+    )
     baselines = seed.mixture_baselines()
     assert set(baselines) == {"mfcc", "logmel"} and seed.config["seed"] == 3
     for (extract, *sets, settings), kind in zip(given, (MfccFeatures, LogMelFeatures), strict=True):

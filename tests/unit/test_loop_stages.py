@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from openwavlm import iterate as loop
-from openwavlm.data.sealed import write_sealed
-from openwavlm.iteration import corpora
-from openwavlm.iteration.graph import graph, graph_lines
-from openwavlm.iteration.listing import fingerprint
-from openwavlm.iteration.published import publish
-from openwavlm.iteration.settings import IterationSettings
-from openwavlm.iteration.stages import Chain
+from openwavlm.pipeline import corpora
+from openwavlm.pipeline import iterate as loop
+from openwavlm.pipeline.graph import graph, graph_lines
+from openwavlm.pipeline.listing import fingerprint
+from openwavlm.pipeline.published import publish
+from openwavlm.pipeline.settings import IterationSettings
+from openwavlm.pipeline.stages import Chain
+from openwavlm.runtime.sealed import write_sealed
 
 # The chain
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from openwavlm.batch import MicroBatchId
+from openwavlm.batches.batch import MicroBatchId
 from openwavlm.training.loss_scale import LossScale
 from openwavlm.training.void_updates import Suspects, VoidUpdates
 

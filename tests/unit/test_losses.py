@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from closeness import assert_close_to_scale
-from openwavlm.losses import cosine_logits, feature_penalty, masked_prediction
+from openwavlm.model.losses import cosine_logits, feature_penalty, masked_prediction
 
 
 def contrastive_form(projected, label_embeddings, labels, temperature):

@@ -11,12 +11,12 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openwavlm.data.corpora.manifest import utterances
-from openwavlm.data.corpora.overlaps import find_overlaps
-from openwavlm.data.corpora.utterance import Utterance
-from openwavlm.data.index import Index
-from openwavlm.data.prepare import make_shards
-from openwavlm.data.reader import ShardReader
+from openwavlm.shards.corpora.manifest import utterances
+from openwavlm.shards.corpora.overlaps import find_overlaps
+from openwavlm.shards.corpora.utterance import Utterance
+from openwavlm.shards.index import Index
+from openwavlm.shards.prepare import make_shards
+from openwavlm.shards.reader import ShardReader
 from synthetic import speech_like
 
 SETTINGS: dict[str, Any] = {"layout": "manifest", "source": "s", "min_seconds": 0.1}

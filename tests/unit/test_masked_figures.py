@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.build import make_builder, objects, plain
-from openwavlm.data.sources import OpenData
-from openwavlm.iteration import masked as masked_module
-from openwavlm.iteration.masked import masked_figures, whole_set
-from openwavlm.iteration.masked_speakers import masked_by_speaker
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.masking import draw_span_mask
-from openwavlm.models.pretraining import WavLMForPretraining
-from openwavlm.models.wavlm import WavLM
-from openwavlm.probes.counts import CountTable
-from openwavlm.randomness import stable_hash
+from openwavlm.batches.masking import draw_span_mask
+from openwavlm.batches.sources import OpenData
+from openwavlm.evaluation.counts import CountTable
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.model.pretraining import WavLMForPretraining
+from openwavlm.model.wavlm import WavLM
+from openwavlm.pipeline import masked as masked_module
+from openwavlm.pipeline.masked import masked_figures, whole_set
+from openwavlm.pipeline.masked_speakers import masked_by_speaker
+from openwavlm.runs.compose import plain
+from openwavlm.runtime.randomness import stable_hash
+from openwavlm.training.config import make_builder, objects
 from random_models import randomise
 from runs import TINY_MODEL, compose
 from synthetic import make_shard_set

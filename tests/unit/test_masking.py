@@ -6,9 +6,9 @@ from math import comb, floor
 import numpy as np
 import pytest
 
-from openwavlm import masking as masking_module
-from openwavlm.masking import SpanMasking, draw_span_mask
-from openwavlm.randomness import words
+from openwavlm.batches import masking as masking_module
+from openwavlm.batches.masking import SpanMasking, draw_span_mask
+from openwavlm.runtime.randomness import words
 
 PAPER = SpanMasking()
 

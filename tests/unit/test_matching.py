@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from openwavlm.data.fields import read_fields
-from openwavlm.data.index import Index
-from openwavlm.data.prepare import make_shards
-from openwavlm.probes.alignments import Segment
-from openwavlm.probes.matching import Clip, Matches, match_rows
-from openwavlm.probes.shard_sets import judged_set, probe_set, speech_set
+from openwavlm.evaluation.phones.alignments import Segment
+from openwavlm.evaluation.phones.matching import Clip, Matches, match_rows
+from openwavlm.evaluation.shard_sets import judged_set, probe_set, speech_set
+from openwavlm.shards.fields import read_fields
+from openwavlm.shards.index import Index
+from openwavlm.shards.prepare import make_shards
 from synthetic import speech_like, write_speech_like
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from closeness import assert_close_to_scale
-from openwavlm.augment.mixing import Mixing
+from openwavlm.audio.frames import num_frames
+from openwavlm.audio.logmel import NUM_BANDS, normalised_log_mel
+from openwavlm.batches.mixing import Mixing
 from openwavlm.checkpoints.huggingface import save_huggingface
-from openwavlm.frames import num_frames
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.pretraining import WavLMForPretraining
-from openwavlm.models.wavlm import WavLM
-from openwavlm.targets.logmel import NUM_BANDS, normalised_log_mel
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.pretraining import WavLMForPretraining
+from openwavlm.model.wavlm import WavLM
 from openwavlm.training.control import Control
 from openwavlm.training.module import Loss, PretrainingModule
 from openwavlm.training.optim import Optim

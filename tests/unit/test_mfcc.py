@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from closeness import assert_close_to_scale
-from openwavlm.frames import num_frames
-from openwavlm.targets.mfcc import MFCC_SETTINGS, NUM_FEATURES, mfcc_features
-from openwavlm.targets.minibatch import fit_minibatch_kmeans
+from openwavlm.audio.frames import num_frames
+from openwavlm.audio.mfcc import MFCC_SETTINGS, NUM_FEATURES, mfcc_features
+from openwavlm.labels.minibatch import fit_minibatch_kmeans
 from synthetic import speech_like
 from torch_audio import torchaudio
 
@@ -74,7 +74,7 @@ def test_every_label_of_a_corpus_is_the_one_of_torchaudios_features() -> None:
 def test_features_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch, frames_at_a_time: int) -> None:
     audio = waveform(50_000)
     whole = mfcc_features(audio)
-    monkeypatch.setattr("openwavlm.targets.mfcc.FRAMES_AT_A_TIME", frames_at_a_time)
+    monkeypatch.setattr("openwavlm.audio.mfcc.FRAMES_AT_A_TIME", frames_at_a_time)
     assert_close_to_scale(mfcc_features(audio), whole, 1e-6)
 
 

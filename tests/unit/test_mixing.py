@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.augment import mixing as mixing_module
-from openwavlm.augment.mixing import (
+from openwavlm.batches import mixing as mixing_module
+from openwavlm.batches.batch import MixRecord
+from openwavlm.batches.mixing import (
     Mixing,
     apply_mixing,
     apply_mixing_unispeech,
@@ -16,8 +17,7 @@ from openwavlm.augment.mixing import (
     draw_noise_clips,
     mix,
 )
-from openwavlm.batch import MixRecord
-from openwavlm.randomness import words
+from openwavlm.runtime.randomness import words
 
 ALWAYS = Mixing(prob=1.0)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from openwavlm.models.pretraining import WavLMForPretraining
-from openwavlm.models.wavlm import WavLM
+from openwavlm.model.pretraining import WavLMForPretraining
+from openwavlm.model.wavlm import WavLM
+from openwavlm.planning.trial import synthetic_batch
 from openwavlm.training.forward import seed_dropout
-from openwavlm.trial import synthetic_batch
 from programs import REPOSITORY
 from random_models import TINY, TINY_LARGE, randomise
 from synthetic import make_shard_set
@@ -64,8 +64,8 @@ def test_dropout_on_a_gpu_depends_on_the_micro_batch_alone():
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_update_waits_for_the_gpu_only_to_read_the_figures_of_the_update_before(tmp_path):
-    from openwavlm.labelling.assign import assign_labels
-    from openwavlm.labelling.fit import fit_codebook
+    from openwavlm.labels.assign import assign_labels
+    from openwavlm.labels.fit import fit_codebook
 
     setting = Setting(tmp_path, "cuda", "toy", 2, 60.0)
     for name in ("speech", "noise"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from openwavlm.augment.mixing import Mixing
+from openwavlm.batches.mixing import Mixing
 from openwavlm.training.control import Control
 from openwavlm.training.module import Loss, PretrainingModule
 from openwavlm.training.optim import Optim

@@ -12,10 +12,11 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
-from openwavlm import train
-from openwavlm.build import TrainerSettings, objects, plain
-from openwavlm.data.plan import PLAN_VERSION
+from openwavlm.batches.plan import PLAN_VERSION
+from openwavlm.runs import launch as train
+from openwavlm.runs.compose import plain
 from openwavlm.training.checkpoint import AtomicCheckpointIO
+from openwavlm.training.config import TrainerSettings, objects
 from openwavlm.training.log import log_file
 from openwavlm.training.module import StepRecord
 from openwavlm.training.sharding import ShardedStrategy

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from openwavlm.losses import cosine_logits
-from openwavlm.models.pretraining import WavLMForPretraining
+from openwavlm.model.losses import cosine_logits
+from openwavlm.model.pretraining import WavLMForPretraining
 
 
 class TinyEncoder(nn.Module):

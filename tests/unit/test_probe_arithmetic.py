@@ -9,25 +9,25 @@ import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from openwavlm.batch import MixRecord
-from openwavlm.data.index import Index
-from openwavlm.data.reader import UnreadableAudio
-from openwavlm.frames import num_frames
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
-from openwavlm.probes.alignments import Segment, frame_phones
-from openwavlm.probes.degrade import add_noise, telephone
-from openwavlm.probes.features import EncoderFeatures, LogMelFeatures, MfccFeatures, stream
-from openwavlm.probes.matching import Clip, Matches
-from openwavlm.probes.overlap import audible_overlap, frame_energies
-from openwavlm.probes.ridge import RidgeStatistics
-from openwavlm.probes.sets import ProbeSet, ProbeUtterance, readable
-from openwavlm.probes.shard_sets import _in_turn, inventory, judged_set, probe_set, read_phone_times, speech_set
-from openwavlm.probes.speakers import LinearDiscriminant, frame_means, speaker_accuracy
-from openwavlm.probes.units import fit_units
-from openwavlm.randomness import stable_hash
-from openwavlm.targets.logmel import normalised_log_mel
-from openwavlm.targets.mfcc import mfcc_features
+from openwavlm.audio.frames import num_frames
+from openwavlm.audio.logmel import normalised_log_mel
+from openwavlm.audio.mfcc import mfcc_features
+from openwavlm.batches.batch import MixRecord
+from openwavlm.evaluation.degrade import add_noise, telephone
+from openwavlm.evaluation.features import EncoderFeatures, LogMelFeatures, MfccFeatures, stream
+from openwavlm.evaluation.overlap import audible_overlap, frame_energies
+from openwavlm.evaluation.phones.alignments import Segment, frame_phones
+from openwavlm.evaluation.phones.matching import Clip, Matches
+from openwavlm.evaluation.ridge import RidgeStatistics
+from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance, readable
+from openwavlm.evaluation.shard_sets import _in_turn, inventory, judged_set, probe_set, read_phone_times, speech_set
+from openwavlm.evaluation.speakers import LinearDiscriminant, frame_means, speaker_accuracy
+from openwavlm.evaluation.units import fit_units
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
+from openwavlm.runtime.randomness import stable_hash
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import UnreadableAudio
 from planted_features import Planted, frames_of, planted_set
 from runs import phone_times
 from synthetic import make_shard_set, speech_like

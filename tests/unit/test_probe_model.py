@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from closeness import assert_close_to_scale
-from openwavlm.frames import num_frames, num_samples_of
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
-from openwavlm.probes import measure as measure_module
-from openwavlm.probes.features import EncoderFeatures, LogMelFeatures, MfccFeatures, stream, with_context
-from openwavlm.probes.measure import measure, measure_cached
-from openwavlm.probes.measured import CONDITIONS, Measured, ProbeSettings, cache_name
-from openwavlm.probes.mixtures import mix_set, probe_mixtures
-from openwavlm.probes.probe import probe_model
-from openwavlm.probes.sets import ProbeSet, ProbeUtterance
-from openwavlm.targets.mfcc import mfcc_features
+from openwavlm.audio.frames import num_frames, num_samples_of
+from openwavlm.audio.mfcc import mfcc_features
+from openwavlm.evaluation import measure as measure_module
+from openwavlm.evaluation.features import EncoderFeatures, LogMelFeatures, MfccFeatures, stream, with_context
+from openwavlm.evaluation.measure import measure, measure_cached
+from openwavlm.evaluation.measured import CONDITIONS, Measured, ProbeSettings, cache_name
+from openwavlm.evaluation.mixtures import mix_set, probe_mixtures
+from openwavlm.evaluation.probe import probe_model
+from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
 
 TONES_HZ = np.array([400, 900, 1500, 2200, 3000])
 SETTINGS = ProbeSettings(clusters=5, codebook_seeds=(0, 1), codebook_frames=500, degraded_seconds=6.0)

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openwavlm.data.index import Index
-from openwavlm.probes.shard_sets import inventory, probe_set, read_phone_times
+from openwavlm.evaluation.shard_sets import inventory, probe_set, read_phone_times
+from openwavlm.shards.index import Index
 from synthetic import make_shard_set
 
 HEADER = "path\tstart\tend\tphone\n"

@@ -8,18 +8,18 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score
 
-from openwavlm.batch import MixRecord
-from openwavlm.data.index import Index
-from openwavlm.data.reader import ShardReader
-from openwavlm.frames import num_frames
-from openwavlm.probes.alignments import Segment, frame_phones, inventory_of, read_tsv, without_stress
-from openwavlm.probes.bootstrap import by_speaker, ratio_interval
-from openwavlm.probes.degrade import add_noise, telephone
-from openwavlm.probes.overlap import audible_overlap, average_precision
-from openwavlm.probes.ridge import RidgeStatistics
-from openwavlm.probes.sets import ProbeSet, ProbeUtterance, check_disjoint_speakers, contamination
-from openwavlm.probes.speakers import LinearDiscriminant, frame_means, speaker_accuracy
-from openwavlm.probes.units import UnitQuality, fit_units, verdict
+from openwavlm.audio.frames import num_frames
+from openwavlm.batches.batch import MixRecord
+from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
+from openwavlm.evaluation.degrade import add_noise, telephone
+from openwavlm.evaluation.overlap import audible_overlap, average_precision
+from openwavlm.evaluation.phones.alignments import Segment, frame_phones, inventory_of, read_tsv, without_stress
+from openwavlm.evaluation.ridge import RidgeStatistics
+from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance, check_disjoint_speakers, contamination
+from openwavlm.evaluation.speakers import LinearDiscriminant, frame_means, speaker_accuracy
+from openwavlm.evaluation.units import UnitQuality, fit_units, verdict
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import ShardReader
 from synthetic import make_shard_set, speech_like
 
 

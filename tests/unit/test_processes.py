@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from openwavlm.processes import PARENT, answer_parent
+from openwavlm.runtime.processes import PARENT, answer_parent
 from patience import HANG_S
 
 # A parent that starts a child as `iterate` starts a training, says its pid, and waits.
@@ -17,7 +17,7 @@ _PARENT = """
 import os, subprocess, sys, time
 child = '''
 import signal, sys, time
-from openwavlm.processes import answer_parent
+from openwavlm.runtime.processes import answer_parent
 signal.signal(signal.SIGTERM, lambda *_: (print("asked to stop", flush=True), sys.exit(0)))
 answer_parent()
 print("ready", flush=True)
@@ -40,7 +40,7 @@ def test_a_killed_parent_asks_its_training_to_stop():
 
 def test_a_training_whose_parent_has_gone_does_not_begin(monkeypatch):
     monkeypatch.setenv(PARENT, "1" if os.getppid() != 1 else "2")
-    monkeypatch.setattr("openwavlm.processes.end_with_parent", lambda number: None)
+    monkeypatch.setattr("openwavlm.runtime.processes.end_with_parent", lambda number: None)
     with pytest.raises(SystemExit, match="has ended"):
         answer_parent()
     assert PARENT not in os.environ
@@ -48,14 +48,14 @@ def test_a_training_whose_parent_has_gone_does_not_begin(monkeypatch):
 
 def test_a_program_started_by_hand_answers_to_nobody(monkeypatch):
     monkeypatch.delenv(PARENT, raising=False)
-    monkeypatch.setattr("openwavlm.processes.end_with_parent", lambda number: pytest.fail("nobody's child"))
+    monkeypatch.setattr("openwavlm.runtime.processes.end_with_parent", lambda number: pytest.fail("nobody's child"))
     answer_parent()
 
 
 # A parent as `iterate` is one, and a training that answers signals as `Control` lets it: a second SIGINT ends it at once.
 _ITERATE = """
 import os, signal, sys
-from openwavlm.processes import run_until_saved
+from openwavlm.runtime.processes import run_until_saved
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 child = '''
 import signal, time
@@ -84,7 +84,7 @@ except KeyboardInterrupt:
 # A command of several processes: a launcher, its children, and what hands signals on to them.
 _LAUNCH = """
 import sys
-from openwavlm.processes import run_handing_on_signals
+from openwavlm.runtime.processes import run_handing_on_signals
 worker = '''
 import os, signal, sys, time
 got = []

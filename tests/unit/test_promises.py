@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.augment.mixing import Mixing, draw_mixing, draw_noise_clips
-from openwavlm.batch import MicroBatchId, MixRecord, PretrainBatch
-from openwavlm.data.plan import Batching
-from openwavlm.frames import num_samples_of
-from openwavlm.masking import SpanMasking, draw_span_mask
+from openwavlm.audio.frames import num_samples_of
+from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
+from openwavlm.batches.masking import SpanMasking, draw_span_mask
+from openwavlm.batches.mixing import Mixing, draw_mixing, draw_noise_clips
+from openwavlm.batches.plan import Batching
 from openwavlm.training.health.promises import PROMISED, Promises, expected_masked_frames
 
 BATCHING = Batching(seconds=32, micro_seconds=32, max_seconds=2, min_seconds=0.5)

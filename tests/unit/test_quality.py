@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.targets.quality import (
+from openwavlm.labels.quality import (
     joint_histogram,
     perplexity,
     phone_quality,

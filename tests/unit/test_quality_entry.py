@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 import yaml
 
-from openwavlm import quality
-from openwavlm.cli import conf_dir
-from openwavlm.data.index import Index
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
-from openwavlm.probes.features import MfccFeatures
-from openwavlm.probes.heard import unheard_rows
-from openwavlm.probes.layer_units import UtteranceNormalised
-from openwavlm.probes.matching import Matches
-from openwavlm.probes.quality_rows import QualityRow
-from openwavlm.probes.sets import ProbeSet, ProbeUtterance
-from openwavlm.probes.shard_sets import Judged, _who, judged_set, speech_set
-from openwavlm.probes.unit_figures import UnitFigures, UnitTally
-from openwavlm.quality_settings import Asked
-from openwavlm.quality_voices import fitted_set, judged_rows
-from openwavlm.randomness import stable_hash
+from openwavlm.evaluation import quality
+from openwavlm.evaluation.features import MfccFeatures
+from openwavlm.evaluation.heard import unheard_rows
+from openwavlm.evaluation.layer_units import UtteranceNormalised
+from openwavlm.evaluation.phones.matching import Matches
+from openwavlm.evaluation.quality_rows import QualityRow
+from openwavlm.evaluation.quality_settings import Asked
+from openwavlm.evaluation.quality_speakers import fitted_set, judged_rows
+from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
+from openwavlm.evaluation.shard_sets import Judged, _who, judged_set, speech_set
+from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
+from openwavlm.runs.compose import conf_dir
+from openwavlm.runtime.randomness import stable_hash
+from openwavlm.shards.index import Index
 from synthetic import make_shard_set
 
 
@@ -43,7 +43,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def held_out(names: list[str], share: float, split_seed: int) -> np.ndarray:
-    """The split of `data.splits` by its rule: a hash below the share of 2⁶⁴."""
+    """The split of `shards.splits` by its rule: a hash below the share of 2⁶⁴."""
     return np.array([stable_hash(f"{split_seed}/split/{name}") < share * 2**64 for name in names])
 
 
@@ -339,7 +339,6 @@ def test_the_best_layer_is_that_of_clean_speech_whatever_noise_says(
     table += [row(0, "noise10", 0.9), row(1, "noise10", 0.8), row(2, "noise10", 0.1), row(3, "noise10", 0.2)]
     monkeypatch.setattr(quality, "_measure", lambda *_: table)
     monkeypatch.setattr(quality, "_encoder", lambda question: (SimpleNamespace(dims=(4,) * 4), [0, 1, 2, 3]))
-    monkeypatch.setattr(quality, "_write", lambda *_: None)
     phones = two_judged().utterances
     shards = Judged(phones, (0, 1, 2), ("k", "l", "m"), ((), (), ()), Matches({}, [], [], []))
     given: dict[str, Any] = {}

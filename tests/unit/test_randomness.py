@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from openwavlm.batch import MicroBatchId
-from openwavlm.randomness import integers, permutation, stable_hash, uniform, words
+from openwavlm.batches.batch import MicroBatchId
+from openwavlm.runtime.randomness import integers, permutation, stable_hash, uniform, words
 
 _MASK = 2**64 - 1
 MASK_COUNT = int.from_bytes(bytes.fromhex("272f4baadce3de83"), "little")  # printf mask.count | b2sum -l 64

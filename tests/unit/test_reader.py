@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openwavlm.data import reader as reader_module
-from openwavlm.data.audio import pcm_id, pcm_md5
-from openwavlm.data.index import Index
-from openwavlm.data.open_files import OpenFiles
-from openwavlm.data.reader import ShardReader, UnreadableAudio, check_shards
-from openwavlm.data.verify import verify_shards
+from openwavlm.audio.audio_files import pcm_id, pcm_md5
+from openwavlm.runtime.open_files import OpenFiles
+from openwavlm.shards import reader as reader_module
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import ShardReader, UnreadableAudio, check_shards
+from openwavlm.shards.verify import verify_shards
 from synthetic import make_shard_set
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.augment.mixing import Mixing
-from openwavlm.batch import MicroBatchId, MixRecord, PretrainBatch
-from openwavlm.frames import num_frames
+from openwavlm.audio.frames import num_frames
+from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
+from openwavlm.batches.mixing import Mixing
 from openwavlm.report.batch_rows import describe_rows
 from openwavlm.report.rebuild import first_mixture, measure_realised, mixtures, rebuild_micro_batch, rebuild_steps
 

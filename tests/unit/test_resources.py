@@ -16,21 +16,29 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm import resources
+from openwavlm.audio import decoding
+from openwavlm.audio.audio_files import probe_seconds
+from openwavlm.audio.containers import AudioError
+from openwavlm.audio.decoding import decode_or_stop
 from openwavlm.checkpoints.pickles import read_pickle
-from openwavlm.data import decoding, open_files
-from openwavlm.data import reader as reader_module
-from openwavlm.data.atomic import sha256_of
-from openwavlm.data.audio import probe_seconds
-from openwavlm.data.containers import AudioError
-from openwavlm.data.decoding import decode_or_stop
-from openwavlm.data.index import Index
-from openwavlm.data.mapped import map_array, map_bytes
-from openwavlm.data.open_files import OpenFiles
-from openwavlm.data.prepare import make_shards
-from openwavlm.data.reader import ShardReader, UnreadableAudio, check_shards
-from openwavlm.labelling.tidying import tidy
-from openwavlm.resources import check_of_the_file, explained, naming, of_the_file, raise_descriptor_limit, read_again, retried
+from openwavlm.labels.tidying import tidy
+from openwavlm.runtime import open_files, resources
+from openwavlm.runtime.atomic import sha256_of
+from openwavlm.runtime.mapped import map_array, map_bytes
+from openwavlm.runtime.open_files import OpenFiles
+from openwavlm.runtime.resources import (
+    check_of_the_file,
+    explained,
+    naming,
+    of_the_file,
+    raise_descriptor_limit,
+    read_again,
+    retried,
+)
+from openwavlm.shards import reader as reader_module
+from openwavlm.shards.index import Index
+from openwavlm.shards.prepare import make_shards
+from openwavlm.shards.reader import ShardReader, UnreadableAudio, check_shards
 from openwavlm.training.checkpoint_reader import load
 from synthetic import make_corpus, make_shard_set, write_speech_like
 
@@ -269,7 +277,7 @@ def test_a_file_that_is_gone_or_forbidden_is_an_unreadable_row(shard_set, monkey
 def test_a_failing_machine_is_no_damaged_index_and_no_missing_shard(shard_set, monkeypatch, slept, code):
     index = Index.open(shard_set)
     with monkeypatch.context() as patch:
-        patch.setattr("openwavlm.data.mapped.os.open", failing(os.open, code))
+        patch.setattr("openwavlm.runtime.mapped.os.open", failing(os.open, code))
         with pytest.raises(OSError) as failure:
             Index.open(shard_set)
         assert failure.value.errno == code and failure.value.filename.startswith(str(shard_set / "index"))
@@ -381,7 +389,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("code", MACHINE)
 def test_a_failing_machine_is_no_bad_recording(recording, monkeypatch, slept, code):
-    monkeypatch.setattr("openwavlm.data.audio.os.open", failing(os.open, code))
+    monkeypatch.setattr("openwavlm.audio.audio_files.os.open", failing(os.open, code))
     with pytest.raises(OSError) as failure:
         decode_or_stop(recording)
     assert failure.value.errno == code and failure.value.filename == str(recording)
@@ -422,7 +430,7 @@ def test_preparation_stops_with_errno_and_file_and_skips_nothing(tmp_path, monke
         return real(path, *arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr("openwavlm.data.audio.os.open", guarded)
+        patch.setattr("openwavlm.audio.audio_files.os.open", guarded)
         with pytest.raises(OSError, match=re.escape(f"[Errno {code}] {os.strerror(code)}: '{bad}'")):
             make_shards(input=corpus, output=output, source="s")
     assert not (output / "skipped.tsv").exists() and not list(output.glob("done/*/*"))

@@ -20,9 +20,10 @@ import pytest
 import torch
 import yaml
 
-from openwavlm.build import _GROUPS, _KEYS
-from openwavlm.data.sealed import checksum_of, sealed
-from openwavlm.training import run_lock
+from openwavlm.runs import lock as run_lock
+from openwavlm.runs.lock import TAKEN_OVER, RunLock
+from openwavlm.runs.run_directory import RunRecord, accept_config, changed_keys, trajectory
+from openwavlm.runtime.sealed import checksum_of, sealed
 from openwavlm.training.checkpoint import (
     AtomicCheckpointIO,
     checkpoint_path,
@@ -31,9 +32,8 @@ from openwavlm.training.checkpoint import (
     prune,
     write_atomically,
 )
+from openwavlm.training.config import _GROUPS, _KEYS
 from openwavlm.training.records import CsvRecord
-from openwavlm.training.run_directory import RunRecord, accept_config, changed_keys, trajectory
-from openwavlm.training.run_lock import TAKEN_OVER, RunLock
 from patience import HANG_S, wait_until
 
 FORK = multiprocessing.get_context("fork")
@@ -224,7 +224,7 @@ def without_locks(monkeypatch):
 
 @pytest.mark.usefixtures("without_locks")
 def test_without_file_locks_a_live_process_of_this_host_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("openwavlm.training.run_lock.HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("openwavlm.runs.lock.HEARTBEAT_S", 0.05)
     first = RunLock(tmp_path)
     with pytest.raises(ValueError, match=f"process {os.getpid()} on {socket.gethostname()}: wait for it"):
         RunLock(tmp_path)
@@ -354,7 +354,7 @@ def test_an_unreadable_lock_is_taken_over(tmp_path):
 
 
 def test_the_heart_beats_and_a_reader_never_meets_half_a_record(tmp_path, monkeypatch):
-    monkeypatch.setattr("openwavlm.training.run_lock.HEARTBEAT_S", 0.001)
+    monkeypatch.setattr("openwavlm.runs.lock.HEARTBEAT_S", 0.001)
     (tmp_path / "lock").touch()
     reader = os.open(tmp_path / "lock", os.O_RDONLY)  # closing it here would drop the lock, which belongs to the process
     lock = RunLock(tmp_path)

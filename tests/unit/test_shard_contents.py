@@ -13,26 +13,26 @@ import numpy as np
 import pytest
 import soundfile
 
-from openwavlm.data import open_files
-from openwavlm.data import reader as reader_module
-from openwavlm.data.audio import AudioError, check_clip
-from openwavlm.data.corpora.utterance import Utterance
-from openwavlm.data.decoding_tasks import file_stamp
-from openwavlm.data.done import is_done, refuse_many_skipped, skipped, task_done
-from openwavlm.data.fields import read_fields
-from openwavlm.data.index import COLUMNS, TABLES, Index, ShardInfo, index_fingerprint, shard_identity
-from openwavlm.data.index_writer import write_index
-from openwavlm.data.indexing import build_index
-from openwavlm.data.prepare import make_shards
-from openwavlm.data.reader import ShardReader
-from openwavlm.data.rows import make_row, utterance_key
-from openwavlm.data.sealed import write_sealed
-from openwavlm.data.shard_done import write_done_file
-from openwavlm.data.shards import ShardJob, run_task
-from openwavlm.data.stats import partner_shares
-from openwavlm.data.tasks import append_tasks, cut_tasks, join_short_clips, read_task, task_lines
-from openwavlm.data.verify import verify_shards
-from openwavlm.randomness import uniform, words
+from openwavlm.audio.audio_files import AudioError, check_clip
+from openwavlm.runtime import open_files
+from openwavlm.runtime.randomness import uniform, words
+from openwavlm.runtime.sealed import write_sealed
+from openwavlm.shards import reader as reader_module
+from openwavlm.shards.corpora.utterance import Utterance
+from openwavlm.shards.decoding_tasks import file_stamp
+from openwavlm.shards.done import is_done, refuse_many_skipped, skipped, task_done
+from openwavlm.shards.fields import read_fields
+from openwavlm.shards.index import COLUMNS, TABLES, Index, ShardInfo, index_fingerprint, shard_identity
+from openwavlm.shards.index_writer import write_index
+from openwavlm.shards.indexing import build_index
+from openwavlm.shards.prepare import make_shards
+from openwavlm.shards.reader import ShardReader
+from openwavlm.shards.rows import make_row, utterance_key
+from openwavlm.shards.shard_done import write_done_file
+from openwavlm.shards.stats import partner_shares
+from openwavlm.shards.tasks import append_tasks, cut_tasks, join_short_clips, read_task, task_lines
+from openwavlm.shards.verify import verify_shards
+from openwavlm.shards.writer import ShardJob, run_task
 from synthetic import make_shard_set, speech_like
 
 

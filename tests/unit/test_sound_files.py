@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from openwavlm.data import audio
-from openwavlm.data.audio import decode, encode_flac, probe_channels, probe_seconds
-from openwavlm.data.containers import AudioError, Extent, audio_extent
-from openwavlm.data.flac import missing_frame
+from openwavlm.audio import audio_files as audio
+from openwavlm.audio.audio_files import decode, encode_flac, probe_channels, probe_seconds
+from openwavlm.audio.containers import AudioError, Extent, audio_extent
+from openwavlm.audio.flac import missing_frame
 from synthetic import speech_like
 
 SPEECH = speech_like(2.0, seed=1, speaker="a")
@@ -490,7 +490,7 @@ def test_too_many_open_files_are_no_verdict_on_the_file(tmp_path: Path, kind: st
 _INTERRUPTED = """
 import signal, sys
 from pathlib import Path
-from openwavlm.data.audio import decode
+from openwavlm.audio.audio_files import decode
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 for path in map(Path, sys.argv[1:]):
     expected = len(decode(path).samples)
@@ -573,8 +573,8 @@ def test_libsndfile_is_given_descriptors_and_never_a_file_of_python() -> None:
         for call in re.findall(r"(?:soundfile\.(?:read|write|blocks|info|SoundFile)|SequentialFile)\([^,)]*", path.read_text())
     }
     assert calls == {
-        "data/audio.py: soundfile.write(descriptor",
-        "data/reader.py: SequentialFile(descriptor",
-        "data/sound_files.py: SequentialFile(soundfile.SoundFile",
-        "data/sound_files.py: SequentialFile(descriptor",
+        "audio/audio_files.py: soundfile.write(descriptor",
+        "shards/reader.py: SequentialFile(descriptor",
+        "audio/sound_files.py: SequentialFile(soundfile.SoundFile",
+        "audio/sound_files.py: SequentialFile(descriptor",
     }

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.augment.mixing import Mixing
-from openwavlm.build import make_builder
-from openwavlm.data.collate import Draws
-from openwavlm.data.index import Index
-from openwavlm.data.plan import Batching
-from openwavlm.data.sources import Data, OpenData
-from openwavlm.masking import SpanMasking
-from openwavlm.models.config import WavLMConfig
-from openwavlm.targets.kmeans import Codebook
-from openwavlm.targets.label_packs import write_labels_meta, write_pack
+from openwavlm.batches.collate import Draws
+from openwavlm.batches.masking import SpanMasking
+from openwavlm.batches.mixing import Mixing
+from openwavlm.batches.plan import Batching
+from openwavlm.batches.sources import Data, OpenData
+from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.label_packs import write_labels_meta, write_pack
+from openwavlm.model.config import WavLMConfig
+from openwavlm.shards.index import Index
+from openwavlm.training.config import make_builder
 from synthetic import make_corpus, make_shard_set
 
 CLASSES, SHARE = 10, 0.4
@@ -341,7 +341,7 @@ def test_figures_of_one_label_set_are_of_the_first(sets, tmp_path):
 
 
 def test_labels_of_many_rows_are_counted_in_a_regular_sample(sets, monkeypatch):
-    monkeypatch.setattr("openwavlm.data.sources._UNIGRAM_ROWS", 5)
+    monkeypatch.setattr("openwavlm.batches.sources._UNIGRAM_ROWS", 5)
     data = opened({"known": sets["known"]})
     rows = np.flatnonzero(~held_out(sets["known"]))
     expected = sum(np.bincount(data.stores["known"].read(int(row)), minlength=CLASSES) for row in rows[:: len(rows) // 5])

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openwavlm.data import splits
-from openwavlm.data.index import COLUMNS, MEMBER, Index, ShardInfo
-from openwavlm.data.index_writer import write_index
-from openwavlm.data.splits import audio_in, shared_rows, validation_rows
+from openwavlm.shards import splits
+from openwavlm.shards.index import COLUMNS, MEMBER, Index, ShardInfo
+from openwavlm.shards.index_writer import write_index
+from openwavlm.shards.splits import audio_in, shared_rows, validation_rows
 
 
 def index_of(folder: Path, pcm: list[int], members: list[tuple[int, int]]) -> Index:

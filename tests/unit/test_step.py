@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from openwavlm.augment.mixing import Mixing
-from openwavlm.batch import MicroBatchId, MixRecord, PretrainBatch
-from openwavlm.data.loader import StepBatch
-from openwavlm.data.plan import Batching
-from openwavlm.frames import num_frames
-from openwavlm.masking import SpanMasking
-from openwavlm.spectra import normalised_log_mel
+from openwavlm.audio.frames import num_frames
+from openwavlm.audio.spectra import normalised_log_mel
+from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
+from openwavlm.batches.loader import StepBatch
+from openwavlm.batches.masking import SpanMasking
+from openwavlm.batches.mixing import Mixing
+from openwavlm.batches.plan import Batching
 from openwavlm.training import module as training
 from openwavlm.training.forward import prepare_waveforms, seed_dropout
 from openwavlm.training.health.figures import HealthFigures, block_gradients

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openwavlm.data.files import read_array, read_json, read_lines
-from openwavlm.data.sealed import read_sealed
+from openwavlm.runtime.files import read_array, read_json, read_lines
+from openwavlm.runtime.sealed import read_sealed
 
 WAY_OUT = "restore it from a copy"
 RECORD = np.dtype([("row", "<u4"), ("pcm", "<u8")])

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from openwavlm import job_array
-from openwavlm.job_array import ArrayTask, Slurm, is_array, run_array
+from openwavlm.runtime import job_array
+from openwavlm.runtime.job_array import ArrayTask, Slurm, is_array, run_array
 
 
 def stage(**arguments: Any) -> None:

@@ -10,12 +10,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from openwavlm.data.synthesis import channel as channels
-from openwavlm.data.synthesis import espeak, phones
-from openwavlm.data.synthesis.channel import Channel, clean_recording, to_pcm, transmit
-from openwavlm.data.synthesis.sentences import content_words, plural, sentence, with_articles
-from openwavlm.data.synthesis.utterance import utterance
-from openwavlm.data.synthesis.voices import ACCENTS, HELD_OUT_ACCENTS, SPLITS, VOICES, speakers_of
+from openwavlm.synthesis import channel as channels
+from openwavlm.synthesis import espeak, phones
+from openwavlm.synthesis.channel import Channel, clean_recording, to_pcm, transmit
+from openwavlm.synthesis.sentences import content_words, plural, sentence, with_articles
+from openwavlm.synthesis.utterance import utterance
+from openwavlm.synthesis.voices import ACCENTS, HELD_OUT_ACCENTS, SPLITS, VOICES, speakers_of
 
 installed = importlib.util.find_spec("espeakng_loader") is not None
 with_espeak = pytest.mark.skipif(not installed, reason="espeak-ng is not installed: pip install 'openwavlm[demo]'")
@@ -85,7 +85,7 @@ def test_an_utterance_is_the_same_bytes_whatever_was_said_before():
 @with_espeak
 def test_another_process_says_the_same():
     program = (
-        "import hashlib, json; from openwavlm.data.synthesis.espeak import speak; s = speak('A quiet river.', 'gmw/en-GB-x-rp+m3', seed=5);"
+        "import hashlib, json; from openwavlm.synthesis.espeak import speak; s = speak('A quiet river.', 'gmw/en-GB-x-rp+m3', seed=5);"
         "print(json.dumps([hashlib.md5(s.samples.tobytes()).hexdigest(), s.starts.tolist(), list(s.phones)]))"
     )
     outputs = [
@@ -155,7 +155,7 @@ def test_bad_settings_of_a_voice_are_refused(settings, message):
 def test_a_library_that_somebody_else_holds_is_refused():
     program = (
         "import ctypes, espeakng_loader; held = ctypes.CDLL(espeakng_loader.get_library_path());"
-        "from openwavlm.data.synthesis.espeak import speak; speak('Hello.', 'gmw/en-US')"
+        "from openwavlm.synthesis.espeak import speak; speak('Hello.', 'gmw/en-US')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode != 0 and "in use in this process" in done.stderr
@@ -246,7 +246,7 @@ def test_phone_times_are_those_of_the_sounds_in_the_padded_recording(monkeypatch
         samples[starts] = 30_000
         return espeak.Speech(samples, starts, ("'a", "n", "m", "i:", "_"))
 
-    monkeypatch.setattr("openwavlm.data.synthesis.utterance.espeak.speak", speak)
+    monkeypatch.setattr("openwavlm.synthesis.utterance.espeak.speak", speak)
     speaker = speakers_of("dev")[0]
     leads, rests = [], []
     for number in range(60):

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openwavlm.data.corpora import folder, librispeech, manifest
-from openwavlm.data.corpora.files import find_files
-from openwavlm.data.corpora.listing import list_corpus
-from openwavlm.data.corpora.utterance import Utterance
-from openwavlm.data.rows import utterance_key
-from openwavlm.data.tasks import append_tasks, cut_tasks, join_short_clips, read_task, task_lines
+from openwavlm.shards.corpora import folder, librispeech, manifest
+from openwavlm.shards.corpora.files import find_files
+from openwavlm.shards.corpora.listing import list_corpus
+from openwavlm.shards.corpora.utterance import Utterance
+from openwavlm.shards.rows import utterance_key
+from openwavlm.shards.tasks import append_tasks, cut_tasks, join_short_clips, read_task, task_lines
 
 
 def clips(*speakers: str) -> list[Utterance]:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from openwavlm.cli import composed
-from openwavlm.text_keys import as_text, run_folder
-from openwavlm.training.run_directory import changed_keys
+from openwavlm.runs.compose import composed
+from openwavlm.runs.names import as_text, run_folder
+from openwavlm.runs.run_directory import changed_keys
 
 
 @pytest.mark.parametrize(

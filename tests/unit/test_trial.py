@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from openwavlm import trial
+from openwavlm.planning import trial
 
 CLOCK = {"now": 0.0}
 

@@ -9,14 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from openwavlm.frames import num_frames
-from openwavlm.iteration.next_layer import next_layer
-from openwavlm.probes.layer_choice import choose_layer
-from openwavlm.probes.layer_units import UnitSettings, UtteranceNormalised, fit_layers, layer_pnmi, tally_layers
-from openwavlm.probes.quality_rows import COLUMNS, cells, rows_of, text_table, tsv
-from openwavlm.probes.sets import ProbeSet, ProbeUtterance
-from openwavlm.probes.unit_figures import UnitFigures, UnitTally, difference_interval, pnmi_interval, run_lengths, shuffled_tally
-from openwavlm.targets.quality import phone_quality, pnmi
+from openwavlm.audio.frames import num_frames
+from openwavlm.evaluation.layer_choice import choose_layer
+from openwavlm.evaluation.layer_units import UnitSettings, UtteranceNormalised, fit_layers, layer_pnmi, tally_layers
+from openwavlm.evaluation.quality_rows import COLUMNS, cells, rows_of, text_table, tsv
+from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
+from openwavlm.evaluation.unit_figures import (
+    UnitFigures,
+    UnitTally,
+    difference_interval,
+    pnmi_interval,
+    run_lengths,
+    shuffled_tally,
+)
+from openwavlm.labels.quality import phone_quality, pnmi
+from openwavlm.pipeline.next_layer import next_layer
 from planted_features import Planted, planted_set
 
 JOINTS = arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 9)), elements=st.integers(0, 40)).filter(

@@ -13,17 +13,17 @@ import pytest
 import yaml
 
 from format_one import meta_of_format_one, shards_of_format_one
-from openwavlm.data.index import COLUMNS, TABLES, Index
-from openwavlm.data.index_writer import write_index
-from openwavlm.data.indexing import build_index
-from openwavlm.data.prepare import make_shards
-from openwavlm.data.upgrade import upgrade_shards
-from openwavlm.data.verify import verify_shards
-from openwavlm.labelling.assign import assign_labels
-from openwavlm.labelling.fit import fit_codebook
-from openwavlm.targets.kmeans import Codebook
-from openwavlm.targets.labels import LabelStore
-from openwavlm.upgrade import upgrade
+from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
+from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.store import LabelStore
+from openwavlm.runs.upgrade import upgrade
+from openwavlm.shards.index import COLUMNS, TABLES, Index
+from openwavlm.shards.index_writer import write_index
+from openwavlm.shards.indexing import build_index
+from openwavlm.shards.prepare import make_shards
+from openwavlm.shards.upgrade import upgrade_shards
+from openwavlm.shards.verify import verify_shards
 from synthetic import make_shard_set
 
 SETTINGS = {"speakers": 3, "utterances": 4, "seconds": (0.5, 0.9), "utterances_per_shard": 4}

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openwavlm.data.growth import verify_input
-from openwavlm.data.index import COLUMNS, TABLES, Index
-from openwavlm.data.index_writer import write_index
-from openwavlm.data.reader import ShardReader
-from openwavlm.data.sealed import write_sealed
-from openwavlm.data.verify import verify_shards
+from openwavlm.runtime.sealed import write_sealed
+from openwavlm.shards.growth import verify_input
+from openwavlm.shards.index import COLUMNS, TABLES, Index
+from openwavlm.shards.index_writer import write_index
+from openwavlm.shards.reader import ShardReader
+from openwavlm.shards.verify import verify_shards
 from synthetic import make_corpus, make_shard_set, write_speech_like
 
 
@@ -130,7 +130,7 @@ def test_index_rows_of_other_audio_are_found(copy):
 
 
 def test_a_tar_with_another_number_of_members_is_found(copy, monkeypatch):
-    monkeypatch.setattr("openwavlm.data.verify._count_members", lambda tar: 5)
+    monkeypatch.setattr("openwavlm.shards.verify._count_members", lambda tar: 5)
     problems = verify_shards(copy).problems
     assert [problem.partition(" must")[2] for problem in problems] == [
         f" hold {2 * shard.rows} members, but a tar reader finds 5" for shard in Index.open(copy).shards

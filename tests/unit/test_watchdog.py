@@ -8,14 +8,14 @@ from types import SimpleNamespace
 
 import torch
 
+from openwavlm.runtime.watchdog import EXIT_CODE, Watchdog, _pending_collectives
 from openwavlm.training.pace import Pace
-from openwavlm.training.watchdog import EXIT_CODE, Watchdog, _pending_collectives
 from patience import HANG_S
 
 _HANGS = """
 import sys, threading, time
 from pathlib import Path
-from openwavlm.training.watchdog import Watchdog
+from openwavlm.runtime.watchdog import Watchdog
 dog = Watchdog(0.5, 3, Path(sys.argv[1]))
 dog.note("update 7: waiting for the other ranks")
 def stuck_in_a_collective():

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from openwavlm.data.atomic import digest_of
-from openwavlm.data.sealed import read_sealed, sealed
+from openwavlm.runtime.atomic import digest_of
+from openwavlm.runtime.sealed import read_sealed, sealed
 
 ABOUT = "openwavlm.json"
 

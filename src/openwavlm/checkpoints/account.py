@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from openwavlm.checkpoints.names import new_spelling
-from openwavlm.costs import HeadShape, count_parameters
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.costs import HeadShape, count_parameters
+from openwavlm.model.wavlm import WavLM
 
 log = logging.getLogger(__name__)
 # So much is built in a moment, whatever the file holds.

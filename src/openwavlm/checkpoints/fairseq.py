@@ -11,7 +11,7 @@ from torch import Tensor
 from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, QUANTISER, TRAINING_STATE, Account, fill
 from openwavlm.checkpoints.fairseq_config import microsoft_config, read_fairseq_config
 from openwavlm.checkpoints.names import fairseq_name, old_spelling, prefix_of
-from openwavlm.models.wavlm import WavLM
+from openwavlm.model.wavlm import WavLM
 
 _PREFIXES = ("w2v_encoder.w2v_model.", "w2v_model.", "encoder.w2v_model.")
 _HEADS = (

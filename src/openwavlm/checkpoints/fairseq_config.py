@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from openwavlm.checkpoints.values import shown, typed
-from openwavlm.models.config import WavLMConfig
+from openwavlm.model.config import WavLMConfig
 
 # Our field → their key, and what their classes assume for a key that is missing (Microsoft's WavLM.py; fairseq's wav2vec 2.0).
 _KEYS: dict[str, tuple[str, Any]] = {

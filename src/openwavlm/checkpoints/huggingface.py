@@ -13,10 +13,10 @@ from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, QUAN
 from openwavlm.checkpoints.huggingface_config import huggingface_config, preprocessor_config, read_config
 from openwavlm.checkpoints.huggingface_weights import AGAIN, read_weights
 from openwavlm.checkpoints.names import huggingface_name, prefix_of
-from openwavlm.data.files import read_json
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
-from openwavlm.resources import naming
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
+from openwavlm.runtime.files import read_json
+from openwavlm.runtime.resources import naming
 
 _PREFIXES = ("wavlm.", "hubert.", "wav2vec2.")
 # Beside the prefixed encoder: what Hugging Face's fine-tuned classes and pre-training classes add to it.

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.checkpoints.values import shown, typed
-from openwavlm.frames import SAMPLE_RATE_HZ
-from openwavlm.models.config import WavLMConfig
+from openwavlm.model.config import WavLMConfig
 
 # Our field → Hugging Face's key, and what its class assumes for a key that config.json lacks (transformers 5.23).
 _KEYS: dict[str, tuple[str, Any]] = {

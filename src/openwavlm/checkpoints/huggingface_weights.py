@@ -11,8 +11,8 @@ from torch import Tensor
 
 from openwavlm.checkpoints.pickles import read_pickle
 from openwavlm.checkpoints.values import check_is_no_other_file
-from openwavlm.data.files import read_json
-from openwavlm.resources import check_of_the_file, read_again
+from openwavlm.runtime.files import read_json
+from openwavlm.runtime.resources import check_of_the_file, read_again
 
 AGAIN = "fetch or save it again"
 _WHOLE = ("model.safetensors", "pytorch_model.bin")

@@ -11,7 +11,7 @@ from openwavlm.checkpoints.huggingface import load_huggingface
 from openwavlm.checkpoints.huggingface_weights import weights_files
 from openwavlm.checkpoints.pickles import read_pickle
 from openwavlm.checkpoints.torchaudio import is_torchaudio, load_torchaudio, sidecar_of
-from openwavlm.models.wavlm import WavLM
+from openwavlm.model.wavlm import WavLM
 
 # The file of tensors in a folder of `openwavlm export format=microsoft` or `torchaudio`.
 SINGLE_FILE = "model.pt"

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from openwavlm.checkpoints.values import check_is_no_other_file
-from openwavlm.resources import check_of_the_file, is_archive, read_again
+from openwavlm.runtime.resources import check_of_the_file, is_archive, read_again
 
 # Modules whose objects describe a training and are read as data.
 _DESCRIBING = ("argparse", "omegaconf", "fairseq", "hydra", "numpy", "typing", "enum", "pathlib", "datetime", "collections")

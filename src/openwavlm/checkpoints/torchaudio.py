@@ -16,9 +16,9 @@ from torch import Tensor
 
 from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, Account, fill
 from openwavlm.checkpoints.names import new_spelling, old_spelling, prefix_of, torchaudio_name
-from openwavlm.data.files import read_json
-from openwavlm.models.config import WavLMConfig
-from openwavlm.models.wavlm import WavLM
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
+from openwavlm.runtime.files import read_json
 
 # Our field → the argument of torchaudio's functions.
 _ARGUMENTS = {

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from openwavlm.resources import retried
+from openwavlm.runtime.resources import retried
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name", tuple: "a list of whole numbers"}
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.augment.mixing import Mixing
-from openwavlm.batch import PretrainBatch
-from openwavlm.data.index import Index
-from openwavlm.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ, num_frames
+from openwavlm.audio.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ, num_frames
+from openwavlm.batches.batch import PretrainBatch
+from openwavlm.batches.mixing import Mixing
 from openwavlm.report.content import Example
 from openwavlm.report.pictures import runs_of
 from openwavlm.report.rebuild import mixtures
+from openwavlm.shards.index import Index
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.probes.live import read_baselines
+from openwavlm.evaluation.live import read_baselines
 from openwavlm.training.checkpoint import checkpoints_in
 from openwavlm.training.checkpoint_reader import read_description
 from openwavlm.training.records import TEXT_COLUMNS, Record, missing_steps, read_record

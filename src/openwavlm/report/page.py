@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.data.atomic import atomic_file
+from openwavlm.labels.quality import perplexity, used_clusters
 from openwavlm.report import pictures
 from openwavlm.report.content import Example, Iteration, Realised, ReportContent
 from openwavlm.report.facts import commands_of, warnings_of, what_ran
@@ -16,7 +16,7 @@ from openwavlm.report.health import health_rows, health_said, health_warnings
 from openwavlm.report.markup import document, escaped, paragraph, sound, table
 from openwavlm.report.summary import iteration_summary, merge_summary
 from openwavlm.report.verdicts import CONDITIONS, CONTROLS, Verdict, beats, compare_iterations, headline, number, unmeasured, wins
-from openwavlm.targets.quality import perplexity, used_clusters
+from openwavlm.runtime.atomic import atomic_file
 
 
 def write_report(directory: Path, content: ReportContent) -> Path:

@@ -18,9 +18,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from openwavlm.data.audio import encode
-from openwavlm.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ
-from openwavlm.probes.live import read_baselines
+from openwavlm.audio.audio_files import encode
+from openwavlm.audio.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from openwavlm.evaluation.live import read_baselines
 from openwavlm.report.content import Example, Iteration, Realised
 from openwavlm.report.reference_points import ReferencePoint, comparable
 from openwavlm.training.heat_map import heat_map

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
@@ -9,9 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from openwavlm.probes.quality_rows import COLUMNS, QualityRow, cells
+from openwavlm.evaluation.measured import summary
+from openwavlm.evaluation.quality_rows import COLUMNS, QualityRow, cells, tsv
 from openwavlm.report.markup import document, escaped, paragraph, table
 from openwavlm.report.pictures import BLUE, CHART_STYLE, GREY, ORANGE, inline_svg, svg_of
+from openwavlm.runtime.atomic import atomic_file, write_json
 
 _PANELS = (("pnmi", "phones: PNMI, corrected (higher is better)"), ("speaker_information", "speakers: information in a unit"))
 _WITHOUT_PHONES = ("perplexity", "use: as many evenly used units (perplexity)")
@@ -102,3 +105,22 @@ _MEANINGS = (
     ),
     ("speakers told", "share of 2-s stretches whose speaker is told by how often each unit occurs, fitted on other utterances"),
 )
+
+
+def write_quality(output: Path, result: dict[str, Any], table: Sequence[QualityRow]) -> None:
+    """Writes quality.json, quality.tsv, quality.png and quality.html.
+
+    Args:
+        output: Their folder.
+        result: The figures, as `evaluation.quality.judge` returns them.
+        table: Its rows.
+    """
+    contents = {
+        "quality.tsv": tsv(table).encode(),
+        "quality.png": chart_png(table),
+        "quality.html": render_quality(result, table).encode(),
+    }
+    for name, content in contents.items():
+        with atomic_file(output / name) as file:
+            file.write(content)
+    write_json(output / "quality.json", summary(result))

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from openwavlm.augment.mixing import Mixing, mix
-from openwavlm.batch import PretrainBatch
-from openwavlm.data.collate import MicroBatchBuilder
-from openwavlm.data.schedule import Schedule
-from openwavlm.data.sources import OpenData
-from openwavlm.frames import num_frames
+from openwavlm.audio.frames import num_frames
+from openwavlm.batches.batch import PretrainBatch
+from openwavlm.batches.collate import MicroBatchBuilder
+from openwavlm.batches.mixing import Mixing, mix
+from openwavlm.batches.schedule import Schedule
+from openwavlm.batches.sources import OpenData
 from openwavlm.report.content import Example, Realised
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.frames import FRAME_RATE_HZ
+from openwavlm.audio.frames import FRAME_RATE_HZ
 from openwavlm.report import pictures
 from openwavlm.report.content import Example
 from openwavlm.report.markup import document, escaped, paragraph, sound, table

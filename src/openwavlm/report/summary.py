@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from openwavlm.data.atomic import write_json
 from openwavlm.report.content import Iteration
+from openwavlm.runtime.atomic import write_json
 from openwavlm.training.run_files import read_summary
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from openwavlm.probes.bootstrap import ratio_interval
+from openwavlm.evaluation.bootstrap import ratio_interval
 
 Outcome = Literal["beats", "ties", "behind"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import lightning
 
 from openwavlm.training.checkpoint import checkpoint_path, prune
-from openwavlm.training.evaluation import Evaluation
 from openwavlm.training.faults import reach
 from openwavlm.training.log import RunLog
 from openwavlm.training.module import PretrainingModule
+from openwavlm.training.validation import Evaluation
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from openwavlm.data.atomic import digest_of, sync_folder
-from openwavlm.data.sealed import sealed
-from openwavlm.resources import naming
+from openwavlm.runtime.atomic import digest_of, sync_folder
+from openwavlm.runtime.resources import naming
+from openwavlm.runtime.sealed import sealed
 from openwavlm.training.checkpoint_reader import (
     FORMAT_VERSION,
     Description,

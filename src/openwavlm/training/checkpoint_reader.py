@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openwavlm.data.sealed import read_sealed
-from openwavlm.resources import check_of_the_file, naming, read_again
+from openwavlm.runtime.resources import check_of_the_file, naming, read_again
+from openwavlm.runtime.sealed import read_sealed
 
 FORMAT_VERSION = 1
 _CURE = "restore it from a copy, or go on from another checkpoint"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from openwavlm.training.watchdog import Watchdog
+from openwavlm.runtime.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from openwavlm.augment.mixing import Mixing, mix
-from openwavlm.batch import PretrainBatch
-from openwavlm.models.pretraining import PretrainingOutput, WavLMForPretraining
-from openwavlm.models.wavlm import normalise
-from openwavlm.randomness import stable_hash, words
+from openwavlm.batches.batch import PretrainBatch
+from openwavlm.batches.mixing import Mixing, mix
+from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
+from openwavlm.model.wavlm import normalise
+from openwavlm.runtime.randomness import stable_hash, words
 
 
 def prepare_waveforms(batch: PretrainBatch, mixing: Mixing | None, *, normalised: bool) -> Tensor:

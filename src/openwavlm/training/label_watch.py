@@ -4,8 +4,8 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 
-from openwavlm.targets.labels import LabelStore
-from openwavlm.targets.pack import Pack
+from openwavlm.labels.pack import Pack
+from openwavlm.labels.store import LabelStore
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from torch.utils.tensorboard import SummaryWriter
 
-from openwavlm.resources import naming
-from openwavlm.training.evaluation import VALIDATION_COLUMNS
+from openwavlm.runtime.resources import naming
 from openwavlm.training.heat_map import heat_map
 from openwavlm.training.module import StepRecord
 from openwavlm.training.records import Value
 from openwavlm.training.tables import RunTables
 from openwavlm.training.trackers import MlflowTracker, Tracker, WandbTracker
+from openwavlm.training.validation import VALIDATION_COLUMNS
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from openwavlm.augment.mixing import Mixing
-from openwavlm.batch import PretrainBatch
-from openwavlm.data.loader import StepBatch
-from openwavlm.frames import num_frames
-from openwavlm.models.pretraining import PretrainingOutput, WavLMForPretraining
-from openwavlm.targets.logmel import NUM_BANDS, normalised_log_mel
+from openwavlm.audio.frames import num_frames
+from openwavlm.audio.logmel import NUM_BANDS, normalised_log_mel
+from openwavlm.batches.batch import PretrainBatch
+from openwavlm.batches.loader import StepBatch
+from openwavlm.batches.mixing import Mixing
+from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.training.control import Control, StepTotals
 from openwavlm.training.faults import reach
 from openwavlm.training.fitting import fitting_weights

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from openwavlm.resources import explained
+from openwavlm.runtime.resources import explained
 
 _FIRST_PORT, _PORTS = 15_000, 20_000
 log = logging.getLogger(__name__)

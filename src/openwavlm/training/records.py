@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openwavlm.resources import naming, retried
+from openwavlm.runtime.resources import naming, retried
 from openwavlm.training.checkpoint import write_atomically
 
 Value = int | float | str | None

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from openwavlm.data.sealed import read_sealed
-from openwavlm.resources import retried
+from openwavlm.runtime.resources import retried
+from openwavlm.runtime.sealed import read_sealed
 
 FORMAT_VERSION = 2  # 2: with a checksum of itself and of config.yaml
 _CURE = "restore it from a copy, or start a new run under another name"

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-from openwavlm.models.pretraining import WavLMForPretraining
+from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.training.checkpoint_reader import load
 from openwavlm.training.fitting import fitting_weights
 

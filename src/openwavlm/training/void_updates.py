@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openwavlm.batch import MicroBatchId
+from openwavlm.batches.batch import MicroBatchId
 
 _TOLERATED = 20  # below this many, a rate says nothing: in float16 the scale is still being looked for
 log = logging.getLogger(__name__)

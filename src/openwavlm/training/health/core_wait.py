@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from openwavlm.processes import children_of
+from openwavlm.runtime.processes import children_of
 
 
 def _waits(processes: Sequence[int]) -> dict[int, float] | None:

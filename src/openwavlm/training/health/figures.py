@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from openwavlm.data.loader import StepBatch
-from openwavlm.models.pretraining import PretrainingOutput
+from openwavlm.batches.loader import StepBatch
+from openwavlm.model.pretraining import PretrainingOutput
 from openwavlm.training.health.promises import PROMISED, Promises
 from openwavlm.training.health.settings import Health
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from openwavlm.targets.quality import perplexity
+from openwavlm.labels.quality import perplexity
 from openwavlm.training.health.judgement import Judgement, Known
 from openwavlm.training.health.window import Window
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from openwavlm.augment.mixing import Mixing
-from openwavlm.batch import PretrainBatch
-from openwavlm.data.plan import Batching
-from openwavlm.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, num_frames
-from openwavlm.masking import SpanMasking
+from openwavlm.audio.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, num_frames
+from openwavlm.batches.batch import PretrainBatch
+from openwavlm.batches.masking import SpanMasking
+from openwavlm.batches.mixing import Mixing
+from openwavlm.batches.plan import Batching
 
 PROMISED = [
     "mask",  # masked frames

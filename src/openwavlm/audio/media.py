@@ -1,0 +1,361 @@
+"""Compressed audio through FFmpeg (PyAV, the extra `media`): MP3, Ogg, MP4, Matroska, AAC, WMA, AMR, and WAV with a codec.
+
+FFmpeg gets a descriptor, opens nothing else (no play lists, no network), and decodes from the first packet to the last: a range is cut
+out of that, so it equals the slice of the whole. Ends, gaps and errors that FFmpeg passes over are compared with the file's bytes.
+"""
+
+import errno
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from openwavlm.audio.containers import AudioError, after_tags, audio_extent, check_rest, read_at
+from openwavlm.audio.gapless import Frame, Link, trim_links, trim_mp3
+from openwavlm.audio.streams import check_structure
+
+INSTALL = "pip install 'openwavlm[media]'"
+_FORMATS = "mp3,aac,amr,ogg,mov,matroska,asf,wav,w64,aiff,caf,au,nistsphere,flac,wv,tta,ape"
+# Formats that are nothing but frames, so that every byte belongs to one of them or to a tag.
+_FRAMES_ONLY = ("mp3", "aac", "amr")
+_LOSSLESS = ("wavpack", "tta", "flac", "ape", "alac")
+# A recording of a broadcast begins within a frame, of at most this many bytes.
+_LONGEST_FRAME = 2881
+_LOSSY_TOLERANCE_S = 0.05
+# Less than the shortest packet of a codec in a WAV file (GSM 6.10: 65 bytes).
+_LONGEST_REST_BYTES = 64
+# The tag of G.726 in WAV files for which the order of the bits is known; libsndfile writes another one and the other order.
+_G726_TAG = "\x45"
+_BLOCK_FRAMES = 1 << 16
+# With 8 planes PyAV 18.1 reads beyond FFmpeg's list of them and ends the process (`Frame.planes` looks for a null pointer).
+_MOST_PLANES = 7
+_SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63, "flt": 1.0, "dbl": 1.0}
+
+
+def media_version() -> str:
+    """Version of PyAV and of the FFmpeg in it; `not installed` without the extra `media`."""
+    try:
+        import av
+    except ImportError:
+        return "not installed"
+    return f"{av.__version__} (FFmpeg {av.ffmpeg_version_info})"
+
+
+class MediaSource:
+    """An open file of compressed audio.
+
+    Attributes:
+        rate: Samples a second.
+        channels: Number of channels.
+        frames: None: only decoding tells.
+        claimed_s: Duration that the header claims, or an estimate from the bit rate; None where there is neither.
+    """
+
+    frames: int | None = None
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        """Opens a file.
+
+        Raises:
+            AudioError: With reason `no-decoder` without PyAV; `unreadable`, `truncated` or `undecoded`.
+            OSError: If the file cannot be read.
+        """
+        self._descriptor, self._size = descriptor, size
+        self._extent = audio_extent(descriptor, size)
+        structure = check_structure(descriptor, size)
+        self._links, self._blocks = structure.links, structure.blocks
+        try:
+            import av
+        except ImportError as error:
+            raise AudioError("no-decoder", f"compressed audio is decoded by PyAV, which is not installed: {INSTALL}") from error
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        options = {"fd": str(descriptor), "protocol_whitelist": "fd", "format_whitelist": _FORMATS}
+        with _errors("no audio format that is known"):
+            self._container = av.open("fd:", options=options, metadata_errors="ignore")
+        streams = self._container.streams.audio
+        if len(streams) != 1:
+            self._container.close()
+            reason = "undecoded" if streams else "unreadable"
+            raise AudioError(reason, f"the file has {len(streams)} audio streams, but one is needed: extract one of them")
+        self._stream = streams[0]
+        context = self._stream.codec_context
+        if context is None:
+            self._container.close()
+            raise AudioError("unreadable", "no decoder is known for the codec that the file announces")
+        self.rate, self.channels, self.format = context.sample_rate or 0, context.channels, self._container.format.name
+        if context.name == "g726" and self.format == "wav" and not context.codec_tag.startswith(_G726_TAG):
+            self._container.close()
+            raise AudioError("unreadable", "G.721 or G.726 in an order of bits that WAV does not name: convert the file to PCM")
+        duration = self._stream.duration
+        base = self._stream.time_base
+        if duration is not None and base is not None:
+            self.claimed_s: float | None = float(duration * base)
+        else:
+            self.claimed_s = self._container.duration / 1e6 if self._container.duration else None
+        if self._links:
+            self.claimed_s = sum(link.samples / link.rate for link in self._links)
+        self._is_pcm = context.name.startswith("pcm_")
+        # Codecs whose decoders make sound of zeros, which no encoder writes.
+        self._is_speech = context.name in ("opus", "amrnb", "amrwb")
+        context.thread_count = 1
+        # Errors in compressed speech are common and concealed; those of a lossless codec are not.
+        context.options = {"err_detect": "crccheck+explode" if context.name in _LOSSLESS else "crccheck"}
+        if self.format in ("mp3", "ogg", "caf"):
+            context.flags2 |= av.codec.context.Flags2.skip_manual
+        self._count, self._begin, self._end = 0, 0, 0
+        self._last: Any = None
+        self._begins = True
+
+    def blocks(self, first: int, last: int | None) -> Iterator[np.ndarray]:
+        """Decodes from the beginning and yields samples `first` to `last` (None: to the end).
+
+        Yields:
+            float32 in [−1, 1], or int16 where the codec is of 16 bits, (frames, channels).
+
+        Raises:
+            AudioError: With reason `truncated`, `undecoded` or `unreadable`.
+            OSError: If the file cannot be read.
+        """
+        position = 0
+        pending: list[np.ndarray] = []
+        for frame in self._frames():
+            start, position = position, position + len(frame)
+            if position > first:
+                pending.append(frame[max(0, first - start) : len(frame) if last is None else max(0, last - start)])
+                if sum(map(len, pending)) >= _BLOCK_FRAMES:
+                    yield np.concatenate(pending)
+                    pending.clear()
+            if last is not None and position >= last:
+                break
+        else:
+            self._check_end(position)
+        if pending:
+            yield np.concatenate(pending)
+
+    def close(self) -> None:
+        """Closes FFmpeg's side; the descriptor stays open."""
+        self._container.close()
+
+    def _frames(self) -> Iterator[np.ndarray]:
+        """Decodes every packet; yields (frames, channels) without the delay and padding of the encoder."""
+        frames = map(self._frame, self._decoded())
+        if self.format == "mp3":
+            yield from trim_mp3(frames)
+        elif self.format == "ogg":
+            yield from trim_links(frames, self._links)
+        elif self.format == "caf" and self.claimed_s is not None:
+            yield from trim_links(frames, [Link(round(self.claimed_s * self.rate), self.rate, exact=True)])
+        else:
+            yield from (frame.samples for frame in frames)
+
+    def _frame(self, frame: Any) -> Frame:
+        samples = self._checked(frame)
+        delay, padding = _skips(frame)
+        begins, self._begins = self._begins or delay > 0, False
+        if begins and self._stream.codec_context.name == "vorbis":
+            # The first block only overlaps with the second; of a later link FFmpeg does not say so.
+            delay = len(samples)
+        return Frame(samples, delay, padding, begins)
+
+    def _decoded(self) -> Iterator[Any]:
+        import av
+
+        tag_end = 0
+        packets = self._container.demux(self._stream)
+        while (packet := self._read(packets)) is not None:
+            if packet.size:
+                if packet.pos is not None and packet.pos + packet.size <= tag_end:
+                    self._end = packet.pos + packet.size
+                    continue
+                self._take(packet)
+            try:
+                with _errors(""):
+                    frames = packet.decode()
+            except AudioError as error:
+                rest = self._after_tag(packet)
+                if rest is None:
+                    reason = "truncated" if self._end >= self._size and self.format != "ogg" else "unreadable"
+                    raise AudioError(reason, f"packet {self._count} cannot be decoded ({error.detail})") from error
+                tag_end = packet.pos + packet.size - len(rest) if rest else after_tags(self._descriptor, packet.pos, self._size)
+                with _errors(f"packet {self._count} cannot be decoded"):
+                    frames = self._stream.codec_context.decode(av.Packet(rest)) if rest else []
+            else:
+                self._last = packet if packet.size else self._last
+            self._begins = self._begins or (self.format == "ogg" and packet.has_sidedata("new_extradata"))
+            yield from frames
+
+    def _read(self, packets: Iterator[Any]) -> Any:
+        """The next packet; None at the end, and where only tags follow: FFmpeg 8.1 reads those of WavPack as damaged blocks."""
+        try:
+            with _errors(f"reading fails after {self._count} packets"), _signals_wait():
+                return next(packets, None)
+        except AudioError:
+            if self.format != "wv" or after_tags(self._descriptor, self._end, self._size) < self._size:
+                raise
+            return None
+
+    def _after_tag(self, packet: Any) -> bytes | None:
+        """What follows the tag with which a packet begins: a joined file has one before its second part. None if there is no tag."""
+        if self.format not in _FRAMES_ONLY or not packet.size or packet.pos is None:
+            return None
+        tag_end = after_tags(self._descriptor, packet.pos, self._size)
+        return bytes(packet)[tag_end - packet.pos :] if tag_end > packet.pos else None
+
+    def _take(self, packet: Any) -> None:
+        """Counts a packet and compares its place with the end of the one before."""
+        start = packet.pos
+        if start is not None and self.format in _FRAMES_ONLY and start != self._end:
+            unknown = start - after_tags(self._descriptor, self._end, start)
+            if unknown > (0 if self._count else _LONGEST_FRAME):
+                raise AudioError(
+                    "unreadable", f"{unknown} bytes before byte {start} are no frames of {self.format}: repair the file"
+                )
+        if packet.is_corrupt and not (self._is_pcm and self._extent is not None and not self._extent.announced):
+            raise AudioError("truncated", f"packet {self._count + 1} is incomplete")
+        if self._is_speech and packet.size > 2 and not any(bytes(packet)):
+            raise AudioError("unreadable", f"packet {self._count + 1} consists of zeros: a part of the file was not written")
+        if self._count == 0:
+            self._begin = start or 0
+        self._count += 1
+        if start is not None:
+            self._end = start + packet.size
+        if self.format == "amr" and bytes(packet)[:5] == b"#!AMR":
+            raise AudioError("undecoded", f"another AMR file follows at byte {start}: split the file")
+
+    def _checked(self, frame: Any) -> np.ndarray:
+        """Samples of a decoded frame, (frames, channels)."""
+        channels = len(frame.layout.channels)
+        if (frame.sample_rate, channels) != (self.rate, self.channels):
+            raise AudioError(
+                "unreadable",
+                f"the file changes from {self.rate} Hz and {self.channels} channels to {frame.sample_rate} Hz and {channels}: split it",
+            )
+        if frame.is_corrupt:
+            raise AudioError("unreadable", f"packet {self._count} is damaged")
+        if frame.format.is_planar and channels > _MOST_PLANES:
+            raise AudioError(
+                "unreadable", f"{channels} channels of compressed audio, more than {_MOST_PLANES}: convert it to WAV or FLAC"
+            )
+        values = frame.to_ndarray()
+        values = values.T if frame.format.is_planar else values.reshape(-1, channels)
+        kind = frame.format.name.removesuffix("p")
+        if kind == "s16":
+            return values
+        if kind == "u8":
+            values = values.astype(np.int16) - 128
+        return values.astype(np.float32) * np.float32(_SCALES[kind])
+
+    def _check_end(self, position: int) -> None:
+        """Compares what was decoded with what the file announces and with its bytes."""
+        seconds, announced = position / self.rate, self._announced_s()
+        if announced is not None and seconds < announced - _LOSSY_TOLERANCE_S:
+            raise AudioError("truncated", f"{seconds:.2f} s could be decoded where the file announces {announced:.2f} s")
+        if position == 0:
+            raise AudioError("unreadable", "no audio could be decoded")
+        if len(self._blocks) > len(self._container.streams):
+            raise AudioError("unreadable", "some blocks belong to no track of the file: repair it")
+        packets, is_mp4 = self._announced_packets(), self.format.startswith("mov")
+        found = position if is_mp4 and self._is_pcm else self._count
+        missing = packets - found
+        if missing > 0 and missing * position / found > _LOSSY_TOLERANCE_S * self.rate:
+            if is_mp4 and announced is not None:
+                raise AudioError(
+                    "undecoded", f"an edit list leaves out {missing} of {packets} packets: convert the file to WAV or FLAC"
+                )
+            raise AudioError("truncated", f"{found} packets were found where the file announces {packets}")
+        if self.format == "mp3" and not self._last_is_whole():
+            raise AudioError("truncated", "the last frame is incomplete")
+        if self._extent is not None:
+            rest = self._extent.start + self._extent.length - self._end
+            if rest > _LONGEST_REST_BYTES:
+                raise AudioError("undecoded", f"{rest} bytes of the audio were not decoded")
+        elif self.format in (*_FRAMES_ONLY, "wv", "tta", "flac"):
+            check_rest(self._descriptor, self._end, self._size, slack=0)
+
+    def _announced_s(self) -> float | None:
+        if self._links or self.format.startswith("mov") or self.format in ("caf", "asf", "wv", "tta", "ape", "flac"):
+            return self.claimed_s
+        return None
+
+    def _announced_packets(self) -> int:
+        """Packets, or samples of PCM, that the container says there are; 0 if it does not."""
+        if self.format == "mp3":
+            return self._xing_frames()
+        if self.format.startswith("mov"):
+            return int(self._stream.frames)
+        return self._blocks.total() if len(self._container.streams) == 1 else 0
+
+    def _xing_frames(self) -> int:
+        """Frames that the Xing or Info header before the first frame of an MP3 announces; 0 if none does."""
+        head = read_at(self._descriptor, min(self._begin, _LONGEST_FRAME), max(0, self._begin - _LONGEST_FRAME))
+        found = re.search(rb"(?:Xing|Info)\0\0\0(.)(.{4})", head, re.DOTALL)
+        return int.from_bytes(found[2], "big") if found and found[1][0] & 1 else 0
+
+    def _last_is_whole(self) -> bool:
+        """Whether the last packet of an MP3 is a whole frame; FFmpeg decodes the beginning of one, too."""
+        import av
+
+        parser = av.CodecContext.create(self._stream.codec_context.name, "r")
+        with _errors("the last frame"):
+            return sum(packet.size for packet in parser.parse(bytes(self._last))) == self._last.size
+
+
+def _skips(frame: Any) -> tuple[int, int]:
+    """Samples to drop at the beginning and at the end of a frame."""
+    for data in frame.side_data:
+        if data.type.name == "SKIP_SAMPLES":
+            content = bytes(data)
+            return int.from_bytes(content[:4], "little"), int.from_bytes(content[4:8], "little")
+    return 0, 0
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Lets signals to this thread wait until the block ends.
+
+    PyAV ends a file with an exception of its own; a KeyboardInterrupt while that is built is forgotten (PyAV 18.1: 11 of 1,300).
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# FFmpeg returns these for contents too. A disk that fails is found by reading the file through, see `audio.py`.
+_CONTENT_ERRORS = {errno.EINVAL, errno.EIO, errno.ERANGE, errno.EDOM, errno.ENOSYS, errno.EPERM, errno.ENOENT, errno.EAGAIN}
+
+
+@contextmanager
+def _errors(what: str) -> Iterator[None]:
+    """Turns errors of FFmpeg into an AudioError, or into the OSError that they are.
+
+    Raises:
+        AudioError: With reason `unreadable`.
+        OSError: If the machine failed.
+    """
+    import av
+
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        number = error.errno or 0
+        text = (error.strerror or str(error)).rstrip(".")
+        if number == errno.ENOMEM and _has_memory():
+            raise AudioError("unreadable", "a length in the file is beyond all memory: it is damaged") from error
+        if number in errno.errorcode and number not in _CONTENT_ERRORS:
+            raise OSError(number, os.strerror(number)) from error
+        raise AudioError("unreadable", f"{what} ({text})" if what else text) from error
+
+
+def _has_memory() -> bool:
+    """Whether there is memory for any sound file: FFmpeg fails in the same way where a damaged file asks for more than 2 GiB."""
+    try:
+        bytearray(1 << 28)
+    except MemoryError:
+        return False
+    return True

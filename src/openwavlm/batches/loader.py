@@ -1,0 +1,221 @@
+"""The loaders of one rank: global steps for training, a fixed pass for validation.
+
+        plan (main process)                     workers                          main process
+step s ─ specs of this rank ──► queue ──► MicroBatchBuilder[spec] ──► queue ──► list of the step's micro-batches
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.context import ForkContext, ForkProcess
+from multiprocessing.popen_fork import Popen
+from multiprocessing.process import BaseProcess
+from typing import Any, Self
+
+import torch
+from torch.utils.data import DataLoader
+
+from openwavlm.batches.batch import PretrainBatch
+from openwavlm.batches.collate import MicroBatchBuilder
+from openwavlm.batches.plan import MicroBatchSpec
+from openwavlm.batches.schedule import Schedule
+from openwavlm.labels.store import AT_ONCE_BYTES
+from openwavlm.runtime.processes import end_with_parent, killed_worker
+from openwavlm.runtime.resources import raise_descriptor_limit
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How batches are fetched; nothing here changes what is trained on.
+
+    Attributes:
+        workers: Loader processes of each rank; 0 reads in the training process.
+        prefetch: Micro-batches that each worker reads ahead.
+        pin_memory: Page-lock batches, so that copies to a GPU need not be waited for; None = where there is one.
+        label_check_mib: A labelling of up to so many MiB is compared with its checksums before the first update; of a larger one so
+            much is, and all of it in the background, before a checkpoint is written.
+
+    Raises:
+        ValueError: If a number is negative.
+    """
+
+    workers: int = 2
+    prefetch: int = 4
+    pin_memory: bool | None = None
+    label_check_mib: int = AT_ONCE_BYTES >> 20
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.prefetch < 1:
+            raise ValueError(f"loader.workers must be ≥ 0 and loader.prefetch ≥ 1, but are {self.workers}, {self.prefetch}")
+        if self.label_check_mib < 0:
+            raise ValueError(f"loader.label_check_mib must be ≥ 0, but is {self.label_check_mib}: 0 checks a sample at the start")
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One global step of one rank: what Lightning calls a batch.
+
+    Attributes:
+        step: The update, from 0.
+        digest: 40-bit hash of the plans that the step draws from.
+        micro_batches: In the order in which they run; equally many on every rank.
+    """
+
+    step: int
+    digest: int
+    micro_batches: list[PretrainBatch]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """Copies the micro-batches to `device`."""
+        moved = [batch.to(device, non_blocking=non_blocking) for batch in self.micro_batches]
+        return type(self)(self.step, self.digest, moved)
+
+
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+# What the trainer ends a worker with, which does not answer SIGTERM: Python would wait for it for ever at its own end.
+_END = signal.SIGUSR2
+
+
+class _Worker(ForkProcess):
+    @staticmethod
+    def _Popen(process: BaseProcess) -> Popen:  # noqa: N802
+        return _Ended(process)
+
+
+class _Ended(Popen):
+    def terminate(self) -> None:
+        self._send_signal(_END)  # type: ignore[attr-defined]
+
+
+class _Workers(ForkContext):
+    Process = _Worker
+
+
+def _prepare_worker(worker: int) -> None:
+    """A signal to the whole process group is the trainer's to answer; and a worker whose trainer was killed ends with it."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(_END, lambda number, frame: os._exit(0))  # torch reports any other status, and a kill, as a failure
+    end_with_parent(signal.SIGKILL)
+    raise_descriptor_limit()
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What a worker sends: a batch as it is, an error as a value, since torch would send it as its traceback's text."""
+
+    builder: MicroBatchBuilder
+
+    def __getitem__(self, spec: MicroBatchSpec) -> PretrainBatch | Exception:
+        try:
+            return self.builder[spec]
+        except (ValueError, OSError, MemoryError) as error:
+            return error
+
+
+def received(batches: Iterator[PretrainBatch | Exception]) -> Iterator[PretrainBatch]:
+    """The batches of a `micro_batch_loader`; an error that ended a worker's read is raised here.
+
+    Raises:
+        ValueError: If the data are not as planned.
+        OSError: If the machine fails, with the file; if a worker was killed.
+    """
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            ended = killed_worker(error)
+            if ended is None:
+                raise
+            raise OSError(ended) from error
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+def micro_batch_loader(builder: MicroBatchBuilder, specs: Any, loading: Loading) -> DataLoader:
+    """A DataLoader whose sampler is the plan: an iterable of specs in, micro-batches out, in order; to be read by `received`."""
+    return DataLoader(
+        _Sent(builder),  # type: ignore[arg-type]
+        sampler=specs,
+        batch_size=None,
+        collate_fn=_identity,
+        num_workers=loading.workers,
+        prefetch_factor=loading.prefetch if loading.workers else None,
+        # A forked worker starts in milliseconds and has the trainer for its parent; none of them touches a GPU.
+        multiprocessing_context=_Workers() if loading.workers else None,
+        worker_init_fn=_prepare_worker,
+        pin_memory=torch.cuda.is_available() if loading.pin_memory is None else loading.pin_memory,
+        generator=torch.Generator(),  # else it would take its workers' seeds from the global generator
+    )
+
+
+class StepLoader:
+    """Iterates over global steps from `start_step`; its length is the whole run's, as Lightning's progress needs it.
+
+    Args:
+        schedule: The run's schedule.
+        builder: Makes micro-batches.
+        loading: Workers.
+        rank: This process.
+        world_size: Number of processes.
+        start_step: First step to yield.
+        num_steps: Steps of the whole run.
+        now: The clock, in seconds.
+
+    Attributes:
+        waited_s: Seconds that were spent fetching micro-batches so far.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        builder: MicroBatchBuilder,
+        loading: Loading,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        num_steps: int,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._now = now
+        self._schedule, self._builder, self._loading = schedule, builder, loading
+        self._rank, self._world_size = rank, world_size
+        self._start, self._num_steps = start_step, num_steps
+        self.waited_s = 0.0
+
+    def __len__(self) -> int:
+        return self._num_steps
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        per_step = -(-self._schedule.slots // self._world_size)
+        digests: dict[int, int] = {}
+
+        def specs() -> Iterator[MicroBatchSpec]:
+            for step in range(self._start, self._num_steps):
+                plan = self._schedule.step(step, self._rank, self._world_size)
+                digests[step] = plan.digest
+                yield from plan.specs
+
+        batches = received(iter(micro_batch_loader(self._builder, specs(), self._loading)))
+        for step in range(self._start, self._num_steps):
+            began = self._now()
+            micro_batches = [next(batches) for _ in range(per_step)]
+            self.waited_s += self._now() - began
+            yield StepBatch(step, digests.pop(step), micro_batches)
+
+    # Lightning takes a loader with these two methods for one that can resume; where to start is decided before the fit.
+    def state_dict(self) -> dict[str, int]:
+        """Nothing to save: the step counter is the position."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing to restore."""

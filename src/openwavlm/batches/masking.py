@@ -1,0 +1,108 @@
+"""Span masking: which frames a micro-batch hides from the model (HuBERT §II-C, WavLM §III-A).
+
+Three differences from fairseq's `compute_mask_indices`, all on rows of a few frames only:
+
+- a row never holds more spans than its frames less one (fairseq then draws starts behind the row's end and clips them);
+- a row is never masked completely: what is over the limit is given back frame by frame at random (fairseq's newer code raises);
+- rows below two frames carry no mask and, under `same_count`, do not thin the masks of the others.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from openwavlm.runtime.randomness import uniform, words
+
+_NEVER = np.uint64((1 << 64) - 1)
+
+
+@dataclass(frozen=True)
+class SpanMasking:
+    """Settings of the static span mask.
+
+    Args:
+        prob: Summed length of the spans over the row's frames, 0 … `length`. Spans overlap, so the masked share is smaller:
+            about `1 − exp(−prob)`, .57 at .80.
+        length: Frames of a span, ≥ 1.
+        min_masks: Least number of spans of a row, ≥ 0.
+        same_count: Cut every row down to the batch's smallest number of masked frames by unmasking frames at random, as
+            fairseq's `require_same_masks` does (about .52 at .80).
+
+    Raises:
+        ValueError: If `length`, `min_masks` or `prob` is out of its range.
+    """
+
+    prob: float = 0.80
+    length: int = 10
+    min_masks: int = 2
+    same_count: bool = False
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"A masked span has at least 1 frame, but masking.length is {self.length}; set it to 10, say.")
+        if self.min_masks < 0:
+            raise ValueError(f"A row has at least 0 masked spans, but masking.min_masks is {self.min_masks}; set it to 2, say.")
+        if not (math.isfinite(self.prob) and 0 <= self.prob <= self.length):
+            raise ValueError(
+                f"The spans' summed length over the frames lies in 0 … masking.length, i.e. at most one span starts at a frame, "
+                f"but masking.prob is {self.prob} with length {self.length}; set prob to 0.8, say."
+            )
+
+
+def draw_span_mask(masking: SpanMasking, num_frames: np.ndarray, seed: int, *, source: int, epoch: int, micro: int) -> np.ndarray:
+    """Draws the mask of one micro-batch.
+
+    A row of `n` frames gets `max(min_masks, ⌊prob · n / length + u⌋)` spans, u ~ U[0, 1) for each row, whose starts are drawn
+    without replacement from the first `n − length` frames (one more frame than spans in a row too short for that); spans may
+    overlap and are clipped at the row's end. The starts are the frames with the smallest random words, so every set of starts
+    is equally probable.
+
+    Args:
+        masking: The settings.
+        num_frames: Integers (batch,), frames of the planned rows, readable or not.
+        seed: The run's seed.
+        source: Stable hash of the data source's name.
+        epoch: Data epoch of that source.
+        micro: Identity of the micro-batch within the epoch.
+
+    Returns:
+        bool (batch, max frames), True = masked. A row of at least one frame keeps at least one unmasked.
+    """
+    frames = np.asarray(num_frames).astype(np.int64)
+    width = int(frames.max(initial=0))
+    place = {"source": source, "epoch": epoch, "micro": micro}
+    rounding = uniform(words(seed, "mask.count", len(frames), **place))
+    spans = np.floor(masking.prob * frames / masking.length + rounding).astype(np.int64)
+    spans = np.clip(spans, masking.min_masks, np.maximum(frames - 1, 0))
+    room = np.where(frames - masking.length > spans, frames - masking.length, spans + 1)
+
+    position = np.arange(width)
+    starts = _smallest(words(seed, "mask.starts", frames.size * width, **place), position < room[:, None], spans)
+    started = np.cumsum(starts, axis=1)
+    started[:, masking.length :] -= started[:, : -masking.length].copy()
+    mask = (started > 0) & (position < frames[:, None])
+
+    counts = np.count_nonzero(mask, axis=1)
+    limits = np.maximum(frames - 1, 0)
+    if masking.same_count:
+        limits = np.minimum(limits, counts[frames > 1].min(initial=width))
+    if np.any(counts > limits):
+        mask = _smallest(words(seed, "mask.truncate", frames.size * width, **place), mask, np.minimum(counts, limits))
+    return mask
+
+
+def _smallest(raw: np.ndarray, allowed: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Marks in each row the `count` allowed places with the smallest words; bool (batch, width) like `allowed`.
+
+    The last bits of a word are replaced by its place: no two are equal, so a sort of values (five times faster than a stable
+    argsort) decides, and decides equally on every machine.
+    """
+    batch, width = allowed.shape
+    if allowed.size == 0:
+        return np.zeros_like(allowed)
+    bits = np.uint64(width.bit_length())
+    ranked = raw.reshape(batch, width) >> bits << bits | np.arange(width, dtype=np.uint64)
+    ranked[~allowed] = _NEVER
+    threshold = np.sort(ranked, axis=1)[np.arange(batch), np.maximum(count - 1, 0)]
+    return (ranked <= threshold[:, None]) & (count > 0)[:, None]

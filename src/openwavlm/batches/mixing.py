@@ -1,0 +1,322 @@
+"""Utterance mixing: overlapping a second voice or noise with an utterance, whose labels stay those of the clean audio
+(WavLM §III-B, Algorithm 1).
+
+Drawing (NumPy, in the loader's worker) and applying (torch, on the device) are apart; the `MixRecord` between them says what
+was mixed, so that it can be replayed and measured.
+
+`mode="paper"` is Algorithm 1 with three holes closed: the partner is another row, taken from the clean batch, and energies
+and positions keep to the valid samples. `mode="unispeech"` is what Microsoft's UniSpeech code does instead, for ablation:
+
+- the partner may be the row itself, and a row mixed earlier in the batch is taken in its mixed state;
+- lengths and positions cover the padded width, and a length may be 0;
+- powers are means over the padded width, and a mixed row is normalised again if the model normalises its input.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openwavlm.batches.batch import MixRecord
+from openwavlm.runtime.randomness import integers, uniform, words
+
+Mode = Literal["paper", "unispeech"]
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Settings of utterance mixing.
+
+    Args:
+        prob: Probability that a row is mixed.
+        noise_prob: Probability that a mixed row takes noise instead of speech.
+        speech_db: Lowest and highest energy ratio, primary over scaled secondary, of a mixture with speech.
+        noise_db: The same with noise.
+        max_share: Longest overlap as a share of the primary, in (0, 1]; at .5 the primary stays the main speaker.
+        mode: `paper`, or `unispeech` for the behaviour of Microsoft's code.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    prob: float = 0.2
+    noise_prob: float = 0.0
+    speech_db: tuple[float, float] = (-5.0, 5.0)
+    noise_db: tuple[float, float] = (-5.0, 20.0)
+    max_share: float = 0.5
+    mode: Mode = "paper"
+
+    def __post_init__(self) -> None:
+        for name in ("prob", "noise_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"A probability lies in 0 … 1, but mixing.{name} is {getattr(self, name)}; write 0.2 for one in five."
+                )
+        for name in ("speech_db", "noise_db"):
+            limits = tuple(float(limit) for limit in getattr(self, name))
+            if len(limits) != 2 or not -np.inf < limits[0] <= limits[1] < np.inf:
+                raise ValueError(
+                    f"An energy ratio is drawn between two finite limits in dB, the lower one first, but mixing.{name} is "
+                    f"{list(limits)}; write [-5, 5], say."
+                )
+            object.__setattr__(self, name, limits)
+        if not 0 < self.max_share <= 1:
+            raise ValueError(
+                f"The longest overlap is a share of the primary in (0, 1], but mixing.max_share is {self.max_share}; "
+                f"write 0.5, say, or switch mixing off with mixing.prob=0."
+            )
+        if self.mode not in ("paper", "unispeech"):
+            raise ValueError(f'Mixing knows the modes "paper" and "unispeech", but mixing.mode is "{self.mode}"; choose one.')
+
+
+def check_noise_bank(mixing: Mixing, bank_size: int) -> None:
+    """Checks that there is noise to mix in if the settings ask for it.
+
+    Args:
+        mixing: The settings.
+        bank_size: Number of noise clips, 0 without a noise bank.
+
+    Raises:
+        ValueError: If noise is asked for and there is none.
+    """
+    if mixing.prob > 0 and mixing.noise_prob > 0 and bank_size < 1:
+        raise ValueError(
+            f"Mixing with noise needs a noise bank, but mixing.noise_prob is {mixing.noise_prob} and there is no noise clip; "
+            f"name one, as in data.noise=shards/NOISE, or use mixing=speech."
+        )
+
+
+def _noise_rows(mixing: Mixing, batch: int, seed: int, source: int, epoch: int, micro: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the planned rows are to be mixed with speech and which with noise; two bool (batch,)."""
+    place = {"source": source, "epoch": epoch, "micro": micro}
+    mixed = uniform(words(seed, "mix.trigger", batch, **place)) < mixing.prob
+    noisy = uniform(words(seed, "mix.kind", batch, **place)) < mixing.noise_prob
+    return mixed & ~noisy, mixed & noisy
+
+
+def draw_noise_clips(mixing: Mixing, batch: int, bank_size: int, seed: int, *, source: int, epoch: int, micro: int) -> np.ndarray:
+    """Chooses the noise clips of one micro-batch, which have to be read before `draw_mixing` can place them.
+
+    Args:
+        mixing: The settings.
+        batch: Number of planned rows.
+        bank_size: Number of clips in the noise bank, 0 without one.
+        seed: The run's seed.
+        source: Stable hash of the data source's name.
+        epoch: Data epoch of that source.
+        micro: Identity of the micro-batch within the epoch.
+
+    Returns:
+        int64 (batch,), the row's clip in the noise bank, or −1 for a row that takes none.
+
+    Raises:
+        ValueError: If noise is asked for and there is none.
+    """
+    check_noise_bank(mixing, bank_size)
+    _, noisy = _noise_rows(mixing, batch, seed, source, epoch, micro)
+    clip = integers(words(seed, "mix.clip", batch, source=source, epoch=epoch, micro=micro), bank_size)
+    return np.where(noisy, clip, -1)
+
+
+def draw_mixing(
+    mixing: Mixing,
+    num_samples: np.ndarray,
+    readable: np.ndarray,
+    seed: int,
+    *,
+    source: int,
+    epoch: int,
+    micro: int,
+    noise_num_samples: np.ndarray | None = None,
+) -> MixRecord:
+    """Draws the mixtures of one micro-batch.
+
+    Every purpose has one word a planned row, used or not: a row that cannot be read takes part in no mixture and moves nobody
+    else's draw. A row without a possible partner (alone in its batch, partner not readable) stays as it is.
+
+    Args:
+        mixing: The settings.
+        num_samples: Integers (batch,), valid samples of the planned rows, the longest one filling the width.
+        readable: bool (batch,), whether the row was read.
+        seed: The run's seed.
+        source: Stable hash of the data source's name.
+        epoch: Data epoch of that source.
+        micro: Identity of the micro-batch within the epoch.
+        noise_num_samples: Integers (noises,), samples of the clips that `draw_noise_clips` chose, in the order of their rows;
+            0 for a clip that could not be read.
+
+    Returns:
+        The record, at most one mixture a row.
+
+    Raises:
+        ValueError: If the number of noise clips is not the number that was chosen.
+    """
+    planned = np.asarray(num_samples).astype(np.int64)
+    clips = np.asarray([] if noise_num_samples is None else noise_num_samples).astype(np.int64)
+    batch = len(planned)
+    speech, noisy = _noise_rows(mixing, batch, seed, source, epoch, micro)
+    if len(clips) != np.count_nonzero(noisy):
+        raise ValueError(
+            f"draw_mixing needs the samples of every clip that draw_noise_clips chose, {np.count_nonzero(noisy)}, but got "
+            f"{len(clips)}; pass one number a chosen clip, 0 for a clip that could not be read."
+        )
+
+    def raw(purpose: str) -> np.ndarray:
+        return words(seed, f"mix.{purpose}", batch, source=source, epoch=epoch, micro=micro)
+
+    row = np.arange(batch)
+    if mixing.mode == "paper":
+        extent, shortest = planned, 1
+        partner = (row + 1 + integers(raw("partner"), max(batch - 1, 1))) % max(batch, 1)
+        speech &= partner != row  # Only a row alone in its batch is its own partner here.
+    else:
+        extent, shortest = np.full(batch, planned.max(initial=0)), 0
+        partner = integers(raw("partner"), batch)
+    partner = np.where(noisy, batch + np.cumsum(noisy) - 1, partner)
+    partner_extent = np.concatenate([np.where(readable, extent, 0), clips])[partner]
+
+    longest = np.floor(extent * mixing.max_share).astype(np.int64)
+    length = shortest + integers(raw("length"), np.maximum(longest - shortest + 1, 1))
+    length = np.minimum(length, partner_extent)
+    start = integers(raw("start"), extent - length + 1)
+    partner_start = integers(raw("partner_start"), partner_extent - length + 1)
+    ratio = _between(np.where(noisy[:, None], mixing.noise_db, mixing.speech_db), raw("ratio"))
+
+    kept = np.flatnonzero((speech | noisy) & readable & (partner_extent > 0) & (longest >= shortest))
+    columns = {"row": row, "partner": partner, "start": start, "partner_start": partner_start, "length": length}
+    return MixRecord(
+        **{name: torch.from_numpy(column[kept]) for name, column in columns.items()},
+        energy_ratio_db=torch.from_numpy(ratio[kept]),
+        max_length=int(length[kept].max(initial=0)),
+    )
+
+
+def _between(limits: np.ndarray, raw: np.ndarray) -> np.ndarray:
+    """Maps words to float32 between the two columns of `limits`."""
+    lowest, highest = limits[:, 0], limits[:, 1]
+    return (lowest + (highest - lowest) * uniform(raw)).astype(np.float32)
+
+
+def mix(
+    waveforms: Tensor,
+    num_samples: Tensor,
+    record: MixRecord,
+    noise: Tensor | None = None,
+    noise_num_samples: Tensor | None = None,
+    *,
+    mode: Mode = "paper",
+    normalise: bool = False,
+) -> Tensor:
+    """Applies the mixtures of a micro-batch the way the settings' mode asks for.
+
+    Args:
+        waveforms: Float (batch, samples); left as it is.
+        num_samples: int64 (batch,), valid samples.
+        record: The mixtures, drawn in the same mode.
+        noise: Float (noises, samples), on the waveforms' scale.
+        noise_num_samples: int64 (noises,), valid samples of the noise.
+        mode: `paper` or `unispeech`.
+        normalise: In the mode `unispeech`: whether the waveforms are normalised and mixed ones are to be so again.
+
+    Returns:
+        Float (batch, samples); `waveforms` itself if there is nothing to mix.
+    """
+    if mode == "paper":
+        return apply_mixing(waveforms, num_samples, record, noise, noise_num_samples)
+    return apply_mixing_unispeech(waveforms, record, noise, noise_num_samples, normalise=normalise)
+
+
+def apply_mixing(
+    waveforms: Tensor,
+    num_samples: Tensor,
+    record: MixRecord,
+    noise: Tensor | None = None,
+    noise_num_samples: Tensor | None = None,
+) -> Tensor:
+    """Adds every mixture's scaled secondary to its primary, all secondaries taken from the clean input (WavLM §III-B).
+
+    The secondary is scaled to the drawn ratio of mean energies, each over all valid samples of its utterance or clip. Where
+    one of the two is silent nothing is added. Runs on any device and never waits for it.
+
+    Args:
+        waveforms: Float (batch, samples); left as it is.
+        num_samples: int64 (batch,), valid samples.
+        record: The mixtures.
+        noise: Float (noises, samples), on the waveforms' scale; needed if the record refers to noise.
+        noise_num_samples: int64 (noises,), valid samples of the noise.
+
+    Returns:
+        Float (batch, samples); `waveforms` itself if the record is empty.
+    """
+    if record.max_length == 0:
+        return waveforms
+    batch, samples = waveforms.shape
+    offset = torch.arange(record.max_length, device=waveforms.device)
+    row = record.partner.clamp(max=batch - 1)
+    secondary, energy = _excerpts(waveforms, row, record.partner_start, offset), _energy(waveforms, num_samples, row)
+    if noise is not None and noise_num_samples is not None and noise.numel() > 0:
+        clip = (record.partner - batch).clamp(min=0)
+        noisy = record.partner >= batch
+        secondary = torch.where(noisy[:, None], _excerpts(noise, clip, record.partner_start, offset), secondary)
+        energy = torch.where(noisy, _energy(noise, noise_num_samples, clip), energy)
+
+    wanted = _energy(waveforms, num_samples, record.row) * 10 ** (-record.energy_ratio_db / 10)
+    scale = torch.where(energy > 0, (wanted / energy).sqrt(), 0.0).to(waveforms.dtype)
+    added = torch.where(offset < record.length[:, None], scale[:, None] * secondary, 0.0)
+    # Past the overlap's end a zero is added, at the row's last sample if the row has ended too.
+    place = record.row[:, None] * samples + (record.start[:, None] + offset).clamp(max=samples - 1)
+    return waveforms.flatten().index_add(0, place.flatten(), added.flatten()).view(batch, samples)
+
+
+def _excerpts(signals: Tensor, row: Tensor, start: Tensor, offset: Tensor) -> Tensor:
+    """`signals[row, start + offset]`, positions past the end clamped; (mixtures, offsets)."""
+    width = signals.shape[1]
+    return signals.take(row[:, None] * width + (start[:, None] + offset).clamp(max=width - 1))
+
+
+def _energy(signals: Tensor, num_samples: Tensor, row: Tensor) -> Tensor:
+    """Mean square over the valid samples of the chosen rows; float32 (mixtures,)."""
+    valid_samples = num_samples[row]
+    valid = torch.arange(signals.shape[1], device=signals.device) < valid_samples[:, None]
+    return torch.where(valid, signals[row].float(), 0.0).square().sum(1) / valid_samples.clamp(min=1)
+
+
+def apply_mixing_unispeech(
+    waveforms: Tensor,
+    record: MixRecord,
+    noise: Tensor | None = None,
+    noise_num_samples: Tensor | None = None,
+    *,
+    normalise: bool,
+) -> Tensor:
+    """Mixes row after row as Microsoft's UniSpeech code does (see the top of this file); slow, for ablations only.
+
+    Args:
+        waveforms: Float (batch, samples); left as it is.
+        record: The mixtures, drawn with `mode="unispeech"`.
+        noise: Float (noises, samples), on the waveforms' scale; needed if the record refers to noise.
+        noise_num_samples: int64 (noises,), valid samples of the noise.
+        normalise: Whether to bring a mixed row back to mean 0 and variance 1 over the padded width.
+
+    Returns:
+        Float (batch, samples).
+    """
+    mixed = waveforms.clone()
+    batch = len(mixed)
+    columns = (record.row, record.partner, record.start, record.partner_start, record.length, record.energy_ratio_db)
+    for row, partner, start, partner_start, length, ratio_db in zip(*(column.tolist() for column in columns), strict=True):
+        if partner < batch:
+            secondary = mixed[partner]
+        else:
+            assert noise is not None and noise_num_samples is not None
+            secondary = noise[partner - batch, : noise_num_samples[partner - batch]]
+        power, secondary_power = mixed[row].square().mean(), secondary.square().mean()
+        if secondary_power > 0:
+            scale = (power / (secondary_power * 10 ** (ratio_db / 10))).sqrt()
+            mixed[row, start : start + length] += scale * secondary[partner_start : partner_start + length]
+        if normalise:
+            mixed[row] = F.layer_norm(mixed[row], mixed.shape[1:])
+    return mixed

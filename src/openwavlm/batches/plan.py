@@ -1,0 +1,306 @@
+"""The plan of one data epoch: which pieces of which utterances form which micro-batch, as a pure function of (seed, epoch, index).
+
+    shards ── permute (seed, epoch) ── deal to streams ── blocks of ~20 shards
+                                                            │
+    block:  cut long utterances ─ sort by length ─ cut to a budget of padded frames ─ shuffle groups of neighbours
+
+Only the number of micro-batches of each block and a digest are kept; a block's rows are derived again when they are needed, so
+an epoch of 23.5 million utterances costs megabytes. Everything is integer arithmetic on keyed words, and every sort key is unique
+(it ends in the position), so no machine can order ties in another way.
+"""
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from openwavlm.audio.frames import frames_of_seconds, num_frames
+from openwavlm.batches.batch import MicroBatchId
+from openwavlm.runtime.randomness import integers, permutation, stable_hash, words
+
+PLAN_VERSION = 1
+_POSITION_BITS = 22
+_TIE_BITS = 26
+_TARGET_SHARE = 0.9  # pieces of a long utterance aim at this share of the longest piece, so that their borders can move
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How audio becomes micro-batches and global steps.
+
+    Attributes:
+        seconds: Audio of a global step, padding included; a multiple of `micro_seconds`.
+        max_seconds: Longest row; longer utterances are cut (`split`) or cropped (the other policies).
+        min_seconds: Shorter utterances are left out, and counted.
+        micro_seconds: Budget of a micro-batch: rows × longest row, padding included.
+        policy: `split` cuts long utterances into nearly equal pieces; `fairseq_crop` crops every row of a micro-batch to its shortest
+            (HuBERT's and WavLM's rule); `pad` crops only to `max_seconds` and pads.
+        shards_per_block: Shards among whose utterances one block is sorted and shuffled.
+        group: Neighbouring (equally long) micro-batches that stay together, so that the ranks of a step get equal lengths.
+
+    Raises:
+        ValueError: If a length is not positive, the order min ≤ max ≤ micro is broken, or the policy is unknown.
+    """
+
+    seconds: float
+    micro_seconds: float
+    max_seconds: float
+    min_seconds: float
+    policy: Literal["split", "fairseq_crop", "pad"] = "split"
+    shards_per_block: int = 20
+    group: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0.025 <= self.min_seconds <= self.max_seconds <= self.micro_seconds:
+            raise ValueError(
+                "lengths must satisfy 0.025 ≤ min_seconds ≤ max_seconds ≤ micro_seconds, but are "
+                f"{self.min_seconds}, {self.max_seconds}, {self.micro_seconds}"
+            )
+        if self.seconds < self.micro_seconds or abs(self.seconds / self.micro_seconds - self.slots) > 1e-6:
+            raise ValueError(
+                f"batch.seconds must be a multiple of batch.micro_seconds, but {self.seconds} / {self.micro_seconds} = "
+                f"{self.seconds / self.micro_seconds:.3f}: use {max(1, self.slots) * self.micro_seconds:g}, say"
+            )
+        if self.max_seconds > 1200:
+            raise ValueError(f"max_seconds must be at most 1200, but is {self.max_seconds}: rows that long do not fit any memory")
+        if self.policy not in ("split", "fairseq_crop", "pad"):
+            raise ValueError(f"batch.policy must be split, fairseq_crop or pad, but is {self.policy!r}")
+        if self.shards_per_block < 1 or self.group < 1:
+            raise ValueError(f"shards_per_block and group must be at least 1, but are {self.shards_per_block}, {self.group}")
+
+    @property
+    def slots(self) -> int:
+        """M, the micro-batches of a global step."""
+        return round(self.seconds / self.micro_seconds)
+
+    @property
+    def max_frames(self) -> int:
+        """Longest row in frames."""
+        return frames_of_seconds(self.max_seconds)
+
+    @property
+    def min_frames(self) -> int:
+        """Shortest row in frames."""
+        return max(1, frames_of_seconds(self.min_seconds))
+
+    @property
+    def micro_frames(self) -> int:
+        """Budget of a micro-batch in frames, padding included."""
+        return max(self.max_frames, frames_of_seconds(self.micro_seconds))
+
+
+@dataclass(frozen=True)
+class MicroBatchSpec:
+    """The planned rows of one micro-batch.
+
+    Attributes:
+        id: Its name, which keys its random draws.
+        rows: uint32 (batch,), rows of the source's index, longest piece first.
+        start_frame: int64 (batch,), where each piece begins in its utterance.
+        num_frames: int64 (batch,), frames of each piece.
+        weight: 0 for a padding micro-batch.
+    """
+
+    id: MicroBatchId
+    rows: np.ndarray
+    start_frame: np.ndarray
+    num_frames: np.ndarray
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Block:
+    rows: np.ndarray
+    start: np.ndarray
+    frames: np.ndarray
+    bounds: np.ndarray  # (micro-batches + 1,) in sorted order
+    order: np.ndarray  # (micro-batches,) shuffled → sorted
+
+
+@dataclass
+class PlanStatistics:
+    """Frames of one epoch: what is trained on, what is padding, what is left out."""
+
+    available: int = 0
+    planned: int = 0
+    padded: int = 0
+    too_short: int = 0
+
+    def __add__(self, other: "PlanStatistics") -> "PlanStatistics":
+        return PlanStatistics(
+            self.available + other.available,
+            self.planned + other.planned,
+            self.padded + other.padded,
+            self.too_short + other.too_short,
+        )
+
+    @property
+    def padding_share(self) -> float:
+        """Padding frames over all frames of the micro-batches."""
+        return 1 - self.planned / max(1, self.padded)
+
+    @property
+    def lost_share(self) -> float:
+        """Frames of the source that this epoch leaves out."""
+        return 1 - self.planned / max(1, self.available)
+
+
+class EpochPlan:
+    """One data epoch of one stream of one source.
+
+    Args:
+        num_samples: Integer (rows,), lengths of the index (a memory map is fine).
+        first_row: int64 (shards + 1,), rows of shard s are first_row[s]:first_row[s + 1].
+        usable: bool (rows,), the rows of this view (training or validation).
+        batching: Lengths and policy.
+        seed: The run's seed.
+        source: Name of the source.
+        epoch: Data epoch.
+        stream: This stream, of `streams`.
+        streams: Number of streams that the permuted shards are dealt to.
+    """
+
+    def __init__(
+        self,
+        num_samples: np.ndarray,
+        first_row: np.ndarray,
+        usable: np.ndarray,
+        batching: Batching,
+        *,
+        seed: int,
+        source: str,
+        epoch: int,
+        stream: int = 0,
+        streams: int = 1,
+    ) -> None:
+        self._num_samples, self._first_row, self._usable = num_samples, first_row, usable
+        self.batching, self.seed, self.source, self.epoch, self.stream = batching, seed, source, epoch, stream
+        shards = permutation(self._words("plan.shards", len(first_row) - 1, stream=0))[stream::streams]
+        size = batching.shards_per_block
+        self._shards = [shards[i : i + size] for i in range(0, len(shards), size)]
+        self._cache: OrderedDict[int, _Block] = OrderedDict()
+        self.statistics = PlanStatistics()
+        digest = hashlib.blake2b(f"{PLAN_VERSION} {source} {epoch} {stream}".encode(), digest_size=8)
+        counts = []
+        for number in range(len(self._shards)):
+            block = self._derive(number, count=True)
+            for array in (block.rows, block.start, block.frames, block.bounds, block.order):
+                digest.update(array.data)
+            counts.append(len(block.order))
+            self._remember(number, block)
+        self._ends = np.cumsum(np.array(counts, dtype=np.int64))
+        self.digest = int.from_bytes(digest.digest(), "little")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def spec(self, index: int) -> MicroBatchSpec:
+        """The rows of micro-batch `index` of this epoch."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        block = self._block(number)
+        chosen = block.order[index - (self._ends[number] - len(block.order))]
+        piece = slice(block.bounds[chosen], block.bounds[chosen + 1])
+        return MicroBatchSpec(
+            MicroBatchId(self.source, self.epoch, self.stream, index),
+            block.rows[piece],
+            block.start[piece].astype(np.int64),
+            block.frames[piece].astype(np.int64),
+        )
+
+    def _words(self, purpose: str, count: int, *, stream: int | None = None, block: int = 0) -> np.ndarray:
+        stream = self.stream if stream is None else stream
+        source = stable_hash(self.source)
+        return words(self.seed, purpose, count, source=source, epoch=self.epoch, micro=stream << 32 | block)
+
+    def _block(self, number: int) -> _Block:
+        if number not in self._cache:
+            self._remember(number, self._derive(number))
+        self._cache.move_to_end(number)
+        return self._cache[number]
+
+    def _remember(self, number: int, block: _Block) -> None:
+        self._cache[number] = block
+        while len(self._cache) > 2:
+            self._cache.popitem(last=False)
+
+    def _derive(self, number: int, *, count: bool = False) -> _Block:
+        shards = self._shards[number]
+        rows = np.concatenate([np.arange(self._first_row[s], self._first_row[s + 1], dtype=np.uint32) for s in shards])
+        rows = rows[self._usable[rows]]
+        frames = num_frames(self._num_samples[rows].astype(np.int64))
+        available = int(frames.sum()) if count else 0
+        kept = frames >= self.batching.min_frames
+        rows, frames = rows[kept], frames[kept]
+        if self.batching.policy == "split":
+            rows, start, frames = self._split(rows, frames, number)
+            whole = frames
+        else:
+            whole, start = frames, np.zeros(len(rows), dtype=np.int64)
+            frames = np.minimum(frames, self.batching.max_frames)
+        order = self._by_length(frames, number)
+        rows, start, frames, whole = rows[order], start[order], frames[order], whole[order]
+        bounds = self._bounds(frames)
+        if self.batching.policy != "split" and len(rows):
+            if self.batching.policy == "fairseq_crop":
+                frames = np.repeat(np.minimum.reduceat(frames, bounds[:-1]), np.diff(bounds))
+            start = integers(self._words("plan.crop", len(rows), block=number), whole - frames + 1)
+        if count:
+            self.statistics.available += available
+            self.statistics.planned += int(frames.sum())
+            self.statistics.padded += int((frames[bounds[:-1]] * np.diff(bounds)).sum()) if len(rows) else 0
+            self.statistics.too_short += int((~kept).sum())
+        return _Block(
+            rows,
+            start.astype(np.uint32),
+            frames.astype(np.uint16),
+            bounds,
+            self._shuffled(len(bounds) - 1, number).astype(np.uint32),
+        )
+
+    def _split(self, rows: np.ndarray, frames: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cuts long utterances into nearly equal pieces whose inner borders all move by one keyed offset."""
+        longest = self.batching.max_frames
+        target = max(1, int(longest * _TARGET_SHARE))
+        pieces = np.where(frames > longest, -(-frames // target), 1)
+        if not (pieces > 1).any():
+            return rows, np.zeros(len(rows), dtype=np.int64), frames
+        slack = np.minimum(longest - -(-frames // pieces), frames // pieces - self.batching.min_frames).clip(min=0)
+        raw = self._words("plan.borders", len(rows), block=number)
+        offset = np.where(pieces > 1, integers(raw, 2 * slack + 1) - slack, 0)
+        which = np.repeat(np.arange(len(rows)), pieces)
+        piece = np.arange(len(which)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        total, parts, moved = frames[which], pieces[which], offset[which]
+        start = np.where(piece == 0, 0, piece * total // parts + moved)
+        end = np.where(piece == parts - 1, total, (piece + 1) * total // parts + moved)
+        return rows[which], start, end - start
+
+    def _by_length(self, frames: np.ndarray, number: int) -> np.ndarray:
+        """Order by falling length with keyed ties: one sort of unique 64-bit keys (length, tie, position)."""
+        if len(frames) >> _POSITION_BITS:
+            raise ValueError(
+                f"a block of {len(frames)} pieces is too large: lower batch.shards_per_block, now {self.batching.shards_per_block}"
+            )
+        ties = self._words("plan.ties", len(frames), block=number) >> np.uint64(64 - _TIE_BITS)
+        keys = (np.uint64(0xFFFF) - frames.astype(np.uint64)) << np.uint64(_TIE_BITS + _POSITION_BITS)
+        keys |= ties << np.uint64(_POSITION_BITS)
+        keys |= np.arange(len(frames), dtype=np.uint64)
+        keys.sort()
+        return (keys & np.uint64((1 << _POSITION_BITS) - 1)).astype(np.int64)
+
+    def _bounds(self, frames: np.ndarray) -> np.ndarray:
+        """Cuts rows sorted by falling length so that rows × longest stays within the budget."""
+        sizes = (self.batching.micro_frames // np.maximum(frames, 1)).tolist()
+        bounds, position = [], 0
+        while position < len(sizes):
+            bounds.append(position)
+            position += sizes[position]
+        bounds.append(len(sizes))
+        return np.array(bounds, dtype=np.uint32)
+
+    def _shuffled(self, count: int, number: int) -> np.ndarray:
+        group = self.batching.group
+        groups = permutation(self._words("plan.groups", -(-count // group), block=number))
+        order = (groups[:, None] * group + np.arange(group)).ravel()
+        return order[order < count]

@@ -1,0 +1,248 @@
+"""The run's schedule: which micro-batch fills which slot of which global step, independent of processes and interruptions.
+
+A step has M slots. With several sources, each step gives source k its share M·p_k to within one micro-batch: the whole part at every
+step, the fractional parts dealt by a low-discrepancy sequence, so the shares also hold over any stretch of steps. Slot j of a source
+reads stream j mod S of that source; each stream is the concatenation of its data epochs, so a step may straddle two of them. With
+several sources and streams the assignment turns by one slot a step, so that no source leaves one of its streams unread.
+"""
+
+import bisect
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from openwavlm.batches.batch import MicroBatchId
+from openwavlm.batches.plan import EpochPlan, MicroBatchSpec, PlanStatistics
+
+_UNIT = 1 << 32
+_GOLDEN = 2_654_435_769  # 2³² / golden ratio: the phases s · φ mod 1 spread evenly over any run of steps
+
+
+class SourceStream:
+    """The endless concatenation of one stream's data epochs.
+
+    Args:
+        make_plan: Epoch → plan of that epoch.
+        name: For messages.
+        background: Where the next epoch is planned once half of one is given out; None = when it is needed.
+    """
+
+    def __init__(self, make_plan: Callable[[int], EpochPlan], name: str, background: ThreadPoolExecutor | None = None) -> None:
+        self._make_plan, self._name, self._background = make_plan, name, background
+        self.first_epoch = 0
+        self.epoch_starts: list[int] = [0]  # position of the first micro-batch of each known epoch from `first_epoch` on
+        self._epoch = -1
+        self._plan: EpochPlan | None = None
+        self._next: Future[EpochPlan] | None = None
+
+    def at(self, position: int) -> tuple[EpochPlan, int]:
+        """The epoch's plan and the index within it of the stream's micro-batch `position`.
+
+        Raises:
+            ValueError: If the stream has no usable audio.
+        """
+        epoch = bisect.bisect_right(self.epoch_starts, position) - 1  # no epoch whose end is known is planned to get past it
+        while True:
+            plan = self._plan_of(epoch)
+            if len(plan) == 0:
+                raise ValueError(
+                    f"{self._name} has no usable audio: every utterance is shorter than batch.min_seconds or held out"
+                )
+            end = self.epoch_starts[epoch] + len(plan)
+            if epoch + 1 == len(self.epoch_starts):
+                self.epoch_starts.append(end)
+            if position < end:
+                index = position - self.epoch_starts[epoch]
+                if self._background is not None and self._next is None and 2 * index >= len(plan):
+                    self._next = self._background.submit(self._make_plan, self.first_epoch + epoch + 1)
+                return plan, index
+            epoch += 1
+
+    def _plan_of(self, epoch: int) -> EpochPlan:
+        if epoch != self._epoch or self._plan is None:
+            ready = self._next if self._next is not None and epoch == self._epoch + 1 else None
+            self._plan = ready.result() if ready is not None else self._make_plan(self.first_epoch + epoch)
+            self._epoch, self._next = epoch, None
+        return self._plan
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One global step as one rank sees it.
+
+    Attributes:
+        step: The update, from 0.
+        specs: The rank's micro-batches in order.
+        digest: 40-bit hash of all plans that the step draws from; equal on all ranks or the run stops.
+    """
+
+    step: int
+    specs: list[MicroBatchSpec]
+    digest: int
+
+
+class Schedule:
+    """Maps steps to micro-batches.
+
+    Args:
+        sources: Name → (share, streams); shares are positive and need not sum to 1.
+        slots: M, micro-batches of a global step.
+
+    Raises:
+        ValueError: If there is no source, a share is not positive, or the streams of the sources do not divide the slots.
+    """
+
+    def __init__(self, sources: dict[str, tuple[float, list[SourceStream]]], slots: int) -> None:
+        if not sources:
+            raise ValueError("data.sources is empty: name at least one shard set")
+        if slots < 1:
+            raise ValueError(f"a step must hold at least one micro-batch, but batch.seconds / micro_seconds gives {slots}")
+        for name, (share, streams) in sources.items():
+            if not share > 0:
+                raise ValueError(f"the share of source {name} must be positive, but is {share}")
+            if slots % len(streams):
+                raise ValueError(f"data.streams must divide the {slots} micro-batches of a step, but is {len(streams)}")
+        self.slots = slots
+        self._streams = {name: streams for name, (_, streams) in sources.items()}
+        total = sum(share for share, _ in sources.values())
+        exact = [slots * share / total for share, _ in sources.values()]
+        self._whole = np.array([int(e + 1e-9) for e in exact])
+        parts = np.array([e - int(e + 1e-9) for e in exact]).clip(min=0)
+        self._left = slots - int(self._whole.sum())
+        borders = np.round(np.cumsum(parts) * _UNIT).astype(np.int64)
+        borders[-1] = self._left * _UNIT
+        self._borders = np.concatenate([[0], borders])
+        self._shape = (len(sources), max(len(s) for s in self._streams.values()))
+        self._origin = 0
+        self._reset()
+
+    def counts(self, step: int | np.ndarray) -> np.ndarray:
+        """Slots of each source at `step`: int64 (..., sources), each within one of its exact share."""
+        phase = (np.asarray(step, dtype=np.int64) * _GOLDEN) % _UNIT
+        return self._whole + np.diff((self._borders + phase[..., None]) // _UNIT, axis=-1)
+
+    def step(self, step: int, rank: int = 0, world_size: int = 1) -> StepPlan:
+        """The micro-batches that `rank` of `world_size` runs at `step`: slots rank, rank + W, …, filled to equal numbers.
+
+        Raises:
+            ValueError: If there are more processes than slots.
+        """
+        if world_size > self.slots:
+            raise ValueError(
+                f"{world_size} processes but only {self.slots} micro-batches a step: use at most {self.slots} processes, "
+                "or lower batch.micro_seconds (which changes the micro-batches, so start a new run)"
+            )
+        self._seek(step)
+        located: list[tuple[EpochPlan, int]] = [None] * self.slots  # type: ignore[list-item]
+        digest = hashlib.blake2b(digest_size=5)
+        slot = self._turn(step)
+        for number, (count, streams) in enumerate(zip(self.counts(step), self._streams.values(), strict=True)):
+            taken = self._taken[number].copy()
+            for _ in range(int(count)):
+                which = slot % len(streams)
+                located[slot % self.slots] = streams[which].at(int(taken[which]))
+                taken[which] += 1
+                slot += 1
+        for plan_digest in dict.fromkeys(plan.digest for plan, _ in located):
+            digest.update(plan_digest.to_bytes(8, "little"))
+        specs = []
+        for first in range(0, self.slots, world_size):
+            mine = first + rank
+            plan, index = located[mine if mine < self.slots else 0]
+            spec = plan.spec(index)
+            specs.append(spec if mine < self.slots else replace(spec, weight=0.0))
+        return StepPlan(step, specs, int.from_bytes(digest.digest(), "little"))
+
+    def ids(self, step: int) -> list[MicroBatchId]:
+        """Names of the step's micro-batches in slot order."""
+        return [spec.id for spec in self.step(step).specs]
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint after `step` updates keeps: where the streams began, and where their epochs began up to there.
+
+        The same for every number of processes and however far the loader has read ahead.
+        """
+        taken = self._taken_before(step)
+        streams: dict[str, list[dict[str, Any]]] = {}
+        for number, (name, members) in enumerate(self._streams.items()):
+            streams[name] = []
+            for which, stream in enumerate(members):
+                known = bisect.bisect_left(stream.epoch_starts, max(1, int(taken[number, which])))
+                streams[name].append({"first_epoch": stream.first_epoch, "starts": stream.epoch_starts[:known]})
+        return {"origin": self._origin, "streams": streams}
+
+    def beginning(self) -> dict[str, Any]:
+        """Where this plan began: `origin`, its first step, and `first_epochs`, the data epoch of each stream of each source there."""
+        epochs = {name: [stream.first_epoch for stream in members] for name, members in self._streams.items()}
+        return {"origin": self._origin, "first_epochs": epochs}
+
+    def begin_as(self, beginning: dict[str, Any]) -> None:
+        """Follows the plan that began as `beginning` of the same plan says, from its first step on."""
+        streams = {
+            name: [{"first_epoch": epoch, "starts": [0]} for epoch in epochs]
+            for name, epochs in beginning["first_epochs"].items()
+        }
+        self.restore({"origin": beginning["origin"], "streams": streams})
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from `state` of the same plan, without planning its past epochs again."""
+        self._origin = state["origin"]
+        for name, members in self._streams.items():
+            for stream, kept in zip(members, state["streams"][name], strict=True):
+                stream.first_epoch, stream.epoch_starts = kept["first_epoch"], list(kept["starts"])
+        self._reset()
+
+    def begin_at(self, step: int, state: dict[str, Any]) -> None:
+        """Begins another plan at `step`: each stream with the epoch after the last one that `state` of the old plan had begun."""
+        self._origin = step
+        for name, members in self._streams.items():
+            begun = [kept["first_epoch"] + len(kept["starts"]) for kept in state["streams"].get(name, [])]
+            for stream in members:
+                stream.first_epoch, stream.epoch_starts = max(begun, default=0), [0]
+        self._reset()
+
+    def statistics(self) -> PlanStatistics:
+        """Frames planned, padded and left out in the epochs that the first step reads."""
+        total = PlanStatistics()
+        for streams in self._streams.values():
+            for stream in streams:
+                plan, _ = stream.at(0)
+                total = total + plan.statistics
+        return total
+
+    def _reset(self) -> None:
+        self._step, self._taken = self._origin, np.zeros(self._shape, dtype=np.int64)
+
+    def _turn(self, step: int | np.ndarray) -> int | np.ndarray:
+        return step if len(self._streams) > 1 else 0 * step
+
+    def _seek(self, step: int) -> None:
+        """Sets how many micro-batches each stream has given before `step`."""
+        if step < self._origin:
+            raise ValueError(f"this plan begins at step {self._origin}, but step {step} was asked for")
+        if step < self._step:
+            self._reset()
+        self._taken = self._taken + self._given(self._step, step)
+        self._step = step
+
+    def _taken_before(self, step: int) -> np.ndarray:
+        return self._given(self._origin, step)
+
+    def _given(self, first: int, last: int) -> np.ndarray:
+        """How many micro-batches each stream gives in the steps [first, last)."""
+        given = np.zeros(self._shape, dtype=np.int64)
+        for start in range(first, last, 65_536):
+            steps = np.arange(start, min(last, start + 65_536))
+            counts = self.counts(steps)
+            ends = np.cumsum(counts, axis=1) + np.asarray(self._turn(steps))[..., None]
+            for number, streams in enumerate(self._streams.values()):
+                size = len(streams)
+                for which in range(size):
+                    upto = (ends[:, number] - which + size - 1) // size
+                    before = (ends[:, number] - counts[:, number] - which + size - 1) // size
+                    given[number, which] += int((upto - before).sum())
+        return given

@@ -1,0 +1,397 @@
+"""The data of a run: sources opened, checked and split; the training schedule and the validation plan over them."""
+
+import hashlib
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openwavlm.audio.frames import FRAME_RATE_HZ, HOP_SAMPLES, num_frames
+from openwavlm.batches.plan import Batching, EpochPlan, MicroBatchSpec
+from openwavlm.batches.schedule import Schedule, SourceStream
+from openwavlm.labels.store import AT_ONCE_BYTES, LabelStore
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import check_shards
+from openwavlm.shards.splits import check_same_names, shared_rows, validation_rows
+
+_SOURCE_KEYS = ("shards", "labels", "weight", "share")
+_UNIGRAM_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on.
+
+    Attributes:
+        sources: Name → {shards: folder, labels: folder or, for several heads, a list of folders of as many codebooks, weight: factor
+            on its hours (1), share: instead of hours × weight}.
+        validation: Name → {shards, labels}: sets of their own that validation reads; then `validation_share` must be 0.
+        noise: Shard set of noise clips, or None.
+        validation_share: Expected share of the speakers that is held out.
+        split_seed: Seed of that split and of the validation masks; apart from the run's seed.
+        validation_seconds: Most held-out audio that a validation pass reads.
+        streams: Shard streams that the slots of a step are dealt to; more than 1 only for large remote shard sets.
+        max_skip_rate: Share of rows that may be unreadable before the run stops.
+
+    Raises:
+        ValueError: If a source has an unknown or missing key, or a number is out of range.
+    """
+
+    sources: dict[str, dict[str, Any]]
+    validation: dict[str, dict[str, Any]] = field(default_factory=dict)
+    noise: str | None = None
+    validation_share: float = 0.02
+    split_seed: int = 0
+    validation_seconds: float = 3600.0
+    streams: int = 1
+    max_skip_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError(
+                "data.sources is empty: name at least one, as in data.sources.speech.shards=shards/x data.sources.speech.labels=labels/x"
+            )
+        self._check_validation()
+        for name, source in self.sources.items():
+            unknown = set(source) - set(_SOURCE_KEYS)
+            if unknown:
+                raise ValueError(
+                    f"data.sources.{name}.{min(unknown)} is not a known key; a source takes {', '.join(_SOURCE_KEYS)}"
+                )
+            for key in ("shards", "labels"):
+                if not source.get(key):
+                    raise ValueError(
+                        f"data.sources.{name}.{key} must name a folder, as in data.sources.{name}.{key}={key}/NAME (or take the source "
+                        f"away with ~data.sources.{name})"
+                    )
+            _check_label_folders(f"data.sources.{name}.labels", source["labels"])
+            for key in ("weight", "share"):
+                value = source.get(key)
+                if value is not None and (not isinstance(value, int | float) or not 0 < value < math.inf):
+                    raise ValueError(
+                        f"data.sources.{name}.{key} must be a positive number, but is {value!r}: take the source away with "
+                        f"~data.sources.{name} if it is not to be used"
+                    )
+        if len({source.get("share") is None for source in self.sources.values()}) > 1:
+            raise ValueError(
+                "data.sources must all have a share or none (a share takes the place of hours × weight), but only "
+                f"{', '.join(name for name, source in self.sources.items() if source.get('share') is not None)} has one: set it for all"
+            )
+        if not (0 <= self.validation_share < 1 and self.streams >= 1 and 0 <= self.max_skip_rate < 1):
+            raise ValueError(
+                "data.validation_share and data.max_skip_rate must lie in [0, 1) and data.streams be at least 1, but are "
+                f"{self.validation_share}, {self.max_skip_rate}, {self.streams}"
+            )
+        if not self.validation_seconds > 0:
+            raise ValueError(
+                f"data.validation_seconds must be positive, but is {self.validation_seconds}: to validate nothing, use "
+                "callbacks.validate_every=0"
+            )
+
+    def _check_validation(self) -> None:
+        for name, source in self.validation.items():
+            if set(source) != {"shards", "labels"} or not all(source.values()):
+                raise ValueError(f"data.validation.{name} takes shards and labels, each a folder, but is {source}")
+            _check_label_folders(f"data.validation.{name}.labels", source["labels"])
+            if name in self.sources:
+                raise ValueError(f"data.validation.{name} has the name of a source that is trained on: choose another name")
+        if self.validation and self.validation_share:
+            raise ValueError(
+                f"data.validation names held-out sets, so data.validation_share must be 0, but is {self.validation_share:g}: set it to 0, "
+                "or drop data.validation"
+            )
+
+    @property
+    def all_sets(self) -> dict[str, dict[str, Any]]:
+        """Sources and validation sets."""
+        return self.sources | self.validation
+
+
+def label_folders(labels: Any) -> list[Path]:
+    """The folders that a source's `labels` names, one or a list."""
+    return [Path(folder) for folder in (labels if isinstance(labels, list | tuple) else [labels])]
+
+
+def _check_label_folders(key: str, labels: Any) -> None:
+    folders = labels if isinstance(labels, list | tuple) else [labels]
+    if not all(isinstance(folder, str | Path) and str(folder) for folder in folders) or len(set(map(str, folders))) < len(
+        folders
+    ):
+        raise ValueError(
+            f"{key} must be a folder or a list of different folders, one for each codebook, but is {labels!r}: correct it"
+        )
+
+
+@dataclass
+class OpenData:
+    """The sources of a run, opened and checked.
+
+    Args:
+        data: What to open.
+        batching: Lengths and policy.
+        seed: The run's seed.
+        labels_at_once_bytes: Labels of each labelling that are compared with their checksums at once (`LabelStore.open`).
+
+    Raises:
+        ValueError: If a folder is missing, damaged, of a newer format, or labels and shards do not belong together; if the codebooks
+            differ, are not used or heard held-out speakers; if a validation set has audio of a source; if nothing of a source is left
+            to train on.
+    """
+
+    data: Data
+    batching: Batching
+    seed: int
+    indexes: dict[str, Index] = field(default_factory=dict)
+    label_sets: dict[str, list[LabelStore]] = field(default_factory=dict)
+    noise_index: Index | None = None
+    labels_at_once_bytes: int = AT_ONCE_BYTES
+
+    def __post_init__(self) -> None:
+        for name, source in self.data.all_sets.items():
+            index = Index.open(Path(source["shards"]))
+            check_shards(index)
+            self.indexes[name] = index
+            self.label_sets[name] = [
+                LabelStore.open(folder, index, at_once_bytes=self.labels_at_once_bytes)
+                for folder in label_folders(source["labels"])
+            ]
+        if self.data.noise is not None:
+            self.noise_index = Index.open(Path(self.data.noise))
+            check_shards(self.noise_index)
+        self._check_codebooks()
+        self._check_used()
+        for name, stores in self.label_sets.items():
+            for store in stores:
+                self._check_codebook_heard_no_held_out_speaker(name, store)
+        self._held_out = {
+            name: validation_rows(index, share=self.data.validation_share, split_seed=self.data.split_seed)
+            for name, index in self.indexes.items()
+        }
+        self._held_out |= {name: np.ones(len(self.indexes[name]), dtype=bool) for name in self.data.validation}
+        self._check_validation_is_not_trained_on()
+        for name, index in self.indexes.items():
+            if name in self.data.validation:
+                continue
+            long_enough = num_frames(np.asarray(index.num_samples, dtype=np.int64)) >= self.batching.min_frames
+            if not (long_enough & ~self._held_out[name]).any():
+                raise ValueError(
+                    f"source {name} has no usable audio: every utterance is shorter than "
+                    f"batch.min_seconds={self.batching.min_seconds:g} or held out (data.validation_share="
+                    f"{self.data.validation_share:g}); lower one of them or give more audio"
+                )
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="plan")
+
+    def _check_codebooks(self) -> None:
+        counts = {name: len(stores) for name, stores in self.label_sets.items()}
+        if len(set(counts.values())) > 1:
+            found = ", ".join(f"{name} has {count}" for name, count in counts.items())
+            raise ValueError(
+                f"every source and validation set must have as many label sets, but {found}: give each the same codebooks"
+            )
+        for number in range(next(iter(counts.values()))):
+            codebooks = {stores[number].codebook_hash: name for name, stores in self.label_sets.items()}
+            if len(codebooks) > 1:
+                where = f" (label set {number + 1})" if number or len(self.classes) > 1 else ""
+                raise ValueError(
+                    f"the labels of the sources {', '.join(sorted(codebooks.values()))} come from different codebooks{where}, so equal "
+                    "numbers mean different sounds: assign all of them with one codebook"
+                )
+
+    def _check_used(self) -> None:
+        """Labels that are all one are predicted at once, with a loss of 0: an empty dictionary did that to others (fairseq #4521)."""
+        for store in (store for stores in self.label_sets.values() for store in stores):
+            used = int((store.label_counts > 0).sum())
+            if used < 2:
+                raise ValueError(
+                    f"labels must tell sounds apart, but {store.path} uses {used} of its {store.num_classes} clusters, so nothing would "
+                    "be learned: look at how they were made, and make them again"
+                )
+
+    def _check_codebook_heard_no_held_out_speaker(self, name: str, store: LabelStore) -> None:
+        fitted = store.codebook_fitted
+        if "split_seed" not in fitted:  # a published codebook: nothing is known
+            return
+        index = self.indexes[name]
+        check_same_names(index, fitted.get("metadata", {}), f"the codebook of {store.path}")
+        if name in self.data.validation and index.fingerprint in fitted.get("indexes", []):
+            share, seed = float(fitted["validation_share"]), int(fitted["split_seed"])
+            heard = int((~validation_rows(index, share=share, split_seed=seed)).sum())
+            if heard:
+                raise ValueError(
+                    f"no codebook may have heard voices that a run is validated on, but that of validation set {name} was fitted on "
+                    f"{heard} of its {len(index)} rows: fit the codebook again without {index.path}"
+                )
+        same_split = fitted["split_seed"] == self.data.split_seed
+        if not (same_split and self.data.validation_share <= fitted["validation_share"]):
+            raise ValueError(
+                f"the codebook of source {name} was fitted with validation_share={fitted['validation_share']} and split_seed="
+                f"{fitted['split_seed']}, so it may have heard speakers that this run holds out (validation_share="
+                f"{self.data.validation_share}, split_seed={self.data.split_seed}): set data.validation_share and data.split_seed to the "
+                "codebook's, or fit the codebook again with the run's"
+            )
+
+    def _check_validation_is_not_trained_on(self) -> None:
+        for name in self.data.validation:
+            index = self.indexes[name]
+            for source in self.data.sources:
+                shared = int(shared_rows(index, self.indexes[source]).sum())
+                if shared:
+                    raise ValueError(
+                        f"a validation set must not be trained on, but {shared} of the {len(index)} rows of data.validation.{name} "
+                        f"({index.path}) have audio of data.sources.{source} ({self.indexes[source].path}): take them out of one of the "
+                        "two, or name other shards"
+                    )
+
+    @property
+    def stores(self) -> dict[str, LabelStore]:
+        """Each source's first label set: the one that figures are of which can be of one alone."""
+        return {name: stores[0] for name, stores in self.label_sets.items()}
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Clusters of each label set's codebook."""
+        return tuple(store.num_classes for store in next(iter(self.label_sets.values())))
+
+    @property
+    def num_classes(self) -> int:
+        """Clusters of the first label set's codebook."""
+        return self.classes[0]
+
+    def source_names(self) -> set[str]:
+        """What the training recordings were prepared under (`source=` of make_shards), the empty name included."""
+        return {name for training in self.data.sources for name in self.indexes[training].sources}
+
+    def fingerprints(self) -> dict[str, str]:
+        """What the run is bound to: shards, their names (`metadata`, on which the split depends), labels, codebook, noise."""
+        found = {f"shards.{name}": index.fingerprint for name, index in self.indexes.items()}
+        found |= {f"metadata.{name}": index.metadata for name, index in self.indexes.items()}
+        for number in range(len(self.classes)):
+            which = f".{number + 1}" if number else ""
+            found |= {f"labels.{name}{which}": stores[number].fingerprint for name, stores in self.label_sets.items()}
+            found[f"codebook{which}"] = next(iter(self.label_sets.values()))[number].codebook_hash
+        if self.noise_index is not None:
+            found["noise"] = self.noise_index.fingerprint
+        return found
+
+    def places(self) -> dict[str, str]:
+        """The folder of each of `fingerprints`, codebooks aside."""
+        found = {f"{kind}.{name}": str(index.path) for kind in ("shards", "metadata") for name, index in self.indexes.items()}
+        for number in range(len(self.classes)):
+            which = f".{number + 1}" if number else ""
+            found |= {f"labels.{name}{which}": str(stores[number].path) for name, stores in self.label_sets.items()}
+        return found
+
+    def _plan(self, name: str, usable: np.ndarray, seed: int, epoch: int, stream: int, streams: int) -> EpochPlan:
+        index = self.indexes[name]
+        return EpochPlan(
+            index.num_samples,
+            index.first_row,
+            usable,
+            self.batching,
+            seed=seed,
+            source=name,
+            epoch=epoch,
+            stream=stream,
+            streams=streams,
+        )
+
+    def schedule(self) -> Schedule:
+        """The training schedule over all sources.
+
+        Raises:
+            ValueError: If a source has fewer shards than streams.
+        """
+        sources: dict[str, tuple[float, list[SourceStream]]] = {}
+        streams = self.data.streams
+        for name, source in self.data.sources.items():
+            index, usable = self.indexes[name], ~self._held_out[name]
+            if len(index.shards) < streams:
+                raise ValueError(
+                    f"source {name} has {len(index.shards)} shards, fewer than data.streams={streams}: lower data.streams"
+                )
+            hours = float(np.sum(index.num_samples, where=usable, dtype=np.float64)) / 16_000 / 3600
+            share = source.get("share") or hours * (source.get("weight") or 1.0)
+            sources[name] = (
+                share,
+                [
+                    SourceStream(
+                        lambda epoch, name=name, usable=usable, which=which: self._plan(  # type: ignore[misc]
+                            name, usable, self.seed, epoch, which, streams
+                        ),
+                        f"source {name}",
+                        self._background,
+                    )
+                    for which in range(streams)
+                ],
+            )
+        return Schedule(sources, self.batching.slots)
+
+    def validation_specs(self) -> list[MicroBatchSpec]:
+        """Micro-batches of the held-out speakers, at most `validation_seconds` of audio, shared out over the sources by their hours."""
+        specs: list[MicroBatchSpec] = []
+        frames = {
+            name: float(np.sum(self.indexes[name].num_samples, where=held_out, dtype=np.float64)) / HOP_SAMPLES
+            for name, held_out in self._held_out.items()
+        }
+        share = min(1.0, self.data.validation_seconds * FRAME_RATE_HZ / max(1.0, sum(frames.values())))
+        for name, held_out in self._held_out.items():
+            if not held_out.any():
+                continue
+            plan = self._plan(name, held_out, self.data.split_seed, 0, 0, 1)
+            budget, first = frames[name] * share, len(specs)
+            for number in range(len(plan)):
+                spec = plan.spec(number)
+                size = int(spec.num_frames.sum())
+                if len(specs) > first and size > budget:
+                    break
+                budget -= size
+                specs.append(spec)
+        return specs
+
+    def plan_key(self) -> str:
+        """Hash of all that the plan depends on but the names of the shards, `metadata` in `fingerprints`.
+
+        Two launches with the same key and names train on the same micro-batches.
+        """
+        sources = {name: [source.get("weight"), source.get("share")] for name, source in self.data.sources.items()}
+        shards = {name: index.fingerprint for name, index in self.indexes.items()}
+        settings = [self.data.streams, self.data.validation_share, self.data.split_seed, self.seed, asdict(self.batching)]
+        return hashlib.sha256(json.dumps([sources, shards, settings]).encode()).hexdigest()[:32]
+
+    def close(self) -> None:
+        """Ends the planning in the background."""
+        self._background.shutdown(wait=False, cancel_futures=True)
+
+    def training_rows(self) -> list[tuple[Index, np.ndarray]]:
+        """Each index with the mask of the rows that are trained on, bool (rows,)."""
+        return [(index, ~self._held_out[name]) for name, index in self.indexes.items() if not self._held_out[name].all()]
+
+    def label_counts(self, label_set: int = 0) -> np.ndarray:
+        """How often each label of a label set occurs in (a regular sample of) the training rows: int64 (classes,)."""
+        counts = np.zeros(self.classes[label_set], dtype=np.int64)
+        for name, stores in self.label_sets.items():
+            rows = np.flatnonzero(~self._held_out[name])
+            for row in rows[:: max(1, len(rows) // _UNIGRAM_ROWS)].tolist():
+                counts += np.bincount(stores[label_set].read(row), minlength=len(counts))
+        return counts
+
+    def summary(self) -> dict[str, float | int]:
+        """Figures for the start of a run: hours and speakers of both parts."""
+        hours = {False: 0.0, True: 0.0}
+        speakers: dict[bool, set[int]] = {False: set(), True: set()}
+        for name, index in self.indexes.items():
+            for held in (False, True):
+                part = self._held_out[name] == held
+                hours[held] += float(np.sum(index.num_samples, where=part, dtype=np.float64)) / 16_000 / 3600
+                speakers[held] |= {hash((name, s)) for s in np.unique(index.speaker[part]).tolist() if s}
+        return {
+            "training_hours": round(hours[False], 3),
+            "validation_hours": round(hours[True], 3),
+            "training_speakers": len(speakers[False]),
+            "validation_rows": sum(int(held_out.sum()) for held_out in self._held_out.values()),
+            "validation_speakers": len(speakers[True]),
+        }

@@ -1,0 +1,106 @@
+"""The shape that every command shares: a Hydra app that answers bad input with one sentence and a non-zero exit."""
+
+import functools
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from openwavlm.cli.multirun import check_has_trials, check_trials, is_first_trial
+from openwavlm.runs.compose import check_complete, conf_dir, sentence_of, sentence_of_value
+from openwavlm.runs.names import as_text
+from openwavlm.runtime.interrupt import INTERRUPTED, ending_at_interrupt, say_interrupted
+from openwavlm.runtime.processes import killed_worker
+from openwavlm.runtime.resources import explained, raise_descriptor_limit
+
+_FLAG = re.compile(r"-m|--multirun|--[a-z-]+=.*", re.DOTALL)  # a flag that is one word
+_LOST_RANK = re.compile(r"Connection (closed|reset) by peer|gloo.*(Read|Write) error|NCCL.*remote process exited", re.DOTALL)
+
+
+def refusal_of(error: BaseException) -> str | None:
+    """The sentence for an error that a user or the machine can cause; None for a bug."""
+    if isinstance(error, OmegaConfBaseException):
+        return sentence_of_value(error)
+    if isinstance(error, ValueError | OSError | MemoryError):
+        return explained(error)
+    if isinstance(error, RuntimeError) and _LOST_RANK.search(str(error)):
+        return (
+            "the connection to another training process is lost: its own message says why it ended (logs/rank-….log in the run); the "
+            "same command goes on"
+        )
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for it
+        return "the GPU's memory is full: lower batch.micro_seconds, or let openwavlm tune find what fits"
+    return killed_worker(error)
+
+
+def command(
+    config_name: str, check: Callable[[DictConfig, Path], None] = lambda config, folder: None
+) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Turns `function(config)` into a command-line program configured by `conf/<config_name>.yaml`.
+
+    What a user or the machine can cause becomes one sentence on standard error and exit status 2, as does a command line that Hydra
+    refuses; `debug=true` keeps the traceback. Ctrl-C becomes one line and status 130.
+
+    Args:
+        config_name: Which config.
+        check: Refuses a trial of a sweep by a `ValueError`, given its config and folder; called for all trials before the first.
+    """
+
+    def check_trial(config: DictConfig, folder: Path) -> None:
+        check_complete(config)
+        check(config, folder)
+
+    began: list[bool] = []
+
+    def wrap(function: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @functools.wraps(function)
+        def guarded(config: DictConfig) -> None:
+            began.append(True)
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+            try:
+                check_complete(config)
+                if is_first_trial():
+                    check_trials(check_trial)
+                function(config)
+            except Exception as error:
+                sentence = refusal_of(error)
+                if sentence is None or config.get("debug"):
+                    raise
+                sys.stderr.write(f"error: {sentence}\n")
+                raise SystemExit(2) from error
+
+        program = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)
+
+        @functools.wraps(function)
+        def main() -> None:
+            raise_descriptor_limit()
+            # Otherwise Hydra prints its own message, of several lines and with its search path, and ends with status 1.
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+            # argparse takes no overrides after a flag that follows others: `train.py name=x -m seed=1,2` would be refused.
+            sys.argv[1:] = map(as_text, sorted(sys.argv[1:], key=lambda word: not _FLAG.fullmatch(word)))
+            began.clear()
+            with ending_at_interrupt():
+                try:
+                    program()
+                    if not began:
+                        check_has_trials(sys.argv[1:])
+                except KeyboardInterrupt:
+                    say_interrupted()
+                    raise SystemExit(INTERRUPTED) from None
+                except Exception as error:
+                    refused = isinstance(error, HydraException | OmegaConfBaseException | ValueError | OSError)
+                    if "debug=true" in sys.argv or (began and not refused):
+                        raise
+                    print(f"error: {sentence_of(error, config_name)}", file=sys.stderr, flush=True)
+                    raise SystemExit(2) from error
+
+        return main
+
+    return wrap

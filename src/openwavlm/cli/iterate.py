@@ -1,0 +1,34 @@
+"""`openwavlm iterate`: labels, training, probes, labels again."""
+
+import logging
+
+from omegaconf import DictConfig
+
+from openwavlm.cli.app import command
+from openwavlm.pipeline.graph import graph_lines
+from openwavlm.pipeline.iterate import iterate
+from openwavlm.runs.compose import plain
+from openwavlm.runs.names import run_folder
+
+log = logging.getLogger(__name__)
+
+
+@command("iterate")
+def main(config: DictConfig) -> None:
+    """The command `openwavlm iterate`."""
+    values = plain(config)
+    directory = run_folder(values["name"])
+    summary = iterate(values, directory.resolve())
+    if values["dry_run"]:
+        log.info("%s", "\n".join(graph_lines(summary["stages"])))
+        return
+    for number, figures in enumerate(summary["iterations"], start=1):
+        masked = figures["masked"]
+        log.info(
+            "iteration %d: masked cross-entropy %.3f (count table %.3f, unigram %.3f)",
+            number,
+            masked["cross_entropy"],
+            masked["count_table"]["cross_entropy"],
+            masked["unigram"]["cross_entropy"],
+        )
+    log.info("report: %s, figures: %s, model: %s", *(directory / name for name in ("report.html", "summary.json", "export")))

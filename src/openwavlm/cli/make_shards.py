@@ -1,0 +1,46 @@
+"""Prepares a corpus as shards with an index: `python data_prep/make_shards.py --help`."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from openwavlm.cli.app import command
+from openwavlm.runtime.job_array import Slurm, is_array, run_array
+from openwavlm.shards.prepare import make_shards
+from openwavlm.shards.stats import sentences
+
+
+def _as_array(arguments: dict[str, Any], slurm: Slurm) -> bool:
+    """Lists the tasks and has an array do them; the caller builds the index. False if nobody waits for the array."""
+    num_tasks = arguments.pop("num_tasks")
+    arguments |= {"input": Path(arguments["input"]).resolve(), "output": Path(arguments["output"]).resolve(), "task_index": None}
+    make_shards(**arguments, num_tasks=0)
+    arguments.pop("task_index")
+    folder, workers = Path(f"{arguments['output']}.jobs"), arguments["workers"]
+    return run_array(make_shards, arguments, num_tasks=num_tasks, workers=workers, folder=folder, slurm=slurm)
+
+
+@command("prep/make_shards")
+def main(config: DictConfig) -> None:
+    """Prepares and prints what came out."""
+    settings = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(settings, dict)
+    arguments = {str(name): value for name, value in settings.items() if name not in ("debug", "launcher", "slurm")}
+    if is_array(config.launcher, config.task_index) and not _as_array(arguments, Slurm(**config.slurm)):
+        return
+    stats = make_shards(**arguments)
+    if "utterances" not in stats:
+        print(f"{stats['tasks']} tasks; a run with neither num_tasks nor task_index finishes the shard set")
+        return
+    print(
+        f"{stats['utterances']} utterances, {stats['hours']:.2f} hours, {stats['speakers']} speakers in {stats['shards']} shards"
+    )
+    print(f"{stats['joined_clips']} short clips joined into {stats['joined']} utterances; {stats['short']} utterances stay short")
+    print(f"{stats['skipped']} skipped {stats['skipped_by_reason'] or ''}; {stats['clipped_files']} files clip")
+    for sentence in sentences(stats):
+        print(sentence)
+    for name in ("speaker", "recording"):
+        share = stats[f"same_{name}_share"]
+        known = "is unknown" if share is None else f"is the same in {share:.2%} of the pairs that may be mixed"
+        print(f"the {name} {known}")

@@ -1,0 +1,73 @@
+"""The training program: one process, or one for each device under torchrun."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from openwavlm.cli.app import command
+from openwavlm.runs.compose import plain
+from openwavlm.runs.launch import CheckedData, check_launch, check_world_size, train
+from openwavlm.runs.names import run_folder
+from openwavlm.runtime.processes import answer_parent, run_handing_on_signals
+from openwavlm.training.config import TrainerSettings, objects
+from openwavlm.training.control import signalled
+
+log = logging.getLogger(__name__)
+_checked: dict[str, CheckedData] = {}  # the data of earlier trials, of which a sweep over other keys has one
+
+
+def _under_torchrun(devices: int) -> int:
+    """Runs this command in `devices` processes under torchrun, however it was started; returns its exit status."""
+    arguments = ["--standalone", f"--nproc-per-node={devices}", "-m", "openwavlm", "train", *sys.argv[1:]]
+    return run_handing_on_signals([sys.executable, "-m", "openwavlm.runtime.torchrun", *arguments])
+
+
+def _settings(parts: dict[str, Any], *, sweeps: bool) -> TrainerSettings:
+    """Where the run executes.
+
+    Raises:
+        ValueError: If it cannot be here.
+    """
+    settings: TrainerSettings = parts["trainer"]
+    if settings.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError(
+            "trainer.accelerator is gpu, but torch finds no GPU here: see `nvidia-smi`, or use trainer.accelerator=auto"
+        )
+    if settings.devices > 1 and "WORLD_SIZE" not in os.environ and sweeps:
+        raise ValueError(
+            "a sweep with trainer.devices > 1 needs a launcher that starts torchrun for each trial; run the trials one by one, or "
+            "with trainer.devices=1"
+        )
+    return settings
+
+
+def _check_trial(config: DictConfig, folder: Path) -> None:
+    """Refuses a trial of a sweep for all that can be refused before it trains."""
+    run_folder(config.name)
+    values = plain(config)
+    _settings(objects(values), sweeps=True)
+    check_launch(values, folder, _checked)
+
+
+@command("train", _check_trial)
+def main(config: DictConfig) -> None:
+    """Trains; more than one device on one node is handed to torchrun."""
+    answer_parent()
+    hydra = HydraConfig.get()
+    run_folder(config.name)
+    parts = objects(plain(config))  # a misspelt key is answered here, by one process
+    settings = _settings(parts, sweeps=hydra.mode == RunMode.MULTIRUN)
+    if settings.devices > 1 and "WORLD_SIZE" not in os.environ:
+        check_world_size(settings.devices, parts["batch"])
+        sys.exit(_under_torchrun(settings.devices))
+    train(config, Path(hydra.runtime.output_dir))
+    if hydra.mode == RunMode.MULTIRUN and signalled():
+        log.info("the sweep ends with this trial; the same command goes on")
+        sys.exit(0)  # else Hydra begins the next trial

@@ -1,0 +1,33 @@
+"""`openwavlm upgrade`: shard sets, labels and runs of an older version in the present formats."""
+
+import sys
+from pathlib import Path
+
+from openwavlm.runs.upgrade import upgrade
+from openwavlm.runtime.resources import explained
+
+_USAGE = """usage: openwavlm upgrade PATH ...
+
+Brings shard sets, labels, codebooks and runs of older versions to the present formats, in place; audio, labels and weights stay as
+they are. Of any other folder (of openwavlm iterate or learn, data/, runs/) all of these that lie below it are upgraded. A run names
+its shard sets and labels, which are upgraded with it. Labels and codebooks need the shard sets that they are of: name them on the same
+line, as in `openwavlm upgrade data/shards/train data/labels/km500`. Killed, it goes on when it is run again.
+"""
+
+
+def main() -> None:
+    """Runs the command on the folders of the command line; status 2 and one sentence if one is refused."""
+    words = sys.argv[1:]
+    if not words or any(word.startswith("-") for word in words):
+        asked = bool({"-h", "--help"} & set(words))
+        print(_USAGE, end="", file=sys.stdout if asked else sys.stderr)
+        raise SystemExit(0 if asked else 2)
+    try:
+        for folder, changed in upgrade([Path(word) for word in words]).items():
+            print(f"{folder}: {'upgraded' if changed else 'has the present format already'}")
+    except (ValueError, OSError) as error:
+        print(f"error: {explained(error)}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None

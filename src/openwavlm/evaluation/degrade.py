@@ -1,0 +1,47 @@
+"""Test audio as telephones and noisy rooms make it: pure functions of waveform and seed."""
+
+import numpy as np
+
+from openwavlm.audio.frames import SAMPLE_RATE_HZ
+from openwavlm.runtime.randomness import stable_hash
+
+TELEPHONE_HZ = (300.0, 3400.0)
+
+
+def _to_int16(signal: np.ndarray) -> np.ndarray:
+    """Rounds to int16; a signal that would clip is made quieter as a whole."""
+    peak = np.abs(signal).max(initial=0.0)
+    return np.round(signal * min(1.0, 32767 / max(peak, 1.0))).astype(np.int16)
+
+
+def telephone(waveform: np.ndarray) -> np.ndarray:
+    """Removes everything outside 300 … 3400 Hz; int16 (samples,) → int16 (samples,)."""
+    if len(waveform) == 0:
+        return waveform.copy()
+    spectrum = np.fft.rfft(waveform.astype(np.float64))
+    frequency_hz = np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE_HZ)
+    outside = (frequency_hz < TELEPHONE_HZ[0]) | (frequency_hz > TELEPHONE_HZ[1])
+    spectrum[outside] = 0
+    return _to_int16(np.fft.irfft(spectrum, len(waveform)))
+
+
+def add_noise(waveform: np.ndarray, snr_db: float, *, seed: int, name: int) -> np.ndarray:
+    """Adds white Gaussian noise.
+
+    Args:
+        waveform: int16 (samples,).
+        snr_db: Mean energy of the waveform over that of the noise, both over the whole utterance.
+        seed: Seed of the measurement.
+        name: What tells this utterance's noise from another's (its PCM hash).
+
+    Returns:
+        int16 (samples,); silence stays silence.
+    """
+    clean = waveform.astype(np.float64)
+    key = np.array([seed & 0xFFFFFFFFFFFFFFFF, stable_hash(f"probe.noise/{name}")], dtype=np.uint64)
+    noise = np.random.Generator(np.random.Philox(key=key)).standard_normal(len(clean))
+    energy = np.mean(clean**2) if len(clean) else 0.0
+    if energy == 0:
+        return waveform.copy()
+    noise *= np.sqrt(energy * 10 ** (-snr_db / 10) / np.mean(noise**2))
+    return _to_int16(clean + noise)

@@ -1,0 +1,172 @@
+"""Features of whole utterances on the model's frame grid, from an encoder or from the waveform alone, in batches without padding.
+
+Utterances are grouped by their exact number of frames: padding would enter the group norm's statistics, and cropping would lose
+frames that a baseline keeps.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openwavlm.audio.frames import FRAME_RATE_HZ, HOP_SAMPLES, num_samples_of
+from openwavlm.audio.logmel import LOGMEL_SETTINGS, NUM_BANDS, normalised_log_mel
+from openwavlm.audio.mfcc import MFCC_SETTINGS, NUM_FEATURES, mfcc_features
+from openwavlm.evaluation.sets import ProbeSet
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
+
+CONTEXT_FRAMES = 5
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+class Features(Protocol):
+    """Something that turns waveforms into one or several layers of frames.
+
+    Attributes:
+        dims: Width of each layer.
+        settings: All that the values depend on, fit for JSON; None where that cannot be written down (trained weights).
+        device: Where the features are.
+        standardise: Whether its units are fitted on standardised features.
+    """
+
+    dims: tuple[int, ...]
+    settings: dict[str, Any] | None
+    device: torch.device
+    standardise: bool
+
+    def __call__(self, waveforms: np.ndarray, layers: Sequence[int]) -> list[Tensor]:
+        """Int16 (batch, samples) → float32 (batch, frames, dim) for each of `layers`."""
+
+
+def with_context(frames: Tensor, context: int = CONTEXT_FRAMES) -> Tensor:
+    """Each frame beside its neighbours, the ends repeated; (batch, frames, dim) → (batch, frames, (2 · context + 1) · dim)."""
+    padded = F.pad(frames.transpose(1, 2), (context, context), mode="replicate")
+    return padded.unfold(2, 2 * context + 1, 1).permute(0, 2, 3, 1).flatten(2)
+
+
+class EncoderFeatures:
+    """All layers of an encoder, 0 = its input, each after its residual and before the closing norm; eager and in float32."""
+
+    def __init__(self, model: WavLM, settings: dict[str, Any] | None = None) -> None:
+        self.model = model
+        self.dims = (model.config.dim,) * (model.config.layers + 1)
+        self.settings = settings
+        self.device = next(model.parameters()).device
+        # Raw streams of pre-norm models are ruled by a few dimensions.
+        self.standardise = model.config.pre_norm
+
+    @classmethod
+    def untrained(cls, config: WavLMConfig, seed: int, device: torch.device) -> "EncoderFeatures":
+        """A model with fresh random weights; torch's own generator is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = WavLM(config)
+        return cls(model.to(device), {"name": "untrained", "seed": seed, "config": asdict(config)})
+
+    def __call__(self, waveforms: np.ndarray, layers: Sequence[int]) -> list[Tensor]:
+        """As `Features`."""
+        audio = torch.from_numpy(waveforms).to(self.device).float() / 32768
+        with torch.autocast(self.device.type, enabled=False):
+            return [state.float() for state in self.model.extract(audio, layers=layers)]
+
+
+class MfccFeatures:
+    """Layer 0: 39 MFCC of one frame; layer 1: the frame and five to each side."""
+
+    def __init__(self) -> None:
+        self.dims: tuple[int, ...] = (NUM_FEATURES, NUM_FEATURES * (2 * CONTEXT_FRAMES + 1))
+        self.settings: dict[str, Any] | None = {**MFCC_SETTINGS, "context": CONTEXT_FRAMES}
+        self.device = torch.device("cpu")
+        self.standardise = False
+
+    def __call__(self, waveforms: np.ndarray, layers: Sequence[int]) -> list[Tensor]:
+        """As `Features`."""
+        frames = torch.stack([mfcc_features(waveform) for waveform in waveforms])
+        return [with_context(frames) if layer else frames for layer in layers]
+
+
+class LogMelFeatures:
+    """Layer 0: 40 normalised log-mels of one frame; layer 1: the frame and five to each side."""
+
+    def __init__(self) -> None:
+        self.dims: tuple[int, ...] = (NUM_BANDS, NUM_BANDS * (2 * CONTEXT_FRAMES + 1))
+        self.settings: dict[str, Any] | None = {**LOGMEL_SETTINGS, "context": CONTEXT_FRAMES}
+        self.device = torch.device("cpu")
+        self.standardise = False
+
+    def __call__(self, waveforms: np.ndarray, layers: Sequence[int]) -> list[Tensor]:
+        """As `Features`."""
+        frames = normalised_log_mel(torch.from_numpy(waveforms).float() / 32768)
+        return [with_context(frames) if layer else frames for layer in layers]
+
+
+class Piece(NamedTuple):
+    """Frames of one utterance, or of a part of a long one.
+
+    Attributes:
+        utterance: Its number in the set.
+        features: float32 (frames, dim) of each layer.
+        phones: int64 (frames,), on the features' device.
+    """
+
+    utterance: int
+    features: list[Tensor]
+    phones: Tensor
+
+
+def stream(
+    extract: Features,
+    probe_set: ProbeSet,
+    layers: Sequence[int],
+    *,
+    change: Change | None = None,
+    batch_seconds: float = 40.0,
+    max_seconds: float = 30.0,
+) -> Iterator[Piece]:
+    """Yields the features of every frame of a set once, shortest utterances first.
+
+    Args:
+        extract: Which features.
+        probe_set: The utterances.
+        layers: Which layers.
+        change: What to do to each utterance's audio first.
+        batch_seconds: Audio in one batch of utterances of equal length.
+        max_seconds: Longer utterances are cut on the frame grid into equal parts.
+    """
+    longest = max(1, int(min(max_seconds * FRAME_RATE_HZ, probe_set.frames)))
+    groups: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for number, utterance in enumerate(probe_set.utterances):
+        parts = -(-utterance.frames // longest)
+        borders = [utterance.frames * part // parts for part in range(parts + 1)]
+        for start, stop in pairwise(borders):
+            groups[stop - start].append((number, start))
+    for frames, pieces in sorted(groups.items()):
+        size = max(1, int(batch_seconds * FRAME_RATE_HZ) // frames)
+        for first in range(0, len(pieces), size):
+            yield from _extract(extract, probe_set, layers, pieces[first : first + size], frames, change)
+
+
+def _extract(
+    extract: Features,
+    probe_set: ProbeSet,
+    layers: Sequence[int],
+    pieces: list[tuple[int, int]],
+    frames: int,
+    change: Change | None,
+) -> Iterator[Piece]:
+    waveforms = []
+    for number, start in pieces:
+        audio = probe_set.utterances[number].waveform()
+        audio = change(audio) if change else audio
+        waveforms.append(audio[start * HOP_SAMPLES : start * HOP_SAMPLES + num_samples_of(frames)])
+    states = extract(np.stack(waveforms), layers)
+    for place, (number, start) in enumerate(pieces):
+        phones = probe_set.utterances[number].phones[start : start + frames].astype(np.int64)
+        yield Piece(number, [state[place] for state in states], torch.from_numpy(phones).to(extract.device))

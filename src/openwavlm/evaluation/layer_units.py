@@ -1,0 +1,201 @@
+"""k-means units of every layer of some features: codebooks fitted on some speakers, units of others counted."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openwavlm.audio.frames import FRAME_RATE_HZ
+from openwavlm.evaluation.features import Change, Features, stream
+from openwavlm.evaluation.sets import ProbeSet
+from openwavlm.evaluation.unit_figures import UnitTally
+from openwavlm.evaluation.units import FRAMES_PER_CLUSTER, fit_units
+from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.lloyd import fit_lloyd_kmeans, whole
+from openwavlm.labels.quality import phone_quality
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitSettings:
+    """How codebooks are fitted.
+
+    Attributes:
+        clusters: Units K.
+        codebook_seeds: Seeds of the codebooks; three or more show by how much they differ by chance.
+        fit_frames: Frames that a codebook is fitted on, thinned evenly.
+        frames_per_cluster: K is lowered where there are fewer frames a cluster than this.
+        memory_gb: Frames of so many layers are kept at a time; the rest is extracted in further passes.
+        quick: Fit by `labels.lloyd`, which takes a fraction of the time and ends within a hundredth of the distance: to compare
+            layers, not for a figure that is published.
+
+    Raises:
+        ValueError: If a number is not positive, or there is no seed.
+    """
+
+    clusters: int = 100
+    codebook_seeds: tuple[int, ...] = (0, 1, 2)
+    fit_frames: int = 50_000
+    frames_per_cluster: int = FRAMES_PER_CLUSTER
+    memory_gb: float = 2.0
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = {name: getattr(self, name) for name in ("clusters", "fit_frames", "frames_per_cluster", "memory_gb")}
+        for name, value in numbers.items():
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, but is {value}: correct it")
+        if not self.codebook_seeds:
+            raise ValueError("codebook_seeds must name at least one seed, but is empty: [0, 1, 2] shows the spread")
+
+
+class UtteranceNormalised:
+    """Features with mean 0 and deviation 1 in every dimension over each utterance (each part of 30 s of a long one)."""
+
+    def __init__(self, features: Features) -> None:
+        self._features = features
+        self.dims, self.device, self.standardise = features.dims, features.device, features.standardise
+        self.settings: dict[str, Any] | None = None
+
+    def __call__(self, waveforms: np.ndarray, layers: Sequence[int]) -> list[Tensor]:
+        """As `Features`."""
+        states = self._features(waveforms, layers)
+        return [(s - s.mean(dim=1, keepdim=True)) / s.std(dim=1, keepdim=True, unbiased=False).clamp_min(1e-8) for s in states]
+
+
+@dataclass(frozen=True)
+class LayerCodebooks:
+    """One codebook a seed, and what brings a layer's features to their scale."""
+
+    shift: Tensor
+    scale: Tensor
+    codebooks: tuple[Codebook, ...]
+
+    def units(self, features: Tensor) -> list[np.ndarray]:
+        """Units (frames,) of each codebook."""
+        standard = (features.cpu() - self.shift) * self.scale
+        return [codebook.assign(standard) for codebook in self.codebooks]
+
+
+def fit_layers(
+    extract: Features, fit: ProbeSet, layers: Sequence[int], settings: UnitSettings, progress: Progress | None = None
+) -> dict[int, LayerCodebooks]:
+    """Fits the codebooks of some layers.
+
+    Args:
+        extract: Which features; standardised where they ask for it.
+        fit: Speech to fit on; its phones are not looked at.
+        layers: Which layers.
+        settings: How.
+        progress: Called with a description and the seconds of audio that were done.
+    """
+    keep = min(settings.fit_frames, fit.frames)
+    fitting = keep // settings.frames_per_cluster
+    if fitting < settings.clusters:
+        log.warning(
+            f"K is lowered from {settings.clusters} to {max(1, fitting)}: {keep} frames are fewer than {settings.frames_per_cluster} "
+            "a cluster; give more speech (fit, fit_seconds, fit_frames) or ask for fewer clusters"
+        )
+    found = {}
+    for group in _groups(extract.dims, layers, keep, settings.memory_gb * 1e9):
+        frames = [torch.empty(keep, extract.dims[layer]) for layer in group]
+        seen = filled = 0
+        for piece in stream(extract, fit, group):
+            count = len(piece.phones)
+            stays = torch.from_numpy(np.diff(np.arange(seen, seen + count + 1, dtype=np.int64) * keep // fit.frames) > 0)
+            seen += count
+            for into, features in zip(frames, piece.features, strict=True):
+                into[filled : filled + int(stays.sum())] = features.cpu()[stays]
+            filled += int(stays.sum())
+            if progress:
+                progress("fitting", count / FRAME_RATE_HZ)
+        for layer in group:
+            found[layer] = _fit(frames.pop(0), settings, standardise=extract.standardise)
+    return found
+
+
+def _fit(frames: Tensor, settings: UnitSettings, *, standardise: bool) -> LayerCodebooks:
+    shift, scale = torch.zeros(frames.shape[1]), torch.ones(frames.shape[1])
+    if standardise:
+        shift, deviation = frames.mean(dim=0), frames.std(dim=0, unbiased=False)
+        scale = torch.where(deviation > 1e-6 * frames.abs().amax(dim=0), 1 / deviation, scale)
+        frames = (frames - shift) * scale
+    if settings.quick:
+        clusters = max(1, min(settings.clusters, len(frames) // settings.frames_per_cluster))
+        books = tuple(fit_lloyd_kmeans(whole(frames, clusters), clusters, seed) for seed in settings.codebook_seeds)
+    else:
+        books = tuple(
+            fit_units(frames, settings.clusters, seed, frames_per_cluster=settings.frames_per_cluster)
+            for seed in settings.codebook_seeds
+        )
+    return LayerCodebooks(shift, scale, books)
+
+
+def _groups(dims: Sequence[int], layers: Sequence[int], frames: int, most_bytes: float) -> Iterator[list[int]]:
+    group: list[int] = []
+    for layer in layers:
+        if group and 4 * frames * sum(dims[of] for of in [*group, layer]) > most_bytes:
+            yield group
+            group = []
+        group.append(layer)
+    yield group
+
+
+def tally_layers(
+    extract: Features,
+    books: dict[int, LayerCodebooks],
+    judged: ProbeSet,
+    *,
+    change: Change | None = None,
+    progress: Progress | None = None,
+) -> dict[int, list[UnitTally]]:
+    """Counts the units of some utterances, in one pass over the audio.
+
+    Args:
+        extract: The features that the codebooks were fitted on.
+        books: Layer → its codebooks.
+        judged: Utterances of other speakers, with phones.
+        change: What to do to the audio first.
+        progress: As in `fit_layers`.
+
+    Returns:
+        Layer → one tally a codebook seed.
+    """
+    layers = sorted(books)
+    size = len(judged.inventory)
+    tallies = {layer: [UnitTally(size, len(book), judged.speakers) for book in books[layer].codebooks] for layer in layers}
+    for piece in stream(extract, judged, layers, change=change):
+        speaker, phones = judged.utterances[piece.utterance].speaker, piece.phones.cpu().numpy()
+        for layer, features in zip(layers, piece.features, strict=True):
+            for tally, units in zip(tallies[layer], books[layer].units(features), strict=True):
+                tally.add(speaker, units, phones, piece.utterance)
+        if progress:
+            progress("judging", len(phones) / FRAME_RATE_HZ)
+    return tallies
+
+
+def layer_pnmi(extract: Features, fit: ProbeSet, judged: ProbeSet, settings: UnitSettings | None = None) -> dict[int, float]:
+    """Corrected PNMI of the units of layers 1, 2, …, mean over codebook seeds: what `layer_choice.choose_layer` chooses by.
+
+    Args:
+        extract: The model's layers.
+        fit: Speech of training speakers.
+        judged: Utterances of development speakers, with phones.
+        settings: How codebooks are fitted.
+
+    Raises:
+        ValueError: If no frame of `judged` has a phone.
+    """
+    layers = range(1, len(extract.dims))  # the encoder's input is never chosen
+    tallies = tally_layers(extract, fit_layers(extract, fit, layers, settings or UnitSettings()), judged)
+    return {
+        layer: float(np.mean([phone_quality(tally.joint.sum(axis=0)).pnmi_corrected for tally in of]))
+        for layer, of in tallies.items()
+    }

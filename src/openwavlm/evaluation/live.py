@@ -1,0 +1,146 @@
+"""Probes while a run trains: how well each layer tells phones, every so many updates, on development voices.
+
+The same closed-form probes as everywhere (DESIGN §8), fitted on clean training speech and judged on development voices, so that a curve
+over the run is no reading of the test part. Every process computes the same figures on the whole of the two sets: sharded parameters
+need all processes in every forward, and the sets are minutes.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
+from openwavlm.evaluation.measure import development_accuracy
+from openwavlm.evaluation.sets import check_disjoint_speakers, contamination
+from openwavlm.evaluation.shard_sets import inventory, probe_set, read_phone_times
+from openwavlm.model.wavlm import WavLM
+from openwavlm.runtime.atomic import write_json
+from openwavlm.runtime.sealed import read_sealed
+from openwavlm.shards.index import Index
+
+log = logging.getLogger(__name__)
+
+FORWARD_SHARE = 1 / 3  # of the work of a training step on the same audio: no backward
+
+
+@dataclass(frozen=True)
+class LiveProbes:
+    """When and on what a run is probed; nothing here changes the trajectory.
+
+    Attributes:
+        every: Updates between two probes; 0 = none. One is made at the end too.
+        train: Shard set that probes are fitted on: clean speech of other voices than `dev`'s, training speech as a rule.
+        dev: Shard set of the voices that are judged on, unheard by the run.
+        alignments: Table `path start end phone` that covers both.
+        fold_stress: Whether the stress of ARPAbet's vowels is dropped.
+        train_seconds: At most so much is fitted on.
+        dev_seconds: At most so much is judged on.
+
+    Raises:
+        ValueError: If a number is negative, or if something is missing while `every` is not 0.
+    """
+
+    every: int = 0
+    train: str | None = None
+    dev: str | None = None
+    alignments: str | None = None
+    fold_stress: bool = False
+    train_seconds: float = 300.0
+    dev_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.train_seconds <= 0 or self.dev_seconds <= 0:
+            raise ValueError(
+                "probes.every must not be negative, train_seconds and dev_seconds must be positive, but are "
+                f"{self.every}, {self.train_seconds}, {self.dev_seconds}"
+            )
+        missing = [name for name in ("train", "dev", "alignments") if getattr(self, name) is None]
+        if self.every and missing:
+            raise ValueError(
+                f"probes.every is {self.every}, but probes.{missing[0]} is not given: name a shard set (train, dev) or the table of phone "
+                "times (alignments), or set probes.every=0"
+            )
+
+
+class LiveProbe:
+    """The probe of one run.
+
+    Args:
+        settings: When and on what; `every` is not 0.
+        trained_on: Each training index with the mask of its training rows: what `dev` must not contain.
+        directory: Run directory; the baselines are kept in `probe_baselines.json`.
+
+    Raises:
+        ValueError: If the sets share a voice, have no phones, or `dev` is training audio.
+    """
+
+    def __init__(self, settings: LiveProbes, trained_on: list[tuple[Index, np.ndarray]], directory: Path) -> None:
+        assert settings.train and settings.dev and settings.alignments
+        times = read_phone_times(Path(settings.alignments), fold_stress=settings.fold_stress)
+        phones = inventory(times)
+        train = probe_set(Path(settings.train), times, phones).spread_over_speakers(settings.train_seconds).readable()
+        dev = probe_set(Path(settings.dev), times, phones).spread_over_speakers(settings.dev_seconds).readable()
+        check_disjoint_speakers(train=train, dev=dev)
+        contamination(dev, trained_on)
+        self.settings, self._train, self._dev = settings, train, dev
+        self._baselines = directory / "probe_baselines.json"
+
+    @property
+    def audio_seconds(self) -> float:
+        """Audio that one probe passes through the model."""
+        return self._train.seconds + self._dev.seconds
+
+    def run(self, model: WavLM) -> list[float]:
+        """Share of the development voices' frames whose phone each layer tells, by layer."""
+        return development_accuracy(EncoderFeatures(model), self._train, self._dev).tolist()
+
+    def baselines(self, model: WavLM) -> dict[str, float]:
+        """What needs no training, on the same frames; computed once a run, and anew, with a warning, if the sets have changed."""
+        about = [self._train.fingerprint, self._dev.fingerprint]
+        kept: dict[str, Any] = {}
+        if self._baselines.is_file():
+            try:
+                kept = read_baselines(self._baselines)
+            except ValueError as error:
+                log.warning("the baselines of the probes are measured again: %s", error)
+            if kept.get("sets") == about:
+                return kept["baselines"]
+        table = self._baselines.with_name("probes.csv")
+        changed = bool(kept.get("changed")) or ("sets" in kept and table.is_file())
+        if changed:
+            log.warning(
+                "the probes' sets or alignments are not those of before: the earlier rows of %s are of other speech", table
+            )
+        found: dict[str, float] = {}
+        without: dict[str, Features] = {"mfcc": MfccFeatures(), "logmel": LogMelFeatures()}
+        for name, features in without.items():
+            one, context = development_accuracy(features, self._train, self._dev)
+            found |= {name: float(one), f"{name}_context": float(context)}
+        untrained = EncoderFeatures.untrained(model.config, 0, EncoderFeatures(model).device)
+        found["untrained"] = float(development_accuracy(untrained, self._train, self._dev).max())
+        write_json(
+            self._baselines, {"format_version": 1, "sets": about, "baselines": found} | ({"changed": True} if changed else {})
+        )
+        return found
+
+    def share_of_training(self, update_seconds: float, world_size: int) -> float:
+        """Work of the probes over work of training, in counted seconds of audio."""
+        return FORWARD_SHARE * self.audio_seconds * world_size / (self.settings.every * update_seconds)
+
+
+def read_baselines(path: Path) -> dict[str, Any]:
+    """Reads `probe_baselines.json`: `sets`, the fingerprints of the probes' sets; `baselines`, accuracies by name; `changed`.
+
+    `changed` is there, and true, if earlier rows of `probes.csv` are of other sets.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    content = read_sealed(path, remedy="delete it, and the next probe measures it again")
+    known = content.get("baselines")
+    if not isinstance(known, dict) or not all(isinstance(value, int | float) for value in known.values()):
+        raise ValueError(f"{path} is damaged (it must hold accuracies by name): delete it, and the next probe measures it again")
+    return content

@@ -1,0 +1,183 @@
+"""Features of mixtures: is the second voice heard, and is the first one's phone still there (WavLM §III-B)."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from openwavlm.batches.batch import MixRecord
+from openwavlm.batches.mixing import Mixing, apply_mixing, draw_mixing
+from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
+from openwavlm.evaluation.features import Features, stream
+from openwavlm.evaluation.measured import summary
+from openwavlm.evaluation.overlap import audible_overlap, average_precision
+from openwavlm.evaluation.ridge import PENALTIES, RidgeFamily, RidgeStatistics
+from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance, check_disjoint_speakers
+
+
+@dataclass(frozen=True, eq=False)
+class Mixtures:
+    """A probe set whose utterances are mixtures.
+
+    Attributes:
+        mixed: The mixtures, with the phones and names of the first voice.
+        overlapped: bool (frames,) of each: whether the second voice is audible.
+    """
+
+    mixed: ProbeSet
+    overlapped: tuple[np.ndarray, ...]
+
+
+def mix_set(probe_set: ProbeSet, *, seed: int, energy_ratio_db: float = 0.0, max_share: float = 0.5) -> Mixtures:
+    """Mixes every utterance with one of another speaker, the way training does.
+
+    Args:
+        probe_set: Clean utterances of at least two speakers.
+        seed: Seed of partners, places and lengths; equal for all models that are compared.
+        energy_ratio_db: First over scaled second voice, mean energies of the whole utterances.
+        max_share: Longest overlap as a share of the first voice.
+
+    Raises:
+        ValueError: If all utterances have one speaker.
+    """
+    if len(probe_set.speakers) < 2:
+        raise ValueError(f"mixtures need a second voice, but all utterances are of {probe_set.speakers[0]!r}: add a speaker")
+    mixing = Mixing(prob=1.0, speech_db=(energy_ratio_db, energy_ratio_db), max_share=max_share)
+    utterances, overlapped = [], []
+    for number, utterance in enumerate(probe_set.utterances):
+        partner = _partner(probe_set, number, seed)
+        pair = [utterance.waveform(), partner.waveform()]
+        num_samples = np.array([len(waveform) for waveform in pair])
+        batch = torch.zeros(2, int(num_samples.max()))
+        for row, waveform in enumerate(pair):
+            batch[row, : len(waveform)] = torch.from_numpy(waveform.astype(np.float32))
+        drawn = draw_mixing(mixing, num_samples, np.ones(2, dtype=bool), seed, source=0, epoch=0, micro=number)
+        record = _first_only(drawn)
+        valid = torch.from_numpy(num_samples)
+        mixed = apply_mixing(batch, valid, record)[0, : len(pair[0])].numpy()
+        mixed = np.round(mixed * min(1.0, 32767 / max(float(np.abs(mixed).max()), 1.0))).astype(np.int16)
+        utterances.append(replace(utterance, audio=mixed))
+        overlapped.append(audible_overlap(batch, valid, record)[0, : utterance.frames].numpy())
+    return Mixtures(ProbeSet(tuple(utterances), probe_set.inventory), tuple(overlapped))
+
+
+def _partner(probe_set: ProbeSet, number: int, seed: int) -> ProbeUtterance:
+    """An utterance of another speaker, drawn by (seed, number)."""
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, number], dtype=np.uint64)))
+    speaker = probe_set.utterances[number].speaker
+    others = [utterance for utterance in probe_set.utterances if utterance.speaker != speaker]
+    return others[int(generator.integers(len(others)))]
+
+
+def _first_only(record: MixRecord) -> MixRecord:
+    """The mixture of row 0 alone."""
+    first = record.row == 0
+    columns = {name: getattr(record, name)[first] for name in ("row", "partner", "start", "partner_start", "length")}
+    columns["energy_ratio_db"] = record.energy_ratio_db[first]
+    return MixRecord(**columns, max_length=int(columns["length"].max()) if first.any() else 0)
+
+
+def probe_mixtures(
+    extract: Features, train: ProbeSet, dev: ProbeSet, test: ProbeSet, *, seed: int = 0, energy_ratio_db: float = 0.0
+) -> dict[str, Any]:
+    """Measures all layers on mixtures of held-out voices.
+
+    Args:
+        extract: Which features.
+        train: Training speakers: their clean speech fits the phones, their mixtures the overlap.
+        dev: Dev speakers, whose mixtures choose layers and penalties.
+        test: Test speakers.
+        seed: Seed of the mixtures; keep it when models are compared.
+        energy_ratio_db: First over second voice.
+
+    Returns:
+        For JSON. `overlap`: average precision of "a second voice is audible in this frame" (`layers`, `layers_dev`,
+        `chosen_layer`, `chosen`, `share` of positive frames). `phones`: accuracy of the first voice's phones in frames with an
+        audible second voice (the same names, `interval` over speakers, `by_speaker` sums for paired differences).
+
+    Raises:
+        ValueError: If the sets share a speaker, or one has a single speaker.
+    """
+    check_disjoint_speakers(train=train, dev=dev, test=test)
+    layers, device = range(len(extract.dims)), extract.device
+    phones = [RidgeStatistics(dim, len(train.inventory), device) for dim in extract.dims]
+    overlap = [RidgeStatistics(dim, 2, device) for dim in extract.dims]
+    for piece in stream(extract, train, layers):
+        for layer, features in enumerate(piece.features):
+            phones[layer].add(features, piece.phones)
+    # A long utterance would be cut by `stream`, but the overlap marks are whole.
+    mixed = mix_set(train, seed=seed, energy_ratio_db=energy_ratio_db)
+    for piece in stream(extract, mixed.mixed, layers, max_seconds=np.inf):
+        heard = torch.from_numpy(mixed.overlapped[piece.utterance].astype(np.int64)).to(device)
+        for layer, features in enumerate(piece.features):
+            overlap[layer].add(features, heard)
+    probes = _Probes(extract, [part.solve() for part in phones], [part.solve() for part in overlap])
+    on_dev = probes.read(mix_set(dev, seed=seed, energy_ratio_db=energy_ratio_db))
+    on_test = probes.read(mix_set(test, seed=seed, energy_ratio_db=energy_ratio_db))
+    return summary({"overlap": _overlap_figures(on_dev, on_test), "phones": _phone_figures(on_dev, on_test, test)})
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """Scores (layers, penalties, frames) and truth (frames,) of overlap; right phones (layers, penalties, utterances) of `frames`."""
+
+    scores: np.ndarray
+    truth: np.ndarray
+    correct: np.ndarray
+    frames: np.ndarray
+
+
+class _Probes:
+    def __init__(self, extract: Features, phones: list[RidgeFamily], overlap: list[RidgeFamily]) -> None:
+        self._extract, self._phones, self._overlap = extract, phones, overlap
+
+    def read(self, mixtures: Mixtures) -> _Read:
+        layers, penalties = len(self._phones), len(PENALTIES)
+        scores, truth = [], []
+        correct = np.zeros((layers, penalties, len(mixtures.mixed)), dtype=np.int64)
+        frames = np.zeros(len(mixtures.mixed), dtype=np.int64)
+        for piece in stream(self._extract, mixtures.mixed, range(layers), max_seconds=np.inf):
+            heard = mixtures.overlapped[piece.utterance]
+            truth.append(heard)
+            scores.append(
+                np.stack([f.scores(x)[..., 1].cpu().numpy() for f, x in zip(self._overlap, piece.features, strict=True)])
+            )
+            known = torch.from_numpy(heard).to(piece.phones.device) & (piece.phones >= 0)
+            frames[piece.utterance] = int(known.sum())
+            for layer, features in enumerate(piece.features):
+                right = self._phones[layer].correct(features[known], piece.phones[known])
+                correct[layer, :, piece.utterance] = right.sum(dim=1).cpu().numpy()
+        return _Read(np.concatenate(scores, axis=2), np.concatenate(truth), correct, frames)
+
+
+def _overlap_figures(dev: _Read, test: _Read) -> dict[str, Any]:
+    precision = np.array([[average_precision(scores, dev.truth) for scores in layer] for layer in dev.scores])
+    best = precision.argmax(axis=1)
+    layers = [average_precision(test.scores[layer, penalty], test.truth) for layer, penalty in enumerate(best)]
+    chosen = int(precision.max(axis=1).argmax())
+    return {
+        "layers": layers,
+        "layers_dev": precision.max(axis=1),
+        "chosen_layer": chosen,
+        "chosen": layers[chosen],
+        "share": float(test.truth.mean()),
+    }
+
+
+def _phone_figures(dev: _Read, test: _Read, test_set: ProbeSet) -> dict[str, Any]:
+    accuracy = dev.correct.sum(axis=2) / max(int(dev.frames.sum()), 1)
+    best = accuracy.argmax(axis=1)
+    correct = np.stack([test.correct[layer, penalty] for layer, penalty in enumerate(best)])
+    chosen = int(accuracy.max(axis=1).argmax())
+    speakers = [utterance.speaker for utterance in test_set.utterances]
+    ours, frames = by_speaker(correct[chosen], speakers), by_speaker(test.frames, speakers)
+    interval = ratio_interval(ours, frames)
+    return {
+        "layers": correct.sum(axis=1) / test.frames.sum(),
+        "layers_dev": accuracy.max(axis=1),
+        "chosen_layer": chosen,
+        "chosen": interval.value,
+        "interval": [interval.low, interval.high],
+        "by_speaker": {"speakers": list(test_set.speakers), "correct": ours, "frames": frames},
+    }

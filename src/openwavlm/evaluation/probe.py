@@ -1,0 +1,202 @@
+"""All figures of a model on held-out speakers beside their baselines, as `summary.json` has them (DESIGN §8)."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
+from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
+from openwavlm.evaluation.measure import measure, measure_cached
+from openwavlm.evaluation.measured import CONDITIONS, Measured, ProbeSettings, summary
+from openwavlm.evaluation.sets import ProbeSet, check_disjoint_speakers
+from openwavlm.evaluation.units import UnitQuality, verdict
+from openwavlm.model.wavlm import WavLM
+
+
+def probe_model(
+    model: WavLM,
+    train: ProbeSet,
+    dev: ProbeSet,
+    test: ProbeSet,
+    settings: ProbeSettings | None = None,
+    *,
+    cache: Path | None = None,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Measures every layer of a model, and MFCC, log-mel and an untrained encoder of its config on the same frames.
+
+    Ridge probes and codebooks are fitted on `train`, layers and penalties chosen on `dev`, `test` is read once. Touches no
+    generator of torch and leaves the model as it was.
+
+    Args:
+        model: The encoder, on any device, not sharded.
+        train: Clean speech of training speakers.
+        dev: Other speakers.
+        test: Still others, unheard by the model (see `sets.contamination`).
+        settings: What to do; None = defaults.
+        cache: Folder that keeps the baselines' figures, keyed by audio, phones, features and settings.
+        show_progress: Whether to show a bar on standard error if that is a terminal.
+
+    Returns:
+        For JSON, accuracies as shares, on test frames where nothing else is said.
+
+        - `phones`: `layers` (all; 0 is the encoder's input), `layers_dev`, `chosen_layer`, `chosen`, `mfcc`, `mfcc_context`,
+          `logmel`, `logmel_context`, `untrained` (its best layer on dev), `majority`; `intervals` over speakers; `differences` of
+          `chosen` less each baseline with their intervals; `by_speaker` sums for paired differences of two models; `telephone` and
+          `noise10` with the same names.
+        - `units`: for `clean`, `telephone`, `noise10` the corrected PNMI of `chosen`, `mfcc`, `logmel`, `untrained`, the largest
+          `spread` over codebook seeds, `verdicts` of `chosen` against each, `details`.
+        - `speakers`: accuracy among the test speakers by layer; `chosen` on dev where dev has two speakers.
+        - `cost`: seconds of audio and of time.
+
+    Raises:
+        ValueError: If the sets have different inventories or share a speaker, or a part has no frame with a phone.
+    """
+    settings = settings or ProbeSettings()
+    if not train.inventory == dev.inventory == test.inventory:
+        raise ValueError("training, dev and test must number phones by one inventory, but theirs differ: make one for all three")
+    check_disjoint_speakers(train=train, dev=dev, test=test)
+    encoder = EncoderFeatures(model)
+    baselines: dict[str, tuple[Features, int | None]] = {
+        "mfcc": (MfccFeatures(), 0),
+        "logmel": (LogMelFeatures(), 0),
+        "untrained": (EncoderFeatures.untrained(model.config, settings.seed, encoder.device), None),
+    }
+    measured: dict[str, Measured] = {}
+    seconds: dict[str, float] = {}
+    with _Bar(_total_seconds(train, dev, test, settings), enabled=show_progress) as bar:
+        for name, (features, units_layer) in baselines.items():
+            begin = time.perf_counter()
+            measured[name] = measure_cached(
+                features, train, dev, test, settings, units_layer=units_layer, cache=cache, progress=bar.named(name)
+            )
+            seconds[name] = time.perf_counter() - begin
+        begin = time.perf_counter()
+        measured["chosen"] = measure(encoder, train, dev, test, settings, progress=bar.named("model"))
+        seconds["model"] = time.perf_counter() - begin
+    sizes = {part: probe_set.seconds for part, probe_set in (("train", train), ("dev", dev), ("test", test))}
+    voices = {part: len(probe_set.speakers) for part, probe_set in (("train", train), ("dev", dev), ("test", test))}
+    return summary(
+        {
+            "phones": _phones(measured, train, test),
+            "units": {condition: _units(measured, condition) for condition in CONDITIONS},
+            "speakers": _speakers(measured["chosen"]),
+            "cost": {
+                "seconds": seconds,
+                "model_audio_seconds": float(measured["chosen"].audio_seconds),
+                "set_seconds": sizes,
+                "set_speakers": voices,
+            },
+        }
+    )
+
+
+def _layers_of(measured: dict[str, Measured]) -> dict[str, tuple[Measured, int]]:
+    """The figure's name → whose it is, and its layer."""
+    untrained, chosen = measured["untrained"], measured["chosen"]
+    return {
+        "chosen": (chosen, int(chosen.chosen)),
+        "mfcc": (measured["mfcc"], 0),
+        "mfcc_context": (measured["mfcc"], 1),
+        "logmel": (measured["logmel"], 0),
+        "logmel_context": (measured["logmel"], 1),
+        "untrained": (untrained, int(untrained.chosen)),
+    }
+
+
+def _phones(measured: dict[str, Measured], train: ProbeSet, test: ProbeSet) -> dict[str, Any]:
+    chosen = measured["chosen"]
+    speakers = [utterance.speaker for utterance in test.utterances]
+    figures: dict[str, Any] = {
+        "layers": [chosen.accuracy(layer) for layer in range(len(chosen.dev_accuracy))],
+        "layers_dev": chosen.dev_accuracy,
+        "chosen_layer": int(chosen.chosen),
+        "penalties": chosen.penalty,
+        "untrained_layer": int(measured["untrained"].chosen),
+        "majority": _majority(train, test),
+        "frames": int(chosen.frames[0].sum()),
+        "phones": len(test.inventory),
+        "speakers": len(test.speakers),
+        "intervals": {},
+        "differences": {},
+    }
+    for condition, place in zip(CONDITIONS, range(len(CONDITIONS)), strict=True):
+        into = figures if condition == "clean" else figures.setdefault(condition, {"frames": int(chosen.frames[place].sum())})
+        for name, (of, layer) in _layers_of(measured).items():
+            if of.correct[place, layer].min() >= 0:
+                into[name] = of.accuracy(layer, condition)
+    frames = by_speaker(chosen.frames[0], speakers)
+    ours = by_speaker(chosen.correct[0, int(chosen.chosen)], speakers)
+    figures["by_speaker"] = {"speakers": list(test.speakers), "correct": ours, "frames": frames}
+    for name, (of, layer) in _layers_of(measured).items():
+        theirs = by_speaker(of.correct[0, layer], speakers)
+        interval = ratio_interval(theirs, frames)
+        figures["intervals"][name] = [interval.low, interval.high]
+        if name != "chosen":
+            difference = ratio_interval(ours - theirs, frames)
+            figures["differences"][name] = [difference.value, difference.low, difference.high]
+    return figures
+
+
+def _majority(train: ProbeSet, test: ProbeSet) -> float:
+    """Share of test frames that have the most frequent phone of training: the accuracy without any feature."""
+
+    def counts(probe_set: ProbeSet) -> np.ndarray:
+        phones = np.concatenate([utterance.phones for utterance in probe_set.utterances])
+        return np.bincount(phones[phones >= 0], minlength=len(probe_set.inventory))
+
+    judged = counts(test)
+    return float(judged[counts(train).argmax()] / max(judged.sum(), 1))
+
+
+def _units(measured: dict[str, Measured], condition: str) -> dict[str, Any]:
+    qualities = {name: UnitQuality.of(of.units[CONDITIONS.index(condition)]) for name, of in measured.items()}
+    spread = max(quality.spread for quality in qualities.values())
+    figures: dict[str, Any] = {name: quality.pnmi for name, quality in qualities.items()}
+    figures["spread"] = spread
+    figures["verdicts"] = {
+        name: verdict(qualities["chosen"].pnmi, quality.pnmi, spread) for name, quality in qualities.items() if name != "chosen"
+    }
+    figures["details"] = {name: dict(vars(quality)) for name, quality in qualities.items()}
+    return figures
+
+
+def _speakers(chosen: Measured) -> dict[str, Any]:
+    figures: dict[str, Any] = {"layers": chosen.speaker_test, "layers_dev": chosen.speaker_dev}
+    if np.isfinite(chosen.speaker_dev).all():
+        layer = int(chosen.speaker_dev.argmax())
+        figures |= {"chosen_layer": layer, "chosen": float(chosen.speaker_test[layer])}
+    return figures
+
+
+def _total_seconds(train: ProbeSet, dev: ProbeSet, test: ProbeSet, settings: ProbeSettings) -> float:
+    degraded = min(test.seconds, settings.degraded_seconds)
+    return train.seconds + dev.seconds + test.seconds + (len(CONDITIONS) - 1) * degraded
+
+
+class _Bar:
+    """A progress bar of one kind of features after the other, in seconds of audio."""
+
+    def __init__(self, total_seconds: float, *, enabled: bool) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("probe {task.description}"), BarColumn(), TimeRemainingColumn())
+        self._bars = Bars(*columns, console=console, disable=not (enabled and console.is_terminal), transient=True)
+        self._task = self._bars.add_task("", total=total_seconds)
+        self._total = total_seconds
+
+    def __enter__(self) -> "_Bar":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def named(self, name: str) -> Any:
+        """A callback for `measure`; starts the bar again under this name."""
+        self._bars.reset(self._task, total=self._total, description=name)
+        return lambda part, seconds: self._bars.update(self._task, advance=seconds, description=f"{name}, {part}")

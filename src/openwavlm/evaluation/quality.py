@@ -1,0 +1,221 @@
+"""How good labels and layers are: `openwavlm quality --help` (the figures: `evaluation.unit_figures`; the rules: DESIGN §8)."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from openwavlm.evaluation import abx
+from openwavlm.evaluation.features import EncoderFeatures, Features, MfccFeatures
+from openwavlm.evaluation.layer_choice import choose_layer
+from openwavlm.evaluation.layer_units import UtteranceNormalised, fit_layers, tally_layers
+from openwavlm.evaluation.measure import change_of
+from openwavlm.evaluation.phones.alignment_files import read_alignments
+from openwavlm.evaluation.quality_rows import QualityRow, rows_of
+from openwavlm.evaluation.quality_settings import Asked
+from openwavlm.evaluation.quality_speakers import fitted_set, judged_rows
+from openwavlm.evaluation.sets import ProbeSet
+from openwavlm.evaluation.shard_sets import Judged, judged_set
+from openwavlm.evaluation.unit_figures import UnitTally
+from openwavlm.labels.store import LabelStore
+from openwavlm.labels.teacher import open_teacher
+from openwavlm.shards.index import Index
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CLUSTERS = 100
+
+Key = tuple[str, str, int | None]
+
+
+def judge(asked: Asked) -> tuple[dict[str, Any], list[QualityRow]]:
+    """Measures labels and layers beside MFCC units and shuffled ones, and writes table, chart and page.
+
+    Returns:
+        What is written to `quality.json` (`rows`, `chosen_layer`, `sentences`, what was judged and fitted on), and the rows.
+
+    Raises:
+        ValueError: If a folder or file is not what it has to be, voices that were fitted on would be judged, or too few recordings
+            have an alignment.
+    """
+    index = Index.open(asked.shards)
+    stores = {folder: LabelStore.open(folder, index) for folder in asked.labellings}
+    rows = judged_rows(asked, index, stores)
+    alignments = (
+        None if asked.alignments is None else read_alignments(asked.alignments, file_format=asked.format, tier=asked.tier)
+    )
+    judged = judged_set(
+        Path(asked.shards),
+        rows,
+        alignments,
+        folding=asked.folding,
+        with_silence=asked.with_silence,
+        seconds=asked.seconds,
+        max_unmatched_share=asked.max_unmatched_share,
+    )
+    fit = fitted_set(asked, index, rows, judged)
+    encoder, layers = _encoder(asked)
+    table = _measure(asked, judged, fit, stores, encoder, layers)
+    result = _result(asked, judged, fit, table, layers_of_model=len(encoder.dims) - 1 if encoder else None)
+    output = Path(asked.output)
+    if asked.abx:
+        result["abx"] = _write_abx(judged, encoder, layers, output / "abx")
+    return result, table
+
+
+def _encoder(asked: Asked) -> tuple[EncoderFeatures | None, list[int]]:
+    if asked.encoder is None:
+        if asked.layers is not None:
+            raise ValueError(f"layers are those of a model, but none was given beside layers={asked.layers}: add encoder=DIR")
+        return None, []
+    device = "cuda" if asked.device == "auto" and torch.cuda.is_available() else asked.device.replace("auto", "cpu")
+    model = open_teacher(asked.encoder).model.to(device)
+    top = model.config.layers
+    wanted = range(top + 1) if asked.layers in (None, "all") else asked.layers
+    if isinstance(wanted, str) or not wanted or not all(isinstance(layer, int) and 0 <= layer <= top for layer in wanted):
+        raise ValueError(
+            f"layers must be all or a list out of 0…{top} (0 is the encoder's input), but is {asked.layers}: correct it"
+        )
+    return EncoderFeatures(model), sorted(set(wanted))
+
+
+def _measure(
+    asked: Asked, judged: Judged, fit: ProbeSet, stores: Mapping[Path, LabelStore], encoder: Features | None, layers: list[int]
+) -> list[QualityRow]:
+    clusters = asked.clusters or max((store.num_classes for store in stores.values()), default=DEFAULT_CLUSTERS)
+    labels: dict[Key, list[UnitTally]] = {
+        (str(folder), "labels", None): [_tally_labels(judged, store)] for folder, store in stores.items()
+    }
+    sizes = {store.num_classes for store in stores.values()} | ({clusters} if encoder or not stores else set())
+    mfcc: Features = UtteranceNormalised(MfccFeatures()) if asked.mfcc_norm == "utterance" else MfccFeatures()
+    passes = (len(sizes) + bool(encoder)) * (fit.seconds + len(asked.conditions) * judged.utterances.seconds)
+    table: list[QualityRow] = []
+    with _Bar(passes) as bar:
+        of_mfcc = {size: fit_layers(mfcc, fit, [0], asked.units(size), bar.named(f"MFCC {size}")) for size in sorted(sizes)}
+        of_model = fit_layers(encoder, fit, layers, asked.units(clusters), bar.named("layers")) if encoder else {}
+        for condition in asked.conditions:
+            change = change_of(condition, seed=0)
+            baseline = {
+                len(books[0].codebooks[0]): tally_layers(
+                    mfcc, books, judged.utterances, change=change, progress=bar.named(f"MFCC {size}, {condition}")
+                )[0]
+                for size, books in of_mfcc.items()
+            }
+            tallies = dict(labels) if condition == "clean" else {}
+            if encoder:
+                found = tally_layers(
+                    encoder, of_model, judged.utterances, change=change, progress=bar.named(f"layers, {condition}")
+                )
+                tallies |= {(f"layer {layer}", "layer", layer): of for layer, of in found.items()}
+            table += rows_of(tallies, baseline, condition)
+    return table
+
+
+def _tally_labels(judged: Judged, store: LabelStore) -> UnitTally:
+    utterances = judged.utterances
+    tally = UnitTally(len(utterances.inventory), store.num_classes, utterances.speakers)
+    for number, (utterance, row) in enumerate(zip(utterances.utterances, judged.rows, strict=True)):
+        units = store.read(row)
+        if len(units):  # a row that could not be read when it was labelled has none
+            tally.add(utterance.speaker, units, utterance.phones, number)
+    return tally
+
+
+def _result(
+    asked: Asked, judged: Judged, fit: ProbeSet, table: Sequence[QualityRow], *, layers_of_model: int | None
+) -> dict[str, Any]:
+    utterances, matches = judged.utterances, judged.matches
+    pnmi = {row.layer: row.figures.pnmi for row in table if row.layer is not None and row.condition == "clean"}
+    chosen = choose_layer(1, layers_of_model, pnmi) if layers_of_model and any(pnmi) and utterances.inventory else None
+    speech = {
+        "seconds": utterances.seconds,
+        "speakers": len(utterances.speakers),
+        "without_speaker": int((Index.open(Path(asked.shards)).speaker[np.array(judged.rows)] == 0).sum()),
+        "phones": len(utterances.inventory),
+        "utterances": len(utterances),
+        "without_alignment": len(matches.unknown) + len(matches.ambiguous),
+        "unused_alignments": len(matches.unused),
+        "fingerprint": utterances.fingerprint,
+    }
+    return {
+        "format_version": 1,
+        "asked": {name: value for name, value in vars(asked).items() if name != "output"},
+        "judged": speech,
+        "fitted_on": {"seconds": fit.seconds, "speakers": len(fit.speakers), "held_out": asked.held_out != 0},
+        "chosen_layer": chosen,
+        "sentences": _sentences(asked, speech, fit, table, chosen),
+        "rows": [row.as_json() for row in table],
+    }
+
+
+def _sentences(
+    asked: Asked, speech: Mapping[str, Any], fit: ProbeSet, table: Sequence[QualityRow], chosen: int | None
+) -> list[str]:
+    fitted = f"codebooks of {len(asked.codebook_seeds)} seeds fitted on {fit.seconds:.0f} s of {len(fit.speakers)} speakers"
+    who = "the same speakers, which is no evidence about others" if asked.held_out == 0 else "other speakers"
+    against = (
+        "without phones, so nothing is said of them"
+        if asked.alignments is None
+        else f"against {speech['phones']} phones ({speech['without_alignment']} recordings without an alignment left out)"
+    )
+    said = [f"Judged on {speech['seconds']:.0f} s of {speech['speakers']} speakers {against}; {fitted}: {who}."]
+    if speech["without_speaker"]:
+        said.append(
+            f"{speech['without_speaker']} of {speech['utterances']} utterances are of unknown speakers, and each of their recordings "
+            "counts as a speaker: intervals are narrower than over voices, a voice may be on both sides, and speaker information is of "
+            "recordings."
+        )
+    for row in table:
+        if row.kind == "labels" and row.difference:
+            value, low, high = row.difference
+            said.append(
+                f"Labels {row.name}: PNMI {row.figures.pnmi:.3f}, {row.verdict} against MFCC units of the same number "
+                f"({value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})."
+            )
+    layers = [row for row in table if row.kind == "layer" and row.condition == "clean"]
+    if chosen is not None:
+        best = next(row for row in layers if row.layer == chosen)
+        near = [
+            str(row.layer)
+            for row in layers
+            if row is not best and best.figures.pnmi - row.figures.pnmi < 2 * max(row.figures.spread, best.figures.spread)
+        ]
+        equal = f"; equal within twice the seeds' spread: {', '.join(near)}" if near else ""
+        said.append(
+            f"Best layer on these voices: {chosen}, PNMI {best.figures.pnmi:.3f}, {best.verdict} against MFCC units{equal}."
+        )
+    return said
+
+
+def _write_abx(judged: Judged, encoder: Features | None, layers: list[int], folder: Path) -> dict[str, Any]:
+    tokens = abx.write_items(judged, folder)
+    folders = abx.write_features(judged, MfccFeatures(), [0], folder, "mfcc")
+    if encoder:
+        folders += abx.write_features(judged, encoder, layers, folder)
+    return {"tokens": tokens, "features": folders, "frequency": 50}
+
+
+class _Bar:
+    """A progress bar in seconds of audio, on a terminal."""
+
+    def __init__(self, seconds: float) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self._task = self._bars.add_task("", total=seconds)
+
+    def __enter__(self) -> "_Bar":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def named(self, name: str) -> Any:
+        """A callback for `fit_layers` and `tally_layers`."""
+        return lambda part, seconds: self._bars.update(self._task, advance=seconds, description=f"{name}, {part}")

@@ -1,0 +1,133 @@
+"""Labels, layers and baselines as the rows of one table, each held against MFCC units of the same K on the same frames."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally, difference_interval, shuffled_tally
+from openwavlm.evaluation.units import verdict
+
+COLUMNS = (
+    ("name", "units"),
+    ("clusters", "K"),
+    ("pnmi", "PNMI"),
+    ("pnmi_low", "low"),
+    ("pnmi_high", "high"),
+    ("spread", "spread"),
+    ("pnmi_raw", "raw PNMI"),
+    ("pnmi_shuffled", "shuffled"),
+    ("phone_purity", "phone purity"),
+    ("cluster_purity", "cluster purity"),
+    ("used", "used"),
+    ("perplexity", "perplexity"),
+    ("run_frames", "run, frames"),
+    ("speaker_information", "speaker inf."),
+    ("speaker_accuracy", "speakers told"),
+    ("verdict", "against MFCC"),
+)
+
+
+@dataclass(frozen=True)
+class QualityRow:
+    """One labelling or one layer in one condition.
+
+    Attributes:
+        name: What a reader calls it.
+        kind: `labels`, `layer`, `mfcc` or `shuffled`.
+        layer: Number of the layer, where it is one.
+        condition: `clean`, `telephone` or `noise10`.
+        figures: On the judged voices.
+        difference: PNMI less that of MFCC units of the same K, with its interval over speakers; None for MFCC themselves and
+            without phones.
+        verdict: `higher`, `lower` or `equal` (by twice the larger spread of codebook seeds) than MFCC's; empty without phones.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    condition: str
+    figures: UnitFigures
+    difference: tuple[float, float, float] | None = None
+    verdict: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it by name."""
+        own = {"name": self.name, "kind": self.kind, "layer": self.layer, "condition": self.condition}
+        return own | self.figures.as_json() | {"difference_to_mfcc": self.difference, "verdict": self.verdict}
+
+
+def rows_of(
+    tallies: Mapping[tuple[str, str, int | None], Sequence[UnitTally]], mfcc: Mapping[int, Sequence[UnitTally]], condition: str
+) -> list[QualityRow]:
+    """Rows of one condition: labels and layers as they come, then MFCC and shuffled units.
+
+    Args:
+        tallies: (name, kind, layer) → one tally a codebook seed.
+        mfcc: K → tallies of MFCC units, for every K that the others have.
+        condition: Which.
+    """
+    figures_of_mfcc = {clusters: UnitFigures.of(of) for clusters, of in mfcc.items()}
+    rows = []
+    for (name, kind, layer), of in tallies.items():
+        figures = UnitFigures.of(of)
+        if not figures.phones:
+            rows.append(QualityRow(name, kind, layer, condition, figures))
+            continue
+        clusters = _nearest(figures.clusters, mfcc)
+        baseline = figures_of_mfcc[clusters]
+        interval = difference_interval(of, mfcc[clusters], figures.pnmi - baseline.pnmi)
+        difference = (interval.value, interval.low, interval.high)
+        told = verdict(figures.pnmi, baseline.pnmi, max(figures.spread, baseline.spread))
+        rows.append(QualityRow(name, kind, layer, condition, figures, difference, told))
+    rows += [QualityRow(f"MFCC, K = {clusters}", "mfcc", None, condition, of) for clusters, of in figures_of_mfcc.items()]
+    clusters = max(mfcc)
+    shuffled = [shuffled_tally(tally, seed) for seed, tally in enumerate(mfcc[clusters])]
+    rows.append(QualityRow(f"the same, shuffled, K = {clusters}", "shuffled", None, condition, UnitFigures.of(shuffled)))
+    return rows
+
+
+def _nearest(clusters: int, mfcc: Mapping[int, object]) -> int:
+    """K of the MFCC units beside some others: the same, unless there was too little speech for it."""
+    return min(mfcc, key=lambda of: (abs(of - clusters), of))
+
+
+def cells(row: QualityRow) -> list[str]:
+    """The row as text, in the order of `COLUMNS`."""
+    values = row.as_json()
+    return [_cell(name, values[name]) for name, _ in COLUMNS]
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None or value != value:  # NaN: no interval of one speaker
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.1f}" if name in ("perplexity", "run_frames") else f"{value:.3f}"
+    return str(value)
+
+
+def text_table(rows: Sequence[QualityRow]) -> str:
+    """The rows as an aligned text table."""
+    lines = [[title for _, title in COLUMNS], *(cells(row) for row in rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(COLUMNS))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def tsv(rows: Sequence[QualityRow]) -> str:
+    """All figures of all rows, tab-separated, under their names."""
+    names = [name for name in rows[0].as_json() if name not in ("seeds", "difference_to_mfcc")]
+    lines = [[*names, "difference_to_mfcc", "difference_low", "difference_high"]]
+    for row in rows:
+        values = row.as_json()
+        difference = row.difference or (None, None, None)
+        lines.append(["" if value is None else _plain(value) for value in (*(values[name] for name in names), *difference)])
+    return "".join("\t".join(line) + "\n" for line in lines)
+
+
+def _plain(value: Any) -> str:
+    return ("" if value != value else f"{value:.5f}") if isinstance(value, float) else str(value)

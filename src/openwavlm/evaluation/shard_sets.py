@@ -1,0 +1,217 @@
+"""Probe sets from prepared shard sets: rows with an alignment, and rows that are only listened to."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from openwavlm.audio.frames import FRAME_RATE_HZ, num_frames
+from openwavlm.evaluation.phones.alignment_files import read_alignments
+from openwavlm.evaluation.phones.alignments import Segment, frame_phones, inventory_of
+from openwavlm.evaluation.phones.folding import folded, is_silence
+from openwavlm.evaluation.phones.matching import Clip, Matches, match_rows
+from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance, readable
+from openwavlm.runtime.randomness import stable_hash
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import ShardReader
+
+_MOST_PHONES = 1000
+
+
+def read_phone_times(path: Path, *, fold_stress: bool = False) -> dict[str, list[Segment]]:
+    """Segments of each recording, named by its path without the audio's extension.
+
+    Args:
+        path: A file or folder that `alignment_files.read_alignments` reads.
+        fold_stress: Whether stress digits and capitals of ARPAbet are dropped and silences are one (`phone_folding`, `arpabet`), so
+            that tables of different origin have one inventory.
+    """
+    times = read_alignments(path)
+    return {name: folded(times[name], "arpabet" if fold_stress else "none") for name in times}
+
+
+def inventory(times: Mapping[str, Sequence[Segment]]) -> tuple[str, ...]:
+    """All phones; silence counts as one."""
+    return inventory_of(times)
+
+
+def probe_set(shards: Path, times: Mapping[str, Sequence[Segment]], phones: Sequence[str]) -> ProbeSet:
+    """The rows of a shard set that have phone times; rows of several joined clips are left out.
+
+    Args:
+        shards: Shard set.
+        times: Segments by recording; whose they are says `matching.match_rows`.
+        phones: The inventory.
+
+    Raises:
+        ValueError: If no row has phone times.
+    """
+    index = Index.open(shards)
+    matches = match_rows(index, times, joined=False)
+    reader = ShardReader(index)
+    utterances = [
+        utterance
+        for row, clips in matches.clips.items()
+        if (utterance := _aligned(reader, row, clips, times, phones)) is not None and (utterance.phones >= 0).any()
+    ]
+    if not utterances:
+        raise ValueError(f"no recording of {shards} has phone times: the table's paths must end in the index's recordings")
+    return ProbeSet(tuple(utterances), tuple(phones))
+
+
+def _aligned(
+    reader: ShardReader, row: int, clips: Sequence[Clip], times: Mapping[str, Sequence[Segment]], phones: Sequence[str]
+) -> ProbeUtterance | None:
+    """A row with a phone for every frame that an alignment covers; None without a frame."""
+    frames = num_frames(int(reader.index.num_samples[row]))
+    if not frames:
+        return None
+    segments = sorted(segment for clip in clips for segment in clip.segments(times[clip.name]))
+    return ProbeUtterance(partial(_audio, reader, row), frame_phones(segments, frames, phones), *_who(reader.index, row))
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Rows of a shard set that labels and layers are judged on.
+
+    Attributes:
+        utterances: With a phone for every frame.
+        rows: Row of each utterance in the index.
+        keys: Key of each.
+        segments: Phones of each with their times in the row, folded.
+        matches: How alignments and rows were brought together.
+    """
+
+    utterances: ProbeSet
+    rows: tuple[int, ...]
+    keys: tuple[str, ...]
+    segments: tuple[tuple[Segment, ...], ...]
+    matches: Matches
+
+
+def judged_set(
+    shards: Path,
+    rows: np.ndarray,
+    alignments: Mapping[str, list[Segment]] | None,
+    *,
+    folding: str = "none",
+    with_silence: bool = True,
+    seconds: float = 3600.0,
+    max_unmatched_share: float = 0.05,
+) -> Judged:
+    """Rows with an alignment, in turn from each speaker until there are enough seconds; only their alignments are read.
+
+    Args:
+        shards: Shard set.
+        rows: Which rows may be taken.
+        alignments: Segments by recording; None takes all rows, without phones.
+        folding: One of `phone_folding.FOLDINGS`.
+        with_silence: Whether silences count as a phone.
+        seconds: Audio at most.
+        max_unmatched_share: Largest share of the clips that may lack an alignment.
+
+    Raises:
+        ValueError: If too many rows have no alignment or cannot be read, an alignment file is damaged, no frame has a phone, or there
+            are more than 1,000 different phones.
+    """
+    index = Index.open(shards)
+    if alignments is None:
+        matches = Matches({int(row): [] for row in rows}, [], [], [])
+        alignments = {}
+    else:
+        matches = match_rows(index, alignments, rows)
+        matches.check(max_unmatched_share, shards)
+    chosen = _in_turn(index, sorted(matches.clips), seconds)
+    segments = []
+    for row in chosen:
+        of_row = sorted(s for clip in matches.clips[row] for s in clip.segments(folded(alignments[clip.name], folding)))
+        segments.append(tuple(s for s in of_row if with_silence or not is_silence(s.phone)))
+    phones = inventory_of({str(row): of_row for row, of_row in zip(chosen, segments, strict=True)})
+    if len(phones) > _MOST_PHONES:
+        raise ValueError(
+            f"units are judged against at most {_MOST_PHONES} phones, but the alignments have {len(phones)} different names (for example "
+            f"{phones[0]!r}): choose another tier, or a folding"
+        )
+    reader = ShardReader(index)
+    utterances = tuple(
+        ProbeUtterance(
+            partial(_audio, reader, row),
+            frame_phones(of_row, num_frames(int(index.num_samples[row])), phones),
+            *_who(index, row),
+        )
+        for row, of_row in zip(chosen, segments, strict=True)
+    )
+    kept = readable(utterances)
+    chosen, segments = [chosen[number] for number in kept], [segments[number] for number in kept]
+    utterances = tuple(utterances[number] for number in kept)
+    if alignments and not any((utterance.phones >= 0).any() for utterance in utterances):
+        raise ValueError(f"alignments must lie within the audio of {shards}, but no frame has a phone: compare their times")
+    return Judged(ProbeSet(utterances, phones), tuple(chosen), tuple(index.keys[row] for row in chosen), tuple(segments), matches)
+
+
+def _in_turn(index: Index, rows: Sequence[int], seconds: float) -> list[int]:
+    """Rows with a frame, one of each speaker after the other, as many as fit; at least one."""
+    turn: Counter[str] = Counter()
+    order = []
+    for row in rows:
+        speaker, _ = _who(index, row)
+        if num_frames(int(index.num_samples[row])):
+            order.append((turn[speaker], row))
+            turn[speaker] += 1
+    chosen: list[int] = []
+    frames = 0
+    for _, row in sorted(order):
+        frames += num_frames(int(index.num_samples[row]))
+        if chosen and frames > seconds * FRAME_RATE_HZ:
+            break
+        chosen.append(row)
+    return sorted(chosen)
+
+
+def speech_set(shards: Path, rows: np.ndarray, seconds: float, phones: Sequence[str], seed: int = 0) -> ProbeSet:
+    """Rows without phones, to fit codebooks on: drawn by the hash of their audio until there are enough seconds.
+
+    Args:
+        shards: Shard set.
+        rows: Which rows may be drawn.
+        seconds: Audio at most, at least one row.
+        phones: The inventory of the sets that are judged beside it.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: If there is no row with a frame, or too many cannot be read.
+    """
+    index = Index.open(shards)
+    rows = rows[num_frames(np.asarray(index.num_samples[rows], dtype=np.int64)) > 0]
+    # Enough of the rows for the draw; hashing each of 23 million takes a minute.
+    step = max(1, len(rows) // 200_000)
+    order = sorted(rows[::step].tolist(), key=lambda row: stable_hash(f"{seed}/{int(index.pcm[row])}"))
+    total = np.cumsum([num_frames(int(index.num_samples[row])) for row in order]) / FRAME_RATE_HZ
+    chosen = order[: max(1, int(np.searchsorted(total, seconds, side="right")))]
+    if not chosen:
+        raise ValueError(
+            f"codebooks are fitted on speech, but {shards} has no row of other speakers left: give fit=DIR, or another held_out"
+        )
+    reader = ShardReader(index)
+    nothing = [np.full(num_frames(int(index.num_samples[row])), -1, dtype=np.int64) for row in chosen]
+    return ProbeSet(
+        tuple(
+            ProbeUtterance(partial(_audio, reader, row), none, *_who(index, row))
+            for row, none in zip(chosen, nothing, strict=True)
+        ),
+        tuple(phones),
+    ).readable()
+
+
+def _who(index: Index, row: int) -> tuple[str, str]:
+    """Speaker and name of a row; without a speaker each recording is its own, without a recording each row."""
+    recording = index.recordings[int(index.recording[row])].split("/", 1)[-1]
+    name = recording or index.keys[row]
+    return index.speakers[int(index.speaker[row])] or name, name
+
+
+def _audio(reader: ShardReader, row: int) -> np.ndarray:
+    return reader.read(row)

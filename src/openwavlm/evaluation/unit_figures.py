@@ -1,0 +1,249 @@
+"""What units say of phones and of speakers, how evenly and how steadily they are used, with intervals over speakers (DESIGN §8)."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from math import nan
+from typing import Any
+
+import numpy as np
+
+from openwavlm.evaluation.bootstrap import Interval
+from openwavlm.evaluation.speakers import frame_means, speaker_accuracy
+from openwavlm.labels.quality import joint_histogram, perplexity, phone_quality, shuffled_joint, used_clusters
+from openwavlm.runtime.randomness import integers, stable_hash, words
+
+# More speakers than this are drawn in groups, so that memory is bounded; the interval hardly moves.
+MAX_GROUPS = 256
+_DRAWS = 1000
+_DRAWS_AT_ONCE = 50
+
+
+class UnitTally:
+    """Counts of one labelling on the judged utterances.
+
+    Args:
+        num_phones: Phones of the inventory; 0 where there are none to judge by.
+        clusters: Units K.
+        speakers: All speakers that are going to come.
+    """
+
+    def __init__(self, num_phones: int, clusters: int, speakers: Sequence[str]) -> None:
+        self._group = {name: place % MAX_GROUPS for place, name in enumerate(sorted(speakers, key=stable_hash))}
+        self._speaker = {name: place for place, name in enumerate(sorted(speakers))}
+        groups = min(len(self._group), MAX_GROUPS)
+        self.joint = np.zeros((groups, num_phones, clusters), dtype=np.int64)
+        self.by_speaker = np.zeros((len(self._speaker), clusters), dtype=np.int64)
+        self.run_lengths = np.zeros(1, dtype=np.int64)
+        self._means: dict[tuple[str, int], list[np.ndarray]] = {}
+
+    def add(self, speaker: str, units: np.ndarray, phones: np.ndarray, utterance: int) -> None:
+        """Counts an utterance, or a part of a long one.
+
+        Args:
+            speaker: Who speaks.
+            units: Integers (frames,), −1 where there is none.
+            phones: The same of phones.
+            utterance: Number of the utterance; equal for all of its parts, so that speakers are told on other utterances.
+        """
+        num_phones, clusters = self.joint.shape[1:]
+        units = np.asarray(units, dtype=np.int64)
+        self.joint[self._group[speaker]] += joint_histogram(phones, units, num_phones=num_phones, num_classes=clusters)
+        known = units[units >= 0]
+        self.by_speaker[self._speaker[speaker]] += np.bincount(known, minlength=clusters)
+        lengths = np.bincount(run_lengths(known))
+        self.run_lengths = np.pad(self.run_lengths, (0, max(0, len(lengths) - len(self.run_lengths))))
+        self.run_lengths[: len(lengths)] += lengths
+        if len(known):
+            means = frame_means(np.eye(clusters, dtype=np.float32)[known])
+            self._means.setdefault((speaker, utterance), []).append(means)
+
+    @cached_property
+    def speaker_accuracy(self) -> tuple[float, int] | None:
+        """`speakers.speaker_accuracy` of the units' frequencies in stretches of 2 s; of what was added before it was asked for."""
+        return speaker_accuracy([np.concatenate(parts) for parts in self._means.values()], [who for who, _ in self._means])
+
+
+def run_lengths(units: np.ndarray) -> np.ndarray:
+    """How many frames each run of equal neighbours has; int64 (runs,)."""
+    edges = np.flatnonzero(np.diff(units, prepend=-1, append=-1))
+    return np.diff(edges)
+
+
+@dataclass(frozen=True)
+class UnitFigures:
+    """Figures of units on held-out speakers; where several codebooks were fitted, means over their seeds.
+
+    Those that compare with phones are NaN where the inventory is empty.
+
+    Attributes:
+        frames: Frames with a phone and a unit; where the inventory is empty, with a unit.
+        clusters: Units K that the codebook has.
+        phones: Phones that occur.
+        speakers: Speakers.
+        phone_purity: Share of frames whose phone is the most frequent one of their unit.
+        cluster_purity: Share of frames whose unit is the most frequent one of their phone.
+        pnmi_raw: PNMI as published, biased upwards on few frames.
+        pnmi_shuffled: PNMI of the same labels shuffled.
+        pnmi: The former less the latter: the figure to compare.
+        pnmi_low: Lower end of its 95 % interval over speakers.
+        pnmi_high: Upper end.
+        spread: Standard deviation of `pnmi` over codebook seeds; 0 for one codebook.
+        seeds: `pnmi` of each codebook.
+        used: Units that occur, as a share of K.
+        perplexity: Evenly used units with the same entropy.
+        run_frames: Mean frames of a run of one unit.
+        run_median: Median of the same.
+        speaker_information: Share of the speakers' entropy that the unit of one frame tells, that of shuffled units subtracted.
+        speaker_accuracy: Share of 2-s stretches whose speaker is told by the units' frequencies (see `speakers`); None with too few.
+        speakers_told: Among how many speakers.
+    """
+
+    frames: int
+    clusters: int
+    phones: int
+    speakers: int
+    phone_purity: float
+    cluster_purity: float
+    pnmi_raw: float
+    pnmi_shuffled: float
+    pnmi: float
+    pnmi_low: float
+    pnmi_high: float
+    spread: float
+    seeds: tuple[float, ...]
+    used: float
+    perplexity: float
+    run_frames: float
+    run_median: float
+    speaker_information: float
+    speaker_accuracy: float | None
+    speakers_told: int
+
+    @classmethod
+    def of(cls, tallies: Sequence[UnitTally]) -> "UnitFigures":
+        """From one tally a codebook seed.
+
+        Raises:
+            ValueError: If no frame has both a phone and a unit.
+        """
+        each = [_figures(tally) for tally in tallies]
+        means: dict[str, Any] = {name: float(np.mean([figures[name] for figures in each])) for name in each[0]}
+        told = [tally.speaker_accuracy for tally in tallies]
+        corrected = [figures["pnmi"] for figures in each]
+        interval = pnmi_interval(tallies, float(np.mean(corrected)))
+        first = tallies[0]
+        return cls(
+            frames=int((first.joint if first.joint.shape[1] else first.by_speaker).sum()),
+            clusters=first.joint.shape[2],
+            phones=int((first.joint.sum(axis=(0, 2)) > 0).sum()),
+            speakers=len(first.by_speaker),
+            pnmi_low=interval.low,
+            pnmi_high=interval.high,
+            spread=float(np.std(corrected, ddof=1)) if len(corrected) > 1 else 0.0,
+            seeds=tuple(corrected),
+            speaker_accuracy=float(np.mean([found[0] for found in told if found])) if told[0] else None,
+            speakers_told=told[0][1] if told[0] else 0,
+            **means,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures by name."""
+        return asdict(self)
+
+
+def _figures(tally: UnitTally) -> dict[str, float]:
+    quality = phone_quality(tally.joint.sum(axis=0)) if tally.joint.shape[1] else None
+    counts = tally.by_speaker.sum(axis=0)
+    several = len(tally.by_speaker) > 1
+    return {
+        "phone_purity": quality.phone_purity if quality else nan,
+        "cluster_purity": quality.cluster_purity if quality else nan,
+        "pnmi_raw": quality.pnmi if quality else nan,
+        "pnmi_shuffled": quality.pnmi_shuffled if quality else nan,
+        "pnmi": quality.pnmi_corrected if quality else nan,
+        "used": used_clusters(counts) / len(counts),
+        "perplexity": perplexity(counts),
+        "run_frames": float((np.arange(len(tally.run_lengths)) * tally.run_lengths).sum() / max(tally.run_lengths.sum(), 1)),
+        "run_median": float(np.searchsorted(np.cumsum(tally.run_lengths), tally.run_lengths.sum() / 2)),
+        "speaker_information": phone_quality(tally.by_speaker).pnmi_corrected if several else 0.0,
+    }
+
+
+def shuffled_tally(tally: UnitTally, seed: int = 0) -> UnitTally:
+    """The units of a tally dealt out anew among all frames; of runs and of stretches nothing is left."""
+    groups, phones, clusters = tally.joint.shape
+    shuffled = UnitTally(phones, clusters, [str(number) for number in range(len(tally.by_speaker))])
+    if phones:
+        shuffled.joint = shuffled_joint(tally.joint.reshape(groups * phones, clusters), seed).reshape(tally.joint.shape)
+    shuffled.by_speaker = shuffled_joint(tally.by_speaker, seed)
+    shares = tally.by_speaker.sum(axis=0) / tally.by_speaker.sum()
+    # A run of frames drawn independently goes on with the chance that two draws are equal.
+    goes_on = float(np.square(shares).sum())
+    lengths = goes_on ** np.arange(200) * (1 - goes_on) * 1e6
+    shuffled.run_lengths = np.concatenate([[0], np.round(lengths)]).astype(np.int64)
+    return shuffled
+
+
+def pnmi_interval(
+    tallies: Sequence[UnitTally], value: float, *, draws: int = _DRAWS, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Interval of the mean PNMI over speakers drawn with replacement; NaN for one speaker.
+
+    Voices that are drawn twice repeat themselves, which raises every mutual information that is counted: the draws are moved so that
+    their mean is `value`.
+
+    Args:
+        tallies: One a codebook seed.
+        value: The figure that the interval belongs to.
+        draws: How many samples of speakers; equal seeds draw the same ones for every labelling.
+        confidence: Share of the draws inside.
+        seed: Seed of the draws.
+    """
+    found = np.mean([_drawn_pnmi(tally.joint, draws, seed) for tally in tallies], axis=0)
+    return _interval(found, value, confidence, len(tallies[0].by_speaker))
+
+
+def difference_interval(
+    of: Sequence[UnitTally],
+    against: Sequence[UnitTally],
+    value: float,
+    *,
+    draws: int = _DRAWS,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The same for the difference of two labellings of the same utterances, on the same draws."""
+    found = [np.mean([_drawn_pnmi(tally.joint, draws, seed) for tally in tallies], axis=0) for tallies in (of, against)]
+    return _interval(found[0] - found[1], value, confidence, len(of[0].by_speaker))
+
+
+def _interval(found: np.ndarray, value: float, confidence: float, speakers: int) -> Interval:
+    if speakers < 2:
+        return Interval(value, float("nan"), float("nan"), speakers)
+    low, high = np.quantile(found - found.mean(), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(value, value + float(low), value + float(high), speakers)
+
+
+def _drawn_pnmi(joint: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """PNMI of each draw of groups of speakers; draws without a phone that tells anything count 0."""
+    groups, phones, clusters = joint.shape
+    if not phones:
+        return np.full(draws, np.nan)
+    drawn = integers(words(seed, "quality.bootstrap", draws * groups), groups).reshape(draws, groups)
+    weight = np.zeros((draws, groups))
+    np.add.at(weight, (np.arange(draws)[:, None], drawn), 1)
+    flat = joint.reshape(groups, phones * clusters).astype(np.float64)
+    parts = []
+    for start in range(0, draws, _DRAWS_AT_ONCE):
+        counts = (weight[start : start + _DRAWS_AT_ONCE] @ flat).reshape(-1, phones, clusters)
+        of_phone, of_unit, of_both = (
+            _entropies(part) for part in (counts.sum(axis=2), counts.sum(axis=1), counts.reshape(len(counts), -1))
+        )
+        parts.append(np.divide(of_phone + of_unit - of_both, of_phone, out=np.zeros(len(counts)), where=of_phone > 1e-12))
+    return np.concatenate(parts)
+
+
+def _entropies(counts: np.ndarray) -> np.ndarray:
+    total = np.maximum(counts.sum(axis=1), 1e-12)
+    return np.log(total) - (counts * np.log(np.maximum(counts, 1e-12))).sum(axis=1) / total

@@ -1,0 +1,183 @@
+"""Reading fairseq's labels: `.tsv` (root, then path and samples), `.km` (a line of clusters an utterance), `dict.km.txt`."""
+
+import re
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from openwavlm.audio.frames import num_frames
+from openwavlm.runtime.randomness import stable_hash
+from openwavlm.shards.corpora.utterance import portable
+from openwavlm.shards.index import Index
+from openwavlm.shards.rows import utterance_key
+
+RATES_HZ = (50, 100)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The lines of one `.km` that belong to rows of the index.
+
+    Attributes:
+        file: The `.km`.
+        rows: int64 (lines,) row of the index, −1 where the shard set has no such utterance.
+        offsets: Place of each line in the file.
+    """
+
+    file: Path
+    rows: np.ndarray
+    offsets: "array[int]"
+
+
+def read_dictionary(path: Path) -> int:
+    """Number of clusters of a `dict.km.txt`; fairseq turns labels that its dictionary lacks into one symbol, without a word (#4521).
+
+    Raises:
+        ValueError: If it is missing, empty, or does not list 0 … K − 1.
+    """
+    if not path.is_file():
+        raise ValueError(f"the dictionary {path} does not exist: give dict.km.txt, one line `CLUSTER 1` for each of 0 … K − 1")
+    listed = [line.split()[0] for line in _lines(path) if line.split()]
+    # fairseq fills its dictionaries up to a multiple of eight.
+    listed = [name for name in listed if not re.fullmatch(r"madeupword\d+", name)]
+    wrong = next((name for name in listed if not name.isdecimal()), None)
+    if wrong is not None:
+        raise ValueError(
+            f"the dictionary must list clusters by number, but {path} has {wrong!r}: give that of the labels, or correct it"
+        )
+    found = {int(name) for name in listed}
+    if not listed or len(found) != len(listed) or found != set(range(len(listed))):
+        what = (
+            "is empty"
+            if not listed
+            else f"has {len(listed)} lines and lacks {min(set(range(len(listed))) - found, default='none')}"
+        )
+        raise ValueError(
+            f"the dictionary must list every cluster 0 … K − 1 once, but {path} {what}: fairseq would take every label that is absent for "
+            "one and the same; write it again, one line `CLUSTER 1` for each"
+        )
+    return len(listed)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a text file without their ends and without empty ones at its end."""
+    empty = 0
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for line in file:
+                if line.strip():
+                    yield from ("" for _ in range(empty))
+                    yield line.rstrip("\n")
+                empty = 0 if line.strip() else empty + 1
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8, but is not ({error}): save it in UTF-8") from error
+
+
+def _utterances(tsv: Path) -> Iterator[tuple[str, int]]:
+    """Path, with the root that the first line names, and number of samples of each line."""
+    if not tsv.is_file():
+        raise ValueError(f"the manifest {tsv} does not exist: correct tsv")
+    lines = _lines(tsv)
+    root = next(lines, "").strip()
+    if "\t" in root:
+        raise ValueError(f"the first line of {tsv} must be the folder that its paths are in, but is {root!r}: add that line")
+    for number, line in enumerate(lines, start=2):
+        path, _, samples = line.partition("\t")
+        if not path or not samples.strip().isdecimal():
+            raise ValueError(
+                f"each line of {tsv} must be a path, a tab and a number of samples, but line {number} is {line!r}: correct it"
+            )
+        yield f"{root}/{path}", int(samples)
+
+
+def _rows_of(path: str, index: Index, keys: np.ndarray, order: np.ndarray) -> list[int]:
+    """Rows that a path may mean: by as many of its last parts as the shards' names have, whichever folder they were made from."""
+    parts = PurePosixPath(path).with_suffix("").parts
+    for first in range(len(parts)):
+        name = portable("/".join(parts[first:]))
+        wanted = np.array([stable_hash(utterance_key(source, name)) for source in index.sources if source], dtype=np.uint64)
+        places = np.searchsorted(keys, wanted)
+        rows = [int(order[place]) for place, key in zip(places, wanted, strict=True) if place < len(keys) and keys[place] == key]
+        if rows:
+            return rows
+    return []
+
+
+def read_lines(tsv: Path, km: Path, index: Index, classes: int, label_rate: int) -> Lines:
+    """Finds each line's row and checks its length and labels.
+
+    Args:
+        tsv: The manifest.
+        km: Its labels.
+        index: The shard set.
+        classes: Clusters of the dictionary.
+        label_rate: Labels a second, 50 or 100.
+
+    Raises:
+        ValueError: If a line is missing or damaged, a path means several rows, or samples, labels or lengths do not fit.
+    """
+    order = np.argsort(index.key, kind="stable")
+    keys = np.asarray(index.key)[order]
+    rows, offsets, place = array("q"), array("q"), 0
+    with km.open("rb") as file:
+        for number, (path, samples) in enumerate(_utterances(tsv), start=1):
+            line = file.readline()
+            if not line:
+                raise ValueError(
+                    f"{km} must have a line for each utterance of {tsv}, but ends after {number - 1}: give the pair that belongs together"
+                )
+            found = _rows_of(path, index, keys, order)
+            if len(found) > 1:
+                raise ValueError(
+                    f"{path} of {tsv} means {len(found)} utterances of {index.path} by its last parts: give paths from their common root"
+                )
+            if found:
+                _check_length(path, samples, int(index.num_samples[found[0]]), _parsed(line, km, number, classes), label_rate, km)
+            rows.append(found[0] if found else -1)
+            offsets.append(place)
+            place += len(line)
+        if any(line.strip() for line in file):
+            raise ValueError(
+                f"{km} must have a line for each utterance of {tsv}, but has more: give the pair that belongs together"
+            )
+    return Lines(km, np.array(rows, dtype=np.int64), offsets)
+
+
+def _parsed(line: bytes, km: Path, number: int, classes: int) -> np.ndarray:
+    try:
+        labels = np.array(line.split(), dtype=np.int64)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"line {number} of {km} must be numbers with blanks between, but is not ({error}): write the file again"
+        ) from error
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        wrong = int(labels.min() if labels.min() < 0 else labels.max())
+        raise ValueError(
+            f"labels must be in the dictionary of {classes} clusters, but line {number} of {km} has {wrong}: give the dictionary that "
+            "belongs to the labels"
+        )
+    return labels
+
+
+def _length(samples: int, label_rate: int) -> int:
+    return num_frames(samples) if label_rate == 50 else max(0, 1 + (samples - 400) // 160)
+
+
+def _check_length(path: str, samples: int, here: int, labels: np.ndarray, label_rate: int, km: Path) -> None:
+    if samples != here:
+        raise ValueError(
+            f"{path} must be the same audio in manifest and shards, but has {samples} samples there and {here} here: label it anew"
+        )
+    expected = _length(samples, label_rate)
+    if len(labels) == expected:
+        return
+    other = next((rate for rate in RATES_HZ if len(labels) == _length(samples, rate)), None)
+    hint = (
+        f"these are {other} a second, set label_rate={other} decimate={str(other == 100).lower()}"
+        if other
+        else ("fairseq loses a frame at each 100 s; cut longer utterances before, or assign the labels here with their codebook")
+    )
+    raise ValueError(f"{path} must have {expected} labels at {label_rate} a second, but {km} has {len(labels)}: {hint}")

@@ -1,0 +1,274 @@
+"""From a folder of recordings to features of a model's layers, or to units: `openwavlm extract --help`."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from openwavlm.audio.containers import AudioError
+from openwavlm.audio.decoding import decode_or_stop
+from openwavlm.audio.frames import num_frames
+from openwavlm.labels.features import assign_in_chunks, check_reproducible
+from openwavlm.labels.kmeans import Codebook, one_torch_thread
+from openwavlm.labels.teacher import layer_chunks, open_teacher
+from openwavlm.runtime.atomic import atomic_file, write_json, writer_lock
+from openwavlm.runtime.pool import run_jobs
+from openwavlm.runtime.sealed import read_sealed
+from openwavlm.shards.corpora.files import counted, find_files
+
+log = logging.getLogger(__name__)
+
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What came of a folder.
+
+    Attributes:
+        files: Files that have features or units now.
+        kept: Those of them that had them before and were not done again.
+        frames: Frames of the files that were done.
+        skipped: Files that cannot be read, relative to the folder, with the reason.
+    """
+
+    files: int
+    kept: int
+    frames: int
+    skipped: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Job:
+    root: Path
+    name: str
+    model: Path | None
+    output: Path | None = None
+    layers: tuple[int, ...] = ()
+    dtype: str = "float32"
+    codebook: Codebook | None = None
+
+
+@dataclass(frozen=True)
+class _Done:
+    name: str
+    frames: int = 0
+    units: np.ndarray | None = None
+    refusal: str = ""
+
+
+def extract_features_of_folder(
+    model: Path,
+    folder: Path,
+    output: Path,
+    *,
+    layers: Literal["all"] | Sequence[int] = "all",
+    dtype: str = "float32",
+    workers: int = 1,
+    max_skip_rate: float = 0.0,
+) -> Extracted:
+    """Writes `output/NAME.npy`, (layers, frames, dim), for each `folder/NAME`, and `output/extract.json` about all of them.
+
+    Recordings of any format and rate are brought to 16 kHz mono; beyond 30 s they are cut into independent parts of equal length.
+    Called again, it does only what is missing or older than its recording.
+
+    Args:
+        model: A checkpoint of any dialect, ours or published.
+        folder: Recordings, in sub-folders too.
+        output: Where to; nothing else may have been extracted there.
+        layers: Which layers, after their residual; 0 is the encoder's input.
+        dtype: `float32` or `float16`.
+        workers: Processes; each loads the model.
+        max_skip_rate: Largest share of files that may be unreadable.
+
+    Raises:
+        ValueError: If the data type is unknown, the model cannot be loaded or lacks a layer, the folder has no recordings, the
+            output holds other features, or too many files are unreadable.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, but is {dtype!r}: correct the name")
+    teacher = open_teacher(model)
+    top = teacher.model.config.layers
+    chosen = tuple(range(top + 1)) if layers == "all" else tuple(int(layer) for layer in layers)
+    if not chosen or not all(0 <= layer <= top for layer in chosen):
+        raise ValueError(
+            f"layers must be all or a list out of 0…{top} for {model} (0 is the encoder's input), but is {list(chosen)}: correct it"
+        )
+    names = _names(folder)
+    request = {
+        "format_version": 1,
+        "model": teacher.hash,
+        "layers": list(chosen),
+        "dim": teacher.model.config.dim,
+        "residual": "after",
+        "dtype": dtype,
+        "input": str(folder.resolve()),
+    }
+    with writer_lock(output):
+        _check_same(output / "extract.json", request, "features")
+        _name_leftovers(output, names)
+        todo = [name for name in names if not _is_newer(_features_file(output, name), folder / name)]
+        jobs = [_Job(folder, name, model, output, chosen, dtype) for name in todo]
+        return _run(_write_features, jobs, len(names), workers, max_skip_rate)
+
+
+def extract_units_of_folder(
+    model: Path | None,
+    folder: Path,
+    output: Path,
+    codebook: Path,
+    *,
+    merge: bool = False,
+    workers: int = 1,
+    max_skip_rate: float = 0.0,
+) -> Extracted:
+    """Writes `output/units.tsv`: a line for each recording, its path in the folder, a tab, one unit a frame (50 a second).
+
+    `output/units.json` says whose units they are. Called again, it makes all of them anew.
+
+    Args:
+        model: The model that the codebook was fitted on; None for a codebook of MFCC.
+        folder: Recordings, in sub-folders too.
+        output: Where to; no other units may have been written there.
+        codebook: Codebook folder; it names the layer.
+        merge: Whether equal neighbours become one unit; a third column then has the frames of each.
+        workers: Processes; each loads the model.
+        max_skip_rate: Largest share of files that may be unreadable.
+
+    Raises:
+        ValueError: If the codebook cannot be loaded or has another model, the folder has no recordings, the output holds
+            other units, or too many files are unreadable.
+    """
+    book = Codebook.load(codebook)
+    if model is None and book.features.get("name") == "layer":
+        raise ValueError(
+            f"{codebook} has units of a model's layer, but no model was given: add encoder=DIR, the folder of that model"
+        )
+    check_reproducible(book.features, codebook, model)
+    names = _names(folder)
+    request = {"format_version": 1, "codebook": book.hash, "merge": merge, "input": str(folder.resolve())}
+    units: dict[str, np.ndarray] = {}
+
+    def collect(done: _Done) -> None:
+        if done.units is not None:
+            units[done.name] = done.units
+
+    with writer_lock(output):
+        _check_same(output / "units.json", request, "units")
+        jobs = [_Job(folder, name, model, codebook=book) for name in names]
+        result = _run(_assign_units, jobs, len(names), workers, max_skip_rate, collect)
+        with atomic_file(output / "units.tsv") as file:
+            for name in names:
+                if name in units:
+                    # Names of files may be any bytes: they are written back as they are.
+                    file.write(f"{name}\t{units_line(units[name], merge=merge)}\n".encode("utf-8", "surrogateescape"))
+    return result
+
+
+def units_line(units: np.ndarray, *, merge: bool) -> str:
+    """Units (frames,) as text: numbers with spaces between; with `merge` each run once, a tab, and the runs' lengths."""
+    if not merge:
+        return " ".join(map(str, units.tolist()))
+    first = np.flatnonzero(np.diff(units.astype(np.int64), prepend=-1))
+    lengths = np.diff(first, append=len(units))
+    return " ".join(map(str, units[first].tolist())) + "\t" + " ".join(map(str, lengths.tolist()))
+
+
+def _names(folder: Path) -> list[str]:
+    files = find_files(folder)
+    names = [path.relative_to(folder).as_posix() for path in files.audio]
+    if files.ignored:
+        log.info(f"{sum(files.ignored.values())} other files are ignored: {counted(files.ignored)}")
+    if not names:
+        raise ValueError(f"input must be a folder with recordings, but {folder} has none: correct the path")
+    return names
+
+
+def _features_file(output: Path, name: str) -> Path:
+    # The extension stays: a.wav and a.mp3 are two recordings.
+    return output / f"{name}.npy"
+
+
+def _is_newer(made: Path, source: Path) -> bool:
+    return made.is_file() and made.stat().st_mtime_ns >= source.stat().st_mtime_ns
+
+
+def _name_leftovers(output: Path, names: Sequence[str]) -> None:
+    gone = sorted(set(output.rglob("*.npy")) - {_features_file(output, name) for name in names})
+    if gone:
+        log.warning(f"features of recordings that are gone: {len(gone)}, the first {gone[0]}; delete them if nothing needs them")
+
+
+def _check_same(path: Path, request: dict[str, Any], kind: str) -> None:
+    found = read_sealed(path, remedy="delete the folder, or name another output") if path.exists() else None
+    if found is None:
+        write_json(path, request)
+    elif found != request:
+        other = ", ".join(sorted(key for key in found.keys() | request.keys() if found.get(key) != request.get(key)))
+        raise ValueError(
+            f"one folder holds one kind of {kind}, but {path.parent} has others (by {other}): name another output or delete it"
+        )
+
+
+def _run(
+    function: Callable[[_Job], _Done],
+    jobs: Sequence[_Job],
+    files: int,
+    workers: int,
+    max_skip_rate: float,
+    collect: Callable[[_Done], None] = lambda done: None,
+) -> Extracted:
+    skipped: dict[str, str] = {}
+    frames = 0
+    for done in run_jobs(function, jobs, workers=workers, description="recordings"):
+        frames += done.frames
+        if done.refusal:
+            skipped[done.name] = done.refusal
+            log.warning(f"skipped {done.name}: {done.refusal}")
+        else:
+            collect(done)
+    if len(skipped) > max_skip_rate * files:
+        raise ValueError(
+            f"at most a share of {max_skip_rate:g} of the recordings may be unreadable, but {len(skipped)} of {files} are (named "
+            "above; the others are done): convert or remove them, or raise max_skip_rate"
+        )
+    return Extracted(files - len(skipped), files - len(jobs), frames, dict(sorted(skipped.items())))
+
+
+def _decoded(job: _Job) -> np.ndarray | str:
+    try:
+        return decode_or_stop(job.root / job.name).samples
+    except AudioError as error:
+        return str(error)
+
+
+def _write_features(job: _Job) -> _Done:
+    samples = _decoded(job)
+    if isinstance(samples, str):
+        return _Done(job.name, refusal=samples)
+    assert job.model is not None and job.output is not None
+    model = open_teacher(job.model).model
+    frames, kind = num_frames(len(samples)), np.dtype(job.dtype).newbyteorder("<")
+    with one_torch_thread(), atomic_file(_features_file(job.output, job.name)) as file:
+        header = {"descr": kind.str, "fortran_order": False, "shape": (len(job.layers), frames, model.config.dim)}
+        np.lib.format.write_array_header_1_0(file, header)
+        start_of_data, row = file.tell(), model.config.dim * kind.itemsize
+        # Part by part into its place: an hour of all layers of Base is 7 GB.
+        for first, states in layer_chunks(model, job.layers, samples):
+            for place, state in enumerate(states):
+                file.seek(start_of_data + (place * frames + first) * row)
+                file.write(state.numpy().astype(kind).tobytes())
+    return _Done(job.name, frames)
+
+
+def _assign_units(job: _Job) -> _Done:
+    samples = _decoded(job)
+    if isinstance(samples, str):
+        return _Done(job.name, refusal=samples)
+    assert job.codebook is not None
+    with one_torch_thread():
+        (units,) = assign_in_chunks([job.codebook], samples, job.model)
+    return _Done(job.name, len(units), units)

@@ -1,0 +1,256 @@
+"""Fitting a codebook: a sample of training utterances, to features, to k-means, in one process or in several."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import sklearn
+import torch
+
+from openwavlm.audio.frames import SAMPLE_RATE_HZ
+from openwavlm.labels.chunks import ChunkedFrames, chunk_frames, own_places, standardise_chunks
+from openwavlm.labels.features import feature_settings
+from openwavlm.labels.kmeans import MIN_FRAMES_PER_CLUSTER, Codebook, affordable_clusters, standardise
+from openwavlm.labels.lloyd import check_passes, fit_lloyd_kmeans
+from openwavlm.labels.minibatch import fit_minibatch_kmeans
+from openwavlm.labels.sample import draw_sample
+from openwavlm.labels.sampled_frames import num_places, sampled_frames
+from openwavlm.runtime.atomic import write_json
+from openwavlm.runtime.collectives import Ranks
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import check_shards
+
+log = logging.getLogger(__name__)
+
+ENGINES = ("lloyd", "minibatch")
+DEVICES = ("auto", "cpu", "cuda")
+# fairseq's 20 of mini-batches are most of their cost for wide features; full passes need one.
+_STARTS = {"lloyd": 1, "minibatch": 5}
+
+
+def fit_codebook(
+    shards: Sequence[Path],
+    output: Path,
+    *,
+    features: str = "mfcc",
+    teacher: Path | None = None,
+    layer: int | None = None,
+    feature_norm: str = "auto",
+    clusters: int = 100,
+    min_frames_per_cluster: int = MIN_FRAMES_PER_CLUSTER,
+    sample_hours: float = 100.0,
+    source_weights: Mapping[str, float] | None = None,
+    max_frames: int = 5_000_000,
+    max_memory_gib: float = 32.0,
+    seed: int = 0,
+    validation_share: float = 0.1,
+    split_seed: int = 0,
+    engine: str = "lloyd",
+    n_init: int | None = None,
+    iterations: int = 50,
+    tolerance: float = 2e-3,
+    device: str = "auto",
+    workers: int = 1,
+    max_skip_rate: float = 0.001,
+) -> Codebook:
+    """Fits a codebook on training speakers and writes it; a codebook that is there already, of the same request, is returned.
+
+    The sample is a function of the audio and the seed: neither the order of shards nor the keys nor the number of workers enter. In a
+    process group (`torchrun`) each process samples the same, computes and keeps its share of the frames, and rank 0 writes.
+
+    Args:
+        shards: Shard-set directories.
+        output: Folder of the codebook.
+        features: Which features (`extract.FEATURES`).
+        teacher: With `features="layer"`: the model, a Hugging Face directory; each process loads it.
+        layer: With `features="layer"`: which one.
+        feature_norm: With `features="layer"`: `auto`, `standardise` or `none`, as in `extract.feature_settings`.
+        clusters: Number of clusters K.
+        min_frames_per_cluster: Sampled frames that each cluster must have on average; else K is lowered, with a warning.
+        sample_hours: Hours of audio that are sampled (whole utterances); less if there is less.
+        source_weights: Source → factor on its share of these hours, which is by default that of its hours.
+        max_frames: Bound of the frames, of all processes together (4 bytes a dimension each); beyond it they are thinned out evenly.
+        max_memory_gib: Largest memory that the frames may take in one process; more is refused before anything is computed.
+        seed: Seed of the sample and of k-means.
+        validation_share: Share of speakers that is held out, as in training.
+        split_seed: Seed of that split, as in training.
+        engine: `lloyd` (full passes, `labels.lloyd`) or `minibatch` (scikit-learn, one process).
+        n_init: Starts of k-means; by default 1 with `lloyd`, 5 with `minibatch`.
+        iterations: With `lloyd`: passes at most.
+        tolerance: With `lloyd`: it stops when a pass gains less than this share.
+        device: Of a teacher and of `lloyd`: `cpu`, `cuda`, or `auto`, a GPU if there is one.
+        workers: Processes that compute features on a CPU; under torchrun of each process.
+        max_skip_rate: Largest share of utterances that may be unreadable.
+
+    Raises:
+        ValueError: If an engine or a device does not exist; if the features or their teacher do not; if a number is out of range; if
+            the folder has another codebook; if a shard set is damaged; if no training speaker is left; if the frames are too few or
+            take too much memory; if too many utterances are unreadable.
+    """
+    ranks = Ranks.current()
+    _check_engine(engine, ranks)
+    where = choose_device(device)
+    settings = ranks.together(lambda: feature_settings(features, teacher=teacher, layer=layer, feature_norm=feature_norm))
+    if not sample_hours > 0 or max_frames < 1 or not max_memory_gib > 0:
+        raise ValueError(
+            f"sample_hours, max_frames and max_memory_gib must be positive, but are {sample_hours}, {max_frames}, {max_memory_gib}"
+        )
+    starts = _STARTS[engine] if n_init is None else n_init
+    check_passes(starts, iterations, tolerance)
+    indexes = ranks.together(lambda: [Index.open(path) for path in shards])
+    request = {
+        "indexes": sorted(index.fingerprint for index in indexes),
+        "sample_hours": sample_hours,
+        "max_frames": max_frames,
+        "validation_share": validation_share,
+        "split_seed": split_seed,
+        "source_weights": dict(sorted((source_weights or {}).items())),
+        "clusters_wanted": clusters,
+        "min_frames_per_cluster": min_frames_per_cluster,
+    }
+    method = {"engine": engine, "seed": seed, "n_init": starts}
+    method |= {"iterations": iterations, "tolerance": tolerance} if engine == "lloyd" else {}
+    key = _hash({"request": request, "features": settings, "method": method})
+    metadata = {index.fingerprint: index.metadata for index in indexes}
+    if any(ranks.gather((output / "meta.json").is_file())):
+        return ranks.together(lambda: _finished(output, key, metadata))
+    ranks.together(lambda: _check_shards(indexes))
+    sample = draw_sample(
+        indexes,
+        sample_hours=sample_hours,
+        seed=seed,
+        validation_share=validation_share,
+        split_seed=split_seed,
+        source_weights=source_weights,
+    )
+    places = num_places(sample, max_frames)
+    fitted_clusters = affordable_clusters(places, clusters, min_frames_per_cluster)
+    clustered_on = where if engine == "lloyd" else torch.device("cpu")
+    chunk = chunk_frames(fitted_clusters, clustered_on)
+    _check_memory(places, settings["dim"], chunk, max_memory_gib, ranks)
+    frames, unreadable = sampled_frames(
+        indexes,
+        sample,
+        settings,
+        teacher,
+        max_frames=max_frames,
+        chunk=chunk,
+        workers=workers,
+        device=where,
+        clustered_on=clustered_on,
+        ranks=ranks,
+    )
+    check_skip_rate(unreadable, len(sample), max_skip_rate)
+    codebook = _fit(frames, fitted_clusters, method, standardised=settings.get("feature_norm") == "standardise")
+    seconds = round(float(sample.num_samples.sum()) / SAMPLE_RATE_HZ, 3)
+    fitted = codebook.fitted | request | {"utterances": len(sample), "unreadable_utterances": unreadable, "seconds": seconds}
+    fitted |= {"hours_by_source": sample.hours, "request": key, "metadata": metadata}
+    codebook = replace(codebook, features=settings, fitted=fitted)
+    ranks.together(lambda: _write(codebook, output) if ranks.rank == 0 else None)
+    log.info(
+        f"{len(codebook)} clusters from {frames.count} frames of {len(sample)} utterances ({seconds / 3600:.2f} h): "
+        f"{fitted['used_clusters']} in use, perplexity {fitted['perplexity']:.1f}, mean squared distance "
+        f"{fitted['mean_squared_distance']:.5g} -> {output}"
+    )
+    return codebook
+
+
+def _check_shards(indexes: Sequence[Index]) -> None:
+    for index in indexes:
+        check_shards(index)
+
+
+def _check_engine(engine: str, ranks: Ranks) -> None:
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, but is {engine!r}: correct the name")
+    if engine == "minibatch" and ranks.size > 1:
+        raise ValueError(f"engine=minibatch runs in one process, but {ranks.size} were started: start one, or use engine=lloyd")
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of this process: under torchrun each of a node has its own GPU.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, but is {device!r}: correct the name")
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch finds no GPU here: see `nvidia-smi`, or use device=auto")
+    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(chosen)
+    return chosen
+
+
+def _check_memory(places: int, dim: int, chunk: int, max_memory_gib: float, ranks: Ranks) -> None:
+    shares = [own_places(places, chunk, Ranks(rank, ranks.size)) for rank in range(ranks.size)]
+    gib = max(stop - first for first, stop in shares) * dim * 4 / 2**30
+    if gib > max_memory_gib:
+        enough = int(max_memory_gib * 2**30 / (4 * dim)) * ranks.size
+        raise ValueError(
+            f"the frames may take max_memory_gib={max_memory_gib:g} of each process, but {places} frames of {dim} numbers over "
+            f"{ranks.size} processes take {gib:.2f}: set max_frames to at most {enough}, start more processes, or raise max_memory_gib"
+        )
+    log.info(f"{places} frames of {dim} numbers are kept: {gib:.2f} GiB" + (" a process" if ranks.size > 1 else ""))
+
+
+def _fit(frames: ChunkedFrames, clusters: int, method: dict[str, Any], *, standardised: bool) -> Codebook:
+    seed, n_init = method["seed"], method["n_init"]
+    if method["engine"] == "lloyd":
+        norm = standardise_chunks(frames) if standardised else None
+        settings = {name: method[name] for name in ("iterations", "tolerance")}
+        codebook = fit_lloyd_kmeans(frames, clusters, seed, n_init=n_init, **settings)
+        program = {"device": frames.device.type, "torch": torch.__version__}
+    else:
+        held = (frames.features if frames.filled is None else frames.features[frames.filled]).numpy()
+        norm = standardise(held) if standardised else None
+        codebook = fit_minibatch_kmeans(held, clusters, seed, n_init=n_init)
+        program = {"engine": "minibatch", "scikit_learn": sklearn.__version__}
+    return replace(codebook, norm=norm, fitted=codebook.fitted | program)
+
+
+def _write(codebook: Codebook, output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    stats = {"command": "fit_kmeans", "hash": codebook.hash, "num_classes": len(codebook)}
+    write_json(output / "stats.json", stats | codebook.fitted)
+    codebook.save(output)
+
+
+def _finished(output: Path, key: str, metadata: dict[str, str]) -> Codebook:
+    codebook = Codebook.load(output)
+    if codebook.fitted.get("request") != key:
+        raise ValueError(
+            f"a codebook is written once, but {output} already has one of another request (other audio, features, teacher, "
+            "clusters, seeds or engine, or an older OpenWavLM's): name another output or delete that folder"
+        )
+    if codebook.fitted.get("metadata", metadata) != metadata:
+        raise ValueError(
+            f"the codebook in {output} was fitted when the speakers, recordings, sources or languages of the shards were others: name "
+            "another output or delete that folder"
+        )
+    log.info(f"{output} already has this codebook")
+    return codebook
+
+
+def _hash(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def check_skip_rate(unreadable: int, rows: int, max_skip_rate: float) -> None:
+    """Refuses a set of which too much could not be read.
+
+    Raises:
+        ValueError: If `unreadable` of `rows` are more than the share `max_skip_rate`.
+    """
+    if unreadable > max_skip_rate * rows:
+        raise ValueError(
+            f"at most a share of {max_skip_rate:g} of the utterances may be unreadable, but {unreadable} of {rows} are: repair the "
+            "shards, or raise max_skip_rate if that loss is acceptable"
+        )

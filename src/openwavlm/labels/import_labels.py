@@ -1,0 +1,173 @@
+"""fairseq's labels (`.tsv`, `.km`, `dict.km.txt`) as a labelling of a shard set, every utterance found by its path and length."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openwavlm.audio.frames import FRAME_RATE_HZ
+from openwavlm.labels.fairseq_labels import RATES_HZ, Lines, read_dictionary, read_lines
+from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.label_packs import MAX_PACKS, write_labels_meta, write_pack
+from openwavlm.labels.quality import perplexity, used_clusters
+from openwavlm.labels.store import LabelPacks, check_names
+from openwavlm.labels.tidying import FILES
+from openwavlm.labels.unknown_codebook import IMPORTED, UnknownCodebook
+from openwavlm.runtime.atomic import remove_temporaries, sha256_of, write_json, writer_lock
+from openwavlm.runtime.resources import naming
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import check_shards
+
+log = logging.getLogger(__name__)
+
+
+def import_labels(
+    shards: Path,
+    output: Path,
+    *,
+    tsv: Sequence[Path],
+    km: Sequence[Path],
+    dictionary: Path,
+    label_rate: int = 50,
+    decimate: bool = False,
+    codebook: Path | None = None,
+    max_missing_rate: float = 0.0,
+) -> dict[str, Any]:
+    """Writes a labelling with the labels of fairseq's files; called again after a kill it begins anew and gives the same bytes.
+
+    An utterance is found by its path in the `.tsv`, of which leading folders may lack here, and must have the same number of samples.
+    Memory: about 50 bytes an utterance.
+
+    Args:
+        shards: Shard set, made with `join_short=false`.
+        output: The labelling.
+        tsv: Manifests (`train.tsv`, `valid.tsv`); all that one codebook labelled, though the shard set may hold a part of them.
+        km: Their label files, in the same order.
+        dictionary: `dict.km.txt`, which must list the clusters 0 … K − 1.
+        label_rate: Labels a second: 50, or 100 of MFCC.
+        decimate: Whether of 100 labels a second every second one is taken, those of the even frames, whose support is a model frame's.
+        codebook: Their codebook as a folder; None if nobody has it. Then the files' hash stands for it.
+        max_missing_rate: Largest share of the shard set's rows that may have no labels; training takes such a row for unreadable.
+
+    Returns:
+        What `meta.json` says.
+
+    Raises:
+        ValueError: If the arguments contradict each other; if a file is missing or damaged, the dictionary is empty or lacks
+            clusters, a label is not in it, lengths or rates do not fit the audio, or too many rows have no labels.
+    """
+    _check_arguments(tsv, km, label_rate, decimate=decimate)
+    index = Index.open(shards)
+    check_shards(index)
+    classes = read_dictionary(dictionary)
+    book = _codebook(codebook, classes, km, dictionary, label_rate)
+    with writer_lock(output):
+        if (output / "meta.json").is_file():
+            return _there(output, book, index)
+        lines = [read_lines(table, file, index, classes, label_rate) for table, file in zip(tsv, km, strict=True)]
+        label_row = _reader(lines, index, label_rate, max_missing_rate)
+        remove_temporaries(output, FILES.fullmatch)
+        book.save_array(output)
+        count = min(len(index.shards), MAX_PACKS // 2)
+        parts = np.array_split(np.arange(len(index.shards)), count)
+        done = [write_pack(output, f"pack-{n:05d}", index, part.tolist(), label_row, classes) for n, part in enumerate(parts)]
+        counts = np.sum([result.label_counts for result in done], axis=0)
+        meta = write_labels_meta(output, book, [result.record for result in done], counts)
+        _write_stats(output, meta)
+    return meta
+
+
+def _check_arguments(tsv: Sequence[Path], km: Sequence[Path], label_rate: int, *, decimate: bool) -> None:
+    if not tsv or len(tsv) != len(km):
+        raise ValueError(
+            f"tsv and km must name the same splits in the same order, but are {len(tsv)} and {len(km)} files: pair them"
+        )
+    if label_rate not in RATES_HZ:
+        raise ValueError(f"label_rate must be one of {', '.join(map(str, RATES_HZ))}, but is {label_rate}: correct it")
+    if (label_rate == 100) != decimate:
+        raise ValueError(
+            f"labels must have one entry a model frame, {FRAME_RATE_HZ:g} a second; with label_rate=100 every second one must be dropped "
+            f"by decimate=true, but label_rate={label_rate} and decimate={str(decimate).lower()}: set both or neither"
+        )
+
+
+def _codebook(folder: Path | None, classes: int, km: Sequence[Path], dictionary: Path, label_rate: int) -> Codebook:
+    for path in km:
+        if not path.is_file():
+            raise ValueError(f"the labels {path} do not exist: correct km")
+    if folder is not None:
+        book = Codebook.load(folder)
+        if len(book) != classes:
+            raise ValueError(
+                f"{dictionary} lists {classes} clusters, but the codebook {folder} has {len(book)}: give the one they come from"
+            )
+        return book
+    files = [{"file": path.name, "sha256": sha256_of(path)} for path in (*km, dictionary)]
+    digest = hashlib.sha256("\n".join([str(label_rate), *sorted(entry["sha256"] for entry in files)]).encode())
+    features = {"name": IMPORTED, "label_rate_hz": label_rate}
+    return UnknownCodebook.of(classes, digest.hexdigest(), features, {"imported": files})
+
+
+def _there(output: Path, book: Codebook, index: Index) -> dict[str, Any]:
+    found = LabelPacks.open(output)
+    if found.codebook.hash != book.hash or found.missing(index):
+        raise ValueError(f"{output} holds another labelling already: name another output, or delete it")
+    check_names(found, index)
+    log.info("all %d shards of %s have labels in %s", len(index.shards), index.path, output)
+    _write_stats(output, found.meta)
+    return found.meta
+
+
+def _reader(lines: Sequence[Lines], index: Index, label_rate: int, max_missing_rate: float) -> Callable[[int], np.ndarray | None]:
+    file_of, line_of = np.full(len(index), -1, dtype=np.int64), np.zeros(len(index), dtype=np.int64)
+    for number, part in enumerate(lines):
+        known = np.flatnonzero(part.rows >= 0)
+        rows = part.rows[known]
+        if len(np.unique(rows)) != len(rows) or (file_of[rows] >= 0).any():
+            raise ValueError(
+                f"an utterance must be labelled once, but {part.file} has one that was labelled before: give each split once"
+            )
+        file_of[rows], line_of[rows] = number, known
+    missing = np.flatnonzero(file_of < 0)
+    if len(missing) > max_missing_rate * len(index):
+        name = index.keys[int(missing[0])] if index.keys else f"row {missing[0]}"
+        raise ValueError(
+            f"at most a share of {max_missing_rate:g} of the rows may have no labels, but {len(missing)} of {len(index)} are in no "
+            f"manifest (for example {name}): make the shards with join_short=false from the same files, or raise max_missing_rate"
+        )
+    if len(missing):
+        log.warning("%d of %d rows are in no manifest: training takes them for unreadable", len(missing), len(index))
+
+    def label_row(row: int) -> np.ndarray | None:
+        if file_of[row] < 0:
+            return None
+        part = lines[file_of[row]]
+        with naming(part.file), part.file.open("rb") as file:
+            file.seek(part.offsets[int(line_of[row])])
+            labels = np.array(file.readline().split(), dtype=np.int64)
+        return labels[:: label_rate // 50]
+
+    return label_row
+
+
+def _write_stats(output: Path, meta: dict[str, Any]) -> None:
+    counts = np.array(meta["label_counts"])
+    stats = {
+        "command": "import_labels",
+        **{name: meta[name] for name in ("num_classes", "codebook_hash", "shards", "rows", "unreadable_rows", "frames")},
+        "hours": round(meta["frames"] / FRAME_RATE_HZ / 3600, 4),
+        "used_clusters": used_clusters(counts),
+        "perplexity": perplexity(counts),
+    }
+    write_json(output / "stats.json", stats)
+    log.info(
+        "%d rows, %.2f h, %d of %d clusters in use -> %s",
+        meta["rows"],
+        stats["hours"],
+        stats["used_clusters"],
+        len(counts),
+        output,
+    )

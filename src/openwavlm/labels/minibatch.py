@@ -1,0 +1,67 @@
+"""k-means by scikit-learn's mini-batches (HuBERT §III-B, SPEC §4.4): the other engine, and the reference of `lloyd`."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openwavlm.labels.kmeans import Codebook, check_amount, one_torch_thread
+from openwavlm.labels.quality import perplexity
+
+
+def fit_minibatch_kmeans(
+    features: Tensor | np.ndarray, clusters: int, seed: int, *, n_init: int = 5, batch_size: int = 10_000, max_iter: int = 100
+) -> Codebook:
+    """Fits k-means by mini-batches with k-means++ starts (SPEC §4.4; fairseq's `learn_kmeans.py`).
+
+    It runs on one thread: the order of sums, so the codebook, is then the same on every number of cores.
+
+    Args:
+        features: float32 (frames, dim).
+        clusters: Number of clusters K.
+        seed: Seed of the starts and of the mini-batches.
+        n_init: Starts, of which the best goes on; 20 in fairseq, where it is most of the cost for wide features.
+        batch_size: Frames a mini-batch.
+        max_iter: Passes over the frames at most; it stops after 100 mini-batches without improvement.
+
+    Returns:
+        The codebook; `fitted` has frames, seed, mean squared distance, usage and perplexity.
+
+    Raises:
+        ValueError: If the features are not finite (frames, dim), or are fewer than clusters.
+    """
+    from sklearn.cluster import MiniBatchKMeans
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    frames = np.ascontiguousarray(torch.as_tensor(features).numpy(), dtype=np.float32)
+    if frames.ndim != 2 or not np.isfinite(frames).all():
+        raise ValueError(f"features must be finite and of the shape (frames, dim), but are {frames.shape}: look at the audio")
+    check_amount(len(frames), clusters)
+    with threadpool_limits(limits=1):
+        model = MiniBatchKMeans(
+            n_clusters=clusters,
+            init="k-means++",
+            n_init=n_init,
+            max_iter=max_iter,
+            batch_size=batch_size,
+            tol=0.0,
+            max_no_improvement=100,
+            reassignment_ratio=0.0,
+            compute_labels=False,
+            random_state=seed,
+        ).fit(frames)
+        codebook = Codebook(torch.from_numpy(np.ascontiguousarray(model.cluster_centers_, dtype=np.float32)))
+    with one_torch_thread():
+        inertia, counts = codebook.inertia(frames)
+    fitted = {
+        "frames": len(frames),
+        "seed": seed,
+        "n_init": n_init,
+        "batch_size": batch_size,
+        "mini_batches": int(model.n_steps_),
+        "mean_squared_distance": inertia,
+        "used_clusters": int((counts > 0).sum()),
+        "perplexity": perplexity(counts),
+    }
+    return replace(codebook, fitted=fitted)

@@ -1,0 +1,196 @@
+"""One task of a labelling: the pack of some shards, written in one labelling or in several in one pass, each with a done-file."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from openwavlm.labels.features import assign_in_chunks
+from openwavlm.labels.kmeans import Codebook, one_torch_thread
+from openwavlm.labels.label_meta import AGAIN, check_record
+from openwavlm.labels.label_packs import labels_file, rows_file, write_packs
+from openwavlm.labels.pack import check_size
+from openwavlm.labels.parts import ShardParts, write_parts
+from openwavlm.labels.rebind import carrier
+from openwavlm.labels.store import LabelPacks
+from openwavlm.runtime.atomic import write_json
+from openwavlm.runtime.files import Fields, read_json
+from openwavlm.runtime.resources import check_of_the_file
+from openwavlm.shards.index import Index
+from openwavlm.shards.reader import ShardReader, UnreadableAudio
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PackTarget:
+    """One labelling's part of a task.
+
+    Attributes:
+        output: The labelling.
+        codebook: The centroids.
+        pack: The pack's name.
+        key: Hash of all that the pack depends on.
+        shards: Identity and names of the pack's shards, one text each.
+    """
+
+    output: Path
+    codebook: Codebook
+    pack: str
+    key: str
+    shards: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, output: Path, codebook: Codebook, pack: str, index: Index, shards: Sequence[int]) -> "PackTarget":
+        """The pack of these shards of the index."""
+        of_shards = tuple(f"{index.shards[shard].identity} {index.shards[shard].metadata}" for shard in shards)
+        return cls(output, codebook, pack, _hashed([*_entries(codebook), *of_shards]), of_shards)
+
+    @property
+    def done_file(self) -> Path:
+        """Where the pack's record is once it is finished."""
+        return self.output / "tasks" / f"{self.pack}.json"
+
+    def done(self) -> dict[str, Any] | None:
+        """What the done-file says, if it is of this very task and the pack's files are there."""
+        try:
+            done = read_json(self.done_file, remedy=AGAIN)
+            record = Fields(done.mapping("record"), done.where, AGAIN)
+            check_record(record)
+            done.integers("label_counts", np.int64, len(self.codebook))
+            check_size(labels_file(self.output, self.pack), record.integer("labels_bytes"))
+            check_size(rows_file(self.output, self.pack), record.integer("rows_bytes"))
+            return done.values if done.text("task") == self.key and record.text("name") == self.pack else None
+        except ValueError:  # absent or damaged: the task is done again
+            return None
+
+    def check_unfinished(self, own: AbstractSet[str]) -> None:
+        """Refuses to write over the pack of an unfinished call that labels other shards, or by another codebook.
+
+        Args:
+            own: Identity and names of all shards that this call labels. A pack of some of them may be cut otherwise (the set has grown
+                since, or `packs` is another number); its labels are the same.
+
+        Raises:
+            ValueError: If the pack's done-file is of other work.
+        """
+        try:
+            done = json.loads(self.done_file.read_text())
+            theirs = [f"{shard['identity']} {shard['metadata']}" for shard in done["record"]["shards"]]
+            task = done["task"]
+        except (OSError, ValueError, KeyError, TypeError) as error:  # absent or damaged: nothing of it can be used
+            check_of_the_file(error, self.done_file)
+            return
+        same_codebook = task == _hashed([*_entries(self.codebook), *theirs])
+        if not same_codebook or not set(theirs) <= own:
+            what = "other shards" if same_codebook else "another codebook"
+            raise ValueError(
+                f"{self.done_file} is a finished pack of a call that labels {what} and has not ended: finish that call first (the same "
+                f"command goes on), name another output, or delete {self.done_file.parent} to give its work up"
+            )
+
+
+@dataclass(frozen=True)
+class PackTask:
+    """One pack to write, in one labelling or in several.
+
+    Attributes:
+        shards_path: The shard set.
+        shards: The pack's shards, by number in the index.
+        targets: Where its labels go.
+        carry_from: An older labelling whose labels are carried over, or None to compute all of them.
+        teacher: The model of layer features.
+        device: Where the teacher runs.
+        mode: As in `assign.assign_labels`.
+    """
+
+    shards_path: Path
+    shards: tuple[int, ...]
+    targets: tuple[PackTarget, ...]
+    carry_from: Path | None
+    teacher: Path | None
+    device: str
+    mode: str
+
+    def undone(self) -> "PackTask":
+        """The task without the labellings that have it already."""
+        return replace(self, targets=tuple(target for target in self.targets if target.done() is None))
+
+
+def _entries(book: Codebook) -> list[str]:
+    return [book.hash, json.dumps(book.features, sort_keys=True)]
+
+
+def _hashed(entries: list[str]) -> str:
+    return hashlib.blake2b("\n".join(entries).encode(), digest_size=16).hexdigest()
+
+
+def label_pack(task: PackTask) -> None:
+    """Writes one pack and then its done-files; the whole of a task, alike in every process and on every machine."""
+    index = Index.open(task.shards_path, check=False)
+    folders, sizes = [target.output for target in task.targets], [len(target.codebook) for target in task.targets]
+    with one_torch_thread():
+        if task.mode == "rebind":
+            assert task.carry_from is not None
+            carried = carrier(index, task.carry_from)
+            results = write_packs(folders, task.targets[0].pack, index, task.shards, lambda row: [carried(row)], sizes)
+            parts: list[ShardParts] = []
+        else:
+            parts = [
+                ShardParts(target.output, index, _hashed(_entries(target.codebook)), len(target.codebook))
+                for target in task.targets
+            ]
+            write_parts(parts, index, task.shards, lambda some: _computer(index, task, some), sizes, _gpus(task))
+            results = write_packs(
+                folders, task.targets[0].pack, index, task.shards, lambda row: [part.labels(row) for part in parts], sizes
+            )
+    gpus = _gpus_of_carried(task.carry_from)
+    for number, (target, result) in enumerate(zip(task.targets, results, strict=True)):
+        own = {gpu for shard in task.shards if parts and (gpu := parts[number].computed_on(shard))}
+        names = sorted(gpus | own)
+        record = result.record | ({"computed_on": ", ".join(names)} if names else {})
+        write_json(target.done_file, {"task": target.key, "record": record, "label_counts": result.label_counts.tolist()})
+    for part in parts:
+        part.remove(task.shards)
+
+
+def _gpus_of_carried(labels: Path | None) -> set[str]:
+    """The GPUs that may have computed labels that are carried over."""
+    packs = LabelPacks.open(labels).meta["packs"] if labels else []
+    return {name for pack in packs if "computed_on" in pack for name in pack["computed_on"].split(", ")}
+
+
+def _gpus(task: PackTask) -> list[str | None]:
+    """The GPU that computes the labels of each target."""
+    of_layers = [task.device == "cuda" and target.codebook.features["name"] == "layer" for target in task.targets]
+    return [torch.cuda.get_device_name() if of_layer else None for of_layer in of_layers]
+
+
+def _computer(index: Index, task: PackTask, some: Sequence[int]) -> Callable[[int], Sequence[np.ndarray | None]]:
+    """What labels a row for some of a task's targets: with labels that are there for the same audio, or by reading it."""
+    reader = ShardReader(index)
+    books = [task.targets[number].codebook for number in some]
+    carried = carrier(index, task.carry_from) if task.carry_from else lambda row: None
+
+    def labels_of_row(row: int) -> Sequence[np.ndarray | None]:
+        known = carried(row)
+        if known is not None:
+            return [known]
+        try:
+            waveform = reader.read(row)
+        except UnreadableAudio as error:
+            log.warning(f"no labels: {error}")
+            return [None] * len(books)
+        try:
+            return assign_in_chunks(books, waveform, task.teacher, device=task.device)
+        except ValueError as error:
+            raise ValueError(f"row {row} ({index.shards[int(index.shard[row])].name}) of {index.path}: {error}") from error
+
+    return labels_of_row

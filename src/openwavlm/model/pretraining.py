@@ -1,0 +1,184 @@
+"""WavLM with the head that predicts pseudo-labels of masked frames (WavLM §III-A; HuBERT §II-B, Eq. 3).
+
+Where this differs from Microsoft's code: the logits are float32 throughout (there the cosine is rounded to the model's type),
+and the four embeddings of fairseq's special symbols, which are never right answers, exist only with `special_rows=4`.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from openwavlm.model.losses import cosine_logits, feature_penalty, masked_prediction
+from openwavlm.model.wavlm import WavLM
+
+
+class TargetFigures(NamedTuple):
+    """What a micro-batch gives of one further label set; as the fields of the same names of `PretrainingOutput`."""
+
+    cross_entropy_sum: Tensor
+    num_correct: Tensor
+    unmasked_cross_entropy_sum: Tensor | None
+    num_unmasked_correct: Tensor | None
+
+
+class PretrainingOutput(NamedTuple):
+    """What a micro-batch gives, on the model's device; all but the features are tensors of one element.
+
+    Attributes:
+        cross_entropy_sum: float32, summed over the masked frames, in nats.
+        num_correct: int64, masked frames whose label has the largest logit.
+        feature_penalty: float32, mean square of the convolutional features.
+        unmasked_cross_entropy_sum: float32, the same over the unmasked frames; None if not asked for.
+        num_unmasked_correct: int64, likewise.
+        features: (batch, channels, frames), the extractor's output.
+        marginal: float32 (classes,), predicted probabilities summed over the masked frames; None if not asked for.
+        others: The same sums of the run's further label sets.
+    """
+
+    cross_entropy_sum: Tensor
+    num_correct: Tensor
+    feature_penalty: Tensor
+    unmasked_cross_entropy_sum: Tensor | None
+    num_unmasked_correct: Tensor | None
+    features: Tensor
+    marginal: Tensor | None = None
+    others: tuple[TargetFigures, ...] = ()
+
+
+class LabelHead(nn.Module):
+    """Projection and label embeddings of a further label set, sized as the first one's (HuBERT's multi-target heads).
+
+    Args:
+        dim: Width of the encoder.
+        final_dim: Width of projection and embeddings.
+        embeddings: Label embeddings.
+    """
+
+    def __init__(self, dim: int, final_dim: int, embeddings: int) -> None:
+        super().__init__()
+        self.label_embeddings = nn.Parameter(torch.empty(embeddings, final_dim))
+        # Nothing is drawn here: the first head of a run is then the same whether others follow or not.
+        self.final_proj = nn.Linear(dim, final_dim, device="meta").to_empty(device=self.label_embeddings.device)
+
+
+class WavLMForPretraining(nn.Module):
+    """The encoder, a projection of its masked frames, and one embedding a pseudo-label.
+
+    Args:
+        wavlm: The encoder.
+        num_classes: Clusters of the codebook, ≥ 1; of each codebook, if every frame has several labels.
+        final_dim: Width of projection and embeddings: 256 (Base, Base+), 768 (Large).
+        logit_temperature: Divides the cosine, > 0.
+        special_rows: Embeddings before those of the labels that are never a right answer; 4 in fairseq's checkpoints.
+        label_init: `uniform`, U(0, 1) as in fairseq, or `normal`, N(0, 1).
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        wavlm: WavLM,
+        *,
+        num_classes: int | Sequence[int],
+        final_dim: int,
+        logit_temperature: float = 0.1,
+        special_rows: int = 0,
+        label_init: Literal["uniform", "normal"] = "uniform",
+    ):
+        super().__init__()
+        classes = (num_classes,) if isinstance(num_classes, int) else tuple(num_classes)
+        for name, value, least in (
+            ("num_classes", min(classes), 1),
+            ("final_dim", final_dim, 1),
+            ("special_rows", special_rows, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, but is {value}; give a larger number")
+        if not logit_temperature > 0:
+            raise ValueError(f"logit_temperature must be positive, but is {logit_temperature}; published models use 0.1")
+        if label_init not in ("uniform", "normal"):
+            raise ValueError(f"label_init must be uniform or normal, but is {label_init!r}; choose one of them")
+        self.num_classes = classes[0]
+        self.logit_temperature = logit_temperature
+        self.special_rows = special_rows
+        self.label_init = label_init
+        self.wavlm = wavlm
+        self.final_proj = nn.Linear(wavlm.config.dim, final_dim)
+        self.label_embeddings = nn.Parameter(torch.empty(special_rows + classes[0], final_dim))
+        self.other_heads = nn.ModuleList(LabelHead(wavlm.config.dim, final_dim, special_rows + size) for size in classes[1:])
+        if not self.label_embeddings.is_meta:
+            self.initialise_head()
+
+    @torch.no_grad()
+    def initialise_head(self) -> None:
+        """Draws projection and label embeddings, on the CPU and from torch's generator, whatever the model's device."""
+        for head in self.heads():
+            fresh = nn.Linear(head.final_proj.in_features, head.final_proj.out_features, device="cpu")
+            head.final_proj.load_state_dict(fresh.state_dict())
+            labels = torch.empty(head.label_embeddings.shape, device="cpu")
+            head.label_embeddings.copy_(labels.uniform_(0, 1) if self.label_init == "uniform" else labels.normal_(0, 1))
+
+    def heads(self) -> list["WavLMForPretraining | LabelHead"]:
+        """What has the `final_proj` and `label_embeddings` of each label set; of the first, the model itself."""
+        return [self, *(head for head in self.other_heads if isinstance(head, LabelHead))]
+
+    def forward(
+        self,
+        waveforms: Tensor,
+        num_samples: Tensor | None,
+        mask: Tensor | None,
+        masked_index: Tensor,
+        masked_labels: Tensor,
+        layer_keep: Tensor | None = None,
+        unmasked_index: Tensor | None = None,
+        unmasked_labels: Tensor | None = None,
+        *,
+        other_labels: Sequence[tuple[Tensor, Tensor | None]] = (),
+        learn_unmasked: bool = False,
+        with_marginal: bool = False,
+    ) -> PretrainingOutput:
+        """Predicts the pseudo-labels of the masked frames.
+
+        Frames are chosen by index, not by a boolean mask, whose size the host would have to wait for. Without a masked frame the
+        loss is 0 and every parameter still gets a gradient, zeros but for the feature penalty's.
+
+        Args:
+            waveforms: float (batch, samples), mixed, and normalised if the model wants it.
+            num_samples: int64 (batch,), valid samples; None = all.
+            mask: bool (batch, frames), True = hidden from the encoder.
+            masked_index: int64 (masked,), flat positions batch · frames that enter the loss.
+            masked_labels: Integers (masked,), their pseudo-labels, 0 … num_classes − 1.
+            layer_keep: bool (layers,), LayerDrop's draw.
+            unmasked_index: int64 (unmasked,), flat positions of other frames, which are measured.
+            unmasked_labels: Integers (unmasked,), their pseudo-labels.
+            other_labels: `masked_labels` and `unmasked_labels` of each further label set.
+            learn_unmasked: Whether their cross-entropy has a gradient.
+            with_marginal: Whether the predicted probabilities are summed too; without a gradient.
+
+        Returns:
+            Sums over the frames, and the feature penalty.
+        """
+        encoded = self.wavlm(waveforms, num_samples, mask=mask, layer_keep=layer_keep)
+        frames = encoded.final.flatten(0, 1)
+        marginal, figures = None, []
+        for head, (of_masked, of_unmasked) in zip(self.heads(), [(masked_labels, unmasked_labels), *other_labels], strict=True):
+            logits = self._logits(head, frames, masked_index)
+            cross_entropy_sum, num_correct = masked_prediction(logits, of_masked + self.special_rows)
+            unmasked_cross_entropy_sum, num_unmasked_correct = None, None
+            if unmasked_index is not None and of_unmasked is not None:
+                with torch.set_grad_enabled(learn_unmasked and torch.is_grad_enabled()):
+                    unmasked_cross_entropy_sum, num_unmasked_correct = masked_prediction(
+                        self._logits(head, frames, unmasked_index), of_unmasked + self.special_rows
+                    )
+            if with_marginal and marginal is None:
+                marginal = logits.detach().softmax(-1).sum(0)[self.special_rows :]
+            figures.append(TargetFigures(cross_entropy_sum, num_correct, unmasked_cross_entropy_sum, num_unmasked_correct))
+        first, penalty = figures[0], feature_penalty(encoded.features)
+        return PretrainingOutput(*first[:2], penalty, *first[2:], encoded.features, marginal, tuple(figures[1:]))
+
+    def _logits(self, head: "WavLMForPretraining | LabelHead", frames: Tensor, index: Tensor) -> Tensor:
+        projected = head.final_proj(frames.index_select(0, index))
+        return cosine_logits(projected, head.label_embeddings, self.logit_temperature)

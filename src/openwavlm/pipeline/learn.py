@@ -1,0 +1,288 @@
+"""Paired comparisons of what the recipe is made of: `openwavlm learn`.
+
+seed ─┬─ iteration_1 (MFCC) ─── export ─ layer labels ─ iteration_2         corpus and MFCC labels: one for all seeds
+      └─ iteration_1 again, one thing changed: mixing_off, nano_mel, …      plan, crops, masks, mixtures: one for all arms of a seed
+      every arm: train (a process of its own) ─ probe ─ masked ─ mixtures ─► differences, seed by seed, intervals over voices
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from openwavlm.batches.sources import OpenData
+from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
+from openwavlm.evaluation.mixtures import probe_mixtures
+from openwavlm.evaluation.paired import FIGURES, Sums, difference
+from openwavlm.evaluation.sets import ProbeSet
+from openwavlm.evaluation.shard_sets import inventory, probe_set, read_phone_times
+from openwavlm.pipeline.corpora import SETS, shard_sets
+from openwavlm.pipeline.iterate import Iteration
+from openwavlm.pipeline.learn_page import page
+from openwavlm.pipeline.masked_speakers import masked_by_speaker
+from openwavlm.pipeline.settings import IterationSettings, iteration_settings
+from openwavlm.pipeline.stages import Chain, Stage
+from openwavlm.runs.export import load_run
+from openwavlm.runtime.atomic import atomic_file, write_json
+
+log = logging.getLogger(__name__)
+
+Labels = dict[str, Stage]
+FIRST, SECOND = "iteration_1", "iteration_2"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model of one seed and what was measured on it.
+
+    Attributes:
+        train: Its training.
+        probe: Phones and units beside their baselines.
+        masked: Nats and frames by speaker, with the count table of the two iterations.
+        mixtures: Overlap and phones in mixtures; None where no comparison asks for it.
+    """
+
+    train: Stage
+    probe: Stage
+    masked: Stage
+    mixtures: Stage | None
+
+    def sums(self, figure: str) -> Sums:
+        """A figure by test speaker."""
+        if figure == "masked":
+            found = self.masked.result["by_speaker"]
+            return Sums(tuple(found["speakers"]), np.array(found["nats"]), np.array(found["frames"]))
+        stage = self.probe if figure == "phones" else self.mixtures
+        assert stage is not None
+        found = stage.result["phones"]["by_speaker"]
+        return Sums(tuple(found["speakers"]), np.array(found["correct"]), np.array(found["frames"]))
+
+
+class Seed(Iteration):
+    """All arms of one seed.
+
+    Args:
+        chain: Where the stages are.
+        config: The whole config as plain values.
+        shards: Name → stage that made the shard set.
+        times: Table of phone times.
+        seed: The seed.
+        one: Held by whoever computes in this process: trainings have processes of their own, everything else is done in turn.
+    """
+
+    def __init__(
+        self, chain: Chain, config: dict[str, Any], shards: dict[str, Stage], times: Path, *, seed: int, one: threading.Lock
+    ) -> None:
+        # One worker: processes must not be forked beside other threads.
+        super().__init__(chain, {**config, "seed": seed, "workers": 1}, shards, times)
+        self.one = one
+
+    def first_labels(self) -> Labels:
+        """Labels from MFCC."""
+        settings = iteration_settings(1, self.config["iterations"][0])
+        book = self._codebook(1, settings, None)
+        return {name: self._labels(1, name, book, settings, None) for name in SETS}
+
+    def first(self, labels: Labels, overrides: list[str], *, mixtures: bool, counted: bool) -> Arm:
+        """Iteration 1 with these overrides."""
+        settings = iteration_settings(1, self.config["iterations"][0])
+        changed = replace(settings, overrides=(*settings.overrides, *overrides))
+        return self._arm(1, changed, labels, mixtures=mixtures, counted=counted)
+
+    def second(self, first: "Future[Arm]", *, mixtures: bool) -> Arm:
+        """Iteration 2 on labels of a layer of this seed's iteration 1."""
+        settings, before = iteration_settings(2, self.config["iterations"][1]), first.result()
+        with self.one:
+            trained = before.train
+            exported = self.chain.run("1/export", {}, [trained], lambda folder: self._export(trained, folder))
+            previous = {"train": trained, "probe": before.probe, "export": exported}
+            book = self._codebook(2, settings, previous)
+            labels = {name: self._labels(2, name, book, settings, previous) for name in SETS}
+        return self._arm(2, settings, labels, mixtures=mixtures, counted=True)
+
+    def _arm(self, number: int, settings: IterationSettings, labels: Labels, *, mixtures: bool, counted: bool) -> Arm:
+        trained = self._train(number, settings, labels)
+        clean = [self.shards[f"{name}_clean"] for name in SETS]
+        with self.one:
+            probe = self.chain.run(
+                f"{number}/probe", dict(self.config["probe"]), [trained, *clean], lambda folder: self._probe(trained)
+            )
+            masked = self.chain.run(
+                f"{number}/masked-speakers",
+                {"counted": counted},
+                [trained, *labels.values()],
+                lambda folder: self._masked_speakers(trained, labels["test"], counted=counted),
+            )
+            mixed = None
+            if mixtures:
+                mixed = self._mixtures(f"{number}/mixtures", [trained], lambda: EncoderFeatures(_encoder(trained)))
+        return Arm(trained, probe, masked, mixed)
+
+    def _masked_speakers(self, trained: Stage, test_labels: Stage, *, counted: bool) -> dict[str, Any]:
+        parts, seed = self._with_test(trained, test_labels)
+        opened = OpenData(parts["data"], parts["batch"], seed)
+        try:
+            sums = masked_by_speaker(load_run(trained.folder / "run")[0], parts, opened, test="test")
+        finally:
+            opened.close()
+        by_speaker = {"speakers": sums.speakers, "nats": sums.numerator.tolist(), "frames": sums.denominator.tolist()}
+        return {"by_speaker": by_speaker, "figures": self._masked(trained, test_labels) if counted else None}
+
+    def mixture_baselines(self) -> dict[str, Stage]:
+        """MFCC and log-mel on the same mixtures; layer 0 is one frame, layer 1 the frame and five to each side."""
+        return {
+            name: self._mixtures(f"mixtures-{name}", [], features)
+            for name, features in (("mfcc", MfccFeatures), ("logmel", LogMelFeatures))
+        }
+
+    def _mixtures(self, name: str, inputs: list[Stage], features: Callable[[], Features]) -> Stage:
+        settings = {"mixtures": self.config["mixtures"], "probe": self.config["probe"]}
+        clean = [self.shards[f"{part}_clean"] for part in SETS]
+        return self.chain.run(
+            name,
+            settings,
+            [*inputs, *clean],
+            lambda folder: probe_mixtures(features(), *self._clean_sets(), **self.config["mixtures"]),
+        )
+
+    def _clean_sets(self) -> tuple[ProbeSet, ProbeSet, ProbeSet]:
+        assert self.times is not None
+        times = read_phone_times(self.times, fold_stress=self.config["probe"]["fold_stress"])
+        phones = inventory(times)
+        train, dev, test = (probe_set(self.shards[f"{part}_clean"].folder, times, phones) for part in SETS)
+        return train.spread_over_speakers(self.config["probe"]["train_seconds"]), dev, test
+
+
+def _encoder(trained: Stage) -> Any:
+    return load_run(trained.folder / "run")[0].wavlm
+
+
+def learn(config: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Trains and measures every arm of every seed, or what is left of them, and compares them.
+
+    Args:
+        config: `conf/learn.yaml` as plain values.
+        directory: Run directory, `runs/NAME`.
+
+    Returns:
+        What is written to `summary.json`; `evidence.md` beside it is the page.
+
+    Raises:
+        ValueError: If the comparisons name arms or figures that there are not; if there are no phone times; if a stage refuses its
+            input.
+    """
+    began = time.monotonic()
+    _check(config)
+    chain = Chain(directory / "stages")
+    shards, times = shard_sets(chain, config)
+    if times is None:
+        raise ValueError("learn compares phones, so it needs phone times: set alignments=TABLE, or synthesis")
+    arms, baselines = _all_arms(chain, config, shards, times)
+    compared = {name: _compared(asked, arms) for name, asked in config["comparisons"].items()}
+    summary = {
+        "format_version": 1,
+        "seeds": config["seeds"],
+        "updates": [settings["updates"] for settings in config["iterations"]],
+        "primary": config["primary"],
+        "comparisons": {
+            name: {
+                "of": config["comparisons"][name]["of"],
+                "against": config["comparisons"][name]["against"],
+                "figures": {figure: found.as_json() for figure, found in figures.items()},
+            }
+            for name, figures in compared.items()
+        },
+        "arms": {name: [_arm_figures(arm, directory) for arm in of] for name, of in arms.items()},
+        "mixture_baselines": {name: stage.result["phones"]["layers"] for name, stage in baselines.items()},
+        "this_call": {
+            "made": [str(stage.folder.relative_to(directory)) for stage in chain.stages if stage.made],
+            "wall_seconds": round(time.monotonic() - began, 1),
+        },
+    }
+    write_json(directory / "summary.json", summary)
+    with atomic_file(directory / "evidence.md") as file:
+        file.write(page(summary, compared).encode())
+    return summary
+
+
+def _check(config: dict[str, Any]) -> None:
+    names = [FIRST, *([SECOND] if len(config["iterations"]) > 1 else []), *config["variants"]]
+    for name, asked in config["comparisons"].items():
+        for arm in (asked["of"], asked["against"]):
+            if arm not in names:
+                raise ValueError(f"comparisons.{name} names the arm {arm}, but there are {', '.join(names)}: correct it")
+        for figure in asked["figures"]:
+            if figure not in FIGURES:
+                raise ValueError(f"comparisons.{name}.figures has {figure}, but there are {', '.join(FIGURES)}: correct it")
+        if "masked" in asked["figures"] and SECOND in (asked["of"], asked["against"]):
+            raise ValueError(
+                f"comparisons.{name}.figures has masked, but {SECOND} has other labels than the rest, so that its masked figures "
+                "cannot be compared with theirs: take it out"
+            )
+    primary = config["primary"]
+    if primary["figure"] not in config["comparisons"].get(primary["comparison"], {}).get("figures", []):
+        raise ValueError(
+            f"primary names {primary['figure']} of {primary['comparison']}, which no comparison has: add it there or correct it"
+        )
+
+
+def _all_arms(
+    chain: Chain, config: dict[str, Any], shards: dict[str, Stage], times: Path
+) -> tuple[dict[str, list[Arm]], dict[str, Stage]]:
+    """Arm → one model a seed, in the seeds' order; and the baselines on mixtures."""
+    one = threading.Lock()
+    shared = Seed(chain, config, shards, times, seed=config["seed"], one=one)
+    labels = shared.first_labels()
+    mixed = {
+        arm for asked in config["comparisons"].values() if "overlapped_phones" in asked["figures"]
+        for arm in (asked["of"], asked["against"])
+    }  # fmt: skip
+    seeds = [Seed(chain, config, shards, times, seed=seed, one=one) for seed in config["seeds"]]
+    futures: dict[str, list[Future[Arm]]] = {}
+    pool = ThreadPoolExecutor(config["parallel"], initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        # First those that others wait for: a job only ever waits for one that was begun before it.
+        futures[FIRST] = [pool.submit(seed.first, labels, [], mixtures=FIRST in mixed, counted=True) for seed in seeds]
+        if len(config["iterations"]) > 1:
+            pairs = zip(seeds, futures[FIRST], strict=True)
+            futures[SECOND] = [pool.submit(seed.second, first, mixtures=SECOND in mixed) for seed, first in pairs]
+        for name, overrides in config["variants"].items():
+            futures[name] = [pool.submit(seed.first, labels, overrides, mixtures=name in mixed, counted=False) for seed in seeds]
+        with one:
+            baselines = shared.mixture_baselines() if mixed else {}
+        return {name: [future.result() for future in of] for name, of in futures.items()}, baselines
+    finally:
+        # After an error or an interrupt what has not begun is not begun; what runs keeps its checkpoints.
+        pool.shutdown(cancel_futures=True)
+
+
+def _compared(asked: dict[str, Any], arms: dict[str, list[Arm]]) -> dict[str, Any]:
+    of, against = arms[asked["of"]], arms[asked["against"]]
+    return {
+        figure: difference([arm.sums(figure) for arm in of], [arm.sums(figure) for arm in against]) for figure in asked["figures"]
+    }
+
+
+def _arm_figures(arm: Arm, directory: Path) -> dict[str, Any]:
+    """What `summary.json` has of one model; `masked` beside the straw men where they were measured."""
+    phones = arm.probe.result["phones"]
+    counted = arm.masked.result["figures"] or {}
+    names = ("mfcc", "mfcc_context", "logmel", "logmel_context", "untrained", "majority")
+    return {
+        "run": str((arm.train.folder / "run").relative_to(directory)),
+        "masked": round(arm.sums("masked").value, 5),
+        "count_table": counted.get("count_table", {}).get("cross_entropy"),
+        "unigram": counted.get("unigram", {}).get("cross_entropy"),
+        "phones": {"chosen": phones["chosen"], "chosen_layer": phones["chosen_layer"], **{name: phones[name] for name in names}},
+        "overlapped_phones": arm.mixtures.result["phones"]["chosen"] if arm.mixtures else None,
+        "overlap": arm.mixtures.result["overlap"]["chosen"] if arm.mixtures else None,
+        "train_seconds": arm.train.seconds,
+        "probe_seconds": round(arm.probe.seconds + arm.masked.seconds + (arm.mixtures.seconds if arm.mixtures else 0), 1),
+    }

@@ -1,0 +1,108 @@
+"""The Markdown page of `openwavlm learn`: every table, and what it says in words."""
+
+from typing import Any
+
+import numpy as np
+
+from openwavlm.evaluation.paired import FIGURES, Difference, seeds, sentence, table
+
+_ABSENT = "–"
+
+
+def page(summary: dict[str, Any], compared: dict[str, dict[str, Difference]]) -> str:
+    """The whole page.
+
+    Args:
+        summary: `summary.json` of `learn`.
+        compared: Comparison → figure → what came out.
+    """
+    primary, comparisons = summary["primary"], summary["comparisons"]
+    lines = [
+        "## `make learn`: paired comparisons",
+        "",
+        *_method(summary, compared),
+        "",
+        "**Primary outcome, fixed before the run** "
+        f"({primary['comparison']}, {FIGURES[primary['figure']].title}): "
+        + _sentence(comparisons, compared, primary["comparison"], primary["figure"]),
+        "",
+        *_all_models(summary),
+    ]
+    for name, figures in compared.items():
+        of, against = (_name(comparisons[name][side]) for side in ("of", "against"))
+        lines += ["", f"### {of} against {against}", "", *table(figures, of, against), ""]
+        lines += [f"- {_sentence(comparisons, compared, name, figure)}" for figure in figures]
+        if "iteration_2" in (comparisons[name]["of"], comparisons[name]["against"]):
+            lines.append("- Masked figures are not compared: the two iterations predict other labels.")
+    lines += ["", *_cost(summary)]
+    return "\n".join(lines) + "\n"
+
+
+def _name(arm: str) -> str:
+    return arm.replace("_", " ") if arm != "nano_mel" else arm
+
+
+def _sentence(comparisons: dict[str, Any], compared: dict[str, dict[str, Difference]], name: str, figure: str) -> str:
+    sides = comparisons[name]
+    return sentence(figure, _name(sides["of"]), _name(sides["against"]), compared[name][figure])
+
+
+def _method(summary: dict[str, Any], compared: dict[str, dict[str, Difference]]) -> list[str]:
+    speakers = next(found.speakers for figures in compared.values() for found in figures.values())
+    updates = " and ".join(str(count) for count in dict.fromkeys(summary["updates"]))
+    return [
+        f"{len(summary['seeds'])} seeds ({', '.join(map(str, summary['seeds']))}), {updates} updates each. A seed decides initialisation, "
+        "plan, crops, masks and mixtures, and the arms of one seed share them; corpus and MFCC labels are the same for all. All arms but "
+        "iteration 2 train on the MFCC labels. Layers were chosen on development voices, test voices read once. Masked figures are of "
+        "unmixed audio, which favours an arm that trained without mixing.",
+        f"Intervals: 2,000 draws of the {speakers} test voices, the seeds' sums averaged per voice; they say how it would be with other "
+        "voices, not with other seeds, whose values stand in brackets. *Equal*: the interval contains 0. Only the primary outcome was "
+        "singled out beforehand; with this many further intervals one in twenty misses by chance.",
+    ]
+
+
+def _all_models(summary: dict[str, Any]) -> list[str]:
+    """Every arm's means beside what needs no training."""
+    lines = [
+        "| held-out voices, mean (seeds) | masked, nats | ... count table | phones | ... untrained | overlapped phones |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, models in summary["arms"].items():
+        cells = [
+            _mean("masked", [model["masked"] for model in models]),
+            _mean("masked", [model["count_table"] for model in models]),
+            _mean("phones", [model["phones"]["chosen"] for model in models]),
+            _mean("phones", [model["phones"]["untrained"] for model in models]),
+            _mean("overlapped_phones", [model["overlapped_phones"] for model in models]),
+        ]
+        lines.append(f"| {_name(name)} | {' | '.join(cells)} |")
+    phones = next(iter(summary["arms"].values()))[0]["phones"]
+    mixtures = summary["mixture_baselines"]
+    for title, name, kind, layer in (
+        ("MFCC, one frame", "mfcc", "mfcc", 0),
+        ("MFCC ± 5", "mfcc_context", "mfcc", 1),
+        ("log-mel, one frame", "logmel", "logmel", 0),
+        ("log-mel ± 5", "logmel_context", "logmel", 1),
+    ):
+        overlapped = f"{mixtures[kind][layer]:.4f}" if kind in mixtures else _ABSENT
+        lines.append(f"| {title} | {_ABSENT} | {_ABSENT} | {phones[name]:.4f} | {_ABSENT} | {overlapped} |")
+    lines.append(f"| commonest phone | {_ABSENT} | {_ABSENT} | {phones['majority']:.4f} | {_ABSENT} | {_ABSENT} |")
+    return lines
+
+
+def _mean(figure: str, values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return _ABSENT
+    # Straw men of one set of labels are the same for all seeds.
+    return seeds(figure, known if len(set(known)) > 1 else known[:1]) if len(known) > 1 else f"{known[0]:.4f}"
+
+
+def _cost(summary: dict[str, Any]) -> list[str]:
+    models = [model for of in summary["arms"].values() for model in of]
+    train = np.array([model["train_seconds"] for model in models])
+    probe = sum(model["probe_seconds"] for model in models)
+    return [
+        f"Cost: {len(models)} trainings of {train.min():.0f} to {train.max():.0f} s, {train.sum() / 60:.0f} minutes in all if one after "
+        f"the other; probes {probe / 60:.0f} minutes."
+    ]

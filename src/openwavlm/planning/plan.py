@@ -1,0 +1,208 @@
+"""`openwavlm plan`: what the run of a training config would take, with every assumption."""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from openwavlm.audio.frames import SAMPLE_RATE_HZ
+from openwavlm.model.costs import count_parameters
+from openwavlm.planning.budget import GIB, GPUS, USABLE_SHARE, Recipe, disk_bytes, peak_flops, seconds_of_run, wasted_share
+
+_LIBRISPEECH_HOURS = 960.0
+_PUBLISHED_HOURS = {"wavlm_base_plus": 94_000.0, "wavlm_large": 94_000.0}  # WavLM §V-A
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What `openwavlm plan` is asked besides the training config; the keys of `conf/plan.yaml`.
+
+    Raises:
+        ValueError: If the GPU is unknown or a number is out of range.
+    """
+
+    hours: float | None
+    classes: int
+    gpus: int
+    gpu: str
+    gpu_memory_gib: float | None
+    utilisation: float
+    flac_share: float
+    json: str | None
+
+    def __post_init__(self) -> None:
+        if self.gpu not in GPUS:
+            raise ValueError(
+                f"gpu must be one of {', '.join(GPUS)}, but is {self.gpu}: take the nearest one and scale the days by its peak"
+            )
+        whole = all(isinstance(value, int) and value >= 1 for value in (self.gpus, self.classes))
+        given = [value for value in (self.hours, self.gpu_memory_gib, self.flac_share) if value is not None]
+        if not whole or not all(_is_positive(value) for value in given):
+            raise ValueError(
+                "hours, classes, gpus, gpu_memory_gib and flac_share must be positive and classes and gpus whole, but are "
+                f"{self.hours}, {self.classes}, {self.gpus}, {self.gpu_memory_gib}, {self.flac_share}"
+            )
+        if not _is_positive(self.utilisation) or self.utilisation > 1:
+            raise ValueError(f"utilisation must lie in (0, 1], but is {self.utilisation}: 0.3 is the default")
+
+    def of(self, experiment: str | None) -> "Question":
+        """The same with the hours of the corpus that a preset was published with, where none were given."""
+        return self if self.hours else replace(self, hours=_PUBLISHED_HOURS.get(experiment or "", _LIBRISPEECH_HOURS))
+
+    @property
+    def memory_gib(self) -> float:
+        """The GPU's memory."""
+        return self.gpu_memory_gib or GPUS[self.gpu].memory_gib
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def plan_run(recipe: Recipe, question: Question, checkpoints: int) -> dict[str, Any]:
+    """All figures of a run.
+
+    Args:
+        recipe: What is trained.
+        question: On what.
+        checkpoints: How many are kept.
+
+    Returns:
+        What `json=FILE` holds.
+
+    Raises:
+        ValueError: If there are more GPUs than micro-batches, or the GPU does not know the precision.
+    """
+    _check_gpus(recipe, question.gpus)
+    assert question.hours is not None
+    batching, batch, flops = recipe.batching, recipe.micro_batch(), recipe.flops()
+    parameters = count_parameters(recipe.model, recipe.head)
+    hours_seen = recipe.updates * batching.seconds / 3600
+    total = sum(parameters.values())
+    return {
+        "format_version": 1,
+        "parameters": {"total": total, **parameters},
+        "update": {
+            "audio_seconds": batching.seconds,
+            "micro_batches": batching.slots,
+            "micro_seconds": batching.micro_seconds,
+            "rows": batch.rows,
+            "row_seconds": batch.samples / SAMPLE_RATE_HZ,
+            "predicted_share": batch.predicted_frames / (batch.rows * batch.frames),
+        },
+        "run": {
+            "updates": recipe.updates,
+            "hours": hours_seen,
+            "corpus_hours": question.hours,
+            "passes": hours_seen / question.hours,
+        },
+        "flops": {
+            "a_second_of_audio": recipe.flops_a_second(),
+            "an_update": recipe.flops_a_second() * batching.seconds,
+            "run": recipe.flops_a_second() * batching.seconds * recipe.updates,
+            "forward": flops.forward,
+            "backward": flops.backward,
+            "recomputed": flops.recomputed,
+        },
+        "memory_bytes": _memory(recipe, question),
+        "time": _time(recipe, question),
+        "disk_bytes": disk_bytes(question.hours, question.flac_share, total, checkpoints, ema=recipe.ema),
+        "assumptions": _assumptions(recipe, question, checkpoints),
+    }
+
+
+def _memory(recipe: Recipe, question: Question) -> dict[str, Any]:
+    memory = recipe.memory(question.gpus)
+    slots = recipe.fitting_slots(question.memory_gib, question.gpus)
+    return {
+        "total": memory.total,
+        "states": memory.states,
+        "kept": memory.kept,
+        "backward": memory.backward,
+        "gpu": question.memory_gib * GIB,
+        "fits": memory.total <= USABLE_SHARE * question.memory_gib * GIB,
+        "fitting_micro_seconds": recipe.batching.seconds / slots if slots else None,
+        "fitting_micro_batches": slots,
+    }
+
+
+def _time(recipe: Recipe, question: Question) -> dict[str, Any]:
+    peak = peak_flops(GPUS[question.gpu], recipe.precision)
+    wall_s = seconds_of_run(recipe, question.gpus, peak * question.utilisation)
+    return {
+        "gpu": question.gpu,
+        "gpus": question.gpus,
+        "precision": recipe.precision,
+        "peak_flops_a_second": peak,
+        "utilisation": question.utilisation,
+        "gpu_hours": question.gpus * wall_s / 3600,
+        "days": wall_s / 86_400,
+        "seconds_an_update": wall_s / recipe.updates,
+        "wasted_share": wasted_share(recipe.batching.slots, question.gpus),
+    }
+
+
+def _check_gpus(recipe: Recipe, gpus: int) -> None:
+    batching = recipe.batching
+    if gpus <= batching.slots:
+        return
+    most = int(batching.seconds / batching.max_seconds + 1e-9)
+    way_out = f"batch.micro_seconds={batching.seconds / gpus:.10g}" if gpus <= most else "a larger batch.seconds"
+    raise ValueError(
+        f"{gpus} GPUs, but an update of {batching.seconds:g} s has only {batching.slots} micro-batches of {batching.micro_seconds:g} s: "
+        f"use at most gpus={batching.slots}, or {way_out}"
+    )
+
+
+def _assumptions(recipe: Recipe, question: Question, checkpoints: int) -> list[str]:
+    batch, gpu = recipe.micro_batch(), GPUS[question.gpu]
+    peak = peak_flops(gpu, recipe.precision) / 1e12
+    return [
+        f"every micro-batch is full: {batch.rows} rows of {batch.samples / SAMPLE_RATE_HZ:.2f} s; shorter rows need less attention",
+        "a multiply-add is two operations; only matrix products and convolutions count, backward = twice the forward",
+        f"{question.gpu}: {peak:g} TFLOP/s at precision={recipe.precision} ({gpu.source}), of which training reaches "
+        f"{question.utilisation:g} (utilisation=, a guess until openwavlm tune has measured it)",
+        "the loader, the exchange between GPUs and the validation cost no time",
+        f"memory: strategy={recipe.strategy}, float32 parameters, gradients and two moments, activations of "
+        f"recompute={recipe.recompute} and attention_backend={recipe.model.attention_backend}, the largest "
+        f"gradients in flight; {USABLE_SHARE:.0%} of a GPU can be filled; not yet compared with a GPU",
+        f"disk: FLAC takes {question.flac_share:g} of 16-bit PCM, a label 2 bytes a frame of 20 ms, a checkpoint "
+        f"{16 if recipe.ema else 12} bytes a parameter, {checkpoints} of them at the end",
+        f"a corpus of {question.hours:,g} h (hours=)",
+    ]
+
+
+def lines_of(figures: dict[str, Any]) -> list[str]:
+    """The figures as lines to read."""
+    update, run, flops, memory, taken, disk = (
+        figures[key] for key in ("update", "run", "flops", "memory_bytes", "time", "disk_bytes")
+    )
+    fitting = memory["fitting_micro_seconds"]
+    fit = (
+        f"the largest micro-batch that fits is batch.micro_seconds={fitting:.10g} ({memory['fitting_micro_batches']} an update; it changes "
+        "the micro-batches, so decide before the run)"
+        if fitting
+        else "not even micro-batches of one longest row fit: lower batch.max_seconds"
+    )
+    return [
+        f"model: {figures['parameters']['total'] / 1e6:.2f} M parameters",
+        f"update: {update['audio_seconds']:g} s of audio in {update['micro_batches']} micro-batches of {update['micro_seconds']:g} s; "
+        f"{update['predicted_share']:.0%} of the frames are predicted",
+        f"run: {run['updates']:,} updates, {run['hours']:,.0f} h of audio, {run['passes']:,.1f} passes over {run['corpus_hours']:,g} h",
+        f"operations: {flops['a_second_of_audio']:.3g} a second of audio, {flops['an_update']:.3g} an update, {flops['run']:.3g} in all",
+        f"memory: {memory['total'] / GIB:.1f} GiB a GPU ({sum(memory['states'].values()) / GIB:.1f} of weights and optimiser, "
+        f"{(sum(memory['kept'].values()) + memory['backward']) / GIB:.1f} of activations), which "
+        f"{'fits' if memory['fits'] else 'does not fit'} into {memory['gpu'] / GIB:g} GiB; {fit}",
+        f"time: {taken['gpu_hours']:,.1f} GPU-hours, {taken['days']:,.2f} days on {taken['gpus']} x {taken['gpu']}, "
+        f"{taken['seconds_an_update']:.3g} s an update; {taken['wasted_share']:.0%} of it for padding micro-batches",
+        f"disk: {_size(disk['shards'])} of shards, {_size(disk['labels'])} of labels, {_size(disk['checkpoints'])} of checkpoints",
+        "assumed:",
+        *(f"  - {assumption}" for assumption in figures["assumptions"]),
+    ]
+
+
+def _size(count: float) -> str:
+    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB")):
+        if count >= 1000**power:
+            return f"{count / 1000**power:.1f} {unit}"
+    return f"{count / 1000:.1f} kB"

@@ -1,0 +1,239 @@
+"""One timed trial of `openwavlm tune`: some micro-batches of a config in a fresh process, whose death is a result too."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import re
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from openwavlm.audio.frames import SAMPLE_RATE_HZ
+from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
+from openwavlm.batches.loader import StepLoader
+from openwavlm.batches.masking import draw_span_mask
+from openwavlm.batches.mixing import Mixing
+from openwavlm.batches.sources import OpenData
+from openwavlm.model.pretraining import WavLMForPretraining
+from openwavlm.planning.budget import Recipe, recipe_of
+from openwavlm.runtime.processes import killed_worker, leave_with_parent, start_fork_server
+from openwavlm.runtime.resources import explained
+from openwavlm.training.config import make_builder, make_model, objects
+from openwavlm.training.forward import forward_micro_batch, prepare_waveforms
+
+_FEWEST = 2  # timed micro-batches of a trial, however long they take
+_LOW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def synthetic_batch(recipe: Recipe, num_classes: int | Sequence[int]) -> PretrainBatch:
+    """A full micro-batch of the longest rows: noise, random labels, the config's masks, no mixtures."""
+    shape, generator = recipe.micro_batch(), np.random.default_rng(0)
+    rows, frames = shape.rows, shape.frames
+    mask = draw_span_mask(recipe.masking, np.full(rows, frames), 0, source=0, epoch=0, micro=0)
+    waveforms = generator.integers(-3000, 3000, (rows, shape.samples), dtype=np.int16)
+    sizes = [num_classes] if isinstance(num_classes, int) else num_classes
+    labels = [torch.from_numpy(generator.integers(0, size, (rows, frames), dtype=np.int32)) for size in sizes]
+    return PretrainBatch(
+        waveforms=torch.from_numpy(waveforms),
+        num_samples=torch.full((rows,), shape.samples),
+        labels=labels[0],
+        mask=torch.from_numpy(mask),
+        masked_index=torch.from_numpy(np.flatnonzero(mask)),
+        unmasked_index=torch.from_numpy(np.flatnonzero(~mask)),
+        layer_keep=torch.ones(recipe.model.layers, dtype=torch.bool),
+        mix=MixRecord.empty(),
+        noise=torch.zeros(0, 0, dtype=torch.int16),
+        noise_num_samples=torch.zeros(0, dtype=torch.int64),
+        rows=torch.arange(rows),
+        start_frame=torch.zeros(rows, dtype=torch.int64),
+        id=MicroBatchId("synthetic", 0, 0, 0),
+        valid_samples=rows * shape.samples,
+        other_labels=torch.stack(labels[1:]) if len(labels) > 1 else None,
+    )
+
+
+class _Step:
+    """Forward, backward and update as training does them, without what it reports."""
+
+    def __init__(
+        self, values: dict[str, Any], parts: dict[str, Any], num_classes: int | Sequence[int], device: torch.device
+    ) -> None:
+        self.device, self.loss = device, parts["loss"]
+        self.low = _LOW.get(values["precision"])
+        self.model: WavLMForPretraining = make_model(parts, num_classes).to(device).train()
+        if parts["model"].compile_layers:
+            self.model.wavlm.compile_layers()
+        self.optimizer = parts["optim"].optimizer(self.model)
+        for group in self.optimizer.param_groups:
+            group["lr"] = parts["optim"].learning_rate(0)
+
+    def micro_batch(self, batch: PretrainBatch, mixing: Mixing | None) -> None:
+        """Adds one micro-batch's gradient, and waits for it."""
+        batch = batch.to(self.device)
+        with torch.autocast(self.device.type, dtype=self.low, enabled=self.low is not None):
+            waveforms = prepare_waveforms(batch, mixing, normalised=self.model.wavlm.config.normalise_waveform)
+            learn = self.loss.unmasked > 0
+            output = forward_micro_batch(self.model, batch, waveforms, with_unmasked=learn, learn_unmasked=learn)
+            total = sum((of_set.cross_entropy_sum for of_set in output.others), output.cross_entropy_sum)
+            total = total + self.loss.feature_penalty * output.feature_penalty * batch.num_masked
+            if output.unmasked_cross_entropy_sum is not None:
+                total = total + self.loss.unmasked * output.unmasked_cross_entropy_sum
+        (total / max(1, batch.num_masked)).backward()
+        self._wait()
+
+    def update(self) -> float:
+        """Clips and updates; returns the seconds."""
+        began = time.perf_counter()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._wait()
+        return time.perf_counter() - began
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def measure(values: dict[str, Any], num_classes: int | Sequence[int], seconds: float, *, with_data: bool) -> dict[str, float]:
+    """Times micro-batches of a config in this process.
+
+    Args:
+        values: The training config as plain values.
+        num_classes: Of the synthetic labels.
+        seconds: How long to time, after one micro-batch and one update that are not timed.
+        with_data: Read the config's data through its loader workers, instead of one synthetic batch again and again.
+
+    Returns:
+        `audio_seconds_a_second` (padding not counted), `wait_share` of the time spent on waiting for data, `seconds_a_micro_batch`,
+        `peak_memory_bytes` (of the GPU, or of the process on a CPU).
+
+    Raises:
+        ValueError: If the config or its data are refused.
+    """
+    parts = objects(values)
+    if parts["trainer"].threads:
+        torch.set_num_threads(parts["trainer"].threads)
+    device = torch.device("cuda" if torch.cuda.is_available() and parts["trainer"].accelerator != "cpu" else "cpu")
+    with contextlib.ExitStack() as stack:
+        if with_data:
+            opened = OpenData(parts["data"], parts["batch"], int(values["seed"]))
+            stack.callback(opened.close)
+            num_classes, mixing = opened.classes, parts["mixing"]
+            batches = _read(values, parts, opened)
+        else:
+            batches, mixing = _repeat(synthetic_batch(recipe_of(parts, values["precision"], num_classes), num_classes)), None
+        step = _Step(values, parts, num_classes, device)
+        step.micro_batch(next(batches), mixing)
+        step.update()
+        return _timed(step, batches, mixing, seconds, parts["batch"].slots)
+
+
+def _repeat(batch: PretrainBatch) -> Iterator[PretrainBatch]:
+    while True:
+        yield batch
+
+
+def _read(values: dict[str, Any], parts: dict[str, Any], opened: OpenData) -> Iterator[PretrainBatch]:
+    builder = make_builder(parts, opened, int(values["seed"]), training=True)
+    for step in StepLoader(opened.schedule(), builder, parts["loader"], num_steps=parts["optim"].updates):
+        yield from step.micro_batches
+
+
+def _timed(step: _Step, batches: Iterator[PretrainBatch], mixing: Mixing | None, seconds: float, slots: int) -> dict[str, float]:
+    count, samples, waited, began = 0, 0, 0.0, time.perf_counter()
+    while count < _FEWEST or time.perf_counter() - began < seconds:
+        asked = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            break
+        waited += time.perf_counter() - asked
+        step.micro_batch(batch, mixing)
+        samples += batch.valid_samples
+        count += 1
+    taken = time.perf_counter() - began
+    whole = taken + step.update() * count / slots  # an update's part of each micro-batch
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if step.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(step.device)
+    return {
+        "audio_seconds_a_second": samples / SAMPLE_RATE_HZ / whole,
+        "wait_share": waited / whole,
+        "seconds_a_micro_batch": whole / max(1, count),
+        "peak_memory_bytes": float(peak),
+    }
+
+
+def _child(path: str, values: dict[str, Any], num_classes: int | Sequence[int], seconds: float, with_data: bool) -> None:  # noqa: FBT001
+    leave_with_parent()
+    multiprocessing.set_start_method("fork", force=True)  # loader workers, as in an ordinary training
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), sys.stderr.fileno())
+    try:
+        result: dict[str, Any] = measure(values, num_classes, seconds, with_data=with_data)
+    except (MemoryError, torch.OutOfMemoryError):
+        result = {"failed": "out of memory"}
+    except RuntimeError as error:
+        first = killed_worker(error) or str(error).strip().split("\n")[0]
+        result = {"failed": "out of memory" if re.search("(not enough|out of|allocate) memory", first) else first}
+    except (ValueError, OSError) as error:
+        result = {"failed": explained(error)}
+    Path(path).write_text(json.dumps(result))
+
+
+def run_trial(
+    values: dict[str, Any], num_classes: int | Sequence[int], seconds: float, timeout: float, *, with_data: bool
+) -> dict[str, Any]:
+    """`measure` in a process of its own, which may run out of memory or out of time.
+
+    Args:
+        values: The training config as plain values.
+        num_classes: Of the synthetic labels.
+        seconds: How long to time.
+        timeout: Seconds after which the trial is ended.
+        with_data: Whether to read the config's data.
+
+    Returns:
+        What `measure` returns, or `failed` with the reason.
+    """
+    # A fork server that has imported everything and touched no GPU: each trial starts clean in a fraction of a second.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["openwavlm.planning.trial"])
+    start_fork_server()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.json"
+        process = context.Process(target=_child, args=(str(path), values, num_classes, seconds, with_data))
+        process.start()
+        return outcome_of(process, path, timeout)
+
+
+def outcome_of(process: Any, path: Path, timeout: float) -> dict[str, Any]:
+    """What a started trial leaves in `path`, or why it leaves nothing.
+
+    Args:
+        process: The trial's process.
+        path: The file of its result.
+        timeout: Seconds after which it is ended.
+
+    Returns:
+        Its result, or `failed` with the reason.
+    """
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return {"failed": f"took longer than timeout={timeout:g} s"}
+    if path.is_file():
+        return json.loads(path.read_text())
+    code = process.exitcode
+    if code < 0:
+        return {"failed": f"killed by signal {-code}, as for want of memory: lower batch.micro_seconds or loader.workers"}
+    return {"failed": f"ended with status {code}"}

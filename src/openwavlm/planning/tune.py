@@ -1,0 +1,275 @@
+"""`openwavlm tune`: which settings are fastest on this machine, by short timed trials, as a file for a new run.
+
+One knob after another, each in the light of those before it: attention backend, compiled layers and size of the micro-batch (on a GPU),
+threads (on a CPU), loader workers (with data). A setting replaces the one before only if it is faster by `margin`.
+"""
+
+import json
+import logging
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from openwavlm.batches.sources import OpenData
+from openwavlm.model.attention import choose_backend
+from openwavlm.planning.budget import GIB, GPUS, peak_flops, recipe_of
+from openwavlm.planning.trial import run_trial
+from openwavlm.training.checkpoint import write_atomically
+from openwavlm.training.config import objects, with_placeholders
+
+log = logging.getLogger(__name__)
+
+Trial = Callable[[dict[str, Any], bool], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys of `conf/tune.yaml` that are not the training's.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    classes: int
+    seconds: float
+    timeout: float
+    margin: float
+    output: str
+
+    def __post_init__(self) -> None:
+        numbers = (self.classes, self.seconds, self.timeout)
+        if not all(isinstance(value, int | float) and value > 0 for value in numbers) or not self.classes == int(self.classes):
+            raise ValueError(
+                f"classes, seconds and timeout must be positive and classes whole, but are {', '.join(map(str, numbers))}"
+            )
+        if not isinstance(self.margin, int | float) or not 0 <= self.margin < 1:
+            raise ValueError(f"margin must lie in [0, 1), but is {self.margin}: 0.03 asks for 3 % more speed")
+
+
+@dataclass
+class Search:
+    """The trials so far and the best settings among them.
+
+    Args:
+        values: The training config.
+        trial: Runs one: config, whether to read its data → figures, or `failed`.
+        margin: How much faster a setting must be, as a share.
+        on_row: Called with the rows after each trial.
+    """
+
+    values: dict[str, Any]
+    trial: Trial
+    margin: float
+    on_row: Callable[[list[dict[str, Any]]], None] = lambda rows: None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    chosen: dict[str, Any] = field(default_factory=dict)
+    rate: float = 0.0
+
+    def measure(self, knob: str, value: Any, *, with_data: bool = False) -> float:
+        """One trial of the chosen settings with `knob` at `value`; returns audio seconds a second, 0 if it failed."""
+        tried = {**self.chosen, **({knob: value} if knob else {})}
+        figures = self.trial(with_settings(self.values, tried), with_data)
+        self.rows.append({"knob": knob or "as given", "value": value, "with_data": with_data, **figures})
+        log.info("%s", line_of(self.rows[-1]))
+        self.on_row(self.rows)
+        return float(figures.get("audio_seconds_a_second", 0.0))
+
+    def offer(self, knob: str, value: Any, *, with_data: bool = False) -> float:
+        """Tries a value and keeps it if it is faster by the margin; returns its rate."""
+        rate = self.measure(knob, value, with_data=with_data)
+        if rate > self.rate * (1 + self.margin):
+            self.chosen[knob], self.rate = value, rate
+        return rate
+
+
+def with_settings(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a config with dotted keys `group.key` set."""
+    copy = {key: dict(node) if isinstance(node, dict) else node for key, node in values.items()}
+    for name, value in settings.items():
+        group, key = name.split(".")
+        copy[group][key] = value
+    return copy
+
+
+def search(values: dict[str, Any], found: Search, *, on_gpu: bool, with_data: bool, cores: int) -> None:
+    """Runs all trials.
+
+    Args:
+        values: The training config.
+        found: Takes the results.
+        on_gpu: Whether training runs on a GPU.
+        with_data: Whether the config names data.
+        cores: CPU cores that this process may use.
+
+    Raises:
+        ValueError: If no trial ran to its end.
+    """
+    model = values["model"]
+    found.rate = found.measure("", None)
+    out_of_memory = found.rows[0].get("failed") == "out of memory"
+    if on_gpu and out_of_memory:
+        _smaller(values, found)
+    backends = ["eager", "sdpa"] + (["flex"] if on_gpu and model["attention_dropout"] == 0 else [])
+    for backend in backends:
+        if backend != choose_backend(model["attention_backend"]):
+            found.offer("model.attention_backend", backend)
+    if on_gpu:
+        found.offer("model.compile_layers", not model["compile_layers"])
+    if on_gpu and not out_of_memory:
+        _larger(values, found)
+    if not on_gpu:
+        for threads in _powers(cores):
+            if threads != (values["trainer"]["threads"] or cores):
+                found.offer("trainer.threads", threads)
+    if not found.rate:
+        raise ValueError(f"no trial ran to its end; the first: {found.rows[0]['failed']}")
+    if with_data:
+        found.rate = found.measure("loader.workers", values["loader"]["workers"], with_data=True)
+        for workers in [0, *_powers(cores)]:
+            if workers != values["loader"]["workers"]:
+                found.offer("loader.workers", workers, with_data=True)
+
+
+def _powers(most: int) -> list[int]:
+    """1, 2, 4, … below `most`, and `most`."""
+    return sorted({1 << power for power in range(most.bit_length()) if 1 << power <= most} | {most})
+
+
+def _larger(values: dict[str, Any], found: Search) -> None:
+    """Halves the number of micro-batches until one does not fit."""
+    slots = round(values["batch"]["seconds"] / values["batch"]["micro_seconds"])
+    while slots > 1:
+        slots //= 2
+        if not found.offer("batch.micro_seconds", values["batch"]["seconds"] / slots):
+            return
+
+
+def _smaller(values: dict[str, Any], found: Search) -> None:
+    """Doubles the number of micro-batches until one fits."""
+    batch = values["batch"]
+    slots = 2 * round(batch["seconds"] / batch["micro_seconds"])
+    while batch["seconds"] / slots >= batch["max_seconds"]:
+        if found.offer("batch.micro_seconds", batch["seconds"] / slots):
+            return
+        slots *= 2
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """A trial as a line of the table."""
+    value = f"{row['value']:.10g}" if isinstance(row["value"], float) else row["value"]
+    setting = row["knob"] if value is None else f"{row['knob']}={value}"
+    data = " with data" if row["with_data"] else ""
+    if "failed" in row:
+        return f"{setting + data:<42} {row['failed']}"
+    return (
+        f"{setting + data:<42} {row['audio_seconds_a_second']:9.1f} s of audio a second, {row['peak_memory_bytes'] / GIB:6.2f} GiB"
+        + (f", {row['wait_share']:.0%} of the time waiting for it" if row["with_data"] else "")
+    )
+
+
+def pasted(chosen: dict[str, Any]) -> str:
+    """Settings as words of a command line."""
+    return " ".join(f"{name}={value}" for name, value in chosen.items())
+
+
+def write_settings(folder: Path, chosen: dict[str, Any], machine: str) -> Path:
+    """Writes `machine/tuned.yaml` below `folder`, which `--config-dir=FOLDER +machine=tuned` adds to a training's config.
+
+    Args:
+        folder: The config folder.
+        chosen: Dotted keys and values.
+        machine: What they were measured on.
+
+    Returns:
+        The file.
+    """
+    nested: dict[str, Any] = {}
+    for name, value in chosen.items():
+        group, key = name.split(".")
+        nested.setdefault(group, {})[key] = value
+    head = (
+        "# @package _global_\n"
+        f"# Measured by openwavlm tune on {machine}; for a new run on that machine:\n"
+        f"# python train.py --config-dir={folder} +machine=tuned name=NAME ...\n"
+        f"# or paste: {pasted(chosen) or '(nothing beats the settings as given)'}\n"
+    )
+    path = folder / "machine" / "tuned.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (head + yaml.safe_dump(nested, sort_keys=False)).encode())
+    return path
+
+
+def tune(values: dict[str, Any]) -> None:
+    """Searches by short trials, and writes the settings that were fastest and every trial.
+
+    Args:
+        values: `conf/tune.yaml` as plain values.
+
+    Raises:
+        ValueError: If a setting or the training config is refused, or no trial succeeds.
+    """
+    settings = Settings(**{key: values.pop(key) for key in Settings.__dataclass_fields__})
+    named = any(source.get(key) for source in values["data"]["sources"].values() for key in ("shards", "labels"))
+    values = values if named else with_placeholders(values)
+    parts = objects(values)
+    classes = _classes(parts, values) if named else (int(settings.classes),)
+    recipe = recipe_of(parts, values["precision"], classes)
+    on_gpu = torch.cuda.is_available() and parts["trainer"].accelerator != "cpu"
+    machine = (
+        f"{platform.node()}, {torch.cuda.get_device_name() if on_gpu else f'CPU, {_cores()} cores'}, torch {torch.__version__}"
+    )
+    folder = Path(str(settings.output))
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def trial(tried: dict[str, Any], reads: bool) -> dict[str, Any]:  # noqa: FBT001
+        return run_trial(tried, classes, settings.seconds, settings.timeout, with_data=reads)
+
+    def save(rows: list[dict[str, Any]]) -> None:
+        kept = {"format_version": 1, "machine": machine, "trials": rows, "chosen": found.chosen}
+        write_atomically(folder / "tune.json", (json.dumps(kept, indent=1) + "\n").encode())
+
+    log.info("%s; %s", machine, "with data" if named else "synthetic batches, so loader workers are not tried")
+    found = Search(values, trial, settings.margin, save)
+    search(values, found, on_gpu=on_gpu, with_data=named, cores=_cores())
+    save(found.rows)
+    path = write_settings(folder, found.chosen, machine)
+    log.info("chosen: %s", pasted(found.chosen) or "the settings as given")
+    reached = max(row.get("audio_seconds_a_second", 0.0) for row in found.rows) * recipe.flops_a_second()
+    log.info("%s", speed_line(reached, torch.cuda.get_device_name() if on_gpu else None, values["precision"]))
+    log.info("wrote %s; for a new run: python train.py --config-dir=%s +machine=tuned name=NAME ...", path, folder)
+
+
+def speed_line(flops_per_second: float, gpu_name: str | None, precision: str) -> str:
+    """The speed in operations a second, and for a GPU of plan's table as the `utilisation` that plan asks for.
+
+    Args:
+        flops_per_second: Of the fastest trial.
+        gpu_name: As torch calls it; None on a CPU.
+        precision: The config's.
+
+    Returns:
+        A line to read.
+    """
+    line = f"the fastest trial does {flops_per_second:.3g} operations a second"
+    known = next((name for name in GPUS if gpu_name and name in gpu_name.lower()), None)
+    if known is None:
+        return line
+    share = flops_per_second / peak_flops(GPUS[known], precision)
+    return f"{line}, {share:.2f} of the peak: openwavlm plan gpu={known} utilisation={share:.2f}"
+
+
+def _classes(parts: dict[str, Any], values: dict[str, Any]) -> tuple[int, ...]:
+    """Clusters of the data's codebooks; data that training would refuse are refused before the first trial."""
+    opened = OpenData(parts["data"], parts["batch"], int(values["seed"]))
+    opened.close()
+    return opened.classes
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

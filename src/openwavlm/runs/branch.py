@@ -1,0 +1,127 @@
+"""A run that begins at another run's checkpoint: the same trajectory up to there, another end (a decay from a stable rate, say)."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from openwavlm.runs.run_directory import changed_keys, refuse_changes
+from openwavlm.training.checkpoint import verified, write_atomically
+from openwavlm.training.checkpoint_reader import read_checkpoint
+from openwavlm.training.optim import Optim
+from openwavlm.training.records import BRANCHED
+from openwavlm.training.run_files import read_config
+
+_OWN = ("name", "branch_from", "optim.updates")  # what a branch has of its own without being asked about it
+log = logging.getLogger(__name__)
+
+
+def check_head(checkpoint: Path, embeddings: Sequence[int], fingerprints: dict[str, str]) -> None:
+    """Refuses a checkpoint whose head has not the size of the run's, and warns of one that learned another codebook.
+
+    Args:
+        checkpoint: A whole checkpoint.
+        embeddings: Label embeddings that the run's heads need, one number a label set.
+        fingerprints: Of the data as they are.
+
+    Raises:
+        ValueError: If the numbers differ, whoever allowed the data to change.
+    """
+    content = read_checkpoint(checkpoint)
+    heads = [content["state_dict"]["model.label_embeddings"]]
+    while (key := f"model.other_heads.{len(heads) - 1}.label_embeddings") in content["state_dict"]:
+        heads.append(content["state_dict"][key])
+    found = [len(head) for head in heads]
+    if found != list(embeddings):
+        was, wanted = (" and ".join(map(str, sizes)) for sizes in (found, embeddings))
+        raise ValueError(
+            f"the head of {checkpoint} predicts {was} labels, but the data need {wanted}: another codebook needs a new head, so start a "
+            "new run under another name and without branch_from, or put the old labels back"
+        )
+    known: dict[str, str] = content["openwavlm"]["fingerprints"]
+    if any(known.get(key) != value for key, value in fingerprints.items() if key.split(".")[0] == "codebook"):
+        log.warning(
+            "the head of %s learned the labels of another codebook, as is allowed here: it has to learn them anew", checkpoint
+        )
+
+
+def begin_branch(
+    checkpoint: Path, directory: Path, config: dict[str, Any], optim: Optim, allow_change: list[str], check: Callable[[], None]
+) -> dict[str, Any]:
+    """Checks that a new run may go on from another run's checkpoint, and copies the records up to there.
+
+    Args:
+        checkpoint: `runs/OTHER/checkpoints/step-….ckpt`.
+        directory: The new run's directory.
+        config: Its composed config.
+        optim: Its optimiser.
+        allow_change: Keys that may differ from the other run's.
+        check: Refuses the checkpoint for other reasons (`check_head`), before anything is copied.
+
+    Returns:
+        The differences, for `run.json`: key → (there, here).
+
+    Raises:
+        ValueError: If the checkpoint is missing or damaged, is none of a run, belongs to a run that differs in a key that was not
+            allowed to, or lies where this run ends or decays already.
+    """
+    changes = check_branch(checkpoint, config, optim, allow_change)
+    parent = checkpoint.resolve().parents[1]
+    check()
+    for name in BRANCHED:
+        if (parent / name).is_file():  # also in place of what a launch left that was killed before its first checkpoint
+            write_atomically(directory / name, (parent / name).read_bytes())
+    log.info("branching from %s", checkpoint)
+    return changes
+
+
+def check_branch(checkpoint: Path, config: dict[str, Any], optim: Optim, allow_change: list[str]) -> dict[str, Any]:
+    """Refuses what `begin_branch` refuses without a look at the data; writes nothing.
+
+    Args:
+        checkpoint: `runs/OTHER/checkpoints/step-….ckpt`.
+        config: The composed config.
+        optim: Its optimiser.
+        allow_change: Keys that may differ from the other run's.
+
+    Returns:
+        The differences: key → (there, here).
+
+    Raises:
+        ValueError: As `begin_branch`.
+    """
+    if not checkpoint.is_file() or not verified(checkpoint):
+        raise ValueError(
+            f"branch_from must be a whole checkpoint, as in runs/NAME/checkpoints/step-00001000.ckpt, but is {checkpoint}"
+        )
+    parent = checkpoint.resolve().parents[1]
+    if not (parent / "config.yaml").is_file():
+        raise ValueError(f"branch_from must lie in a run directory, but {parent} has no config.yaml")
+    changes = {
+        key: values for key, values in changed_keys(read_config(parent / "config.yaml"), config).items() if key not in _OWN
+    }
+    refuse_changes(changes, allow_change, f"the run {parent} that it branches from")
+    _check_rate(int(checkpoint.stem.split("-")[1]), optim, _optim_of(read_config(parent / "config.yaml")), checkpoint)
+    return changes
+
+
+def _optim_of(config: dict[str, Any]) -> Optim:
+    return Optim(**{name: value for name, value in config["optim"].items() if name in Optim.__dataclass_fields__})
+
+
+def _check_rate(step: int, optim: Optim, parent: Optim, checkpoint: Path) -> None:
+    if step >= optim.updates:
+        raise ValueError(
+            f"a branch goes on after {checkpoint}, but optim.updates={optim.updates} is not above its {step} updates: raise it"
+        )
+    decays_from = optim.updates - optim.decay_updates
+    if optim.schedule == "wsd" and step > decays_from:
+        raise ValueError(
+            f"a branch must begin before its decay, but {checkpoint} has {step} updates and the decay of optim.updates={optim.updates} "
+            f"begins at {decays_from}: raise optim.updates, lower optim.decay_share, or branch from an earlier checkpoint"
+        )
+    if parent.schedule == "wsd" and step > parent.updates - parent.decay_updates:
+        log.warning("%s lies in the decay of its run, from update %d on", checkpoint, parent.updates - parent.decay_updates)
+    before, after = parent.learning_rate(step), optim.learning_rate(step)
+    if abs(after - before) > 0.01 * before:
+        log.warning("the learning rate goes from %.3g to %.3g at the branch, after update %d", before, after, step)

@@ -1,0 +1,152 @@
+"""Composed configs: where `conf/` lies, what an override may look like, and one sentence for what Hydra refuses."""
+
+import difflib
+import re
+import sys
+import threading
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from openwavlm.runs.names import as_text, run_folder
+from openwavlm.runtime.resources import explained
+
+
+def conf_dir() -> Path:
+    """Folder of the configuration: `conf/` of a checkout, or the copy inside an installed wheel.
+
+    Raises:
+        ValueError: If neither exists.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package / "conf", package.parents[1] / "conf"):
+        if (candidate / "train.yaml").is_file():
+            return candidate
+    raise ValueError(f"no configuration found beside {package}: reinstall the package or run from a checkout")
+
+
+def swept(overrides: list[str]) -> str:
+    """Name of a sweep's trial: what the sweep varies, by the command line or by a sweeper's own settings."""
+    given = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(given)
+    last = {override.get_key_element(): override for override in parsed}  # of a key that is given twice the last holds
+    fixed = {key for key, override in last.items() if not override.is_sweep_override()}
+    varied = "__".join(o.replace("'", "") for o in overrides if o.split("=", 1)[0] not in fixed)
+    # No "=" or ",": the folder's name must be usable as a value on the next command line.
+    return re.sub(r"[^\w.+-]", "-", varied) or "trial"
+
+
+OmegaConf.register_new_resolver("swept", swept, replace=True)
+OmegaConf.register_new_resolver("run_folder", lambda name: "." if name in (".", None) else str(run_folder(name)), replace=True)
+
+
+def quoted(value: Path | str) -> str:
+    """A value as an override has it whatever its characters: Hydra's grammar knows spaces, brackets, `=`, `,`, `#` and few letters."""
+    return QuotedString(str(value), Quote.single).with_quotes()
+
+
+def paths(value: Any) -> list[Path]:
+    """The folders that a key names, one (`key=A`) or several (`key=[A,B]`)."""
+    return [Path(str(one)) for one in (value if isinstance(value, list | ListConfig) else [value])]
+
+
+def check_complete(config: DictConfig) -> None:
+    """Checks that every mandatory value is given.
+
+    Raises:
+        ValueError: If one is missing.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ValueError(f"the config needs a value for {', '.join(missing)}, as in {missing[0]}=...")
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The composed config as plain values, interpolations resolved.
+
+    Raises:
+        ValueError: If a mandatory value is missing.
+    """
+    check_complete(config)
+    return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
+def _names(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items_ex(resolve=False):
+        name = f"{prefix}{key!s}"
+        yield name
+        if isinstance(value, DictConfig):
+            yield from _names(value, f"{name}.")
+
+
+# What Hydra's parser says of a word that it does not understand.
+_GRAMMAR = re.compile(r"no viable alternative|mismatched input|extraneous input|token recognition|LexerNoViable")
+_QUOTES = (
+    """a value with =, commas, brackets, spaces or other letters needs quotes of its own, as in 'key="a=b"' or 'key=["a=b"]'"""
+)
+
+
+def sentence_of_value(error: OmegaConfBaseException) -> str:
+    """What is wrong with a value; of a resolver of ours its own sentence."""
+    text = str(error).split("full_key:")[0].removeprefix("ValueError raised while resolving interpolation: ")
+    return " ".join(text.split())
+
+
+def sentence_of(error: Exception, config_name: str) -> str:
+    """What is wrong with the command line, in one sentence; for a misspelt key with the key that comes nearest."""
+    if isinstance(error, OSError) and not isinstance(error, HydraException):  # a missing option is both to Hydra
+        return explained(error)
+    if isinstance(error, OmegaConfBaseException):
+        return sentence_of_value(error)
+    if not isinstance(error, HydraException | ValueError):  # OmegaConf asserts that what lies above a key is a group
+        found = " ".join(str(error).split("full_key:")[0].split()) or type(error).__name__
+        return (
+            f"the overrides cannot be composed ({found}): one of them names a key below another one that is null or has a value; give "
+            "that one in a config file"
+        )
+    text = str(error).split("Config search path:")[0].split("See https://hydra.cc")[0]
+    absent = re.search(r"Could not find '(.+)/(.*)'\s+Available options in '.+':\s+(.*)", text, re.DOTALL)
+    if absent:
+        return f"{absent.group(1)} has no option {absent.group(2)!r}: choose one of {', '.join(absent.group(3).split())}"
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if not unknown:
+        sentence = " ".join(text.split())
+        return f"{sentence}: {_QUOTES}" if _GRAMMAR.match(sentence) else sentence
+    key = unknown.group(1)
+    near = difflib.get_close_matches(key, list(_names(_compose(config_name, []))), 1)
+    return f"{key} is not a known key; " + (f"did you mean {near[0]}?" if near else "--help lists all keys")
+
+
+_composing = threading.Lock()  # Hydra's state is one for the whole process
+
+
+def _compose(config_name: str, overrides: list[str]) -> DictConfig:
+    with _composing:
+        state = GlobalHydra.instance()
+        outer, state.hydra = state.hydra, None  # that of the command from within which this may be called
+        try:
+            with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                return hydra.compose(config_name, [as_text(word) for word in overrides])
+        finally:
+            GlobalHydra.instance().hydra = outer  # another object by now: Hydra restores a copy of the state
+
+
+def composed(config_name: str, overrides: list[str]) -> DictConfig:
+    """The config that a command line of these overrides composes; from within a command too.
+
+    Raises:
+        ValueError: If an override is refused, in the words of that command.
+    """
+    try:
+        return _compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(sentence_of(error, config_name)) from error

@@ -1,0 +1,172 @@
+"""From a run to files that Transformers, Microsoft's code or torchaudio load."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from openwavlm.checkpoints.about import ABOUT, about_bytes
+from openwavlm.checkpoints.fairseq import microsoft_bytes
+from openwavlm.checkpoints.huggingface import save_huggingface
+from openwavlm.checkpoints.load import SINGLE_FILE
+from openwavlm.checkpoints.torchaudio import sidecar_of, torchaudio_bytes
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.pretraining import WavLMForPretraining
+from openwavlm.model.wavlm import WavLM
+from openwavlm.runs.run_directory import RunRecord, heard_data, other_data
+from openwavlm.training.checkpoint import named_checkpoint, write_atomically
+from openwavlm.training.checkpoint_reader import read_checkpoint
+from openwavlm.training.config import make_model, objects
+from openwavlm.training.run_files import read_config
+
+log = logging.getLogger(__name__)
+
+# How each format is loaded.
+FORMATS = {
+    "huggingface": "transformers.WavLMModel.from_pretrained({folder!r})",
+    "microsoft": "WavLM(WavLMConfig(torch.load({weights!r})['cfg'])) of Microsoft's code",
+    "torchaudio": "torchaudio.models.wavlm_model with the arguments in {arguments!r}",
+}
+
+
+def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") -> tuple[WavLMForPretraining, dict[str, Any]]:
+    """The model of one of a run's checkpoints, in eval mode, and what the checkpoint is bound to.
+
+    Args:
+        run: Run directory.
+        checkpoint: `newest` that verifies, `best` by cross-entropy on held-out speakers, or a number of updates.
+        weights: `trained`, or `ema`, their running mean where the run kept one.
+
+    Raises:
+        ValueError: If the directory is no run, or holds no such checkpoint or weights.
+    """
+    if weights not in ("trained", "ema"):
+        raise ValueError(f"weights must be trained or ema, but is {weights}")
+    config = read_config(run / "config.yaml")
+    found = named_checkpoint(run / "checkpoints", checkpoint)
+    if found is None:
+        RunRecord(run).refuse_lost_checkpoints()
+        raise ValueError(f"{run} has no checkpoint yet: let it train to callbacks.checkpoint_every, or touch {run / 'save_now'}")
+    content = read_checkpoint(found)
+    prefix = "model." if weights == "trained" else "ema."
+    state = {key.removeprefix(prefix): value for key, value in content["state_dict"].items() if key.startswith(prefix)}
+    if not state:
+        raise ValueError(f"{run} kept no running mean of its weights: train with optim.ema=0.999, or use weights=trained")
+    parts = objects(config)
+    try:
+        embeddings = [state["label_embeddings"]]
+        while (key := f"other_heads.{len(embeddings) - 1}.label_embeddings") in state:
+            embeddings.append(state[key])
+        model = make_model(parts, [len(of_set) - parts["head"].special_rows for of_set in embeddings])
+        model.load_state_dict(state, strict=True)
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{found} must hold the model that {run / 'config.yaml'} describes, but does not ({reason}): restore both from a copy"
+        ) from error
+    return model.eval(), content["openwavlm"]
+
+
+def export_run(
+    run: Path, output: Path | None = None, *, checkpoint: str = "newest", weights: str = "trained", format: str = "huggingface"
+) -> Path:
+    """Writes the encoder in one of `FORMATS`, and the prediction head in a file beside it.
+
+    Args:
+        run: Run directory.
+        output: Folder to write; by default `run/export`, of the other formats `run/export-FORMAT`.
+        checkpoint: As in `load_run`.
+        weights: As in `load_run`.
+        format: `huggingface`: model.safetensors, config.json, preprocessor_config.json; `microsoft`: model.pt; `torchaudio`: model.pt,
+            model.json.
+
+    Returns:
+        The folder, with pretraining_head.safetensors, openwavlm.json and README.md.
+
+    Raises:
+        ValueError: If the format is unknown, the output holds another one, or there is nothing to export.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, but is {format!r}: correct it")
+    output = output or run / ("export" if format == "huggingface" else f"export-{format}")
+    _check_format_of(output, format)
+    model, bound = load_run(run, checkpoint, weights)
+    output.mkdir(parents=True, exist_ok=True)
+    _write_encoder(model.wavlm, output, format)
+    heads = model.heads()  # several label sets lie one after another, as fairseq's untied heads do
+    head = {
+        "final_proj.weight": torch.cat([of_set.final_proj.weight.detach() for of_set in heads]),
+        "final_proj.bias": torch.cat([of_set.final_proj.bias.detach() for of_set in heads]),
+        "label_embs_concat": torch.cat([of_set.label_embeddings.detach() for of_set in heads]),
+    }
+    write_atomically(output / "pretraining_head.safetensors", save(head))
+    about = {"format_version": 1, "updates": bound["step"], "weights": weights, "fingerprints": bound["fingerprints"]}
+    about["trained_on"] = _trained_on(run, bound["fingerprints"])
+    if len(heads) > 1:
+        about["label_embeddings"] = [len(of_set.label_embeddings) for of_set in heads]
+    begun = RunRecord(run).content.get("init_from")
+    if begun is not None:
+        about["init_from"] = {name: begun[name] for name in ("model", "dialect")}
+    write_atomically(output / "README.md", _readme(output, format, about, model.wavlm.config).encode())
+    names = ("config.json", "preprocessor_config.json", "model.safetensors", SINGLE_FILE, sidecar_of(Path(SINGLE_FILE)).name)
+    write_atomically(output / ABOUT, about_bytes(about, [output / name for name in names if (output / name).is_file()]))
+    return output
+
+
+_GROUP_NORM = """The first convolution has a group norm, whose statistics are taken over time, padding included: a row that was padded in a
+batch with longer ones gets other features than the row alone, with or without an attention mask. Run recordings of one length together,
+or one at a time, wherever features are compared or kept; `openwavlm extract` and `openwavlm.load(FOLDER).extract` do. Published models of
+this kind were trained without a mask, so `preprocessor_config.json` says `return_attention_mask: false`, as theirs do."""
+_LAYER_NORM = """Every convolution has a layer norm of its own frame: with an attention mask (`return_attention_mask: true` in
+`preprocessor_config.json`, as in published models of this kind) a padded row has the features of the row alone. Pass the mask on."""
+
+
+def _readme(output: Path, format: str, about: dict[str, Any], config: WavLMConfig) -> str:
+    """What a user of the folder has to know: how it is loaded, and what padding does."""
+    loaded_by = FORMATS[format].format(folder="FOLDER", weights="FOLDER/model.pt", arguments="FOLDER/model.json")
+    return (
+        f"# {output.resolve().name}\n\nA {config.layers}-layer speech encoder after {about['updates']} updates, written by `openwavlm "
+        f"export` ({format}). Audio is 16 kHz, mono{', each recording normalised' if config.normalise_waveform else ''}; one frame every "
+        f"20 ms.\n\n```python\n{loaded_by}\n```\n\n## Padding\n\n"
+        f"{_GROUP_NORM if config.extractor_norm == 'group' else _LAYER_NORM}\n"
+    )
+
+
+def _trained_on(run: Path, fingerprints: dict[str, str]) -> dict[str, Any]:
+    """Which voices the model heard: the run's split, its shard sets, their sources where noted, and, as `before`, other data of its
+    earlier launches and what it heard before the run."""
+    found = heard_data(read_config(run / "config.yaml")["data"], fingerprints)
+    noted = RunRecord(run).content
+    before = {"before": noted["init_from"].get("trained_on")} if "init_from" in noted else {}
+    for earlier in other_data(noted.get("heard", []), found):
+        before = {"before": earlier | before}
+    if "sources" in noted:
+        found["sources"] = noted["sources"]
+    return found | before
+
+
+def _check_format_of(output: Path, format: str) -> None:
+    """One folder holds one format, and no shards: what loads it looks for Hugging Face's files first."""
+    if (output / "index").is_dir():
+        raise ValueError(f"a model has a folder of its own, but {output} holds shards: name another output")
+    held = [
+        *(["huggingface"] if (output / "config.json").is_file() else []),
+        *(["torchaudio"] if (file := output / SINGLE_FILE).is_file() and sidecar_of(file).is_file() else []),
+        *(["microsoft"] if file.is_file() and not sidecar_of(file).is_file() else []),
+    ]
+    if held and held != [format]:
+        raise ValueError(f"one folder holds one format, but {output} holds {held[0]} and format is {format}: name another output")
+
+
+def _write_encoder(model: WavLM, output: Path, format: str) -> None:
+    file = output / SINGLE_FILE
+    if format == "huggingface":
+        save_huggingface(model, output)
+    elif format == "microsoft":
+        write_atomically(file, microsoft_bytes(model))
+    else:
+        weights, arguments = torchaudio_bytes(model)
+        write_atomically(sidecar_of(file), arguments)
+        write_atomically(file, weights)

@@ -1,0 +1,95 @@
+"""The report of a run, gathered from its directory, its data and its plan: `openwavlm report run=runs/NAME`."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openwavlm.batches.sources import OpenData
+from openwavlm.report.content import Iteration, ReportContent, read_iteration
+from openwavlm.report.page import write_report
+from openwavlm.report.rebuild import first_mixture, measure_realised
+from openwavlm.runtime.resources import check_of_the_file
+from openwavlm.runtime.sealed import read_sealed
+from openwavlm.training.config import build, make_builder, make_model
+
+log = logging.getLogger(__name__)
+_GROUPS = ("model", "model.head", "masking", "mixing", "data", "batch")
+
+
+def gather(
+    run: Path,
+    name: str | None = None,
+    *,
+    micro_batches: int = 16,
+    probes: dict[str, Any] | None = None,
+    masked: dict[str, Any] | None = None,
+) -> Iteration:
+    """Everything that a run directory and its data tell; what cannot be opened is noted in the iteration.
+
+    Args:
+        run: Run directory.
+        name: What the reader shall call it; by default the folder's name.
+        micro_batches: How many batches are built again to measure masking and mixing.
+        probes: What `probe_model` returned; None: `probes.json` of the run, if there is one.
+        masked: Masked prediction with its controls, in place of the last row of `validation.csv`; without a `cross_entropy` of its
+            own it adds controls to that row.
+
+    Raises:
+        ValueError: If the folder is no run directory.
+    """
+    iteration = read_iteration(run, name)
+    kept = run / "probes.json"
+    iteration.probes = probes or (read_sealed(kept, remedy="delete it, or measure it again") if kept.is_file() else None)
+    if masked:
+        # Figures of another set of frames do not stand beside those of validation.csv; a mere addition to them does.
+        iteration.masked = masked if "cross_entropy" in masked else {**(iteration.masked or {}), **masked}
+    try:
+        _open_data(iteration, micro_batches)
+    except (ValueError, OSError, KeyError) as error:  # KeyError: files of another version
+        check_of_the_file(error)
+        iteration.notes.append(f"The run's data could not be opened, so its audio, labels and mixtures are not shown: {error}.")
+    return iteration
+
+
+def _open_data(iteration: Iteration, micro_batches: int) -> None:
+    # Only what decides the batches and the model: a run of another version may have other keys elsewhere.
+    parts = {group.rpartition(".")[2]: build(iteration.config, group) for group in _GROUPS}
+    seed = int(iteration.config["seed"])
+    opened = OpenData(parts["data"], parts["batch"], seed)
+    try:
+        if iteration.record.get("fingerprints", opened.fingerprints()) != opened.fingerprints():
+            raise ValueError("shards, labels or noise have other content now than when the run was launched")
+        iteration.data = opened.summary()
+        iteration.cluster_counts = opened.label_counts()
+        with torch.device("meta"):
+            iteration.parameters = sum(p.numel() for p in make_model(parts, opened.classes).parameters())
+        schedule, builder = opened.schedule(), make_builder(parts, opened, seed, training=True)
+        plan = schedule.statistics()
+        iteration.plan = {
+            "padding_share": plan.padding_share,
+            "lost_share": plan.lost_share,
+            "too_short": plan.too_short,
+            "codebook": opened.num_classes,
+        }
+        iteration.realised = measure_realised(schedule, builder, iteration.metrics, micro_batches=micro_batches)
+        iteration.example = first_mixture(opened, schedule, builder, micro_batches=2 * micro_batches)
+    finally:
+        opened.close()
+
+
+def report_runs(runs: Sequence[Path], output: Path | None = None, *, title: str | None = None, micro_batches: int = 16) -> Path:
+    """Writes the report of one run, or of several that follow each other, into `output` (by default the last run's folder).
+
+    Raises:
+        ValueError: If a folder is no run directory.
+    """
+    several = len(runs) > 1
+    iterations = [
+        gather(run, f"iteration {place}: {run.name}" if several else None, micro_batches=micro_batches)
+        for place, run in enumerate(runs, start=1)
+    ]
+    last = runs[-1]
+    return write_report(output or last, ReportContent(title or f"OpenWavLM: run {last.name}", iterations))

@@ -1,0 +1,109 @@
+"""A new run whose encoder begins as that of a checkpoint, of any dialect: domain adaptation, or WavLM from a HuBERT."""
+
+import logging
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openwavlm.checkpoints.about import read_about
+from openwavlm.checkpoints.account import NO_GATED_BIAS, Account
+from openwavlm.checkpoints.load import load_checkpoint
+from openwavlm.labels.teacher import model_hash
+from openwavlm.model.config import WavLMConfig
+from openwavlm.model.wavlm import WavLM
+
+log = logging.getLogger(__name__)
+
+_TABLE = "encoder.relative_bias.embedding.weight"
+# A run's own choice: the rest must be as the checkpoint has it.
+_FREE = frozenset(
+    {
+        *("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop", "layer_drop_mode"),
+        *("feature_grad_mult", "attention_backend", "recompute", "compile_layers"),
+    }
+)
+
+
+def begin_from(model: WavLM, path: Path | str) -> dict[str, Any]:
+    """Copies a checkpoint's encoder into a new run's; the prediction head stays as it was drawn.
+
+    Args:
+        model: The run's encoder; overwritten.
+        path: A checkpoint that `load_checkpoint` reads.
+
+    Returns:
+        What binds the run to it, for `run.json`: path, dialect, hash of the model, what was left out and made, and, where its folder
+        says it, what it was trained on (`openwavlm.json`).
+
+    Raises:
+        ValueError: As `load_checkpoint` does; if the run's model has another architecture or normalisation.
+    """
+    loaded, account = load_checkpoint(path)
+    neutral = account.created.get(_TABLE) == NO_GATED_BIAS
+    check_same_architecture(model.config, loaded.config, path, neutral=neutral)
+    state = loaded.state_dict()
+    if neutral:  # of zeros, so it may have the run's own buckets
+        state[_TABLE] = torch.zeros_like(model.state_dict()[_TABLE])
+    model.load_state_dict(state)
+    log.info("the encoder begins as %s (%s), the prediction head is new", path, account.dialect)
+    return _record(path, model_hash(loaded), account)
+
+
+def check_same_beginning(before: dict[str, Any] | None, now: dict[str, Any], allow_change: list[str]) -> None:
+    """Refuses to begin again with another encoder than this run began with.
+
+    Raises:
+        ValueError: If `run.json` names another model and `init_from` was not allowed to change.
+    """
+    if before is not None and before["model"] != now["model"] and "init_from" not in allow_change:
+        raise ValueError(
+            f"this run began as the model {before['model'][:12]} of {before['path']}, but {now['path']} now holds {now['model'][:12]}: "
+            "restore it, start a new run under another name, or allow_change=[init_from]"
+        )
+
+
+def _record(path: Path | str, hashed: str, account: Account) -> dict[str, Any]:
+    return {
+        "path": str(path),
+        "dialect": account.dialect,
+        "model": hashed,
+        "left_out": account.ignored,
+        "made": account.created,
+        "trained_on": _trained_on(Path(path)),
+    }
+
+
+def _trained_on(path: Path) -> dict[str, Any] | None:
+    return (read_about(path if path.is_dir() else path.parent) or {}).get("trained_on")
+
+
+def check_same_architecture(run: WavLMConfig, checkpoint: WavLMConfig, origin: Path | str, *, neutral: bool = False) -> None:
+    """Refuses to begin a model as another one of a different architecture.
+
+    Args:
+        run: The model that is to begin.
+        checkpoint: What it is to begin as.
+        origin: Whose that is, for the message.
+        neutral: Whether the gated bias was made neutral, so that it may have any buckets.
+
+    Raises:
+        ValueError: With the overrides to add.
+    """
+    free = _FREE | ({"num_buckets", "max_distance"} if neutral else set())
+    names = [field.name for field in fields(run) if field.name not in free]
+    other = [name for name in names if getattr(run, name) != getattr(checkpoint, name)]
+    if other:
+        overrides = " ".join(f"model.{name}={_written(getattr(checkpoint, name))}" for name in other)
+        raise ValueError(
+            f"a run that begins from a checkpoint must have its architecture and normalisation, but {origin} differs from this run's model "
+            f"in {', '.join(other)}: add {overrides}"
+        )
+
+
+def _written(value: Any) -> str:
+    """A value as an override has it."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

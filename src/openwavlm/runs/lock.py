@@ -1,0 +1,179 @@
+"""One run, one writer: an advisory file lock on this host, a heartbeat for the others.
+
+The record in the file names the writer and is renewed every 15 s. A launch that finds the record of a writer whose lock it cannot see
+(another host; a file system without locks) watches it: if it changes, the launch is refused; if it has not changed for 120 s of the
+launch's own monotonic clock, the launch takes over. The time in the record is never compared with a clock: hosts disagree by days.
+A writer that finds another record in place of its own, because it stood still for that long, ends at once. One that finds its file
+deleted writes it anew, and ends if another launch has made one meanwhile.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from openwavlm.runtime.resources import naming
+
+HEARTBEAT_S = 15.0
+DEAD_AFTER_S = 120.0
+_PROGRESS_S = 30.0
+TAKEN_OVER = 76  # exit status of a writer that was taken over
+_RECORD_BYTES = 512
+log = logging.getLogger(__name__)
+
+
+class RunLock:
+    """Only one launch writes to a run.
+
+    The lock is one of `fcntl`, which belongs to the process alone: with `flock` a killed run would stay locked for as long as
+    its forked loader workers live.
+
+    Args:
+        directory: The run directory.
+
+    Raises:
+        ValueError: If a live launch holds the run.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / "lock"
+        self._ours = {"host": socket.gethostname(), "pid": os.getpid(), "began": time.time()}
+        self._stop = threading.Event()
+        with naming(self.path):
+            self._file = self._open()
+            self._enter()
+            while not self._is_in_place():  # deleted or replaced meanwhile: that file is the lock now
+                os.close(self._file)
+                self._file = self._open()
+                self._enter()
+            self._write()
+        self._thread = threading.Thread(target=self._beats, daemon=True)
+        self._thread.start()
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def _enter(self) -> None:
+        """Takes the lock of the open file, or waits until its holder is known to be dead.
+
+        Raises:
+            ValueError: If a live launch holds the run.
+        """
+        free = self._lock()
+        holder = self._holder()
+        if free is False or (holder and not _is_dead(holder, locked=bool(free)) and self._lives(holder)):
+            os.close(self._file)
+            raise ValueError(self._refusal(holder))
+
+    def _is_in_place(self) -> bool:
+        """Whether the open file is the one that other launches find: a lock on a deleted file keeps nobody away."""
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(found, os.fstat(self._file))
+
+    def _lock(self) -> bool | None:
+        """Takes the lock: True; False if another process holds it; None if this file system has no locks."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): only its heartbeat keeps a second launch away", self.path, error.strerror)
+            return None
+        return True
+
+    def _lives(self, holder: dict[str, Any]) -> bool:
+        """Waits until the holder's record changes (True), has not changed for 120 s, or is released."""
+        began = said = time.monotonic()
+        log.warning(
+            "%s is held by %s: waiting %.0f s for its next heartbeat, which would show that it lives",
+            self.path,
+            _who(holder),
+            DEAD_AFTER_S,
+        )
+        while (now := time.monotonic()) - began < DEAD_AFTER_S:
+            if now - said >= _PROGRESS_S:
+                said = now
+                log.warning("no heartbeat of %s so far, %.0f s left", _who(holder), DEAD_AFTER_S - (now - began))
+            time.sleep(HEARTBEAT_S / 15)
+            found = self._holder()
+            if not found:
+                return False
+            if found != holder:
+                return True
+        log.warning("no heartbeat of %s in %.0f s: it is dead, and the run is taken over", _who(holder), DEAD_AFTER_S)
+        return False
+
+    def _holder(self) -> dict[str, Any]:
+        try:
+            holder = json.loads(os.pread(self._file, _RECORD_BYTES, 0) or b"{}")
+        except ValueError:
+            return {}
+        return holder if isinstance(holder, dict) else {}
+
+    def _refusal(self, holder: dict[str, Any]) -> str:
+        return (
+            f"the run {self.path.parent} is being written by {_who(holder)}: wait for it, stop it, or choose another name "
+            f"(a writer on another host counts as dead when a launch has seen no heartbeat of it for {DEAD_AFTER_S:.0f} s)"
+        )
+
+    def _write(self) -> None:
+        record = {**self._ours, "job": os.environ.get("SLURM_JOB_ID"), "heartbeat": time.time()}
+        # One write of constant length: a reader never meets half a record.
+        os.pwrite(self._file, json.dumps(record).ljust(_RECORD_BYTES).encode(), 0)
+
+    def _beats(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            with contextlib.suppress(OSError):
+                if not self._is_in_place():
+                    deleted, self._file = self._file, self._open()
+                    os.close(deleted)
+                    log.warning(
+                        "%s was deleted while this run was written: it is written anew; leave it while a run trains", self.path
+                    )
+                    if self._lock() is False:
+                        self._end(self._holder())
+                holder = self._holder()
+                if holder and {name: holder.get(name) for name in self._ours} != self._ours:
+                    self._end(holder)
+                self._write()
+
+    def _end(self, holder: dict[str, Any]) -> None:
+        log.critical("%s took the run %s over: ending, since only one launch writes to a run", _who(holder), self.path.parent)
+        os._exit(TAKEN_OVER)
+
+    def release(self) -> None:
+        """Releases the lock."""
+        self._stop.set()
+        self._thread.join()
+        with naming(self.path):
+            os.ftruncate(self._file, 0)
+            os.close(self._file)
+
+
+def _is_dead(holder: dict[str, Any], *, locked: bool) -> bool:
+    """Whether a holder is known to be dead: one of this host that has no lock any more or, without locks, no process."""
+    if holder.get("host") != socket.gethostname():
+        return False
+    if locked:
+        return True
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return False
+
+
+def _who(holder: dict[str, Any]) -> str:
+    return f"process {holder.get('pid')} on {holder.get('host')}" if holder else "another process"

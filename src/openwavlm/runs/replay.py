@@ -1,0 +1,275 @@
+"""What an update was trained on, built again bit for bit: `openwavlm replay run=runs/NAME step=N`.
+
+Needs the run's records and the data that they name; no checkpoint, no GPU, and not the run's lock, so it works beside the training.
+"""
+
+import copy
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openwavlm.audio.audio_files import encode, encode_flac
+from openwavlm.audio.frames import SAMPLE_RATE_HZ
+from openwavlm.batches.batch import PretrainBatch
+from openwavlm.batches.sources import Data, OpenData, label_folders
+from openwavlm.report.batch_rows import BatchRow, describe_rows
+from openwavlm.report.content import known_tables, read_table
+from openwavlm.report.replay_page import render_replay
+from openwavlm.runs.run_directory import RunRecord, lacks_names, same_data
+from openwavlm.runs.segments import Segment, follow_plan, segment_of
+from openwavlm.runtime.atomic import atomic_file, write_json
+from openwavlm.training.checkpoint import checkpoints_in
+from openwavlm.training.config import build, make_builder
+from openwavlm.training.forward import prepare_waveforms
+
+log = logging.getLogger(__name__)
+FORMAT_VERSION = 1
+_GROUPS = ("model", "masking", "mixing", "data", "batch")  # all that decides a batch
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """One micro-batch of an update.
+
+    Attributes:
+        batch: Bit-equal to what was trained on.
+        prepared: Float (batch, samples), its waveforms as the model got them: mixed, and normalised if the model wants it.
+        rows: Its rows in words and figures.
+    """
+
+    batch: PretrainBatch
+    prepared: Tensor
+    rows: list[BatchRow]
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """An update that was built again.
+
+    Attributes:
+        step: The update, from 1.
+        segment: The launch that trained it.
+        recorded: Its row of `metrics.csv`.
+        micro_batches: In slot order.
+        fingerprints: The data, by content.
+    """
+
+    step: int
+    segment: Segment
+    recorded: dict[str, float]
+    micro_batches: list[MicroBatch]
+    fingerprints: dict[str, str]
+
+
+def rebuild_update(run: Path, step: int) -> Update:
+    """Builds the micro-batches of an update again, and holds them against `metrics.csv`.
+
+    Args:
+        run: Run directory.
+        step: The update, from 1 as in `metrics.csv`.
+
+    Raises:
+        ValueError: If the folder is no run directory; the run has not come to this update; the data is not where or what it was; the
+            plan cannot be known any more; or what was built has other figures than the run recorded.
+    """
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run} is no run directory (it has no config.yaml): give the folder of a run, as in run=runs/NAME")
+    recorded = _recorded(run, step)
+    segment = segment_of(run, step)
+    config = {**segment.config, "data": _found(segment, step)}
+    parts = {group.rpartition(".")[2]: build(config, group) for group in _GROUPS}
+    seed = int(config["seed"])
+    opened = OpenData(parts["data"], parts["batch"], seed)
+    try:
+        _check_fingerprints(opened, segment, step)
+        schedule, builder = opened.schedule(), make_builder(parts, opened, seed, training=True)
+        follow_plan(schedule, segment, opened.plan_key(), run, step)
+        micro_batches = []
+        for spec in schedule.step(step - 1).specs:
+            batch, index = builder[spec], opened.indexes[spec.id.source]
+            noise = [
+                (opened.noise_index.keys[row], start / SAMPLE_RATE_HZ)
+                for row, start, _ in builder.noise_excerpts(spec)
+                if opened.noise_index is not None
+            ]
+            with _threads(segment.record["threads"]):
+                prepared = prepare_waveforms(batch, parts["mixing"], normalised=parts["model"].normalise_waveform)
+            rows = describe_rows(batch, parts["mixing"], index, step=step, noise=noise)
+            micro_batches.append(MicroBatch(batch, prepared, rows))
+    finally:
+        opened.close()
+    update = Update(step, segment, recorded, micro_batches, opened.fingerprints())
+    _check_figures(update)
+    return update
+
+
+def _recorded(run: Path, step: int) -> dict[str, float]:
+    """The update's row of `metrics.csv`, which is compared with the newest checkpoint's word of it."""
+    table = run / "metrics.csv"
+    metrics = read_table(table, prefix=known_tables(run, RunRecord(run).content["segments"]).get(table.name))
+    if not len(metrics.get("step", ())):
+        if checkpoints_in(run / "checkpoints"):
+            raise ValueError(f"{table} is missing or has no rows, but the run has checkpoints: restore it from a copy")
+        raise ValueError(f"{run} has made no update yet, so there is nothing to replay: let it train first")
+    place = np.flatnonzero(metrics["step"] == step)
+    last = int(metrics["step"][-1])
+    if not len(place) and 1 <= step < last:
+        raise ValueError(
+            f"{table} has no row for update {step}, though it has one for update {last}: restore it from a copy, or replay another update"
+        )
+    if not len(place):
+        raise ValueError(f"step must be an update that {run} has made, 1 to {last} so far, but is {step}: choose one of these")
+    return {name: float(column[place[0]]) for name, column in metrics.items()}
+
+
+def _found(segment: Segment, step: int) -> dict[str, Any]:
+    """The launch's data node; a folder that is gone is looked for where the run's newest config has it."""
+    data, newest = copy.deepcopy(segment.config["data"]), segment.newest["data"]
+    places = [
+        (node, key, (newest.get(group) or {}).get(name) or {}, f"data.{group}.{name}.{key}")
+        for group in ("sources", "validation")
+        for name, node in (data.get(group) or {}).items()
+        for key in ("shards", "labels")
+    ]
+    places += [(data, "noise", newest, "data.noise")] if data.get("noise") else []
+    for node, key, newer, name in places:
+        if not all(folder.exists() for folder in label_folders(node[key])) and newer.get(key):
+            node[key] = newer[key]
+        for folder in label_folders(node[key]):
+            if folder.exists():
+                continue
+            where = "" if folder.is_absolute() else f" (below {Path.cwd()}, where this command was given)"
+            raise ValueError(
+                f"update {step} was trained on {name}={folder}, but there is no such folder{where}: give the command where train.py was "
+                f"given, move the folder back, or put a link in its place with ln -s"
+            )
+    return data
+
+
+def _check_fingerprints(opened: OpenData, segment: Segment, step: int) -> None:
+    found, expected = opened.fingerprints(), segment.fingerprints
+    if expected is not None and lacks_names(expected, found) and same_data(expected, found):
+        raise ValueError(
+            f"the launch that trained update {step} does not say which speakers and other names its shards had (a run of an older "
+            "format): add them by `openwavlm upgrade` and the run's folder"
+        )
+    if expected is not None and found != expected:
+        names = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+        data: Data = opened.data
+        named = [(source["shards"], *label_folders(source["labels"])) for source in data.all_sets.values()]
+        folders = ", ".join(str(folder) for one in named for folder in one)
+        raise ValueError(
+            f"update {step} was trained on other data than there is now ({', '.join(names)} differ): put what the run was launched "
+            f"with back into {folders + (f', {data.noise}' if data.noise else '')}"
+        )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """As many threads as the launch had: the order in which torch adds up depends on them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_figures(update: Update) -> None:
+    batches = [micro.batch for micro in update.micro_batches]
+    built = {
+        "rows": sum(len(batch.rows) for batch in batches),
+        "unreadable_rows": sum(batch.num_unreadable for batch in batches),
+        "masked_frames": sum(batch.num_masked for batch in batches),
+        "mixed_rows": sum(len(batch.mix) for batch in batches),
+        "audio_s": sum(batch.valid_samples for batch in batches) / SAMPLE_RATE_HZ,
+    }
+    wrong = [
+        f"{name} {value:g}, not {update.recorded[name]:g}" for name, value in built.items() if value != update.recorded[name]
+    ]
+    if wrong:
+        record = update.segment.record
+        raise ValueError(
+            f"what was built again is not what update {update.step} was trained on: metrics.csv has other figures ({'; '.join(wrong)}); "
+            "if rows can be read now and could not then, or the reverse, data_prep/verify.py on the shards tells; else install what "
+            f"trained it, openwavlm {record['versions']['openwavlm']} (commit {record['commit']})"
+        )
+
+
+def record_of(update: Update, run: Path) -> dict[str, Any]:
+    """What `batch.json` holds: plain values."""
+    segment = update.segment
+    return {
+        "format_version": FORMAT_VERSION,
+        "run": run.name,
+        "step": update.step,
+        "recorded": {name: value if np.isfinite(value) else None for name, value in update.recorded.items()},
+        "launch": {"number": segment.number, **segment.record},
+        "fingerprints": update.fingerprints,
+        "micro_batches": [
+            {
+                "slot": slot,
+                **asdict(micro.batch.id),
+                "fingerprint": micro.batch.fingerprint(),
+                "prepared_sha256": hashlib.sha256(micro.prepared.numpy().tobytes()).hexdigest(),
+                "samples": micro.batch.waveforms.shape[1],
+                "masked_frames": micro.batch.num_masked,
+                "layer_keep": micro.batch.layer_keep.tolist(),
+                "rows": [row.facts for row in micro.rows],
+            }
+            for slot, micro in enumerate(update.micro_batches)
+        ],
+    }
+
+
+def _shown(counts: list[int], limit: int) -> list[tuple[int, int]]:
+    """(slot, row) of at most `limit` rows: the first ones of each micro-batch, equally many of each as far as they go."""
+    places = [(place, slot) for slot, count in enumerate(counts) for place in range(count)]
+    return sorted((slot, place) for place, slot in sorted(places)[:limit])
+
+
+def replay(run: Path, step: int, *, rows: int = 32, output: Path | None = None) -> Path:
+    """Writes what an update was trained on: `batch.json`, `page.html` and `audio/`.
+
+    Args:
+        run: Run directory.
+        step: The update, from 1 as in `metrics.csv`.
+        rows: How many rows are to be seen and heard; `batch.json` has all.
+        output: Folder to write; `run/replay/step-…` by default.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If `rows` is negative, or as `rebuild_update`.
+    """
+    if rows < 0:
+        raise ValueError(f"rows must be 0 or more, but is {rows}: 0 writes batch.json and a page without pictures")
+    update = rebuild_update(run, step)
+    output = output or run / "replay" / f"step-{step:08d}"
+    record = record_of(update, run)
+    shown = _shown([len(micro.rows) for micro in update.micro_batches], rows)
+    examples = {(slot, place): update.micro_batches[slot].rows[place].example for slot, place in shown}
+    shutil.rmtree(output / "audio", ignore_errors=True)
+    for (slot, place), example in examples.items():
+        if not len(example.clean):
+            continue
+        name = f"{slot:02d}-{place:03d}"
+        with atomic_file(output / "audio" / f"{name}-before.flac") as file:
+            file.write(encode_flac((example.clean * 32768).astype(np.int16)))
+        if example.length:
+            with atomic_file(output / "audio" / f"{name}-after.wav") as file:
+                file.write(encode(example.mixed, "WAV", "FLOAT"))
+    with atomic_file(output / "page.html") as file:
+        file.write(render_replay(record, examples).encode())
+    write_json(output / "batch.json", record, indent=None)
+    return output

@@ -1,0 +1,285 @@
+"""One run, one directory: the second-launch rules, and `run.json`."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from openwavlm.runtime.sealed import checksum_of, sealed
+from openwavlm.training.checkpoint import checkpoints_in, write_atomically
+from openwavlm.training.records import read_record
+from openwavlm.training.run_files import FORMAT_VERSION, config_checksum, flatten, parse_config, read_config, read_run
+
+log = logging.getLogger(__name__)
+_FREE_GROUPS = (
+    "trainer",
+    "callbacks",
+    "logger",
+    "loader",
+    "health",
+    "probes",
+)  # may differ between launches: they do not change the trajectory
+_FREE_KEYS = ("stop_after", "allow_change", "debug", "model.recompute")
+
+
+def _is_free(key: str) -> bool:
+    return key.split(".")[0] in _FREE_GROUPS or key in _FREE_KEYS
+
+
+def trajectory(config: dict[str, Any]) -> dict[str, Any]:
+    """The flattened keys of a config that decide what comes out, and not where or how watchfully it is computed."""
+    # Null is no choice: a key that came after a run began is null there, and the run is still known by the same keys.
+    # A name is text, which a run's config of an earlier version may hold as a number.
+    named = {**config, "name": str(config["name"])} if config.get("name") is not None else config
+    return {key: value for key, value in flatten(named).items() if value is not None and not _is_free(key)}
+
+
+def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys whose change between two launches would change the trajectory: key → (before, after)."""
+    old, new = trajectory(before), trajectory(after)
+    keys = sorted(set(old) | set(new))
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
+def refuse_changes(changes: dict[str, tuple[Any, Any]], allow_change: list[str], run: str) -> None:
+    """Refuses differences that nobody allowed.
+
+    Raises:
+        ValueError: With each of them and both values.
+    """
+    refused = {
+        key: values for key, values in changes.items() if not any(key == a or key.startswith(a + ".") for a in allow_change)
+    }
+    if refused:
+        lines = "".join(f"\n  {key}: {old!r} -> {new!r}" for key, (old, new) in refused.items())
+        raise ValueError(
+            f"this launch differs from {run}:{lines}\nUse another name for a new run, or allow_change="
+            f"[{','.join(refused)}] to go on with the change (it is recorded in run.json)"
+        )
+
+
+def accept_config(directory: Path, config: dict[str, Any], allow_change: list[str]) -> dict[str, tuple[Any, Any]]:
+    """Compares the composed config with the run's, and lays it down to become the run's when a segment begins.
+
+    A launch that is refused after this (a folder is missing, the data changed) has trained nothing and so binds nothing.
+
+    Returns:
+        The allowed changes of this launch, empty on the first.
+
+    Raises:
+        ValueError: If the run's config or `run.json` is missing or cannot be read, or both are and there are checkpoints; if a key
+            differs that was not allowed: the message lists each with both values.
+    """
+    path = directory / "config.yaml"
+    _finish_rename(directory)
+    changes: dict[str, tuple[Any, Any]] = {}
+    if path.exists():
+        changes = changed_keys(read_config(path), config)
+        refuse_changes(changes, allow_change, f"the run in {directory}")
+    write_atomically(_staged(directory), yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+    return changes
+
+
+def _staged(directory: Path) -> Path:
+    return directory / "config.yaml.next"
+
+
+def _finish_rename(directory: Path) -> None:
+    """Checks that config and record are both there; a launch that was killed between writing them is finished."""
+    path, record, staged = directory / "config.yaml", directory / "run.json", _staged(directory)
+    if path.exists() and not record.exists():
+        raise ValueError(
+            f"{record} is missing, but {path.name} is there, so the run's data and launches are not known: restore it from a copy, or "
+            "start a new run under another name"
+        )
+    if not path.exists() and not record.exists() and (found := checkpoints_in(directory / "checkpoints")):
+        raise ValueError(
+            f"{path} and {record.name} are missing, but there are {len(found)} checkpoints, the last one {found[-1].name}, whose config "
+            "and data are not known: restore both files from a copy, or start a new run under another name"
+        )
+    if path.exists() or not record.exists():
+        return
+    content = read_run(record)
+    if staged.is_file() and config_checksum(parse_config(staged)) in content.get("configs", []):
+        staged.replace(path)
+    elif content["segments"]:
+        raise ValueError(
+            f"{path} is missing, but {record.name} knows {len(content['segments'])} launches of this run: restore it from a copy, or "
+            "start a new run under another name"
+        )
+
+
+def heard_data(data: dict[str, Any], fingerprints: dict[str, str]) -> dict[str, Any]:
+    """Which voices a launch trains on.
+
+    Args:
+        data: The data node of its config.
+        fingerprints: Of its data.
+
+    Returns:
+        `validation_share` and `split_seed`; fingerprints of the shard sets that are trained on, `indexes`, and of those held out as a
+        whole, `validation_indexes`; the hashes of their names, `metadata`, by fingerprint.
+    """
+    shards = {name.removeprefix("shards."): value for name, value in fingerprints.items() if name.startswith("shards.")}
+    apart = set(data.get("validation") or {})
+    names = {value: fingerprints[f"metadata.{name}"] for name, value in shards.items() if f"metadata.{name}" in fingerprints}
+    return {
+        **({"metadata": names} if names else {}),
+        "validation_share": data["validation_share"],
+        "split_seed": data["split_seed"],
+        "indexes": sorted(value for name, value in shards.items() if name not in apart),
+        "validation_indexes": sorted(value for name, value in shards.items() if name in apart),
+    }
+
+
+def other_data(heard: list[dict[str, Any]], now: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of `RunRecord.heard` that are of other data or another split than `now`, `sources` aside."""
+    return [entry for entry in heard if any(entry.get(name, value) != value for name, value in now.items() if name != "sources")]
+
+
+def names_in(fingerprints: dict[str, str]) -> dict[str, str]:
+    """Those of a run's fingerprints that are of the shards' names."""
+    return {name: value for name, value in fingerprints.items() if name.startswith("metadata.")}
+
+
+def lacks_names(known: dict[str, str], now: dict[str, str]) -> bool:
+    """True for fingerprints of an older version, which had none of the shards' names."""
+    return bool(names_in(now)) and not names_in(known) and any(name.startswith("shards.") for name in known)
+
+
+def same_data(known: dict[str, str], now: dict[str, str]) -> bool:
+    """Whether fingerprints are equal, apart from names where an older version had none."""
+    return (known | names_in(now) if lacks_names(known, now) else known) == now
+
+
+class RunRecord:
+    """`run.json`: identity of the run, versions, fingerprints, and one segment a launch.
+
+    Args:
+        directory: The run directory.
+
+    Raises:
+        ValueError: If it is damaged or was written by a newer version.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path, self._staged_config = directory / "run.json", _staged(directory)
+        self.content: dict[str, Any] = {"format_version": FORMAT_VERSION, "segments": []}
+        if self._path.exists():
+            self.content = read_run(self._path)
+
+    def check_fingerprints(
+        self, fingerprints: dict[str, str], allow_change: list[str], places: Mapping[str, str] | None = None
+    ) -> None:
+        """Refuses to go on with other data than the run began with.
+
+        Args:
+            fingerprints: Of the data.
+            allow_change: What may differ from the launch before.
+            places: The folder of each of the data, for the message.
+
+        Raises:
+            ValueError: If shards, their names (`metadata`), labels or noise differ and `data` was not allowed to change; if an older
+                version began the run, which did not note the names.
+        """
+        known = self.content.get("fingerprints")
+        if known is not None and lacks_names(known, fingerprints) and "data" not in allow_change:
+            raise ValueError(
+                f"{self._path} does not say which speakers and other names the run's shards had (a run of an older format): add them by "
+                f"`openwavlm upgrade {self._path.parent}`, and the run goes on"
+            )
+        if known is not None and known != fingerprints and "data" not in allow_change:
+            names = sorted(k for k in set(known) | set(fingerprints) if known.get(k) != fingerprints.get(k))
+            named = [f"{name} in {places[name]}" if places and name in places else name for name in names]
+            raise ValueError(
+                f"the data of this run has changed since it began ({', '.join(named)}): restore it, start a new run under another "
+                "name, or allow_change=[data]"
+            )
+        self.content["fingerprints"] = fingerprints
+
+    @property
+    def heard(self) -> list[dict[str, Any]]:
+        """What its launches trained on, oldest first: `heard_data` and, where known, `sources`; an older run's, of its newest launch."""
+        if "heard" in self.content or "fingerprints" not in self.content:
+            return list(self.content.get("heard", []))
+        path = self._path.with_name("config.yaml")
+        data = read_config(path).get("data")
+        if not isinstance(data, dict) or not {"validation_share", "split_seed"} <= data.keys():
+            raise ValueError(f"{path} is damaged (it says nothing of the data): restore it from a copy")
+        known = {name: self.content[name] for name in ("sources",) if name in self.content}
+        return [heard_data(data, self.content["fingerprints"]) | known]
+
+    def hear(self, data: dict[str, Any], fingerprints: dict[str, str], sources: set[str]) -> None:
+        """Adds what a launch trains on, before `check_fingerprints` replaces what is known of the launch before it."""
+        now = heard_data(data, fingerprints)
+        self.content["heard"] = [*other_data(self.heard, now), now | {"sources": sorted(sources)}]
+        self.content["sources"] = sorted({*self.content.get("sources", []), *sources})
+
+    def inherit(self, parent: "RunRecord") -> None:
+        """Takes over what the run that this one branches from began as and trained on."""
+        own = self.heard
+        self.content["heard"] = [*(entry for entry in parent.heard if all(other_data([entry], now) for now in own)), *own]
+        self.content["sources"] = sorted({*self.content.get("sources", []), *parent.content.get("sources", [])})
+        if "init_from" in parent.content:
+            self.content["init_from"] = parent.content["init_from"]
+
+    def begin_segment(self, segment: dict[str, Any]) -> None:
+        """Adds this launch, whose config becomes the run's; the first one gives the run its identity."""
+        self.content["segments"].append(segment)
+        config = self._staged_config.with_suffix("")
+        # Both: a kill between the two writes leaves the config of the launch before.
+        configs = [parse_config(file) for file in (config, self._staged_config) if file.exists()]
+        self.content["configs"] = [config_checksum(one) for one in configs]
+        # A function of the beginning, not random: a run that was killed and went on writes the bytes of one that was not.
+        beginning = {"config": trajectory(configs[-1]) if configs else {}, "data": self.content.get("fingerprints", {})}
+        self.content.setdefault("run", checksum_of(beginning))
+        self.save()
+        if self._staged_config.exists():
+            self._staged_config.replace(config)
+
+    def refuse_lost_checkpoints(self) -> None:
+        """Refuses a run without a checkpoint that had one, which would be trained from the start.
+
+        Raises:
+            ValueError: If it had one.
+        """
+        newest = max([self.content.get("first_checkpoint", 0), *(segment["from_step"] for segment in self.content["segments"])])
+        if newest > self._first_step:
+            raise ValueError(
+                f"{self._path.parent / 'checkpoints'} has no checkpoint, but {self._path.name} says that this run wrote one after update "
+                f"{newest}: restore the checkpoints from a copy, or delete the run's folder to train from the start"
+            )
+
+    def say_what_is_lost(self) -> None:
+        """Warns of the updates of a launch that ended before its first checkpoint, for a launch that begins again."""
+        metrics, first = self._path.with_name("metrics.csv"), self._first_step
+        trained = [step for step in (read_record(metrics).steps if metrics.is_file() else []) if step > first]
+        if trained:
+            log.warning(
+                "%s has updates %d to %d of a launch that ended before its first checkpoint: they are lost, and the run begins again "
+                "after update %d",
+                metrics,
+                trained[0],
+                trained[-1],
+                first,
+            )
+
+    @property
+    def _first_step(self) -> int:
+        """The update after which the run began: 0, or that of the checkpoint that it branched from."""
+        segments = self.content["segments"]
+        return int(segments[0]["from_step"]) if segments else 0
+
+    def note_checkpoint(self, step: int) -> None:
+        """Notes the first checkpoint that the run wrote, so that it is known if all are lost."""
+        if "first_checkpoint" not in self.content:
+            self.content["first_checkpoint"] = step
+            self.save()
+
+    def save(self) -> None:
+        """Writes the file, in this version's format."""
+        self.content["format_version"] = FORMAT_VERSION
+        write_atomically(self._path, (json.dumps(sealed(self.content), indent=1) + "\n").encode())

@@ -1,0 +1,199 @@
+"""Which launch trained an update, and with what config, data and plan: the history that `run.json` and the checkpoints keep."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openwavlm.batches.plan import PLAN_VERSION
+from openwavlm.batches.schedule import Schedule
+from openwavlm.runs.run_directory import RunRecord, names_in
+from openwavlm.training.checkpoint import checkpoints_in
+from openwavlm.training.checkpoint_reader import read_checkpoint
+from openwavlm.training.run_files import check_launches, current_key, flatten, nested, read_config
+
+log = logging.getLogger(__name__)
+_NOT_IN_THE_PLAN = ("labels", "noise", "max_skip_rate", "validation_seconds", "shards")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One launch of a run.
+
+    Attributes:
+        config: The config it trained with.
+        newest: The run's newest config, for folders that were moved since.
+        record: Its entry in `run.json`.
+        fingerprints: The content of its data; None if nothing tells.
+        number: Its place among the launches, from 0.
+        origin: Step at which its plan began, as far as the configs tell; used only where `record` does not say it.
+    """
+
+    config: dict[str, Any]
+    newest: dict[str, Any]
+    record: dict[str, Any]
+    fingerprints: dict[str, str] | None
+    number: int
+    origin: int
+
+
+def segment_of(directory: Path, step: int) -> Segment:
+    """The launch whose update `step` (from 1) is the one in `metrics.csv`.
+
+    Args:
+        directory: Run directory; nothing in it is locked or written.
+        step: The update, from 1.
+
+    Raises:
+        ValueError: If the folder is no run directory, its records are damaged or of a newer version, or this version plans otherwise
+            than the one that trained the update.
+    """
+    path = directory / "config.yaml"
+    config = read_config(path)
+    kept = RunRecord(directory).content
+    check_launches(kept, directory / "run.json")
+    segments = kept["segments"]
+    try:
+        configs = _configs(config, segments)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or of another version than run.json: restore both from a copy") from error
+    numbers = [number for number, record in enumerate(segments) if record["from_step"] < step]
+    if not numbers and config.get("branch_from") and segments:
+        raise ValueError(
+            f"{directory} begins after update {segments[0]['from_step']}, as a branch of {config['branch_from']}: update {step} "
+            "was trained by that run; replay it there"
+        )
+    if not numbers:
+        raise ValueError(f"{directory / 'run.json'} knows no launch that trained update {step}: restore it from a copy")
+    number = numbers[-1]
+    record = segments[number]
+    if record["plan_version"] != PLAN_VERSION:
+        raise ValueError(
+            f"update {step} was planned by plan version {record['plan_version']}, this version plans by {PLAN_VERSION}: install "
+            f"openwavlm {record['versions']['openwavlm']}, which trained it as run.json says"
+        )
+    fingerprints = record.get("fingerprints", kept.get("fingerprints"))
+    return Segment(configs[number], config, record, fingerprints, number, _origin(configs[: number + 1], segments))
+
+
+def names_of_checkpoint(checkpoint: Path, fingerprints: dict[str, str]) -> dict[str, str]:
+    """The names of the shards (`metadata`) that a checkpoint was trained with.
+
+    Args:
+        checkpoint: A run's checkpoint.
+        fingerprints: What it says that it is bound to; of an older version without names, which `openwavlm upgrade` wrote to the launches.
+
+    Returns:
+        Fingerprint by name; empty if nothing tells.
+    """
+    kept = RunRecord(checkpoint.resolve().parents[1]).content
+    step = int(checkpoint.stem.split("-")[1])
+    launches = [record for record in kept["segments"] if record["from_step"] < step]
+    of_launch = launches[-1].get("fingerprints", kept.get("fingerprints", {})) if launches else {}
+    return names_in(fingerprints) or names_in(of_launch)
+
+
+def _configs(config: dict[str, Any], segments: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The config of every launch, from the newest one and what each launch changed."""
+    found, flat = [], flatten(config)
+    for record in reversed(segments):
+        # Also right if config.yaml lacks the last changes: a launch may have been killed between writing run.json and renaming it.
+        found.append(nested(_changed(flat, record, 1)))
+        flat = _changed(flat, record, 0)
+    return found[::-1]
+
+
+def _changed(flat: dict[str, Any], record: dict[str, Any], which: int) -> dict[str, Any]:
+    """The keys before (0) or after (1) a launch's changes; None is the record of a key that was not there, or of its default."""
+    values = {new: change[which] for key, change in record["changes"].items() if (new := current_key(key)) is not None}
+    return {key: value for key, value in {**flat, **values}.items() if value is not None or key not in values}
+
+
+def _origin(configs: list[dict[str, Any]], segments: list[dict[str, Any]]) -> int:
+    """Where the last of these launches' plan began, by the settings that a plan depends on."""
+    origin, before = 0, None
+    for config, record in zip(configs, segments, strict=False):
+        settings = {
+            key: value
+            for key, value in flatten(config).items()
+            if key == "seed" or (key.split(".")[0] in ("batch", "data") and key.rpartition(".")[2] not in _NOT_IN_THE_PLAN)
+        }
+        origin = record["from_step"] if before is not None and settings != before else origin
+        before = settings
+    return origin
+
+
+def follow_plan(schedule: Schedule, segment: Segment, key: str, directory: Path, step: int) -> None:
+    """Sets a schedule to the plan that a launch followed.
+
+    Args:
+        schedule: The schedule of that launch's config and data, as if it were the run's first.
+        segment: The launch.
+        key: Plan key of that config and data.
+        directory: Run directory, whose checkpoints spare planning the past epochs again.
+        step: The update that is wanted, from 1, for messages.
+
+    Raises:
+        ValueError: If the plan is another one, or nothing tells any more where it began.
+    """
+    states = [state for state in _checkpoint_plans(directory / "checkpoints") if state["key"] == key]
+    plan = segment.record.get("plan")
+    if plan is not None:
+        if plan["key"] != key:
+            raise ValueError(
+                f"the plan that update {step} followed cannot be made again from config.yaml, run.json and the shards (its key is "
+                f"{key}, but was {plan['key']}): restore config.yaml and run.json from a copy of the run"
+            )
+        schedule.begin_as(plan)
+        states = [state for state in states if _beginning(state) == schedule.beginning()]
+    else:  # a launch of a version that did not write it down
+        states = [state for state in states if state["origin"] == segment.origin]
+        if segment.origin and not states:
+            raise ValueError(
+                f"update {step} follows a plan that began after update {segment.origin}, and which data epochs it began with is known "
+                f"only to the checkpoints since then, of which {directory / 'checkpoints'} has none: replay an update up to "
+                f"{segment.origin}, or put a checkpoint back"
+            )
+    if states:
+        schedule.restore(max(states, key=lambda state: sum(len(stream["starts"]) for stream in _streams(state))))
+
+
+def _streams(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for members in state["streams"].values():
+        yield from members
+
+
+def _beginning(state: dict[str, Any]) -> dict[str, Any]:
+    epochs = {name: [stream["first_epoch"] for stream in members] for name, members in state["streams"].items()}
+    return {"origin": state["origin"], "first_epochs": epochs}
+
+
+def _checkpoint_plans(directory: Path) -> Iterator[dict[str, Any]]:
+    """What the checkpoints keep of their plans; one that is damaged is named and passed over.
+
+    The run may delete one at this moment.
+    """
+    for path in checkpoints_in(directory):
+        try:
+            state = read_checkpoint(path)["openwavlm"]["plan"]
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            log.warning("the plan in %s is passed over: %s", path.name, error)
+            continue
+        if _is_plan(state) and state["plan_version"] == PLAN_VERSION:
+            yield state
+
+
+def _is_plan(state: dict[str, Any]) -> bool:
+    """Whether a checkpoint's plan has what `follow_plan` compares."""
+    streams = state.get("streams")
+    return (
+        {"key", "plan_version", "origin"} <= state.keys()
+        and isinstance(streams, dict)
+        and all(isinstance(members, list) for members in streams.values())
+        and all(
+            isinstance(stream, dict) and {"first_epoch", "starts"} <= stream.keys() for of in streams.values() for stream in of
+        )
+    )

@@ -1,0 +1,277 @@
+"""Readers of stored files: `.npy` arrays, JSON objects, tables of lines.
+
+Shape, type, range and size are checked here. Content that is damaged ends in one `ValueError` that names the file; an error of the
+machine (`EMFILE`, `EIO`, `ESTALE`) stays an `OSError` and names it too, since it says nothing about the content.
+"""
+
+import errno
+import json
+import os
+import tokenize
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openwavlm.runtime.mapped import map_bytes
+from openwavlm.runtime.resources import retried
+
+# Errors of numpy's header parser, which evaluates the header as a Python literal.
+_BAD_HEADER = (
+    ValueError,
+    SyntaxError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    tokenize.TokenError,
+)
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+
+
+def _unreadable(path: Path, error: OSError, remedy: str) -> Exception:
+    """The error to raise for a file that cannot be opened or read."""
+    if error.errno in _ABSENT:
+        found = "is a folder" if error.errno == errno.EISDIR else "is missing"
+        return ValueError(f"{path} {found}: {remedy}")
+    return OSError(error.errno, error.strerror or str(error), str(path))
+
+
+def read_bytes(path: Path, *, remedy: str) -> bytes:
+    """Content of a file.
+
+    Args:
+        path: The file.
+        remedy: Last part of the error's sentence: the way out.
+
+    Raises:
+        ValueError: If it is missing or a folder.
+        OSError: If the machine cannot read it; names the file.
+    """
+    try:
+        return retried(path.read_bytes, path)
+    except OSError as error:
+        raise _unreadable(path, error, remedy) from error
+
+
+def read_array(
+    path: Path, dtype: Any, *, shape: tuple[int | None, ...] = (None,), remedy: str, memory_map: bool = False
+) -> np.ndarray:
+    """Reads a `.npy` file of a known type and shape; the file's size is compared with its header before anything is allocated.
+
+    Args:
+        path: The file.
+        dtype: Type that it must have, byte order included.
+        shape: Shape that it must have; None for any length of an axis.
+        remedy: Last part of the error's sentence: the way out.
+        memory_map: Whether the array is a read-only view of the file instead of a copy.
+
+    Returns:
+        A C-contiguous array.
+
+    Raises:
+        ValueError: If the file is missing or damaged, or holds another type or shape.
+        OSError: If the machine cannot read it; names the file.
+    """
+    dtype = np.dtype(dtype)
+    try:
+        with path.open("rb") as file:
+            found, begin = _read_header(file, path, remedy)
+            rows, fortran, stored = found
+            if stored != dtype or len(rows) != len(shape) or any(n not in (None, m) for n, m in zip(shape, rows, strict=True)):
+                wanted = "×".join("any" if length is None else str(length) for length in shape)
+                raise ValueError(
+                    f"{path} must hold {wanted} entries of type {_name(dtype)}, but holds {'×'.join(map(str, rows)) or 'one'} of "
+                    f"type {_name(stored)}: {remedy}"
+                )
+            if fortran and len(rows) > 1:
+                raise ValueError(f"{path} must be stored row by row, but is stored column by column: {remedy}")
+            expected = begin + int(np.prod(rows, dtype=object)) * dtype.itemsize
+            size = os.fstat(file.fileno()).st_size
+            if size != expected:
+                raise ValueError(f"{path} must have {expected} bytes by its header, but has {size}: {remedy}")
+            if size == begin:  # an empty file cannot be mapped
+                return np.zeros(rows, dtype)
+            if memory_map:
+                return map_bytes(path)[begin:].view(dtype).reshape(rows)
+            return np.fromfile(file, dtype, int(np.prod(rows))).reshape(rows)
+    except OSError as error:
+        raise _unreadable(path, error, remedy) from error
+
+
+def _read_header(file: Any, path: Path, remedy: str) -> tuple[tuple[tuple[int, ...], bool, np.dtype[Any]], int]:
+    """Shape, order and type by the header, and where the data begin."""
+    try:
+        version = np.lib.format.read_magic(file)
+        reader: Callable[..., Any] = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        rows, fortran, dtype = reader(file)
+        if not all(type(length) is int and 0 <= length < 2**48 for length in rows) or dtype.hasobject:
+            raise ValueError(f"shape {rows}, type {dtype}")
+    except _BAD_HEADER as error:
+        raise ValueError(f"{path} is damaged (no array begins there): {remedy}") from error
+    return (tuple(rows), bool(fortran), dtype), file.tell()
+
+
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.name if dtype.names is None else f"({', '.join(dtype.names)})"
+
+
+def read_lines(path: Path, *, remedy: str) -> list[str]:
+    """Lines of a UTF-8 text file, each ended by a line feed and by nothing else.
+
+    Args:
+        path: The file.
+        remedy: Last part of the error's sentence: the way out.
+
+    Raises:
+        ValueError: If the file is missing, is not UTF-8, or its last line is cut.
+        OSError: If the machine cannot read it; names the file.
+    """
+    try:
+        text = read_bytes(path, remedy=remedy).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged (byte {error.start} is not UTF-8): {remedy}") from error
+    if text and not text.endswith("\n"):
+        raise ValueError(f"{path} is damaged (its last line has no end): {remedy}")
+    return text.split("\n")[:-1]
+
+
+def read_json(path: Path, *, remedy: str) -> "Fields":
+    """Reads a file that holds one JSON object.
+
+    Args:
+        path: The file.
+        remedy: Last part of the error's sentence: the way out.
+
+    Returns:
+        Its fields.
+
+    Raises:
+        ValueError: If the file is missing, is not JSON, or holds something else than an object.
+        OSError: If the machine cannot read it; names the file.
+    """
+    return parse_json(read_bytes(path, remedy=remedy), str(path), remedy=remedy)
+
+
+def parse_json(text: bytes | str, where: str, *, remedy: str) -> "Fields":
+    """Parses a JSON object, as `read_json` does, from memory.
+
+    Args:
+        text: The object.
+        where: Name of the file (and line) for errors.
+        remedy: Last part of the error's sentence: the way out.
+
+    Raises:
+        ValueError: If it is not JSON, or something else than an object.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{where} is damaged (no JSON): {remedy}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must hold a JSON object, but holds {_kind(value)}: {remedy}")
+    return Fields(value, where, remedy)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The fields of a JSON object, read by name with type and range; each failure is one sentence that names file and field.
+
+    Attributes:
+        values: The object.
+        where: File, and place in it.
+        remedy: Last part of the error's sentence: the way out.
+    """
+
+    values: dict[str, Any]
+    where: str
+    remedy: str
+
+    def integer(self, name: str, low: int = 0, high: int = 2**63 - 1) -> int:
+        """A whole number in [low, high]."""
+        value = self._get(name)
+        if type(value) is not int or not low <= value <= high:
+            what = f"a whole number from {low} on" if high == 2**63 - 1 else f"a whole number in [{low}, {high}]"
+            raise self.refusal(name, what, value)
+        return value
+
+    def number(self, name: str) -> float:
+        """A finite number."""
+        value = self._get(name)
+        if type(value) not in (int, float) or not abs(value) < float("inf"):
+            raise self.refusal(name, "a number", value)
+        return float(value)
+
+    def text(self, name: str) -> str:
+        """A text."""
+        value = self._get(name)
+        if not isinstance(value, str):
+            raise self.refusal(name, "a text", value)
+        return value
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """An object, as it is."""
+        value = self._get(name)
+        if not isinstance(value, dict):
+            raise self.refusal(name, "an object", value)
+        return value
+
+    def objects(self, name: str) -> "list[Fields]":
+        """A list of objects."""
+        value = self._list(name)
+        for number, entry in enumerate(value):
+            if not isinstance(entry, dict):
+                raise self.refusal(f"{name}[{number}]", "an object", entry)
+        return [Fields(entry, f"{self.where}, {name}[{number}]", self.remedy) for number, entry in enumerate(value)]
+
+    def texts(self, name: str, length: int | None = None) -> list[str]:
+        """A list of texts, of so many where a length is given."""
+        value = self._list(name, length)
+        if not all(isinstance(entry, str) for entry in value):
+            raise self.refusal(name, "a list of texts", value)
+        return value
+
+    def integers(self, name: str, dtype: Any, length: int | None = None) -> np.ndarray:
+        """A list of whole numbers that the type can hold, as a 1-d array; of so many where a length is given."""
+        value, bounds = self._list(name, length), np.iinfo(dtype)
+        low, high = int(bounds.min), int(bounds.max)
+        if not all(type(entry) is int and low <= entry <= high for entry in value):
+            raise self.refusal(name, f"a list of whole numbers in [{low}, {high}]", value)
+        return np.array(value, dtype)
+
+    def lists(self, name: str) -> list[Any]:
+        """A list, as it is."""
+        return self._list(name)
+
+    def refusal(self, name: str, wanted: str, found: Any) -> ValueError:
+        """The error that a field is not what it must be."""
+        return ValueError(f"{self.where}: {name} must be {wanted}, but is {_kind(found)}: {self.remedy}")
+
+    def _list(self, name: str, length: int | None = None) -> list[Any]:
+        value = self._get(name)
+        if not isinstance(value, list):
+            raise self.refusal(name, "a list", value)
+        if length is not None and len(value) != length:
+            raise ValueError(f"{self.where}: {name} must have {length} entries, but has {len(value)}: {self.remedy}")
+        return value
+
+    def _get(self, name: str) -> Any:
+        if name not in self.values:
+            raise ValueError(f"{self.where}: the field {name} is missing: {self.remedy}")
+        return self.values[name]
+
+
+def _kind(value: Any) -> str:
+    """A value as an error shows it: in full only if it is short."""
+    if isinstance(value, dict | list):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:56]} …"

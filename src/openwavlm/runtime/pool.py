@@ -1,0 +1,76 @@
+"""Runs independent tasks in this process or in a local pool, with a progress bar."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from openwavlm.runtime.processes import leave_with_parent, start_fork_server
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def run_jobs(
+    function: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    *,
+    workers: int = 1,
+    description: str = "working",
+    visible: bool = True,
+) -> Generator[Result, None, None]:
+    """Yields `function(job)` for every job in the order in which they finish.
+
+    Args:
+        function: A function of a module, so that it can be sent to another process.
+        jobs: Its arguments.
+        workers: Number of processes; 1 runs everything here.
+        description: Title of the progress bar on standard error.
+        visible: Whether there is a bar, if standard error is a terminal.
+
+    Raises:
+        ValueError: If `workers` is below 1.
+        OSError: If a worker process was killed (out of memory, usually).
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, but is {workers}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not (visible and console.is_terminal)) as progress:
+        bar = progress.add_task(description, total=len(jobs))
+        results = map(function, jobs) if workers == 1 or len(jobs) < 2 else _in_pool(function, jobs, min(workers, len(jobs)))
+        for result in results:
+            progress.advance(bar)
+            yield result
+
+
+def _in_pool(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
+    # A fork server imports numpy and webdataset once (about four seconds) and forks workers that hold no thread of ours.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])
+    start_fork_server()
+    strangers = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
+    try:
+        for future in as_completed([pool.submit(function, job) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise OSError(
+            f"a worker process was killed, probably for want of memory: run again with fewer workers than {workers}; what is done is "
+            "kept"
+        ) from error
+    finally:
+        # After an error or Ctrl-C nobody waits for a task that may take minutes: it is done again on the next run.
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - strangers:
+            process.terminate()
+
+
+def _prepare_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_with_parent()

@@ -1,0 +1,41 @@
+"""torchrun for `trainer.devices` above 1: the same launcher, whose report of a process that failed is one sentence.
+
+`python -m openwavlm.runtime.torchrun` takes the arguments of `python -m torch.distributed.run`.
+"""
+
+import logging
+import signal
+import sys
+
+from openwavlm.runtime.interrupt import end_at_interrupt
+from openwavlm.runtime.processes import ended
+
+
+def main() -> None:
+    """Runs the processes; ends with the status of the one that failed first.
+
+    Raises:
+        SystemExit: If one failed, or a signal ended the launcher.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the same report, over many lines
+    try:
+        run.main(sys.argv[1:])
+    except ChildFailedError as error:
+        # The others fail because the killed one no longer answers, or are ended by the launcher.
+        killed = [failure for failure in error.failures.values() if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM]
+        _, first = error.get_first_failure()
+        if killed:
+            first = killed[0]
+            sys.stderr.write(f"error: the training process {first.pid} (local rank {first.local_rank}) {ended(first.exitcode)}\n")
+        raise SystemExit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode) from None
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from None
+
+
+if __name__ == "__main__":
+    end_at_interrupt()
+    main()

@@ -1,0 +1,113 @@
+"""Finds the audio files of a corpus folder and counts all other files by kind."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from openwavlm.audio.audio_files import EXTENSIONS, UNREADABLE_EXTENSIONS
+from openwavlm.runtime.resources import check_of_the_file
+
+HIDDEN = "hidden"
+NO_SUFFIX = "no suffix"
+SPECIAL = "special file"
+
+
+@dataclass
+class FolderFiles:
+    """Files of a folder and its sub-folders; each is in exactly one of `audio` and `ignored`.
+
+    Attributes:
+        audio: Files with the suffix of an audio format, those of a folder before those of its sub-folders, both sorted.
+        ignored: Number of all other files by lower-case suffix, or by `hidden`, `no suffix` and `special file` (FIFOs, sockets,
+            devices).
+        special: The special files without an audio suffix; nothing opens them.
+        linked_again: Folders that were left out because they are links to a folder that is listed already.
+    """
+
+    audio: list[Path] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+    special: list[Path] = field(default_factory=list)
+    linked_again: list[Path] = field(default_factory=list)
+
+
+def find_files(root: Path, subfolders: Sequence[str] = ()) -> FolderFiles:
+    """Walks a corpus, follows each link to a folder once, and opens no file.
+
+    Files in formats that cannot be decoded here, and FIFOs, sockets and devices with an audio suffix, are among `audio`, so that
+    preparation lists them by name as skipped.
+
+    Args:
+        root: Folder of the corpus.
+        subfolders: Folders below the root to which the walk is limited; empty for all.
+
+    Raises:
+        ValueError: If the root or one of the sub-folders does not exist, or a folder cannot be listed.
+    """
+    if root.exists() and not root.is_dir():
+        raise ValueError(
+            f"a corpus is a folder, but {root} is a file: give its folder, or layout=manifest for a table of utterances"
+        )
+    if not root.is_dir():
+        raise ValueError(f"the corpus folder {root} does not exist: give input=FOLDER with recordings")
+    found = FolderFiles()
+    seen: set[str] = set()
+    for start in [root / name for name in subfolders] or [root]:
+        if not start.is_dir():
+            raise ValueError(f"the sub-folder {start.name} does not exist in {root}: correct subfolders or leave it empty")
+        folders = [(start, False)]
+        while folders:
+            folder, hidden = folders.pop()
+            real = os.path.realpath(folder)
+            if real in seen:
+                if folder.is_symlink():
+                    found.linked_again.append(folder)
+                continue
+            seen.add(real)
+            folders += reversed(_sort_entries(found, folder, hidden=hidden))
+    return found
+
+
+def _sort_entries(found: FolderFiles, folder: Path, *, hidden: bool) -> list[tuple[Path, bool]]:
+    """Enters the files of one folder; returns its sub-folders, and whether they are hidden."""
+    folders = []
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        check_of_the_file(error, folder)
+        raise ValueError(
+            f"the folder {folder} cannot be listed ({error.strerror}): make it readable, or choose others with subfolders"
+        ) from error
+    for entry in entries:
+        path, kind = Path(entry.path), Path(entry.name).suffix.lower()
+        concealed = hidden or entry.name.startswith(".")
+        if _is(entry.is_dir):
+            folders.append((path, concealed))
+        elif concealed:
+            found.ignored[HIDDEN] += 1
+        elif kind in EXTENSIONS or kind in UNREADABLE_EXTENSIONS:
+            found.audio.append(path)
+        elif not (_is(entry.is_file) or entry.is_symlink()):
+            found.special.append(path)
+            found.ignored[SPECIAL] += 1
+        else:
+            found.ignored[kind or NO_SUFFIX] += 1
+    return folders
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    try:
+        return question()
+    except OSError as error:  # a link that points to itself
+        check_of_the_file(error)
+        return False
+
+
+def counted(numbers: Counter[str] | dict[str, int], most: int = 10) -> str:
+    """Numbers by name as text, the largest first: `.txt 12, .json 3 and 40 of 7 other kinds`."""
+    ordered = sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0]))
+    text = ", ".join(f"{name} {number}" for name, number in ordered[:most])
+    rest = ordered[most:]
+    return text + (f" and {sum(number for _, number in rest)} of {len(rest)} other kinds" if rest else "")

@@ -1,0 +1,80 @@
+"""Audio that a corpus lists more than once or not at all: overlapping segments of a file, and what lies outside all of them."""
+
+import heapq
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from openwavlm.shards.corpora.utterance import Utterance
+
+# Less is rounding of the times.
+_TOLERANCE_S = 0.001
+_ROUNDED_S = 0.5
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """How much of the audio of a corpus is listed more than once, or not at all.
+
+    Attributes:
+        segments: Utterances that share a stretch of their file with one that begins before them.
+        of_several_speakers: How many of these share it with another known speaker.
+        seconds: Audio that is listed again.
+        outside_seconds: Audio of files that are listed in segments which lies in none of them; of files of known duration, and not
+            where it is less than half a second of a file.
+    """
+
+    segments: int = 0
+    of_several_speakers: int = 0
+    seconds: float = 0.0
+    outside_seconds: float = 0.0
+
+
+def find_overlaps(utterances: Iterable[Utterance], seconds_of_file: Callable[[str], float | None]) -> Overlaps:
+    """Counts overlapping utterances, and what lies outside all of them; channels of a file are apart.
+
+    Args:
+        utterances: In any order.
+        seconds_of_file: Duration of an audio file by its path, None where it is unknown; asked only for files in segments.
+    """
+    by_file: dict[tuple[str, int | None], list[Utterance]] = defaultdict(list)
+    for utterance in utterances:
+        by_file[os.path.normpath(utterance.path), utterance.channel].append(utterance)
+    segments = several = 0
+    seconds = outside = 0.0
+    for of_file in by_file.values():
+        if not (of_file[0].start_s or of_file[0].end_s is not None or len(of_file) > 1):
+            continue
+        length_s = seconds_of_file(of_file[0].path)
+        ends = [_end(utterance, float("inf") if length_s is None else length_s) for utterance in of_file]
+        found = _sweep(sorted(zip(of_file, ends, strict=True), key=lambda pair: (pair[0].start_s, pair[1])))
+        segments, several, seconds = segments + found.segments, several + found.of_several_speakers, seconds + found.seconds
+        if length_s is not None:
+            listed_s = sum(end_s - utterance.start_s for utterance, end_s in zip(of_file, ends, strict=True)) - found.seconds
+            outside += length_s - listed_s if length_s - listed_s >= _ROUNDED_S else 0.0
+    return Overlaps(segments, several, seconds, outside)
+
+
+def _end(utterance: Utterance, length_s: float) -> float:
+    end_s = length_s if utterance.end_s is None else min(utterance.end_s, length_s)
+    return max(end_s, utterance.start_s)
+
+
+def _sweep(segments: list[tuple[Utterance, float]]) -> Overlaps:
+    """Counts over segments of one file in the order of their starts."""
+    open_ones: list[tuple[float, str]] = []
+    covered_s = 0.0
+    count = several = 0
+    seconds = 0.0
+    for utterance, end_s in segments:
+        while open_ones and open_ones[0][0] <= utterance.start_s + _TOLERANCE_S:
+            heapq.heappop(open_ones)
+        if open_ones:
+            count += 1
+            several += any(speaker and utterance.speaker not in ("", speaker) for _, speaker in open_ones)
+            shared_s = min(end_s, covered_s) - utterance.start_s
+            seconds += shared_s if shared_s < float("inf") else 0.0
+        heapq.heappush(open_ones, (end_s, utterance.speaker))
+        covered_s = max(covered_s, end_s)
+    return Overlaps(count, several, seconds)

@@ -1,0 +1,164 @@
+"""Compares a corpus with the tasks of a shard set, and appends tasks for what is new."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from openwavlm.audio.audio_files import probe_channels, probe_seconds
+from openwavlm.runtime.pool import run_jobs
+from openwavlm.runtime.resources import retried
+from openwavlm.shards.corpora.listing import Corpus, split_channels
+from openwavlm.shards.corpora.utterance import Utterance
+from openwavlm.shards.decoding_tasks import file_stamp
+from openwavlm.shards.done import is_done, skipped
+from openwavlm.shards.tasks import append_tasks, cut_tasks, join_short_clips, names_of, read_task, task_lines
+
+# Of a file whose header does not tell its length, for the size of its task only: 64 kbit/s.
+_GUESSED_BYTES_PER_SECOND = 8000
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Comparison of a corpus with the tasks of a shard set.
+
+    Attributes:
+        corpus: The corpus, with an utterance a channel if its channels are split.
+        total: Number of utterances in all tasks.
+        changed: Utterances whose times, names or text in the corpus are others than in their task, which keeps its own.
+        gone: Utterances of the tasks that are not in the corpus; the shard set keeps them.
+    """
+
+    corpus: Corpus
+    total: int
+    changed: int
+    gone: int
+
+
+def plan_tasks(corpus: Corpus, output: Path, settings: Mapping[str, Any], max_skip_rate: float, workers: int) -> Plan:
+    """Appends tasks for what the corpus holds and no task does; a repaired file that was skipped counts as new.
+
+    Args:
+        corpus: What the input holds.
+        output: The shard set.
+        settings: What it is bound to.
+        max_skip_rate: Share of the utterances that unfinished tasks may need although the input lacks them.
+        workers: Local processes that read headers.
+
+    Raises:
+        ValueError: If unfinished tasks need too much that is not in the input, or two channels have one name.
+    """
+    listing = output / "tasks.jsonl"
+    if settings["channels"] == "split":
+        apart = split_channels(corpus.utterances, lambda paths: _channels(paths, corpus.root, workers))
+        corpus = replace(corpus, utterances=apart)
+        corpus.check_names()
+    present = {utterance.name: utterance for utterance in corpus.utterances}
+    lines = task_lines(listing)
+    known: set[str] = set()
+    pending: list[str] = []
+    changed: set[str] = set()
+    for line in lines:
+        items = read_task(listing, line).items
+        names = names_of(items)
+        known.update(names)
+        changed.update(u.name for item in items for u in item if u.name in present and _differ(u, present[u.name]))
+        if not is_done(output, line.number):
+            pending += names
+    gone = [name for name in pending if name not in present]
+    if len(gone) > max_skip_rate * len(known):
+        raise ValueError(
+            f"unfinished tasks of {output} need {len(gone)} utterances that are not in the input (first: {gone[0]}): "
+            "run with the input that they came from first"
+        )
+    if changed:
+        logger.warning(
+            "%d utterances have other times, names or text in the input than in %s, which keeps them as they were (first: %s): "
+            "prepare into another output to change them",
+            len(changed),
+            output,
+            min(changed),
+        )
+    unusable = skipped(output, lines).items()
+    again = {name for name, skip in unusable if name in present and file_stamp(corpus.root / skip["path"]) != skip["stamp"]}
+    fresh = [utterance for utterance in corpus.utterances if utterance.name not in known or utterance.name in again]
+    if fresh:
+        _append(fresh, corpus.root, listing, len(lines), again, settings, workers)
+    return Plan(corpus, len(known | present.keys()), len(changed), len(known - present.keys()))
+
+
+def _differ(planned: Utterance, listed: Utterance) -> bool:
+    return any(
+        getattr(planned, name) != getattr(listed, name)
+        for name in ("start_s", "end_s", "channel", "speaker", "recording", "text", "language")
+    )
+
+
+def _append(
+    fresh: Sequence[Utterance],
+    root: Path,
+    listing: Path,
+    first: int,
+    again: set[str],
+    settings: Mapping[str, Any],
+    workers: int,
+) -> None:
+    """Joins what is short, cuts tasks and appends them."""
+    seconds = _durations(fresh, root, workers)
+    items = join_short_clips(fresh, seconds, settings["min_seconds"]) if settings["join_short"] else [[u] for u in fresh]
+    by_name = {
+        utterance.name: _guessed_seconds(root / utterance.path) if length is None else length
+        for utterance, length in zip(fresh, seconds, strict=True)
+    }
+    lengths = [sum(by_name[utterance.name] for utterance in item) for item in items]
+    tasks = cut_tasks(items, lengths, seed=settings["seed"], source=settings["source"], task_hours=settings["task_hours"])
+    append_tasks(listing, tasks, first, again)
+    logger.info("%d new utterances, %.1f hours, in %d tasks", len(fresh), sum(lengths) / 3600, len(tasks))
+    if (
+        settings["layout"] == "folder"
+        and not settings["speaker_folder"]
+        and any(0 < length < settings["min_seconds"] for length in lengths)
+    ):
+        logger.info("speakers are unknown, so short clips of different files are not joined: speaker_folder=1 tells speakers")
+
+
+def _guessed_seconds(path: Path) -> float:
+    stamp = file_stamp(path)
+    return stamp[0] / _GUESSED_BYTES_PER_SECOND if stamp else 0.0
+
+
+def _durations(utterances: Sequence[Utterance], root: Path, workers: int) -> list[float | None]:
+    """Durations from segments or file headers."""
+    unknown = sorted({str(root / utterance.path) for utterance in utterances if utterance.end_s is None})
+    header: dict[str, float | None] = {}
+    for part in run_jobs(_probe_all, _chunks(unknown), workers=workers, description="reading headers"):
+        header |= part
+    seconds: list[float | None] = []
+    for utterance in utterances:
+        end_s = header[str(root / utterance.path)] if utterance.end_s is None else utterance.end_s
+        seconds.append(None if end_s is None else max(0.0, end_s - utterance.start_s))
+    return seconds
+
+
+def _channels(paths: Sequence[str], root: Path, workers: int) -> dict[str, int | None]:
+    full = {str(root / path): path for path in paths}
+    number: dict[str, int | None] = {}
+    for part in run_jobs(_count_channels, _chunks(list(full)), workers=workers, description="reading headers"):
+        number |= {full[path]: channels for path, channels in part.items()}
+    return number
+
+
+def _chunks(paths: list[str]) -> list[list[str]]:
+    return [paths[start : start + 512] for start in range(0, len(paths), 512)]
+
+
+def _probe_all(paths: list[str]) -> dict[str, float | None]:
+    return {path: retried(partial(probe_seconds, Path(path)), path) for path in paths}
+
+
+def _count_channels(paths: list[str]) -> dict[str, int | None]:
+    return {path: retried(partial(probe_channels, Path(path)), path) for path in paths}

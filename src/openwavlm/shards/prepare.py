@@ -1,0 +1,155 @@
+"""From a corpus to a finished shard set: list, cut into tasks, run the tasks that are not done, index, statistics."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from openwavlm.audio.audio_files import decoders
+from openwavlm.runtime.atomic import remove_temporaries, write_json, writer_lock
+from openwavlm.runtime.pool import run_jobs
+from openwavlm.shards.corpora.listing import corpus_root, list_corpus
+from openwavlm.shards.done import is_done, refuse_many_skipped, skipped, task_done, write_skipped
+from openwavlm.shards.indexing import build_index
+from openwavlm.shards.planning import Plan, plan_tasks
+from openwavlm.shards.settings import bind_settings, check_settings, source_name
+from openwavlm.shards.stats import corpus_stats, shard_set_stats
+from openwavlm.shards.tasks import TaskLine, task_lines
+from openwavlm.shards.writer import ShardJob, run_task
+
+logger = logging.getLogger(__name__)
+
+# The files of a shard set, for what a killed run left of them.
+_FILES = re.compile(r"(settings|stats)\.json|tasks\.jsonl|skipped\.tsv|shards/\d+/\d+-\d+\.(tar|json)|done/\d+/\d+\.json")
+
+
+def make_shards(
+    *,
+    input: Path | str,
+    output: Path | str,
+    layout: str = "folder",
+    source: str | None = None,
+    seed: int = 0,
+    min_seconds: float = 2.0,
+    join_short: bool = True,
+    max_hours: float = 12.0,
+    task_hours: float = 4.0,
+    utterances_per_shard: int = 1000,
+    speaker_folder: int = 0,
+    subfolders: Sequence[str] = (),
+    language: str = "",
+    columns: Mapping[str, Any] | None = None,
+    channels: str = "mean",
+    max_skip_rate: float = 0.01,
+    workers: int = 1,
+    num_tasks: int = 1,
+    task_index: int | None = None,
+) -> dict[str, Any]:
+    """Prepares a corpus as a shard set; killed and run again it goes on, run with more input it grows.
+
+    Args:
+        input: Folder (or manifest file) of the corpus.
+        output: Shard set to write or to extend.
+        layout: `folder`, `manifest` or `librispeech`.
+        source: Name of the corpus, part of every key; by default that of the input.
+        seed: Seed of the permutation and shuffles.
+        min_seconds: Clips below are joined with neighbours of the same speaker.
+        join_short: Whether they are joined at all.
+        max_hours: Longest recording that is decoded, hours.
+        task_hours: Audio in one task, hours: the unit of resuming, and what is shuffled together.
+        utterances_per_shard: Most utterances in one tar.
+        speaker_folder: Layout `folder`: which folder below the input names the speaker, 0 for none.
+        subfolders: Layouts `folder` and `librispeech`: parts of the input to take, empty for all.
+        language: Language of utterances whose corpus does not tell.
+        columns: Layout `manifest`: names of the columns, and as `ignore` those that do not say which part of the audio is meant.
+        channels: Recordings of several channels: `mean` of them (the first where they cancel each other), `first` alone, or
+            `split`: a row for each channel, whose speaker is `SPEAKER#CHANNEL` (`RECORDING#CHANNEL` where unknown).
+        max_skip_rate: Share of the utterances that may be unreadable.
+        workers: Local processes.
+        num_tasks: Number of jobs of an array that share the work.
+        task_index: Which of them this is: it runs its part of the tasks and builds no index. None for a run by itself.
+
+    Returns:
+        The content of `stats.json` (for a job of an array: how many tasks it ran).
+
+    Raises:
+        ValueError: If a setting is out of range or differs from the output's, somebody else writes there, the input is missing,
+            empty or malformed, two utterances have one name, or too many are unreadable.
+    """
+    input, output = Path(input), Path(output)
+    settings: dict[str, Any] = {
+        "layout": layout,
+        "source": source_name(source, input),
+        "seed": seed,
+        "min_seconds": min_seconds,
+        "join_short": join_short,
+        "max_hours": max_hours,
+        "task_hours": task_hours,
+        "utterances_per_shard": utterances_per_shard,
+        "speaker_folder": speaker_folder,
+        "language": language,
+        "columns": {field: column for field, column in (columns or {}).items() if column},
+        "channels": channels,
+    }
+    check_settings(settings, max_skip_rate, num_tasks, task_index)
+    if not input.exists():
+        raise ValueError(f"the input {input} does not exist: give input=FOLDER, or input=FILE.tsv with layout=manifest")
+    listing = output / "tasks.jsonl"
+    if task_index is not None and not listing.exists():
+        raise ValueError(f"a job of an array needs the task list {listing}: run once with num_tasks=0 to make it")
+    plan = None
+    with writer_lock(output, shared=task_index is not None):
+        settings = bind_settings(output, settings, decoders())
+        if task_index is None:
+            remove_temporaries(output, _FILES.fullmatch)
+            plan = plan_tasks(list_corpus(input, settings, subfolders), output, settings, max_skip_rate, workers)
+        lines = task_lines(listing)
+        if num_tasks == 0:
+            logger.info("%d tasks are listed in %s", len(lines), listing)
+            return {"tasks": len(lines)}
+        mine = [line for line in lines if task_index is None or line.number % num_tasks == task_index]
+        root = corpus_root(input, layout)
+        jobs = [_job(output, root, line, settings) for line in mine if not is_done(output, line.number)]
+        _run(output, jobs, plan.total if plan else None, max_skip_rate, workers)
+        if plan is None:
+            return {"tasks": len(jobs)}
+        return _finish(output, lines, settings, plan, max_skip_rate)
+
+
+def _job(output: Path, root: Path, line: TaskLine, settings: dict[str, Any]) -> ShardJob:
+    names = ("source", "seed", "min_seconds", "max_hours", "utterances_per_shard", "channels")
+    return ShardJob(output, root, line, **{name: settings[name] for name in names})
+
+
+def _run(output: Path, jobs: list[ShardJob], total: int | None, max_skip_rate: float, workers: int) -> None:
+    """Runs tasks; stops as soon as too much of the `total` had to be skipped (a job of an array does not know the total)."""
+    found: dict[str, dict[str, Any]] = {}
+    # Closing ends the pool at once when the rate refuses; otherwise it would finish all tasks first.
+    with closing(run_jobs(run_task, jobs, workers=workers, description="writing shards")) as results:
+        for result in results:
+            found |= {entry["name"]: entry for entry in result["skipped"]}
+            if total is not None and len(found) > max_skip_rate * total:
+                write_skipped(output, found)
+                refuse_many_skipped(output, found, total, max_skip_rate)
+
+
+def _finish(
+    output: Path, lines: Sequence[TaskLine], settings: dict[str, Any], plan: Plan, max_skip_rate: float
+) -> dict[str, Any]:
+    """Builds the index and the statistics; bad files that have been removed from the input since no longer count."""
+    done = [entry for line in lines if (entry := task_done(output, line.number)) is not None]
+    unusable = skipped(output, lines)
+    usable = sum(entry["planned"] - len(entry["skipped"]) for entry in done)
+    write_skipped(output, unusable)
+    present = {utterance.name for utterance in plan.corpus.utterances}
+    counted = {name: entry for name, entry in unusable.items() if name in present}
+    refuse_many_skipped(output, counted, usable + len(counted), max_skip_rate)
+    if not usable:
+        raise ValueError(f"no utterance of the input can be used: see {output / 'skipped.tsv'}")
+    index = build_index(output)
+    stats = shard_set_stats(index, done, unusable, source=settings["source"], seed=settings["seed"])
+    stats |= corpus_stats(plan.corpus, done, unusable.keys()) | {"changed_in_input": plan.changed, "gone_from_input": plan.gone}
+    write_json(output / "stats.json", stats)
+    return stats

@@ -1,0 +1,132 @@
+"""Reads utterances, or pieces of them, straight out of the shards: one `pread` of the FLAC payload, one decode, no tar reader."""
+
+import itertools
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from openwavlm.audio.audio_files import flac_md5, pcm_id
+from openwavlm.audio.sound_files import SequentialFile, file_in_memory
+from openwavlm.runtime.open_files import OPEN_FILES
+from openwavlm.runtime.resources import check_of_the_file, naming, retried
+from openwavlm.shards.index import Index
+
+_MALLOC_FAILED = 17  # of libsndfile
+_numbers = itertools.count()
+
+
+class UnreadableAudio(ValueError):  # noqa: N818
+    """A row whose audio is missing, is not what the index says, or does not decode."""
+
+
+class ShardReader:
+    """Reader of a shard set's audio.
+
+    Files are opened on first use and stay open as `OPEN_FILES` allows; `pread` shares no file position, so a reader survives `fork`,
+    and a pickled reader opens its files anew.
+    """
+
+    def __init__(self, index: Index | Path | str) -> None:
+        self.index = index if isinstance(index, Index) else Index.open(index, check=False)
+        self._number = next(_numbers)
+
+    def read(
+        self, row: int, start_sample: int = 0, num_samples: int | None = None, *, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Reads an utterance or a piece of it.
+
+        Args:
+            row: Row of the index.
+            start_sample: First sample.
+            num_samples: How many; None for the rest of the utterance.
+            out: int16 (num_samples,), contiguous, to decode into; after an error it may hold part of the audio.
+
+        Returns:
+            int16 (num_samples,); `out` where it was given.
+
+        Raises:
+            UnreadableAudio: If the shard is missing or too short, holds another utterance at this place, or does not decode.
+            OSError: If the machine fails (too many open files, a disk or file server that fails again and again); with the file.
+            MemoryError: If there is none left to decode with.
+        """
+        index = self.index
+        shard, nbytes = int(index.shard[row]), int(index.nbytes[row])
+        if num_samples is None:
+            num_samples = int(index.num_samples[row]) - start_sample
+        path, offset = index.path / index.shards[shard].name, int(index.offset[row])
+        try:
+            payload = retried(lambda: OPEN_FILES.read((self._number, shard), path, nbytes, offset), path)
+        except OSError as error:
+            check_of_the_file(error, path)
+            raise UnreadableAudio(self._about(row, error.strerror or str(error))) from error
+        if pcm_id(flac_md5(payload)) != int(index.pcm[row]):
+            raise UnreadableAudio(self._about(row, "the shard holds something else at this place"))
+        samples = np.empty(num_samples, dtype=np.int16) if out is None else out
+        try:
+            with naming(path):
+                decoded = OPEN_FILES.spare(lambda: _decode(payload, start_sample, samples))
+        except (soundfile.SoundFileError, ValueError, RuntimeError) as error:
+            if getattr(error, "code", None) == _MALLOC_FAILED:
+                raise MemoryError(f"decoding row {row} of {path}") from error
+            raise UnreadableAudio(self._about(row, "the FLAC data does not decode")) from error
+        if decoded != num_samples:
+            raise UnreadableAudio(self._about(row, f"{decoded} of {num_samples} samples decode"))
+        return samples
+
+    def close(self) -> None:
+        """Closes all files; the next read opens them again."""
+        OPEN_FILES.close(self._number)
+
+    def _about(self, row: int, what: str) -> str:
+        name = self.index.shards[int(self.index.shard[row])].name
+        return f"row {row} of {self.index.path / name} cannot be read: {what}; run data_prep/verify.py on this shard set"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardReader, (self.index,)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_number"):
+            self.close()
+
+
+def _decode(payload: bytes, start_sample: int, out: np.ndarray) -> int:
+    """Decodes a piece of a FLAC file into `out`; returns the number of samples."""
+    with file_in_memory(payload) as descriptor, SequentialFile(descriptor) as file:
+        if start_sample:
+            file.seek(start_sample)
+        return len(file.read(out=out))
+
+
+def check_shards(index: Index) -> None:
+    """Checks before a run that every shard is there, has its full size and begins with its own first utterance.
+
+    A tar that was cut between two members ends silently in every tar reader: the size tells.
+
+    Raises:
+        ValueError: Naming the first shard that is missing, has another size, or holds other audio.
+        OSError: If the machine fails again and again, with the file.
+    """
+    for number, shard in enumerate(index.shards):
+        path = index.path / shard.name
+        retried(partial(_check_shard, index, number, path), path)
+
+
+def _check_shard(index: Index, number: int, path: Path) -> None:
+    shard = index.shards[number]
+    way_out = "restore it from a copy, or run data_prep/verify.py to see all damage"
+    if not path.is_file():
+        raise ValueError(f"the shard {path} is missing: {way_out}")
+    size = path.stat().st_size
+    if size != shard.nbytes:
+        raise ValueError(f"the shard {path} must have {shard.nbytes} bytes, but has {size}: {way_out}")
+    if shard.rows == 0:
+        return
+    row = int(index.first_row[number])
+    with path.open("rb") as file:
+        file.seek(int(index.offset[row]))
+        head = file.read(64)
+    if pcm_id(flac_md5(head)) != int(index.pcm[row]):
+        raise ValueError(f"the shard {path} does not begin with its first utterance (was it swapped for another?): {way_out}")

@@ -1,0 +1,100 @@
+"""Settings of a preparation, to which a shard set is bound from its first run on."""
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from openwavlm.runtime.sealed import read_newest, write_sealed
+from openwavlm.shards.corpora.columns import FIELDS
+from openwavlm.shards.corpora.listing import LAYOUTS
+from openwavlm.shards.index import FORMAT_VERSION
+
+CHANNELS = ("mean", "first", "split")
+
+logger = logging.getLogger(__name__)
+
+
+def source_name(source: str | None, input: Path) -> str:
+    """Name of a corpus: the given one, else that of the input with `_` for what a name cannot have.
+
+    Raises:
+        ValueError: If the given one has other characters than letters, digits, - and _.
+    """
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", input.resolve().with_suffix("").name) if source is None else source
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(f"a source name consists of letters, digits, - and _, but is {name!r}: give source=NAME")
+    return name
+
+
+def check_settings(settings: Mapping[str, Any], max_skip_rate: float, num_tasks: int, task_index: int | None) -> None:
+    """Checks ranges and choices.
+
+    Raises:
+        ValueError: At the first setting that is out of range.
+    """
+    for name, choices in (("layout", LAYOUTS), ("channels", CHANNELS)):
+        if settings[name] not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {settings[name]!r}")
+    for field in settings["columns"].keys() - {*FIELDS, "ignore"}:
+        raise ValueError(f"columns has the fields {', '.join(FIELDS)} and ignore, but not {field!r}: correct it")
+    for name in ("max_hours", "task_hours", "utterances_per_shard"):
+        if not settings[name] > 0:
+            raise ValueError(f"{name} must be above 0, but is {settings[name]}")
+    for name in ("min_seconds", "speaker_folder"):
+        if settings[name] < 0:
+            raise ValueError(f"{name} must not be negative, but is {settings[name]}")
+    if not 0 <= max_skip_rate <= 1:
+        raise ValueError(f"max_skip_rate must lie in [0, 1], but is {max_skip_rate}")
+    if task_index is not None and not 0 <= task_index < num_tasks:
+        raise ValueError(f"task_index must lie in [0, num_tasks), but is {task_index} with num_tasks={num_tasks}")
+
+
+def bind_settings(output: Path, settings: Mapping[str, Any], decoders: Mapping[str, str]) -> dict[str, Any]:
+    """Writes the settings of a new shard set, or compares them with those of an existing one.
+
+    Other versions of the decoders than at the beginning are named in the log; `stats.json` says which tasks each has made.
+
+    Args:
+        output: The shard set.
+        settings: What this run has.
+        decoders: Names and versions of the decoders of this run.
+
+    Returns:
+        The settings to work with: sets that were begun before manifests' columns were found by name go on without that.
+
+    Raises:
+        ValueError: If the set was made with other settings or by another version, or its settings are lost.
+    """
+    path = output / "settings.json"
+    settings = {**settings, "columns_by_name": True}
+    if not (output / "tasks.jsonl").exists():
+        if any((output / name).exists() for name in ("shards", "done", "index")):
+            raise ValueError(f"{output} holds shards without the task list that they came from: give another output")
+        write_sealed(path, {"format_version": FORMAT_VERSION, **settings, "decoders": dict(decoders)})
+        return settings
+    upgrade, remedy = f"openwavlm upgrade {output}", "restore it from a copy, or give another output"
+    bound = dict(read_newest(path, newest=FORMAT_VERSION, what=str(output), upgrade=upgrade, remedy=remedy).values)
+    del bound["format_version"]
+    earlier = bound.pop("decoders", None)
+    # Sets of the first versions have neither setting.
+    bound = {"channels": "mean", "columns_by_name": False} | bound
+    settings["columns_by_name"] = bound["columns_by_name"]
+    changed = sorted(name for name in settings.keys() | bound.keys() if settings.get(name) != bound.get(name))
+    if changed:
+        was = ", ".join(f"{name}={bound.get(name)}" for name in changed)
+        now = ", ".join(f"{name}={settings.get(name)}" for name in changed)
+        raise ValueError(f"{output} was made with {was}, but this run has {now}: repeat the settings, or give another output")
+    if earlier != dict(decoders):
+        logger.warning(
+            "%s was begun with %s, but this run decodes with %s: lossy files may come out otherwise; stats.json counts the tasks of each",
+            output,
+            _versions(earlier) if isinstance(earlier, dict) else "decoders that were not noted",
+            _versions(decoders),
+        )
+    return settings
+
+
+def _versions(decoders: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(decoders.items()))

@@ -1,0 +1,100 @@
+"""Which rows are held out: a hash of the speaker (else the recording) decides, so added data never moves a speaker."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from openwavlm.runtime.randomness import stable_hash
+from openwavlm.shards.index import Index
+
+_BLOCK_ROWS = 2**20
+
+
+def _held_out(names: list[str], share: float, split_seed: int) -> np.ndarray:
+    threshold = int(share * 2.0**64)
+    return np.array([stable_hash(f"{split_seed}/split/{name}") < threshold for name in names], dtype=bool)
+
+
+def validation_rows(index: Index, *, share: float, split_seed: int) -> np.ndarray:
+    """Marks the rows of held-out speakers.
+
+    Args:
+        index: The shard set.
+        share: Expected share of the speakers that is held out, in [0, 1).
+        split_seed: Seed of the split; apart from the run's seed, so that runs with other seeds hold out the same people.
+
+    Returns:
+        bool (rows,), True = validation.
+
+    Raises:
+        ValueError: If `share` is outside [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"the validation share must lie in [0, 1), but is {share}")
+    held_out = _held_out(index.speakers, share, split_seed)[index.speaker[:]]
+    unknown = np.flatnonzero(index.speaker[:] == 0)
+    if len(unknown):
+        recordings, which = np.unique(index.recording[unknown], return_inverse=True)
+        names = index.recordings
+        held_out[unknown] = _held_out([names[recording] for recording in recordings], share, split_seed)[which]
+    return held_out
+
+
+def check_same_names(index: Index, bound: Mapping[str, str], what: str) -> None:
+    """Refuses a shard set that has other speakers, recordings, sources or languages than when something was fitted on it.
+
+    Args:
+        index: The shard set.
+        bound: `metadata` of the shard sets of the fit, by fingerprint; a set that is not among them is not checked.
+        what: What was fitted, for the error.
+
+    Raises:
+        ValueError: If they differ, so that its split was another one.
+    """
+    if index.fingerprint in bound and bound[index.fingerprint] != index.metadata:
+        raise ValueError(
+            f"the speakers, recordings, sources or languages of {index.path} have changed since {what} was fitted on it, so speakers that "
+            "are held out now may have been fitted on: restore the shard set's index, or fit again"
+        )
+
+
+def audio_in(pcm: np.ndarray, index: Index, rows: np.ndarray | None = None) -> np.ndarray:
+    """Looks audio up in a shard set, to the sample: as rows, or as clips inside joined rows.
+
+    Args:
+        pcm: uint64 (audios,), identities as in the index; held in memory.
+        index: A shard set of any size, passed through once.
+        rows: bool (rows of `index`,), where to look; None for all rows.
+
+    Returns:
+        bool (audios,).
+    """
+    wanted, place_of = np.unique(pcm, return_inverse=True)
+    found = np.zeros(len(wanted), dtype=bool)
+    members = index.members
+    for audio, row in ((index.pcm, None), (members["pcm"], members["row"])):
+        for first in range(0, len(audio) if len(wanted) else 0, _BLOCK_ROWS):  # millions of rows are never sorted or copied whole
+            block = slice(first, first + _BLOCK_ROWS)
+            place = np.minimum(np.searchsorted(wanted, audio[block]), len(wanted) - 1)
+            equal = wanted[place] == audio[block]
+            if rows is not None:
+                equal &= rows[block] if row is None else rows[row[block]]
+            found[place[equal]] = True
+    return found[place_of]
+
+
+def shared_rows(index: Index, other: Index) -> np.ndarray:
+    """Marks the rows whose audio another index has, as `audio_in` finds it: their own, or a clip's inside a joined row.
+
+    Args:
+        index: The shard set whose rows are marked; the smaller one, for it is held in memory.
+        other: The shard set that they are looked up in, of any size.
+
+    Returns:
+        bool (rows of `index`,).
+    """
+    members = index.members
+    found = audio_in(np.concatenate([index.pcm, members["pcm"]]), other)
+    shared, of_members = found[: len(index)], found[len(index) :]
+    shared[members["row"][of_members]] = True
+    return shared

@@ -1,0 +1,185 @@
+"""Figures of a finished shard set, above all how well it is shuffled: how often two utterances that may be mixed share a speaker."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import numpy as np
+
+from openwavlm.audio.frames import SAMPLE_RATE_HZ
+from openwavlm.runtime.randomness import permutation, words
+from openwavlm.shards.corpora.files import counted
+from openwavlm.shards.corpora.listing import Corpus
+from openwavlm.shards.corpora.overlaps import find_overlaps
+from openwavlm.shards.index import Index
+
+_SUMMED = ("joined", "joined_clips", "short", "clipped_samples", "clipped_files")
+
+
+def shard_set_stats(
+    index: Index, done: Sequence[Mapping[str, Any]], unusable: Mapping[str, Mapping[str, Any]], *, source: str, seed: int
+) -> dict[str, Any]:
+    """Collects what `stats.json` of a shard set holds.
+
+    Args:
+        index: Its index.
+        done: The done-files of its tasks.
+        unusable: What was skipped, by name.
+        source: Name of the corpus.
+        seed: Seed of the permutation.
+
+    Returns:
+        Counts (`joined` rows are made of `joined_clips`; `short` rows stayed below `min_seconds`), hours, bytes and shares.
+    """
+    samples = int(index.num_samples.sum(dtype=np.int64))
+    return {
+        "source": source,
+        "fingerprint": index.fingerprint,
+        "utterances": len(index),
+        "hours": round(samples / SAMPLE_RATE_HZ / 3600, 6),
+        "speakers": len(index.speakers) - 1,
+        "recordings": len(index.recordings) - 1,
+        "shards": len(index.shards),
+        "nbytes": sum(shard.nbytes for shard in index.shards),
+        "skipped": len(unusable),
+        "skipped_by_reason": dict(sorted(Counter(entry["reason"] for entry in unusable.values()).items())),
+        **{name: sum(entry[name] for entry in done) for name in _SUMMED},
+        # Tasks of older versions have no such list.
+        "out_of_phase_files": len({path for entry in done for path in entry.get("out_of_phase", ())}),
+        **repeated_audio(index),
+        **partner_shares(index, seed=seed),
+        "decoders": _decoders(done),
+    }
+
+
+def _decoders(done: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The versions of the decoders that made the set, each with its number of tasks."""
+    tasks = Counter(json.dumps(entry.get("decoders", {}), sort_keys=True) for entry in done)
+    return [{"tasks": number, "versions": json.loads(versions)} for versions, number in sorted(tasks.items())]
+
+
+def corpus_stats(corpus: Corpus, done: Sequence[Mapping[str, Any]], unusable: AbstractSet[str]) -> dict[str, Any]:
+    """Counts what the input held at the last run: every file is used, skipped or ignored.
+
+    Args:
+        corpus: What the input holds.
+        done: The done-files of the tasks.
+        unusable: Names of the utterances that were skipped.
+
+    Returns:
+        `files` = `files_used` (at least one utterance of them is) + `files_skipped` + `files_ignored` (of other suffixes, by
+        `ignored_by_suffix`); `with_text` utterances; the utterances that share audio with others of their file; and the audio of
+        files in segments that lies in none of them, `hours_outside_segments`.
+    """
+    # Tasks of older versions have no such durations.
+    seconds = {path: length_s for entry in done for path, length_s in entry.get("seconds_of_files", {}).items()}
+    files = {os.path.normpath(utterance.path) for utterance in corpus.utterances}
+    used = {os.path.normpath(utterance.path) for utterance in corpus.utterances if utterance.name not in unusable}
+    ignored = sum(corpus.ignored.values())
+    overlaps = find_overlaps(corpus.utterances, seconds.get)
+    return {
+        "files": len(files) + ignored,
+        "files_used": len(used),
+        "files_skipped": len(files) - len(used),
+        "files_ignored": ignored,
+        "ignored_by_suffix": dict(corpus.ignored),
+        "with_text": sum(bool(utterance.text) for utterance in corpus.utterances),
+        "overlapping_segments": overlaps.segments,
+        "overlapping_speakers": overlaps.of_several_speakers,
+        "overlapping_hours": round(overlaps.seconds / 3600, 6),
+        "hours_outside_segments": round(overlaps.outside_seconds / 3600, 6),
+    }
+
+
+def sentences(stats: Mapping[str, Any]) -> list[str]:
+    """Sentences for a person: the counts of files, then each figure above zero that points to a fault of the corpus.
+
+    Args:
+        stats: The content of `stats.json`.
+    """
+    kinds = f" ({counted(stats['ignored_by_suffix'])})" if stats["files_ignored"] else ""
+    found = [
+        f"{stats['files']} files: {stats['files_used']} used, {stats['files_skipped']} skipped, {stats['files_ignored']} ignored{kinds}"
+    ]
+    if stats["out_of_phase_files"]:
+        found.append(f"{stats['out_of_phase_files']} files have channels that cancel each other: one channel is used")
+    if stats["hours_outside_segments"]:
+        found.append(f"{stats['hours_outside_segments']:.2f} hours of the listed files lie outside all segments and are not used")
+    if stats["overlapping_segments"]:
+        found.append(
+            f"{stats['overlapping_segments']} segments overlap an earlier segment of their file ({stats['overlapping_hours']:.2f} hours "
+            f"are counted twice), {stats['overlapping_speakers']} of them a segment of another speaker"
+        )
+    if stats["repeated_audio"]:
+        found.append(
+            f"{stats['repeated_audio']} clips repeat the audio of another clip sample for sample ({stats['repeated_hours']:.2f} hours "
+            f"are counted twice); {stats['audio_of_several_speakers']} clips are listed under several speakers"
+        )
+    if stats["changed_in_input"]:
+        found.append(
+            f"{stats['changed_in_input']} utterances changed in the input after they were prepared; the shard set keeps them as they were"
+        )
+    if stats["gone_from_input"]:
+        found.append(f"{stats['gone_from_input']} utterances are no longer in the input; the shard set keeps them")
+    return found
+
+
+def repeated_audio(index: Index) -> dict[str, Any]:
+    """Counts audio that a shard set holds more than once, sample for sample, as a row or as a clip in a joined row.
+
+    Args:
+        index: The shard set.
+
+    Returns:
+        `repeated_audio`: rows and clips whose audio an earlier one has; `repeated_hours`: their length;
+        `audio_of_several_speakers`: audio that is listed under more than one known speaker.
+    """
+    members = index.members
+    alone = np.ones(len(index), dtype=bool)
+    alone[members["row"]] = False
+    pcm = np.concatenate([index.pcm[alone], members["pcm"]])
+    samples = np.concatenate([index.num_samples[alone], members["num_samples"]]).astype(np.int64)
+    speaker = np.concatenate([index.speaker[alone], index.speaker[:][members["row"]]])
+    order = np.argsort(pcm, kind="stable")
+    again = np.zeros(len(pcm), dtype=bool)
+    again[1:] = pcm[order][1:] == pcm[order][:-1]
+    repeats = order[again]
+    several = np.isin(pcm, pcm[repeats]) & (speaker > 0)
+    pairs = np.unique(np.stack([pcm[several], speaker[several].astype(np.uint64)], axis=1), axis=0)
+    return {
+        "repeated_audio": len(repeats),
+        "repeated_hours": round(int(samples[repeats].sum()) / SAMPLE_RATE_HZ / 3600, 6),
+        "audio_of_several_speakers": int((np.unique(pairs[:, 0], return_counts=True)[1] > 1).sum()),
+    }
+
+
+def partner_shares(index: Index, *, seed: int = 0, block_shards: int = 20) -> dict[str, float | None]:
+    """Expected share of random pairs within a plan's block that have the same speaker, and the same recording.
+
+    Blocks are made of `block_shards` shards in permuted order, as the training plan does; pairs with an unknown name count
+    neither as same nor at all.
+
+    Args:
+        index: The shard set.
+        seed: Seed of the permutation.
+        block_shards: Shards in a block.
+
+    Returns:
+        `same_speaker_share` and `same_recording_share`, each in [0, 1], or None where no pair has known names.
+    """
+    order = permutation(words(seed, "stats.blocks", len(index.shards)))
+    blocks = [order[start : start + block_shards] for start in range(0, len(order), block_shards)]
+    return {f"same_{name}_share": _share(index, getattr(index, name), blocks) for name in ("speaker", "recording")}
+
+
+def _share(index: Index, ids: np.ndarray, blocks: list[np.ndarray]) -> float | None:
+    same = pairs = 0
+    for block in blocks:
+        rows = np.concatenate([ids[index.first_row[shard] : index.first_row[shard + 1]] for shard in block])
+        counts = np.unique(rows[rows > 0], return_counts=True)[1].astype(np.int64)
+        same += int((counts * (counts - 1)).sum())
+        pairs += int(counts.sum()) * (int(counts.sum()) - 1)
+    return round(same / pairs, 6) if pairs else None

@@ -1,0 +1,194 @@
+"""From a corpus to tasks: which clips are joined, which recordings go together, what is new since the last run.
+
+A task is one line of `tasks.jsonl`: `{"task": 7, "items": [[utterance, …], …], "again": []}`; an item becomes one row of a shard
+and has several utterances only if short clips are joined. What is in the list stays as it is for ever; growth appends tasks.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from openwavlm.runtime.atomic import atomic_file
+from openwavlm.runtime.randomness import stable_hash
+from openwavlm.runtime.resources import naming
+from openwavlm.shards.corpora.utterance import Utterance
+
+JOIN_SILENCE_S = 0.1
+
+Item = list[Utterance]
+
+
+@dataclass(frozen=True)
+class TaskLine:
+    """Where a task stands in `tasks.jsonl`, so that the list need not be held in memory."""
+
+    number: int
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A unit of preparation.
+
+    Attributes:
+        number: Its place in the list.
+        items: What becomes a row each.
+        again: Names of utterances that an earlier task had to skip and whose files have changed since.
+    """
+
+    number: int
+    items: list[Item]
+    again: list[str]
+
+
+def join_short_clips(utterances: Sequence[Utterance], seconds: Sequence[float | None], min_seconds: float) -> list[Item]:
+    """Groups clips shorter than `min_seconds` with their neighbours until they are long enough together.
+
+    Neighbours are the next short clips of the same speaker (of the same recording if the speaker is unknown); segments of one
+    audio file are joined only with each other, and channels only with those of the same number. What remains at the end of a
+    group goes to the clips before it; a clip without a short neighbour stays alone.
+
+    Args:
+        utterances: In corpus order.
+        seconds: Their durations; None where unknown (such a clip is left alone).
+        min_seconds: Length below which a clip is short.
+
+    Returns:
+        Items in corpus order, each of one or more utterances.
+    """
+    uses: dict[tuple[str, int | None], int] = defaultdict(int)
+    for utterance in utterances:
+        uses[utterance.path, utterance.channel] += 1
+    items: list[Item] = []
+    groups: dict[tuple[str | int | None, ...], list[Item]] = defaultdict(list)
+    filled_s: dict[tuple[str | int | None, ...], float] = {}
+    for utterance, length in zip(utterances, seconds, strict=True):
+        if length is None or length >= min_seconds:
+            items.append([utterance])
+            continue
+        who = ("speaker", utterance.speaker) if utterance.speaker else ("recording", utterance.recording)
+        several = uses[utterance.path, utterance.channel] > 1
+        group: tuple[str | int | None, ...] = (*who, utterance.channel, utterance.path if several else "")
+        if filled_s.get(group, min_seconds) >= min_seconds:
+            items.append([])
+            groups[group].append(items[-1])
+            filled_s[group] = -JOIN_SILENCE_S
+        groups[group][-1].append(utterance)
+        filled_s[group] += JOIN_SILENCE_S + length
+    for group, joined in groups.items():
+        if filled_s[group] < min_seconds and len(joined) > 1:
+            joined[-2] += joined[-1]
+            joined[-1].clear()
+    return [item for item in items if item]
+
+
+def cut_tasks(items: Sequence[Item], seconds: Sequence[float], *, seed: int, source: str, task_hours: float) -> list[list[Item]]:
+    """Permutes audio files by hash and cuts the sequence into tasks of about equal duration.
+
+    All segments of one file go into one task, so that it is decoded once.
+
+    Args:
+        items: What becomes a row each.
+        seconds: Duration of each item.
+        seed: Seed of the permutation.
+        source: Name of the corpus.
+        task_hours: Wanted audio in a task.
+
+    Returns:
+        The items of each task.
+    """
+    units: dict[str, list[int]] = defaultdict(list)
+    for position, item in enumerate(items):
+        units[item[0].path].append(position)
+    order = sorted(units.values(), key=lambda unit: (stable_hash(f"{seed}/task/{source}/{items[unit[0]][0].name}"), unit))
+    total_s = sum(seconds)
+    wanted_s = total_s / max(1, round(total_s / (task_hours * 3600))) or float("inf")
+    tasks: list[list[Item]] = [[]]
+    done_s = 0.0
+    for unit in order:
+        # The small allowance keeps rounding from opening a last task for one item.
+        if tasks[-1] and done_s >= wanted_s * len(tasks) * (1 - 1e-9):
+            tasks.append([])
+        tasks[-1] += [items[position] for position in unit]
+        done_s += sum(seconds[position] for position in unit)
+    return [task for task in tasks if task]
+
+
+def append_tasks(path: Path, tasks: Sequence[Sequence[Item]], first: int, again: AbstractSet[str] = frozenset()) -> None:
+    """Adds tasks, numbered from `first`, to the task list; the earlier lines keep their bytes.
+
+    Args:
+        path: `tasks.jsonl`.
+        tasks: Items of each new task.
+        first: Number of the first.
+        again: Names that earlier tasks hold already.
+    """
+    with atomic_file(path) as file:
+        if path.exists():
+            file.write(path.read_bytes())
+        for number, items in enumerate(tasks, first):
+            rows = [[_compact(utterance) for utterance in item] for item in items]
+            line = {"task": number, "items": rows, "again": sorted(again & set(names_of(items)))}
+            file.write((json.dumps(line, sort_keys=True) + "\n").encode())
+
+
+def task_lines(path: Path) -> list[TaskLine]:
+    """Finds every task of a task list (empty if there is none)."""
+    lines, start = [], 0
+    if path.exists():
+        with naming(path), path.open("rb") as file:
+            for number, text in enumerate(file):
+                lines.append(TaskLine(number, start, len(text)))
+                start += len(text)
+    return lines
+
+
+def read_task(path: Path, line: TaskLine) -> Task:
+    """Reads one task.
+
+    Raises:
+        ValueError: If the list is damaged.
+    """
+    with naming(path), path.open("rb") as file:
+        file.seek(line.start)
+        text = file.read(line.nbytes)
+    try:
+        task = json.loads(text)
+        if task["task"] != line.number or not all(isinstance(name, str) for name in task["again"]):
+            raise KeyError("task")
+        items = [[_utterance(fields) for fields in item] for item in task["items"]]
+        if not all(items):
+            raise ValueError("an item without an utterance")
+        return Task(line.number, items, task["again"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}, line {line.number + 1} is damaged: prepare the corpus again into an empty output") from error
+
+
+def _utterance(fields: dict[str, Any]) -> Utterance:
+    """Makes an utterance of what `_compact` wrote; a TypeError if a field has another type."""
+    utterance = Utterance(**fields)
+    texts = (utterance.name, utterance.path, utterance.speaker, utterance.recording, utterance.text, utterance.language)
+    times = (utterance.start_s, 0.0 if utterance.end_s is None else utterance.end_s)
+    if not all(isinstance(text, str) for text in texts) or not utterance.name or not utterance.path:
+        raise TypeError("text")
+    if not all(isinstance(time, float | int) and 0 <= time < float("inf") for time in times):
+        raise TypeError("time")
+    if not isinstance(utterance.extra, dict) or not isinstance(utterance.channel, int | None):
+        raise TypeError("extra")
+    return utterance
+
+
+def names_of(items: Iterable[Item]) -> list[str]:
+    """Names of all utterances of some items."""
+    return [utterance.name for item in items for utterance in item]
+
+
+def _compact(utterance: Utterance) -> dict[str, Any]:
+    """The fields that differ from their defaults."""
+    empty = Utterance("", "")
+    return {name: value for name, value in asdict(utterance).items() if value != getattr(empty, name)}

@@ -1,0 +1,240 @@
+"""The embedded corpus: sentences × voices × accents × channels → FLAC files, manifests and phone times.
+
+    OUTPUT/train/m1_us/0000.flac …     dev/… test/…            each with its own channel
+    OUTPUT/train_clean/… dev_clean/… test_clean/…              the same utterances without one (of train, some)
+    OUTPUT/train.tsv train_clean.tsv dev.tsv …                 manifests of the six sets, for `make_shards layout=manifest`
+    OUTPUT/phones.tsv                  path start end phone raw: seconds, without gaps
+    OUTPUT/parts/…                     done-files, one a speaker; stats.json comes last
+
+Dev and test are shard sets of their own, never mixed into training's.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openwavlm.audio.audio_files import encode_flac
+from openwavlm.audio.frames import SAMPLE_RATE_HZ
+from openwavlm.runtime.atomic import atomic_file, remove_temporaries, write_json, writer_lock
+from openwavlm.runtime.pool import run_jobs
+from openwavlm.runtime.resources import check_of_the_file
+from openwavlm.synthesis import espeak, phones
+from openwavlm.synthesis.channel import Channel, clean_recording, to_pcm, transmit
+from openwavlm.synthesis.utterance import Utterance, utterance
+from openwavlm.synthesis.voices import ACCENTS, HELD_OUT_ACCENTS, SPLITS, VOICES, Speaker, speakers_of
+
+FORMAT_VERSION = 1
+_FILES = re.compile(r"(settings|stats)\.json|[^/]+\.tsv|parts/.+|[^/]+/[^/]+/\d+\.flac")
+MIN_SECONDS, MAX_SECONDS = 2.0, 8.0
+MANIFEST_COLUMNS = ("path", "speaker", "recording", "text", "language", "split", "accent", "voice", "seconds")
+PHONE_COLUMNS = ("path", "start", "end", "phone", "raw")
+
+_HALF_UTTERANCE_S = 1.9
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one speaker says in one split: the unit of resuming.
+
+    Attributes:
+        output: Folder of the corpus.
+        split: `train`, `dev` or `test`.
+        speaker: Who speaks.
+        seconds: Audio wanted, met to half an utterance.
+        clean_seconds: Audio that is kept without its channel too, from the first utterance on.
+        seed: Seed of the corpus.
+    """
+
+    output: Path
+    split: str
+    speaker: Speaker
+    seconds: float
+    clean_seconds: float
+    seed: int
+
+    @property
+    def done_file(self) -> Path:
+        """Where the finished part is recorded."""
+        return self.output / "parts" / self.split / f"{self.speaker.name}.json"
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The part's folders: the split's and its clean twin's."""
+        return self.split, f"{self.split}_clean"
+
+
+def synthesize(
+    *,
+    output: Path | str,
+    minutes: float = 90.0,
+    dev_minutes: float = 7.0,
+    test_minutes: float = 12.0,
+    clean_minutes: float = 15.0,
+    seed: int = 0,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """Synthesises the corpus; killed and run again it goes on, and equal settings give equal bytes.
+
+    Args:
+        output: Folder to write.
+        minutes: Training audio, but at least one utterance (about 4 s) of each of the 128 speakers.
+        dev_minutes: Audio of the development voices.
+        test_minutes: Audio of the held-out voices.
+        clean_minutes: Training audio of which a clean twin is kept, for probes; the held-out sets have theirs whole.
+        seed: Seed of sentences, prosody and channels.
+        workers: Local processes; the result is the same.
+
+    Returns:
+        The content of `stats.json`.
+
+    Raises:
+        ValueError: If an amount is not positive, the output was made with other settings or by another process at this moment, or
+            espeak-ng is not installed.
+    """
+    output = Path(output)
+    amounts = {"minutes": minutes, "dev_minutes": dev_minutes, "test_minutes": test_minutes, "clean_minutes": clean_minutes}
+    for name, amount in amounts.items():
+        if not 0 < amount < float("inf"):
+            raise ValueError(f"{name} must be above 0, but is {amount}")
+    settings = {**amounts, "seed": seed}
+    espeak.check_available()
+    wanted_s = dict(zip(SPLITS, (60 * minutes, 60 * dev_minutes, 60 * test_minutes), strict=True))
+    clean_s = dict.fromkeys(SPLITS, math.inf) | {"train": 60 * clean_minutes}
+    with writer_lock(output):
+        _bind_settings(output, settings)
+        remove_temporaries(output, _FILES.fullmatch)
+        parts = [
+            Part(output, split, speaker, wanted_s[split] / count, clean_s[split] / count, seed)
+            for split, count in ((split, len(speakers_of(split))) for split in SPLITS)
+            for speaker in speakers_of(split)
+        ]
+        for _ in run_jobs(run_part, [part for part in parts if not is_done(part)], workers=workers, description="synthesising"):
+            pass
+        return _finish(output, parts, settings)
+
+
+def _bind_settings(output: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of a new corpus, or compares them with those of an existing one."""
+    path = output / "settings.json"
+    settings = {"format_version": FORMAT_VERSION, **settings}
+    if not path.exists():
+        if any((output / name).exists() for name in ("parts", "phones.tsv")):
+            raise ValueError(f"{output} holds a corpus without the settings that it was made with: give another output")
+        write_json(path, settings)
+        return
+    try:
+        bound = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: give another output") from error
+    changed = sorted(name for name in settings.keys() | bound.keys() if settings.get(name) != bound.get(name))
+    if changed:
+        was = ", ".join(f"{name}={bound.get(name)}" for name in changed)
+        now = ", ".join(f"{name}={settings.get(name)}" for name in changed)
+        raise ValueError(f"{output} was made with {was}, but this run has {now}: repeat the settings, or give another output")
+
+
+def is_done(part: Part) -> bool:
+    """Whether a part's done-file exists and all its audio has the length that it had."""
+    done = _read_done(part)
+    if done is None:
+        return False
+    files = (part.output / path for row in done for path in row["nbytes"])
+    sizes = [size for row in done for size in row["nbytes"].values()]
+    return all(file.is_file() and file.stat().st_size == size for file, size in zip(files, sizes, strict=True))
+
+
+def _read_done(part: Part) -> list[dict[str, Any]] | None:
+    try:
+        done: list[dict[str, Any]] = json.loads(part.done_file.read_text())["utterances"]
+    except (OSError, ValueError, KeyError) as error:
+        check_of_the_file(error, part.done_file)
+        return None
+    return done
+
+
+def run_part(part: Part) -> int:
+    """Synthesises a part and writes its done-file last.
+
+    Returns:
+        Number of utterances.
+    """
+    rows: list[dict[str, Any]] = []
+    made_s, attempt = 0.0, 0
+    while not rows or made_s + _HALF_UTTERANCE_S < part.seconds:
+        key = f"{part.split}/{part.speaker.name}/{attempt}"
+        attempt += 1
+        said = utterance(part.speaker, seed=part.seed, key=key)
+        seconds = len(said.waveform) / SAMPLE_RATE_HZ
+        if not MIN_SECONDS <= seconds <= MAX_SECONDS:
+            continue
+        rows.append(_write(part, said, len(rows), part.sets if made_s < part.clean_seconds else part.sets[:1]))
+        made_s += seconds
+    write_json(part.done_file, {"utterances": rows}, indent=None)
+    return len(rows)
+
+
+def _write(part: Part, said: Utterance, number: int, folders: tuple[str, ...]) -> dict[str, Any]:
+    """Writes an utterance through its channel and, where asked for, its clean twin."""
+    nbytes = {}
+    for folder in folders:
+        name = f"{folder}/{part.speaker.name}/{number:04d}"
+        channel = Channel.draw(part.seed, name)
+        recorded = clean_recording(said.waveform, channel.key) if folder.endswith("_clean") else transmit(said.waveform, channel)
+        payload = encode_flac(to_pcm(recorded))
+        with atomic_file(part.output / f"{name}.flac") as file:
+            file.write(payload)
+        nbytes[f"{name}.flac"] = len(payload)
+    return {"nbytes": nbytes, "text": said.text, "num_samples": len(said.waveform), "segments": said.segments}
+
+
+def _finish(output: Path, parts: list[Part], settings: dict[str, Any]) -> dict[str, Any]:
+    """Writes manifests, phone times and statistics from the done-files."""
+    manifests: dict[str, list[tuple[str, ...]]] = {}
+    times: list[tuple[str, ...]] = []
+    seconds: dict[str, float] = {}
+    phone_seconds = dict.fromkeys(phones.CLASSES, 0.0)
+    for part in parts:
+        for row in _read_done(part) or ():
+            for path in row["nbytes"]:
+                name = path.split("/", 1)[0]
+                manifests.setdefault(name, []).append(_manifest_row(part, name, path, row))
+                seconds[name] = seconds.get(name, 0.0) + row["num_samples"] / SAMPLE_RATE_HZ
+                times += [(path, f"{start:.6f}", f"{end:.6f}", phone, raw) for start, end, phone, raw in row["segments"]]
+            if part.split == "train":
+                for start, end, phone, _ in row["segments"]:
+                    phone_seconds[phone] += end - start
+    for name, rows in manifests.items():
+        _write_table(output / f"{name}.tsv", MANIFEST_COLUMNS, rows)
+    _write_table(output / "phones.tsv", PHONE_COLUMNS, times)
+    stats = {
+        "settings": settings,
+        "sets": {
+            name: {"utterances": len(rows), "minutes": round(seconds[name] / 60, 4), "speakers": len({row[1] for row in rows})}
+            for name, rows in manifests.items()
+        },
+        "voices": {split: [voice.name for voice in VOICES if voice.split == split] for split in SPLITS},
+        "accents": sorted(ACCENTS),
+        "held_out_accents": sorted(HELD_OUT_ACCENTS),
+        "phone_classes": len(phones.CLASSES),
+        "train_phone_seconds": {phone: round(length, 3) for phone, length in phone_seconds.items()},
+    }
+    write_json(output / "stats.json", stats)
+    return stats
+
+
+def _manifest_row(part: Part, name: str, path: str, row: dict[str, Any]) -> tuple[str, ...]:
+    recording = path.removesuffix(".flac")
+    speaker = part.speaker
+    seconds = f"{row['num_samples'] / SAMPLE_RATE_HZ:.4f}"
+    return (path, speaker.name, recording, row["text"], "en", name, speaker.accent, speaker.voice.name, seconds)
+
+
+def _write_table(path: Path, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
+    with atomic_file(path) as file:
+        file.write(("\t".join(columns) + "\n").encode())
+        for row in rows:
+            file.write(("\t".join(row) + "\n").encode())

@@ -1,0 +1,115 @@
+"""From espeak-ng's phone names to 45 classes, and from its events to segments.
+
+espeak-ng marks stress (`'` `,` `%` `=`) and has names for allophones (`t#` a flap, `@2` the vowel of "the"); the classes are ARPAbet's
+with the British `oh` (lot), `ea` (square) and `ia` (near), `ax` (comma), `el` (little) and `sil`. What an accent pronounces as
+another class is written as that class: Lancaster's "cup" has `uh`, America's "lot" has `aa`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from openwavlm.synthesis.espeak import SAMPLE_RATE_HZ, Speech
+
+SILENCE = "sil"
+_STRESS = "',%=|"
+_PAUSES = frozenset({"_", "_:", "_::", "_!", "_|", "_^_"})
+
+_NAMES = {
+    "aa": "A: A@", "ae": "a aa", "ah": "V", "ao": "O: O@ o@ O2 O", "oh": "0", "aw": "aU", "ax": "@ @2 @- a# 3", "el": "@L",
+    "ay": "aI aI2 aI3 aI@", "eh": "E E2", "er": "3: IR VR", "ea": "e@", "ey": "eI", "ih": "I I2 I#", "iy": "i i:", "ia": "i@ i@3",
+    "ow": "oU oU#", "oy": "OI", "uh": "U U@", "uw": "u: u",
+    "b": "b", "d": "d", "g": "g", "p": "p", "t": "t t2 t# t[ ?", "k": "k", "ch": "tS", "jh": "dZ",
+    "f": "f", "v": "v", "th": "T", "dh": "D", "s": "s", "z": "z", "sh": "S", "zh": "Z", "h": "h",
+    "m": "m", "n": "n n-", "ng": "N", "l": "l l#", "r": "r r-", "w": "w w#", "j": "j ;",
+}  # fmt: skip
+_CLASS_OF = {name: phone for phone, names in _NAMES.items() for name in names.split()}
+_ACCENTS_OWN = {
+    "us": {"0": "aa", "3": "er"},
+    "rp": {"aa": "aa", "U@": "ao"},
+    "scotland": {"3": "er"},
+    "lancaster": {"V": "uh"},
+}
+
+CLASSES = (SILENCE, *sorted(_NAMES))
+
+# Before a stop espeak-ng leaves its closure silent, and counts it to the phone before.
+_CLOSURE_SAMPLES = SAMPLE_RATE_HZ // 200
+_SILENT_LEVEL = 4
+
+
+class PhoneSegment(NamedTuple):
+    """A phone as spoken.
+
+    Attributes:
+        start: First sample, at espeak-ng's rate.
+        end: The sample after its last.
+        phone: Its class.
+        name: espeak-ng's name, with stress.
+    """
+
+    start: int
+    end: int
+    phone: str
+    name: str
+
+
+def phone_class(name: str, accent: str) -> str:
+    """The class of a phone of espeak-ng.
+
+    Args:
+        name: As its events name it, with stress marks.
+        accent: Name of the accent.
+
+    Raises:
+        ValueError: If the name is not known.
+    """
+    bare = name.lstrip(_STRESS)
+    if bare in _PAUSES or not bare:
+        return SILENCE
+    phone = _ACCENTS_OWN.get(accent, {}).get(bare) or _CLASS_OF.get(bare)
+    if phone is None:
+        raise ValueError(
+            f"espeak-ng's phone {name!r} has no class yet: add it to data/synthesis/phones.py, or install espeakng-loader 0.2"
+        )
+    return phone
+
+
+def segments(speech: Speech, accent: str) -> list[PhoneSegment]:
+    """Cuts speech into phones without gaps.
+
+    5 ms or more of silence at the end of a phone is counted to the one that follows: it is that stop's closure. Neighbouring
+    pauses become one segment.
+
+    Args:
+        speech: What espeak-ng said.
+        accent: Name of the accent.
+
+    Returns:
+        Segments from the first sample to the last, none empty.
+    """
+    total = len(speech.samples)
+    loud = np.flatnonzero(np.abs(speech.samples.astype(np.int32)) > _SILENT_LEVEL)
+    starts = [0, *speech.starts.tolist()]
+    classes = [SILENCE, *(phone_class(name, accent) for name in speech.phones)]
+    names = ["_", *speech.phones]
+    found: list[PhoneSegment] = []
+    for place, (start, phone, name) in enumerate(zip(starts, classes, names, strict=True)):
+        end = starts[place + 1] if place + 1 < len(starts) else total
+        if end <= start:
+            continue
+        if found and SILENCE not in (phone, found[-1].phone):
+            start = _closure_start(loud, found[-1].start, start)
+            found[-1] = found[-1]._replace(end=start)
+        if found and phone == found[-1].phone == SILENCE:
+            found[-1] = found[-1]._replace(end=end)
+        else:
+            found.append(PhoneSegment(start, end, phone, name))
+    return found
+
+
+def _closure_start(loud: np.ndarray, first: int, border: int) -> int:
+    """Where the silence that ends at `border` begins, if it is as long as a closure and something sounded since `first`."""
+    before = int(np.searchsorted(loud, border))
+    last = int(loud[before - 1]) + 1 if before else 0
+    return last if last > first and border - last >= _CLOSURE_SAMPLES else border

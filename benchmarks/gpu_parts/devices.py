@@ -19,7 +19,7 @@ from openwavlm.labels.kmeans import Codebook
 from openwavlm.labels.teacher import forget_teacher
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runs.compose import composed, plain
-from openwavlm.training.config import build
+from openwavlm.training.config import RunConfig, with_placeholders
 from random_models import TINY
 from runs import phone_times
 
@@ -55,7 +55,7 @@ def codebook_distance(first: Codebook, second: Codebook) -> dict[str, Any]:
 def make_teacher(setting: Setting, folder: Path) -> int:
     """Writes a random model (at full size of `wavlm_small`); returns the layer in its middle."""
     torch.manual_seed(0)
-    config = build(plain(composed("train", ["name=x", "model=small"])), "model") if setting.full else TINY
+    config = RunConfig.of(with_placeholders(plain(composed("train", ["name=x", "model=small"])))).model if setting.full else TINY
     save_huggingface(WavLM(replace(config, attention_backend="auto")), folder)
     return config.layers // 2
 

@@ -20,7 +20,7 @@ from openwavlm.model.config import WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runs.compose import composed, plain
-from openwavlm.training.config import build
+from openwavlm.training.config import RunConfig, with_placeholders
 from random_models import TINY, TINY_LARGE, randomise
 
 _PENALTY = 10.0
@@ -114,7 +114,8 @@ def shapes(setting: Setting) -> dict[str, tuple[WavLMConfig, int]]:
     found = {}
     for name in ("base", "large"):
         values = plain(composed("train", ["name=x", f"experiment=wavlm_{name}"]))
-        found[name] = (build(values, "model"), build(values, "model.head").final_dim)
+        config = RunConfig.of(with_placeholders(values))
+        found[name] = (config.model, config.head.final_dim)
     return found
 
 

@@ -21,7 +21,7 @@ from openwavlm.model.costs import MicroBatchShape, count_flops
 from openwavlm.planning.budget import GPUS, Recipe, peak_flops, recipe_of
 from openwavlm.planning.memory import estimate_memory
 from openwavlm.runs.compose import composed, plain
-from openwavlm.training.config import objects, with_placeholders
+from openwavlm.training.config import RunConfig, with_placeholders
 
 _SYNCHRONISING = "called a synchronizing"
 
@@ -29,7 +29,7 @@ _SYNCHRONISING = "called a synchronizing"
 def recipe(overrides: list[str], classes: int) -> Recipe:
     """Cost of a training's updates, as `openwavlm plan` computes it."""
     values = with_placeholders(plain(composed("train", overrides)))
-    return recipe_of(objects(values), values["precision"], classes)
+    return recipe_of(RunConfig.of(values), classes)
 
 
 @contextlib.contextmanager

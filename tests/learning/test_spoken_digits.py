@@ -27,7 +27,7 @@ from openwavlm.shards.index import Index
 from openwavlm.shards.prepare import make_shards
 from openwavlm.synthesis import espeak
 from openwavlm.synthesis.voices import speakers_of
-from openwavlm.training.config import objects
+from openwavlm.training.config import RunConfig
 from runs import compose, launch
 
 pytestmark = [
@@ -119,8 +119,8 @@ def trained(data: Path, directory: Path, labels: str, *overrides: str) -> dict:
     chosen += overrides
     assert launch(chosen, directory) == [0]
     values = plain(compose(chosen))
-    parts = objects(values)
-    opened = OpenData(parts["data"], parts["batch"], values["seed"])
+    parts = RunConfig.of(values)
+    opened = OpenData(parts.data, parts.batch, values["seed"])
     try:
         model, _ = load_run(directory)
         return masked_figures(model, parts, opened, train="speech", dev="dev", test="test")

@@ -36,7 +36,7 @@ from openwavlm.shards.index import COLUMNS, Index
 from openwavlm.shards.shard_done import read_done_file
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint
 from openwavlm.training.checkpoint_reader import read_checkpoint
-from openwavlm.training.config import make_model, objects, with_placeholders
+from openwavlm.training.config import RunConfig, make_model, with_placeholders
 from openwavlm.training.run_files import flatten
 from openwavlm.training.tables import RunTables
 from patience import HANG_S
@@ -223,7 +223,7 @@ def make_run(run: Path) -> None:
     launch = {"from_step": 0, "world_size": 1, "threads": 1, "versions": {"openwavlm": "0.1"}, "commit": None, "plan_version": 1}
     record.begin_segment(launch | {"changes": {}, "plan": {"key": "k", "origin": 0, "first_epochs": {"speech": [0]}}})
     torch.manual_seed(0)
-    state = {f"model.{name}": tensor for name, tensor in make_model(objects(values), [CLASSES]).state_dict().items()}
+    state = {f"model.{name}": tensor for name, tensor in make_model(RunConfig.of(values), [CLASSES]).state_dict().items()}
     tables = open_tables(run)
     for step in range(1, 5):
         tables.metrics.write({"step": step, "loss": 1 / step, "accuracy": 0.1 * step, "audio_s": 12.5})

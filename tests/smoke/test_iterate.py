@@ -20,7 +20,7 @@ from openwavlm.pipeline.iterate import iterate
 from openwavlm.runs.compose import composed, conf_dir, plain
 from openwavlm.runs.export import load_run
 from openwavlm.runtime.atomic import writer_lock
-from openwavlm.training.config import objects, with_placeholders
+from openwavlm.training.config import RunConfig, with_placeholders
 from runs import TINY_MODEL
 from synthetic import make_corpus
 
@@ -98,7 +98,7 @@ def test_an_iteration_that_cannot_be_is_refused_before_any_work(config, tmp_path
 
 
 def teacher_of_layers(config: dict, layers: int, folder: Path) -> Path:
-    model = objects(with_placeholders(plain(composed("train", ["name=x", *config["overrides"], f"model.layers={layers}"]))))[
+    model = RunConfig.of(with_placeholders(plain(composed("train", ["name=x", *config["overrides"], f"model.layers={layers}"]))))[
         "model"
     ]
     save_huggingface(WavLM(model), folder)
@@ -282,8 +282,8 @@ def test_the_count_tables_labels_are_collected_only_as_far_as_it_counts(done, mo
     directory, _ = done
     (run,) = directory.glob("stages/1/train-*/run")
     values = yaml.safe_load((run / "config.yaml").read_text())
-    parts = objects(values)
-    opened = OpenData(parts["data"], parts["batch"], values["seed"])
+    parts = RunConfig.of(values)
+    opened = OpenData(parts.data, parts.batch, values["seed"])
     collected = []
 
     class Counting(CountTable):

@@ -246,13 +246,13 @@ def test_a_row_that_one_set_lacks_is_in_none(place: Place, tmp_path: Path, monke
     assert np.load(labels / "pack-00000.rows.npy")["frames"][0] == 0
     sets = [place.folder / "shards-labels-0", labels]
     from openwavlm.runs.compose import plain
-    from openwavlm.training.config import make_builder, objects
+    from openwavlm.training.config import RunConfig, make_builder
 
     overrides = [*RUN, *place.data()[:1], f"data.sources.speech.labels=[{sets[0]},{sets[1]}]"]
-    parts = objects(plain(compose(overrides)))
-    opened = OpenData(parts["data"], parts["batch"], 0)
+    parts = RunConfig.of(plain(compose(overrides)))
+    opened = OpenData(parts.data, parts.batch, 0)
     assert isinstance(opened.data, Data) and opened.classes == (10, 6) and index.first_row[0] == 0
-    builder, met = make_builder(parts, opened, 0, training=True), 0
+    builder, met = make_builder(parts, opened, training=True), 0
     for step in range(4):
         for spec in opened.schedule().step(step).specs:
             batch = builder[spec]

@@ -20,7 +20,7 @@ from openwavlm.planning.tune import Search, search, speed_line, write_settings
 from openwavlm.runs.announce import cost_lines
 from openwavlm.runs.compose import composed, conf_dir, plain
 from openwavlm.training.callbacks import Schedules
-from openwavlm.training.config import objects, with_placeholders
+from openwavlm.training.config import RunConfig, with_placeholders
 from programs import run_program
 from runs import TINY_MODEL
 from synthetic import make_shard_set
@@ -42,7 +42,7 @@ def values_of(*overrides: str) -> dict[str, Any]:
 
 def recipe(*overrides: str) -> Recipe:
     values = values_of(*overrides)
-    return recipe_of(objects(values), values["precision"], 500)
+    return recipe_of(RunConfig.of(values), 500)
 
 
 def question(**changes: object) -> Question:
@@ -138,7 +138,7 @@ def test_a_preset_is_planned_on_the_corpus_that_it_was_published_with_unless_hou
 
 
 def test_every_checkpoint_that_is_kept_takes_disk():
-    schedules = objects(values_of("experiment=wavlm_large"))["callbacks"]
+    schedules = RunConfig.of(values_of("experiment=wavlm_large")).callbacks
     assert schedules.kept_of(700_000) == 3 + 700_000 // schedules.keep_every + 1
     assert Schedules(checkpoint_every=10).kept_of(15) == 2 + 1
     assert disk_bytes(1, 0.5, 100, 3)["checkpoints"] == 3600 and disk_bytes(1, 0.5, 100, 3, ema=True)["checkpoints"] == 4800

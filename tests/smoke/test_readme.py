@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from openwavlm.runs.compose import composed, plain
-from openwavlm.training.config import objects, with_placeholders
+from openwavlm.training.config import RunConfig, with_placeholders
 from programs import REPOSITORY, run_program
 from runs import compose
 from synthetic import make_corpus, write_speech_like
@@ -79,7 +79,7 @@ def test_every_train_command_of_the_pages_composes():
                 continue
             sweeps = "-m" in words
             overrides = [word.split(",")[0] if sweeps else word for word in words[1:] if word != "-m"]
-            objects(plain(compose(overrides)))
+            RunConfig.of(plain(compose(overrides)))
             found += 1
     assert found >= 6
 
@@ -92,7 +92,7 @@ def test_every_iterate_command_of_the_pages_composes_and_so_do_its_trainings():
                 name, given = (words[3], words[4:]) if words[2] == "--config-name" else ("iterate", words[2:])
                 config = plain(composed(name, given))
                 updates = [f"optim.updates={config['iterations'][-1].get('updates', 500)}"]
-                objects(with_placeholders(plain(compose(["name=x", *config["overrides"], *updates]))))
+                RunConfig.of(with_placeholders(plain(compose(["name=x", *config["overrides"], *updates]))))
                 found += 1
     assert found >= 3
 

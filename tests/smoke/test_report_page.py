@@ -16,7 +16,7 @@ from openwavlm.batches.sources import OpenData
 from openwavlm.report.rebuild import measure_realised, mixtures, rebuild_micro_batch, rebuild_steps
 from openwavlm.runs.gather import gather
 from openwavlm.runtime.sealed import sealed
-from openwavlm.training.config import build, make_builder
+from openwavlm.training.config import RunConfig, make_builder
 from programs import run_program
 from runs import TINY_MODEL, launch
 from synthetic import make_shard_set
@@ -57,9 +57,9 @@ def run(tmp_path_factory) -> Path:
 @contextmanager
 def opened_run(run: Path) -> Iterator[tuple[Schedule, MicroBatchBuilder]]:
     config = yaml.safe_load((run / "config.yaml").read_text())
-    parts = {key: build(config, key) for key in ("model", "masking", "mixing", "data", "batch")}
-    opened = OpenData(parts["data"], parts["batch"], config["seed"])
-    yield opened.schedule(), make_builder(parts, opened, config["seed"], training=True)
+    parts = RunConfig.of(config)
+    opened = OpenData(parts.data, parts.batch, config["seed"])
+    yield opened.schedule(), make_builder(parts, opened, training=True)
     opened.close()
 
 

@@ -261,13 +261,13 @@ def test_a_warning_of_slurm_during_start_up_saves_and_stops_after_the_first_upda
 def _warn_while_data_are_opened() -> None:
     from openwavlm.runs import launch as train
 
-    real = train._open
+    real = train.open_data
 
-    def opened(parts, seed):
+    def opened(config):
         os.kill(os.getpid(), signal.SIGUSR1)
-        return real(parts, seed)
+        return real(config)
 
-    train._open = opened
+    train.open_data = opened
 
 
 STABLE = [

@@ -1,6 +1,7 @@
 """What `openwavlm plan` says of a run, against operations that torch counts and bytes and hours by hand."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -221,11 +222,11 @@ class Trainer:
 
 
 def test_a_recipe_is_what_the_config_says():
-    parts = {
-        "head": Head(final_dim=WIDTH, special_rows=4), "loss": Loss(), "model": MODEL, "batch": BATCHING, "masking": SpanMasking(),
-        "optim": Optim(), "trainer": Trainer(),
-    }  # fmt: skip
-    found = recipe_of(parts, "bf16-mixed", [CLASSES, 30])
+    config = SimpleNamespace(
+        head=Head(final_dim=WIDTH, special_rows=4), loss=Loss(), model=MODEL, batch=BATCHING, masking=SpanMasking(),
+        optim=Optim(), trainer=Trainer(), precision="bf16-mixed",
+    )  # fmt: skip
+    found = recipe_of(config, [CLASSES, 30])
     assert found.head == HeadShape(final_dim=WIDTH, embeddings=CLASSES + 4 + 30 + 4, projections=2)
     assert (found.precision, found.updates, found.learns_unmasked, found.strategy, found.ema) == (
         "bf16-mixed",
@@ -234,13 +235,9 @@ def test_a_recipe_is_what_the_config_says():
         "ddp",
         False,
     )
-    parts |= {
-        "optim": Optim(ema=0.9),
-        "trainer": Trainer("fsdp"),
-        "loss": Loss(0.5),
-        "model": dataclasses.replace(MODEL, recompute="all"),
-    }
-    found = recipe_of(parts, "32-true", CLASSES)
+    config.optim, config.trainer, config.loss = Optim(ema=0.9), Trainer("fsdp"), Loss(0.5)
+    config.model, config.precision = dataclasses.replace(MODEL, recompute="all"), "32-true"
+    found = recipe_of(config, CLASSES)
     assert found.head == HeadShape(final_dim=WIDTH, embeddings=CLASSES + 4)
     assert (found.learns_unmasked, found.strategy, found.ema, found.recompute) == (True, "fsdp", True, "all")
 

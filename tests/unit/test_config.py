@@ -3,6 +3,7 @@
 import inspect
 import re
 from copy import deepcopy
+from dataclasses import is_dataclass
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from openwavlm.runs.compose import conf_dir, plain, quoted
-from openwavlm.training.config import _GROUPS, make_model, objects
+from openwavlm.training.config import _FIELDS, _INNER, RunConfig, make_model
 from openwavlm.training.run_files import flatten
 
 PLACES = ["name=test", "data.sources.speech.shards=shards", "data.sources.speech.labels=labels"]
 GROUPS = {path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in conf_dir().iterdir() if path.is_dir()}
-OPTIONS = [(group, option) for group in _GROUPS if "." not in group for option in GROUPS[group]]
+_SETTINGS = [name for name, kind in _FIELDS.items() if is_dataclass(kind) and name not in _INNER]
+OPTIONS = [(group, option) for group in _SETTINGS for option in GROUPS[group]]
 # As conf/model says, without the head.
 MILLIONS = {"base": 94.4, "base_plus": 94.4, "large": 315.5, "nano": 1.7, "nano_mel": 1.5, "small": 23.6}
 
@@ -43,7 +45,7 @@ def changed(config: dict, key: str, value: object) -> dict:
 
 
 def test_all_config_files_are_known_to_these_tests():
-    assert set(GROUPS) == {*_GROUPS, "experiment", "prep"} - {"model.head"}
+    assert set(GROUPS) == {*_SETTINGS, "experiment", "prep"}
     assert set(GROUPS["experiment"]) == set(RECIPES) and len(RECIPES) == 7
     assert len(GROUPS["model"]) == 6 and len(OPTIONS) == 34
 
@@ -65,17 +67,17 @@ RECIPES = {
 def test_every_experiment_composes_and_builds_with_its_numbers(experiment):
     millions, updates, seconds, slots, lr, prob, mixing, of_a_paper = RECIPES[experiment]
     values = composed(f"experiment={experiment}", "data.noise=noise")
-    parts = objects(values)
+    parts = RunConfig.of(values)
     with torch.device("meta"):
         model = make_model(parts, 500)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
-    batch, optim, masking = parts["batch"], parts["optim"], parts["masking"]
+    batch, optim, masking = parts.batch, parts.optim, parts.masking
     assert (optim.updates, batch.seconds, batch.slots, optim.lr) == (updates, seconds, slots, lr)
-    assert (masking.prob, (parts["mixing"].prob, parts["mixing"].noise_prob)) == (prob, mixing)
+    assert (masking.prob, (parts.mixing.prob, parts.mixing.noise_prob)) == (prob, mixing)
     reproduces = (batch.policy == "fairseq_crop", masking.same_count, optim.decay == "all")
     assert reproduces == ((True,) * 3 if of_a_paper else (False,) * 3)
     if of_a_paper:
-        assert parts["model"].attention_dropout == (0.0 if experiment == "wavlm_large" else 0.1)
+        assert parts.model.attention_dropout == (0.0 if experiment == "wavlm_large" else 0.1)
         assert (optim.betas, optim.eps, optim.weight_decay, optim.warmup_updates) == ((0.9, 0.98), 1e-6, 0.01, 32_000)
         assert optim.clip_norm == (1.0 if experiment == "wavlm_large" else 10.0)
         assert (batch.max_seconds * 16_000, batch.min_seconds * 16_000) == (250_000, 32_000)
@@ -91,14 +93,14 @@ def test_every_experiment_composes_and_builds_with_its_numbers(experiment):
     ],
 )
 def test_the_open_points_of_the_papers_are_options_by_name(overrides, expected):
-    parts = objects(composed(*overrides, "data.noise=noise"))
-    assert (parts["batch"].seconds, parts["batch"].slots, parts["optim"].lr, parts["masking"].prob) == expected
+    parts = RunConfig.of(composed(*overrides, "data.noise=noise"))
+    assert (parts.batch.seconds, parts.batch.slots, parts.optim.lr, parts.masking.prob) == expected
 
 
 @pytest.mark.parametrize("option", GROUPS["model"])
 def test_every_model_builds_with_its_size(option):
     with torch.device("meta"):
-        model = make_model(objects(composed(f"model={option}")), 500)
+        model = make_model(RunConfig.of(composed(f"model={option}")), 500)
     millions = sum(p.numel() for p in model.wavlm.parameters()) / 1e6
     assert millions == pytest.approx(MILLIONS[option], abs=0.05)
 
@@ -108,8 +110,8 @@ def test_every_file_of_a_node_names_all_keys_of_its_class_and_no_other(group, op
     # So each key can be overridden without a plus sign, and none is dead.
     values = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text())
     inner = {name: values.pop(name) for name in ("head",) if group == "model"}
-    assert set(values) == set(inspect.signature(_GROUPS[group]).parameters)
-    assert all(set(found) == set(inspect.signature(_GROUPS[f"{group}.{name}"]).parameters) for name, found in inner.items())
+    assert set(values) == set(inspect.signature(_FIELDS[group]).parameters)
+    assert all(set(found) == set(inspect.signature(_FIELDS[name]).parameters) for name, found in inner.items())
 
 
 # --- misspelt keys ------------------------------------------------------------------------------------------------------
@@ -132,13 +134,13 @@ def test_every_file_of_a_node_names_all_keys_of_its_class_and_no_other(group, op
 )
 def test_a_misspelt_key_is_refused_with_the_one_that_comes_nearest(config, key, near):
     with pytest.raises(ValueError, match=f"^{key} is not a known key; ") as refusal:
-        objects(changed(config, key, 1))
+        RunConfig.of(changed(config, key, 1))
     assert str(refusal.value).endswith(f"did you mean {near}?") if near else "known keys: updates, lr" in str(refusal.value)
 
 
 def test_a_misspelt_key_of_a_source_is_refused():
     with pytest.raises(ValueError, match=r"data\.sources\.speech\.shard is not a known key; a source takes shards, labels"):
-        objects(composed("+data.sources.speech.shard=x"))
+        RunConfig.of(composed("+data.sources.speech.shard=x"))
 
 
 def test_a_misspelt_key_in_an_experiment_file_is_refused(tmp_path):
@@ -153,16 +155,16 @@ def test_a_misspelt_key_in_an_experiment_file_is_refused(tmp_path):
     ):
         file.write_text("# @package _global_\n" + yaml.safe_dump(content))
         with pytest.raises(ValueError, match=f"^{key} is not a known key; did you mean {near}"):
-            objects(composed(search, "experiment=mine"))
+            RunConfig.of(composed(search, "experiment=mine"))
     file.write_text("# @package _global_\n" + yaml.safe_dump({"optim": {"warmup_updates": 3}}))
-    assert objects(composed(search, "experiment=mine"))["optim"].warmup_updates == 3
+    assert RunConfig.of(composed(search, "experiment=mine")).optim.warmup_updates == 3
 
 
 def test_a_misspelt_key_is_told_before_a_missing_folder():
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         values = plain(compose("train", ["name=test", "+optim.lrr=1"]))
     with pytest.raises(ValueError, match=r"^optim\.lrr"):
-        objects(values)
+        RunConfig.of(values)
 
 
 # --- wrong values -------------------------------------------------------------------------------------------------------
@@ -204,14 +206,14 @@ def test_a_misspelt_key_is_told_before_a_missing_folder():
 )
 def test_a_wrong_value_is_refused_by_name(config, key, value, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)) as refusal:
-        objects(changed(config, key, value))
+        RunConfig.of(changed(config, key, value))
     assert "\n" not in str(refusal.value)
 
 
 def test_numbers_that_are_right_are_taken(config):
-    parts = objects(changed(changed(changed(config, "optim.lr", 1), "trainer.threads", None), "name", 17))
-    assert parts["optim"].lr == 1 and parts["trainer"].threads is None
-    assert objects(changed(config, "optim.betas", (0.5, 0.6)))["optim"].betas == (0.5, 0.6)
+    parts = RunConfig.of(changed(changed(changed(config, "optim.lr", 1), "trainer.threads", None), "name", 17))
+    assert parts.optim.lr == 1 and parts.trainer.threads is None
+    assert RunConfig.of(changed(config, "optim.betas", (0.5, 0.6))).optim.betas == (0.5, 0.6)
 
 
 def test_a_mandatory_value_that_is_missing_is_named():
@@ -225,20 +227,20 @@ def test_a_mandatory_value_that_is_missing_is_named():
 def test_a_part_that_was_removed_is_named(config, key):
     values = {name: value for name, value in config.items() if name != key}
     with pytest.raises(ValueError, match=f"the config lacks {key}"):
-        objects(values)
+        RunConfig.of(values)
     with pytest.raises(ValueError, match=f"{key} must be .*, but is None"):
-        objects(values | {key: None})
+        RunConfig.of(values | {key: None})
 
 
 def test_a_config_names_no_python_class(config):
     assert not [key for key in flatten(config) if "_target_" in key]
     with pytest.raises(ValueError, match=r"optim\._target_ is not a known key"):
-        objects(changed(config, "optim._target_", "torch.optim.AdamW"))
+        RunConfig.of(changed(config, "optim._target_", "torch.optim.AdamW"))
 
 
 def test_a_head_that_was_removed_is_named(config):
     with pytest.raises(ValueError, match=r"model\.head must be a group of keys, but is None; choose an option, as in model=base"):
-        objects(changed(config, "model", {key: value for key, value in config["model"].items() if key != "head"}))
+        RunConfig.of(changed(config, "model", {key: value for key, value in config["model"].items() if key != "head"}))
 
 
 def test_sources_are_checked(config):
@@ -246,7 +248,7 @@ def test_sources_are_checked(config):
         speech = {"shards": "a", "labels": "b", "weight": 1.0, "share": None}
         return config | {"data": config["data"] | {"sources": {"speech": speech, "other": speech | other}}}
 
-    assert len(objects(sources())["data"].sources) == 2
+    assert len(RunConfig.of(sources()).data.sources) == 2
     for change, sentence in (
         (
             {"shards": None},
@@ -259,7 +261,7 @@ def test_sources_are_checked(config):
         ({"share": 0.5}, r"data\.sources must all have a share or none .* but only other has one"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            objects(sources(**change))
+            RunConfig.of(sources(**change))
 
 
 @pytest.mark.parametrize(

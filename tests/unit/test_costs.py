@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.planning.memory import estimate_memory
 from openwavlm.runs.compose import plain
-from openwavlm.training.config import make_model, objects
+from openwavlm.training.config import RunConfig, make_model
 from runs import compose
 
 MODELS = ("nano", "nano_mel", "small", "base", "base_plus", "large")
@@ -25,8 +26,8 @@ CLASSES = 20
 
 def config_of(model: str, **changes: object) -> WavLMConfig:
     places = ["name=x", "data.sources.speech.shards=a", "data.sources.speech.labels=b"]
-    parts = objects(plain(compose([*places, f"model={model}"])))
-    return dataclasses.replace(parts["model"], **changes)
+    parts = RunConfig.of(plain(compose([*places, f"model={model}"])))
+    return dataclasses.replace(parts.model, **changes)
 
 
 def built(config: WavLMConfig) -> tuple[WavLMForPretraining, HeadShape]:
@@ -67,7 +68,7 @@ def test_the_parameters_of_every_model_are_counted_exactly(model):
 def test_biases_of_convolutions_and_special_rows_are_counted():
     with torch.device("meta"):
         made, _ = built(config_of("nano", conv_bias=True))
-        more = make_model({"model": made.wavlm.config, "head": Special()}, CLASSES)
+        more = make_model(SimpleNamespace(model=made.wavlm.config, head=Special()), CLASSES)
     counted = count_parameters(made.wavlm.config, HeadShape(final_dim=32, embeddings=CLASSES + 4))
     assert sum(counted.values()) == sum(p.numel() for p in more.parameters())
 

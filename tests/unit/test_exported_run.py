@@ -12,7 +12,7 @@ import openwavlm
 from openwavlm.runs.compose import composed, plain
 from openwavlm.runs.export import export_run, load_run
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path
-from openwavlm.training.config import make_model, objects, with_placeholders
+from openwavlm.training.config import RunConfig, make_model, with_placeholders
 from runs import TINY_MODEL
 
 CLASSES = [5, 7]
@@ -29,7 +29,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     (folder / "checkpoints").mkdir()
     for step in (3, 8):
         torch.manual_seed(step)
-        model = make_model(objects(values), CLASSES)
+        model = make_model(RunConfig.of(values), CLASSES)
         state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         state |= {f"ema.{name}": tensor + 1 for name, tensor in model.state_dict().items()}
         content = {

@@ -1,6 +1,7 @@
 """Parts of a launch: the summary that it writes, the plan that it goes on with, and the names that it refuses or makes."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,13 @@ from hydra.core.global_hydra import GlobalHydra
 from openwavlm.batches.batch import MicroBatchId
 from openwavlm.batches.plan import PLAN_VERSION
 from openwavlm.cli.app import command
-from openwavlm.runs.compose import composed, conf_dir, swept
-from openwavlm.runs.launch import _continue, _resume_plan, _summary, check_world_size
+from openwavlm.runs import monitoring
+from openwavlm.runs.check import check_world_size
+from openwavlm.runs.compose import composed, conf_dir, plain, swept
+from openwavlm.runs.launch import _begin_from, _resume_plan
+from openwavlm.runs.summary import write_summary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, named_checkpoint
-from openwavlm.training.config import with_placeholders
+from openwavlm.training.config import RunConfig, with_placeholders
 from openwavlm.training.void_updates import Suspects
 
 
@@ -27,7 +31,7 @@ def test_as_many_processes_as_micro_batches_may_share_a_step():
 
 def test_a_summary_has_the_newest_validation_and_keeps_what_a_launch_without_updates_does_not_know(tmp_path):
     (tmp_path / "validation.csv").write_text("step,cross_entropy,accuracy\n3,2.5,0.1\n6,2.25,\n")
-    first = _summary(tmp_path, 6, 10, 12.34, 5.67, 0, {"findings": 2})
+    first = write_summary(tmp_path, 6, 10, 12.34, 5.67, 0, {"findings": 2})
     assert first == json.loads((tmp_path / "summary.json").read_text())
     assert first == {
         "format_version": 1,
@@ -38,15 +42,15 @@ def test_a_summary_has_the_newest_validation_and_keeps_what_a_launch_without_upd
         "this_launch": {"audio_seconds": 12.3, "wall_seconds": 5.7},
         "health": {"findings": 2},
     }
-    again = _summary(tmp_path, 10, 10, 0.0, 0.0, 0)
+    again = write_summary(tmp_path, 10, 10, 0.0, 0.0, 0)
     assert again == {**first, "updates": 10, "complete": True}
-    assert _summary(tmp_path, 9, 10, 1.0, 1.0, 1)["complete"] is False, "a further rank writes nothing"
+    assert write_summary(tmp_path, 9, 10, 1.0, 1.0, 1)["complete"] is False, "a further rank writes nothing"
     assert json.loads((tmp_path / "summary.json").read_text()) == again
-    void = _summary(tmp_path, 10, 10, 0.0, 0.0, 1, skipped=10)
+    void = write_summary(tmp_path, 10, 10, 0.0, 0.0, 1, skipped=10)
     assert (void["complete"], void["skipped_updates"]) == (False, 10)
-    assert _summary(tmp_path, 10, 10, 0.0, 0.0, 1, skipped=9)["complete"] is True
+    assert write_summary(tmp_path, 10, 10, 0.0, 0.0, 1, skipped=9)["complete"] is True
     (tmp_path / "validation.csv").write_text("step,cross_entropy,accuracy\n6,2.")
-    assert _summary(tmp_path, 10, 10, 0.0, 0.0, 0)["validation"] == {}, "a line that was torn off"
+    assert write_summary(tmp_path, 10, 10, 0.0, 0.0, 0)["validation"] == {}, "a line that was torn off"
 
 
 class Plan:
@@ -143,15 +147,16 @@ def test_an_interrupted_command_and_a_refused_one_have_statuses_of_their_own(mon
 
 def test_a_run_goes_on_only_from_the_model_that_it_began_as(monkeypatch):
     record = SimpleNamespace(content={})
-    values: dict[str, Any] = {"init_from": "here", "allow_change": []}
+    config = SimpleNamespace(init_from="here", allow_change=[])
     monkeypatch.setattr("openwavlm.runs.launch.begin_from", lambda encoder, path: {"path": path, "model": encoder})
-    _continue("first", values, record)
+    _begin_from("first", config, record)
     assert record.content == {"init_from": {"path": "here", "model": "first"}}
-    _continue("first", values, record)
+    _begin_from("first", config, record)
     with pytest.raises(ValueError, match="began as the model first of here, but here now holds other"):
-        _continue("other", values, record)
+        _begin_from("other", config, record)
     assert record.content["init_from"]["model"] == "first"
-    _continue("other", {**values, "allow_change": ["init_from"]}, record)
+    config.allow_change = ["init_from"]
+    _begin_from("other", config, record)
     assert record.content["init_from"]["model"] == "other"
 
 
@@ -160,3 +165,15 @@ def test_only_folders_that_are_not_named_get_a_placeholder():
     values = {"seed": 1, "data": {"noise": None, "sources": sources}}
     made = {"a": {"shards": "here", "labels": "(none)", "share": 0.5}, "b": {"shards": "(none)", "labels": "l"}}
     assert with_placeholders(values) == {"seed": 1, "data": {"noise": None, "sources": made}}
+
+
+@pytest.mark.parametrize(("begun", "random"), [({}, True), ({"init_from": "x"}, False), ({"branch_from": "x"}, False)])
+def test_a_run_that_begins_from_a_checkpoint_is_not_judged_as_one_of_random_weights(monkeypatch, begun, random):
+    config = RunConfig.of(with_placeholders(plain(composed("train", ["name=x", "health.count_rows=0"]))))
+    made: list[Any] = []
+    monkeypatch.setattr(monitoring, "label_references", lambda *_, **__: None)
+    monkeypatch.setattr(monitoring, "HealthMonitor", lambda known, *_, **__: made.append(known))
+    opened = SimpleNamespace(fingerprints=dict)
+    log, control = SimpleNamespace(finding=None, figures=None), SimpleNamespace()
+    monitoring.make_monitor(replace(config, **begun), opened, None, log, control, None, on_cpu=True, start=0, state=None)
+    assert made[0].from_random is random

@@ -99,8 +99,10 @@ def test_masked_figures_are_of_test_with_dev_in_devs_role(
     opened = SimpleNamespace(close=lambda: given.update(closed=True))
     monkeypatch.setattr(loop, "load_run", lambda run: ("the model", None))
     monkeypatch.setattr(loop, "OpenData", lambda *_: opened)
-    monkeypatch.setattr(loop, "objects", lambda config: {"data": config["data"], "batch": None})
-    monkeypatch.setattr(loop, "masked_figures", lambda *given_, **roles: given.update(roles) or given_[1]["data"])
+    monkeypatch.setattr(
+        loop, "RunConfig", SimpleNamespace(of=lambda config: SimpleNamespace(data=config["data"], batch=None, seed=5))
+    )
+    monkeypatch.setattr(loop, "masked_figures", lambda *given_, **roles: given.update(roles) or given_[1].data)
     (tmp_path / "trained" / "run").mkdir(parents=True)
     (tmp_path / "trained" / "run" / "config.yaml").write_text("seed: 5\ndata: {validation: {dev: x}}\n")
     data = iteration(shards, tmp_path)._masked(stage(tmp_path / "trained"), stage(tmp_path / "labelled"))

@@ -291,7 +291,7 @@ def test_a_training_is_given_its_own_labels_and_overrides(tmp_path: Path, monkey
     monkeypatch.setattr(loop, "run_until_saved", run_until_saved)
     monkeypatch.setattr(loop, "forget_teacher", lambda: None)
     monkeypatch.setattr(loop, "_trajectory", lambda overrides: {"decides": overrides})
-    monkeypatch.setattr(loop, "objects", lambda values: {"model": SimpleNamespace(layers=12)})
+    monkeypatch.setattr(loop, "RunConfig", SimpleNamespace(of=lambda values: SimpleNamespace(model=SimpleNamespace(layers=12))))
     trained = one._train(2, IterationSettings("layer", 5, updates=70, overrides=("b=2",)), labels)
     expected = ["name=iteration-2", "a=1", "b=2", "seed=9", "optim.updates=70"]
     program = given[0]
@@ -347,7 +347,9 @@ def test_a_layer_is_one_of_the_model_that_is_clustered(
     monkeypatch.setattr(loop, "composed", lambda name, overrides: int(overrides[0].removeprefix("name=iteration-")))
     monkeypatch.setattr(loop, "plain", lambda values: values)
     monkeypatch.setattr(loop, "with_placeholders", lambda values: values)
-    monkeypatch.setattr(loop, "objects", lambda number: {"model": SimpleNamespace(layers=depths[number])})
+    monkeypatch.setattr(
+        loop, "RunConfig", SimpleNamespace(of=lambda number: SimpleNamespace(model=SimpleNamespace(layers=depths[number])))
+    )
     monkeypatch.setattr(
         loop, "open_teacher", lambda path: SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(layers=3)))
     )

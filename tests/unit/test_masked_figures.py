@@ -19,7 +19,7 @@ from openwavlm.pipeline.masked import masked_figures, whole_set
 from openwavlm.pipeline.masked_speakers import masked_by_speaker
 from openwavlm.runs.compose import plain
 from openwavlm.runtime.randomness import stable_hash
-from openwavlm.training.config import make_builder, objects
+from openwavlm.training.config import RunConfig, make_builder
 from random_models import randomise
 from runs import TINY_MODEL, compose
 from synthetic import make_shard_set
@@ -43,19 +43,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, An
     values = compose(
         ["experiment=wavlm_nano", "name=test", *TINY_MODEL, *batch, "data.validation_share=0", "data.split_seed=2", *places]
     )
-    parts = objects(plain(values))
-    opened = OpenData(parts["data"], parts["batch"], 3)
-    model = WavLMForPretraining(randomise(WavLM(parts["model"])), num_classes=opened.num_classes, final_dim=8, special_rows=4)
+    parts = RunConfig.of(plain(values))
+    opened = OpenData(parts.data, parts.batch, 3)
+    model = WavLMForPretraining(randomise(WavLM(parts.model)), num_classes=opened.num_classes, final_dim=8, special_rows=4)
     yield parts, opened, model.eval()
     opened.close()
 
 
-def sequences(parts: dict[str, Any], opened: OpenData, name: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def sequences(parts: RunConfig, opened: OpenData, name: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Labels and masks of all rows of a set, in the order of its plan."""
     labels, masks = [], []
     for spec in whole_set(opened, name, opened.data.split_seed):
         drawn = draw_span_mask(
-            parts["masking"],
+            parts.masking,
             spec.num_frames,
             opened.data.split_seed,
             source=stable_hash(name),
@@ -68,11 +68,11 @@ def sequences(parts: dict[str, Any], opened: OpenData, name: str) -> tuple[list[
     return labels, masks
 
 
-def losses(parts: dict[str, Any], opened: OpenData, model: WavLMForPretraining) -> tuple[dict[str, list[float]], float]:
+def losses(parts: RunConfig, opened: OpenData, model: WavLMForPretraining) -> tuple[dict[str, list[float]], float]:
     """Cross-entropy of each masked frame of the test set by speaker, and share of right guesses, written out in float64."""
     found: dict[str, list[float]] = {}
     right: list[bool] = []
-    builder = make_builder(parts, opened, opened.data.split_seed, training=False)
+    builder = make_builder(parts, opened, training=False)
     for spec in whole_set(opened, "test", opened.data.split_seed):
         batch = builder[spec]
         with torch.no_grad():

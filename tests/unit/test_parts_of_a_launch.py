@@ -14,9 +14,10 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from openwavlm.batches.plan import PLAN_VERSION
 from openwavlm.runs import launch as train
+from openwavlm.runs import trainer
 from openwavlm.runs.compose import plain
 from openwavlm.training.checkpoint import AtomicCheckpointIO
-from openwavlm.training.config import TrainerSettings, objects
+from openwavlm.training.config import RunConfig, TrainerSettings
 from openwavlm.training.log import log_file
 from openwavlm.training.module import StepRecord
 from openwavlm.training.sharding import ShardedStrategy
@@ -33,7 +34,7 @@ CLASSES = (10, 7)
 
 
 class Launch:
-    """One call of `_train` whose parts record what they are given.
+    """One call of `run_launch` whose parts record what they are given.
 
     Attributes:
         given: Name of a part → its positional and named arguments.
@@ -51,7 +52,7 @@ class Launch:
         self.fingerprints = {"index.speech": "i", "codebook": "c"}
         self._patch.setattr(train, "newest_checkpoint", lambda folder: self.checkpoint)
         self._patch.setattr(train, "RunRecord", self._record)
-        self._patch.setattr(train, "_open", lambda parts, seed: self._opened(seed))
+        self._patch.setattr(train, "open_data", lambda config: self._opened(config.seed))
         self._patch.setattr(train, "make_model", self._model)
         for name, result in {
             "announce": None,
@@ -70,7 +71,7 @@ class Launch:
             "Evaluation": "evaluation",
             "StepBoundary": SimpleNamespace(requeue=True),
             "make_trainer": SimpleNamespace(fit=self._fit, global_step=18),
-            "_continue": None,
+            "_begin_from": None,
             "check_head": None,
             "begin_branch": {"optim.lr": (1, 2)},
             "LiveProbe": SimpleNamespace(run=lambda encoder: [encoder, 0.5], baselines=lambda encoder: {"of": encoder}),
@@ -90,9 +91,9 @@ class Launch:
 
         return called
 
-    def _model(self, parts: dict[str, Any], classes: tuple[int, ...]) -> Any:
+    def _model(self, config: RunConfig, classes: tuple[int, ...]) -> Any:
         self.initial_seed = torch.initial_seed()
-        self.given["make_model"] = (parts, classes), {}
+        self.given["make_model"] = (config, classes), {}
         return SimpleNamespace(wavlm=SimpleNamespace(compile_layers=lambda: self.said.append("compiled")))
 
     def _record(self, directory: Path) -> Any:
@@ -150,7 +151,8 @@ class Launch:
         """The launch; the test's own generator stays as it was."""
         values = plain(compose([*SETTINGS, *overrides]))
         with torch.random.fork_rng(devices=[]):
-            return train._train(values, objects(values), self.directory, {"optim.lr": (3, 4)}, rank, world_size)
+            place = train.Launch(RunConfig.of(values), values, self.directory, rank, world_size)
+            return train.run_launch(place, {"optim.lr": (3, 4)})
 
 
 @pytest.fixture
@@ -166,7 +168,7 @@ def test_a_first_launch_gives_every_part_its_settings(launch: Launch) -> None:
         ("told", launch.directory, plain(compose(SETTINGS))["data"], launch.fingerprints, ["speech"]),
         ("checked", launch.fingerprints, [], {"shards.speech": "here"}),
     ]
-    assert not {"begin_branch", "_continue", "check_head", "compiled", "inherited"} & {str(one) for one in launch.said}
+    assert not {"begin_branch", "_begin_from", "check_head", "compiled", "inherited"} & {str(one) for one in launch.said}
 
     (model, optim, loss, mixing), named = launch.given["PretrainingModule"]
     assert model is not None and optim.updates == 20 and loss.feature_penalty == 3 and mixing.prob == 0.2
@@ -200,8 +202,8 @@ def test_a_first_launch_gives_every_part_its_settings(launch: Launch) -> None:
     assert {"closed", "log closed", "watchdog ended"} <= {one for one in launch.said if isinstance(one, str)}
     (_, precision, updates, *_), _ = launch.given["make_trainer"]
     assert (precision, updates) == ("32-true", 20) and launch.given["fit"][1] == {"ckpt_path": None}
-    _, monitor = launch.given["make_monitor"]
-    assert (monitor["seed"], monitor["start"], monitor["state"], monitor["from_random"]) == (11, 0, None, True)
+    (config, *_), monitor = launch.given["make_monitor"]
+    assert (config.seed, monitor["start"], monitor["state"]) == (11, 0, None)
     segment = launch.given["segment"][1]
     assert (segment["from_step"], segment["world_size"], segment["plan"]) == (0, 1, {"key": "k", "origin": 0})
     assert segment["changes"] == {"optim.lr": [3, 4]} and segment["fingerprints"] == launch.fingerprints
@@ -211,12 +213,12 @@ def test_a_launch_goes_on_from_its_own_checkpoint_with_its_health_and_plan(launc
     launch.checkpoint = launch.saved(launch.directory / "checkpoints", 6)
     launch.run("init_from=elsewhere")
     assert launch.given["check_head"][0] == (launch.checkpoint, [14, 11], launch.fingerprints), "special rows and classes"
-    assert "_continue" not in launch.given, "the beginning is read at the first launch alone"
+    assert "_begin_from" not in launch.given, "the beginning is read at the first launch alone"
     assert ("plan goes on", "k") in launch.said
     assert launch.given["StepLoader"][1]["start_step"] == 6 and launch.given["RunLog"][1]["last_step"] == 6
     assert launch.given["fit"][1] == {"ckpt_path": str(launch.checkpoint)}
     monitor = launch.given["make_monitor"][1]
-    assert (monitor["start"], monitor["state"]["health"], monitor["from_random"]) == (6, "kept", False)
+    assert (monitor["start"], monitor["state"]["health"]) == (6, "kept")
     assert launch.given["segment"][1]["from_step"] == 6
 
 
@@ -229,15 +231,14 @@ def test_a_branch_begins_with_the_other_runs_weights_and_plan_but_with_health_ru
     assert (checkpoint, directory) == (other, launch.directory) and "inherited" in launch.said
     assert launch.given["fit"][1] == {"ckpt_path": str(other)} and launch.given["StepLoader"][1]["start_step"] == 9
     monitor = launch.given["make_monitor"][1]
-    assert (monitor["start"], monitor["state"], monitor["from_random"]) == (9, None, False)
+    assert (monitor["start"], monitor["state"]) == (9, None)
     assert launch.given["segment"][1]["changes"] == {"optim.lr": [1, 2]}, "to the run that it branches from"
 
 
-def test_a_run_that_begins_from_a_checkpoint_is_not_judged_as_one_of_random_weights(launch: Launch) -> None:
+def test_a_run_that_begins_from_a_checkpoint_takes_its_encoder_before_its_layers_are_compiled(launch: Launch) -> None:
     launch.run("init_from=elsewhere", "model.compile_layers=true", "precision=16-mixed")
-    assert launch.given["_continue"][0][1]["init_from"] == "elsewhere" and launch.said.count("compiled") == 1
-    assert launch.said.index("_continue") < launch.said.index("compiled")
-    assert launch.given["make_monitor"][1]["from_random"] is False
+    assert launch.given["_begin_from"][0][1].init_from == "elsewhere" and launch.said.count("compiled") == 1
+    assert launch.said.index("_begin_from") < launch.said.index("compiled")
     assert launch.given["PretrainingModule"][1]["float16"] is True
 
 
@@ -303,12 +304,12 @@ def test_the_trainer_has_all_processes_of_all_nodes_and_nothing_of_its_own(
 ) -> None:  # fmt: skip
     given: dict[str, Any] = {}
     loop = SimpleNamespace(epoch_loop=SimpleNamespace())
-    monkeypatch.setattr(train, "Trainer", lambda **named: given.update(named) or SimpleNamespace(fit_loop=loop))
+    monkeypatch.setattr(trainer, "Trainer", lambda **named: given.update(named) or SimpleNamespace(fit_loop=loop))
     if on_this_node is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(on_this_node))
     settings = TrainerSettings(accelerator="cpu", strategy=strategy)
     for precision, scaled in (("32-true", False), ("bf16-mixed", False), ("16-mixed", True)):
-        train.make_trainer(settings, precision, 20, tmp_path, "boundary", processes)
+        trainer.make_trainer(settings, precision, 20, tmp_path, "boundary", processes)
         assert (given["accelerator"], given["devices"], given["num_nodes"]) == ("cpu", devices, nodes)
         assert given["precision"] == (None if scaled else precision), "float16's scale of the loss is the module's"
         mixed = [plugin for plugin in given["plugins"] if isinstance(plugin, MixedPrecision)]

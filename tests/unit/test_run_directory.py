@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,7 @@ from openwavlm.training.checkpoint import (
     prune,
     write_atomically,
 )
-from openwavlm.training.config import _GROUPS, _KEYS
+from openwavlm.training.config import _FIELDS, _INNER
 from openwavlm.training.records import CsvRecord
 from patience import HANG_S, wait_until
 
@@ -522,10 +523,10 @@ def test_the_trajectory_is_every_key_that_decides_what_comes_out():
 
 def test_of_all_keys_of_a_config_only_those_named_here_are_free():
     free = {"trainer", "callbacks", "logger", "loader", "health", "probes", "stop_after", "allow_change", "debug"}
-    keys = [*(group for group in _GROUPS if "." not in group), *_KEYS]
+    keys = [name for name in _FIELDS if name not in _INNER]
     assert set(keys) - set(trajectory(dict.fromkeys(keys, 1))) == free
-    for node in set(_GROUPS) - free:
-        names = list(inspect.signature(_GROUPS[node]).parameters)
+    for node in {name for name, kind in _FIELDS.items() if is_dataclass(kind)} - free:
+        names = list(inspect.signature(_FIELDS[node]).parameters)
         fixed = {key.removeprefix(f"{node}.") for key in trajectory({node: dict.fromkeys(names, 1)})}
         assert set(names) - fixed == ({"recompute"} if node == "model" else set()), node
 

@@ -3,6 +3,8 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,9 +96,13 @@ def test_another_split_seed_holds_out_others_and_no_share_holds_out_none(sets):
     assert everything.validation_specs() == [] and len(training_rows(everything)["known"]) == 24
 
 
+def config(seed: int) -> Any:
+    model = WavLMConfig(layers=6, layer_drop=0.5)
+    return SimpleNamespace(seed=seed, masking=SpanMasking(), mixing=Mixing(prob=1.0), model=model)
+
+
 def names_and_masks(data: OpenData, run_seed: int, *, training: bool) -> list[tuple]:
-    parts = {"masking": SpanMasking(), "mixing": Mixing(prob=1.0), "model": WavLMConfig(layers=6, layer_drop=0.5)}
-    builder = make_builder(parts, data, run_seed, training=training)
+    builder = make_builder(config(run_seed), data, training=training)
     specs = data.schedule().step(0).specs if training else data.validation_specs()
     batches = [builder[spec] for spec in specs]
     assert any(len(batch.mix) for batch in batches) == training
@@ -117,9 +123,8 @@ def test_validation_is_the_same_at_every_seed_of_the_run_and_training_is_not(set
 
 
 def test_training_alone_reads_noise_and_a_source_reads_its_own_folders(sets):
-    parts = {"masking": SpanMasking(), "mixing": Mixing(prob=1.0), "model": WavLMConfig(layers=6, layer_drop=0.5)}
     data = opened(sets, noise=sets["unknown"]["shards"])
-    training, validation = (make_builder(parts, data, 3, training=value) for value in (True, False))
+    training, validation = (make_builder(config(3), data, training=value) for value in (True, False))
     assert (training.noise, validation.noise) == (Path(sets["unknown"]["shards"]), None)
     assert training.shards == validation.shards == {name: Path(source["shards"]) for name, source in sets.items()}
     assert {name: [store.path for store in stores] for name, stores in training.labels.items()} == {

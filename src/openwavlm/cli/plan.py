@@ -13,7 +13,7 @@ from openwavlm.planning.budget import recipe_of
 from openwavlm.planning.plan import Question, lines_of, plan_run
 from openwavlm.runs.compose import plain
 from openwavlm.training.checkpoint import write_atomically
-from openwavlm.training.config import objects, with_placeholders
+from openwavlm.training.config import RunConfig, with_placeholders
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +23,10 @@ def main(config: DictConfig) -> None:
     """The command `openwavlm plan`."""
     values = plain(config)
     question = Question(**{key: values.pop(key) for key in Question.__dataclass_fields__})
-    parts = objects(with_placeholders(values))
+    run = RunConfig.of(with_placeholders(values))
     question = question.of(HydraConfig.get().runtime.choices.get("experiment"))
-    checkpoints = parts["callbacks"].kept_of(parts["optim"].updates)
-    figures = plan_run(recipe_of(parts, values["precision"], question.classes), question, checkpoints)
+    checkpoints = run.callbacks.kept_of(run.optim.updates)
+    figures = plan_run(recipe_of(run, question.classes), question, checkpoints)
     sys.stdout.write("\n".join(lines_of(figures)) + "\n")
     if question.json:
         path = Path(str(question.json))

@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -12,11 +11,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from openwavlm.cli.app import command
+from openwavlm.runs.check import CheckedData, check_launch, check_world_size
 from openwavlm.runs.compose import plain
-from openwavlm.runs.launch import CheckedData, check_launch, check_world_size, train
+from openwavlm.runs.launch import train
 from openwavlm.runs.names import run_folder
 from openwavlm.runtime.processes import answer_parent, run_handing_on_signals
-from openwavlm.training.config import TrainerSettings, objects
+from openwavlm.training.config import RunConfig, TrainerSettings
 from openwavlm.training.control import signalled
 
 log = logging.getLogger(__name__)
@@ -29,13 +29,13 @@ def _under_torchrun(devices: int) -> int:
     return run_handing_on_signals([sys.executable, "-m", "openwavlm.runtime.torchrun", *arguments])
 
 
-def _settings(parts: dict[str, Any], *, sweeps: bool) -> TrainerSettings:
+def _settings(config: RunConfig, *, sweeps: bool) -> TrainerSettings:
     """Where the run executes.
 
     Raises:
         ValueError: If it cannot be here.
     """
-    settings: TrainerSettings = parts["trainer"]
+    settings: TrainerSettings = config.trainer
     if settings.accelerator == "gpu" and not torch.cuda.is_available():
         raise ValueError(
             "trainer.accelerator is gpu, but torch finds no GPU here: see `nvidia-smi`, or use trainer.accelerator=auto"
@@ -52,7 +52,7 @@ def _check_trial(config: DictConfig, folder: Path) -> None:
     """Refuses a trial of a sweep for all that can be refused before it trains."""
     run_folder(config.name)
     values = plain(config)
-    _settings(objects(values), sweeps=True)
+    _settings(RunConfig.of(values), sweeps=True)
     check_launch(values, folder, _checked)
 
 
@@ -62,10 +62,10 @@ def main(config: DictConfig) -> None:
     answer_parent()
     hydra = HydraConfig.get()
     run_folder(config.name)
-    parts = objects(plain(config))  # a misspelt key is answered here, by one process
-    settings = _settings(parts, sweeps=hydra.mode == RunMode.MULTIRUN)
+    run = RunConfig.of(plain(config))  # a misspelt key is answered here, by one process
+    settings = _settings(run, sweeps=hydra.mode == RunMode.MULTIRUN)
     if settings.devices > 1 and "WORLD_SIZE" not in os.environ:
-        check_world_size(settings.devices, parts["batch"])
+        check_world_size(settings.devices, run.batch)
         sys.exit(_under_torchrun(settings.devices))
     train(config, Path(hydra.runtime.output_dir))
     if hydra.mode == RunMode.MULTIRUN and signalled():

@@ -39,7 +39,7 @@ from openwavlm.runtime.atomic import write_json, writer_lock
 from openwavlm.runtime.processes import PARENT, ended, run_until_saved
 from openwavlm.shards.index import Index
 from openwavlm.shards.splits import shared_rows
-from openwavlm.training.config import objects, with_placeholders
+from openwavlm.training.config import RunConfig, with_placeholders
 from openwavlm.training.run_files import read_config, read_summary
 
 log = logging.getLogger(__name__)
@@ -169,8 +169,8 @@ class Iteration:
                 raise ValueError(
                     f"training of iteration {number} was stopped at update {summary.get('updates', 0)}: the same command goes on"
                 )
-            parts = objects(read_config(folder / "run" / "config.yaml"))
-            return {"layers": parts["model"].layers, **summary.get("this_launch", {})}
+            config = RunConfig.of(read_config(folder / "run" / "config.yaml"))
+            return {"layers": config.model.layers, **summary.get("this_launch", {})}
 
         return self.chain.run(f"{number}/train", wanted, inputs, make)
 
@@ -179,20 +179,20 @@ class Iteration:
         return {}
 
     def _masked(self, trained: Stage, test_labels: Stage) -> dict[str, Any]:
-        parts, seed = self._with_test(trained, test_labels)
-        opened = OpenData(parts["data"], parts["batch"], seed)
+        config = self._with_test(trained, test_labels)
+        opened = OpenData(config.data, config.batch, config.seed)
         try:
             model, _ = load_run(trained.folder / "run")
-            return masked_figures(model, parts, opened, train="speech", dev="dev", test="test")
+            return masked_figures(model, config, opened, train="speech", dev="dev", test="test")
         finally:
             opened.close()
 
-    def _with_test(self, trained: Stage, test_labels: Stage) -> tuple[dict[str, Any], int]:
-        """The run's objects and seed, with the test set, which training never opened, as another set to validate on."""
+    def _with_test(self, trained: Stage, test_labels: Stage) -> RunConfig:
+        """The run's config, with the test set, which training never opened, as another set to validate on."""
         config = read_config(trained.folder / "run" / "config.yaml")
         test = {"shards": str(self.shards["test"].folder), "labels": str(test_labels.folder / "labels")}
         config["data"]["validation"]["test"] = test
-        return objects(config), config["seed"]
+        return RunConfig.of(config)
 
     def _probe(self, trained: Stage) -> dict[str, Any]:
         assert self.times is not None
@@ -301,7 +301,8 @@ def _check_models(config: dict[str, Any], settings: list[IterationSettings]) -> 
             model.
     """
     models = [
-        objects(with_placeholders(plain(composed("train", _overrides(config, *one)))))["model"] for one in enumerate(settings, 1)
+        RunConfig.of(with_placeholders(plain(composed("train", _overrides(config, *one))))).model
+        for one in enumerate(settings, 1)
     ]
     for number, (one, model) in enumerate(zip(settings, models, strict=True), start=1):
         before = models[number - 2] if number > 1 else None

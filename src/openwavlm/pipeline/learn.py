@@ -126,10 +126,10 @@ class Seed(Iteration):
         return Arm(trained, probe, masked, mixed)
 
     def _masked_speakers(self, trained: Stage, test_labels: Stage, *, counted: bool) -> dict[str, Any]:
-        parts, seed = self._with_test(trained, test_labels)
-        opened = OpenData(parts["data"], parts["batch"], seed)
+        config = self._with_test(trained, test_labels)
+        opened = OpenData(config.data, config.batch, config.seed)
         try:
-            sums = masked_by_speaker(load_run(trained.folder / "run")[0], parts, opened, test="test")
+            sums = masked_by_speaker(load_run(trained.folder / "run")[0], config, opened, test="test")
         finally:
             opened.close()
         by_speaker = {"speakers": sums.speakers, "nats": sums.numerator.tolist(), "frames": sums.denominator.tolist()}

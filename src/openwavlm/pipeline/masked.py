@@ -13,7 +13,7 @@ from openwavlm.batches.plan import EpochPlan, MicroBatchSpec
 from openwavlm.batches.sources import OpenData
 from openwavlm.evaluation.counts import COUNTED_FRAMES, CountTable
 from openwavlm.model.pretraining import WavLMForPretraining
-from openwavlm.training.config import make_builder
+from openwavlm.training.config import RunConfig, make_builder
 from openwavlm.training.control import Control
 from openwavlm.training.health.references import labels_and_masks
 from openwavlm.training.validation import Evaluation, Unigram
@@ -45,7 +45,7 @@ def whole_set(opened: OpenData, name: str, seed: int) -> list[MicroBatchSpec]:
 
 
 def masked_figures(
-    model: WavLMForPretraining, parts: dict[str, Any], opened: OpenData, *, train: str, dev: str, test: str
+    model: WavLMForPretraining, config: RunConfig, opened: OpenData, *, train: str, dev: str, test: str
 ) -> dict[str, Any]:
     """Scores a model and its straw men on the same masked frames of `test`.
 
@@ -53,7 +53,7 @@ def masked_figures(
 
     Args:
         model: Encoder and head.
-        parts: The run's objects (`build.objects`).
+        config: The run's.
         opened: The run's data, in which `test` and `dev` are validation sets.
         train: Name of the source.
         dev: Name of the set on which the count table's weights are fitted.
@@ -62,10 +62,10 @@ def masked_figures(
     Returns:
         `cross_entropy`, `accuracy`, `frames` of the model; the same of `unigram`, `nearest_label` and `count_table`; `set`: `test`.
     """
-    seed, masking = opened.data.split_seed, parts["masking"]
+    seed, masking = opened.data.split_seed, config.masking
     specs = {name: whole_set(opened, name, seed) for name in (train, dev, test)}
     control = Control()
-    builder = make_builder(parts, opened, seed, training=False)
+    builder = make_builder(config, opened, training=False)
     evaluation = Evaluation(
         specs[test],
         builder,

@@ -1,7 +1,5 @@
 """Masked cross-entropy of a trained run by speaker, so that two runs on the same labels can be compared voice by voice."""
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,22 +9,22 @@ from openwavlm.evaluation.paired import Sums
 from openwavlm.model.losses import cosine_logits
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.pipeline.masked import whole_set
-from openwavlm.training.config import make_builder
+from openwavlm.training.config import RunConfig, make_builder
 from openwavlm.training.forward import prepare_waveforms
 
 
 @torch.no_grad()
-def masked_by_speaker(model: WavLMForPretraining, parts: dict[str, Any], opened: OpenData, *, test: str) -> Sums:
+def masked_by_speaker(model: WavLMForPretraining, config: RunConfig, opened: OpenData, *, test: str) -> Sums:
     """Sums of the cross-entropy over the masked frames of each speaker of a validation set; the masks are the same for every run.
 
     Args:
         model: Encoder and head, in eval mode, on the CPU.
-        parts: The run's objects (`build.objects`).
+        config: The run's.
         opened: The run's data.
         test: Name of the set.
     """
     index, seed = opened.indexes[test], opened.data.split_seed
-    builder = make_builder(parts, opened, seed, training=False)
+    builder = make_builder(config, opened, training=False)
     nats, frames = np.zeros(len(index.speakers)), np.zeros(len(index.speakers))
     for spec in whole_set(opened, test, seed):
         batch = builder[spec]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from openwavlm.batches.plan import Batching
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.costs import Flops, HeadShape, MicroBatchShape, Recompute, count_flops
 from openwavlm.planning.memory import Memory, estimate_memory
+from openwavlm.training.config import RunConfig
 
 GIB = 1 << 30
 USABLE_SHARE = 0.9  # of a GPU's memory: the rest is for the CUDA context, fragmentation and cuDNN's workspaces
@@ -59,7 +60,7 @@ class Recipe:
         precision: `32-true`, `bf16-mixed` or `16-mixed`.
         updates: Of the whole run.
         recompute: Which activations the backward computes again.
-        learns_unmasked: Whether unmasked frames are predicted with a gradient too (`loss.unmasked`).
+        learns_unmasked: Whether unmasked frames are predicted with a gradient too (`config.loss.unmasked`).
         strategy: `ddp` or `fsdp` (`trainer.strategy`).
         ema: Whether a running mean of the weights is kept (`optim.ema`).
     """
@@ -170,9 +171,9 @@ def disk_bytes(hours: float, flac_share: float, parameters: int, checkpoints: in
     }
 
 
-def recipe_of(parts: dict[str, Any], precision: str, num_classes: int | Sequence[int]) -> Recipe:
+def recipe_of(config: RunConfig, num_classes: int | Sequence[int]) -> Recipe:
     """What the cost of a run depends on."""
-    head, loss, model = parts["head"], parts["loss"], parts["model"]
+    head, model = config.head, config.model
     classes = [num_classes] if isinstance(num_classes, int) else list(num_classes)
     return Recipe(
         model,
@@ -181,12 +182,12 @@ def recipe_of(parts: dict[str, Any], precision: str, num_classes: int | Sequence
             embeddings=sum(head.special_rows + size for size in classes),
             projections=len(classes),
         ),
-        parts["batch"],
-        parts["masking"],
-        precision,
-        parts["optim"].updates,
+        config.batch,
+        config.masking,
+        config.precision,
+        config.optim.updates,
         recompute=model.recompute,
-        learns_unmasked=loss.unmasked > 0,
-        strategy=parts["trainer"].strategy,
-        ema=parts["optim"].ema > 0,
+        learns_unmasked=config.loss.unmasked > 0,
+        strategy=config.trainer.strategy,
+        ema=config.optim.ema > 0,
     )

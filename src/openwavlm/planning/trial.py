@@ -26,7 +26,7 @@ from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.planning.budget import Recipe, recipe_of
 from openwavlm.runtime.processes import killed_worker, leave_with_parent, start_fork_server
 from openwavlm.runtime.resources import explained
-from openwavlm.training.config import make_builder, make_model, objects
+from openwavlm.training.config import RunConfig, make_builder, make_model
 from openwavlm.training.forward import forward_micro_batch, prepare_waveforms
 
 _FEWEST = 2  # timed micro-batches of a trial, however long they take
@@ -63,17 +63,15 @@ def synthetic_batch(recipe: Recipe, num_classes: int | Sequence[int]) -> Pretrai
 class _Step:
     """Forward, backward and update as training does them, without what it reports."""
 
-    def __init__(
-        self, values: dict[str, Any], parts: dict[str, Any], num_classes: int | Sequence[int], device: torch.device
-    ) -> None:
-        self.device, self.loss = device, parts["loss"]
-        self.low = _LOW.get(values["precision"])
-        self.model: WavLMForPretraining = make_model(parts, num_classes).to(device).train()
-        if parts["model"].compile_layers:
+    def __init__(self, config: RunConfig, num_classes: int | Sequence[int], device: torch.device) -> None:
+        self.device, self.loss = device, config.loss
+        self.low = _LOW.get(config.precision)
+        self.model: WavLMForPretraining = make_model(config, num_classes).to(device).train()
+        if config.model.compile_layers:
             self.model.wavlm.compile_layers()
-        self.optimizer = parts["optim"].optimizer(self.model)
+        self.optimizer = config.optim.optimizer(self.model)
         for group in self.optimizer.param_groups:
-            group["lr"] = parts["optim"].learning_rate(0)
+            group["lr"] = config.optim.learning_rate(0)
 
     def micro_batch(self, batch: PretrainBatch, mixing: Mixing | None) -> None:
         """Adds one micro-batch's gradient, and waits for it."""
@@ -119,22 +117,22 @@ def measure(values: dict[str, Any], num_classes: int | Sequence[int], seconds: f
     Raises:
         ValueError: If the config or its data are refused.
     """
-    parts = objects(values)
-    if parts["trainer"].threads:
-        torch.set_num_threads(parts["trainer"].threads)
-    device = torch.device("cuda" if torch.cuda.is_available() and parts["trainer"].accelerator != "cpu" else "cpu")
+    config = RunConfig.of(values)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     with contextlib.ExitStack() as stack:
         if with_data:
-            opened = OpenData(parts["data"], parts["batch"], int(values["seed"]))
+            opened = OpenData(config.data, config.batch, config.seed)
             stack.callback(opened.close)
-            num_classes, mixing = opened.classes, parts["mixing"]
-            batches = _read(values, parts, opened)
+            num_classes, mixing = opened.classes, config.mixing
+            batches = _read(config, opened)
         else:
-            batches, mixing = _repeat(synthetic_batch(recipe_of(parts, values["precision"], num_classes), num_classes)), None
-        step = _Step(values, parts, num_classes, device)
+            batches, mixing = _repeat(synthetic_batch(recipe_of(config, num_classes), num_classes)), None
+        step = _Step(config, num_classes, device)
         step.micro_batch(next(batches), mixing)
         step.update()
-        return _timed(step, batches, mixing, seconds, parts["batch"].slots)
+        return _timed(step, batches, mixing, seconds, config.batch.slots)
 
 
 def _repeat(batch: PretrainBatch) -> Iterator[PretrainBatch]:
@@ -142,9 +140,9 @@ def _repeat(batch: PretrainBatch) -> Iterator[PretrainBatch]:
         yield batch
 
 
-def _read(values: dict[str, Any], parts: dict[str, Any], opened: OpenData) -> Iterator[PretrainBatch]:
-    builder = make_builder(parts, opened, int(values["seed"]), training=True)
-    for step in StepLoader(opened.schedule(), builder, parts["loader"], num_steps=parts["optim"].updates):
+def _read(config: RunConfig, opened: OpenData) -> Iterator[PretrainBatch]:
+    builder = make_builder(config, opened, training=True)
+    for step in StepLoader(opened.schedule(), builder, config.loader, num_steps=config.optim.updates):
         yield from step.micro_batches
 
 

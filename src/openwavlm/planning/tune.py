@@ -21,7 +21,7 @@ from openwavlm.model.attention import choose_backend
 from openwavlm.planning.budget import GIB, GPUS, peak_flops, recipe_of
 from openwavlm.planning.trial import run_trial
 from openwavlm.training.checkpoint import write_atomically
-from openwavlm.training.config import objects, with_placeholders
+from openwavlm.training.config import RunConfig, with_placeholders
 
 log = logging.getLogger(__name__)
 
@@ -217,10 +217,10 @@ def tune(values: dict[str, Any]) -> None:
     settings = Settings(**{key: values.pop(key) for key in Settings.__dataclass_fields__})
     named = any(source.get(key) for source in values["data"]["sources"].values() for key in ("shards", "labels"))
     values = values if named else with_placeholders(values)
-    parts = objects(values)
-    classes = _classes(parts, values) if named else (int(settings.classes),)
-    recipe = recipe_of(parts, values["precision"], classes)
-    on_gpu = torch.cuda.is_available() and parts["trainer"].accelerator != "cpu"
+    config = RunConfig.of(values)
+    classes = _classes(config) if named else (int(settings.classes),)
+    recipe = recipe_of(config, classes)
+    on_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
     machine = (
         f"{platform.node()}, {torch.cuda.get_device_name() if on_gpu else f'CPU, {_cores()} cores'}, torch {torch.__version__}"
     )
@@ -264,9 +264,9 @@ def speed_line(flops_per_second: float, gpu_name: str | None, precision: str) ->
     return f"{line}, {share:.2f} of the peak: openwavlm plan gpu={known} utilisation={share:.2f}"
 
 
-def _classes(parts: dict[str, Any], values: dict[str, Any]) -> tuple[int, ...]:
+def _classes(config: RunConfig) -> tuple[int, ...]:
     """Clusters of the data's codebooks; data that training would refuse are refused before the first trial."""
-    opened = OpenData(parts["data"], parts["batch"], int(values["seed"]))
+    opened = OpenData(config.data, config.batch, config.seed)
     opened.close()
     return opened.classes
 

@@ -2,23 +2,21 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from openwavlm.batches.plan import PlanStatistics
 from openwavlm.batches.sources import OpenData
 from openwavlm.evaluation.live import LiveProbe
 from openwavlm.model.costs import count_parameters
 from openwavlm.planning.budget import GIB, Recipe, recipe_of, wasted_share
+from openwavlm.training.config import RunConfig
 
 log = logging.getLogger(__name__)
 
 
 def announce(
-    parts: dict[str, Any],
-    precision: str,
+    config: RunConfig,
     opened: OpenData,
     plan: PlanStatistics,
-    *,
     start: int,
     world_size: int,
     directory: Path,
@@ -27,8 +25,7 @@ def announce(
     """Logs the run's size, data, plan and cost.
 
     Args:
-        parts: The config's objects.
-        precision: The config's.
+        config: Of the run.
         opened: The data.
         plan: Of the first epochs.
         start: Updates that are done.
@@ -36,7 +33,7 @@ def announce(
         directory: The run's.
         probes: Its probes while training.
     """
-    recipe = recipe_of(parts, precision, opened.classes)
+    recipe = recipe_of(config, opened.classes)
     parameters = sum(count_parameters(recipe.model, recipe.head).values())
     log.info(
         "%s %s at update %d of %d: %.2f M parameters, %s classes",

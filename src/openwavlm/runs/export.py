@@ -18,7 +18,7 @@ from openwavlm.model.wavlm import WavLM
 from openwavlm.runs.run_directory import RunRecord, heard_data, other_data
 from openwavlm.training.checkpoint import named_checkpoint, write_atomically
 from openwavlm.training.checkpoint_reader import read_checkpoint
-from openwavlm.training.config import make_model, objects
+from openwavlm.training.config import RunConfig, make_model
 from openwavlm.training.run_files import read_config
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") ->
     """
     if weights not in ("trained", "ema"):
         raise ValueError(f"weights must be trained or ema, but is {weights}")
-    config = read_config(run / "config.yaml")
+    values = read_config(run / "config.yaml")
     found = named_checkpoint(run / "checkpoints", checkpoint)
     if found is None:
         RunRecord(run).refuse_lost_checkpoints()
@@ -54,12 +54,12 @@ def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") ->
     state = {key.removeprefix(prefix): value for key, value in content["state_dict"].items() if key.startswith(prefix)}
     if not state:
         raise ValueError(f"{run} kept no running mean of its weights: train with optim.ema=0.999, or use weights=trained")
-    parts = objects(config)
+    config = RunConfig.of(values)
     try:
         embeddings = [state["label_embeddings"]]
         while (key := f"other_heads.{len(embeddings) - 1}.label_embeddings") in state:
             embeddings.append(state[key])
-        model = make_model(parts, [len(of_set) - parts["head"].special_rows for of_set in embeddings])
+        model = make_model(config, [len(of_set) - config.head.special_rows for of_set in embeddings])
         model.load_state_dict(state, strict=True)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -13,10 +13,9 @@ from openwavlm.report.page import write_report
 from openwavlm.report.rebuild import first_mixture, measure_realised
 from openwavlm.runtime.resources import check_of_the_file
 from openwavlm.runtime.sealed import read_sealed
-from openwavlm.training.config import build, make_builder, make_model
+from openwavlm.training.config import RunConfig, make_builder, make_model
 
 log = logging.getLogger(__name__)
-_GROUPS = ("model", "model.head", "masking", "mixing", "data", "batch")
 
 
 def gather(
@@ -55,18 +54,16 @@ def gather(
 
 
 def _open_data(iteration: Iteration, micro_batches: int) -> None:
-    # Only what decides the batches and the model: a run of another version may have other keys elsewhere.
-    parts = {group.rpartition(".")[2]: build(iteration.config, group) for group in _GROUPS}
-    seed = int(iteration.config["seed"])
-    opened = OpenData(parts["data"], parts["batch"], seed)
+    config = RunConfig.of(iteration.config)
+    opened = OpenData(config.data, config.batch, config.seed)
     try:
         if iteration.record.get("fingerprints", opened.fingerprints()) != opened.fingerprints():
             raise ValueError("shards, labels or noise have other content now than when the run was launched")
         iteration.data = opened.summary()
         iteration.cluster_counts = opened.label_counts()
         with torch.device("meta"):
-            iteration.parameters = sum(p.numel() for p in make_model(parts, opened.classes).parameters())
-        schedule, builder = opened.schedule(), make_builder(parts, opened, seed, training=True)
+            iteration.parameters = sum(p.numel() for p in make_model(config, opened.classes).parameters())
+        schedule, builder = opened.schedule(), make_builder(config, opened, training=True)
         plan = schedule.statistics()
         iteration.plan = {
             "padding_share": plan.padding_share,

@@ -7,6 +7,7 @@ from typing import Any
 from openwavlm.batches.schedule import Schedule
 from openwavlm.batches.sources import OpenData
 from openwavlm.runs.run_directory import same_data
+from openwavlm.training.config import RunConfig
 from openwavlm.training.control import Control
 from openwavlm.training.health.figures import HealthFigures
 from openwavlm.training.health.judgement import Known
@@ -16,17 +17,17 @@ from openwavlm.training.health.references import label_references
 from openwavlm.training.log import RunLog
 
 
-def make_figures(parts: Mapping[str, Any], opened: OpenData, rank: int) -> HealthFigures | None:
+def make_figures(config: RunConfig, opened: OpenData, rank: int) -> HealthFigures | None:
     """What a rank collects at each update; None where the rules are switched off."""
-    if not parts["health"].enabled:
+    if not config.health.enabled:
         return None
-    promises = Promises(parts["masking"], parts["mixing"], parts["batch"])
-    channels = parts["model"].conv_dims[-1]
-    return HealthFigures(parts["health"], promises, num_classes=opened.num_classes, channels=channels, rank=rank)
+    promises = Promises(config.masking, config.mixing, config.batch)
+    channels = config.model.conv_dims[-1]
+    return HealthFigures(config.health, promises, num_classes=opened.num_classes, channels=channels, rank=rank)
 
 
 def make_monitor(
-    parts: Mapping[str, Any],
+    config: RunConfig,
     opened: OpenData,
     schedule: Schedule,
     run_log: RunLog,
@@ -34,41 +35,37 @@ def make_monitor(
     clock: WallClock,
     *,
     on_cpu: bool,
-    seed: int,
     start: int,
     state: Mapping[str, Any] | None,
-    from_random: bool,
 ) -> HealthMonitor | None:
     """Rank 0's judge; None where the rules are switched off.
 
     What the labels can be guessed from without audio is computed once; a resumed run on the same data takes it from its checkpoint.
 
     Args:
-        parts: The run's objects (`build.objects`).
+        config: The run's.
         opened: The run's data.
         schedule: The run's schedule.
         run_log: Where findings and figures go.
         control: What can stop the run.
         clock: Wall time.
         on_cpu: Whether the step runs on a CPU.
-        seed: The run's seed.
         start: Update that the launch begins at, from 0.
         state: What a checkpoint of this run keeps (`openwavlm`), None for a new run.
-        from_random: Whether the run began with random weights.
     """
-    settings, updates = parts["health"], parts["optim"].updates
+    settings, updates = config.health, config.optim.updates
     if not settings.enabled:
         return None
     kept = state.get("health") if state else None
     references = kept_references(kept) if state and same_data(state["fingerprints"], opened.fingerprints()) else None
     if references is None or not references.complete(settings, updates):
-        references = label_references(opened, schedule, parts["masking"], seed, settings, start=start, updates=updates)
+        references = label_references(opened, schedule, config.masking, config.seed, settings, start=start, updates=updates)
     known = Known(
         settings,
         updates,
-        from_random=from_random,
-        mixing=parts["mixing"],
-        same_count=parts["masking"].same_count,
+        from_random=not (config.branch_from or config.init_from),
+        mixing=config.mixing,
+        same_count=config.masking.same_count,
         references=references,
         on_cpu=on_cpu,
     )

@@ -28,12 +28,11 @@ from openwavlm.runs.run_directory import RunRecord, lacks_names, same_data
 from openwavlm.runs.segments import Segment, follow_plan, segment_of
 from openwavlm.runtime.atomic import atomic_file, write_json
 from openwavlm.training.checkpoint import checkpoints_in
-from openwavlm.training.config import build, make_builder
+from openwavlm.training.config import RunConfig, make_builder
 from openwavlm.training.forward import prepare_waveforms
 
 log = logging.getLogger(__name__)
 FORMAT_VERSION = 1
-_GROUPS = ("model", "masking", "mixing", "data", "batch")  # all that decides a batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,13 +84,11 @@ def rebuild_update(run: Path, step: int) -> Update:
         raise ValueError(f"{run} is no run directory (it has no config.yaml): give the folder of a run, as in run=runs/NAME")
     recorded = _recorded(run, step)
     segment = segment_of(run, step)
-    config = {**segment.config, "data": _found(segment, step)}
-    parts = {group.rpartition(".")[2]: build(config, group) for group in _GROUPS}
-    seed = int(config["seed"])
-    opened = OpenData(parts["data"], parts["batch"], seed)
+    config = RunConfig.of({**segment.config, "data": _found(segment, step)})
+    opened = OpenData(config.data, config.batch, config.seed)
     try:
         _check_fingerprints(opened, segment, step)
-        schedule, builder = opened.schedule(), make_builder(parts, opened, seed, training=True)
+        schedule, builder = opened.schedule(), make_builder(config, opened, training=True)
         follow_plan(schedule, segment, opened.plan_key(), run, step)
         micro_batches = []
         for spec in schedule.step(step - 1).specs:
@@ -102,8 +99,8 @@ def rebuild_update(run: Path, step: int) -> Update:
                 if opened.noise_index is not None
             ]
             with _threads(segment.record["threads"]):
-                prepared = prepare_waveforms(batch, parts["mixing"], normalised=parts["model"].normalise_waveform)
-            rows = describe_rows(batch, parts["mixing"], index, step=step, noise=noise)
+                prepared = prepare_waveforms(batch, config.mixing, normalised=config.model.normalise_waveform)
+            rows = describe_rows(batch, config.mixing, index, step=step, noise=noise)
             micro_batches.append(MicroBatch(batch, prepared, rows))
     finally:
         opened.close()

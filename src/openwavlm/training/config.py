@@ -1,11 +1,11 @@
-"""From a composed config to a run: the only place where configuration becomes objects."""
+"""The typed config of a training run, checked key by key, and the model and batch builder that it describes."""
 
 import difflib
 import inspect
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,69 +77,111 @@ class TrainerSettings:
             raise ValueError(f"trainer.watchdog_s must be positive, or null for no watchdog, but is {self.watchdog_s}: raise it")
 
 
-# Where each group of settings stands in the config, and its class.
-_GROUPS: dict[str, type] = {
-    "model": WavLMConfig,
-    "model.head": Head,
-    "masking": SpanMasking,
-    "mixing": Mixing,
-    "data": Data,
-    "batch": Batching,
-    "optim": Optim,
-    "loss": Loss,
-    "trainer": TrainerSettings,
-    "callbacks": Schedules,
-    "logger": Logging,
-    "loader": Loading,
-    "health": Health,
-    "probes": LiveProbes,
-}
-# What the config of a run begun before it existed may lack; such a run is still read, exported and resumed.
-_LATER: dict[str, Any] = {"health": {}, "init_from": None}
-_KEYS = {
-    "name": str | int | float,  # a run may be called 1 or 2e-4
-    "seed": int,
-    "precision": Literal["32-true", "bf16-mixed", "16-mixed"],
-    "stop_after": int | None,
-    "branch_from": str | None,
-    "init_from": str | None,
-    "allow_change": list[str],
-    "debug": bool,
-}
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
-def build(config: dict[str, Any], group: str) -> Any:
-    """Settings of one group as an object.
+@dataclass(frozen=True)
+class RunConfig:
+    """A training config: the settings of each group, and the keys that stand alone.
 
-    Args:
-        config: The training config as plain values.
-        group: Its place in the config, as in `optim` or `model.head`.
-
-    Raises:
-        ValueError: If a key is unknown or missing, or a value is refused; the message names the key.
+    Attributes:
+        model: Encoder; its prediction head is the group `model.head`.
+        head: Prediction head.
+        masking: Span masks.
+        mixing: Utterance mixing.
+        data: Sources and held-out sets.
+        batch: Audio of an update and of a micro-batch.
+        optim: Optimiser and schedule.
+        loss: Weights of the loss.
+        trainer: Where the run executes.
+        callbacks: How often it validates and saves.
+        logger: Records and trackers.
+        loader: Loader processes.
+        health: Health rules.
+        probes: Probes while training.
+        name: The run lives in `runs/NAME`.
+        seed: Of initialisation, plan, crops, masks and mixtures.
+        precision: Of the forward pass.
+        stop_after: Update after which this launch ends, resumable; None = none.
+        branch_from: Checkpoint of another run at which this one begins; None = none.
+        init_from: Checkpoint as which the encoder of a new run begins; None = random weights.
+        allow_change: Keys that may differ from the launch before.
+        debug: Tracebacks instead of sentences.
     """
-    return _GROUPS[group](**_checked(config, group))
+
+    model: WavLMConfig
+    head: Head
+    masking: SpanMasking
+    mixing: Mixing
+    data: Data
+    batch: Batching
+    optim: Optim
+    loss: Loss
+    trainer: TrainerSettings
+    callbacks: Schedules
+    logger: Logging
+    loader: Loading
+    health: Health
+    probes: LiveProbes
+    name: str | int | float  # a run may be called 1 or 2e-4
+    seed: int
+    precision: Precision
+    stop_after: int | None
+    branch_from: str | None
+    init_from: str | None
+    allow_change: list[str]
+    debug: bool
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "RunConfig":
+        """Checks a config of plain values, and makes the objects of its groups.
+
+        Args:
+            values: As composed from `conf/train.yaml`, or as a run's `config.yaml` holds it.
+
+        Raises:
+            ValueError: If a key is unknown or missing, or a value is refused; the message names the key.
+        """
+        values = {**_LATER, **values}
+        names = [name for name in _FIELDS if name not in _INNER]
+        _refuse_unknown(values, names, "")
+        absent = [key for key in names if key not in values]
+        if absent:
+            raise ValueError(f"the config lacks {', '.join(absent)}: take the override away that removes it")
+        for name, hint in _FIELDS.items():
+            if not is_dataclass(hint):
+                _check_type(values[name], hint, name)
+        # Names and types of all groups before any value, so that a misspelt key is reported before a missing folder.
+        checked = {name: _checked(values, name) for name, hint in _FIELDS.items() if is_dataclass(hint)}
+        groups = {name: _FIELDS[name](**of_group) for name, of_group in checked.items()}
+        return cls(**groups, **{name: values[name] for name in names if name not in groups})
 
 
-def _checked(config: dict[str, Any], group: str) -> dict[str, Any]:
+_FIELDS: dict[str, Any] = typing.get_type_hints(RunConfig)
+_INNER = {"head": "model"}  # a group that stands inside another one
+# Groups and keys that the config of a run begun before them lacks; such a run is still read, exported and resumed.
+_LATER: dict[str, Any] = {"health": {}, "init_from": None}
+
+
+def _checked(values: dict[str, Any], name: str) -> dict[str, Any]:
     """The values of a group, every name and type checked."""
-    inner = [place.rpartition(".")[2] for place in _GROUPS if place.rpartition(".")[0] == group]
-    *above, last = group.split(".")
-    node: Any = config[above[0]] if above else config
-    node = node.get(last) if isinstance(node, dict) else None
+    outer = _INNER.get(name)
+    node = values[outer].get(name) if outer and isinstance(values[outer], dict) else values.get(name)
+    where = f"{outer}.{name}" if outer else name
     if not isinstance(node, dict):
-        choice = f"{above[0] if above else group}={'base' if group in ('model', 'model.head') else 'default'}"
-        raise ValueError(f"{group} must be a group of keys, but is {node!r}; choose an option, as in {choice}")
-    values = {key: value for key, value in node.items() if key not in inner}
-    parameters = inspect.signature(_GROUPS[group]).parameters
-    _refuse_unknown(values, [*parameters, *inner], group)
-    missing = [name for name, p in parameters.items() if p.default is p.empty and (name not in values or values[name] is None)]
+        choice = f"{outer or name}={'base' if 'model' in (outer, name) else 'default'}"
+        raise ValueError(f"{where} must be a group of keys, but is {node!r}; choose an option, as in {choice}")
+    inner = [group for group, of in _INNER.items() if of == name]
+    found = {key: value for key, value in node.items() if key not in inner}
+    parameters = inspect.signature(_FIELDS[name]).parameters
+    _refuse_unknown(found, [*parameters, *inner], where)
+    missing = [key for key, p in parameters.items() if p.default is p.empty and (key not in found or found[key] is None)]
     if missing:
-        raise ValueError(f"{group} needs {', '.join(missing)}")
-    hints = typing.get_type_hints(_GROUPS[group])
-    for key, value in values.items():
-        _check_type(value, hints[key], f"{group}.{key}")
-    return values
+        raise ValueError(f"{where} needs {', '.join(missing)}")
+    hints = typing.get_type_hints(_FIELDS[name])
+    for key, value in found.items():
+        _check_type(value, hints[key], f"{where}.{key}")
+    return found
 
 
 def _check_type(value: Any, hint: Any, where: str) -> None:
@@ -192,26 +234,11 @@ def _refuse_unknown(values: typing.Iterable[str], known: typing.Iterable[str], w
             raise ValueError(f"{where + '.' if where else ''}{key} is not a known key; {hint}")
 
 
-def objects(config: dict[str, Any]) -> dict[str, Any]:
-    """All groups of a training config as objects by the last part of their place, after every key has been checked."""
-    config = {**_LATER, **config}
-    groups = [group for group in _GROUPS if "." not in group]
-    _refuse_unknown(config, [*groups, *_KEYS], "")
-    absent = [key for key in (*groups, *_KEYS) if key not in config]
-    if absent:
-        raise ValueError(f"the config lacks {', '.join(absent)}: take the override away that removes it")
-    for key, hint in _KEYS.items():
-        _check_type(config[key], hint, key)
-    # Names and types of all groups before any value, so that a misspelt key is reported before a missing folder.
-    checked = {group: _checked(config, group) for group in _GROUPS}
-    return {group.rpartition(".")[2]: _GROUPS[group](**values) for group, values in checked.items()}
-
-
-def make_model(parts: dict[str, Any], num_classes: int | Sequence[int]) -> WavLMForPretraining:
+def make_model(config: RunConfig, num_classes: int | Sequence[int]) -> WavLMForPretraining:
     """Encoder and head, or a head for each label set's number of classes."""
-    head: Head = parts["head"]
+    head = config.head
     return WavLMForPretraining(
-        WavLM(parts["model"]),
+        WavLM(config.model),
         num_classes=num_classes,
         final_dim=head.final_dim,
         logit_temperature=head.logit_temperature,
@@ -230,15 +257,15 @@ def with_placeholders(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "data": {**data, "sources": sources}}
 
 
-def make_builder(parts: dict[str, Any], opened: OpenData, seed: int, *, training: bool) -> MicroBatchBuilder:
-    """The worker's part: for training with everything that is random, for validation with masks alone."""
-    data, model = opened.data, parts["model"]
+def make_builder(config: RunConfig, opened: OpenData, *, training: bool) -> MicroBatchBuilder:
+    """Builder of micro-batches: with all augmentation for training, with masks alone for validation."""
+    data = opened.data
     draws = Draws(
-        seed=seed if training else data.split_seed,
-        masking=parts["masking"],
-        mixing=parts["mixing"] if training else None,
-        layers=model.layers,
-        layer_drop=model.layer_drop if training else 0.0,
+        seed=config.seed if training else data.split_seed,
+        masking=config.masking,
+        mixing=config.mixing if training else None,
+        layers=config.model.layers,
+        layer_drop=config.model.layer_drop if training else 0.0,
     )
     return MicroBatchBuilder(
         {name: Path(source["shards"]) for name, source in data.all_sets.items()},

@@ -1,0 +1,94 @@
+"""Refusals before the first update: those of a launch that trains, and of a sweep's trials before any begins."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from openwavlm.batches.mixing import check_noise_bank
+from openwavlm.batches.plan import Batching
+from openwavlm.batches.sources import OpenData
+from openwavlm.runs.branch import check_branch, check_head
+from openwavlm.runs.init_from import begin_from
+from openwavlm.runs.run_directory import RunRecord, changed_keys, refuse_changes
+from openwavlm.training.checkpoint import newest_checkpoint
+from openwavlm.training.config import RunConfig, make_model
+from openwavlm.training.run_files import read_config
+
+
+def check_world_size(world_size: int, batching: Batching) -> None:
+    """Refuses more processes than micro-batches.
+
+    Raises:
+        ValueError: With the way out.
+    """
+    if world_size > batching.slots:
+        raise ValueError(
+            f"{world_size} processes but only {batching.slots} micro-batches a step: use at most {batching.slots} processes, or lower "
+            "batch.micro_seconds (which changes the micro-batches, so start a new run)"
+        )
+
+
+def open_data(config: RunConfig) -> OpenData:
+    """Opens the data of a run, and refuses what does not fit together."""
+    opened = OpenData(config.data, config.batch, config.seed, labels_at_once_bytes=config.loader.label_check_mib << 20)
+    check_noise_bank(config.mixing, len(opened.noise_index) if opened.noise_index is not None else 0)
+    config.loss.target_weights(len(opened.classes))  # refused here, where the other data are
+    return opened
+
+
+def embeddings_of(config: RunConfig, classes: Sequence[int]) -> list[int]:
+    """Label embeddings that the run's heads need, one number a label set."""
+    return [config.head.special_rows + size for size in classes]
+
+
+class CheckedData(NamedTuple):
+    """What a launch needs to know of data that were checked.
+
+    Attributes:
+        classes: Labels of each label set.
+        fingerprints: As of `OpenData`.
+        places: As of `OpenData`.
+    """
+
+    classes: tuple[int, ...]
+    fingerprints: dict[str, str]
+    places: dict[str, str]
+
+
+def check_launch(values: dict[str, Any], directory: Path, opened: dict[str, CheckedData]) -> None:
+    """Refuses what a launch would refuse before its first update; trains, writes and keeps nothing.
+
+    Args:
+        values: The training config as plain values.
+        directory: Where the run lives or would live.
+        opened: Data that have been checked, by their part of the config; grows.
+
+    Raises:
+        ValueError: If the config, the data or the state of the run directory does not allow the launch.
+    """
+    config = RunConfig.of(values)
+    check_world_size(int(os.environ.get("WORLD_SIZE", "1")), config.batch)
+    data = json.dumps([values[key] for key in ("data", "batch", "mixing", "loss", "seed")], sort_keys=True)
+    if data not in opened:
+        found = open_data(config)
+        opened[data] = CheckedData(tuple(found.classes), found.fingerprints(), found.places())
+        found.close()
+    classes, fingerprints, places = opened[data]
+    with torch.device("meta"):
+        model = make_model(config, classes)
+    if config.init_from:
+        begin_from(model.wavlm.to_empty(device="cpu"), config.init_from)
+    allowed, known = config.allow_change, directory / "config.yaml"
+    if known.exists():
+        refuse_changes(changed_keys(read_config(known), values), allowed, f"the run in {directory}")
+        RunRecord(directory).check_fingerprints(dict(fingerprints), allowed, places)
+    checkpoint = newest_checkpoint(directory / "checkpoints")
+    if checkpoint is None and config.branch_from:
+        checkpoint = Path(config.branch_from)
+        check_branch(checkpoint, values, config.optim, allowed)
+    if checkpoint is not None:
+        check_head(checkpoint, embeddings_of(config, classes), fingerprints)

@@ -23,10 +23,9 @@ import soundfile
 import torch
 
 from openwavlm.batches.collate import Draws, MicroBatchBuilder
-from openwavlm.batches.loader import Loading, micro_batch_loader, received
-from openwavlm.batches.masking import SpanMasking
-from openwavlm.batches.mixing import Mixing
-from openwavlm.batches.plan import Batching, EpochPlan, MicroBatchSpec
+from openwavlm.batches.loader import micro_batch_loader, received
+from openwavlm.batches.plan import EpochPlan, MicroBatchSpec
+from openwavlm.batches.settings import Batching, Loading, Mixing, SpanMasking
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
 from openwavlm.labels.store import LabelStore

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from openwavlm.batches.plan import Batching, EpochPlan
+from openwavlm.batches.plan import EpochPlan
+from openwavlm.batches.settings import Batching
 
 
 def synthetic_lengths(rows: int) -> np.ndarray:

@@ -11,13 +11,14 @@ from torch import Tensor
 from openwavlm.audio.frames import num_frames
 from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
 from openwavlm.batches.loader import StepBatch
-from openwavlm.batches.mixing import Mixing
+from openwavlm.batches.settings import Mixing
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.training.control import Control, StepTotals
-from openwavlm.training.module import Loss, PretrainingModule, StepRecord
+from openwavlm.training.module import PretrainingModule, StepRecord
 from openwavlm.training.optim import Optim
+from openwavlm.training.settings import Loss
 
 TEMPERATURE = 0.2
 CONFIG: dict[str, Any] = {

@@ -15,7 +15,8 @@ from torch import Tensor
 from gpu_parts.child import Reporter, timed
 from gpu_parts.setting import Setting
 from openwavlm.audio.frames import num_frames
-from openwavlm.batches.masking import SpanMasking, draw_span_mask
+from openwavlm.batches.masking import draw_span_mask
+from openwavlm.batches.settings import SpanMasking
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM

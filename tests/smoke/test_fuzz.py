@@ -34,9 +34,10 @@ from openwavlm.runs.segments import segment_of
 from openwavlm.shards.corpora import manifest
 from openwavlm.shards.index import COLUMNS, Index
 from openwavlm.shards.shard_done import read_done_file
+from openwavlm.training.build import make_model
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint
 from openwavlm.training.checkpoint_reader import read_checkpoint
-from openwavlm.training.config import RunConfig, make_model, with_placeholders
+from openwavlm.training.config import RunConfig, with_placeholders
 from openwavlm.training.run_files import flatten
 from openwavlm.training.tables import RunTables
 from patience import HANG_S

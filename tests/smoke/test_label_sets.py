@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openwavlm.batches.sources import Data, OpenData
+from openwavlm.batches.settings import Data
+from openwavlm.batches.sources import OpenData
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
 from openwavlm.model.config import WavLMConfig
@@ -21,7 +22,7 @@ from openwavlm.runs.launch import train
 from openwavlm.runs.replay import rebuild_update
 from openwavlm.shards.index import Index
 from openwavlm.shards.reader import ShardReader, UnreadableAudio
-from openwavlm.training.module import Loss
+from openwavlm.training.settings import Loss
 from runs import SETTINGS, compose, launch, table, weights
 from synthetic import make_shard_set
 
@@ -246,7 +247,8 @@ def test_a_row_that_one_set_lacks_is_in_none(place: Place, tmp_path: Path, monke
     assert np.load(labels / "pack-00000.rows.npy")["frames"][0] == 0
     sets = [place.folder / "shards-labels-0", labels]
     from openwavlm.runs.compose import plain
-    from openwavlm.training.config import RunConfig, make_builder
+    from openwavlm.training.build import make_builder
+    from openwavlm.training.config import RunConfig
 
     overrides = [*RUN, *place.data()[:1], f"data.sources.speech.labels=[{sets[0]},{sets[1]}]"]
     parts = RunConfig.of(plain(compose(overrides)))

@@ -19,8 +19,8 @@ from openwavlm.planning.trial import outcome_of, run_trial
 from openwavlm.planning.tune import Search, search, speed_line, write_settings
 from openwavlm.runs.announce import cost_lines
 from openwavlm.runs.compose import composed, conf_dir, plain
-from openwavlm.training.callbacks import Schedules
 from openwavlm.training.config import RunConfig, with_placeholders
+from openwavlm.training.settings import Schedules
 from programs import run_program
 from runs import TINY_MODEL
 from synthetic import make_shard_set

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from openwavlm.batches.loader import Loading, micro_batch_loader, received
+from openwavlm.batches.loader import micro_batch_loader, received
+from openwavlm.batches.settings import Loading
 from openwavlm.cli.app import refusal_of
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.processes import ended, killed_worker

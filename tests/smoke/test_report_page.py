@@ -16,7 +16,8 @@ from openwavlm.batches.sources import OpenData
 from openwavlm.report.rebuild import measure_realised, mixtures, rebuild_micro_batch, rebuild_steps
 from openwavlm.runs.gather import gather
 from openwavlm.runtime.sealed import sealed
-from openwavlm.training.config import RunConfig, make_builder
+from openwavlm.training.build import make_builder
+from openwavlm.training.config import RunConfig
 from programs import run_program
 from runs import TINY_MODEL, launch
 from synthetic import make_shard_set

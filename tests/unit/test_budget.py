@@ -8,16 +8,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from openwavlm.batches.masking import SpanMasking, draw_span_mask
-from openwavlm.batches.plan import Batching
-from openwavlm.model.config import WavLMConfig
+from openwavlm.batches.masking import draw_span_mask
+from openwavlm.batches.settings import Batching, SpanMasking
+from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.model.costs import HeadShape, count_flops, count_parameters
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.planning.budget import GPUS, Recipe, disk_bytes, peak_flops, recipe_of, seconds_of_run, wasted_share
 from openwavlm.planning.memory import estimate_memory
 from openwavlm.planning.plan import Question, lines_of, plan_run
-from openwavlm.training.config import Head
 
 MODEL = WavLMConfig(
     conv_dims=(8,) * 7, dim=24, ffn_dim=40, heads=3, layers=2, positional_kernel=8, positional_groups=1, num_buckets=32, max_distance=80

@@ -18,12 +18,12 @@ from openwavlm.batches import collate as collate_module
 from openwavlm.batches import loader as loader_module
 from openwavlm.batches.batch import MicroBatchId, PretrainBatch
 from openwavlm.batches.collate import Draws, MicroBatchBuilder
-from openwavlm.batches.loader import Loading, StepLoader
-from openwavlm.batches.masking import SpanMasking, draw_span_mask
-from openwavlm.batches.mixing import Mixing
-from openwavlm.batches.plan import Batching, MicroBatchSpec
+from openwavlm.batches.loader import StepLoader
+from openwavlm.batches.masking import draw_span_mask
+from openwavlm.batches.plan import MicroBatchSpec
 from openwavlm.batches.schedule import Schedule
-from openwavlm.batches.sources import Data, OpenData
+from openwavlm.batches.settings import Batching, Data, Loading, Mixing, SpanMasking
+from openwavlm.batches.sources import OpenData
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
 from openwavlm.labels.store import LabelStore

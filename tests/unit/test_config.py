@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from openwavlm.runs.compose import conf_dir, plain, quoted
-from openwavlm.training.config import _FIELDS, _INNER, RunConfig, make_model
+from openwavlm.training.build import make_model
+from openwavlm.training.config import _FIELDS, _INNER, RunConfig
 from openwavlm.training.run_files import flatten
 
 PLACES = ["name=test", "data.sources.speech.shards=shards", "data.sources.speech.labels=labels"]

@@ -17,7 +17,8 @@ from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.planning.memory import estimate_memory
 from openwavlm.runs.compose import plain
-from openwavlm.training.config import RunConfig, make_model
+from openwavlm.training.build import make_model
+from openwavlm.training.config import RunConfig
 from runs import compose
 
 MODELS = ("nano", "nano_mel", "small", "base", "base_plus", "large")

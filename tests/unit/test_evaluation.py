@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.batches.loader import Loading
 from openwavlm.batches.plan import MicroBatchSpec
+from openwavlm.batches.settings import Loading
 from openwavlm.training.validation import Evaluation, Unigram
 from steps import Ranks, log_probabilities, micro_batch, mixtures, model, prepared
 

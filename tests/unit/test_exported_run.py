@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 import openwavlm
 from openwavlm.runs.compose import composed, plain
 from openwavlm.runs.export import export_run, load_run
+from openwavlm.training.build import make_model
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path
-from openwavlm.training.config import RunConfig, make_model, with_placeholders
+from openwavlm.training.config import RunConfig, with_placeholders
 from runs import TINY_MODEL
 
 CLASSES = [5, 7]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.batches.mixing import Mixing
+from openwavlm.batches.settings import Mixing
 from openwavlm.training.health.core_wait import CoreWait, _waits
 from openwavlm.training.health.figures import HealthFigures, HealthRecord, block_of
 from openwavlm.training.health.judgement import Known, Lap, References

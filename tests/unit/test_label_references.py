@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from openwavlm.batches.batch import MicroBatchId
-from openwavlm.batches.masking import SpanMasking, draw_span_mask
+from openwavlm.batches.masking import draw_span_mask
 from openwavlm.batches.plan import MicroBatchSpec
+from openwavlm.batches.settings import SpanMasking
 from openwavlm.runtime.randomness import stable_hash
 from openwavlm.training.health.references import label_references, labels_and_masks
 from openwavlm.training.health.settings import Health

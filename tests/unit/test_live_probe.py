@@ -13,8 +13,9 @@ from openwavlm.audio.logmel import normalised_log_mel
 from openwavlm.audio.mfcc import mfcc_features
 from openwavlm.evaluation import live
 from openwavlm.evaluation.features import EncoderFeatures, LogMelFeatures, MfccFeatures, with_context
-from openwavlm.evaluation.live import LiveProbe, LiveProbes
+from openwavlm.evaluation.live import LiveProbe
 from openwavlm.evaluation.ridge import PENALTIES
+from openwavlm.evaluation.settings import LiveProbes
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
 from openwavlm.shards.index import Index

@@ -19,7 +19,8 @@ from openwavlm.pipeline.masked import masked_figures, whole_set
 from openwavlm.pipeline.masked_speakers import masked_by_speaker
 from openwavlm.runs.compose import plain
 from openwavlm.runtime.randomness import stable_hash
-from openwavlm.training.config import RunConfig, make_builder
+from openwavlm.training.build import make_builder
+from openwavlm.training.config import RunConfig
 from random_models import randomise
 from runs import TINY_MODEL, compose
 from synthetic import make_shard_set

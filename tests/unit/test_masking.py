@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from openwavlm.batches import masking as masking_module
-from openwavlm.batches.masking import SpanMasking, draw_span_mask
+from openwavlm.batches.masking import draw_span_mask
+from openwavlm.batches.settings import SpanMasking
 from openwavlm.runtime.randomness import words
 
 PAPER = SpanMasking()

@@ -8,14 +8,15 @@ import torch
 from closeness import assert_close_to_scale
 from openwavlm.audio.frames import num_frames
 from openwavlm.audio.logmel import NUM_BANDS, normalised_log_mel
-from openwavlm.batches.mixing import Mixing
+from openwavlm.batches.settings import Mixing
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.training.control import Control
-from openwavlm.training.module import Loss, PretrainingModule
+from openwavlm.training.module import PretrainingModule
 from openwavlm.training.optim import Optim
+from openwavlm.training.settings import Loss
 
 MEL = WavLMConfig(
     front_end="logmel",

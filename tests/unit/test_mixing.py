@@ -8,15 +8,8 @@ import torch
 
 from openwavlm.batches import mixing as mixing_module
 from openwavlm.batches.batch import MixRecord
-from openwavlm.batches.mixing import (
-    Mixing,
-    apply_mixing,
-    apply_mixing_unispeech,
-    check_noise_bank,
-    draw_mixing,
-    draw_noise_clips,
-    mix,
-)
+from openwavlm.batches.mixing import apply_mixing, apply_mixing_unispeech, check_noise_bank, draw_mixing, draw_noise_clips, mix
+from openwavlm.batches.settings import Mixing
 from openwavlm.runtime.randomness import words
 
 ALWAYS = Mixing(prob=1.0)

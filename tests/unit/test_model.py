@@ -15,9 +15,8 @@ from openwavlm.audio.frames import num_frames
 from openwavlm.checkpoints.huggingface import load_huggingface, save_huggingface
 from openwavlm.checkpoints.huggingface_config import preprocessor_config
 from openwavlm.model.attention import choose_backend, eager_attention, relative_buckets, toeplitz
-from openwavlm.model.config import WavLMConfig
+from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.model.wavlm import WavLM, normalise
-from openwavlm.training.config import Head
 
 TINY = WavLMConfig(
     conv_dims=(16,) * 7,

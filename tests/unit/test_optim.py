@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from openwavlm.batches.mixing import Mixing
+from openwavlm.batches.settings import Mixing
 from openwavlm.training.control import Control
-from openwavlm.training.module import Loss, PretrainingModule
+from openwavlm.training.module import PretrainingModule
 from openwavlm.training.optim import Optim
+from openwavlm.training.settings import Loss
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_its_end():

@@ -17,9 +17,10 @@ from openwavlm.runs import launch as train
 from openwavlm.runs import trainer
 from openwavlm.runs.compose import plain
 from openwavlm.training.checkpoint import AtomicCheckpointIO
-from openwavlm.training.config import RunConfig, TrainerSettings
+from openwavlm.training.config import RunConfig
 from openwavlm.training.log import log_file
 from openwavlm.training.module import StepRecord
+from openwavlm.training.settings import TrainerSettings
 from openwavlm.training.sharding import ShardedStrategy
 from runs import TINY_MODEL, compose
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from openwavlm.audio.frames import frames_of_seconds, num_frames, num_samples_of
 from openwavlm.batches import plan as plan_module
 from openwavlm.batches.batch import MicroBatchId
-from openwavlm.batches.plan import Batching, EpochPlan, MicroBatchSpec
+from openwavlm.batches.plan import EpochPlan, MicroBatchSpec
 from openwavlm.batches.schedule import Schedule, SourceStream
+from openwavlm.batches.settings import Batching
 from openwavlm.runtime.randomness import words
 
 BATCHING = Batching(seconds=64.0, micro_seconds=16.0, max_seconds=4.0, min_seconds=0.5, shards_per_block=3, group=2)

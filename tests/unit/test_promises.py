@@ -10,9 +10,9 @@ import torch
 
 from openwavlm.audio.frames import num_samples_of
 from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
-from openwavlm.batches.masking import SpanMasking, draw_span_mask
-from openwavlm.batches.mixing import Mixing, draw_mixing, draw_noise_clips
-from openwavlm.batches.plan import Batching
+from openwavlm.batches.masking import draw_span_mask
+from openwavlm.batches.mixing import draw_mixing, draw_noise_clips
+from openwavlm.batches.settings import Batching, Mixing, SpanMasking
 from openwavlm.training.health.promises import PROMISED, Promises, expected_masked_frames
 
 BATCHING = Batching(seconds=32, micro_seconds=32, max_seconds=2, min_seconds=0.5)

@@ -9,7 +9,7 @@ import torch
 
 from openwavlm.audio.frames import num_frames
 from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
-from openwavlm.batches.mixing import Mixing
+from openwavlm.batches.settings import Mixing
 from openwavlm.report.batch_rows import describe_rows
 from openwavlm.report.rebuild import first_mixture, measure_realised, mixtures, rebuild_micro_batch, rebuild_steps
 

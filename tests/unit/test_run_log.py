@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from openwavlm.training.callbacks import Schedules, StepBoundary
+from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.control import StepTotals
-from openwavlm.training.log import METRIC_COLUMNS, Logging, RunLog, metrics_row, write_log
+from openwavlm.training.log import METRIC_COLUMNS, RunLog, metrics_row, write_log
 from openwavlm.training.module import SUMS, PretrainingModule, StepRecord
+from openwavlm.training.settings import Logging, Schedules
 
 # Every sum differs from every other, so that no denominator can stand in for another one.
 RAW = {

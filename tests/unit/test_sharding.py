@@ -9,8 +9,8 @@ from torch import nn
 
 from openwavlm.training import module as training
 from openwavlm.training import sharding
-from openwavlm.training.module import Loss
 from openwavlm.training.optim import Optim
+from openwavlm.training.settings import Loss
 from openwavlm.training.sharding import ShardedStrategy, set_gradient_sync, shard_model
 from steps import model, training_module
 

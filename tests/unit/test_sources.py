@@ -11,15 +11,13 @@ import pytest
 import torch
 
 from openwavlm.batches.collate import Draws
-from openwavlm.batches.masking import SpanMasking
-from openwavlm.batches.mixing import Mixing
-from openwavlm.batches.plan import Batching
-from openwavlm.batches.sources import Data, OpenData
+from openwavlm.batches.settings import Batching, Data, Mixing, SpanMasking
+from openwavlm.batches.sources import OpenData
 from openwavlm.labels.kmeans import Codebook
 from openwavlm.labels.label_packs import write_labels_meta, write_pack
 from openwavlm.model.config import WavLMConfig
 from openwavlm.shards.index import Index
-from openwavlm.training.config import make_builder
+from openwavlm.training.build import make_builder
 from synthetic import make_corpus, make_shard_set
 
 CLASSES, SHARE = 10, 0.4

@@ -21,16 +21,15 @@ from openwavlm.audio.frames import num_frames
 from openwavlm.audio.spectra import normalised_log_mel
 from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
 from openwavlm.batches.loader import StepBatch
-from openwavlm.batches.masking import SpanMasking
-from openwavlm.batches.mixing import Mixing
-from openwavlm.batches.plan import Batching
+from openwavlm.batches.settings import Batching, Mixing, SpanMasking
 from openwavlm.training import module as training
 from openwavlm.training.forward import prepare_waveforms, seed_dropout
 from openwavlm.training.health.figures import HealthFigures, block_gradients
 from openwavlm.training.health.promises import Promises
 from openwavlm.training.health.settings import Health
-from openwavlm.training.module import SUMS, Loss, PretrainingModule, StepRecord
+from openwavlm.training.module import SUMS, PretrainingModule, StepRecord
 from openwavlm.training.optim import Optim
+from openwavlm.training.settings import Loss
 from steps import Ranks, fit, log_probabilities, micro_batch, mixtures, model, prepared, training_module
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from openwavlm.training.callbacks import Schedules, StepBoundary
+from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO
 from openwavlm.training.control import StepTotals
 from openwavlm.training.module import PretrainingModule
+from openwavlm.training.settings import Schedules
 from steps import Ranks, model, training_module
 
 

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import pytest
 
-from openwavlm.training.log import Logging, open_trackers
+from openwavlm.training.log import open_trackers
+from openwavlm.training.settings import Logging
 
 
 class Wandb:

@@ -4,25 +4,27 @@ Frame `f` of the model sees exactly the samples [320 f, 320 f + 400): everything
 marks) lives on this grid, so audio and labels agree with no tolerance.
 """
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 SAMPLE_RATE_HZ = 16_000
 HOP_SAMPLES = 320
 RECEPTIVE_FIELD_SAMPLES = 400
 FRAME_RATE_HZ = SAMPLE_RATE_HZ / HOP_SAMPLES
 
-Integers = TypeVar("Integers", int, np.ndarray, torch.Tensor)
+Integers = TypeVar("Integers", int, np.ndarray, "torch.Tensor")
 
 
 def num_frames(num_samples: Integers) -> Integers:
     """Number of model frames of `num_samples` samples: `1 + (n − 400) // 320`, and 0 below one receptive field."""
     frames = (num_samples - RECEPTIVE_FIELD_SAMPLES) // HOP_SAMPLES + 1
-    if isinstance(frames, torch.Tensor):
-        return frames.clamp(min=0)
-    return np.maximum(frames, 0) if isinstance(frames, np.ndarray) else max(frames, 0)
+    if isinstance(frames, int):
+        return max(frames, 0)
+    return np.maximum(frames, 0) if isinstance(frames, np.ndarray | np.integer) else frames.clamp(min=0)
 
 
 def num_samples_of(frames: Integers) -> Integers:

@@ -14,9 +14,10 @@ import torch
 
 from openwavlm.audio.frames import HOP_SAMPLES, num_samples_of
 from openwavlm.batches.batch import MixRecord, PretrainBatch
-from openwavlm.batches.masking import SpanMasking, draw_span_mask
-from openwavlm.batches.mixing import Mixing, draw_mixing, draw_noise_clips
+from openwavlm.batches.masking import draw_span_mask
+from openwavlm.batches.mixing import draw_mixing, draw_noise_clips
 from openwavlm.batches.plan import MicroBatchSpec
+from openwavlm.batches.settings import Mixing, SpanMasking
 from openwavlm.labels.store import LabelStore
 from openwavlm.runtime.randomness import integers, stable_hash, uniform, words
 from openwavlm.shards.index import Index

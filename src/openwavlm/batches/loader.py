@@ -21,36 +21,9 @@ from openwavlm.batches.batch import PretrainBatch
 from openwavlm.batches.collate import MicroBatchBuilder
 from openwavlm.batches.plan import MicroBatchSpec
 from openwavlm.batches.schedule import Schedule
-from openwavlm.labels.store import AT_ONCE_BYTES
+from openwavlm.batches.settings import Loading
 from openwavlm.runtime.processes import end_with_parent, killed_worker
 from openwavlm.runtime.resources import raise_descriptor_limit
-
-
-@dataclass(frozen=True)
-class Loading:
-    """How batches are fetched; nothing here changes what is trained on.
-
-    Attributes:
-        workers: Loader processes of each rank; 0 reads in the training process.
-        prefetch: Micro-batches that each worker reads ahead.
-        pin_memory: Page-lock batches, so that copies to a GPU need not be waited for; None = where there is one.
-        label_check_mib: A labelling of up to so many MiB is compared with its checksums before the first update; of a larger one so
-            much is, and all of it in the background, before a checkpoint is written.
-
-    Raises:
-        ValueError: If a number is negative.
-    """
-
-    workers: int = 2
-    prefetch: int = 4
-    pin_memory: bool | None = None
-    label_check_mib: int = AT_ONCE_BYTES >> 20
-
-    def __post_init__(self) -> None:
-        if self.workers < 0 or self.prefetch < 1:
-            raise ValueError(f"loader.workers must be ≥ 0 and loader.prefetch ≥ 1, but are {self.workers}, {self.prefetch}")
-        if self.label_check_mib < 0:
-            raise ValueError(f"loader.label_check_mib must be ≥ 0, but is {self.label_check_mib}: 0 checks a sample at the start")
 
 
 @dataclass(frozen=True)

@@ -7,47 +7,12 @@ Three differences from fairseq's `compute_mask_indices`, all on rows of a few fr
 - rows below two frames carry no mask and, under `same_count`, do not thin the masks of the others.
 """
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 
+from openwavlm.batches.settings import SpanMasking
 from openwavlm.runtime.randomness import uniform, words
 
 _NEVER = np.uint64((1 << 64) - 1)
-
-
-@dataclass(frozen=True)
-class SpanMasking:
-    """Settings of the static span mask.
-
-    Args:
-        prob: Summed length of the spans over the row's frames, 0 … `length`. Spans overlap, so the masked share is smaller:
-            about `1 − exp(−prob)`, .57 at .80.
-        length: Frames of a span, ≥ 1.
-        min_masks: Least number of spans of a row, ≥ 0.
-        same_count: Cut every row down to the batch's smallest number of masked frames by unmasking frames at random, as
-            fairseq's `require_same_masks` does (about .52 at .80).
-
-    Raises:
-        ValueError: If `length`, `min_masks` or `prob` is out of its range.
-    """
-
-    prob: float = 0.80
-    length: int = 10
-    min_masks: int = 2
-    same_count: bool = False
-
-    def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ValueError(f"A masked span has at least 1 frame, but masking.length is {self.length}; set it to 10, say.")
-        if self.min_masks < 0:
-            raise ValueError(f"A row has at least 0 masked spans, but masking.min_masks is {self.min_masks}; set it to 2, say.")
-        if not (math.isfinite(self.prob) and 0 <= self.prob <= self.length):
-            raise ValueError(
-                f"The spans' summed length over the frames lies in 0 … masking.length, i.e. at most one span starts at a frame, "
-                f"but masking.prob is {self.prob} with length {self.length}; set prob to 0.8, say."
-            )
 
 
 def draw_span_mask(masking: SpanMasking, num_frames: np.ndarray, seed: int, *, source: int, epoch: int, micro: int) -> np.ndarray:

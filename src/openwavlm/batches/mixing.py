@@ -12,64 +12,14 @@ and positions keep to the valid samples. `mode="unispeech"` is what Microsoft's 
 - powers are means over the padded width, and a mixed row is normalised again if the model normalises its input.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from openwavlm.batches.batch import MixRecord
+from openwavlm.batches.settings import Mixing, Mode
 from openwavlm.runtime.randomness import integers, uniform, words
-
-Mode = Literal["paper", "unispeech"]
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """Settings of utterance mixing.
-
-    Args:
-        prob: Probability that a row is mixed.
-        noise_prob: Probability that a mixed row takes noise instead of speech.
-        speech_db: Lowest and highest energy ratio, primary over scaled secondary, of a mixture with speech.
-        noise_db: The same with noise.
-        max_share: Longest overlap as a share of the primary, in (0, 1]; at .5 the primary stays the main speaker.
-        mode: `paper`, or `unispeech` for the behaviour of Microsoft's code.
-
-    Raises:
-        ValueError: If a value is out of its range.
-    """
-
-    prob: float = 0.2
-    noise_prob: float = 0.0
-    speech_db: tuple[float, float] = (-5.0, 5.0)
-    noise_db: tuple[float, float] = (-5.0, 20.0)
-    max_share: float = 0.5
-    mode: Mode = "paper"
-
-    def __post_init__(self) -> None:
-        for name in ("prob", "noise_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"A probability lies in 0 … 1, but mixing.{name} is {getattr(self, name)}; write 0.2 for one in five."
-                )
-        for name in ("speech_db", "noise_db"):
-            limits = tuple(float(limit) for limit in getattr(self, name))
-            if len(limits) != 2 or not -np.inf < limits[0] <= limits[1] < np.inf:
-                raise ValueError(
-                    f"An energy ratio is drawn between two finite limits in dB, the lower one first, but mixing.{name} is "
-                    f"{list(limits)}; write [-5, 5], say."
-                )
-            object.__setattr__(self, name, limits)
-        if not 0 < self.max_share <= 1:
-            raise ValueError(
-                f"The longest overlap is a share of the primary in (0, 1], but mixing.max_share is {self.max_share}; "
-                f"write 0.5, say, or switch mixing off with mixing.prob=0."
-            )
-        if self.mode not in ("paper", "unispeech"):
-            raise ValueError(f'Mixing knows the modes "paper" and "unispeech", but mixing.mode is "{self.mode}"; choose one.')
 
 
 def check_noise_bank(mixing: Mixing, bank_size: int) -> None:

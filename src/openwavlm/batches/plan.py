@@ -12,83 +12,18 @@ an epoch of 23.5 million utterances costs megabytes. Everything is integer arith
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from openwavlm.audio.frames import frames_of_seconds, num_frames
+from openwavlm.audio.frames import num_frames
 from openwavlm.batches.batch import MicroBatchId
+from openwavlm.batches.settings import Batching
 from openwavlm.runtime.randomness import integers, permutation, stable_hash, words
 
 PLAN_VERSION = 1
 _POSITION_BITS = 22
 _TIE_BITS = 26
 _TARGET_SHARE = 0.9  # pieces of a long utterance aim at this share of the longest piece, so that their borders can move
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How audio becomes micro-batches and global steps.
-
-    Attributes:
-        seconds: Audio of a global step, padding included; a multiple of `micro_seconds`.
-        max_seconds: Longest row; longer utterances are cut (`split`) or cropped (the other policies).
-        min_seconds: Shorter utterances are left out, and counted.
-        micro_seconds: Budget of a micro-batch: rows × longest row, padding included.
-        policy: `split` cuts long utterances into nearly equal pieces; `fairseq_crop` crops every row of a micro-batch to its shortest
-            (HuBERT's and WavLM's rule); `pad` crops only to `max_seconds` and pads.
-        shards_per_block: Shards among whose utterances one block is sorted and shuffled.
-        group: Neighbouring (equally long) micro-batches that stay together, so that the ranks of a step get equal lengths.
-
-    Raises:
-        ValueError: If a length is not positive, the order min ≤ max ≤ micro is broken, or the policy is unknown.
-    """
-
-    seconds: float
-    micro_seconds: float
-    max_seconds: float
-    min_seconds: float
-    policy: Literal["split", "fairseq_crop", "pad"] = "split"
-    shards_per_block: int = 20
-    group: int = 4
-
-    def __post_init__(self) -> None:
-        if not 0.025 <= self.min_seconds <= self.max_seconds <= self.micro_seconds:
-            raise ValueError(
-                "lengths must satisfy 0.025 ≤ min_seconds ≤ max_seconds ≤ micro_seconds, but are "
-                f"{self.min_seconds}, {self.max_seconds}, {self.micro_seconds}"
-            )
-        if self.seconds < self.micro_seconds or abs(self.seconds / self.micro_seconds - self.slots) > 1e-6:
-            raise ValueError(
-                f"batch.seconds must be a multiple of batch.micro_seconds, but {self.seconds} / {self.micro_seconds} = "
-                f"{self.seconds / self.micro_seconds:.3f}: use {max(1, self.slots) * self.micro_seconds:g}, say"
-            )
-        if self.max_seconds > 1200:
-            raise ValueError(f"max_seconds must be at most 1200, but is {self.max_seconds}: rows that long do not fit any memory")
-        if self.policy not in ("split", "fairseq_crop", "pad"):
-            raise ValueError(f"batch.policy must be split, fairseq_crop or pad, but is {self.policy!r}")
-        if self.shards_per_block < 1 or self.group < 1:
-            raise ValueError(f"shards_per_block and group must be at least 1, but are {self.shards_per_block}, {self.group}")
-
-    @property
-    def slots(self) -> int:
-        """M, the micro-batches of a global step."""
-        return round(self.seconds / self.micro_seconds)
-
-    @property
-    def max_frames(self) -> int:
-        """Longest row in frames."""
-        return frames_of_seconds(self.max_seconds)
-
-    @property
-    def min_frames(self) -> int:
-        """Shortest row in frames."""
-        return max(1, frames_of_seconds(self.min_seconds))
-
-    @property
-    def micro_frames(self) -> int:
-        """Budget of a micro-batch in frames, padding included."""
-        return max(self.max_frames, frames_of_seconds(self.micro_seconds))
 
 
 @dataclass(frozen=True)

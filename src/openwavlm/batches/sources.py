@@ -2,128 +2,22 @@
 
 import hashlib
 import json
-import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from openwavlm.audio.frames import FRAME_RATE_HZ, HOP_SAMPLES, num_frames
-from openwavlm.batches.plan import Batching, EpochPlan, MicroBatchSpec
+from openwavlm.batches.plan import EpochPlan, MicroBatchSpec
 from openwavlm.batches.schedule import Schedule, SourceStream
+from openwavlm.batches.settings import Batching, Data, label_folders
 from openwavlm.labels.store import AT_ONCE_BYTES, LabelStore
 from openwavlm.shards.index import Index
 from openwavlm.shards.reader import check_shards
 from openwavlm.shards.splits import check_same_names, shared_rows, validation_rows
 
-_SOURCE_KEYS = ("shards", "labels", "weight", "share")
 _UNIGRAM_ROWS = 20_000
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run trains on.
-
-    Attributes:
-        sources: Name → {shards: folder, labels: folder or, for several heads, a list of folders of as many codebooks, weight: factor
-            on its hours (1), share: instead of hours × weight}.
-        validation: Name → {shards, labels}: sets of their own that validation reads; then `validation_share` must be 0.
-        noise: Shard set of noise clips, or None.
-        validation_share: Expected share of the speakers that is held out.
-        split_seed: Seed of that split and of the validation masks; apart from the run's seed.
-        validation_seconds: Most held-out audio that a validation pass reads.
-        streams: Shard streams that the slots of a step are dealt to; more than 1 only for large remote shard sets.
-        max_skip_rate: Share of rows that may be unreadable before the run stops.
-
-    Raises:
-        ValueError: If a source has an unknown or missing key, or a number is out of range.
-    """
-
-    sources: dict[str, dict[str, Any]]
-    validation: dict[str, dict[str, Any]] = field(default_factory=dict)
-    noise: str | None = None
-    validation_share: float = 0.02
-    split_seed: int = 0
-    validation_seconds: float = 3600.0
-    streams: int = 1
-    max_skip_rate: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise ValueError(
-                "data.sources is empty: name at least one, as in data.sources.speech.shards=shards/x data.sources.speech.labels=labels/x"
-            )
-        self._check_validation()
-        for name, source in self.sources.items():
-            unknown = set(source) - set(_SOURCE_KEYS)
-            if unknown:
-                raise ValueError(
-                    f"data.sources.{name}.{min(unknown)} is not a known key; a source takes {', '.join(_SOURCE_KEYS)}"
-                )
-            for key in ("shards", "labels"):
-                if not source.get(key):
-                    raise ValueError(
-                        f"data.sources.{name}.{key} must name a folder, as in data.sources.{name}.{key}={key}/NAME (or take the source "
-                        f"away with ~data.sources.{name})"
-                    )
-            _check_label_folders(f"data.sources.{name}.labels", source["labels"])
-            for key in ("weight", "share"):
-                value = source.get(key)
-                if value is not None and (not isinstance(value, int | float) or not 0 < value < math.inf):
-                    raise ValueError(
-                        f"data.sources.{name}.{key} must be a positive number, but is {value!r}: take the source away with "
-                        f"~data.sources.{name} if it is not to be used"
-                    )
-        if len({source.get("share") is None for source in self.sources.values()}) > 1:
-            raise ValueError(
-                "data.sources must all have a share or none (a share takes the place of hours × weight), but only "
-                f"{', '.join(name for name, source in self.sources.items() if source.get('share') is not None)} has one: set it for all"
-            )
-        if not (0 <= self.validation_share < 1 and self.streams >= 1 and 0 <= self.max_skip_rate < 1):
-            raise ValueError(
-                "data.validation_share and data.max_skip_rate must lie in [0, 1) and data.streams be at least 1, but are "
-                f"{self.validation_share}, {self.max_skip_rate}, {self.streams}"
-            )
-        if not self.validation_seconds > 0:
-            raise ValueError(
-                f"data.validation_seconds must be positive, but is {self.validation_seconds}: to validate nothing, use "
-                "callbacks.validate_every=0"
-            )
-
-    def _check_validation(self) -> None:
-        for name, source in self.validation.items():
-            if set(source) != {"shards", "labels"} or not all(source.values()):
-                raise ValueError(f"data.validation.{name} takes shards and labels, each a folder, but is {source}")
-            _check_label_folders(f"data.validation.{name}.labels", source["labels"])
-            if name in self.sources:
-                raise ValueError(f"data.validation.{name} has the name of a source that is trained on: choose another name")
-        if self.validation and self.validation_share:
-            raise ValueError(
-                f"data.validation names held-out sets, so data.validation_share must be 0, but is {self.validation_share:g}: set it to 0, "
-                "or drop data.validation"
-            )
-
-    @property
-    def all_sets(self) -> dict[str, dict[str, Any]]:
-        """Sources and validation sets."""
-        return self.sources | self.validation
-
-
-def label_folders(labels: Any) -> list[Path]:
-    """The folders that a source's `labels` names, one or a list."""
-    return [Path(folder) for folder in (labels if isinstance(labels, list | tuple) else [labels])]
-
-
-def _check_label_folders(key: str, labels: Any) -> None:
-    folders = labels if isinstance(labels, list | tuple) else [labels]
-    if not all(isinstance(folder, str | Path) and str(folder) for folder in folders) or len(set(map(str, folders))) < len(
-        folders
-    ):
-        raise ValueError(
-            f"{key} must be a folder or a list of different folders, one for each codebook, but is {labels!r}: correct it"
-        )
 
 
 @dataclass

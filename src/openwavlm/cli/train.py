@@ -16,8 +16,9 @@ from openwavlm.runs.compose import plain
 from openwavlm.runs.launch import train
 from openwavlm.runs.names import run_folder
 from openwavlm.runtime.processes import answer_parent, run_handing_on_signals
-from openwavlm.training.config import RunConfig, TrainerSettings
+from openwavlm.training.config import RunConfig
 from openwavlm.training.control import signalled
+from openwavlm.training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
 _checked: dict[str, CheckedData] = {}  # the data of earlier trials, of which a sweep over other keys has one

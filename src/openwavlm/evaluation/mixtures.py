@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from openwavlm.batches.batch import MixRecord
-from openwavlm.batches.mixing import Mixing, apply_mixing, draw_mixing
+from openwavlm.batches.mixing import apply_mixing, draw_mixing
+from openwavlm.batches.settings import Mixing
 from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
 from openwavlm.evaluation.features import Features, stream
 from openwavlm.evaluation.measured import summary

@@ -142,3 +142,20 @@ class WavLMConfig:
                 f"attention_backend=flex cannot drop attention weights, but attention_dropout is {self.attention_dropout}; "
                 "use attention_backend=sdpa, or set attention_dropout=0, which changes the recipe"
             )
+
+
+@dataclass(frozen=True)
+class Head:
+    """The prediction head.
+
+    Attributes:
+        final_dim: Width of projection and label embeddings.
+        logit_temperature: Divides the cosine.
+        special_rows: Never-positive embeddings; 4 as in fairseq's checkpoints.
+        label_init: `uniform` U(0, 1) as the references, or `normal` N(0, 1).
+    """
+
+    final_dim: int = 256
+    logit_temperature: float = 0.1
+    special_rows: int = 0
+    label_init: Literal["uniform", "normal"] = "uniform"

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 
 from openwavlm.audio.frames import num_frames
-from openwavlm.batches.loader import Loading
-from openwavlm.batches.masking import SpanMasking
 from openwavlm.batches.plan import EpochPlan, MicroBatchSpec
+from openwavlm.batches.settings import Loading, SpanMasking
 from openwavlm.batches.sources import OpenData
 from openwavlm.evaluation.counts import COUNTED_FRAMES, CountTable
 from openwavlm.model.pretraining import WavLMForPretraining
-from openwavlm.training.config import RunConfig, make_builder
+from openwavlm.training.build import make_builder
+from openwavlm.training.config import RunConfig
 from openwavlm.training.control import Control
 from openwavlm.training.health.references import labels_and_masks
 from openwavlm.training.validation import Evaluation, Unigram

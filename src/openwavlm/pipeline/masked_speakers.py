@@ -9,7 +9,8 @@ from openwavlm.evaluation.paired import Sums
 from openwavlm.model.losses import cosine_logits
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.pipeline.masked import whole_set
-from openwavlm.training.config import RunConfig, make_builder
+from openwavlm.training.build import make_builder
+from openwavlm.training.config import RunConfig
 from openwavlm.training.forward import prepare_waveforms
 
 

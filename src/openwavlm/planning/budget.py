@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 
 from openwavlm.audio.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ, num_samples_of
-from openwavlm.batches.masking import SpanMasking, draw_span_mask
-from openwavlm.batches.plan import Batching
+from openwavlm.batches.masking import draw_span_mask
+from openwavlm.batches.settings import Batching, SpanMasking
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.costs import Flops, HeadShape, MicroBatchShape, Recompute, count_flops
 from openwavlm.planning.memory import Memory, estimate_memory

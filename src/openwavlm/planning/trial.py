@@ -20,13 +20,14 @@ from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
 from openwavlm.batches.loader import StepLoader
 from openwavlm.batches.masking import draw_span_mask
-from openwavlm.batches.mixing import Mixing
+from openwavlm.batches.settings import Mixing
 from openwavlm.batches.sources import OpenData
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.planning.budget import Recipe, recipe_of
 from openwavlm.runtime.processes import killed_worker, leave_with_parent, start_fork_server
 from openwavlm.runtime.resources import explained
-from openwavlm.training.config import RunConfig, make_builder, make_model
+from openwavlm.training.build import make_builder, make_model
+from openwavlm.training.config import RunConfig
 from openwavlm.training.forward import forward_micro_batch, prepare_waveforms
 
 _FEWEST = 2  # timed micro-batches of a trial, however long they take

@@ -8,7 +8,7 @@ import numpy as np
 
 from openwavlm.audio.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ, num_frames
 from openwavlm.batches.batch import PretrainBatch
-from openwavlm.batches.mixing import Mixing
+from openwavlm.batches.settings import Mixing
 from openwavlm.report.content import Example
 from openwavlm.report.pictures import runs_of
 from openwavlm.report.rebuild import mixtures

@@ -9,8 +9,9 @@ import torch
 from openwavlm.audio.frames import num_frames
 from openwavlm.batches.batch import PretrainBatch
 from openwavlm.batches.collate import MicroBatchBuilder
-from openwavlm.batches.mixing import Mixing, mix
+from openwavlm.batches.mixing import mix
 from openwavlm.batches.schedule import Schedule
+from openwavlm.batches.settings import Mixing
 from openwavlm.batches.sources import OpenData
 from openwavlm.report.content import Example, Realised
 

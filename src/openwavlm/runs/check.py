@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 
 from openwavlm.batches.mixing import check_noise_bank
-from openwavlm.batches.plan import Batching
+from openwavlm.batches.settings import Batching
 from openwavlm.batches.sources import OpenData
 from openwavlm.runs.branch import check_branch, check_head
 from openwavlm.runs.init_from import begin_from
 from openwavlm.runs.run_directory import RunRecord, changed_keys, refuse_changes
+from openwavlm.training.build import make_model
 from openwavlm.training.checkpoint import newest_checkpoint
-from openwavlm.training.config import RunConfig, make_model
+from openwavlm.training.config import RunConfig
 from openwavlm.training.run_files import read_config
 
 

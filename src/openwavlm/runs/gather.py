@@ -13,7 +13,8 @@ from openwavlm.report.page import write_report
 from openwavlm.report.rebuild import first_mixture, measure_realised
 from openwavlm.runtime.resources import check_of_the_file
 from openwavlm.runtime.sealed import read_sealed
-from openwavlm.training.config import RunConfig, make_builder, make_model
+from openwavlm.training.build import make_builder, make_model
+from openwavlm.training.config import RunConfig
 
 log = logging.getLogger(__name__)
 

@@ -32,10 +32,11 @@ from openwavlm.runs.segments import names_of_checkpoint
 from openwavlm.runs.summary import write_summary
 from openwavlm.runs.trainer import device_type, make_trainer
 from openwavlm.runtime.watchdog import Watchdog
+from openwavlm.training.build import make_builder, make_model
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import newest_checkpoint
 from openwavlm.training.checkpoint_reader import read_checkpoint
-from openwavlm.training.config import RunConfig, make_builder, make_model
+from openwavlm.training.config import RunConfig
 from openwavlm.training.control import Control, forget_requests, hear_requeue
 from openwavlm.training.health.core_wait import CoreWait
 from openwavlm.training.health.monitor import HealthMonitor, WallClock

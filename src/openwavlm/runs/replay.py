@@ -20,15 +20,17 @@ from torch import Tensor
 from openwavlm.audio.audio_files import encode, encode_flac
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.batches.batch import PretrainBatch
-from openwavlm.batches.sources import Data, OpenData, label_folders
+from openwavlm.batches.settings import Data, label_folders
+from openwavlm.batches.sources import OpenData
 from openwavlm.report.batch_rows import BatchRow, describe_rows
 from openwavlm.report.content import known_tables, read_table
 from openwavlm.report.replay_page import render_replay
 from openwavlm.runs.run_directory import RunRecord, lacks_names, same_data
 from openwavlm.runs.segments import Segment, follow_plan, segment_of
 from openwavlm.runtime.atomic import atomic_file, write_json
+from openwavlm.training.build import make_builder
 from openwavlm.training.checkpoint import checkpoints_in
-from openwavlm.training.config import RunConfig, make_builder
+from openwavlm.training.config import RunConfig
 from openwavlm.training.forward import prepare_waveforms
 
 log = logging.getLogger(__name__)

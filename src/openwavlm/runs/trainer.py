@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO
-from openwavlm.training.config import TrainerSettings
+from openwavlm.training.settings import TrainerSettings
 from openwavlm.training.sharding import ShardedStrategy
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from openwavlm.batches.sources import label_folders
+from openwavlm.batches.settings import label_folders
 from openwavlm.labels.upgrade import upgrade_labels
 from openwavlm.runs.lock import RunLock
 from openwavlm.runs.run_directory import RunRecord

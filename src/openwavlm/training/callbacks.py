@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +11,8 @@ from openwavlm.training.checkpoint import checkpoint_path, prune
 from openwavlm.training.faults import reach
 from openwavlm.training.log import RunLog
 from openwavlm.training.module import PretrainingModule
+from openwavlm.training.settings import Schedules
 from openwavlm.training.validation import Evaluation
-
-
-@dataclass(frozen=True)
-class Schedules:
-    """How often the step boundary does what; nothing here changes the trajectory.
-
-    Attributes:
-        checkpoint_every: Updates between two checkpoints; one is always written at the end and at a stop.
-        keep_last: Checkpoints that are kept, those of the last steps.
-        keep_every: Those whose number of updates is a multiple are kept too; 0 = none.
-        keep_best: As many with the lowest cross-entropy on held-out speakers are kept too.
-        validate_every: Updates between two validations; one is always made at the end. 0 = never.
-        unmasked_every: Updates between two measurements of the accuracy on unmasked frames; 0 = never.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
-
-    checkpoint_every: int = 1000
-    keep_last: int = 3
-    keep_every: int = 0
-    keep_best: int = 0
-    validate_every: int = 1000
-    unmasked_every: int = 50
-
-    def __post_init__(self) -> None:
-        least = {"checkpoint_every": 1, "keep_last": 1, "keep_every": 0, "keep_best": 0, "validate_every": 0, "unmasked_every": 0}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"callbacks.{name} must be at least {value}, but is {getattr(self, name)}: raise it")
-
-    def kept_of(self, updates: int) -> int:
-        """The most checkpoints that lie in the folder of a run of `updates`, the one that is being written included."""
-        saved = -(-updates // self.checkpoint_every)
-        return min(saved, self.keep_last + self.keep_best + (updates // self.keep_every if self.keep_every else 0)) + 1
 
 
 class StepBoundary(lightning.Callback):

@@ -4,78 +4,15 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from openwavlm.batches.collate import Draws, MicroBatchBuilder
-from openwavlm.batches.loader import Loading
-from openwavlm.batches.masking import SpanMasking
-from openwavlm.batches.mixing import Mixing
-from openwavlm.batches.plan import Batching
-from openwavlm.batches.sources import Data, OpenData
-from openwavlm.evaluation.live import LiveProbes
-from openwavlm.model.config import WavLMConfig
-from openwavlm.model.pretraining import WavLMForPretraining
-from openwavlm.model.wavlm import WavLM
-from openwavlm.training.callbacks import Schedules
+from openwavlm.batches.settings import Batching, Data, Loading, Mixing, SpanMasking
+from openwavlm.evaluation.settings import LiveProbes
+from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.training.health.settings import Health
-from openwavlm.training.log import Logging
-from openwavlm.training.module import Loss
 from openwavlm.training.optim import Optim
-
-
-@dataclass(frozen=True)
-class Head:
-    """The prediction head.
-
-    Attributes:
-        final_dim: Width of projection and label embeddings.
-        logit_temperature: Divides the cosine.
-        special_rows: Never-positive embeddings; 4 as in fairseq's checkpoints.
-        label_init: `uniform` U(0, 1) as the references, or `normal` N(0, 1).
-    """
-
-    final_dim: int = 256
-    logit_temperature: float = 0.1
-    special_rows: int = 0
-    label_init: Literal["uniform", "normal"] = "uniform"
-
-
-@dataclass(frozen=True)
-class TrainerSettings:
-    """Where the run executes; nothing here changes the trajectory.
-
-    Attributes:
-        accelerator: `auto`, `cpu` or `gpu`.
-        devices: Processes on this node when the launcher has not set them (torchrun and Slurm do).
-        threads: CPU threads of each process; null = leave torch's choice.
-        strategy: How several processes share the work: `ddp` (each holds the whole model) or `fsdp` (parameters, gradients and moments
-            in shards, FSDP2). One process needs neither.
-        watchdog_s: Seconds without progress after which a process prints its stacks and ends with status 75; null = never.
-        requeue: Under Slurm, whether SIGUSR1 (`#SBATCH --signal=USR1@180`) has the job queued again after saving.
-
-    Raises:
-        ValueError: If a number is not positive.
-    """
-
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: int = 1
-    threads: int | None = None
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    watchdog_s: float | None = 1800.0
-    requeue: bool = True
-
-    def __post_init__(self) -> None:
-        if self.devices < 1 or (self.threads is not None and self.threads < 1):
-            raise ValueError(
-                f"trainer.devices and trainer.threads must be at least 1 (threads: null for torch's choice), but are {self.devices}, "
-                f"{self.threads}"
-            )
-        if self.watchdog_s is not None and not self.watchdog_s > 0:
-            raise ValueError(f"trainer.watchdog_s must be positive, or null for no watchdog, but is {self.watchdog_s}: raise it")
-
+from openwavlm.training.settings import Logging, Loss, Schedules, TrainerSettings
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -234,19 +171,6 @@ def _refuse_unknown(values: typing.Iterable[str], known: typing.Iterable[str], w
             raise ValueError(f"{where + '.' if where else ''}{key} is not a known key; {hint}")
 
 
-def make_model(config: RunConfig, num_classes: int | Sequence[int]) -> WavLMForPretraining:
-    """Encoder and head, or a head for each label set's number of classes."""
-    head = config.head
-    return WavLMForPretraining(
-        WavLM(config.model),
-        num_classes=num_classes,
-        final_dim=head.final_dim,
-        logit_temperature=head.logit_temperature,
-        special_rows=head.special_rows,
-        label_init=head.label_init,
-    )
-
-
 def with_placeholders(values: dict[str, Any]) -> dict[str, Any]:
     """The config with a word in place of each folder that nobody has named."""
     data = values["data"]
@@ -255,21 +179,3 @@ def with_placeholders(values: dict[str, Any]) -> dict[str, Any]:
         for name, source in data["sources"].items()
     }
     return {**values, "data": {**data, "sources": sources}}
-
-
-def make_builder(config: RunConfig, opened: OpenData, *, training: bool) -> MicroBatchBuilder:
-    """Builder of micro-batches: with all augmentation for training, with masks alone for validation."""
-    data = opened.data
-    draws = Draws(
-        seed=config.seed if training else data.split_seed,
-        masking=config.masking,
-        mixing=config.mixing if training else None,
-        layers=config.model.layers,
-        layer_drop=config.model.layer_drop if training else 0.0,
-    )
-    return MicroBatchBuilder(
-        {name: Path(source["shards"]) for name, source in data.all_sets.items()},
-        opened.label_sets,
-        draws,
-        Path(data.noise) if data.noise and training else None,
-    )

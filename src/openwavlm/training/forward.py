@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from openwavlm.batches.batch import PretrainBatch
-from openwavlm.batches.mixing import Mixing, mix
+from openwavlm.batches.mixing import mix
+from openwavlm.batches.settings import Mixing
 from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.model.wavlm import normalise
 from openwavlm.runtime.randomness import stable_hash, words

@@ -7,9 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -17,6 +16,7 @@ from openwavlm.runtime.resources import naming
 from openwavlm.training.heat_map import heat_map
 from openwavlm.training.module import StepRecord
 from openwavlm.training.records import Value
+from openwavlm.training.settings import Logging
 from openwavlm.training.tables import RunTables
 from openwavlm.training.trackers import MlflowTracker, Tracker, WandbTracker
 from openwavlm.training.validation import VALIDATION_COLUMNS
@@ -92,36 +92,6 @@ def write_log(directory: Path, rank: int) -> logging.Handler:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
     return handler
-
-
-@dataclass(frozen=True)
-class Logging:
-    """What is logged how often.
-
-    Attributes:
-        every_s: Seconds between two progress lines.
-        tensorboard_every: Steps between two points in TensorBoard and the trackers.
-        project: What W&B calls the project and MLflow the experiment.
-        wandb: `off`, `offline` (files in the run directory) or `online`.
-        mlflow: Where MLflow keeps runs, a URI such as `file:///data/mlruns` or a server's; null = not at all.
-
-    Raises:
-        ValueError: If a number is not positive or a word is unknown.
-    """
-
-    every_s: float = 10.0
-    tensorboard_every: int = 10
-    project: str = "openwavlm"
-    wandb: Literal["off", "offline", "online"] = "off"
-    mlflow: str | None = None
-
-    def __post_init__(self) -> None:
-        if not (self.every_s > 0 and self.tensorboard_every > 0):
-            raise ValueError(
-                f"logger.every_s and logger.tensorboard_every must be positive, but are {self.every_s}, {self.tensorboard_every}"
-            )
-        if self.wandb not in ("off", "offline", "online"):
-            raise ValueError(f"logger.wandb must be off, offline or online, but is {self.wandb!r}")
 
 
 def open_trackers(settings: Logging, directory: Path, config: dict[str, Any]) -> list[Tracker]:

@@ -21,7 +21,7 @@ from openwavlm.audio.frames import num_frames
 from openwavlm.audio.logmel import NUM_BANDS, normalised_log_mel
 from openwavlm.batches.batch import PretrainBatch
 from openwavlm.batches.loader import StepBatch
-from openwavlm.batches.mixing import Mixing
+from openwavlm.batches.settings import Mixing
 from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.training.control import Control, StepTotals
 from openwavlm.training.faults import reach
@@ -31,6 +31,7 @@ from openwavlm.training.health.figures import HealthFigures, HealthRecord, Pendi
 from openwavlm.training.loss_scale import LossScale
 from openwavlm.training.optim import Optim
 from openwavlm.training.pace import Pace
+from openwavlm.training.settings import Loss
 from openwavlm.training.sharding import set_gradient_sync, shard_model, shard_whole, state_by_name, state_by_position
 from openwavlm.training.void_updates import Suspects, VoidUpdates
 
@@ -51,59 +52,6 @@ SUMS = [
     "valid_frames",
     "logmel_error",
 ]
-
-
-@dataclass(frozen=True)
-class Loss:
-    """Weights of the loss.
-
-    The two warm-up losses make the waveform extractor of a small model learn several times sooner; they are in no reference.
-
-    Attributes:
-        feature_penalty: λ, weight of the mean squared convolutional feature (10 in the references).
-        unmasked: First weight of the cross-entropy on unmasked frames, which then falls linearly to 0.
-        logmel: First weight of the mean squared error of a linear map from the convolutional features to 40 normalised log-mels.
-        warm_share: Share of the updates over which both fall to 0.
-        targets: Weight of each label set in a run with several; null = all equal. The loss is the weighted mean over the sets.
-
-    Raises:
-        ValueError: If a weight is negative, or a label set's not positive.
-    """
-
-    feature_penalty: float = 10.0
-    unmasked: float = 0.0
-    logmel: float = 0.0
-    warm_share: float = 0.4
-    targets: list[float] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("feature_penalty", "unmasked", "logmel"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"loss.{name} must be a number that is not negative, but is {getattr(self, name)}")
-        if not 0 < self.warm_share <= 1:
-            raise ValueError(f"loss.warm_share must lie in (0, 1], but is {self.warm_share}")
-        if self.targets is not None and not all(0 < weight < float("inf") for weight in self.targets):
-            raise ValueError(
-                f"loss.targets must be positive numbers, one a label set, but is {self.targets}: leave a set out instead"
-            )
-
-    def target_weights(self, sets: int) -> list[float]:
-        """Each label set's part of the loss; they sum to 1.
-
-        Raises:
-            ValueError: If there are not as many weights as sets.
-        """
-        given = [1.0] * sets if self.targets is None else self.targets
-        if len(given) != sets:
-            raise ValueError(
-                f"loss.targets must have a weight for each label set of data.sources, {sets}, but has {len(given)}: give as many, or "
-                "null for equal ones"
-            )
-        return [weight / sum(given) for weight in given]
-
-    def warm(self, step: int, updates: int) -> float:
-        """Factor of the warm-up losses at update `step` of `updates`."""
-        return max(0.0, 1 - step / (self.warm_share * updates))
 
 
 @dataclass(frozen=True)

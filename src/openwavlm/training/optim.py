@@ -6,13 +6,14 @@ wsd      constant, and straight down over the last share: until then a run can b
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
-def _is_matrix(parameter: nn.Parameter) -> bool:
+def _is_matrix(parameter: "nn.Parameter") -> bool:
     return parameter.squeeze().ndim > 1  # gains of shape (1, 1, kernel) and (1, heads, 1, 1) are vectors
 
 
@@ -107,15 +108,17 @@ class Optim:
         left = min(1.0, (self.updates - step) / falls)
         return self.lr * (self.final_share + (1 - self.final_share) * left)
 
-    def groups(self, module: nn.Module) -> list[dict[str, nn.Parameter]]:
+    def groups(self, module: "nn.Module") -> "list[dict[str, nn.Parameter]]":
         """The trained parameters by name: those that decay, then those that do not; a group without members is left out."""
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         decayed = {name: p for name, p in trained.items() if self.decay == "all" or _is_matrix(p)}
         others = {name: p for name, p in trained.items() if name not in decayed}
         return [group for group in (decayed, others) if group]
 
-    def optimizer(self, module: nn.Module) -> torch.optim.AdamW:
+    def optimizer(self, module: "nn.Module") -> "torch.optim.AdamW":
         """AdamW in its fused form, the one that can skip a void update without a host synchronisation."""
+        import torch  # here alone: settings are checked before torch is imported
+
         groups = []
         for group in self.groups(module):
             members = list(group.values())

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from openwavlm.batches.batch import PretrainBatch
 from openwavlm.batches.collate import MicroBatchBuilder
-from openwavlm.batches.loader import Loading, micro_batch_loader, received
+from openwavlm.batches.loader import micro_batch_loader, received
 from openwavlm.batches.plan import MicroBatchSpec
+from openwavlm.batches.settings import Loading
 from openwavlm.labels.quality import repeat_nearest
 from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.training.control import Control

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from openwavlm.batches.mixing import Mixing
+from openwavlm.batches.settings import Mixing
 from openwavlm.training.health.settings import Health
 
 # Ours: a process that shares its core with one busy loop waits about half of the time.

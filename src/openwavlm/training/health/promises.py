@@ -9,9 +9,7 @@ import numpy as np
 
 from openwavlm.audio.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, num_frames
 from openwavlm.batches.batch import PretrainBatch
-from openwavlm.batches.masking import SpanMasking
-from openwavlm.batches.mixing import Mixing
-from openwavlm.batches.plan import Batching
+from openwavlm.batches.settings import Batching, Mixing, SpanMasking
 
 PROMISED = [
     "mask",  # masked frames

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from openwavlm.batches.masking import SpanMasking, draw_span_mask
+from openwavlm.batches.masking import draw_span_mask
 from openwavlm.batches.plan import MicroBatchSpec
 from openwavlm.batches.schedule import Schedule
+from openwavlm.batches.settings import SpanMasking
 from openwavlm.batches.sources import OpenData
 from openwavlm.evaluation.counts import CountTable
 from openwavlm.labels.quality import perplexity, unigram

@@ -1,0 +1,289 @@
+"""Settings of data and batches: sources, lengths, span masks, mixing, loader.
+
+Imports no torch, so a command line is checked in a fraction of a second.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from openwavlm.audio.frames import frames_of_seconds
+
+_SOURCE_KEYS = ("shards", "labels", "weight", "share")
+Mode = Literal["paper", "unispeech"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on.
+
+    Attributes:
+        sources: Name → {shards: folder, labels: folder or, for several heads, a list of folders of as many codebooks, weight: factor
+            on its hours (1), share: instead of hours × weight}.
+        validation: Name → {shards, labels}: sets of their own that validation reads; then `validation_share` must be 0.
+        noise: Shard set of noise clips, or None.
+        validation_share: Expected share of the speakers that is held out.
+        split_seed: Seed of that split and of the validation masks; apart from the run's seed.
+        validation_seconds: Most held-out audio that a validation pass reads.
+        streams: Shard streams that the slots of a step are dealt to; more than 1 only for large remote shard sets.
+        max_skip_rate: Share of rows that may be unreadable before the run stops.
+
+    Raises:
+        ValueError: If a source has an unknown or missing key, or a number is out of range.
+    """
+
+    sources: dict[str, dict[str, Any]]
+    validation: dict[str, dict[str, Any]] = field(default_factory=dict)
+    noise: str | None = None
+    validation_share: float = 0.02
+    split_seed: int = 0
+    validation_seconds: float = 3600.0
+    streams: int = 1
+    max_skip_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError(
+                "data.sources is empty: name at least one, as in data.sources.speech.shards=shards/x data.sources.speech.labels=labels/x"
+            )
+        self._check_validation()
+        for name, source in self.sources.items():
+            unknown = set(source) - set(_SOURCE_KEYS)
+            if unknown:
+                raise ValueError(
+                    f"data.sources.{name}.{min(unknown)} is not a known key; a source takes {', '.join(_SOURCE_KEYS)}"
+                )
+            for key in ("shards", "labels"):
+                if not source.get(key):
+                    raise ValueError(
+                        f"data.sources.{name}.{key} must name a folder, as in data.sources.{name}.{key}={key}/NAME (or take the source "
+                        f"away with ~data.sources.{name})"
+                    )
+            _check_label_folders(f"data.sources.{name}.labels", source["labels"])
+            for key in ("weight", "share"):
+                value = source.get(key)
+                if value is not None and (not isinstance(value, int | float) or not 0 < value < math.inf):
+                    raise ValueError(
+                        f"data.sources.{name}.{key} must be a positive number, but is {value!r}: take the source away with "
+                        f"~data.sources.{name} if it is not to be used"
+                    )
+        if len({source.get("share") is None for source in self.sources.values()}) > 1:
+            raise ValueError(
+                "data.sources must all have a share or none (a share takes the place of hours × weight), but only "
+                f"{', '.join(name for name, source in self.sources.items() if source.get('share') is not None)} has one: set it for all"
+            )
+        if not (0 <= self.validation_share < 1 and self.streams >= 1 and 0 <= self.max_skip_rate < 1):
+            raise ValueError(
+                "data.validation_share and data.max_skip_rate must lie in [0, 1) and data.streams be at least 1, but are "
+                f"{self.validation_share}, {self.max_skip_rate}, {self.streams}"
+            )
+        if not self.validation_seconds > 0:
+            raise ValueError(
+                f"data.validation_seconds must be positive, but is {self.validation_seconds}: to validate nothing, use "
+                "callbacks.validate_every=0"
+            )
+
+    def _check_validation(self) -> None:
+        for name, source in self.validation.items():
+            if set(source) != {"shards", "labels"} or not all(source.values()):
+                raise ValueError(f"data.validation.{name} takes shards and labels, each a folder, but is {source}")
+            _check_label_folders(f"data.validation.{name}.labels", source["labels"])
+            if name in self.sources:
+                raise ValueError(f"data.validation.{name} has the name of a source that is trained on: choose another name")
+        if self.validation and self.validation_share:
+            raise ValueError(
+                f"data.validation names held-out sets, so data.validation_share must be 0, but is {self.validation_share:g}: set it to 0, "
+                "or drop data.validation"
+            )
+
+    @property
+    def all_sets(self) -> dict[str, dict[str, Any]]:
+        """Sources and validation sets."""
+        return self.sources | self.validation
+
+
+def label_folders(labels: Any) -> list[Path]:
+    """The folders that a source's `labels` names, one or a list."""
+    return [Path(folder) for folder in (labels if isinstance(labels, list | tuple) else [labels])]
+
+
+def _check_label_folders(key: str, labels: Any) -> None:
+    folders = labels if isinstance(labels, list | tuple) else [labels]
+    if not all(isinstance(folder, str | Path) and str(folder) for folder in folders) or len(set(map(str, folders))) < len(
+        folders
+    ):
+        raise ValueError(
+            f"{key} must be a folder or a list of different folders, one for each codebook, but is {labels!r}: correct it"
+        )
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How audio becomes micro-batches and global steps.
+
+    Attributes:
+        seconds: Audio of a global step, padding included; a multiple of `micro_seconds`.
+        max_seconds: Longest row; longer utterances are cut (`split`) or cropped (the other policies).
+        min_seconds: Shorter utterances are left out, and counted.
+        micro_seconds: Budget of a micro-batch: rows × longest row, padding included.
+        policy: `split` cuts long utterances into nearly equal pieces; `fairseq_crop` crops every row of a micro-batch to its shortest
+            (HuBERT's and WavLM's rule); `pad` crops only to `max_seconds` and pads.
+        shards_per_block: Shards among whose utterances one block is sorted and shuffled.
+        group: Neighbouring (equally long) micro-batches that stay together, so that the ranks of a step get equal lengths.
+
+    Raises:
+        ValueError: If a length is not positive, the order min ≤ max ≤ micro is broken, or the policy is unknown.
+    """
+
+    seconds: float
+    micro_seconds: float
+    max_seconds: float
+    min_seconds: float
+    policy: Literal["split", "fairseq_crop", "pad"] = "split"
+    shards_per_block: int = 20
+    group: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0.025 <= self.min_seconds <= self.max_seconds <= self.micro_seconds:
+            raise ValueError(
+                "lengths must satisfy 0.025 ≤ min_seconds ≤ max_seconds ≤ micro_seconds, but are "
+                f"{self.min_seconds}, {self.max_seconds}, {self.micro_seconds}"
+            )
+        if self.seconds < self.micro_seconds or abs(self.seconds / self.micro_seconds - self.slots) > 1e-6:
+            raise ValueError(
+                f"batch.seconds must be a multiple of batch.micro_seconds, but {self.seconds} / {self.micro_seconds} = "
+                f"{self.seconds / self.micro_seconds:.3f}: use {max(1, self.slots) * self.micro_seconds:g}, say"
+            )
+        if self.max_seconds > 1200:
+            raise ValueError(f"max_seconds must be at most 1200, but is {self.max_seconds}: rows that long do not fit any memory")
+        if self.policy not in ("split", "fairseq_crop", "pad"):
+            raise ValueError(f"batch.policy must be split, fairseq_crop or pad, but is {self.policy!r}")
+        if self.shards_per_block < 1 or self.group < 1:
+            raise ValueError(f"shards_per_block and group must be at least 1, but are {self.shards_per_block}, {self.group}")
+
+    @property
+    def slots(self) -> int:
+        """M, the micro-batches of a global step."""
+        return round(self.seconds / self.micro_seconds)
+
+    @property
+    def max_frames(self) -> int:
+        """Longest row in frames."""
+        return frames_of_seconds(self.max_seconds)
+
+    @property
+    def min_frames(self) -> int:
+        """Shortest row in frames."""
+        return max(1, frames_of_seconds(self.min_seconds))
+
+    @property
+    def micro_frames(self) -> int:
+        """Budget of a micro-batch in frames, padding included."""
+        return max(self.max_frames, frames_of_seconds(self.micro_seconds))
+
+
+@dataclass(frozen=True)
+class SpanMasking:
+    """Settings of the static span mask.
+
+    Args:
+        prob: Summed length of the spans over the row's frames, 0 … `length`. Spans overlap, so the masked share is smaller:
+            about `1 − exp(−prob)`, .57 at .80.
+        length: Frames of a span, ≥ 1.
+        min_masks: Least number of spans of a row, ≥ 0.
+        same_count: Cut every row down to the batch's smallest number of masked frames by unmasking frames at random, as
+            fairseq's `require_same_masks` does (about .52 at .80).
+
+    Raises:
+        ValueError: If `length`, `min_masks` or `prob` is out of its range.
+    """
+
+    prob: float = 0.80
+    length: int = 10
+    min_masks: int = 2
+    same_count: bool = False
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"A masked span has at least 1 frame, but masking.length is {self.length}; set it to 10, say.")
+        if self.min_masks < 0:
+            raise ValueError(f"A row has at least 0 masked spans, but masking.min_masks is {self.min_masks}; set it to 2, say.")
+        if not (math.isfinite(self.prob) and 0 <= self.prob <= self.length):
+            raise ValueError(
+                f"The spans' summed length over the frames lies in 0 … masking.length, i.e. at most one span starts at a frame, "
+                f"but masking.prob is {self.prob} with length {self.length}; set prob to 0.8, say."
+            )
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Settings of utterance mixing.
+
+    Args:
+        prob: Probability that a row is mixed.
+        noise_prob: Probability that a mixed row takes noise instead of speech.
+        speech_db: Lowest and highest energy ratio, primary over scaled secondary, of a mixture with speech.
+        noise_db: The same with noise.
+        max_share: Longest overlap as a share of the primary, in (0, 1]; at .5 the primary stays the main speaker.
+        mode: `paper`, or `unispeech` for the behaviour of Microsoft's code.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    prob: float = 0.2
+    noise_prob: float = 0.0
+    speech_db: tuple[float, float] = (-5.0, 5.0)
+    noise_db: tuple[float, float] = (-5.0, 20.0)
+    max_share: float = 0.5
+    mode: Mode = "paper"
+
+    def __post_init__(self) -> None:
+        for name in ("prob", "noise_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"A probability lies in 0 … 1, but mixing.{name} is {getattr(self, name)}; write 0.2 for one in five."
+                )
+        for name in ("speech_db", "noise_db"):
+            limits = tuple(float(limit) for limit in getattr(self, name))
+            if len(limits) != 2 or not -math.inf < limits[0] <= limits[1] < math.inf:
+                raise ValueError(
+                    f"An energy ratio is drawn between two finite limits in dB, the lower one first, but mixing.{name} is "
+                    f"{list(limits)}; write [-5, 5], say."
+                )
+            object.__setattr__(self, name, limits)
+        if not 0 < self.max_share <= 1:
+            raise ValueError(
+                f"The longest overlap is a share of the primary in (0, 1], but mixing.max_share is {self.max_share}; "
+                f"write 0.5, say, or switch mixing off with mixing.prob=0."
+            )
+        if self.mode not in ("paper", "unispeech"):
+            raise ValueError(f'Mixing knows the modes "paper" and "unispeech", but mixing.mode is "{self.mode}"; choose one.')
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How batches are fetched; nothing here changes what is trained on.
+
+    Attributes:
+        workers: Loader processes of each rank; 0 reads in the training process.
+        prefetch: Micro-batches that each worker reads ahead.
+        pin_memory: Page-lock batches, so that copies to a GPU need not be waited for; None = where there is one.
+        label_check_mib: A labelling of up to so many MiB is compared with its checksums before the first update; of a larger one so
+            much is, and all of it in the background, before a checkpoint is written.
+
+    Raises:
+        ValueError: If a number is negative.
+    """
+
+    workers: int = 2
+    prefetch: int = 4
+    pin_memory: bool | None = None
+    label_check_mib: int = 512
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.prefetch < 1:
+            raise ValueError(f"loader.workers must be ≥ 0 and loader.prefetch ≥ 1, but are {self.workers}, {self.prefetch}")
+        if self.label_check_mib < 0:
+            raise ValueError(f"loader.label_check_mib must be ≥ 0, but is {self.label_check_mib}: 0 checks a sample at the start")

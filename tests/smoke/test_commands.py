@@ -283,12 +283,35 @@ def test_the_help_of_train_shows_its_command_line_groups_and_keys(tmp_path):
     outcome = run_program(tmp_path, "train.py", "--help")
     assert outcome.status == 0 and outcome.stderr == ""
     assert "python train.py name=NAME experiment=EXPERIMENT data.sources.speech.shards=DIR" in outcome.stdout
-    assert "model: base, base_plus, large, nano, nano_mel, small" in outcome.stdout and "warmup_updates: 32000" in outcome.stdout
+    assert "model=base | base_plus | large | nano | nano_mel | small" in outcome.stdout
+    assert "optim.warmup_updates=32000\n      Steps of linear warm-up from 0." in outcome.stdout
 
 
 def test_the_help_of_export_shows_its_command_line(tmp_path):
     outcome = run_program(tmp_path, "openwavlm", "export", "--help")
-    assert outcome.status == 0 and "openwavlm export run=runs/NAME [output=DIR]" in outcome.stdout
+    assert outcome.status == 0 and "openwavlm export run=runs/NAME" in outcome.stdout and "format: huggingface" in outcome.stdout
+
+
+def test_help_is_answered_without_the_packages_that_take_seconds_to_import():
+    code = (
+        "import sys; from openwavlm.cli.help import help_text; from openwavlm.cli.main import COMMANDS; "
+        "texts = [help_text(name, what) for name, what in COMMANDS.items() if name != 'upgrade']; "
+        "print(len(texts), [name for name in ('torch', 'lightning', 'sklearn', 'matplotlib') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "17 []\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["train", "--help"], ["plan", "experiment=wavlm_nano"], ["nonsense"]])
+def test_a_reader_that_ends_early_ends_the_program_without_a_word(tmp_path, arguments):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "openwavlm", *arguments]
+    outcome = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path, timeout=HANG_S)
+    os.close(write)
+    if arguments == ["nonsense"]:
+        assert outcome.returncode == 2 and outcome.stderr.startswith("error: there is no command nonsense\n")
+    else:
+        assert (outcome.returncode, outcome.stderr) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])

@@ -208,8 +208,8 @@ def test_the_gpus_have_the_figures_of_their_datasheets():
 @pytest.mark.parametrize("name", ["plan", "tune"])
 def test_the_help_shows_the_command_line_and_the_keys_of_both(tmp_path, name):
     outcome = run_program(tmp_path, "openwavlm", name, "--help")
-    assert outcome.status == 0 and f"openwavlm {name} [experiment=EXPERIMENT]" in outcome.stdout
-    assert "warmup_updates: 32000" in outcome.stdout and "classes: 500" in outcome.stdout
+    assert outcome.status == 0 and f"openwavlm {name} experiment=wavlm_nano" in outcome.stdout
+    assert "optim.warmup_updates=32000" in outcome.stdout and "classes: 500" in outcome.stdout
 
 
 # --- the start of a run ---------------------------------------------------------------------------------------------------

@@ -11,12 +11,14 @@ import torch
 
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.evaluation.heard import unheard_rows
-from openwavlm.evaluation.quality import judge
+from openwavlm.evaluation.quality import judge as measured
+from openwavlm.evaluation.quality_rows import QualityRow
 from openwavlm.evaluation.quality_settings import Asked
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
+from openwavlm.report.quality_page import write_quality
 from openwavlm.shards.index import Index
 from openwavlm.shards.prepare import make_shards
 from openwavlm.shards.splits import validation_rows
@@ -25,6 +27,13 @@ from runs import phone_times
 from synthetic import make_corpus, make_shard_set
 
 REAL = REPOSITORY.parent / "shared" / "data"
+
+
+def judge(question: Asked) -> tuple[dict, list[QualityRow]]:
+    """What the command does: measures and writes."""
+    result, rows = measured(question)
+    write_quality(Path(question.output), result, rows)
+    return result, rows
 
 
 @pytest.fixture(scope="module")

@@ -68,12 +68,12 @@ def test_the_wheel_holds_every_config_file_and_every_script_of_preparation(wheel
 
 
 def test_the_installed_copy_is_what_runs_and_it_finds_its_own_config(installed: Path, tmp_path: Path):
-    code = "import openwavlm, openwavlm.cli.app as cli; print(openwavlm.__file__); print(cli.conf_dir())"
+    code = "import openwavlm, openwavlm.runs.compose as compose; print(openwavlm.__file__); print(compose.conf_dir())"
     for place in run(tmp_path, installed / "python", "-c", code).splitlines():
         assert Path(place).is_relative_to(installed.parent) and not Path(place).is_relative_to(ROOT)
     assert "usage: openwavlm COMMAND" in run(tmp_path, installed / "openwavlm", "--help")
     assert "usage: openwavlm COMMAND" in run(tmp_path, installed / "python", "-m", "openwavlm", "--help")
-    assert "make_shards" in run(tmp_path, installed / "python", "-m", "openwavlm.data_prep.make_shards", "--help")
+    assert "utterances_per_shard" in run(tmp_path, installed / "openwavlm", "make-shards", "--help")
 
 
 @pytest.mark.long

@@ -2,12 +2,11 @@
 
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 import openwavlm
 from closeness import assert_close_to_scale
@@ -15,8 +14,10 @@ from openwavlm.audio.frames import num_frames
 from openwavlm.checkpoints.huggingface import load_huggingface, save_huggingface
 from openwavlm.checkpoints.huggingface_config import preprocessor_config
 from openwavlm.model.attention import choose_backend, eager_attention, relative_buckets, toeplitz
-from openwavlm.model.config import Head, WavLMConfig
+from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM, normalise
+from openwavlm.runs.compose import composed, plain
+from openwavlm.training.config import RunConfig, with_placeholders
 
 TINY = WavLMConfig(
     conv_dims=(16,) * 7,
@@ -55,13 +56,8 @@ def waveforms(*shape: int) -> torch.Tensor:
 
 
 def model_files() -> dict[str, WavLMConfig]:
-    found = {}
-    for path in sorted(CONF.glob("*.yaml")):
-        content = yaml.safe_load(path.read_text())
-        assert set(content.pop("head")) == {field.name for field in fields(Head)}
-        assert list(content) == [field.name for field in fields(WavLMConfig)], path
-        found[path.stem] = WavLMConfig(**content)
-    return found
+    choices = {path.stem: plain(composed("train", ["name=x", f"model={path.stem}"])) for path in sorted(CONF.glob("*.yaml"))}
+    return {name: RunConfig.of(with_placeholders(values)).model for name, values in choices.items()}
 
 
 def test_the_published_sizes_have_the_published_parameters():

@@ -138,8 +138,8 @@ class Batching:
 
     seconds: float
     micro_seconds: float
-    max_seconds: float
-    min_seconds: float
+    max_seconds: float = 15.625
+    min_seconds: float = 2.0
     policy: Literal["split", "fairseq_crop", "pad"] = "split"
     shards_per_block: int = 20
     group: int = 4

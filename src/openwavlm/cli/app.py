@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from openwavlm.cli.multirun import check_has_trials, check_trials, is_first_trial
 from openwavlm.runs.compose import check_complete, conf_dir, sentence_of, sentence_of_value
 from openwavlm.runs.names import as_text
-from openwavlm.runtime.interrupt import INTERRUPTED, ending_at_interrupt, say_interrupted
+from openwavlm.runtime.interrupt import INTERRUPTED, ending_at_interrupt, ending_with_reader, say_interrupted
 from openwavlm.runtime.processes import killed_worker
 from openwavlm.runtime.resources import explained, raise_descriptor_limit
 
@@ -68,7 +68,8 @@ def command(
                 check_complete(config)
                 if is_first_trial():
                     check_trials(check_trial)
-                function(config)
+                with ending_with_reader():
+                    function(config)
             except Exception as error:
                 sentence = refusal_of(error)
                 if sentence is None or config.get("debug"):

@@ -3,7 +3,8 @@
 import importlib
 import sys
 
-from openwavlm.runtime.interrupt import end_at_interrupt
+import openwavlm
+from openwavlm.runtime.interrupt import end_at_interrupt, ending_with_reader
 
 COMMANDS = {
     "make-shards": "turn a corpus into shards: 16 kHz FLAC in plain tars, with an index",
@@ -27,16 +28,40 @@ COMMANDS = {
 }
 
 
+_HELP = {"--help", "-h", "help"}
+
+
 def main() -> None:
     """Dispatches `openwavlm COMMAND key=value …`."""
     end_at_interrupt()  # before the seconds that the imports take
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name not in COMMANDS:
-        lines = "".join(f"\n  {command:<16} {what}" for command, what in COMMANDS.items())
-        asked = name in ("--help", "-h", "help")
-        refusal = "" if asked else f"error: there is no command {name}\n"
-        usage = f"usage: openwavlm COMMAND key=value ...   (openwavlm COMMAND --help shows the keys)\n{lines}"
-        print(refusal + usage, file=sys.stdout if asked else sys.stderr)
-        raise SystemExit(0 if asked else 2)
-    del sys.argv[1]
+    if name in COMMANDS:
+        del sys.argv[1]
+        run(name)
+        return
+    if name not in {*_HELP, "--version"}:
+        sys.stderr.write(f"error: there is no command {name}\n{_usage()}\n")
+        raise SystemExit(2)
+    with ending_with_reader():
+        print(f"openwavlm {openwavlm.__version__}" if name == "--version" else _usage())
+
+
+def run(name: str) -> None:
+    """Runs one command with the arguments of this program.
+
+    Args:
+        name: A key of `COMMANDS`.
+    """
+    end_at_interrupt()
+    if _HELP & set(sys.argv[1:]) and name != "upgrade":
+        from openwavlm.cli.help import help_text
+
+        with ending_with_reader():
+            print(help_text(name, COMMANDS[name]))
+        return
     importlib.import_module(f"openwavlm.cli.{name.replace('-', '_')}").main()
+
+
+def _usage() -> str:
+    lines = "".join(f"\n  {command:<16} {what}" for command, what in COMMANDS.items())
+    return f"usage: openwavlm COMMAND key=value ...   (openwavlm COMMAND --help lists the keys)\n{lines}"

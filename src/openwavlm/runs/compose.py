@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from openwavlm.runs.names import as_text, run_folder
 from openwavlm.runtime.resources import explained
+from openwavlm.training.config import default_values
 
 
 def conf_dir() -> Path:
@@ -46,6 +48,17 @@ def swept(overrides: list[str]) -> str:
 
 
 OmegaConf.register_new_resolver("swept", swept, replace=True)
+# Below the groups of conf/train.yaml: a file there states only what differs from the defaults of the classes.
+ConfigStore.instance().store(name="defaults_of_classes", node=default_values())
+# What every command asks of Hydra: no log files, no folder of its own, no change of the working directory.
+ConfigStore.instance().store(
+    name="quiet",
+    package="_global_",
+    node={
+        "defaults": ["_self_", {"override /hydra/job_logging": "none"}, {"override /hydra/hydra_logging": "none"}],
+        "hydra": {"output_subdir": None, "job": {"chdir": False}, "run": {"dir": "."}},
+    },
+)
 OmegaConf.register_new_resolver("run_folder", lambda name: "." if name in (".", None) else str(run_folder(name)), replace=True)
 
 

@@ -7,7 +7,9 @@ that a program can call it before everything else.
 
 import atexit
 import os
+import select
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,3 +73,18 @@ def say_interrupted() -> None:
     if not _SILENT:
         shown = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress bar hides the cursor
         os.write(2, f"{shown}{_LINE}\n".encode())
+
+
+@contextmanager
+def ending_with_reader() -> Iterator[None]:
+    """Ends the program without a word, with SIGPIPE's status, if the reader of its output ended, as in `… | head`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        watched = select.poll()
+        watched.register(sys.stdout.fileno(), 0)  # errors are reported unasked
+        if not watched.poll(0):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own last flush
+        raise SystemExit(128 + signal.SIGPIPE) from None

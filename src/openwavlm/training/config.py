@@ -4,7 +4,7 @@ import difflib
 import inspect
 import types
 import typing
-from dataclasses import dataclass, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from openwavlm.batches.settings import Batching, Data, Loading, Mixing, SpanMasking
@@ -169,6 +169,28 @@ def _refuse_unknown(values: typing.Iterable[str], known: typing.Iterable[str], w
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
             raise ValueError(f"{where + '.' if where else ''}{key} is not a known key; {hint}")
+
+
+def settings_of() -> dict[str, type]:
+    """Place of each group in the config → class of its settings."""
+    inside = {name: f"{outer}.{name}" for name, outer in _INNER.items()}
+    return {inside.get(name, name): hint for name, hint in _FIELDS.items() if is_dataclass(hint)}
+
+
+def default_values() -> dict[str, Any]:
+    """Every group with the defaults of its class, as plain values; `???` for a value that has to be given."""
+    groups = {name: _defaults(hint) for name, hint in _FIELDS.items() if is_dataclass(hint)}
+    for name, outer in _INNER.items():
+        groups[outer][name] = groups.pop(name)
+    return groups
+
+
+def _defaults(settings: type) -> dict[str, Any]:
+    found = {}
+    for each in fields(settings):
+        value = each.default_factory() if each.default_factory is not MISSING else each.default
+        found[each.name] = "???" if value is MISSING else list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def with_placeholders(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""`--help` of every command: usage, keys with defaults and comments. Imports no torch, so it answers in half a second."""
+
+import inspect
+import re
+import shutil
+import textwrap
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from openwavlm.runs.compose import conf_dir
+from openwavlm.training.config import RunConfig, default_values, settings_of
+
+_TRAINS = ("train", "plan", "tune")  # take every key of train.py
+_CONFIG_OF = {"import-labels", "import-codebook", "make-shards", "fit-kmeans", "assign-labels", "verify", "synthesize"}
+
+
+def help_text(command: str, purpose: str) -> str:
+    """What a command does, how it is called, and its keys.
+
+    Args:
+        command: Name of the command.
+        purpose: One line.
+    """
+    name = command.replace("-", "_")
+    path = conf_dir() / ("prep" if command in _CONFIG_OF else ".") / f"{name}.yaml"
+    lines = path.read_text().splitlines()
+    usage = [line.removeprefix("# ") for line in lines[: _first_key(lines)] if line.startswith("# ") and "@package" not in line]
+    text = [f"openwavlm {command}: {purpose}", "", *(f"  {line}" for line in usage), ""]
+    own = [line for line in _body(lines) if line]
+    if command not in _TRAINS:
+        return "\n".join([*text, "Keys and defaults (??? must be given):", "", *own, ""])
+    text += ["Keys that stand alone, and their defaults (??? must be given):", "", *own]
+    if command != "train":
+        text += ["", "Any key of training too:", "", *_body((conf_dir() / "train.yaml").read_text().splitlines())]
+    return "\n".join([*text, "", *_groups(), ""])
+
+
+def _first_key(lines: list[str]) -> int:
+    return next((number for number, line in enumerate(lines) if line and not line.startswith("#")), len(lines))
+
+
+def _body(lines: list[str]) -> list[str]:
+    """The lines of a config with keys and comments, without those for Hydra."""
+    kept, skipping = [], False
+    for line in lines[_first_key(lines) :]:
+        if not line.startswith(" "):
+            skipping = line.startswith(("defaults:", "hydra:"))
+        if not skipping:
+            kept.append(line)
+    return kept
+
+
+def _groups() -> list[str]:
+    """The choices of each group and its keys."""
+    choices = {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in sorted(conf_dir().iterdir())
+        if folder.is_dir() and folder.name != "prep"
+    }
+    text = ["Presets:", ""]
+    for name in choices.pop("experiment"):
+        text += _entry(f"experiment={name}", _comment(conf_dir() / "experiment" / f"{name}.yaml"))
+    text += ["", "Choices (the first lines of conf/GROUP/NAME.yaml say what they are):", ""]
+    text += [f"  {group}={' | '.join(options)}" for group, options in choices.items()]
+    text += ["", "Keys by group; defaults are those of the classes, which a preset or a choice may change:"]
+    defaults, comments = default_values(), _attributes(RunConfig)
+    for place, settings in settings_of().items():
+        values: Any = defaults
+        for part in place.split("."):
+            values = values[part]
+        text += ["", f"{place}: {comments[place.rpartition('.')[2]]}"]
+        of_keys = _attributes(settings)
+        text += [
+            line
+            for key, value in values.items()
+            if f"{place}.{key}" not in settings_of()
+            for line in _entry(f"{place}.{key}={_shown(value)}", of_keys[key])
+        ]
+    return text
+
+
+def _shown(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+
+
+def _entry(key: str, comment: str) -> list[str]:
+    width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
+    filled = textwrap.wrap(comment, width - 6, break_long_words=False, break_on_hyphens=False)
+    return [f"  {key}", *(f"      {line}" for line in filled)]
+
+
+def _comment(path: Path) -> str:
+    """The comment that opens a config file, without its command."""
+    lines = path.read_text().splitlines()
+    said = [line.removeprefix("# ") for line in lines[: _first_key(lines)] if line.startswith("# ")]
+    return " ".join(line for line in said if "@package" not in line and not line.startswith("python "))
+
+
+def _attributes(settings: type) -> dict[str, str]:
+    """Comment of each field, from the class's docstring."""
+    assert is_dataclass(settings)
+    section = re.search(r"^(?:Attributes|Args):\n(.*?)(?=^\S|\Z)", inspect.getdoc(settings) or "", re.DOTALL | re.MULTILINE)
+    assert section is not None
+    entries = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", section.group(1), re.DOTALL | re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}

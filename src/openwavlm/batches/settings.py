@@ -124,9 +124,10 @@ class Batching:
 
     Attributes:
         seconds: Audio of a global step, padding included; a multiple of `micro_seconds`.
-        max_seconds: Longest row; longer utterances are cut (`split`) or cropped (the other policies).
-        min_seconds: Shorter utterances are left out, and counted.
-        micro_seconds: Budget of a micro-batch: rows × longest row, padding included.
+        max_seconds: Longest row; longer utterances are cut (`split`) or cropped (the other policies). 15.625 s as fairseq's
+            max_sample_size 250,000.
+        min_seconds: Shorter utterances are left out, and counted. 2 s as fairseq's min_sample_size 32,000.
+        micro_seconds: Budget of a micro-batch: rows × longest row, padding included (fairseq: max_tokens).
         policy: `split` cuts long utterances into nearly equal pieces; `fairseq_crop` crops every row of a micro-batch to its shortest
             (HuBERT's and WavLM's rule); `pad` crops only to `max_seconds` and pads.
         shards_per_block: Shards among whose utterances one block is sorted and shuffled.
@@ -189,9 +190,9 @@ class SpanMasking:
 
     Args:
         prob: Summed length of the spans over the row's frames, 0 … `length`. Spans overlap, so the masked share is smaller:
-            about `1 − exp(−prob)`, .57 at .80.
-        length: Frames of a span, ≥ 1.
-        min_masks: Least number of spans of a row, ≥ 0.
+            about `1 − exp(−prob)`, .57 at .80 (fairseq: mask_prob).
+        length: Frames of a span, ≥ 1 (fairseq: mask_length).
+        min_masks: Least number of spans of a row, ≥ 0 (fairseq: min_masks).
         same_count: Cut every row down to the batch's smallest number of masked frames by unmasking frames at random, as
             fairseq's `require_same_masks` does (about .52 at .80).
 
@@ -221,11 +222,12 @@ class Mixing:
     """Settings of utterance mixing.
 
     Args:
-        prob: Probability that a row is mixed.
-        noise_prob: Probability that a mixed row takes noise instead of speech.
+        prob: Probability that a row is mixed (UniSpeech: mixing_prob).
+        noise_prob: Probability that a mixed row takes noise instead of speech (UniSpeech: mixing_noise_prob).
         speech_db: Lowest and highest energy ratio, primary over scaled secondary, of a mixture with speech.
         noise_db: The same with noise.
-        max_share: Longest overlap as a share of the primary, in (0, 1]; at .5 the primary stays the main speaker.
+        max_share: Longest overlap as a share of the primary, in (0, 1]; at .5 the primary stays the main speaker (UniSpeech:
+            1 / mixing_max_len).
         mode: `paper`, or `unispeech` for the behaviour of Microsoft's code.
 
     Raises:

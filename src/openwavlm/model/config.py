@@ -11,32 +11,34 @@ from openwavlm.audio.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES
 class WavLMConfig:
     """Architecture of a model and the regularisation that belongs to its recipe; the defaults are WavLM Base's.
 
+    In parentheses: the key of fairseq and of Microsoft's checkpoints.
+
     Attributes:
         front_end: `conv`, the waveform extractor that is WavLM's; or `logmel`, the control that shows what it costs: 40 log-mels
             normalised over the utterance, mapped linearly to the last of `conv_dims`. No other entry of `conv_*` counts then.
-        conv_dims: Channels of the extractor's layers.
-        conv_kernels: Their kernels; with the strides they must give a receptive field of 400 samples.
-        conv_strides: Their strides, with product 320.
-        conv_bias: Whether the extractor's convolutions have a bias.
-        extractor_norm: `group` (GroupNorm on the first layer) or `layer` (LayerNorm on every layer).
-        dim: Width of the encoder.
-        ffn_dim: Width of its feed-forward parts.
-        heads: Attention heads.
-        layers: Encoder layers.
-        pre_norm: Normalise before each part of a layer (Large) instead of after it (Base).
-        positional_kernel: Taps of the positional convolution.
-        positional_groups: Its groups.
-        num_buckets: Buckets of relative positions.
-        max_distance: Distance in frames from which all share a bucket.
-        dropout: Dropout of the encoder's input and of the residual branches.
-        attention_dropout: Dropout of the attention weights.
-        activation_dropout: Dropout inside the feed-forward parts.
-        input_dropout: Dropout of the projected features.
-        layer_drop: Probability with which training drops a layer.
+        conv_dims: Channels of the extractor's layers (conv_feature_layers, first of each triple).
+        conv_kernels: Kernels of the same (second of each triple); with the strides they must give a receptive field of 400 samples.
+        conv_strides: Strides of the same (third of each triple), with product 320.
+        conv_bias: Whether the extractor's convolutions have a bias (conv_bias).
+        extractor_norm: `group`, GroupNorm on the first layer, or `layer`, LayerNorm on every layer (extractor_mode: default, layer_norm).
+        dim: Width of the encoder (encoder_embed_dim).
+        ffn_dim: Inner width of a layer's feed-forward part (encoder_ffn_embed_dim).
+        heads: Attention heads (encoder_attention_heads).
+        layers: Encoder layers (encoder_layers).
+        pre_norm: Normalise before each part of a layer, as Large, instead of after it, as Base (layer_norm_first).
+        positional_kernel: Taps of the positional convolution (conv_pos).
+        positional_groups: Groups of the positional convolution (conv_pos_groups).
+        num_buckets: Buckets of relative positions (num_buckets).
+        max_distance: Distance in frames from which all share a bucket (max_distance).
+        dropout: Dropout of the encoder's input and of the residual branches (dropout).
+        attention_dropout: Dropout of the attention weights (attention_dropout).
+        activation_dropout: Dropout inside the feed-forward parts (activation_dropout).
+        input_dropout: Dropout of the projected features (dropout_input).
+        layer_drop: Probability with which training drops a layer (encoder_layerdrop).
         layer_drop_mode: `where` computes a dropped layer and discards it, so that all processes do the same work; `skip` does
             not compute it, for training on one process only.
-        feature_grad_mult: Factor of the extractor's gradient; 0 freezes it.
-        normalise_waveform: Whether the model expects waveforms with mean 0 and variance 1.
+        feature_grad_mult: Factor of the extractor's gradient; 0 freezes it (feature_grad_mult).
+        normalise_waveform: Whether the model expects waveforms with mean 0 and variance 1 (normalize).
         attention_backend: `auto`, `eager`, `sdpa` or `flex`; changes speed and memory, never the recipe.
         recompute: What is computed again in the backward pass instead of being kept: `none`, `extractor` (the convolutions, whose
             first layers hold most of the memory) or `all` (they and each encoder layer); same losses and gradients.
@@ -149,8 +151,8 @@ class Head:
     """The prediction head.
 
     Attributes:
-        final_dim: Width of projection and label embeddings.
-        logit_temperature: Divides the cosine.
+        final_dim: Width of projection and label embeddings (fairseq: final_dim).
+        logit_temperature: Divides the cosine (fairseq: logit_temp).
         special_rows: Never-positive embeddings; 4 as in fairseq's checkpoints.
         label_init: `uniform` U(0, 1) as the references, or `normal` N(0, 1).
     """

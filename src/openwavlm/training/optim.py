@@ -33,7 +33,7 @@ class Optim:
         weight_decay: Decoupled weight decay.
         decay: Which parameters decay: `all` (as fairseq does) or `matrices` (no biases, norms or other vectors).
         clip_norm: Largest L2 norm of the gradient per masked frame.
-        max_skip_rate: Share of the updates that may be void (gradient not finite) before the run ends with an error.
+        max_skip_rate: Share of the updates that may be skipped, their gradient not being finite, before the run ends with an error.
         ema: Decay of a running mean of the weights that can be exported instead of them (`export weights=ema`); 0 = none. It takes
             the memory of the weights once more, and the first updates count more (see `ema_decay`).
 

@@ -11,8 +11,9 @@ class Loss:
     The two warm-up losses make the waveform extractor of a small model learn several times sooner; they are in no reference.
 
     Attributes:
-        feature_penalty: λ, weight of the mean squared convolutional feature (10 in the references).
-        unmasked: First weight of the cross-entropy on unmasked frames, which then falls linearly to 0.
+        feature_penalty: λ, weight of the mean squared convolutional feature (fairseq: loss_weights [10]).
+        unmasked: First weight of the cross-entropy on unmasked frames, which then falls linearly to 0 (fairseq: pred_nomask_weight,
+            constant there).
         logmel: First weight of the mean squared error of a linear map from the convolutional features to 40 normalised log-mels.
         warm_share: Share of the updates over which both fall to 0.
         targets: Weight of each label set in a run with several; null = all equal. The loss is the weighted mean over the sets.

@@ -14,6 +14,7 @@ from openwavlm.cli.help import _attributes
 from openwavlm.runs.compose import conf_dir, plain, quoted
 from openwavlm.training.build import make_model
 from openwavlm.training.config import RunConfig, default_values, settings_of
+from openwavlm.training.key_names import _KEY_OF, _SYNONYMS, nearest_key
 from openwavlm.training.run_files import flatten
 
 PLACES = ["name=test", "data.sources.speech.shards=shards", "data.sources.speech.labels=labels"]
@@ -137,13 +138,21 @@ def test_every_setting_has_a_comment_for_the_help():
 @pytest.mark.parametrize(
     ("key", "near"),
     [
-        ("optim.learnin_rate", None),
-        ("optim.warmup_update", "warmup_updates"),
-        ("model.layer", "layers"),
-        ("mixing.probs", "prob"),
-        ("loader.worker", "workers"),
-        ("trainer.device", "devices"),
-        ("callbacks.checkpoint_evry", "checkpoint_every"),
+        ("optim.xyz", None),
+        ("optim.learning_rate", "optim.lr"),
+        ("optim.max_steps", "optim.updates"),
+        ("epochs", "optim.updates"),
+        ("lr", "optim.lr"),
+        ("batch_size", "batch.seconds"),
+        ("trainer.gpus", "trainer.devices"),
+        ("trainer.max_skip_rates", "data.max_skip_rate"),
+        ("fold_stress", "probes.fold_stress"),
+        ("optim.warmup_update", "optim.warmup_updates"),
+        ("model.layer", "model.layers"),
+        ("mixing.probs", "mixing.prob"),
+        ("loader.worker", "loader.workers"),
+        ("trainer.device", "trainer.accelerator"),
+        ("callbacks.checkpoint_evry", "callbacks.checkpoint_every"),
         ("sede", "seed"),
         ("stop_afer", "stop_after"),
         ("optimm", "optim"),
@@ -152,7 +161,7 @@ def test_every_setting_has_a_comment_for_the_help():
 def test_a_misspelt_key_is_refused_with_the_one_that_comes_nearest(config, key, near):
     with pytest.raises(ValueError, match=f"^{key} is not a known key; ") as refusal:
         RunConfig.of(changed(config, key, 1))
-    assert str(refusal.value).endswith(f"did you mean {near}?") if near else "known keys: updates, lr" in str(refusal.value)
+    assert str(refusal.value).endswith(f"did you mean {near}?") if near else "known keys: " in str(refusal.value)
 
 
 def test_a_misspelt_key_of_a_source_is_refused():
@@ -166,8 +175,8 @@ def test_a_misspelt_key_in_an_experiment_file_is_refused(tmp_path):
     file = tmp_path / "experiment" / "mine.yaml"
     search = f"hydra.searchpath=[file://{tmp_path}]"
     for content, key, near in (
-        ({"optim": {"warmup_updatse": 3}}, "optim.warmup_updatse", "warmup_updates"),
-        ({"masking": {"lenght": 3}}, "masking.lenght", "length"),
+        ({"optim": {"warmup_updatse": 3}}, "optim.warmup_updatse", "optim.warmup_updates"),
+        ({"masking": {"lenght": 3}}, "masking.lenght", "masking.length"),
         ({"stop_aftr": 3}, "stop_aftr", "stop_after"),
     ):
         file.write_text("# @package _global_\n" + yaml.safe_dump(content))
@@ -182,6 +191,13 @@ def test_a_misspelt_key_is_told_before_a_missing_folder():
         values = plain(compose("train", ["name=test", "+optim.lrr=1"]))
     with pytest.raises(ValueError, match=r"^optim\.lrr"):
         RunConfig.of(values)
+
+
+def test_every_synonym_means_a_key_that_exists(config):
+    known = {*flatten(config), "optim.updates"}
+    assert set(_SYNONYMS) <= known and len(_KEY_OF) == sum(len(words.split()) for words in _SYNONYMS.values()) > 150
+    for word, key in _KEY_OF.items():
+        assert nearest_key(f"trainer.{word}", known) == nearest_key(word, known) == key
 
 
 # --- wrong values -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Composed configs: where `conf/` lies, what an override may look like, and one sentence for what Hydra refuses."""
 
-import difflib
 import re
 import sys
 import threading
@@ -21,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from openwavlm.runs.names import as_text, run_folder
 from openwavlm.runtime.resources import explained
 from openwavlm.training.config import default_values
+from openwavlm.training.key_names import nearest_key
 
 
 def conf_dir() -> Path:
@@ -135,8 +135,8 @@ def sentence_of(error: Exception, config_name: str) -> str:
         sentence = " ".join(text.split())
         return f"{sentence}: {_QUOTES}" if _GRAMMAR.match(sentence) else sentence
     key = unknown.group(1)
-    near = difflib.get_close_matches(key, list(_names(_compose(config_name, []))), 1)
-    return f"{key} is not a known key; " + (f"did you mean {near[0]}?" if near else "--help lists all keys")
+    near = nearest_key(key, _names(_compose(config_name, [])))
+    return f"{key} is not a known key; " + (f"did you mean {near}?" if near else "--help lists all keys")
 
 
 _composing = threading.Lock()  # Hydra's state is one for the whole process

@@ -1,6 +1,5 @@
 """The typed config of a training run, checked key by key, and the model and batch builder that it describes."""
 
-import difflib
 import inspect
 import types
 import typing
@@ -11,6 +10,7 @@ from openwavlm.batches.settings import Batching, Data, Loading, Mixing, SpanMask
 from openwavlm.evaluation.settings import LiveProbes
 from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.training.health.settings import Health
+from openwavlm.training.key_names import nearest_key
 from openwavlm.training.optim import Optim
 from openwavlm.training.settings import Logging, Loss, Schedules, TrainerSettings
 
@@ -166,9 +166,15 @@ def _refuse_unknown(values: typing.Iterable[str], known: typing.Iterable[str], w
     known = list(known)
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-            raise ValueError(f"{where + '.' if where else ''}{key} is not a known key; {hint}")
+            named = f"{where}.{key}" if where else key
+            near = nearest_key(named, _all_keys())
+            hint = f"did you mean {near}?" if near else f"known keys: {', '.join(known)}"
+            raise ValueError(f"{named} is not a known key; {hint}")
+
+
+def _all_keys() -> list[str]:
+    alone = [name for name, hint in _FIELDS.items() if not is_dataclass(hint)]
+    return [*alone, *settings_of(), *(f"{place}.{each.name}" for place, kind in settings_of().items() for each in fields(kind))]
 
 
 def settings_of() -> dict[str, type]:

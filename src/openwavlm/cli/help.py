@@ -53,16 +53,20 @@ def _body(lines: list[str]) -> list[str]:
     return kept
 
 
+def presets() -> list[str]:
+    """Every `experiment=` with the comment that opens its file."""
+    files = sorted((conf_dir() / "experiment").glob("*.yaml"))
+    return [line for path in files for line in _entry(f"experiment={path.stem}", _comment(path))]
+
+
 def _groups() -> list[str]:
     """The choices of each group and its keys."""
     choices = {
         folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
         for folder in sorted(conf_dir().iterdir())
-        if folder.is_dir() and folder.name != "prep"
+        if folder.is_dir() and folder.name not in ("prep", "experiment")
     }
-    text = ["Presets:", ""]
-    for name in choices.pop("experiment"):
-        text += _entry(f"experiment={name}", _comment(conf_dir() / "experiment" / f"{name}.yaml"))
+    text = ["Presets:", "", *presets()]
     text += ["", "Choices (the first lines of conf/GROUP/NAME.yaml say what they are):", ""]
     text += [f"  {group}={' | '.join(options)}" for group, options in choices.items()]
     text += ["", "Keys by group; defaults are those of the classes, which a preset or a choice may change:"]

@@ -12,9 +12,11 @@ COMMANDS = {
     "assign-labels": "label shard sets with a codebook, or with several in one pass",
     "verify": "compare shards and labels with their checksums, and a sample with its recomputation",
     "train": "launch or resume a pre-training run (the same as train.py)",
+    "experiments": "the presets of a training run, each with its purpose",
     "plan": "hours, memory, days and disk of a run, before there are data",
     "tune": "find the settings that train fastest on this machine, by short trials",
     "iterate": "labels, training, probes, labels again: a resumable chain",
+    "runs": "a table of the runs in runs/: state, update, loss, speed, age",
     "quality": "phone and speaker information in labels and in a model's layers, on held-out speakers",
     "report": "write a run's report.html: figures, pictures, audio, verdicts",
     "replay": "build the batches of one update again, bit for bit, to look at and listen to",
@@ -29,6 +31,7 @@ COMMANDS = {
 
 
 _HELP = {"--help", "-h", "help"}
+_WITHOUT_CONFIG = ("experiments", "runs", "upgrade")  # take no key=value
 
 
 def main() -> None:
@@ -53,13 +56,14 @@ def run(name: str) -> None:
         name: A key of `COMMANDS`.
     """
     end_at_interrupt()
-    if _HELP & set(sys.argv[1:]) and name != "upgrade":
+    if _HELP & set(sys.argv[1:]) and name not in _WITHOUT_CONFIG:
         from openwavlm.cli.help import help_text
 
         with ending_with_reader():
             print(help_text(name, COMMANDS[name]))
         return
-    importlib.import_module(f"openwavlm.cli.{name.replace('-', '_')}").main()
+    with ending_with_reader():
+        importlib.import_module(f"openwavlm.cli.{name.replace('-', '_')}").main()
 
 
 def _usage() -> str:

@@ -10,9 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from openwavlm.runtime.collectives import Ranks
+from openwavlm.runtime.collectives import Ranks, on_rank_zero, together
 from openwavlm.training.control import Control
-from openwavlm.training.ranks import on_rank_zero, together
 
 FORK = multiprocessing.get_context("fork")
 

@@ -19,7 +19,6 @@ from openwavlm.labels.features import (
     extract_feature_sets,
     extract_features,
     feature_settings,
-    named_device,
 )
 from openwavlm.labels.kmeans import Codebook, standardise
 from openwavlm.labels.minibatch import fit_minibatch_kmeans
@@ -27,6 +26,7 @@ from openwavlm.labels.teacher import CHUNK_SECONDS, features_of_layers, layer_ch
 from openwavlm.labels.unknown_codebook import IMPORTED, UnknownCodebook
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
+from openwavlm.runtime.devices import named_device
 from synthetic import speech_like
 
 TINY = WavLMConfig(

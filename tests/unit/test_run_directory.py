@@ -24,15 +24,9 @@ import yaml
 from openwavlm.runs import lock as run_lock
 from openwavlm.runs.lock import TAKEN_OVER, RunLock
 from openwavlm.runs.run_directory import RunRecord, accept_config, changed_keys, trajectory
+from openwavlm.runtime.atomic import write_atomically
 from openwavlm.runtime.sealed import checksum_of, sealed
-from openwavlm.training.checkpoint import (
-    AtomicCheckpointIO,
-    checkpoint_path,
-    named_checkpoint,
-    newest_checkpoint,
-    prune,
-    write_atomically,
-)
+from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, named_checkpoint, newest_checkpoint, prune
 from openwavlm.training.config import _FIELDS, _INNER
 from openwavlm.training.records import CsvRecord
 from patience import HANG_S, wait_until

@@ -1,7 +1,6 @@
 """Hugging Face directories: `config.json`, `preprocessor_config.json`, and weights (`huggingface_weights`)."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from openwavlm.checkpoints.huggingface_weights import AGAIN, read_weights
 from openwavlm.checkpoints.names import huggingface_name, prefix_of
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
+from openwavlm.runtime.atomic import write_atomically
 from openwavlm.runtime.files import read_json
-from openwavlm.runtime.resources import naming
 
 _PREFIXES = ("wavlm.", "hubert.", "wav2vec2.")
 # Beside the prefixed encoder: what Hugging Face's fine-tuned classes and pre-training classes add to it.
@@ -119,15 +118,6 @@ def _normalises(directory: Path) -> bool:
     return found.pop()
 
 
-def _write(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f"{path.name}.tmp")
-    with naming(path), unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-
-
 def save_huggingface(model: WavLM, directory: Path | str, *, metadata: Mapping[str, Any] | None = None) -> None:
     """Writes a directory that `transformers.WavLMModel.from_pretrained` loads without missing or unexpected keys.
 
@@ -144,6 +134,6 @@ def save_huggingface(model: WavLM, directory: Path | str, *, metadata: Mapping[s
     if metadata:
         config["openwavlm"] = dict(metadata)
     for name, content in (("config.json", config), ("preprocessor_config.json", preprocessor_config(model.config))):
-        _write(directory / name, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+        write_atomically(directory / name, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
     # A second metadata key would be written in hash order: not reproducible.
-    _write(directory / "model.safetensors", save(huggingface_state(model), metadata={"format": "pt"}))
+    write_atomically(directory / "model.safetensors", save(huggingface_state(model), metadata={"format": "pt"}))

@@ -12,7 +12,7 @@ from openwavlm.cli.app import command
 from openwavlm.planning.budget import recipe_of
 from openwavlm.planning.plan import Question, lines_of, plan_run
 from openwavlm.runs.compose import plain
-from openwavlm.training.checkpoint import write_atomically
+from openwavlm.runtime.atomic import write_atomically
 from openwavlm.training.config import RunConfig, with_placeholders
 
 log = logging.getLogger(__name__)

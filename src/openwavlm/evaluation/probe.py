@@ -1,13 +1,11 @@
 """All figures of a model on held-out speakers beside their baselines, as `summary.json` has them (DESIGN §8)."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
 from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
 from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
@@ -16,6 +14,7 @@ from openwavlm.evaluation.measured import CONDITIONS, Measured, ProbeSettings, s
 from openwavlm.evaluation.sets import ProbeSet, check_disjoint_speakers
 from openwavlm.evaluation.units import UnitQuality, verdict
 from openwavlm.model.wavlm import WavLM
+from openwavlm.runtime.progress import ProgressBar
 
 
 def probe_model(
@@ -69,15 +68,21 @@ def probe_model(
     }
     measured: dict[str, Measured] = {}
     seconds: dict[str, float] = {}
-    with _Bar(_total_seconds(train, dev, test, settings), enabled=show_progress) as bar:
+    total = _total_seconds(train, dev, test, settings)
+    with ProgressBar(total, visible=show_progress, counts=False, transient=True) as bar:
+
+        def named(name: str) -> Callable[[str, float], None]:
+            bar.set(0, f"probe {name}")
+            return lambda part, seconds: bar.advance(seconds, f"probe {name}, {part}")
+
         for name, (features, units_layer) in baselines.items():
             begin = time.perf_counter()
             measured[name] = measure_cached(
-                features, train, dev, test, settings, units_layer=units_layer, cache=cache, progress=bar.named(name)
+                features, train, dev, test, settings, units_layer=units_layer, cache=cache, progress=named(name)
             )
             seconds[name] = time.perf_counter() - begin
         begin = time.perf_counter()
-        measured["chosen"] = measure(encoder, train, dev, test, settings, progress=bar.named("model"))
+        measured["chosen"] = measure(encoder, train, dev, test, settings, progress=named("model"))
         seconds["model"] = time.perf_counter() - begin
     sizes = {part: probe_set.seconds for part, probe_set in (("train", train), ("dev", dev), ("test", test))}
     voices = {part: len(probe_set.speakers) for part, probe_set in (("train", train), ("dev", dev), ("test", test))}
@@ -177,26 +182,3 @@ def _speakers(chosen: Measured) -> dict[str, Any]:
 def _total_seconds(train: ProbeSet, dev: ProbeSet, test: ProbeSet, settings: ProbeSettings) -> float:
     degraded = min(test.seconds, settings.degraded_seconds)
     return train.seconds + dev.seconds + test.seconds + (len(CONDITIONS) - 1) * degraded
-
-
-class _Bar:
-    """A progress bar of one kind of features after the other, in seconds of audio."""
-
-    def __init__(self, total_seconds: float, *, enabled: bool) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("probe {task.description}"), BarColumn(), TimeRemainingColumn())
-        self._bars = Bars(*columns, console=console, disable=not (enabled and console.is_terminal), transient=True)
-        self._task = self._bars.add_task("", total=total_seconds)
-        self._total = total_seconds
-
-    def __enter__(self) -> "_Bar":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bars.stop()
-
-    def named(self, name: str) -> Any:
-        """A callback for `measure`; starts the bar again under this name."""
-        self._bars.reset(self._task, total=self._total, description=name)
-        return lambda part, seconds: self._bars.update(self._task, advance=seconds, description=f"{name}, {part}")

@@ -1,14 +1,11 @@
 """How good labels and layers are: `openwavlm quality --help` (the figures: `evaluation.unit_figures`; the rules: DESIGN §8)."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from openwavlm.evaluation import abx
 from openwavlm.evaluation.features import EncoderFeatures, Features, MfccFeatures
@@ -24,6 +21,8 @@ from openwavlm.evaluation.shard_sets import Judged, judged_set
 from openwavlm.evaluation.unit_figures import UnitTally
 from openwavlm.labels.store import LabelStore
 from openwavlm.labels.teacher import open_teacher
+from openwavlm.runtime.devices import named_device
+from openwavlm.runtime.progress import ProgressBar
 from openwavlm.shards.index import Index
 
 log = logging.getLogger(__name__)
@@ -73,8 +72,7 @@ def _encoder(asked: Asked) -> tuple[EncoderFeatures | None, list[int]]:
         if asked.layers is not None:
             raise ValueError(f"layers are those of a model, but none was given beside layers={asked.layers}: add encoder=DIR")
         return None, []
-    device = "cuda" if asked.device == "auto" and torch.cuda.is_available() else asked.device.replace("auto", "cpu")
-    model = open_teacher(asked.encoder).model.to(device)
+    model = open_teacher(asked.encoder).model.to(named_device(asked.device))
     top = model.config.layers
     wanted = range(top + 1) if asked.layers in (None, "all") else asked.layers
     if isinstance(wanted, str) or not wanted or not all(isinstance(layer, int) and 0 <= layer <= top for layer in wanted):
@@ -95,22 +93,24 @@ def _measure(
     mfcc: Features = UtteranceNormalised(MfccFeatures()) if asked.mfcc_norm == "utterance" else MfccFeatures()
     passes = (len(sizes) + bool(encoder)) * (fit.seconds + len(asked.conditions) * judged.utterances.seconds)
     table: list[QualityRow] = []
-    with _Bar(passes) as bar:
-        of_mfcc = {size: fit_layers(mfcc, fit, [0], asked.units(size), bar.named(f"MFCC {size}")) for size in sorted(sizes)}
-        of_model = fit_layers(encoder, fit, layers, asked.units(clusters), bar.named("layers")) if encoder else {}
+    with ProgressBar(passes, counts=False, transient=True) as bar:
+
+        def named(title: str) -> Callable[[str, float], None]:
+            return lambda part, seconds: bar.advance(seconds, f"{title}, {part}")
+
+        of_mfcc = {size: fit_layers(mfcc, fit, [0], asked.units(size), named(f"MFCC {size}")) for size in sorted(sizes)}
+        of_model = fit_layers(encoder, fit, layers, asked.units(clusters), named("layers")) if encoder else {}
         for condition in asked.conditions:
             change = change_of(condition, seed=0)
             baseline = {
                 len(books[0].codebooks[0]): tally_layers(
-                    mfcc, books, judged.utterances, change=change, progress=bar.named(f"MFCC {size}, {condition}")
+                    mfcc, books, judged.utterances, change=change, progress=named(f"MFCC {size}, {condition}")
                 )[0]
                 for size, books in of_mfcc.items()
             }
             tallies = dict(labels) if condition == "clean" else {}
             if encoder:
-                found = tally_layers(
-                    encoder, of_model, judged.utterances, change=change, progress=bar.named(f"layers, {condition}")
-                )
+                found = tally_layers(encoder, of_model, judged.utterances, change=change, progress=named(f"layers, {condition}"))
                 tallies |= {(f"layer {layer}", "layer", layer): of for layer, of in found.items()}
             table += rows_of(tallies, baseline, condition)
     return table
@@ -198,24 +198,3 @@ def _write_abx(judged: Judged, encoder: Features | None, layers: list[int], fold
     if encoder:
         folders += abx.write_features(judged, encoder, layers, folder)
     return {"tokens": tokens, "features": folders, "frequency": 50}
-
-
-class _Bar:
-    """A progress bar in seconds of audio, on a terminal."""
-
-    def __init__(self, seconds: float) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-        self._task = self._bars.add_task("", total=seconds)
-
-    def __enter__(self) -> "_Bar":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bars.stop()
-
-    def named(self, name: str) -> Any:
-        """A callback for `fit_layers` and `tally_layers`."""
-        return lambda part, seconds: self._bars.update(self._task, advance=seconds, description=f"{name}, {part}")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from openwavlm.audio.frames import FRAME_RATE_HZ
-from openwavlm.labels.features import check_reproducible, named_device
+from openwavlm.labels.features import check_reproducible
 from openwavlm.labels.fit import check_skip_rate
 from openwavlm.labels.kmeans import Codebook
 from openwavlm.labels.label_packs import MAX_PACKS, write_labels_meta
@@ -24,6 +24,7 @@ from openwavlm.labels.rebind import check_carried
 from openwavlm.labels.store import LabelPacks, check_names
 from openwavlm.labels.tidying import tidy
 from openwavlm.runtime.atomic import taking_turns, write_json, writer_lock
+from openwavlm.runtime.devices import named_device
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.shards.index import Index
 from openwavlm.shards.reader import check_shards

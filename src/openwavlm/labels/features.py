@@ -16,22 +16,6 @@ from openwavlm.model.wavlm import WavLM
 
 FEATURES = ("mfcc", "layer")
 FEATURE_NORMS = ("auto", "standardise", "none")
-DEVICES = ("cpu", "cuda", "auto")
-
-
-def named_device(device: str) -> str:
-    """`cpu` or `cuda`, where `auto` is `cuda` if there is one.
-
-    Raises:
-        ValueError: If there is no such device.
-    """
-    if device not in DEVICES:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}, but is {device!r}: correct it")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch finds no GPU here: use device=cpu, or device=auto to take what there is")
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
 
 
 def feature_settings(

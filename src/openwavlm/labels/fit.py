@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from openwavlm.labels.sample import draw_sample
 from openwavlm.labels.sampled_frames import num_places, sampled_frames
 from openwavlm.runtime.atomic import write_json
 from openwavlm.runtime.collectives import Ranks
+from openwavlm.runtime.devices import choose_device
 from openwavlm.shards.index import Index
 from openwavlm.shards.reader import check_shards
 
@@ -170,23 +170,6 @@ def _check_engine(engine: str, ranks: Ranks) -> None:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, but is {engine!r}: correct the name")
     if engine == "minibatch" and ranks.size > 1:
         raise ValueError(f"engine=minibatch runs in one process, but {ranks.size} were started: start one, or use engine=lloyd")
-
-
-def choose_device(device: str) -> torch.device:
-    """The device of this process: under torchrun each of a node has its own GPU.
-
-    Raises:
-        ValueError: If there is no such device.
-    """
-    if device not in DEVICES:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}, but is {device!r}: correct the name")
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch finds no GPU here: see `nvidia-smi`, or use device=auto")
-    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    torch.cuda.set_device(chosen)
-    return chosen
 
 
 def _check_memory(places: int, dim: int, chunk: int, max_memory_gib: float, ranks: Ranks) -> None:

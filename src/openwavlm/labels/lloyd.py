@@ -11,14 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
 from openwavlm.labels.chunks import Chunk, ChunkedFrames, chunk_frames, snap_to_grid
 from openwavlm.labels.kmeans import Codebook, check_amount
 from openwavlm.labels.quality import perplexity, used_clusters
 from openwavlm.labels.seeding import SEEDING_FRAMES_PER_CLUSTER, greedy_seeds
+from openwavlm.runtime.progress import ProgressBar
 
 log = logging.getLogger(__name__)
 _LINE_EVERY_S = 30.0
@@ -220,26 +219,23 @@ def _farthest(frames: ChunkedFrames, squares: Tensor, distances: Tensor, wanted:
 
 
 class _Reporter:
-    """A bar where somebody watches; elsewhere a line of the log every half minute."""
+    """A bar on a terminal; elsewhere a line of the log every half minute."""
 
     def __init__(self, iterations: int, *, speaks: bool) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figure]}"))
-        self._bar = Progress(*columns, console=console, disable=not (speaks and console.is_terminal))
-        self._logs = speaks and not console.is_terminal
-        self._task = self._bar.add_task("k-means", total=iterations, figure="")
+        self._bar = ProgressBar(iterations, "k-means", visible=speaks)
+        self._logs = speaks and not self._bar.on_terminal
         self._said = time.monotonic()
 
     def __enter__(self) -> "_Reporter":
-        self._bar.start()
+        self._bar.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+    def __exit__(self, *error: object) -> None:
+        self._bar.__exit__(*error)
 
     def __call__(self, what: str, iteration: int, mean: float | None) -> None:
         figure = "" if mean is None else f"mean squared distance {mean:.6g}"
-        self._bar.update(self._task, description=what, completed=iteration, figure=figure)
+        self._bar.set(iteration, what, figure)
         if self._logs and time.monotonic() - self._said > _LINE_EVERY_S:
             self._said = time.monotonic()
             log.info(f"{what}: iteration {iteration}, {figure}" if figure else what)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from openwavlm.labels.features import check_reproducible, extract_feature_sets, named_device
+from openwavlm.labels.features import check_reproducible, extract_feature_sets
 from openwavlm.labels.kmeans import Codebook, one_torch_thread
 from openwavlm.labels.label_packs import file_checksum, labels_file, rows_file
 from openwavlm.labels.sample import keyed_hash
 from openwavlm.labels.store import LabelPacks, LabelStore
 from openwavlm.labels.unknown_codebook import UnknownCodebook
+from openwavlm.runtime.devices import named_device
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.shards.index import Index
 from openwavlm.shards.reader import ShardReader, UnreadableAudio

@@ -20,7 +20,7 @@ from openwavlm.batches.sources import OpenData
 from openwavlm.model.attention import choose_backend
 from openwavlm.planning.budget import GIB, GPUS, peak_flops, recipe_of
 from openwavlm.planning.trial import run_trial
-from openwavlm.training.checkpoint import write_atomically
+from openwavlm.runtime.atomic import write_atomically
 from openwavlm.training.config import RunConfig, with_placeholders
 
 log = logging.getLogger(__name__)

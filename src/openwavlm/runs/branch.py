@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from openwavlm.runs.run_directory import changed_keys, refuse_changes
-from openwavlm.training.checkpoint import verified, write_atomically
+from openwavlm.runtime.atomic import write_atomically
+from openwavlm.training.checkpoint import verified
 from openwavlm.training.checkpoint_reader import read_checkpoint
 from openwavlm.training.optim import Optim
 from openwavlm.training.records import BRANCHED

@@ -16,8 +16,9 @@ from openwavlm.model.config import WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runs.run_directory import RunRecord, heard_data, other_data
+from openwavlm.runtime.atomic import write_atomically
 from openwavlm.training.build import make_model
-from openwavlm.training.checkpoint import named_checkpoint, write_atomically
+from openwavlm.training.checkpoint import named_checkpoint
 from openwavlm.training.checkpoint_reader import read_checkpoint
 from openwavlm.training.config import RunConfig
 from openwavlm.training.run_files import read_config

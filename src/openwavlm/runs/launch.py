@@ -31,6 +31,7 @@ from openwavlm.runs.segment import segment_entry
 from openwavlm.runs.segments import names_of_checkpoint
 from openwavlm.runs.summary import write_summary
 from openwavlm.runs.trainer import device_type, make_trainer
+from openwavlm.runtime.collectives import on_rank_zero, together
 from openwavlm.runtime.watchdog import Watchdog
 from openwavlm.training.build import make_builder, make_model
 from openwavlm.training.callbacks import StepBoundary
@@ -43,7 +44,7 @@ from openwavlm.training.health.monitor import HealthMonitor, WallClock
 from openwavlm.training.label_watch import LabelWatch
 from openwavlm.training.log import RunLog, log_file, open_trackers, write_log
 from openwavlm.training.module import PretrainingModule, StepRecord
-from openwavlm.training.ranks import join_processes, on_rank_zero, requeue_job, together
+from openwavlm.training.ranks import join_processes, requeue_job
 from openwavlm.training.records import known_records
 from openwavlm.training.run_files import flatten
 from openwavlm.training.validation import Evaluation, Unigram

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from openwavlm.runtime.atomic import write_atomically
 from openwavlm.runtime.sealed import checksum_of, sealed
-from openwavlm.training.checkpoint import checkpoints_in, write_atomically
+from openwavlm.training.checkpoint import checkpoints_in
 from openwavlm.training.records import read_record
 from openwavlm.training.run_files import FORMAT_VERSION, config_checksum, flatten, parse_config, read_config, read_run
 

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from openwavlm.training.checkpoint import write_atomically
+from openwavlm.runtime.atomic import write_atomically
 from openwavlm.training.records import last_row
 from openwavlm.training.run_files import read_summary
 

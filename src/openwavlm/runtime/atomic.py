@@ -61,6 +61,16 @@ def remove_temporaries(folder: Path, is_own: Callable[[str], object]) -> None:
             path.unlink(missing_ok=True)
 
 
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a small file whole or not at all.
+
+    Raises:
+        OSError: If it cannot be written; it names the file.
+    """
+    with atomic_file(path) as file:
+        file.write(data)
+
+
 def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     """Writes a value as JSON, atomically; equal values give equal bytes."""
     with atomic_file(path) as file:

@@ -1,8 +1,8 @@
-"""What the processes of a preparation step say to one another; alone, every method returns what it was given."""
+"""The exchange between the processes of one program; alone, every method returns what it was given."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -52,6 +52,25 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
+    def on_rank_zero(self, function: Callable[[], Result]) -> Result:
+        """Runs `function` on rank 0 and gives all ranks its result.
+
+        Raises:
+            ValueError: With the message of rank 0's error, if there are several processes.
+        """
+        if self.size == 1:
+            return function()
+        box: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                box[0] = function()
+            except (ValueError, OSError, MemoryError) as error:
+                box[1] = explained(error)
+        dist.broadcast_object_list(box, src=0)
+        if box[1] is not None:
+            raise ValueError(box[1])
+        return box[0]
+
     def together(self, function: Callable[[], Result]) -> Result:
         """Runs `function` everywhere; if it fails on one process, all raise that error instead of waiting for it.
 
@@ -70,3 +89,13 @@ class Ranks:
         if errors:
             raise ValueError(errors[0])
         return result[0]
+
+
+def on_rank_zero(function: Callable[[], Result]) -> Result:
+    """`Ranks.on_rank_zero` in torch's process group."""
+    return Ranks.current().on_rank_zero(function)
+
+
+def together(function: Callable[[], Result]) -> Result:
+    """`Ranks.together` in torch's process group."""
+    return Ranks.current().together(function)

@@ -11,8 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from openwavlm.runtime.progress import ProgressBar
 
 log = logging.getLogger(__name__)
 
@@ -161,17 +160,14 @@ def _absolute(value: Any) -> Any:
 
 
 def _wait(submitit: Any, jobs: list[Any]) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
     failed = []
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("jobs", total=len(jobs))
+    with ProgressBar(len(jobs), "jobs") as bar:
         for job in submitit.helpers.as_completed(jobs, poll_frequency=2):
             error = job.exception()
             if error is not None:
                 failed.append((job, error))
                 log.warning(f"job {job.job_id} failed: {_last_line(error)}")
-            progress.advance(bar)
+            bar.advance()
     if failed:
         job, error = failed[0]
         raise ValueError(

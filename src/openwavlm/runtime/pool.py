@@ -7,10 +7,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from openwavlm.runtime.processes import leave_with_parent, start_fork_server
+from openwavlm.runtime.progress import ProgressBar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -39,13 +37,10 @@ def run_jobs(
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, but is {workers}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not (visible and console.is_terminal)) as progress:
-        bar = progress.add_task(description, total=len(jobs))
+    with ProgressBar(len(jobs), description, visible=visible) as bar:
         results = map(function, jobs) if workers == 1 or len(jobs) < 2 else _in_pool(function, jobs, min(workers, len(jobs)))
         for result in results:
-            progress.advance(bar)
+            bar.advance()
             yield result
 
 

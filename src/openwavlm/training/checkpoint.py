@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from openwavlm.runtime.atomic import digest_of, sync_folder
+from openwavlm.runtime.atomic import digest_of, sync_folder, write_atomically
 from openwavlm.runtime.resources import naming
 from openwavlm.runtime.sealed import sealed
 from openwavlm.training.checkpoint_reader import (
@@ -37,25 +37,6 @@ from openwavlm.training.run_files import read_run
 
 _FULL_BYTES = 2**20
 log = logging.getLogger(__name__)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a small file whole or not at all.
-
-    Raises:
-        OSError: If it cannot be written; it names the file.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    temporary.replace(path)
-    sync_folder(path.parent)
 
 
 def _disk_is_full(folder: Path, error: BaseException | None) -> bool:

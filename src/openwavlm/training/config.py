@@ -180,12 +180,12 @@ def _all_keys() -> list[str]:
 def settings_of() -> dict[str, type]:
     """Place of each group in the config → class of its settings."""
     inside = {name: f"{outer}.{name}" for name, outer in _INNER.items()}
-    return {inside.get(name, name): hint for name, hint in _FIELDS.items() if is_dataclass(hint)}
+    return {inside.get(name, name): hint for name, hint in _FIELDS.items() if isinstance(hint, type) and is_dataclass(hint)}
 
 
 def default_values() -> dict[str, Any]:
     """Every group with the defaults of its class, as plain values; `???` for a value that has to be given."""
-    groups = {name: _defaults(hint) for name, hint in _FIELDS.items() if is_dataclass(hint)}
+    groups = {place.rpartition(".")[2]: _defaults(settings) for place, settings in settings_of().items()}
     for name, outer in _INNER.items():
         groups[outer][name] = groups.pop(name)
     return groups

@@ -5,15 +5,12 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-
-from openwavlm.runtime.resources import explained
 
 _FIRST_PORT, _PORTS = 15_000, 20_000
 log = logging.getLogger(__name__)
@@ -81,39 +78,3 @@ def requeue_job() -> bool:
     else:
         log.info("job %s is queued again and will go on from the checkpoint", job)
     return answer.returncode == 0
-
-
-def on_rank_zero(function: Callable[[], Any]) -> Any:
-    """Runs `function` on rank 0 and gives all ranks its result, or its error as a `ValueError`."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return function()
-    box: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            box[0] = function()
-        except (ValueError, OSError, MemoryError) as error:
-            box[1] = explained(error)
-    dist.broadcast_object_list(box, src=0)
-    if box[1] is not None:
-        raise ValueError(box[1])
-    return box[0]
-
-
-def together(function: Callable[[], Any]) -> Any:
-    """Runs `function` on every rank and gives each its own result; if one rank fails, all raise its error instead of waiting for it.
-
-    Raises:
-        ValueError: With the first failing rank's message.
-    """
-    result, error = None, None
-    try:
-        result = function()
-    except (ValueError, OSError, MemoryError) as failure:
-        error = explained(failure)
-    if dist.is_available() and dist.is_initialized():
-        errors: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(errors, error)
-        error = next((f"rank {rank}: {text}" for rank, text in enumerate(errors) if text), None)
-    if error is not None:
-        raise ValueError(error)
-    return result

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from openwavlm.runtime.atomic import write_atomically
 from openwavlm.runtime.resources import naming, retried
-from openwavlm.training.checkpoint import write_atomically
 
 Value = int | float | str | None
 _OTHER_COLUMNS = "its first line does not name its columns"

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from openwavlm.training.checkpoint import write_atomically
+from openwavlm.runtime.atomic import write_atomically
 
 
 class Tracker(Protocol):

@@ -1,0 +1,37 @@
+"""The device that a command computes on, by the one word that every command takes."""
+
+import os
+
+import torch
+
+DEVICES = ("cpu", "cuda", "auto")
+
+
+def named_device(device: str) -> str:
+    """`cpu` or `cuda`, where `auto` is `cuda` if there is one.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, but is {device!r}: correct it")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device is cuda, but torch finds no GPU here: see `nvidia-smi`, use device=cpu, or device=auto to take what there is"
+        )
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of this process: under torchrun each of a node has its own GPU.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if named_device(device) == "cpu":
+        return torch.device("cpu")
+    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(chosen)
+    return chosen

@@ -93,7 +93,7 @@ def micro_batch(
     return PretrainBatch(
         waveforms=(audio * valid).to(torch.int16),
         num_samples=num_samples,
-        labels=labels[0],
+        labels=torch.stack(labels),
         mask=mask,
         masked_index=(mask & labelled).flatten().nonzero()[:, 0],
         unmasked_index=(labelled & ~mask).flatten().nonzero()[:, 0],
@@ -106,7 +106,6 @@ def micro_batch(
         id=identity or MicroBatchId("speech", 0, 0, index),
         num_unreadable=list(samples).count(0),
         valid_samples=sum(samples),
-        other_labels=torch.stack(labels[1:]) if labels[1:] else None,
         **values,
     )
 

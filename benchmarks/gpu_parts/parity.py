@@ -77,8 +77,8 @@ def run(model: WavLMForPretraining, inputs: Inputs, *, backward: bool = True) ->
     model.zero_grad(set_to_none=True)
     with torch.set_grad_enabled(backward), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # flex attention without torch.compile, on a CPU
-        output = model(inputs.waveforms, inputs.num_samples, inputs.mask, inputs.masked_index, inputs.labels)
-        loss = output.cross_entropy_sum / len(inputs.labels) + _PENALTY * output.feature_penalty
+        output = model(inputs.waveforms, inputs.num_samples, inputs.mask, inputs.masked_index, [inputs.labels])
+        loss = output.sets[0].cross_entropy_sum / len(inputs.labels) + _PENALTY * output.feature_penalty
         if backward:
             loss.backward()
     handle.remove()

@@ -76,12 +76,12 @@ def test_each_head_gives_what_it_gives_alone() -> None:
     waveforms, index = torch.randn(2, 4000), torch.arange(3, 17)
     labels = [torch.randint(0, classes, (len(index),)) for classes in (10, 6)]
     apart = torch.arange(3), [torch.randint(0, classes, (3,)) for classes in (10, 6)]
-    output = both(waveforms, None, None, index, labels[0], None, apart[0], apart[1][0], other_labels=[(labels[1], apart[1][1])])
+    output = both(waveforms, None, None, index, labels, None, *apart)
     assert len(both.heads()) == 2 and both.num_classes == 10
-    for number, figures in enumerate((output, output.others[0])):
+    for number, figures in enumerate(output.sets):
         alone = WavLMForPretraining(both.wavlm, num_classes=(10, 6)[number], final_dim=8).eval()
         alone.final_proj, alone.label_embeddings = both.heads()[number].final_proj, both.heads()[number].label_embeddings
-        expected = alone(waveforms, None, None, index, labels[number], None, apart[0], apart[1][number])
+        (expected,) = alone(waveforms, None, None, index, [labels[number]], None, apart[0], [apart[1][number]]).sets
         for name in ("cross_entropy_sum", "num_correct", "unmasked_cross_entropy_sum", "num_unmasked_correct"):
             assert torch.equal(getattr(figures, name), getattr(expected, name))
 
@@ -183,8 +183,10 @@ def test_an_export_holds_both_heads_and_a_replay_both_labels(run: Path, place: P
     page = report_runs([run], tmp_path / "report").read_text()
     assert "10 clusters" in page and str(place.folder / "shards-labels-1") in page
     batch = rebuild_update(run, 2).micro_batches[0].batch
-    assert batch.other_labels is not None and batch.other_labels.shape == (1, *batch.labels.shape)
-    assert torch.equal(batch.other_labels[0] >= 0, batch.labels >= 0) and int(batch.other_labels.max()) < 6
+    assert batch.labels.shape == (2, *batch.mask.shape)
+    assert torch.equal(batch.labels[0] >= 0, batch.labels[1] >= 0) and int(batch.labels[1].max()) < 6 <= int(
+        batch.labels[0].max()
+    )
 
 
 def refused(sentence: str, *overrides: str, run: Path) -> None:
@@ -261,6 +263,6 @@ def test_a_row_that_one_set_lacks_is_in_none(place: Place, tmp_path: Path, monke
             place_of = (batch.rows == 0).nonzero().flatten().tolist()
             met += len(place_of)
             for row in place_of:
-                assert int(batch.num_samples[row]) == 0 and bool((batch.labels[row] == -1).all())
+                assert int(batch.num_samples[row]) == 0 and bool((batch.labels[:, row] == -1).all())
     opened.close()
     assert met

@@ -271,7 +271,7 @@ def test_batch_json_names_every_row_with_its_mask_labels_and_mixture(original, w
                 mask[begin : begin + frames] = True
             assert (mask == kept.batch.mask[place, : row["frames"]].numpy()).all() and mask.sum() == row["masked_frames"]
             labels = np.repeat(*np.array(row["label_runs"]).T)
-            assert (labels == kept.batch.labels[place, : row["frames"]].numpy()).all()
+            assert (labels == kept.batch.labels[0, place, : row["frames"]].numpy()).all()
             assert row["duration_s"] == kept.batch.num_samples[place] / 16_000
     mixtures = [row["mixture"] for micro in record["micro_batches"] for row in micro["rows"] if row["mixture"]]
     assert {mixture["with"] for mixture in mixtures} == {"speech", "noise"}

@@ -44,8 +44,8 @@ def counted(model: WavLMConfig, rows: int, samples: int, predicted: int) -> int:
     mask = (torch.arange(rows * frames) < predicted).view(rows, frames)
     keep = torch.ones(model.layers, dtype=torch.bool)
     with FlopCounterMode(display=False) as counter:
-        output = made(torch.randn(rows, samples), torch.full((rows,), samples), mask, index, index % CLASSES, keep)
-        (output.cross_entropy_sum + output.feature_penalty).backward()
+        output = made(torch.randn(rows, samples), torch.full((rows,), samples), mask, index, [index % CLASSES], keep)
+        (output.sets[0].cross_entropy_sum + output.feature_penalty).backward()
     return counter.get_total_flops()
 
 

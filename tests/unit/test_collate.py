@@ -86,8 +86,8 @@ def test_audio_and_labels_of_every_row_are_those_of_its_frames(corpus):
         assert batch.rows.tolist() == spec.rows.tolist() and batch.start_frame.tolist() == spec.start_frame.tolist()
         for place, (row, start, frames) in enumerate(zip(spec.rows, spec.start_frame, spec.num_frames, strict=True)):
             labels = store.read(int(row))[start : start + frames]
-            assert batch.labels[place, :frames].tolist() == labels.tolist()
-            assert (batch.labels[place, frames:] == -1).all()
+            assert batch.labels[0, place, :frames].tolist() == labels.tolist()
+            assert (batch.labels[0, place, frames:] == -1).all()
             first, size = start * HOP_SAMPLES, num_samples_of(int(frames))
             audio = reader.read(int(row))[first : first + size]
             assert batch.waveforms[place, :size].tolist() == audio.tolist() and audio.any()
@@ -101,7 +101,7 @@ def test_masked_and_unmasked_frames_are_the_valid_frames_and_nothing_else(corpus
     builder = corpus.builder()
     for spec in corpus.specs(1):
         batch = builder[spec]
-        labels, mask = batch.labels.flatten(), batch.mask.flatten()
+        labels, mask = batch.labels[0].flatten(), batch.mask.flatten()
         assert (labels[batch.masked_index] >= 0).all() and mask[batch.masked_index].all()
         assert (labels[batch.unmasked_index] >= 0).all() and not mask[batch.unmasked_index].any()
         both = torch.cat([batch.masked_index, batch.unmasked_index]).sort().values
@@ -260,8 +260,9 @@ def test_an_unreadable_row_keeps_its_place_and_moves_nobody_elses_draws(corpus, 
         places = np.flatnonzero(spec.rows == row)
         others = torch.from_numpy(spec.rows != row)
         assert after.waveforms.shape == before.waveforms.shape and after.num_unreadable == len(places)
-        for name in ("waveforms", "num_samples", "labels", "mask", "rows", "start_frame"):
+        for name in ("waveforms", "num_samples", "mask", "rows", "start_frame"):
             assert torch.equal(getattr(after, name)[others], getattr(before, name)[others])
+        assert torch.equal(after.labels[:, others], before.labels[:, others])
         assert torch.equal(after.layer_keep, before.layer_keep) and torch.equal(after.rows, before.rows)
         assert (after.num_samples[~others] == 0).all() and not after.waveforms[~others].any()
         assert not after.mask[~others].any()
@@ -323,7 +324,7 @@ def test_a_row_without_labels_is_unreadable_too(corpus, monkeypatch):
     monkeypatch.setattr(LabelStore, "read", read)
     batch = builder[spec]
     lost = torch.from_numpy(spec.rows == row)
-    assert batch.num_unreadable == lost.sum() and not batch.waveforms[lost].any() and (batch.labels[lost] == -1).all()
+    assert batch.num_unreadable == lost.sum() and not batch.waveforms[lost].any() and (batch.labels[0, lost] == -1).all()
 
 
 def test_a_row_without_labels_in_a_second_set_is_unreadable_too(corpus, monkeypatch, tmp_path):
@@ -336,7 +337,7 @@ def test_a_row_without_labels_in_a_second_set_is_unreadable_too(corpus, monkeypa
         LabelStore.read,
     )
     whole = builder[spec]
-    assert torch.equal(whole.other_labels, whole.labels[None])
+    assert torch.equal(whole.labels[1], whole.labels[0])
 
     def read(self: LabelStore, wanted: int, *arguments: int) -> np.ndarray:
         found = real(self, wanted, *arguments)
@@ -346,9 +347,9 @@ def test_a_row_without_labels_in_a_second_set_is_unreadable_too(corpus, monkeypa
 
     monkeypatch.setattr(LabelStore, "read", read)
     batch, lost = builder[spec], torch.from_numpy(spec.rows == row)
-    assert batch.num_unreadable == lost.sum() and (batch.labels[lost] == -1).all() and (batch.other_labels[0, lost] == -1).all()
-    valid = batch.labels >= 0
-    assert valid.any() and torch.equal(batch.other_labels[0][valid], (batch.labels[valid] + 1) % 10)
+    assert batch.num_unreadable == lost.sum() and (batch.labels[:, lost] == -1).all()
+    valid = batch.labels[0] >= 0
+    assert valid.any() and torch.equal(batch.labels[1][valid], (batch.labels[0][valid] + 1) % 10)
 
 
 def test_ten_skipped_rows_are_named_and_further_ones_only_counted(corpus, monkeypatch, caplog):

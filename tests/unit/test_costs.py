@@ -45,10 +45,10 @@ def step(model: WavLMForPretraining, rows: int, frames: int) -> tuple[MicroBatch
         torch.full((rows,), samples),
         mask.view(rows, frames),
         index,
-        index % CLASSES,
+        [index % CLASSES],
         torch.ones(model.wavlm.config.layers, dtype=torch.bool),
     )
-    loss = output.cross_entropy_sum + output.feature_penalty
+    loss = output.sets[0].cross_entropy_sum + output.feature_penalty
     return MicroBatchShape(rows=rows, samples=samples, predicted_frames=len(index)), output, loss
 
 

@@ -63,12 +63,12 @@ def expected_figures(learner, batches: Batches, sets: int, *, normalised: bool) 
         object.__setattr__(clean, "mix", mixtures((0, 0, 0, 0, 0, 0)))
         with torch.no_grad():
             encoded = exact.wavlm(prepared(clean, normalised=normalised), micro.num_samples, mask=micro.mask)
-        every = torch.arange(micro.labels.numel())
+        every = torch.arange(micro.mask.numel())
         found = [log_probabilities(encoded.final.flatten(0, 1), *head, every).detach() for head in heads]
-        width = micro.labels.shape[1]
-        for row in range(len(micro.labels)):
+        width = micro.mask.shape[1]
+        for row in range(len(micro.mask)):
             for frame in range(width):
-                place, label = row * width + frame, int(micro.labels[row, frame])
+                place, label = row * width + frame, int(micro.labels[0, row, frame])
                 if label < 0:
                     continue
                 if not micro.mask[row, frame]:
@@ -80,11 +80,11 @@ def expected_figures(learner, batches: Batches, sets: int, *, normalised: bool) 
                 add("loss", -float(found[0][place, label]))
                 add("unigram_loss", -math.log((COUNTS[0][label] + 1) / (COUNTS[0].sum() + 7)))
                 add("unigram_correct", label == 3)
-                known = [f for f in range(width) if not micro.mask[row, f] and micro.labels[row, f] >= 0]
-                guess = int(micro.labels[row, min(known, key=lambda f: (abs(f - frame), f))]) if known else -1
+                known = [f for f in range(width) if not micro.mask[row, f] and micro.labels[0, row, f] >= 0]
+                guess = int(micro.labels[0, row, min(known, key=lambda f: (abs(f - frame), f))]) if known else -1
                 add("nearest", guess == label)
                 for other in range(1, sets):
-                    label = int(micro.other_labels[other - 1, row, frame])
+                    label = int(micro.labels[other, row, frame])
                     add(f"correct_{other + 1}", int(found[other][place].argmax()) == label)
                     add(f"loss_{other + 1}", -float(found[other][place, label]))
                     add(

@@ -85,7 +85,7 @@ def losses(parts: RunConfig, opened: OpenData, model: WavLMForPretraining) -> tu
         for row in range(len(batch.rows)):
             speaker = opened.indexes["test"].speakers[int(opened.indexes["test"].speaker[int(batch.rows[row])])]
             for frame in np.flatnonzero(batch.mask[row].numpy()):
-                label = int(batch.labels[row, frame])
+                label = int(batch.labels[0, row, frame])
                 x = projected[row, frame] / np.linalg.norm(projected[row, frame])
                 cosine = embeddings_all @ x / np.linalg.norm(embeddings_all, axis=1) / model.logit_temperature
                 own = embeddings[label] @ x / np.linalg.norm(embeddings[label]) / model.logit_temperature

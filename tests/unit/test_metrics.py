@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from openwavlm.training.log import METRIC_COLUMNS, columns_of_sets, metrics_row
+from openwavlm.training.log import METRIC_COLUMNS, metrics_row
 from openwavlm.training.module import StepRecord
+from openwavlm.training.sums import of_further_sets
 
 SUMS = {
     "cross_entropy": 600.0,
@@ -58,7 +59,7 @@ def test_further_label_sets_have_columns_and_their_part_of_the_loss():
     row = metrics_row(replace(RECORD, sums=sums), 10.0, (0.5, 0.25, 0.25))
     assert row["loss"] == pytest.approx(0.5 * 3 + 0.25 * 2 + 0.25 * 0.5 + 1.5)
     assert [row[name] for name in ("cross_entropy_2", "accuracy_2", "cross_entropy_3", "accuracy_3")] == [2.0, 0.4, 0.5, 0.05]
-    assert list(row) == columns_of_sets(METRIC_COLUMNS, ("cross_entropy", "accuracy"), 3)
+    assert list(row) == [*METRIC_COLUMNS, *of_further_sets(("cross_entropy", "accuracy"), 3)]
 
 
 @pytest.mark.parametrize(("norm", "void"), [(2.5, 0), (math.inf, 1), (math.nan, 1)])

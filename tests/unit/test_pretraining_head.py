@@ -34,46 +34,46 @@ def case(**settings):
     mask = torch.rand(2, 10) < 0.5
     labels = torch.randint(7, (2, 10), dtype=torch.int32)
     masked, unmasked = mask.flatten().nonzero()[:, 0], (~mask).flatten().nonzero()[:, 0]
-    inputs = (torch.randn(2, 40), torch.tensor([40, 40]), mask, masked, labels.flatten()[masked])
-    return model, inputs, (unmasked, labels.flatten()[unmasked])
+    inputs = (torch.randn(2, 40), torch.tensor([40, 40]), mask, masked, [labels.flatten()[masked]])
+    return model, inputs, (unmasked, [labels.flatten()[unmasked]])
 
 
 def test_the_loss_covers_the_indexed_frames_and_no_others():
-    model, (waveforms, num_samples, mask, masked, labels), _ = case()
-    output = model(waveforms, num_samples, mask, masked, labels)
+    model, (waveforms, num_samples, mask, masked, (labels,)), _ = case()
+    output = model(waveforms, num_samples, mask, masked, [labels])
     projected = model.final_proj(model.wavlm(waveforms, mask=mask).final).flatten(0, 1)
     log_probabilities = cosine_logits(projected, model.label_embeddings, 0.1).log_softmax(-1)
     expected = -sum(log_probabilities[i, z] for i, z in zip(masked.tolist(), labels.tolist(), strict=True))
-    torch.testing.assert_close(output.cross_entropy_sum, expected)
-    assert int(output.num_correct) == sum(
+    torch.testing.assert_close(output.sets[0].cross_entropy_sum, expected)
+    assert int(output.sets[0].num_correct) == sum(
         int(log_probabilities[i].argmax()) == z for i, z in zip(masked.tolist(), labels.tolist(), strict=True)
     )
     torch.testing.assert_close(output.feature_penalty, model.wavlm(waveforms).features.square().mean())
-    assert output.unmasked_cross_entropy_sum is output.num_unmasked_correct is None
+    assert output.sets[0].unmasked_cross_entropy_sum is output.sets[0].num_unmasked_correct is None
 
 
 def test_unmasked_frames_are_measured_without_changing_loss_or_gradients():
     model, inputs, unmasked = case()
     plain = model(*inputs)
-    plain.cross_entropy_sum.backward()
+    plain.sets[0].cross_entropy_sum.backward()
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     measured = model(*inputs, None, *unmasked)
-    assert not measured.unmasked_cross_entropy_sum.requires_grad
-    assert measured.unmasked_cross_entropy_sum.item() > 0
-    assert 0 <= int(measured.num_unmasked_correct) <= len(unmasked[0])
-    measured.cross_entropy_sum.backward()
-    assert torch.equal(plain.cross_entropy_sum, measured.cross_entropy_sum)
+    assert not measured.sets[0].unmasked_cross_entropy_sum.requires_grad
+    assert measured.sets[0].unmasked_cross_entropy_sum.item() > 0
+    assert 0 <= int(measured.sets[0].num_unmasked_correct) <= len(unmasked[0])
+    measured.sets[0].cross_entropy_sum.backward()
+    assert torch.equal(plain.sets[0].cross_entropy_sum, measured.sets[0].cross_entropy_sum)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert torch.equal(parameter.grad, gradient)
 
 
 def test_without_masked_frames_loss_and_gradients_are_zero_and_every_parameter_has_one():
-    model, (waveforms, num_samples, mask, masked, labels), _ = case()
-    output = model(waveforms, num_samples, mask, masked[:0], labels[:0])
-    assert (output.cross_entropy_sum.item(), int(output.num_correct)) == (0.0, 0)
+    model, (waveforms, num_samples, mask, masked, (labels,)), _ = case()
+    output = model(waveforms, num_samples, mask, masked[:0], [labels[:0]])
+    assert (output.sets[0].cross_entropy_sum.item(), int(output.sets[0].num_correct)) == (0.0, 0)
     assert torch.isfinite(output.feature_penalty)
-    output.cross_entropy_sum.backward()
+    output.sets[0].cross_entropy_sum.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert not parameter.grad.any(), name
@@ -90,10 +90,10 @@ def test_lengths_and_layer_draws_reach_the_encoder():
 def test_special_rows_are_wrong_answers_in_front_of_the_labels():
     model, inputs, _ = case(special_rows=4)
     assert model.label_embeddings.shape == (11, 3)
-    with_specials = model(*inputs).cross_entropy_sum
+    with_specials = model(*inputs).sets[0].cross_entropy_sum
     model.label_embeddings = nn.Parameter(model.label_embeddings.detach()[4:])
     model.special_rows = 0
-    assert with_specials.item() > model(*inputs).cross_entropy_sum.item()
+    assert with_specials.item() > model(*inputs).sets[0].cross_entropy_sum.item()
 
 
 @pytest.mark.parametrize(("label_init", "mean", "deviation"), [("uniform", 0.5, 12**-0.5), ("normal", 0.0, 1.0)])
@@ -144,8 +144,8 @@ def test_the_logits_are_float32_under_autocast():
     exact = model(*inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(*inputs)
-    assert output.cross_entropy_sum.dtype == output.feature_penalty.dtype == torch.float32
-    torch.testing.assert_close(output.cross_entropy_sum, exact.cross_entropy_sum, rtol=0.02, atol=0)
+    assert output.sets[0].cross_entropy_sum.dtype == output.feature_penalty.dtype == torch.float32
+    torch.testing.assert_close(output.sets[0].cross_entropy_sum, exact.sets[0].cross_entropy_sum, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize(

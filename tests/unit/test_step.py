@@ -62,7 +62,7 @@ class Explicit:
         fall = max(0.0, 1 - step / (settings.warm_share * updates))
         heads = [(learner.final_proj, learner.label_embeddings)]
         heads += [(head.final_proj, head.label_embeddings) for head in learner.other_heads]
-        sums = dict.fromkeys(module.sums, 0.0)
+        sums = dict.fromkeys(module.sums.names, 0.0)
         classes = learner.num_classes
         self.marginal, self.activations = torch.zeros(classes, dtype=torch.float64), 0.0
         loss = torch.zeros((), dtype=torch.float64)
@@ -72,8 +72,9 @@ class Explicit:
             waveforms = prepared(micro, normalised=learner.wavlm.config.normalise_waveform)
             encoded = learner.wavlm(waveforms, micro.num_samples, mask=micro.mask, layer_keep=micro.layer_keep)
             frames, penalty, count = encoded.final.flatten(0, 1), encoded.features.square().mean(), len(micro.masked_index)
-            sets = [micro.labels, *(micro.other_labels if micro.other_labels is not None else [])]
-            for number, (share, labels, (projection, embeddings)) in enumerate(zip(shares, sets, heads, strict=True), start=1):
+            for number, (share, labels, (projection, embeddings)) in enumerate(
+                zip(shares, micro.labels, heads, strict=True), start=1
+            ):
                 suffix = "" if number == 1 else f"_{number}"
                 for part, weight, index in (
                     ("", 1.0, micro.masked_index),
@@ -106,7 +107,7 @@ class Explicit:
                 loss = loss + settings.logmel * fall * error * count
                 sums["logmel_error"] += float(error.detach()) * count
             rows, width = micro.waveforms.shape
-            masked_here, labelled = int((micro.mask & (micro.labels >= 0)).sum()), int((micro.labels >= 0).sum())
+            masked_here, labelled = int((micro.mask & (micro.labels[0] >= 0)).sum()), int((micro.labels[0] >= 0).sum())
             for name, value in {
                 "masked": masked_here,
                 "penalty": float(penalty.detach()) * count,

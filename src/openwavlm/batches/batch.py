@@ -122,7 +122,7 @@ class PretrainBatch(_Movable):
     Attributes:
         waveforms: int16 (batch, samples), zero-padded at the end.
         num_samples: int64 (batch,), valid samples; 0 for a row that could not be read.
-        labels: int32 (batch, frames), pseudo-labels of the clean audio; −1 where there is none.
+        labels: int32 (sets, batch, frames), pseudo-labels of the clean audio in each label set; −1 where there is none.
         mask: bool (batch, frames), True = masked.
         masked_index: int64 (masked,), flat positions batch · frames that enter the loss.
         unmasked_index: int64 (unmasked,), flat positions of valid frames that are not masked.
@@ -136,7 +136,6 @@ class PretrainBatch(_Movable):
         weight: 1, or 0 for a padding micro-batch that only keeps the collectives aligned.
         num_unreadable: Rows that could not be read.
         valid_samples: Sum of `num_samples`, on the host.
-        other_labels: int32 (sets − 1, batch, frames), those of a run's further label sets; None in a run with one.
     """
 
     waveforms: Tensor
@@ -155,7 +154,6 @@ class PretrainBatch(_Movable):
     weight: float = 1.0
     num_unreadable: int = 0
     valid_samples: int = 0
-    other_labels: Tensor | None = None
 
     @property
     def num_masked(self) -> int:

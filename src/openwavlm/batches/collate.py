@@ -86,7 +86,7 @@ class MicroBatchBuilder:
         return PretrainBatch(
             waveforms=torch.from_numpy(waveforms),
             num_samples=torch.from_numpy(num_samples),
-            labels=torch.from_numpy(labels[0]),
+            labels=torch.from_numpy(labels),
             mask=torch.from_numpy(mask),
             masked_index=torch.from_numpy(np.flatnonzero(mask & valid)),
             unmasked_index=torch.from_numpy(np.flatnonzero(~mask & valid)),
@@ -100,7 +100,6 @@ class MicroBatchBuilder:
             weight=spec.weight,
             num_unreadable=int((~readable).sum()),
             valid_samples=int(num_samples.sum()),
-            other_labels=torch.from_numpy(labels[1:]) if len(labels) > 1 else None,
         )
 
     def _open(self, source: str) -> ShardReader:

@@ -5,6 +5,7 @@ and the four embeddings of fairseq's special symbols, which are never right answ
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,8 +15,15 @@ from openwavlm.model.losses import cosine_logits, feature_penalty, masked_predic
 from openwavlm.model.wavlm import WavLM
 
 
-class TargetFigures(NamedTuple):
-    """What a micro-batch gives of one further label set; as the fields of the same names of `PretrainingOutput`."""
+class SetFigures(NamedTuple):
+    """Sums of one micro-batch over one label set, tensors of one element on the model's device.
+
+    Attributes:
+        cross_entropy_sum: float32, over the masked frames, in nats.
+        num_correct: int64, masked frames whose label has the largest logit.
+        unmasked_cross_entropy_sum: float32, over the unmasked frames; None if not asked for.
+        num_unmasked_correct: int64, likewise.
+    """
 
     cross_entropy_sum: Tensor
     num_correct: Tensor
@@ -24,27 +32,20 @@ class TargetFigures(NamedTuple):
 
 
 class PretrainingOutput(NamedTuple):
-    """What a micro-batch gives, on the model's device; all but the features are tensors of one element.
+    """Result of one micro-batch, on the model's device.
 
     Attributes:
-        cross_entropy_sum: float32, summed over the masked frames, in nats.
-        num_correct: int64, masked frames whose label has the largest logit.
-        feature_penalty: float32, mean square of the convolutional features.
-        unmasked_cross_entropy_sum: float32, the same over the unmasked frames; None if not asked for.
-        num_unmasked_correct: int64, likewise.
+        sets: Sums of each label set.
+        feature_penalty: float32 (), mean square of the convolutional features.
         features: (batch, channels, frames), the extractor's output.
-        marginal: float32 (classes,), predicted probabilities summed over the masked frames; None if not asked for.
-        others: The same sums of the run's further label sets.
+        marginal: float32 (classes,), probabilities that the first label set's head predicts, summed over the masked frames; None if
+            not asked for.
     """
 
-    cross_entropy_sum: Tensor
-    num_correct: Tensor
+    sets: tuple[SetFigures, ...]
     feature_penalty: Tensor
-    unmasked_cross_entropy_sum: Tensor | None
-    num_unmasked_correct: Tensor | None
     features: Tensor
     marginal: Tensor | None = None
-    others: tuple[TargetFigures, ...] = ()
 
 
 class LabelHead(nn.Module):
@@ -131,12 +132,11 @@ class WavLMForPretraining(nn.Module):
         num_samples: Tensor | None,
         mask: Tensor | None,
         masked_index: Tensor,
-        masked_labels: Tensor,
+        masked_labels: Sequence[Tensor],
         layer_keep: Tensor | None = None,
         unmasked_index: Tensor | None = None,
-        unmasked_labels: Tensor | None = None,
+        unmasked_labels: Sequence[Tensor] = (),
         *,
-        other_labels: Sequence[tuple[Tensor, Tensor | None]] = (),
         learn_unmasked: bool = False,
         with_marginal: bool = False,
     ) -> PretrainingOutput:
@@ -150,11 +150,10 @@ class WavLMForPretraining(nn.Module):
             num_samples: int64 (batch,), valid samples; None = all.
             mask: bool (batch, frames), True = hidden from the encoder.
             masked_index: int64 (masked,), flat positions batch · frames that enter the loss.
-            masked_labels: Integers (masked,), their pseudo-labels, 0 … num_classes − 1.
+            masked_labels: For each label set integers (masked,), their pseudo-labels, 0 … num_classes − 1.
             layer_keep: bool (layers,), LayerDrop's draw.
             unmasked_index: int64 (unmasked,), flat positions of other frames, which are measured.
-            unmasked_labels: Integers (unmasked,), their pseudo-labels.
-            other_labels: `masked_labels` and `unmasked_labels` of each further label set.
+            unmasked_labels: For each label set integers (unmasked,), their pseudo-labels.
             learn_unmasked: Whether their cross-entropy has a gradient.
             with_marginal: Whether the predicted probabilities are summed too; without a gradient.
 
@@ -164,20 +163,20 @@ class WavLMForPretraining(nn.Module):
         encoded = self.wavlm(waveforms, num_samples, mask=mask, layer_keep=layer_keep)
         frames = encoded.final.flatten(0, 1)
         marginal, figures = None, []
-        for head, (of_masked, of_unmasked) in zip(self.heads(), [(masked_labels, unmasked_labels), *other_labels], strict=True):
+        of_sets = zip_longest(masked_labels, unmasked_labels if unmasked_index is not None else ())
+        for head, (of_masked, of_unmasked) in zip(self.heads(), of_sets, strict=True):
             logits = self._logits(head, frames, masked_index)
             cross_entropy_sum, num_correct = masked_prediction(logits, of_masked + self.special_rows)
             unmasked_cross_entropy_sum, num_unmasked_correct = None, None
-            if unmasked_index is not None and of_unmasked is not None:
+            if unmasked_index is not None:
                 with torch.set_grad_enabled(learn_unmasked and torch.is_grad_enabled()):
                     unmasked_cross_entropy_sum, num_unmasked_correct = masked_prediction(
                         self._logits(head, frames, unmasked_index), of_unmasked + self.special_rows
                     )
             if with_marginal and marginal is None:
                 marginal = logits.detach().softmax(-1).sum(0)[self.special_rows :]
-            figures.append(TargetFigures(cross_entropy_sum, num_correct, unmasked_cross_entropy_sum, num_unmasked_correct))
-        first, penalty = figures[0], feature_penalty(encoded.features)
-        return PretrainingOutput(*first[:2], penalty, *first[2:], encoded.features, marginal, tuple(figures[1:]))
+            figures.append(SetFigures(cross_entropy_sum, num_correct, unmasked_cross_entropy_sum, num_unmasked_correct))
+        return PretrainingOutput(tuple(figures), feature_penalty(encoded.features), encoded.features, marginal)
 
     def _logits(self, head: "WavLMForPretraining | LabelHead", frames: Tensor, index: Tensor) -> Tensor:
         projected = head.final_proj(frames.index_select(0, index))

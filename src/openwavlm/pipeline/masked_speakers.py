@@ -33,7 +33,7 @@ def masked_by_speaker(model: WavLMForPretraining, config: RunConfig, opened: Ope
         encoded = model.wavlm(waveforms, batch.num_samples, mask=batch.mask).final.flatten(0, 1)
         projected = model.final_proj(encoded.index_select(0, batch.masked_index))
         logits = cosine_logits(projected, model.label_embeddings, model.logit_temperature)
-        labels = batch.labels.flatten().to(torch.int64).index_select(0, batch.masked_index) + model.special_rows
+        labels = batch.labels[0].flatten().to(torch.int64).index_select(0, batch.masked_index) + model.special_rows
         losses = F.cross_entropy(logits, labels, reduction="none").double().numpy()
         rows = batch.rows.numpy()[batch.masked_index.numpy() // batch.mask.shape[1]]
         speakers = index.speaker[rows]

@@ -45,7 +45,7 @@ def synthetic_batch(recipe: Recipe, num_classes: int | Sequence[int]) -> Pretrai
     return PretrainBatch(
         waveforms=torch.from_numpy(waveforms),
         num_samples=torch.full((rows,), shape.samples),
-        labels=labels[0],
+        labels=torch.stack(labels),
         mask=torch.from_numpy(mask),
         masked_index=torch.from_numpy(np.flatnonzero(mask)),
         unmasked_index=torch.from_numpy(np.flatnonzero(~mask)),
@@ -57,7 +57,6 @@ def synthetic_batch(recipe: Recipe, num_classes: int | Sequence[int]) -> Pretrai
         start_frame=torch.zeros(rows, dtype=torch.int64),
         id=MicroBatchId("synthetic", 0, 0, 0),
         valid_samples=rows * shape.samples,
-        other_labels=torch.stack(labels[1:]) if len(labels) > 1 else None,
     )
 
 
@@ -81,10 +80,11 @@ class _Step:
             waveforms = prepare_waveforms(batch, mixing, normalised=self.model.wavlm.config.normalise_waveform)
             learn = self.loss.unmasked > 0
             output = forward_micro_batch(self.model, batch, waveforms, with_unmasked=learn, learn_unmasked=learn)
-            total = sum((of_set.cross_entropy_sum for of_set in output.others), output.cross_entropy_sum)
+            total = torch.stack([of_set.cross_entropy_sum for of_set in output.sets]).sum()
             total = total + self.loss.feature_penalty * output.feature_penalty * batch.num_masked
-            if output.unmasked_cross_entropy_sum is not None:
-                total = total + self.loss.unmasked * output.unmasked_cross_entropy_sum
+            for of_set in output.sets if learn else ():
+                assert of_set.unmasked_cross_entropy_sum is not None
+                total = total + self.loss.unmasked * of_set.unmasked_cross_entropy_sum
         (total / max(1, batch.num_masked)).backward()
         self._wait()
 

@@ -70,7 +70,7 @@ def _row(
     frames = num_frames(size)
     clean = batch.waveforms[place, :size].numpy().astype(np.float32) / 32768
     mask = batch.mask[place, :frames].numpy()
-    labels = batch.labels[place, :frames].numpy().astype(np.int64)
+    labels = batch.labels[0, place, :frames].numpy().astype(np.int64)
     facts = {
         "place": place,
         **named[place],

@@ -176,7 +176,7 @@ def first_mixture(opened: OpenData, schedule: Schedule, builder: MicroBatchBuild
                 energy_ratio_db=mixture["drawn_db"],
                 overlap_snr_db=mixture["overlap_snr_db"],
                 mask=batch.mask[row, :frames].numpy(),
-                labels=batch.labels[row, :frames].numpy().astype(np.int64),
+                labels=batch.labels[0, row, :frames].numpy().astype(np.int64),
             )
             if telling:
                 return found

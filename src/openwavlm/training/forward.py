@@ -45,29 +45,17 @@ def forward_micro_batch(
     with_marginal: bool = False,
 ) -> PretrainingOutput:
     """One micro-batch through the model; labels are those of the clean primary utterance."""
-    labels = batch.labels.flatten().to(torch.int64)
+    sets = [of_set.flatten().to(torch.int64) for of_set in batch.labels]
     unmasked = batch.unmasked_index if with_unmasked else None
     return model(
         waveforms,
         batch.num_samples,
         mask=batch.mask,
         masked_index=batch.masked_index,
-        masked_labels=labels.index_select(0, batch.masked_index),
+        masked_labels=[labels.index_select(0, batch.masked_index) for labels in sets],
         layer_keep=batch.layer_keep,
         unmasked_index=unmasked,
-        unmasked_labels=labels.index_select(0, unmasked) if unmasked is not None else None,
-        other_labels=_other_labels(batch, unmasked),
+        unmasked_labels=[labels.index_select(0, unmasked) for labels in sets] if unmasked is not None else (),
         learn_unmasked=learn_unmasked,
         with_marginal=with_marginal,
     )
-
-
-def _other_labels(batch: PretrainBatch, unmasked: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
-    """Labels of the masked frames, and of the others, in each further label set."""
-    if batch.other_labels is None:
-        return []
-    sets = [of_set.flatten().to(torch.int64) for of_set in batch.other_labels]
-    return [
-        (of_set.index_select(0, batch.masked_index), of_set.index_select(0, unmasked) if unmasked is not None else None)
-        for of_set in sets
-    ]

@@ -17,6 +17,7 @@ from openwavlm.training.heat_map import heat_map
 from openwavlm.training.module import StepRecord
 from openwavlm.training.records import Value
 from openwavlm.training.settings import Logging
+from openwavlm.training.sums import of_further_sets, of_set
 from openwavlm.training.tables import RunTables
 from openwavlm.training.trackers import MlflowTracker, Tracker, WandbTracker
 from openwavlm.training.validation import VALIDATION_COLUMNS
@@ -113,11 +114,6 @@ def open_trackers(settings: Logging, directory: Path, config: dict[str, Any]) ->
     return trackers
 
 
-def columns_of_sets(columns: list[str], names: Sequence[str], sets: int) -> list[str]:
-    """A record's columns with those of a run's further label sets, `NAME_2` and so on."""
-    return [*columns, *(f"{name}_{number}" for number in range(2, sets + 1) for name in names)]
-
-
 def metrics_row(record: StepRecord, penalty_weight: float, target_weights: Sequence[float] = (1.0,)) -> dict[str, Value]:
     """The figures of one update; nothing in it depends on time or machine.
 
@@ -125,18 +121,16 @@ def metrics_row(record: StepRecord, penalty_weight: float, target_weights: Seque
     """
     sums = record.sums
     masked = max(1.0, sums["masked"])
-    cross_entropy, penalty = sums["cross_entropy"] / masked, sums["penalty"] / masked
-    others: dict[str, Value] = {}
-    predicted = target_weights[0] * cross_entropy
-    for number, weight in enumerate(target_weights[1:], start=2):
-        of_set = sums[f"cross_entropy_{number}"] / masked
-        predicted += weight * of_set
-        others |= {f"cross_entropy_{number}": of_set, f"accuracy_{number}": sums[f"correct_{number}"] / masked}
+    losses = [sums[of_set("cross_entropy", number)] / masked for number in range(len(target_weights))]
+    hits = [sums[of_set("correct", number)] / masked for number in range(len(target_weights))]
+    predicted, penalty = target_weights[0] * losses[0], sums["penalty"] / masked
+    for weight, loss in zip(target_weights[1:], losses[1:], strict=True):
+        predicted += weight * loss
     return {
         "step": record.step,
         "loss": predicted + penalty_weight * penalty,
-        "cross_entropy": cross_entropy,
-        "accuracy": sums["correct"] / masked,
+        "cross_entropy": losses[0],
+        "accuracy": hits[0],
         "unmasked_accuracy": sums["unmasked_correct"] / sums["unmasked"] if record.with_unmasked and sums["unmasked"] else None,
         "feature_penalty": penalty,
         "logmel_error": sums["logmel_error"] / masked if sums["logmel_error"] else None,
@@ -150,7 +144,11 @@ def metrics_row(record: StepRecord, penalty_weight: float, target_weights: Seque
         "padding_share": 1 - sums["samples"] / max(1.0, sums["padded_samples"]),
         "unreadable_rows": int(sums["unreadable"]),
         "void": int(not record.grad_norm < float("inf")),
-        **others,
+        **{
+            of_set(name, number): values[number]
+            for number in range(1, len(losses))
+            for name, values in (("cross_entropy", losses), ("accuracy", hits))
+        },
     }
 
 
@@ -188,8 +186,8 @@ class RunLog:
         self._trackers, self._now = trackers, now
         self._settings, self._updates, self._penalty_weight = settings, updates, penalty_weight
         self._target_weights, sets = target_weights, len(target_weights)
-        measured = columns_of_sets(METRIC_COLUMNS, ("cross_entropy", "accuracy"), sets)
-        validated = columns_of_sets(VALIDATION_COLUMNS, ("cross_entropy", "accuracy", "unigram_cross_entropy"), sets)
+        measured = [*METRIC_COLUMNS, *of_further_sets(("cross_entropy", "accuracy"), sets)]
+        validated = [*VALIDATION_COLUMNS, *of_further_sets(("cross_entropy", "accuracy", "unigram_cross_entropy"), sets)]
         self.tables = RunTables(directory, metrics=measured, validation=validated, last_step=last_step, prefixes=prefixes or {})
         self._directory = directory
         _let_the_main_thread_raise()

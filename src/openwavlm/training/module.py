@@ -33,12 +33,13 @@ from openwavlm.training.optim import Optim
 from openwavlm.training.pace import Pace
 from openwavlm.training.settings import Loss
 from openwavlm.training.sharding import set_gradient_sync, shard_model, shard_whole, state_by_name, state_by_position
+from openwavlm.training.sums import NamedSums, of_further_sets, of_set
 from openwavlm.training.void_updates import Suspects, VoidUpdates
 
 _SKIPS_TOLERATED = 5  # below this many, a rate says nothing
-SUMS = [
-    "cross_entropy",
-    "correct",
+_OF_SETS = ("cross_entropy", "correct")
+SUMS = (
+    *_OF_SETS,
     "masked",
     "penalty",
     "unmasked_correct",
@@ -51,7 +52,7 @@ SUMS = [
     "mask_frames",
     "valid_frames",
     "logmel_error",
-]
+)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class PretrainingModule(lightning.LightningModule):
         self.fingerprints, self.plan_state = fingerprints, plan_state
         self.health, self.health_state, self.records = health, health_state, records
         self.target_weights = target_weights
-        self.sums = [*SUMS, *(f"{name}_{n}" for n in range(2, len(target_weights) + 1) for name in ("cross_entropy", "correct"))]
+        self.sums = NamedSums([*SUMS, *of_further_sets(_OF_SETS, len(target_weights))])
         self.pace = Pace(on_gpu=False)
         self.validation: float | None = None  # cross-entropy on held-out speakers, if this step was validated
         self.totals: StepTotals | None = None
@@ -166,7 +167,7 @@ class PretrainingModule(lightning.LightningModule):
         measured = self.health is not None and self.health.begin(batch.step)
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(len(self.sums), dtype=torch.float64, device=self.device)
+        sums = self.sums.zeros(self.device)
         suspects = Suspects([], [])
         for number, micro in enumerate(batch.micro_batches):
             with self._gradient_sync(wanted=number == last):
@@ -233,9 +234,9 @@ class PretrainingModule(lightning.LightningModule):
 
     def _over_sets(self, output: PretrainingOutput, name: str) -> Tensor:
         """The weighted mean of a figure over the label sets."""
-        if not output.others:
-            return getattr(output, name)
-        figures = [getattr(of_set, name) for of_set in (output, *output.others)]
+        figures = [getattr(of_set, name) for of_set in output.sets]
+        if len(figures) == 1:
+            return figures[0]
         return torch.stack([weight * figure for weight, figure in zip(self.target_weights, figures, strict=True)]).sum()
 
     def _loss(
@@ -243,7 +244,7 @@ class PretrainingModule(lightning.LightningModule):
     ) -> Tensor:
         total = self._over_sets(output, "cross_entropy_sum")
         total = total + self.loss.feature_penalty * output.feature_penalty * micro.num_masked
-        if self.loss.unmasked * warm > 0 and output.unmasked_cross_entropy_sum is not None:
+        if self.loss.unmasked * warm > 0 and output.sets[0].unmasked_cross_entropy_sum is not None:
             total = total + self.loss.unmasked * warm * self._over_sets(output, "unmasked_cross_entropy_sum")
         if logmel_error is not None:
             total = total + self.loss.logmel * warm * logmel_error * micro.num_masked
@@ -251,24 +252,29 @@ class PretrainingModule(lightning.LightningModule):
         return total if self.loss_scale is None else total * self.loss_scale.scale
 
     def _sums(self, output: PretrainingOutput, logmel_error: Tensor | None, micro: PretrainBatch) -> Tensor:
-        """The step's figures of one micro-batch; only three of them come from the device."""
+        """The step's figures of one micro-batch; only the losses and hits come from the device."""
         rows, samples = micro.waveforms.shape
         masked, unmasked = micro.num_masked, micro.unmasked_index.shape[0]
-        known = [0, 0, masked, 0, 0, 0, micro.valid_samples, rows * samples, rows, micro.num_unreadable]
-        known += [len(micro.mix), masked, masked + unmasked, 0] + [0] * (2 * len(output.others))
-        values = torch.tensor(known, dtype=torch.float64).to(self.device, non_blocking=True)
-        values[0] = output.cross_entropy_sum.detach()
-        values[1] = output.num_correct
-        values[3] = output.feature_penalty.detach() * masked
-        if output.num_unmasked_correct is not None:
-            values[4] = output.num_unmasked_correct
-            values[5] = unmasked
+        known = {
+            "masked": masked,
+            "samples": micro.valid_samples,
+            "padded_samples": rows * samples,
+            "rows": rows,
+            "unreadable": micro.num_unreadable,
+            "mixtures": len(micro.mix),
+            "mask_frames": masked,
+            "valid_frames": masked + unmasked,
+        }
+        measured = {"penalty": output.feature_penalty.detach() * masked}
+        for number, figures in enumerate(output.sets):
+            measured[of_set("cross_entropy", number)] = figures.cross_entropy_sum.detach()
+            measured[of_set("correct", number)] = figures.num_correct
+        if output.sets[0].num_unmasked_correct is not None:
+            measured["unmasked_correct"] = output.sets[0].num_unmasked_correct
+            known["unmasked"] = unmasked
         if logmel_error is not None:
-            values[13] = logmel_error.detach() * masked
-        for number, of_set in enumerate(output.others):
-            values[len(SUMS) + 2 * number] = of_set.cross_entropy_sum.detach()
-            values[len(SUMS) + 2 * number + 1] = of_set.num_correct
-        return values
+            measured["logmel_error"] = logmel_error.detach() * masked
+        return self.sums.vector(known, measured, self.device)
 
     def _update(self, optimizer: Any, step: int) -> Tensor:
         """Clips, and steps unless the gradient's norm is not finite; returns the norm before clipping."""
@@ -303,7 +309,7 @@ class PretrainingModule(lightning.LightningModule):
         step, sums, norm, lr, with_unmasked, suspects, pending = self._pending
         self._pending = None
         total = self.control.sum(sums.cpu() if pending is None else pending.joined(sums))
-        figures = dict(zip(self.sums, total[: len(self.sums)].tolist(), strict=True))
+        figures = self.sums.named(total[: len(self.sums)])
         health = pending.record(total[len(self.sums) :].numpy()) if pending is not None else None
         self.on_record(StepRecord(step + 1, figures, float(norm), lr, with_unmasked, health))
         self._check_unreadable(figures)

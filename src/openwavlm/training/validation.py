@@ -15,7 +15,10 @@ from openwavlm.labels.quality import repeat_nearest
 from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.training.control import Control
 from openwavlm.training.forward import forward_micro_batch, prepare_waveforms
+from openwavlm.training.sums import NamedSums, of_further_sets, of_set
 
+_OF_SETS = ("cross_entropy", "correct", "unigram_cross_entropy")
+_SUMS = (*_OF_SETS, "unigram_correct", "nearest_correct", "masked", "unmasked_correct", "unmasked")
 VALIDATION_COLUMNS = [
     "step",
     "cross_entropy",
@@ -62,14 +65,15 @@ class Evaluation:
         self, specs: list[MicroBatchSpec], builder: MicroBatchBuilder, loading: Loading, unigrams: list[Unigram], control: Control
     ) -> None:
         self._specs, self._builder, self._loading = specs, builder, loading
-        self._unigram, self._others, self._control = unigrams[0], unigrams[1:], control
+        self._unigrams, self._control = unigrams, control
+        self._layout = NamedSums([*_SUMS, *of_further_sets(_OF_SETS, len(unigrams))])
 
     @torch.no_grad()
     def run(self, model: WavLMForPretraining, device: torch.device) -> dict[str, float | int]:
         """Evaluates in eval mode; touches no training generator."""
         was_training = model.training
         model.eval()
-        sums = torch.zeros(8 + 3 * len(self._others), dtype=torch.float64)
+        sums = self._layout.zeros()
         for batch in received(iter(micro_batch_loader(self._builder, self._mine(), self._loading))):
             self._control.note(f"validation: micro-batch {batch.id.index} of {batch.id.source}")
             moved = batch.to(device)
@@ -78,22 +82,20 @@ class Evaluation:
             if batch.weight:
                 sums += self._sums(batch, output)
         model.train(was_training)
-        first, *others = torch.split(self._control.sum(sums), [8] + [3] * len(self._others))
-        loss, correct, unigram_loss, unigram_correct, nearest, masked, seen_correct, seen = first.tolist()
-        frames = max(1.0, masked)
-        names = ("cross_entropy", "accuracy", "unigram_cross_entropy")
+        total = self._layout.named(self._control.sum(sums))
+        frames = max(1.0, total["masked"])
         return {
-            "cross_entropy": loss / frames,
-            "accuracy": correct / frames,
-            "unigram_cross_entropy": unigram_loss / frames,
-            "unigram_accuracy": unigram_correct / frames,
-            "repeat_nearest_accuracy": nearest / frames,
-            "masked_frames": int(masked),
-            "unmasked_accuracy": seen_correct / max(1.0, seen),
+            "cross_entropy": total["cross_entropy"] / frames,
+            "accuracy": total["correct"] / frames,
+            "unigram_cross_entropy": total["unigram_cross_entropy"] / frames,
+            "unigram_accuracy": total["unigram_correct"] / frames,
+            "repeat_nearest_accuracy": total["nearest_correct"] / frames,
+            "masked_frames": int(total["masked"]),
+            "unmasked_accuracy": total["unmasked_correct"] / max(1.0, total["unmasked"]),
             **{
-                f"{name}_{number}": value / frames
-                for number, of_set in enumerate(others, start=2)
-                for name, value in zip(names, of_set.tolist(), strict=True)
+                of_set(name, number): total[of_set(summed, number)] / frames
+                for number in range(1, len(self._unigrams))
+                for name, summed in zip(("cross_entropy", "accuracy", "unigram_cross_entropy"), _OF_SETS, strict=True)
             },
         }
 
@@ -104,28 +106,17 @@ class Evaluation:
         return [*self._specs, *fill][rank::world_size]
 
     def _sums(self, batch: PretrainBatch, output: PretrainingOutput) -> Tensor:
-        labels = batch.labels.numpy()
         hidden = batch.masked_index.numpy()
-        truth = labels.reshape(-1)[hidden]
-        unmasked_correct = output.num_unmasked_correct
-        others = []
-        for number, (of_set, unigram) in enumerate(zip(output.others, self._others, strict=True)):
-            assert batch.other_labels is not None
-            expected = batch.other_labels[number].numpy().reshape(-1)[hidden]
-            guessed = float(-unigram.log_prob[expected].sum())
-            others += [float(of_set.cross_entropy_sum), float(of_set.num_correct), guessed]
-        nearest = repeat_nearest(batch.labels, batch.mask).numpy().reshape(-1)[hidden]
-        return torch.tensor(
-            [
-                float(output.cross_entropy_sum),
-                float(output.num_correct),
-                float(-self._unigram.log_prob[truth].sum()),
-                float((truth == self._unigram.commonest).sum()),
-                float((nearest == truth).sum()),
-                float(len(truth)),
-                float(unmasked_correct) if unmasked_correct is not None else 0.0,
-                float(len(batch.unmasked_index)),
-                *others,
-            ],
-            dtype=torch.float64,
-        )
+        figures: dict[str, float] = {"masked": float(len(hidden)), "unmasked": float(len(batch.unmasked_index))}
+        for number, (found, unigram) in enumerate(zip(output.sets, self._unigrams, strict=True)):
+            truth = batch.labels[number].numpy().reshape(-1)[hidden]
+            figures[of_set("cross_entropy", number)] = float(found.cross_entropy_sum)
+            figures[of_set("correct", number)] = float(found.num_correct)
+            figures[of_set("unigram_cross_entropy", number)] = float(-unigram.log_prob[truth].sum())
+        truth = batch.labels[0].numpy().reshape(-1)[hidden]
+        nearest = repeat_nearest(batch.labels[0], batch.mask).numpy().reshape(-1)[hidden]
+        figures["unigram_correct"] = float((truth == self._unigrams[0].commonest).sum())
+        figures["nearest_correct"] = float((nearest == truth).sum())
+        if (seen := output.sets[0].num_unmasked_correct) is not None:
+            figures["unmasked_correct"] = float(seen)
+        return self._layout.vector(figures)

@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export HYDRA_FULL_ERROR ?= 0
 INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo learn check test test-newest test-long test-mutants clean help
+.PHONY: setup demo learn docs check test test-newest test-long test-mutants clean help
 help: ## What the targets do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -58,6 +58,9 @@ test-long: $(STAMP) ## Everything, with the kill in every stage
 
 test-mutants: $(STAMP) ## Small wrong changes to the source, one at a time: at least 95 % must make a test fail
 	$(BIN)/python tests/mutants/run.py
+
+docs: $(STAMP) ## docs/api/index.html: the reference of every public name, from the docstrings; no network
+	$(BIN)/python -m pdoc --docformat google --output-directory docs/api openwavlm
 
 clean: ## Removes the environment and all caches, never your runs
 	rm -rf $(VENV) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -65,7 +65,9 @@ def test_the_wheel_holds_every_config_file_and_every_script_of_preparation(wheel
         expected = {f"openwavlm/{folder}/{path.relative_to(ROOT / folder).as_posix()}" for path in (ROOT / folder).rglob(pattern)}
         assert len(expected) >= at_least and expected <= names, expected - names
     assert "openwavlm/py.typed" in names
-    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "examples/")) or name.endswith((".pyc", ".tmp"))]
+    assert not [
+        name for name in names if name.startswith(("tests/", "benchmarks/", "examples/")) or name.endswith((".pyc", ".tmp"))
+    ]
 
 
 def test_the_installed_copy_is_what_runs_and_it_finds_its_own_config(installed: Path, tmp_path: Path):

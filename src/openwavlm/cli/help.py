@@ -24,8 +24,8 @@ def help_text(command: str, purpose: str) -> str:
         command: Name of the command.
         purpose: One line.
     """
-    name = command.replace("-", "_")
-    path = conf_dir() / ("prep" if command in _CONFIG_OF else ".") / f"{name}.yaml"
+    path = config_file(command)
+    assert path is not None
     lines = path.read_text().splitlines()
     usage = [line.removeprefix("# ") for line in lines[: _first_key(lines)] if line.startswith("# ") and "@package" not in line]
     text = [f"openwavlm {command}: {purpose}", "", *(f"  {line}" for line in usage), ""]
@@ -36,6 +36,12 @@ def help_text(command: str, purpose: str) -> str:
     if command != "train":
         text += ["", "Any key of training too:", "", *_body((conf_dir() / "train.yaml").read_text().splitlines())]
     return "\n".join([*text, "", *_groups(), ""])
+
+
+def config_file(command: str) -> Path | None:
+    """The config of a command; None for one that takes no keys."""
+    path = conf_dir() / ("prep" if command in _CONFIG_OF else ".") / f"{command.replace('-', '_')}.yaml"
+    return path if path.is_file() else None
 
 
 def _first_key(lines: list[str]) -> int:

@@ -42,6 +42,12 @@ def main() -> None:
         del sys.argv[1]
         run(name)
         return
+    if name in ("--complete", "--completion"):
+        from openwavlm.cli.completion import BASH, candidates
+
+        with ending_with_reader():
+            print(BASH if name == "--completion" else "\n".join(candidates(sys.argv[2], list(COMMANDS))))
+        return
     if name not in {*_HELP, "--version"}:
         sys.stderr.write(f"error: there is no command {name}\n{_usage()}\n")
         raise SystemExit(2)

@@ -167,12 +167,13 @@ def _refuse_unknown(values: typing.Iterable[str], known: typing.Iterable[str], w
     for key in values:
         if key not in known:
             named = f"{where}.{key}" if where else key
-            near = nearest_key(named, _all_keys())
+            near = nearest_key(named, all_keys())
             hint = f"did you mean {near}?" if near else f"known keys: {', '.join(known)}"
             raise ValueError(f"{named} is not a known key; {hint}")
 
 
-def _all_keys() -> list[str]:
+def all_keys() -> list[str]:
+    """Every key of a training config, with its groups, and the groups themselves."""
     alone = [name for name, hint in _FIELDS.items() if not is_dataclass(hint)]
     return [*alone, *settings_of(), *(f"{place}.{each.name}" for place, kind in settings_of().items() for each in fields(kind))]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.tree import Tree
 
 _FOLDED = ("hydra", "debug")
@@ -39,7 +40,7 @@ def _grow(tree: Tree, values: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping) and value:
             _grow(tree.add(f"[cyan]{key}[/cyan]"), value)
         else:
-            tree.add(f"{key}: [green]{value}[/green]".replace("[[", r"\[["))
+            tree.add(f"{key}: [green]{escape(str(value))}[/green]")
 
 
 def show_config(values: Mapping[str, Any], title: str) -> None:

@@ -21,7 +21,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from openwavlm.audio.audio_files import pcm_id, pcm_md5
 from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards.index import Index
-from openwavlm.shards.indexing import build_index
+from openwavlm.shards.index_writer import build_index
 from openwavlm.shards.prepare import make_shards
 from openwavlm.shards.reader import ShardReader, check_shards
 from openwavlm.shards.verify import verify_shards

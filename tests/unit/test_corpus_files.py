@@ -17,10 +17,9 @@ import soundfile
 from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards.corpora.files import counted, find_files
 from openwavlm.shards.corpora.librispeech import utterances
-from openwavlm.shards.fields import read_fields
 from openwavlm.shards.index import Index
 from openwavlm.shards.prepare import make_shards
-from openwavlm.shards.reader import ShardReader
+from openwavlm.shards.reader import ShardReader, read_fields
 from openwavlm.shards.stats import sentences
 from openwavlm.shards.upgrade import upgrade_shards
 from synthetic import speech_like, write_speech_like

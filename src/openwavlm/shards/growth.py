@@ -15,11 +15,10 @@ from openwavlm.runtime.randomness import stable_hash
 from openwavlm.runtime.sealed import read_newest
 from openwavlm.shards.corpora.listing import corpus_root
 from openwavlm.shards.decoding_tasks import TaskDecoder
-from openwavlm.shards.done import check_task_done
+from openwavlm.shards.done import check_task_done, task_file
 from openwavlm.shards.index import FORMAT_VERSION, Index
 from openwavlm.shards.rows import make_row, utterance_key
 from openwavlm.shards.tasks import Item, TaskLine, names_of, read_task, task_lines
-from openwavlm.shards.writer import task_file
 
 _REMEDY = "restore it from a copy, or the set cannot be extended"
 _AGAIN = "restore it from a copy, or run data_prep/make_shards.py with the same input, which makes its task again"

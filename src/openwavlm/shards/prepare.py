@@ -12,7 +12,7 @@ from openwavlm.runtime.atomic import remove_temporaries, write_json, writer_lock
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.shards.corpora.listing import corpus_root, list_corpus
 from openwavlm.shards.done import is_done, refuse_many_skipped, skipped, task_done, write_skipped
-from openwavlm.shards.indexing import build_index
+from openwavlm.shards.index_writer import build_index
 from openwavlm.shards.planning import Plan, plan_tasks
 from openwavlm.shards.settings import bind_settings, check_settings, source_name
 from openwavlm.shards.stats import corpus_stats, shard_set_stats

@@ -1,6 +1,7 @@
 """Reads utterances, or pieces of them, straight out of the shards: one `pread` of the FLAC payload, one decode, no tar reader."""
 
 import itertools
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from openwavlm.runtime.resources import check_of_the_file, naming, retried
 from openwavlm.shards.index import Index
 
 _MALLOC_FAILED = 17  # of libsndfile
+_BLOCK = 512
 _numbers = itertools.count()
 
 
@@ -98,6 +100,27 @@ def _decode(payload: bytes, start_sample: int, out: np.ndarray) -> int:
         if start_sample:
             file.seek(start_sample)
         return len(file.read(out=out))
+
+
+def read_fields(index: Index, row: int) -> dict[str, Any]:
+    """Reads the JSON fields that lie behind a row's audio.
+
+    Raises:
+        ValueError: If there is none, so that the shard is not the one that the index describes.
+    """
+    shard = index.path / index.shards[int(index.shard[row])].name
+    payload = -(-int(index.nbytes[row]) // _BLOCK) * _BLOCK
+    with naming(shard), shard.open("rb") as file:
+        file.seek(int(index.offset[row]) + payload)
+        header = file.read(_BLOCK)
+        name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
+        if not name.endswith(".json"):
+            raise ValueError(
+                f"the audio of row {row} must be followed by its .json in {shard}, but by {name!r}: run data_prep/verify.py on the "
+                "shard set"
+            )
+        fields: dict[str, Any] = json.loads(file.read(int(header[124:136].rstrip(b"\0 "), 8)))
+    return fields
 
 
 def check_shards(index: Index) -> None:

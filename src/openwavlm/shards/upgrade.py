@@ -15,8 +15,7 @@ from openwavlm.runtime.files import Fields, read_array, read_json, read_lines
 from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards.done import check_task_done, is_done
 from openwavlm.shards.index import COLUMNS, FORMAT_VERSION, MEMBER, NAMES, TABLES, Index, shard_metadata
-from openwavlm.shards.index_writer import write_index
-from openwavlm.shards.indexing import build_index, index_content
+from openwavlm.shards.index_writer import build_index, index_content, write_index
 from openwavlm.shards.tasks import task_lines
 
 _REMEDY = "restore it from a copy"

@@ -10,10 +10,10 @@ from openwavlm.audio.audio_files import pcm_id, pcm_md5
 from openwavlm.runtime.atomic import sha256_of
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.randomness import stable_hash, uniform, words
+from openwavlm.shards.done import read_done_file
 from openwavlm.shards.growth import problems_of_growth
 from openwavlm.shards.index import Index, ShardInfo, shard_identity, shard_metadata
 from openwavlm.shards.reader import ShardReader, UnreadableAudio
-from openwavlm.shards.shard_done import read_done_file
 
 
 @dataclass(frozen=True)

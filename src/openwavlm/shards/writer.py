@@ -27,9 +27,9 @@ from openwavlm.runtime.atomic import atomic_file
 from openwavlm.runtime.randomness import stable_hash
 from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards.decoding_tasks import TaskDecoder
+from openwavlm.shards.done import task_file, write_done_file
 from openwavlm.shards.index import FORMAT_VERSION
 from openwavlm.shards.rows import Row, make_row
-from openwavlm.shards.shard_done import write_done_file
 from openwavlm.shards.tasks import Item, TaskLine, read_task
 
 _TAR_BLOCK = 512
@@ -62,11 +62,6 @@ class ShardJob:
     max_hours: float
     utterances_per_shard: int
     channels: str = "mean"
-
-
-def task_file(output: Path, number: int) -> Path:
-    """The done-file of a task."""
-    return output / "done" / f"{number // 1000:03d}" / f"{number:06d}.json"
 
 
 def run_task(job: ShardJob) -> dict[str, Any]:

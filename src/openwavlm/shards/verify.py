@@ -1,6 +1,7 @@
 """Compares a shard set with its checksums and counts, and decodes a sample of it again."""
 
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from openwavlm.audio.audio_files import pcm_id, pcm_md5
 from openwavlm.runtime.atomic import sha256_of
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.randomness import stable_hash, uniform, words
-from openwavlm.shards.done import read_done_file
-from openwavlm.shards.growth import problems_of_growth
+from openwavlm.shards.done import check_task_done, read_done_file, task_file
 from openwavlm.shards.index import Index, ShardInfo, shard_identity, shard_metadata
 from openwavlm.shards.reader import ShardReader, UnreadableAudio
+from openwavlm.shards.rows import utterance_key
+from openwavlm.shards.tasks import TaskLine, names_of, read_task, task_lines
+from openwavlm.shards.verify_input import MAKE_AGAIN, RESTORE, read_record
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, worke
         for tar in sorted((index.path / "shards").glob("*/*.tar"))
         if tar.relative_to(index.path).as_posix() not in listed
     ]
-    problems += problems_of_growth(index)
+    problems += _growth_problems(index)
     return ShardVerification(len(jobs), len(index), sum(decoded for _, decoded, _ in found), problems)
 
 
@@ -155,3 +158,50 @@ def _count_members(tar: Path) -> int:
             return sum(1 for _ in file)
     except tarfile.TarError:
         return 0
+
+
+def _growth_problems(index: Index) -> list[str]:
+    """Damage of the files that `make_shards` reads to extend a set; a set without any of them was put together otherwise."""
+    path = index.path
+    settings, listing = path / "settings.json", path / "tasks.jsonl"
+    lines = task_lines(listing) if listing.is_file() else []
+    remedies = {settings: RESTORE, listing: RESTORE}
+    remedies |= {task_file(path, line.number): MAKE_AGAIN for line in lines}
+    remedies |= {(path / info.name).with_suffix(".json"): MAKE_AGAIN for info in index.shards}
+    if not any(file.exists() for file in remedies):
+        return []
+    problems = [f"{file} is missing: {remedy}" for file, remedy in remedies.items() if not file.is_file()]
+    if listing.is_file() and not lines:
+        problems.append(f"{listing} is empty: {RESTORE}")
+    source = None
+    try:
+        source = read_record(settings, path, RESTORE).text("source") if settings.is_file() else None
+    except ValueError as error:
+        problems.append(str(error))
+    keys, sizes = np.sort(index.key[:]), {info.name: info.nbytes for info in index.shards}
+    for line in lines:
+        try:
+            problems += _task_problems(path, line, source, keys, sizes)
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _task_problems(path: Path, line: TaskLine, source: str | None, keys: np.ndarray, sizes: dict[str, int]) -> Iterator[str]:
+    """Differences between a task, its done-file and the index: its keys, ascending, and the sizes of its shards by name."""
+    listing, file = path / "tasks.jsonl", task_file(path, line.number)
+    items = read_task(listing, line).items
+    if not file.is_file():
+        return
+    done = read_record(file, path, MAKE_AGAIN)
+    check_task_done(done)
+    if any(sizes.get(name) != nbytes for name, nbytes in done.mapping("shards").items()):
+        yield f"{file} names other shards than the index: {MAKE_AGAIN}"
+    skipped = {entry.text("name") for entry in done.objects("skipped")}
+    alone = [item[0].name for item in items if len(item) == 1 and item[0].name not in skipped]
+    wanted = np.array([stable_hash(utterance_key(source, name)) for name in alone] if source is not None else [], np.uint64)
+    place = np.minimum(np.searchsorted(keys, wanted), max(0, len(keys) - 1))
+    lacking = int(np.count_nonzero(keys[place] != wanted)) if len(keys) else len(wanted)
+    planned = len(names_of(items))
+    if done.values.get("planned", planned) != planned or lacking:
+        yield f"{listing}, line {line.number + 1} is not the task of {file} ({lacking} utterances have no row): {RESTORE}"

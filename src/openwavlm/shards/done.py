@@ -10,8 +10,8 @@ import numpy as np
 
 from openwavlm.runtime.atomic import atomic_file
 from openwavlm.runtime.files import Fields
-from openwavlm.runtime.sealed import read_newest, write_sealed
-from openwavlm.shards.index import COLUMNS, FORMAT_VERSION, MEMBER, NAMES, ShardInfo, shard_identity, shard_metadata
+from openwavlm.runtime.sealed import write_sealed
+from openwavlm.shards.index import COLUMNS, FORMAT_VERSION, MEMBER, NAMES, ShardInfo, read_record, shard_identity, shard_metadata
 from openwavlm.shards.tasks import TaskLine
 
 _NUMBERS = ("offset", "nbytes", "num_samples", "key", "pcm")
@@ -21,12 +21,12 @@ log = logging.getLogger(__name__)
 
 
 def task_file(output: Path, number: int) -> Path:
-    """The done-file of a task."""
+    """Path of the done-file of a task."""
     return output / "done" / f"{number // 1000:03d}" / f"{number:06d}.json"
 
 
 def task_done(output: Path, number: int) -> dict[str, Any] | None:
-    """The done-file of a task; None while it is not finished, and of one that is damaged, whose task is done again.
+    """Content of the done-file of a task; None if the task is not finished or the file is damaged, so that the task is done again.
 
     Raises:
         OSError: If the machine cannot read it; names the file.
@@ -35,13 +35,12 @@ def task_done(output: Path, number: int) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        upgrade, remedy = f"openwavlm upgrade {output}", "the task is done again"
-        found = read_newest(file, newest=FORMAT_VERSION, what=str(file), upgrade=upgrade, remedy=remedy)
+        found = read_record(file, output, remedy="the task is done again")
         check_task_done(found)
-        return found.values
     except ValueError as error:
         log.warning("%s", error)
         return None
+    return found.values
 
 
 def check_task_done(found: Fields) -> None:
@@ -63,7 +62,7 @@ def check_task_done(found: Fields) -> None:
 
 
 def is_done(output: Path, number: int) -> bool:
-    """Whether a task's done-file and shards exist; a missing or cut shard is made again."""
+    """True if a task's done-file and shards exist and have their size."""
     done = task_done(output, number)
     if done is None:
         return False
@@ -75,11 +74,10 @@ def is_done(output: Path, number: int) -> bool:
 
 
 def skipped(output: Path, lines: Sequence[TaskLine]) -> dict[str, dict[str, Any]]:
-    """What could not be used, by name; a later task that took up a repaired file has the last word."""
+    """Unusable utterances by name; a later task with the repaired file overrides an earlier one."""
     unusable: dict[str, dict[str, Any]] = {}
     for line in lines:
-        done = task_done(output, line.number)
-        if done is not None:
+        if (done := task_done(output, line.number)) is not None:
             for name in done["again"]:
                 unusable.pop(name, None)
             unusable |= {entry["name"]: entry for entry in done["skipped"]}
@@ -87,7 +85,7 @@ def skipped(output: Path, lines: Sequence[TaskLine]) -> dict[str, dict[str, Any]
 
 
 def write_skipped(output: Path, unusable: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes `skipped.tsv`: path, name, reason and detail of every utterance that could not be used."""
+    """Writes `skipped.tsv`: path, name, reason and detail of every unusable utterance."""
     with atomic_file(output / "skipped.tsv") as file:
         file.write(b"path\tname\treason\tdetail\n")
         for entry in sorted(unusable.values(), key=lambda entry: entry["name"]):
@@ -96,11 +94,7 @@ def write_skipped(output: Path, unusable: Mapping[str, Mapping[str, Any]]) -> No
 
 
 def refuse_many_skipped(output: Path, unusable: Mapping[str, Mapping[str, Any]], total: int, max_skip_rate: float) -> None:
-    """Lets a few bad recordings pass and refuses many.
-
-    Raises:
-        ValueError: If more than `max_skip_rate` of `total` utterances are unusable.
-    """
+    """Raises a ValueError if more than `max_skip_rate` of `total` utterances are unusable."""
     if len(unusable) <= max_skip_rate * total:
         return
     entries = sorted(unusable.values(), key=lambda entry: entry["name"])[:3]
@@ -114,12 +108,12 @@ def refuse_many_skipped(output: Path, unusable: Mapping[str, Mapping[str, Any]],
 
 @dataclass(frozen=True)
 class ShardDone:
-    """A finished shard.
+    """Content of the done-file of a shard.
 
     Attributes:
-        info: Its entry in `shards.json`.
-        columns: The columns `offset`, `nbytes`, `num_samples`, `key` and `pcm`, (rows,) each.
-        names: The texts of the columns `speaker`, `recording`, `source` and `language`, (rows,) each.
+        info: Entry of the shard in `shards.json`.
+        columns: Columns `offset`, `nbytes`, `num_samples`, `key` and `pcm`, (rows,) each.
+        names: Texts of the columns `speaker`, `recording`, `source` and `language`, (rows,) each.
         keys: Key of every row.
         members: Clips of joined rows, dtype `MEMBER`, rows from 0.
     """
@@ -136,10 +130,10 @@ def write_done_file(tar: Path, name: str, nbytes: int, checksum: str, columns: M
 
     Args:
         tar: The shard.
-        name: Its path relative to the shard set.
-        nbytes: Its size.
-        checksum: Its SHA-256.
-        columns: Lists by name, as `Row.append_to` fills them.
+        name: Path of the shard relative to the shard set.
+        nbytes: Size of the shard.
+        checksum: SHA-256 of the shard.
+        columns: Lists by name, filled by `Row.append_to`.
         members: `(row, offset, num_samples, key, pcm)` of every clip of a joined row.
     """
     identity = shard_identity(*(np.array(columns[column], np.uint64) for column in ("pcm", "key", "num_samples")))
@@ -154,8 +148,7 @@ def read_done_file(file: Path) -> ShardDone:
     Raises:
         ValueError: If it is missing, damaged or of another format.
     """
-    upgrade = f"openwavlm upgrade {file.parents[2]}"
-    found = read_newest(file, newest=FORMAT_VERSION, what=str(file), upgrade=upgrade, remedy=_REMEDY)
+    found = read_record(file, file.parents[2], remedy=_REMEDY)
     info = ShardInfo.of(found)
     columns = Fields(found.mapping("columns"), f"{file}, columns", _REMEDY)
     numbers = {name: columns.integers(name, COLUMNS[name], info.rows) for name in _NUMBERS}

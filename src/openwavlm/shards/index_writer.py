@@ -27,19 +27,12 @@ from openwavlm.shards.index import (
 )
 
 
-def build_index(shards_dir: Path | str) -> Index:
-    """Builds the index from the done-files of a shard set, without opening a tar.
-
-    Args:
-        shards_dir: Folder that holds `shards/*/*.json` beside the tars.
-
-    Raises:
-        ValueError: If there is no finished shard, a done-file is damaged or of another format, or two rows have one key.
-    """
-    return write_index(Path(shards_dir), **index_content(Path(shards_dir)))
+def build_index(path: Path | str) -> Index:
+    """Writes the index of a shard set from its done-files; raises what `index_content` and `write_index` do."""
+    return write_index(path, **index_content(Path(path)))
 
 
-def index_content(shards_dir: Path) -> dict[str, Any]:
+def index_content(path: Path) -> dict[str, Any]:
     """Collects the content of the index of a shard set from its done-files.
 
     Returns:
@@ -48,9 +41,9 @@ def index_content(shards_dir: Path) -> dict[str, Any]:
     Raises:
         ValueError: If there is no finished shard, or a done-file is damaged, of another format or of a tar of another size.
     """
-    files = sorted((shards_dir / "shards").glob("*/*.json"))
+    files = sorted((path / "shards").glob("*/*.json"))
     if not files:
-        raise ValueError(f"{shards_dir} has no finished shard: run data_prep/make_shards.py with this output first")
+        raise ValueError(f"{path} has no finished shard: run data_prep/make_shards.py with this output first")
     parts: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     ids: dict[str, dict[str, int]] = {name: {"": 0} for name in TABLES}
     shards: list[ShardInfo] = []
@@ -97,7 +90,7 @@ def write_index(
     keys: Sequence[str] = (),
     members: np.ndarray | None = None,
 ) -> Index:
-    """Writes the index of a shard set from arrays, in place of an earlier one.
+    """Writes the index of a shard set from arrays, in place of an earlier one, and opens it.
 
     Args:
         path: Folder of the shard set.
@@ -106,9 +99,6 @@ def write_index(
         shards: The tars in order.
         keys: Key of every row; may be left out for synthetic indexes.
         members: Clips of joined rows, dtype `MEMBER`.
-
-    Returns:
-        The opened index.
 
     Raises:
         ValueError: If two rows have one key, or a column does not fit the shards or the tables.
@@ -145,7 +135,7 @@ def write_index(
         "files": files,
     }
     write_sealed(building / "shards.json", head)
-    # A training run that has mapped the old files keeps them: they are renamed and unlinked, never rewritten.
+    # The old files are renamed and unlinked, never rewritten, since a training run may have mapped them.
     if final.exists():
         final.rename(old)
     building.rename(final)
@@ -165,7 +155,7 @@ def _check_columns(path: Path, columns: Mapping[str, np.ndarray], tables: Mappin
         if len(columns[name]) and largest >= len(tables[table]):
             raise ValueError(
                 f"the column {name} of an index must name entries of {table}, but that of {path} names entry {largest} of "
-                f"{len(tables[table])}: correct the column"
+                f"{len(tables[table])}"
             )
 
 

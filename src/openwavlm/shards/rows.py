@@ -1,4 +1,4 @@
-"""From clips to the rows of a shard: key, FLAC payload, JSON fields, and the members of joined clips."""
+"""Makes rows of a shard from clips: key, FLAC payload, JSON fields, and the members of joined clips."""
 
 import hashlib
 import re
@@ -20,7 +20,7 @@ _FIELDS = ("num_samples", "speaker", "recording", "text", "language", "source", 
 
 @dataclass
 class Row:
-    """An utterance on its way into a shard."""
+    """One row of a shard; `members` are (offset, samples, key hash, audio identity) of joined clips."""
 
     key: str
     flac: bytes
@@ -28,13 +28,12 @@ class Row:
     members: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     def append_to(self, columns: dict[str, list[Any]], offset: int) -> None:
-        """Appends the row to the columns of a done-file; names become `SOURCE/name`, unknown ones stay empty.
+        """Appends the row, whose FLAC begins at byte `offset` of the tar, to the columns of a done-file.
 
-        Args:
-            columns: Lists by name.
-            offset: Where the FLAC payload begins in the tar.
+        Names become `SOURCE/name`, unknown names stay empty.
         """
         source = self.fields["source"]
+        names = {name: f"{source}/{self.fields[name]}" if self.fields[name] else "" for name in ("speaker", "recording")}
         values = {
             "offset": offset,
             "nbytes": len(self.flac),
@@ -42,8 +41,7 @@ class Row:
             "key": stable_hash(self.key),
             "pcm": pcm_id(flac_md5(self.flac)),
             "keys": self.key,
-            "speaker": f"{source}/{self.fields['speaker']}" if self.fields["speaker"] else "",
-            "recording": f"{source}/{self.fields['recording']}" if self.fields["recording"] else "",
+            **names,
             "source": source,
             "language": self.fields["language"],
         }
@@ -58,7 +56,7 @@ def utterance_key(source: str, name: str) -> str:
 
 
 def make_row(good: list[tuple[Utterance, np.ndarray]], source: str) -> Row:
-    """Makes a row of one clip, or of several with silence between them."""
+    """Makes a row of one clip, or of several clips with silence between them."""
     first, samples = good[0]
     members: list[dict[str, Any]] = []
     name = first.name
@@ -91,7 +89,7 @@ def make_row(good: list[tuple[Utterance, np.ndarray]], source: str) -> Row:
 
 
 def _extra(utterance: Utterance, taken: Iterable[str]) -> dict[str, Any]:
-    """What else is known of an utterance; names that are taken get a prefix."""
+    """Channel and additional fields of an utterance; names that are taken get a prefix."""
     fields: dict[str, Any] = {} if utterance.channel is None else {"channel": utterance.channel}
     taken = {*taken, *fields}
     for name, value in utterance.extra.items():

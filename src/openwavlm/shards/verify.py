@@ -12,21 +12,21 @@ from openwavlm.runtime.atomic import sha256_of
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.randomness import stable_hash, uniform, words
 from openwavlm.shards.done import check_task_done, read_done_file, task_file
-from openwavlm.shards.index import Index, ShardInfo, shard_identity, shard_metadata
+from openwavlm.shards.index import Index, ShardInfo, read_record, shard_identity, shard_metadata
 from openwavlm.shards.reader import ShardReader, UnreadableAudio
 from openwavlm.shards.rows import utterance_key
 from openwavlm.shards.tasks import TaskLine, names_of, read_task, task_lines
-from openwavlm.shards.verify_input import MAKE_AGAIN, RESTORE, read_record
+from openwavlm.shards.verify_input import MAKE_AGAIN, RESTORE
 
 
 @dataclass(frozen=True)
 class ShardVerification:
-    """What was compared.
+    """Comparison of a shard set with its checksums.
 
     Attributes:
         shards: Number of tars read.
-        rows: Rows that they should hold.
-        decoded: Rows whose audio was decoded and compared.
+        rows: Number of rows in the index.
+        decoded: Number of rows of which the audio was decoded and compared.
         problems: One sentence for each damage found.
     """
 
@@ -41,9 +41,9 @@ class ShardVerification:
         return not self.problems
 
     def sentence(self) -> str:
-        """The verdict, for people."""
+        """Verdict for the terminal."""
         verdict = f"{self.shards} shards with {self.rows} utterances read, {self.decoded} decoded: "
-        return verdict + ("all as it should be" if self.passed else f"{len(self.problems)} problems, first: {self.problems[0]}")
+        return verdict + ("no problems" if self.passed else f"{len(self.problems)} problems, first: {self.problems[0]}")
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,17 @@ class _ShardJob:
 def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, workers: int = 1) -> ShardVerification:
     """Reads every tar and every file of the index of a shard set and compares them; decodes a sample of the rows.
 
-    Both identities of every shard are computed again from the index, and each done-file is compared with it. Of a set that
-    `make_shards` can extend, what it reads for that is read: settings, task list and the tasks' done-files.
+    Both identities of every shard are computed again from the index, and each done-file is compared with it. If `make_shards` can
+    extend the set, settings, task list and the tasks' done-files are checked too.
 
     Args:
         path: The shard set.
         share: Share of the rows that is decoded and compared with its MD5; at least one row of every shard.
-        seed: Seed of that choice.
+        seed: Seed of the sample.
         workers: Local processes.
 
     Returns:
-        The problems that were found: of the index, then in shard order.
+        Problems of the index, then in shard order.
 
     Raises:
         ValueError: If `share` is outside [0, 1], or there is no readable index.
@@ -90,7 +90,7 @@ def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, worke
 
 
 def _verify_shard(job: _ShardJob) -> tuple[int, int, list[str]]:
-    """Returns the shard's number, how many rows were decoded, and the problems."""
+    """Returns the shard's number, the number of decoded rows, and the problems."""
     index = Index.open(job.path, check=False)
     info = index.shards[job.shard]
     tar = index.path / info.name
@@ -124,7 +124,7 @@ def _verify_shard(job: _ShardJob) -> tuple[int, int, list[str]]:
 
 
 def _name_problems(index: Index) -> list[str]:
-    """Shards whose speakers, recordings, sources, languages or keys are not those of their checksum."""
+    """Problems of shards with speakers, recordings, sources, languages or keys that do not have their checksum."""
     problems = []
     try:
         keys = index.keys
@@ -141,15 +141,13 @@ def _name_problems(index: Index) -> list[str]:
 
 
 def _done_file_problems(tar: Path, info: ShardInfo) -> list[str]:
-    """Differences between a shard's done-file and its entry in the index; a set without done-files can be used, but not extended."""
+    """Problems of a shard's done-file; a set without done-files can be used, but not extended."""
     file = tar.with_suffix(".json")
-    if not file.is_file():
-        return []
     try:
-        done = read_done_file(file)
+        same = not file.is_file() or read_done_file(file).info == info
     except ValueError as error:
         return [str(error)]
-    return [] if done.info == info else [f"{file} does not describe the shard that the index does"]
+    return [] if same else [f"{file} does not describe the shard of the index"]
 
 
 def _count_members(tar: Path) -> int:
@@ -161,7 +159,7 @@ def _count_members(tar: Path) -> int:
 
 
 def _growth_problems(index: Index) -> list[str]:
-    """Damage of the files that `make_shards` reads to extend a set; a set without any of them was put together otherwise."""
+    """Problems of the files that `make_shards` reads to extend a set; none if all are absent, since such a set was assembled otherwise."""
     path = index.path
     settings, listing = path / "settings.json", path / "tasks.jsonl"
     lines = task_lines(listing) if listing.is_file() else []
@@ -175,7 +173,7 @@ def _growth_problems(index: Index) -> list[str]:
         problems.append(f"{listing} is empty: {RESTORE}")
     source = None
     try:
-        source = read_record(settings, path, RESTORE).text("source") if settings.is_file() else None
+        source = read_record(settings, path, remedy=RESTORE).text("source") if settings.is_file() else None
     except ValueError as error:
         problems.append(str(error))
     keys, sizes = np.sort(index.key[:]), {info.name: info.nbytes for info in index.shards}
@@ -188,12 +186,12 @@ def _growth_problems(index: Index) -> list[str]:
 
 
 def _task_problems(path: Path, line: TaskLine, source: str | None, keys: np.ndarray, sizes: dict[str, int]) -> Iterator[str]:
-    """Differences between a task, its done-file and the index: its keys, ascending, and the sizes of its shards by name."""
+    """Yields differences between a task, its done-file and the index (its `keys`, ascending, and `sizes` of its shards by name)."""
     listing, file = path / "tasks.jsonl", task_file(path, line.number)
     items = read_task(listing, line).items
     if not file.is_file():
         return
-    done = read_record(file, path, MAKE_AGAIN)
+    done = read_record(file, path, remedy=MAKE_AGAIN)
     check_task_done(done)
     if any(sizes.get(name) != nbytes for name, nbytes in done.mapping("shards").items()):
         yield f"{file} names other shards than the index: {MAKE_AGAIN}"

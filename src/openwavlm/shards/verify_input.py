@@ -7,28 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from openwavlm.audio.audio_files import flac_md5, pcm_id
-from openwavlm.runtime.files import Fields
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.randomness import stable_hash
-from openwavlm.runtime.sealed import read_newest
 from openwavlm.shards.corpora.listing import corpus_root
 from openwavlm.shards.decoding_tasks import TaskDecoder
 from openwavlm.shards.done import task_file
-from openwavlm.shards.index import FORMAT_VERSION, Index
+from openwavlm.shards.index import Index, read_record
 from openwavlm.shards.rows import make_row
 from openwavlm.shards.tasks import Item, TaskLine, read_task, task_lines
 
 RESTORE = "restore it from a copy, or the set cannot be extended"
 MAKE_AGAIN = "restore it from a copy, or run data_prep/make_shards.py with the same input, which makes its task again"
-
-
-def read_record(file: Path, path: Path, remedy: str) -> Fields:
-    """Reads the settings or a done-file of the shard set `path`.
-
-    Raises:
-        ValueError: If the file is missing, damaged or of another format.
-    """
-    return read_newest(file, newest=FORMAT_VERSION, what=str(file), upgrade=f"openwavlm upgrade {path}", remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -64,15 +53,15 @@ class _InputJob:
 def verify_input(
     path: Path | str, input: Path | str, *, share: float = 0.01, seed: int = 0, workers: int = 1
 ) -> InputVerification:
-    """Decodes recordings of the input again and compares their audio with the shard set's, sample for sample.
+    """Decodes recordings of the input again and compares their audio with the shard set's, sample by sample.
 
-    Another version of a decoder than `settings.json` names may give other samples of compressed audio.
+    If a decoder has another version than in `settings.json`, samples of compressed audio may differ.
 
     Args:
         path: The shard set.
         input: Folder or manifest that it was made from.
         share: Share of the recordings that is decoded; at least one of each task.
-        seed: Seed of that choice.
+        seed: Seed of the sample.
         workers: Local processes.
 
     Raises:
@@ -81,7 +70,7 @@ def verify_input(
     path, input = Path(path), Path(input)
     if not input.exists():
         raise ValueError(f"the input {input} does not exist: give the folder or manifest that {path} was made from")
-    settings = read_record(path / "settings.json", path, RESTORE)
+    settings = read_record(path / "settings.json", path, remedy=RESTORE)
     for name in ("layout", "source", "channels"):
         settings.text(name)
     settings.number("max_hours")
@@ -94,7 +83,7 @@ def verify_input(
 
 def _verify_task(job: _InputJob) -> tuple[int, list[str]]:
     """Makes rows of a task again; returns their number, and a sentence for each recording that differs."""
-    done = read_record(task_file(job.path, job.line.number), job.path, MAKE_AGAIN)
+    done = read_record(task_file(job.path, job.line.number), job.path, remedy=MAKE_AGAIN)
     skipped = {entry.text("name") for entry in done.objects("skipped")}
     pcm_of_key = _audio_by_key(Index.open(job.path, check=False), done.mapping("shards").keys())
     groups: dict[str, list[Item]] = defaultdict(list)

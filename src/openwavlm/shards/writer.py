@@ -1,13 +1,14 @@
-"""The shard task: decodes its recordings once, shuffles their utterances and writes them as webdataset tars with done-files.
+"""Runs a task: decodes its recordings once, shuffles their utterances and writes them as webdataset tars with done-files.
 
-    <shard set>/settings.json                  what may not change between runs
-                tasks.jsonl                    which recordings each task holds
-                shards/000/000007-000.tar       shard 0 of task 7: KEY.flac and KEY.json of every utterance
-                shards/000/000007-000.json      its done-file: count, bytes, checksum, identities, index rows
-                done/000/000007.json           the task is finished: its shards, and what was skipped
+    <shard set>/settings.json                  settings that may not change between runs
+                tasks.jsonl                    recordings of each task
+                shards/000/000007-000.tar      shard 0 of task 7: KEY.flac and KEY.json of every utterance
+                shards/000/000007-000.json     its done-file: count, bytes, checksum, identities, index rows
+                done/000/000007.json           done-file of the task: its shards and its skipped utterances
                 index/                         see `index.py`
 
-Everything is a function of the task's line, the settings and the audio: who runs a task, when and how often changes no byte.
+Every byte is a function of the task's line, the settings and the audio: neither the process nor the time of a run nor a repetition
+changes it.
 """
 
 import hashlib
@@ -33,24 +34,19 @@ from openwavlm.shards.rows import Row, make_row
 from openwavlm.shards.tasks import Item, TaskLine, read_task
 
 _TAR_BLOCK = 512
-# Of the FLAC of a task, 4 h of which are some 250 MB; what is beyond lies in a nameless file of the output.
+# Of the FLAC of a task (some 250 MB for 4 h); more is written to an unnamed file in the output folder.
 _MOST_BYTES_IN_MEMORY = 1 << 28
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """A task with all it needs.
+    """Arguments of `run_task`.
 
     Attributes:
         output: The shard set.
         root: Folder that the audio paths are relative to.
-        line: Which task of `tasks.jsonl`.
-        source: Name of the corpus.
-        seed: Seed of the shuffle.
-        min_seconds: Length below which an utterance counts as short.
-        max_hours: Longest recording that is decoded.
-        utterances_per_shard: Most utterances in a shard.
-        channels: What becomes of several channels: `mean`, `first`, or `split` (the task's utterances then name their channels).
+        line: Place of the task in `tasks.jsonl`.
+        source, seed, min_seconds, max_hours, utterances_per_shard, channels: As in `make_shards`.
     """
 
     output: Path
@@ -65,12 +61,8 @@ class ShardJob:
 
 
 def run_task(job: ShardJob) -> dict[str, Any]:
-    """Decodes, shuffles and writes one task.
-
-    Returns:
-        The content of the task's done-file.
-    """
-    # Clips that are joined are of one channel, so a group holds one channel of a long file in memory, not all.
+    """Decodes, shuffles and writes one task; returns the content of its done-file."""
+    # Joined clips have one channel, so a group holds one channel of a long file in memory.
     groups: dict[tuple[str, int | None], list[Item]] = defaultdict(list)
     task = read_task(job.output / "tasks.jsonl", job.line)
     for item in task.items:
@@ -114,7 +106,7 @@ def run_task(job: ShardJob) -> dict[str, Any]:
 
 
 def _remove_other_parts(job: ShardJob, parts: int) -> None:
-    """Removes what an earlier attempt at the task wrote beyond its present number of shards; the index would take it up."""
+    """Removes shards of an earlier attempt beyond the present number; they would enter the index."""
     number = job.line.number
     folder = job.output / "shards" / f"{number // 1000:03d}"
     for mark in sorted(folder.glob(f"{number:06d}-*.json")) + sorted(folder.glob(f"{number:06d}-*.tar")):
@@ -125,14 +117,13 @@ def _remove_other_parts(job: ShardJob, parts: int) -> None:
 
 @dataclass
 class _StoredRow:
-    """A row while its FLAC lies in the file of payloads, so that a task of many hours needs little memory."""
+    """A row with its FLAC in the file of payloads, so that a task of many hours needs little memory."""
 
     row: Row
     start: int
     nbytes: int
 
     def load(self, payloads: IO[bytes]) -> Row:
-        """The row with its FLAC."""
         payloads.seek(self.start)
         return replace(self.row, flac=payloads.read(self.nbytes))
 
@@ -140,13 +131,13 @@ class _StoredRow:
 def _store(row: Row, payloads: SpooledTemporaryFile[bytes]) -> _StoredRow:
     start = payloads.tell()
     if start + len(row.flac) > _MOST_BYTES_IN_MEMORY:
-        payloads.rollover()  # before the write: a row of hours would be in memory twice
+        payloads.rollover()  # Before the write, since a row of hours would be in memory twice.
     payloads.write(row.flac)
     return _StoredRow(replace(row, flac=b""), start, len(row.flac))
 
 
 class _HashingFile:
-    """Passes writes on and hashes them."""
+    """Hashes the bytes that it writes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -165,7 +156,7 @@ def _write_shard(job: ShardJob, part: int, rows: list[_StoredRow], payloads: IO[
     columns: dict[str, list[Any]] = defaultdict(list)
     with atomic_file(path) as file:
         hashing = _HashingFile(file)
-        # An integer time keeps tarfile from adding a PAX header to every member, and makes equal input give equal bytes.
+        # An integer time avoids a PAX header for every member and gives equal bytes for equal input.
         with webdataset.TarWriter(hashing, encoder=False, mtime=0) as tar:
             for stored in rows:
                 row = stored.load(payloads)

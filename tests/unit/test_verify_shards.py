@@ -11,7 +11,7 @@ from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards.index import COLUMNS, TABLES, Index
 from openwavlm.shards.index_writer import write_index
 from openwavlm.shards.reader import ShardReader
-from openwavlm.shards.verify import verify_shards
+from openwavlm.shards.verify import _growth_problems, verify_shards
 from openwavlm.shards.verify_input import verify_input
 from synthetic import make_corpus, make_shard_set, write_speech_like
 
@@ -204,6 +204,8 @@ def test_each_task_of_the_input_is_compared_with_the_keys_of_its_own_shards_only
     assert len((shards / "tasks.jsonl").read_text().splitlines()) == 3  # 16 rows of .65 s in tasks of about 3.6 s
     assert (found.rows, found.problems) == (16, [])
     assert (key.read, pcm.read) == (16, 16)
+    assert _growth_problems(index) == []
+    assert key.read == 32
 
 
 def test_a_repaired_recording_is_compared_with_the_row_of_the_task_that_took_it_up(tmp_path):

@@ -159,10 +159,11 @@ def partner_shares(index: Index, *, seed: int = 0, block_shards: int = 20) -> di
     """
     order = permutation(words(seed, "stats.blocks", len(index.shards)))
     blocks = [order[start : start + block_shards] for start in range(0, len(order), block_shards)]
-    return {f"same_{name}_share": _share(index, getattr(index, name), blocks) for name in ("speaker", "recording")}
+    return {f"same_{name}_share": _share(index, name, blocks) for name in ("speaker", "recording")}
 
 
-def _share(index: Index, ids: np.ndarray, blocks: list[np.ndarray]) -> float | None:
+def _share(index: Index, name: str, blocks: list[np.ndarray]) -> float | None:
+    ids = getattr(index, name)
     same = pairs = 0
     for block in blocks:
         rows = np.concatenate([ids[index.first_row[shard] : index.first_row[shard + 1]] for shard in block])

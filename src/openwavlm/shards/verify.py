@@ -16,7 +16,7 @@ from openwavlm.shards.index import Index, ShardInfo, read_record, shard_identity
 from openwavlm.shards.reader import ShardReader, UnreadableAudio
 from openwavlm.shards.rows import utterance_key
 from openwavlm.shards.tasks import TaskLine, names_of, read_task, task_lines
-from openwavlm.shards.verify_input import MAKE_AGAIN, RESTORE
+from openwavlm.shards.verify_input import MAKE_AGAIN, RESTORE, audio_by_key
 
 
 @dataclass(frozen=True)
@@ -176,30 +176,31 @@ def _growth_problems(index: Index) -> list[str]:
         source = read_record(settings, path, remedy=RESTORE).text("source") if settings.is_file() else None
     except ValueError as error:
         problems.append(str(error))
-    keys, sizes = np.sort(index.key[:]), {info.name: info.nbytes for info in index.shards}
+    numbers = {info.name: number for number, info in enumerate(index.shards)}
     for line in lines:
         try:
-            problems += _task_problems(path, line, source, keys, sizes)
+            problems += _task_problems(index, numbers, line, source)
         except ValueError as error:
             problems.append(str(error))
     return problems
 
 
-def _task_problems(path: Path, line: TaskLine, source: str | None, keys: np.ndarray, sizes: dict[str, int]) -> Iterator[str]:
-    """Yields differences between a task, its done-file and the index (its `keys`, ascending, and `sizes` of its shards by name)."""
-    listing, file = path / "tasks.jsonl", task_file(path, line.number)
+def _task_problems(index: Index, numbers: dict[str, int], line: TaskLine, source: str | None) -> Iterator[str]:
+    """Yields differences between a task, its done-file and the rows of its shards (`numbers` by name); no `source`: without keys."""
+    listing, file = index.path / "tasks.jsonl", task_file(index.path, line.number)
     items = read_task(listing, line).items
     if not file.is_file():
         return
-    done = read_record(file, path, remedy=MAKE_AGAIN)
+    done = read_record(file, index.path, remedy=MAKE_AGAIN)
     check_task_done(done)
-    if any(sizes.get(name) != nbytes for name, nbytes in done.mapping("shards").items()):
+    shards = done.mapping("shards")
+    own = sorted(numbers[name] for name in shards.keys() & numbers.keys())
+    if {index.shards[number].name: index.shards[number].nbytes for number in own} != shards:
         yield f"{file} names other shards than the index: {MAKE_AGAIN}"
     skipped = {entry.text("name") for entry in done.objects("skipped")}
     alone = [item[0].name for item in items if len(item) == 1 and item[0].name not in skipped]
-    wanted = np.array([stable_hash(utterance_key(source, name)) for name in alone] if source is not None else [], np.uint64)
-    place = np.minimum(np.searchsorted(keys, wanted), max(0, len(keys) - 1))
-    lacking = int(np.count_nonzero(keys[place] != wanted)) if len(keys) else len(wanted)
+    keys = audio_by_key(index, own)
+    lacking = sum(stable_hash(utterance_key(source, name)) not in keys for name in alone) if source is not None else 0
     planned = len(names_of(items))
     if done.values.get("planned", planned) != planned or lacking:
         yield f"{listing}, line {line.number + 1} is not the task of {file} ({lacking} utterances have no row): {RESTORE}"

@@ -1,7 +1,7 @@
 """Compares a shard set with the recordings that it was made from, by decoding a sample of them again."""
 
 from collections import defaultdict
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,8 @@ def _verify_task(job: _InputJob) -> tuple[int, list[str]]:
     """Makes rows of a task again; returns their number, and a sentence for each recording that differs."""
     done = read_record(task_file(job.path, job.line.number), job.path, remedy=MAKE_AGAIN)
     skipped = {entry.text("name") for entry in done.objects("skipped")}
-    pcm_of_key = _audio_by_key(Index.open(job.path, check=False), done.mapping("shards").keys())
+    index, shards = Index.open(job.path, check=False), done.mapping("shards")
+    pcm_of_key = audio_by_key(index, [number for number, info in enumerate(index.shards) if info.name in shards])
     groups: dict[str, list[Item]] = defaultdict(list)
     for item in read_task(job.path / "tasks.jsonl", job.line).items:
         if usable := [utterance for utterance in item if utterance.name not in skipped]:
@@ -107,11 +108,10 @@ def _verify_task(job: _InputJob) -> tuple[int, list[str]]:
     return rows, problems + [f"{job.root / path} has other audio than {job.path}" for path in sorted(other - lost.keys())]
 
 
-def _audio_by_key(index: Index, shards: AbstractSet[str]) -> dict[int, int]:
+def audio_by_key(index: Index, shards: Iterable[int]) -> dict[int, int]:
     """Maps the keys of the rows of some shards to the identities of their audio; reads no other row of the index."""
     audio: dict[int, int] = {}
-    for number, info in enumerate(index.shards):
-        if info.name in shards:
-            rows = slice(int(index.first_row[number]), int(index.first_row[number + 1]))
-            audio |= zip(index.key[rows].tolist(), index.pcm[rows].tolist(), strict=True)
+    for number in shards:
+        rows = slice(int(index.first_row[number]), int(index.first_row[number + 1]))
+        audio |= zip(index.key[rows].tolist(), index.pcm[rows].tolist(), strict=True)
     return audio

@@ -1,8 +1,8 @@
-"""Who speaks in the embedded corpus: voices (a voice variant of espeak-ng, its pitch and its rate) and accents (its English voices).
+"""Speakers of the embedded corpus: voices (a voice variant of espeak-ng with pitch and rate) in accents (its English voices).
 
-Three groups share no voice: training; two voices that choose layers and rates; four that nothing has heard before the last figure.
-One accent is spoken by the last group alone. Variants with an echo are left out, since the room belongs to the channel, as are
-Klatt synthesis and whispers, whose noise comes from the C library's global generator.
+Three splits share no voice: train; dev with two voices, used to choose layers and rates; test with four voices, used only for the
+final figures. One accent occurs in test only. Variants with an echo are left out, since the room belongs to the channel; so are
+Klatt synthesis and whispers, which draw their noise from the C library's global generator.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Voice:
-    """A speaker's settings.
+    """A voice of espeak-ng.
 
     Attributes:
-        name: Name of the variant in espeak-ng, and of the voice here.
+        name: Name of the variant in espeak-ng.
         split: `train`, `dev` or `test`.
         pitch: 0 … 99, where 50 is the variant's own.
         rate_wpm: Words a minute.
@@ -81,28 +81,23 @@ VOICES = (
 
 @dataclass(frozen=True)
 class Speaker:
-    """A voice in an accent.
-
-    Attributes:
-        voice: The voice.
-        accent: Name of the accent.
-    """
+    """A voice in an accent."""
 
     voice: Voice
     accent: str
 
     @property
     def name(self) -> str:
-        """`VOICE_ACCENT`, from which both can be told."""
+        """`VOICE_ACCENT`."""
         return f"{self.voice.name}_{self.accent}"
 
     @property
     def espeak_voice(self) -> str:
-        """What espeak-ng calls it."""
+        """Name in espeak-ng."""
         return f"{ACCENTS[self.accent]}+{self.voice.name}"
 
 
 def speakers_of(split: str) -> list[Speaker]:
-    """Every voice of a split in each of its accents: those of training, in `test` the held-out one as well."""
+    """Every voice of a split in each of its accents: the training accents, in `test` the held-out accent as well."""
     accents = ACCENTS if split == "test" else TRAINING_ACCENTS
     return [Speaker(voice, accent) for voice in VOICES if voice.split == split for accent in accents]

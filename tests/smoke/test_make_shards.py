@@ -412,7 +412,7 @@ def test_the_program_prints_figures_and_leaves_no_files_of_its_own(corpus: Path,
     command = [sys.executable, str(ROOT / "data_prep" / "make_shards.py"), f"input={corpus}", "output=../out"]
     command += ["speaker_folder=1", "min_seconds=0.5"]
     done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True, check=True)
-    assert "32 utterances, 0.01 hours, 4 speakers in 1 shards" in done.stdout
+    assert "32 utterances, 0.01 hours, 4 speakers, 1 shards" in done.stdout
     assert "the speaker is the same in" in done.stdout
     assert not list((tmp_path / "here").iterdir())
     assert Index.open(tmp_path / "out").sources == ["", "speech"]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from openwavlm.audio.audio_files import probe_channels, probe_seconds
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.resources import retried
-from openwavlm.shards.corpora.listing import Corpus, split_channels
+from openwavlm.shards.corpora.listing import Corpus
 from openwavlm.shards.corpora.utterance import Utterance
 from openwavlm.shards.decoding_tasks import file_stamp
 from openwavlm.shards.done import is_done, skipped
@@ -56,9 +56,7 @@ def plan_tasks(corpus: Corpus, output: Path, settings: Mapping[str, Any], max_sk
     """
     listing = output / "tasks.jsonl"
     if settings["channels"] == "split":
-        root = corpus.root
-        apart = split_channels(corpus.utterances, lambda paths: _of_headers(_count_channels, paths, root, workers))
-        corpus = replace(corpus, utterances=apart)
+        corpus = replace(corpus, utterances=_split_channels(corpus, workers))
         corpus.check_names()
     present = {utterance.name: utterance for utterance in corpus.utterances}
     lines = task_lines(listing)
@@ -92,6 +90,20 @@ def plan_tasks(corpus: Corpus, output: Path, settings: Mapping[str, Any], max_sk
     if fresh:
         _append(fresh, corpus.root, listing, len(lines), again, settings, workers)
     return Plan(corpus, len(known | present.keys()), len(changed), len(known - present.keys()))
+
+
+def _split_channels(corpus: Corpus, workers: int) -> list[Utterance]:
+    """Splits every utterance that names no channel into one a channel of its file, each with a speaker of its own.
+
+    An utterance of an unreadable file is not split, so that it is skipped by name later.
+    """
+    whole = sorted({utterance.path for utterance in corpus.utterances if utterance.channel is None})
+    number_of = _of_headers(_count_channels, whole, corpus.root, workers)
+    apart: list[Utterance] = []
+    for utterance in corpus.utterances:
+        number = 1 if utterance.channel is not None else number_of[utterance.path] or 1
+        apart += [utterance] if number == 1 else [utterance.of_channel(channel) for channel in range(number)]
+    return apart
 
 
 def _differ(planned: Utterance, listed: Utterance) -> bool:

@@ -37,45 +37,21 @@ class Voice:
     rate_wpm: int
 
 
-VOICES = (
-    Voice("Alex", "train", 48, 168),
-    Voice("Andrea", "train", 40, 176),
-    Voice("Andy", "train", 50, 178),
-    Voice("Annie", "train", 50, 160),
-    Voice("Denis", "train", 55, 182),
-    Voice("Gene", "train", 44, 164),
-    Voice("Jacky", "train", 52, 172),
-    Voice("Michael", "train", 47, 186),
-    Voice("Mike", "train", 50, 160),
-    Voice("antonio", "train", 44, 172),
-    Voice("belinda", "train", 45, 174),
-    Voice("boris", "train", 50, 170),
-    Voice("ed", "train", 53, 182),
-    Voice("f1", "train", 52, 164),
-    Voice("grandma", "train", 45, 150),
-    Voice("grandpa", "train", 46, 152),
-    Voice("ian", "train", 55, 168),
-    Voice("john", "train", 48, 176),
-    Voice("kaukovalta", "train", 54, 162),
-    Voice("m1", "train", 50, 175),
-    Voice("m3", "train", 60, 190),
-    Voice("m5", "train", 40, 158),
-    Voice("m6", "train", 56, 170),
-    Voice("m7", "train", 46, 185),
-    Voice("m8", "train", 50, 188),
-    Voice("max", "train", 62, 166),
-    Voice("paul", "train", 50, 166),
-    Voice("quincy", "train", 42, 178),
-    Voice("rob", "train", 43, 180),
-    Voice("steph", "train", 48, 180),
-    Voice("travis", "train", 57, 170),
-    Voice("zac", "train", 35, 162),
-    Voice("anika", "dev", 42, 170),
-    Voice("victor", "dev", 50, 165),
-    Voice("Nguyen", "test", 50, 172),
-    Voice("aunty", "test", 47, 160),
-    Voice("m4", "test", 54, 180),
-    Voice("shelby", "test", 50, 168),
+# Name, pitch and rate of the voices of each split.
+_TABLE = {
+    "train": """
+Alex 48 168, Andrea 40 176, Andy 50 178, Annie 50 160, Denis 55 182, Gene 44 164, Jacky 52 172, Michael 47 186, Mike 50 160,
+antonio 44 172, belinda 45 174, boris 50 170, ed 53 182, f1 52 164, grandma 45 150, grandpa 46 152, ian 55 168, john 48 176,
+kaukovalta 54 162, m1 50 175, m3 60 190, m5 40 158, m6 56 170, m7 46 185, m8 50 188, max 62 166, paul 50 166, quincy 42 178,
+rob 43 180, steph 48 180, travis 57 170, zac 35 162
+""",
+    "dev": "anika 42 170, victor 50 165",
+    "test": "Nguyen 50 172, aunty 47 160, m4 54 180, shelby 50 168",
+}
+VOICES = tuple(
+    Voice(name, split, int(pitch), int(rate_wpm))
+    for split, entries in _TABLE.items()
+    for name, pitch, rate_wpm in map(str.split, entries.split(","))
 )
 
 

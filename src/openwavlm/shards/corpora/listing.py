@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,24 +93,3 @@ def _log_notes(files: FolderFiles, notes: Counter[str]) -> None:
     for sentence, number in sorted(notes.items()):
         if number:
             logger.log(logging.INFO if sentence.endswith(manifest.ONLY_KEPT) else logging.WARNING, "%d %s", number, sentence)
-
-
-def split_channels(
-    utterances: Sequence[Utterance], channels_of: Callable[[Sequence[str]], Mapping[str, int | None]]
-) -> list[Utterance]:
-    """Splits every utterance in a file of several channels into one a channel, each with a speaker of its own.
-
-    Args:
-        utterances: In corpus order; those that name a channel are not split.
-        channels_of: Numbers of channels by path, None for an unreadable file, of which the utterance is not split (and later skipped).
-
-    Returns:
-        Utterances in corpus order, the channels of one after another.
-    """
-    whole = sorted({utterance.path for utterance in utterances if utterance.channel is None})
-    number_of = channels_of(whole)
-    apart: list[Utterance] = []
-    for utterance in utterances:
-        number = 1 if utterance.channel is not None else number_of[utterance.path] or 1
-        apart += [utterance] if number == 1 else [utterance.of_channel(channel) for channel in range(number)]
-    return apart

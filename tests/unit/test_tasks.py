@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from openwavlm.shards.corpora import folder, librispeech, manifest
 from openwavlm.shards.corpora.files import find_files
 from openwavlm.shards.corpora.listing import list_corpus
-from openwavlm.shards.corpora.utterance import Utterance
-from openwavlm.shards.rows import utterance_key
+from openwavlm.shards.corpora.utterance import Utterance, utterance_key
 from openwavlm.shards.tasks import append_tasks, cut_tasks, join_short_clips, read_task, task_lines
 
 

@@ -126,13 +126,9 @@ class ShardDone:
 
 
 def write_done_file(tar: Path, name: str, nbytes: int, checksum: str, columns: Mapping[str, Sequence[Any]], members: Any) -> None:
-    """Writes the done-file of a shard.
+    """Writes the done-file of the shard `tar`, with the path `name` in its set.
 
     Args:
-        tar: The shard.
-        name: Path of the shard relative to the shard set.
-        nbytes: Size of the shard.
-        checksum: SHA-256 of the shard.
         columns: Lists by name, filled by `Row.append_to`.
         members: `(row, offset, num_samples, key, pcm)` of every clip of a joined row.
     """

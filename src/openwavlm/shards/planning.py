@@ -44,15 +44,9 @@ class Plan:
 def plan_tasks(corpus: Corpus, output: Path, settings: Mapping[str, Any], max_skip_rate: float, workers: int) -> Plan:
     """Appends tasks for utterances of the corpus that are in no task; a skipped file that was repaired counts as new.
 
-    Args:
-        corpus: Content of the input.
-        output: The shard set.
-        settings: Settings of the shard set.
-        max_skip_rate: Largest share of the utterances that unfinished tasks may need and the input lacks.
-        workers: Local processes that read headers.
-
     Raises:
-        ValueError: If unfinished tasks need too many utterances that the input lacks, or two channels have one name.
+        ValueError: If more than `max_skip_rate` of the utterances are in unfinished tasks but not in the input, or two channels have one
+            name.
     """
     listing = output / "tasks.jsonl"
     if settings["channels"] == "split":
@@ -114,13 +108,7 @@ def _differ(planned: Utterance, listed: Utterance) -> bool:
 
 
 def _append(
-    fresh: Sequence[Utterance],
-    root: Path,
-    listing: Path,
-    first: int,
-    again: set[str],
-    settings: Mapping[str, Any],
-    workers: int,
+    fresh: Sequence[Utterance], root: Path, listing: Path, first: int, again: set[str], settings: Mapping[str, Any], workers: int
 ) -> None:
     """Joins short utterances, cuts tasks and appends them."""
     seconds = _durations(fresh, root, workers)

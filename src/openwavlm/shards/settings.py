@@ -56,11 +56,6 @@ def bind_settings(output: Path, settings: Mapping[str, Any], decoders: Mapping[s
 
     Changed versions of the decoders are logged; `stats.json` counts the tasks of each version.
 
-    Args:
-        output: The shard set.
-        settings: Settings of this run.
-        decoders: Names and versions of the decoders of this run.
-
     Returns:
         The settings, with `columns_by_name` False for a set that was begun before manifests' columns were found by name.
 

@@ -41,15 +41,9 @@ def validation_rows(index: Index, *, share: float, split_seed: int) -> np.ndarra
 
 
 def check_same_names(index: Index, bound: Mapping[str, str], what: str) -> None:
-    """Refuses a shard set with other speakers, recordings, sources or languages than at an earlier fit, hence with another split.
+    """Raises a ValueError if speakers, recordings, sources or languages differ from those at a fit, so that the split differs.
 
-    Args:
-        index: The shard set.
-        bound: `metadata` of the shard sets of the fit, by fingerprint; a set that is not among them is not checked.
-        what: Name of the fitted object, for the error.
-
-    Raises:
-        ValueError: If they differ.
+    `bound` holds the `metadata` of the shard sets of the fit by fingerprint (other sets are not checked), `what` names the fitted object.
     """
     if index.fingerprint in bound and bound[index.fingerprint] != index.metadata:
         raise ValueError(
@@ -84,14 +78,9 @@ def audio_in(pcm: np.ndarray, index: Index, rows: np.ndarray | None = None) -> n
 
 
 def shared_rows(index: Index, other: Index) -> np.ndarray:
-    """Marks the rows with audio (their own, or of a clip in a joined row) that `audio_in` finds in another shard set.
+    """Marks rows with audio (their own, or of a clip in a joined row) that `audio_in` finds in another set; bool (rows of `index`,).
 
-    Args:
-        index: The shard set with the rows to mark, the smaller one, since it is held in memory.
-        other: The shard set to search, of any size.
-
-    Returns:
-        bool (rows of `index`,).
+    `index` is the smaller set, since it is held in memory.
     """
     members = index.members
     found = audio_in(np.concatenate([index.pcm, members["pcm"]]), other)

@@ -22,14 +22,7 @@ _SUMMED = ("joined", "joined_clips", "short", "clipped_samples", "clipped_files"
 def shard_set_stats(
     index: Index, done: Sequence[Mapping[str, Any]], unusable: Mapping[str, Mapping[str, Any]], *, source: str, seed: int
 ) -> dict[str, Any]:
-    """Statistics of a shard set for `stats.json`.
-
-    Args:
-        index: Index of the shard set.
-        done: Done-files of its tasks.
-        unusable: Skipped utterances by name.
-        source: Name of the corpus.
-        seed: Seed of the permutation.
+    """Statistics of a shard set for `stats.json`, from its index, its tasks' done-files and its skipped utterances by name.
 
     Returns:
         Counts (`joined` rows are made of `joined_clips`; `short` rows stayed below `min_seconds`), hours, bytes and shares.
@@ -62,12 +55,7 @@ def _decoders(done: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def corpus_stats(corpus: Corpus, done: Sequence[Mapping[str, Any]], unusable: AbstractSet[str]) -> dict[str, Any]:
-    """Statistics of the input at the last run, in which every file is used, skipped or ignored.
-
-    Args:
-        corpus: Content of the input.
-        done: Done-files of the tasks.
-        unusable: Names of the skipped utterances.
+    """Statistics of the input at the last run, in which every file is used, skipped (`unusable` utterances) or ignored.
 
     Returns:
         `files` = `files_used` (with at least one used utterance) + `files_skipped` + `files_ignored` (of other suffixes, by

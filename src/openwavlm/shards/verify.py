@@ -11,10 +11,10 @@ from openwavlm.audio.audio_files import pcm_id, pcm_md5
 from openwavlm.runtime.atomic import sha256_of
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.randomness import stable_hash, uniform, words
+from openwavlm.shards.corpora.utterance import utterance_key
 from openwavlm.shards.done import check_task_done, read_done_file, task_file
 from openwavlm.shards.index import Index, ShardInfo, read_record, shard_identity, shard_metadata
 from openwavlm.shards.reader import ShardReader, UnreadableAudio
-from openwavlm.shards.rows import utterance_key
 from openwavlm.shards.tasks import TaskLine, names_of, read_task, task_lines
 from openwavlm.shards.verify_input import MAKE_AGAIN, RESTORE, audio_by_key
 

@@ -13,8 +13,8 @@ from openwavlm.shards.corpora.listing import corpus_root
 from openwavlm.shards.decoding_tasks import TaskDecoder
 from openwavlm.shards.done import task_file
 from openwavlm.shards.index import Index, read_record
-from openwavlm.shards.rows import make_row
 from openwavlm.shards.tasks import Item, TaskLine, read_task, task_lines
+from openwavlm.shards.writer import make_row
 
 RESTORE = "restore it from a copy, or the set cannot be extended"
 MAKE_AGAIN = "restore it from a copy, or run data_prep/make_shards.py with the same input, which makes its task again"

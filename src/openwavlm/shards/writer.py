@@ -14,28 +14,112 @@ changes it.
 import hashlib
 import json
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any, BinaryIO
 
+import numpy as np
 import webdataset
 
-from openwavlm.audio.audio_files import decoders
+from openwavlm.audio.audio_files import decoders, encode_flac, flac_md5, pcm_id, pcm_md5
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.runtime.atomic import atomic_file
 from openwavlm.runtime.randomness import stable_hash
 from openwavlm.runtime.sealed import write_sealed
+from openwavlm.shards.corpora.utterance import Utterance, utterance_key
 from openwavlm.shards.decoding_tasks import TaskDecoder
 from openwavlm.shards.done import task_file, write_done_file
 from openwavlm.shards.index import FORMAT_VERSION
-from openwavlm.shards.rows import Row, make_row
-from openwavlm.shards.tasks import Item, TaskLine, read_task
+from openwavlm.shards.tasks import JOIN_SILENCE_S, Item, TaskLine, read_task
 
 _TAR_BLOCK = 512
+_JOIN_SILENCE = np.zeros(int(JOIN_SILENCE_S * SAMPLE_RATE_HZ), np.int16)
+_FIELDS = ("num_samples", "speaker", "recording", "text", "language", "source", "start_s", "end_s", "members")
 # Of the FLAC of a task (some 250 MB for 4 h); more is written to an unnamed file in the output folder.
 _MOST_BYTES_IN_MEMORY = 1 << 28
+
+
+@dataclass
+class Row:
+    """One row of a shard; `members` are (offset, samples, key hash, audio identity) of joined clips."""
+
+    key: str
+    flac: bytes
+    fields: dict[str, Any]
+    members: list[tuple[int, int, int, int]] = field(default_factory=list)
+
+    def append_to(self, columns: dict[str, list[Any]], offset: int) -> None:
+        """Appends the row, whose FLAC begins at byte `offset` of the tar, to the columns of a done-file.
+
+        Names become `SOURCE/name`, unknown names stay empty.
+        """
+        source = self.fields["source"]
+        names = {name: f"{source}/{self.fields[name]}" if self.fields[name] else "" for name in ("speaker", "recording")}
+        values = {
+            "offset": offset,
+            "nbytes": len(self.flac),
+            "num_samples": self.fields["num_samples"],
+            "key": stable_hash(self.key),
+            "pcm": pcm_id(flac_md5(self.flac)),
+            "keys": self.key,
+            **names,
+            "source": source,
+            "language": self.fields["language"],
+        }
+        for name, value in values.items():
+            columns[name].append(value)
+
+
+def make_row(good: list[tuple[Utterance, np.ndarray]], source: str) -> Row:
+    """Makes a row of one clip, or of several clips with silence between them."""
+    first, samples = good[0]
+    members: list[dict[str, Any]] = []
+    name = first.name
+    if len(good) > 1:
+        pieces, offset = [], 0
+        for utterance, clip in good:
+            key = utterance_key(source, utterance.name)
+            member = {"key": key, "offset": offset, "num_samples": len(clip), "pcm": pcm_id(pcm_md5(clip))}
+            member |= {**_segment(utterance, clip), "recording": utterance.recording}
+            member |= {"text": utterance.text, "language": utterance.language}
+            members.append(_extra(utterance, member.keys()) | member)
+            pieces += [clip, _JOIN_SILENCE]
+            offset += len(clip) + len(_JOIN_SILENCE)
+        samples = np.concatenate(pieces[:-1])
+        name = first.name + "+" + hashlib.blake2b("\n".join(u.name for u, _ in good).encode(), digest_size=8).hexdigest()
+    same_recording = all(utterance.recording == first.recording for utterance, _ in good)
+    languages = {utterance.language for utterance, _ in good}
+    fields = _extra(first, _FIELDS) if len(good) == 1 else {}
+    fields |= {
+        "num_samples": len(samples),
+        "speaker": first.speaker,
+        "recording": first.recording if same_recording else "",
+        "text": " ".join(utterance.text for utterance, _ in good if utterance.text),
+        "language": languages.pop() if len(languages) == 1 else "",
+        "source": source,
+        **(_segment(first, samples) if len(good) == 1 else {"start_s": None, "end_s": None, "members": members}),
+    }
+    flat = [(member["offset"], member["num_samples"], stable_hash(member["key"]), member["pcm"]) for member in members]
+    return Row(utterance_key(source, name), encode_flac(samples), fields, flat)
+
+
+def _extra(utterance: Utterance, taken: Iterable[str]) -> dict[str, Any]:
+    """Channel and additional fields of an utterance; names that are taken get a prefix."""
+    fields: dict[str, Any] = {} if utterance.channel is None else {"channel": utterance.channel}
+    taken = {*taken, *fields}
+    for name, value in utterance.extra.items():
+        free = name
+        while free in taken or (free != name and free in utterance.extra):
+            free = f"manifest_{free}"
+        fields[free] = value
+    return fields
+
+
+def _segment(utterance: Utterance, clip: np.ndarray) -> dict[str, float]:
+    return {"start_s": utterance.start_s, "end_s": round(utterance.start_s + len(clip) / SAMPLE_RATE_HZ, 6)}
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,8 @@ def utterances(
 ) -> Iterator[Utterance]:
     """Lists a LibriSpeech tree in the order of `paths`: the speaker is the reader's number, the recording the reader's chapter.
 
-    Args:
-        root: The tree (`LibriSpeech`) or one part of it (`LibriSpeech/train-clean-100`).
-        paths: Audio files of the tree.
-        language: Language of all files.
-        notes: Collects sentences for the log, each with its number of files.
+    `root` is the tree (`LibriSpeech`) or one part of it (`LibriSpeech/train-clean-100`); `notes` collects sentences for the log, each
+    with its number of files.
 
     Raises:
         ValueError: If a file does not fit the layout, or transcripts are not UTF-8 or occur twice.

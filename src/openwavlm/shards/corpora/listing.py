@@ -49,12 +49,7 @@ def corpus_root(input: Path, layout: str) -> Path:
 
 
 def list_corpus(input: Path, settings: Mapping[str, Any], subfolders: Sequence[str] = ()) -> Corpus:
-    """Lists all utterances of a corpus.
-
-    Args:
-        input: Folder or manifest.
-        settings: `layout`, `language`, and for the layout `columns` and `columns_by_name`, or `speaker_folder`.
-        subfolders: Parts of a folder to take; empty for all.
+    """Lists all utterances of a folder or manifest by the settings of `make_shards`.
 
     Raises:
         ValueError: If the corpus is missing, malformed or empty, or two utterances have one name.

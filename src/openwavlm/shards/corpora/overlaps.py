@@ -34,9 +34,7 @@ class Overlaps:
 def find_overlaps(utterances: Iterable[Utterance], seconds_of_file: Callable[[str], float | None]) -> Overlaps:
     """Measures overlaps of utterances and audio outside all of them; channels of a file are separate.
 
-    Args:
-        utterances: In any order.
-        seconds_of_file: Duration of an audio file by its path, None where unknown; called only for files in segments.
+    `seconds_of_file` returns the duration of a file by its path, None where unknown; it is called only for files in segments.
     """
     by_file: dict[tuple[str, int | None], list[Utterance]] = defaultdict(list)
     for utterance in utterances:

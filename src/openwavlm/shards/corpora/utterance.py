@@ -1,7 +1,10 @@
 """Utterance of an audio file, as corpus readers yield it."""
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from openwavlm.runtime.randomness import stable_hash
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,9 @@ class Utterance:
 def portable(text: str) -> str:
     """Text for a table of one line an entry: line breaks, tabs and undecodable bytes of file names are replaced."""
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+
+
+def utterance_key(source: str, name: str) -> str:
+    """Key of an utterance in its shard: readable stem and 64 bits of hash; stable, `[A-Za-z0-9_-]+`, below tar's 100 characters."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name.rpartition("/")[2])[:48]
+    return f"{stem}-{stable_hash(f'{source}/{name}'):016x}"

@@ -93,7 +93,6 @@ def write_index(
     """Writes the index of a shard set from arrays, in place of an earlier one, and opens it.
 
     Args:
-        path: Folder of the shard set.
         columns: All of `COLUMNS`, each (rows,), rows in shard order.
         tables: All of `TABLES`; entry 0 must be the empty text.
         shards: The tars in order.

@@ -32,8 +32,8 @@ from openwavlm.runs.export import export_run, load_run
 from openwavlm.runs.run_directory import RunRecord, accept_config
 from openwavlm.runs.segments import segment_of
 from openwavlm.shards.corpora import manifest
+from openwavlm.shards.done import read_done_file
 from openwavlm.shards.index import COLUMNS, Index
-from openwavlm.shards.shard_done import read_done_file
 from openwavlm.training.build import make_model
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, newest_checkpoint
 from openwavlm.training.checkpoint_reader import read_checkpoint

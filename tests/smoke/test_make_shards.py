@@ -21,7 +21,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from openwavlm.audio.audio_files import pcm_id, pcm_md5
 from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards.index import Index
-from openwavlm.shards.indexing import build_index
+from openwavlm.shards.index_writer import build_index
 from openwavlm.shards.prepare import make_shards
 from openwavlm.shards.reader import ShardReader, check_shards
 from openwavlm.shards.verify import verify_shards
@@ -412,7 +412,7 @@ def test_the_program_prints_figures_and_leaves_no_files_of_its_own(corpus: Path,
     command = [sys.executable, str(ROOT / "data_prep" / "make_shards.py"), f"input={corpus}", "output=../out"]
     command += ["speaker_folder=1", "min_seconds=0.5"]
     done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True, check=True)
-    assert "32 utterances, 0.01 hours, 4 speakers in 1 shards" in done.stdout
+    assert "32 utterances, 0.01 hours, 4 speakers, 1 shards" in done.stdout
     assert "the speaker is the same in" in done.stdout
     assert not list((tmp_path / "here").iterdir())
     assert Index.open(tmp_path / "out").sources == ["", "speech"]

@@ -17,10 +17,9 @@ import soundfile
 from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards.corpora.files import counted, find_files
 from openwavlm.shards.corpora.librispeech import utterances
-from openwavlm.shards.fields import read_fields
 from openwavlm.shards.index import Index
 from openwavlm.shards.prepare import make_shards
-from openwavlm.shards.reader import ShardReader
+from openwavlm.shards.reader import ShardReader, read_fields
 from openwavlm.shards.stats import sentences
 from openwavlm.shards.upgrade import upgrade_shards
 from synthetic import speech_like, write_speech_like
@@ -151,7 +150,7 @@ def test_figures_that_point_to_a_fault_are_sentences_where_they_are_above_zero()
         "3 segments overlap an earlier segment of their file (5.00 hours are counted twice), 4 of them a segment of another speaker",
         "6 clips repeat the audio of another clip sample for sample (7.00 hours are counted twice); 8 clips are listed under several "
         "speakers",
-        "9 utterances changed in the input after they were prepared; the shard set keeps them as they were",
+        "9 utterances changed in the input after they were prepared; the shard set is not changed",
         "10 utterances are no longer in the input; the shard set keeps them",
     ]
 
@@ -328,7 +327,7 @@ def test_a_set_of_the_first_version_goes_on_as_it_was_begun(tmp_path, caplog):
     stats = prepare(tmp_path / "m.tsv", old, layout="manifest")
     assert (stats["utterances"], Index.open(old).num_samples.tolist()) == (1, [64_000])
     for column in ("offset", "duration", "channel"):
-        assert f"column {column!r} that is not used, though it seems to say which part of the audio is meant" in caplog.text
+        assert f"column {column!r} that is not used, though it seems to define a part of the audio" in caplog.text
     done = json.loads((old / "done/000/000000.json").read_text())
     for name in ("out_of_phase", "decoders", "seal"):
         del done[name]

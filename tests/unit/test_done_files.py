@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 
 from openwavlm.runtime.sealed import write_sealed
-from openwavlm.shards.done import is_done, task_done
-from openwavlm.shards.indexing import build_index
-from openwavlm.shards.shard_done import read_done_file, write_done_file
-from openwavlm.shards.writer import task_file
+from openwavlm.shards.done import is_done, read_done_file, task_done, task_file, write_done_file
+from openwavlm.shards.index_writer import build_index
 
 COLUMNS = {
     "offset": [512, 2048],

@@ -11,7 +11,7 @@ from openwavlm.labels import rebind
 from openwavlm.labels.fairseq_labels import Lines, read_dictionary, read_lines
 from openwavlm.labels.import_labels import _reader
 from openwavlm.runtime.randomness import stable_hash
-from openwavlm.shards.rows import utterance_key
+from openwavlm.shards.corpora.utterance import utterance_key
 
 NAMES = ["a/x", "b/x", "b/y", "c/d/z"]
 SAMPLES = [400 + 320 * 4, 400 + 320 * 4 + 200, 399, 16_000]

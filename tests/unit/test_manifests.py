@@ -133,15 +133,15 @@ def test_a_second_column_of_times_is_named_where_the_first_has_the_field_s_own_n
     text = "path\tstart_s\toffset\tsnr\taudio_duration\nx.wav\t1\t2\t30\t7\ny.wav\t1\t2\t30\t7\n"
     assert [found.start_s for found in read(tmp_path, text, notes=notes)] == [1.0, 1.0]
     assert notes == {
-        "rows with a column 'offset' that is not used, though it seems to say which part of the audio is meant": 2,
-        "rows with a column 'audio_duration' that is not used, though it seems to say which part of the audio is meant": 2,
-        "rows with a column 'snr' that only travels into the shards' JSON": 2,
+        "rows with a column 'offset' that is not used, though it seems to define a part of the audio": 2,
+        "rows with a column 'audio_duration' that is not used, though it seems to define a part of the audio": 2,
+        "rows with a column 'snr' that is only copied to the shards' JSON": 2,
     }
 
 
 def test_an_unknown_field_of_the_columns_is_refused(tmp_path):
     (tmp_path / "m.tsv").write_text("path\nx.wav\n")
-    with pytest.raises(ValueError, match="but not 'strat_s': correct it"):
+    with pytest.raises(ValueError, match="but not 'strat_s'"):
         make_shards(input=tmp_path / "m.tsv", output=tmp_path / "out", columns={"strat_s": "x"}, **SETTINGS)
 
 

@@ -9,9 +9,9 @@ import soundfile
 from openwavlm.evaluation.phones.alignments import Segment
 from openwavlm.evaluation.phones.matching import Clip, Matches, match_rows
 from openwavlm.evaluation.shard_sets import judged_set, probe_set, speech_set
-from openwavlm.shards.fields import read_fields
 from openwavlm.shards.index import Index
 from openwavlm.shards.prepare import make_shards
+from openwavlm.shards.reader import read_fields
 from synthetic import speech_like, write_speech_like
 
 

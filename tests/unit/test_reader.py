@@ -140,7 +140,7 @@ def test_a_swapped_shard_is_noticed(shard_set: Path) -> None:
     first.write_bytes(content.ljust(first.stat().st_size, b"\0"))
     with pytest.raises(ValueError, match="does not begin with its first utterance"):
         check_shards(index)
-    with pytest.raises(UnreadableAudio, match="something else"):
+    with pytest.raises(UnreadableAudio, match="other data at this place"):
         ShardReader(index).read(0)
     assert "checksum" in first_problem(shard_set)
 

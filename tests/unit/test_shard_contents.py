@@ -18,21 +18,17 @@ from openwavlm.runtime import open_files
 from openwavlm.runtime.randomness import uniform, words
 from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards import reader as reader_module
-from openwavlm.shards.corpora.utterance import Utterance
+from openwavlm.shards.corpora.utterance import Utterance, utterance_key
 from openwavlm.shards.decoding_tasks import file_stamp
-from openwavlm.shards.done import is_done, refuse_many_skipped, skipped, task_done
-from openwavlm.shards.fields import read_fields
+from openwavlm.shards.done import is_done, refuse_many_skipped, skipped, task_done, write_done_file
 from openwavlm.shards.index import COLUMNS, TABLES, Index, ShardInfo, index_fingerprint, shard_identity
-from openwavlm.shards.index_writer import write_index
-from openwavlm.shards.indexing import build_index
+from openwavlm.shards.index_writer import build_index, write_index
 from openwavlm.shards.prepare import make_shards
-from openwavlm.shards.reader import ShardReader
-from openwavlm.shards.rows import make_row, utterance_key
-from openwavlm.shards.shard_done import write_done_file
+from openwavlm.shards.reader import ShardReader, read_fields
 from openwavlm.shards.stats import partner_shares
 from openwavlm.shards.tasks import append_tasks, cut_tasks, join_short_clips, read_task, task_lines
 from openwavlm.shards.verify import verify_shards
-from openwavlm.shards.writer import ShardJob, run_task
+from openwavlm.shards.writer import ShardJob, make_row, run_task
 from synthetic import make_shard_set, speech_like
 
 

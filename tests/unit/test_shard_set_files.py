@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from openwavlm.runtime.sealed import write_sealed
-from openwavlm.shards.done import is_done, refuse_many_skipped, skipped, write_skipped
+from openwavlm.shards.done import is_done, refuse_many_skipped, skipped, task_file, write_skipped
 from openwavlm.shards.index import COLUMNS, TABLES, Index, ShardInfo
 from openwavlm.shards.index_writer import write_index
 from openwavlm.shards.stats import partner_shares, shard_set_stats
 from openwavlm.shards.tasks import TaskLine
-from openwavlm.shards.writer import task_file
 
 
 def index_of(folder: Path, shards: list[list[tuple[int, int]]], samples: int = 16_000) -> Index:

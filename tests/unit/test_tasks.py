@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from openwavlm.shards.corpora import folder, librispeech, manifest
 from openwavlm.shards.corpora.files import find_files
 from openwavlm.shards.corpora.listing import list_corpus
-from openwavlm.shards.corpora.utterance import Utterance
-from openwavlm.shards.rows import utterance_key
+from openwavlm.shards.corpora.utterance import Utterance, utterance_key
 from openwavlm.shards.tasks import append_tasks, cut_tasks, join_short_clips, read_task, task_lines
 
 
@@ -136,7 +135,7 @@ def test_a_folder_is_listed_in_order_with_speakers_from_a_folder(tmp_path: Path)
     ]
     assert {u.language for u in found} == {"de"}
     assert [u.name for u in folder.utterances(tmp_path, find_files(tmp_path, ["b"]).audio)] == ["b/x"]
-    with pytest.raises(ValueError, match="speaker_folder=2 takes the speaker"):
+    with pytest.raises(ValueError, match="with speaker_folder=2 every file needs"):
         list(folder.utterances(tmp_path, find_files(tmp_path).audio, speaker_folder=2))
     with pytest.raises(ValueError, match="sub-folder c does not exist"):
         find_files(tmp_path, ["c"])

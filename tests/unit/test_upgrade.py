@@ -19,8 +19,7 @@ from openwavlm.labels.kmeans import Codebook
 from openwavlm.labels.store import LabelStore
 from openwavlm.runs.upgrade import upgrade
 from openwavlm.shards.index import COLUMNS, TABLES, Index
-from openwavlm.shards.index_writer import write_index
-from openwavlm.shards.indexing import build_index
+from openwavlm.shards.index_writer import build_index, write_index
 from openwavlm.shards.prepare import make_shards
 from openwavlm.shards.upgrade import upgrade_shards
 from openwavlm.shards.verify import verify_shards

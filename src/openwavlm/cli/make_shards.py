@@ -12,7 +12,7 @@ from openwavlm.shards.stats import sentences
 
 
 def _as_array(arguments: dict[str, Any], slurm: Slurm) -> bool:
-    """Lists the tasks and has an array do them; the caller builds the index. False if nobody waits for the array."""
+    """Lists the tasks and runs them as a job array; returns True after the last job, when the caller builds the index."""
     num_tasks = arguments.pop("num_tasks")
     arguments |= {"input": Path(arguments["input"]).resolve(), "output": Path(arguments["output"]).resolve(), "task_index": None}
     make_shards(**arguments, num_tasks=0)
@@ -23,7 +23,7 @@ def _as_array(arguments: dict[str, Any], slurm: Slurm) -> bool:
 
 @command("prep/make_shards")
 def main(config: DictConfig) -> None:
-    """Prepares and prints what came out."""
+    """Prepares the shard set and prints its statistics."""
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
     arguments = {str(name): value for name, value in settings.items() if name not in ("debug", "launcher", "slurm")}
@@ -31,13 +31,11 @@ def main(config: DictConfig) -> None:
         return
     stats = make_shards(**arguments)
     if "utterances" not in stats:
-        print(f"{stats['tasks']} tasks; a run with neither num_tasks nor task_index finishes the shard set")
+        print(f"{stats['tasks']} tasks; to finish the shard set, run again without num_tasks and task_index")
         return
-    print(
-        f"{stats['utterances']} utterances, {stats['hours']:.2f} hours, {stats['speakers']} speakers in {stats['shards']} shards"
-    )
+    print(f"{stats['utterances']} utterances, {stats['hours']:.2f} hours, {stats['speakers']} speakers, {stats['shards']} shards")
     print(f"{stats['joined_clips']} short clips joined into {stats['joined']} utterances; {stats['short']} utterances stay short")
-    print(f"{stats['skipped']} skipped {stats['skipped_by_reason'] or ''}; {stats['clipped_files']} files clip")
+    print(f"{stats['skipped']} skipped {stats['skipped_by_reason'] or ''}; {stats['clipped_files']} files have clipped samples")
     for sentence in sentences(stats):
         print(sentence)
     for name in ("speaker", "recording"):

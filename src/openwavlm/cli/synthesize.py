@@ -8,7 +8,7 @@ from openwavlm.synthesis.corpus import synthesize
 
 @command("prep/synthesize")
 def main(config: DictConfig) -> None:
-    """Synthesises and prints what came out."""
+    """Synthesises the corpus and prints its statistics."""
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
     settings.pop("debug")

@@ -7,9 +7,9 @@ from omegaconf import DictConfig
 from openwavlm.cli.app import command
 from openwavlm.runs.compose import paths
 from openwavlm.runtime.atomic import write_json
-from openwavlm.shards.growth import verify_input
 from openwavlm.shards.index import Index
 from openwavlm.shards.verify import verify_shards
+from openwavlm.shards.verify_input import verify_input
 
 
 @command("prep/verify")

@@ -10,9 +10,8 @@ import numpy as np
 
 from openwavlm.audio.frames import num_frames
 from openwavlm.runtime.randomness import stable_hash
-from openwavlm.shards.corpora.utterance import portable
+from openwavlm.shards.corpora.utterance import portable, utterance_key
 from openwavlm.shards.index import Index
-from openwavlm.shards.rows import utterance_key
 
 RATES_HZ = (50, 100)
 

@@ -1,8 +1,8 @@
-"""Decodes the utterances of a task, each file once, and records which files are bad, clipped or out of phase."""
+"""Decodes the utterances of a task, each file once, and records bad, clipped and out-of-phase files."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +18,30 @@ from openwavlm.shards.tasks import Item
 Clip = tuple[Utterance, np.ndarray]
 
 
+@dataclass
 class TaskDecoder:
     """Decodes items of a task.
 
-    Args:
-        root: Folder that the audio paths are relative to.
-        channels: What becomes of several channels: `mean`, `first`, or `split` (utterances then name their channels).
-        max_hours: Longest recording that is decoded.
-
     Attributes:
-        skipped: What could not be used: `name`, `path`, `reason`, `detail`, `stamp`.
-        clipped: Clipped samples by file, of files that have any.
-        out_of_phase: Files whose channels cancel each other, so that one of them was taken.
-        seconds: Durations, by file, of files of which segments were used.
+        root: Folder that the audio paths are relative to.
+        channels: Treatment of several channels: `mean`, `first`, or `split` (utterances then name their channels).
+        max_hours: Longest recording that is decoded.
+        skipped: Unusable utterances: `name`, `path`, `reason`, `detail`, `stamp`.
+        clipped: Number of clipped samples by file, of files that have any.
+        out_of_phase: Files with channels that cancel each other, of which one channel was taken.
+        seconds: Durations by file, of files of which segments were used.
     """
 
-    def __init__(self, root: Path, channels: str, max_hours: float) -> None:
-        self._root, self._channels, self._max_hours = root, channels, max_hours
-        self.skipped: list[dict[str, Any]] = []
-        self.clipped: dict[str, int] = {}
-        self.out_of_phase: set[str] = set()
-        self.seconds: dict[str, float] = {}
+    root: Path
+    channels: str
+    max_hours: float
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    clipped: dict[str, int] = field(default_factory=dict)
+    out_of_phase: set[str] = field(default_factory=set)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def decode_items(self, items: Sequence[Item]) -> Iterator[list[Clip]]:
-        """Yields what is good of each item, if anything is: utterances, with the channel that was taken, and their clips."""
+        """Yields the usable utterances of each item, with the channel that was taken, and their clips; skips items without any."""
         by_channel: dict[tuple[str, int | None], list[Utterance]] = defaultdict(list)
         for item in items:
             for utterance in item:
@@ -50,8 +50,7 @@ class TaskDecoder:
         for utterances in by_channel.values():
             clips |= {clip[0].name: clip for clip in self._decode_file(utterances)}
         for item in items:
-            good = [clips[utterance.name] for utterance in item if utterance.name in clips]
-            if good:
+            if good := [clips[utterance.name] for utterance in item if utterance.name in clips]:
                 yield good
 
     def _decode_file(self, utterances: list[Utterance]) -> Iterator[Clip]:
@@ -61,8 +60,8 @@ class TaskDecoder:
             audio = self._decode(utterances, start_s)
         except AudioError as error:
             length_s = error.recording_s
-            # A segment beyond the end does not take the others of its file with it.
-            inside = [u for u in utterances if length_s is not None and _is_within(u, length_s)]
+            # A segment beyond the end does not cost the other segments of its file.
+            inside = [u for u in utterances if length_s is not None and u.start_s < length_s and (u.end_s or 0.0) <= length_s]
             if len(inside) == len(utterances):
                 inside = []
             for utterance in utterances:
@@ -87,13 +86,13 @@ class TaskDecoder:
     def _decode(self, utterances: Sequence[Utterance], start_s: float) -> Decoded:
         """Decodes the range that holds all utterances."""
         name, channel = utterances[0].path, utterances[0].channel
-        path = self._root / name
+        path = self.root / name
         ends = [utterance.end_s for utterance in utterances]
         known = [end for end in ends if end is not None]
         end_s = max(known) if len(known) == len(ends) else None
-        wanted = 0 if channel is None and self._channels == "first" else channel
-        audio = decode_or_stop(path, start_s=start_s, end_s=end_s, max_hours=self._max_hours, channel=wanted)
-        if channel is None and self._channels == "split" and (number := probe_channels(path)) != 1:
+        wanted = 0 if channel is None and self.channels == "first" else channel
+        audio = decode_or_stop(path, start_s=start_s, end_s=end_s, max_hours=self.max_hours, channel=wanted)
+        if channel is None and self.channels == "split" and (number := probe_channels(path)) != 1:
             raise AudioError(
                 "no-such-channel", f"planned as one channel, but the file has {number or 'an unknown number of them'}"
             )
@@ -102,13 +101,13 @@ class TaskDecoder:
         return audio
 
     def _skip(self, utterance: Utterance, error: AudioError) -> None:
-        stamp = file_stamp(self._root / utterance.path)
+        stamp = file_stamp(self.root / utterance.path)
         entry = {"name": utterance.name, "path": utterance.path, "reason": error.reason, "detail": error.detail, "stamp": stamp}
         self.skipped.append(entry)
 
 
 def file_stamp(path: Path) -> list[int] | None:
-    """Size and time of change, by which a repaired file is recognised; None if there is no file."""
+    """Size and modification time, which identify a repaired file; None if there is no file."""
     try:
         status = path.stat()
     except OSError as error:
@@ -118,16 +117,12 @@ def file_stamp(path: Path) -> list[int] | None:
 
 
 def _cut(samples: np.ndarray, utterance: Utterance, start_s: float) -> np.ndarray:
-    """Cuts an utterance out of audio that begins at `start_s` and ends with the recording or later than the utterance."""
+    """Cuts an utterance out of audio that begins at `start_s`."""
     first = round((utterance.start_s - start_s) * SAMPLE_RATE_HZ)
     last = None if utterance.end_s is None else round((utterance.end_s - start_s) * SAMPLE_RATE_HZ)
     if first > len(samples) or (last is not None and last > len(samples) + SAMPLE_RATE_HZ // 2):
         raise _beyond(utterance, start_s + len(samples) / SAMPLE_RATE_HZ)
     return samples[first:last]
-
-
-def _is_within(utterance: Utterance, length_s: float) -> bool:
-    return utterance.start_s < length_s and (utterance.end_s or 0.0) <= length_s
 
 
 def _beyond(utterance: Utterance, length_s: float) -> AudioError:

@@ -1,13 +1,13 @@
-"""The index of a shard set: one memory-mapped column a property, so that a row is found without opening a tar.
+"""Index of a shard set: memory-mapped columns, so that a row is found without opening a tar.
 
 <shard set>/index/shard.npy … language.npy   one array a column, one entry a row, rows in shard order
-                  members.npy                the clips inside joined rows
+                  members.npy                clips inside joined rows
                   speakers.txt …             text tables: line `id` of the columns speaker, recording, source, language
-                  keys.txt                   the key of every row
-                  shards.json                format version, both identities, one entry a shard, a checksum a file; the finished mark
+                  keys.txt                   key of every row
+                  shards.json                format version, both identities, one entry a shard, a checksum a file; written last
 
-Two identities: the fingerprint is of the audio (PCM, key, length), `metadata` of the names that decide a split, a probe's speakers or a
-source's share (speaker, recording, source, language). Every other byte of the folder is held by the checksums in `shards.json`.
+Two identities: the fingerprint hashes the audio (PCM, key, length), `metadata` the names that decide a split, a probe's speakers or a
+source's share (speaker, recording, source, language). The checksums in `shards.json` cover every other byte of the folder.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ COLUMNS: dict[str, type[np.unsignedinteger[Any]]] = {
     "source": np.uint16,
     "language": np.uint16,
 }
-# The columns that are names, each with its text table.
+# Columns of names, each with its text table.
 NAMES = {"speaker": "speakers", "recording": "recordings", "source": "sources", "language": "languages"}
 TABLES = tuple(NAMES.values())
 MEMBER = np.dtype([("row", "<u4"), ("offset", "<u4"), ("num_samples", "<u4"), ("key", "<u8"), ("pcm", "<u8")])
@@ -54,7 +54,7 @@ class ShardInfo:
         rows: Number of utterances.
         nbytes: Size of the tar.
         checksum: SHA-256 of the tar.
-        identity: Hash over its rows in order: what labels are bound to.
+        identity: Hash over its rows in order, to which labels are bound.
         metadata: Hash over the names of its rows in order; `write_index` computes it.
     """
 
@@ -67,28 +67,20 @@ class ShardInfo:
 
     @classmethod
     def of(cls, fields: Fields) -> "ShardInfo":
-        """One shard by its entry in `shards.json` or its done-file.
-
-        Raises:
-            ValueError: If a field is missing or has another type or range.
-        """
+        """Reads an entry of `shards.json` or a done-file; a field of wrong type or range is a ValueError."""
         texts = {name: fields.text(name) for name in ("name", "checksum", "identity", "metadata")}
         return cls(rows=fields.integer("rows"), nbytes=fields.integer("nbytes"), **texts)
 
 
 def shard_identity(pcm: np.ndarray, key: np.ndarray, num_samples: np.ndarray) -> str:
-    """Hash over the rows of a shard in order: PCM, key and length, but no place and no time."""
+    """Hash over the rows of a shard in order: PCM, key and length."""
     rows = np.empty(len(pcm), _IDENTITY)
     rows["pcm"], rows["key"], rows["num_samples"] = pcm, key, num_samples
     return hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()
 
 
 def shard_metadata(names: Mapping[str, Sequence[str]]) -> str:
-    """Hash over the names of a shard's rows in order.
-
-    Args:
-        names: The texts of all of `NAMES`, (rows,) each; no text holds a line feed.
-    """
+    """Hash over the names of a shard's rows in order: `names` are texts without line feed of all of `NAMES`, (rows,) each."""
     rows = zip(*(names[name] for name in NAMES), strict=True)
     return hashlib.blake2b("".join(["\n".join((*row, "")) for row in rows]).encode(), digest_size=16).hexdigest()
 
@@ -103,17 +95,27 @@ def index_metadata(shards: Iterable[ShardInfo]) -> str:
     return index_fingerprint(f"{shard.identity} {shard.metadata}" for shard in shards)
 
 
+def read_record(file: Path, path: Path, *, what: str = "", remedy: str) -> Fields:
+    """Reads the settings, a done-file or `shards.json` of the shard set `path`; `what` names the file in errors about its format.
+
+    Raises:
+        ValueError: If the file is missing, damaged or of another format.
+    """
+    upgrade = f"openwavlm upgrade {path}"
+    return read_newest(file, newest=FORMAT_VERSION, what=what or str(file), upgrade=upgrade, remedy=remedy)
+
+
 class Index:
     """Read-only view of a shard set's index.
 
-    Columns are mapped: 1-d arrays with one entry a row (`COLUMNS` gives their types); ids of `speaker`, `recording`, `source` and
+    Columns are memory-mapped 1-d arrays with one entry a row (types in `COLUMNS`); ids of `speaker`, `recording`, `source` and
     `language` point into the text tables, 0 is unknown. A pickled index is its path.
 
     Attributes:
         path: Folder of the shard set.
-        fingerprint: Hash over the sorted shard identities: the audio.
-        metadata: Hash over the sorted shard identities and metadata: the names.
-        shards: The tars, in index order.
+        fingerprint: Hash over the sorted shard identities (audio).
+        metadata: Hash over the sorted shard identities and metadata (names).
+        shards: Tars in index order.
         first_row: int64 (shards + 1,): the rows of shard s are `first_row[s]:first_row[s + 1]`.
     """
 
@@ -144,12 +146,12 @@ class Index:
 
         Args:
             path: Folder that `make_shards` wrote.
-            check: Whether every file is read once and compared with its checksum (a second for some millions of rows); False maps the
-                columns and reads nothing else, for the workers of a process that has checked the index.
+            check: True reads every file once and compares it with its checksum (a second for some millions of rows); False only maps
+                the columns, for the workers of a process that has checked the index.
 
         Raises:
-            ValueError: If there is no finished index, it has another format, or it is damaged: a file is missing or has another type,
-                shape, size or checksum.
+            ValueError: If there is no finished index, it has another format, or a file is missing or has another type, shape, size or
+                checksum.
         """
         path = Path(path)
         mark = path / "index" / "shards.json"
@@ -157,9 +159,8 @@ class Index:
             raise ValueError(
                 f"{path} has no finished index (index/shards.json): run data_prep/make_shards.py output={path} again"
             )
-        upgrade = f"openwavlm upgrade {path}"
         again = _again(path)
-        head = read_newest(mark, newest=FORMAT_VERSION, what=f"the index of {path}", upgrade=upgrade, remedy=again)
+        head = read_record(mark, path, what=f"the index of {path}", remedy=again)
         shards = [ShardInfo.of(entry) for entry in head.objects("shards")]
         rows = head.integer("rows")
         columns = {
@@ -176,7 +177,7 @@ class Index:
         return index
 
     def problems(self) -> list[str]:
-        """Files of the index that are not as `shards.json` describes them, one clause each, in order."""
+        """Files of the index that differ from their description in `shards.json`, one clause each, in order."""
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(self._file_problem, FILES))
         return [problem for problem in found if problem is not None]
@@ -204,11 +205,7 @@ class Index:
         return lines
 
     def names(self, first: int, last: int) -> dict[str, list[str]]:
-        """The names of rows [first, last): texts (rows,) by column, for all of `NAMES`.
-
-        Raises:
-            ValueError: If a table is damaged or lacks a name.
-        """
+        """Names of rows [first, last): texts (rows,) by column, for all of `NAMES`; a damaged table is a ValueError."""
         found = {}
         for name, table in NAMES.items():
             ids, texts = getattr(self, name)[first:last], getattr(self, table)
@@ -256,5 +253,5 @@ def _again(path: Path) -> str:
 
 
 def look_up(table: Sequence[str], ids: np.ndarray) -> list[str]:
-    """The texts of some ids."""
+    """Texts of some ids."""
     return [table[number] for number in ids.tolist()]

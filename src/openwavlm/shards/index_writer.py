@@ -1,14 +1,16 @@
-"""Writes the index of a shard set: columns, tables and `shards.json`, in place of an earlier index."""
+"""Builds the index of a shard set from the done-files beside its tars: columns, tables and `shards.json`, in place of an earlier index."""
 
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from openwavlm.runtime.atomic import atomic_file, sha256_of, sync_folder
 from openwavlm.runtime.sealed import write_sealed
+from openwavlm.shards.done import read_done_file
 from openwavlm.shards.index import (
     COLUMNS,
     FILES,
@@ -25,6 +27,60 @@ from openwavlm.shards.index import (
 )
 
 
+def build_index(path: Path | str) -> Index:
+    """Writes the index of a shard set from its done-files; raises what `index_content` and `write_index` do."""
+    return write_index(path, **index_content(Path(path)))
+
+
+def index_content(path: Path) -> dict[str, Any]:
+    """Collects the content of the index of a shard set from its done-files.
+
+    Returns:
+        The arguments of `write_index`: `columns`, `tables`, `shards`, `keys`, `members`.
+
+    Raises:
+        ValueError: If there is no finished shard, or a done-file is damaged, of another format or of a tar of another size.
+    """
+    files = sorted((path / "shards").glob("*/*.json"))
+    if not files:
+        raise ValueError(f"{path} has no finished shard: run data_prep/make_shards.py with this output first")
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+    ids: dict[str, dict[str, int]] = {name: {"": 0} for name in TABLES}
+    shards: list[ShardInfo] = []
+    keys: list[str] = []
+    members: list[np.ndarray] = []
+    for number, file in enumerate(files):
+        done = read_done_file(file)
+        _check_size(file, done.info.nbytes)
+        shards.append(done.info)
+        for name, table in NAMES.items():
+            known = ids[table]
+            parts[name].append(np.array([known.setdefault(text, len(known)) for text in done.names[name]], COLUMNS[name]))
+        for name, column in done.columns.items():
+            parts[name].append(column)
+        parts["shard"].append(np.full(done.info.rows, number, np.uint32))
+        joined = done.members.copy()
+        joined["row"] += len(keys)
+        keys.extend(done.keys)
+        members.append(joined)
+    return {
+        "columns": {name: np.concatenate(arrays) for name, arrays in parts.items()},
+        "tables": {name: list(known) for name, known in ids.items()},
+        "shards": shards,
+        "keys": keys,
+        "members": np.concatenate(members, dtype=MEMBER),
+    }
+
+
+def _check_size(file: Path, nbytes: int) -> None:
+    tar = file.with_suffix(".tar")
+    if tar.is_file() and tar.stat().st_size != nbytes:
+        raise ValueError(
+            f"{file} must describe {tar.name}, which has {tar.stat().st_size} bytes, but describes a tar of {nbytes}: delete both and run "
+            "data_prep/make_shards.py again"
+        )
+
+
 def write_index(
     path: Path | str,
     *,
@@ -34,18 +90,14 @@ def write_index(
     keys: Sequence[str] = (),
     members: np.ndarray | None = None,
 ) -> Index:
-    """Writes the index of a shard set from arrays, in place of an earlier one.
+    """Writes the index of a shard set from arrays, in place of an earlier one, and opens it.
 
     Args:
-        path: Folder of the shard set.
         columns: All of `COLUMNS`, each (rows,), rows in shard order.
         tables: All of `TABLES`; entry 0 must be the empty text.
         shards: The tars in order.
         keys: Key of every row; may be left out for synthetic indexes.
         members: Clips of joined rows, dtype `MEMBER`.
-
-    Returns:
-        The opened index.
 
     Raises:
         ValueError: If two rows have one key, or a column does not fit the shards or the tables.
@@ -82,7 +134,7 @@ def write_index(
         "files": files,
     }
     write_sealed(building / "shards.json", head)
-    # A training run that has mapped the old files keeps them: they are renamed and unlinked, never rewritten.
+    # The old files are renamed and unlinked, never rewritten, since a training run may have mapped them.
     if final.exists():
         final.rename(old)
     building.rename(final)
@@ -102,7 +154,7 @@ def _check_columns(path: Path, columns: Mapping[str, np.ndarray], tables: Mappin
         if len(columns[name]) and largest >= len(tables[table]):
             raise ValueError(
                 f"the column {name} of an index must name entries of {table}, but that of {path} names entry {largest} of "
-                f"{len(tables[table])}: correct the column"
+                f"{len(tables[table])}"
             )
 
 

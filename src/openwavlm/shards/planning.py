@@ -1,23 +1,25 @@
-"""Compares a corpus with the tasks of a shard set, and appends tasks for what is new."""
+"""Compares a corpus with the tasks of a shard set, and appends tasks for new utterances."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from openwavlm.audio.audio_files import probe_channels, probe_seconds
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.resources import retried
-from openwavlm.shards.corpora.listing import Corpus, split_channels
+from openwavlm.shards.corpora.listing import Corpus
 from openwavlm.shards.corpora.utterance import Utterance
 from openwavlm.shards.decoding_tasks import file_stamp
 from openwavlm.shards.done import is_done, skipped
 from openwavlm.shards.tasks import append_tasks, cut_tasks, join_short_clips, names_of, read_task, task_lines
 
-# Of a file whose header does not tell its length, for the size of its task only: 64 kbit/s.
+# 64 kbit/s, for the size of the task of a file without a length in its header.
 _GUESSED_BYTES_PER_SECOND = 8000
+
+Value = TypeVar("Value")
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +31,8 @@ class Plan:
     Attributes:
         corpus: The corpus, with an utterance a channel if its channels are split.
         total: Number of utterances in all tasks.
-        changed: Utterances whose times, names or text in the corpus are others than in their task, which keeps its own.
-        gone: Utterances of the tasks that are not in the corpus; the shard set keeps them.
+        changed: Number of utterances with other times, names or text in the corpus than in their task; the task keeps its own.
+        gone: Number of utterances of the tasks that are not in the corpus; the shard set keeps them.
     """
 
     corpus: Corpus
@@ -40,22 +42,15 @@ class Plan:
 
 
 def plan_tasks(corpus: Corpus, output: Path, settings: Mapping[str, Any], max_skip_rate: float, workers: int) -> Plan:
-    """Appends tasks for what the corpus holds and no task does; a repaired file that was skipped counts as new.
-
-    Args:
-        corpus: What the input holds.
-        output: The shard set.
-        settings: What it is bound to.
-        max_skip_rate: Share of the utterances that unfinished tasks may need although the input lacks them.
-        workers: Local processes that read headers.
+    """Appends tasks for utterances of the corpus that are in no task; a skipped file that was repaired counts as new.
 
     Raises:
-        ValueError: If unfinished tasks need too much that is not in the input, or two channels have one name.
+        ValueError: If more than `max_skip_rate` of the utterances are in unfinished tasks but not in the input, or two channels have one
+            name.
     """
     listing = output / "tasks.jsonl"
     if settings["channels"] == "split":
-        apart = split_channels(corpus.utterances, lambda paths: _channels(paths, corpus.root, workers))
-        corpus = replace(corpus, utterances=apart)
+        corpus = replace(corpus, utterances=_split_channels(corpus, workers))
         corpus.check_names()
     present = {utterance.name: utterance for utterance in corpus.utterances}
     lines = task_lines(listing)
@@ -73,11 +68,11 @@ def plan_tasks(corpus: Corpus, output: Path, settings: Mapping[str, Any], max_sk
     if len(gone) > max_skip_rate * len(known):
         raise ValueError(
             f"unfinished tasks of {output} need {len(gone)} utterances that are not in the input (first: {gone[0]}): "
-            "run with the input that they came from first"
+            "first run with the input that has them"
         )
     if changed:
         logger.warning(
-            "%d utterances have other times, names or text in the input than in %s, which keeps them as they were (first: %s): "
+            "%d utterances have other times, names or text in the input than in %s, which is not changed (first: %s): "
             "prepare into another output to change them",
             len(changed),
             output,
@@ -91,6 +86,20 @@ def plan_tasks(corpus: Corpus, output: Path, settings: Mapping[str, Any], max_sk
     return Plan(corpus, len(known | present.keys()), len(changed), len(known - present.keys()))
 
 
+def _split_channels(corpus: Corpus, workers: int) -> list[Utterance]:
+    """Splits every utterance that names no channel into one a channel of its file, each with a speaker of its own.
+
+    An utterance of an unreadable file is not split, so that it is skipped by name later.
+    """
+    whole = sorted({utterance.path for utterance in corpus.utterances if utterance.channel is None})
+    number_of = _of_headers(_count_channels, whole, corpus.root, workers)
+    apart: list[Utterance] = []
+    for utterance in corpus.utterances:
+        number = 1 if utterance.channel is not None else number_of[utterance.path] or 1
+        apart += [utterance] if number == 1 else [utterance.of_channel(channel) for channel in range(number)]
+    return apart
+
+
 def _differ(planned: Utterance, listed: Utterance) -> bool:
     return any(
         getattr(planned, name) != getattr(listed, name)
@@ -99,15 +108,9 @@ def _differ(planned: Utterance, listed: Utterance) -> bool:
 
 
 def _append(
-    fresh: Sequence[Utterance],
-    root: Path,
-    listing: Path,
-    first: int,
-    again: set[str],
-    settings: Mapping[str, Any],
-    workers: int,
+    fresh: Sequence[Utterance], root: Path, listing: Path, first: int, again: set[str], settings: Mapping[str, Any], workers: int
 ) -> None:
-    """Joins what is short, cuts tasks and appends them."""
+    """Joins short utterances, cuts tasks and appends them."""
     seconds = _durations(fresh, root, workers)
     items = join_short_clips(fresh, seconds, settings["min_seconds"]) if settings["join_short"] else [[u] for u in fresh]
     by_name = {
@@ -123,7 +126,7 @@ def _append(
         and not settings["speaker_folder"]
         and any(0 < length < settings["min_seconds"] for length in lengths)
     ):
-        logger.info("speakers are unknown, so short clips of different files are not joined: speaker_folder=1 tells speakers")
+        logger.info("short clips of different files are not joined, since speakers are unknown: speaker_folder=1 names speakers")
 
 
 def _guessed_seconds(path: Path) -> float:
@@ -133,32 +136,29 @@ def _guessed_seconds(path: Path) -> float:
 
 def _durations(utterances: Sequence[Utterance], root: Path, workers: int) -> list[float | None]:
     """Durations from segments or file headers."""
-    unknown = sorted({str(root / utterance.path) for utterance in utterances if utterance.end_s is None})
-    header: dict[str, float | None] = {}
-    for part in run_jobs(_probe_all, _chunks(unknown), workers=workers, description="reading headers"):
-        header |= part
+    unknown = sorted({utterance.path for utterance in utterances if utterance.end_s is None})
+    header = _of_headers(_probe_all, unknown, root, workers)
     seconds: list[float | None] = []
     for utterance in utterances:
-        end_s = header[str(root / utterance.path)] if utterance.end_s is None else utterance.end_s
+        end_s = header[utterance.path] if utterance.end_s is None else utterance.end_s
         seconds.append(None if end_s is None else max(0.0, end_s - utterance.start_s))
     return seconds
 
 
-def _channels(paths: Sequence[str], root: Path, workers: int) -> dict[str, int | None]:
-    full = {str(root / path): path for path in paths}
-    number: dict[str, int | None] = {}
-    for part in run_jobs(_count_channels, _chunks(list(full)), workers=workers, description="reading headers"):
-        number |= {full[path]: channels for path, channels in part.items()}
-    return number
+def _of_headers(
+    read: Callable[[list[Path]], dict[Path, Value]], paths: Sequence[str], root: Path, workers: int
+) -> dict[str, Value]:
+    """Reads a value from the header of each file, by its path below `root`."""
+    chunks = [[root / path for path in paths[start : start + 512]] for start in range(0, len(paths), 512)]
+    found: dict[Path, Value] = {}
+    for part in run_jobs(read, chunks, workers=workers, description="reading headers"):
+        found |= part
+    return {path: found[root / path] for path in paths}
 
 
-def _chunks(paths: list[str]) -> list[list[str]]:
-    return [paths[start : start + 512] for start in range(0, len(paths), 512)]
+def _probe_all(paths: list[Path]) -> dict[Path, float | None]:
+    return {path: retried(partial(probe_seconds, path), path) for path in paths}
 
 
-def _probe_all(paths: list[str]) -> dict[str, float | None]:
-    return {path: retried(partial(probe_seconds, Path(path)), path) for path in paths}
-
-
-def _count_channels(paths: list[str]) -> dict[str, int | None]:
-    return {path: retried(partial(probe_channels, Path(path)), path) for path in paths}
+def _count_channels(paths: list[Path]) -> dict[Path, int | None]:
+    return {path: retried(partial(probe_channels, path), path) for path in paths}

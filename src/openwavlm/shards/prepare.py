@@ -1,4 +1,4 @@
-"""From a corpus to a finished shard set: list, cut into tasks, run the tasks that are not done, index, statistics."""
+"""Makes a shard set from a corpus: lists utterances, cuts tasks, runs unfinished tasks, writes index and statistics."""
 
 import logging
 import re
@@ -12,7 +12,7 @@ from openwavlm.runtime.atomic import remove_temporaries, write_json, writer_lock
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.shards.corpora.listing import corpus_root, list_corpus
 from openwavlm.shards.done import is_done, refuse_many_skipped, skipped, task_done, write_skipped
-from openwavlm.shards.indexing import build_index
+from openwavlm.shards.index_writer import build_index
 from openwavlm.shards.planning import Plan, plan_tasks
 from openwavlm.shards.settings import bind_settings, check_settings, source_name
 from openwavlm.shards.stats import corpus_stats, shard_set_stats
@@ -21,8 +21,9 @@ from openwavlm.shards.writer import ShardJob, run_task
 
 logger = logging.getLogger(__name__)
 
-# The files of a shard set, for what a killed run left of them.
+# Files of a shard set, of which a killed run may leave temporaries.
 _FILES = re.compile(r"(settings|stats)\.json|tasks\.jsonl|skipped\.tsv|shards/\d+/\d+-\d+\.(tar|json)|done/\d+/\d+\.json")
+_OF_TASKS = ("source", "seed", "min_seconds", "max_hours", "utterances_per_shard", "channels")
 
 
 def make_shards(
@@ -47,35 +48,35 @@ def make_shards(
     num_tasks: int = 1,
     task_index: int | None = None,
 ) -> dict[str, Any]:
-    """Prepares a corpus as a shard set; killed and run again it goes on, run with more input it grows.
+    """Prepares a corpus as a shard set; resumes an unfinished set and extends a set by new input.
 
     Args:
         input: Folder (or manifest file) of the corpus.
         output: Shard set to write or to extend.
         layout: `folder`, `manifest` or `librispeech`.
-        source: Name of the corpus, part of every key; by default that of the input.
+        source: Name of the corpus, part of every key; by default the name of the input.
         seed: Seed of the permutation and shuffles.
-        min_seconds: Clips below are joined with neighbours of the same speaker.
-        join_short: Whether they are joined at all.
+        min_seconds: Shorter clips are joined with neighbours of the same speaker.
+        join_short: False leaves short clips alone.
         max_hours: Longest recording that is decoded, hours.
-        task_hours: Audio in one task, hours: the unit of resuming, and what is shuffled together.
+        task_hours: Audio in one task, hours; a task is the unit of resuming and of shuffling.
         utterances_per_shard: Most utterances in one tar.
-        speaker_folder: Layout `folder`: which folder below the input names the speaker, 0 for none.
+        speaker_folder: Layout `folder`: depth of the folder that names the speaker, 0 for none.
         subfolders: Layouts `folder` and `librispeech`: parts of the input to take, empty for all.
-        language: Language of utterances whose corpus does not tell.
-        columns: Layout `manifest`: names of the columns, and as `ignore` those that do not say which part of the audio is meant.
-        channels: Recordings of several channels: `mean` of them (the first where they cancel each other), `first` alone, or
-            `split`: a row for each channel, whose speaker is `SPEAKER#CHANNEL` (`RECORDING#CHANNEL` where unknown).
-        max_skip_rate: Share of the utterances that may be unreadable.
+        language: Language of utterances for which the corpus names none.
+        columns: Layout `manifest`: column of each field, and as `ignore` the columns that are no part of a segment's definition.
+        channels: Several channels: their `mean` (the first where they cancel each other), the `first`, or `split`: a row for each
+            channel, with the speaker `SPEAKER#CHANNEL` (`RECORDING#CHANNEL` where unknown).
+        max_skip_rate: Largest share of unreadable utterances.
         workers: Local processes.
         num_tasks: Number of jobs of an array that share the work.
-        task_index: Which of them this is: it runs its part of the tasks and builds no index. None for a run by itself.
+        task_index: Number of this job in the array; it runs its part of the tasks and builds no index. None for a single run.
 
     Returns:
-        The content of `stats.json` (for a job of an array: how many tasks it ran).
+        Content of `stats.json`; for a job of an array, the number of tasks that it ran.
 
     Raises:
-        ValueError: If a setting is out of range or differs from the output's, somebody else writes there, the input is missing,
+        ValueError: If a setting is out of range or differs from the output's, another process writes there, the input is missing,
             empty or malformed, two utterances have one name, or too many are unreadable.
     """
     input, output = Path(input), Path(output)
@@ -111,22 +112,18 @@ def make_shards(
             return {"tasks": len(lines)}
         mine = [line for line in lines if task_index is None or line.number % num_tasks == task_index]
         root = corpus_root(input, layout)
-        jobs = [_job(output, root, line, settings) for line in mine if not is_done(output, line.number)]
+        of_tasks = {name: settings[name] for name in _OF_TASKS}
+        jobs = [ShardJob(output, root, line, **of_tasks) for line in mine if not is_done(output, line.number)]
         _run(output, jobs, plan.total if plan else None, max_skip_rate, workers)
         if plan is None:
             return {"tasks": len(jobs)}
         return _finish(output, lines, settings, plan, max_skip_rate)
 
 
-def _job(output: Path, root: Path, line: TaskLine, settings: dict[str, Any]) -> ShardJob:
-    names = ("source", "seed", "min_seconds", "max_hours", "utterances_per_shard", "channels")
-    return ShardJob(output, root, line, **{name: settings[name] for name in names})
-
-
 def _run(output: Path, jobs: list[ShardJob], total: int | None, max_skip_rate: float, workers: int) -> None:
-    """Runs tasks; stops as soon as too much of the `total` had to be skipped (a job of an array does not know the total)."""
+    """Runs tasks; stops when too many of `total` utterances are skipped (None in a job of an array, which has no total)."""
     found: dict[str, dict[str, Any]] = {}
-    # Closing ends the pool at once when the rate refuses; otherwise it would finish all tasks first.
+    # Closing ends the pool at once after an error; otherwise it would finish all tasks first.
     with closing(run_jobs(run_task, jobs, workers=workers, description="writing shards")) as results:
         for result in results:
             found |= {entry["name"]: entry for entry in result["skipped"]}
@@ -138,7 +135,7 @@ def _run(output: Path, jobs: list[ShardJob], total: int | None, max_skip_rate: f
 def _finish(
     output: Path, lines: Sequence[TaskLine], settings: dict[str, Any], plan: Plan, max_skip_rate: float
 ) -> dict[str, Any]:
-    """Builds the index and the statistics; bad files that have been removed from the input since no longer count."""
+    """Builds the index and the statistics; unusable files that are no longer in the input do not count."""
     done = [entry for line in lines if (entry := task_done(output, line.number)) is not None]
     unusable = skipped(output, lines)
     usable = sum(entry["planned"] - len(entry["skipped"]) for entry in done)

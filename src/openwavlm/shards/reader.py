@@ -1,6 +1,7 @@
-"""Reads utterances, or pieces of them, straight out of the shards: one `pread` of the FLAC payload, one decode, no tar reader."""
+"""Reads utterances, or pieces of them, from the shards without a tar reader: one `pread` of the FLAC payload, one decode."""
 
 import itertools
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,19 @@ from openwavlm.runtime.resources import check_of_the_file, naming, retried
 from openwavlm.shards.index import Index
 
 _MALLOC_FAILED = 17  # of libsndfile
+_TAR_BLOCK = 512
 _numbers = itertools.count()
 
 
 class UnreadableAudio(ValueError):  # noqa: N818
-    """A row whose audio is missing, is not what the index says, or does not decode."""
+    """Audio of a row that is missing, differs from the index, or does not decode."""
 
 
 class ShardReader:
     """Reader of a shard set's audio.
 
-    Files are opened on first use and stay open as `OPEN_FILES` allows; `pread` shares no file position, so a reader survives `fork`,
-    and a pickled reader opens its files anew.
+    Files are opened on first use and stay open as `OPEN_FILES` allows. `pread` shares no file position, so a reader survives `fork`;
+    a pickled reader opens its files again.
     """
 
     def __init__(self, index: Index | Path | str) -> None:
@@ -41,7 +43,7 @@ class ShardReader:
         Args:
             row: Row of the index.
             start_sample: First sample.
-            num_samples: How many; None for the rest of the utterance.
+            num_samples: Number of samples; None for the rest of the utterance.
             out: int16 (num_samples,), contiguous, to decode into; after an error it may hold part of the audio.
 
         Returns:
@@ -49,8 +51,8 @@ class ShardReader:
 
         Raises:
             UnreadableAudio: If the shard is missing or too short, holds another utterance at this place, or does not decode.
-            OSError: If the machine fails (too many open files, a disk or file server that fails again and again); with the file.
-            MemoryError: If there is none left to decode with.
+            OSError: If the machine fails (too many open files, repeated errors of a disk or file server); names the file.
+            MemoryError: If no memory is left for decoding.
         """
         index = self.index
         shard, nbytes = int(index.shard[row]), int(index.nbytes[row])
@@ -63,7 +65,7 @@ class ShardReader:
             check_of_the_file(error, path)
             raise UnreadableAudio(self._about(row, error.strerror or str(error))) from error
         if pcm_id(flac_md5(payload)) != int(index.pcm[row]):
-            raise UnreadableAudio(self._about(row, "the shard holds something else at this place"))
+            raise UnreadableAudio(self._about(row, "the shard holds other data at this place"))
         samples = np.empty(num_samples, dtype=np.int16) if out is None else out
         try:
             with naming(path):
@@ -77,7 +79,7 @@ class ShardReader:
         return samples
 
     def close(self) -> None:
-        """Closes all files; the next read opens them again."""
+        """Closes all files until the next read."""
         OPEN_FILES.close(self._number)
 
     def _about(self, row: int, what: str) -> str:
@@ -100,14 +102,35 @@ def _decode(payload: bytes, start_sample: int, out: np.ndarray) -> int:
         return len(file.read(out=out))
 
 
-def check_shards(index: Index) -> None:
-    """Checks before a run that every shard is there, has its full size and begins with its own first utterance.
+def read_fields(index: Index, row: int) -> dict[str, Any]:
+    """Reads `KEY.json` of a row, which holds more than the index (place in the original file, names of members).
 
-    A tar that was cut between two members ends silently in every tar reader: the size tells.
+    Raises:
+        ValueError: If no JSON follows the row's audio, so that the shard is not that of the index.
+    """
+    shard = index.path / index.shards[int(index.shard[row])].name
+    payload = -(-int(index.nbytes[row]) // _TAR_BLOCK) * _TAR_BLOCK
+    with naming(shard), shard.open("rb") as file:
+        file.seek(int(index.offset[row]) + payload)
+        header = file.read(_TAR_BLOCK)
+        name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
+        if not name.endswith(".json"):
+            raise ValueError(
+                f"the audio of row {row} must be followed by its .json in {shard}, but by {name!r}: run data_prep/verify.py on the "
+                "shard set"
+            )
+        fields: dict[str, Any] = json.loads(file.read(int(header[124:136].rstrip(b"\0 "), 8)))
+    return fields
+
+
+def check_shards(index: Index) -> None:
+    """Checks that every shard exists, has its size and begins with its own first utterance.
+
+    A tar reader does not notice that a tar was cut between two members, so the size is compared.
 
     Raises:
         ValueError: Naming the first shard that is missing, has another size, or holds other audio.
-        OSError: If the machine fails again and again, with the file.
+        OSError: If the machine fails repeatedly; names the file.
     """
     for number, shard in enumerate(index.shards):
         path = index.path / shard.name

@@ -1,4 +1,4 @@
-"""Settings of a preparation, to which a shard set is bound from its first run on."""
+"""Settings of a preparation, to which a shard set is bound by its first run."""
 
 import logging
 import re
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openwavlm.runtime.sealed import read_newest, write_sealed
+from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards.corpora.columns import FIELDS
 from openwavlm.shards.corpora.listing import LAYOUTS
-from openwavlm.shards.index import FORMAT_VERSION
+from openwavlm.shards.index import FORMAT_VERSION, read_record
 
 CHANNELS = ("mean", "first", "split")
 
@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def source_name(source: str | None, input: Path) -> str:
-    """Name of a corpus: the given one, else that of the input with `_` for what a name cannot have.
+    """Name of a corpus: `source`, else the name of the input with `_` in place of characters that are not allowed.
 
     Raises:
-        ValueError: If the given one has other characters than letters, digits, - and _.
+        ValueError: If `source` has other characters than letters, digits, - and _.
     """
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", input.resolve().with_suffix("").name) if source is None else source
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
@@ -38,7 +38,7 @@ def check_settings(settings: Mapping[str, Any], max_skip_rate: float, num_tasks:
         if settings[name] not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {settings[name]!r}")
     for field in settings["columns"].keys() - {*FIELDS, "ignore"}:
-        raise ValueError(f"columns has the fields {', '.join(FIELDS)} and ignore, but not {field!r}: correct it")
+        raise ValueError(f"columns has the fields {', '.join(FIELDS)} and ignore, but not {field!r}")
     for name in ("max_hours", "task_hours", "utterances_per_shard"):
         if not settings[name] > 0:
             raise ValueError(f"{name} must be above 0, but is {settings[name]}")
@@ -54,15 +54,10 @@ def check_settings(settings: Mapping[str, Any], max_skip_rate: float, num_tasks:
 def bind_settings(output: Path, settings: Mapping[str, Any], decoders: Mapping[str, str]) -> dict[str, Any]:
     """Writes the settings of a new shard set, or compares them with those of an existing one.
 
-    Other versions of the decoders than at the beginning are named in the log; `stats.json` says which tasks each has made.
-
-    Args:
-        output: The shard set.
-        settings: What this run has.
-        decoders: Names and versions of the decoders of this run.
+    Changed versions of the decoders are logged; `stats.json` counts the tasks of each version.
 
     Returns:
-        The settings to work with: sets that were begun before manifests' columns were found by name go on without that.
+        The settings, with `columns_by_name` False for a set that was begun before manifests' columns were found by name.
 
     Raises:
         ValueError: If the set was made with other settings or by another version, or its settings are lost.
@@ -71,14 +66,13 @@ def bind_settings(output: Path, settings: Mapping[str, Any], decoders: Mapping[s
     settings = {**settings, "columns_by_name": True}
     if not (output / "tasks.jsonl").exists():
         if any((output / name).exists() for name in ("shards", "done", "index")):
-            raise ValueError(f"{output} holds shards without the task list that they came from: give another output")
+            raise ValueError(f"{output} holds shards without their task list (tasks.jsonl): give another output")
         write_sealed(path, {"format_version": FORMAT_VERSION, **settings, "decoders": dict(decoders)})
         return settings
-    upgrade, remedy = f"openwavlm upgrade {output}", "restore it from a copy, or give another output"
-    bound = dict(read_newest(path, newest=FORMAT_VERSION, what=str(output), upgrade=upgrade, remedy=remedy).values)
+    bound = read_record(path, output, what=str(output), remedy="restore it from a copy, or give another output").values
     del bound["format_version"]
     earlier = bound.pop("decoders", None)
-    # Sets of the first versions have neither setting.
+    # Sets of the first versions lack both settings.
     bound = {"channels": "mean", "columns_by_name": False} | bound
     settings["columns_by_name"] = bound["columns_by_name"]
     changed = sorted(name for name in settings.keys() | bound.keys() if settings.get(name) != bound.get(name))
@@ -88,9 +82,9 @@ def bind_settings(output: Path, settings: Mapping[str, Any], decoders: Mapping[s
         raise ValueError(f"{output} was made with {was}, but this run has {now}: repeat the settings, or give another output")
     if earlier != dict(decoders):
         logger.warning(
-            "%s was begun with %s, but this run decodes with %s: lossy files may come out otherwise; stats.json counts the tasks of each",
+            "%s was begun with %s, but this run decodes with %s: samples of lossy files may differ; stats.json counts the tasks of each",
             output,
-            _versions(earlier) if isinstance(earlier, dict) else "decoders that were not noted",
+            _versions(earlier) if isinstance(earlier, dict) else "unknown decoders",
             _versions(decoders),
         )
     return settings

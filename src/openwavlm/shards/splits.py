@@ -1,4 +1,4 @@
-"""Which rows are held out: a hash of the speaker (else the recording) decides, so added data never moves a speaker."""
+"""Held-out rows, chosen by a hash of the speaker (else the recording), so that added data never moves a speaker."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ def validation_rows(index: Index, *, share: float, split_seed: int) -> np.ndarra
     Args:
         index: The shard set.
         share: Expected share of the speakers that is held out, in [0, 1).
-        split_seed: Seed of the split; apart from the run's seed, so that runs with other seeds hold out the same people.
+        split_seed: Seed of the split; separate from the run's seed, so that runs with other seeds hold out the same speakers.
 
     Returns:
         bool (rows,), True = validation.
@@ -41,15 +41,9 @@ def validation_rows(index: Index, *, share: float, split_seed: int) -> np.ndarra
 
 
 def check_same_names(index: Index, bound: Mapping[str, str], what: str) -> None:
-    """Refuses a shard set that has other speakers, recordings, sources or languages than when something was fitted on it.
+    """Raises a ValueError if speakers, recordings, sources or languages differ from those at a fit, so that the split differs.
 
-    Args:
-        index: The shard set.
-        bound: `metadata` of the shard sets of the fit, by fingerprint; a set that is not among them is not checked.
-        what: What was fitted, for the error.
-
-    Raises:
-        ValueError: If they differ, so that its split was another one.
+    `bound` holds the `metadata` of the shard sets of the fit by fingerprint (other sets are not checked), `what` names the fitted object.
     """
     if index.fingerprint in bound and bound[index.fingerprint] != index.metadata:
         raise ValueError(
@@ -59,12 +53,12 @@ def check_same_names(index: Index, bound: Mapping[str, str], what: str) -> None:
 
 
 def audio_in(pcm: np.ndarray, index: Index, rows: np.ndarray | None = None) -> np.ndarray:
-    """Looks audio up in a shard set, to the sample: as rows, or as clips inside joined rows.
+    """Finds audio in a shard set, equal in every sample: as rows, or as clips inside joined rows.
 
     Args:
         pcm: uint64 (audios,), identities as in the index; held in memory.
-        index: A shard set of any size, passed through once.
-        rows: bool (rows of `index`,), where to look; None for all rows.
+        index: A shard set of any size, read once.
+        rows: bool (rows of `index`,), rows to search; None for all rows.
 
     Returns:
         bool (audios,).
@@ -84,14 +78,9 @@ def audio_in(pcm: np.ndarray, index: Index, rows: np.ndarray | None = None) -> n
 
 
 def shared_rows(index: Index, other: Index) -> np.ndarray:
-    """Marks the rows whose audio another index has, as `audio_in` finds it: their own, or a clip's inside a joined row.
+    """Marks rows with audio (their own, or of a clip in a joined row) that `audio_in` finds in another set; bool (rows of `index`,).
 
-    Args:
-        index: The shard set whose rows are marked; the smaller one, for it is held in memory.
-        other: The shard set that they are looked up in, of any size.
-
-    Returns:
-        bool (rows of `index`,).
+    `index` is the smaller set, since it is held in memory.
     """
     members = index.members
     found = audio_in(np.concatenate([index.pcm, members["pcm"]]), other)

@@ -1,4 +1,4 @@
-"""Figures of a finished shard set, above all how well it is shuffled: how often two utterances that may be mixed share a speaker."""
+"""Statistics of a finished shard set, among them the quality of its shuffle: the share of mixable pairs with one speaker."""
 
 import json
 import os
@@ -22,14 +22,7 @@ _SUMMED = ("joined", "joined_clips", "short", "clipped_samples", "clipped_files"
 def shard_set_stats(
     index: Index, done: Sequence[Mapping[str, Any]], unusable: Mapping[str, Mapping[str, Any]], *, source: str, seed: int
 ) -> dict[str, Any]:
-    """Collects what `stats.json` of a shard set holds.
-
-    Args:
-        index: Its index.
-        done: The done-files of its tasks.
-        unusable: What was skipped, by name.
-        source: Name of the corpus.
-        seed: Seed of the permutation.
+    """Statistics of a shard set for `stats.json`, from its index, its tasks' done-files and its skipped utterances by name.
 
     Returns:
         Counts (`joined` rows are made of `joined_clips`; `short` rows stayed below `min_seconds`), hours, bytes and shares.
@@ -56,23 +49,18 @@ def shard_set_stats(
 
 
 def _decoders(done: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The versions of the decoders that made the set, each with its number of tasks."""
+    """Versions of the decoders, each with its number of tasks."""
     tasks = Counter(json.dumps(entry.get("decoders", {}), sort_keys=True) for entry in done)
     return [{"tasks": number, "versions": json.loads(versions)} for versions, number in sorted(tasks.items())]
 
 
 def corpus_stats(corpus: Corpus, done: Sequence[Mapping[str, Any]], unusable: AbstractSet[str]) -> dict[str, Any]:
-    """Counts what the input held at the last run: every file is used, skipped or ignored.
-
-    Args:
-        corpus: What the input holds.
-        done: The done-files of the tasks.
-        unusable: Names of the utterances that were skipped.
+    """Statistics of the input at the last run, in which every file is used, skipped (`unusable` utterances) or ignored.
 
     Returns:
-        `files` = `files_used` (at least one utterance of them is) + `files_skipped` + `files_ignored` (of other suffixes, by
-        `ignored_by_suffix`); `with_text` utterances; the utterances that share audio with others of their file; and the audio of
-        files in segments that lies in none of them, `hours_outside_segments`.
+        `files` = `files_used` (with at least one used utterance) + `files_skipped` + `files_ignored` (of other suffixes, by
+        `ignored_by_suffix`); utterances `with_text`; `overlapping_…` utterances of a file; and `hours_outside_segments`, audio outside
+        all segments of a file.
     """
     # Tasks of older versions have no such durations.
     seconds = {path: length_s for entry in done for path, length_s in entry.get("seconds_of_files", {}).items()}
@@ -95,11 +83,7 @@ def corpus_stats(corpus: Corpus, done: Sequence[Mapping[str, Any]], unusable: Ab
 
 
 def sentences(stats: Mapping[str, Any]) -> list[str]:
-    """Sentences for a person: the counts of files, then each figure above zero that points to a fault of the corpus.
-
-    Args:
-        stats: The content of `stats.json`.
-    """
+    """Sentences for the terminal from `stats.json`: counts of files, then each positive count of a possible fault of the corpus."""
     kinds = f" ({counted(stats['ignored_by_suffix'])})" if stats["files_ignored"] else ""
     found = [
         f"{stats['files']} files: {stats['files_used']} used, {stats['files_skipped']} skipped, {stats['files_ignored']} ignored{kinds}"
@@ -120,7 +104,7 @@ def sentences(stats: Mapping[str, Any]) -> list[str]:
         )
     if stats["changed_in_input"]:
         found.append(
-            f"{stats['changed_in_input']} utterances changed in the input after they were prepared; the shard set keeps them as they were"
+            f"{stats['changed_in_input']} utterances changed in the input after they were prepared; the shard set is not changed"
         )
     if stats["gone_from_input"]:
         found.append(f"{stats['gone_from_input']} utterances are no longer in the input; the shard set keeps them")
@@ -128,13 +112,10 @@ def sentences(stats: Mapping[str, Any]) -> list[str]:
 
 
 def repeated_audio(index: Index) -> dict[str, Any]:
-    """Counts audio that a shard set holds more than once, sample for sample, as a row or as a clip in a joined row.
-
-    Args:
-        index: The shard set.
+    """Counts rows, and clips in joined rows, with equal audio (every sample).
 
     Returns:
-        `repeated_audio`: rows and clips whose audio an earlier one has; `repeated_hours`: their length;
+        `repeated_audio`: rows and clips with the audio of an earlier one; `repeated_hours`: their length;
         `audio_of_several_speakers`: audio that is listed under more than one known speaker.
     """
     members = index.members
@@ -159,23 +140,18 @@ def repeated_audio(index: Index) -> dict[str, Any]:
 def partner_shares(index: Index, *, seed: int = 0, block_shards: int = 20) -> dict[str, float | None]:
     """Expected share of random pairs within a plan's block that have the same speaker, and the same recording.
 
-    Blocks are made of `block_shards` shards in permuted order, as the training plan does; pairs with an unknown name count
-    neither as same nor at all.
-
-    Args:
-        index: The shard set.
-        seed: Seed of the permutation.
-        block_shards: Shards in a block.
+    Blocks are made of `block_shards` shards in permuted order, as in the training plan; pairs with an unknown name are not counted.
 
     Returns:
         `same_speaker_share` and `same_recording_share`, each in [0, 1], or None where no pair has known names.
     """
     order = permutation(words(seed, "stats.blocks", len(index.shards)))
     blocks = [order[start : start + block_shards] for start in range(0, len(order), block_shards)]
-    return {f"same_{name}_share": _share(index, getattr(index, name), blocks) for name in ("speaker", "recording")}
+    return {f"same_{name}_share": _share(index, name, blocks) for name in ("speaker", "recording")}
 
 
-def _share(index: Index, ids: np.ndarray, blocks: list[np.ndarray]) -> float | None:
+def _share(index: Index, name: str, blocks: list[np.ndarray]) -> float | None:
+    ids = getattr(index, name)
     same = pairs = 0
     for block in blocks:
         rows = np.concatenate([ids[index.first_row[shard] : index.first_row[shard + 1]] for shard in block])

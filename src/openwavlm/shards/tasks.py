@@ -1,7 +1,7 @@
-"""From a corpus to tasks: which clips are joined, which recordings go together, what is new since the last run.
+"""Tasks of a shard set: joins short clips, groups recordings into tasks, reads and writes the task list.
 
 A task is one line of `tasks.jsonl`: `{"task": 7, "items": [[utterance, …], …], "again": []}`; an item becomes one row of a shard
-and has several utterances only if short clips are joined. What is in the list stays as it is for ever; growth appends tasks.
+and has several utterances only if short clips are joined. Lines of the list never change; new input appends tasks.
 """
 
 import json
@@ -24,7 +24,7 @@ Item = list[Utterance]
 
 @dataclass(frozen=True)
 class TaskLine:
-    """Where a task stands in `tasks.jsonl`, so that the list need not be held in memory."""
+    """Place of a task in `tasks.jsonl`, which is not held in memory."""
 
     number: int
     start: int
@@ -33,15 +33,8 @@ class TaskLine:
 
 @dataclass(frozen=True)
 class Task:
-    """A unit of preparation.
+    """A unit of preparation: `items` become a row each, `again` names utterances that an earlier task skipped."""
 
-    Attributes:
-        number: Its place in the list.
-        items: What becomes a row each.
-        again: Names of utterances that an earlier task had to skip and whose files have changed since.
-    """
-
-    number: int
     items: list[Item]
     again: list[str]
 
@@ -50,12 +43,12 @@ def join_short_clips(utterances: Sequence[Utterance], seconds: Sequence[float | 
     """Groups clips shorter than `min_seconds` with their neighbours until they are long enough together.
 
     Neighbours are the next short clips of the same speaker (of the same recording if the speaker is unknown); segments of one
-    audio file are joined only with each other, and channels only with those of the same number. What remains at the end of a
-    group goes to the clips before it; a clip without a short neighbour stays alone.
+    audio file are joined only with each other, and channels only with those of the same number. If the last item of a group stays
+    too short, it is added to the item before it; a clip without a short neighbour stays alone.
 
     Args:
         utterances: In corpus order.
-        seconds: Their durations; None where unknown (such a clip is left alone).
+        seconds: Duration of each utterance; None where unknown (such a clip stays alone).
         min_seconds: Length below which a clip is short.
 
     Returns:
@@ -90,17 +83,17 @@ def join_short_clips(utterances: Sequence[Utterance], seconds: Sequence[float | 
 def cut_tasks(items: Sequence[Item], seconds: Sequence[float], *, seed: int, source: str, task_hours: float) -> list[list[Item]]:
     """Permutes audio files by hash and cuts the sequence into tasks of about equal duration.
 
-    All segments of one file go into one task, so that it is decoded once.
+    All segments of one file go into one task, so that the file is decoded once.
 
     Args:
-        items: What becomes a row each.
+        items: Future rows.
         seconds: Duration of each item.
         seed: Seed of the permutation.
         source: Name of the corpus.
-        task_hours: Wanted audio in a task.
+        task_hours: Target duration of a task, hours.
 
     Returns:
-        The items of each task.
+        Items of each task.
     """
     units: dict[str, list[int]] = defaultdict(list)
     for position, item in enumerate(items):
@@ -120,14 +113,7 @@ def cut_tasks(items: Sequence[Item], seconds: Sequence[float], *, seed: int, sou
 
 
 def append_tasks(path: Path, tasks: Sequence[Sequence[Item]], first: int, again: AbstractSet[str] = frozenset()) -> None:
-    """Adds tasks, numbered from `first`, to the task list; the earlier lines keep their bytes.
-
-    Args:
-        path: `tasks.jsonl`.
-        tasks: Items of each new task.
-        first: Number of the first.
-        again: Names that earlier tasks hold already.
-    """
+    """Appends tasks, numbered from `first`, to the task list; `again` are names that earlier tasks hold already."""
     with atomic_file(path) as file:
         if path.exists():
             file.write(path.read_bytes())
@@ -138,7 +124,7 @@ def append_tasks(path: Path, tasks: Sequence[Sequence[Item]], first: int, again:
 
 
 def task_lines(path: Path) -> list[TaskLine]:
-    """Finds every task of a task list (empty if there is none)."""
+    """Places of all tasks of a task list; empty if there is no list."""
     lines, start = [], 0
     if path.exists():
         with naming(path), path.open("rb") as file:
@@ -164,13 +150,13 @@ def read_task(path: Path, line: TaskLine) -> Task:
         items = [[_utterance(fields) for fields in item] for item in task["items"]]
         if not all(items):
             raise ValueError("an item without an utterance")
-        return Task(line.number, items, task["again"])
+        return Task(items, task["again"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}, line {line.number + 1} is damaged: prepare the corpus again into an empty output") from error
 
 
 def _utterance(fields: dict[str, Any]) -> Utterance:
-    """Makes an utterance of what `_compact` wrote; a TypeError if a field has another type."""
+    """Reads an utterance that `_compact` wrote; a field of another type is a TypeError."""
     utterance = Utterance(**fields)
     texts = (utterance.name, utterance.path, utterance.speaker, utterance.recording, utterance.text, utterance.language)
     times = (utterance.start_s, 0.0 if utterance.end_s is None else utterance.end_s)
@@ -184,11 +170,11 @@ def _utterance(fields: dict[str, Any]) -> Utterance:
 
 
 def names_of(items: Iterable[Item]) -> list[str]:
-    """Names of all utterances of some items."""
+    """Names of all utterances of `items`."""
     return [utterance.name for item in items for utterance in item]
 
 
 def _compact(utterance: Utterance) -> dict[str, Any]:
-    """The fields that differ from their defaults."""
+    """Fields of an utterance that differ from their defaults."""
     empty = Utterance("", "")
     return {name: value for name, value in asdict(utterance).items() if value != getattr(empty, name)}

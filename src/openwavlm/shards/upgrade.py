@@ -1,7 +1,7 @@
-"""Brings a shard set of format 1 to the present one, in place: done-files, index and settings are written again, tars are not opened.
+"""Upgrades a shard set of format 1 in place: writes done-files, index and settings again, opens no tar.
 
 Format 1 had no identity of the names and no checksums over the index. The names of the done-files are compared with those of the index
-before anything is written, so that an index that was changed since is noticed instead of replaced.
+before the index is written, so that a later change of the index is an error and not overwritten.
 """
 
 import json
@@ -15,21 +15,14 @@ from openwavlm.runtime.files import Fields, read_array, read_json, read_lines
 from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards.done import check_task_done, is_done
 from openwavlm.shards.index import COLUMNS, FORMAT_VERSION, MEMBER, NAMES, TABLES, Index, shard_metadata
-from openwavlm.shards.index_writer import write_index
-from openwavlm.shards.indexing import build_index, index_content
+from openwavlm.shards.index_writer import build_index, index_content, write_index
 from openwavlm.shards.tasks import task_lines
 
 _REMEDY = "restore it from a copy"
 
 
 def upgrade_shards(path: Path) -> bool:
-    """Upgrades a shard set; killed and called again it goes on.
-
-    Args:
-        path: The shard set.
-
-    Returns:
-        False if it had the present format already.
+    """Upgrades a shard set, or resumes an upgrade; returns False if the set has the present format already.
 
     Raises:
         ValueError: If a file is damaged, is of a newer format, or the index does not agree with the done-files; if another process
@@ -55,8 +48,7 @@ def upgrade_shards(path: Path) -> bool:
             write_index(path, **content)
         elif not mark.is_file() and all(is_done(path, line.number) for line in task_lines(path / "tasks.jsonl")):
             build_index(path)
-        for file in others[-1:]:  # last: until then make_shards refuses the set
-            _seal(file, versions.get(file, FORMAT_VERSION))
+        _seal(others[-1], versions.get(others[-1], FORMAT_VERSION))  # Last: until then make_shards refuses the set.
         if mark.is_file():
             Index.open(path)
     return True
@@ -77,7 +69,7 @@ def _seal(file: Path, version: int) -> None:
 
 
 def _seal_done_file(file: Path) -> None:
-    """Adds the identity of the names to a shard's done-file; what it says is checked when the index is built from it."""
+    """Adds the identity of the names to a shard's done-file; its content is checked when the index is built from it."""
     found = read_json(file, remedy=_REMEDY)
     columns = Fields(found.mapping("columns"), f"{file}, columns", _REMEDY)
     names = {name: columns.texts(name, found.integer("rows")) for name in NAMES}
@@ -86,10 +78,13 @@ def _seal_done_file(file: Path) -> None:
 
 
 def _compare(path: Path, content: dict[str, Any]) -> None:
-    """Compares the files of an index of format 1 with the content that the done-files give it."""
+    """Compares the files of an index of format 1 with the content of the done-files."""
     folder, rows = path / "index", len(content["columns"]["shard"])
-    same = {f"{name}.npy": _equal(folder / f"{name}.npy", content["columns"][name], dtype) for name, dtype in COLUMNS.items()}
-    same["members.npy"] = _equal(folder / "members.npy", content["members"], MEMBER)
+    arrays, types = content["columns"] | {"members": content["members"]}, {**COLUMNS, "members": MEMBER}
+    same = {
+        f"{name}.npy": np.array_equal(read_array(folder / f"{name}.npy", dtype, remedy=_REMEDY), arrays[name])
+        for name, dtype in types.items()
+    }
     for name, lines in [*((name, content["tables"][name]) for name in TABLES), ("keys", content["keys"])]:
         same[f"{name}.txt"] = read_lines(folder / f"{name}.txt", remedy=_REMEDY) == lines
     head = read_json(folder / "shards.json", remedy=_REMEDY)
@@ -100,11 +95,6 @@ def _compare(path: Path, content: dict[str, Any]) -> None:
     if different:
         raise ValueError(
             f"the index of {path} does not agree with the done-files beside its tars ({', '.join(different)}), so one of the two was "
-            f"changed since they were written: restore {folder} from a copy; or, if it was changed by mistake, delete it and run the same "
+            f"changed later: restore {folder} from a copy; or, if it was changed by mistake, delete it and run the same "
             "command again, which builds it from the done-files"
         )
-
-
-def _equal(file: Path, wanted: np.ndarray, dtype: Any) -> bool:
-    found = read_array(file, dtype, remedy=_REMEDY)
-    return np.array_equal(found, wanted)

@@ -1,6 +1,7 @@
 """Compares a shard set with its checksums and counts, and decodes a sample of it again."""
 
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,20 +11,22 @@ from openwavlm.audio.audio_files import pcm_id, pcm_md5
 from openwavlm.runtime.atomic import sha256_of
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.randomness import stable_hash, uniform, words
-from openwavlm.shards.growth import problems_of_growth
-from openwavlm.shards.index import Index, ShardInfo, shard_identity, shard_metadata
+from openwavlm.shards.corpora.utterance import utterance_key
+from openwavlm.shards.done import check_task_done, read_done_file, task_file
+from openwavlm.shards.index import Index, ShardInfo, read_record, shard_identity, shard_metadata
 from openwavlm.shards.reader import ShardReader, UnreadableAudio
-from openwavlm.shards.shard_done import read_done_file
+from openwavlm.shards.tasks import TaskLine, names_of, read_task, task_lines
+from openwavlm.shards.verify_input import MAKE_AGAIN, RESTORE, audio_by_key
 
 
 @dataclass(frozen=True)
 class ShardVerification:
-    """What was compared.
+    """Comparison of a shard set with its checksums.
 
     Attributes:
         shards: Number of tars read.
-        rows: Rows that they should hold.
-        decoded: Rows whose audio was decoded and compared.
+        rows: Number of rows in the index.
+        decoded: Number of rows of which the audio was decoded and compared.
         problems: One sentence for each damage found.
     """
 
@@ -38,9 +41,9 @@ class ShardVerification:
         return not self.problems
 
     def sentence(self) -> str:
-        """The verdict, for people."""
+        """Verdict for the terminal."""
         verdict = f"{self.shards} shards with {self.rows} utterances read, {self.decoded} decoded: "
-        return verdict + ("all as it should be" if self.passed else f"{len(self.problems)} problems, first: {self.problems[0]}")
+        return verdict + ("no problems" if self.passed else f"{len(self.problems)} problems, first: {self.problems[0]}")
 
 
 @dataclass(frozen=True)
@@ -54,17 +57,17 @@ class _ShardJob:
 def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, workers: int = 1) -> ShardVerification:
     """Reads every tar and every file of the index of a shard set and compares them; decodes a sample of the rows.
 
-    Both identities of every shard are computed again from the index, and each done-file is compared with it. Of a set that
-    `make_shards` can extend, what it reads for that is read: settings, task list and the tasks' done-files.
+    Both identities of every shard are computed again from the index, and each done-file is compared with it. If `make_shards` can
+    extend the set, settings, task list and the tasks' done-files are checked too.
 
     Args:
         path: The shard set.
         share: Share of the rows that is decoded and compared with its MD5; at least one row of every shard.
-        seed: Seed of that choice.
+        seed: Seed of the sample.
         workers: Local processes.
 
     Returns:
-        The problems that were found: of the index, then in shard order.
+        Problems of the index, then in shard order.
 
     Raises:
         ValueError: If `share` is outside [0, 1], or there is no readable index.
@@ -82,12 +85,12 @@ def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, worke
         for tar in sorted((index.path / "shards").glob("*/*.tar"))
         if tar.relative_to(index.path).as_posix() not in listed
     ]
-    problems += problems_of_growth(index)
+    problems += _growth_problems(index)
     return ShardVerification(len(jobs), len(index), sum(decoded for _, decoded, _ in found), problems)
 
 
 def _verify_shard(job: _ShardJob) -> tuple[int, int, list[str]]:
-    """Returns the shard's number, how many rows were decoded, and the problems."""
+    """Returns the shard's number, the number of decoded rows, and the problems."""
     index = Index.open(job.path, check=False)
     info = index.shards[job.shard]
     tar = index.path / info.name
@@ -121,7 +124,7 @@ def _verify_shard(job: _ShardJob) -> tuple[int, int, list[str]]:
 
 
 def _name_problems(index: Index) -> list[str]:
-    """Shards whose speakers, recordings, sources, languages or keys are not those of their checksum."""
+    """Problems of shards with speakers, recordings, sources, languages or keys that do not have their checksum."""
     problems = []
     try:
         keys = index.keys
@@ -138,15 +141,13 @@ def _name_problems(index: Index) -> list[str]:
 
 
 def _done_file_problems(tar: Path, info: ShardInfo) -> list[str]:
-    """Differences between a shard's done-file and its entry in the index; a set without done-files can be used, but not extended."""
+    """Problems of a shard's done-file; a set without done-files can be used, but not extended."""
     file = tar.with_suffix(".json")
-    if not file.is_file():
-        return []
     try:
-        done = read_done_file(file)
+        same = not file.is_file() or read_done_file(file).info == info
     except ValueError as error:
         return [str(error)]
-    return [] if done.info == info else [f"{file} does not describe the shard that the index does"]
+    return [] if same else [f"{file} does not describe the shard of the index"]
 
 
 def _count_members(tar: Path) -> int:
@@ -155,3 +156,51 @@ def _count_members(tar: Path) -> int:
             return sum(1 for _ in file)
     except tarfile.TarError:
         return 0
+
+
+def _growth_problems(index: Index) -> list[str]:
+    """Problems of the files that `make_shards` reads to extend a set; none if all are absent, since such a set was assembled otherwise."""
+    path = index.path
+    settings, listing = path / "settings.json", path / "tasks.jsonl"
+    lines = task_lines(listing) if listing.is_file() else []
+    remedies = {settings: RESTORE, listing: RESTORE}
+    remedies |= {task_file(path, line.number): MAKE_AGAIN for line in lines}
+    remedies |= {(path / info.name).with_suffix(".json"): MAKE_AGAIN for info in index.shards}
+    if not any(file.exists() for file in remedies):
+        return []
+    problems = [f"{file} is missing: {remedy}" for file, remedy in remedies.items() if not file.is_file()]
+    if listing.is_file() and not lines:
+        problems.append(f"{listing} is empty: {RESTORE}")
+    source = None
+    try:
+        source = read_record(settings, path, remedy=RESTORE).text("source") if settings.is_file() else None
+    except ValueError as error:
+        problems.append(str(error))
+    numbers = {info.name: number for number, info in enumerate(index.shards)}
+    for line in lines:
+        try:
+            problems += _task_problems(index, numbers, line, source)
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _task_problems(index: Index, numbers: dict[str, int], line: TaskLine, source: str | None) -> Iterator[str]:
+    """Yields differences between a task, its done-file and the rows of its shards (`numbers` by name); no `source`: without keys."""
+    listing, file = index.path / "tasks.jsonl", task_file(index.path, line.number)
+    items = read_task(listing, line).items
+    if not file.is_file():
+        return
+    done = read_record(file, index.path, remedy=MAKE_AGAIN)
+    check_task_done(done)
+    shards = done.mapping("shards")
+    own = sorted(numbers[name] for name in shards.keys() & numbers.keys())
+    if {index.shards[number].name: index.shards[number].nbytes for number in own} != shards:
+        yield f"{file} names other shards than the index: {MAKE_AGAIN}"
+    skipped = {entry.text("name") for entry in done.objects("skipped")}
+    alone = [item[0].name for item in items if len(item) == 1 and item[0].name not in skipped]
+    keys = audio_by_key(index, own)
+    lacking = sum(stable_hash(utterance_key(source, name)) not in keys for name in alone) if source is not None else 0
+    planned = len(names_of(items))
+    if done.values.get("planned", planned) != planned or lacking:
+        yield f"{listing}, line {line.number + 1} is not the task of {file} ({lacking} utterances have no row): {RESTORE}"

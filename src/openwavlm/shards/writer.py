@@ -1,56 +1,136 @@
-"""The shard task: decodes its recordings once, shuffles their utterances and writes them as webdataset tars with done-files.
+"""Runs a task: decodes its recordings once, shuffles their utterances and writes them as webdataset tars with done-files.
 
-    <shard set>/settings.json                  what may not change between runs
-                tasks.jsonl                    which recordings each task holds
-                shards/000/000007-000.tar       shard 0 of task 7: KEY.flac and KEY.json of every utterance
-                shards/000/000007-000.json      its done-file: count, bytes, checksum, identities, index rows
-                done/000/000007.json           the task is finished: its shards, and what was skipped
+    <shard set>/settings.json                  settings that may not change between runs
+                tasks.jsonl                    recordings of each task
+                shards/000/000007-000.tar      shard 0 of task 7: KEY.flac and KEY.json of every utterance
+                shards/000/000007-000.json     its done-file: count, bytes, checksum, identities, index rows
+                done/000/000007.json           done-file of the task: its shards and its skipped utterances
                 index/                         see `index.py`
 
-Everything is a function of the task's line, the settings and the audio: who runs a task, when and how often changes no byte.
+Every byte is a function of the task's line, the settings and the audio: neither the process nor the time of a run nor a repetition
+changes it.
 """
 
 import hashlib
 import json
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any, BinaryIO
 
+import numpy as np
 import webdataset
 
-from openwavlm.audio.audio_files import decoders
+from openwavlm.audio.audio_files import decoders, encode_flac, flac_md5, pcm_id, pcm_md5
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.runtime.atomic import atomic_file
 from openwavlm.runtime.randomness import stable_hash
 from openwavlm.runtime.sealed import write_sealed
+from openwavlm.shards.corpora.utterance import Utterance, utterance_key
 from openwavlm.shards.decoding_tasks import TaskDecoder
+from openwavlm.shards.done import task_file, write_done_file
 from openwavlm.shards.index import FORMAT_VERSION
-from openwavlm.shards.rows import Row, make_row
-from openwavlm.shards.shard_done import write_done_file
-from openwavlm.shards.tasks import Item, TaskLine, read_task
+from openwavlm.shards.tasks import JOIN_SILENCE_S, Item, TaskLine, read_task
 
 _TAR_BLOCK = 512
-# Of the FLAC of a task, 4 h of which are some 250 MB; what is beyond lies in a nameless file of the output.
+_JOIN_SILENCE = np.zeros(int(JOIN_SILENCE_S * SAMPLE_RATE_HZ), np.int16)
+_FIELDS = ("num_samples", "speaker", "recording", "text", "language", "source", "start_s", "end_s", "members")
+# Of the FLAC of a task (some 250 MB for 4 h); more is written to an unnamed file in the output folder.
 _MOST_BYTES_IN_MEMORY = 1 << 28
+
+
+@dataclass
+class Row:
+    """One row of a shard; `members` are (offset, samples, key hash, audio identity) of joined clips."""
+
+    key: str
+    flac: bytes
+    fields: dict[str, Any]
+    members: list[tuple[int, int, int, int]] = field(default_factory=list)
+
+    def append_to(self, columns: dict[str, list[Any]], offset: int) -> None:
+        """Appends the row, whose FLAC begins at byte `offset` of the tar, to the columns of a done-file.
+
+        Names become `SOURCE/name`, unknown names stay empty.
+        """
+        source = self.fields["source"]
+        names = {name: f"{source}/{self.fields[name]}" if self.fields[name] else "" for name in ("speaker", "recording")}
+        values = {
+            "offset": offset,
+            "nbytes": len(self.flac),
+            "num_samples": self.fields["num_samples"],
+            "key": stable_hash(self.key),
+            "pcm": pcm_id(flac_md5(self.flac)),
+            "keys": self.key,
+            **names,
+            "source": source,
+            "language": self.fields["language"],
+        }
+        for name, value in values.items():
+            columns[name].append(value)
+
+
+def make_row(good: list[tuple[Utterance, np.ndarray]], source: str) -> Row:
+    """Makes a row of one clip, or of several clips with silence between them."""
+    first, samples = good[0]
+    members: list[dict[str, Any]] = []
+    name = first.name
+    if len(good) > 1:
+        pieces, offset = [], 0
+        for utterance, clip in good:
+            key = utterance_key(source, utterance.name)
+            member = {"key": key, "offset": offset, "num_samples": len(clip), "pcm": pcm_id(pcm_md5(clip))}
+            member |= {**_segment(utterance, clip), "recording": utterance.recording}
+            member |= {"text": utterance.text, "language": utterance.language}
+            members.append(_extra(utterance, member.keys()) | member)
+            pieces += [clip, _JOIN_SILENCE]
+            offset += len(clip) + len(_JOIN_SILENCE)
+        samples = np.concatenate(pieces[:-1])
+        name = first.name + "+" + hashlib.blake2b("\n".join(u.name for u, _ in good).encode(), digest_size=8).hexdigest()
+    same_recording = all(utterance.recording == first.recording for utterance, _ in good)
+    languages = {utterance.language for utterance, _ in good}
+    fields = _extra(first, _FIELDS) if len(good) == 1 else {}
+    fields |= {
+        "num_samples": len(samples),
+        "speaker": first.speaker,
+        "recording": first.recording if same_recording else "",
+        "text": " ".join(utterance.text for utterance, _ in good if utterance.text),
+        "language": languages.pop() if len(languages) == 1 else "",
+        "source": source,
+        **(_segment(first, samples) if len(good) == 1 else {"start_s": None, "end_s": None, "members": members}),
+    }
+    flat = [(member["offset"], member["num_samples"], stable_hash(member["key"]), member["pcm"]) for member in members]
+    return Row(utterance_key(source, name), encode_flac(samples), fields, flat)
+
+
+def _extra(utterance: Utterance, taken: Iterable[str]) -> dict[str, Any]:
+    """Channel and additional fields of an utterance; names that are taken get a prefix."""
+    fields: dict[str, Any] = {} if utterance.channel is None else {"channel": utterance.channel}
+    taken = {*taken, *fields}
+    for name, value in utterance.extra.items():
+        free = name
+        while free in taken or (free != name and free in utterance.extra):
+            free = f"manifest_{free}"
+        fields[free] = value
+    return fields
+
+
+def _segment(utterance: Utterance, clip: np.ndarray) -> dict[str, float]:
+    return {"start_s": utterance.start_s, "end_s": round(utterance.start_s + len(clip) / SAMPLE_RATE_HZ, 6)}
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """A task with all it needs.
+    """Arguments of `run_task`.
 
     Attributes:
         output: The shard set.
         root: Folder that the audio paths are relative to.
-        line: Which task of `tasks.jsonl`.
-        source: Name of the corpus.
-        seed: Seed of the shuffle.
-        min_seconds: Length below which an utterance counts as short.
-        max_hours: Longest recording that is decoded.
-        utterances_per_shard: Most utterances in a shard.
-        channels: What becomes of several channels: `mean`, `first`, or `split` (the task's utterances then name their channels).
+        line: Place of the task in `tasks.jsonl`.
+        source, seed, min_seconds, max_hours, utterances_per_shard, channels: As in `make_shards`.
     """
 
     output: Path
@@ -64,18 +144,9 @@ class ShardJob:
     channels: str = "mean"
 
 
-def task_file(output: Path, number: int) -> Path:
-    """The done-file of a task."""
-    return output / "done" / f"{number // 1000:03d}" / f"{number:06d}.json"
-
-
 def run_task(job: ShardJob) -> dict[str, Any]:
-    """Decodes, shuffles and writes one task.
-
-    Returns:
-        The content of the task's done-file.
-    """
-    # Clips that are joined are of one channel, so a group holds one channel of a long file in memory, not all.
+    """Decodes, shuffles and writes one task; returns the content of its done-file."""
+    # Joined clips have one channel, so a group holds one channel of a long file in memory.
     groups: dict[tuple[str, int | None], list[Item]] = defaultdict(list)
     task = read_task(job.output / "tasks.jsonl", job.line)
     for item in task.items:
@@ -119,7 +190,7 @@ def run_task(job: ShardJob) -> dict[str, Any]:
 
 
 def _remove_other_parts(job: ShardJob, parts: int) -> None:
-    """Removes what an earlier attempt at the task wrote beyond its present number of shards; the index would take it up."""
+    """Removes shards of an earlier attempt beyond the present number; they would enter the index."""
     number = job.line.number
     folder = job.output / "shards" / f"{number // 1000:03d}"
     for mark in sorted(folder.glob(f"{number:06d}-*.json")) + sorted(folder.glob(f"{number:06d}-*.tar")):
@@ -130,14 +201,13 @@ def _remove_other_parts(job: ShardJob, parts: int) -> None:
 
 @dataclass
 class _StoredRow:
-    """A row while its FLAC lies in the file of payloads, so that a task of many hours needs little memory."""
+    """A row with its FLAC in the file of payloads, so that a task of many hours needs little memory."""
 
     row: Row
     start: int
     nbytes: int
 
     def load(self, payloads: IO[bytes]) -> Row:
-        """The row with its FLAC."""
         payloads.seek(self.start)
         return replace(self.row, flac=payloads.read(self.nbytes))
 
@@ -145,13 +215,13 @@ class _StoredRow:
 def _store(row: Row, payloads: SpooledTemporaryFile[bytes]) -> _StoredRow:
     start = payloads.tell()
     if start + len(row.flac) > _MOST_BYTES_IN_MEMORY:
-        payloads.rollover()  # before the write: a row of hours would be in memory twice
+        payloads.rollover()  # Before the write, since a row of hours would be in memory twice.
     payloads.write(row.flac)
     return _StoredRow(replace(row, flac=b""), start, len(row.flac))
 
 
 class _HashingFile:
-    """Passes writes on and hashes them."""
+    """Hashes the bytes that it writes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -170,7 +240,7 @@ def _write_shard(job: ShardJob, part: int, rows: list[_StoredRow], payloads: IO[
     columns: dict[str, list[Any]] = defaultdict(list)
     with atomic_file(path) as file:
         hashing = _HashingFile(file)
-        # An integer time keeps tarfile from adding a PAX header to every member, and makes equal input give equal bytes.
+        # An integer time avoids a PAX header for every member and gives equal bytes for equal input.
         with webdataset.TarWriter(hashing, encoder=False, mtime=0) as tar:
             for stored in rows:
                 row = stored.load(payloads)

@@ -1,10 +1,10 @@
-"""The embedded corpus: sentences × voices × accents × channels → FLAC files, manifests and phone times.
+"""Synthesises the embedded corpus: sentences × voices × accents × channels → FLAC files, manifests and phone times.
 
     OUTPUT/train/m1_us/0000.flac …     dev/… test/…            each with its own channel
-    OUTPUT/train_clean/… dev_clean/… test_clean/…              the same utterances without one (of train, some)
+    OUTPUT/train_clean/… dev_clean/… test_clean/…              the same utterances without a channel (of train, some)
     OUTPUT/train.tsv train_clean.tsv dev.tsv …                 manifests of the six sets, for `make_shards layout=manifest`
     OUTPUT/phones.tsv                  path start end phone raw: seconds, without gaps
-    OUTPUT/parts/…                     done-files, one a speaker; stats.json comes last
+    OUTPUT/parts/…                     done-files, one a speaker; stats.json is written last
 
 Dev and test are shard sets of their own, never mixed into training's.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 from openwavlm.audio.audio_files import encode_flac
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
-from openwavlm.runtime.atomic import atomic_file, remove_temporaries, write_json, writer_lock
+from openwavlm.runtime.atomic import atomic_file, remove_temporaries, write_atomically, write_json, writer_lock
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.resources import check_of_the_file
 from openwavlm.synthesis import espeak, phones
@@ -38,14 +38,14 @@ _HALF_UTTERANCE_S = 1.9
 
 @dataclass(frozen=True)
 class Part:
-    """What one speaker says in one split: the unit of resuming.
+    """Utterances of one speaker in one split, the unit of resuming.
 
     Attributes:
         output: Folder of the corpus.
         split: `train`, `dev` or `test`.
-        speaker: Who speaks.
-        seconds: Audio wanted, met to half an utterance.
-        clean_seconds: Audio that is kept without its channel too, from the first utterance on.
+        speaker: The speaker.
+        seconds: Target duration, reached to half an utterance.
+        clean_seconds: Audio with a clean twin, from the first utterance on.
         seed: Seed of the corpus.
     """
 
@@ -58,13 +58,8 @@ class Part:
 
     @property
     def done_file(self) -> Path:
-        """Where the finished part is recorded."""
+        """Path of the part's done-file."""
         return self.output / "parts" / self.split / f"{self.speaker.name}.json"
-
-    @property
-    def sets(self) -> tuple[str, ...]:
-        """The part's folders: the split's and its clean twin's."""
-        return self.split, f"{self.split}_clean"
 
 
 def synthesize(
@@ -77,23 +72,23 @@ def synthesize(
     seed: int = 0,
     workers: int = 1,
 ) -> dict[str, Any]:
-    """Synthesises the corpus; killed and run again it goes on, and equal settings give equal bytes.
+    """Synthesises the corpus, or resumes an unfinished one; equal settings give equal bytes.
 
     Args:
         output: Folder to write.
         minutes: Training audio, but at least one utterance (about 4 s) of each of the 128 speakers.
         dev_minutes: Audio of the development voices.
         test_minutes: Audio of the held-out voices.
-        clean_minutes: Training audio of which a clean twin is kept, for probes; the held-out sets have theirs whole.
+        clean_minutes: Training audio with a clean twin, for probes; dev and test have a clean twin of all audio.
         seed: Seed of sentences, prosody and channels.
         workers: Local processes; the result is the same.
 
     Returns:
-        The content of `stats.json`.
+        Content of `stats.json`.
 
     Raises:
-        ValueError: If an amount is not positive, the output was made with other settings or by another process at this moment, or
-            espeak-ng is not installed.
+        ValueError: If an amount is not positive, the output was made with other settings, another process writes there, or espeak-ng is
+            not installed.
     """
     output = Path(output)
     amounts = {"minutes": minutes, "dev_minutes": dev_minutes, "test_minutes": test_minutes, "clean_minutes": clean_minutes}
@@ -123,7 +118,7 @@ def _bind_settings(output: Path, settings: dict[str, Any]) -> None:
     settings = {"format_version": FORMAT_VERSION, **settings}
     if not path.exists():
         if any((output / name).exists() for name in ("parts", "phones.tsv")):
-            raise ValueError(f"{output} holds a corpus without the settings that it was made with: give another output")
+            raise ValueError(f"{output} holds a corpus without its settings.json: give another output")
         write_json(path, settings)
         return
     try:
@@ -138,13 +133,12 @@ def _bind_settings(output: Path, settings: dict[str, Any]) -> None:
 
 
 def is_done(part: Part) -> bool:
-    """Whether a part's done-file exists and all its audio has the length that it had."""
+    """True if a part's done-file exists and all its audio files have their size."""
     done = _read_done(part)
     if done is None:
         return False
-    files = (part.output / path for row in done for path in row["nbytes"])
-    sizes = [size for row in done for size in row["nbytes"].values()]
-    return all(file.is_file() and file.stat().st_size == size for file, size in zip(files, sizes, strict=True))
+    files = [(part.output / path, nbytes) for row in done for path, nbytes in row["nbytes"].items()]
+    return all(file.is_file() and file.stat().st_size == nbytes for file, nbytes in files)
 
 
 def _read_done(part: Part) -> list[dict[str, Any]] | None:
@@ -157,11 +151,8 @@ def _read_done(part: Part) -> list[dict[str, Any]] | None:
 
 
 def run_part(part: Part) -> int:
-    """Synthesises a part and writes its done-file last.
-
-    Returns:
-        Number of utterances.
-    """
+    """Synthesises a part and writes its done-file last; returns the number of utterances."""
+    sets = (part.split, f"{part.split}_clean")
     rows: list[dict[str, Any]] = []
     made_s, attempt = 0.0, 0
     while not rows or made_s + _HALF_UTTERANCE_S < part.seconds:
@@ -171,22 +162,21 @@ def run_part(part: Part) -> int:
         seconds = len(said.waveform) / SAMPLE_RATE_HZ
         if not MIN_SECONDS <= seconds <= MAX_SECONDS:
             continue
-        rows.append(_write(part, said, len(rows), part.sets if made_s < part.clean_seconds else part.sets[:1]))
+        rows.append(_write(part, said, len(rows), sets if made_s < part.clean_seconds else sets[:1]))
         made_s += seconds
     write_json(part.done_file, {"utterances": rows}, indent=None)
     return len(rows)
 
 
 def _write(part: Part, said: Utterance, number: int, folders: tuple[str, ...]) -> dict[str, Any]:
-    """Writes an utterance through its channel and, where asked for, its clean twin."""
+    """Writes an utterance with its channel and, in a folder `…_clean`, without."""
     nbytes = {}
     for folder in folders:
         name = f"{folder}/{part.speaker.name}/{number:04d}"
         channel = Channel.draw(part.seed, name)
         recorded = clean_recording(said.waveform, channel.key) if folder.endswith("_clean") else transmit(said.waveform, channel)
         payload = encode_flac(to_pcm(recorded))
-        with atomic_file(part.output / f"{name}.flac") as file:
-            file.write(payload)
+        write_atomically(part.output / f"{name}.flac", payload)
         nbytes[f"{name}.flac"] = len(payload)
     return {"nbytes": nbytes, "text": said.text, "num_samples": len(said.waveform), "segments": said.segments}
 
@@ -201,15 +191,28 @@ def _finish(output: Path, parts: list[Part], settings: dict[str, Any]) -> dict[s
         for row in _read_done(part) or ():
             for path in row["nbytes"]:
                 name = path.split("/", 1)[0]
-                manifests.setdefault(name, []).append(_manifest_row(part, name, path, row))
-                seconds[name] = seconds.get(name, 0.0) + row["num_samples"] / SAMPLE_RATE_HZ
+                length_s = row["num_samples"] / SAMPLE_RATE_HZ
+                recording, speaker = path.removesuffix(".flac"), part.speaker
+                cells = (
+                    path,
+                    speaker.name,
+                    recording,
+                    row["text"],
+                    "en",
+                    name,
+                    speaker.accent,
+                    speaker.voice.name,
+                    f"{length_s:.4f}",
+                )
+                manifests.setdefault(name, []).append(cells)
+                seconds[name] = seconds.get(name, 0.0) + length_s
                 times += [(path, f"{start:.6f}", f"{end:.6f}", phone, raw) for start, end, phone, raw in row["segments"]]
             if part.split == "train":
                 for start, end, phone, _ in row["segments"]:
                     phone_seconds[phone] += end - start
     for name, rows in manifests.items():
-        _write_table(output / f"{name}.tsv", MANIFEST_COLUMNS, rows)
-    _write_table(output / "phones.tsv", PHONE_COLUMNS, times)
+        _write_table(output / f"{name}.tsv", [MANIFEST_COLUMNS, *rows])
+    _write_table(output / "phones.tsv", [PHONE_COLUMNS, *times])
     stats = {
         "settings": settings,
         "sets": {
@@ -226,15 +229,6 @@ def _finish(output: Path, parts: list[Part], settings: dict[str, Any]) -> dict[s
     return stats
 
 
-def _manifest_row(part: Part, name: str, path: str, row: dict[str, Any]) -> tuple[str, ...]:
-    recording = path.removesuffix(".flac")
-    speaker = part.speaker
-    seconds = f"{row['num_samples'] / SAMPLE_RATE_HZ:.4f}"
-    return (path, speaker.name, recording, row["text"], "en", name, speaker.accent, speaker.voice.name, seconds)
-
-
-def _write_table(path: Path, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
+def _write_table(path: Path, rows: Iterable[tuple[str, ...]]) -> None:
     with atomic_file(path) as file:
-        file.write(("\t".join(columns) + "\n").encode())
-        for row in rows:
-            file.write(("\t".join(row) + "\n").encode())
+        file.writelines(("\t".join(row) + "\n").encode() for row in rows)

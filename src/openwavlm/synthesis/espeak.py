@@ -1,7 +1,7 @@
 """espeak-ng through ctypes: text → 16-bit speech with the time of every phone, a pure function of its arguments.
 
-The library keeps state between utterances (the phases of its oscillators, the place in its flutter, its random numbers), and
-neither `espeak_Terminate` nor `espeak_ng_SetRandSeed` resets all of it. So every utterance gets a library loaded afresh: 10 ms.
+The library keeps state between utterances (oscillator phases, position in its flutter, random numbers), and neither
+`espeak_Terminate` nor `espeak_ng_SetRandSeed` resets all of it. So every utterance loads the library again (10 ms).
 Without Klatt voices nothing draws from the C library's global `rand`.
 """
 
@@ -46,12 +46,12 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @dataclass(frozen=True)
 class Speech:
-    """What espeak-ng said.
+    """Speech of espeak-ng.
 
     Attributes:
         samples: int16 (samples,) at 22.05 kHz.
-        starts: int64 (phones,): the sample at which each phone begins; the next one's start is its end.
-        phones: Names of espeak-ng's own, with stress marks; pauses are `_` and `_:`.
+        starts: int64 (phones,): first sample of each phone; a phone ends where the next one starts.
+        phones: espeak-ng's names with stress marks; pauses are `_` and `_:`.
     """
 
     samples: np.ndarray
@@ -60,27 +60,23 @@ class Speech:
 
 
 def check_available() -> None:
-    """Looks for the library.
-
-    Raises:
-        ValueError: If the wheel that brings it is not installed.
-    """
+    """Raises a ValueError if the wheel of the library is not installed."""
     if importlib.util.find_spec("espeakng_loader") is None:
         raise ValueError("speech synthesis needs the library espeak-ng, which is not installed: pip install 'openwavlm[demo]'")
 
 
 def speak(text: str, voice: str, *, pitch: int = 50, rate_wpm: int = 175, seed: int = 0) -> Speech:
-    """Says a text.
+    """Synthesises one sentence.
 
     Args:
-        text: One sentence.
+        text: The sentence.
         voice: Voice file with an optional variant, `gmw/en-US+m1`.
         pitch: 0 … 99, where 50 is the voice's own.
         rate_wpm: 80 … 450 words a minute.
         seed: Seed of the noise in the voice.
 
     Returns:
-        Speech; equal arguments give equal samples, whatever was said before in this process.
+        Speech; equal arguments give equal samples, independent of earlier calls.
 
     Raises:
         ValueError: If pitch or rate are out of range, the library is missing or in use, or there is no such voice.
@@ -120,15 +116,13 @@ def speak(text: str, voice: str, *, pitch: int = 50, rate_wpm: int = 175, seed: 
 
 @contextmanager
 def _fresh_library() -> Iterator[ctypes.CDLL]:
-    """Loads the library, initialised for retrieval, and unloads it."""
+    """Loads and initialises the library, and unloads it after the block."""
     check_available()
     import espeakng_loader  # type: ignore[import-untyped]
 
     path = espeakng_loader.get_library_path()
     if _is_loaded(path):
-        raise ValueError(
-            "espeak-ng is in use in this process, and what it says depends on what it said before: use another process"
-        )
+        raise ValueError("espeak-ng is in use in this process, and its samples depend on earlier sentences: use another process")
     library = ctypes.CDLL(path)
     try:
         data = espeakng_loader.get_data_path().encode()
@@ -145,7 +139,7 @@ def _is_loaded(path: str) -> bool:
         library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
     except OSError:
         return False
-    # Asking took a reference.
+    # Opening the library took a reference.
     _unload(library)
     return True
 

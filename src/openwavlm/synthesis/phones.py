@@ -1,8 +1,8 @@
-"""From espeak-ng's phone names to 45 classes, and from its events to segments.
+"""Maps espeak-ng's phone names to 45 classes, and its events to segments.
 
 espeak-ng marks stress (`'` `,` `%` `=`) and has names for allophones (`t#` a flap, `@2` the vowel of "the"); the classes are ARPAbet's
-with the British `oh` (lot), `ea` (square) and `ia` (near), `ax` (comma), `el` (little) and `sil`. What an accent pronounces as
-another class is written as that class: Lancaster's "cup" has `uh`, America's "lot" has `aa`.
+with the British `oh` (lot), `ea` (square) and `ia` (near), `ax` (comma), `el` (little) and `sil`. A phone has the class of its
+pronunciation in the accent: Lancaster's "cup" has `uh`, America's "lot" has `aa`.
 """
 
 from typing import NamedTuple
@@ -33,20 +33,13 @@ _ACCENTS_OWN = {
 
 CLASSES = (SILENCE, *sorted(_NAMES))
 
-# Before a stop espeak-ng leaves its closure silent, and counts it to the phone before.
+# espeak-ng counts the silent closure of a stop to the phone before it.
 _CLOSURE_SAMPLES = SAMPLE_RATE_HZ // 200
 _SILENT_LEVEL = 4
 
 
 class PhoneSegment(NamedTuple):
-    """A phone as spoken.
-
-    Attributes:
-        start: First sample, at espeak-ng's rate.
-        end: The sample after its last.
-        phone: Its class.
-        name: espeak-ng's name, with stress.
-    """
+    """Samples [start, end) at espeak-ng's rate, with the phone's class and espeak-ng's name with stress."""
 
     start: int
     end: int
@@ -55,22 +48,14 @@ class PhoneSegment(NamedTuple):
 
 
 def phone_class(name: str, accent: str) -> str:
-    """The class of a phone of espeak-ng.
-
-    Args:
-        name: As its events name it, with stress marks.
-        accent: Name of the accent.
-
-    Raises:
-        ValueError: If the name is not known.
-    """
+    """Class of espeak-ng's phone `name` (with stress marks) in an accent; an unknown name is a ValueError."""
     bare = name.lstrip(_STRESS)
     if bare in _PAUSES or not bare:
         return SILENCE
     phone = _ACCENTS_OWN.get(accent, {}).get(bare) or _CLASS_OF.get(bare)
     if phone is None:
         raise ValueError(
-            f"espeak-ng's phone {name!r} has no class yet: add it to data/synthesis/phones.py, or install espeakng-loader 0.2"
+            f"espeak-ng's phone {name!r} has no class: add it to src/openwavlm/synthesis/phones.py, or install espeakng-loader 0.2"
         )
     return phone
 
@@ -78,12 +63,8 @@ def phone_class(name: str, accent: str) -> str:
 def segments(speech: Speech, accent: str) -> list[PhoneSegment]:
     """Cuts speech into phones without gaps.
 
-    5 ms or more of silence at the end of a phone is counted to the one that follows: it is that stop's closure. Neighbouring
-    pauses become one segment.
-
-    Args:
-        speech: What espeak-ng said.
-        accent: Name of the accent.
+    5 ms or more of silence at the end of a phone belong to the following phone, as the closure of a stop. Neighbouring pauses
+    become one segment.
 
     Returns:
         Segments from the first sample to the last, none empty.
@@ -109,7 +90,7 @@ def segments(speech: Speech, accent: str) -> list[PhoneSegment]:
 
 
 def _closure_start(loud: np.ndarray, first: int, border: int) -> int:
-    """Where the silence that ends at `border` begins, if it is as long as a closure and something sounded since `first`."""
+    """First sample of the silence that ends at `border`, if it is as long as a closure and follows sound since `first`."""
     before = int(np.searchsorted(loud, border))
     last = int(loud[before - 1]) + 1 if before else 0
     return last if last > first and border - last >= _CLOSURE_SAMPLES else border

@@ -1,7 +1,6 @@
 """Sentences for the embedded corpus: a small grammar over the project's own word lists, drawn by key.
 
-Meaning is beside the point; what counts is that every English sound occurs in many neighbourhoods and that sentences hardly ever
-repeat.
+The sentences need no meaning, but every English sound in many contexts and hardly a repetition.
 """
 
 import re
@@ -89,7 +88,7 @@ _DRAWS = 32
 
 
 def plural(noun: str) -> str:
-    """The regular English plural, with the few irregular nouns of the lists."""
+    """English plural of a noun of the lists."""
     irregular = {"goose": "geese", "mouse": "mice", "fisherman": "fishermen"}
     if noun in irregular:
         return irregular[noun]
@@ -99,33 +98,27 @@ def plural(noun: str) -> str:
 
 
 def content_words() -> set[str]:
-    """All words that a sentence may hold besides those of its template."""
+    """All words that may fill a template."""
     verbs = [form for verb in ACTIONS + DOINGS for form in verb.split(":")]
     return {*PEOPLE, *ANIMALS, *THINGS, *PLACES, *DESCRIPTIONS, *verbs, *MANNERS, *NUMBERS, *NAMES}
 
 
 def sentence(seed: int, key: str) -> str:
-    """Draws a sentence.
-
-    Args:
-        seed: Seed of the corpus.
-        key: What tells this sentence from the others; equal keys give equal sentences.
-    """
+    """Draws a sentence by the seed of the corpus and the key of the utterance."""
     raw = words(seed, "synthesis.sentence", _DRAWS, source=stable_hash(key))
     template = TEMPLATES[int(integers(raw[:1], len(TEMPLATES))[0])]
     draws = iter(raw[1:])
-    text = re.sub(r"\{(\w+)\}", lambda slot: _fill(slot.group(1), next(draws)), template)
-    text = with_articles(text)
+    text = with_articles(re.sub(r"\{(\w+)\}", lambda slot: _fill(slot.group(1), next(draws)), template))
     return text[0].upper() + text[1:]
 
 
 def with_articles(text: str) -> str:
-    """Turns "a" into "an" before vowels ("a usual" keeps it)."""
+    """Replaces "a" by "an" before vowels ("a usual" stays)."""
     return re.sub(r"\ba (?=[aeio]|u[mn])", "an ", text)
 
 
 def _fill(slot: str, raw: np.uint64) -> str:
-    """A word for a slot of a template."""
+    """Draws a word for a slot of a template."""
     lists = {
         "the": OWNERS, "adj": DESCRIPTIONS, "who": PEOPLE, "animal": ANIMALS, "animals": ANIMALS, "thing": THINGS, "things": THINGS,
         "place": PLACES, "do": ACTIONS, "did": ACTIONS, "went": DOINGS, "how": MANNERS, "when": MOMENTS, "number": NUMBERS,

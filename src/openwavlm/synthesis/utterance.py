@@ -1,4 +1,4 @@
-"""One utterance before its channel: a sentence, a speaker with the prosody of the moment, pauses around it, phone times."""
+"""One utterance before its channel: a sentence of a speaker with drawn prosody, pauses around it, phone times."""
 
 from dataclasses import dataclass
 
@@ -31,13 +31,7 @@ class Utterance:
 
 
 def utterance(speaker: Speaker, *, seed: int, key: str) -> Utterance:
-    """Lets a speaker say a sentence, with pauses of .1 to .3 s before and after it.
-
-    Args:
-        speaker: Who speaks.
-        seed: Seed of the corpus.
-        key: What tells this utterance from the others: it chooses sentence, prosody and pauses.
-    """
+    """Synthesises a sentence with pauses of .1 to .3 s around it; `seed` and `key` decide sentence, prosody and pauses."""
     raw = words(seed, "synthesis.prosody", 5, source=stable_hash(key))
     pitch = speaker.voice.pitch + int(integers(raw[:1], 2 * _PITCH_SPREAD + 1)[0]) - _PITCH_SPREAD
     rate, before, after = uniform(raw[1:4])
@@ -53,7 +47,7 @@ def utterance(speaker: Speaker, *, seed: int, key: str) -> Utterance:
 
 
 def _in_seconds(cut: list[phones.PhoneSegment], lead: int, num_samples: int) -> list[tuple[float, float, str, str]]:
-    """Segments on the clock of the padded recording; the pauses around it are silence."""
+    """Segments in seconds of the padded waveform; the pauses at both ends are silence."""
     lead_s = lead / SAMPLE_RATE_HZ
     total_s = num_samples / SAMPLE_RATE_HZ
     inner = [segment for segment in cut if segment.phone != phones.SILENCE]

@@ -1,8 +1,8 @@
-"""Who speaks in the embedded corpus: voices (a voice variant of espeak-ng, its pitch and its rate) and accents (its English voices).
+"""Speakers of the embedded corpus: voices (a voice variant of espeak-ng with pitch and rate) in accents (its English voices).
 
-Three groups share no voice: training; two voices that choose layers and rates; four that nothing has heard before the last figure.
-One accent is spoken by the last group alone. Variants with an echo are left out, since the room belongs to the channel, as are
-Klatt synthesis and whispers, whose noise comes from the C library's global generator.
+Three splits share no voice: train; dev with two voices, used to choose layers and rates; test with four voices, used only for the
+final figures. One accent occurs in test only. Variants with an echo are left out, since the room belongs to the channel; so are
+Klatt synthesis and whispers, which draw their noise from the C library's global generator.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Voice:
-    """A speaker's settings.
+    """A voice of espeak-ng.
 
     Attributes:
-        name: Name of the variant in espeak-ng, and of the voice here.
+        name: Name of the variant in espeak-ng.
         split: `train`, `dev` or `test`.
         pitch: 0 … 99, where 50 is the variant's own.
         rate_wpm: Words a minute.
@@ -37,72 +37,43 @@ class Voice:
     rate_wpm: int
 
 
-VOICES = (
-    Voice("Alex", "train", 48, 168),
-    Voice("Andrea", "train", 40, 176),
-    Voice("Andy", "train", 50, 178),
-    Voice("Annie", "train", 50, 160),
-    Voice("Denis", "train", 55, 182),
-    Voice("Gene", "train", 44, 164),
-    Voice("Jacky", "train", 52, 172),
-    Voice("Michael", "train", 47, 186),
-    Voice("Mike", "train", 50, 160),
-    Voice("antonio", "train", 44, 172),
-    Voice("belinda", "train", 45, 174),
-    Voice("boris", "train", 50, 170),
-    Voice("ed", "train", 53, 182),
-    Voice("f1", "train", 52, 164),
-    Voice("grandma", "train", 45, 150),
-    Voice("grandpa", "train", 46, 152),
-    Voice("ian", "train", 55, 168),
-    Voice("john", "train", 48, 176),
-    Voice("kaukovalta", "train", 54, 162),
-    Voice("m1", "train", 50, 175),
-    Voice("m3", "train", 60, 190),
-    Voice("m5", "train", 40, 158),
-    Voice("m6", "train", 56, 170),
-    Voice("m7", "train", 46, 185),
-    Voice("m8", "train", 50, 188),
-    Voice("max", "train", 62, 166),
-    Voice("paul", "train", 50, 166),
-    Voice("quincy", "train", 42, 178),
-    Voice("rob", "train", 43, 180),
-    Voice("steph", "train", 48, 180),
-    Voice("travis", "train", 57, 170),
-    Voice("zac", "train", 35, 162),
-    Voice("anika", "dev", 42, 170),
-    Voice("victor", "dev", 50, 165),
-    Voice("Nguyen", "test", 50, 172),
-    Voice("aunty", "test", 47, 160),
-    Voice("m4", "test", 54, 180),
-    Voice("shelby", "test", 50, 168),
+# Name, pitch and rate of the voices of each split.
+_TABLE = {
+    "train": """
+Alex 48 168, Andrea 40 176, Andy 50 178, Annie 50 160, Denis 55 182, Gene 44 164, Jacky 52 172, Michael 47 186, Mike 50 160,
+antonio 44 172, belinda 45 174, boris 50 170, ed 53 182, f1 52 164, grandma 45 150, grandpa 46 152, ian 55 168, john 48 176,
+kaukovalta 54 162, m1 50 175, m3 60 190, m5 40 158, m6 56 170, m7 46 185, m8 50 188, max 62 166, paul 50 166, quincy 42 178,
+rob 43 180, steph 48 180, travis 57 170, zac 35 162
+""",
+    "dev": "anika 42 170, victor 50 165",
+    "test": "Nguyen 50 172, aunty 47 160, m4 54 180, shelby 50 168",
+}
+VOICES = tuple(
+    Voice(name, split, int(pitch), int(rate_wpm))
+    for split, entries in _TABLE.items()
+    for name, pitch, rate_wpm in map(str.split, entries.split(","))
 )
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """A voice in an accent.
-
-    Attributes:
-        voice: The voice.
-        accent: Name of the accent.
-    """
+    """A voice in an accent."""
 
     voice: Voice
     accent: str
 
     @property
     def name(self) -> str:
-        """`VOICE_ACCENT`, from which both can be told."""
+        """`VOICE_ACCENT`."""
         return f"{self.voice.name}_{self.accent}"
 
     @property
     def espeak_voice(self) -> str:
-        """What espeak-ng calls it."""
+        """Name in espeak-ng."""
         return f"{ACCENTS[self.accent]}+{self.voice.name}"
 
 
 def speakers_of(split: str) -> list[Speaker]:
-    """Every voice of a split in each of its accents: those of training, in `test` the held-out one as well."""
+    """Every voice of a split in each of its accents: the training accents, in `test` the held-out accent as well."""
     accents = ACCENTS if split == "test" else TRAINING_ACCENTS
     return [Speaker(voice, accent) for voice in VOICES if voice.split == split for accent in accents]

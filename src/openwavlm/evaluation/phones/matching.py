@@ -15,9 +15,9 @@ import numpy as np
 
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.evaluation.phones.alignments import Segment
-from openwavlm.shards.fields import read_fields
+from openwavlm.shards.corpora.utterance import utterance_key
 from openwavlm.shards.index import Index
-from openwavlm.shards.rows import utterance_key
+from openwavlm.shards.reader import read_fields
 
 _HASH_CHARACTERS = 17  # "-" and 64 bits in hexadecimal end every key
 

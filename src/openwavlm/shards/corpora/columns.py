@@ -10,31 +10,31 @@ _FIRST_FIELDS = ("path", "speaker", "recording", "text", "language", "start_s", 
 FIELDS = (*_FIRST_FIELDS, "duration_s", "channel")
 _PARTS = ("start_s", "end_s", "duration_s", "channel")
 
-# What common manifests call the part of the audio that is meant: NeMo `offset` and `duration`, lhotse and others `start`, …
+# Names of a segment's times in common manifests: `offset` and `duration` in NeMo, `start` in lhotse and others, …
 _OF_A_SEGMENT = r"((seg|segment|utt|utterance|clip|cut)_?)?"
 _TIMES = {
     "start_s": rf"{_OF_A_SEGMENT}(start|begin|offset|onset|(start|begin)_?(time|offset))|tmin|xmin",
     "end_s": rf"{_OF_A_SEGMENT}(end|stop|(end|stop)_?(time|offset))|tmax|xmax",
     "duration_s": rf"{_OF_A_SEGMENT}(dur|duration)",
 }
-# Columns with such a word in their name that hold no field are named in the log.
+# Columns with such a word in their name that hold no field are logged.
 _WORDS = {"start", "begin", "offset", "onset", "end", "stop", "duration", "dur", "from", "to", "channel", "t0", "t1"}
 _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "secs": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "milliseconds": 1e-3}
 _COUNTED = r"samples?|frames?|bytes?|smp"
 _OTHER_UNITS = rf"{_COUNTED}|[uµn]s(ec)?|(micro|nano)sec(ond)?s?|m|mins?|minutes?|h|hours?|hms|ticks?|timecode"
-# A length whose unit the name does not tell.
+# A length without a unit in its name.
 _LENGTH = rf"{_OF_A_SEGMENT}(length|len)|(n|num)_?({_COUNTED})"
 _OTHER_NAMES = {"path": r"audio_file_?path", "channel": r"channel(_?(id|index|number|selector))?"}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a manifest.
+    """Columns of a manifest.
 
     Attributes:
-        of: Name of the column that holds a field; a field without a column is absent.
+        of: Name of the column of each field; a field without a column is absent.
         scale: Seconds of one unit of `start_s`, `end_s` and `duration_s`.
-        unused: Columns that seem to say which part of the audio is meant and are not used.
+        unused: Unused columns that seem to define a part of the audio.
     """
 
     of: Mapping[str, str]
@@ -47,16 +47,12 @@ class Columns:
         return frozenset(self.of.values())
 
     def naming(self, field: str) -> str:
-        """A field, and its column if that has another name, for messages."""
+        """Name of a field for messages, with its column if that has another name."""
         return field if self.of[field] == field else f"{field} (column {self.of[field]!r})"
 
 
 def check_distinct(names: Sequence[str], where: str) -> None:
-    """Refuses a header in which a name occurs twice: one of the columns would be lost.
-
-    Raises:
-        ValueError: If two columns have one name.
-    """
+    """Raises a ValueError if two columns have one name, since one of them would be lost."""
     for name, times in Counter(names).items():
         if times > 1:
             what = f"are called {name!r}" if name else "have no name"
@@ -66,20 +62,19 @@ def check_distinct(names: Sequence[str], where: str) -> None:
 def find_columns(names: Sequence[str], asked: Mapping[str, Any], where: str, *, by_name: bool = True) -> Columns:
     """Finds the column of each field.
 
-    A field that `asked` does not map is looked up under its own name (blanks around names do not count, nor do capitals), then
-    under the names that common manifests have for it: `audio_filepath`; `start`, `begin`, `offset`, `onset`; `end`, `stop`;
-    `duration`; each of these also with `_time`, and with a unit (`_s`, `_sec`, `_ms`); `tmin`, `tmax`; `length` with a unit; `channel`.
+    A field that `asked` does not map is found by its own name (without regard to case and surrounding blanks), then by its names in
+    common manifests: `audio_filepath`; `start`, `begin`, `offset`, `onset`; `end`, `stop`; `duration`; each of these also with
+    `_time`, and with a unit (`_s`, `_sec`, `_ms`); `tmin`, `tmax`; `length` with a unit; `channel`.
 
     Args:
         names: Columns of the manifest.
-        asked: Column of each field, None to find it by name; `ignore` is a list of columns that say nothing about the part of
-            the audio that is meant.
-        where: The file and line, for messages.
-        by_name: False for shard sets that were begun when a field was looked up under its own name only.
+        asked: Column of each field, None to find it by name; `ignore` is a list of columns that do not define a part of the audio.
+        where: File and line, for messages.
+        by_name: False for shard sets that were begun when a field was found by its own name only.
 
     Raises:
-        ValueError: If a column that was asked for or `path` is missing, two columns could hold one field, or a column gives times
-            in samples, frames or another unit, or a length of unknown unit beside a start without an end.
+        ValueError: If a column of `asked` or `path` is missing, two columns could hold one field, or a column gives times in samples,
+            frames or another unit, or a length of unknown unit beside a start without an end.
     """
     chosen = {field: str(column).strip() for field, column in asked.items() if column and field != "ignore"}
     ignored = {str(name).strip() for name in asked.get("ignore") or ()}
@@ -111,13 +106,13 @@ def find_columns(names: Sequence[str], asked: Mapping[str, Any], where: str, *, 
         raise ValueError(f"{where}: there is no column 'path' among {_listed(names)}: {way_out}")
     for field in ("start_s", "end_s", "duration_s"):
         numbers = [name for name in free if _has_other_unit(field, name)]
-        # A duration by itself is that of the file as often as not.
+        # Without a start, a duration is often that of the file.
         needed = field not in chosen and (field != "duration_s" or ("start_s" in chosen and "end_s" not in chosen))
         if numbers and by_name and needed:
             raise ValueError(
                 f"{where}: the column {numbers[0]!r} seems to give {field}, but not in seconds or milliseconds: convert it, give "
-                f"columns.{field}={numbers[0]} if it is in seconds, or columns.ignore=[{numbers[0]}] if it does not say which part of "
-                "the audio is meant"
+                f"columns.{field}={numbers[0]} if it is in seconds, or columns.ignore=[{numbers[0]}] if it does not define a part of "
+                "the audio"
             )
         unused += numbers if field != "duration_s" or "start_s" in chosen else ()
     unused += [name for name in free if _WORDS & set(_plain(name).split("_"))]
@@ -133,7 +128,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """A column's name without what writers vary: `Duration [ms]` → `duration_ms`, `startTime` → `start_time`."""
+    """Normalises a column's name: `Duration [ms]` → `duration_ms`, `startTime` → `start_time`."""
     return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()).strip("_")
 
 
@@ -145,7 +140,7 @@ def _has_other_unit(field: str, name: str) -> bool:
 
 
 def _unit(field: str, name: str) -> float | None:
-    """Seconds of a unit of the column if its name is one that the field commonly has; None if it is not."""
+    """Seconds of one unit of a column, if its name is a common one of the field; else None."""
     plain = _plain(name)
     if field not in _TIMES:
         return 1.0 if field in _OTHER_NAMES and re.fullmatch(_OTHER_NAMES[field], plain) else None

@@ -22,8 +22,8 @@ class FolderFiles:
         audio: Files with the suffix of an audio format, those of a folder before those of its sub-folders, both sorted.
         ignored: Number of all other files by lower-case suffix, or by `hidden`, `no suffix` and `special file` (FIFOs, sockets,
             devices).
-        special: The special files without an audio suffix; nothing opens them.
-        linked_again: Folders that were left out because they are links to a folder that is listed already.
+        special: Special files without an audio suffix; they are never opened.
+        linked_again: Omitted folders, which are links to a folder that is listed already.
     """
 
     audio: list[Path] = field(default_factory=list)
@@ -35,8 +35,8 @@ class FolderFiles:
 def find_files(root: Path, subfolders: Sequence[str] = ()) -> FolderFiles:
     """Walks a corpus, follows each link to a folder once, and opens no file.
 
-    Files in formats that cannot be decoded here, and FIFOs, sockets and devices with an audio suffix, are among `audio`, so that
-    preparation lists them by name as skipped.
+    Files of unsupported formats, and FIFOs, sockets and devices with an audio suffix, are among `audio`, so that preparation lists
+    them by name as skipped.
 
     Args:
         root: Folder of the corpus.
@@ -55,7 +55,7 @@ def find_files(root: Path, subfolders: Sequence[str] = ()) -> FolderFiles:
     seen: set[str] = set()
     for start in [root / name for name in subfolders] or [root]:
         if not start.is_dir():
-            raise ValueError(f"the sub-folder {start.name} does not exist in {root}: correct subfolders or leave it empty")
+            raise ValueError(f"the sub-folder {start.name} does not exist in {root}: change subfolders or leave it empty")
         folders = [(start, False)]
         while folders:
             folder, hidden = folders.pop()
@@ -70,7 +70,7 @@ def find_files(root: Path, subfolders: Sequence[str] = ()) -> FolderFiles:
 
 
 def _sort_entries(found: FolderFiles, folder: Path, *, hidden: bool) -> list[tuple[Path, bool]]:
-    """Enters the files of one folder; returns its sub-folders, and whether they are hidden."""
+    """Adds the files of one folder to `found`; returns its sub-folders, each with True if it is hidden."""
     folders = []
     try:
         with os.scandir(folder) as listing:
@@ -82,10 +82,10 @@ def _sort_entries(found: FolderFiles, folder: Path, *, hidden: bool) -> list[tup
         ) from error
     for entry in entries:
         path, kind = Path(entry.path), Path(entry.name).suffix.lower()
-        concealed = hidden or entry.name.startswith(".")
+        is_hidden = hidden or entry.name.startswith(".")
         if _is(entry.is_dir):
-            folders.append((path, concealed))
-        elif concealed:
+            folders.append((path, is_hidden))
+        elif is_hidden:
             found.ignored[HIDDEN] += 1
         elif kind in EXTENSIONS or kind in UNREADABLE_EXTENSIONS:
             found.audio.append(path)
@@ -97,16 +97,16 @@ def _sort_entries(found: FolderFiles, folder: Path, *, hidden: bool) -> list[tup
     return folders
 
 
-def _is(question: Callable[[], bool]) -> bool:
+def _is(test: Callable[[], bool]) -> bool:
     try:
-        return question()
-    except OSError as error:  # a link that points to itself
+        return test()
+    except OSError as error:  # A link that points to itself.
         check_of_the_file(error)
         return False
 
 
 def counted(numbers: Counter[str] | dict[str, int], most: int = 10) -> str:
-    """Numbers by name as text, the largest first: `.txt 12, .json 3 and 40 of 7 other kinds`."""
+    """Formats numbers by name, the largest first: `.txt 12, .json 3 and 40 of 7 other kinds`."""
     ordered = sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0]))
     text = ", ".join(f"{name} {number}" for name, number in ordered[:most])
     rest = ordered[most:]

@@ -27,19 +27,13 @@ def _transcripts(path: Path) -> dict[str, str]:
 def utterances(
     root: Path, paths: Iterable[Path], *, language: str = "en", notes: Counter[str] | None = None
 ) -> Iterator[Utterance]:
-    """Lists a LibriSpeech tree: the speaker is the reader's number, the recording the reader's chapter.
+    """Lists a LibriSpeech tree in the order of `paths`: the speaker is the reader's number, the recording the reader's chapter.
 
-    Args:
-        root: The tree (`LibriSpeech`) or one part of it (`LibriSpeech/train-clean-100`).
-        paths: Its audio files.
-        language: Language of all files.
-        notes: Collects sentences for the log, each with its number of files.
-
-    Yields:
-        Utterances in the order of the files, with transcripts where there are any.
+    `root` is the tree (`LibriSpeech`) or one part of it (`LibriSpeech/train-clean-100`); `notes` collects sentences for the log, each
+    with its number of files.
 
     Raises:
-        ValueError: If a file does not fit the layout, or transcripts are not UTF-8 or there twice.
+        ValueError: If a file does not fit the layout, or transcripts are not UTF-8 or occur twice.
     """
     notes = Counter() if notes is None else notes
     texts: dict[Path, dict[str, str]] = {}

@@ -1,8 +1,8 @@
-"""Which reader lists which layout, and what every listing must satisfy."""
+"""Lists the utterances of a corpus by the reader of its layout, and checks the list."""
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Corpus:
-    """What an input holds.
+    """Content of an input.
 
     Attributes:
         root: Folder that the audio paths are relative to.
-        utterances: All of them, in corpus order.
+        utterances: All utterances in corpus order.
         ignored: Number of the other files by suffix; empty for a manifest.
     """
 
@@ -32,11 +32,7 @@ class Corpus:
     ignored: Mapping[str, int]
 
     def check_names(self) -> None:
-        """Refuses two utterances of one name.
-
-        Raises:
-            ValueError: If there are two.
-        """
+        """Raises a ValueError if two utterances have one name."""
         paths: dict[str, str] = {}
         for utterance in self.utterances:
             if utterance.name in paths:
@@ -53,12 +49,7 @@ def corpus_root(input: Path, layout: str) -> Path:
 
 
 def list_corpus(input: Path, settings: Mapping[str, Any], subfolders: Sequence[str] = ()) -> Corpus:
-    """Lists all utterances of a corpus.
-
-    Args:
-        input: Folder or manifest.
-        settings: `layout`, `language`, and what the layout needs: `columns` and `columns_by_name`, or `speaker_folder`.
-        subfolders: Parts of a folder to take; empty for all.
+    """Lists all utterances of a folder or manifest by the settings of `make_shards`.
 
     Raises:
         ValueError: If the corpus is missing, malformed or empty, or two utterances have one name.
@@ -79,7 +70,7 @@ def list_corpus(input: Path, settings: Mapping[str, Any], subfolders: Sequence[s
     _log_notes(files, notes)
     if not found and layout == "manifest":
         raise ValueError(
-            f"the manifest {input} has no rows: give each utterance a line, in .tsv and .csv below a first line of names"
+            f"the manifest {input} has no rows: give each utterance a line, in .tsv and .csv below a first line of column names"
         )
     if not found:
         beside = f" ({counted(files.ignored)})" if files.ignored else ""
@@ -91,30 +82,9 @@ def list_corpus(input: Path, settings: Mapping[str, Any], subfolders: Sequence[s
 
 def _log_notes(files: FolderFiles, notes: Counter[str]) -> None:
     for path in files.linked_again[:10]:
-        logger.warning("%s is a link to a folder that is listed already: left out", path)
+        logger.warning("%s is a link to a folder that is listed already: ignored", path)
     for path in files.special[:10]:
         logger.warning("%s is a FIFO, a socket or a device: ignored", path)
     for sentence, number in sorted(notes.items()):
         if number:
             logger.log(logging.INFO if sentence.endswith(manifest.ONLY_KEPT) else logging.WARNING, "%d %s", number, sentence)
-
-
-def split_channels(
-    utterances: Sequence[Utterance], channels_of: Callable[[Sequence[str]], Mapping[str, int | None]]
-) -> list[Utterance]:
-    """Makes of every utterance in a file of several channels one a channel, each with a speaker of its own.
-
-    Args:
-        utterances: In corpus order; those that name a channel stay as they are.
-        channels_of: Numbers of channels by path, None where a file cannot be read (its utterance stays one, to be skipped by name).
-
-    Returns:
-        Utterances in corpus order, the channels of one after another.
-    """
-    whole = sorted({utterance.path for utterance in utterances if utterance.channel is None})
-    number_of = channels_of(whole)
-    apart: list[Utterance] = []
-    for utterance in utterances:
-        number = 1 if utterance.channel is not None else number_of[utterance.path] or 1
-        apart += [utterance] if number == 1 else [utterance.of_channel(channel) for channel in range(number)]
-    return apart

@@ -1,4 +1,4 @@
-"""A table of utterances: TSV (no quoting), CSV or JSON lines, one utterance a row, paths relative to the table's folder."""
+"""Reads a table of utterances: TSV (no quoting), CSV or JSON lines, one utterance a row, paths relative to the table's folder."""
 
 import csv
 import json
@@ -12,11 +12,11 @@ from typing import Any, TextIO
 from openwavlm.shards.corpora.columns import Columns, check_distinct, find_columns
 from openwavlm.shards.corpora.utterance import Utterance, portable
 
-# What programs write for a name that they do not know; as a name it would make one speaker of many.
+# Common marks of an unknown name; as a name, such a mark would merge many speakers into one.
 _UNKNOWN = frozenset({"", "-", "nan", "NaN", "None", "null", "NULL", "<NA>", "N/A"})
 _NAMES = ("speaker", "recording", "language")
-# The one note that is no warning.
-ONLY_KEPT = "that only travels into the shards' JSON"
+# The only note that is not a warning.
+ONLY_KEPT = "that is only copied to the shards' JSON"
 # An end that is given twice, by end_s and by duration_s, may differ by rounding.
 _END_TOLERANCE_S = 0.1
 
@@ -29,21 +29,18 @@ def utterances(
     by_name: bool = True,
     notes: Counter[str] | None = None,
 ) -> Iterator[Utterance]:
-    """Lists the rows of a manifest.
+    """Yields an utterance for each row of a manifest, in order.
 
-    Only a path is required. An empty cell or `-` means unknown, as do `nan`, `None` and their like for names. Without `recording`,
-    the audio file is the recording. Columns that hold no field travel into the shard's JSON as they are.
+    Only a path is required. An empty cell or `-` means unknown, as do `nan`, `None` and similar marks for names. Without `recording`,
+    the audio file is the recording. Columns that hold no field are copied to the shard's JSON.
 
     Args:
         manifest: `.tsv` (tab-separated, quotes are ordinary characters), `.csv` or `.jsonl`; UTF-8, the first two with a header.
-        columns: Which column holds which field, as `{"path": "file", "start_s": "begin"}`, and as `ignore` a list of columns that
-            are neither; a field that is absent or None is found by its name (`find_columns`).
+        columns: Column of each field, as `{"path": "file", "start_s": "begin"}`, and as `ignore` a list of columns that hold no field;
+            the column of a field that is absent or None is found by name (`find_columns`).
         language: Language of the rows that name none.
-        by_name: False for shard sets that were begun when only fields' own names were looked up.
+        by_name: As in `find_columns`.
         notes: Collects sentences for the log, each with its number of rows.
-
-    Yields:
-        Utterances in the order of the rows.
 
     Raises:
         ValueError: If the file does not exist or has another extension, a column is missing, ambiguous or there twice, a row is
@@ -64,17 +61,15 @@ def utterances(
             utterance = _utterance(row, found[names], language, where, notes)
             earlier = places.setdefault(utterance.name, (line, utterance.speaker))
             if earlier[0] != line:
+                first, second = earlier[1], utterance.speaker
+                same = "one speaker" if first == second else f"the speakers {first or 'unknown'!r} and {second or 'unknown'!r}"
                 raise ValueError(
                     f"{manifest}, lines {earlier[0]} and {line}: every utterance needs a name of its own, but both are "
-                    f"{utterance.name!r} ({_speakers(earlier[1], utterance.speaker)}): remove or correct one"
+                    f"{utterance.name!r} (of {same}): remove or correct one"
                 )
             yield utterance
     except UnicodeDecodeError as error:
         raise ValueError(f"the manifest {manifest} is not UTF-8 (byte {error.start}): convert it to UTF-8") from error
-
-
-def _speakers(first: str, second: str) -> str:
-    return "of one speaker" if first == second else f"of the speakers {first or 'unknown'!r} and {second or 'unknown'!r}"
 
 
 def _rows(manifest: Path, notes: Counter[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -89,7 +84,9 @@ def _rows(manifest: Path, notes: Counter[str]) -> Iterator[tuple[int, dict[str, 
                     yield number, _json_row(text, f"{manifest}, line {number}")
             return
         header: list[str] = []
-        for number, cells in _csv_cells(file, manifest, notes) if kind == ".csv" else _tsv_cells(file):
+        # No quoting in TSV: transcripts hold quotation marks and apostrophes.
+        tsv = ((number, text.rstrip("\n").split("\t")) for number, text in enumerate(file, 1))
+        for number, cells in _csv_cells(file, manifest, notes) if kind == ".csv" else tsv:
             if not any(cell.strip() for cell in cells):
                 continue
             if not header:
@@ -104,14 +101,8 @@ def _rows(manifest: Path, notes: Counter[str]) -> Iterator[tuple[int, dict[str, 
             yield number, dict(zip(header, cells, strict=True))
 
 
-def _tsv_cells(file: TextIO) -> Iterator[tuple[int, list[str]]]:
-    # Transcripts hold quotation marks and apostrophes; in TSV they mean nothing.
-    for number, text in enumerate(file, 1):
-        yield number, text.rstrip("\n").split("\t")
-
-
 def _csv_cells(file: TextIO, manifest: Path, notes: Counter[str]) -> Iterator[tuple[int, list[str]]]:
-    # Strict: otherwise a quotation mark that is never closed makes one cell of all rows behind it.
+    # Not strict, an unclosed quotation mark would make one cell of all following rows.
     table = csv.reader(file, strict=True)
     last = 0
     while True:
@@ -121,7 +112,7 @@ def _csv_cells(file: TextIO, manifest: Path, notes: Counter[str]) -> Iterator[tu
             return
         except csv.Error as error:
             raise ValueError(
-                f"{manifest}, line {last + 1}: not valid CSV ({error}): a cell with quotation marks is quoted, and they are doubled"
+                f"{manifest}, line {last + 1}: not valid CSV ({error}): quote a cell that has quotation marks, and double them"
             ) from error
         if table.line_num > last + 1:
             notes["rows whose quoted cells span several lines of the file"] += 1
@@ -140,7 +131,7 @@ def _json_row(text: str, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not valid JSON ({error.msg}): each line must be one JSON object") from error
     except RecursionError as error:
-        raise ValueError(f"{where}: JSON nested too deep to be read: each line must be one JSON object") from error
+        raise ValueError(f"{where}: JSON nested too deeply: each line must be one JSON object") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: each line must be one JSON object, but this is a {type(row).__name__}")
     return row
@@ -155,7 +146,7 @@ def _utterance(row: dict[str, Any], columns: Columns, language: str, where: str,
         elif cell.strip() not in ("", "-"):
             known[field] = cell if field == "text" else cell.strip()
     for column in columns.unused:
-        notes[f"rows with a column {column!r} that is not used, though it seems to say which part of the audio is meant"] += 1
+        notes[f"rows with a column {column!r} that is not used, though it seems to define a part of the audio"] += 1
     path = known.get("path", "")
     if not PurePath(path).name or not _can_be_opened(path):
         what = f"{path!r} names no file" if path else "is empty"
@@ -180,13 +171,11 @@ def _utterance(row: dict[str, Any], columns: Columns, language: str, where: str,
         language=portable(known.get("language", language)),
         extra=extra,
     )
-    if channel is None:
-        return utterance
-    return utterance.of_channel(channel, speaker=utterance.speaker)
+    return utterance if channel is None else utterance.of_channel(channel, speaker=utterance.speaker)
 
 
 def _can_be_opened(path: str) -> bool:
-    """Whether the system can be asked for a file of this name: no NUL, and no half of a surrogate pair."""
+    """True if the system accepts the name of a file: no NUL, and no half of a surrogate pair."""
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
@@ -195,18 +184,18 @@ def _can_be_opened(path: str) -> bool:
 
 
 def _cell(value: Any, column: str, where: str, *, unknown: str) -> str:
-    """A cell as text; JSON's null is empty, and its NaN `unknown`."""
+    """Text of a cell; JSON's null is empty, and its NaN `unknown`."""
     if value is None:
         return ""
     if isinstance(value, float) and math.isnan(value):
         return unknown
     if isinstance(value, bool | list | dict):
-        raise ValueError(f"{where}: {column!r} must be a text or a number, but is {json.dumps(value)[:80]}: correct the value")
+        raise ValueError(f"{where}: {column!r} must be a text or a number, but is {json.dumps(value)[:80]}")
     return str(value)
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON can hold: NaN and infinities become null."""
+    """Replaces NaN and infinities by None, for JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, list):
@@ -223,7 +212,7 @@ def _segment(known: Mapping[str, str], columns: Columns, where: str) -> tuple[fl
     }
     start_s, end_s = seconds.get("start_s", 0.0), seconds.get("end_s")
     if "duration_s" in seconds:
-        # Sums of decimal fractions: 0.1 + 0.2 shall name the same segment as 0.3.
+        # Rounded, so that 0.1 + 0.2 names the same segment as 0.3.
         by_duration_s = round(start_s + seconds["duration_s"], 6)
         if end_s is not None and abs(end_s - by_duration_s) > _END_TOLERANCE_S:
             raise ValueError(
@@ -244,7 +233,7 @@ def _seconds(text: str, field: str, where: str) -> float:
     except ValueError:
         value = float("nan")
     if not math.isfinite(value):
-        raise ValueError(f"{where}: {field} must be a number of seconds, but is {text!r}: correct the cell")
+        raise ValueError(f"{where}: {field} must be a number of seconds, but is {text!r}")
     return value
 
 

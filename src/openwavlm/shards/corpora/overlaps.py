@@ -1,4 +1,4 @@
-"""Audio that a corpus lists more than once or not at all: overlapping segments of a file, and what lies outside all of them."""
+"""Audio that a corpus lists more than once or not at all: overlapping segments of a file, and audio outside all segments."""
 
 import heapq
 import os
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 from openwavlm.shards.corpora.utterance import Utterance
 
-# Less is rounding of the times.
+# Smaller differences come from rounded times.
 _TOLERANCE_S = 0.001
 _ROUNDED_S = 0.5
 
 
 @dataclass(frozen=True)
 class Overlaps:
-    """How much of the audio of a corpus is listed more than once, or not at all.
+    """Amount of audio of a corpus that is listed more than once, or not at all.
 
     Attributes:
-        segments: Utterances that share a stretch of their file with one that begins before them.
-        of_several_speakers: How many of these share it with another known speaker.
+        segments: Number of utterances that share a stretch of their file with one that begins before them.
+        of_several_speakers: Number of these that share it with another known speaker.
         seconds: Audio that is listed again.
-        outside_seconds: Audio of files that are listed in segments which lies in none of them; of files of known duration, and not
-            where it is less than half a second of a file.
+        outside_seconds: Audio outside all segments of its file, of files of known duration; less than half a second of a file does
+            not count.
     """
 
     segments: int = 0
@@ -32,11 +32,9 @@ class Overlaps:
 
 
 def find_overlaps(utterances: Iterable[Utterance], seconds_of_file: Callable[[str], float | None]) -> Overlaps:
-    """Counts overlapping utterances, and what lies outside all of them; channels of a file are apart.
+    """Measures overlaps of utterances and audio outside all of them; channels of a file are separate.
 
-    Args:
-        utterances: In any order.
-        seconds_of_file: Duration of an audio file by its path, None where it is unknown; asked only for files in segments.
+    `seconds_of_file` returns the duration of a file by its path, None where unknown; it is called only for files in segments.
     """
     by_file: dict[tuple[str, int | None], list[Utterance]] = defaultdict(list)
     for utterance in utterances:
@@ -62,7 +60,7 @@ def _end(utterance: Utterance, length_s: float) -> float:
 
 
 def _sweep(segments: list[tuple[Utterance, float]]) -> Overlaps:
-    """Counts over segments of one file in the order of their starts."""
+    """Measures the overlaps of segments of one file, sorted by start."""
     open_ones: list[tuple[float, str]] = []
     covered_s = 0.0
     count = several = 0

@@ -1,7 +1,10 @@
-"""What a corpus reader yields: one utterance of one audio file."""
+"""Utterance of an audio file, as corpus readers yield it."""
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from openwavlm.runtime.randomness import stable_hash
 
 
 @dataclass(frozen=True)
@@ -9,17 +12,16 @@ class Utterance:
     """A stretch of speech in an audio file.
 
     Attributes:
-        name: What identifies it within its source, on every machine: the relative path without extension, plus the segment and
-            the channel.
+        name: Identity within its source, on every machine: the relative path without extension, plus the segment and the channel.
         path: Audio file relative to the corpus root (absolute if it lies elsewhere).
-        start_s: Where it begins, seconds.
-        end_s: Where it ends; None for the end of the file.
+        start_s: Start in the file, seconds.
+        end_s: End in the file; None for the end of the file.
         speaker: Name within the source; empty when unknown.
-        recording: The uninterrupted recording that it comes from.
+        recording: Name of the uninterrupted recording.
         text: Transcript; empty when unknown.
         language: Language code; empty when unknown.
-        extra: Any other fields of the corpus; they travel into the shard's JSON.
-        channel: The only channel of the file that is meant, from 0; None for what the setting `channels` says.
+        extra: Other fields of the corpus, copied to the shard's JSON.
+        channel: Channel of the file, from 0; None for the setting `channels`.
     """
 
     name: str
@@ -34,14 +36,17 @@ class Utterance:
     channel: int | None = None
 
     def of_channel(self, channel: int, *, speaker: str = "") -> "Utterance":
-        """The same stretch of one channel, which has a speaker of its own: the given one, or `SPEAKER#CHANNEL`.
-
-        Where the speaker is unknown, that of a channel is named by its recording.
-        """
+        """The same stretch of one channel, of the given speaker or `SPEAKER#CHANNEL` (`RECORDING#CHANNEL` where unknown)."""
         own = speaker or f"{self.speaker or self.recording}#{channel}"
         return replace(self, name=f"{self.name}#{channel}", speaker=own, channel=channel)
 
 
 def portable(text: str) -> str:
-    """The text with what a one-line-per-entry table cannot hold replaced: line breaks, tabs and undecodable file names."""
+    """Text for a table of one line an entry: line breaks, tabs and undecodable bytes of file names are replaced."""
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+
+
+def utterance_key(source: str, name: str) -> str:
+    """Key of an utterance in its shard: readable stem and 64 bits of hash; stable, `[A-Za-z0-9_-]+`, below tar's 100 characters."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name.rpartition("/")[2])[:48]
+    return f"{stem}-{stable_hash(f'{source}/{name}'):016x}"

@@ -186,7 +186,7 @@ def full(tmp_path) -> Iteration:
         masked=MASKED,
         probes={"phones": PHONES, "units": UNITS},
         cluster_counts=np.array([5, 0, 20, 10]),
-        example=Example(1, "a <b>", signal, 1.2 * signal, 3000, 6000, 1.0, 2.0, np.arange(49) % 16 < 8, np.arange(49) % 50),
+        mixtures=[Example(1, "a <b>", signal, 1.2 * signal, 3000, 6000, 1.0, 2.0, np.arange(49) % 16 < 8, np.arange(49) % 50)],
         realised=Realised((1,), 2, 20, 4, 1, 0.5, np.zeros(4), np.array([1.0, 2, np.nan, 60]), np.full(4, 0.3), as_recorded=True),
     )
 

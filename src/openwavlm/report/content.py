@@ -92,7 +92,7 @@ class Iteration:
         masked: `cross_entropy`, `accuracy`, and the same of `unigram` and `count_table`, on held-out speakers.
         probes: What `probe_model` returned.
         cluster_counts: (classes,) frames of each label in (a sample of) the training rows.
-        example: A mixture.
+        mixtures: Rows that a second speaker was mixed into.
         realised: Measured masking and mixing.
         wall_seconds: Duration of the whole training, None if it was not one launch and nobody kept it.
         parameters: Number of the model's parameters.
@@ -113,7 +113,7 @@ class Iteration:
     masked: dict[str, Any] | None = None
     probes: dict[str, Any] | None = None
     cluster_counts: np.ndarray | None = None
-    example: Example | None = None
+    mixtures: list[Example] = field(default_factory=list)
     realised: Realised | None = None
     wall_seconds: float | None = None
     parameters: int | None = None

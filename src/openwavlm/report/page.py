@@ -150,7 +150,7 @@ def _iteration(iteration: Iteration, figures: dict[str, Any], place: int, *, sev
             _live_probes(iteration, name),
             _probes(figures, name),
             _clusters(iteration, name),
-            _mixture(iteration.example),
+            _mixture(iteration.mixtures[0] if iteration.mixtures else None),
             _levels(iteration, name),
             _health(iteration),
         ]

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from openwavlm.batches.sources import OpenData
+from openwavlm.report.batch_rows import find_mixtures
 from openwavlm.report.content import Iteration, ReportContent, read_iteration
 from openwavlm.report.page import write_report
-from openwavlm.report.rebuild import first_mixture, measure_realised
+from openwavlm.report.rebuild import TrainingData, measure_realised
 from openwavlm.runtime.resources import check_of_the_file
 from openwavlm.runtime.sealed import read_sealed
-from openwavlm.training.build import make_builder, make_model
+from openwavlm.training.build import make_model
 from openwavlm.training.config import RunConfig
 
 log = logging.getLogger(__name__)
@@ -55,27 +55,23 @@ def gather(
 
 
 def _open_data(iteration: Iteration, micro_batches: int) -> None:
-    config = RunConfig.of(iteration.config)
-    opened = OpenData(config.data, config.batch, config.seed)
-    try:
+    with TrainingData(RunConfig.of(iteration.config)) as data:
+        opened = data.opened
         if iteration.record.get("fingerprints", opened.fingerprints()) != opened.fingerprints():
             raise ValueError("shards, labels or noise have other content now than when the run was launched")
         iteration.data = opened.summary()
         iteration.cluster_counts = opened.label_counts()
         with torch.device("meta"):
-            iteration.parameters = sum(p.numel() for p in make_model(config, opened.classes).parameters())
-        schedule, builder = opened.schedule(), make_builder(config, opened, training=True)
-        plan = schedule.statistics()
+            iteration.parameters = sum(p.numel() for p in make_model(data.config, opened.classes).parameters())
+        plan = data.schedule.statistics()
         iteration.plan = {
             "padding_share": plan.padding_share,
             "lost_share": plan.lost_share,
             "too_short": plan.too_short,
             "codebook": opened.num_classes,
         }
-        iteration.realised = measure_realised(schedule, builder, iteration.metrics, micro_batches=micro_batches)
-        iteration.example = first_mixture(opened, schedule, builder, micro_batches=2 * micro_batches)
-    finally:
-        opened.close()
+        iteration.realised = measure_realised(data, iteration.metrics, micro_batches=micro_batches)
+        iteration.mixtures = find_mixtures(data, micro_batches=2 * micro_batches)
 
 
 def report_runs(runs: Sequence[Path], output: Path | None = None, *, title: str | None = None, micro_batches: int = 16) -> Path:

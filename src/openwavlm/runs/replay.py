@@ -24,11 +24,11 @@ from openwavlm.batches.settings import Data, label_folders
 from openwavlm.batches.sources import OpenData
 from openwavlm.report.batch_rows import BatchRow, describe_rows
 from openwavlm.report.content import known_tables, read_table
+from openwavlm.report.rebuild import TrainingData, rebuild_step
 from openwavlm.report.replay_page import render_replay
 from openwavlm.runs.run_directory import RunRecord, lacks_names, same_data
 from openwavlm.runs.segments import Segment, follow_plan, segment_of
 from openwavlm.runtime.atomic import atomic_file, write_json
-from openwavlm.training.build import make_builder
 from openwavlm.training.checkpoint import checkpoints_in
 from openwavlm.training.config import RunConfig
 from openwavlm.training.forward import prepare_waveforms
@@ -87,26 +87,16 @@ def rebuild_update(run: Path, step: int) -> Update:
     recorded = _recorded(run, step)
     segment = segment_of(run, step)
     config = RunConfig.of({**segment.config, "data": _found(segment, step)})
-    opened = OpenData(config.data, config.batch, config.seed)
-    try:
-        _check_fingerprints(opened, segment, step)
-        schedule, builder = opened.schedule(), make_builder(config, opened, training=True)
-        follow_plan(schedule, segment, opened.plan_key(), run, step)
-        micro_batches = []
-        for spec in schedule.step(step - 1).specs:
-            batch, index = builder[spec], opened.indexes[spec.id.source]
-            noise = [
-                (opened.noise_index.keys[row], start / SAMPLE_RATE_HZ)
-                for row, start, _ in builder.noise_excerpts(spec)
-                if opened.noise_index is not None
-            ]
+    micro_batches = []
+    with TrainingData(config) as data:
+        _check_fingerprints(data.opened, segment, step)
+        follow_plan(data.schedule, segment, data.opened.plan_key(), run, step)
+        for built in rebuild_step(data, step):
             with _threads(segment.record["threads"]):
-                prepared = prepare_waveforms(batch, config.mixing, normalised=config.model.normalise_waveform)
-            rows = describe_rows(batch, config.mixing, index, step=step, noise=noise)
-            micro_batches.append(MicroBatch(batch, prepared, rows))
-    finally:
-        opened.close()
-    update = Update(step, segment, recorded, micro_batches, opened.fingerprints())
+                prepared = prepare_waveforms(built.batch, config.mixing, normalised=config.model.normalise_waveform)
+            rows = describe_rows(built, config.mixing, data.opened.indexes[built.batch.id.source])
+            micro_batches.append(MicroBatch(built.batch, prepared, rows))
+    update = Update(step, segment, recorded, micro_batches, data.opened.fingerprints())
     _check_figures(update)
     return update
 

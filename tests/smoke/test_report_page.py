@@ -1,6 +1,7 @@
 """A run's report stands on the run's own batches: what is shown is what was trained on."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,7 +131,25 @@ def test_two_runs_that_follow_each_other_share_one_page(run, tmp_path):
     )
     assert outcome.status == 0, outcome.stderr
     page = (tmp_path / "chain" / "report.html").read_text()
-    assert "iteration 2: test" in page and "<h1>The chain</h1>" in page
+    assert "test (2)" in page and "<h1>The chain</h1>" in page
+
+
+def test_the_page_of_two_runs_is_one_of_its_own_and_names_them_and_their_differences(run, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(run, tmp_path / name, ignore=shutil.ignore_patterns("report.html", "tensorboard"))
+    config = (tmp_path / "two" / "config.yaml").read_text()
+    (tmp_path / "two" / "config.yaml").write_text(config.replace("clip_norm: ", "clip_norm: 9"))
+    record = json.loads((tmp_path / "two" / "run.json").read_text())
+    del record["configs"]  # the checksums of config.yaml
+    (tmp_path / "two" / "run.json").write_text(json.dumps(sealed(record)))
+    outcome = run_program(tmp_path, "openwavlm", "report", "run=[one,two]")
+    assert outcome.status == 0, outcome.stderr
+    assert not any((tmp_path / name / "report.html").exists() for name in ("one", "two"))
+    page = (tmp_path / "reports" / "one+two" / "report.html").read_text()
+    assert "<h1>OpenWavLM: runs one and two</h1>" in page
+    table = page[page.index('id="differences"') : page.index('id="progress"')]
+    assert "optim.clip_norm" in table and "seed" not in table
+    assert re.search(r"<th>masked accuracy</th><td>0\.\d{3}</td><td>0\.\d{3}</td>", page)
 
 
 def test_a_folder_that_is_no_run_is_refused_in_one_sentence(tmp_path):

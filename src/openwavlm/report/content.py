@@ -144,16 +144,12 @@ class ReportContent:
     Attributes:
         title: Name of the job.
         iterations: Runs in order; the last one is the result.
-        commands: (what it does, command) to go on with; empty: made from the last run's record.
-        warnings: What the reader should know before believing a figure, beside what the report finds itself.
-        about: A sentence on the corpus or the purpose.
+        commands: (purpose, command) of the next steps; empty: made from the last run's record.
     """
 
     title: str
     iterations: list[Iteration]
     commands: list[tuple[str, str]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    about: str = ""
 
 
 def _read(path: Path, prefix: Mapping[str, Any] | None, notes: list[str] | None, columns: list[str] | None = None) -> Record:
@@ -225,7 +221,7 @@ def read_iteration(run: Path, name: str | None = None) -> Iteration:
     for launch in launches:
         notes += [f"When the run went on: {sentence}." for sentence in launch.get("damaged", {}).values()]
     iteration = Iteration(
-        name or run.name,
+        name or run.absolute().name,
         run,
         config=config,
         metrics=read_table(run / "metrics.csv", prefix=known.get("metrics.csv"), notes=notes),

@@ -1,6 +1,7 @@
 """The report of a run, gathered from its directory, its data and its plan: `openwavlm report run=runs/NAME`."""
 
-import logging
+import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from openwavlm.runtime.sealed import read_sealed
 from openwavlm.training.build import make_model
 from openwavlm.training.config import RunConfig
 
-log = logging.getLogger(__name__)
+_LONGEST_FOLDER = 120
 
 
 def gather(
@@ -27,13 +28,13 @@ def gather(
     probes: dict[str, Any] | None = None,
     masked: dict[str, Any] | None = None,
 ) -> Iteration:
-    """Everything that a run directory and its data tell; what cannot be opened is noted in the iteration.
+    """Records of a run directory and figures of its data; what cannot be opened is noted in the iteration.
 
     Args:
         run: Run directory.
-        name: What the reader shall call it; by default the folder's name.
+        name: Its name on the page; by default the folder's.
         micro_batches: How many batches are built again to measure masking and mixing.
-        probes: What `probe_model` returned; None: `probes.json` of the run, if there is one.
+        probes: Result of `probe_model`; None: `probes.json` of the run, if there is one.
         masked: Masked prediction with its controls, in place of the last row of `validation.csv`; without a `cross_entropy` of its
             own it adds controls to that row.
 
@@ -75,15 +76,35 @@ def _open_data(iteration: Iteration, micro_batches: int) -> None:
 
 
 def report_runs(runs: Sequence[Path], output: Path | None = None, *, title: str | None = None, micro_batches: int = 16) -> Path:
-    """Writes the report of one run, or of several that follow each other, into `output` (by default the last run's folder).
+    """Writes the report of one run, or of several that are compared in order.
+
+    Args:
+        runs: Run directories; each is compared with the one before.
+        output: Folder to write; by default that of the run, or of several `reports/A+B` beside the last one.
+        title: Title of the page; by default of the runs' names.
+        micro_batches: As in `gather`.
 
     Raises:
         ValueError: If a folder is no run directory.
     """
-    several = len(runs) > 1
-    iterations = [
-        gather(run, f"iteration {place}: {run.name}" if several else None, micro_batches=micro_batches)
-        for place, run in enumerate(runs, start=1)
-    ]
-    last = runs[-1]
-    return write_report(output or last, ReportContent(title or f"OpenWavLM: run {last.name}", iterations))
+    iterations = [gather(run, micro_batches=micro_batches) for run in runs]
+    for iteration, name in zip(iterations, _names(iterations), strict=True):
+        iteration.name = name
+    names = [iteration.name for iteration in iterations]
+    if len(runs) == 1:
+        return write_report(output or runs[0], ReportContent(title or f"OpenWavLM: run {names[0]}", iterations))
+    folder = re.sub(r"[^\w.+-]+", "-", "+".join(names)).strip("-")
+    if len(folder) > _LONGEST_FOLDER:
+        folder = f"{len(names)}-runs-{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
+    title = title or f"OpenWavLM: runs {', '.join(names[:-1])} and {names[-1]}"
+    return write_report(output or runs[-1].parent / "reports" / folder, ReportContent(title, iterations))
+
+
+def _names(iterations: Sequence[Iteration]) -> list[str]:
+    """Distinct names: those of the folders, else those in the configs, else the paths, else numbered."""
+    folders = [iteration.name for iteration in iterations]
+    configured = [str(iteration.config.get("name")) for iteration in iterations]
+    for names in (folders, configured, [str(iteration.run) for iteration in iterations]):
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name} ({place})" for place, name in enumerate(folders, start=1)]

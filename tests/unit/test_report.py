@@ -498,7 +498,7 @@ def test_one_window_is_no_windows(tmp_path):
     assert [plural(count, "micro-batch") for count in (1, 2, 12_345)] == [
         "1 micro-batch",
         "2 micro-batches",
-        "12 345 micro-batches",
+        "12\u202f345 micro-batches",
     ]
     assert [plural(count, noun) for count, noun in ((0, "row"), (2, "process"))] == ["0 rows", "2 processes"]
 

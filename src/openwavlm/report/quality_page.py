@@ -20,24 +20,25 @@ _PANELS = (("pnmi", "phones: PNMI, corrected (higher is better)"), ("speaker_inf
 _WITHOUT_PHONES = ("perplexity", "use: as many evenly used units (perplexity)")
 
 
-def _figure(rows: Sequence[QualityRow]) -> Figure:
-    """Two panels: information of the units on phones, and on speakers; the baseline as a line."""
+def _panels(rows: Sequence[QualityRow]) -> tuple[tuple[str, str], ...]:
+    """(figure, title) of each panel."""
+    has_phones = any(row.figures.phones for row in rows if row.condition == "clean")
+    return _PANELS if has_phones else (_WITHOUT_PHONES, *_PANELS[1:])
+
+
+def _draw(axes: Axes, rows: Sequence[QualityRow], name: str, title: str) -> None:
+    """One figure of the clean rows, with MFCC as lines."""
     clean = [row for row in rows if row.condition == "clean"]
-    judged = [row for row in clean if row.kind in ("layer", "labels")] or [row for row in clean if row.kind == "mfcc"]
     mfcc = [row for row in clean if row.kind == "mfcc"]
-    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
-    panels = _PANELS if any(row.figures.phones for row in clean) else (_WITHOUT_PHONES, *_PANELS[1:])
-    for axes, (name, title) in zip(figure.subplots(1, 2), panels, strict=True):
-        _panel(axes, judged, name)
-        for row in mfcc:
-            axes.axhline(getattr(row.figures, name), color=GREY, linestyle=":", linewidth=1.4, label=row.name)
-        axes.axhline(0, color=LINE, linewidth=0.8)
-        axes.set(title=title)
-        axes.legend()
-    return figure
+    _points(axes, [row for row in clean if row.kind in ("layer", "labels")] or mfcc, name)
+    for row in mfcc:
+        axes.axhline(getattr(row.figures, name), color=GREY, linestyle=":", linewidth=1.4, label=row.name)
+    axes.axhline(0, color=LINE, linewidth=0.8)
+    axes.set(title=title)
+    axes.legend()
 
 
-def _panel(axes: Axes, rows: Sequence[QualityRow], name: str) -> None:
+def _points(axes: Axes, rows: Sequence[QualityRow], name: str) -> None:
     for kind, colour, label in (("layer", BLUE, "layers of the model"), ("labels", ORANGE, "labels"), ("mfcc", GREY, "")):
         places = [place for place, row in enumerate(rows) if row.kind == kind]
         if not places:
@@ -57,8 +58,10 @@ def _panel(axes: Axes, rows: Sequence[QualityRow], name: str) -> None:
 def chart_png(rows: Sequence[QualityRow]) -> bytes:
     """The chart of the clean rows as PNG."""
     with rc_context(CHART_STYLE):
-        figure = _figure(rows)
+        figure = Figure(figsize=(9.6, 3.4), layout="constrained")
         FigureCanvasAgg(figure)
+        for axes, (name, title) in zip(figure.subplots(1, 2), _panels(rows), strict=True):
+            _draw(axes, rows, name, title)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
@@ -71,14 +74,18 @@ def render_quality(result: Mapping[str, Any], rows: Sequence[QualityRow]) -> str
         result: What `quality.json` holds.
         rows: The same rows as objects.
     """
+    charts = []
     with rc_context(CHART_STYLE):
-        chart = inline_svg(_figure(rows), "quality", "chart: information of the units on phones and on speakers")
+        for name, title in _panels(rows):
+            figure = Figure(figsize=(4.4, 3.0), layout="constrained")
+            _draw(figure.add_subplot(), rows, name, title)
+            charts.append(inline_svg(figure, name, f"chart: {title}"))
     conditions = dict.fromkeys(row.condition for row in rows)
     return render_page(
         "quality.html.j2",
         "Quality of units",
         sentences=result["sentences"],
-        chart=chart,
+        charts=charts,
         header=[title for _, title in COLUMNS],
         tables=[(condition, [cells(row) for row in rows if row.condition == condition]) for condition in conditions],
     )

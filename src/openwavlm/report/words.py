@@ -7,8 +7,8 @@ def number(value: float, places: int = 3) -> str:
 
 
 def grouped(count: float) -> str:
-    """A count with spaces between thousands."""
-    return f"{int(count):,}".replace(",", " ")
+    """A count with narrow no-break spaces between thousands."""
+    return f"{int(count):,}".replace(",", "\u202f")
 
 
 def plural(count: float, noun: str) -> str:

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +55,7 @@ def run(tmp_path_factory) -> Path:
 
 @contextmanager
 def opened_run(run: Path) -> Iterator[TrainingData]:
-    with TrainingData(RunConfig.of(yaml.safe_load((run / "config.yaml").read_text()))) as data:
+    with closing(TrainingData(RunConfig.of(yaml.safe_load((run / "config.yaml").read_text())))) as data:
         yield data
 
 

@@ -129,9 +129,9 @@ def test_a_row_is_described_by_its_own_place_names_mask_and_labels():
     assert first["mixture"]["partner_start_s"] == pytest.approx(0.5 + 2000 / 16_000)
     assert second["mixture"]["partner_start_s"] == pytest.approx(2.5 + 500 / 16_000)
     assert (first["mixture"]["start_s"], first["mixture"]["length_s"]) == (7000 / 16_000, 5000 / 16_000)
-    assert first["mixture"]["energy_ratio_db"] == 3.0 and rows[0].example.step == 7
-    assert not np.array_equal(rows[0].example.mixed, rows[0].example.clean)
-    assert np.array_equal(rows[2].example.mixed, rows[2].example.clean)
+    assert first["mixture"]["energy_ratio_db"] == 3.0 and rows[0].step == 7
+    assert not np.array_equal(rows[0].mixed, rows[0].clean)
+    assert np.array_equal(rows[2].mixed, rows[2].clean)
 
 
 # --- batches of several updates -----------------------------------------------------------------------------------------

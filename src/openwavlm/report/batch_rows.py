@@ -1,6 +1,5 @@
 """Rows of a training batch that was built again: speaker, mask, labels, and the sound that was mixed in."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,20 +12,7 @@ from openwavlm.report.rebuild import Rebuilt, TrainingData, mixtures, rebuild_st
 from openwavlm.shards.index import Index
 
 
-@dataclass(frozen=True, eq=False)
-class BatchRow:
-    """One row of a micro-batch.
-
-    Attributes:
-        facts: What `batch.json` says of it: plain values.
-        example: Its audio, mask and labels.
-    """
-
-    facts: dict[str, Any]
-    example: Example
-
-
-def describe_rows(built: Rebuilt, mixing: Mixing | None, index: Index) -> list[BatchRow]:
+def describe_rows(built: Rebuilt, mixing: Mixing | None, index: Index) -> list[Example]:
     """Describes the rows of a micro-batch.
 
     Args:
@@ -59,12 +45,12 @@ def find_mixtures(data: TrainingData, *, micro_batches: int = 32, seconds: float
     clear: list[Example] = []
     faint: list[Example] = []
     for built in rebuild_steps(data, micro_batches=micro_batches):
-        for row in describe_rows(built, data.builder.draws.mixing, data.opened.indexes[built.batch.id.source]):
-            mixture, example = row.facts["mixture"], row.example
+        for example in describe_rows(built, data.builder.draws.mixing, data.opened.indexes[built.batch.id.source]):
+            mixture = example.facts["mixture"]
             if mixture is None or mixture["with"] != "speech":
                 continue
             is_clear = example.length >= 0.3 * SAMPLE_RATE_HZ and abs(example.overlap_snr_db) <= 12
-            if is_clear and row.facts["duration_s"] >= seconds:
+            if is_clear and example.facts["duration_s"] >= seconds:
                 return [example]
             (clear if is_clear else faint).append(example)
     reached = np.cumsum([len(example.clean) / SAMPLE_RATE_HZ for example in clear])
@@ -81,7 +67,7 @@ def _name(index: Index, row: int) -> dict[str, Any]:
     }
 
 
-def _row(built: Rebuilt, place: int, named: list[dict[str, Any]], mixture: dict[str, Any] | None) -> BatchRow:
+def _row(built: Rebuilt, place: int, named: list[dict[str, Any]], mixture: dict[str, Any] | None) -> Example:
     batch = built.batch
     size = int(batch.num_samples[place])
     frames = num_frames(size)
@@ -100,7 +86,7 @@ def _row(built: Rebuilt, place: int, named: list[dict[str, Any]], mixture: dict[
         "label_runs": [list(run) for run in runs_of(labels)],
         "mixture": _mixture(mixture, built, named) if mixture else None,
     }
-    example = Example(
+    return Example(
         step=built.step,
         name=f"{facts['recording'] or facts['key']}, from {facts['start_s']:.2f} s",
         clean=clean,
@@ -111,8 +97,8 @@ def _row(built: Rebuilt, place: int, named: list[dict[str, Any]], mixture: dict[
         overlap_snr_db=mixture["overlap_snr_db"] if mixture else float("nan"),
         mask=mask,
         labels=labels,
+        facts=facts,
     )
-    return BatchRow(facts, example)
 
 
 def _spans(mask: np.ndarray) -> list[list[int]]:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from openwavlm.evaluation.live import read_baselines
-from openwavlm.report.content import Iteration, Realised
+from openwavlm.report.content import Iteration
 from openwavlm.report.reference_points import ReferencePoint, comparable
 from openwavlm.training.heat_map import heat_map
 from openwavlm.training.records import read_record
@@ -60,20 +60,20 @@ _BASELINES = {
 
 
 @contextmanager
-def _chart(name: str, title: str, x: str, y: str) -> Iterator[tuple[Axes, list[Markup]]]:
-    """A figure with one pair of axes; its SVG is put into the list."""
-    svg: list[Markup] = []
+def _chart(drawn: list[Markup], name: str, title: str, x: str, y: str) -> Iterator[Axes]:
+    """A pair of axes; their figure is put into the list of drawn charts."""
     with rc_context(CHART_STYLE):
-        axes = Figure(figsize=(4.2, 2.9), layout="constrained").add_subplot()
+        figure = Figure(figsize=(4.2, 2.9), layout="constrained")
+        axes = figure.add_subplot()
         axes.set(title=title, xlabel=x, ylabel=y)
-        yield axes, svg
+        yield axes
         handles, labels = axes.get_legend_handles_labels()
         if handles:
-            axes.figure.legend(handles, labels, loc="outside lower center", ncols=2)
-        svg.append(inline_svg(axes.get_figure(root=True), name, f"chart: {title}, {y} over {x}"))
+            figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        drawn.append(inline_svg(figure, name, f"chart: {title}, {y} over {x}"))
 
 
-def inline_svg(figure: Figure | None, name: str, label: str) -> Markup:
+def inline_svg(figure: Figure, name: str, label: str) -> Markup:
     """A figure as an SVG element of a page, the same bytes at every call.
 
     Prologue and metadata are left out because they name addresses in the network.
@@ -83,7 +83,6 @@ def inline_svg(figure: Figure | None, name: str, label: str) -> Markup:
         name: Prefix of the element's identifiers.
         label: Text for readers who cannot see it.
     """
-    assert figure is not None
     buffer = io.StringIO()
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
@@ -99,63 +98,41 @@ def inline_svg(figure: Figure | None, name: str, label: str) -> Markup:
 
 def learning_charts(iteration: Iteration, name: str) -> list[Markup]:
     """Curves over updates: masked cross-entropy and accuracy, learning rate and gradient norm; those that have figures."""
-    drawn = (_loss(iteration, name), _accuracy(iteration, name), _rate(iteration, name), _gradient(iteration, name))
-    return [chart for chart in drawn if chart is not None]
+    metrics, validated, drawn = iteration.metrics, _has(iteration.validation, "step"), list[Markup]()
+    trained = _has(metrics, "cross_entropy")
+    if trained or validated:
+        with _chart(drawn, f"{name}loss", "Masked cross-entropy (lower is better)", "updates", "nats a masked frame") as axes:
+            if trained:
+                axes.plot(*_smoothed(metrics, "cross_entropy"), color=PALE, linewidth=1.2, label="training batches, mixed")
+            if validated:
+                _held_out_curve(axes, iteration, "cross_entropy")
+            _control_lines(axes, iteration, "cross_entropy")
+            _reference_points(axes, iteration, "nats")
+    if validated:
+        with _chart(drawn, f"{name}acc", "Masked accuracy (higher is better)", "updates", "share of masked frames") as axes:
+            _held_out_curve(axes, iteration, "accuracy")
+            _control_lines(axes, iteration, "accuracy")
+            _reference_points(axes, iteration, "accuracy")
+            axes.set_ylim(0, None)
+    if _has(metrics, "lr"):
+        with _chart(drawn, f"{name}rate", "Learning rate", "updates", "learning rate") as axes:
+            axes.plot(metrics["step"], metrics["lr"], color=BLUE, linewidth=1.4)
+            axes.set_ylim(0, None)
+    if _has(metrics, "grad_norm"):
+        with _chart(drawn, f"{name}norm", "Gradient norm before clipping", "updates", "L2 norm") as axes:
+            axes.plot(*_smoothed(metrics, "grad_norm"), color=BLUE, linewidth=1.2, label="gradient norm")
+            clip_norm = (iteration.config.get("optim") or {}).get("clip_norm")
+            if clip_norm:
+                axes.axhline(clip_norm, color=ORANGE, linestyle="--", linewidth=1.4, label="clipped to this norm")
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+    return drawn
 
 
-def _has(table: dict[str, np.ndarray], *columns: str) -> bool:
-    """Whether a table has rows, and figures in some columns."""
-    return all(column in table and np.isfinite(table[column]).any() for column in ("step", *columns))
-
-
-def _loss(iteration: Iteration, name: str) -> Markup | None:
-    metrics, trained = iteration.metrics, _has(iteration.metrics, "cross_entropy")
-    if not trained and not _has(iteration.validation):
-        return None
-    with _chart(f"{name}loss", "Masked cross-entropy (lower is better)", "updates", "nats a masked frame") as (axes, svg):
-        if trained:
-            steps, smooth = _smoothed(metrics["step"], metrics["cross_entropy"])
-            axes.plot(steps, smooth, color=PALE, linewidth=1.2, label="training batches, mixed")
-        if _has(iteration.validation):
-            _held_out_curve(axes, iteration, "cross_entropy")
-        _control_lines(axes, iteration, "cross_entropy")
-        _reference_points(axes, iteration, "nats")
-    return svg[0]
-
-
-def _accuracy(iteration: Iteration, name: str) -> Markup | None:
-    if not _has(iteration.validation):
-        return None
-    with _chart(f"{name}acc", "Masked accuracy (higher is better)", "updates", "share of masked frames") as (axes, svg):
-        _held_out_curve(axes, iteration, "accuracy")
-        _control_lines(axes, iteration, "accuracy")
-        _reference_points(axes, iteration, "accuracy")
-        axes.set_ylim(0, None)
-    return svg[0]
-
-
-def _rate(iteration: Iteration, name: str) -> Markup | None:
-    if not _has(iteration.metrics, "lr"):
-        return None
-    with _chart(f"{name}rate", "Learning rate", "updates", "learning rate") as (axes, svg):
-        axes.plot(iteration.metrics["step"], iteration.metrics["lr"], color=BLUE, linewidth=1.4)
-        axes.set_ylim(0, None)
-    return svg[0]
-
-
-def _gradient(iteration: Iteration, name: str) -> Markup | None:
-    if not _has(iteration.metrics, "grad_norm"):
-        return None
-    with _chart(f"{name}norm", "Gradient norm before clipping", "updates", "L2 norm") as (axes, svg):
-        steps, smooth = _smoothed(iteration.metrics["step"], iteration.metrics["grad_norm"])
-        axes.plot(steps, smooth, color=BLUE, linewidth=1.2, label="gradient norm")
-        clip_norm = (iteration.config.get("optim") or {}).get("clip_norm")
-        if clip_norm:
-            axes.axhline(clip_norm, color=ORANGE, linestyle="--", linewidth=1.4, label="clipped to this norm")
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
-    return svg[0]
+def _has(table: dict[str, np.ndarray], column: str) -> bool:
+    """Whether a table has figures in a column."""
+    return column in table and bool(np.isfinite(table[column]).any())
 
 
 def probe_map(iteration: Iteration, name: str) -> Markup | None:
@@ -182,11 +159,12 @@ def _reference_points(axes: Axes, iteration: Iteration, figure: str) -> None:
         axes.plot(known[:, 0], known[:, 1], "D", color=GREY, markersize=4, label="other runs (table below)")
 
 
-def _smoothed(steps: np.ndarray, values: np.ndarray, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Means of neighbouring updates, so that at most `points` are drawn; updates without a figure are left out.
+def _smoothed(metrics: dict[str, np.ndarray], column: str, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and means of neighbouring updates, at most `points` and the breaks; updates without a figure are left out.
 
     Where updates have no row, as in a damaged table, a NaN breaks the line.
     """
+    steps, values = metrics["step"], metrics[column]
     gaps = steps[:-1][np.diff(steps) > 1] + 0.5
     kept = np.isfinite(values)
     steps, values = steps[kept], values[kept]
@@ -219,49 +197,47 @@ def _control_lines(axes: Axes, iteration: Iteration, figure: str) -> None:
 
 def layer_charts(phones: dict[str, Any], speakers: dict[str, Any], name: str) -> list[Markup]:
     """Accuracy of the phone and speaker probes by layer: baselines as lines, the chosen layer as a star."""
-    drawn = (
+    drawn: list[Markup] = []
+    for kind, figures, title, unit in (
         ("phones", phones, "Phones of test speakers (higher is better)", "share of frames"),
         ("speakers", speakers, "Speakers of the test set", "share of 2-s stretches"),
-    )
-    return [_layers(figures, name + kind, title, unit) for kind, figures, title, unit in drawn if figures.get("layers")]
+    ):
+        layers, chosen = figures.get("layers") or [], figures.get("chosen_layer")
+        if not layers:
+            continue
+        with _chart(drawn, name + kind, title, "layer (0: input of the first)", unit) as axes:
+            axes.plot(range(len(layers)), layers, "o-", color=BLUE, markersize=5, label="layers of the model")
+            if chosen is not None:
+                interval = (figures.get("intervals") or {}).get("chosen")
+                if interval and None not in interval:
+                    axes.plot([chosen, chosen], interval, color=BLUE, linewidth=5, alpha=0.3, solid_capstyle="butt")
+                axes.plot([chosen], [layers[chosen]], "*", color=BLUE, markersize=14, label="chosen on dev speakers")
+            for control, (label, colour, style) in _BASELINES.items():
+                if isinstance(figures.get(control), int | float):
+                    axes.axhline(figures[control], color=colour, linestyle=style, linewidth=1.4, label=label)
+            axes.set_xticks(range(0, len(layers), max(1, len(layers) // 12)))
+    return drawn
 
 
-def _layers(figures: dict[str, Any], name: str, title: str, unit: str) -> Markup:
-    layers, chosen = figures["layers"], figures.get("chosen_layer")
-    with _chart(name, title, "layer (0: input of the first)", unit) as (axes, svg):
-        axes.plot(range(len(layers)), layers, "o-", color=BLUE, markersize=5, label="layers of the model")
-        if chosen is not None:
-            interval = (figures.get("intervals") or {}).get("chosen")
-            if interval and None not in interval:
-                axes.plot([chosen, chosen], interval, color=BLUE, linewidth=5, alpha=0.3, solid_capstyle="butt")
-            axes.plot([chosen], [layers[chosen]], "*", color=BLUE, markersize=14, label="chosen on dev speakers")
-        for control, (label, colour, style) in _BASELINES.items():
-            if isinstance(figures.get(control), int | float):
-                axes.axhline(figures[control], color=colour, linestyle=style, linewidth=1.4, label=label)
-        axes.set_xticks(range(0, len(layers), max(1, len(layers) // 12)))
-    return svg[0]
-
-
-def usage_chart(counts: np.ndarray, name: str) -> Markup:
-    """Frequency of each label, most frequent first."""
-    share = 100 * np.sort(counts)[::-1] / counts.sum()
-    with _chart(name, "Frequency of each label", "labels, most frequent first", "% of the training frames") as (axes, svg):
-        axes.fill_between(np.arange(len(share)), share, step="mid", color=PALE)
-        axes.axhline(100 / len(share), color=GREY, linestyle=":", label="all equally often")
-        axes.set_ylim(0, None)
-    return svg[0]
-
-
-def level_chart(realised: Realised, limits_db: list[float] | None, name: str) -> Markup | None:
-    """Histograms of the measured levels of mixtures."""
-    levels = [np.clip(values[np.isfinite(values)], -20, 25) for values in (realised.energy_ratio_db, realised.overlap_snr_db)]
-    if not len(levels[0]):
-        return None
-    level = "main speaker over added sound, dB (outer bars: and beyond)"
-    with _chart(name, "Measured levels of the mixtures", level, "mixtures") as (axes, svg):
-        labels = ["whole utterances (as drawn)", "within the overlap"]
-        axes.hist(levels, np.arange(-20, 25.1, 2.5).tolist(), color=[BLUE, ORANGE], label=labels)
-        for place, limit in enumerate(limits_db or []):
-            axes.axvline(limit, color=GREY, linestyle=":", label="limits for speech" if place == 0 else None)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    return svg[0]
+def data_charts(iteration: Iteration, name: str) -> list[Markup]:
+    """Frequency of each label, most frequent first, and the measured levels of mixtures."""
+    drawn: list[Markup] = []
+    counts, realised = iteration.cluster_counts, iteration.realised
+    if counts is not None and counts.sum():
+        share = 100 * np.sort(counts)[::-1] / counts.sum()
+        unit = "% of the training frames"
+        with _chart(drawn, f"{name}use", "Frequency of each label", "labels, most frequent first", unit) as axes:
+            axes.fill_between(np.arange(len(share)), share, step="mid", color=PALE)
+            axes.axhline(100 / len(share), color=GREY, linestyle=":", label="all equally often")
+            axes.set_ylim(0, None)
+    if realised is not None and np.isfinite(realised.energy_ratio_db).any():
+        measured = (realised.energy_ratio_db, realised.overlap_snr_db)
+        levels = [np.clip(values[np.isfinite(values)], -20, 25) for values in measured]
+        level = "main speaker over added sound, dB (outer bars: and beyond)"
+        with _chart(drawn, f"{name}level", "Measured levels of the mixtures", level, "mixtures") as axes:
+            labels = ["whole utterances (as drawn)", "within the overlap"]
+            axes.hist(levels, np.arange(-20, 25.1, 2.5).tolist(), color=[BLUE, ORANGE], label=labels)
+            for place, limit in enumerate((iteration.config.get("mixing") or {}).get("speech_db") or []):
+                axes.axvline(limit, color=GREY, linestyle=":", label="limits for speech" if place == 0 else None)
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    return drawn

@@ -30,6 +30,7 @@ class Example:
         overlap_snr_db: The ratio within the overlap, measured on the audio; NaN where one of the two is silent there.
         mask: bool (frames,), True = hidden from the encoder.
         labels: int64 (frames,), pseudo-labels of the clean audio, −1 = none.
+        facts: Its entry in the `batch.json` of a replay: plain values.
     """
 
     step: int
@@ -42,6 +43,7 @@ class Example:
     overlap_snr_db: float
     mask: np.ndarray
     labels: np.ndarray
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

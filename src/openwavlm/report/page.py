@@ -1,12 +1,11 @@
 """`report.html`: one self-contained page for a reader who did not make the run, with the verdicts in its first lines."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.labels.quality import perplexity, used_clusters
@@ -14,12 +13,11 @@ from openwavlm.report import charts, pictures
 from openwavlm.report.content import Example, Iteration, Realised, ReportContent
 from openwavlm.report.facts import warnings_of, what_ran
 from openwavlm.report.health import health_rows, health_said, health_warnings
+from openwavlm.report.probe_tables import phone_table, phones_note, speakers_note, units_table
 from openwavlm.report.recipe import commands_of, differences, recipe_of
 from openwavlm.report.summary import iteration_summary, merge_summary
 from openwavlm.report.templating import render_page
 from openwavlm.report.verdicts import (
-    CONDITIONS,
-    CONTROLS,
     Verdict,
     beats,
     compare_iterations,
@@ -149,7 +147,7 @@ def _run(iteration: Iteration, figures: dict[str, Any], name: str) -> dict[str, 
     phones, units, speakers = (figures.get(key) or {} for key in ("phones", "units", "speakers"))
     counts = iteration.cluster_counts if iteration.cluster_counts is not None and iteration.cluster_counts.sum() else None
     watched = (iteration.config.get("health") or {}).get("enabled")
-    phones_header, phone_rows = _phone_table(phones)
+    phones_header, phone_rows = phone_table(phones)
     return {
         "id": name,
         "name": iteration.name,
@@ -158,15 +156,15 @@ def _run(iteration: Iteration, figures: dict[str, Any], name: str) -> dict[str, 
         "points": _other_runs(iteration),
         "live_chart": charts.probe_map(iteration, name),
         "probed": bool(phones or units or speakers),
-        "phones_note": _phones_note(phones),
+        "phones_note": phones_note(phones),
         "layer_charts": charts.layer_charts(phones, speakers, name),
-        "speakers_note": _speakers_note(speakers),
+        "speakers_note": speakers_note(speakers),
         "phones_header": phones_header,
         "phones": phone_rows,
-        "units": _units_table(units),
+        "units": units_table(units),
         "labels_note": _labels_note(counts),
         "realised_note": _measured(iteration.realised),
-        "data_charts": _data_charts(iteration, counts, name),
+        "data_charts": charts.data_charts(iteration, name),
         "health_note": health_said(iteration),
         "fired": bool(iteration.findings),
         "health": health_rows(iteration.findings, iteration.health) if watched else [],
@@ -197,63 +195,6 @@ def _other_runs(iteration: Iteration) -> list[list[str]]:
     ]
 
 
-def _phones_note(phones: dict[str, Any]) -> str:
-    if not phones:
-        return ""
-    speakers = f" of {plural(phones['speakers'], 'speaker')}" if phones.get("speakers") else ""
-    frames = f" on {grouped(phones['frames'])} test frames" if phones.get("frames") else ""
-    chosen = phones.get("chosen_layer")
-    picked = f" Layer {chosen} was chosen on other (dev) speakers; its interval is shaded." if chosen is not None else ""
-    return f"A linear classifier names the phone of each frame{frames}{speakers}.{picked}"
-
-
-def _speakers_note(speakers: dict[str, Any]) -> str:
-    if not speakers.get("layers"):
-        return ""
-    note = "The speaker probe names the speaker of 2 s of audio among the test speakers, fitted on other utterances of theirs"
-    if speakers.get("chosen_layer") is None:
-        return f"{note}."
-    return f"{note}: right for {100 * speakers['chosen']:.1f} % at layer {speakers['chosen_layer']}, chosen on dev speakers."
-
-
-def _phone_table(phones: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows."""
-    names = {"chosen": "model, chosen layer", **{key: CONTROLS[key] for key in CONTROLS if key in phones}}
-    names |= {"majority": "always the commonest phone"}
-    conditions = [condition for condition in CONDITIONS if condition != "clean" and phones.get(condition)]
-    intervals, gains = phones.get("intervals") or {}, phones.get("differences") or {}
-    rows = []
-    for key, label in names.items():
-        values = [figures.get(key) for figures in (phones, *(phones[condition] for condition in conditions))]
-        if any(isinstance(value, int | float) for value in values):
-            cells = ["" if value is None else number(value) for value in values]
-            rows.append([label, cells[0], _range(intervals.get(key)), *cells[1:], _range((gains.get(key) or [])[1:])])
-    header = ["phones, share of frames right", "clean", "95 % interval", *map(CONDITIONS.__getitem__, conditions)]
-    return [*header, "model minus baseline, 95 % interval"], rows
-
-
-def _range(ends: Sequence[float | None] | None) -> str:
-    low, high = ends if ends is not None and len(ends) == 2 else (None, None)
-    return "" if low is None or high is None else f"{number(low)} … {number(high)}"
-
-
-_WORDS = {"higher": "model higher", "equal": "equal", "lower": "model lower"}
-
-
-def _units_table(units: dict[str, Any]) -> list[list[str]]:
-    rows = []
-    for condition, figures in units.items():
-        if not figures or figures.get("chosen") is None:
-            continue
-        cells = [CONDITIONS.get(condition, condition), number(figures["chosen"])]
-        for control in ("mfcc", "logmel", "untrained"):
-            value = figures.get(control)
-            word = _WORDS.get((figures.get("verdicts") or {}).get(control, ""), "")
-            cells.append("" if value is None else number(value) + (f" ({word})" if word else ""))
-        rows.append([*cells, number(figures.get("spread") or 0.0)])
-    return rows
-
-
 def _labels_note(counts: np.ndarray | None) -> str:
     if counts is None:
         return "The labels were not opened, so their frequencies are not known."
@@ -261,13 +202,6 @@ def _labels_note(counts: np.ndarray | None) -> str:
         f"{used_clusters(counts)} of {len(counts)} labels occur in the training rows, with the entropy of {perplexity(counts):.1f} "
         f"equally frequent ones. The commonest label has {100 * counts.max() / counts.sum():.1f} % of the frames."
     )
-
-
-def _data_charts(iteration: Iteration, counts: np.ndarray | None, name: str) -> list[Markup]:
-    limits_db = (iteration.config.get("mixing") or {}).get("speech_db")
-    usage = charts.usage_chart(counts, f"{name}use") if counts is not None else None
-    levels = charts.level_chart(iteration.realised, limits_db, f"{name}level") if iteration.realised is not None else None
-    return [chart for chart in (usage, levels) if chart is not None]
 
 
 def _measured(realised: Realised | None) -> str:

@@ -1,10 +1,10 @@
 """Training batches built again from the plan, bit-equal to those that were trained on: the one way of report and replay."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, count, islice
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from openwavlm.training.config import RunConfig
 
 
 class TrainingData:
-    """Data, plan and draws of a run's config; closes the data at the end of a `with` block.
+    """Data, plan and draws of a run's config.
 
     Args:
         config: A config of the run.
@@ -36,10 +36,8 @@ class TrainingData:
         self.config = config
         self.opened = OpenData(config.data, config.batch, config.seed)
 
-    def __enter__(self) -> "TrainingData":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Closes the data."""
         self.opened.close()
 
     @cached_property
@@ -97,7 +95,7 @@ def _decibel(primary: float, secondary: float) -> float:
 
 
 def mixtures(batch: PretrainBatch, mixing: Mixing | None) -> Iterator[dict[str, Any]]:
-    """Every mixture of a batch with its levels, measured on the waveforms alone."""
+    """Every mixture of a batch with its levels, measured on the waveforms."""
     clean, mixed = before_and_after(batch, mixing)
     record, rows = batch.mix, len(batch.rows)
     for number in range(len(record)):
@@ -138,30 +136,30 @@ def measure_realised(data: TrainingData, metrics: dict[str, np.ndarray] | None =
         metrics: Columns of `metrics.csv`, to check that the batches are those that were trained on; None: not checked.
         micro_batches: How many micro-batches are built.
     """
-    steps: list[int] = []
-    sums = dict.fromkeys(("micro_batches", "rows", "mixed", "noise", "masked", "valid", "step_masked", "step_mixed"), 0)
+    sums: Counter[str] = Counter()
     levels: dict[str, list[float]] = {"energy_ratio_db": [], "overlap_snr_db": [], "overlap_share": []}
-    agreed: list[bool] = []
+    of_step: dict[int, tuple[int, int]] = {}
+    whole = []
     for built in rebuild_steps(data, micro_batches=micro_batches):
-        step, batch = built.step, built.batch
-        steps += [] if step in steps else [step]
-        valid = num_frames(batch.num_samples)
+        batch, (masked, mixed) = built.batch, of_step.get(built.step, (0, 0))
+        of_step[built.step] = (masked + batch.num_masked, mixed + len(batch.mix))
+        whole += [built.step] if built.ends_step else []
         sums["micro_batches"] += 1
         sums["rows"] += int((batch.num_samples > 0).sum())
-        sums["valid"] += int(valid.sum())
+        sums["valid"] += int(num_frames(batch.num_samples).sum())
         sums["masked"] += int(batch.mask.sum())
-        sums["step_masked"] += batch.num_masked
-        sums["step_mixed"] += len(batch.mix)
         for mixture in mixtures(batch, data.builder.draws.mixing):
             sums["mixed"] += 1
             sums["noise"] += int(mixture["noise"])
             for name, values in levels.items():
                 values.append(mixture[name])
-        if built.ends_step:
-            agreed += _agrees(metrics, step, sums)
-            sums["step_masked"] = sums["step_mixed"] = 0
+    recorded = {}
+    if metrics:
+        counts = zip(metrics["masked_frames"], metrics["mixed_rows"], strict=True)
+        recorded = dict(zip(metrics["step"].tolist(), counts, strict=True))
+    agreed = [of_step[step] == recorded[step] for step in whole if step in recorded]
     return Realised(
-        tuple(steps),
+        tuple(of_step),
         sums["micro_batches"],
         sums["rows"],
         sums["mixed"],
@@ -170,11 +168,3 @@ def measure_realised(data: TrainingData, metrics: dict[str, np.ndarray] | None =
         **{name: np.array(values) for name, values in levels.items()},
         as_recorded=all(agreed) if agreed else None,
     )
-
-
-def _agrees(metrics: dict[str, np.ndarray] | None, step: int, sums: dict[str, int]) -> list[bool]:
-    place = np.flatnonzero(metrics["step"] == step) if metrics and "step" in metrics else np.zeros(0)
-    if metrics is None or len(place) != 1:
-        return []
-    recorded = [metrics[name][place[0]] for name in ("masked_frames", "mixed_rows")]
-    return [recorded == [sums["step_masked"], sums["step_mixed"]]]

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def gather(
 
 
 def _open_data(iteration: Iteration, micro_batches: int) -> None:
-    with TrainingData(RunConfig.of(iteration.config)) as data:
+    with closing(TrainingData(RunConfig.of(iteration.config))) as data:
         opened = data.opened
         if iteration.record.get("fingerprints", opened.fingerprints()) != opened.fingerprints():
             raise ValueError("shards, labels or noise have other content now than when the run was launched")

@@ -5,10 +5,9 @@ Needs the run's records and the data that they name; no checkpoint, no GPU, and 
 
 import copy
 import hashlib
-import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from torch import Tensor
 from openwavlm.audio.audio_files import encode, encode_flac
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.batches.batch import PretrainBatch
-from openwavlm.batches.settings import Data, label_folders
+from openwavlm.batches.settings import label_folders
 from openwavlm.batches.sources import OpenData
-from openwavlm.report.batch_rows import BatchRow, describe_rows
-from openwavlm.report.content import known_tables, read_table
+from openwavlm.report.batch_rows import describe_rows
+from openwavlm.report.content import Example, known_tables, read_table
 from openwavlm.report.rebuild import TrainingData, rebuild_step
 from openwavlm.report.replay_page import render_replay
 from openwavlm.runs.run_directory import RunRecord, lacks_names, same_data
@@ -33,7 +32,6 @@ from openwavlm.training.checkpoint import checkpoints_in
 from openwavlm.training.config import RunConfig
 from openwavlm.training.forward import prepare_waveforms
 
-log = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 
 
@@ -49,7 +47,7 @@ class MicroBatch:
 
     batch: PretrainBatch
     prepared: Tensor
-    rows: list[BatchRow]
+    rows: list[Example]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +86,7 @@ def rebuild_update(run: Path, step: int) -> Update:
     segment = segment_of(run, step)
     config = RunConfig.of({**segment.config, "data": _found(segment, step)})
     micro_batches = []
-    with TrainingData(config) as data:
+    with closing(TrainingData(config)) as data:
         _check_fingerprints(data.opened, segment, step)
         follow_plan(data.schedule, segment, data.opened.plan_key(), run, step)
         for built in rebuild_step(data, step):
@@ -153,12 +151,11 @@ def _check_fingerprints(opened: OpenData, segment: Segment, step: int) -> None:
         )
     if expected is not None and found != expected:
         names = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
-        data: Data = opened.data
-        named = [(source["shards"], *label_folders(source["labels"])) for source in data.all_sets.values()]
-        folders = ", ".join(str(folder) for one in named for folder in one)
+        named = [(source["shards"], *label_folders(source["labels"])) for source in opened.data.all_sets.values()]
+        folders = [str(folder) for one in named for folder in one] + ([str(opened.data.noise)] if opened.data.noise else [])
         raise ValueError(
             f"update {step} was trained on other data than there is now ({', '.join(names)} differ): put what the run was launched "
-            f"with back into {folders + (f', {data.noise}' if data.noise else '')}"
+            f"with back into {', '.join(folders)}"
         )
 
 
@@ -247,7 +244,7 @@ def replay(run: Path, step: int, *, rows: int = 32, output: Path | None = None) 
     output = output or run / "replay" / f"step-{step:08d}"
     record = record_of(update, run)
     shown = _shown([len(micro.rows) for micro in update.micro_batches], rows)
-    examples = {(slot, place): update.micro_batches[slot].rows[place].example for slot, place in shown}
+    examples = {(slot, place): update.micro_batches[slot].rows[place] for slot, place in shown}
     shutil.rmtree(output / "audio", ignore_errors=True)
     for (slot, place), example in examples.items():
         if not len(example.clean):

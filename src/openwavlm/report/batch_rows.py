@@ -29,7 +29,7 @@ def describe_rows(built: Rebuilt, mixing: Mixing | None, index: Index) -> list[E
 
 
 def find_mixtures(data: TrainingData, *, micro_batches: int = 32, seconds: float = 4.0) -> list[Example]:
-    """Rows of a run's first batches that a second speaker was mixed into, enough to show what mixing does.
+    """Example rows of a run's first batches that a second speaker was mixed into.
 
     A row counts if its overlap lasts .3 s or longer and neither speaker is more than 12 dB above the other in it.
 
@@ -58,7 +58,7 @@ def find_mixtures(data: TrainingData, *, micro_batches: int = 32, seconds: float
 
 
 def _name(index: Index, row: int) -> dict[str, Any]:
-    """Who speaks in a row; None where it is not known."""
+    """Key, speaker and recording of a row; None where unknown."""
     return {
         "row": row,
         "key": index.keys[row] if index.keys else f"{int(index.key[row]):016x}",

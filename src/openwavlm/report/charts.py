@@ -79,7 +79,7 @@ def inline_svg(figure: Figure, name: str, label: str) -> Markup:
     Prologue and metadata are left out because they name addresses in the network.
 
     Args:
-        figure: What to draw.
+        figure: The figure.
         name: Prefix of the element's identifiers.
         label: Text for readers who cannot see it.
     """
@@ -131,7 +131,7 @@ def learning_charts(iteration: Iteration, name: str) -> list[Markup]:
 
 
 def _has(table: dict[str, np.ndarray], column: str) -> bool:
-    """Whether a table has figures in a column."""
+    """True if a table has figures in a column."""
     return column in table and bool(np.isfinite(table[column]).any())
 
 

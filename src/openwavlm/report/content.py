@@ -1,4 +1,4 @@
-"""What a report is made of: the records of one or several runs that follow each other, as plain figures."""
+"""Content of a report: the records of one or several runs as plain figures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class Realised:
-    """What masking and mixing did, measured on micro-batches that were built again.
+    """Realised masking and mixing, measured on micro-batches that were built again.
 
     Attributes:
         steps: Updates whose batches were built, from 1.
@@ -58,9 +58,9 @@ class Realised:
         noise_rows: Those among them that were mixed with noise.
         mask_coverage: Masked share of the valid frames.
         energy_ratio_db: float64 (mixtures,), ratio over whole utterances, measured on the audio.
-        overlap_snr_db: float64 (mixtures,), ratio within the overlap, which is what a listener hears.
+        overlap_snr_db: float64 (mixtures,), ratio within the overlap.
         overlap_share: float64 (mixtures,), overlap over the primary's length.
-        as_recorded: Whether masked frames and mixed rows of whole steps equal those of `metrics.csv`; None if that cannot be said.
+        as_recorded: True if masked frames and mixed rows of whole steps equal those of `metrics.csv`; None if unknown.
     """
 
     steps: tuple[int, ...]
@@ -77,10 +77,10 @@ class Realised:
 
 @dataclass(eq=False)
 class Iteration:
-    """One training run; what is missing is None or empty, and the report says so.
+    """One training run; missing parts are None or empty, and the page names them.
 
     Attributes:
-        name: As the reader shall see it, "iteration 1: labels from MFCC".
+        name: Its name on the page, "iteration 1: labels from MFCC".
         run: Run directory.
         config: Its `config.yaml`.
         metrics: Columns of `metrics.csv`, NaN where empty.
@@ -88,17 +88,17 @@ class Iteration:
         record: Its `run.json`.
         launch: `this_launch` of its `summary.json`: audio and wall seconds of the last launch.
         findings: Rows of its `health.csv`, as text.
-        health: `health` of its `summary.json`: how each rule stands.
+        health: `health` of its `summary.json`: state of each rule.
         data: Hours and speakers (`OpenData.summary`).
         plan: `padding_share`, `lost_share`, `too_short`, `codebook` (clusters) of the first data epoch.
         masked: `cross_entropy`, `accuracy`, and the same of `unigram` and `count_table`, on held-out speakers.
-        probes: What `probe_model` returned.
+        probes: Result of `probe_model`.
         cluster_counts: (classes,) frames of each label in (a sample of) the training rows.
         mixtures: Rows that a second speaker was mixed into.
         realised: Measured masking and mixing.
-        wall_seconds: Duration of the whole training, None if it was not one launch and nobody kept it.
+        wall_seconds: Duration of the whole training, None if unknown, as after several launches.
         parameters: Number of the model's parameters.
-        notes: Why parts are missing.
+        notes: Sentences on damaged or missing parts.
     """
 
     name: str
@@ -169,8 +169,8 @@ def read_table(path: Path, *, prefix: Mapping[str, Any] | None = None, notes: li
 
     Args:
         path: The table.
-        prefix: What a checkpoint says of its beginning.
-        notes: Gets a sentence on what is damaged, which is left out; without it the table is refused then.
+        prefix: A checkpoint's record of its beginning.
+        notes: Receives a sentence on each damaged part, which is left out; without it a damaged table is refused.
 
     Raises:
         ValueError: If it is damaged and there are no `notes`.
@@ -192,7 +192,7 @@ def read_findings(path: Path, *, prefix: Mapping[str, Any] | None = None, notes:
 
 
 def known_tables(run: Path, launches: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What the newest checkpoint of the present launch, or the one that it goes on from, says of the run's tables."""
+    """Record of the run's tables in the newest checkpoint of the present launch, or in the one that it goes on from."""
     goes_on_from = launches[-1]["from_step"] if launches else 0
     for path in reversed(checkpoints_in(run / "checkpoints")):
         try:
@@ -206,11 +206,11 @@ def known_tables(run: Path, launches: list[dict[str, Any]]) -> dict[str, dict[st
 
 
 def read_iteration(run: Path, name: str | None = None) -> Iteration:
-    """The records that a run directory keeps by itself, without opening its data; what is damaged in a table is noted.
+    """Reads the records of a run directory, without its data; damage in a table is noted.
 
     Args:
         run: Run directory.
-        name: What the reader shall call it; by default the folder's name.
+        name: Its name on the page; by default the folder's.
 
     Raises:
         ValueError: If the folder is no run directory, or `config.yaml`, `run.json` or `summary.json` is damaged.

@@ -35,7 +35,7 @@ def write_report(directory: Path, content: ReportContent) -> Path:
 
     Args:
         directory: Where both go; made if it does not exist.
-        content: What to show.
+        content: The content of the page.
 
     Returns:
         Path of the page.
@@ -104,7 +104,7 @@ def _of_each(iterations: list[Iteration], sentences: Callable[[Iteration], list[
 
 
 def _recipes(iterations: list[Iteration]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """A table an iteration; of a later one only what differs from the one before."""
+    """(name, rows) of each iteration; of a later one only the rows that differ from the one before."""
     tables, before = [], dict[str, str]()
     for place, iteration in enumerate(iterations):
         facts = dict([*what_ran(iteration), *recipe_of(iteration)])
@@ -143,7 +143,7 @@ def _progress(iterations: list[Iteration], figures: list[dict[str, Any]]) -> lis
 
 
 def _run(iteration: Iteration, figures: dict[str, Any], name: str) -> dict[str, Any]:
-    """What the template shows of one run."""
+    """Values of one run in the template."""
     phones, units, speakers = (figures.get(key) or {} for key in ("phones", "units", "speakers"))
     counts = iteration.cluster_counts if iteration.cluster_counts is not None and iteration.cluster_counts.sum() else None
     watched = (iteration.config.get("health") or {}).get("enabled")

@@ -71,7 +71,7 @@ def render_quality(result: Mapping[str, Any], rows: Sequence[QualityRow]) -> str
     """The page as text.
 
     Args:
-        result: What `quality.json` holds.
+        result: Content of `quality.json`.
         rows: The same rows as objects.
     """
     charts = []

@@ -29,7 +29,7 @@ class TrainingData:
         config: A config of the run.
 
     Attributes:
-        opened: Its data, whose content the caller compares with the run's record before it builds a batch.
+        opened: Its data. The caller compares its fingerprints with the run's record before a batch is built.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -108,7 +108,7 @@ def mixtures(batch: PretrainBatch, mixing: Mixing | None) -> Iterator[dict[str, 
         overlap = slice(start, start + length)
         added = (mixed[row, overlap] - clean[row, overlap]).square().mean().item()
         excerpt = taken.square().mean().item() if len(taken) else 0.0
-        # What was added is the excerpt times a gain: the gain gives the level of the whole secondary.
+        # The added sound is the excerpt times a gain, which gives the level of the whole secondary.
         gain_squared = added / excerpt if excerpt > 0 else 0.0
         yield {
             "row": row,

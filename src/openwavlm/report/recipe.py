@@ -1,4 +1,4 @@
-"""The recipe of a run: optimiser, schedule, batch, dates, software, machine, commands, and what differs between runs."""
+"""The recipe of a run: optimiser, schedule, batch, dates, software, machine, commands, and differences between runs."""
 
 import re
 import shlex

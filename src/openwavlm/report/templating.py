@@ -15,7 +15,7 @@ def render_page(template: str, title: str, **values: Any) -> str:
     Args:
         template: File in `templates/`.
         title: Title of the window; above the page too unless there is a `heading`.
-        values: What the template names.
+        values: Values of the names in the template.
     """
     page = _TEMPLATES.get_template(template).render(title=title, contents=[], **{"heading": "", **values})
     return "\n".join(line for line in page.split("\n") if line.strip()) + "\n"

@@ -29,7 +29,7 @@ def gather(
     probes: dict[str, Any] | None = None,
     masked: dict[str, Any] | None = None,
 ) -> Iteration:
-    """Records of a run directory and figures of its data; what cannot be opened is noted in the iteration.
+    """Records of a run directory and figures of its data; data that cannot be opened are noted in the iteration.
 
     Args:
         run: Run directory.

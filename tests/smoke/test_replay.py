@@ -182,7 +182,7 @@ def test_a_run_of_an_older_version_is_rebuilt_from_its_checkpoints(original, run
 def test_a_wrong_beginning_of_the_plan_is_noticed(original, run):
     hashes = trained(original / "trained")
     edit(run / "run.json", lambda content: content["segments"][-1]["plan"].update(first_epochs={"speech": [0], "calls": [0]}))
-    with pytest.raises(ValueError, match=r"is not what update 9 was trained on: metrics.csv has other figures \(.*masked_frames"):
+    with pytest.raises(ValueError, match=r"are not those of update 9: metrics.csv has other figures \(.*masked_frames"):
         replayed(run, 9)
     assert replayed(run, 6) == hashes[6]
 
@@ -354,9 +354,7 @@ def test_a_row_that_cannot_be_read_is_replayed_as_silence_and_so_is_the_other_wa
     page = (replay(tmp_path / "run", lost[0], rows=99) / "page.html").read_text()
     assert "could not be read: silence, no loss, no partner" in page
     shutil.copytree(corpus / "speech", tmp_path / "data" / "speech", dirs_exist_ok=True)
-    with pytest.raises(
-        ValueError, match=r"metrics.csv has other figures \(unreadable_rows 0, not 1.*if rows can be read now and"
-    ):
+    with pytest.raises(ValueError, match=r"metrics.csv has other figures \(unreadable_rows 0, not 1.*if rows became readable"):
         replayed(tmp_path / "run", lost[0])
 
 
@@ -391,7 +389,7 @@ def test_a_folder_that_is_no_run_and_a_run_without_updates_are_refused(run, tmp_
     (run / "metrics.csv").unlink()
     assert refused(run, 1).startswith(f"{run / 'metrics.csv'} is missing or has no rows, but the run has checkpoints: restore it")
     shutil.rmtree(run / "checkpoints")
-    assert refused(run, 1) == f"{run} has made no update yet, so there is nothing to replay: let it train first"
+    assert refused(run, 1) == f"{run} has made no update yet, so there is nothing to replay: train it first"
 
 
 @pytest.mark.parametrize("step", [0, -1, 11])

@@ -1,22 +1,20 @@
 """A run's report stands on the run's own batches: what is shown is what was trained on."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from openwavlm.batches.collate import MicroBatchBuilder
-from openwavlm.batches.schedule import Schedule
-from openwavlm.batches.sources import OpenData
-from openwavlm.report.rebuild import measure_realised, mixtures, rebuild_micro_batch, rebuild_steps
+from openwavlm.report.rebuild import TrainingData, measure_realised, mixtures, rebuild_step, rebuild_steps
 from openwavlm.runs.gather import gather
+from openwavlm.runs.replay import rebuild_update
 from openwavlm.runtime.sealed import sealed
-from openwavlm.training.build import make_builder
 from openwavlm.training.config import RunConfig
 from programs import run_program
 from runs import TINY_MODEL, launch
@@ -56,12 +54,9 @@ def run(tmp_path_factory) -> Path:
 
 
 @contextmanager
-def opened_run(run: Path) -> Iterator[tuple[Schedule, MicroBatchBuilder]]:
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    parts = RunConfig.of(config)
-    opened = OpenData(parts.data, parts.batch, config["seed"])
-    yield opened.schedule(), make_builder(parts, opened, training=True)
-    opened.close()
+def opened_run(run: Path) -> Iterator[TrainingData]:
+    with closing(TrainingData(RunConfig.of(yaml.safe_load((run / "config.yaml").read_text())))) as data:
+        yield data
 
 
 def test_the_command_writes_a_page_and_keeps_the_summary(run, tmp_path):
@@ -80,37 +75,36 @@ def test_rebuilt_batches_are_those_of_the_run(run):
     assert (
         iteration.realised.steps == (1, 2, 3, 4, 5, 6) and iteration.realised.mixed_rows == iteration.metrics["mixed_rows"].sum()
     )
-    with opened_run(run) as (schedule, builder):
-        part = measure_realised(schedule, builder, iteration.metrics, micro_batches=7)
+    with opened_run(run) as data:
+        part = measure_realised(data, iteration.metrics, micro_batches=7)
         assert part.steps == (1, 2, 3, 4) and part.as_recorded is True
         iteration.metrics["masked_frames"][1] += 1
-        assert measure_realised(schedule, builder, iteration.metrics, micro_batches=7).as_recorded is False
-        assert measure_realised(schedule, builder, None, micro_batches=7).as_recorded is None
+        assert measure_realised(data, iteration.metrics, micro_batches=7).as_recorded is False
+        assert measure_realised(data, None, micro_batches=7).as_recorded is None
 
 
 def test_the_example_is_a_mixture_with_speech_that_changes_the_overlap_alone(run):
-    example = gather(run).example
-    assert example is not None and len(example.clean) == len(example.mixed) and len(example.mask) == len(example.labels)
+    example = gather(run).mixtures[0]
+    assert len(example.clean) == len(example.mixed) and len(example.mask) == len(example.labels)
     changed = (example.clean != example.mixed).nonzero()[0]
     assert len(changed) and changed.min() >= example.start and changed.max() < example.start + example.length
 
 
 def test_measured_levels_of_whole_utterances_are_those_drawn(run):
-    with opened_run(run) as (schedule, builder):
-        found = [m for _, batch, _ in rebuild_steps(schedule, builder) for m in mixtures(batch, builder.draws.mixing)]
+    with opened_run(run) as data:
+        found = [m for part in rebuild_steps(data) for m in mixtures(part.batch, data.builder.draws.mixing)]
     audible = [m for m in found if np.isfinite(m["energy_ratio_db"])]
     assert len(audible) > 5 and {m["noise"] for m in audible} == {True, False}
     assert max(abs(m["energy_ratio_db"] - m["drawn_db"]) for m in audible) < 0.1
     assert max(abs(m["overlap_snr_db"] - m["drawn_db"]) for m in audible if np.isfinite(m["overlap_snr_db"])) > 0.5
 
 
-def test_a_slot_that_an_update_does_not_have_is_refused(run):
-    with opened_run(run) as (schedule, builder):
-        first = rebuild_micro_batch(schedule, builder, 1, 1)
-        assert first.fingerprint() == rebuild_micro_batch(schedule, builder, 1, 1).fingerprint()
-        assert first.fingerprint() != rebuild_micro_batch(schedule, builder, 1, 0).fingerprint()
-        with pytest.raises(ValueError, match=r"has the micro-batches 0 … 1, but 2"):
-            rebuild_micro_batch(schedule, builder, 1, 2)
+def test_an_update_is_rebuilt_the_same_at_every_call(run):
+    with opened_run(run) as data:
+        first, second = ([part.batch.fingerprint() for part in rebuild_step(data, 1)] for _ in range(2))
+    assert first == second and len(set(first)) == 2
+    replayed = [micro.batch.fingerprint() for micro in rebuild_update(run, 1).micro_batches]
+    assert first == replayed, "report and replay build the same batches"
 
 
 def test_a_run_whose_data_are_gone_or_changed_is_still_reported(run, tmp_path):
@@ -120,7 +114,7 @@ def test_a_run_whose_data_are_gone_or_changed_is_still_reported(run, tmp_path):
     record = json.loads((copy / "run.json").read_text())
     (copy / "config.yaml").write_text(text.replace("/labels", "/gone"))
     iteration = gather(copy)
-    assert iteration.example is None and "could not be opened" in iteration.notes[0]
+    assert not iteration.mixtures and "could not be opened" in iteration.notes[0]
     (copy / "config.yaml").write_text(text)
     record["fingerprints"]["codebook"] = "0"
     (copy / "run.json").write_text(json.dumps(sealed(record)))
@@ -137,7 +131,25 @@ def test_two_runs_that_follow_each_other_share_one_page(run, tmp_path):
     )
     assert outcome.status == 0, outcome.stderr
     page = (tmp_path / "chain" / "report.html").read_text()
-    assert "iteration 2: test" in page and "<h1>The chain</h1>" in page
+    assert "test (2)" in page and "<h1>The chain</h1>" in page
+
+
+def test_the_page_of_two_runs_is_one_of_its_own_and_names_them_and_their_differences(run, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(run, tmp_path / name, ignore=shutil.ignore_patterns("report.html", "tensorboard"))
+    config = (tmp_path / "two" / "config.yaml").read_text()
+    (tmp_path / "two" / "config.yaml").write_text(config.replace("clip_norm: ", "clip_norm: 9"))
+    record = json.loads((tmp_path / "two" / "run.json").read_text())
+    del record["configs"]  # the checksums of config.yaml
+    (tmp_path / "two" / "run.json").write_text(json.dumps(sealed(record)))
+    outcome = run_program(tmp_path, "openwavlm", "report", "run=[one,two]")
+    assert outcome.status == 0, outcome.stderr
+    assert not any((tmp_path / name / "report.html").exists() for name in ("one", "two"))
+    page = (tmp_path / "reports" / "one+two" / "report.html").read_text()
+    assert "<h1>OpenWavLM: runs one and two</h1>" in page
+    table = page[page.index('id="differences"') : page.index('id="progress"')]
+    assert "optim.clip_norm" in table and "seed" not in table
+    assert re.search(r"<th>masked accuracy</th><td>0\.\d{3}</td><td>0\.\d{3}</td>", page)
 
 
 def test_a_folder_that_is_no_run_is_refused_in_one_sentence(tmp_path):

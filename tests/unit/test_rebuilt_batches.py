@@ -10,8 +10,8 @@ import torch
 from openwavlm.audio.frames import num_frames
 from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
 from openwavlm.batches.settings import Mixing
-from openwavlm.report.batch_rows import describe_rows
-from openwavlm.report.rebuild import first_mixture, measure_realised, mixtures, rebuild_micro_batch, rebuild_steps
+from openwavlm.report.batch_rows import describe_rows, find_mixtures
+from openwavlm.report.rebuild import Rebuilt, measure_realised, mixtures, rebuild_step, rebuild_steps
 
 SIZES = [400 + 320 * 48, 400 + 320 * 37, 400 + 320 * 24]
 FRAMES = [num_frames(size) for size in SIZES]
@@ -39,7 +39,7 @@ def batch(place: int = 0, *, ratio_db: float = 3.0, length: int = 5000) -> Pretr
     return PretrainBatch(
         waveforms=waveforms(),
         num_samples=torch.tensor(SIZES),
-        labels=labels,
+        labels=labels[None],
         mask=mask,
         masked_index=torch.from_numpy(np.flatnonzero(mask)),
         unmasked_index=torch.zeros(0, dtype=torch.int64),
@@ -101,7 +101,7 @@ INDEX: Any = SimpleNamespace(
 
 
 def test_a_row_is_described_by_its_own_place_names_mask_and_labels():
-    rows = describe_rows(batch(), Mixing(), INDEX, step=7, noise=[("hum", 1.0), ("rain", 2.5)])
+    rows = describe_rows(Rebuilt(7, batch(), [("hum", 1.0), ("rain", 2.5)], ends_step=True), Mixing(), INDEX)
     first, second, third = (row.facts for row in rows)
     assert [(facts["row"], facts["key"], facts["speaker"], facts["recording"]) for facts in (first, second, third)] == [
         (11, "utt-11", "cyd", "tape two"),
@@ -129,16 +129,16 @@ def test_a_row_is_described_by_its_own_place_names_mask_and_labels():
     assert first["mixture"]["partner_start_s"] == pytest.approx(0.5 + 2000 / 16_000)
     assert second["mixture"]["partner_start_s"] == pytest.approx(2.5 + 500 / 16_000)
     assert (first["mixture"]["start_s"], first["mixture"]["length_s"]) == (7000 / 16_000, 5000 / 16_000)
-    assert first["mixture"]["energy_ratio_db"] == 3.0 and rows[0].example.step == 7
-    assert not np.array_equal(rows[0].example.mixed, rows[0].example.clean)
-    assert np.array_equal(rows[2].example.mixed, rows[2].example.clean)
+    assert first["mixture"]["energy_ratio_db"] == 3.0 and rows[0].step == 7
+    assert not np.array_equal(rows[0].mixed, rows[0].clean)
+    assert np.array_equal(rows[2].mixed, rows[2].clean)
 
 
 # --- batches of several updates -----------------------------------------------------------------------------------------
 
 
 class Builder:
-    """Builds `batch` for each spec; only the micro-batches named in `mixed` keep their mixtures."""
+    """Builds `batch` for each spec."""
 
     def __init__(self, batches: list[PretrainBatch]) -> None:
         self.batches, self.draws = batches, SimpleNamespace(mixing=Mixing())
@@ -146,41 +146,50 @@ class Builder:
     def __getitem__(self, spec: int) -> PretrainBatch:
         return self.batches[spec]
 
+    def noise_excerpts(self, spec: int) -> list[tuple[int, int, int]]:
+        return [(1, 0, NOISE), (0, 16_000 * spec, 4000)]
 
-def schedule(*steps: list[int]) -> Any:
-    return SimpleNamespace(step=lambda step: SimpleNamespace(specs=steps[step]))
+
+def training_data(batches: list[PretrainBatch], *steps: list[int]) -> Any:
+    schedule = SimpleNamespace(step=lambda step: SimpleNamespace(specs=steps[step]))
+    opened = SimpleNamespace(indexes={"speech": INDEX}, noise_index=SimpleNamespace(keys=["hum", "rain"]))
+    return SimpleNamespace(schedule=schedule, builder=Builder(batches), opened=opened)
 
 
-def test_the_first_update_is_number_one_and_slots_are_counted_from_nought():
-    builder: Any = Builder([batch(place) for place in range(6)])
-    plan = schedule([0, 1], [2, 3], [4, 5])
-    assert rebuild_micro_batch(plan, builder, 2, 1).id.index == 3
-    with pytest.raises(ValueError, match=r"update 2 has the micro-batches 0 … 1, but 2 was asked for"):
-        rebuild_micro_batch(plan, builder, 2, 2)
-    built = [(step, part.id.index, last) for step, part, last in rebuild_steps(plan, builder, first=2, micro_batches=3)]
+def test_the_first_update_is_number_one_and_its_batches_are_built_in_slot_order():
+    data = training_data([batch(place) for place in range(6)], [0, 1], [2, 3], [4, 5])
+    assert [part.batch.id.index for part in rebuild_step(data, 2)] == [2, 3]
+    assert [part.noise for part in rebuild_step(data, 2)] == [[("rain", 0.0), ("hum", 2.0)], [("rain", 0.0), ("hum", 3.0)]]
+    built = [(part.step, part.batch.id.index, part.ends_step) for part in rebuild_steps(data, first=2, micro_batches=3)]
     assert built == [(2, 2, False), (2, 3, True), (3, 4, False)]
 
 
 def test_what_masking_and_mixing_did_is_summed_over_batches_and_compared_by_whole_updates():
-    builder: Any = Builder([batch(place) for place in range(6)])
-    plan = schedule([0, 1], [2, 3], [4, 5])
+    data = training_data([batch(place) for place in range(6)], [0, 1], [2, 3], [4, 5])
     metrics = {"step": np.array([1.0, 2, 3]), "masked_frames": np.array([38.0, 38, 39]), "mixed_rows": np.array([4.0, 4, 4])}
-    found = measure_realised(plan, builder, metrics, micro_batches=4)
+    found = measure_realised(data, metrics, micro_batches=4)
     assert (found.steps, found.micro_batches, found.rows, found.mixed_rows, found.noise_rows) == ((1, 2), 4, 12, 8, 4)
     assert found.mask_coverage == pytest.approx(19 / sum(FRAMES)), "12 + 5 + 2 masked frames"
     assert np.allclose(found.energy_ratio_db, [3.0, -4.0] * 4, atol=1e-3) and len(found.overlap_share) == 8
     assert found.as_recorded is True
-    assert measure_realised(plan, builder, metrics, micro_batches=5).as_recorded is True, "half an update is not compared"
-    assert measure_realised(plan, builder, metrics, micro_batches=6).as_recorded is False, "the third has another count"
-    assert measure_realised(plan, builder, None, micro_batches=4).as_recorded is None
+    assert measure_realised(data, metrics, micro_batches=5).as_recorded is True, "half an update is not compared"
+    assert measure_realised(data, metrics, micro_batches=6).as_recorded is False, "the third has another count"
+    assert measure_realised(data, None, micro_batches=4).as_recorded is None
 
 
 def test_the_mixture_that_is_shown_is_the_first_with_an_audible_overlap_of_speech():
-    faint, short, clear = batch(0, ratio_db=25.0), batch(1, length=1000), batch(2)
-    builder: Any = Builder([faint, short, clear, batch(3)])
-    opened: Any = SimpleNamespace(indexes={"speech": INDEX})
-    found = first_mixture(opened, schedule([0], [1], [2], [3]), builder, micro_batches=4)
-    assert found is not None and (found.step, found.length, found.name) == (3, 5000, "tape two, from 0.00 s")
+    batches = [batch(0, ratio_db=25.0), batch(1, length=1000), batch(2), batch(3)]
+    data = training_data(batches, [0], [1], [2], [3])
+    (found,) = find_mixtures(data, micro_batches=4, seconds=0.5)
+    assert (found.step, found.length, found.name) == (3, 5000, "tape two, from 0.00 s")
     assert found.mask.sum() == 12 and len(found.labels) == FRAMES[0]
-    first = first_mixture(opened, schedule([0], [1]), builder, micro_batches=2)
-    assert first is not None and first.step == 1, "else the first of all"
+    (first,) = find_mixtures(training_data(batches, [0], [1]), micro_batches=2)
+    assert first.step == 1, "else the first of all"
+
+
+def test_where_no_mixture_is_long_enough_several_are_shown_that_are_long_enough_together():
+    data = training_data([batch(0, length=1000), *map(batch, range(1, 8))], *[[place] for place in range(8)])
+    seconds = SIZES[0] / 16_000  # of each row
+    for wanted, steps in ((seconds + 0.01, [2, 3]), (2 * seconds, [2, 3]), (2 * seconds + 0.01, [2, 3, 4])):
+        assert [found.step for found in find_mixtures(data, micro_batches=8, seconds=wanted)] == steps
+    assert len(find_mixtures(data, micro_batches=3, seconds=60.0)) == 2, "all there are"

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from openwavlm.report.content import Example, Iteration, Realised, ReportContent, read_findings, read_iteration, read_table
-from openwavlm.report.facts import commands_of, duration, overrides_of, warnings_of, what_ran
+from openwavlm.report.facts import warnings_of, what_ran
 from openwavlm.report.health import health_rows, health_said, health_warnings
 from openwavlm.report.page import render, write_report
+from openwavlm.report.recipe import commands_of, differences, overrides_of, recipe_of
 from openwavlm.report.reference_points import POINTS, comparable
-from openwavlm.report.verdicts import beats, compare_iterations, headline, unmeasured, wins
+from openwavlm.report.verdicts import beats, compare_iterations, good_for, headline, unmeasured, wins
+from openwavlm.report.words import duration, plural
 from openwavlm.training.health.rules import RULES
 from openwavlm.training.records import CsvRecord
 from openwavlm.training.tables import HEALTH_COLUMNS
@@ -64,7 +66,7 @@ def test_a_lower_cross_entropy_beats_and_a_lower_accuracy_does_not():
     assert found["masked cross-entropy", "count_table"] == "beats" and found["masked accuracy", "count_table"] == "behind"
     assert found["masked cross-entropy", "unigram"] == found["masked accuracy", "unigram"] == "beats"
     said = next(v.sentence for v in beats({"masked": MASKED}) if v.outcome == "behind")
-    assert said == "does not beat the count table in masked accuracy: 0.200 against 0.250"
+    assert said == "worse than the count table in masked accuracy: 0.200 against 0.250"
 
 
 def test_a_higher_cross_entropy_does_not_beat():
@@ -82,7 +84,7 @@ def test_a_difference_whose_interval_contains_0_does_not_beat():
         ("phones", "untrained"): "beats",
     }
     said = next(v.sentence for v in beats({"phones": PHONES}) if v.control == "mfcc_context")
-    assert said.startswith("does not beat MFCC ± 5 frames in phones") and "−0.010 … 0.030, which contains 0" in said
+    assert said.startswith("no clear difference from MFCC ± 5 frames in phones") and "−0.010 … 0.030, which contains 0" in said
 
 
 def test_units_closer_than_twice_the_spread_are_equal_also_without_a_written_verdict():
@@ -94,15 +96,34 @@ def test_units_closer_than_twice_the_spread_are_equal_also_without_a_written_ver
 
 
 def test_the_headline_counts_what_was_not_beaten():
-    assert headline(beats({"masked": MASKED})).startswith("The model does not beat its controls in 1 of 4 comparisons")
+    assert headline(beats({"masked": MASKED})) == "Against its baselines in 4 comparisons: better in 3, worse in 1."
     assert "all 2" in headline(beats({"masked": MASKED | {"count_table": {}}}))
-    assert headline([]).startswith("Nothing was measured")
+    assert headline(beats({"phones": PHONES})) == "Against its baselines in 4 comparisons: better in 2, equal in 1, worse in 1."
+    assert headline([]) == "No figures on held-out speakers yet."
+
+
+def test_the_use_of_a_model_follows_from_its_strongest_baseline_in_phones():
+    said = good_for({"phones": PHONES, "masked": MASKED})
+    assert said.startswith("For speech sounds, spectra are still the better features: layer 2 names the phone of 46.0 %")
+    assert "log-mel ± 5 frames of 52.0 %" in said
+    rest = {key: value for key, value in PHONES.items() if key != "logmel_context"}
+    said = good_for({"phones": rest})
+    assert said.startswith("Good for speech sounds, about as much as spectra") and "MFCC ± 5" in said
+    single = {"chosen": 0.46, "mfcc": 0.37, "noise10": {"chosen": 0.4, "mfcc": 0.2}, "telephone": {"chosen": 0.1, "mfcc": 0.2}}
+    assert good_for({"phones": single}).startswith("Good for speech sounds, beyond spectra: the model names")
+    assert good_for({"phones": single}).endswith("it is ahead on 10 dB noise.")
+
+
+def test_without_probes_the_use_of_a_model_follows_from_its_masked_predictions():
+    assert good_for({}) == ""
+    assert "run the probes" in good_for({"masked": MASKED | {"count_table": {}}})
+    assert "train it longer" in good_for({"masked": MASKED})
 
 
 def test_wins_are_listed_by_measure_with_the_figures_of_the_controls():
     lines = dict(wins(beats({"phones": PHONES})))
     assert lines == {
-        "beats in phones, at 0.460": "one MFCC frame (0.370; difference 0.070 … 0.110), the untrained encoder (0.310)"
+        "better in phones, at 0.460": "one MFCC frame (0.370; difference 0.070 … 0.110), the untrained encoder (0.310)"
     }
 
 
@@ -158,7 +179,7 @@ def test_other_frames_or_speakers_are_not_compared_in_pairs():
 def test_a_report_of_nothing_is_a_page_of_sentences(tmp_path):
     page = write_report(tmp_path, ReportContent("bare", [iteration(tmp_path)])).read_text()
     for sentence in (
-        "Nothing was measured",
+        "No figures on held-out speakers yet",
         "No probe was run",
         "No update was recorded",
         "There is no mixture",
@@ -177,6 +198,7 @@ def full(tmp_path) -> Iteration:
     steps = np.arange(1.0, 11)
     signal = np.sin(np.arange(16_000) / 9).astype(np.float32)
     metrics = {"step": steps, "cross_entropy": 4 - steps / 10, "accuracy": np.full(10, 0.98765), "audio_s": np.full(10, 30.0)}
+    metrics |= {"lr": steps / 1000, "grad_norm": 3 / steps}
     validation = {"step": steps[4::5], "cross_entropy": np.array([3.5, 3.0]), "accuracy": np.array([0.1, 0.2])}
     return iteration(
         tmp_path,
@@ -184,9 +206,9 @@ def full(tmp_path) -> Iteration:
         metrics=metrics,
         validation=validation,
         masked=MASKED,
-        probes={"phones": PHONES, "units": UNITS},
+        probes={"phones": PHONES, "units": UNITS, "speakers": {"layers": [0.4, 0.5, 0.6], "chosen_layer": 1, "chosen": 0.5}},
         cluster_counts=np.array([5, 0, 20, 10]),
-        example=Example(1, "a <b>", signal, 1.2 * signal, 3000, 6000, 1.0, 2.0, np.arange(49) % 16 < 8, np.arange(49) % 50),
+        mixtures=[Example(1, "a <b>", signal, 1.2 * signal, 3000, 6000, 1.0, 2.0, np.arange(49) % 16 < 8, np.arange(49) % 50)],
         realised=Realised((1,), 2, 20, 4, 1, 0.5, np.zeros(4), np.array([1.0, 2, np.nan, 60]), np.full(4, 0.3), as_recorded=True),
     )
 
@@ -194,7 +216,9 @@ def full(tmp_path) -> Iteration:
 def test_a_full_page_loads_nothing_and_names_no_training_accuracy(tmp_path):
     page = render(ReportContent("a & b", [full(tmp_path), full(tmp_path)]))
     assert not re.search(r"https?://|<script|<link|@import|url\((?!#)", page)
-    assert len(re.findall(r'src="data:audio/wav;base64,', page)) == 4 and page.count("<svg") == 10
+    assert len(re.findall(r'src="data:audio/wav;base64,', page)) == 2, "the example stands once"
+    drawn = re.findall(r"<(?:svg|img)\b[^>]*>", page)
+    assert page.count("<svg") == 16 and all(re.search(r'aria-label="[^"]{10,}"', tag) for tag in drawn)
     assert not re.search(r'src="(?!data:)|href="(?!#)', page)
     assert "0.988" not in page and "98.8" not in page
     assert "a &amp; b" in page and "a &lt;b&gt;" in page
@@ -206,7 +230,101 @@ def test_a_full_page_loads_nothing_and_names_no_training_accuracy(tmp_path):
 def test_the_first_lines_hold_the_verdicts(tmp_path):
     page = render(ReportContent("run", [full(tmp_path)]))
     first = re.sub(r"<[^>]+>", " ", page[page.index("</h1>") :])[:1200]
-    assert "does not beat its controls in 5 of 11" in first and "does not beat log-mel ± 5 frames in phones" in first
+    assert "better in 6, equal in 2, worse in 3" in first and "worse than log-mel ± 5 frames in phones" in first
+
+
+def test_text_of_users_is_escaped_everywhere(tmp_path):
+    bad = "<script>alert('x')</script>&"
+    found = full(tmp_path)
+    found.name = found.config["name"] = bad
+    found.config["data"] = {"sources": {bad: {"shards": bad, "labels": [bad]}}}
+    found.record = {
+        "segments": [{"from_step": 0, "host": bad, "command": f"train.py data.sources.{bad}", "versions": {bad: bad}}]
+    }
+    found.notes, found.mixtures[0] = [bad], Example(1, bad, *list(vars(found.mixtures[0]).values())[2:])
+    found.findings = [{"step": bad, "rule": "perplexity", "value": "1", "threshold": "1", "sentence": bad}]
+    other = full(tmp_path)
+    other.config["data"] = {"sources": {}}
+    page = render(ReportContent(bad, [other, found], commands=[(bad, bad)]))
+    assert "<script" not in page and page.count("&lt;script&gt;") > 12
+    assert "&amp;lt;" not in page, "and once only"
+
+
+def test_the_contents_name_every_section_in_its_order(tmp_path):
+    page = render(ReportContent("run", [full(tmp_path), full(tmp_path)]))
+    navigation = re.search(r"<nav.*?</nav>", page, re.DOTALL)[0]
+    assert re.findall(r'href="#([^"]+)"', navigation) == ["verdict", *re.findall(r'<h2 id="([^"]+)"', page)]
+
+
+def test_charts_take_the_colours_of_the_page(tmp_path):
+    page = render(ReportContent("run", [full(tmp_path)]))
+    drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    colours = {colour.lower() for colour in re.findall(r"#[0-9a-fA-F]{6}\b", drawn)}
+    assert "currentColor" in drawn and "var(--blue)" in drawn and colours <= {"#ffffff"}, colours
+    assert "prefers-color-scheme: dark" in page
+
+
+RECIPE = {
+    "optim": {
+        "updates": 400,
+        "lr": 5e-4,
+        "warmup_updates": 32,
+        "schedule": "linear",
+        "final_share": 0.02,
+        "betas": [0.9, 0.98],
+        "eps": 1e-6,
+        "weight_decay": 0.01,
+        "decay": "matrices",
+        "clip_norm": 10.0,
+    },
+    "batch": {"seconds": 16, "micro_seconds": 8},
+    "precision": "32-true",
+}
+LAUNCH = {
+    "from_step": 0,
+    "host": "box",
+    "threads": 2,
+    "world_size": 2,
+    "python": "3.11.7",
+    "commit": "abc",
+    "command": "train.py seed=1",
+}
+
+
+def test_the_recipe_is_that_of_config_record_and_log(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank-0000.log").write_text(
+        "2026-01-02 03:04:05,678 INFO start\n  more\n2026-01-02 04:05:06,789 INFO end\n"
+    )
+    record = {"segments": [LAUNCH | {"versions": {"openwavlm": "0.1.0"}}, LAUNCH | {"from_step": 200, "world_size": 1}]}
+    found = dict(recipe_of(iteration(tmp_path, config=RECIPE, record=record)))
+    assert found == {
+        "optimiser": "AdamW, betas 0.9, 0.98, epsilon 1e-06, weight decay 0.01 (matrices only); gradient clipped at a norm of 10",
+        "learning rate": "0.0005 at its peak: linear warm-up over 32 updates, linear decay to 2 % until update 400",
+        "batch": "16 s of audio an update, in micro-batches of 8 s on 1 process, precision 32-true",
+        "date": "2026-01-02 03:04 to 04:05",
+        "software": "Python 3.11.7, commit abc",
+        "machine": "box, 2 threads a process",
+        "launches": "2; from updates 0, 200",
+        "command": "train.py seed=1",
+    }
+    wsd = {"optim": RECIPE["optim"] | {"schedule": "wsd", "decay_share": 0.2, "ema": 0.999}}
+    found = dict(recipe_of(iteration(tmp_path, config=wsd)))
+    assert found["learning rate"].endswith("constant, then linear decay to 2 % over the last 20 % of the updates")
+    assert found["optimiser"].endswith("running mean of the weights with decay 0.999")
+    assert recipe_of(Iteration("bare", tmp_path / "none")) == []
+
+
+def test_what_differs_between_runs_is_shown_and_nothing_else(tmp_path):
+    first = iteration(tmp_path, config=RECIPE | {"name": "a"}, record={"segments": [LAUNCH]})
+    changed = RECIPE | {"name": "b", "optim": RECIPE["optim"] | {"lr": 1e-3}, "init_from": "x"}
+    second = iteration(tmp_path, config=changed, record={"segments": [LAUNCH | {"commit": "def"}]})
+    assert differences([first, second]) == [
+        ["optim.lr", "0.0005", "0.001"],
+        ["launch.commit", "abc", "def"],
+        ["init_from", "–", "x"],
+    ]
+    assert differences([first, first]) == [] and differences([first]) == []
 
 
 def test_the_page_is_a_function_of_its_content(tmp_path):
@@ -239,7 +357,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 def test_warnings_tell_of_skipped_updates_lost_rows_and_an_early_end(tmp_path):
     metrics = {"step": np.array([1.0, 2]), "void": np.array([0.0, 1]), "unreadable_rows": np.array([2.0, 1])}
     said = " ".join(warnings_of(iteration(tmp_path, metrics=metrics, config={"optim": {"updates": 5}})))
-    assert "2 of 5 updates" in said and "1 updates were skipped" in said and "3 rows could not be read" in said
+    assert "2 of 5 updates" in said and "not finite: 1 update." in said and "without loss: 3 rows." in said
 
 
 def test_what_ran_is_said_with_the_figures_of_its_records(tmp_path):
@@ -276,14 +394,14 @@ def test_what_ran_is_said_with_the_figures_of_its_records(tmp_path):
         "data": "1.25 h of 12 speakers to train on (source speech); held out: 0.50 h of 4 speakers",
         "training": "20 of 40 updates of 90 s of audio each, in rows of at most 15.6 s; about 2.0 passes over the data; seed 5",
         "labels": "50 clusters, first, second",
-        "masking": "spans of 10 frames (200 ms); on average 55.0 % of the valid frames were hidden (all updates)",
+        "masking": "spans of 10 frames (200 ms); on average 55.0 % of the valid frames were hidden",
         "mixing": (
-            "a second voice or noise is added to 20 % of the rows (10 % of these: noise); voices at −5.0 to 5.0 dB, at most 50 % of a row"
-            "; 12.0 % of all rows were mixed"
+            "a second speaker or noise is added to 20 % of the rows (10 % of these: noise); speakers at −5.0 to 5.0 dB, at most 50 % of a "
+            "row; 12.0 % of all rows were mixed"
         ),
         "speed": (
             "12 s of audio a second (validation and start included); 2.0 h in all; 2.00 % of the input was padding; 1.50 % of the audio "
-            "was left out (7 utterances were too short)"
+            "was left out (7 utterances too short)"
         ),
     }
 
@@ -304,7 +422,7 @@ def test_each_warning_is_given_where_it_holds_and_only_there(tmp_path):
 
     assert said() == []
     assert said(data={"validation_speakers": 4}) == [
-        "Only 4 speakers held out: masked-prediction figures may change with other voices."
+        "Only 4 speakers held out: masked-prediction figures may change with other speakers."
     ]
     assert said(data={"validation_speakers": 0})[0].startswith("Speakers are not known")
     assert said(config={"optim": {"updates": 6}}) == ["The run is not finished: 5 of 6 updates."]
@@ -347,8 +465,8 @@ def test_each_health_rule_is_shown_as_fired_held_or_not_judged(tmp_path):
     found = watched(tmp_path, findings=read_findings(tmp_path / "health.csv"), health={"unigram": state})
     rows = {row[0]: row[1:] for row in health_rows(found.findings, found.health)}
     assert len(rows) == len(RULES)
-    assert rows["predictions spread over the labels"] == ["✗ fired", "update 200, 2400", "4.250", "10"]
-    assert rows["masked loss below guessing by label frequency"] == ["✓ held", "3 windows", "2.500", "3"]
+    assert rows["predictions spread over the labels"] == ["✗ fired", "update 200, 2400", "predictions, all alike"]
+    assert rows["masked loss below guessing by label frequency"] == ["✓ held", "in 3 windows", ""]
     assert rows["not slower than before"][0] == "not judged"
     page = render(ReportContent("run", [found]))
     assert "1 of 17 rules fired" in page and "✗ fired" in page
@@ -364,10 +482,34 @@ def test_a_rule_that_fired_often_shows_its_first_value_and_is_warned_of_once(tmp
     ]
     found = watched(tmp_path, findings=rows)
     shown = {row[0]: row[1:] for row in health_rows(rows, {})}
-    assert shown["predictions spread over the labels"] == ["✗ fired", "update 100, 200, 300 and 2 times more", "12.500", "10"]
+    assert shown["predictions spread over the labels"] == [
+        "✗ fired",
+        "update 100, 200, 300 and 2 more updates",
+        "predictions at 100",
+    ]
     assert health_warnings(found, of_machine=False) == ["Health, update 100: predictions at 100."]
     assert health_warnings(found, of_machine=True) == ["Health, update 100: speed at 100."]
     assert health_said(found).startswith("2 of 17 rules fired.")
+
+
+def test_one_window_is_no_windows(tmp_path):
+    rows = {row[0]: row for row in health_rows([], {"unigram": {"judged": 1, "value": 2.5, "threshold": 3.0}})}
+    assert rows["masked loss below guessing by label frequency"][1:] == ["✓ held", "in 1 window", ""]
+    assert [plural(count, "micro-batch") for count in (1, 2, 12_345)] == [
+        "1 micro-batch",
+        "2 micro-batches",
+        "12\u202f345 micro-batches",
+    ]
+    assert [plural(count, noun) for count, noun in ((0, "row"), (2, "process"))] == ["0 rows", "2 processes"]
+
+
+def test_a_slow_machine_stands_in_a_place_of_its_own(tmp_path):
+    row = {"step": "100", "rule": "throughput", "value": "1", "threshold": "2", "sentence": "40 s of audio a second"}
+    validation = {"step": np.array([1.0]), "cross_entropy": np.ones(1), "accuracy": np.ones(1)}
+    found = watched(tmp_path, findings=[row], metrics={"step": np.array([1.0])}, validation=validation)
+    page = render(ReportContent("run", [found]))
+    assert "Limits of these figures" not in page
+    assert "40 s of audio a second" in page[page.index('id="machine"') : page.index('id="next"')]
 
 
 def test_a_run_that_was_not_watched_or_was_killed_says_so(tmp_path):

@@ -1,55 +1,64 @@
-"""The rows of a training batch that was built again: whose voice, which mask and labels, what was mixed in."""
+"""Rows of a training batch that was built again: speaker, mask, labels, and the sound that was mixed in."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from openwavlm.audio.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ, num_frames
-from openwavlm.batches.batch import PretrainBatch
 from openwavlm.batches.settings import Mixing
 from openwavlm.report.content import Example
 from openwavlm.report.pictures import runs_of
-from openwavlm.report.rebuild import mixtures
+from openwavlm.report.rebuild import Rebuilt, TrainingData, mixtures, rebuild_steps
 from openwavlm.shards.index import Index
 
 
-@dataclass(frozen=True, eq=False)
-class BatchRow:
-    """One row of a micro-batch.
-
-    Attributes:
-        facts: What `batch.json` says of it: plain values.
-        example: Its audio, mask and labels.
-    """
-
-    facts: dict[str, Any]
-    example: Example
-
-
-def describe_rows(
-    batch: PretrainBatch, mixing: Mixing | None, index: Index, *, step: int, noise: Sequence[tuple[str, float]] = ()
-) -> list[BatchRow]:
+def describe_rows(built: Rebuilt, mixing: Mixing | None, index: Index) -> list[Example]:
     """Describes the rows of a micro-batch.
 
     Args:
-        batch: The micro-batch.
+        built: The micro-batch.
         mixing: How its mixtures are applied.
         index: The index of its source.
-        step: The update that trained on it, from 1.
-        noise: Key of each noise clip of the batch, and the second from which it was read.
 
     Returns:
         One entry a row, in the batch's order.
     """
-    mixed = {mixture["row"]: mixture for mixture in mixtures(batch, mixing)}
-    named = [_name(index, int(row)) for row in batch.rows]
-    return [_row(batch, place, named, mixed.get(place), step, noise) for place in range(len(batch.rows))]
+    mixed = {mixture["row"]: mixture for mixture in mixtures(built.batch, mixing)}
+    named = [_name(index, int(row)) for row in built.batch.rows]
+    return [_row(built, place, named, mixed.get(place)) for place in range(len(named))]
+
+
+def find_mixtures(data: TrainingData, *, micro_batches: int = 32, seconds: float = 4.0) -> list[Example]:
+    """Example rows of a run's first batches that a second speaker was mixed into.
+
+    A row counts if its overlap lasts .3 s or longer and neither speaker is more than 12 dB above the other in it.
+
+    Args:
+        data: The run's training data.
+        micro_batches: How many micro-batches are searched.
+        seconds: Wanted duration.
+
+    Returns:
+        The first such row of at least that duration; else the first ones that reach it together; else the first row that a speaker
+        was mixed into; empty without any.
+    """
+    clear: list[Example] = []
+    faint: list[Example] = []
+    for built in rebuild_steps(data, micro_batches=micro_batches):
+        for example in describe_rows(built, data.builder.draws.mixing, data.opened.indexes[built.batch.id.source]):
+            mixture = example.facts["mixture"]
+            if mixture is None or mixture["with"] != "speech":
+                continue
+            is_clear = example.length >= 0.3 * SAMPLE_RATE_HZ and abs(example.overlap_snr_db) <= 12
+            if is_clear and example.facts["duration_s"] >= seconds:
+                return [example]
+            (clear if is_clear else faint).append(example)
+    reached = np.cumsum([len(example.clean) / SAMPLE_RATE_HZ for example in clear])
+    return clear[: int((reached < seconds).sum()) + 1] or faint[:1]
 
 
 def _name(index: Index, row: int) -> dict[str, Any]:
-    """Who speaks in a row; None where it is not known."""
+    """Key, speaker and recording of a row; None where unknown."""
     return {
         "row": row,
         "key": index.keys[row] if index.keys else f"{int(index.key[row]):016x}",
@@ -58,14 +67,8 @@ def _name(index: Index, row: int) -> dict[str, Any]:
     }
 
 
-def _row(
-    batch: PretrainBatch,
-    place: int,
-    named: list[dict[str, Any]],
-    mixture: dict[str, Any] | None,
-    step: int,
-    noise: Sequence[tuple[str, float]],
-) -> BatchRow:
+def _row(built: Rebuilt, place: int, named: list[dict[str, Any]], mixture: dict[str, Any] | None) -> Example:
+    batch = built.batch
     size = int(batch.num_samples[place])
     frames = num_frames(size)
     clean = batch.waveforms[place, :size].numpy().astype(np.float32) / 32768
@@ -81,11 +84,11 @@ def _row(
         "masked_frames": int(mask.sum()),
         "mask_spans": _spans(mask),
         "label_runs": [list(run) for run in runs_of(labels)],
-        "mixture": _mixture(mixture, batch, named, noise) if mixture else None,
+        "mixture": _mixture(mixture, built, named) if mixture else None,
     }
-    example = Example(
-        step=step,
-        name=facts["key"],
+    return Example(
+        step=built.step,
+        name=f"{facts['recording'] or facts['key']}, from {facts['start_s']:.2f} s",
         clean=clean,
         mixed=mixture["mixed"] if mixture else clean,
         start=mixture["start"] if mixture else 0,
@@ -94,8 +97,8 @@ def _row(
         overlap_snr_db=mixture["overlap_snr_db"] if mixture else float("nan"),
         mask=mask,
         labels=labels,
+        facts=facts,
     )
-    return BatchRow(facts, example)
 
 
 def _spans(mask: np.ndarray) -> list[list[int]]:
@@ -108,17 +111,15 @@ def _spans(mask: np.ndarray) -> list[list[int]]:
     return spans
 
 
-def _mixture(
-    mixture: dict[str, Any], batch: PretrainBatch, named: list[dict[str, Any]], noise: Sequence[tuple[str, float]]
-) -> dict[str, Any]:
+def _mixture(mixture: dict[str, Any], built: Rebuilt, named: list[dict[str, Any]]) -> dict[str, Any]:
     partner, rows = mixture["partner"], len(named)
     if mixture["noise"]:
-        key, begins = noise[partner - rows]
+        key, begins = built.noise[partner - rows]
         added = {"with": "noise", "partner_place": None, "partner_key": key, "partner_speaker": None}
     else:
         added = {"with": "speech", "partner_place": partner, "partner_key": named[partner]["key"]}
         added |= {"partner_speaker": named[partner]["speaker"]}
-        begins = int(batch.start_frame[partner]) / FRAME_RATE_HZ
+        begins = int(built.batch.start_frame[partner]) / FRAME_RATE_HZ
     snr_db = mixture["overlap_snr_db"]
     return added | {
         "start_s": mixture["start"] / SAMPLE_RATE_HZ,

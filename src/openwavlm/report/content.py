@@ -1,4 +1,4 @@
-"""What a report is made of: the records of one or several runs that follow each other, as plain figures."""
+"""Content of a report: the records of one or several runs as plain figures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +30,7 @@ class Example:
         overlap_snr_db: The ratio within the overlap, measured on the audio; NaN where one of the two is silent there.
         mask: bool (frames,), True = hidden from the encoder.
         labels: int64 (frames,), pseudo-labels of the clean audio, −1 = none.
+        facts: Its entry in the `batch.json` of a replay: plain values.
     """
 
     step: int
@@ -42,11 +43,12 @@ class Example:
     overlap_snr_db: float
     mask: np.ndarray
     labels: np.ndarray
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Realised:
-    """What masking and mixing did, measured on micro-batches that were built again.
+    """Realised masking and mixing, measured on micro-batches that were built again.
 
     Attributes:
         steps: Updates whose batches were built, from 1.
@@ -56,9 +58,9 @@ class Realised:
         noise_rows: Those among them that were mixed with noise.
         mask_coverage: Masked share of the valid frames.
         energy_ratio_db: float64 (mixtures,), ratio over whole utterances, measured on the audio.
-        overlap_snr_db: float64 (mixtures,), ratio within the overlap, which is what a listener hears.
+        overlap_snr_db: float64 (mixtures,), ratio within the overlap.
         overlap_share: float64 (mixtures,), overlap over the primary's length.
-        as_recorded: Whether masked frames and mixed rows of whole steps equal those of `metrics.csv`; None if that cannot be said.
+        as_recorded: True if masked frames and mixed rows of whole steps equal those of `metrics.csv`; None if unknown.
     """
 
     steps: tuple[int, ...]
@@ -75,10 +77,10 @@ class Realised:
 
 @dataclass(eq=False)
 class Iteration:
-    """One training run; what is missing is None or empty, and the report says so.
+    """One training run; missing parts are None or empty, and the page names them.
 
     Attributes:
-        name: As the reader shall see it, "iteration 1: labels from MFCC".
+        name: Its name on the page, "iteration 1: labels from MFCC".
         run: Run directory.
         config: Its `config.yaml`.
         metrics: Columns of `metrics.csv`, NaN where empty.
@@ -86,17 +88,17 @@ class Iteration:
         record: Its `run.json`.
         launch: `this_launch` of its `summary.json`: audio and wall seconds of the last launch.
         findings: Rows of its `health.csv`, as text.
-        health: `health` of its `summary.json`: how each rule stands.
+        health: `health` of its `summary.json`: state of each rule.
         data: Hours and speakers (`OpenData.summary`).
         plan: `padding_share`, `lost_share`, `too_short`, `codebook` (clusters) of the first data epoch.
         masked: `cross_entropy`, `accuracy`, and the same of `unigram` and `count_table`, on held-out speakers.
-        probes: What `probe_model` returned.
+        probes: Result of `probe_model`.
         cluster_counts: (classes,) frames of each label in (a sample of) the training rows.
-        example: A mixture.
+        mixtures: Rows that a second speaker was mixed into.
         realised: Measured masking and mixing.
-        wall_seconds: Duration of the whole training, None if it was not one launch and nobody kept it.
+        wall_seconds: Duration of the whole training, None if unknown, as after several launches.
         parameters: Number of the model's parameters.
-        notes: Why parts are missing.
+        notes: Sentences on damaged or missing parts.
     """
 
     name: str
@@ -113,7 +115,7 @@ class Iteration:
     masked: dict[str, Any] | None = None
     probes: dict[str, Any] | None = None
     cluster_counts: np.ndarray | None = None
-    example: Example | None = None
+    mixtures: list[Example] = field(default_factory=list)
     realised: Realised | None = None
     wall_seconds: float | None = None
     parameters: int | None = None
@@ -144,16 +146,12 @@ class ReportContent:
     Attributes:
         title: Name of the job.
         iterations: Runs in order; the last one is the result.
-        commands: (what it does, command) to go on with; empty: made from the last run's record.
-        warnings: What the reader should know before believing a figure, beside what the report finds itself.
-        about: A sentence on the corpus or the purpose.
+        commands: (purpose, command) of the next steps; empty: made from the last run's record.
     """
 
     title: str
     iterations: list[Iteration]
     commands: list[tuple[str, str]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    about: str = ""
 
 
 def _read(path: Path, prefix: Mapping[str, Any] | None, notes: list[str] | None, columns: list[str] | None = None) -> Record:
@@ -171,8 +169,8 @@ def read_table(path: Path, *, prefix: Mapping[str, Any] | None = None, notes: li
 
     Args:
         path: The table.
-        prefix: What a checkpoint says of its beginning.
-        notes: Gets a sentence on what is damaged, which is left out; without it the table is refused then.
+        prefix: A checkpoint's record of its beginning.
+        notes: Receives a sentence on each damaged part, which is left out; without it a damaged table is refused.
 
     Raises:
         ValueError: If it is damaged and there are no `notes`.
@@ -194,7 +192,7 @@ def read_findings(path: Path, *, prefix: Mapping[str, Any] | None = None, notes:
 
 
 def known_tables(run: Path, launches: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What the newest checkpoint of the present launch, or the one that it goes on from, says of the run's tables."""
+    """Record of the run's tables in the newest checkpoint of the present launch, or in the one that it goes on from."""
     goes_on_from = launches[-1]["from_step"] if launches else 0
     for path in reversed(checkpoints_in(run / "checkpoints")):
         try:
@@ -208,11 +206,11 @@ def known_tables(run: Path, launches: list[dict[str, Any]]) -> dict[str, dict[st
 
 
 def read_iteration(run: Path, name: str | None = None) -> Iteration:
-    """The records that a run directory keeps by itself, without opening its data; what is damaged in a table is noted.
+    """Reads the records of a run directory, without its data; damage in a table is noted.
 
     Args:
         run: Run directory.
-        name: What the reader shall call it; by default the folder's name.
+        name: Its name on the page; by default the folder's.
 
     Raises:
         ValueError: If the folder is no run directory, or `config.yaml`, `run.json` or `summary.json` is damaged.
@@ -225,7 +223,7 @@ def read_iteration(run: Path, name: str | None = None) -> Iteration:
     for launch in launches:
         notes += [f"When the run went on: {sentence}." for sentence in launch.get("damaged", {}).values()]
     iteration = Iteration(
-        name or run.name,
+        name or run.absolute().name,
         run,
         config=config,
         metrics=read_table(run / "metrics.csv", prefix=known.get("metrics.csv"), notes=notes),

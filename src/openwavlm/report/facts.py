@@ -1,26 +1,26 @@
-"""What ran, in words: the configuration, the warnings and the commands to go on, from a run's own records."""
+"""A run's configuration and the limits of its figures in words, from its own records."""
 
-import shlex
 from typing import Any
 
 import numpy as np
 
 from openwavlm.report.content import Iteration
 from openwavlm.report.health import health_warnings
-from openwavlm.report.verdicts import number
+from openwavlm.report.words import duration, number, plural
 
 
 def what_ran(iteration: Iteration) -> list[tuple[str, str]]:
     """(topic, sentence) on model, data, updates, masking and mixing; topics without a record are left out."""
-    config = iteration.config
-    makers = (_model, _data, _updates, _labels, _masking, _mixing, _speed)
-    topics = ("model", "data", "training", "labels", "masking", "mixing", "speed")
-    found = []
-    for topic, make in zip(topics, makers, strict=True):
-        text = make(iteration, config)
-        if text:
-            found.append((topic, text))
-    return found
+    makers = {
+        "model": _model,
+        "data": _data,
+        "training": _updates,
+        "labels": _labels,
+        "masking": _masking,
+        "mixing": _mixing,
+        "speed": _speed,
+    }
+    return [(topic, text) for topic, make in makers.items() if (text := make(iteration, iteration.config))]
 
 
 def _model(iteration: Iteration, config: dict[str, Any]) -> str:
@@ -79,7 +79,7 @@ def _masking(iteration: Iteration, config: dict[str, Any]) -> str:
     text = f"spans of {masking['length']} frames ({masking['length'] * 20} ms)"
     valid = iteration.metrics.get("mask_coverage")
     if valid is not None and len(valid):
-        text += f"; on average {100 * np.nanmean(valid):.1f} % of the valid frames were hidden (all updates)"
+        text += f"; on average {100 * np.nanmean(valid):.1f} % of the valid frames were hidden"
     return text
 
 
@@ -91,8 +91,8 @@ def _mixing(iteration: Iteration, config: dict[str, Any]) -> str:
         return "off"
     low, high = mixing["speech_db"]
     noise = f" ({100 * mixing['noise_prob']:.0f} % of these: noise)" if mixing["noise_prob"] else ""
-    text = f"a second voice{' or noise' if noise else ''} is added to {100 * mixing['prob']:.0f} % of the rows{noise}"
-    text += f"; voices at {number(low, 1)} to {number(high, 1)} dB, at most {100 * mixing['max_share']:.0f} % of a row"
+    text = f"a second speaker{' or noise' if noise else ''} is added to {100 * mixing['prob']:.0f} % of the rows{noise}"
+    text += f"; speakers at {number(low, 1)} to {number(high, 1)} dB, at most {100 * mixing['max_share']:.0f} % of a row"
     if len(metrics.get("rows", ())):
         share = metrics["mixed_rows"].sum() / max(1.0, metrics["rows"].sum())
         text += f"; {100 * share:.1f} % of all rows were mixed"
@@ -108,20 +108,13 @@ def _speed(iteration: Iteration, config: dict[str, Any]) -> str:
     if len(iteration.metrics.get("padding_share", ())):
         parts.append(f"{100 * np.nanmean(iteration.metrics['padding_share']):.2f} % of the input was padding")
     if iteration.plan is not None:
-        lost, short = 100 * iteration.plan["lost_share"], int(iteration.plan["too_short"])
-        parts.append(f"{lost:.2f} % of the audio was left out ({short} utterances were too short)")
+        lost, short = 100 * iteration.plan["lost_share"], iteration.plan["too_short"]
+        parts.append(f"{lost:.2f} % of the audio was left out ({plural(short, 'utterance')} too short)")
     return "; ".join(parts)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def warnings_of(iteration: Iteration) -> list[str]:
-    """What a reader has to know before believing the figures, from the run's own records."""
+    """Limits of a run's figures, from its own records."""
     found, metrics = list(iteration.notes), iteration.metrics
     planned = (iteration.config.get("optim") or {}).get("updates")
     if not iteration.updates:
@@ -129,19 +122,17 @@ def warnings_of(iteration: Iteration) -> list[str]:
     elif planned and iteration.updates < planned:
         found.append(f"The run is not finished: {iteration.updates} of {planned} updates.")
     if not len(iteration.validation.get("step", ())):
-        found.append("Nothing was validated: no held-out speakers, or no validation was due yet.")
+        found.append("Nothing was validated: there are no held-out speakers, or no validation was due yet.")
     elif iteration.data is not None and not iteration.data["validation_speakers"]:
-        found.append("Speakers are not known: whole recordings were held out, so a voice may be on both sides of the split.")
+        found.append("Speakers are not known: whole recordings were held out, so a speaker may be on both sides of the split.")
     elif iteration.data is not None and iteration.data["validation_speakers"] < 5:
-        count = iteration.data["validation_speakers"]
-        found.append(
-            f"Only {count} speaker{'s' if count > 1 else ''} held out: masked-prediction figures may change with other voices."
-        )
+        count = plural(iteration.data["validation_speakers"], "speaker")
+        found.append(f"Only {count} held out: masked-prediction figures may change with other speakers.")
     void, unreadable = (np.nansum(metrics.get(name, np.zeros(1))) for name in ("void", "unreadable_rows"))
     if void:
-        found.append(f"{int(void)} updates were skipped because their gradient was not finite.")
+        found.append(f"Skipped because the gradient was not finite: {plural(void, 'update')}.")
     if unreadable:
-        found.append(f"{int(unreadable)} rows could not be read and gave no loss.")
+        found.append(f"Unreadable, without loss: {plural(unreadable, 'row')}.")
     found += health_warnings(iteration, of_machine=False)
     changes = {key: values for part in iteration.record.get("segments", []) for key, values in part.get("changes", {}).items()}
     if changes:
@@ -149,40 +140,7 @@ def warnings_of(iteration: Iteration) -> list[str]:
     realised = iteration.realised
     if realised is not None and realised.as_recorded is False:
         found.append(
-            "The batches that were built again differ from those of metrics.csv, so mixture and levels below are not the run's "
-            "own: data or config changed since."
+            "The batches that were built again differ from those of metrics.csv, because data or config changed since: mixture and "
+            "levels below are not the run's own."
         )
-    return found
-
-
-def overrides_of(record: dict[str, Any]) -> list[str]:
-    """The overrides of a run's first launch, as far as its record holds them; a word without `=` belongs to the value before it."""
-    segments = record.get("segments") or [{}]
-    words: list[str] = []
-    for word in str(segments[0].get("command", "")).split(" ")[1:]:
-        if "=" in word and not word.startswith("-"):
-            words.append(word)
-        elif words:
-            words[-1] += f" {word}"
-    return words
-
-
-def commands_of(iteration: Iteration) -> list[tuple[str, str]]:
-    """(what it does, command) to go on with a run."""
-    run = shlex.quote(str(iteration.run))
-    found = [("Export the encoder for Transformers", f"openwavlm export run={run}")]
-    layer = ((iteration.probes or {}).get("phones") or {}).get("chosen_layer")
-    layers = "" if layer is None else f" {shlex.quote(f'layers=[{layer}]')}"
-    extract = f"openwavlm extract encoder={run}/export input=RECORDINGS output=FEATURES{layers}"
-    found.append(("Features of your own recordings, from the exported encoder", extract))
-    overrides = [word for word in overrides_of(iteration.record) if word.split("=")[0] not in ("optim.updates", "allow_change")]
-    updates = (iteration.config.get("optim") or {}).get("updates")
-    if any(word.startswith("data.sources") for word in overrides) and updates:
-        longer = [*overrides, f"optim.updates={2 * int(updates)}", "allow_change=[optim.updates]"]
-        found.append(("Train longer (from where the run was launched)", "openwavlm train " + " ".join(map(shlex.quote, longer))))
-    found.append(("Watch the curves", f"tensorboard --logdir {run}/tensorboard"))
-    export = str(iteration.run / "export")
-    found.append(
-        ("Load the exported encoder, to fine-tune it with your own code", f"transformers.WavLMModel.from_pretrained({export!r})")
-    )
     return found

@@ -1,17 +1,15 @@
-"""The report's section on health: each rule, whether it fired, when, and with which value."""
+"""The health section: each rule, its result, when it was judged, and its first finding."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openwavlm.report.content import Iteration
-from openwavlm.report.verdicts import number
+from openwavlm.report.words import plural
 from openwavlm.training.health.rules import RULES
 
 
 def health_rows(findings: Sequence[Mapping[str, str]], states: Mapping[str, Any] | None) -> list[list[str]]:
-    """One line a rule: what holds in a sound run, how it stands, when it fired, value, threshold.
-
-    A rule that fired shows the value with which it first did, one that did not the last value that was judged.
+    """One line a rule, those that fired first: the rule, its result, when it was judged or fired, its first finding.
 
     Args:
         findings: Rows of `health.csv`.
@@ -20,23 +18,18 @@ def health_rows(findings: Sequence[Mapping[str, str]], states: Mapping[str, Any]
     lines = []
     for rule in RULES:
         fired = [row for row in findings if row["rule"] == rule.name]
-        state = (states or {}).get(rule.name) or {}
+        judged = ((states or {}).get(rule.name) or {}).get("judged")
         if fired:
-            steps = ", ".join(row["step"] for row in fired[:3]) + (f" and {len(fired) - 3} times more" if len(fired) > 3 else "")
-            lines.append([rule.title, "✗ fired", f"update {steps}", *map(_figure, (fired[0]["value"], fired[0]["threshold"]))])
-        elif state.get("judged"):
-            times = f"{state['judged']} windows"
-            lines.append([rule.title, "✓ held", times, *map(_figure, (state["value"], state["threshold"]))])
+            steps = ", ".join(row["step"] for row in fired[:3])
+            more = f" and {plural(len(fired) - 3, 'more update')}" if len(fired) > 3 else ""
+            lines.append([rule.title, "✗ fired", f"update {steps}{more}", fired[0]["sentence"]])
+        elif judged:
+            lines.append([rule.title, "✓ held", f"in {plural(judged, 'window')}", ""])
         elif states is None:
-            lines.append([rule.title, "did not fire", "", "", ""])
+            lines.append([rule.title, "did not fire", "", ""])
         else:
-            lines.append([rule.title, "not judged", f"judged {rule.judged}", "", ""])
-    return lines
-
-
-def _figure(value: str | float) -> str:
-    figure = float(value)
-    return number(figure, 0) if figure == round(figure) else number(figure)
+            lines.append([rule.title, "not judged", f"judged {rule.judged}", ""])
+    return sorted(lines, key=lambda line: line[1] != "✗ fired")
 
 
 def health_warnings(iteration: Iteration, *, of_machine: bool) -> list[str]:
@@ -55,13 +48,10 @@ def health_warnings(iteration: Iteration, *, of_machine: bool) -> list[str]:
 
 
 def health_said(iteration: Iteration) -> str:
-    """What the section begins with."""
+    """First sentences of the section."""
     settings = iteration.config.get("health")
     if not settings or not settings.get("enabled"):
         return "The run was not watched (health.enabled)."
     fired = {row["rule"] for row in iteration.findings}
     verdict = f"{len(fired)} of {len(RULES)} rules fired." if fired else "No rule fired."
-    return (
-        f"{verdict} What a sound run keeps, judged in windows of {settings['window']} updates (value: when a rule first fired, else in "
-        "the last window that was judged)."
-    )
+    return f"{verdict} Each rule states what a sound run keeps, and is judged in windows of {settings['window']} updates."

@@ -1,49 +1,85 @@
-"""Training batches built again from the plan: what the model really saw, to look at and to measure."""
+"""Training batches built again from the plan, bit-equal to those that were trained on: the one way of report and replay."""
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
 import torch
 
-from openwavlm.audio.frames import num_frames
+from openwavlm.audio.frames import SAMPLE_RATE_HZ, num_frames
 from openwavlm.batches.batch import PretrainBatch
 from openwavlm.batches.collate import MicroBatchBuilder
 from openwavlm.batches.mixing import mix
 from openwavlm.batches.schedule import Schedule
 from openwavlm.batches.settings import Mixing
 from openwavlm.batches.sources import OpenData
-from openwavlm.report.content import Example, Realised
+from openwavlm.report.content import Realised
+from openwavlm.training.build import make_builder
+from openwavlm.training.config import RunConfig
 
 
-def rebuild_micro_batch(schedule: Schedule, builder: MicroBatchBuilder, step: int, slot: int = 0) -> PretrainBatch:
-    """One micro-batch of a run, bit-equal to the one that was trained on.
+class TrainingData:
+    """Data, plan and draws of a run's config.
 
     Args:
-        schedule: The run's training schedule.
-        builder: The run's training builder.
-        step: The update, from 1 as in `metrics.csv`.
-        slot: Which of the update's micro-batches, from 0.
+        config: A config of the run.
 
-    Raises:
-        ValueError: If the update has no such slot.
+    Attributes:
+        opened: Its data. The caller compares its fingerprints with the run's record before a batch is built.
     """
-    specs = schedule.step(step - 1).specs
-    if not 0 <= slot < len(specs):
-        raise ValueError(f"update {step} has the micro-batches 0 … {len(specs) - 1}, but {slot} was asked for")
-    return builder[specs[slot]]
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.opened = OpenData(config.data, config.batch, config.seed)
+
+    def close(self) -> None:
+        """Closes the data."""
+        self.opened.close()
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The training schedule, as if this config and data were the run's first."""
+        return self.opened.schedule()
+
+    @cached_property
+    def builder(self) -> MicroBatchBuilder:
+        """The training builder."""
+        return make_builder(self.config, self.opened, training=True)
 
 
-def rebuild_steps(
-    schedule: Schedule, builder: MicroBatchBuilder, *, first: int = 1, micro_batches: int = 16
-) -> Iterator[tuple[int, PretrainBatch, bool]]:
-    """Micro-batches of the updates from `first` on, at most so many: (update from 1, batch, whether it is the update's last)."""
-    step, built = first, 0
-    while built < micro_batches:
-        specs = schedule.step(step - 1).specs
-        for number, spec in enumerate(specs[: micro_batches - built]):
-            yield step, builder[spec], number + 1 == len(specs)
-        built, step = built + len(specs), step + 1
+@dataclass(frozen=True, eq=False)
+class Rebuilt:
+    """A micro-batch.
+
+    Attributes:
+        step: The update that trained on it, from 1.
+        batch: Its tensors.
+        noise: Key of each of its noise clips, and the second at which it starts.
+        ends_step: Whether it is the update's last.
+    """
+
+    step: int
+    batch: PretrainBatch
+    noise: list[tuple[str, float]]
+    ends_step: bool
+
+
+def rebuild_step(data: TrainingData, step: int) -> Iterator[Rebuilt]:
+    """The micro-batches of an update (from 1, as in `metrics.csv`), in slot order."""
+    specs, noise_index = data.schedule.step(step - 1).specs, data.opened.noise_index
+    for number, spec in enumerate(specs, start=1):
+        excerpts = data.builder.noise_excerpts(spec) if noise_index is not None else []
+        noise = [(noise_index.keys[row], start / SAMPLE_RATE_HZ) for row, start, _ in excerpts if noise_index is not None]
+        yield Rebuilt(step, data.builder[spec], noise, number == len(specs))
+
+
+def rebuild_steps(data: TrainingData, *, first: int = 1, micro_batches: int = 16) -> Iterator[Rebuilt]:
+    """So many micro-batches of the updates from `first` on."""
+    return islice(chain.from_iterable(rebuild_step(data, step) for step in count(first)), micro_batches)
 
 
 def before_and_after(batch: PretrainBatch, mixing: Mixing | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,7 +95,7 @@ def _decibel(primary: float, secondary: float) -> float:
 
 
 def mixtures(batch: PretrainBatch, mixing: Mixing | None) -> Iterator[dict[str, Any]]:
-    """Every mixture of a batch with its levels, measured on the waveforms alone."""
+    """Every mixture of a batch with its levels, measured on the waveforms."""
     clean, mixed = before_and_after(batch, mixing)
     record, rows = batch.mix, len(batch.rows)
     for number in range(len(record)):
@@ -72,7 +108,7 @@ def mixtures(batch: PretrainBatch, mixing: Mixing | None) -> Iterator[dict[str, 
         overlap = slice(start, start + length)
         added = (mixed[row, overlap] - clean[row, overlap]).square().mean().item()
         excerpt = taken.square().mean().item() if len(taken) else 0.0
-        # What was added is the excerpt times a gain: the gain gives the level of the whole secondary.
+        # The added sound is the excerpt times a gain, which gives the level of the whole secondary.
         gain_squared = added / excerpt if excerpt > 0 else 0.0
         yield {
             "row": row,
@@ -92,46 +128,38 @@ def mixtures(batch: PretrainBatch, mixing: Mixing | None) -> Iterator[dict[str, 
         }
 
 
-def measure_realised(
-    schedule: Schedule,
-    builder: MicroBatchBuilder,
-    metrics: dict[str, np.ndarray] | None = None,
-    *,
-    first: int = 1,
-    micro_batches: int = 16,
-) -> Realised:
-    """Measures masking and mixing on some of a run's batches.
+def measure_realised(data: TrainingData, metrics: dict[str, np.ndarray] | None = None, *, micro_batches: int = 16) -> Realised:
+    """Measures masking and mixing on a run's first batches.
 
     Args:
-        schedule: The run's training schedule.
-        builder: The run's training builder.
+        data: The run's training data.
         metrics: Columns of `metrics.csv`, to check that the batches are those that were trained on; None: not checked.
-        first: First update, from 1.
         micro_batches: How many micro-batches are built.
     """
-    steps: list[int] = []
-    sums = dict.fromkeys(("micro_batches", "rows", "mixed", "noise", "masked", "valid", "step_masked", "step_mixed"), 0)
+    sums: Counter[str] = Counter()
     levels: dict[str, list[float]] = {"energy_ratio_db": [], "overlap_snr_db": [], "overlap_share": []}
-    agreed: list[bool] = []
-    for step, batch, last in rebuild_steps(schedule, builder, first=first, micro_batches=micro_batches):
-        steps += [] if step in steps else [step]
-        valid = num_frames(batch.num_samples)
+    of_step: dict[int, tuple[int, int]] = {}
+    whole = []
+    for built in rebuild_steps(data, micro_batches=micro_batches):
+        batch, (masked, mixed) = built.batch, of_step.get(built.step, (0, 0))
+        of_step[built.step] = (masked + batch.num_masked, mixed + len(batch.mix))
+        whole += [built.step] if built.ends_step else []
         sums["micro_batches"] += 1
         sums["rows"] += int((batch.num_samples > 0).sum())
-        sums["valid"] += int(valid.sum())
+        sums["valid"] += int(num_frames(batch.num_samples).sum())
         sums["masked"] += int(batch.mask.sum())
-        sums["step_masked"] += batch.num_masked
-        sums["step_mixed"] += len(batch.mix)
-        for mixture in mixtures(batch, builder.draws.mixing):
+        for mixture in mixtures(batch, data.builder.draws.mixing):
             sums["mixed"] += 1
             sums["noise"] += int(mixture["noise"])
             for name, values in levels.items():
                 values.append(mixture[name])
-        if last:
-            agreed += _agrees(metrics, step, sums)
-            sums["step_masked"] = sums["step_mixed"] = 0
+    recorded = {}
+    if metrics:
+        counts = zip(metrics["masked_frames"], metrics["mixed_rows"], strict=True)
+        recorded = dict(zip(metrics["step"].tolist(), counts, strict=True))
+    agreed = [of_step[step] == recorded[step] for step in whole if step in recorded]
     return Realised(
-        tuple(steps),
+        tuple(of_step),
         sums["micro_batches"],
         sums["rows"],
         sums["mixed"],
@@ -140,44 +168,3 @@ def measure_realised(
         **{name: np.array(values) for name, values in levels.items()},
         as_recorded=all(agreed) if agreed else None,
     )
-
-
-def _agrees(metrics: dict[str, np.ndarray] | None, step: int, sums: dict[str, int]) -> list[bool]:
-    place = np.flatnonzero(metrics["step"] == step) if metrics and "step" in metrics else np.zeros(0)
-    if metrics is None or len(place) != 1:
-        return []
-    recorded = [metrics[name][place[0]] for name in ("masked_frames", "mixed_rows")]
-    return [recorded == [sums["step_masked"], sums["step_mixed"]]]
-
-
-def first_mixture(opened: OpenData, schedule: Schedule, builder: MicroBatchBuilder, *, micro_batches: int = 32) -> Example | None:
-    """The first row of a run with another voice in it; None if there is none.
-
-    The first one that shows something is preferred: at least .3 s of overlap in which neither voice is 12 dB over the other.
-    """
-    found: Example | None = None
-    for step, batch, _ in rebuild_steps(schedule, builder, micro_batches=micro_batches):
-        for mixture in mixtures(batch, builder.draws.mixing):
-            telling = mixture["length"] >= 4800 and abs(mixture["overlap_snr_db"]) <= 12
-            if mixture["noise"] or (found is not None and not telling):
-                continue
-            row = mixture["row"]
-            frames = num_frames(int(batch.num_samples[row]))
-            number = int(batch.rows[row])
-            index = opened.indexes[batch.id.source]
-            recording = index.recordings[int(index.recording[number])] or f"row {number}"
-            found = Example(
-                step=step,
-                name=f"{recording}, from {float(batch.start_frame[row]) * 0.02:.2f} s",
-                clean=mixture["clean"],
-                mixed=mixture["mixed"],
-                start=mixture["start"],
-                length=mixture["length"],
-                energy_ratio_db=mixture["drawn_db"],
-                overlap_snr_db=mixture["overlap_snr_db"],
-                mask=batch.mask[row, :frames].numpy(),
-                labels=batch.labels[0, row, :frames].numpy().astype(np.int64),
-            )
-            if telling:
-                return found
-    return found

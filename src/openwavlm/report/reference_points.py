@@ -1,4 +1,4 @@
-"""Where other people's runs were at some update, and what became of them: drawn beside a run's own curves, never a pass or a fail."""
+"""Published figures of other runs at some update, drawn beside a run's own curves for orientation."""
 
 import math
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ class ReferencePoint:
     """One point of a published run.
 
     Attributes:
-        run: Whose, and what it was.
+        run: Model, iteration and data.
         clusters: Labels of its codebook.
-        updates: After how many updates; None where the source does not say.
-        nats: Masked cross-entropy; None where the source does not say.
+        updates: Updates up to then; None if not stated.
+        nats: Masked cross-entropy; None if not stated.
         accuracy: Masked accuracy.
-        unmasked_accuracy: Likewise of unmasked frames.
-        outcome: What is known of the model that came out.
-        source: Where it was reported.
+        unmasked_accuracy: Accuracy of unmasked frames; None if not stated.
+        outcome: Known quality of the final model.
+        source: Publication.
     """
 
     run: str

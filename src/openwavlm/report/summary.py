@@ -9,7 +9,7 @@ from openwavlm.training.run_files import read_summary
 
 
 def iteration_summary(iteration: Iteration) -> dict[str, Any]:
-    """An iteration's entry: figures on held-out speakers alone, None for what was not measured."""
+    """An iteration's entry: figures on held-out speakers alone, None where not measured."""
     probes, realised = iteration.probes or {}, iteration.realised
     measured = None
     if realised is not None:

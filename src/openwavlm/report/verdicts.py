@@ -1,4 +1,4 @@
-"""Which controls a model beat and which it did not, as sentences computed from the figures (DESIGN §8)."""
+"""A model's figures against its baselines, as sentences computed from the figures."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from openwavlm.evaluation.bootstrap import ratio_interval
+from openwavlm.report.words import number
 
 Outcome = Literal["beats", "ties", "behind"]
 
@@ -29,12 +30,12 @@ class Verdict:
     """One comparison.
 
     Attributes:
-        outcome: `beats`, `ties` (the figures do not tell the two apart) or `behind`.
-        measure: What was measured: "masked cross-entropy", "phones", "units (clean speech)".
-        control: Key of the control.
+        outcome: `beats`, `ties` (no clear difference) or `behind`.
+        measure: "masked cross-entropy", "phones", "units (clean speech)".
+        control: Key of the baseline.
         sentence: The comparison with its figures.
         ours: The model's figure.
-        theirs: The control's figure.
+        theirs: The baseline's figure.
         interval: Lower and upper end of the difference over speakers, if there is one.
     """
 
@@ -47,13 +48,8 @@ class Verdict:
     interval: tuple[float, float] | None = None
 
 
-def number(value: float, places: int = 3) -> str:
-    """A figure with a fixed number of places and a real minus sign."""
-    return f"{value:.{places}f}".replace("-", "−")
-
-
 def beats(iteration: dict[str, Any]) -> list[Verdict]:
-    """Compares an iteration's figures with every control that was measured.
+    """Compares an iteration's figures with every baseline that was measured.
 
     A difference whose interval over speakers contains 0, and units closer than twice the spread over codebook seeds, are ties.
     Masked labels have no interval: the figures are compared as they are.
@@ -62,11 +58,11 @@ def beats(iteration: dict[str, Any]) -> list[Verdict]:
         iteration: An entry of `summary.json`'s `iterations`: `masked`, `phones`, `units`, each of which may be missing or None.
 
     Returns:
-        One verdict a control and measure, in the order masked labels, phones, units.
+        One verdict a baseline and measure, in the order masked labels, phones, units.
     """
     found = [*_masked(iteration.get("masked") or {}), *_phones(iteration.get("phones") or {})]
     for condition, units in (iteration.get("units") or {}).items():
-        found += _units(condition, units or {})
+        found += _units(CONDITIONS.get(condition, condition), units or {})
     return found
 
 
@@ -74,37 +70,31 @@ def _plain(outcome_of: float) -> Outcome:
     return "beats" if outcome_of > 0 else "behind" if outcome_of < 0 else "ties"
 
 
-_SAYS = {"beats": "beats", "ties": "does not beat", "behind": "does not beat"}
+_SAYS = {"beats": "better than", "ties": "no clear difference from", "behind": "worse than"}
 
 
 def _masked(masked: dict[str, Any]) -> list[Verdict]:
     verdicts = []
     for control in ("unigram", "count_table", "nearest_label"):
         theirs = masked.get(control) or {}
-        if _has(masked, "cross_entropy") and _has(theirs, "cross_entropy"):
-            ours, other = masked["cross_entropy"], theirs["cross_entropy"]
-            outcome, share = _plain(other - ours), 100 * abs(1 - ours / other)
-            what = "masked cross-entropy"
-            words = f"{number(ours)} nats against {number(other)}, {share:.1f} % {'lower' if ours < other else 'higher'}"
-            verdicts.append(
-                Verdict(outcome, what, control, f"{_SAYS[outcome]} {CONTROLS[control]} in {what}: {words}", ours, other)
-            )
-        if _has(masked, "accuracy") and _has(theirs, "accuracy"):
-            ours, other = masked["accuracy"], theirs["accuracy"]
-            outcome, what = _plain(ours - other), "masked accuracy"
-            words = f"{number(ours)} against {number(other)}"
-            verdicts.append(
-                Verdict(outcome, what, control, f"{_SAYS[outcome]} {CONTROLS[control]} in {what}: {words}", ours, other)
-            )
+        for figure, sign in (("cross_entropy", -1), ("accuracy", 1)):
+            if not _has(masked, figure) or not _has(theirs, figure):
+                continue
+            ours, other = masked[figure], theirs[figure]
+            outcome, words = _plain(sign * (ours - other)), f"{number(ours)} against {number(other)}"
+            if figure == "cross_entropy":
+                share = 100 * abs(1 - ours / other)
+                words = f"{number(ours)} nats against {number(other)}, {share:.1f} % {'lower' if ours < other else 'higher'}"
+            measure = f"masked {figure.replace('_', '-')}"
+            sentence = f"{_SAYS[outcome]} {CONTROLS[control]} in {measure}: {words}"
+            verdicts.append(Verdict(outcome, measure, control, sentence, ours, other))
     return verdicts
 
 
 def _phones(phones: dict[str, Any]) -> list[Verdict]:
     verdicts: list[Verdict] = []
-    if not _has(phones, "chosen"):
-        return verdicts
     for control in ("mfcc", "mfcc_context", "logmel", "logmel_context", "untrained"):
-        if not _has(phones, control):
+        if not _has(phones, "chosen") or not _has(phones, control):
             continue
         ours, theirs = phones["chosen"], phones[control]
         words = f"{number(ours)} against {number(theirs)} of the frames right"
@@ -128,11 +118,9 @@ _OF_WORD: dict[str, Outcome] = {"higher": "beats", "equal": "ties", "lower": "be
 
 def _units(condition: str, units: dict[str, Any]) -> list[Verdict]:
     verdicts: list[Verdict] = []
-    if not _has(units, "chosen"):
-        return verdicts
     spread = units.get("spread") or 0.0
     for control in UNIT_CONTROLS:
-        if not _has(units, control):
+        if not _has(units, "chosen") or not _has(units, control):
             continue
         ours, theirs = units["chosen"], units[control]
         word = (units.get("verdicts") or {}).get(control)
@@ -140,14 +128,13 @@ def _units(condition: str, units: dict[str, Any]) -> list[Verdict]:
         outcome = _OF_WORD[word] if word in _OF_WORD else _plain(ours - theirs) if apart else "ties"
         words = f"PNMI {number(ours)} against {number(theirs)}, spread over codebook seeds {number(spread)}"
         words += " (equal: closer than twice the spread)" if outcome == "ties" else ""
-        measure = f"units ({CONDITIONS.get(condition, condition)})"
-        sentence = f"{_SAYS[outcome]} {UNIT_CONTROLS[control]} on {CONDITIONS.get(condition, condition)}: {words}"
-        verdicts.append(Verdict(outcome, measure, control, sentence, ours, theirs))
+        sentence = f"{_SAYS[outcome]} {UNIT_CONTROLS[control]} on {condition}: {words}"
+        verdicts.append(Verdict(outcome, f"units ({condition})", control, sentence, ours, theirs))
     return verdicts
 
 
 def compare_iterations(earlier: dict[str, Any], later: dict[str, Any]) -> list[str]:
-    """What a further iteration brought, on the same test speakers; phones with a paired interval where the sums by speaker are given."""
+    """Differences between two models on the same test speakers; phones with a paired interval where the sums by speaker are given."""
     sentences = []
     first, second = earlier.get("phones") or {}, later.get("phones") or {}
     if _has(first, "chosen") and _has(second, "chosen"):
@@ -172,19 +159,55 @@ def compare_iterations(earlier: dict[str, Any], later: dict[str, Any]) -> list[s
 
 
 def headline(verdicts: Iterable[Verdict]) -> str:
-    """How many comparisons were won, in one sentence."""
+    """The outcomes of all comparisons, counted."""
     outcomes = [verdict.outcome for verdict in verdicts]
     if not outcomes:
-        return "Nothing was measured on held-out speakers, so nothing can be said about what the model learnt."
-    lost = len(outcomes) - outcomes.count("beats")
-    if not lost:
-        return f"The model beats its controls in all {len(outcomes)} comparisons."
-    won = outcomes.count("beats")
-    return f"The model does not beat its controls in {lost} of {len(outcomes)} comparisons; it beats them in {won or 'none'}."
+        return "No figures on held-out speakers yet."
+    better, equal, worse = (outcomes.count(outcome) for outcome in ("beats", "ties", "behind"))
+    if better == len(outcomes):
+        return f"Better than its baselines in all {better} comparisons."
+    counts = [f"better in {better}", f"equal in {equal}" if equal else "", f"worse in {worse}" if worse else ""]
+    return f"Against its baselines in {len(outcomes)} comparisons: {', '.join(filter(None, counts))}."
+
+
+def good_for(iteration: dict[str, Any]) -> str:
+    """One sentence on the use of a model, by its strongest baseline in phones, or by its masked predictions.
+
+    Args:
+        iteration: As in `beats`.
+    """
+    phones = iteration.get("phones") or {}
+    verdicts = _phones(phones)
+    if verdicts:
+        rival = max(verdicts, key=lambda verdict: verdict.theirs)
+        layer, name = phones.get("chosen_layer"), CONTROLS[rival.control]
+        model = "the model" if layer is None else f"layer {layer}"
+        words = f"{model} names the phone of {100 * rival.ours:.1f} % of the frames, {name} of {100 * rival.theirs:.1f} %"
+        ahead = [
+            text
+            for condition, text in CONDITIONS.items()
+            if condition != "clean" and _ahead(phones.get(condition) or {}, rival.control)
+        ]
+        more = f"; it is ahead on {' and '.join(ahead)}" if ahead else ""
+        return {
+            "beats": f"Good for speech sounds, beyond spectra: {words}{more}.",
+            "ties": f"Good for speech sounds, about as much as spectra: {words}{more}.",
+            "behind": f"For speech sounds, spectra are still the better features: {words}{more}.",
+        }[rival.outcome]
+    masked = _masked(iteration.get("masked") or {})
+    if not masked:
+        return ""
+    if all(verdict.outcome == "beats" for verdict in masked):
+        return "It predicts hidden labels better than label statistics; run the probes to see what its layers are good for."
+    return "It is not ready for use: label statistics still predict hidden labels as well in places; train it longer."
+
+
+def _ahead(figures: dict[str, Any], control: str) -> bool:
+    return _has(figures, "chosen") and _has(figures, control) and figures["chosen"] > figures[control]
 
 
 def wins(verdicts: Iterable[Verdict]) -> list[tuple[str, str]]:
-    """The comparisons that were won, one (measure with the model's figure, controls with theirs) a measure."""
+    """Comparisons with a better outcome, one (measure with the model's figure, baselines with theirs) a measure."""
     grouped: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         if verdict.outcome == "beats":
@@ -197,19 +220,19 @@ def wins(verdicts: Iterable[Verdict]) -> list[tuple[str, str]]:
             + (f"; difference {number(verdict.interval[0])} … {number(verdict.interval[1])})" if verdict.interval else ")")
             for verdict in members
         ]
-        lines.append((f"beats in {measure}, at {number(members[0].ours)}", ", ".join(controls)))
+        lines.append((f"better in {measure}, at {number(members[0].ours)}", ", ".join(controls)))
     return lines
 
 
 def unmeasured(iteration: dict[str, Any]) -> list[str]:
-    """Sentences on the controls and measures that are missing."""
+    """Sentences on the baselines and measures that are missing."""
     masked, missing = iteration.get("masked"), []
     if not masked:
         missing.append("Masked prediction was not measured on held-out speakers (no validation).")
     elif not _has(masked.get("count_table") or {}, "cross_entropy"):
-        missing.append("The count table, the strongest control that hears no audio, was not measured.")
+        missing.append("The count table, the strongest baseline without audio, was not measured.")
     if not iteration.get("phones"):
-        missing.append("Phones were not probed, so nothing is known about what the layers hold.")
+        missing.append("Phones were not probed, so the content of the layers is unknown.")
     if not iteration.get("units"):
         missing.append("Units (k-means of the features against phones) were not measured.")
     return missing

@@ -1,22 +1,24 @@
 """The report of a run, gathered from its directory, its data and its plan: `openwavlm report run=runs/NAME`."""
 
-import logging
+import hashlib
+import re
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from openwavlm.batches.sources import OpenData
+from openwavlm.report.batch_rows import find_mixtures
 from openwavlm.report.content import Iteration, ReportContent, read_iteration
 from openwavlm.report.page import write_report
-from openwavlm.report.rebuild import first_mixture, measure_realised
+from openwavlm.report.rebuild import TrainingData, measure_realised
 from openwavlm.runtime.resources import check_of_the_file
 from openwavlm.runtime.sealed import read_sealed
-from openwavlm.training.build import make_builder, make_model
+from openwavlm.training.build import make_model
 from openwavlm.training.config import RunConfig
 
-log = logging.getLogger(__name__)
+_LONGEST_FOLDER = 120
 
 
 def gather(
@@ -27,13 +29,13 @@ def gather(
     probes: dict[str, Any] | None = None,
     masked: dict[str, Any] | None = None,
 ) -> Iteration:
-    """Everything that a run directory and its data tell; what cannot be opened is noted in the iteration.
+    """Records of a run directory and figures of its data; data that cannot be opened are noted in the iteration.
 
     Args:
         run: Run directory.
-        name: What the reader shall call it; by default the folder's name.
+        name: Its name on the page; by default the folder's.
         micro_batches: How many batches are built again to measure masking and mixing.
-        probes: What `probe_model` returned; None: `probes.json` of the run, if there is one.
+        probes: Result of `probe_model`; None: `probes.json` of the run, if there is one.
         masked: Masked prediction with its controls, in place of the last row of `validation.csv`; without a `cross_entropy` of its
             own it adds controls to that row.
 
@@ -55,39 +57,55 @@ def gather(
 
 
 def _open_data(iteration: Iteration, micro_batches: int) -> None:
-    config = RunConfig.of(iteration.config)
-    opened = OpenData(config.data, config.batch, config.seed)
-    try:
+    with closing(TrainingData(RunConfig.of(iteration.config))) as data:
+        opened = data.opened
         if iteration.record.get("fingerprints", opened.fingerprints()) != opened.fingerprints():
             raise ValueError("shards, labels or noise have other content now than when the run was launched")
         iteration.data = opened.summary()
         iteration.cluster_counts = opened.label_counts()
         with torch.device("meta"):
-            iteration.parameters = sum(p.numel() for p in make_model(config, opened.classes).parameters())
-        schedule, builder = opened.schedule(), make_builder(config, opened, training=True)
-        plan = schedule.statistics()
+            iteration.parameters = sum(p.numel() for p in make_model(data.config, opened.classes).parameters())
+        plan = data.schedule.statistics()
         iteration.plan = {
             "padding_share": plan.padding_share,
             "lost_share": plan.lost_share,
             "too_short": plan.too_short,
             "codebook": opened.num_classes,
         }
-        iteration.realised = measure_realised(schedule, builder, iteration.metrics, micro_batches=micro_batches)
-        iteration.example = first_mixture(opened, schedule, builder, micro_batches=2 * micro_batches)
-    finally:
-        opened.close()
+        iteration.realised = measure_realised(data, iteration.metrics, micro_batches=micro_batches)
+        iteration.mixtures = find_mixtures(data, micro_batches=2 * micro_batches)
 
 
 def report_runs(runs: Sequence[Path], output: Path | None = None, *, title: str | None = None, micro_batches: int = 16) -> Path:
-    """Writes the report of one run, or of several that follow each other, into `output` (by default the last run's folder).
+    """Writes the report of one run, or of several that are compared in order.
+
+    Args:
+        runs: Run directories; each is compared with the one before.
+        output: Folder to write; by default that of the run, or of several `reports/A+B` beside the last one.
+        title: Title of the page; by default of the runs' names.
+        micro_batches: As in `gather`.
 
     Raises:
         ValueError: If a folder is no run directory.
     """
-    several = len(runs) > 1
-    iterations = [
-        gather(run, f"iteration {place}: {run.name}" if several else None, micro_batches=micro_batches)
-        for place, run in enumerate(runs, start=1)
-    ]
-    last = runs[-1]
-    return write_report(output or last, ReportContent(title or f"OpenWavLM: run {last.name}", iterations))
+    iterations = [gather(run, micro_batches=micro_batches) for run in runs]
+    for iteration, name in zip(iterations, _names(iterations), strict=True):
+        iteration.name = name
+    names = [iteration.name for iteration in iterations]
+    if len(runs) == 1:
+        return write_report(output or runs[0], ReportContent(title or f"OpenWavLM: run {names[0]}", iterations))
+    folder = re.sub(r"[^\w.+-]+", "-", "+".join(names)).strip("-")
+    if len(folder) > _LONGEST_FOLDER:
+        folder = f"{len(names)}-runs-{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
+    title = title or f"OpenWavLM: runs {', '.join(names[:-1])} and {names[-1]}"
+    return write_report(output or runs[-1].parent / "reports" / folder, ReportContent(title, iterations))
+
+
+def _names(iterations: Sequence[Iteration]) -> list[str]:
+    """Distinct names: those of the folders, else those in the configs, else the paths, else numbered."""
+    folders = [iteration.name for iteration in iterations]
+    configured = [str(iteration.config.get("name")) for iteration in iterations]
+    for names in (folders, configured, [str(iteration.run) for iteration in iterations]):
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name} ({place})" for place, name in enumerate(folders, start=1)]

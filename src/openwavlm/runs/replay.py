@@ -1,14 +1,13 @@
-"""What an update was trained on, built again bit for bit: `openwavlm replay run=runs/NAME step=N`.
+"""The batches of one update, built again bit for bit: `openwavlm replay run=runs/NAME step=N`.
 
-Needs the run's records and the data that they name; no checkpoint, no GPU, and not the run's lock, so it works beside the training.
+Needs the run's records and data; no checkpoint, no GPU and no lock, so it works beside the training.
 """
 
 import copy
 import hashlib
-import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,19 @@ from torch import Tensor
 from openwavlm.audio.audio_files import encode, encode_flac
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.batches.batch import PretrainBatch
-from openwavlm.batches.settings import Data, label_folders
+from openwavlm.batches.settings import label_folders
 from openwavlm.batches.sources import OpenData
-from openwavlm.report.batch_rows import BatchRow, describe_rows
-from openwavlm.report.content import known_tables, read_table
+from openwavlm.report.batch_rows import describe_rows
+from openwavlm.report.content import Example, known_tables, read_table
+from openwavlm.report.rebuild import TrainingData, rebuild_step
 from openwavlm.report.replay_page import render_replay
 from openwavlm.runs.run_directory import RunRecord, lacks_names, same_data
 from openwavlm.runs.segments import Segment, follow_plan, segment_of
 from openwavlm.runtime.atomic import atomic_file, write_json
-from openwavlm.training.build import make_builder
 from openwavlm.training.checkpoint import checkpoints_in
 from openwavlm.training.config import RunConfig
 from openwavlm.training.forward import prepare_waveforms
 
-log = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 
 
@@ -43,13 +41,13 @@ class MicroBatch:
 
     Attributes:
         batch: Bit-equal to what was trained on.
-        prepared: Float (batch, samples), its waveforms as the model got them: mixed, and normalised if the model wants it.
-        rows: Its rows in words and figures.
+        prepared: Float (batch, samples), waveforms as the model received them: mixed, and normalised where the config says so.
+        rows: Its rows.
     """
 
     batch: PretrainBatch
     prepared: Tensor
-    rows: list[BatchRow]
+    rows: list[Example]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,53 +70,43 @@ class Update:
 
 
 def rebuild_update(run: Path, step: int) -> Update:
-    """Builds the micro-batches of an update again, and holds them against `metrics.csv`.
+    """Builds the micro-batches of an update again, and compares their counts with `metrics.csv`.
 
     Args:
         run: Run directory.
         step: The update, from 1 as in `metrics.csv`.
 
     Raises:
-        ValueError: If the folder is no run directory; the run has not come to this update; the data is not where or what it was; the
-            plan cannot be known any more; or what was built has other figures than the run recorded.
+        ValueError: If the folder is no run directory; the run has not reached this update; the data is missing or has other content;
+            the plan is unknown; or the counts differ from those that the run recorded.
     """
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is no run directory (it has no config.yaml): give the folder of a run, as in run=runs/NAME")
     recorded = _recorded(run, step)
     segment = segment_of(run, step)
     config = RunConfig.of({**segment.config, "data": _found(segment, step)})
-    opened = OpenData(config.data, config.batch, config.seed)
-    try:
-        _check_fingerprints(opened, segment, step)
-        schedule, builder = opened.schedule(), make_builder(config, opened, training=True)
-        follow_plan(schedule, segment, opened.plan_key(), run, step)
-        micro_batches = []
-        for spec in schedule.step(step - 1).specs:
-            batch, index = builder[spec], opened.indexes[spec.id.source]
-            noise = [
-                (opened.noise_index.keys[row], start / SAMPLE_RATE_HZ)
-                for row, start, _ in builder.noise_excerpts(spec)
-                if opened.noise_index is not None
-            ]
+    micro_batches = []
+    with closing(TrainingData(config)) as data:
+        _check_fingerprints(data.opened, segment, step)
+        follow_plan(data.schedule, segment, data.opened.plan_key(), run, step)
+        for built in rebuild_step(data, step):
             with _threads(segment.record["threads"]):
-                prepared = prepare_waveforms(batch, config.mixing, normalised=config.model.normalise_waveform)
-            rows = describe_rows(batch, config.mixing, index, step=step, noise=noise)
-            micro_batches.append(MicroBatch(batch, prepared, rows))
-    finally:
-        opened.close()
-    update = Update(step, segment, recorded, micro_batches, opened.fingerprints())
+                prepared = prepare_waveforms(built.batch, config.mixing, normalised=config.model.normalise_waveform)
+            rows = describe_rows(built, config.mixing, data.opened.indexes[built.batch.id.source])
+            micro_batches.append(MicroBatch(built.batch, prepared, rows))
+    update = Update(step, segment, recorded, micro_batches, data.opened.fingerprints())
     _check_figures(update)
     return update
 
 
 def _recorded(run: Path, step: int) -> dict[str, float]:
-    """The update's row of `metrics.csv`, which is compared with the newest checkpoint's word of it."""
+    """The update's row of `metrics.csv`, a table that is compared with the newest checkpoint's record of it."""
     table = run / "metrics.csv"
     metrics = read_table(table, prefix=known_tables(run, RunRecord(run).content["segments"]).get(table.name))
     if not len(metrics.get("step", ())):
         if checkpoints_in(run / "checkpoints"):
             raise ValueError(f"{table} is missing or has no rows, but the run has checkpoints: restore it from a copy")
-        raise ValueError(f"{run} has made no update yet, so there is nothing to replay: let it train first")
+        raise ValueError(f"{run} has made no update yet, so there is nothing to replay: train it first")
     place = np.flatnonzero(metrics["step"] == step)
     last = int(metrics["step"][-1])
     if not len(place) and 1 <= step < last:
@@ -131,7 +119,7 @@ def _recorded(run: Path, step: int) -> dict[str, float]:
 
 
 def _found(segment: Segment, step: int) -> dict[str, Any]:
-    """The launch's data node; a folder that is gone is looked for where the run's newest config has it."""
+    """The launch's data node; a missing folder is replaced by that of the run's newest config."""
     data, newest = copy.deepcopy(segment.config["data"]), segment.newest["data"]
     places = [
         (node, key, (newest.get(group) or {}).get(name) or {}, f"data.{group}.{name}.{key}")
@@ -158,23 +146,22 @@ def _check_fingerprints(opened: OpenData, segment: Segment, step: int) -> None:
     found, expected = opened.fingerprints(), segment.fingerprints
     if expected is not None and lacks_names(expected, found) and same_data(expected, found):
         raise ValueError(
-            f"the launch that trained update {step} does not say which speakers and other names its shards had (a run of an older "
-            "format): add them by `openwavlm upgrade` and the run's folder"
+            f"the launch that trained update {step} has no record of the speakers and other names of its shards (a run of an older "
+            "format): add it by `openwavlm upgrade` and the run's folder"
         )
     if expected is not None and found != expected:
         names = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
-        data: Data = opened.data
-        named = [(source["shards"], *label_folders(source["labels"])) for source in data.all_sets.values()]
-        folders = ", ".join(str(folder) for one in named for folder in one)
+        named = [(source["shards"], *label_folders(source["labels"])) for source in opened.data.all_sets.values()]
+        folders = [str(folder) for one in named for folder in one] + ([str(opened.data.noise)] if opened.data.noise else [])
         raise ValueError(
-            f"update {step} was trained on other data than there is now ({', '.join(names)} differ): put what the run was launched "
-            f"with back into {folders + (f', {data.noise}' if data.noise else '')}"
+            f"update {step} was trained on other data than there is now ({', '.join(names)} differ): restore the data of that launch "
+            f"in {', '.join(folders)}"
         )
 
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """As many threads as the launch had: the order in which torch adds up depends on them."""
+    """Sets the launch's number of threads, on which the order of torch's sums depends."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -198,14 +185,14 @@ def _check_figures(update: Update) -> None:
     if wrong:
         record = update.segment.record
         raise ValueError(
-            f"what was built again is not what update {update.step} was trained on: metrics.csv has other figures ({'; '.join(wrong)}); "
-            "if rows can be read now and could not then, or the reverse, data_prep/verify.py on the shards tells; else install what "
+            f"the batches that were built again are not those of update {update.step}: metrics.csv has other figures ({'; '.join(wrong)}); "
+            "if rows became readable or unreadable since, `openwavlm verify` of the shards finds them; else install the version that "
             f"trained it, openwavlm {record['versions']['openwavlm']} (commit {record['commit']})"
         )
 
 
 def record_of(update: Update, run: Path) -> dict[str, Any]:
-    """What `batch.json` holds: plain values."""
+    """Content of `batch.json`: plain values."""
     segment = update.segment
     return {
         "format_version": FORMAT_VERSION,
@@ -237,12 +224,12 @@ def _shown(counts: list[int], limit: int) -> list[tuple[int, int]]:
 
 
 def replay(run: Path, step: int, *, rows: int = 32, output: Path | None = None) -> Path:
-    """Writes what an update was trained on: `batch.json`, `page.html` and `audio/`.
+    """Writes the batches of an update: `batch.json`, `page.html` and `audio/`.
 
     Args:
         run: Run directory.
         step: The update, from 1 as in `metrics.csv`.
-        rows: How many rows are to be seen and heard; `batch.json` has all.
+        rows: Number of rows with pictures and audio; `batch.json` has all.
         output: Folder to write; `run/replay/step-…` by default.
 
     Returns:
@@ -257,7 +244,7 @@ def replay(run: Path, step: int, *, rows: int = 32, output: Path | None = None) 
     output = output or run / "replay" / f"step-{step:08d}"
     record = record_of(update, run)
     shown = _shown([len(micro.rows) for micro in update.micro_batches], rows)
-    examples = {(slot, place): update.micro_batches[slot].rows[place].example for slot, place in shown}
+    examples = {(slot, place): update.micro_batches[slot].rows[place] for slot, place in shown}
     shutil.rmtree(output / "audio", ignore_errors=True)
     for (slot, place), example in examples.items():
         if not len(example.clean):

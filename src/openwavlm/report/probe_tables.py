@@ -1,0 +1,67 @@
+"""The probes' figures as tables and sentences."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from openwavlm.report.verdicts import CONDITIONS, CONTROLS
+from openwavlm.report.words import grouped, number, plural
+
+
+def phones_note(phones: dict[str, Any]) -> str:
+    """A sentence on the phone probe; empty without its figures."""
+    if not phones:
+        return ""
+    speakers = f" of {plural(phones['speakers'], 'speaker')}" if phones.get("speakers") else ""
+    frames = f" on {grouped(phones['frames'])} test frames" if phones.get("frames") else ""
+    chosen = phones.get("chosen_layer")
+    picked = f" Layer {chosen} was chosen on other (dev) speakers; its interval is shaded." if chosen is not None else ""
+    return f"A linear classifier names the phone of each frame{frames}{speakers}.{picked}"
+
+
+def speakers_note(speakers: dict[str, Any]) -> str:
+    """A sentence on the speaker probe; empty without its figures."""
+    if not speakers.get("layers"):
+        return ""
+    note = "The speaker probe names the speaker of 2 s of audio among the test speakers, fitted on other utterances of theirs"
+    if speakers.get("chosen_layer") is None:
+        return f"{note}."
+    return f"{note}: right for {100 * speakers['chosen']:.1f} % at layer {speakers['chosen_layer']}, chosen on dev speakers."
+
+
+def phone_table(phones: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the model, its baselines, the commonest phone."""
+    names = {"chosen": "model, chosen layer", **{key: CONTROLS[key] for key in CONTROLS if key in phones}}
+    names |= {"majority": "always the commonest phone"}
+    conditions = [condition for condition in CONDITIONS if condition != "clean" and phones.get(condition)]
+    intervals, gains = phones.get("intervals") or {}, phones.get("differences") or {}
+    rows = []
+    for key, label in names.items():
+        values = [figures.get(key) for figures in (phones, *(phones[condition] for condition in conditions))]
+        if any(isinstance(value, int | float) for value in values):
+            cells = ["" if value is None else number(value) for value in values]
+            rows.append([label, cells[0], _range(intervals.get(key)), *cells[1:], _range((gains.get(key) or [])[1:])])
+    header = ["phones, share of frames right", "clean", "95 % interval", *map(CONDITIONS.__getitem__, conditions)]
+    return [*header, "model minus baseline, 95 % interval"], rows
+
+
+def _range(ends: Sequence[float | None] | None) -> str:
+    low, high = ends if ends is not None and len(ends) == 2 else (None, None)
+    return "" if low is None or high is None else f"{number(low)} … {number(high)}"
+
+
+_WORDS = {"higher": "model higher", "equal": "equal", "lower": "model lower"}
+
+
+def units_table(units: dict[str, Any]) -> list[list[str]]:
+    """Rows: condition, model, MFCC, log-mel, untrained, spread."""
+    rows = []
+    for condition, figures in units.items():
+        if not figures or figures.get("chosen") is None:
+            continue
+        cells = [CONDITIONS.get(condition, condition), number(figures["chosen"])]
+        for control in ("mfcc", "logmel", "untrained"):
+            value = figures.get(control)
+            word = _WORDS.get((figures.get("verdicts") or {}).get(control, ""), "")
+            cells.append("" if value is None else number(value) + (f" ({word})" if word else ""))
+        rows.append([*cells, number(figures.get("spread") or 0.0)])
+    return rows

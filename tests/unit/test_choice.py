@@ -520,8 +520,8 @@ def test_the_bar_of_each_kind_of_features_is_as_long_as_its_audio(monkeypatch: p
     done: dict[str, float] = {}
 
     class Noting:
-        def __init__(self, total_seconds: float, *, enabled: bool) -> None:
-            totals.append(total_seconds)
+        def __init__(self, total: float, **settings: bool) -> None:
+            totals.append(total)
 
         def __enter__(self) -> "Noting":
             return self
@@ -529,13 +529,14 @@ def test_the_bar_of_each_kind_of_features_is_as_long_as_its_audio(monkeypatch: p
         def __exit__(self, *error: object) -> None:
             return None
 
-        def named(self, name: str) -> object:
-            def note(part: str, seconds: float) -> None:
-                done[name] = done.get(name, 0.0) + seconds
+        def set(self, amount: float, description: str) -> None:
+            assert amount == 0, "the bar begins anew with each kind of features"
 
-            return note
+        def advance(self, amount: float, description: str) -> None:
+            name = description.removeprefix("probe ").split(", ")[0]
+            done[name] = done.get(name, 0.0) + amount
 
-    monkeypatch.setattr(probe_module, "_Bar", Noting)
+    monkeypatch.setattr(probe_module, "ProgressBar", Noting)
     # Utterances of 4 s: three, two and two; of the last two one in both degraded versions.
     parts = [ProbeSet(each.utterances[:: len(each) // size], each.inventory) for each, size in ((TRAIN, 3), (DEV, 2), (TEST, 2))]
     fast = ProbeSettings(clusters=2, codebook_seeds=(0,), codebook_frames=100, degraded_seconds=5.0)

@@ -500,8 +500,8 @@ def test_the_bar_is_as_long_as_all_passes(monkeypatch: pytest.MonkeyPatch) -> No
     done: list[float] = []
 
     class Noting:
-        def __init__(self, seconds: float) -> None:
-            totals.append(seconds)
+        def __init__(self, total: float, **settings: bool) -> None:
+            totals.append(total)
 
         def __enter__(self) -> "Noting":
             return self
@@ -509,10 +509,10 @@ def test_the_bar_is_as_long_as_all_passes(monkeypatch: pytest.MonkeyPatch) -> No
         def __exit__(self, *error: object) -> None:
             return None
 
-        def named(self, name: str) -> Any:
-            return lambda part, seconds: done.append(seconds)
+        def advance(self, amount: float, description: str) -> None:
+            done.append(amount)
 
-    monkeypatch.setattr(quality, "_Bar", Noting)
+    monkeypatch.setattr(quality, "ProgressBar", Noting)
     rng = np.random.default_rng(0)
 
     def speech(speaker: str, seconds: int) -> ProbeSet:

@@ -11,13 +11,13 @@ from sklearn.linear_model import Ridge
 
 from openwavlm.evaluation import measure as measure_module
 from openwavlm.evaluation import probe as probe_module
-from openwavlm.evaluation.layer_units import UnitSettings, fit_layers, layer_pnmi, tally_layers
-from openwavlm.evaluation.measure import change_of, development_accuracy, measure
-from openwavlm.evaluation.measured import CONDITIONS, Measured, ProbeSettings, cache_name, summary
+from openwavlm.evaluation.conditions import CONDITIONS, change_of
+from openwavlm.evaluation.measure import Measured, ProbeSettings, cache_name, development_accuracy, measure
 from openwavlm.evaluation.mixtures import _overlap_figures, _phone_figures, _Read, mix_set, probe_mixtures
-from openwavlm.evaluation.probe import probe_model
+from openwavlm.evaluation.probe import probe_model, summary
 from openwavlm.evaluation.ridge import PENALTIES
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
+from openwavlm.evaluation.units import UnitSettings, fit_layers, layer_pnmi, tally_layers
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
 from openwavlm.pipeline.next_layer import pnmi_by_layer
@@ -373,14 +373,15 @@ def stood_beside(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Measured], 
         made[name].units[:, :, [0, 1], [1, 3]] += extra
     units_layers = []
 
-    def cached(features, train, dev, test, settings, *, units_layer, cache, progress):
+    def planted(features, train, dev, test, settings, *, units_layer, cache, progress):
         assert (train, dev, test) == (TRAIN, DEV, TEST)
+        if features.settings is None:
+            return made["chosen"]
         name = str(features.settings["name"])
         units_layers.append((name, units_layer, features.settings.get("seed")))
         return made[name]
 
-    monkeypatch.setattr(probe_module, "measure_cached", cached)
-    monkeypatch.setattr(probe_module, "measure", lambda *_, **__: made["chosen"])
+    monkeypatch.setattr(probe_module, "measure", planted)
     figures = probe_model(WavLM(CONFIG), TRAIN, DEV, TEST, SETTINGS, show_progress=False)
     assert units_layers == [("mfcc", 0, None), ("logmel", 0, None), ("untrained", None, SETTINGS.seed)]
     return made, figures
@@ -458,7 +459,7 @@ def test_units_are_equal_within_twice_the_largest_spread_of_all(stood_beside: tu
 
 def test_a_cached_measurement_is_of_one_version_of_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     name = cache_name(Planted(LAYERS), (TRAIN, DEV, TEST), SETTINGS)
-    monkeypatch.setattr("openwavlm.evaluation.measured.VERSION", 10**6)
+    monkeypatch.setattr("openwavlm.evaluation.measure.VERSION", 10**6)
     assert cache_name(Planted(LAYERS), (TRAIN, DEV, TEST), SETTINGS) != name
 
 
@@ -708,7 +709,7 @@ def test_parts_that_share_a_speaker_are_refused_before_anything_is_extracted(
     entry: str, parts: tuple[ProbeSet, ProbeSet, ProbeSet], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted = Planted(LAYERS)
-    monkeypatch.setattr(probe_module, "measure_cached", lambda *_, **__: pytest.fail("features are computed"))
+    monkeypatch.setattr(probe_module, "measure", lambda *_, **__: pytest.fail("features are computed"))
     with pytest.raises(ValueError, match=f"must be different people, but {named}: split by speaker") as refusal:
         if entry == "probe":
             probe_model(WavLM(CONFIG), *parts, SETTINGS)

@@ -173,7 +173,7 @@ def test_dev_audio_of_the_runs_training_rows_is_refused_and_training_speech_is_w
     )
     LiveProbe(settings(sets), [(train, all_train), (dev, ~all_dev)], tmp_path)
     for trained_on in ([(train, all_train), (dev, all_dev)], [(dev, all_dev), (train, all_train)]):
-        with pytest.raises(ValueError, match=r"6 of 6 test utterances are in its training data"):
+        with pytest.raises(ValueError, match=r"6 of 6 test utterances are in the training data"):
             LiveProbe(settings(sets), trained_on, tmp_path)
 
 

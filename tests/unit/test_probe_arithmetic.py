@@ -13,9 +13,9 @@ from openwavlm.audio.frames import num_frames
 from openwavlm.audio.logmel import normalised_log_mel
 from openwavlm.audio.mfcc import mfcc_features
 from openwavlm.batches.batch import MixRecord
-from openwavlm.evaluation.degrade import add_noise, telephone
+from openwavlm.evaluation.conditions import add_noise, telephone
 from openwavlm.evaluation.features import EncoderFeatures, LogMelFeatures, MfccFeatures, stream
-from openwavlm.evaluation.overlap import audible_overlap, frame_energies
+from openwavlm.evaluation.mixtures import audible_overlap, frame_energies
 from openwavlm.evaluation.phones.alignments import Segment, frame_phones
 from openwavlm.evaluation.phones.matching import Clip, Matches
 from openwavlm.evaluation.ridge import RidgeStatistics

@@ -11,7 +11,6 @@ exactly the frames whose centre lies in the token are taken: those that `alignme
 
 import io
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +23,8 @@ from openwavlm.audio.frames import (
     frames_of_seconds,
     num_samples_of,
 )
-from openwavlm.evaluation.features import Features
-from openwavlm.evaluation.phones.alignments import Segment
-from openwavlm.evaluation.phones.folding import is_silence
+from openwavlm.evaluation.features import Features, equal_parts
+from openwavlm.evaluation.phones.alignments import Segment, is_silence
 from openwavlm.evaluation.shard_sets import Judged
 from openwavlm.runtime.atomic import atomic_file
 
@@ -124,9 +122,8 @@ def write_features(
     folders = [name.format(layer) for layer in layers]
     for utterance, key in zip(judged.utterances.utterances, judged.keys, strict=True):
         waveform = utterance.waveform()
-        number = -(-utterance.frames // _LONGEST)
         parts = []
-        for start, stop in pairwise([utterance.frames * part // number for part in range(number + 1)]):
+        for start, stop in equal_parts(utterance.frames, _LONGEST):
             audio = waveform[start * HOP_SAMPLES : start * HOP_SAMPLES + num_samples_of(stop - start)]
             parts.append([state[0].cpu() for state in extract(audio[None], layers)])
         for of_layer, states in zip(folders, zip(*parts, strict=True), strict=True):

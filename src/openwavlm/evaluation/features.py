@@ -5,7 +5,7 @@ frames that a baseline keeps.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
@@ -18,12 +18,12 @@ from torch import Tensor
 from openwavlm.audio.frames import FRAME_RATE_HZ, HOP_SAMPLES, num_samples_of
 from openwavlm.audio.logmel import LOGMEL_SETTINGS, NUM_BANDS, normalised_log_mel
 from openwavlm.audio.mfcc import MFCC_SETTINGS, NUM_FEATURES, mfcc_features
+from openwavlm.evaluation.conditions import Change
 from openwavlm.evaluation.sets import ProbeSet
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
 
 CONTEXT_FRAMES = 5
-Change = Callable[[np.ndarray], np.ndarray]
 
 
 class Features(Protocol):
@@ -143,30 +143,41 @@ def stream(
     longest = max(1, int(min(max_seconds * FRAME_RATE_HZ, probe_set.frames)))
     groups: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, utterance in enumerate(probe_set.utterances):
-        parts = -(-utterance.frames // longest)
-        borders = [utterance.frames * part // parts for part in range(parts + 1)]
-        for start, stop in pairwise(borders):
+        for start, stop in equal_parts(utterance.frames, longest):
             groups[stop - start].append((number, start))
     for frames, pieces in sorted(groups.items()):
         size = max(1, int(batch_seconds * FRAME_RATE_HZ) // frames)
-        for first in range(0, len(pieces), size):
-            yield from _extract(extract, probe_set, layers, pieces[first : first + size], frames, change)
+        for batch in (pieces[first : first + size] for first in range(0, len(pieces), size)):
+            waveforms = []
+            for number, start in batch:
+                audio = probe_set.utterances[number].waveform()
+                audio = change(audio) if change else audio
+                waveforms.append(audio[start * HOP_SAMPLES : start * HOP_SAMPLES + num_samples_of(frames)])
+            states = extract(np.stack(waveforms), layers)
+            for place, (number, start) in enumerate(batch):
+                phones = probe_set.utterances[number].phones[start : start + frames].astype(np.int64)
+                yield Piece(number, [state[place] for state in states], torch.from_numpy(phones).to(extract.device))
 
 
-def _extract(
-    extract: Features,
-    probe_set: ProbeSet,
-    layers: Sequence[int],
-    pieces: list[tuple[int, int]],
-    frames: int,
-    change: Change | None,
-) -> Iterator[Piece]:
-    waveforms = []
-    for number, start in pieces:
-        audio = probe_set.utterances[number].waveform()
-        audio = change(audio) if change else audio
-        waveforms.append(audio[start * HOP_SAMPLES : start * HOP_SAMPLES + num_samples_of(frames)])
-    states = extract(np.stack(waveforms), layers)
-    for place, (number, start) in enumerate(pieces):
-        phones = probe_set.utterances[number].phones[start : start + frames].astype(np.int64)
-        yield Piece(number, [state[place] for state in states], torch.from_numpy(phones).to(extract.device))
+def equal_parts(frames: int, longest: int) -> Iterator[tuple[int, int]]:
+    """First frame, and one past the last, of equal parts of at most `longest` frames."""
+    parts = -(-frames // longest)
+    return pairwise(frames * part // parts for part in range(parts + 1))
+
+
+class Thinning:
+    """Even choice of about `keep` frames from a stream of `total`.
+
+    Attributes:
+        keep: Frames that stay, at most `total`.
+    """
+
+    def __init__(self, total: int, keep: int) -> None:
+        self.keep = min(keep, total)
+        self._total, self._first = total, 0
+
+    def next(self, count: int) -> Tensor:
+        """Marks which of the next `count` frames stay; bool (count,)."""
+        places = np.arange(self._first, self._first + count + 1, dtype=np.int64) * self.keep // self._total
+        self._first += count
+        return torch.from_numpy(np.diff(places) > 0)

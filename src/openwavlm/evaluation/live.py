@@ -13,9 +13,9 @@ import numpy as np
 
 from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
 from openwavlm.evaluation.measure import development_accuracy
-from openwavlm.evaluation.sets import check_disjoint_speakers, contamination
 from openwavlm.evaluation.settings import LiveProbes
 from openwavlm.evaluation.shard_sets import inventory, probe_set, read_phone_times
+from openwavlm.evaluation.unseen import check_disjoint_speakers, contamination
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runtime.atomic import write_json
 from openwavlm.runtime.sealed import read_sealed

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally, difference_interval, shuffled_tally
-from openwavlm.evaluation.units import verdict
+from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally, difference_interval, shuffled_tally, verdict
 
 COLUMNS = (
     ("name", "units"),

@@ -1,6 +1,5 @@
 """Probe sets from prepared shard sets: rows with an alignment, and rows that are only listened to."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,15 +9,15 @@ import numpy as np
 
 from openwavlm.audio.frames import FRAME_RATE_HZ, num_frames
 from openwavlm.evaluation.phones.alignment_files import read_alignments
-from openwavlm.evaluation.phones.alignments import Segment, frame_phones, inventory_of
-from openwavlm.evaluation.phones.folding import folded, is_silence
+from openwavlm.evaluation.phones.alignments import Segment, folded, frame_phones, inventory_of, is_silence
 from openwavlm.evaluation.phones.matching import Clip, Matches, match_rows
-from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance, readable
+from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance, in_turn, readable
 from openwavlm.runtime.randomness import stable_hash
 from openwavlm.shards.index import Index
 from openwavlm.shards.reader import ShardReader
 
 _MOST_PHONES = 1000
+inventory = inventory_of
 
 
 def read_phone_times(path: Path, *, fold_stress: bool = False) -> dict[str, list[Segment]]:
@@ -31,11 +30,6 @@ def read_phone_times(path: Path, *, fold_stress: bool = False) -> dict[str, list
     """
     times = read_alignments(path)
     return {name: folded(times[name], "arpabet" if fold_stress else "none") for name in times}
-
-
-def inventory(times: Mapping[str, Sequence[Segment]]) -> tuple[str, ...]:
-    """All phones; silence counts as one."""
-    return inventory_of(times)
 
 
 def probe_set(shards: Path, times: Mapping[str, Sequence[Segment]], phones: Sequence[str]) -> ProbeSet:
@@ -154,21 +148,10 @@ def judged_set(
 
 def _in_turn(index: Index, rows: Sequence[int], seconds: float) -> list[int]:
     """Rows with a frame, one of each speaker after the other, as many as fit; at least one."""
-    turn: Counter[str] = Counter()
-    order = []
-    for row in rows:
-        speaker, _ = _who(index, row)
-        if num_frames(int(index.num_samples[row])):
-            order.append((turn[speaker], row))
-            turn[speaker] += 1
-    chosen: list[int] = []
-    frames = 0
-    for _, row in sorted(order):
-        frames += num_frames(int(index.num_samples[row]))
-        if chosen and frames > seconds * FRAME_RATE_HZ:
-            break
-        chosen.append(row)
-    return sorted(chosen)
+    frames = {row: num_frames(int(index.num_samples[row])) for row in rows}
+    usable = sorted(row for row in rows if frames[row])
+    chosen = in_turn([_who(index, row)[0] for row in usable], [frames[row] for row in usable], seconds)
+    return [usable[number] for number in chosen]
 
 
 def speech_set(shards: Path, rows: np.ndarray, seconds: float, phones: Sequence[str], seed: int = 0) -> ProbeSet:

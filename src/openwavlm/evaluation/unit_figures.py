@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import nan
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from openwavlm.evaluation.bootstrap import Interval
-from openwavlm.evaluation.speakers import frame_means, speaker_accuracy
+from openwavlm.evaluation.speakers import SpeakerMeans
 from openwavlm.labels.quality import joint_histogram, perplexity, phone_quality, shuffled_joint, used_clusters
 from openwavlm.runtime.randomness import integers, stable_hash, words
 
@@ -35,7 +35,7 @@ class UnitTally:
         self.joint = np.zeros((groups, num_phones, clusters), dtype=np.int64)
         self.by_speaker = np.zeros((len(self._speaker), clusters), dtype=np.int64)
         self.run_lengths = np.zeros(1, dtype=np.int64)
-        self._means: dict[tuple[str, int], list[np.ndarray]] = {}
+        self._means = SpeakerMeans()
 
     def add(self, speaker: str, units: np.ndarray, phones: np.ndarray, utterance: int) -> None:
         """Counts an utterance, or a part of a long one.
@@ -55,13 +55,12 @@ class UnitTally:
         self.run_lengths = np.pad(self.run_lengths, (0, max(0, len(lengths) - len(self.run_lengths))))
         self.run_lengths[: len(lengths)] += lengths
         if len(known):
-            means = frame_means(np.eye(clusters, dtype=np.float32)[known])
-            self._means.setdefault((speaker, utterance), []).append(means)
+            self._means.add(speaker, utterance, np.eye(clusters, dtype=np.float32)[known])
 
     @cached_property
     def speaker_accuracy(self) -> tuple[float, int] | None:
         """`speakers.speaker_accuracy` of the units' frequencies in stretches of 2 s; of what was added before it was asked for."""
-        return speaker_accuracy([np.concatenate(parts) for parts in self._means.values()], [who for who, _ in self._means])
+        return self._means.accuracy()
 
 
 def run_lengths(units: np.ndarray) -> np.ndarray:
@@ -140,7 +139,7 @@ class UnitFigures:
             speakers=len(first.by_speaker),
             pnmi_low=interval.low,
             pnmi_high=interval.high,
-            spread=float(np.std(corrected, ddof=1)) if len(corrected) > 1 else 0.0,
+            spread=_spread(corrected),
             seeds=tuple(corrected),
             speaker_accuracy=float(np.mean([found[0] for found in told if found])) if told[0] else None,
             speakers_told=told[0][1] if told[0] else 0,
@@ -150,6 +149,10 @@ class UnitFigures:
     def as_json(self) -> dict[str, Any]:
         """All figures by name."""
         return asdict(self)
+
+
+def _spread(corrected: Sequence[float]) -> float:
+    return float(np.std(corrected, ddof=1)) if len(corrected) > 1 else 0.0
 
 
 def _figures(tally: UnitTally) -> dict[str, float]:
@@ -247,3 +250,65 @@ def _drawn_pnmi(joint: np.ndarray, draws: int, seed: int) -> np.ndarray:
 def _entropies(counts: np.ndarray) -> np.ndarray:
     total = np.maximum(counts.sum(axis=1), 1e-12)
     return np.log(total) - (counts * np.log(np.maximum(counts, 1e-12))).sum(axis=1) / total
+
+
+@dataclass(frozen=True)
+class UnitQuality:
+    """Units against phones over several codebook seeds.
+
+    Attributes:
+        pnmi: Mean over the seeds of PNMI less that of shuffled labels: the figure to compare.
+        spread: Standard deviation over the seeds (n − 1); 0 for one seed.
+        seeds: `pnmi` of each seed.
+        pnmi_raw: Mean PNMI as published, biased upwards on few frames.
+        pnmi_shuffled: Mean PNMI of shuffled labels.
+        phone_purity: Mean phone purity.
+        cluster_purity: Mean cluster purity.
+        frames: Frames N.
+        classes: Clusters in use K, mean.
+        phones: Phones P.
+    """
+
+    pnmi: float
+    spread: float
+    seeds: tuple[float, ...]
+    pnmi_raw: float
+    pnmi_shuffled: float
+    phone_purity: float
+    cluster_purity: float
+    frames: int
+    classes: float
+    phones: int
+
+    @classmethod
+    def of(cls, joints: np.ndarray) -> "UnitQuality":
+        """From int64 histograms (seeds, phones, classes).
+
+        Raises:
+            ValueError: If one is empty.
+        """
+        qualities = [phone_quality(joint) for joint in joints]
+        corrected = [quality.pnmi_corrected for quality in qualities]
+
+        def mean(name: str) -> float:
+            return float(np.mean([getattr(quality, name) for quality in qualities]))
+
+        return cls(
+            pnmi=float(np.mean(corrected)),
+            spread=_spread(corrected),
+            seeds=tuple(corrected),
+            pnmi_raw=mean("pnmi"),
+            pnmi_shuffled=mean("pnmi_shuffled"),
+            phone_purity=mean("phone_purity"),
+            cluster_purity=mean("cluster_purity"),
+            frames=qualities[0].frames,
+            classes=mean("classes"),
+            phones=qualities[0].phones,
+        )
+
+
+def verdict(figure: float, baseline: float, spread: float) -> Literal["higher", "lower", "equal"]:
+    """How a figure stands to a baseline: `equal` where they differ by less than twice the spread over codebook seeds."""
+    if abs(figure - baseline) < 2 * spread or figure == baseline:
+        return "equal"
+    return "higher" if figure > baseline else "lower"

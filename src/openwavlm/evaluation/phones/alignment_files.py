@@ -2,7 +2,7 @@
 
 | format | files | name of the recording |
 |---|---|---|
-| `tsv` | one table, header with `path start end phone` | `path` without the audio's extension |
+| `tsv` | one table, header with `path start end phone` (seconds; other columns are ignored) | `path` without the audio's extension |
 | `textgrid` | `NAME.TextGrid` in any depth (MFA, LibriSpeech-alignments) | path below the folder |
 | `ctm` | NIST `RECORDING CHANNEL START DURATION SYMBOL [CONFIDENCE]` | the first field; with `-CHANNEL` where a recording has several |
 | `librispeech` | LibriSpeech-alignments, condensed: `UTTERANCE ",WORDS," "END,TIMES"` in `*.alignment.txt` | the utterance |
@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from openwavlm.audio.audio_files import EXTENSIONS
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
-from openwavlm.evaluation.phones.alignments import Segment, read_tsv
+from openwavlm.evaluation.phones.alignments import Segment
 from openwavlm.evaluation.phones.textgrid import read_textgrid
 
 FORMATS = ("tsv", "textgrid", "ctm", "librispeech", "phn")
@@ -117,6 +117,43 @@ def without_audio_ending(name: str) -> str:
     """A path without the extension of an audio file; any other dot belongs to the name."""
     path = PurePosixPath(name)
     return str(path.with_suffix("")) if path.suffix.lower() in EXTENSIONS else name
+
+
+def read_tsv(path: Path | str) -> dict[str, list[Segment]]:
+    """Reads a table of phone segments, unquoted.
+
+    Args:
+        path: Tab-separated file whose first line has `path`, `start`, `end` and `phone` in any order.
+
+    Returns:
+        Segments of each path of the table, in order of time.
+
+    Raises:
+        ValueError: If a column is missing, or a line has too few fields, no numbers, or an end before its start.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"an alignment is UTF-8 text, but {path} is not ({error.reason}): convert it first") from error
+    header = lines[0].split("\t") if lines else []
+    missing = [name for name in ("path", "start", "end", "phone") if name not in header]
+    if missing:
+        raise ValueError(f"the first line of {path} must name path, start, end and phone, but lacks {', '.join(missing)}")
+    places = [header.index(name) for name in ("path", "start", "end", "phone")]
+    table: dict[str, list[Segment]] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        fields = line.split("\t")
+        try:
+            name, start, end, phone = (fields[place] for place in places)
+            segment = Segment(float(start), float(end), phone)
+        except (IndexError, ValueError) as error:
+            raise ValueError(
+                f"line {number} of {path} must be a path, two times in seconds and a phone, but is {line!r}"
+            ) from error
+        if not 0 <= segment.start_s <= segment.end_s:
+            raise ValueError(f"a phone ends after its start, but line {number} of {path} says {start} to {end}")
+        table.setdefault(name, []).append(segment)
+    return {name: sorted(segments) for name, segments in table.items()}
 
 
 def read_ctm(path: Path) -> Table:

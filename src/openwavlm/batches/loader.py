@@ -134,11 +134,6 @@ class StepLoader:
     """Iterates over global steps from `start_step`; its length is the whole run's, as Lightning's progress needs it.
 
     Args:
-        schedule: The run's schedule.
-        builder: Makes micro-batches.
-        loading: Workers.
-        rank: This process.
-        world_size: Number of processes.
         start_step: First step to yield.
         num_steps: Steps of the whole run.
         now: The clock, in seconds.

@@ -24,9 +24,7 @@ def draw_span_mask(masking: SpanMasking, num_frames: np.ndarray, seed: int, *, s
     is equally probable.
 
     Args:
-        masking: The settings.
         num_frames: Integers (batch,), frames of the planned rows, readable or not.
-        seed: The run's seed.
         source: Stable hash of the data source's name.
         epoch: Data epoch of that source.
         micro: Identity of the micro-batch within the epoch.

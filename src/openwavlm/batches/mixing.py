@@ -25,10 +25,6 @@ from openwavlm.runtime.randomness import integers, uniform, words
 def check_noise_bank(mixing: Mixing, bank_size: int) -> None:
     """Checks that there is noise to mix in if the settings ask for it.
 
-    Args:
-        mixing: The settings.
-        bank_size: Number of noise clips, 0 without a noise bank.
-
     Raises:
         ValueError: If noise is asked for and there is none.
     """
@@ -51,10 +47,6 @@ def draw_noise_clips(mixing: Mixing, batch: int, bank_size: int, seed: int, *, s
     """Chooses the noise clips of one micro-batch, which have to be read before `draw_mixing` can place them.
 
     Args:
-        mixing: The settings.
-        batch: Number of planned rows.
-        bank_size: Number of clips in the noise bank, 0 without one.
-        seed: The run's seed.
         source: Stable hash of the data source's name.
         epoch: Data epoch of that source.
         micro: Identity of the micro-batch within the epoch.
@@ -88,10 +80,8 @@ def draw_mixing(
     else's draw. A row without a possible partner (alone in its batch, partner not readable) stays as it is.
 
     Args:
-        mixing: The settings.
         num_samples: Integers (batch,), valid samples of the planned rows, the longest one filling the width.
         readable: bool (batch,), whether the row was read.
-        seed: The run's seed.
         source: Stable hash of the data source's name.
         epoch: Data epoch of that source.
         micro: Identity of the micro-batch within the epoch.
@@ -168,7 +158,6 @@ def mix(
         record: The mixtures, drawn in the same mode.
         noise: Float (noises, samples), on the waveforms' scale.
         noise_num_samples: int64 (noises,), valid samples of the noise.
-        mode: `paper` or `unispeech`.
         normalise: In the mode `unispeech`: whether the waveforms are normalised and mixed ones are to be so again.
 
     Returns:
@@ -194,7 +183,6 @@ def apply_mixing(
     Args:
         waveforms: Float (batch, samples); left as it is.
         num_samples: int64 (batch,), valid samples.
-        record: The mixtures.
         noise: Float (noises, samples), on the waveforms' scale; needed if the record refers to noise.
         noise_num_samples: int64 (noises,), valid samples of the noise.
 

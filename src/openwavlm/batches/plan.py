@@ -11,7 +11,7 @@ an epoch of 23.5 million utterances costs megabytes. Everything is integer arith
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -64,12 +64,7 @@ class PlanStatistics:
     too_short: int = 0
 
     def __add__(self, other: "PlanStatistics") -> "PlanStatistics":
-        return PlanStatistics(
-            self.available + other.available,
-            self.planned + other.planned,
-            self.padded + other.padded,
-            self.too_short + other.too_short,
-        )
+        return PlanStatistics(*(sum(pair) for pair in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def padding_share(self) -> float:
@@ -89,10 +84,6 @@ class EpochPlan:
         num_samples: Integer (rows,), lengths of the index (a memory map is fine).
         first_row: int64 (shards + 1,), rows of shard s are first_row[s]:first_row[s + 1].
         usable: bool (rows,), the rows of this view (training or validation).
-        batching: Lengths and policy.
-        seed: The run's seed.
-        source: Name of the source.
-        epoch: Data epoch.
         stream: This stream, of `streams`.
         streams: Number of streams that the permuted shards are dealt to.
     """

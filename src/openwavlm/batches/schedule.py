@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.batches.batch import MicroBatchId
 from openwavlm.batches.plan import EpochPlan, MicroBatchSpec, PlanStatistics
 
 _UNIT = 1 << 32
@@ -27,7 +26,6 @@ class SourceStream:
 
     Args:
         make_plan: Epoch → plan of that epoch.
-        name: For messages.
         background: Where the next epoch is planned once half of one is given out; None = when it is needed.
     """
 
@@ -157,16 +155,12 @@ class Schedule:
             specs.append(spec if mine < self.slots else replace(spec, weight=0.0))
         return StepPlan(step, specs, int.from_bytes(digest.digest(), "little"))
 
-    def ids(self, step: int) -> list[MicroBatchId]:
-        """Names of the step's micro-batches in slot order."""
-        return [spec.id for spec in self.step(step).specs]
-
     def state(self, step: int) -> dict[str, Any]:
         """What a checkpoint after `step` updates keeps: where the streams began, and where their epochs began up to there.
 
         The same for every number of processes and however far the loader has read ahead.
         """
-        taken = self._taken_before(step)
+        taken = self._given(self._origin, step)
         streams: dict[str, list[dict[str, Any]]] = {}
         for number, (name, members) in enumerate(self._streams.items()):
             streams[name] = []
@@ -207,12 +201,8 @@ class Schedule:
 
     def statistics(self) -> PlanStatistics:
         """Frames planned, padded and left out in the epochs that the first step reads."""
-        total = PlanStatistics()
-        for streams in self._streams.values():
-            for stream in streams:
-                plan, _ = stream.at(0)
-                total = total + plan.statistics
-        return total
+        first = (stream.at(0)[0].statistics for streams in self._streams.values() for stream in streams)
+        return sum(first, start=PlanStatistics())
 
     def _reset(self) -> None:
         self._step, self._taken = self._origin, np.zeros(self._shape, dtype=np.int64)
@@ -228,9 +218,6 @@ class Schedule:
             self._reset()
         self._taken = self._taken + self._given(self._step, step)
         self._step = step
-
-    def _taken_before(self, step: int) -> np.ndarray:
-        return self._given(self._origin, step)
 
     def _given(self, first: int, last: int) -> np.ndarray:
         """How many micro-batches each stream gives in the steps [first, last)."""

@@ -36,15 +36,7 @@ _LONGEST = frames_of_seconds(30.0)
 
 
 class Token(NamedTuple):
-    """A line of an item file; times in samples, already shifted.
-
-    Attributes:
-        onset: Beginning.
-        offset: End.
-        phone: The phone that is compared.
-        before: The phone before it.
-        after: The phone after it.
-    """
+    """A line of an item file; times in samples, already shifted."""
 
     onset: int
     offset: int
@@ -108,13 +100,6 @@ def write_features(
     judged: Judged, extract: Features, layers: Sequence[int], folder: Path, name: str = "layer-{:02d}"
 ) -> list[str]:
     """Writes the features of every judged utterance, each heard alone; what is longer than 30 s in equal parts.
-
-    Args:
-        judged: The utterances.
-        extract: Which features.
-        layers: Which layers.
-        folder: Where to.
-        name: Name of a layer's folder.
 
     Returns:
         The folders' names.

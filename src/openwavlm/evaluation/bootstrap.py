@@ -42,7 +42,6 @@ def ratio_interval(
     Args:
         numerator: (speakers,).
         denominator: (speakers,), not negative.
-        draws: How many samples of speakers.
         confidence: Share of the draws inside.
         seed: Seed of the draws; equal seeds draw equal speakers, so that intervals of two systems are comparable.
 

@@ -97,12 +97,7 @@ class _DirectTable:
 
 
 class CountTable:
-    """The guess from the nearest unmasked labels; a strong baseline of every masked-prediction figure (DESIGN §8).
-
-    Args:
-        num_classes: Number of labels K.
-        seed: Seed of the draws that the direct counts are made from.
-    """
+    """The guess from the nearest unmasked labels; a strong baseline of every masked-prediction figure (DESIGN §8)."""
 
     def __init__(self, num_classes: int, seed: int = 0) -> None:
         self.num_classes = num_classes

@@ -32,7 +32,6 @@ class Features(Protocol):
     Attributes:
         dims: Width of each layer.
         settings: All that the values depend on, fit for JSON; None where that cannot be written down (trained weights).
-        device: Where the features are.
         standardise: Whether its units are fitted on standardised features.
     """
 
@@ -111,7 +110,6 @@ class Piece(NamedTuple):
     """Frames of one utterance, or of a part of a long one.
 
     Attributes:
-        utterance: Its number in the set.
         features: float32 (frames, dim) of each layer.
         phones: int64 (frames,), on the features' device.
     """
@@ -133,10 +131,6 @@ def stream(
     """Yields the features of every frame of a set once, shortest utterances first.
 
     Args:
-        extract: Which features.
-        probe_set: The utterances.
-        layers: Which layers.
-        change: What to do to each utterance's audio first.
         batch_seconds: Audio in one batch of utterances of equal length.
         max_seconds: Longer utterances are cut on the frame grid into equal parts.
     """

@@ -138,11 +138,6 @@ def measure(
     that the chosen layer is extracted a second time), one batch of features.
 
     Args:
-        extract: The features.
-        train: Training speakers, clean.
-        dev: Dev speakers.
-        test: Test speakers.
-        settings: Settings of the probe.
         units_layer: Layer of the units; None = the one with the best phone accuracy on dev.
         cache: Folder that keeps the figures of features with `settings`, keyed by these, the sets and `settings`.
         progress: Called with a description and the seconds of audio that were done since the last call.

@@ -45,7 +45,6 @@ def audible_overlap(
     Args:
         waveforms: (batch, samples), clean, any scale.
         num_samples: int64 (batch,), valid samples.
-        record: The mixtures.
         noise: (noises, samples), where the record refers to noise.
         noise_num_samples: int64 (noises,).
         audible_db: How far below its loudest frame a voice is still heard.
@@ -160,12 +159,9 @@ def probe_mixtures(
     """Measures all layers on mixtures of held-out voices.
 
     Args:
-        extract: Which features.
         train: Training speakers: their clean speech fits the phones, their mixtures the overlap.
         dev: Dev speakers, whose mixtures choose layers and penalties.
-        test: Test speakers.
         seed: Seed of the mixtures; keep it when models are compared.
-        energy_ratio_db: First over second voice.
 
     Returns:
         For JSON. `overlap`: average precision of "a second voice is audible in this frame" (`layers`, `layers_dev`,

@@ -63,7 +63,6 @@ def rows_of(
     Args:
         tallies: (name, kind, layer) → one tally a codebook seed.
         mfcc: K → tallies of MFCC units, for every K that the others have.
-        condition: Which.
     """
     figures_of_mfcc = {clusters: UnitFigures.of(of) for clusters, of in mfcc.items()}
     rows = []

@@ -28,8 +28,6 @@ class ProbeUtterance:
     Attributes:
         audio: int16 (samples,) at 16 kHz, or the file that has it, or a function without arguments that returns it.
         phones: Integers (frames,): number of the phone in the set's inventory; −1 where there is none.
-        speaker: Who speaks.
-        name: What messages call it.
     """
 
     audio: Audio

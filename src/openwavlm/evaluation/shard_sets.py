@@ -24,7 +24,6 @@ def read_phone_times(path: Path, *, fold_stress: bool = False) -> dict[str, list
     """Segments of each recording, named by its path without the audio's extension.
 
     Args:
-        path: A file or folder that `alignment_files.read_alignments` reads.
         fold_stress: Whether stress digits and capitals of ARPAbet are dropped and silences are one (`phone_folding`, `arpabet`), so
             that tables of different origin have one inventory.
     """
@@ -36,9 +35,7 @@ def probe_set(shards: Path, times: Mapping[str, Sequence[Segment]], phones: Sequ
     """The rows of a shard set that have phone times; rows of several joined clips are left out.
 
     Args:
-        shards: Shard set.
         times: Segments by recording; whose they are says `matching.match_rows`.
-        phones: The inventory.
 
     Raises:
         ValueError: If no row has phone times.
@@ -74,7 +71,6 @@ class Judged:
     Attributes:
         utterances: With a phone for every frame.
         rows: Row of each utterance in the index.
-        keys: Key of each.
         segments: Phones of each with their times in the row, folded.
         matches: How alignments and rows were brought together.
     """
@@ -99,11 +95,8 @@ def judged_set(
     """Rows with an alignment, in turn from each speaker until there are enough seconds; only their alignments are read.
 
     Args:
-        shards: Shard set.
-        rows: Which rows may be taken.
         alignments: Segments by recording; None takes all rows, without phones.
         folding: One of `phone_folding.FOLDINGS`.
-        with_silence: Whether silences count as a phone.
         seconds: Audio at most.
         max_unmatched_share: Largest share of the clips that may lack an alignment.
 
@@ -158,11 +151,8 @@ def speech_set(shards: Path, rows: np.ndarray, seconds: float, phones: Sequence[
     """Rows without phones, to fit codebooks on: drawn by the hash of their audio until there are enough seconds.
 
     Args:
-        shards: Shard set.
-        rows: Which rows may be drawn.
         seconds: Audio at most, at least one row.
         phones: The inventory of the sets that are judged beside it.
-        seed: Seed of the draw.
 
     Raises:
         ValueError: If there is no row with a frame, or too many cannot be read.

@@ -24,7 +24,6 @@ class UnitTally:
 
     Args:
         num_phones: Phones of the inventory; 0 where there are none to judge by.
-        clusters: Units K.
         speakers: All speakers that are going to come.
     """
 
@@ -41,7 +40,6 @@ class UnitTally:
         """Counts an utterance, or a part of a long one.
 
         Args:
-            speaker: Who speaks.
             units: Integers (frames,), −1 where there is none.
             phones: The same of phones.
             utterance: Number of the utterance; equal for all of its parts, so that speakers are told on other utterances.
@@ -79,7 +77,6 @@ class UnitFigures:
         frames: Frames with a phone and a unit; where the inventory is empty, with a unit.
         clusters: Units K that the codebook has.
         phones: Phones that occur.
-        speakers: Speakers.
         phone_purity: Share of frames whose phone is the most frequent one of their unit.
         cluster_purity: Share of frames whose unit is the most frequent one of their phone.
         pnmi_raw: PNMI as published, biased upwards on few frames.
@@ -197,11 +194,7 @@ def pnmi_interval(
     their mean is `value`.
 
     Args:
-        tallies: One a codebook seed.
-        value: The figure that the interval belongs to.
         draws: How many samples of speakers; equal seeds draw the same ones for every labelling.
-        confidence: Share of the draws inside.
-        seed: Seed of the draws.
     """
     found = np.mean([_drawn_pnmi(tally.joint, draws, seed) for tally in tallies], axis=0)
     return _interval(found, value, confidence, len(tallies[0].by_speaker))
@@ -264,9 +257,7 @@ class UnitQuality:
         pnmi_shuffled: Mean PNMI of shuffled labels.
         phone_purity: Mean phone purity.
         cluster_purity: Mean cluster purity.
-        frames: Frames N.
         classes: Clusters in use K, mean.
-        phones: Phones P.
     """
 
     pnmi: float

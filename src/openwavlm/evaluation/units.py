@@ -34,9 +34,6 @@ def fit_units(
     Args:
         features: float32 (frames, dim), clean training speech.
         clusters: Number of clusters; lowered to one for `frames_per_cluster` frames where there are too few.
-        seed: Seed of the start.
-        max_iter: Passes at most.
-        frames_per_cluster: See `clusters`.
     """
     from sklearn.cluster import KMeans, kmeans_plusplus
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -119,8 +116,6 @@ def fit_layers(
     Args:
         extract: Which features; standardised where they ask for it.
         fit: Speech to fit on; its phones are not looked at.
-        layers: Which layers.
-        settings: How.
         progress: Called with a description and the seconds of audio that were done.
     """
     keep = min(settings.fit_frames, fit.frames)
@@ -185,11 +180,8 @@ def tally_layers(
     """Counts the units of some utterances, in one pass over the audio.
 
     Args:
-        extract: The features that the codebooks were fitted on.
         books: Layer → its codebooks.
         judged: Utterances of other speakers, with phones.
-        change: What to do to the audio first.
-        progress: As in `fit_layers`.
 
     Returns:
         Layer → one tally a codebook seed.
@@ -211,10 +203,8 @@ def layer_pnmi(extract: Features, fit: ProbeSet, judged: ProbeSet, settings: Uni
     """Corrected PNMI of the units of layers 1, 2, …, mean over codebook seeds: what `layer_choice.choose_layer` chooses by.
 
     Args:
-        extract: The model's layers.
         fit: Speech of training speakers.
         judged: Utterances of development speakers, with phones.
-        settings: How codebooks are fitted.
 
     Raises:
         ValueError: If no frame of `judged` has a phone.

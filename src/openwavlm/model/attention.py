@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
 _FLOAT16_SCALE = 32.0
-BACKENDS = ("auto", "eager", "sdpa", "flex")
 
 
 def relative_buckets(offsets: Tensor, *, num_buckets: int, max_distance: int) -> Tensor:
@@ -29,7 +28,6 @@ def relative_buckets(offsets: Tensor, *, num_buckets: int, max_distance: int) ->
 
     Args:
         offsets: int64, key minus query position in frames.
-        num_buckets: Buckets in all.
         max_distance: Distance in frames from which all share the last bucket.
 
     Returns:
@@ -88,8 +86,6 @@ def eager_attention(
 
     Args:
         query: (batch, heads, frames, head_dim).
-        key: Like `query`.
-        value: Like `query`.
         gate: float32 (batch, heads, frames).
         bias: (heads, frames, frames), not gated.
         key_padding: bool (batch, frames), True = nobody attends to it; None = no padding.
@@ -139,9 +135,7 @@ class GatedAttention(nn.Module):
     """Multi-head self-attention whose relative bias is gated by the layer's input.
 
     Args:
-        dim: Width of the stream.
         heads: Attention heads; each reads `dim / heads` channels of the input for its gate.
-        dropout: Dropout of the attention weights.
     """
 
     def __init__(self, dim: int, heads: int, *, dropout: float):
@@ -171,7 +165,6 @@ class GatedAttention(nn.Module):
             x: (batch, frames, dim).
             relative_bias: The table (heads, 2 · frames − 1) for `flex`, its Toeplitz form (heads, frames, frames) otherwise.
             key_padding: bool (batch, frames), True = nobody attends to it; never True over a whole row.
-            backend: `eager`, `sdpa` or `flex`.
 
         Returns:
             (batch, frames, dim).

@@ -54,11 +54,7 @@ class ConvExtractor(nn.Module):
     """The stack of convolutions.
 
     Args:
-        dims: Channels of each layer.
-        kernels: Kernel widths.
-        strides: Strides.
         norm: `"group"`: one GroupNorm with a group a channel, on layer 0 alone. `"layer"`: a LayerNorm over channels on every layer.
-        bias: Whether the convolutions have a bias.
     """
 
     def __init__(

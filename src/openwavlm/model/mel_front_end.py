@@ -6,11 +6,7 @@ from openwavlm.audio.spectra import NUM_BANDS, normalised_log_mel
 
 
 class MelFrontEnd(nn.Module):
-    """Waveform to one vector every 20 ms, on the same frames as the convolutions.
-
-    Args:
-        dim: Width of the vectors.
-    """
+    """Waveform to one vector every 20 ms, on the same frames as the convolutions."""
 
     def __init__(self, dim: int):
         super().__init__()

@@ -49,13 +49,7 @@ class PretrainingOutput(NamedTuple):
 
 
 class LabelHead(nn.Module):
-    """Projection and label embeddings of a further label set, sized as the first one's (HuBERT's multi-target heads).
-
-    Args:
-        dim: Width of the encoder.
-        final_dim: Width of projection and embeddings.
-        embeddings: Label embeddings.
-    """
+    """Projection and label embeddings of a further label set, sized as the first one's (HuBERT's multi-target heads)."""
 
     def __init__(self, dim: int, final_dim: int, embeddings: int) -> None:
         super().__init__()
@@ -68,7 +62,6 @@ class WavLMForPretraining(nn.Module):
     """The encoder, a projection of its masked frames, and one embedding a pseudo-label.
 
     Args:
-        wavlm: The encoder.
         num_classes: Clusters of the codebook, ≥ 1; of each codebook, if every frame has several labels.
         final_dim: Width of projection and embeddings: 256 (Base, Base+), 768 (Large).
         logit_temperature: Divides the cosine, > 0.

@@ -67,19 +67,7 @@ class TransformerEncoder(nn.Module):
     """Positional convolution and a stack of layers over one shared relative position bias.
 
     Args:
-        dim: Width of the stream.
-        ffn_dim: Width inside the feed-forward part.
-        heads: Attention heads.
-        layers: Number of layers.
         pre_norm: Normalise before each part and once at the end, instead of after each part and once at the start.
-        positional_kernel: Taps of the positional convolution.
-        positional_groups: Its groups.
-        num_buckets: Buckets of relative positions.
-        max_distance: Distance in frames from which all share a bucket.
-        dropout: Dropout of the encoder's input and of every residual branch.
-        attention_dropout: Dropout of the attention weights.
-        activation_dropout: Dropout inside the feed-forward part.
-        attention_backend: `auto`, `eager`, `sdpa` or `flex`.
         skip_dropped_layers: Whether a dropped layer is not computed at all; reads the draw on the host.
         recompute_layers: Whether the backward pass computes each layer again instead of keeping what is inside it.
     """

@@ -51,7 +51,6 @@ def read_alignments(path: Path | str, *, file_format: str = "auto", tier: str = 
     """Opens a file, or all files of a folder in any depth.
 
     Args:
-        path: File or folder.
         file_format: One of `FORMATS`, or `auto`: by the files' endings.
         tier: Tier of a TextGrid. The condensed LibriSpeech-alignments have words only, so they need `words`.
 

@@ -49,8 +49,6 @@ def frame_phones(segments: Sequence[Segment], num_frames: int, inventory: Sequen
 
     Args:
         segments: In order of time, not overlapping.
-        num_frames: Frames of the utterance.
-        inventory: Names of the phones.
         shift_s: Move all segments by this much later, to test an alignment.
 
     Returns:

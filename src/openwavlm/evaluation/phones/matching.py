@@ -121,7 +121,6 @@ def match_rows(
     """Looks for the alignment of every row.
 
     Args:
-        index: The shard set.
         names: Names of the alignments: paths without extension, or ids.
         rows: Which rows; None for all.
         joined: Whether rows of several clips are looked at too.

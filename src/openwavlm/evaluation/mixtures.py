@@ -1,6 +1,6 @@
 """Probes on mixtures: detection of an audible second speaker, and phones of the first one under it (WavLM §III-B)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -65,9 +65,9 @@ def audible_overlap(
         placed[start : start + length] = second[partner_start : partner_start + length]
         loudest = frame_energies(second).max() if num_frames(len(second)) else second.square().mean()
         if loudest > 0:
-            heard = frame_energies(placed) >= loudest * 10 ** (-audible_db / 10)
-            heard[num_frames(int(num_samples[row])) :] = False
-            audible[row] |= heard
+            loud = frame_energies(placed) >= loudest * 10 ** (-audible_db / 10)
+            loud[num_frames(int(num_samples[row])) :] = False
+            audible[row] |= loud
     return audible
 
 
@@ -146,10 +146,9 @@ def _partner(probe_set: ProbeSet, number: int, seed: int) -> ProbeUtterance:
 
 
 def _first_only(record: MixRecord) -> MixRecord:
-    """The mixture of row 0 alone."""
+    """Mixture of row 0 alone."""
     first = record.row == 0
-    columns = {name: getattr(record, name)[first] for name in ("row", "partner", "start", "partner_start", "length")}
-    columns["energy_ratio_db"] = record.energy_ratio_db[first]
+    columns = {field.name: getattr(record, field.name)[first] for field in fields(record) if field.name != "max_length"}
     return MixRecord(**columns, max_length=int(columns["length"].max()) if first.any() else 0)
 
 
@@ -181,12 +180,11 @@ def probe_mixtures(
     # A long utterance would be cut by `stream`, but the overlap marks are whole.
     mixed = mix_set(train, seed=seed, energy_ratio_db=energy_ratio_db)
     for piece in stream(extract, mixed.mixed, layers, max_seconds=np.inf):
-        heard = torch.from_numpy(mixed.overlapped[piece.utterance].astype(np.int64)).to(device)
+        overlapped = torch.from_numpy(mixed.overlapped[piece.utterance].astype(np.int64)).to(device)
         for layer, features in enumerate(piece.features):
-            overlap[layer].add(features, heard)
-    probes = _Probes(extract, [part.solve() for part in phones], [part.solve() for part in overlap])
-    on_dev = probes.read(mix_set(dev, seed=seed, energy_ratio_db=energy_ratio_db))
-    on_test = probes.read(mix_set(test, seed=seed, energy_ratio_db=energy_ratio_db))
+            overlap[layer].add(features, overlapped)
+    probes = [part.solve() for part in phones], [part.solve() for part in overlap]
+    on_dev, on_test = (_read(extract, *probes, mix_set(part, seed=seed, energy_ratio_db=energy_ratio_db)) for part in (dev, test))
     return summary({"overlap": _overlap_figures(on_dev, on_test), "phones": _phone_figures(on_dev, on_test, test)})
 
 
@@ -200,27 +198,21 @@ class _Read:
     frames: np.ndarray
 
 
-class _Probes:
-    def __init__(self, extract: Features, phones: list[RidgeFamily], overlap: list[RidgeFamily]) -> None:
-        self._extract, self._phones, self._overlap = extract, phones, overlap
-
-    def read(self, mixtures: Mixtures) -> _Read:
-        layers, penalties = len(self._phones), len(PENALTIES)
-        scores, truth = [], []
-        correct = np.zeros((layers, penalties, len(mixtures.mixed)), dtype=np.int64)
-        frames = np.zeros(len(mixtures.mixed), dtype=np.int64)
-        for piece in stream(self._extract, mixtures.mixed, range(layers), max_seconds=np.inf):
-            heard = mixtures.overlapped[piece.utterance]
-            truth.append(heard)
-            scores.append(
-                np.stack([f.scores(x)[..., 1].cpu().numpy() for f, x in zip(self._overlap, piece.features, strict=True)])
-            )
-            known = torch.from_numpy(heard).to(piece.phones.device) & (piece.phones >= 0)
-            frames[piece.utterance] = int(known.sum())
-            for layer, features in enumerate(piece.features):
-                right = self._phones[layer].correct(features[known], piece.phones[known])
-                correct[layer, :, piece.utterance] = right.sum(dim=1).cpu().numpy()
-        return _Read(np.concatenate(scores, axis=2), np.concatenate(truth), correct, frames)
+def _read(extract: Features, phones: list[RidgeFamily], overlap: list[RidgeFamily], mixtures: Mixtures) -> _Read:
+    layers = len(phones)
+    scores, truth = [], []
+    correct = np.zeros((layers, len(PENALTIES), len(mixtures.mixed)), dtype=np.int64)
+    frames = np.zeros(len(mixtures.mixed), dtype=np.int64)
+    for piece in stream(extract, mixtures.mixed, range(layers), max_seconds=np.inf):
+        overlapped = mixtures.overlapped[piece.utterance]
+        truth.append(overlapped)
+        scores.append(np.stack([f.scores(x)[..., 1].cpu().numpy() for f, x in zip(overlap, piece.features, strict=True)]))
+        known = torch.from_numpy(overlapped).to(piece.phones.device) & (piece.phones >= 0)
+        frames[piece.utterance] = int(known.sum())
+        for layer, features in enumerate(piece.features):
+            right = phones[layer].correct(features[known], piece.phones[known])
+            correct[layer, :, piece.utterance] = right.sum(dim=1).cpu().numpy()
+    return _Read(np.concatenate(scores, axis=2), np.concatenate(truth), correct, frames)
 
 
 def _overlap_figures(dev: _Read, test: _Read) -> dict[str, Any]:

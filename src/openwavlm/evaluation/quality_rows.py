@@ -1,7 +1,7 @@
 """Labels, layers and baselines as the rows of one table, each held against MFCC units of the same K on the same frames."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally, difference_interval, shuffled_tally, verdict
@@ -52,7 +52,7 @@ class QualityRow:
     def as_json(self) -> dict[str, Any]:
         """All of it by name."""
         own = {"name": self.name, "kind": self.kind, "layer": self.layer, "condition": self.condition}
-        return own | self.figures.as_json() | {"difference_to_mfcc": self.difference, "verdict": self.verdict}
+        return own | asdict(self.figures) | {"difference_to_mfcc": self.difference, "verdict": self.verdict}
 
 
 def rows_of(

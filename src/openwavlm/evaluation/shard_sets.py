@@ -10,7 +10,7 @@ import numpy as np
 from openwavlm.audio.frames import FRAME_RATE_HZ, num_frames
 from openwavlm.evaluation.phones.alignment_files import read_alignments
 from openwavlm.evaluation.phones.alignments import Segment, folded, frame_phones, inventory_of, is_silence
-from openwavlm.evaluation.phones.matching import Clip, Matches, match_rows
+from openwavlm.evaluation.phones.matching import Matches, match_rows
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance, in_turn, readable
 from openwavlm.runtime.randomness import stable_hash
 from openwavlm.shards.index import Index
@@ -41,27 +41,22 @@ def probe_set(shards: Path, times: Mapping[str, Sequence[Segment]], phones: Sequ
         ValueError: If no row has phone times.
     """
     index = Index.open(shards)
-    matches = match_rows(index, times, joined=False)
     reader = ShardReader(index)
-    utterances = [
-        utterance
-        for row, clips in matches.clips.items()
-        if (utterance := _aligned(reader, row, clips, times, phones)) is not None and (utterance.phones >= 0).any()
-    ]
+    utterances = []
+    for row, clips in match_rows(index, times, joined=False).clips.items():
+        segments = sorted(segment for clip in clips for segment in clip.segments(times[clip.name]))
+        utterance = _utterance(reader, row, segments, phones)
+        if (utterance.phones >= 0).any():
+            utterances.append(utterance)
     if not utterances:
         raise ValueError(f"no recording of {shards} has phone times: the table's paths must end in the index's recordings")
     return ProbeSet(tuple(utterances), tuple(phones))
 
 
-def _aligned(
-    reader: ShardReader, row: int, clips: Sequence[Clip], times: Mapping[str, Sequence[Segment]], phones: Sequence[str]
-) -> ProbeUtterance | None:
-    """A row with a phone for every frame that an alignment covers; None without a frame."""
+def _utterance(reader: ShardReader, row: int, segments: Sequence[Segment], phones: Sequence[str]) -> ProbeUtterance:
+    """A row with a phone for every frame that a segment covers."""
     frames = num_frames(int(reader.index.num_samples[row]))
-    if not frames:
-        return None
-    segments = sorted(segment for clip in clips for segment in clip.segments(times[clip.name]))
-    return ProbeUtterance(partial(_audio, reader, row), frame_phones(segments, frames, phones), *_who(reader.index, row))
+    return ProbeUtterance(partial(reader.read, row), frame_phones(segments, frames, phones), *_who(reader.index, row))
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,14 +118,7 @@ def judged_set(
             f"{phones[0]!r}): choose another tier, or a folding"
         )
     reader = ShardReader(index)
-    utterances = tuple(
-        ProbeUtterance(
-            partial(_audio, reader, row),
-            frame_phones(of_row, num_frames(int(index.num_samples[row])), phones),
-            *_who(index, row),
-        )
-        for row, of_row in zip(chosen, segments, strict=True)
-    )
+    utterances = tuple(_utterance(reader, row, of_row, phones) for row, of_row in zip(chosen, segments, strict=True))
     kept = readable(utterances)
     chosen, segments = [chosen[number] for number in kept], [segments[number] for number in kept]
     utterances = tuple(utterances[number] for number in kept)
@@ -169,14 +157,7 @@ def speech_set(shards: Path, rows: np.ndarray, seconds: float, phones: Sequence[
             f"codebooks are fitted on speech, but {shards} has no row of other speakers left: give fit=DIR, or another held_out"
         )
     reader = ShardReader(index)
-    nothing = [np.full(num_frames(int(index.num_samples[row])), -1, dtype=np.int64) for row in chosen]
-    return ProbeSet(
-        tuple(
-            ProbeUtterance(partial(_audio, reader, row), none, *_who(index, row))
-            for row, none in zip(chosen, nothing, strict=True)
-        ),
-        tuple(phones),
-    ).readable()
+    return ProbeSet(tuple(_utterance(reader, row, (), phones) for row in chosen), tuple(phones)).readable()
 
 
 def _who(index: Index, row: int) -> tuple[str, str]:
@@ -184,7 +165,3 @@ def _who(index: Index, row: int) -> tuple[str, str]:
     recording = index.recordings[int(index.recording[row])].split("/", 1)[-1]
     name = recording or index.keys[row]
     return index.speakers[int(index.speaker[row])] or name, name
-
-
-def _audio(reader: ShardReader, row: int) -> np.ndarray:
-    return reader.read(row)

@@ -1,7 +1,7 @@
 """What units say of phones and of speakers, how evenly and how steadily they are used, with intervals over speakers (DESIGN §8)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from math import nan
 from typing import Any, Literal
@@ -143,10 +143,6 @@ class UnitFigures:
             **means,
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """All figures by name."""
-        return asdict(self)
-
 
 def _spread(corrected: Sequence[float]) -> float:
     return float(np.std(corrected, ddof=1)) if len(corrected) > 1 else 0.0
@@ -247,17 +243,14 @@ def _entropies(counts: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class UnitQuality:
-    """Units against phones over several codebook seeds.
+    """Units against phones over several codebook seeds: means of the figures of `labels.quality.PhoneQuality`.
 
     Attributes:
-        pnmi: Mean over the seeds of PNMI less that of shuffled labels: the figure to compare.
-        spread: Standard deviation over the seeds (n − 1); 0 for one seed.
+        pnmi: PNMI less that of shuffled labels: the figure to compare.
+        spread: Standard deviation of `pnmi` over the seeds (n − 1); 0 for one seed.
         seeds: `pnmi` of each seed.
-        pnmi_raw: Mean PNMI as published, biased upwards on few frames.
-        pnmi_shuffled: Mean PNMI of shuffled labels.
-        phone_purity: Mean phone purity.
-        cluster_purity: Mean cluster purity.
-        classes: Clusters in use K, mean.
+        pnmi_raw: PNMI as published, biased upwards on few frames.
+        classes: Clusters in use.
     """
 
     pnmi: float
@@ -273,28 +266,23 @@ class UnitQuality:
 
     @classmethod
     def of(cls, joints: np.ndarray) -> "UnitQuality":
-        """From int64 histograms (seeds, phones, classes).
+        """Figures of int64 histograms (seeds, phones, classes).
 
         Raises:
             ValueError: If one is empty.
         """
         qualities = [phone_quality(joint) for joint in joints]
+        mean = {name: float(np.mean([vars(quality)[name] for quality in qualities])) for name in vars(qualities[0])}
+        same = ("pnmi_shuffled", "phone_purity", "cluster_purity", "classes")
         corrected = [quality.pnmi_corrected for quality in qualities]
-
-        def mean(name: str) -> float:
-            return float(np.mean([getattr(quality, name) for quality in qualities]))
-
         return cls(
-            pnmi=float(np.mean(corrected)),
+            pnmi=mean["pnmi_corrected"],
             spread=_spread(corrected),
             seeds=tuple(corrected),
-            pnmi_raw=mean("pnmi"),
-            pnmi_shuffled=mean("pnmi_shuffled"),
-            phone_purity=mean("phone_purity"),
-            cluster_purity=mean("cluster_purity"),
+            pnmi_raw=mean["pnmi"],
             frames=qualities[0].frames,
-            classes=mean("classes"),
             phones=qualities[0].phones,
+            **{name: mean[name] for name in same},
         )
 
 

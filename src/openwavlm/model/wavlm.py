@@ -78,7 +78,7 @@ class WavLM(nn.Module):
     def __init__(self, config: WavLMConfig):
         super().__init__()
         self.config = config
-        self.extractor = MelFrontEnd(config.conv_dims[-1]) if config.front_end == "logmel" else _convolutions(config)
+        self.extractor = _extractor(config)
         self.feature_norm = Float32LayerNorm(config.conv_dims[-1])
         self.projection = nn.Linear(config.conv_dims[-1], config.dim)
         self.input_dropout = nn.Dropout(config.input_dropout)
@@ -286,7 +286,9 @@ class WavLM(nn.Module):
         return found
 
 
-def _convolutions(config: WavLMConfig) -> ConvExtractor:
+def _extractor(config: WavLMConfig) -> ConvExtractor | MelFrontEnd:
+    if config.front_end == "logmel":
+        return MelFrontEnd(config.conv_dims[-1])
     return ConvExtractor(
         config.conv_dims, config.conv_kernels, config.conv_strides, norm=config.extractor_norm, bias=config.conv_bias
     )

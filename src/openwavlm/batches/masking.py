@@ -1,4 +1,4 @@
-"""Span masking: which frames a micro-batch hides from the model (HuBERT §II-C, WavLM §III-A).
+"""Span masking: frames that are replaced by the mask embedding (HuBERT §II-C, WavLM §III-A).
 
 Three differences from fairseq's `compute_mask_indices`, all on rows of a few frames only:
 
@@ -16,7 +16,7 @@ _NEVER = np.uint64((1 << 64) - 1)
 
 
 def draw_span_mask(masking: SpanMasking, num_frames: np.ndarray, seed: int, *, source: int, epoch: int, micro: int) -> np.ndarray:
-    """Draws the mask of one micro-batch.
+    """Draws the mask of one micro-batch, keyed as `randomness.words`.
 
     A row of `n` frames gets `max(min_masks, ⌊prob · n / length + u⌋)` spans, u ~ U[0, 1) for each row, whose starts are drawn
     without replacement from the first `n − length` frames (one more frame than spans in a row too short for that); spans may
@@ -25,9 +25,6 @@ def draw_span_mask(masking: SpanMasking, num_frames: np.ndarray, seed: int, *, s
 
     Args:
         num_frames: Integers (batch,), frames of the planned rows, readable or not.
-        source: Stable hash of the data source's name.
-        epoch: Data epoch of that source.
-        micro: Identity of the micro-batch within the epoch.
 
     Returns:
         bool (batch, max frames), True = masked. A row of at least one frame keeps at least one unmasked.

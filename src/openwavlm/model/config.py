@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from openwavlm.audio.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES
 
@@ -128,14 +128,9 @@ class WavLMConfig:
             )
 
     def _check_choices(self) -> None:
-        for name, choices in (
-            ("front_end", ("conv", "logmel")),
-            ("extractor_norm", ("group", "layer")),
-            ("layer_drop_mode", ("where", "skip")),
-            ("attention_backend", ("auto", "eager", "sdpa", "flex")),
-            ("recompute", ("none", "extractor", "all")),
-        ):
-            if getattr(self, name) not in choices:
+        for name, hint in get_type_hints(type(self)).items():
+            choices = get_args(hint)
+            if get_origin(hint) is Literal and getattr(self, name) not in choices:
                 raise ValueError(
                     f"{name} must be one of {', '.join(choices)}, but is {getattr(self, name)!r}; choose one of them"
                 )

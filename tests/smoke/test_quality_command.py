@@ -73,7 +73,7 @@ def test_the_program_judges_labels_and_layers_and_says_which_layer(place: Path) 
         *((*of, "clean") for of in judged_layers),
         *((*of, "noise10") for of in judged_layers),
     ]
-    assert result["chosen_layer"] in (1, 2) and f"Best layer on these voices: {result['chosen_layer']}" in outcome.stdout
+    assert result["chosen_layer"] in (1, 2) and f"Best layer on these speakers: {result['chosen_layer']}" in outcome.stdout
     index = Index.open(place / "shards")
     held_out = validation_rows(index, share=0.5, split_seed=0)
     assert result["judged"]["utterances"] == held_out.sum(), "the voices that the labels' codebook has not heard"

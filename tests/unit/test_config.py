@@ -285,7 +285,7 @@ def test_sources_are_checked(config):
     for change, sentence in (
         (
             {"shards": None},
-            r"data\.sources\.other\.shards must name a folder, .* take the source away with ~data\.sources\.other",
+            r"data\.sources\.other\.shards must name a folder, .* remove the source with ~data\.sources\.other",
         ),
         ({"labels": ""}, r"data\.sources\.other\.labels must name a folder"),
         ({"weight": 0}, r"data\.sources\.other\.weight must be a positive number, but is 0"),

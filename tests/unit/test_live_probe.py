@@ -137,7 +137,7 @@ def test_baselines_are_of_the_same_frames_and_kept_for_these_sets_only(
     kept.write_text(json.dumps(changed))
     (tmp_path / "probes.csv").write_text("step,layer_0\n4,0.5\n")
     other.baselines(model)
-    assert "not those of before: the earlier rows of" in caplog.text and json.loads(kept.read_text())["changed"] is True
+    assert "have changed: the earlier rows of" in caplog.text and json.loads(kept.read_text())["changed"] is True
     kept.write_text(json.dumps(changed))
     fitted_on_less = LiveProbe(settings(sets, train_seconds=3.0, dev_seconds=5.0), [], tmp_path)
     assert fitted_on_less.baselines(model)["mfcc"] != 0.25, "and so are those of probes that were fitted on other speech"

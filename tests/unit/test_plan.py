@@ -541,7 +541,7 @@ def test_at_an_epochs_very_end_the_state_knows_that_epoch_alone(read_ahead):
     other.begin_at(2, schedule.state(2))
     assert other.state(2) == {"origin": 2, "streams": {"a": [{"first_epoch": 1, "starts": [0]}]}}
     assert places(other, 2) == [(1, 0), (1, 1), (1, 2)]
-    with pytest.raises(ValueError, match="this plan begins at step 2, but step 1 was asked for"):
+    with pytest.raises(ValueError, match="this plan begins at step 2, but the step is 1"):
         ids_of(other, 1)
 
 

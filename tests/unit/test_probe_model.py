@@ -215,7 +215,7 @@ def test_mixtures_have_another_speaker_at_the_wanted_ratio_where_they_are_marked
     assert all(
         np.array_equal(a.waveform(), b.waveform()) for a, b in zip(again.mixed.utterances, mixtures.mixed.utterances, strict=True)
     )
-    with pytest.raises(ValueError, match="second voice"):
+    with pytest.raises(ValueError, match="second speaker"):
         mix_set(tone_set("a"), seed=0)
 
 

@@ -355,7 +355,7 @@ def test_the_best_layer_is_that_of_clean_speech_whatever_noise_says(
         "Labels mine: PNMI 0.200, equal against MFCC units of the same number (-0.050, 95 % interval -0.100 to +0.030)."
     ]
     assert result["chosen_layer"] == 2, "layer 0 is the encoder's input"
-    assert any("Best layer on these voices: 2, PNMI 0.500" in sentence for sentence in result["sentences"])
+    assert any("Best layer on these speakers: 2, PNMI 0.500" in sentence for sentence in result["sentences"])
 
 
 def test_the_settings_defaults_are_those_of_the_config_and_reach_the_codebooks() -> None:
@@ -427,7 +427,7 @@ def test_the_first_sentence_says_on_whom_and_against_what() -> None:
         f"Judged on 1234 s of 7 speakers {phones}; {fitted}: the same speakers, which is no evidence about others."
     ]
     assert said([], held_out=0.5) == said([])
-    assert said([], alignments=None)[0].startswith("Judged on 1234 s of 7 speakers without phones, so nothing is said of them;")
+    assert said([], alignments=None)[0].startswith("Judged on 1234 s of 7 speakers without phones, so their figures are empty;")
     (_, unknown) = said([], speech={"without_speaker": 12})
     assert unknown.startswith("12 of 300 utterances are of unknown speakers")
 
@@ -444,10 +444,11 @@ def test_layers_that_differ_by_less_than_twice_the_larger_spread_are_named_as_eq
     ]
     *_, last = said(table, chosen=2)
     assert (
-        last == "Best layer on these voices: 2, PNMI 0.500, equal against MFCC units; equal within twice the seeds' spread: 1, 3."
+        last
+        == "Best layer on these speakers: 2, PNMI 0.500, equal against MFCC units; equal within twice the seeds' spread: 1, 3."
     )
     *_, alone = said([quality_row("layer", 1, 0.2, 0.01), quality_row("layer", 2, 0.5, 0.01)], chosen=2)
-    assert alone == "Best layer on these voices: 2, PNMI 0.500, higher against MFCC units."
+    assert alone == "Best layer on these speakers: 2, PNMI 0.500, higher against MFCC units."
     without = [quality_row("labels", None, 0.4, 0.0, difference=None, verdict="")]
     assert len(said(without)) == 1, "labels without phones have no verdict"
 

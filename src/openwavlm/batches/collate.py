@@ -1,7 +1,7 @@
-"""From a planned micro-batch to tensors: read the pieces, draw what is random, count what the loss will need.
+"""Planned micro-batch to tensors: reads the pieces, makes the random draws, and finds the frames that enter the loss.
 
-Runs in the loader's workers. Everything drawn is drawn for the *planned* rows before any file is opened, so a row that cannot be read
-moves no other row's crop, mask or mixture.
+Runs in the loader's workers. All draws are for the *planned* rows, whether readable or not, so an unreadable row does not change other
+rows' crops, masks or mixtures.
 """
 
 import logging
@@ -29,13 +29,13 @@ _LOGGED_PER_WORKER = 10
 
 @dataclass(frozen=True)
 class Draws:
-    """What is random about a micro-batch besides its rows.
+    """Settings of the random draws of a micro-batch besides its rows.
 
     Attributes:
         mixing: Utterance mixing, or None for clean audio (validation).
         layers: Encoder layers, for LayerDrop's draw.
         layer_drop: Probability that a layer is skipped.
-        noise_seconds: Longest stretch of a noise clip that is read.
+        noise_seconds: Longest excerpt of a noise clip.
     """
 
     seed: int
@@ -118,7 +118,7 @@ class MicroBatchBuilder:
                 continue
             units = [store.read(row, start, frames) for store in stores]
             if any(len(of_set) != frames for of_set in units):
-                self._report(f"row {row} of {spec.id.source} has no labels: the labelling could not read it either")
+                self._report(f"row {row} of {spec.id.source} has no labels: it was unreadable when it was labelled")
                 waveforms[place] = 0
                 continue
             for number, of_set in enumerate(units):

@@ -3,7 +3,7 @@
 Three differences from fairseq's `compute_mask_indices`, all on rows of a few frames only:
 
 - a row never holds more spans than its frames less one (fairseq then draws starts behind the row's end and clips them);
-- a row is never masked completely: what is over the limit is given back frame by frame at random (fairseq's newer code raises);
+- a row is never masked completely: frames over the limit are unmasked at random (fairseq's newer code raises);
 - rows below two frames carry no mask and, under `same_count`, do not thin the masks of the others.
 """
 
@@ -56,7 +56,7 @@ def _smallest(raw: np.ndarray, allowed: np.ndarray, count: np.ndarray) -> np.nda
     """Marks in each row the `count` allowed places with the smallest words; bool (batch, width) like `allowed`.
 
     The last bits of a word are replaced by its place: no two are equal, so a sort of values (five times faster than a stable
-    argsort) decides, and decides equally on every machine.
+    argsort) gives the same order on every machine.
     """
     batch, width = allowed.shape
     if allowed.size == 0:

@@ -72,9 +72,9 @@ def draw_mixing(
 
     Args:
         num_samples: Integers (batch,), valid samples of the planned rows, the longest one filling the width.
-        readable: bool (batch,), whether the row was read.
+        readable: bool (batch,).
         noise_num_samples: Integers (noises,), samples of the clips that `draw_noise_clips` chose, in the order of their rows;
-            0 for a clip that could not be read.
+            0 for an unreadable clip.
 
     Returns:
         The record, at most one mixture a row.
@@ -88,8 +88,8 @@ def draw_mixing(
     speech, noisy = _noise_rows(mixing, batch, seed, source, epoch, micro)
     if len(clips) != np.count_nonzero(noisy):
         raise ValueError(
-            f"draw_mixing needs the samples of every clip that draw_noise_clips chose, {np.count_nonzero(noisy)}, but got "
-            f"{len(clips)}; pass one number a chosen clip, 0 for a clip that could not be read."
+            f"draw_mixing needs the samples of every clip that draw_noise_clips chose, {np.count_nonzero(noisy)}, but has "
+            f"{len(clips)}; pass one number a chosen clip, 0 for an unreadable clip."
         )
 
     def raw(purpose: str) -> np.ndarray:
@@ -209,7 +209,7 @@ def apply_mixing_unispeech(
     *,
     normalise: bool,
 ) -> Tensor:
-    """Mixes row after row as Microsoft's UniSpeech code does (see the top of this file); slow, for ablations only. Arguments as in `mix`."""
+    """Mixes row after row as Microsoft's UniSpeech code does (top of this file); slow, for ablations. Arguments as in `mix`."""
     mixed = waveforms.clone()
     batch = len(mixed)
     columns = (record.row, record.partner, record.start, record.partner_start, record.length, record.energy_ratio_db)

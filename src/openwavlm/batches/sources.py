@@ -1,4 +1,4 @@
-"""The data of a run: sources opened, checked and split; the training schedule and the validation plan over them."""
+"""Data of a run: sources opened, checked and split; training schedule and validation plan."""
 
 import hashlib
 import json
@@ -22,10 +22,10 @@ _UNIGRAM_ROWS = 20_000
 
 
 class OpenData:
-    """The sources of a run, opened and checked.
+    """Sources of a run, opened and checked.
 
     Args:
-        labels_at_once_bytes: Labels of each labelling that are compared with their checksums at once (`LabelStore.open`).
+        labels_at_once_bytes: Bytes of each labelling that are compared with their checksums at once (`LabelStore.open`).
 
     Raises:
         ValueError: If a folder is missing, damaged, of a newer format, or labels and shards do not belong together; if the codebooks
@@ -147,7 +147,7 @@ class OpenData:
         return found
 
     def places(self) -> dict[str, str]:
-        """The folder of each of `fingerprints`, codebooks aside."""
+        """Folder of each of `fingerprints` except codebooks."""
         found = {f"{kind}.{name}": str(index.path) for kind in ("shards", "metadata") for name, index in self.indexes.items()}
         for number, which in self._label_sets():
             found |= {f"labels.{name}{which}": str(stores[number].path) for name, stores in self.label_sets.items()}
@@ -162,7 +162,7 @@ class OpenData:
         return EpochPlan(index.num_samples, index.first_row, usable, self.batching, seed=seed, source=name, **place)
 
     def schedule(self) -> Schedule:
-        """The training schedule over all sources.
+        """Training schedule over all sources.
 
         Raises:
             ValueError: If a source has fewer shards than streams.
@@ -204,7 +204,7 @@ class OpenData:
         return specs
 
     def plan_key(self) -> str:
-        """Hash of all that the plan depends on but the names of the shards, `metadata` in `fingerprints`.
+        """Hash of everything that the plan depends on except the names in the shards (`metadata` of `fingerprints`).
 
         Two launches with the same key and names train on the same micro-batches.
         """
@@ -218,11 +218,11 @@ class OpenData:
         self._background.shutdown(wait=False, cancel_futures=True)
 
     def training_rows(self) -> list[tuple[Index, np.ndarray]]:
-        """Each index with the mask of the rows that are trained on, bool (rows,)."""
+        """Each index with the mask of its training rows, bool (rows,)."""
         return [(index, ~self._held_out[name]) for name, index in self.indexes.items() if not self._held_out[name].all()]
 
     def label_counts(self, label_set: int = 0) -> np.ndarray:
-        """How often each label of a label set occurs in (a regular sample of) the training rows: int64 (classes,)."""
+        """Counts of each label of a label set in (a regular sample of) the training rows: int64 (classes,)."""
         counts = np.zeros(self.classes[label_set], dtype=np.int64)
         for name, stores in self.label_sets.items():
             rows = np.flatnonzero(~self._held_out[name])
@@ -231,7 +231,7 @@ class OpenData:
         return counts
 
     def summary(self) -> dict[str, float | int]:
-        """Figures for the start of a run: hours and speakers of both parts."""
+        """Hours and speakers of both parts, for the start of a run."""
         hours = {False: 0.0, True: 0.0}
         speakers: dict[bool, set[int]] = {False: set(), True: set()}
         for name, index in self.indexes.items():

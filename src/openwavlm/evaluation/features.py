@@ -27,12 +27,12 @@ CONTEXT_FRAMES = 5
 
 
 class Features(Protocol):
-    """Something that turns waveforms into one or several layers of frames.
+    """Callable that maps waveforms to one or several layers of frames.
 
     Attributes:
         dims: Width of each layer.
-        settings: All that the values depend on, fit for JSON; None where that cannot be written down (trained weights).
-        standardise: Whether its units are fitted on standardised features.
+        settings: Everything that the values depend on, for JSON; None for trained weights.
+        standardise: Whether units are fitted on standardised features.
     """
 
     dims: tuple[int, ...]
@@ -45,20 +45,20 @@ class Features(Protocol):
 
 
 def with_context(frames: Tensor, context: int = CONTEXT_FRAMES) -> Tensor:
-    """Each frame beside its neighbours, the ends repeated; (batch, frames, dim) → (batch, frames, (2 · context + 1) · dim)."""
+    """Concatenates each frame with its neighbours, the ends repeated; (batch, frames, dim) → (batch, frames, (2 · context + 1) · dim)."""
     padded = F.pad(frames.transpose(1, 2), (context, context), mode="replicate")
     return padded.unfold(2, 2 * context + 1, 1).permute(0, 2, 3, 1).flatten(2)
 
 
 class EncoderFeatures:
-    """All layers of an encoder, 0 = its input, each after its residual and before the closing norm; eager and in float32."""
+    """All layers of an encoder, 0 = its input, each after its residual and before the closing norm; in float32."""
 
     def __init__(self, model: WavLM, settings: dict[str, Any] | None = None) -> None:
         self.model = model
         self.dims = (model.config.dim,) * (model.config.layers + 1)
         self.settings = settings
         self.device = next(model.parameters()).device
-        # Raw streams of pre-norm models are ruled by a few dimensions.
+        # A few dimensions dominate the raw streams of pre-norm models.
         self.standardise = model.config.pre_norm
 
     @classmethod

@@ -139,7 +139,7 @@ def measure(
 
     Args:
         units_layer: Layer of the units; None = the one with the best phone accuracy on dev.
-        cache: Folder that keeps the figures of features with `settings`, keyed by these, the sets and `settings`.
+        cache: Folder that keeps the figures of features that have `settings`.
         progress: Called with a description and the seconds of audio that were done since the last call.
 
     Raises:
@@ -195,7 +195,7 @@ class _Judged(NamedTuple):
 
 
 class _Measurement:
-    """Steps of `measure`, which share classifiers and codebooks."""
+    """Steps of `measure`, with shared classifiers and codebooks."""
 
     def __init__(self, extract: Features, settings: ProbeSettings, num_phones: int, progress: Progress | None) -> None:
         self._extract, self._settings, self._num_phones, self._progress = extract, settings, num_phones, progress
@@ -251,7 +251,7 @@ class _Measurement:
         return accuracy, np.array([self._settings.penalties[penalty] for penalty in best]), _speaker_accuracies(speakers)
 
     def fit_codebooks(self, train: ProbeSet, kept: list[Tensor], layer: int) -> None:
-        """Fits one codebook a seed on the layer, standardised if the features' units are."""
+        """Fits one codebook a seed on the layer, on standardised features where `standardise` is set."""
         if kept:
             frames = kept[layer]
         else:
@@ -265,7 +265,7 @@ class _Measurement:
         self._codebooks = [fit_units(frames, self._settings.clusters, seed) for seed in self._settings.codebook_seeds]
 
     def judge(self, test: ProbeSet, shorter: ProbeSet, condition: str, chosen: int) -> _Judged:
-        """Reads the test part: all of it and all layers if clean, else `shorter` and only the layers that figures are of."""
+        """Judges the test part: all of it and all layers if clean, else `shorter` and only the layers with figures."""
         clean = condition == "clean"
         probe_set = test if clean else shorter
         place_of = {id(utterance): place for place, utterance in enumerate(test.utterances)}

@@ -37,17 +37,17 @@ def audible_overlap(
     *,
     audible_db: float = AUDIBLE_DB,
 ) -> Tensor:
-    """Frames in which the second voice of a mixture is audible.
+    """Marks the frames in which the second speaker of a mixture is audible.
 
-    That is: the second voice's own part in the frame, silence outside the mixture's interval, has an energy within `audible_db` of
-    the loudest frame of the whole second utterance. Both before scaling, so the energy ratio of the mixture plays no part.
+    Audible: the second utterance's own part in the frame, silence outside the mixture's interval, has an energy within `audible_db`
+    of the loudest frame of the whole second utterance. Both before scaling, so the energy ratio of the mixture plays no part.
 
     Args:
         waveforms: (batch, samples), clean, any scale.
         num_samples: int64 (batch,), valid samples.
         noise: (noises, samples), where the record refers to noise.
         noise_num_samples: int64 (noises,).
-        audible_db: How far below its loudest frame a voice is still heard.
+        audible_db: Level below its loudest frame down to which a speaker is audible.
 
     Returns:
         bool (batch, frames), False in rows without a mixture and in padding.
@@ -72,7 +72,7 @@ def audible_overlap(
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Area under the precision-recall steps, frames of one score taken together; the share of positives for scores that know nothing.
+    """Area under the precision-recall steps, frames of one score taken together; the share of positives for constant scores.
 
     Args:
         scores: (frames,), higher = more likely positive.
@@ -93,11 +93,11 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Mixtures:
-    """A probe set whose utterances are mixtures.
+    """Probe set of mixtures.
 
     Attributes:
-        mixed: The mixtures, with the phones and names of the first voice.
-        overlapped: bool (frames,) of each: whether the second voice is audible.
+        mixed: The mixtures, with the phones and names of the first speaker.
+        overlapped: bool (frames,) of each: whether the second speaker is audible.
     """
 
     mixed: ProbeSet
@@ -105,19 +105,19 @@ class Mixtures:
 
 
 def mix_set(probe_set: ProbeSet, *, seed: int, energy_ratio_db: float = 0.0, max_share: float = 0.5) -> Mixtures:
-    """Mixes every utterance with one of another speaker, the way training does.
+    """Mixes every utterance with one of another speaker, as in training.
 
     Args:
         probe_set: Clean utterances of at least two speakers.
         seed: Seed of partners, places and lengths; equal for all models that are compared.
-        energy_ratio_db: First over scaled second voice, mean energies of the whole utterances.
-        max_share: Longest overlap as a share of the first voice.
+        energy_ratio_db: First over scaled second utterance, mean energies of the whole utterances.
+        max_share: Longest overlap as a share of the first utterance.
 
     Raises:
         ValueError: If all utterances have one speaker.
     """
     if len(probe_set.speakers) < 2:
-        raise ValueError(f"mixtures need a second voice, but all utterances are of {probe_set.speakers[0]!r}: add a speaker")
+        raise ValueError(f"mixtures need a second speaker, but all utterances are of {probe_set.speakers[0]!r}: add a speaker")
     mixing = Mixing(prob=1.0, speech_db=(energy_ratio_db, energy_ratio_db), max_share=max_share)
     utterances, overlapped = [], []
     for number, utterance in enumerate(probe_set.utterances):
@@ -155,7 +155,7 @@ def _first_only(record: MixRecord) -> MixRecord:
 def probe_mixtures(
     extract: Features, train: ProbeSet, dev: ProbeSet, test: ProbeSet, *, seed: int = 0, energy_ratio_db: float = 0.0
 ) -> dict[str, Any]:
-    """Measures all layers on mixtures of held-out voices.
+    """Measures all layers on mixtures of held-out speakers.
 
     Args:
         train: Training speakers: their clean speech fits the phones, their mixtures the overlap.
@@ -163,9 +163,9 @@ def probe_mixtures(
         seed: Seed of the mixtures; keep it when models are compared.
 
     Returns:
-        For JSON. `overlap`: average precision of "a second voice is audible in this frame" (`layers`, `layers_dev`,
-        `chosen_layer`, `chosen`, `share` of positive frames). `phones`: accuracy of the first voice's phones in frames with an
-        audible second voice (the same names, `interval` over speakers, `by_speaker` sums for paired differences).
+        For JSON. `overlap`: average precision of "a second speaker is audible in this frame" (`layers`, `layers_dev`,
+        `chosen_layer`, `chosen`, `share` of positive frames). `phones`: accuracy of the first speaker's phones in frames with an
+        audible second speaker (the same names, `interval` over speakers, `by_speaker` sums for paired differences).
 
     Raises:
         ValueError: If the sets share a speaker, or one has a single speaker.
@@ -177,7 +177,7 @@ def probe_mixtures(
     for piece in stream(extract, train, layers):
         for layer, features in enumerate(piece.features):
             phones[layer].add(features, piece.phones)
-    # A long utterance would be cut by `stream`, but the overlap marks are whole.
+    # Utterances stay whole, as the overlap marks are.
     mixed = mix_set(train, seed=seed, energy_ratio_db=energy_ratio_db)
     for piece in stream(extract, mixed.mixed, layers, max_seconds=np.inf):
         overlapped = torch.from_numpy(mixed.overlapped[piece.utterance].astype(np.int64)).to(device)

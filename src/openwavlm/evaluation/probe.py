@@ -1,4 +1,4 @@
-"""All figures of a model on held-out speakers beside their baselines, as `summary.json` has them (DESIGN §8)."""
+"""Figures of a model on held-out speakers beside their baselines, the content of `summary.json` (DESIGN §8)."""
 
 import time
 from pathlib import Path
@@ -29,20 +29,20 @@ def probe_model(
 ) -> dict[str, Any]:
     """Measures every layer of a model, and MFCC, log-mel and an untrained encoder of its config on the same frames.
 
-    Ridge probes and codebooks are fitted on `train`, layers and penalties chosen on `dev`, `test` is read once. Touches no
-    generator of torch and leaves the model as it was.
+    Ridge probes and codebooks are fitted on `train`, layers and penalties chosen on `dev`, `test` is read once. Changes neither
+    torch's generators nor the model.
 
     Args:
         model: The encoder, on any device, not sharded.
         train: Clean speech of training speakers.
         dev: Other speakers.
-        test: Still others, unheard by the model (see `sets.contamination`).
-        settings: What to do; None = defaults.
+        test: Other speakers again, not seen in training (see `unseen.contamination`).
+        settings: None = defaults.
         cache: Folder that keeps the baselines' figures, keyed by audio, phones, features and settings.
         show_progress: Whether to show a bar on standard error if that is a terminal.
 
     Returns:
-        For JSON, accuracies as shares, on test frames where nothing else is said.
+        For JSON, accuracies as shares, on test frames unless stated otherwise.
 
         - `phones`: `layers` (all; 0 is the encoder's input), `layers_dev`, `chosen_layer`, `chosen`, `mfcc`, `mfcc_context`,
           `logmel`, `logmel_context`, `untrained` (its best layer on dev), `majority`; `intervals` over speakers; `differences` of
@@ -105,7 +105,7 @@ def probe_model(
 
 
 def _layers_of(measured: dict[str, Measured]) -> dict[str, tuple[Measured, int]]:
-    """The figure's name → whose it is, and its layer."""
+    """Measurement and layer of each figure, by name."""
     untrained, chosen = measured["untrained"], measured["chosen"]
     return {
         "chosen": (chosen, int(chosen.chosen)),

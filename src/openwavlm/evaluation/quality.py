@@ -65,15 +65,13 @@ def judge(settings: QualitySettings) -> tuple[dict[str, Any], list[QualityRow]]:
 def _encoder(settings: QualitySettings) -> tuple[EncoderFeatures | None, list[int]]:
     if settings.encoder is None:
         if settings.layers is not None:
-            raise ValueError(f"layers are those of a model, but none was given beside layers={settings.layers}: add encoder=DIR")
+            raise ValueError(f"layers are those of a model, but none is given beside layers={settings.layers}: add encoder=DIR")
         return None, []
     model = open_teacher(settings.encoder).model.to(named_device(settings.device))
     top = model.config.layers
     wanted = range(top + 1) if settings.layers in (None, "all") else settings.layers
     if isinstance(wanted, str) or not wanted or not all(isinstance(layer, int) and 0 <= layer <= top for layer in wanted):
-        raise ValueError(
-            f"layers must be all or a list out of 0…{top} (0 is the encoder's input), but is {settings.layers}: correct it"
-        )
+        raise ValueError(f"layers must be all or a list out of 0…{top} (0 is the encoder's input), but is {settings.layers}")
     return EncoderFeatures(model), sorted(set(wanted))
 
 
@@ -131,7 +129,7 @@ def _tally_labels(judged: Judged, store: LabelStore) -> UnitTally:
     tally = UnitTally(len(utterances.inventory), store.num_classes, utterances.speakers)
     for number, (utterance, row) in enumerate(zip(utterances.utterances, judged.rows, strict=True)):
         units = store.read(row)
-        if len(units):  # a row that could not be read when it was labelled has none
+        if len(units):  # a row that was unreadable when it was labelled has none
             tally.add(utterance.speaker, units, utterance.phones, number)
     return tally
 
@@ -169,21 +167,21 @@ def _sentences(
     fitted = f"codebooks of {len(settings.codebook_seeds)} seeds fitted on {fit.seconds:.0f} s of {len(fit.speakers)} speakers"
     who = "the same speakers, which is no evidence about others" if settings.held_out == 0 else "other speakers"
     against = (
-        "without phones, so nothing is said of them"
+        "without phones, so their figures are empty"
         if settings.alignments is None
         else f"against {speech['phones']} phones ({speech['without_alignment']} recordings without an alignment left out)"
     )
-    said = [f"Judged on {speech['seconds']:.0f} s of {speech['speakers']} speakers {against}; {fitted}: {who}."]
+    sentences = [f"Judged on {speech['seconds']:.0f} s of {speech['speakers']} speakers {against}; {fitted}: {who}."]
     if speech["without_speaker"]:
-        said.append(
+        sentences.append(
             f"{speech['without_speaker']} of {speech['utterances']} utterances are of unknown speakers, and each of their recordings "
-            "counts as a speaker: intervals are narrower than over voices, a voice may be on both sides, and speaker information is of "
+            "counts as a speaker: intervals are narrower than over speakers, a speaker may be on both sides, and speaker information is of "
             "recordings."
         )
     for row in table:
         if row.kind == "labels" and row.difference:
             value, low, high = row.difference
-            said.append(
+            sentences.append(
                 f"Labels {row.name}: PNMI {row.figures.pnmi:.3f}, {row.verdict} against MFCC units of the same number "
                 f"({value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})."
             )
@@ -196,10 +194,10 @@ def _sentences(
             if row is not best and best.figures.pnmi - row.figures.pnmi < 2 * max(row.figures.spread, best.figures.spread)
         ]
         equal = f"; equal within twice the seeds' spread: {', '.join(near)}" if near else ""
-        said.append(
-            f"Best layer on these voices: {chosen}, PNMI {best.figures.pnmi:.3f}, {best.verdict} against MFCC units{equal}."
+        sentences.append(
+            f"Best layer on these speakers: {chosen}, PNMI {best.figures.pnmi:.3f}, {best.verdict} against MFCC units{equal}."
         )
-    return said
+    return sentences
 
 
 def _write_abx(judged: Judged, encoder: Features | None, layers: list[int], folder: Path) -> dict[str, Any]:

@@ -33,16 +33,16 @@ class RidgeFamily:
         return torch.matmul(standard, self.weight) + self.bias
 
     def correct(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Which frames are named right; bool (penalties, frames) of features (frames, dim) and labels (frames,)."""
+        """Marks frames with the right class; bool (penalties, frames) of features (frames, dim) and labels (frames,)."""
         return self.scores(features).argmax(dim=-1) == labels
 
     def only(self, penalty: int) -> "RidgeFamily":
-        """The classifier with the penalty of this number alone."""
+        """Keeps the classifier with this penalty's number alone."""
         return RidgeFamily((self.penalties[penalty],), self.mean, self.scale, self.weight[penalty : penalty + 1], self.bias)
 
 
 class RidgeStatistics:
-    """Sums XᵀX, XᵀY and ΣX in float64 of as many frames as there are, on the features' device."""
+    """Sums XᵀX, XᵀY and ΣX in float64 of any number of frames, on the features' device."""
 
     def __init__(self, dim: int, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.frames = 0

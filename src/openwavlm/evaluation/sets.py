@@ -1,4 +1,4 @@
-"""Speech with a phone for every model frame: what probes are fitted, chosen and judged on, and proof that it was not trained on."""
+"""Speech with a phone for every model frame, to fit, choose and judge probes on."""
 
 import hashlib
 import logging
@@ -41,7 +41,7 @@ class ProbeUtterance:
         return len(self.phones)
 
     def recorded(self) -> np.ndarray:
-        """The audio as it is stored, int16 (samples,).
+        """Stored audio, int16 (samples,).
 
         Raises:
             ValueError: If it is not one-dimensional int16, or does not have the frames that `phones` label.
@@ -60,7 +60,7 @@ class ProbeUtterance:
         return samples
 
     def waveform(self) -> np.ndarray:
-        """The audio up to its last frame's end, int16 (320 (frames − 1) + 400,)."""
+        """Audio up to its last frame's end, int16 (320 (frames − 1) + 400,)."""
         return self.recorded()[: num_samples_of(self.frames)]
 
 
@@ -129,11 +129,11 @@ class ProbeSet:
         return digest.hexdigest()
 
     def readable(self) -> "ProbeSet":
-        """Without what cannot be read, as `readable` of its utterances."""
+        """Drops unreadable utterances, as the function `readable`."""
         return ProbeSet(tuple(self.utterances[number] for number in readable(self.utterances)), self.inventory)
 
     def spread_over_speakers(self, seconds: float) -> "ProbeSet":
-        """As many utterances, taken in turn from each speaker, as `seconds` allow (at least one); itself if all fit."""
+        """Utterances taken in turn from each speaker, as many as `seconds` allow (at least one); itself if all fit."""
         if self.seconds <= seconds:
             return self
         speakers = [utterance.speaker for utterance in self.utterances]
@@ -154,9 +154,9 @@ def in_turn(speakers: Sequence[str], frames: Sequence[int], seconds: float) -> l
 
 
 def readable(utterances: Sequence[ProbeUtterance]) -> list[int]:
-    """Numbers of the utterances that can be read; each is read once, and the others are named in warnings.
+    """Numbers of the readable utterances; each is read once, and the others are named in warnings.
 
-    What is compared must lack the same utterances, so they are left out before anything is measured.
+    All compared systems must lack the same utterances, so these are left out before anything is measured.
 
     Raises:
         ValueError: If more than one in a thousand, and more than one, cannot be read.
@@ -172,7 +172,7 @@ def readable(utterances: Sequence[ProbeUtterance]) -> list[int]:
     if lost > max(1, _MAX_SKIP_RATE * len(utterances)):
         raise ValueError(
             f"at most a share of {_MAX_SKIP_RATE:g} of the utterances, or one, may be unreadable, but {lost} of {len(utterances)} are: "
-            "run data_prep/verify.py on the shards and restore what it names"
+            "run data_prep/verify.py on the shards and restore the files that it names"
         )
     return kept
 

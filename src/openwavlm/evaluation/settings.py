@@ -8,16 +8,16 @@ from openwavlm.evaluation.conditions import CONDITIONS
 
 @dataclass(frozen=True)
 class LiveProbes:
-    """When and on what a run is probed; nothing here changes the trajectory.
+    """Probes during a run; nothing here changes the trajectory.
 
     Attributes:
         every: Updates between two probes; 0 = none. One is made at the end too.
-        train: Shard set that probes are fitted on: clean speech of other voices than `dev`'s, training speech as a rule.
-        dev: Shard set of the voices that are judged on, unheard by the run.
+        train: Shard set that probes are fitted on: clean speech of other speakers than `dev`'s, usually training speech.
+        dev: Shard set of held-out speakers that are judged on.
         alignments: Table `path start end phone` that covers both.
         fold_stress: Whether the stress of ARPAbet's vowels is dropped.
-        train_seconds: At most so much is fitted on.
-        dev_seconds: At most so much is judged on.
+        train_seconds: Most audio that is fitted on.
+        dev_seconds: Most audio that is judged on.
 
     Raises:
         ValueError: If a number is negative, or if something is missing while `every` is not 0.
@@ -47,10 +47,10 @@ class LiveProbes:
 
 @dataclass(frozen=True, kw_only=True)
 class QualitySettings:
-    """The keys of `conf/quality.yaml`, which says what they mean.
+    """Keys of `conf/quality.yaml`, explained there.
 
     Raises:
-        ValueError: If nothing is to be judged by phones, or a key has no such value.
+        ValueError: If abx has no phones, or a value is out of range or unknown.
     """
 
     output: str
@@ -84,14 +84,14 @@ class QualitySettings:
         if not self.seconds > 0 or not self.fit_seconds > 0 or not 0 <= self.max_unmatched_share <= 1:
             raise ValueError(
                 "seconds and fit_seconds must be positive and max_unmatched_share a share, but are "
-                f"{self.seconds}, {self.fit_seconds} and {self.max_unmatched_share}: correct them"
+                f"{self.seconds}, {self.fit_seconds} and {self.max_unmatched_share}"
             )
         if self.abx and self.alignments is None:
             raise ValueError("abx compares phones, but alignments=null gives none: give alignments=PATH, or leave abx out")
         if self.held_out is not None and (not 0 <= self.held_out < 1 or self.fit):
             raise ValueError(
-                f"held_out is the share of the speakers of shards that are judged, in [0, 1), where fit names no other voices, but is "
-                f"{self.held_out}{' beside fit=' + self.fit if self.fit else ''}: correct it or leave it out"
+                f"held_out is the share of the speakers of shards that are judged, in [0, 1), where fit names no other speakers, but is "
+                f"{self.held_out}{' beside fit=' + self.fit if self.fit else ''}: leave one of them out, or give a share"
             )
         for name, values, allowed in (
             ("mfcc_norm", [self.mfcc_norm], ("none", "utterance")),
@@ -100,10 +100,10 @@ class QualitySettings:
         ):
             wrong = [value for value in values if value not in allowed]
             if wrong or not values:
-                raise ValueError(f"{name} must be out of {', '.join(allowed)}, but is {wrong or 'empty'}: correct it")
+                raise ValueError(f"{name} must be out of {', '.join(allowed)}, but is {wrong or 'empty'}")
 
     @property
     def labellings(self) -> list[Path]:
-        """The folders of labels."""
+        """Folders of labels."""
         given = [self.labels] if isinstance(self.labels, str) else self.labels or []
         return [Path(folder) for folder in given]

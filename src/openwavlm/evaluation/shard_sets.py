@@ -1,4 +1,4 @@
-"""Probe sets from prepared shard sets: rows with an alignment, and rows that are only listened to."""
+"""Probe sets from prepared shard sets: rows with an alignment, and rows without phones to fit codebooks on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ def read_phone_times(path: Path, *, fold_stress: bool = False) -> dict[str, list
     """Segments of each recording, named by its path without the audio's extension.
 
     Args:
-        fold_stress: Whether stress digits and capitals of ARPAbet are dropped and silences are one (`phone_folding`, `arpabet`), so
+        fold_stress: Whether stress digits and capitals of ARPAbet are dropped and silences are one (folding `arpabet`), so
             that tables of different origin have one inventory.
     """
     times = read_alignments(path)
@@ -32,10 +32,10 @@ def read_phone_times(path: Path, *, fold_stress: bool = False) -> dict[str, list
 
 
 def probe_set(shards: Path, times: Mapping[str, Sequence[Segment]], phones: Sequence[str]) -> ProbeSet:
-    """The rows of a shard set that have phone times; rows of several joined clips are left out.
+    """Rows of a shard set that have phone times; rows of several joined clips are left out.
 
     Args:
-        times: Segments by recording; whose they are says `matching.match_rows`.
+        times: Segments by recording, assigned to rows by `matching.match_rows`.
 
     Raises:
         ValueError: If no row has phone times.
@@ -67,7 +67,7 @@ class Judged:
         utterances: With a phone for every frame.
         rows: Row of each utterance in the index.
         segments: Phones of each with their times in the row, folded.
-        matches: How alignments and rows were brought together.
+        matches: Assignment of alignments to rows.
     """
 
     utterances: ProbeSet
@@ -87,11 +87,11 @@ def judged_set(
     seconds: float = 3600.0,
     max_unmatched_share: float = 0.05,
 ) -> Judged:
-    """Rows with an alignment, in turn from each speaker until there are enough seconds; only their alignments are read.
+    """Chooses rows with an alignment, in turn from each speaker until there are enough seconds; only their alignments are read.
 
     Args:
         alignments: Segments by recording; None takes all rows, without phones.
-        folding: One of `phone_folding.FOLDINGS`.
+        folding: One of `alignments.FOLDINGS`.
         seconds: Audio at most.
         max_unmatched_share: Largest share of the clips that may lack an alignment.
 

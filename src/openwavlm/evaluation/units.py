@@ -49,14 +49,14 @@ def fit_units(
 
 @dataclass(frozen=True, kw_only=True)
 class UnitSettings:
-    """How codebooks are fitted.
+    """Settings of codebooks.
 
     Attributes:
         clusters: Units K.
-        codebook_seeds: Seeds of the codebooks; three or more show by how much they differ by chance.
+        codebook_seeds: Seeds of the codebooks; three or more show the spread by chance.
         fit_frames: Frames that a codebook is fitted on, thinned evenly.
         frames_per_cluster: K is lowered where there are fewer frames a cluster than this.
-        memory_gb: Frames of so many layers are kept at a time; the rest is extracted in further passes.
+        memory_gb: Most memory for frames of layers; further layers cost further passes.
         quick: Fit by `labels.lloyd`, which takes a fraction of the time and ends within a hundredth of the distance: to compare
             layers, not for a figure that is published.
 
@@ -75,13 +75,13 @@ class UnitSettings:
         numbers = {name: getattr(self, name) for name in ("clusters", "fit_frames", "frames_per_cluster", "memory_gb")}
         for name, value in numbers.items():
             if not value > 0:
-                raise ValueError(f"{name} must be positive, but is {value}: correct it")
+                raise ValueError(f"{name} must be positive, but is {value}")
         if not self.codebook_seeds:
             raise ValueError("codebook_seeds must name at least one seed, but is empty: [0, 1, 2] shows the spread")
 
 
 class UtteranceNormalised:
-    """Features with mean 0 and deviation 1 in every dimension over each utterance (each part of 30 s of a long one)."""
+    """Features with mean 0 and deviation 1 in every dimension over each utterance (each 30-s part of a long one)."""
 
     def __init__(self, features: Features) -> None:
         self._features = features
@@ -96,7 +96,7 @@ class UtteranceNormalised:
 
 @dataclass(frozen=True)
 class LayerCodebooks:
-    """One codebook a seed, and what brings a layer's features to their scale."""
+    """One codebook a seed, and the standardisation of a layer's features."""
 
     shift: Tensor
     scale: Tensor
@@ -114,8 +114,8 @@ def fit_layers(
     """Fits the codebooks of some layers.
 
     Args:
-        extract: Which features; standardised where they ask for it.
-        fit: Speech to fit on; its phones are not looked at.
+        extract: Features; standardised where `standardise` is set.
+        fit: Speech to fit on; its phones are not used.
         progress: Called with a description and the seconds of audio that were done.
     """
     keep = min(settings.fit_frames, fit.frames)
@@ -123,7 +123,7 @@ def fit_layers(
     if fitting < settings.clusters:
         log.warning(
             f"K is lowered from {settings.clusters} to {max(1, fitting)}: {keep} frames are fewer than {settings.frames_per_cluster} "
-            "a cluster; give more speech (fit, fit_seconds, fit_frames) or ask for fewer clusters"
+            "a cluster; give more speech (fit, fit_seconds, fit_frames) or choose fewer clusters"
         )
     found = {}
     for group in _groups(extract.dims, layers, keep, settings.memory_gb * 1e9):
@@ -200,7 +200,7 @@ def tally_layers(
 
 
 def layer_pnmi(extract: Features, fit: ProbeSet, judged: ProbeSet, settings: UnitSettings | None = None) -> dict[int, float]:
-    """Corrected PNMI of the units of layers 1, 2, …, mean over codebook seeds: what `layer_choice.choose_layer` chooses by.
+    """Corrected PNMI of the units of layers 1, 2, …, mean over codebook seeds; input of `choose_layer`.
 
     Args:
         fit: Speech of training speakers.
@@ -218,22 +218,22 @@ def layer_pnmi(extract: Features, fit: ProbeSet, judged: ProbeSet, settings: Uni
 
 
 def choose_layer(iteration: int, layers: int, pnmi: Mapping[int, float] | None = None) -> int:
-    """The layer whose units say most about phones on development speakers; without alignments a depth by iteration.
+    """Layer with the best units on development speakers; without alignments a depth by iteration (HuBERT §III-A, table II).
 
     Args:
-        iteration: Number of the iteration, from 1, that trained the model.
-        layers: How many layers the model has.
-        pnmi: Layer → corrected PNMI of its units on development speakers, as far as measured; layer 0, the encoder's input, is
-            never chosen, and of equals the lowest is.
+        iteration: Iteration that trained the model, from 1.
+        layers: Number of layers of the model.
+        pnmi: Layer → corrected PNMI of its units on development speakers; layer 0, the encoder's input, is never chosen, and of
+            equal layers the lowest is.
 
     Returns:
         The measured best; else half the depth after iteration 1, three quarters after later ones, at least 1.
 
     Raises:
-        ValueError: If there is no such iteration, or a figure is of a layer that the model does not have.
+        ValueError: If `iteration` or `layers` is below 1, or a layer of `pnmi` is above `layers`.
     """
     if iteration < 1 or layers < 1:
-        raise ValueError(f"iterations and layers are counted from 1, but are {iteration} and {layers}: correct them")
+        raise ValueError(f"iterations and layers are counted from 1, but are {iteration} and {layers}")
     measured = {layer: value for layer, value in (pnmi or {}).items() if layer > 0}
     if measured and max(measured) > layers:
         raise ValueError(f"the model has layers 1 … {layers}, but there is a figure of layer {max(measured)}: measure this model")

@@ -107,7 +107,7 @@ def _unseen_by_fit(index: Index, fit: Mapping[str, Any], other: Index | None) ->
 
 
 def _speakers_in(index: Index, other: Index) -> np.ndarray:
-    """Rows whose speaker, else recording, is in another index by name."""
+    """Marks rows with a speaker, else a recording, of another index, by name."""
     speaker = np.asarray(index.speaker[:])
     shared = np.isin(np.array(index.speakers), np.array(other.speakers))[speaker]
     unknown = speaker == 0

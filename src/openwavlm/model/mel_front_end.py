@@ -1,4 +1,4 @@
-"""A front end without learnt filters: normalised log-mels through one linear map; the control for `conv_extractor`."""
+"""Front end without learnt filters, the control for `conv_extractor`: normalised log-mels through one linear map."""
 
 from torch import Tensor, nn
 

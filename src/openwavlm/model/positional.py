@@ -1,4 +1,4 @@
-"""The convolutional positional embedding (wav2vec 2.0 §2), which WavLM keeps beside its relative position bias."""
+"""Convolutional positional embedding (wav2vec 2.0 §2), beside WavLM's relative position bias."""
 
 import math
 

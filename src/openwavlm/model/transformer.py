@@ -1,4 +1,4 @@
-"""The Transformer encoder: positional convolution, layers, LayerDrop (WavLM §III-A)."""
+"""Transformer encoder: positional convolution, layers, LayerDrop (WavLM §III-A)."""
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, relative_bias: Tensor, key_padding: Tensor | None, *, backend: str) -> Tensor:
         """Maps (batch, frames, dim) to (batch, frames, dim); the other arguments are `GatedAttention.forward`'s."""
-        # In here and not around the layer, so that a sharded layer gathers its weights once for both.
+        # Inside the layer, so that a sharded layer gathers its weights once for both.
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._transform, x, relative_bias, key_padding, backend, use_reentrant=False)
         return self._transform(x, relative_bias, key_padding, backend)
@@ -138,7 +138,7 @@ class TransformerEncoder(nn.Module):
         key_padding = None
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
-            # A softmax over nothing is NaN: a row without a valid frame attends to its zeros instead, and is read by nobody.
+            # A softmax over nothing is NaN: a row without a valid frame attends to its zeros, and its output is not used.
             key_padding = padding_mask & ~padding_mask.all(1, keepdim=True)
         x = x + self.positional(x)
         x = self.dropout(x if self.pre_norm else self.norm(x))

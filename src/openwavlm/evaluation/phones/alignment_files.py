@@ -1,4 +1,4 @@
-"""Every alignment format to one table: recording → segments in seconds, files read when they are asked for.
+"""Alignment files of every format as one table: recording → segments in seconds, each file read at its first use.
 
 | format | files | name of the recording |
 |---|---|---|
@@ -28,10 +28,10 @@ Table = dict[str, list[Segment]]
 
 
 class Alignments(Mapping[str, list[Segment]]):
-    """Segments by recording; of a folder with a file a recording, each is read when it is asked for.
+    """Segments by recording; with one file a recording, each is read at its access.
 
     Args:
-        readers: Name of the recording → what reads it.
+        readers: Name of the recording → its reader.
     """
 
     def __init__(self, readers: Mapping[str, Callable[[], list[Segment]]]) -> None:
@@ -60,11 +60,9 @@ def read_alignments(path: Path | str, *, file_format: str = "auto", tier: str = 
     """
     path = Path(path)
     if file_format not in (*FORMATS, "auto"):
-        raise ValueError(
-            f"an alignment's format is auto or one of {', '.join(FORMATS)}, but is {file_format!r}: correct the name"
-        )
+        raise ValueError(f"an alignment's format is auto or one of {', '.join(FORMATS)}, but is {file_format!r}")
     if not path.exists():
-        raise ValueError(f"alignments must be a file or a folder, but {path} does not exist: correct the path")
+        raise ValueError(f"alignments must be a file or a folder, but {path} does not exist")
     found = _files(path, file_format)
     root = path if path.is_dir() else path.parent
     readers: dict[str, Callable[[], list[Segment]]] = {}
@@ -85,7 +83,7 @@ def _files(path: Path, file_format: str) -> list[tuple[Path, str]]:
         (file, next((kind for ending, kind in _ENDINGS.items() if file.name.lower().endswith(ending)), "")) for file in files
     ]
     if file_format != "auto":
-        # One file is what one says it is; of a folder those whose ending says so, or else all.
+        # A single file has the named format; in a folder, files with its ending have it, else all files.
         named = [(file, kind) for file, kind in kinds if kind == file_format]
         return named if path.is_dir() and named else [(file, file_format) for file in files]
     known = [(file, kind) for file, kind in kinds if kind]
@@ -150,7 +148,7 @@ def read_tsv(path: Path | str) -> dict[str, list[Segment]]:
                 f"line {number} of {path} must be a path, two times in seconds and a phone, but is {line!r}"
             ) from error
         if not 0 <= segment.start_s <= segment.end_s:
-            raise ValueError(f"a phone ends after its start, but line {number} of {path} says {start} to {end}")
+            raise ValueError(f"a phone ends after its start, but line {number} of {path} has {start} to {end}")
         table.setdefault(name, []).append(segment)
     return {name: sorted(segments) for name, segments in table.items()}
 
@@ -186,7 +184,7 @@ def read_ctm(path: Path) -> Table:
 
 
 def read_phn(path: Path) -> list[Segment]:
-    """Reads a TIMIT `.PHN` file: first and last sample at 16 kHz and a phone, a line each.
+    """Reads a TIMIT `.PHN` file: first and last sample at 16 kHz and a phone, one a line.
 
     Raises:
         ValueError: Naming the first line that is not of the format.
@@ -210,11 +208,11 @@ def read_condensed_librispeech(path: Path, tier: str = "words") -> Table:
     """Reads LibriSpeech-alignments in condensed form: each word and when it ends; an empty word is a pause.
 
     Raises:
-        ValueError: If phones are asked for, or naming the first line that is not of the format.
+        ValueError: If `tier` is not one of words, or naming the first line that is not of the format.
     """
     if tier not in _WORDS:
         raise ValueError(
-            f"{path} has words, no phones, but the tier {tier!r} was asked for: use the TextGrids of LibriSpeech-alignments, or set "
+            f"{path} has words, no phones, but the tier is {tier!r}: use the TextGrids of LibriSpeech-alignments, or set "
             "tier=words"
         )
     table: Table = {}

@@ -21,7 +21,7 @@ SILENCES = frozenset(
 )
 _POSITION = re.compile(r"_[BEIS]$")
 _STRESSED = re.compile(r"([a-z]{2})[012]")
-# Lee and Hon (1989), table 1: what is not listed keeps its name. The glottal stop is left out altogether.
+# Lee and Hon (1989), table 1: phones that are not listed keep their names. The glottal stop is left out altogether.
 _CLOSURES = ("pcl", "tcl", "kcl", "bcl", "dcl", "gcl")
 _TIMIT = dict.fromkeys(_CLOSURES, SILENCE) | {
     "ao": "aa", "ax": "ah", "ax-h": "ah", "axr": "er", "hv": "hh", "ix": "ih", "ux": "uw", "zh": "sh",
@@ -39,17 +39,17 @@ class Segment(NamedTuple):
 
 
 def inventory_of(*tables: Mapping[str, Sequence[Segment]], ignored: Iterable[str] = ("",)) -> tuple[str, ...]:
-    """All phones of some alignments in order of their names, without those to be `ignored`."""
+    """Phones of some alignments in order of their names, without the `ignored` ones."""
     phones = {segment.phone for table in tables for segments in table.values() for segment in segments}
     return tuple(sorted(phones - set(ignored)))
 
 
 def frame_phones(segments: Sequence[Segment], num_frames: int, inventory: Sequence[str], *, shift_s: float = 0.0) -> np.ndarray:
-    """The phone at the centre of each model frame: frame f sees samples [320 f, 320 f + 400), centre 320 f + 200.
+    """Phone at the centre of each model frame: frame f sees samples [320 f, 320 f + 400), centre 320 f + 200.
 
     Args:
         segments: In order of time, not overlapping.
-        shift_s: Move all segments by this much later, to test an alignment.
+        shift_s: Delay of all segments, to test an alignment.
 
     Returns:
         int64 (frames,): number in the inventory; −1 between segments, after the last one, and for phones not in the inventory.
@@ -69,15 +69,15 @@ def folded(segments: Iterable[Segment], folding: str) -> list[Segment]:
     """Renames the phones of an alignment.
 
     Args:
-        segments: As a file has them.
+        segments: With the names of a file.
         folding: `none`; `arpabet`: small letters, without stress digits (`AH0` → `ah`) and Kaldi's positions (`AH_B`), all silences
             and noises one `sil`; `timit39`: the usual 39 classes of TIMIT's 61, where closures are silence and `q` is no phone.
 
     Raises:
-        ValueError: If there is no such folding.
+        ValueError: If the folding is unknown.
     """
     if folding not in FOLDINGS:
-        raise ValueError(f"folding must be one of {', '.join(FOLDINGS)}, but is {folding!r}: correct the name")
+        raise ValueError(f"folding must be one of {', '.join(FOLDINGS)}, but is {folding!r}")
     if folding == "none":
         return list(segments)
     renamed = [segment._replace(phone=_plain(segment.phone)) for segment in segments]
@@ -95,5 +95,5 @@ def _plain(phone: str) -> str:
 
 
 def is_silence(phone: str) -> bool:
-    """Whether a name, folded or not, is one of a silence, a noise or nothing."""
+    """Whether a phone name, folded or not, denotes silence, noise or nothing."""
     return phone.strip().lower() in SILENCES

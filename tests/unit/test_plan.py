@@ -139,7 +139,7 @@ def test_seconds_become_frames_of_whole_receptive_fields():
     )
     with pytest.raises(ValueError, match=r"must lie|must satisfy 0\.025 ≤ min_seconds"):
         Batching(seconds=0.4, micro_seconds=0.2, max_seconds=0.1, min_seconds=0.024)
-    with pytest.raises(ValueError, match=r"12\.2 / 4\.0 = 3\.050: use 12, say"):
+    with pytest.raises(ValueError, match=r"12\.2 / 4\.0 = 3\.050: 12 is the nearest"):
         Batching(seconds=12.2, micro_seconds=4.0, max_seconds=2.0, min_seconds=0.5)
     with pytest.raises(ValueError, match="max_seconds must be at most 1200, but is 1201"):
         Batching(seconds=1300.0, micro_seconds=1300.0, max_seconds=1201.0, min_seconds=0.5)

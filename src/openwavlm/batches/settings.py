@@ -210,7 +210,7 @@ class SpanMasking:
             raise ValueError(f"masking.min_masks must be at least 0, but is {self.min_masks}: 2 is usual")
         if not (math.isfinite(self.prob) and 0 <= self.prob <= self.length):
             raise ValueError(
-                "masking.prob, the spans' summed length over the frames, must lie in 0 … masking.length (one span a frame at most), "
+                "masking.prob (summed length of the spans over the frames) must lie in 0 … masking.length, one span a frame at most, "
                 f"but is {self.prob} with length {self.length}: 0.8 is usual"
             )
 
@@ -252,7 +252,7 @@ class Mixing:
             object.__setattr__(self, name, limits)
         if not 0 < self.max_share <= 1:
             raise ValueError(
-                f"mixing.max_share, the longest overlap as a share of the primary, must lie in (0, 1], but is {self.max_share}: "
+                f"mixing.max_share (longest overlap as a share of the primary) must lie in (0, 1], but is {self.max_share}: "
                 "0.5 is usual, and mixing.prob=0 switches mixing off"
             )
         if self.mode not in ("paper", "unispeech"):

@@ -12,7 +12,7 @@ from gpu_parts.data import make_shard_set
 from gpu_parts.setting import Setting
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.evaluation.quality import judge
-from openwavlm.evaluation.quality_settings import Asked
+from openwavlm.evaluation.settings import QualitySettings
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
 from openwavlm.labels.kmeans import Codebook
@@ -119,7 +119,7 @@ def _judge_both(place: _Place, report: Reporter) -> None:
     seconds, tables = {}, {}
     for side, device in place.sides.items():
         forget_teacher()
-        asked = Asked(
+        asked = QualitySettings(
             output=str(place.folder / f"quality-{side}"),
             shards=str(place.shards),
             alignments=str(place.folder / "phones.tsv"),

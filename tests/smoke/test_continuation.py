@@ -9,7 +9,7 @@ import transformers
 
 import openwavlm
 from openwavlm.checkpoints.fairseq import microsoft_bytes
-from openwavlm.evaluation.heard import unheard_rows
+from openwavlm.evaluation.unseen import unseen_rows
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.feature_files import extract_features_of_folder
 from openwavlm.labels.teacher import model_hash
@@ -179,7 +179,7 @@ def test_what_was_heard_before_the_data_changed_was_heard(data, tmp_path, noted)
     assert launch([*SHORT, *data, *moved, "allow_change=[data]"], tmp_path / "run") == [0]
     after = json.loads((export_run(tmp_path / "run") / "openwavlm.json").read_text())["trained_on"]
     assert after["before"] == before and after["indexes"] == [Index.open(other).fingerprint]
-    assert not unheard_rows(one, after).any() and not unheard_rows(one, after, Index.open(other)).any()
+    assert not unseen_rows(one, after).any() and not unseen_rows(one, after, Index.open(other)).any()
 
 
 def test_where_a_run_began_is_part_of_it(microsoft, data, tmp_path):

@@ -91,7 +91,7 @@ def rewritten(place: Place, folder: Path, label_of: int) -> Path:
 
 def test_labels_that_are_all_one_are_refused(place: Place, tmp_path: Path) -> None:
     labels = rewritten(place, tmp_path / "labels", 7)
-    message = refused("labels must tell sounds apart, but ", place.data(labels), tmp_path / "run")
+    message = refused("labels must use at least two clusters, but ", place.data(labels), tmp_path / "run")
     assert f"{labels} uses 1 of its 10 clusters" in message and "nothing would be learned" in message
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from openwavlm.checkpoints.huggingface import save_huggingface
-from openwavlm.evaluation.heard import unheard_rows
 from openwavlm.evaluation.quality import judge as measured
 from openwavlm.evaluation.quality_rows import QualityRow
-from openwavlm.evaluation.quality_settings import Asked
+from openwavlm.evaluation.settings import QualitySettings
+from openwavlm.evaluation.unseen import unseen_rows
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
 from openwavlm.model.config import WavLMConfig
@@ -29,7 +29,7 @@ from synthetic import make_corpus, make_shard_set
 REAL = REPOSITORY.parent / "shared" / "data"
 
 
-def judge(question: Asked) -> tuple[dict, list[QualityRow]]:
+def judge(question: QualitySettings) -> tuple[dict, list[QualityRow]]:
     """What the command does: measures and writes."""
     result, rows = measured(question)
     write_quality(Path(question.output), result, rows)
@@ -53,9 +53,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(place: Path, output: Path, **changed: object) -> Asked:
+def asked(place: Path, output: Path, **changed: object) -> QualitySettings:
     defaults = {"shards": str(place / "shards"), "alignments": str(place / "phones.tsv"), "clusters": 8, "output": str(output)}
-    return Asked(**defaults | changed)
+    return QualitySettings(**defaults | changed)
 
 
 def test_the_program_judges_labels_and_layers_and_says_which_layer(place: Path) -> None:
@@ -73,7 +73,7 @@ def test_the_program_judges_labels_and_layers_and_says_which_layer(place: Path) 
         *((*of, "clean") for of in judged_layers),
         *((*of, "noise10") for of in judged_layers),
     ]
-    assert result["chosen_layer"] in (1, 2) and f"Best layer on these voices: {result['chosen_layer']}" in outcome.stdout
+    assert result["chosen_layer"] in (1, 2) and f"Best layer on these speakers: {result['chosen_layer']}" in outcome.stdout
     index = Index.open(place / "shards")
     held_out = validation_rows(index, share=0.5, split_seed=0)
     assert result["judged"]["utterances"] == held_out.sum(), "the voices that the labels' codebook has not heard"
@@ -133,13 +133,13 @@ def test_labels_know_nothing_of_a_clock(place: Path, tmp_path: Path) -> None:
     [
         (
             {"labels": "labels-heard"},
-            "only voices that were not trained on are judged, but the codebook of .*labels-heard may have heard all of",
+            "only speakers that were not trained on are judged, but the codebook of .*labels-heard may have seen all of",
         ),
         ({"labels": "labels", "held_out": 0.3, "fit": "x"}, "held_out is the share of the speakers"),
-        ({"layers": [1]}, "but none was given beside layers=\\[1\\]: add encoder=DIR"),
+        ({"layers": [1]}, "but none is given beside layers=\\[1\\]: add encoder=DIR"),
         ({"encoder": "model", "layers": [3]}, "a list out of 0…2"),
         ({"held_out": 1e-9}, "the split holds none of 6 out: give fit=DIR"),
-        ({"alignments": "none.tsv"}, "does not exist: correct the path"),
+        ({"alignments": "none.tsv"}, "none.tsv does not exist"),
         ({"folding": "ipa"}, "folding must be one of"),
         ({"conditions": ["rain"]}, "conditions must be out of clean, telephone, noise10"),
         ({"seconds": 0}, "must be positive"),
@@ -189,7 +189,7 @@ def test_voices_that_were_heard_stay_so_when_shards_are_divided_anew_or_grow(pla
             (tmp_path / name / "openwavlm.json").write_text(json.dumps({"trained_on": trained_on}))
     result, _ = judge(asked(place, tmp_path / "out", **question, **some))
     assert result["judged"]["utterances"] == len(held_out) < len(index)
-    with pytest.raises(ValueError, match="may have heard all of"):
+    with pytest.raises(ValueError, match="may have seen all of"):
         judge(asked(place, tmp_path / "out", **question, **everyone))
     # Where all that was heard lies beside it, voices that are new are known to be so.
     result, _ = judge(asked(place, tmp_path / "new", **question, **everyone, fit=str(place / "shards")))
@@ -205,11 +205,11 @@ def test_voices_that_were_heard_stay_so_when_shards_are_divided_anew_or_grow(pla
 def test_recordings_of_another_source_were_not_heard(place: Path, tmp_path: Path) -> None:
     index = Index.open(make_shard_set(tmp_path, corpus=place / "corpus", source="dev"))
     heard = {"validation_share": 0.0, "split_seed": 0}
-    assert not unheard_rows(index, heard).any() and not unheard_rows(index, heard | {"sources": ["dev"]}).any()
-    assert unheard_rows(index, heard | {"sources": ["synthetic", ""]}).all()
+    assert not unseen_rows(index, heard).any() and not unseen_rows(index, heard | {"sources": ["dev"]}).any()
+    assert unseen_rows(index, heard | {"sources": ["synthetic", ""]}).all()
     held_out = heard | {"validation_indexes": [index.fingerprint]}
-    assert unheard_rows(index, held_out).all()
-    assert not unheard_rows(index, held_out | {"indexes": [index.fingerprint]}).any(), "what was trained on was heard"
+    assert unseen_rows(index, held_out).all()
+    assert not unseen_rows(index, held_out | {"indexes": [index.fingerprint]}).any(), "what was trained on was heard"
 
 
 def test_what_a_model_heard_before_it_was_trained_on_is_heard(
@@ -219,9 +219,9 @@ def test_what_a_model_heard_before_it_was_trained_on_is_heard(
     other = {"validation_share": 0.0, "split_seed": 0, "sources": ["elsewhere"]}
     half = {"validation_share": 0.5, "split_seed": 0, "indexes": [index.fingerprint]}
     held_out = validation_rows(index, share=0.5, split_seed=0)
-    assert unheard_rows(index, other).all()
-    assert (unheard_rows(index, other | {"before": half}) == held_out).all() and held_out.any() and not held_out.all()
-    assert (unheard_rows(index, other | {"before": other | {"before": half}}) == held_out).all()
+    assert unseen_rows(index, other).all()
+    assert (unseen_rows(index, other | {"before": half}) == held_out).all() and held_out.any() and not held_out.all()
+    assert (unseen_rows(index, other | {"before": other | {"before": half}}) == held_out).all()
     shutil.copytree(place / "model", tmp_path / "model")
     begun = {"init_from": {"model": "abc", "dialect": "Microsoft"}}
     for number, (about, warned) in enumerate(
@@ -236,7 +236,7 @@ def test_what_a_model_heard_before_it_was_trained_on_is_heard(
         (tmp_path / "model" / "openwavlm.json").write_text(json.dumps(about))
         caplog.clear()
         result, _ = judge(asked(place, tmp_path / str(number), encoder=str(tmp_path / "model"), layers=[1]))
-        assert ("began as a model that does not say what it was trained on" in caplog.text) == warned
+        assert ("was initialised from a model without a record of its training data" in caplog.text) == warned
     assert result["judged"]["utterances"] == held_out.sum()
 
 
@@ -267,7 +267,7 @@ def test_published_figures_of_mfcc_on_real_speech_come_out(tmp_path: Path, name:
     if not (REAL / "phones.tsv").is_file():
         pytest.skip(f"the real recordings of {REAL} are not on this machine")
     make_shards(input=REAL / "phones" / name, output=tmp_path / "shards", source=name, min_seconds=0.1)
-    question = Asked(
+    question = QualitySettings(
         shards=str(tmp_path / "shards"),
         alignments=str(REAL / "phones.tsv"),
         output=str(tmp_path / "out"),

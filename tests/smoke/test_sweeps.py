@@ -45,7 +45,7 @@ def places(data: Path) -> list[str]:
                 (["batch.seconds=12,13"], "batch.seconds", "batch.seconds=13"),
                 (["model.heads=2,3"], "model", "model.heads=3"),
                 (["precision=32-true,8-bit"], "precision must be one of 32-true", "precision=8-bit"),
-                (["mixing.noise_prob=0,0.5"], "Mixing with noise needs a noise bank", "mixing.noise_prob=0.5"),
+                (["mixing.noise_prob=0,0.5"], "mixing with noise needs a noise bank", "mixing.noise_prob=0.5"),
                 (["trainer.watchdog_s=60,-1"], "trainer.watchdog_s must be positive", "trainer.watchdog_s=-1"),
                 (["init_from=null,nowhere"], "nowhere", "init_from=nowhere"),
             ]

@@ -14,7 +14,8 @@ import pytest
 from openwavlm.audio.audio_files import decode
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.audio.mfcc import mfcc_features
-from openwavlm.evaluation.phones.alignments import frame_phones, read_tsv
+from openwavlm.evaluation.phones.alignment_files import read_tsv
+from openwavlm.evaluation.phones.alignments import frame_phones
 from openwavlm.labels.minibatch import fit_minibatch_kmeans
 from openwavlm.labels.quality import joint_histogram, pnmi
 from openwavlm.shards.prepare import make_shards

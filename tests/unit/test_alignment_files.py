@@ -6,8 +6,7 @@ import pytest
 
 from openwavlm.audio.audio_files import EXTENSIONS
 from openwavlm.evaluation.phones.alignment_files import FORMATS, read_alignments
-from openwavlm.evaluation.phones.alignments import Segment
-from openwavlm.evaluation.phones.folding import FOLDINGS, folded
+from openwavlm.evaluation.phones.alignments import FOLDINGS, Segment, folded
 from openwavlm.evaluation.phones.textgrid import read_textgrid
 
 SAID = [Segment(0.0, 0.25, "sil"), Segment(0.25, 0.5, "HH"), Segment(0.5, 1.0, "AH0")]

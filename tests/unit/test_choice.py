@@ -11,13 +11,13 @@ from sklearn.linear_model import Ridge
 
 from openwavlm.evaluation import measure as measure_module
 from openwavlm.evaluation import probe as probe_module
-from openwavlm.evaluation.layer_units import UnitSettings, fit_layers, layer_pnmi, tally_layers
-from openwavlm.evaluation.measure import change_of, development_accuracy, measure
-from openwavlm.evaluation.measured import CONDITIONS, Measured, ProbeSettings, cache_name, summary
+from openwavlm.evaluation.conditions import CONDITIONS, change_of
+from openwavlm.evaluation.measure import Measured, ProbeSettings, cache_name, development_accuracy, measure
 from openwavlm.evaluation.mixtures import _overlap_figures, _phone_figures, _Read, mix_set, probe_mixtures
-from openwavlm.evaluation.probe import probe_model
+from openwavlm.evaluation.probe import probe_model, summary
 from openwavlm.evaluation.ridge import PENALTIES
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
+from openwavlm.evaluation.units import UnitSettings, fit_layers, layer_pnmi, tally_layers
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
 from openwavlm.pipeline.next_layer import pnmi_by_layer
@@ -373,14 +373,15 @@ def stood_beside(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Measured], 
         made[name].units[:, :, [0, 1], [1, 3]] += extra
     units_layers = []
 
-    def cached(features, train, dev, test, settings, *, units_layer, cache, progress):
+    def planted(features, train, dev, test, settings, *, units_layer, cache, progress):
         assert (train, dev, test) == (TRAIN, DEV, TEST)
+        if features.settings is None:
+            return made["chosen"]
         name = str(features.settings["name"])
         units_layers.append((name, units_layer, features.settings.get("seed")))
         return made[name]
 
-    monkeypatch.setattr(probe_module, "measure_cached", cached)
-    monkeypatch.setattr(probe_module, "measure", lambda *_, **__: made["chosen"])
+    monkeypatch.setattr(probe_module, "measure", planted)
     figures = probe_model(WavLM(CONFIG), TRAIN, DEV, TEST, SETTINGS, show_progress=False)
     assert units_layers == [("mfcc", 0, None), ("logmel", 0, None), ("untrained", None, SETTINGS.seed)]
     return made, figures
@@ -458,7 +459,7 @@ def test_units_are_equal_within_twice_the_largest_spread_of_all(stood_beside: tu
 
 def test_a_cached_measurement_is_of_one_version_of_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     name = cache_name(Planted(LAYERS), (TRAIN, DEV, TEST), SETTINGS)
-    monkeypatch.setattr("openwavlm.evaluation.measured.VERSION", 10**6)
+    monkeypatch.setattr("openwavlm.evaluation.measure.VERSION", 10**6)
     assert cache_name(Planted(LAYERS), (TRAIN, DEV, TEST), SETTINGS) != name
 
 
@@ -520,8 +521,8 @@ def test_the_bar_of_each_kind_of_features_is_as_long_as_its_audio(monkeypatch: p
     done: dict[str, float] = {}
 
     class Noting:
-        def __init__(self, total_seconds: float, *, enabled: bool) -> None:
-            totals.append(total_seconds)
+        def __init__(self, total: float, **settings: bool) -> None:
+            totals.append(total)
 
         def __enter__(self) -> "Noting":
             return self
@@ -529,13 +530,14 @@ def test_the_bar_of_each_kind_of_features_is_as_long_as_its_audio(monkeypatch: p
         def __exit__(self, *error: object) -> None:
             return None
 
-        def named(self, name: str) -> object:
-            def note(part: str, seconds: float) -> None:
-                done[name] = done.get(name, 0.0) + seconds
+        def set(self, amount: float, description: str) -> None:
+            assert amount == 0, "the bar begins anew with each kind of features"
 
-            return note
+        def advance(self, amount: float, description: str) -> None:
+            name = description.removeprefix("probe ").split(", ")[0]
+            done[name] = done.get(name, 0.0) + amount
 
-    monkeypatch.setattr(probe_module, "_Bar", Noting)
+    monkeypatch.setattr(probe_module, "ProgressBar", Noting)
     # Utterances of 4 s: three, two and two; of the last two one in both degraded versions.
     parts = [ProbeSet(each.utterances[:: len(each) // size], each.inventory) for each, size in ((TRAIN, 3), (DEV, 2), (TEST, 2))]
     fast = ProbeSettings(clusters=2, codebook_seeds=(0,), codebook_frames=100, degraded_seconds=5.0)
@@ -707,7 +709,7 @@ def test_parts_that_share_a_speaker_are_refused_before_anything_is_extracted(
     entry: str, parts: tuple[ProbeSet, ProbeSet, ProbeSet], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted = Planted(LAYERS)
-    monkeypatch.setattr(probe_module, "measure_cached", lambda *_, **__: pytest.fail("features are computed"))
+    monkeypatch.setattr(probe_module, "measure", lambda *_, **__: pytest.fail("features are computed"))
     with pytest.raises(ValueError, match=f"must be different people, but {named}: split by speaker") as refusal:
         if entry == "probe":
             probe_model(WavLM(CONFIG), *parts, SETTINGS)

@@ -230,7 +230,7 @@ def test_every_synonym_means_a_key_that_exists(config):
         ("seed", "abc", "seed must be a whole number, but is 'abc'"),
         ("stop_after", "end", "stop_after must be a whole number or null"),
         ("allow_change", "optim.lr", "allow_change must be a list of values, each a text, but is 'optim.lr'"),
-        ("masking.prob", -1, "masking.prob is -1"),
+        ("masking.prob", -1, "masking.prob (summed length of the spans over the frames) must lie in 0 … masking.length"),
         ("loss.feature_penalty", -1, "loss.feature_penalty must be a number that is not negative"),
         ("loader.prefetch", 0, "loader.prefetch ≥ 1"),
         ("logger.every_s", 0, "logger.every_s and logger.tensorboard_every must be positive"),
@@ -285,7 +285,7 @@ def test_sources_are_checked(config):
     for change, sentence in (
         (
             {"shards": None},
-            r"data\.sources\.other\.shards must name a folder, .* take the source away with ~data\.sources\.other",
+            r"data\.sources\.other\.shards must name a folder, .* remove the source with ~data\.sources\.other",
         ),
         ({"labels": ""}, r"data\.sources\.other\.labels must name a folder"),
         ({"weight": 0}, r"data\.sources\.other\.weight must be a positive number, but is 0"),

@@ -337,7 +337,7 @@ def test_labels_without_structure_cost_their_entropy() -> None:
 def test_the_same_labels_give_the_same_figures_and_misuse_is_refused() -> None:
     labels, masks = corpus(6, 20, sticky(6))
     assert CountTable(6).fit(labels, masks).score(labels, masks) == CountTable(6).fit(labels, masks).score(labels, masks)
-    with pytest.raises(ValueError, match="was fitted"):
+    with pytest.raises(ValueError, match="must be fitted before"):
         CountTable(6).score(labels, masks)
     with pytest.raises(ValueError, match="below num_classes 3"):
         CountTable(3).fit(labels, masks)

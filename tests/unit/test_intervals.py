@@ -11,12 +11,13 @@ from openwavlm.evaluation.quality_rows import QualityRow, cells, rows_of, tsv
 from openwavlm.evaluation.unit_figures import (
     MAX_GROUPS,
     UnitFigures,
+    UnitQuality,
     UnitTally,
     difference_interval,
     pnmi_interval,
     shuffled_tally,
+    verdict,
 )
-from openwavlm.evaluation.units import UnitQuality, verdict
 from openwavlm.runtime.randomness import integers, stable_hash, words
 
 

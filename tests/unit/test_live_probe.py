@@ -137,7 +137,7 @@ def test_baselines_are_of_the_same_frames_and_kept_for_these_sets_only(
     kept.write_text(json.dumps(changed))
     (tmp_path / "probes.csv").write_text("step,layer_0\n4,0.5\n")
     other.baselines(model)
-    assert "not those of before: the earlier rows of" in caplog.text and json.loads(kept.read_text())["changed"] is True
+    assert "have changed: the earlier rows of" in caplog.text and json.loads(kept.read_text())["changed"] is True
     kept.write_text(json.dumps(changed))
     fitted_on_less = LiveProbe(settings(sets, train_seconds=3.0, dev_seconds=5.0), [], tmp_path)
     assert fitted_on_less.baselines(model)["mfcc"] != 0.25, "and so are those of probes that were fitted on other speech"
@@ -173,7 +173,7 @@ def test_dev_audio_of_the_runs_training_rows_is_refused_and_training_speech_is_w
     )
     LiveProbe(settings(sets), [(train, all_train), (dev, ~all_dev)], tmp_path)
     for trained_on in ([(train, all_train), (dev, all_dev)], [(dev, all_dev), (train, all_train)]):
-        with pytest.raises(ValueError, match=r"6 of 6 test utterances are in its training data"):
+        with pytest.raises(ValueError, match=r"6 of 6 test utterances are in the training data"):
             LiveProbe(settings(sets), trained_on, tmp_path)
 
 

@@ -104,7 +104,7 @@ def test_the_feature_penalty_and_the_warm_up_loss_reach_the_map():
         plan_state=lambda step: {},
     )
     audio, num_samples = waveforms(2, 4000), torch.tensor([4000, 3000])
-    output = learner(audio, num_samples, None, torch.tensor([0, 3]), torch.tensor([1, 2]))
+    output = learner(audio, num_samples, None, torch.tensor([0, 3]), [torch.tensor([1, 2])])
     for loss in (output.feature_penalty, module._logmel_error(output.features, audio, num_samples)):
         (gradient,) = torch.autograd.grad(loss, learner.wavlm.extractor.map.weight, retain_graph=True)
         assert torch.isfinite(gradient).all() and gradient.abs().max() > 0

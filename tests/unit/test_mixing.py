@@ -241,13 +241,13 @@ def test_a_primary_of_one_sample_is_too_short_to_be_mixed():
 
 
 def test_a_wrong_number_of_noise_clips_is_refused():
-    with pytest.raises(ValueError, match="2, but got 0"):
+    with pytest.raises(ValueError, match="2, but has 0"):
         draw(Mixing(prob=1.0, noise_prob=1.0), [1000, 1000])
 
 
 def test_noise_without_a_bank_is_refused():
     mixing = Mixing(noise_prob=0.1)
-    with pytest.raises(ValueError, match=r"mixing\.noise_prob is 0\.1"):
+    with pytest.raises(ValueError, match=r"mixing\.noise_prob .*is 0\.1"):
         check_noise_bank(mixing, 0)
     with pytest.raises(ValueError, match="noise bank"):
         draw_noise_clips(mixing, 4, 0, 0, source=0, epoch=0, micro=0)
@@ -259,19 +259,19 @@ def test_noise_without_a_bank_is_refused():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"prob": 1.2}, r"mixing\.prob is 1\.2"),
-        ({"noise_prob": -0.1}, r"mixing\.noise_prob is -0\.1"),
-        ({"speech_db": (5, -5)}, r"mixing\.speech_db is \[5\.0, -5\.0\]"),
+        ({"prob": 1.2}, r"mixing\.prob .*is 1\.2"),
+        ({"noise_prob": -0.1}, r"mixing\.noise_prob .*is -0\.1"),
+        ({"speech_db": (5, -5)}, r"mixing\.speech_db .*is \[5\.0, -5\.0\]"),
         ({"noise_db": (0, float("inf"))}, r"mixing\.noise_db"),
         ({"noise_db": (1,)}, r"mixing\.noise_db"),
         ({"speech_db": (-float("inf"), 0)}, r"mixing\.speech_db"),
         ({"speech_db": (1, 2, 3)}, r"mixing\.speech_db"),
         ({"speech_db": (0, float("nan"))}, r"mixing\.speech_db"),
-        ({"prob": -0.1}, r"mixing\.prob is -0\.1"),
-        ({"noise_prob": 1.01}, r"mixing\.noise_prob is 1\.01"),
-        ({"max_share": 1.01}, r"mixing\.max_share is 1\.01"),
-        ({"max_share": 0.0}, r"mixing\.max_share is 0\.0"),
-        ({"mode": "espnet"}, r'mixing\.mode is "espnet"'),
+        ({"prob": -0.1}, r"mixing\.prob .*is -0\.1"),
+        ({"noise_prob": 1.01}, r"mixing\.noise_prob .*is 1\.01"),
+        ({"max_share": 1.01}, r"mixing\.max_share .*is 1\.01"),
+        ({"max_share": 0.0}, r"mixing\.max_share .*is 0\.0"),
+        ({"mode": "espnet"}, r"mixing\.mode .*is 'espnet'"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(setting, message):

@@ -23,6 +23,11 @@ from openwavlm.runtime.randomness import words
 BATCHING = Batching(seconds=64.0, micro_seconds=16.0, max_seconds=4.0, min_seconds=0.5, shards_per_block=3, group=2)
 
 
+def ids_of(schedule: Schedule, step: int) -> list[MicroBatchId]:
+    """Names of the step's micro-batches in slot order."""
+    return [spec.id for spec in schedule.step(step).specs]
+
+
 def lengths(rows: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(2_000, 200_000, rows).astype(np.uint32)
 
@@ -134,7 +139,7 @@ def test_seconds_become_frames_of_whole_receptive_fields():
     )
     with pytest.raises(ValueError, match=r"must lie|must satisfy 0\.025 ≤ min_seconds"):
         Batching(seconds=0.4, micro_seconds=0.2, max_seconds=0.1, min_seconds=0.024)
-    with pytest.raises(ValueError, match=r"12\.2 / 4\.0 = 3\.050: use 12, say"):
+    with pytest.raises(ValueError, match=r"12\.2 / 4\.0 = 3\.050: 12 is the nearest"):
         Batching(seconds=12.2, micro_seconds=4.0, max_seconds=2.0, min_seconds=0.5)
     with pytest.raises(ValueError, match="max_seconds must be at most 1200, but is 1201"):
         Batching(seconds=1300.0, micro_seconds=1300.0, max_seconds=1201.0, min_seconds=0.5)
@@ -344,13 +349,13 @@ def test_every_micro_batch_of_two_epochs_comes_exactly_once_at_every_number_of_r
 def test_what_is_lacking_to_equal_numbers_is_the_first_micro_batch_without_weight():
     plan = schedule(5)
     steps = [plan.step(2, rank, 4) for rank in range(4)]
-    ids = plan.ids(2)
+    ids = ids_of(plan, 2)
     found = [[(spec.id, spec.weight) for spec in step.specs] for step in steps]
     assert found == [[(ids[0], 1.0), (ids[4], 1.0)], *([(ids[rank], 1.0), (ids[0], 0.0)] for rank in (1, 2, 3))]
 
 
 def test_a_change_of_ranks_in_mid_epoch_neither_repeats_nor_drops_anything():
-    expected = [i for step in range(12) for i in schedule(9).ids(step)]
+    expected = [i for step in range(12) for i in ids_of(schedule(9), step)]
     stream = []
     for step in range(12):
         world_size = (1, 4, 2, 8)[step // 3]
@@ -360,9 +365,9 @@ def test_a_change_of_ranks_in_mid_epoch_neither_repeats_nor_drops_anything():
 
 def test_a_corpus_smaller_than_one_step_is_passed_over_several_times_within_it():
     plan = schedule(32, rows=15)
-    epochs = [i.epoch for i in plan.ids(0)]
+    epochs = [i.epoch for i in ids_of(plan, 0)]
     assert max(epochs) >= 2 and epochs == sorted(epochs)
-    first = [i.index for i in plan.ids(0) if i.epoch == 0]
+    first = [i.index for i in ids_of(plan, 0) if i.epoch == 0]
     assert first == list(range(len(first)))
 
 
@@ -392,19 +397,19 @@ def test_fractional_shares_are_dealt_by_multiples_of_the_golden_ratio():
 @pytest.mark.parametrize("streams", [1, 3])
 def test_a_schedule_entered_in_the_middle_equals_one_walked_through(streams):
     walked = schedule(9, streams=streams, others=(0.3,))
-    expected = [walked.ids(step) for step in range(30)]
+    expected = [ids_of(walked, step) for step in range(30)]
     fresh = schedule(9, streams=streams, others=(0.3,))
-    assert fresh.ids(23) == expected[23]
+    assert ids_of(fresh, 23) == expected[23]
     restored = schedule(9, streams=streams, others=(0.3,))
     restored.restore(walked.state(23))
-    assert restored.ids(23) == expected[23]
-    assert walked.ids(3) == expected[3]
+    assert ids_of(restored, 23) == expected[23]
+    assert ids_of(walked, 3) == expected[3]
 
 
 def test_a_restored_stream_plans_no_epoch_that_lies_behind_it():
     walked = schedule(9)
     for step in range(100):
-        walked.ids(step)
+        ids_of(walked, step)
     planned = []
 
     def plan(epoch):
@@ -414,28 +419,28 @@ def test_a_restored_stream_plans_no_epoch_that_lies_behind_it():
     restored = Schedule({"a": (1.0, [SourceStream(plan, "a")])}, 9)
     restored.restore(walked.state(100))
     restored.statistics()
-    assert restored.ids(100) == walked.ids(100)
-    assert walked.ids(100)[0].epoch > 3 and len(planned) <= 3
+    assert ids_of(restored, 100) == ids_of(walked, 100)
+    assert ids_of(walked, 100)[0].epoch > 3 and len(planned) <= 3
 
 
 def test_what_a_checkpoint_keeps_does_not_depend_on_how_far_the_loader_has_read_ahead():
     behind, ahead = schedule(9), schedule(9)
     for step in range(40):
-        ahead.ids(step)
+        ids_of(ahead, step)
         if step < 15:
-            behind.ids(step)
+            ids_of(behind, step)
     assert behind.state(15) == ahead.state(15)
 
 
 def test_another_plan_begins_each_stream_with_its_next_epoch():
     old = schedule(9)
     for step in range(20):
-        old.ids(step)
-    begun = max(name.epoch for name in old.ids(19))
+        ids_of(old, step)
+    begun = max(name.epoch for name in ids_of(old, 19))
     for slots, rows in ((5, 300), (9, 120), (12, 300)):
         new = schedule(slots, rows=rows)
         new.begin_at(20, old.state(20))
-        names = [name for step in range(20, 50) for name in new.ids(step)]
+        names = [name for step in range(20, 50) for name in ids_of(new, step)]
         assert (names[0].epoch, names[0].index) == (begun + 1, 0)
         seen = {}
         for name in names:
@@ -443,7 +448,7 @@ def test_another_plan_begins_each_stream_with_its_next_epoch():
         assert all(indices == list(range(len(indices))) for indices in seen.values())
         again = schedule(slots, rows=rows)
         again.restore(new.state(33))
-        assert again.ids(33) == new.ids(33)
+        assert ids_of(again, 33) == ids_of(new, 33)
 
 
 @pytest.mark.parametrize(
@@ -461,14 +466,14 @@ def test_every_stream_of_another_plan_begins_behind_the_last_epoch_that_any_stre
         new = schedule(6, streams=number, others=(0.5,))
         new.begin_at(7, {"origin": 2, "streams": {"a": old}})
         assert new.beginning() == {"origin": 7, "first_epochs": {"a": [first] * number, "b": [0] * number}}
-        assert {(name.source, name.epoch) for name in new.ids(7)} == {("a", first), ("b", 0)}
+        assert {(name.source, name.epoch) for name in ids_of(new, 7)} == {("a", first), ("b", 0)}
 
 
 def test_each_stream_of_each_source_is_passed_over_without_gaps():
     plan = schedule(6, streams=3, others=(0.5,))
     seen: dict[tuple[str, int, int], list[int]] = {}
     for step in range(40):
-        for name in plan.ids(step):
+        for name in ids_of(plan, step):
             seen.setdefault((name.source, name.stream, name.epoch), []).append(name.index)
     assert all(sorted(indices) == list(range(len(indices))) for indices in seen.values())
     assert {(source, stream) for source, stream, _ in seen} == {(s, w) for s in "ab" for w in range(3)}
@@ -506,7 +511,7 @@ def counted(slots: int, background: ThreadPoolExecutor | None = None, planned: l
 
 
 def places(schedule: Schedule, step: int) -> list[tuple[int, int]]:
-    return [(name.epoch, name.index) for name in schedule.ids(step)]
+    return [(name.epoch, name.index) for name in ids_of(schedule, step)]
 
 
 def step_digest(*epochs: int) -> int:
@@ -525,25 +530,25 @@ def test_a_step_across_the_end_of_an_epoch_holds_both_epochs_and_both_digests():
 def test_at_an_epochs_very_end_the_state_knows_that_epoch_alone(read_ahead):
     schedule = counted(5)
     for step in range(2 + read_ahead):
-        schedule.ids(step)
+        ids_of(schedule, step)
     # Ten micro-batches of epoch 0 are taken; epoch 1 begins with the next step, whether the loader has read it ahead or not.
     assert schedule.state(2) == {"origin": 0, "streams": {"a": [{"first_epoch": 0, "starts": [0]}]}}
     resumed = counted(5)
     resumed.restore(schedule.state(2))
     assert places(resumed, 2) == [(1, index) for index in range(5)]
     other = counted(3)
-    other.ids(9)  # what it has read of its own plan is forgotten
+    ids_of(other, 9)  # what it has read of its own plan is forgotten
     other.begin_at(2, schedule.state(2))
     assert other.state(2) == {"origin": 2, "streams": {"a": [{"first_epoch": 1, "starts": [0]}]}}
     assert places(other, 2) == [(1, 0), (1, 1), (1, 2)]
-    with pytest.raises(ValueError, match="this plan begins at step 2, but step 1 was asked for"):
-        other.ids(1)
+    with pytest.raises(ValueError, match="this plan begins at step 2, but the step is 1"):
+        ids_of(other, 1)
 
 
 def test_a_step_behind_an_epochs_end_the_state_knows_the_next_one():
     schedule = counted(5)
     for step in range(5):
-        schedule.ids(step)
+        ids_of(schedule, step)
     assert schedule.state(3)["streams"]["a"] == [{"first_epoch": 0, "starts": [0, 10]}]
     assert schedule.state(0)["streams"]["a"] == schedule.state(1)["streams"]["a"] == [{"first_epoch": 0, "starts": [0]}]
     other = counted(5)
@@ -553,7 +558,7 @@ def test_a_step_behind_an_epochs_end_the_state_knows_the_next_one():
 
 def test_a_plan_that_began_with_a_later_epoch_keeps_its_numbers_through_states_and_beginnings():
     first = counted(5)
-    first.ids(4)
+    ids_of(first, 4)
     second = counted(4)
     second.begin_at(5, first.state(5))  # epochs 0 to 2 have begun
     expected = [places(second, step) for step in range(5, 16)]
@@ -585,9 +590,9 @@ def test_the_next_epoch_is_planned_in_the_background_once_half_of_one_is_given_o
     with ThreadPoolExecutor(1) as background:
         schedule = counted(1, background, planned)
         for step in range(5):
-            schedule.ids(step)
+            ids_of(schedule, step)
         assert planned == [0]
-        schedule.ids(5)
+        ids_of(schedule, 5)
         background.submit(int).result()  # what was asked for before has been done
         assert planned == [0, 1]
 
@@ -614,7 +619,7 @@ def test_positions_after_many_steps_are_those_of_a_walk():
             expected[slot % slots] = (slot % 2, taken[name][slot % 2])
             taken[name][slot % 2] += 1
             slot += 1
-    assert [(name.stream, name.index) for name in schedule.ids(steps)] == expected
+    assert [(name.stream, name.index) for name in ids_of(schedule, steps)] == expected
 
 
 def test_statistics_are_summed_over_sources_and_streams():

@@ -12,9 +12,9 @@ from closeness import assert_close_to_scale
 from openwavlm.audio.frames import num_frames, num_samples_of
 from openwavlm.audio.mfcc import mfcc_features
 from openwavlm.evaluation import measure as measure_module
+from openwavlm.evaluation.conditions import CONDITIONS
 from openwavlm.evaluation.features import EncoderFeatures, LogMelFeatures, MfccFeatures, stream, with_context
-from openwavlm.evaluation.measure import measure, measure_cached
-from openwavlm.evaluation.measured import CONDITIONS, Measured, ProbeSettings, cache_name
+from openwavlm.evaluation.measure import Measured, ProbeSettings, cache_name, measure
 from openwavlm.evaluation.mixtures import mix_set, probe_mixtures
 from openwavlm.evaluation.probe import probe_model
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
@@ -114,10 +114,10 @@ def test_a_cached_baseline_is_not_measured_again_unless_something_changes(tmp_pa
     def note(part: str, seconds: float) -> None:
         calls.append(part)
 
-    first = measure_cached(MfccFeatures(), TRAIN, DEV, TEST, SETTINGS, units_layer=0, cache=tmp_path, progress=note)
+    first = measure(MfccFeatures(), TRAIN, DEV, TEST, SETTINGS, units_layer=0, cache=tmp_path, progress=note)
     assert set(calls) == {"training", "dev", *CONDITIONS}
     calls.clear()
-    second = measure_cached(MfccFeatures(), TRAIN, DEV, TEST, SETTINGS, units_layer=0, cache=tmp_path, progress=note)
+    second = measure(MfccFeatures(), TRAIN, DEV, TEST, SETTINGS, units_layer=0, cache=tmp_path, progress=note)
     assert not calls
     np.testing.assert_array_equal(first.units, second.units)
     names = {
@@ -215,7 +215,7 @@ def test_mixtures_have_another_speaker_at_the_wanted_ratio_where_they_are_marked
     assert all(
         np.array_equal(a.waveform(), b.waveform()) for a, b in zip(again.mixed.utterances, mixtures.mixed.utterances, strict=True)
     )
-    with pytest.raises(ValueError, match="second voice"):
+    with pytest.raises(ValueError, match="second speaker"):
         mix_set(tone_set("a"), seed=0)
 
 

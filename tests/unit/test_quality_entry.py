@@ -12,15 +12,14 @@ import yaml
 
 from openwavlm.evaluation import quality
 from openwavlm.evaluation.features import MfccFeatures
-from openwavlm.evaluation.heard import unheard_rows
-from openwavlm.evaluation.layer_units import UtteranceNormalised
 from openwavlm.evaluation.phones.matching import Matches
 from openwavlm.evaluation.quality_rows import QualityRow
-from openwavlm.evaluation.quality_settings import Asked
-from openwavlm.evaluation.quality_speakers import fitted_set, judged_rows
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
+from openwavlm.evaluation.settings import QualitySettings
 from openwavlm.evaluation.shard_sets import Judged, _who, judged_set, speech_set
 from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally
+from openwavlm.evaluation.units import UtteranceNormalised
+from openwavlm.evaluation.unseen import fitted_set, judged_rows, unseen_rows
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runs.compose import conf_dir
@@ -51,8 +50,8 @@ def speakers_of(index: Index) -> list[str]:
     return [index.speakers[int(number)] for number in index.speaker[:]]
 
 
-def asked(places: dict[str, Path], **changed: object) -> Asked:
-    return Asked(**{"output": "out", "shards": str(places["shards"]), **changed})
+def asked(places: dict[str, Path], **changed: object) -> QualitySettings:
+    return QualitySettings(**{"output": "out", "shards": str(places["shards"]), **changed})
 
 
 def test_rows_not_fitted_on_are_those_of_the_fits_own_split_and_of_speakers_outside_its_data(places: dict[str, Path]) -> None:
@@ -71,15 +70,15 @@ def test_rows_not_fitted_on_are_those_of_the_fits_own_split_and_of_speakers_outs
         ({"before": {"validation_share": 0.5, "split_seed": 4}}, by_split & held_out(names, 0.5, 4)),
         ({"before": None}, by_split),
     ):
-        np.testing.assert_array_equal(unheard_rows(index, split | more), expected, err_msg=str(more))
+        np.testing.assert_array_equal(unseen_rows(index, split | more), expected, err_msg=str(more))
     # All that was fitted on lies beside it: speakers that it does not have were not there.
     in_same = np.isin(names, list(same.speakers))
     assert 0 < in_same.sum() < len(index)
     only_same = split | {"indexes": [same.fingerprint]}
-    np.testing.assert_array_equal(unheard_rows(index, only_same, same), by_split | ~in_same)
+    np.testing.assert_array_equal(unseen_rows(index, only_same, same), by_split | ~in_same)
     both = split | {"indexes": [same.fingerprint, "another"]}
-    np.testing.assert_array_equal(unheard_rows(index, both, same), by_split)
-    np.testing.assert_array_equal(unheard_rows(index, split | {"indexes": [others.fingerprint]}, same), by_split)
+    np.testing.assert_array_equal(unseen_rows(index, both, same), by_split)
+    np.testing.assert_array_equal(unseen_rows(index, split | {"indexes": [others.fingerprint]}, same), by_split)
 
 
 def test_without_speakers_recordings_are_looked_up(places: dict[str, Path], tmp_path: Path) -> None:
@@ -95,7 +94,7 @@ def test_without_speakers_recordings_are_looked_up(places: dict[str, Path], tmp_
     recordings = [nameless.recordings[int(number)] for number in nameless.recording[:]]
     fit = {"validation_share": 0.0, "split_seed": 0, "indexes": [smaller.fingerprint]}
     expected = ["spk00" not in name and "spk01" not in name for name in recordings]
-    assert unheard_rows(nameless, fit, smaller).tolist() == expected
+    assert unseen_rows(nameless, fit, smaller).tolist() == expected
 
 
 def test_without_a_speaker_each_recording_is_one_of_its_own_and_without_a_recording_each_row(places: dict[str, Path]) -> None:
@@ -163,10 +162,10 @@ def test_rows_that_a_codebook_or_a_model_was_fitted_on_are_not_judged(places: di
     fitted = {"validation_share": 0.0, "split_seed": 1, "indexes": [same.fingerprint]}
     strangers = np.flatnonzero(~np.isin(names, list(same.speakers))).tolist()
     assert rows({Path("a"): SimpleNamespace(codebook_fitted=fitted)}, fit=str(places["same"])) == strangers
-    with pytest.raises(ValueError, match="the codebook of a may have heard all of"):
+    with pytest.raises(ValueError, match="the codebook of a may have seen all of"):
         rows({Path("a"): SimpleNamespace(codebook_fitted=fitted)}, fit=str(places["others"]))
     everyone = SimpleNamespace(codebook_fitted={"validation_share": 0.0, "split_seed": 1})
-    with pytest.raises(ValueError, match="the codebook of a may have heard all of"):
+    with pytest.raises(ValueError, match="the codebook of a may have seen all of"):
         rows({Path("a"): everyone})
 
 
@@ -250,7 +249,7 @@ def test_every_condition_is_measured_on_its_audio_with_codebooks_of_clean_speech
     monkeypatch.setattr(quality, "tally_layers", tally_layers)
     judged, fit = two_judged(), ProbeSet(two_judged().utterances.utterances[1:2], ("x", "y"))
     store: Any = SimpleNamespace(num_classes=5, read=lambda row: np.array([0, 4, 1, 2]))
-    question = Asked(
+    question = QualitySettings(
         output="o", shards="s", alignments="a", conditions=("clean", "telephone", "noise10"), mfcc_norm=mfcc_norm, clusters=7
     )
     table = quality._measure(question, judged, fit, {Path("labels"): store}, encoder, [1, 2])
@@ -317,7 +316,7 @@ def test_layers_have_as_many_units_as_the_largest_labels_unless_said_otherwise(
         Path(f"{size}"): SimpleNamespace(num_classes=size, read=lambda row, size=size: np.array([0, 1, 2, size - 1]))
         for size in stores
     }
-    question = Asked(output="o", shards="s", alignments="a", clusters=clusters)
+    question = QualitySettings(output="o", shards="s", alignments="a", clusters=clusters)
     table = quality._measure(question, two_judged(), two_judged().utterances, given, encoder, [1])
     assert fitted == [(False, size) for size in mfcc] + ([(True, layer_units)] if layers else [])
     assert [(row.name, row.figures.clusters) for row in table if row.kind == "labels"] == [(str(size), size) for size in stores]
@@ -356,23 +355,25 @@ def test_the_best_layer_is_that_of_clean_speech_whatever_noise_says(
         "Labels mine: PNMI 0.200, equal against MFCC units of the same number (-0.050, 95 % interval -0.100 to +0.030)."
     ]
     assert result["chosen_layer"] == 2, "layer 0 is the encoder's input"
-    assert any("Best layer on these voices: 2, PNMI 0.500" in sentence for sentence in result["sentences"])
+    assert any("Best layer on these speakers: 2, PNMI 0.500" in sentence for sentence in result["sentences"])
 
 
 def test_the_settings_defaults_are_those_of_the_config_and_reach_the_codebooks() -> None:
     values = yaml.safe_load((conf_dir() / "quality.yaml").read_text())
-    defaults = {field.name: field.default for field in fields(Asked) if field.default is not MISSING}
+    defaults = {field.name: field.default for field in fields(QualitySettings) if field.default is not MISSING}
     assert len(defaults) >= 20
     for name, default in defaults.items():
         if values[name] != "???":  # must be given
             assert values[name] == (list(default) if isinstance(default, tuple) else default), name
-    question = Asked(
+    question = QualitySettings(
         output="o", shards="s", codebook_seeds=(4, 9), fit_frames=123, frames_per_cluster=7, memory_gb=0.5, labels=["a", "b"]
     )
-    units = question.units(33)
+    units = quality._units(question, 33)
     assert (units.clusters, units.codebook_seeds, units.fit_frames) == (33, (4, 9), 123)
     assert (units.frames_per_cluster, units.memory_gb, units.quick) == (7, 0.5, False)
-    assert question.labellings == [Path("a"), Path("b")] and Asked(output="o", shards="s", labels="a").labellings == [Path("a")]
+    assert question.labellings == [Path("a"), Path("b")] and QualitySettings(output="o", shards="s", labels="a").labellings == [
+        Path("a")
+    ]
 
 
 @pytest.mark.parametrize(("layers", "expected"), [(None, [0, 1, 2]), ("all", [0, 1, 2]), ([2, 0, 2], [0, 2]), ([1], [1])])
@@ -382,10 +383,10 @@ def test_all_layers_are_measured_or_those_that_were_named(
     sizes = {"conv_dims": (8,) * 7, "dim": 16, "ffn_dim": 16, "heads": 2, "layers": 2, "positional_kernel": 8}
     model = WavLM(WavLMConfig(**sizes, positional_groups=2))
     monkeypatch.setattr(quality, "open_teacher", lambda path: SimpleNamespace(model=model))
-    encoder, found = quality._encoder(Asked(output="o", shards="s", encoder="m", layers=layers, device="cpu"))
+    encoder, found = quality._encoder(QualitySettings(output="o", shards="s", encoder="m", layers=layers, device="cpu"))
     assert found == expected and encoder is not None and encoder.model is model
     with pytest.raises(ValueError, match="a list out of 0…2"):
-        quality._encoder(Asked(output="o", shards="s", encoder="m", layers=[3]))
+        quality._encoder(QualitySettings(output="o", shards="s", encoder="m", layers=[3]))
 
 
 def test_rows_without_a_source_could_be_of_any() -> None:
@@ -399,7 +400,7 @@ def test_rows_without_a_source_could_be_of_any() -> None:
         recording=np.array([0, 0, 0]),
     )
     fit = {"validation_share": 0.0, "split_seed": 0, "sources": ["other"]}
-    assert unheard_rows(index, fit).tolist() == [False, False, True]
+    assert unseen_rows(index, fit).tolist() == [False, False, True]
 
 
 # What is said
@@ -412,7 +413,7 @@ def quality_row(kind: str, layer: int | None, pnmi: float, spread: float, condit
 
 
 def said(table: list[QualityRow], chosen: int | None = None, speech: dict[str, Any] | None = None, **changed: Any) -> list[str]:
-    question = Asked(**{"output": "o", "shards": "s", "alignments": "a", "codebook_seeds": (1, 2)} | changed)
+    question = QualitySettings(**{"output": "o", "shards": "s", "alignments": "a", "codebook_seeds": (1, 2)} | changed)
     numbers = {"seconds": 1234.4, "speakers": 7, "phones": 39, "without_alignment": 5, "without_speaker": 0, "utterances": 300}
     fit = SimpleNamespace(seconds=99.6, speakers=("a", "b", "c"))
     return quality._sentences(question, numbers | (speech or {}), fit, table, chosen)
@@ -426,7 +427,7 @@ def test_the_first_sentence_says_on_whom_and_against_what() -> None:
         f"Judged on 1234 s of 7 speakers {phones}; {fitted}: the same speakers, which is no evidence about others."
     ]
     assert said([], held_out=0.5) == said([])
-    assert said([], alignments=None)[0].startswith("Judged on 1234 s of 7 speakers without phones, so nothing is said of them;")
+    assert said([], alignments=None)[0].startswith("Judged on 1234 s of 7 speakers without phones, so their figures are empty;")
     (_, unknown) = said([], speech={"without_speaker": 12})
     assert unknown.startswith("12 of 300 utterances are of unknown speakers")
 
@@ -443,10 +444,11 @@ def test_layers_that_differ_by_less_than_twice_the_larger_spread_are_named_as_eq
     ]
     *_, last = said(table, chosen=2)
     assert (
-        last == "Best layer on these voices: 2, PNMI 0.500, equal against MFCC units; equal within twice the seeds' spread: 1, 3."
+        last
+        == "Best layer on these speakers: 2, PNMI 0.500, equal against MFCC units; equal within twice the seeds' spread: 1, 3."
     )
     *_, alone = said([quality_row("layer", 1, 0.2, 0.01), quality_row("layer", 2, 0.5, 0.01)], chosen=2)
-    assert alone == "Best layer on these voices: 2, PNMI 0.500, higher against MFCC units."
+    assert alone == "Best layer on these speakers: 2, PNMI 0.500, higher against MFCC units."
     without = [quality_row("labels", None, 0.4, 0.0, difference=None, verdict="")]
     assert len(said(without)) == 1, "labels without phones have no verdict"
 
@@ -488,7 +490,9 @@ def test_a_layer_is_chosen_where_phones_and_a_model_were_given() -> None:
         index = SimpleNamespace(open=lambda path: SimpleNamespace(speaker=np.ones(20, dtype=int)))
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(quality, "Index", index)
-            result = quality._result(Asked(output="o", shards="s"), judged, judged.utterances, table, layers_of_model=layers)
+            result = quality._result(
+                QualitySettings(output="o", shards="s"), judged, judged.utterances, table, layers_of_model=layers
+            )
         return result["chosen_layer"]
 
     assert chosen(("x",), 3) == 2
@@ -500,8 +504,8 @@ def test_the_bar_is_as_long_as_all_passes(monkeypatch: pytest.MonkeyPatch) -> No
     done: list[float] = []
 
     class Noting:
-        def __init__(self, seconds: float) -> None:
-            totals.append(seconds)
+        def __init__(self, total: float, **settings: bool) -> None:
+            totals.append(total)
 
         def __enter__(self) -> "Noting":
             return self
@@ -509,10 +513,10 @@ def test_the_bar_is_as_long_as_all_passes(monkeypatch: pytest.MonkeyPatch) -> No
         def __exit__(self, *error: object) -> None:
             return None
 
-        def named(self, name: str) -> Any:
-            return lambda part, seconds: done.append(seconds)
+        def advance(self, amount: float, description: str) -> None:
+            done.append(amount)
 
-    monkeypatch.setattr(quality, "_Bar", Noting)
+    monkeypatch.setattr(quality, "ProgressBar", Noting)
     rng = np.random.default_rng(0)
 
     def speech(speaker: str, seconds: int) -> ProbeSet:
@@ -521,7 +525,9 @@ def test_the_bar_is_as_long_as_all_passes(monkeypatch: pytest.MonkeyPatch) -> No
 
     judged = replace(two_judged(), utterances=speech("b", 2), rows=(5,), keys=("k",), segments=((),))
     store: Any = SimpleNamespace(num_classes=2, read=lambda row: rng.integers(0, 2, 100))
-    question = Asked(output="o", shards="s", alignments="a", conditions=("clean", "telephone"), clusters=3, codebook_seeds=(0,))
+    question = QualitySettings(
+        output="o", shards="s", alignments="a", conditions=("clean", "telephone"), clusters=3, codebook_seeds=(0,)
+    )
     for stores, encoder, kinds in (({}, None, 1), ({Path("l"): store}, MfccFeatures(), 3), ({Path("l"): store}, None, 1)):
         totals.clear()
         done.clear()
@@ -570,7 +576,7 @@ def test_a_model_that_began_as_one_of_unknown_training_is_warned_of(
 
     (tmp_path / "openwavlm.json").write_text(json.dumps(about | {"trained_on": written(about["trained_on"])}))
     judged_rows(asked(places, encoder=str(tmp_path)), Index.open(places["shards"]), {})
-    assert ("does not say what it was trained on" in caplog.text) is not says_all
+    assert ("without a record of its training data" in caplog.text) is not says_all
 
 
 def test_codebooks_are_fitted_on_as_many_seconds_as_were_asked_for(places: dict[str, Path]) -> None:
@@ -609,6 +615,6 @@ def test_questions_that_cannot_be_answered_are_refused(changed: dict[str, Any], 
         {"max_unmatched_share": 1.0},
         {"abx": True},
     ):
-        Asked(**given | allowed)
+        QualitySettings(**given | allowed)
     with pytest.raises(ValueError, match=message):
-        Asked(**given | changed)
+        QualitySettings(**given | changed)

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from openwavlm.audio.frames import num_frames
-from openwavlm.evaluation.layer_choice import choose_layer
-from openwavlm.evaluation.layer_units import UnitSettings, UtteranceNormalised, fit_layers, layer_pnmi, tally_layers
 from openwavlm.evaluation.quality_rows import COLUMNS, cells, rows_of, text_table, tsv
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
 from openwavlm.evaluation.unit_figures import (
@@ -22,6 +20,7 @@ from openwavlm.evaluation.unit_figures import (
     run_lengths,
     shuffled_tally,
 )
+from openwavlm.evaluation.units import UnitSettings, UtteranceNormalised, choose_layer, fit_layers, layer_pnmi, tally_layers
 from openwavlm.labels.quality import phone_quality, pnmi
 from openwavlm.pipeline.next_layer import next_layer
 from planted_features import Planted, planted_set

@@ -1,4 +1,4 @@
-"""What travels from a loader worker to the device: one micro-batch with everything that was drawn for it."""
+"""One micro-batch with everything that was drawn for it, as it goes from a loader worker to the device."""
 
 import hashlib
 from dataclasses import dataclass, fields, replace
@@ -16,7 +16,7 @@ def _rebuild(cls: type, values: dict[str, Any]) -> Any:
 
 
 class _Movable:
-    """A dataclass whose tensors move together, between devices and between processes."""
+    """Base of dataclasses with tensors that move together, between devices and between processes."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Between processes a tensor costs a shared-memory file and a descriptor, far more than copying a few kilobytes:
@@ -63,7 +63,7 @@ class _Movable:
 
 @dataclass(frozen=True)
 class MixRecord(_Movable):
-    """The mixtures of one micro-batch, one entry a mixture (WavLM §III-B, Algorithm 1).
+    """Mixtures of one micro-batch, one entry a mixture (WavLM §III-B, Algorithm 1).
 
     Attributes:
         row: int64 (mixtures,), the primary's row, ascending.
@@ -85,7 +85,7 @@ class MixRecord(_Movable):
 
     @classmethod
     def empty(cls) -> "MixRecord":
-        """The record of a batch without mixtures."""
+        """Record of a batch without mixtures."""
         none = torch.zeros(0, dtype=torch.int64)
         return cls(none, none, none, none, none, torch.zeros(0), 0)
 
@@ -95,12 +95,12 @@ class MixRecord(_Movable):
 
 @dataclass(frozen=True)
 class MicroBatchId:
-    """Name of a micro-batch in the plan: what all its random draws are keyed by.
+    """Name of a micro-batch in the plan, the key of all its random draws.
 
     Attributes:
         source: Name of the data source.
         epoch: The source's data epoch, from 0.
-        stream: Which of the source's shard streams.
+        stream: Number of the source's shard stream.
         index: Position within the stream's epoch.
     """
 
@@ -121,8 +121,8 @@ class PretrainBatch(_Movable):
 
     Attributes:
         waveforms: int16 (batch, samples), zero-padded at the end.
-        num_samples: int64 (batch,), valid samples; 0 for a row that could not be read.
-        labels: int32 (sets, batch, frames), pseudo-labels of the clean audio in each label set; −1 where there is none.
+        num_samples: int64 (batch,), valid samples; 0 for an unreadable row.
+        labels: int32 (sets, batch, frames), pseudo-labels of the clean audio in each label set; −1 = none.
         mask: bool (batch, frames), True = masked.
         masked_index: int64 (masked,), flat positions batch · frames that enter the loss.
         unmasked_index: int64 (unmasked,), flat positions of valid frames that are not masked.
@@ -131,10 +131,10 @@ class PretrainBatch(_Movable):
         noise: int16 (noises, samples), noise clips that `mix` refers to, zero-padded.
         noise_num_samples: int64 (noises,), their valid samples.
         rows: int64 (batch,), rows of the source's index.
-        start_frame: int64 (batch,), where each piece begins in its utterance.
-        id: Which micro-batch of the plan this is.
+        start_frame: int64 (batch,), first frame of each piece in its utterance.
+        id: Name of the micro-batch in the plan.
         weight: 1, or 0 for a padding micro-batch that only keeps the collectives aligned.
-        num_unreadable: Rows that could not be read.
+        num_unreadable: Number of unreadable rows.
         valid_samples: Sum of `num_samples`, on the host.
     """
 

@@ -1,7 +1,7 @@
-"""From a planned micro-batch to tensors: read the pieces, draw what is random, count what the loss will need.
+"""Planned micro-batch to tensors: reads the pieces, makes the random draws, and finds the frames that enter the loss.
 
-Runs in the loader's workers. Everything drawn is drawn for the *planned* rows before any file is opened, so a row that cannot be read
-moves no other row's crop, mask or mixture.
+Runs in the loader's workers. All draws are for the *planned* rows, whether readable or not, so an unreadable row does not change other
+rows' crops, masks or mixtures.
 """
 
 import logging
@@ -29,15 +29,13 @@ _LOGGED_PER_WORKER = 10
 
 @dataclass(frozen=True)
 class Draws:
-    """What is random about a micro-batch besides its rows.
+    """Settings of the random draws of a micro-batch besides its rows.
 
     Attributes:
-        seed: The run's seed.
-        masking: Span masks.
         mixing: Utterance mixing, or None for clean audio (validation).
         layers: Encoder layers, for LayerDrop's draw.
         layer_drop: Probability that a layer is skipped.
-        noise_seconds: Longest stretch of a noise clip that is read.
+        noise_seconds: Longest excerpt of a noise clip.
     """
 
     seed: int
@@ -59,20 +57,17 @@ class MicroBatchBuilder:
     Attributes:
         shards: Source name → shard-set folder.
         labels: Source name → its label sets, opened.
-        draws: What is random.
-        noise: Shard set of the noise bank, or None.
     """
 
     shards: dict[str, Path]
     labels: Mapping[str, Sequence[LabelStore]]
     draws: Draws
     noise: Path | None = None
-    _readers: dict[str, ShardReader] = field(default_factory=dict, repr=False)
-    _noise: tuple[Index, ShardReader] | None = field(default=None, repr=False)
+    _readers: dict[Path, ShardReader] = field(default_factory=dict, repr=False)
     _logged: int = 0
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_readers": {}, "_noise": None, "_logged": 0}
+        return {**self.__dict__, "_readers": {}, "_logged": 0}
 
     def __getitem__(self, spec: MicroBatchSpec) -> PretrainBatch:
         waveforms, num_samples, labels = self._read(spec)
@@ -102,13 +97,13 @@ class MicroBatchBuilder:
             valid_samples=int(num_samples.sum()),
         )
 
-    def _open(self, source: str) -> ShardReader:
-        if source not in self._readers:
-            self._readers[source] = ShardReader(Index.open(self.shards[source], check=False))
-        return self._readers[source]
+    def _open(self, shards: Path) -> ShardReader:
+        if shards not in self._readers:
+            self._readers[shards] = ShardReader(Index.open(shards, check=False))
+        return self._readers[shards]
 
     def _read(self, spec: MicroBatchSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        reader, stores = self._open(spec.id.source), self.labels[spec.id.source]
+        reader, stores = self._open(self.shards[spec.id.source]), self.labels[spec.id.source]
         sizes = num_samples_of(spec.num_frames)
         waveforms = np.zeros((len(spec.rows), int(sizes.max())), dtype=np.int16)
         labels = np.full((len(stores), len(spec.rows), int(spec.num_frames.max())), -1, dtype=np.int32)
@@ -123,7 +118,7 @@ class MicroBatchBuilder:
                 continue
             units = [store.read(row, start, frames) for store in stores]
             if any(len(of_set) != frames for of_set in units):
-                self._report(f"row {row} of {spec.id.source} has no labels: the labelling could not read it either")
+                self._report(f"row {row} of {spec.id.source} has no labels: it was unreadable when it was labelled")
                 waveforms[place] = 0
                 continue
             for number, of_set in enumerate(units):
@@ -132,26 +127,24 @@ class MicroBatchBuilder:
         return waveforms, num_samples, labels
 
     def _mixtures(self, spec: MicroBatchSpec, readable: np.ndarray, key: dict) -> tuple[MixRecord, np.ndarray, np.ndarray]:
-        mixing, silence = self.draws.mixing, np.zeros((0, 0), dtype=np.int16)
-        if mixing is None or mixing.prob == 0:
-            return MixRecord.empty(), silence, np.zeros(0, dtype=np.int64)
-        clips = self._noise_clips(spec) if self.noise is not None and mixing.noise_prob > 0 else []
+        mixing, clips = self.draws.mixing, self._noise_clips(spec)
         sizes = np.array([len(clip) for clip in clips], dtype=np.int64)
-        noise = np.zeros((len(clips), int(sizes.max(initial=0))), dtype=np.int16) if clips else silence
+        noise = np.zeros((len(clips), int(sizes.max(initial=0))), dtype=np.int16)
         for place, clip in enumerate(clips):
             noise[place, : len(clip)] = clip
+        if mixing is None or mixing.prob == 0:
+            return MixRecord.empty(), noise, sizes
         planned = num_samples_of(spec.num_frames)
-        record = draw_mixing(mixing, planned, readable, self.draws.seed, **key, noise_num_samples=sizes if self.noise else None)
+        record = draw_mixing(mixing, planned, readable, self.draws.seed, **key, noise_num_samples=sizes)
         return record, noise, sizes
 
     def _noise_clips(self, spec: MicroBatchSpec) -> list[np.ndarray]:
         """Reads the noise of every row that draws one."""
-        excerpts = self.noise_excerpts(spec)
-        _, reader = self._open_noise()
         clips = []
-        for row, start, size in excerpts:
+        for row, start, size in self.noise_excerpts(spec):
+            assert self.noise is not None
             try:
-                clips.append(reader.read(row, start, size))
+                clips.append(self._open(self.noise).read(row, start, size))
             except UnreadableAudio as error:
                 self._report(str(error))
                 clips.append(np.zeros(0, dtype=np.int16))
@@ -166,7 +159,7 @@ class MicroBatchBuilder:
         if self.noise is None or mixing is None or mixing.prob == 0 or mixing.noise_prob == 0:
             return []
         key = _key(spec)
-        index, _ = self._open_noise()
+        index = self._open(self.noise).index
         chosen = draw_noise_clips(mixing, len(spec.rows), len(index), self.draws.seed, **key)
         longest = int(self.draws.noise_seconds * 16_000)
         offsets = words(self.draws.seed, "mix.clip_start", len(chosen), **key)
@@ -178,13 +171,6 @@ class MicroBatchBuilder:
             size = min(total, longest)
             excerpts.append((row, int(integers(raw[None], total - size + 1)[0]), size))
         return excerpts
-
-    def _open_noise(self) -> tuple[Index, ShardReader]:
-        if self._noise is None:
-            assert self.noise is not None
-            index = Index.open(self.noise, check=False)
-            self._noise = index, ShardReader(index)
-        return self._noise
 
     def _report(self, message: str) -> None:
         self._logged += 1

@@ -1,4 +1,4 @@
-"""The loaders of one rank: global steps for training, a fixed pass for validation.
+"""Loaders of one rank: global steps for training, a fixed pass for validation.
 
         plan (main process)                     workers                          main process
 step s ─ specs of this rank ──► queue ──► MicroBatchBuilder[spec] ──► queue ──► list of the step's micro-batches
@@ -28,11 +28,11 @@ from openwavlm.runtime.resources import raise_descriptor_limit
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One global step of one rank: what Lightning calls a batch.
+    """One global step of one rank, a batch of Lightning.
 
     Attributes:
         step: The update, from 0.
-        digest: 40-bit hash of the plans that the step draws from.
+        digest: 40-bit hash of the plans of the step.
         micro_batches: In the order in which they run; equally many on every rank.
     """
 
@@ -50,7 +50,7 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-# What the trainer ends a worker with, which does not answer SIGTERM: Python would wait for it for ever at its own end.
+# Signal by which the trainer ends a worker: workers ignore SIGTERM, and Python would wait for them for ever at its exit.
 _END = signal.SIGUSR2
 
 
@@ -70,7 +70,7 @@ class _Workers(ForkContext):
 
 
 def _prepare_worker(worker: int) -> None:
-    """A signal to the whole process group is the trainer's to answer; and a worker whose trainer was killed ends with it."""
+    """Ignores signals to the process group, which the trainer handles, and ends the worker when its trainer is killed."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(_END, lambda number, frame: os._exit(0))  # torch reports any other status, and a kill, as a failure
@@ -80,7 +80,7 @@ def _prepare_worker(worker: int) -> None:
 
 @dataclass(frozen=True)
 class _Sent:
-    """What a worker sends: a batch as it is, an error as a value, since torch would send it as its traceback's text."""
+    """Map of a worker: returns errors as values, since torch would send only the text of the traceback."""
 
     builder: MicroBatchBuilder
 
@@ -92,7 +92,7 @@ class _Sent:
 
 
 def received(batches: Iterator[PretrainBatch | Exception]) -> Iterator[PretrainBatch]:
-    """The batches of a `micro_batch_loader`; an error that ended a worker's read is raised here.
+    """Yields the batches of a `micro_batch_loader`; raises the error of a worker's read.
 
     Raises:
         ValueError: If the data are not as planned.
@@ -114,7 +114,7 @@ def received(batches: Iterator[PretrainBatch | Exception]) -> Iterator[PretrainB
 
 
 def micro_batch_loader(builder: MicroBatchBuilder, specs: Any, loading: Loading) -> DataLoader:
-    """A DataLoader whose sampler is the plan: an iterable of specs in, micro-batches out, in order; to be read by `received`."""
+    """DataLoader with the plan as its sampler: specs in, micro-batches out, in order; read it by `received`."""
     return DataLoader(
         _Sent(builder),  # type: ignore[arg-type]
         sampler=specs,
@@ -122,29 +122,24 @@ def micro_batch_loader(builder: MicroBatchBuilder, specs: Any, loading: Loading)
         collate_fn=_identity,
         num_workers=loading.workers,
         prefetch_factor=loading.prefetch if loading.workers else None,
-        # A forked worker starts in milliseconds and has the trainer for its parent; none of them touches a GPU.
+        # A forked worker starts in milliseconds and is a child of the trainer; no worker uses a GPU.
         multiprocessing_context=_Workers() if loading.workers else None,
         worker_init_fn=_prepare_worker,
         pin_memory=torch.cuda.is_available() if loading.pin_memory is None else loading.pin_memory,
-        generator=torch.Generator(),  # else it would take its workers' seeds from the global generator
+        generator=torch.Generator(),  # else the workers' seeds come from the global generator
     )
 
 
 class StepLoader:
-    """Iterates over global steps from `start_step`; its length is the whole run's, as Lightning's progress needs it.
+    """Iterates over global steps from `start_step`; its length is that of the whole run, for Lightning's progress.
 
     Args:
-        schedule: The run's schedule.
-        builder: Makes micro-batches.
-        loading: Workers.
-        rank: This process.
-        world_size: Number of processes.
         start_step: First step to yield.
         num_steps: Steps of the whole run.
         now: The clock, in seconds.
 
     Attributes:
-        waited_s: Seconds that were spent fetching micro-batches so far.
+        waited_s: Seconds spent fetching micro-batches so far.
     """
 
     def __init__(
@@ -185,7 +180,7 @@ class StepLoader:
             self.waited_s += self._now() - began
             yield StepBatch(step, digests.pop(step), micro_batches)
 
-    # Lightning takes a loader with these two methods for one that can resume; where to start is decided before the fit.
+    # With these two methods Lightning treats the loader as resumable; the start is decided before the fit.
     def state_dict(self) -> dict[str, int]:
         """Nothing to save: the step counter is the position."""
         return {}

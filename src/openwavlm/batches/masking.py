@@ -1,9 +1,9 @@
-"""Span masking: which frames a micro-batch hides from the model (HuBERT §II-C, WavLM §III-A).
+"""Span masking: frames that are replaced by the mask embedding (HuBERT §II-C, WavLM §III-A).
 
 Three differences from fairseq's `compute_mask_indices`, all on rows of a few frames only:
 
 - a row never holds more spans than its frames less one (fairseq then draws starts behind the row's end and clips them);
-- a row is never masked completely: what is over the limit is given back frame by frame at random (fairseq's newer code raises);
+- a row is never masked completely: frames over the limit are unmasked at random (fairseq's newer code raises);
 - rows below two frames carry no mask and, under `same_count`, do not thin the masks of the others.
 """
 
@@ -16,7 +16,7 @@ _NEVER = np.uint64((1 << 64) - 1)
 
 
 def draw_span_mask(masking: SpanMasking, num_frames: np.ndarray, seed: int, *, source: int, epoch: int, micro: int) -> np.ndarray:
-    """Draws the mask of one micro-batch.
+    """Draws the mask of one micro-batch, keyed as `randomness.words`.
 
     A row of `n` frames gets `max(min_masks, ⌊prob · n / length + u⌋)` spans, u ~ U[0, 1) for each row, whose starts are drawn
     without replacement from the first `n − length` frames (one more frame than spans in a row too short for that); spans may
@@ -24,12 +24,7 @@ def draw_span_mask(masking: SpanMasking, num_frames: np.ndarray, seed: int, *, s
     is equally probable.
 
     Args:
-        masking: The settings.
         num_frames: Integers (batch,), frames of the planned rows, readable or not.
-        seed: The run's seed.
-        source: Stable hash of the data source's name.
-        epoch: Data epoch of that source.
-        micro: Identity of the micro-batch within the epoch.
 
     Returns:
         bool (batch, max frames), True = masked. A row of at least one frame keeps at least one unmasked.
@@ -61,7 +56,7 @@ def _smallest(raw: np.ndarray, allowed: np.ndarray, count: np.ndarray) -> np.nda
     """Marks in each row the `count` allowed places with the smallest words; bool (batch, width) like `allowed`.
 
     The last bits of a word are replaced by its place: no two are equal, so a sort of values (five times faster than a stable
-    argsort) decides, and decides equally on every machine.
+    argsort) gives the same order on every machine.
     """
     batch, width = allowed.shape
     if allowed.size == 0:

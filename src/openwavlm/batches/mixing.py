@@ -1,8 +1,8 @@
-"""Utterance mixing: overlapping a second voice or noise with an utterance, whose labels stay those of the clean audio
+"""Utterance mixing: a second utterance or noise over a part of each mixed utterance; labels stay those of the clean audio
 (WavLM §III-B, Algorithm 1).
 
-Drawing (NumPy, in the loader's worker) and applying (torch, on the device) are apart; the `MixRecord` between them says what
-was mixed, so that it can be replayed and measured.
+Drawing (NumPy, in the loader's worker) and applying (torch, on the device) are separate; the `MixRecord` between them can be
+replayed and measured.
 
 `mode="paper"` is Algorithm 1 with three holes closed: the partner is another row, taken from the clean batch, and energies
 and positions keep to the valid samples. `mode="unispeech"` is what Microsoft's UniSpeech code does instead, for ablation:
@@ -23,24 +23,16 @@ from openwavlm.runtime.randomness import integers, uniform, words
 
 
 def check_noise_bank(mixing: Mixing, bank_size: int) -> None:
-    """Checks that there is noise to mix in if the settings ask for it.
-
-    Args:
-        mixing: The settings.
-        bank_size: Number of noise clips, 0 without a noise bank.
-
-    Raises:
-        ValueError: If noise is asked for and there is none.
-    """
+    """Refuses settings with noise where there is no noise bank (`bank_size` 0)."""
     if mixing.prob > 0 and mixing.noise_prob > 0 and bank_size < 1:
         raise ValueError(
-            f"Mixing with noise needs a noise bank, but mixing.noise_prob is {mixing.noise_prob} and there is no noise clip; "
-            f"name one, as in data.noise=shards/NOISE, or use mixing=speech."
+            f"mixing with noise needs a noise bank, but mixing.noise_prob is {mixing.noise_prob} and there is no noise clip; "
+            "name one, as in data.noise=shards/NOISE, or use mixing=speech"
         )
 
 
 def _noise_rows(mixing: Mixing, batch: int, seed: int, source: int, epoch: int, micro: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the planned rows are to be mixed with speech and which with noise; two bool (batch,)."""
+    """Marks the planned rows that are mixed with speech, and those mixed with noise; two bool (batch,)."""
     place = {"source": source, "epoch": epoch, "micro": micro}
     mixed = uniform(words(seed, "mix.trigger", batch, **place)) < mixing.prob
     noisy = uniform(words(seed, "mix.kind", batch, **place)) < mixing.noise_prob
@@ -48,22 +40,13 @@ def _noise_rows(mixing: Mixing, batch: int, seed: int, source: int, epoch: int, 
 
 
 def draw_noise_clips(mixing: Mixing, batch: int, bank_size: int, seed: int, *, source: int, epoch: int, micro: int) -> np.ndarray:
-    """Chooses the noise clips of one micro-batch, which have to be read before `draw_mixing` can place them.
-
-    Args:
-        mixing: The settings.
-        batch: Number of planned rows.
-        bank_size: Number of clips in the noise bank, 0 without one.
-        seed: The run's seed.
-        source: Stable hash of the data source's name.
-        epoch: Data epoch of that source.
-        micro: Identity of the micro-batch within the epoch.
+    """Chooses the noise clips of one micro-batch, which have to be read before `draw_mixing` can place them; keyed as `randomness.words`.
 
     Returns:
         int64 (batch,), the row's clip in the noise bank, or −1 for a row that takes none.
 
     Raises:
-        ValueError: If noise is asked for and there is none.
+        ValueError: If the settings use noise and there is none.
     """
     check_noise_bank(mixing, bank_size)
     _, noisy = _noise_rows(mixing, batch, seed, source, epoch, micro)
@@ -82,21 +65,16 @@ def draw_mixing(
     micro: int,
     noise_num_samples: np.ndarray | None = None,
 ) -> MixRecord:
-    """Draws the mixtures of one micro-batch.
+    """Draws the mixtures of one micro-batch, keyed as `randomness.words`.
 
-    Every purpose has one word a planned row, used or not: a row that cannot be read takes part in no mixture and moves nobody
-    else's draw. A row without a possible partner (alone in its batch, partner not readable) stays as it is.
+    Every purpose has one word a planned row, used or not: an unreadable row takes part in no mixture and does not change other
+    rows' draws. A row without a possible partner (alone in its batch, partner not readable) stays as it is.
 
     Args:
-        mixing: The settings.
         num_samples: Integers (batch,), valid samples of the planned rows, the longest one filling the width.
-        readable: bool (batch,), whether the row was read.
-        seed: The run's seed.
-        source: Stable hash of the data source's name.
-        epoch: Data epoch of that source.
-        micro: Identity of the micro-batch within the epoch.
+        readable: bool (batch,).
         noise_num_samples: Integers (noises,), samples of the clips that `draw_noise_clips` chose, in the order of their rows;
-            0 for a clip that could not be read.
+            0 for an unreadable clip.
 
     Returns:
         The record, at most one mixture a row.
@@ -110,8 +88,8 @@ def draw_mixing(
     speech, noisy = _noise_rows(mixing, batch, seed, source, epoch, micro)
     if len(clips) != np.count_nonzero(noisy):
         raise ValueError(
-            f"draw_mixing needs the samples of every clip that draw_noise_clips chose, {np.count_nonzero(noisy)}, but got "
-            f"{len(clips)}; pass one number a chosen clip, 0 for a clip that could not be read."
+            f"draw_mixing needs the samples of every clip that draw_noise_clips chose, {np.count_nonzero(noisy)}, but has "
+            f"{len(clips)}; pass one number a chosen clip, 0 for an unreadable clip."
         )
 
     def raw(purpose: str) -> np.ndarray:
@@ -160,7 +138,7 @@ def mix(
     mode: Mode = "paper",
     normalise: bool = False,
 ) -> Tensor:
-    """Applies the mixtures of a micro-batch the way the settings' mode asks for.
+    """Applies the mixtures of a micro-batch in the mode of the settings.
 
     Args:
         waveforms: Float (batch, samples); left as it is.
@@ -168,8 +146,7 @@ def mix(
         record: The mixtures, drawn in the same mode.
         noise: Float (noises, samples), on the waveforms' scale.
         noise_num_samples: int64 (noises,), valid samples of the noise.
-        mode: `paper` or `unispeech`.
-        normalise: In the mode `unispeech`: whether the waveforms are normalised and mixed ones are to be so again.
+        normalise: In the mode `unispeech`: whether mixed rows are normalised again, for models with normalised input.
 
     Returns:
         Float (batch, samples); `waveforms` itself if there is nothing to mix.
@@ -189,17 +166,7 @@ def apply_mixing(
     """Adds every mixture's scaled secondary to its primary, all secondaries taken from the clean input (WavLM §III-B).
 
     The secondary is scaled to the drawn ratio of mean energies, each over all valid samples of its utterance or clip. Where
-    one of the two is silent nothing is added. Runs on any device and never waits for it.
-
-    Args:
-        waveforms: Float (batch, samples); left as it is.
-        num_samples: int64 (batch,), valid samples.
-        record: The mixtures.
-        noise: Float (noises, samples), on the waveforms' scale; needed if the record refers to noise.
-        noise_num_samples: int64 (noises,), valid samples of the noise.
-
-    Returns:
-        Float (batch, samples); `waveforms` itself if the record is empty.
+    one of the two is silent nothing is added. Runs on any device without synchronisation. Arguments as in `mix`.
     """
     if record.max_length == 0:
         return waveforms
@@ -242,18 +209,7 @@ def apply_mixing_unispeech(
     *,
     normalise: bool,
 ) -> Tensor:
-    """Mixes row after row as Microsoft's UniSpeech code does (see the top of this file); slow, for ablations only.
-
-    Args:
-        waveforms: Float (batch, samples); left as it is.
-        record: The mixtures, drawn with `mode="unispeech"`.
-        noise: Float (noises, samples), on the waveforms' scale; needed if the record refers to noise.
-        noise_num_samples: int64 (noises,), valid samples of the noise.
-        normalise: Whether to bring a mixed row back to mean 0 and variance 1 over the padded width.
-
-    Returns:
-        Float (batch, samples).
-    """
+    """Mixes row after row as Microsoft's UniSpeech code does (top of this file); slow, for ablations. Arguments as in `mix`."""
     mixed = waveforms.clone()
     batch = len(mixed)
     columns = (record.row, record.partner, record.start, record.partner_start, record.length, record.energy_ratio_db)

@@ -1,17 +1,17 @@
-"""The plan of one data epoch: which pieces of which utterances form which micro-batch, as a pure function of (seed, epoch, index).
+"""Plan of one data epoch: the pieces of utterances in each micro-batch, a pure function of (seed, epoch, index).
 
     shards ── permute (seed, epoch) ── deal to streams ── blocks of ~20 shards
                                                             │
     block:  cut long utterances ─ sort by length ─ cut to a budget of padded frames ─ shuffle groups of neighbours
 
-Only the number of micro-batches of each block and a digest are kept; a block's rows are derived again when they are needed, so
+Only the number of micro-batches of each block and a digest are kept; a block's rows are derived again when needed, so
 an epoch of 23.5 million utterances costs megabytes. Everything is integer arithmetic on keyed words, and every sort key is unique
-(it ends in the position), so no machine can order ties in another way.
+(it ends in the position), so ties are ordered equally on every machine.
 """
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -23,17 +23,17 @@ from openwavlm.runtime.randomness import integers, permutation, stable_hash, wor
 PLAN_VERSION = 1
 _POSITION_BITS = 22
 _TIE_BITS = 26
-_TARGET_SHARE = 0.9  # pieces of a long utterance aim at this share of the longest piece, so that their borders can move
+_TARGET_SHARE = 0.9  # target length of pieces, as a share of the longest piece, so that borders can move
 
 
 @dataclass(frozen=True)
 class MicroBatchSpec:
-    """The planned rows of one micro-batch.
+    """Planned rows of one micro-batch.
 
     Attributes:
-        id: Its name, which keys its random draws.
+        id: Name, the key of its random draws.
         rows: uint32 (batch,), rows of the source's index, longest piece first.
-        start_frame: int64 (batch,), where each piece begins in its utterance.
+        start_frame: int64 (batch,), first frame of each piece in its utterance.
         num_frames: int64 (batch,), frames of each piece.
         weight: 0 for a padding micro-batch.
     """
@@ -56,7 +56,7 @@ class _Block:
 
 @dataclass
 class PlanStatistics:
-    """Frames of one epoch: what is trained on, what is padding, what is left out."""
+    """Frames of one epoch: available, trained on, with padding; and utterances that are too short."""
 
     available: int = 0
     planned: int = 0
@@ -64,12 +64,7 @@ class PlanStatistics:
     too_short: int = 0
 
     def __add__(self, other: "PlanStatistics") -> "PlanStatistics":
-        return PlanStatistics(
-            self.available + other.available,
-            self.planned + other.planned,
-            self.padded + other.padded,
-            self.too_short + other.too_short,
-        )
+        return PlanStatistics(*(sum(pair) for pair in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def padding_share(self) -> float:
@@ -89,10 +84,6 @@ class EpochPlan:
         num_samples: Integer (rows,), lengths of the index (a memory map is fine).
         first_row: int64 (shards + 1,), rows of shard s are first_row[s]:first_row[s + 1].
         usable: bool (rows,), the rows of this view (training or validation).
-        batching: Lengths and policy.
-        seed: The run's seed.
-        source: Name of the source.
-        epoch: Data epoch.
         stream: This stream, of `streams`.
         streams: Number of streams that the permuted shards are dealt to.
     """
@@ -132,7 +123,7 @@ class EpochPlan:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def spec(self, index: int) -> MicroBatchSpec:
-        """The rows of micro-batch `index` of this epoch."""
+        """Rows of micro-batch `index` of this epoch."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         block = self._block(number)
         chosen = block.order[index - (self._ends[number] - len(block.order))]
@@ -195,7 +186,7 @@ class EpochPlan:
         )
 
     def _split(self, rows: np.ndarray, frames: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cuts long utterances into nearly equal pieces whose inner borders all move by one keyed offset."""
+        """Cuts long utterances into nearly equal pieces; all inner borders of an utterance move by one keyed offset."""
         longest = self.batching.max_frames
         target = max(1, int(longest * _TARGET_SHARE))
         pieces = np.where(frames > longest, -(-frames // target), 1)

@@ -1,9 +1,9 @@
-"""The run's schedule: which micro-batch fills which slot of which global step, independent of processes and interruptions.
+"""Schedule of a run: the micro-batch in each slot of each global step, independent of processes and interruptions.
 
 A step has M slots. With several sources, each step gives source k its share M·p_k to within one micro-batch: the whole part at every
 step, the fractional parts dealt by a low-discrepancy sequence, so the shares also hold over any stretch of steps. Slot j of a source
-reads stream j mod S of that source; each stream is the concatenation of its data epochs, so a step may straddle two of them. With
-several sources and streams the assignment turns by one slot a step, so that no source leaves one of its streams unread.
+reads stream j mod S of that source; each stream is the concatenation of its data epochs, so a step can contain two of them. With
+several sources and streams the assignment rotates by one slot a step, so that every stream of every source is read.
 """
 
 import bisect
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.batches.batch import MicroBatchId
 from openwavlm.batches.plan import EpochPlan, MicroBatchSpec, PlanStatistics
 
 _UNIT = 1 << 32
@@ -23,12 +22,11 @@ _GOLDEN = 2_654_435_769  # 2³² / golden ratio: the phases s · φ mod 1 spread
 
 
 class SourceStream:
-    """The endless concatenation of one stream's data epochs.
+    """Endless concatenation of one stream's data epochs.
 
     Args:
         make_plan: Epoch → plan of that epoch.
-        name: For messages.
-        background: Where the next epoch is planned once half of one is given out; None = when it is needed.
+        background: Pool that plans the next epoch once half of one is used; None = plan when needed.
     """
 
     def __init__(self, make_plan: Callable[[int], EpochPlan], name: str, background: ThreadPoolExecutor | None = None) -> None:
@@ -40,12 +38,12 @@ class SourceStream:
         self._next: Future[EpochPlan] | None = None
 
     def at(self, position: int) -> tuple[EpochPlan, int]:
-        """The epoch's plan and the index within it of the stream's micro-batch `position`.
+        """Plan of the epoch, and index within it, of the stream's micro-batch `position`.
 
         Raises:
             ValueError: If the stream has no usable audio.
         """
-        epoch = bisect.bisect_right(self.epoch_starts, position) - 1  # no epoch whose end is known is planned to get past it
+        epoch = bisect.bisect_right(self.epoch_starts, position) - 1  # epochs with a known end are skipped without planning them
         while True:
             plan = self._plan_of(epoch)
             if len(plan) == 0:
@@ -72,12 +70,12 @@ class SourceStream:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One global step as one rank sees it.
+    """One global step of one rank.
 
     Attributes:
         step: The update, from 0.
         specs: The rank's micro-batches in order.
-        digest: 40-bit hash of all plans that the step draws from; equal on all ranks or the run stops.
+        digest: 40-bit hash of all plans of the step; the run stops if ranks differ.
     """
 
     step: int
@@ -126,7 +124,7 @@ class Schedule:
         return self._whole + np.diff((self._borders + phase[..., None]) // _UNIT, axis=-1)
 
     def step(self, step: int, rank: int = 0, world_size: int = 1) -> StepPlan:
-        """The micro-batches that `rank` of `world_size` runs at `step`: slots rank, rank + W, …, filled to equal numbers.
+        """Micro-batches of `rank` of `world_size` at `step`: slots rank, rank + W, …, filled to equal numbers.
 
         Raises:
             ValueError: If there are more processes than slots.
@@ -157,16 +155,12 @@ class Schedule:
             specs.append(spec if mine < self.slots else replace(spec, weight=0.0))
         return StepPlan(step, specs, int.from_bytes(digest.digest(), "little"))
 
-    def ids(self, step: int) -> list[MicroBatchId]:
-        """Names of the step's micro-batches in slot order."""
-        return [spec.id for spec in self.step(step).specs]
-
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint after `step` updates keeps: where the streams began, and where their epochs began up to there.
+        """State for a checkpoint after `step` updates: first epoch of each stream, and first position of its epochs so far.
 
         The same for every number of processes and however far the loader has read ahead.
         """
-        taken = self._taken_before(step)
+        taken = self._given(self._origin, step)
         streams: dict[str, list[dict[str, Any]]] = {}
         for number, (name, members) in enumerate(self._streams.items()):
             streams[name] = []
@@ -176,12 +170,12 @@ class Schedule:
         return {"origin": self._origin, "streams": streams}
 
     def beginning(self) -> dict[str, Any]:
-        """Where this plan began: `origin`, its first step, and `first_epochs`, the data epoch of each stream of each source there."""
+        """Beginning of this plan: `origin`, its first step, and `first_epochs`, the data epoch of each stream of each source there."""
         epochs = {name: [stream.first_epoch for stream in members] for name, members in self._streams.items()}
         return {"origin": self._origin, "first_epochs": epochs}
 
     def begin_as(self, beginning: dict[str, Any]) -> None:
-        """Follows the plan that began as `beginning` of the same plan says, from its first step on."""
+        """Follows the plan with this `beginning`, from its first step on."""
         streams = {
             name: [{"first_epoch": epoch, "starts": [0]} for epoch in epochs]
             for name, epochs in beginning["first_epochs"].items()
@@ -189,7 +183,7 @@ class Schedule:
         self.restore({"origin": beginning["origin"], "streams": streams})
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from `state` of the same plan, without planning its past epochs again."""
+        """Continues from `state` of the same plan, without planning its past epochs again."""
         self._origin = state["origin"]
         for name, members in self._streams.items():
             for stream, kept in zip(members, state["streams"][name], strict=True):
@@ -197,7 +191,7 @@ class Schedule:
         self._reset()
 
     def begin_at(self, step: int, state: dict[str, Any]) -> None:
-        """Begins another plan at `step`: each stream with the epoch after the last one that `state` of the old plan had begun."""
+        """Begins another plan at `step`: each stream with the epoch after the last one begun in `state` of the old plan."""
         self._origin = step
         for name, members in self._streams.items():
             begun = [kept["first_epoch"] + len(kept["starts"]) for kept in state["streams"].get(name, [])]
@@ -206,13 +200,9 @@ class Schedule:
         self._reset()
 
     def statistics(self) -> PlanStatistics:
-        """Frames planned, padded and left out in the epochs that the first step reads."""
-        total = PlanStatistics()
-        for streams in self._streams.values():
-            for stream in streams:
-                plan, _ = stream.at(0)
-                total = total + plan.statistics
-        return total
+        """Frames planned, padded and left out in the epochs of the first step."""
+        first = (stream.at(0)[0].statistics for streams in self._streams.values() for stream in streams)
+        return sum(first, start=PlanStatistics())
 
     def _reset(self) -> None:
         self._step, self._taken = self._origin, np.zeros(self._shape, dtype=np.int64)
@@ -221,19 +211,16 @@ class Schedule:
         return step if len(self._streams) > 1 else 0 * step
 
     def _seek(self, step: int) -> None:
-        """Sets how many micro-batches each stream has given before `step`."""
+        """Counts the micro-batches that each stream has given before `step`."""
         if step < self._origin:
-            raise ValueError(f"this plan begins at step {self._origin}, but step {step} was asked for")
+            raise ValueError(f"this plan begins at step {self._origin}, but the step is {step}")
         if step < self._step:
             self._reset()
         self._taken = self._taken + self._given(self._step, step)
         self._step = step
 
-    def _taken_before(self, step: int) -> np.ndarray:
-        return self._given(self._origin, step)
-
     def _given(self, first: int, last: int) -> np.ndarray:
-        """How many micro-batches each stream gives in the steps [first, last)."""
+        """Number of micro-batches of each stream in the steps [first, last)."""
         given = np.zeros(self._shape, dtype=np.int64)
         for start in range(first, last, 65_536):
             steps = np.arange(start, min(last, start + 65_536))

@@ -16,17 +16,17 @@ Mode = Literal["paper", "unispeech"]
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains on.
+    """Data of a run.
 
     Attributes:
         sources: Name → {shards: folder, labels: folder or, for several heads, a list of folders of as many codebooks, weight: factor
             on its hours (1), share: instead of hours × weight}.
-        validation: Name → {shards, labels}: sets of their own that validation reads; then `validation_share` must be 0.
+        validation: Name → {shards, labels}: separate sets for validation; then `validation_share` must be 0.
         noise: Shard set of noise clips, or None.
         validation_share: Expected share of the speakers that is held out.
-        split_seed: Seed of that split and of the validation masks; apart from the run's seed.
+        split_seed: Seed of that split and of the validation masks; separate from the run's seed.
         validation_seconds: Most held-out audio that a validation pass reads.
-        streams: Shard streams that the slots of a step are dealt to; more than 1 only for large remote shard sets.
+        streams: Shard streams for the slots of a step; more than 1 only for large remote shard sets.
         max_skip_rate: Share of rows that may be unreadable before the run stops.
 
     Raises:
@@ -57,16 +57,16 @@ class Data:
             for key in ("shards", "labels"):
                 if not source.get(key):
                     raise ValueError(
-                        f"data.sources.{name}.{key} must name a folder, as in data.sources.{name}.{key}={key}/NAME (or take the source "
-                        f"away with ~data.sources.{name})"
+                        f"data.sources.{name}.{key} must name a folder, as in data.sources.{name}.{key}={key}/NAME (or remove the "
+                        f"source with ~data.sources.{name})"
                     )
             _check_label_folders(f"data.sources.{name}.labels", source["labels"])
             for key in ("weight", "share"):
                 value = source.get(key)
                 if value is not None and (not isinstance(value, int | float) or not 0 < value < math.inf):
                     raise ValueError(
-                        f"data.sources.{name}.{key} must be a positive number, but is {value!r}: take the source away with "
-                        f"~data.sources.{name} if it is not to be used"
+                        f"data.sources.{name}.{key} must be a positive number, but is {value!r}: remove the source with "
+                        f"~data.sources.{name} if it is not used"
                     )
         if len({source.get("share") is None for source in self.sources.values()}) > 1:
             raise ValueError(
@@ -90,7 +90,7 @@ class Data:
                 raise ValueError(f"data.validation.{name} takes shards and labels, each a folder, but is {source}")
             _check_label_folders(f"data.validation.{name}.labels", source["labels"])
             if name in self.sources:
-                raise ValueError(f"data.validation.{name} has the name of a source that is trained on: choose another name")
+                raise ValueError(f"data.validation.{name} has the name of a training source: choose another name")
         if self.validation and self.validation_share:
             raise ValueError(
                 f"data.validation names held-out sets, so data.validation_share must be 0, but is {self.validation_share:g}: set it to 0, "
@@ -104,7 +104,7 @@ class Data:
 
 
 def label_folders(labels: Any) -> list[Path]:
-    """The folders that a source's `labels` names, one or a list."""
+    """Folders in a source's `labels`, one or a list."""
     return [Path(folder) for folder in (labels if isinstance(labels, list | tuple) else [labels])]
 
 
@@ -113,14 +113,12 @@ def _check_label_folders(key: str, labels: Any) -> None:
     if not all(isinstance(folder, str | Path) and str(folder) for folder in folders) or len(set(map(str, folders))) < len(
         folders
     ):
-        raise ValueError(
-            f"{key} must be a folder or a list of different folders, one for each codebook, but is {labels!r}: correct it"
-        )
+        raise ValueError(f"{key} must be a folder or a list of different folders, one for each codebook, but is {labels!r}")
 
 
 @dataclass(frozen=True)
 class Batching:
-    """How audio becomes micro-batches and global steps.
+    """Micro-batches and global steps.
 
     Attributes:
         seconds: Audio of a global step, padding included; a multiple of `micro_seconds`.
@@ -130,7 +128,7 @@ class Batching:
         micro_seconds: Budget of a micro-batch: rows × longest row, padding included (fairseq: max_tokens).
         policy: `split` cuts long utterances into nearly equal pieces; `fairseq_crop` crops every row of a micro-batch to its shortest
             (HuBERT's and WavLM's rule); `pad` crops only to `max_seconds` and pads.
-        shards_per_block: Shards among whose utterances one block is sorted and shuffled.
+        shards_per_block: Shards of one block, the range of sorting and shuffling.
         group: Neighbouring (equally long) micro-batches that stay together, so that the ranks of a step get equal lengths.
 
     Raises:
@@ -154,7 +152,7 @@ class Batching:
         if self.seconds < self.micro_seconds or abs(self.seconds / self.micro_seconds - self.slots) > 1e-6:
             raise ValueError(
                 f"batch.seconds must be a multiple of batch.micro_seconds, but {self.seconds} / {self.micro_seconds} = "
-                f"{self.seconds / self.micro_seconds:.3f}: use {max(1, self.slots) * self.micro_seconds:g}, say"
+                f"{self.seconds / self.micro_seconds:.3f}: {max(1, self.slots) * self.micro_seconds:g} is the nearest"
             )
         if self.max_seconds > 1200:
             raise ValueError(f"max_seconds must be at most 1200, but is {self.max_seconds}: rows that long do not fit any memory")
@@ -207,13 +205,13 @@ class SpanMasking:
 
     def __post_init__(self) -> None:
         if self.length < 1:
-            raise ValueError(f"A masked span has at least 1 frame, but masking.length is {self.length}; set it to 10, say.")
+            raise ValueError(f"masking.length must be at least 1 frame, but is {self.length}: 10 is usual")
         if self.min_masks < 0:
-            raise ValueError(f"A row has at least 0 masked spans, but masking.min_masks is {self.min_masks}; set it to 2, say.")
+            raise ValueError(f"masking.min_masks must be at least 0, but is {self.min_masks}: 2 is usual")
         if not (math.isfinite(self.prob) and 0 <= self.prob <= self.length):
             raise ValueError(
-                f"The spans' summed length over the frames lies in 0 … masking.length, i.e. at most one span starts at a frame, "
-                f"but masking.prob is {self.prob} with length {self.length}; set prob to 0.8, say."
+                "masking.prob (summed length of the spans over the frames) must lie in 0 … masking.length, one span a frame at most, "
+                f"but is {self.prob} with length {self.length}: 0.8 is usual"
             )
 
 
@@ -244,36 +242,33 @@ class Mixing:
     def __post_init__(self) -> None:
         for name in ("prob", "noise_prob"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"A probability lies in 0 … 1, but mixing.{name} is {getattr(self, name)}; write 0.2 for one in five."
-                )
+                raise ValueError(f"mixing.{name} must lie in 0 … 1, but is {getattr(self, name)}: 0.2 is one row in five")
         for name in ("speech_db", "noise_db"):
             limits = tuple(float(limit) for limit in getattr(self, name))
             if len(limits) != 2 or not -math.inf < limits[0] <= limits[1] < math.inf:
                 raise ValueError(
-                    f"An energy ratio is drawn between two finite limits in dB, the lower one first, but mixing.{name} is "
-                    f"{list(limits)}; write [-5, 5], say."
+                    f"mixing.{name} must be two finite limits in dB, the lower one first, but is {list(limits)}: [-5, 5] is an example"
                 )
             object.__setattr__(self, name, limits)
         if not 0 < self.max_share <= 1:
             raise ValueError(
-                f"The longest overlap is a share of the primary in (0, 1], but mixing.max_share is {self.max_share}; "
-                f"write 0.5, say, or switch mixing off with mixing.prob=0."
+                f"mixing.max_share (longest overlap as a share of the primary) must lie in (0, 1], but is {self.max_share}: "
+                "0.5 is usual, and mixing.prob=0 switches mixing off"
             )
         if self.mode not in ("paper", "unispeech"):
-            raise ValueError(f'Mixing knows the modes "paper" and "unispeech", but mixing.mode is "{self.mode}"; choose one.')
+            raise ValueError(f"mixing.mode must be paper or unispeech, but is {self.mode!r}")
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How batches are fetched; nothing here changes what is trained on.
+    """Loading of batches; nothing here changes the training data.
 
     Attributes:
         workers: Loader processes of each rank; 0 reads in the training process.
         prefetch: Micro-batches that each worker reads ahead.
-        pin_memory: Page-lock batches, so that copies to a GPU need not be waited for; None = where there is one.
-        label_check_mib: A labelling of up to so many MiB is compared with its checksums before the first update; of a larger one so
-            much is, and all of it in the background, before a checkpoint is written.
+        pin_memory: Page-lock batches, so that copies to a GPU are asynchronous; None = with a GPU.
+        label_check_mib: MiB of each labelling that are compared with their checksums before the first update; the rest is compared in
+            the background, before a checkpoint is written.
 
     Raises:
         ValueError: If a number is negative.

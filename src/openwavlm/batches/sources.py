@@ -1,14 +1,15 @@
-"""The data of a run: sources opened, checked and split; the training schedule and the validation plan over them."""
+"""Data of a run: sources opened, checked and split; training schedule and validation plan."""
 
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from openwavlm.audio.frames import FRAME_RATE_HZ, HOP_SAMPLES, num_frames
+from openwavlm.audio.frames import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ, num_frames
 from openwavlm.batches.plan import EpochPlan, MicroBatchSpec
 from openwavlm.batches.schedule import Schedule, SourceStream
 from openwavlm.batches.settings import Batching, Data, label_folders
@@ -20,62 +21,47 @@ from openwavlm.shards.splits import check_same_names, shared_rows, validation_ro
 _UNIGRAM_ROWS = 20_000
 
 
-@dataclass
 class OpenData:
-    """The sources of a run, opened and checked.
+    """Sources of a run, opened and checked.
 
     Args:
-        data: What to open.
-        batching: Lengths and policy.
-        seed: The run's seed.
-        labels_at_once_bytes: Labels of each labelling that are compared with their checksums at once (`LabelStore.open`).
+        labels_at_once_bytes: Bytes of each labelling that are compared with their checksums at once (`LabelStore.open`).
 
     Raises:
         ValueError: If a folder is missing, damaged, of a newer format, or labels and shards do not belong together; if the codebooks
-            differ, are not used or heard held-out speakers; if a validation set has audio of a source; if nothing of a source is left
-            to train on.
+            differ, use one cluster only or were fitted on held-out speakers; if a validation set has audio of a source; if nothing of
+            a source is left to train on.
     """
 
-    data: Data
-    batching: Batching
-    seed: int
-    indexes: dict[str, Index] = field(default_factory=dict)
-    label_sets: dict[str, list[LabelStore]] = field(default_factory=dict)
-    noise_index: Index | None = None
-    labels_at_once_bytes: int = AT_ONCE_BYTES
-
-    def __post_init__(self) -> None:
-        for name, source in self.data.all_sets.items():
-            index = Index.open(Path(source["shards"]))
-            check_shards(index)
-            self.indexes[name] = index
+    def __init__(self, data: Data, batching: Batching, seed: int, *, labels_at_once_bytes: int = AT_ONCE_BYTES) -> None:
+        self.data, self.batching, self.seed = data, batching, seed
+        self.indexes: dict[str, Index] = {}
+        self.label_sets: dict[str, list[LabelStore]] = {}
+        for name, source in data.all_sets.items():
+            self.indexes[name] = index = _open(source["shards"])
             self.label_sets[name] = [
-                LabelStore.open(folder, index, at_once_bytes=self.labels_at_once_bytes)
-                for folder in label_folders(source["labels"])
+                LabelStore.open(folder, index, at_once_bytes=labels_at_once_bytes) for folder in label_folders(source["labels"])
             ]
-        if self.data.noise is not None:
-            self.noise_index = Index.open(Path(self.data.noise))
-            check_shards(self.noise_index)
+        self.noise_index = _open(data.noise) if data.noise is not None else None
         self._check_codebooks()
-        self._check_used()
         for name, stores in self.label_sets.items():
             for store in stores:
-                self._check_codebook_heard_no_held_out_speaker(name, store)
+                _check_used(store)
+                self._check_codebook_was_fitted_on_no_held_out_speaker(name, store)
         self._held_out = {
-            name: validation_rows(index, share=self.data.validation_share, split_seed=self.data.split_seed)
+            name: np.ones(len(index), dtype=bool)
+            if name in data.validation
+            else validation_rows(index, share=data.validation_share, split_seed=data.split_seed)
             for name, index in self.indexes.items()
         }
-        self._held_out |= {name: np.ones(len(self.indexes[name]), dtype=bool) for name in self.data.validation}
         self._check_validation_is_not_trained_on()
-        for name, index in self.indexes.items():
-            if name in self.data.validation:
-                continue
-            long_enough = num_frames(np.asarray(index.num_samples, dtype=np.int64)) >= self.batching.min_frames
+        for name in data.sources:
+            long_enough = num_frames(np.asarray(self.indexes[name].num_samples, dtype=np.int64)) >= batching.min_frames
             if not (long_enough & ~self._held_out[name]).any():
                 raise ValueError(
                     f"source {name} has no usable audio: every utterance is shorter than "
-                    f"batch.min_seconds={self.batching.min_seconds:g} or held out (data.validation_share="
-                    f"{self.data.validation_share:g}); lower one of them or give more audio"
+                    f"batch.min_seconds={batching.min_seconds:g} or held out (data.validation_share="
+                    f"{data.validation_share:g}); lower one of them or give more audio"
                 )
         self._background = ThreadPoolExecutor(1, thread_name_prefix="plan")
 
@@ -95,35 +81,25 @@ class OpenData:
                     "numbers mean different sounds: assign all of them with one codebook"
                 )
 
-    def _check_used(self) -> None:
-        """Labels that are all one are predicted at once, with a loss of 0: an empty dictionary did that to others (fairseq #4521)."""
-        for store in (store for stores in self.label_sets.values() for store in stores):
-            used = int((store.label_counts > 0).sum())
-            if used < 2:
-                raise ValueError(
-                    f"labels must tell sounds apart, but {store.path} uses {used} of its {store.num_classes} clusters, so nothing would "
-                    "be learned: look at how they were made, and make them again"
-                )
-
-    def _check_codebook_heard_no_held_out_speaker(self, name: str, store: LabelStore) -> None:
+    def _check_codebook_was_fitted_on_no_held_out_speaker(self, name: str, store: LabelStore) -> None:
         fitted = store.codebook_fitted
-        if "split_seed" not in fitted:  # a published codebook: nothing is known
+        if "split_seed" not in fitted:  # a published codebook: its training data are unknown
             return
         index = self.indexes[name]
         check_same_names(index, fitted.get("metadata", {}), f"the codebook of {store.path}")
         if name in self.data.validation and index.fingerprint in fitted.get("indexes", []):
             share, seed = float(fitted["validation_share"]), int(fitted["split_seed"])
-            heard = int((~validation_rows(index, share=share, split_seed=seed)).sum())
-            if heard:
+            fitted_on = int((~validation_rows(index, share=share, split_seed=seed)).sum())
+            if fitted_on:
                 raise ValueError(
-                    f"no codebook may have heard voices that a run is validated on, but that of validation set {name} was fitted on "
-                    f"{heard} of its {len(index)} rows: fit the codebook again without {index.path}"
+                    f"no codebook may be fitted on speakers that a run is validated on, but that of validation set {name} was fitted on "
+                    f"{fitted_on} of its {len(index)} rows: fit the codebook again without {index.path}"
                 )
         same_split = fitted["split_seed"] == self.data.split_seed
         if not (same_split and self.data.validation_share <= fitted["validation_share"]):
             raise ValueError(
                 f"the codebook of source {name} was fitted with validation_share={fitted['validation_share']} and split_seed="
-                f"{fitted['split_seed']}, so it may have heard speakers that this run holds out (validation_share="
+                f"{fitted['split_seed']}, so it may have seen speakers that this run holds out (validation_share="
                 f"{self.data.validation_share}, split_seed={self.data.split_seed}): set data.validation_share and data.split_seed to the "
                 "codebook's, or fit the codebook again with the run's"
             )
@@ -142,7 +118,7 @@ class OpenData:
 
     @property
     def stores(self) -> dict[str, LabelStore]:
-        """Each source's first label set: the one that figures are of which can be of one alone."""
+        """First label set of each source, for figures of one label set only."""
         return {name: stores[0] for name, stores in self.label_sets.items()}
 
     @property
@@ -156,15 +132,14 @@ class OpenData:
         return self.classes[0]
 
     def source_names(self) -> set[str]:
-        """What the training recordings were prepared under (`source=` of make_shards), the empty name included."""
+        """Names that the training recordings were prepared under (`source=` of make_shards), the empty name included."""
         return {name for training in self.data.sources for name in self.indexes[training].sources}
 
     def fingerprints(self) -> dict[str, str]:
-        """What the run is bound to: shards, their names (`metadata`, on which the split depends), labels, codebook, noise."""
+        """Identity of the run's data: shards, their names (`metadata`, on which the split depends), labels, codebook, noise."""
         found = {f"shards.{name}": index.fingerprint for name, index in self.indexes.items()}
         found |= {f"metadata.{name}": index.metadata for name, index in self.indexes.items()}
-        for number in range(len(self.classes)):
-            which = f".{number + 1}" if number else ""
+        for number, which in self._label_sets():
             found |= {f"labels.{name}{which}": stores[number].fingerprint for name, stores in self.label_sets.items()}
             found[f"codebook{which}"] = next(iter(self.label_sets.values()))[number].codebook_hash
         if self.noise_index is not None:
@@ -172,29 +147,22 @@ class OpenData:
         return found
 
     def places(self) -> dict[str, str]:
-        """The folder of each of `fingerprints`, codebooks aside."""
+        """Folder of each of `fingerprints` except codebooks."""
         found = {f"{kind}.{name}": str(index.path) for kind in ("shards", "metadata") for name, index in self.indexes.items()}
-        for number in range(len(self.classes)):
-            which = f".{number + 1}" if number else ""
+        for number, which in self._label_sets():
             found |= {f"labels.{name}{which}": str(stores[number].path) for name, stores in self.label_sets.items()}
         return found
 
-    def _plan(self, name: str, usable: np.ndarray, seed: int, epoch: int, stream: int, streams: int) -> EpochPlan:
-        index = self.indexes[name]
-        return EpochPlan(
-            index.num_samples,
-            index.first_row,
-            usable,
-            self.batching,
-            seed=seed,
-            source=name,
-            epoch=epoch,
-            stream=stream,
-            streams=streams,
-        )
+    def _label_sets(self) -> list[tuple[int, str]]:
+        """Number of each label set and the ending of its keys."""
+        return [(number, f".{number + 1}" if number else "") for number in range(len(self.classes))]
+
+    def _plan(self, name: str, usable: np.ndarray, seed: int, stream: int, streams: int, epoch: int) -> EpochPlan:
+        index, place = self.indexes[name], {"epoch": epoch, "stream": stream, "streams": streams}
+        return EpochPlan(index.num_samples, index.first_row, usable, self.batching, seed=seed, source=name, **place)
 
     def schedule(self) -> Schedule:
-        """The training schedule over all sources.
+        """Training schedule over all sources.
 
         Raises:
             ValueError: If a source has fewer shards than streams.
@@ -207,21 +175,10 @@ class OpenData:
                 raise ValueError(
                     f"source {name} has {len(index.shards)} shards, fewer than data.streams={streams}: lower data.streams"
                 )
-            hours = float(np.sum(index.num_samples, where=usable, dtype=np.float64)) / 16_000 / 3600
+            hours = _hours(index, usable)
             share = source.get("share") or hours * (source.get("weight") or 1.0)
-            sources[name] = (
-                share,
-                [
-                    SourceStream(
-                        lambda epoch, name=name, usable=usable, which=which: self._plan(  # type: ignore[misc]
-                            name, usable, self.seed, epoch, which, streams
-                        ),
-                        f"source {name}",
-                        self._background,
-                    )
-                    for which in range(streams)
-                ],
-            )
+            plans = [partial(self._plan, name, usable, self.seed, which, streams) for which in range(streams)]
+            sources[name] = share, [SourceStream(plan, f"source {name}", self._background) for plan in plans]
         return Schedule(sources, self.batching.slots)
 
     def validation_specs(self) -> list[MicroBatchSpec]:
@@ -235,7 +192,7 @@ class OpenData:
         for name, held_out in self._held_out.items():
             if not held_out.any():
                 continue
-            plan = self._plan(name, held_out, self.data.split_seed, 0, 0, 1)
+            plan = self._plan(name, held_out, self.data.split_seed, stream=0, streams=1, epoch=0)
             budget, first = frames[name] * share, len(specs)
             for number in range(len(plan)):
                 spec = plan.spec(number)
@@ -247,7 +204,7 @@ class OpenData:
         return specs
 
     def plan_key(self) -> str:
-        """Hash of all that the plan depends on but the names of the shards, `metadata` in `fingerprints`.
+        """Hash of everything that the plan depends on except the names in the shards (`metadata` of `fingerprints`).
 
         Two launches with the same key and names train on the same micro-batches.
         """
@@ -257,15 +214,15 @@ class OpenData:
         return hashlib.sha256(json.dumps([sources, shards, settings]).encode()).hexdigest()[:32]
 
     def close(self) -> None:
-        """Ends the planning in the background."""
+        """Stops planning in the background."""
         self._background.shutdown(wait=False, cancel_futures=True)
 
     def training_rows(self) -> list[tuple[Index, np.ndarray]]:
-        """Each index with the mask of the rows that are trained on, bool (rows,)."""
+        """Each index with the mask of its training rows, bool (rows,)."""
         return [(index, ~self._held_out[name]) for name, index in self.indexes.items() if not self._held_out[name].all()]
 
     def label_counts(self, label_set: int = 0) -> np.ndarray:
-        """How often each label of a label set occurs in (a regular sample of) the training rows: int64 (classes,)."""
+        """Counts of each label of a label set in (a regular sample of) the training rows: int64 (classes,)."""
         counts = np.zeros(self.classes[label_set], dtype=np.int64)
         for name, stores in self.label_sets.items():
             rows = np.flatnonzero(~self._held_out[name])
@@ -274,13 +231,13 @@ class OpenData:
         return counts
 
     def summary(self) -> dict[str, float | int]:
-        """Figures for the start of a run: hours and speakers of both parts."""
+        """Hours and speakers of both parts, for the start of a run."""
         hours = {False: 0.0, True: 0.0}
         speakers: dict[bool, set[int]] = {False: set(), True: set()}
         for name, index in self.indexes.items():
             for held in (False, True):
                 part = self._held_out[name] == held
-                hours[held] += float(np.sum(index.num_samples, where=part, dtype=np.float64)) / 16_000 / 3600
+                hours[held] += _hours(index, part)
                 speakers[held] |= {hash((name, s)) for s in np.unique(index.speaker[part]).tolist() if s}
         return {
             "training_hours": round(hours[False], 3),
@@ -289,3 +246,23 @@ class OpenData:
             "validation_rows": sum(int(held_out.sum()) for held_out in self._held_out.values()),
             "validation_speakers": len(speakers[True]),
         }
+
+
+def _open(shards: str) -> Index:
+    index = Index.open(Path(shards))
+    check_shards(index)
+    return index
+
+
+def _check_used(store: LabelStore) -> None:
+    """Refuses constant labels: they are predicted at once, with a loss of 0, as from an empty dictionary (fairseq #4521)."""
+    used = int((store.label_counts > 0).sum())
+    if used < 2:
+        raise ValueError(
+            f"labels must use at least two clusters, but {store.path} uses {used} of its {store.num_classes} clusters, so nothing would be "
+            "learned: check how they were made, and make them again"
+        )
+
+
+def _hours(index: Index, rows: np.ndarray) -> float:
+    return float(np.sum(index.num_samples, where=rows, dtype=np.float64)) / SAMPLE_RATE_HZ / 3600

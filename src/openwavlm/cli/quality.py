@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from openwavlm.cli.app import command
 from openwavlm.evaluation.quality import judge
 from openwavlm.evaluation.quality_rows import text_table
-from openwavlm.evaluation.quality_settings import Asked
+from openwavlm.evaluation.settings import QualitySettings
 from openwavlm.report.quality_page import write_quality
 from openwavlm.runs.compose import plain
 
@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
     """The command `openwavlm quality`."""
     values = plain(config)
     values.pop("debug")
-    asked = Asked(**values)
+    asked = QualitySettings(**values)
     result, table = judge(asked)
     write_quality(Path(asked.output), result, table)
     lines = list(result["sentences"])

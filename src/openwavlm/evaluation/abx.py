@@ -1,4 +1,4 @@
-"""Features and item files in the form that fastabx reads (`Dataset.from_item(ITEM, FOLDER, 50)`), written beside each other.
+"""Features and item files for fastabx (`Dataset.from_item(ITEM, FOLDER, 50)`), written beside each other.
 
     FOLDER/layer-06/KEY.pt    torch.save of float32 (frames, dim)
     FOLDER/triphones.item     a token from the beginning of the phone before to the end of the phone after
@@ -6,12 +6,11 @@
 
 fastabx puts frame i of features at 50 Hz at 10 + 20 i ms and takes those from onset to offset, both included; the centre of the
 model's frame i lies at 12.5 + 20 i ms. Times in the item files are 2.5 ms earlier than in the alignment, ends one sample more, so that
-exactly the frames whose centre lies in the token are taken: those that `alignments.frame_phones` gives its phones.
+exactly the frames whose centre lies in the token are taken: those to which `alignments.frame_phones` assigns its phones.
 """
 
 import io
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +23,8 @@ from openwavlm.audio.frames import (
     frames_of_seconds,
     num_samples_of,
 )
-from openwavlm.evaluation.features import Features
-from openwavlm.evaluation.phones.alignments import Segment
-from openwavlm.evaluation.phones.folding import is_silence
+from openwavlm.evaluation.features import Features, equal_parts
+from openwavlm.evaluation.phones.alignments import Segment, is_silence
 from openwavlm.evaluation.shard_sets import Judged
 from openwavlm.runtime.atomic import atomic_file
 
@@ -38,15 +36,7 @@ _LONGEST = frames_of_seconds(30.0)
 
 
 class Token(NamedTuple):
-    """A line of an item file; times in samples, already shifted.
-
-    Attributes:
-        onset: Beginning.
-        offset: End.
-        phone: The phone that is compared.
-        before: The phone before it.
-        after: The phone after it.
-    """
+    """A line of an item file; times in samples, already shifted."""
 
     onset: int
     offset: int
@@ -62,11 +52,11 @@ class Token(NamedTuple):
 
 
 def tokens(segments: Sequence[Segment], frames: int, *, triphones: bool) -> Iterator[Token]:
-    """The tokens of one recording: phones between two phones that follow each other without a pause.
+    """Yields the tokens of one recording: phones between two phones that follow each other without a pause.
 
     Args:
         segments: In order of time.
-        frames: Frames of the recording; a token that reaches beyond the last one, or has no frame, is left out.
+        frames: Frames of the recording; tokens beyond the last one, and tokens without a frame, are left out.
         triphones: Whether a token reaches over the phones beside it.
     """
     for before, at, after in zip(segments, segments[1:], segments[2:], strict=False):
@@ -109,14 +99,7 @@ def write_items(judged: Judged, folder: Path) -> dict[str, int]:
 def write_features(
     judged: Judged, extract: Features, layers: Sequence[int], folder: Path, name: str = "layer-{:02d}"
 ) -> list[str]:
-    """Writes the features of every judged utterance, each heard alone; what is longer than 30 s in equal parts.
-
-    Args:
-        judged: The utterances.
-        extract: Which features.
-        layers: Which layers.
-        folder: Where to.
-        name: Name of a layer's folder.
+    """Writes the features of every judged utterance, extracted alone; longer ones than 30 s in equal parts.
 
     Returns:
         The folders' names.
@@ -124,9 +107,8 @@ def write_features(
     folders = [name.format(layer) for layer in layers]
     for utterance, key in zip(judged.utterances.utterances, judged.keys, strict=True):
         waveform = utterance.waveform()
-        number = -(-utterance.frames // _LONGEST)
         parts = []
-        for start, stop in pairwise([utterance.frames * part // number for part in range(number + 1)]):
+        for start, stop in equal_parts(utterance.frames, _LONGEST):
             audio = waveform[start * HOP_SAMPLES : start * HOP_SAMPLES + num_samples_of(stop - start)]
             parts.append([state[0].cpu() for state in extract(audio[None], layers)])
         for of_layer, states in zip(folders, zip(*parts, strict=True), strict=True):

@@ -1,4 +1,4 @@
-"""Intervals over speakers: frames of one voice are not independent, so whole voices are drawn again (DESIGN §8)."""
+"""Intervals over speakers: frames of one speaker are not independent, so whole speakers are resampled (DESIGN §8)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from openwavlm.runtime.randomness import integers, words
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and where it would lie with other speakers of the same kind.
+    """A figure and its interval over speakers of the same kind.
 
     Attributes:
         value: The figure on all speakers.
         low: Lower end.
         high: Upper end.
-        speakers: How many speakers were drawn from; below about 10 the interval is rough and too narrow.
+        speakers: Number of speakers; below about 10 the interval is rough and too narrow.
     """
 
     value: float
@@ -36,18 +36,17 @@ def ratio_interval(
 ) -> Interval:
     """Percentile interval of Σ numerator / Σ denominator over speakers drawn with replacement.
 
-    For an accuracy give correct frames and frames; for a paired difference of two systems on the same frames, the difference of
-    their correct frames and the frames.
+    Correct frames over frames is an accuracy; the difference of two systems' correct frames over the same frames is a paired
+    difference.
 
     Args:
         numerator: (speakers,).
         denominator: (speakers,), not negative.
-        draws: How many samples of speakers.
         confidence: Share of the draws inside.
         seed: Seed of the draws; equal seeds draw equal speakers, so that intervals of two systems are comparable.
 
     Raises:
-        ValueError: If there is no speaker, or the denominators sum to nothing.
+        ValueError: If there is no speaker, or the denominators sum to 0.
     """
     top, bottom = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     count = len(bottom)

@@ -1,4 +1,4 @@
-"""The nearest labels that are not masked, for every masked frame of many sequences at once."""
+"""Nearest unmasked labels of every masked frame, for many sequences at once."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from openwavlm.runtime.randomness import integers, words
 
 
 class Contexts(NamedTuple):
-    """What is known of some frames: true label, labels left and right, distances in frames; int64 (events,) each."""
+    """Frames with their nearest unmasked labels: true label, labels left and right, distances in frames; int64 (events,) each."""
 
     label: np.ndarray
     left: np.ndarray
@@ -29,7 +29,7 @@ class LabelSequences:
         boundary = self.symbols == num_classes
         position = np.arange(len(self.symbols))
         self.inner = np.flatnonzero(~boundary & (self.symbols >= 0))
-        # Of a boundary itself: the one before and the one after it.
+        # At a boundary itself: the one before and the one after it.
         self.previous = np.concatenate([[0], np.maximum.accumulate(np.where(boundary, position, 0))[:-1]])
         self.next = np.concatenate([np.minimum.accumulate(np.where(boundary, position, len(boundary) - 1)[::-1])[::-1][1:], [0]])
         self.next[-1] = len(boundary) - 1
@@ -42,7 +42,7 @@ class LabelSequences:
         return self.symbols[first], self.symbols[first + lag]
 
     def contexts(self, masks: Sequence[np.ndarray]) -> Contexts:
-        """What is known of each masked, labelled frame."""
+        """Contexts of all masked, labelled frames."""
         none = np.zeros(1, dtype=bool)
         masked = np.concatenate([none, *(part for mask in masks for part in (np.asarray(mask, dtype=bool), none))])
         known = ~masked & (self.symbols >= 0)
@@ -53,7 +53,7 @@ class LabelSequences:
         return self._between(at, before[at], after[at])
 
     def draw(self, lags: Contexts, count: int, seed: int) -> Contexts:
-        """Frames anywhere with distances as in `lags`, cut at the utterance's ends: `count` events."""
+        """Draws `count` frames anywhere with distances as in `lags`, cut at the utterance's ends."""
         at = self.inner[integers(words(seed, "counts.frame", count), len(self.inner))]
         pick = integers(words(seed, "counts.lags", count), len(lags.label))
         left = np.maximum(at - lags.left_lag[pick], self.previous[at])

@@ -1,7 +1,7 @@
-"""What masked labels can be guessed from without audio: the nearest labels that are not masked, and how far away they are.
+"""Baseline of masked prediction without audio: a guess from the nearest unmasked labels and their distances.
 
-The guess for frame t knows the label L at distance l to the left, the label R at distance r to the right (an utterance's ends count
-as a label of their own) and nothing else. Five estimates of p(z | L, R, l, r) are interpolated:
+The guess for frame t uses the label L at distance l to the left and the label R at distance r to the right (an utterance's ends count
+as a label of their own), nothing else. Five estimates of p(z | L, R, l, r) are interpolated:
 
     unigram   p(z)
     left      p(z | L, l)            all pairs of frames at lag l, masked or not: a mask does not depend on the labels
@@ -9,7 +9,7 @@ as a label of their own) and nothing else. Five estimates of p(z | L, R, l, r) a
     bridge    ∝ p(z) (p(z | L, l) p(R | z, r) / p(z))^γ      with γ = 1 exact if the labels are a Markov chain
     direct    p(z | L, R, distances in coarse and in fine cells), counted, shrunk towards the bridge
 
-Each is smoothed by what it refines; the weights are fitted by expectation-maximisation on labels that were not counted.
+Each is smoothed by the estimate that it refines; the weights are fitted by expectation-maximisation on held-out labels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,8 +26,8 @@ _CLASS_EDGES = np.array([2, 3, 5])
 _SMOOTHING = (0.5, 2.0, 8.0, 32.0, 128.0)
 _TEMPERING = (0.5, 0.65, 0.8, 1.0)
 _SHRINKAGE = (0.3, 3.0, 30.0)
-# Of what a lag's estimate is shrunk to, the part that does not look which label it is: "the same again with this lag's overall
-# frequency, else the unigram". The rest is the next longer lag's estimate.
+# Share of a lag's smoothing target that is equal for all labels: "the same label again with this lag's overall frequency, else the
+# unigram". The rest is the next longer lag's estimate.
 _BLIND_SHARE = 0.5
 COUNTED_FRAMES = 4_000_000  # whole sequences, up to the one that reaches it
 _DRAWN_EVENTS = 3_000_000
@@ -35,7 +35,7 @@ _CHUNK_CELLS = 1 << 21
 
 
 class MaskedScore(NamedTuple):
-    """How well masked labels are guessed.
+    """Score of guesses of masked labels.
 
     Attributes:
         cross_entropy: Nats a masked frame.
@@ -97,12 +97,7 @@ class _DirectTable:
 
 
 class CountTable:
-    """The guess from the nearest unmasked labels; a strong baseline of every masked-prediction figure (DESIGN §8).
-
-    Args:
-        num_classes: Number of labels K.
-        seed: Seed of the draws that the direct counts are made from.
-    """
+    """Guess from the nearest unmasked labels; a strong baseline of every masked-prediction figure (DESIGN §8)."""
 
     def __init__(self, num_classes: int, seed: int = 0) -> None:
         self.num_classes = num_classes
@@ -152,13 +147,13 @@ class CountTable:
         return self
 
     def score(self, labels: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> MaskedScore:
-        """Judges the guesses on held-out labels.
+        """Scores the guesses on held-out labels.
 
         Raises:
             ValueError: If the table was not fitted, sequences and masks do not match, or no frame is masked.
         """
         if not self._weights.size:
-            raise ValueError("a count table judges after it was fitted, but fit was not called: call it with the training labels")
+            raise ValueError("a count table must be fitted before it scores: call fit with the training labels")
         self._check(labels, masks)
         contexts = LabelSequences(labels, self.num_classes).contexts(masks)
         if not len(contexts.label):
@@ -179,7 +174,7 @@ class CountTable:
         return mixed
 
     def contexts(self, labels: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Contexts:
-        """What is known of each masked, labelled frame, sequence after sequence."""
+        """Contexts of all masked, labelled frames, sequence after sequence."""
         return LabelSequences(labels, self.num_classes).contexts(masks)
 
     def _check(self, labels: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> None:
@@ -203,7 +198,7 @@ class CountTable:
         counts = np.bincount(sequences.symbols[sequences.inner], minlength=self.num_classes)
         self._unigram = ((counts + 0.5) / (counts + 0.5).sum()).astype(np.float32)
         events = sequences.draw(lags, min(_DRAWN_EVENTS, 20 * len(sequences.inner)), self.seed)
-        # A frame was drawn with several distances: together they count as one.
+        # A frame is drawn with several distances: together they count as one.
         once = len(sequences.inner) / max(len(events.label), 1)
         self._fine = _DirectTable(events, self.num_classes, _CELL_EDGES, once)
         self._coarse = _DirectTable(events, self.num_classes, _CELL_EDGES[1:2], once)
@@ -257,7 +252,7 @@ class CountTable:
             yield (fine + weight * direct) / (fine.sum(axis=1, keepdims=True) + weight)
 
     def _copies(self, symbols: np.ndarray) -> np.ndarray:
-        """All weight on the neighbouring label, whichever it is; the unigram at an utterance's end."""
+        """Puts all weight on the neighbouring label; the unigram at an utterance's end."""
         copies = np.zeros((len(symbols), self.num_classes), dtype=np.float32)
         inside = symbols < self.num_classes
         copies[inside, symbols[inside]] = 1
@@ -265,7 +260,7 @@ class CountTable:
         return copies
 
     def _classes_of(self, contexts: Contexts) -> np.ndarray:
-        """Which set of weights a context has: by both distances, and whether left and right agree."""
+        """Number of each context's set of weights, by both distances and by the agreement of left and right."""
         near = np.digitize(contexts.left_lag, _CLASS_EDGES) * (len(_CLASS_EDGES) + 1)
         return (near + np.digitize(contexts.right_lag, _CLASS_EDGES)) * 2 + (contexts.left == contexts.right)
 

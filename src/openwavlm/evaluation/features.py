@@ -5,7 +5,7 @@ frames that a baseline keeps.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
@@ -18,22 +18,21 @@ from torch import Tensor
 from openwavlm.audio.frames import FRAME_RATE_HZ, HOP_SAMPLES, num_samples_of
 from openwavlm.audio.logmel import LOGMEL_SETTINGS, NUM_BANDS, normalised_log_mel
 from openwavlm.audio.mfcc import MFCC_SETTINGS, NUM_FEATURES, mfcc_features
+from openwavlm.evaluation.conditions import Change
 from openwavlm.evaluation.sets import ProbeSet
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
 
 CONTEXT_FRAMES = 5
-Change = Callable[[np.ndarray], np.ndarray]
 
 
 class Features(Protocol):
-    """Something that turns waveforms into one or several layers of frames.
+    """Callable that maps waveforms to one or several layers of frames.
 
     Attributes:
         dims: Width of each layer.
-        settings: All that the values depend on, fit for JSON; None where that cannot be written down (trained weights).
-        device: Where the features are.
-        standardise: Whether its units are fitted on standardised features.
+        settings: Everything that the values depend on, for JSON; None for trained weights.
+        standardise: Whether units are fitted on standardised features.
     """
 
     dims: tuple[int, ...]
@@ -46,20 +45,20 @@ class Features(Protocol):
 
 
 def with_context(frames: Tensor, context: int = CONTEXT_FRAMES) -> Tensor:
-    """Each frame beside its neighbours, the ends repeated; (batch, frames, dim) → (batch, frames, (2 · context + 1) · dim)."""
+    """Concatenates each frame with its neighbours, the ends repeated; (batch, frames, dim) → (batch, frames, (2 · context + 1) · dim)."""
     padded = F.pad(frames.transpose(1, 2), (context, context), mode="replicate")
     return padded.unfold(2, 2 * context + 1, 1).permute(0, 2, 3, 1).flatten(2)
 
 
 class EncoderFeatures:
-    """All layers of an encoder, 0 = its input, each after its residual and before the closing norm; eager and in float32."""
+    """All layers of an encoder, 0 = its input, each after its residual and before the closing norm; in float32."""
 
     def __init__(self, model: WavLM, settings: dict[str, Any] | None = None) -> None:
         self.model = model
         self.dims = (model.config.dim,) * (model.config.layers + 1)
         self.settings = settings
         self.device = next(model.parameters()).device
-        # Raw streams of pre-norm models are ruled by a few dimensions.
+        # A few dimensions dominate the raw streams of pre-norm models.
         self.standardise = model.config.pre_norm
 
     @classmethod
@@ -111,7 +110,6 @@ class Piece(NamedTuple):
     """Frames of one utterance, or of a part of a long one.
 
     Attributes:
-        utterance: Its number in the set.
         features: float32 (frames, dim) of each layer.
         phones: int64 (frames,), on the features' device.
     """
@@ -133,40 +131,47 @@ def stream(
     """Yields the features of every frame of a set once, shortest utterances first.
 
     Args:
-        extract: Which features.
-        probe_set: The utterances.
-        layers: Which layers.
-        change: What to do to each utterance's audio first.
         batch_seconds: Audio in one batch of utterances of equal length.
         max_seconds: Longer utterances are cut on the frame grid into equal parts.
     """
     longest = max(1, int(min(max_seconds * FRAME_RATE_HZ, probe_set.frames)))
     groups: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, utterance in enumerate(probe_set.utterances):
-        parts = -(-utterance.frames // longest)
-        borders = [utterance.frames * part // parts for part in range(parts + 1)]
-        for start, stop in pairwise(borders):
+        for start, stop in equal_parts(utterance.frames, longest):
             groups[stop - start].append((number, start))
     for frames, pieces in sorted(groups.items()):
         size = max(1, int(batch_seconds * FRAME_RATE_HZ) // frames)
-        for first in range(0, len(pieces), size):
-            yield from _extract(extract, probe_set, layers, pieces[first : first + size], frames, change)
+        for batch in (pieces[first : first + size] for first in range(0, len(pieces), size)):
+            waveforms = []
+            for number, start in batch:
+                audio = probe_set.utterances[number].waveform()
+                audio = change(audio) if change else audio
+                waveforms.append(audio[start * HOP_SAMPLES : start * HOP_SAMPLES + num_samples_of(frames)])
+            states = extract(np.stack(waveforms), layers)
+            for place, (number, start) in enumerate(batch):
+                phones = probe_set.utterances[number].phones[start : start + frames].astype(np.int64)
+                yield Piece(number, [state[place] for state in states], torch.from_numpy(phones).to(extract.device))
 
 
-def _extract(
-    extract: Features,
-    probe_set: ProbeSet,
-    layers: Sequence[int],
-    pieces: list[tuple[int, int]],
-    frames: int,
-    change: Change | None,
-) -> Iterator[Piece]:
-    waveforms = []
-    for number, start in pieces:
-        audio = probe_set.utterances[number].waveform()
-        audio = change(audio) if change else audio
-        waveforms.append(audio[start * HOP_SAMPLES : start * HOP_SAMPLES + num_samples_of(frames)])
-    states = extract(np.stack(waveforms), layers)
-    for place, (number, start) in enumerate(pieces):
-        phones = probe_set.utterances[number].phones[start : start + frames].astype(np.int64)
-        yield Piece(number, [state[place] for state in states], torch.from_numpy(phones).to(extract.device))
+def equal_parts(frames: int, longest: int) -> Iterator[tuple[int, int]]:
+    """First frame, and one past the last, of equal parts of at most `longest` frames."""
+    parts = -(-frames // longest)
+    return pairwise(frames * part // parts for part in range(parts + 1))
+
+
+class Thinning:
+    """Even choice of about `keep` frames from a stream of `total`.
+
+    Attributes:
+        keep: Frames that stay, at most `total`.
+    """
+
+    def __init__(self, total: int, keep: int) -> None:
+        self.keep = min(keep, total)
+        self._total, self._first = total, 0
+
+    def next(self, count: int) -> Tensor:
+        """Marks which of the next `count` frames stay; bool (count,)."""
+        places = np.arange(self._first, self._first + count + 1, dtype=np.int64) * self.keep // self._total
+        self._first += count
+        return torch.from_numpy(np.diff(places) > 0)

@@ -1,8 +1,8 @@
-"""Probes while a run trains: how well each layer tells phones, every so many updates, on development voices.
+"""Probes during training: phone accuracy of each layer on development speakers, at regular updates.
 
-The same closed-form probes as everywhere (DESIGN §8), fitted on clean training speech and judged on development voices, so that a curve
-over the run is no reading of the test part. Every process computes the same figures on the whole of the two sets: sharded parameters
-need all processes in every forward, and the sets are minutes.
+The closed-form probes of `measure` (DESIGN §8), fitted on clean training speech and judged on development speakers, so that a curve
+over the run does not use the test part. Every process computes the same figures on both sets: sharded parameters need all processes
+in every forward, and the sets are minutes.
 """
 
 import logging
@@ -13,9 +13,9 @@ import numpy as np
 
 from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
 from openwavlm.evaluation.measure import development_accuracy
-from openwavlm.evaluation.sets import check_disjoint_speakers, contamination
 from openwavlm.evaluation.settings import LiveProbes
 from openwavlm.evaluation.shard_sets import inventory, probe_set, read_phone_times
+from openwavlm.evaluation.unseen import check_disjoint_speakers, contamination
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runtime.atomic import write_json
 from openwavlm.runtime.sealed import read_sealed
@@ -23,19 +23,19 @@ from openwavlm.shards.index import Index
 
 log = logging.getLogger(__name__)
 
-FORWARD_SHARE = 1 / 3  # of the work of a training step on the same audio: no backward
+FORWARD_SHARE = 1 / 3  # of a training step on the same audio: no backward
 
 
 class LiveProbe:
-    """The probe of one run.
+    """Probe of one run.
 
     Args:
-        settings: When and on what; `every` is not 0.
-        trained_on: Each training index with the mask of its training rows: what `dev` must not contain.
+        settings: `every` is not 0.
+        trained_on: Each training index with the mask of its training rows, which `dev` must not contain.
         directory: Run directory; the baselines are kept in `probe_baselines.json`.
 
     Raises:
-        ValueError: If the sets share a voice, have no phones, or `dev` is training audio.
+        ValueError: If the sets share a speaker, have no phones, or `dev` is training audio.
     """
 
     def __init__(self, settings: LiveProbes, trained_on: list[tuple[Index, np.ndarray]], directory: Path) -> None:
@@ -55,11 +55,11 @@ class LiveProbe:
         return self._train.seconds + self._dev.seconds
 
     def run(self, model: WavLM) -> list[float]:
-        """Share of the development voices' frames whose phone each layer tells, by layer."""
+        """Phone accuracy on the development speakers' frames, by layer."""
         return development_accuracy(EncoderFeatures(model), self._train, self._dev).tolist()
 
     def baselines(self, model: WavLM) -> dict[str, float]:
-        """What needs no training, on the same frames; computed once a run, and anew, with a warning, if the sets have changed."""
+        """Accuracies of the baselines on the same frames; computed once a run, and again, with a warning, if the sets change."""
         about = [self._train.fingerprint, self._dev.fingerprint]
         kept: dict[str, Any] = {}
         if self._baselines.is_file():
@@ -72,12 +72,10 @@ class LiveProbe:
         table = self._baselines.with_name("probes.csv")
         changed = bool(kept.get("changed")) or ("sets" in kept and table.is_file())
         if changed:
-            log.warning(
-                "the probes' sets or alignments are not those of before: the earlier rows of %s are of other speech", table
-            )
+            log.warning("the probes' sets or alignments have changed: the earlier rows of %s are of other speech", table)
         found: dict[str, float] = {}
-        without: dict[str, Features] = {"mfcc": MfccFeatures(), "logmel": LogMelFeatures()}
-        for name, features in without.items():
+        untrainable: dict[str, Features] = {"mfcc": MfccFeatures(), "logmel": LogMelFeatures()}
+        for name, features in untrainable.items():
             one, context = development_accuracy(features, self._train, self._dev)
             found |= {name: float(one), f"{name}_context": float(context)}
         untrained = EncoderFeatures.untrained(model.config, 0, EncoderFeatures(model).device)
@@ -88,7 +86,7 @@ class LiveProbe:
         return found
 
     def share_of_training(self, update_seconds: float, world_size: int) -> float:
-        """Work of the probes over work of training, in counted seconds of audio."""
+        """Work of the probes over work of training, by seconds of audio."""
         return FORWARD_SHARE * self.audio_seconds * world_size / (self.settings.every * update_seconds)
 
 

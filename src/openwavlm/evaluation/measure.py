@@ -1,48 +1,124 @@
 """One measurement for every kind of features: fitted on training speakers, chosen on dev speakers, then the test part read once."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from openwavlm.audio.frames import FRAME_RATE_HZ
-from openwavlm.evaluation.degrade import add_noise, telephone
-from openwavlm.evaluation.features import Change, Features, Piece, stream
-from openwavlm.evaluation.measured import CONDITIONS, NOISE_SNR_DB, Measured, ProbeSettings, cache_name
-from openwavlm.evaluation.ridge import RidgeFamily, RidgeStatistics
-from openwavlm.evaluation.sets import ProbeSet, pcm_of
-from openwavlm.evaluation.speakers import frame_means, speaker_accuracy
-from openwavlm.evaluation.units import fit_units
+from openwavlm.evaluation.conditions import CONDITIONS, Change, change_of
+from openwavlm.evaluation.features import Features, Piece, Thinning, stream
+from openwavlm.evaluation.ridge import PENALTIES, RidgeFamily, RidgeStatistics
+from openwavlm.evaluation.sets import ProbeSet
+from openwavlm.evaluation.speakers import SpeakerMeans
+from openwavlm.evaluation.units import Progress, fit_units
 from openwavlm.labels.kmeans import Codebook
 from openwavlm.labels.quality import joint_histogram
+from openwavlm.runtime.atomic import atomic_file
+from openwavlm.runtime.resources import check_of_the_file, read_again
 
+# Raise it when a figure of unchanged features changes: cached baselines are then measured again.
+VERSION = 1
 _KEPT_BYTES = 1 << 29
 
-Progress = Callable[[str, float], None]
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """Settings of a probe; part of the key of every cached baseline.
+
+    Attributes:
+        clusters: Units of the codebooks.
+        codebook_seeds: Seeds of the codebooks.
+        codebook_frames: Training frames that a codebook is fitted on, thinned evenly.
+        degraded_seconds: Test audio that is judged in its degraded versions too, in turn from all speakers.
+        penalties: Regularisations to choose from.
+        seed: Seed of the noise and of the untrained encoder.
+    """
+
+    clusters: int = 100
+    codebook_seeds: tuple[int, ...] = (0, 1, 2)
+    codebook_frames: int = 20_000
+    degraded_seconds: float = 300.0
+    penalties: tuple[float, ...] = PENALTIES
+    seed: int = 0
 
 
-def measure_cached(
-    extract: Features,
-    train: ProbeSet,
-    dev: ProbeSet,
-    test: ProbeSet,
-    settings: ProbeSettings,
-    *,
-    units_layer: int | None = None,
-    cache: Path | None = None,
-    progress: Progress | None = None,
-) -> Measured:
-    """`measure`, or what an earlier call stored in the folder `cache` for the same features, sets and settings."""
-    path = cache / cache_name(extract, (train, dev, test), settings, units_layer) if cache is not None else None
-    if path is not None and path.is_file():
-        return Measured.load(path)
-    measured = measure(extract, train, dev, test, settings, units_layer=units_layer, progress=progress)
-    if path is not None:
-        measured.save(path)
-    return measured
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Figures of one kind of features; arrays only, so that they are stored as `.npz`.
+
+    Attributes:
+        dev_accuracy: (layers,) share of dev frames whose phone is right, at the best penalty.
+        penalty: (layers,) that penalty.
+        chosen: () the layer with the best dev accuracy.
+        frames: int64 (conditions, utterances): test frames with a phone; 0 where an utterance is not judged in that condition.
+        correct: int64 (conditions, layers, utterances): how many of them are right. −1 for layers not judged in that condition.
+        units: int64 (conditions, seeds, phones, clusters): frames by phone and unit of the unit layer.
+        units_layer: () layer of the units.
+        speaker_dev: (layers,) accuracy of the speaker probe among dev speakers; NaN where there are too few.
+        speaker_test: (layers,) the same among test speakers.
+        audio_seconds: () audio that went through the features.
+    """
+
+    dev_accuracy: np.ndarray
+    penalty: np.ndarray
+    chosen: np.ndarray
+    frames: np.ndarray
+    correct: np.ndarray
+    units: np.ndarray
+    units_layer: np.ndarray
+    speaker_dev: np.ndarray
+    speaker_test: np.ndarray
+    audio_seconds: np.ndarray
+
+    def accuracy(self, layer: int, condition: str = "clean") -> float:
+        """Share of test frames whose phone is right."""
+        place = CONDITIONS.index(condition)
+        return float(self.correct[place, layer].sum() / max(self.frames[place].sum(), 1))
+
+    def save(self, path: Path) -> None:
+        """Writes all arrays, atomically."""
+        with atomic_file(path) as file:
+            np.savez(file, **vars(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "Measured":
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+
+        def read() -> "Measured":
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+
+        try:
+            return read_again(read, path)
+        except Exception as error:  # an archive that is damaged fails in many ways
+            check_of_the_file(error, path)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{path} is damaged ({reason}): delete it, and it is measured again") from error
+
+
+def cache_name(extract: Features, sets: Sequence[ProbeSet], settings: ProbeSettings, units_layer: int | None = None) -> str:
+    """File name of a cached measurement: a hash over features, settings, sets and this module's version."""
+    assert extract.settings is not None
+    content = {
+        "version": VERSION,
+        "features": extract.settings,
+        "sets": [probe_set.fingerprint for probe_set in sets],
+        "settings": asdict(settings),
+        "units_layer": units_layer,
+    }
+    digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
+    return f"{extract.settings['name']}-{digest}.npz"
 
 
 def measure(
@@ -53,6 +129,7 @@ def measure(
     settings: ProbeSettings,
     *,
     units_layer: int | None = None,
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Measured:
     """Measures phones, units and speakers of all layers.
@@ -61,17 +138,18 @@ def measure(
     that the chosen layer is extracted a second time), one batch of features.
 
     Args:
-        extract: Which features.
-        train: Training speakers, clean.
-        dev: Dev speakers.
-        test: Test speakers.
-        settings: What to do.
         units_layer: Layer of the units; None = the one with the best phone accuracy on dev.
+        cache: Folder that keeps the figures of features that have `settings`.
         progress: Called with a description and the seconds of audio that were done since the last call.
 
     Raises:
-        ValueError: If the training or dev set has no frame with a phone.
+        ValueError: If the training or dev set has no frame with a phone, or the cached file is damaged.
     """
+    path = None
+    if cache is not None and extract.settings is not None:
+        path = cache / cache_name(extract, (train, dev, test), settings, units_layer)
+    if path is not None and path.is_file():
+        return Measured.load(path)
     run = _Measurement(extract, settings, len(train.inventory), progress)
     kept = run.fit(train)
     dev_accuracy, penalty, speaker_dev = run.choose(dev)
@@ -81,7 +159,7 @@ def measure(
     del kept
     shorter = test.spread_over_speakers(settings.degraded_seconds)
     judged = [run.judge(test, shorter, condition, chosen) for condition in CONDITIONS]
-    return Measured(
+    measured = Measured(
         dev_accuracy=dev_accuracy,
         penalty=penalty,
         chosen=np.array(chosen),
@@ -93,6 +171,9 @@ def measure(
         speaker_test=judged[0].speakers,
         audio_seconds=np.array(run.audio_seconds),
     )
+    if path is not None:
+        measured.save(path)
+    return measured
 
 
 def development_accuracy(extract: Features, train: ProbeSet, dev: ProbeSet) -> np.ndarray:
@@ -106,8 +187,7 @@ def development_accuracy(extract: Features, train: ProbeSet, dev: ProbeSet) -> n
     return run.choose(dev)[0]
 
 
-@dataclass(frozen=True, eq=False)
-class _Judged:
+class _Judged(NamedTuple):
     frames: np.ndarray
     correct: np.ndarray
     units: np.ndarray
@@ -115,7 +195,7 @@ class _Judged:
 
 
 class _Measurement:
-    """The steps of `measure`, which share classifiers and codebooks."""
+    """Steps of `measure`, with shared classifiers and codebooks."""
 
     def __init__(self, extract: Features, settings: ProbeSettings, num_phones: int, progress: Progress | None) -> None:
         self._extract, self._settings, self._num_phones, self._progress = extract, settings, num_phones, progress
@@ -138,9 +218,8 @@ class _Measurement:
         """Fits the ridge probes; returns thinned frames of each layer for the codebooks, or nothing where they are too many."""
         dims = self._extract.dims
         statistics = [RidgeStatistics(dim, self._num_phones, self._extract.device) for dim in dims]
-        keep = min(train.frames, self._settings.codebook_frames)
-        fits = keep * sum(dims) * 4 <= _KEPT_BYTES
-        thinning = _Thinning(train.frames, keep)
+        thinning = Thinning(train.frames, self._settings.codebook_frames)
+        fits = thinning.keep * sum(dims) * 4 <= _KEPT_BYTES
         parts: list[list[Tensor]] = [[] for _ in dims]
         for piece in self._stream(train, "training", self._layers):
             stays = thinning.next(len(piece.phones))
@@ -155,11 +234,11 @@ class _Measurement:
         """Keeps each layer's best penalty; returns dev accuracy, penalty and speaker accuracy of each layer."""
         correct = torch.zeros(len(self._layers), len(self._settings.penalties), dtype=torch.int64, device=self._extract.device)
         frames = 0
-        voices = _Voices(len(self._layers))
+        speakers = [SpeakerMeans() for _ in self._layers]
         for piece in self._stream(dev, "dev", self._layers):
             known = piece.phones >= 0
             frames += int(known.sum())
-            voices.add(dev.utterances[piece.utterance].speaker, piece)
+            _add_speaker(speakers, dev, piece)
             for layer, features in enumerate(piece.features):
                 correct[layer] += self._ridge[layer].correct(features[known], piece.phones[known]).sum(dim=1)
         if frames == 0:
@@ -169,14 +248,14 @@ class _Measurement:
         best = correct.argmax(dim=1).tolist()
         self._ridge = [family.only(penalty) for family, penalty in zip(self._ridge, best, strict=True)]
         accuracy = correct.amax(dim=1).cpu().numpy() / frames
-        return accuracy, np.array([self._settings.penalties[penalty] for penalty in best]), voices.accuracies()
+        return accuracy, np.array([self._settings.penalties[penalty] for penalty in best]), _speaker_accuracies(speakers)
 
     def fit_codebooks(self, train: ProbeSet, kept: list[Tensor], layer: int) -> None:
-        """Fits one codebook a seed on the layer, standardised where the features ask for it."""
+        """Fits one codebook a seed on the layer, on standardised features where `standardise` is set."""
         if kept:
             frames = kept[layer]
         else:
-            thinning = _Thinning(train.frames, self._settings.codebook_frames)
+            thinning = Thinning(train.frames, self._settings.codebook_frames)
             again = self._stream(train, "training again", [layer])
             frames = torch.cat([piece.features[0].cpu()[thinning.next(len(piece.phones))] for piece in again])
         self._units_layer = layer
@@ -186,7 +265,7 @@ class _Measurement:
         self._codebooks = [fit_units(frames, self._settings.clusters, seed) for seed in self._settings.codebook_seeds]
 
     def judge(self, test: ProbeSet, shorter: ProbeSet, condition: str, chosen: int) -> _Judged:
-        """Reads the test part: all of it and all layers if clean, else `shorter` and only the layers that figures are of."""
+        """Judges the test part: all of it and all layers if clean, else `shorter` and only the layers with figures."""
         clean = condition == "clean"
         probe_set = test if clean else shorter
         place_of = {id(utterance): place for place, utterance in enumerate(test.utterances)}
@@ -195,7 +274,7 @@ class _Measurement:
         correct = np.full((len(self._layers), len(test)), 0 if clean else -1, dtype=np.int64)
         correct[layers] = 0
         units = np.zeros((len(self._codebooks), self._num_phones, self._settings.clusters), dtype=np.int64)
-        voices = _Voices(len(layers))
+        speakers = [SpeakerMeans() for _ in layers] if clean else []
         for piece in self._stream(probe_set, condition, layers, change_of(condition, self._settings.seed)):
             place = place_of[id(probe_set.utterances[piece.utterance])]
             known = piece.phones >= 0
@@ -204,8 +283,8 @@ class _Measurement:
                 correct[layer, place] += int(self._ridge[layer].correct(features[known], piece.phones[known]).sum())
             units += self._unit_counts(piece, layers)
             if clean:
-                voices.add(test.utterances[place].speaker, piece)
-        return _Judged(frames, correct, units, voices.accuracies() if clean else np.zeros(0))
+                _add_speaker(speakers, test, piece)
+        return _Judged(frames, correct, units, _speaker_accuracies(speakers))
 
     def _unit_counts(self, piece: Piece, layers: list[int]) -> np.ndarray:
         features = (piece.features[layers.index(self._units_layer)].cpu() - self._shift) * self._scale
@@ -214,41 +293,11 @@ class _Measurement:
         return np.stack([joint_histogram(phones, codebook.assign(features), **sizes) for codebook in self._codebooks])
 
 
-def change_of(condition: str, seed: int) -> Change | None:
-    """What one of `CONDITIONS` does to an utterance; None for `clean`."""
-    if condition == "clean":
-        return None
-    if condition == "telephone":
-        return telephone
-    return lambda waveform: add_noise(waveform, NOISE_SNR_DB, seed=seed, name=pcm_of(waveform))
+def _add_speaker(speakers: Sequence[SpeakerMeans], probe_set: ProbeSet, piece: Piece) -> None:
+    for means, features in zip(speakers, piece.features, strict=True):
+        means.add(probe_set.utterances[piece.utterance].speaker, piece.utterance, features.cpu().numpy())
 
 
-class _Thinning:
-    """Which frames of a stream of `total` stay so that about `keep` are left, evenly."""
-
-    def __init__(self, total: int, keep: int) -> None:
-        self._total, self._keep, self._first = total, min(keep, total), 0
-
-    def next(self, count: int) -> Tensor:
-        """The next `count` frames of the stream; bool (count,)."""
-        places = np.arange(self._first, self._first + count + 1, dtype=np.int64) * self._keep // self._total
-        self._first += count
-        return torch.from_numpy(np.diff(places) > 0)
-
-
-class _Voices:
-    """2-s means of each layer, utterance by utterance."""
-
-    def __init__(self, layers: int) -> None:
-        self._means: list[dict[tuple[str, int], list[np.ndarray]]] = [{} for _ in range(layers)]
-
-    def add(self, speaker: str, piece: Piece) -> None:
-        for means, features in zip(self._means, piece.features, strict=True):
-            means.setdefault((speaker, piece.utterance), []).append(frame_means(features.cpu().numpy()))
-
-    def accuracies(self) -> np.ndarray:
-        found = [
-            speaker_accuracy([np.concatenate(parts) for parts in means.values()], [who for who, _ in means])
-            for means in self._means
-        ]
-        return np.array([np.nan if accuracy is None else accuracy[0] for accuracy in found])
+def _speaker_accuracies(speakers: Sequence[SpeakerMeans]) -> np.ndarray:
+    found = [means.accuracy() for means in speakers]
+    return np.array([np.nan if accuracy is None else accuracy[0] for accuracy in found])

@@ -1,29 +1,103 @@
-"""Features of mixtures: is the second voice heard, and is the first one's phone still there (WavLM §III-B)."""
+"""Probes on mixtures: detection of an audible second speaker, and phones of the first one under it (WavLM §III-B)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from openwavlm.audio.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, num_frames
 from openwavlm.batches.batch import MixRecord
 from openwavlm.batches.mixing import apply_mixing, draw_mixing
 from openwavlm.batches.settings import Mixing
 from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
 from openwavlm.evaluation.features import Features, stream
-from openwavlm.evaluation.measured import summary
-from openwavlm.evaluation.overlap import audible_overlap, average_precision
+from openwavlm.evaluation.probe import summary
 from openwavlm.evaluation.ridge import PENALTIES, RidgeFamily, RidgeStatistics
-from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance, check_disjoint_speakers
+from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
+from openwavlm.evaluation.unseen import check_disjoint_speakers
+
+AUDIBLE_DB = 30.0
+
+
+def frame_energies(signal: Tensor) -> Tensor:
+    """Mean square of each model frame's 400 samples; float32 (frames,) of a signal (samples,)."""
+    if num_frames(len(signal)) == 0:
+        return torch.zeros(0)
+    return signal.float().unfold(0, RECEPTIVE_FIELD_SAMPLES, HOP_SAMPLES).square().mean(dim=1)
+
+
+def audible_overlap(
+    waveforms: Tensor,
+    num_samples: Tensor,
+    record: MixRecord,
+    noise: Tensor | None = None,
+    noise_num_samples: Tensor | None = None,
+    *,
+    audible_db: float = AUDIBLE_DB,
+) -> Tensor:
+    """Marks the frames in which the second speaker of a mixture is audible.
+
+    Audible: the second utterance's own part in the frame, silence outside the mixture's interval, has an energy within `audible_db`
+    of the loudest frame of the whole second utterance. Both before scaling, so the energy ratio of the mixture plays no part.
+
+    Args:
+        waveforms: (batch, samples), clean, any scale.
+        num_samples: int64 (batch,), valid samples.
+        noise: (noises, samples), where the record refers to noise.
+        noise_num_samples: int64 (noises,).
+        audible_db: Level below its loudest frame down to which a speaker is audible.
+
+    Returns:
+        bool (batch, frames), False in rows without a mixture and in padding.
+    """
+    batch, samples = waveforms.shape
+    audible = torch.zeros(batch, num_frames(samples), dtype=torch.bool)
+    columns = (record.row, record.partner, record.start, record.partner_start, record.length)
+    for row, partner, start, partner_start, length in zip(*(column.tolist() for column in columns), strict=True):
+        if partner < batch:
+            second = waveforms[partner, : int(num_samples[partner])].float().cpu()
+        else:
+            assert noise is not None and noise_num_samples is not None
+            second = noise[partner - batch, : int(noise_num_samples[partner - batch])].float().cpu()
+        placed = torch.zeros(samples)
+        placed[start : start + length] = second[partner_start : partner_start + length]
+        loudest = frame_energies(second).max() if num_frames(len(second)) else second.square().mean()
+        if loudest > 0:
+            loud = frame_energies(placed) >= loudest * 10 ** (-audible_db / 10)
+            loud[num_frames(int(num_samples[row])) :] = False
+            audible[row] |= loud
+    return audible
+
+
+def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Area under the precision-recall steps, frames of one score taken together; the share of positives for constant scores.
+
+    Args:
+        scores: (frames,), higher = more likely positive.
+        truth: bool (frames,).
+
+    Raises:
+        ValueError: If no frame is positive.
+    """
+    positive = np.asarray(truth, dtype=bool)
+    if not positive.any():
+        raise ValueError("average precision needs at least one positive frame, but there is none: mix more utterances")
+    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+    ranked, hits = np.asarray(scores)[order], np.cumsum(positive[order])
+    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
+    precision, recall = hits[last] / (last + 1), hits[last] / hits[-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
 
 @dataclass(frozen=True, eq=False)
 class Mixtures:
-    """A probe set whose utterances are mixtures.
+    """Probe set of mixtures.
 
     Attributes:
-        mixed: The mixtures, with the phones and names of the first voice.
-        overlapped: bool (frames,) of each: whether the second voice is audible.
+        mixed: The mixtures, with the phones and names of the first speaker.
+        overlapped: bool (frames,) of each: whether the second speaker is audible.
     """
 
     mixed: ProbeSet
@@ -31,19 +105,19 @@ class Mixtures:
 
 
 def mix_set(probe_set: ProbeSet, *, seed: int, energy_ratio_db: float = 0.0, max_share: float = 0.5) -> Mixtures:
-    """Mixes every utterance with one of another speaker, the way training does.
+    """Mixes every utterance with one of another speaker, as in training.
 
     Args:
         probe_set: Clean utterances of at least two speakers.
         seed: Seed of partners, places and lengths; equal for all models that are compared.
-        energy_ratio_db: First over scaled second voice, mean energies of the whole utterances.
-        max_share: Longest overlap as a share of the first voice.
+        energy_ratio_db: First over scaled second utterance, mean energies of the whole utterances.
+        max_share: Longest overlap as a share of the first utterance.
 
     Raises:
         ValueError: If all utterances have one speaker.
     """
     if len(probe_set.speakers) < 2:
-        raise ValueError(f"mixtures need a second voice, but all utterances are of {probe_set.speakers[0]!r}: add a speaker")
+        raise ValueError(f"mixtures need a second speaker, but all utterances are of {probe_set.speakers[0]!r}: add a speaker")
     mixing = Mixing(prob=1.0, speech_db=(energy_ratio_db, energy_ratio_db), max_share=max_share)
     utterances, overlapped = [], []
     for number, utterance in enumerate(probe_set.utterances):
@@ -72,30 +146,26 @@ def _partner(probe_set: ProbeSet, number: int, seed: int) -> ProbeUtterance:
 
 
 def _first_only(record: MixRecord) -> MixRecord:
-    """The mixture of row 0 alone."""
+    """Mixture of row 0 alone."""
     first = record.row == 0
-    columns = {name: getattr(record, name)[first] for name in ("row", "partner", "start", "partner_start", "length")}
-    columns["energy_ratio_db"] = record.energy_ratio_db[first]
+    columns = {field.name: getattr(record, field.name)[first] for field in fields(record) if field.name != "max_length"}
     return MixRecord(**columns, max_length=int(columns["length"].max()) if first.any() else 0)
 
 
 def probe_mixtures(
     extract: Features, train: ProbeSet, dev: ProbeSet, test: ProbeSet, *, seed: int = 0, energy_ratio_db: float = 0.0
 ) -> dict[str, Any]:
-    """Measures all layers on mixtures of held-out voices.
+    """Measures all layers on mixtures of held-out speakers.
 
     Args:
-        extract: Which features.
         train: Training speakers: their clean speech fits the phones, their mixtures the overlap.
         dev: Dev speakers, whose mixtures choose layers and penalties.
-        test: Test speakers.
         seed: Seed of the mixtures; keep it when models are compared.
-        energy_ratio_db: First over second voice.
 
     Returns:
-        For JSON. `overlap`: average precision of "a second voice is audible in this frame" (`layers`, `layers_dev`,
-        `chosen_layer`, `chosen`, `share` of positive frames). `phones`: accuracy of the first voice's phones in frames with an
-        audible second voice (the same names, `interval` over speakers, `by_speaker` sums for paired differences).
+        For JSON. `overlap`: average precision of "a second speaker is audible in this frame" (`layers`, `layers_dev`,
+        `chosen_layer`, `chosen`, `share` of positive frames). `phones`: accuracy of the first speaker's phones in frames with an
+        audible second speaker (the same names, `interval` over speakers, `by_speaker` sums for paired differences).
 
     Raises:
         ValueError: If the sets share a speaker, or one has a single speaker.
@@ -107,15 +177,14 @@ def probe_mixtures(
     for piece in stream(extract, train, layers):
         for layer, features in enumerate(piece.features):
             phones[layer].add(features, piece.phones)
-    # A long utterance would be cut by `stream`, but the overlap marks are whole.
+    # Utterances stay whole, as the overlap marks are.
     mixed = mix_set(train, seed=seed, energy_ratio_db=energy_ratio_db)
     for piece in stream(extract, mixed.mixed, layers, max_seconds=np.inf):
-        heard = torch.from_numpy(mixed.overlapped[piece.utterance].astype(np.int64)).to(device)
+        overlapped = torch.from_numpy(mixed.overlapped[piece.utterance].astype(np.int64)).to(device)
         for layer, features in enumerate(piece.features):
-            overlap[layer].add(features, heard)
-    probes = _Probes(extract, [part.solve() for part in phones], [part.solve() for part in overlap])
-    on_dev = probes.read(mix_set(dev, seed=seed, energy_ratio_db=energy_ratio_db))
-    on_test = probes.read(mix_set(test, seed=seed, energy_ratio_db=energy_ratio_db))
+            overlap[layer].add(features, overlapped)
+    probes = [part.solve() for part in phones], [part.solve() for part in overlap]
+    on_dev, on_test = (_read(extract, *probes, mix_set(part, seed=seed, energy_ratio_db=energy_ratio_db)) for part in (dev, test))
     return summary({"overlap": _overlap_figures(on_dev, on_test), "phones": _phone_figures(on_dev, on_test, test)})
 
 
@@ -129,27 +198,21 @@ class _Read:
     frames: np.ndarray
 
 
-class _Probes:
-    def __init__(self, extract: Features, phones: list[RidgeFamily], overlap: list[RidgeFamily]) -> None:
-        self._extract, self._phones, self._overlap = extract, phones, overlap
-
-    def read(self, mixtures: Mixtures) -> _Read:
-        layers, penalties = len(self._phones), len(PENALTIES)
-        scores, truth = [], []
-        correct = np.zeros((layers, penalties, len(mixtures.mixed)), dtype=np.int64)
-        frames = np.zeros(len(mixtures.mixed), dtype=np.int64)
-        for piece in stream(self._extract, mixtures.mixed, range(layers), max_seconds=np.inf):
-            heard = mixtures.overlapped[piece.utterance]
-            truth.append(heard)
-            scores.append(
-                np.stack([f.scores(x)[..., 1].cpu().numpy() for f, x in zip(self._overlap, piece.features, strict=True)])
-            )
-            known = torch.from_numpy(heard).to(piece.phones.device) & (piece.phones >= 0)
-            frames[piece.utterance] = int(known.sum())
-            for layer, features in enumerate(piece.features):
-                right = self._phones[layer].correct(features[known], piece.phones[known])
-                correct[layer, :, piece.utterance] = right.sum(dim=1).cpu().numpy()
-        return _Read(np.concatenate(scores, axis=2), np.concatenate(truth), correct, frames)
+def _read(extract: Features, phones: list[RidgeFamily], overlap: list[RidgeFamily], mixtures: Mixtures) -> _Read:
+    layers = len(phones)
+    scores, truth = [], []
+    correct = np.zeros((layers, len(PENALTIES), len(mixtures.mixed)), dtype=np.int64)
+    frames = np.zeros(len(mixtures.mixed), dtype=np.int64)
+    for piece in stream(extract, mixtures.mixed, range(layers), max_seconds=np.inf):
+        overlapped = mixtures.overlapped[piece.utterance]
+        truth.append(overlapped)
+        scores.append(np.stack([f.scores(x)[..., 1].cpu().numpy() for f, x in zip(overlap, piece.features, strict=True)]))
+        known = torch.from_numpy(overlapped).to(piece.phones.device) & (piece.phones >= 0)
+        frames[piece.utterance] = int(known.sum())
+        for layer, features in enumerate(piece.features):
+            right = phones[layer].correct(features[known], piece.phones[known])
+            correct[layer, :, piece.utterance] = right.sum(dim=1).cpu().numpy()
+    return _Read(np.concatenate(scores, axis=2), np.concatenate(truth), correct, frames)
 
 
 def _overlap_figures(dev: _Read, test: _Read) -> dict[str, Any]:

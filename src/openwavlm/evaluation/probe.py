@@ -1,18 +1,18 @@
-"""All figures of a model on held-out speakers beside their baselines, as `summary.json` has them (DESIGN §8)."""
+"""Figures of a model on held-out speakers beside their baselines, the content of `summary.json` (DESIGN §8)."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
+from openwavlm.evaluation.conditions import CONDITIONS
 from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
-from openwavlm.evaluation.measure import measure, measure_cached
-from openwavlm.evaluation.measured import CONDITIONS, Measured, ProbeSettings, summary
-from openwavlm.evaluation.sets import ProbeSet, check_disjoint_speakers
-from openwavlm.evaluation.units import UnitQuality, verdict
+from openwavlm.evaluation.measure import Measured, ProbeSettings, measure
+from openwavlm.evaluation.sets import ProbeSet
+from openwavlm.evaluation.unit_figures import UnitQuality, verdict
+from openwavlm.evaluation.unseen import check_disjoint_speakers
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runtime.progress import ProgressBar
 
@@ -29,20 +29,20 @@ def probe_model(
 ) -> dict[str, Any]:
     """Measures every layer of a model, and MFCC, log-mel and an untrained encoder of its config on the same frames.
 
-    Ridge probes and codebooks are fitted on `train`, layers and penalties chosen on `dev`, `test` is read once. Touches no
-    generator of torch and leaves the model as it was.
+    Ridge probes and codebooks are fitted on `train`, layers and penalties chosen on `dev`, `test` is read once. Changes neither
+    torch's generators nor the model.
 
     Args:
         model: The encoder, on any device, not sharded.
         train: Clean speech of training speakers.
         dev: Other speakers.
-        test: Still others, unheard by the model (see `sets.contamination`).
-        settings: What to do; None = defaults.
+        test: Other speakers again, not seen in training (see `unseen.contamination`).
+        settings: None = defaults.
         cache: Folder that keeps the baselines' figures, keyed by audio, phones, features and settings.
         show_progress: Whether to show a bar on standard error if that is a terminal.
 
     Returns:
-        For JSON, accuracies as shares, on test frames where nothing else is said.
+        For JSON, accuracies as shares, on test frames unless stated otherwise.
 
         - `phones`: `layers` (all; 0 is the encoder's input), `layers_dev`, `chosen_layer`, `chosen`, `mfcc`, `mfcc_context`,
           `logmel`, `logmel_context`, `untrained` (its best layer on dev), `majority`; `intervals` over speakers; `differences` of
@@ -61,31 +61,34 @@ def probe_model(
         raise ValueError("training, dev and test must number phones by one inventory, but theirs differ: make one for all three")
     check_disjoint_speakers(train=train, dev=dev, test=test)
     encoder = EncoderFeatures(model)
-    baselines: dict[str, tuple[Features, int | None]] = {
+    kinds: dict[str, tuple[Features, int | None]] = {
         "mfcc": (MfccFeatures(), 0),
         "logmel": (LogMelFeatures(), 0),
         "untrained": (EncoderFeatures.untrained(model.config, settings.seed, encoder.device), None),
+        "model": (encoder, None),
     }
     measured: dict[str, Measured] = {}
     seconds: dict[str, float] = {}
-    total = _total_seconds(train, dev, test, settings)
-    with ProgressBar(total, visible=show_progress, counts=False, transient=True) as bar:
-
-        def named(name: str) -> Callable[[str, float], None]:
+    degraded = (len(CONDITIONS) - 1) * min(test.seconds, settings.degraded_seconds)
+    with ProgressBar(
+        train.seconds + dev.seconds + test.seconds + degraded, visible=show_progress, counts=False, transient=True
+    ) as bar:
+        for name, (features, units_layer) in kinds.items():
             bar.set(0, f"probe {name}")
-            return lambda part, seconds: bar.advance(seconds, f"probe {name}, {part}")
-
-        for name, (features, units_layer) in baselines.items():
             begin = time.perf_counter()
-            measured[name] = measure_cached(
-                features, train, dev, test, settings, units_layer=units_layer, cache=cache, progress=named(name)
+            measured[name] = measure(
+                features,
+                train,
+                dev,
+                test,
+                settings,
+                units_layer=units_layer,
+                cache=cache,
+                progress=lambda part, done, name=name: bar.advance(done, f"probe {name}, {part}"),  # type: ignore[misc]
             )
             seconds[name] = time.perf_counter() - begin
-        begin = time.perf_counter()
-        measured["chosen"] = measure(encoder, train, dev, test, settings, progress=named("model"))
-        seconds["model"] = time.perf_counter() - begin
-    sizes = {part: probe_set.seconds for part, probe_set in (("train", train), ("dev", dev), ("test", test))}
-    voices = {part: len(probe_set.speakers) for part, probe_set in (("train", train), ("dev", dev), ("test", test))}
+    measured["chosen"] = measured.pop("model")
+    parts = {"train": train, "dev": dev, "test": test}
     return summary(
         {
             "phones": _phones(measured, train, test),
@@ -94,15 +97,15 @@ def probe_model(
             "cost": {
                 "seconds": seconds,
                 "model_audio_seconds": float(measured["chosen"].audio_seconds),
-                "set_seconds": sizes,
-                "set_speakers": voices,
+                "set_seconds": {part: probe_set.seconds for part, probe_set in parts.items()},
+                "set_speakers": {part: len(probe_set.speakers) for part, probe_set in parts.items()},
             },
         }
     )
 
 
 def _layers_of(measured: dict[str, Measured]) -> dict[str, tuple[Measured, int]]:
-    """The figure's name → whose it is, and its layer."""
+    """Measurement and layer of each figure, by name."""
     untrained, chosen = measured["untrained"], measured["chosen"]
     return {
         "chosen": (chosen, int(chosen.chosen)),
@@ -130,7 +133,7 @@ def _phones(measured: dict[str, Measured], train: ProbeSet, test: ProbeSet) -> d
         "intervals": {},
         "differences": {},
     }
-    for condition, place in zip(CONDITIONS, range(len(CONDITIONS)), strict=True):
+    for place, condition in enumerate(CONDITIONS):
         into = figures if condition == "clean" else figures.setdefault(condition, {"frames": int(chosen.frames[place].sum())})
         for name, (of, layer) in _layers_of(measured).items():
             if of.correct[place, layer].min() >= 0:
@@ -179,6 +182,12 @@ def _speakers(chosen: Measured) -> dict[str, Any]:
     return figures
 
 
-def _total_seconds(train: ProbeSet, dev: ProbeSet, test: ProbeSet, settings: ProbeSettings) -> float:
-    degraded = min(test.seconds, settings.degraded_seconds)
-    return train.seconds + dev.seconds + test.seconds + (len(CONDITIONS) - 1) * degraded
+def summary(value: Any) -> Any:
+    """Figures for JSON: rounded to 5 places, None where not finite; lists and dictionaries entry by entry."""
+    if isinstance(value, dict):
+        return {name: summary(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [summary(entry) for entry in value]
+    if isinstance(value, float | np.floating):
+        return round(float(value), 5) if np.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value

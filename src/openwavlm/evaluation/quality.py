@@ -1,6 +1,5 @@
-"""How good labels and layers are: `openwavlm quality --help` (the figures: `evaluation.unit_figures`; the rules: DESIGN §8)."""
+"""Figures of labels and layers for `openwavlm quality` (definitions: `unit_figures`; rules: DESIGN §8)."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,99 +7,98 @@ from typing import Any
 import numpy as np
 
 from openwavlm.evaluation import abx
+from openwavlm.evaluation.conditions import change_of
 from openwavlm.evaluation.features import EncoderFeatures, Features, MfccFeatures
-from openwavlm.evaluation.layer_choice import choose_layer
-from openwavlm.evaluation.layer_units import UtteranceNormalised, fit_layers, tally_layers
-from openwavlm.evaluation.measure import change_of
 from openwavlm.evaluation.phones.alignment_files import read_alignments
 from openwavlm.evaluation.quality_rows import QualityRow, rows_of
-from openwavlm.evaluation.quality_settings import Asked
-from openwavlm.evaluation.quality_speakers import fitted_set, judged_rows
 from openwavlm.evaluation.sets import ProbeSet
+from openwavlm.evaluation.settings import QualitySettings
 from openwavlm.evaluation.shard_sets import Judged, judged_set
 from openwavlm.evaluation.unit_figures import UnitTally
+from openwavlm.evaluation.units import UnitSettings, UtteranceNormalised, choose_layer, fit_layers, tally_layers
+from openwavlm.evaluation.unseen import fitted_set, judged_rows
 from openwavlm.labels.store import LabelStore
 from openwavlm.labels.teacher import open_teacher
 from openwavlm.runtime.devices import named_device
 from openwavlm.runtime.progress import ProgressBar
 from openwavlm.shards.index import Index
 
-log = logging.getLogger(__name__)
-
 DEFAULT_CLUSTERS = 100
 
 Key = tuple[str, str, int | None]
 
 
-def judge(asked: Asked) -> tuple[dict[str, Any], list[QualityRow]]:
-    """Measures labels and layers beside MFCC units and shuffled ones, and writes table, chart and page.
+def judge(settings: QualitySettings) -> tuple[dict[str, Any], list[QualityRow]]:
+    """Measures labels and layers beside MFCC units and shuffled ones.
 
     Returns:
-        What is written to `quality.json` (`rows`, `chosen_layer`, `sentences`, what was judged and fitted on), and the rows.
+        Content of `quality.json` (`rows`, `chosen_layer`, `sentences`, the judged speech and the speech for fitting), and the rows.
 
     Raises:
-        ValueError: If a folder or file is not what it has to be, voices that were fitted on would be judged, or too few recordings
-            have an alignment.
+        ValueError: If a folder or file is not what it has to be, no speaker is surely unseen, or too few recordings have an
+            alignment.
     """
-    index = Index.open(asked.shards)
-    stores = {folder: LabelStore.open(folder, index) for folder in asked.labellings}
-    rows = judged_rows(asked, index, stores)
-    alignments = (
-        None if asked.alignments is None else read_alignments(asked.alignments, file_format=asked.format, tier=asked.tier)
-    )
+    index = Index.open(settings.shards)
+    stores = {folder: LabelStore.open(folder, index) for folder in settings.labellings}
+    rows = judged_rows(settings, index, stores)
+    alignments = None
+    if settings.alignments is not None:
+        alignments = read_alignments(settings.alignments, file_format=settings.format, tier=settings.tier)
     judged = judged_set(
-        Path(asked.shards),
+        Path(settings.shards),
         rows,
         alignments,
-        folding=asked.folding,
-        with_silence=asked.with_silence,
-        seconds=asked.seconds,
-        max_unmatched_share=asked.max_unmatched_share,
+        folding=settings.folding,
+        with_silence=settings.with_silence,
+        seconds=settings.seconds,
+        max_unmatched_share=settings.max_unmatched_share,
     )
-    fit = fitted_set(asked, index, rows, judged)
-    encoder, layers = _encoder(asked)
-    table = _measure(asked, judged, fit, stores, encoder, layers)
-    result = _result(asked, judged, fit, table, layers_of_model=len(encoder.dims) - 1 if encoder else None)
-    output = Path(asked.output)
-    if asked.abx:
-        result["abx"] = _write_abx(judged, encoder, layers, output / "abx")
+    fit = fitted_set(settings, index, rows, judged)
+    encoder, layers = _encoder(settings)
+    table = _measure(settings, judged, fit, stores, encoder, layers)
+    result = _result(settings, judged, fit, table, layers_of_model=len(encoder.dims) - 1 if encoder else None)
+    if settings.abx:
+        result["abx"] = _write_abx(judged, encoder, layers, Path(settings.output) / "abx")
     return result, table
 
 
-def _encoder(asked: Asked) -> tuple[EncoderFeatures | None, list[int]]:
-    if asked.encoder is None:
-        if asked.layers is not None:
-            raise ValueError(f"layers are those of a model, but none was given beside layers={asked.layers}: add encoder=DIR")
+def _encoder(settings: QualitySettings) -> tuple[EncoderFeatures | None, list[int]]:
+    if settings.encoder is None:
+        if settings.layers is not None:
+            raise ValueError(f"layers are those of a model, but none is given beside layers={settings.layers}: add encoder=DIR")
         return None, []
-    model = open_teacher(asked.encoder).model.to(named_device(asked.device))
+    model = open_teacher(settings.encoder).model.to(named_device(settings.device))
     top = model.config.layers
-    wanted = range(top + 1) if asked.layers in (None, "all") else asked.layers
+    wanted = range(top + 1) if settings.layers in (None, "all") else settings.layers
     if isinstance(wanted, str) or not wanted or not all(isinstance(layer, int) and 0 <= layer <= top for layer in wanted):
-        raise ValueError(
-            f"layers must be all or a list out of 0…{top} (0 is the encoder's input), but is {asked.layers}: correct it"
-        )
+        raise ValueError(f"layers must be all or a list out of 0…{top} (0 is the encoder's input), but is {settings.layers}")
     return EncoderFeatures(model), sorted(set(wanted))
 
 
 def _measure(
-    asked: Asked, judged: Judged, fit: ProbeSet, stores: Mapping[Path, LabelStore], encoder: Features | None, layers: list[int]
+    settings: QualitySettings,
+    judged: Judged,
+    fit: ProbeSet,
+    stores: Mapping[Path, LabelStore],
+    encoder: Features | None,
+    layers: list[int],
 ) -> list[QualityRow]:
-    clusters = asked.clusters or max((store.num_classes for store in stores.values()), default=DEFAULT_CLUSTERS)
+    clusters = settings.clusters or max((store.num_classes for store in stores.values()), default=DEFAULT_CLUSTERS)
     labels: dict[Key, list[UnitTally]] = {
         (str(folder), "labels", None): [_tally_labels(judged, store)] for folder, store in stores.items()
     }
     sizes = {store.num_classes for store in stores.values()} | ({clusters} if encoder or not stores else set())
-    mfcc: Features = UtteranceNormalised(MfccFeatures()) if asked.mfcc_norm == "utterance" else MfccFeatures()
-    passes = (len(sizes) + bool(encoder)) * (fit.seconds + len(asked.conditions) * judged.utterances.seconds)
+    mfcc: Features = UtteranceNormalised(MfccFeatures()) if settings.mfcc_norm == "utterance" else MfccFeatures()
+    passes = (len(sizes) + bool(encoder)) * (fit.seconds + len(settings.conditions) * judged.utterances.seconds)
     table: list[QualityRow] = []
     with ProgressBar(passes, counts=False, transient=True) as bar:
 
         def named(title: str) -> Callable[[str, float], None]:
             return lambda part, seconds: bar.advance(seconds, f"{title}, {part}")
 
-        of_mfcc = {size: fit_layers(mfcc, fit, [0], asked.units(size), named(f"MFCC {size}")) for size in sorted(sizes)}
-        of_model = fit_layers(encoder, fit, layers, asked.units(clusters), named("layers")) if encoder else {}
-        for condition in asked.conditions:
+        of_mfcc = {size: fit_layers(mfcc, fit, [0], _units(settings, size), named(f"MFCC {size}")) for size in sorted(sizes)}
+        of_model = fit_layers(encoder, fit, layers, _units(settings, clusters), named("layers")) if encoder else {}
+        for condition in settings.conditions:
             change = change_of(condition, seed=0)
             baseline = {
                 len(books[0].codebooks[0]): tally_layers(
@@ -116,18 +114,28 @@ def _measure(
     return table
 
 
+def _units(settings: QualitySettings, clusters: int) -> UnitSettings:
+    return UnitSettings(
+        clusters=clusters,
+        codebook_seeds=tuple(settings.codebook_seeds),
+        fit_frames=settings.fit_frames,
+        frames_per_cluster=settings.frames_per_cluster,
+        memory_gb=settings.memory_gb,
+    )
+
+
 def _tally_labels(judged: Judged, store: LabelStore) -> UnitTally:
     utterances = judged.utterances
     tally = UnitTally(len(utterances.inventory), store.num_classes, utterances.speakers)
     for number, (utterance, row) in enumerate(zip(utterances.utterances, judged.rows, strict=True)):
         units = store.read(row)
-        if len(units):  # a row that could not be read when it was labelled has none
+        if len(units):  # a row that was unreadable when it was labelled has none
             tally.add(utterance.speaker, units, utterance.phones, number)
     return tally
 
 
 def _result(
-    asked: Asked, judged: Judged, fit: ProbeSet, table: Sequence[QualityRow], *, layers_of_model: int | None
+    settings: QualitySettings, judged: Judged, fit: ProbeSet, table: Sequence[QualityRow], *, layers_of_model: int | None
 ) -> dict[str, Any]:
     utterances, matches = judged.utterances, judged.matches
     pnmi = {row.layer: row.figures.pnmi for row in table if row.layer is not None and row.condition == "clean"}
@@ -135,7 +143,7 @@ def _result(
     speech = {
         "seconds": utterances.seconds,
         "speakers": len(utterances.speakers),
-        "without_speaker": int((Index.open(Path(asked.shards)).speaker[np.array(judged.rows)] == 0).sum()),
+        "without_speaker": int((Index.open(Path(settings.shards)).speaker[np.array(judged.rows)] == 0).sum()),
         "phones": len(utterances.inventory),
         "utterances": len(utterances),
         "without_alignment": len(matches.unknown) + len(matches.ambiguous),
@@ -144,36 +152,36 @@ def _result(
     }
     return {
         "format_version": 1,
-        "asked": {name: value for name, value in vars(asked).items() if name != "output"},
+        "asked": {name: value for name, value in vars(settings).items() if name != "output"},
         "judged": speech,
-        "fitted_on": {"seconds": fit.seconds, "speakers": len(fit.speakers), "held_out": asked.held_out != 0},
+        "fitted_on": {"seconds": fit.seconds, "speakers": len(fit.speakers), "held_out": settings.held_out != 0},
         "chosen_layer": chosen,
-        "sentences": _sentences(asked, speech, fit, table, chosen),
+        "sentences": _sentences(settings, speech, fit, table, chosen),
         "rows": [row.as_json() for row in table],
     }
 
 
 def _sentences(
-    asked: Asked, speech: Mapping[str, Any], fit: ProbeSet, table: Sequence[QualityRow], chosen: int | None
+    settings: QualitySettings, speech: Mapping[str, Any], fit: ProbeSet, table: Sequence[QualityRow], chosen: int | None
 ) -> list[str]:
-    fitted = f"codebooks of {len(asked.codebook_seeds)} seeds fitted on {fit.seconds:.0f} s of {len(fit.speakers)} speakers"
-    who = "the same speakers, which is no evidence about others" if asked.held_out == 0 else "other speakers"
+    fitted = f"codebooks of {len(settings.codebook_seeds)} seeds fitted on {fit.seconds:.0f} s of {len(fit.speakers)} speakers"
+    who = "the same speakers, which is no evidence about others" if settings.held_out == 0 else "other speakers"
     against = (
-        "without phones, so nothing is said of them"
-        if asked.alignments is None
+        "without phones, so their figures are empty"
+        if settings.alignments is None
         else f"against {speech['phones']} phones ({speech['without_alignment']} recordings without an alignment left out)"
     )
-    said = [f"Judged on {speech['seconds']:.0f} s of {speech['speakers']} speakers {against}; {fitted}: {who}."]
+    sentences = [f"Judged on {speech['seconds']:.0f} s of {speech['speakers']} speakers {against}; {fitted}: {who}."]
     if speech["without_speaker"]:
-        said.append(
+        sentences.append(
             f"{speech['without_speaker']} of {speech['utterances']} utterances are of unknown speakers, and each of their recordings "
-            "counts as a speaker: intervals are narrower than over voices, a voice may be on both sides, and speaker information is of "
+            "counts as a speaker: intervals are narrower than over speakers, a speaker may be on both sides, and speaker information is of "
             "recordings."
         )
     for row in table:
         if row.kind == "labels" and row.difference:
             value, low, high = row.difference
-            said.append(
+            sentences.append(
                 f"Labels {row.name}: PNMI {row.figures.pnmi:.3f}, {row.verdict} against MFCC units of the same number "
                 f"({value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})."
             )
@@ -186,10 +194,10 @@ def _sentences(
             if row is not best and best.figures.pnmi - row.figures.pnmi < 2 * max(row.figures.spread, best.figures.spread)
         ]
         equal = f"; equal within twice the seeds' spread: {', '.join(near)}" if near else ""
-        said.append(
-            f"Best layer on these voices: {chosen}, PNMI {best.figures.pnmi:.3f}, {best.verdict} against MFCC units{equal}."
+        sentences.append(
+            f"Best layer on these speakers: {chosen}, PNMI {best.figures.pnmi:.3f}, {best.verdict} against MFCC units{equal}."
         )
-    return said
+    return sentences
 
 
 def _write_abx(judged: Judged, encoder: Features | None, layers: list[int], folder: Path) -> dict[str, Any]:

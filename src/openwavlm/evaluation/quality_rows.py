@@ -1,11 +1,10 @@
 """Labels, layers and baselines as the rows of one table, each held against MFCC units of the same K on the same frames."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally, difference_interval, shuffled_tally
-from openwavlm.evaluation.units import verdict
+from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally, difference_interval, shuffled_tally, verdict
 
 COLUMNS = (
     ("name", "units"),
@@ -32,11 +31,11 @@ class QualityRow:
     """One labelling or one layer in one condition.
 
     Attributes:
-        name: What a reader calls it.
+        name: Title for readers.
         kind: `labels`, `layer`, `mfcc` or `shuffled`.
         layer: Number of the layer, where it is one.
         condition: `clean`, `telephone` or `noise10`.
-        figures: On the judged voices.
+        figures: On the judged speakers.
         difference: PNMI less that of MFCC units of the same K, with its interval over speakers; None for MFCC themselves and
             without phones.
         verdict: `higher`, `lower` or `equal` (by twice the larger spread of codebook seeds) than MFCC's; empty without phones.
@@ -51,20 +50,19 @@ class QualityRow:
     verdict: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """All of it by name."""
+        """Everything by name."""
         own = {"name": self.name, "kind": self.kind, "layer": self.layer, "condition": self.condition}
-        return own | self.figures.as_json() | {"difference_to_mfcc": self.difference, "verdict": self.verdict}
+        return own | asdict(self.figures) | {"difference_to_mfcc": self.difference, "verdict": self.verdict}
 
 
 def rows_of(
     tallies: Mapping[tuple[str, str, int | None], Sequence[UnitTally]], mfcc: Mapping[int, Sequence[UnitTally]], condition: str
 ) -> list[QualityRow]:
-    """Rows of one condition: labels and layers as they come, then MFCC and shuffled units.
+    """Rows of one condition: labels and layers in the given order, then MFCC and shuffled units.
 
     Args:
         tallies: (name, kind, layer) → one tally a codebook seed.
         mfcc: K → tallies of MFCC units, for every K that the others have.
-        condition: Which.
     """
     figures_of_mfcc = {clusters: UnitFigures.of(of) for clusters, of in mfcc.items()}
     rows = []
@@ -77,8 +75,8 @@ def rows_of(
         baseline = figures_of_mfcc[clusters]
         interval = difference_interval(of, mfcc[clusters], figures.pnmi - baseline.pnmi)
         difference = (interval.value, interval.low, interval.high)
-        told = verdict(figures.pnmi, baseline.pnmi, max(figures.spread, baseline.spread))
-        rows.append(QualityRow(name, kind, layer, condition, figures, difference, told))
+        stands = verdict(figures.pnmi, baseline.pnmi, max(figures.spread, baseline.spread))
+        rows.append(QualityRow(name, kind, layer, condition, figures, difference, stands))
     rows += [QualityRow(f"MFCC, K = {clusters}", "mfcc", None, condition, of) for clusters, of in figures_of_mfcc.items()]
     clusters = max(mfcc)
     shuffled = [shuffled_tally(tally, seed) for seed, tally in enumerate(mfcc[clusters])]
@@ -87,12 +85,12 @@ def rows_of(
 
 
 def _nearest(clusters: int, mfcc: Mapping[int, object]) -> int:
-    """K of the MFCC units beside some others: the same, unless there was too little speech for it."""
+    """K of the MFCC units to compare with: the same, unless there was too little speech for it."""
     return min(mfcc, key=lambda of: (abs(of - clusters), of))
 
 
 def cells(row: QualityRow) -> list[str]:
-    """The row as text, in the order of `COLUMNS`."""
+    """Formats the row as text, in the order of `COLUMNS`."""
     values = row.as_json()
     return [_cell(name, values[name]) for name, _ in COLUMNS]
 
@@ -106,7 +104,7 @@ def _cell(name: str, value: Any) -> str:
 
 
 def text_table(rows: Sequence[QualityRow]) -> str:
-    """The rows as an aligned text table."""
+    """Formats the rows as an aligned text table."""
     lines = [[title for _, title in COLUMNS], *(cells(row) for row in rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(COLUMNS))]
     return "\n".join(
@@ -119,7 +117,7 @@ def text_table(rows: Sequence[QualityRow]) -> str:
 
 
 def tsv(rows: Sequence[QualityRow]) -> str:
-    """All figures of all rows, tab-separated, under their names."""
+    """Formats all figures of all rows, tab-separated, under their names."""
     names = [name for name in rows[0].as_json() if name not in ("seeds", "difference_to_mfcc")]
     lines = [[*names, "difference_to_mfcc", "difference_low", "difference_high"]]
     for row in rows:

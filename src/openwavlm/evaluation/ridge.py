@@ -15,7 +15,6 @@ class RidgeFamily:
     """One linear classifier a penalty.
 
     Attributes:
-        penalties: Their regularisation.
         mean: float32 (dim,) of the training features.
         scale: float32 (dim,), 1 / their standard deviation; 0 for a feature that is constant.
         weight: float32 (penalties, dim, classes), for standardised features.
@@ -34,22 +33,16 @@ class RidgeFamily:
         return torch.matmul(standard, self.weight) + self.bias
 
     def correct(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Which frames are named right; bool (penalties, frames) of features (frames, dim) and labels (frames,)."""
+        """Marks frames with the right class; bool (penalties, frames) of features (frames, dim) and labels (frames,)."""
         return self.scores(features).argmax(dim=-1) == labels
 
     def only(self, penalty: int) -> "RidgeFamily":
-        """The classifier with the penalty of this number alone."""
+        """Keeps the classifier with this penalty's number alone."""
         return RidgeFamily((self.penalties[penalty],), self.mean, self.scale, self.weight[penalty : penalty + 1], self.bias)
 
 
 class RidgeStatistics:
-    """Sums XᵀX, XᵀY and ΣX in float64 of as many frames as there are, on the features' device.
-
-    Args:
-        dim: Width of the features.
-        num_classes: Number of classes.
-        device: Where to keep them.
-    """
+    """Sums XᵀX, XᵀY and ΣX in float64 of any number of frames, on the features' device."""
 
     def __init__(self, dim: int, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.frames = 0
@@ -88,8 +81,3 @@ class RidgeStatistics:
         projected = vectors.T @ target
         weight = torch.stack([vectors @ (projected / (values.clamp(min=0) + penalty)[:, None]) for penalty in penalties])
         return RidgeFamily(tuple(penalties), mean.float(), scale.float(), weight.float(), share.float())
-
-    @property
-    def majority(self) -> int:
-        """The most frequent class."""
-        return int(self._counts.argmax())

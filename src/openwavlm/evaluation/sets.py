@@ -1,9 +1,9 @@
-"""Speech with a phone for every model frame: what probes are fitted, chosen and judged on, and proof that it was not trained on."""
+"""Speech with a phone for every model frame, to fit, choose and judge probes on."""
 
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,7 @@ import numpy as np
 from openwavlm.audio.audio_files import pcm_id, pcm_md5
 from openwavlm.audio.decoding import decode_or_stop
 from openwavlm.audio.frames import FRAME_RATE_HZ, num_frames, num_samples_of
-from openwavlm.shards.index import Index
 from openwavlm.shards.reader import UnreadableAudio
-from openwavlm.shards.splits import audio_in
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +28,6 @@ class ProbeUtterance:
     Attributes:
         audio: int16 (samples,) at 16 kHz, or the file that has it, or a function without arguments that returns it.
         phones: Integers (frames,): number of the phone in the set's inventory; −1 where there is none.
-        speaker: Who speaks.
-        name: What messages call it.
     """
 
     audio: Audio
@@ -45,7 +41,7 @@ class ProbeUtterance:
         return len(self.phones)
 
     def recorded(self) -> np.ndarray:
-        """The audio as it is stored, int16 (samples,).
+        """Stored audio, int16 (samples,).
 
         Raises:
             ValueError: If it is not one-dimensional int16, or does not have the frames that `phones` label.
@@ -64,7 +60,7 @@ class ProbeUtterance:
         return samples
 
     def waveform(self) -> np.ndarray:
-        """The audio up to its last frame's end, int16 (320 (frames − 1) + 400,)."""
+        """Audio up to its last frame's end, int16 (320 (frames − 1) + 400,)."""
         return self.recorded()[: num_samples_of(self.frames)]
 
 
@@ -133,32 +129,34 @@ class ProbeSet:
         return digest.hexdigest()
 
     def readable(self) -> "ProbeSet":
-        """Without what cannot be read, as `readable` of its utterances."""
+        """Drops unreadable utterances, as the function `readable`."""
         return ProbeSet(tuple(self.utterances[number] for number in readable(self.utterances)), self.inventory)
 
     def spread_over_speakers(self, seconds: float) -> "ProbeSet":
-        """As many utterances, taken in turn from each speaker, as `seconds` allow (at least one); itself if all fit."""
+        """Utterances taken in turn from each speaker, as many as `seconds` allow (at least one); itself if all fit."""
         if self.seconds <= seconds:
             return self
-        turn: Counter[str] = Counter()
-        order = []
-        for number, utterance in enumerate(self.utterances):
-            order.append((turn[utterance.speaker], number))
-            turn[utterance.speaker] += 1
-        chosen: list[int] = []
-        frames = 0
-        for _, number in sorted(order):
-            frames += self.utterances[number].frames
-            if chosen and frames > seconds * FRAME_RATE_HZ:
-                break
-            chosen.append(number)
-        return ProbeSet(tuple(self.utterances[number] for number in sorted(chosen)), self.inventory)
+        speakers = [utterance.speaker for utterance in self.utterances]
+        chosen = in_turn(speakers, [utterance.frames for utterance in self.utterances], seconds)
+        return ProbeSet(tuple(self.utterances[number] for number in chosen), self.inventory)
+
+
+def in_turn(speakers: Sequence[str], frames: Sequence[int], seconds: float) -> list[int]:
+    """Numbers of utterances taken in turn from each speaker, as many as `seconds` allow, at least one; ascending."""
+    turn: Counter[str] = Counter()
+    order = []
+    for number, speaker in enumerate(speakers):
+        order.append((turn[speaker], number))
+        turn[speaker] += 1
+    total = np.cumsum([frames[number] for _, number in sorted(order)])
+    fitting = int(np.searchsorted(total, seconds * FRAME_RATE_HZ, side="right"))
+    return sorted(number for _, number in sorted(order)[: max(1, fitting)])
 
 
 def readable(utterances: Sequence[ProbeUtterance]) -> list[int]:
-    """Numbers of the utterances that can be read; each is read once, and the others are named in warnings.
+    """Numbers of the readable utterances; each is read once, and the others are named in warnings.
 
-    What is compared must lack the same utterances, so they are left out before anything is measured.
+    All compared systems must lack the same utterances, so these are left out before anything is measured.
 
     Raises:
         ValueError: If more than one in a thousand, and more than one, cannot be read.
@@ -174,7 +172,7 @@ def readable(utterances: Sequence[ProbeUtterance]) -> list[int]:
     if lost > max(1, _MAX_SKIP_RATE * len(utterances)):
         raise ValueError(
             f"at most a share of {_MAX_SKIP_RATE:g} of the utterances, or one, may be unreadable, but {lost} of {len(utterances)} are: "
-            "run data_prep/verify.py on the shards and restore what it names"
+            "run data_prep/verify.py on the shards and restore the files that it names"
         )
     return kept
 
@@ -182,56 +180,3 @@ def readable(utterances: Sequence[ProbeUtterance]) -> list[int]:
 def pcm_of(samples: np.ndarray) -> int:
     """Identity of audio as the index stores it: the first 64 bits of the MD5 of its int16 samples."""
     return pcm_id(pcm_md5(samples))
-
-
-def check_disjoint_speakers(**sets: ProbeSet) -> None:
-    """Refuses sets that share a speaker: what is measured on a voice that was fitted on is no evidence (DESIGN §8).
-
-    Raises:
-        ValueError: Naming two sets and a speaker of both.
-    """
-    seen: dict[str, str] = {}
-    for name, probe_set in sets.items():
-        for speaker in probe_set.speakers:
-            if speaker in seen:
-                raise ValueError(
-                    f"training, dev and test speakers must be different people, but {speaker!r} is in {seen[speaker]} and {name}: "
-                    "split by speaker"
-                )
-        seen |= dict.fromkeys(probe_set.speakers, name)
-
-
-def contamination(
-    test: ProbeSet, trained_on: Iterable[tuple[Index, np.ndarray | None]], *, allow_overlap: bool = False
-) -> list[str]:
-    """Looks the test audio up in what a model was trained on.
-
-    Args:
-        test: The set that figures are read on.
-        trained_on: Each index of the run with the mask bool (rows,) of its training rows; None for all rows.
-        allow_overlap: Report an overlap instead of refusing it.
-
-    Returns:
-        Names of the test utterances that are training audio, to the sample, or clips inside a joined row of it.
-
-    Raises:
-        ValueError: If there are some, unless `allow_overlap`.
-    """
-    found = np.zeros(len(test), dtype=bool)
-    for index, training in trained_on:
-        found |= audio_in(test.pcm, index, training)
-    names = [test.utterances[number].name or f"utterance {number}" for number in np.flatnonzero(found)]
-    if names and not allow_overlap:
-        raise ValueError(
-            f"test audio must be unheard by the model, but {len(names)} of {len(test)} test utterances are in its training data "
-            f"({_first(names)}): take them out of the training data or the test, or set allow_overlap=true to see the figures anyway"
-        )
-    if names:
-        log.warning(
-            f"{len(names)} of {len(test)} test utterances are in the training data ({_first(names)}): figures are no evidence"
-        )
-    return names
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

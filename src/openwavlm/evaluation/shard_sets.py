@@ -1,6 +1,5 @@
-"""Probe sets from prepared shard sets: rows with an alignment, and rows that are only listened to."""
+"""Probe sets from prepared shard sets: rows with an alignment, and rows without phones to fit codebooks on."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,67 +9,54 @@ import numpy as np
 
 from openwavlm.audio.frames import FRAME_RATE_HZ, num_frames
 from openwavlm.evaluation.phones.alignment_files import read_alignments
-from openwavlm.evaluation.phones.alignments import Segment, frame_phones, inventory_of
-from openwavlm.evaluation.phones.folding import folded, is_silence
-from openwavlm.evaluation.phones.matching import Clip, Matches, match_rows
-from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance, readable
+from openwavlm.evaluation.phones.alignments import Segment, folded, frame_phones, inventory_of, is_silence
+from openwavlm.evaluation.phones.matching import Matches, match_rows
+from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance, in_turn, readable
 from openwavlm.runtime.randomness import stable_hash
 from openwavlm.shards.index import Index
 from openwavlm.shards.reader import ShardReader
 
 _MOST_PHONES = 1000
+inventory = inventory_of
 
 
 def read_phone_times(path: Path, *, fold_stress: bool = False) -> dict[str, list[Segment]]:
     """Segments of each recording, named by its path without the audio's extension.
 
     Args:
-        path: A file or folder that `alignment_files.read_alignments` reads.
-        fold_stress: Whether stress digits and capitals of ARPAbet are dropped and silences are one (`phone_folding`, `arpabet`), so
+        fold_stress: Whether stress digits and capitals of ARPAbet are dropped and silences are one (folding `arpabet`), so
             that tables of different origin have one inventory.
     """
     times = read_alignments(path)
     return {name: folded(times[name], "arpabet" if fold_stress else "none") for name in times}
 
 
-def inventory(times: Mapping[str, Sequence[Segment]]) -> tuple[str, ...]:
-    """All phones; silence counts as one."""
-    return inventory_of(times)
-
-
 def probe_set(shards: Path, times: Mapping[str, Sequence[Segment]], phones: Sequence[str]) -> ProbeSet:
-    """The rows of a shard set that have phone times; rows of several joined clips are left out.
+    """Rows of a shard set that have phone times; rows of several joined clips are left out.
 
     Args:
-        shards: Shard set.
-        times: Segments by recording; whose they are says `matching.match_rows`.
-        phones: The inventory.
+        times: Segments by recording, assigned to rows by `matching.match_rows`.
 
     Raises:
         ValueError: If no row has phone times.
     """
     index = Index.open(shards)
-    matches = match_rows(index, times, joined=False)
     reader = ShardReader(index)
-    utterances = [
-        utterance
-        for row, clips in matches.clips.items()
-        if (utterance := _aligned(reader, row, clips, times, phones)) is not None and (utterance.phones >= 0).any()
-    ]
+    utterances = []
+    for row, clips in match_rows(index, times, joined=False).clips.items():
+        segments = sorted(segment for clip in clips for segment in clip.segments(times[clip.name]))
+        utterance = _utterance(reader, row, segments, phones)
+        if (utterance.phones >= 0).any():
+            utterances.append(utterance)
     if not utterances:
         raise ValueError(f"no recording of {shards} has phone times: the table's paths must end in the index's recordings")
     return ProbeSet(tuple(utterances), tuple(phones))
 
 
-def _aligned(
-    reader: ShardReader, row: int, clips: Sequence[Clip], times: Mapping[str, Sequence[Segment]], phones: Sequence[str]
-) -> ProbeUtterance | None:
-    """A row with a phone for every frame that an alignment covers; None without a frame."""
+def _utterance(reader: ShardReader, row: int, segments: Sequence[Segment], phones: Sequence[str]) -> ProbeUtterance:
+    """A row with a phone for every frame that a segment covers."""
     frames = num_frames(int(reader.index.num_samples[row]))
-    if not frames:
-        return None
-    segments = sorted(segment for clip in clips for segment in clip.segments(times[clip.name]))
-    return ProbeUtterance(partial(_audio, reader, row), frame_phones(segments, frames, phones), *_who(reader.index, row))
+    return ProbeUtterance(partial(reader.read, row), frame_phones(segments, frames, phones), *_who(reader.index, row))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +66,8 @@ class Judged:
     Attributes:
         utterances: With a phone for every frame.
         rows: Row of each utterance in the index.
-        keys: Key of each.
         segments: Phones of each with their times in the row, folded.
-        matches: How alignments and rows were brought together.
+        matches: Assignment of alignments to rows.
     """
 
     utterances: ProbeSet
@@ -102,14 +87,11 @@ def judged_set(
     seconds: float = 3600.0,
     max_unmatched_share: float = 0.05,
 ) -> Judged:
-    """Rows with an alignment, in turn from each speaker until there are enough seconds; only their alignments are read.
+    """Chooses rows with an alignment, in turn from each speaker until there are enough seconds; only their alignments are read.
 
     Args:
-        shards: Shard set.
-        rows: Which rows may be taken.
         alignments: Segments by recording; None takes all rows, without phones.
-        folding: One of `phone_folding.FOLDINGS`.
-        with_silence: Whether silences count as a phone.
+        folding: One of `alignments.FOLDINGS`.
         seconds: Audio at most.
         max_unmatched_share: Largest share of the clips that may lack an alignment.
 
@@ -136,14 +118,7 @@ def judged_set(
             f"{phones[0]!r}): choose another tier, or a folding"
         )
     reader = ShardReader(index)
-    utterances = tuple(
-        ProbeUtterance(
-            partial(_audio, reader, row),
-            frame_phones(of_row, num_frames(int(index.num_samples[row])), phones),
-            *_who(index, row),
-        )
-        for row, of_row in zip(chosen, segments, strict=True)
-    )
+    utterances = tuple(_utterance(reader, row, of_row, phones) for row, of_row in zip(chosen, segments, strict=True))
     kept = readable(utterances)
     chosen, segments = [chosen[number] for number in kept], [segments[number] for number in kept]
     utterances = tuple(utterances[number] for number in kept)
@@ -154,32 +129,18 @@ def judged_set(
 
 def _in_turn(index: Index, rows: Sequence[int], seconds: float) -> list[int]:
     """Rows with a frame, one of each speaker after the other, as many as fit; at least one."""
-    turn: Counter[str] = Counter()
-    order = []
-    for row in rows:
-        speaker, _ = _who(index, row)
-        if num_frames(int(index.num_samples[row])):
-            order.append((turn[speaker], row))
-            turn[speaker] += 1
-    chosen: list[int] = []
-    frames = 0
-    for _, row in sorted(order):
-        frames += num_frames(int(index.num_samples[row]))
-        if chosen and frames > seconds * FRAME_RATE_HZ:
-            break
-        chosen.append(row)
-    return sorted(chosen)
+    frames = {row: num_frames(int(index.num_samples[row])) for row in rows}
+    usable = sorted(row for row in rows if frames[row])
+    chosen = in_turn([_who(index, row)[0] for row in usable], [frames[row] for row in usable], seconds)
+    return [usable[number] for number in chosen]
 
 
 def speech_set(shards: Path, rows: np.ndarray, seconds: float, phones: Sequence[str], seed: int = 0) -> ProbeSet:
     """Rows without phones, to fit codebooks on: drawn by the hash of their audio until there are enough seconds.
 
     Args:
-        shards: Shard set.
-        rows: Which rows may be drawn.
         seconds: Audio at most, at least one row.
         phones: The inventory of the sets that are judged beside it.
-        seed: Seed of the draw.
 
     Raises:
         ValueError: If there is no row with a frame, or too many cannot be read.
@@ -196,14 +157,7 @@ def speech_set(shards: Path, rows: np.ndarray, seconds: float, phones: Sequence[
             f"codebooks are fitted on speech, but {shards} has no row of other speakers left: give fit=DIR, or another held_out"
         )
     reader = ShardReader(index)
-    nothing = [np.full(num_frames(int(index.num_samples[row])), -1, dtype=np.int64) for row in chosen]
-    return ProbeSet(
-        tuple(
-            ProbeUtterance(partial(_audio, reader, row), none, *_who(index, row))
-            for row, none in zip(chosen, nothing, strict=True)
-        ),
-        tuple(phones),
-    ).readable()
+    return ProbeSet(tuple(_utterance(reader, row, (), phones) for row in chosen), tuple(phones)).readable()
 
 
 def _who(index: Index, row: int) -> tuple[str, str]:
@@ -211,7 +165,3 @@ def _who(index: Index, row: int) -> tuple[str, str]:
     recording = index.recordings[int(index.recording[row])].split("/", 1)[-1]
     name = recording or index.keys[row]
     return index.speakers[int(index.speaker[row])] or name, name
-
-
-def _audio(reader: ShardReader, row: int) -> np.ndarray:
-    return reader.read(row)

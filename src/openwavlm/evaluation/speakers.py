@@ -1,4 +1,4 @@
-"""Who speaks: linear discriminants of 2-s means, fitted on some utterances and judged on others of the same speakers."""
+"""Speaker probe: linear discriminants of 2-s means, fitted on some utterances and judged on others of the same speakers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def frame_means(features: np.ndarray, frames: int = FRAMES_A_MEAN) -> np.ndarray
 
     Args:
         features: (frames, dim).
-        frames: Frames of a stretch, 100 = 2 s; a rest is left out, unless the utterance is shorter than one stretch.
+        frames: Frames of a stretch, 100 = 2 s; a remainder is left out, unless the utterance is shorter than one stretch.
 
     Returns:
         float64 (stretches, dim), at least one stretch.
@@ -39,7 +39,7 @@ class LinearDiscriminant:
     def __init__(self, means: np.ndarray, speakers: np.ndarray, shrinkage: float = SHRINKAGE) -> None:
         self.names, place = np.unique(speakers, return_inverse=True)
         if len(self.names) < 2:
-            raise ValueError(f"a speaker probe needs at least two speakers, but has {len(self.names)}: give it more voices")
+            raise ValueError(f"a speaker probe needs at least two speakers, but has {len(self.names)}: add speakers")
         self._mean, deviation = means.mean(axis=0), means.std(axis=0)
         self._scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 1e-12)
         standard = (means - self._mean) * self._scale
@@ -83,3 +83,18 @@ def speaker_accuracy(means: Sequence[np.ndarray], speakers: Sequence[str]) -> tu
     discriminant = LinearDiscriminant(np.concatenate(parts[False]), np.array(names[False]))
     right = discriminant.predict(np.concatenate(parts[True])) == np.array(names[True])
     return float(right.mean()), len(eligible)
+
+
+class SpeakerMeans:
+    """Means of 2-s stretches by utterance, the data of a speaker probe."""
+
+    def __init__(self) -> None:
+        self._means: dict[tuple[str, int], list[np.ndarray]] = {}
+
+    def add(self, speaker: str, utterance: int, features: np.ndarray) -> None:
+        """Adds features (frames, dim) of an utterance, or of a part of a long one."""
+        self._means.setdefault((speaker, utterance), []).append(frame_means(features))
+
+    def accuracy(self) -> tuple[float, int] | None:
+        """`speaker_accuracy` of all that was added."""
+        return speaker_accuracy([np.concatenate(parts) for parts in self._means.values()], [who for who, _ in self._means])

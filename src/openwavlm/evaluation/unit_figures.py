@@ -1,19 +1,19 @@
-"""What units say of phones and of speakers, how evenly and how steadily they are used, with intervals over speakers (DESIGN §8)."""
+"""Figures of units: information about phones and speakers, usage, run lengths, with intervals over speakers (DESIGN §8)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from math import nan
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from openwavlm.evaluation.bootstrap import Interval
-from openwavlm.evaluation.speakers import frame_means, speaker_accuracy
+from openwavlm.evaluation.speakers import SpeakerMeans
 from openwavlm.labels.quality import joint_histogram, perplexity, phone_quality, shuffled_joint, used_clusters
 from openwavlm.runtime.randomness import integers, stable_hash, words
 
-# More speakers than this are drawn in groups, so that memory is bounded; the interval hardly moves.
+# More speakers than this are drawn in groups, so that memory is bounded; the interval hardly changes.
 MAX_GROUPS = 256
 _DRAWS = 1000
 _DRAWS_AT_ONCE = 50
@@ -23,9 +23,8 @@ class UnitTally:
     """Counts of one labelling on the judged utterances.
 
     Args:
-        num_phones: Phones of the inventory; 0 where there are none to judge by.
-        clusters: Units K.
-        speakers: All speakers that are going to come.
+        num_phones: Phones of the inventory; 0 without alignments.
+        speakers: All speakers of the utterances that will be added.
     """
 
     def __init__(self, num_phones: int, clusters: int, speakers: Sequence[str]) -> None:
@@ -35,16 +34,15 @@ class UnitTally:
         self.joint = np.zeros((groups, num_phones, clusters), dtype=np.int64)
         self.by_speaker = np.zeros((len(self._speaker), clusters), dtype=np.int64)
         self.run_lengths = np.zeros(1, dtype=np.int64)
-        self._means: dict[tuple[str, int], list[np.ndarray]] = {}
+        self._means = SpeakerMeans()
 
     def add(self, speaker: str, units: np.ndarray, phones: np.ndarray, utterance: int) -> None:
         """Counts an utterance, or a part of a long one.
 
         Args:
-            speaker: Who speaks.
             units: Integers (frames,), −1 where there is none.
             phones: The same of phones.
-            utterance: Number of the utterance; equal for all of its parts, so that speakers are told on other utterances.
+            utterance: Number of the utterance; equal for all of its parts, so that the speaker probe is judged on other utterances.
         """
         num_phones, clusters = self.joint.shape[1:]
         units = np.asarray(units, dtype=np.int64)
@@ -55,17 +53,16 @@ class UnitTally:
         self.run_lengths = np.pad(self.run_lengths, (0, max(0, len(lengths) - len(self.run_lengths))))
         self.run_lengths[: len(lengths)] += lengths
         if len(known):
-            means = frame_means(np.eye(clusters, dtype=np.float32)[known])
-            self._means.setdefault((speaker, utterance), []).append(means)
+            self._means.add(speaker, utterance, np.eye(clusters, dtype=np.float32)[known])
 
     @cached_property
     def speaker_accuracy(self) -> tuple[float, int] | None:
-        """`speakers.speaker_accuracy` of the units' frequencies in stretches of 2 s; of what was added before it was asked for."""
-        return speaker_accuracy([np.concatenate(parts) for parts in self._means.values()], [who for who, _ in self._means])
+        """`speakers.speaker_accuracy` of the units' frequencies in stretches of 2 s; computed at the first access."""
+        return self._means.accuracy()
 
 
 def run_lengths(units: np.ndarray) -> np.ndarray:
-    """How many frames each run of equal neighbours has; int64 (runs,)."""
+    """Length of each run of equal neighbours in frames; int64 (runs,)."""
     edges = np.flatnonzero(np.diff(units, prepend=-1, append=-1))
     return np.diff(edges)
 
@@ -80,7 +77,6 @@ class UnitFigures:
         frames: Frames with a phone and a unit; where the inventory is empty, with a unit.
         clusters: Units K that the codebook has.
         phones: Phones that occur.
-        speakers: Speakers.
         phone_purity: Share of frames whose phone is the most frequent one of their unit.
         cluster_purity: Share of frames whose unit is the most frequent one of their phone.
         pnmi_raw: PNMI as published, biased upwards on few frames.
@@ -94,9 +90,9 @@ class UnitFigures:
         perplexity: Evenly used units with the same entropy.
         run_frames: Mean frames of a run of one unit.
         run_median: Median of the same.
-        speaker_information: Share of the speakers' entropy that the unit of one frame tells, that of shuffled units subtracted.
-        speaker_accuracy: Share of 2-s stretches whose speaker is told by the units' frequencies (see `speakers`); None with too few.
-        speakers_told: Among how many speakers.
+        speaker_information: Mutual information of speaker and unit over the speakers' entropy, that of shuffled units subtracted.
+        speaker_accuracy: Accuracy of the speaker probe on the units' frequencies in 2-s stretches; None with too few speakers.
+        speakers_told: Speakers of that probe.
     """
 
     frames: int
@@ -122,14 +118,14 @@ class UnitFigures:
 
     @classmethod
     def of(cls, tallies: Sequence[UnitTally]) -> "UnitFigures":
-        """From one tally a codebook seed.
+        """Figures of one tally a codebook seed.
 
         Raises:
             ValueError: If no frame has both a phone and a unit.
         """
         each = [_figures(tally) for tally in tallies]
         means: dict[str, Any] = {name: float(np.mean([figures[name] for figures in each])) for name in each[0]}
-        told = [tally.speaker_accuracy for tally in tallies]
+        probed = [tally.speaker_accuracy for tally in tallies]
         corrected = [figures["pnmi"] for figures in each]
         interval = pnmi_interval(tallies, float(np.mean(corrected)))
         first = tallies[0]
@@ -140,16 +136,16 @@ class UnitFigures:
             speakers=len(first.by_speaker),
             pnmi_low=interval.low,
             pnmi_high=interval.high,
-            spread=float(np.std(corrected, ddof=1)) if len(corrected) > 1 else 0.0,
+            spread=_spread(corrected),
             seeds=tuple(corrected),
-            speaker_accuracy=float(np.mean([found[0] for found in told if found])) if told[0] else None,
-            speakers_told=told[0][1] if told[0] else 0,
+            speaker_accuracy=float(np.mean([found[0] for found in probed if found])) if probed[0] else None,
+            speakers_told=probed[0][1] if probed[0] else 0,
             **means,
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """All figures by name."""
-        return asdict(self)
+
+def _spread(corrected: Sequence[float]) -> float:
+    return float(np.std(corrected, ddof=1)) if len(corrected) > 1 else 0.0
 
 
 def _figures(tally: UnitTally) -> dict[str, float]:
@@ -171,16 +167,16 @@ def _figures(tally: UnitTally) -> dict[str, float]:
 
 
 def shuffled_tally(tally: UnitTally, seed: int = 0) -> UnitTally:
-    """The units of a tally dealt out anew among all frames; of runs and of stretches nothing is left."""
+    """Permutes the units of a tally among all frames; runs and stretches are lost."""
     groups, phones, clusters = tally.joint.shape
     shuffled = UnitTally(phones, clusters, [str(number) for number in range(len(tally.by_speaker))])
     if phones:
         shuffled.joint = shuffled_joint(tally.joint.reshape(groups * phones, clusters), seed).reshape(tally.joint.shape)
     shuffled.by_speaker = shuffled_joint(tally.by_speaker, seed)
     shares = tally.by_speaker.sum(axis=0) / tally.by_speaker.sum()
-    # A run of frames drawn independently goes on with the chance that two draws are equal.
-    goes_on = float(np.square(shares).sum())
-    lengths = goes_on ** np.arange(200) * (1 - goes_on) * 1e6
+    # A run of independent draws continues with the probability that two draws are equal.
+    continues = float(np.square(shares).sum())
+    lengths = continues ** np.arange(200) * (1 - continues) * 1e6
     shuffled.run_lengths = np.concatenate([[0], np.round(lengths)]).astype(np.int64)
     return shuffled
 
@@ -190,15 +186,10 @@ def pnmi_interval(
 ) -> Interval:
     """Interval of the mean PNMI over speakers drawn with replacement; NaN for one speaker.
 
-    Voices that are drawn twice repeat themselves, which raises every mutual information that is counted: the draws are moved so that
-    their mean is `value`.
+    Speakers that are drawn twice raise the counted mutual information: the draws are shifted so that their mean is `value`.
 
     Args:
-        tallies: One a codebook seed.
-        value: The figure that the interval belongs to.
         draws: How many samples of speakers; equal seeds draw the same ones for every labelling.
-        confidence: Share of the draws inside.
-        seed: Seed of the draws.
     """
     found = np.mean([_drawn_pnmi(tally.joint, draws, seed) for tally in tallies], axis=0)
     return _interval(found, value, confidence, len(tallies[0].by_speaker))
@@ -213,7 +204,7 @@ def difference_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """The same for the difference of two labellings of the same utterances, on the same draws."""
+    """Interval of the difference of two labellings of the same utterances, on the same draws."""
     found = [np.mean([_drawn_pnmi(tally.joint, draws, seed) for tally in tallies], axis=0) for tallies in (of, against)]
     return _interval(found[0] - found[1], value, confidence, len(of[0].by_speaker))
 
@@ -226,7 +217,7 @@ def _interval(found: np.ndarray, value: float, confidence: float, speakers: int)
 
 
 def _drawn_pnmi(joint: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """PNMI of each draw of groups of speakers; draws without a phone that tells anything count 0."""
+    """PNMI of each draw of groups of speakers; draws without phone entropy count 0."""
     groups, phones, clusters = joint.shape
     if not phones:
         return np.full(draws, np.nan)
@@ -247,3 +238,55 @@ def _drawn_pnmi(joint: np.ndarray, draws: int, seed: int) -> np.ndarray:
 def _entropies(counts: np.ndarray) -> np.ndarray:
     total = np.maximum(counts.sum(axis=1), 1e-12)
     return np.log(total) - (counts * np.log(np.maximum(counts, 1e-12))).sum(axis=1) / total
+
+
+@dataclass(frozen=True)
+class UnitQuality:
+    """Units against phones over several codebook seeds: means of the figures of `labels.quality.PhoneQuality`.
+
+    Attributes:
+        pnmi: PNMI less that of shuffled labels: the figure to compare.
+        spread: Standard deviation of `pnmi` over the seeds (n − 1); 0 for one seed.
+        seeds: `pnmi` of each seed.
+        pnmi_raw: PNMI as published, biased upwards on few frames.
+        classes: Clusters in use.
+    """
+
+    pnmi: float
+    spread: float
+    seeds: tuple[float, ...]
+    pnmi_raw: float
+    pnmi_shuffled: float
+    phone_purity: float
+    cluster_purity: float
+    frames: int
+    classes: float
+    phones: int
+
+    @classmethod
+    def of(cls, joints: np.ndarray) -> "UnitQuality":
+        """Figures of int64 histograms (seeds, phones, classes).
+
+        Raises:
+            ValueError: If one is empty.
+        """
+        qualities = [phone_quality(joint) for joint in joints]
+        mean = {name: float(np.mean([vars(quality)[name] for quality in qualities])) for name in vars(qualities[0])}
+        same = ("pnmi_shuffled", "phone_purity", "cluster_purity", "classes")
+        corrected = [quality.pnmi_corrected for quality in qualities]
+        return cls(
+            pnmi=mean["pnmi_corrected"],
+            spread=_spread(corrected),
+            seeds=tuple(corrected),
+            pnmi_raw=mean["pnmi"],
+            frames=qualities[0].frames,
+            phones=qualities[0].phones,
+            **{name: mean[name] for name in same},
+        )
+
+
+def verdict(figure: float, baseline: float, spread: float) -> Literal["higher", "lower", "equal"]:
+    """Compares a figure with a baseline: `equal` where they differ by less than twice the spread over codebook seeds."""
+    if abs(figure - baseline) < 2 * spread or figure == baseline:
+        return "equal"
+    return "higher" if figure > baseline else "lower"

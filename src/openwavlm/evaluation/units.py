@@ -1,16 +1,27 @@
-"""How much k-means units of some features say about phones, with the spread over codebook seeds (HuBERT §IV-C, DESIGN §8)."""
+"""k-means units of every layer of some features: codebooks fitted on some speakers, units of others counted; choice of a layer."""
 
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from openwavlm.audio.frames import FRAME_RATE_HZ
+from openwavlm.evaluation.conditions import Change
+from openwavlm.evaluation.features import Features, Thinning, stream
+from openwavlm.evaluation.sets import ProbeSet
+from openwavlm.evaluation.unit_figures import UnitTally
 from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.lloyd import fit_lloyd_kmeans, whole
 from openwavlm.labels.quality import phone_quality
 
+log = logging.getLogger(__name__)
+
 FRAMES_PER_CLUSTER = 20
+Progress = Callable[[str, float], None]
 
 
 def fit_units(
@@ -23,9 +34,6 @@ def fit_units(
     Args:
         features: float32 (frames, dim), clean training speech.
         clusters: Number of clusters; lowered to one for `frames_per_cluster` frames where there are too few.
-        seed: Seed of the start.
-        max_iter: Passes at most.
-        frames_per_cluster: See `clusters`.
     """
     from sklearn.cluster import KMeans, kmeans_plusplus
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -39,63 +47,196 @@ def fit_units(
     return Codebook(torch.from_numpy(np.ascontiguousarray(model.cluster_centers_, dtype=np.float32)))
 
 
-@dataclass(frozen=True)
-class UnitQuality:
-    """Units against phones over several codebook seeds.
+@dataclass(frozen=True, kw_only=True)
+class UnitSettings:
+    """Settings of codebooks.
 
     Attributes:
-        pnmi: Mean over the seeds of PNMI less that of shuffled labels: the figure to compare.
-        spread: Standard deviation over the seeds (n − 1); 0 for one seed.
-        seeds: `pnmi` of each seed.
-        pnmi_raw: Mean PNMI as published, biased upwards on few frames.
-        pnmi_shuffled: Mean PNMI of shuffled labels.
-        phone_purity: Mean phone purity.
-        cluster_purity: Mean cluster purity.
-        frames: Frames N.
-        classes: Clusters in use K, mean.
-        phones: Phones P.
+        clusters: Units K.
+        codebook_seeds: Seeds of the codebooks; three or more show the spread by chance.
+        fit_frames: Frames that a codebook is fitted on, thinned evenly.
+        frames_per_cluster: K is lowered where there are fewer frames a cluster than this.
+        memory_gb: Most memory for frames of layers; further layers cost further passes.
+        quick: Fit by `labels.lloyd`, which takes a fraction of the time and ends within a hundredth of the distance: to compare
+            layers, not for a figure that is published.
+
+    Raises:
+        ValueError: If a number is not positive, or there is no seed.
     """
 
-    pnmi: float
-    spread: float
-    seeds: tuple[float, ...]
-    pnmi_raw: float
-    pnmi_shuffled: float
-    phone_purity: float
-    cluster_purity: float
-    frames: int
-    classes: float
-    phones: int
+    clusters: int = 100
+    codebook_seeds: tuple[int, ...] = (0, 1, 2)
+    fit_frames: int = 50_000
+    frames_per_cluster: int = FRAMES_PER_CLUSTER
+    memory_gb: float = 2.0
+    quick: bool = False
 
-    @classmethod
-    def of(cls, joints: np.ndarray) -> "UnitQuality":
-        """From int64 histograms (seeds, phones, classes).
+    def __post_init__(self) -> None:
+        numbers = {name: getattr(self, name) for name in ("clusters", "fit_frames", "frames_per_cluster", "memory_gb")}
+        for name, value in numbers.items():
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, but is {value}")
+        if not self.codebook_seeds:
+            raise ValueError("codebook_seeds must name at least one seed, but is empty: [0, 1, 2] shows the spread")
 
-        Raises:
-            ValueError: If one is empty.
-        """
-        qualities = [phone_quality(joint) for joint in joints]
-        corrected = [quality.pnmi_corrected for quality in qualities]
 
-        def mean(name: str) -> float:
-            return float(np.mean([getattr(quality, name) for quality in qualities]))
+class UtteranceNormalised:
+    """Features with mean 0 and deviation 1 in every dimension over each utterance (each 30-s part of a long one)."""
 
-        return cls(
-            pnmi=float(np.mean(corrected)),
-            spread=float(np.std(corrected, ddof=1)) if len(corrected) > 1 else 0.0,
-            seeds=tuple(corrected),
-            pnmi_raw=mean("pnmi"),
-            pnmi_shuffled=mean("pnmi_shuffled"),
-            phone_purity=mean("phone_purity"),
-            cluster_purity=mean("cluster_purity"),
-            frames=qualities[0].frames,
-            classes=mean("classes"),
-            phones=qualities[0].phones,
+    def __init__(self, features: Features) -> None:
+        self._features = features
+        self.dims, self.device, self.standardise = features.dims, features.device, features.standardise
+        self.settings: dict[str, Any] | None = None
+
+    def __call__(self, waveforms: np.ndarray, layers: Sequence[int]) -> list[Tensor]:
+        """As `Features`."""
+        states = self._features(waveforms, layers)
+        return [(s - s.mean(dim=1, keepdim=True)) / s.std(dim=1, keepdim=True, unbiased=False).clamp_min(1e-8) for s in states]
+
+
+@dataclass(frozen=True)
+class LayerCodebooks:
+    """One codebook a seed, and the standardisation of a layer's features."""
+
+    shift: Tensor
+    scale: Tensor
+    codebooks: tuple[Codebook, ...]
+
+    def units(self, features: Tensor) -> list[np.ndarray]:
+        """Units (frames,) of each codebook."""
+        standard = (features.cpu() - self.shift) * self.scale
+        return [codebook.assign(standard) for codebook in self.codebooks]
+
+
+def fit_layers(
+    extract: Features, fit: ProbeSet, layers: Sequence[int], settings: UnitSettings, progress: Progress | None = None
+) -> dict[int, LayerCodebooks]:
+    """Fits the codebooks of some layers.
+
+    Args:
+        extract: Features; standardised where `standardise` is set.
+        fit: Speech to fit on; its phones are not used.
+        progress: Called with a description and the seconds of audio that were done.
+    """
+    keep = min(settings.fit_frames, fit.frames)
+    fitting = keep // settings.frames_per_cluster
+    if fitting < settings.clusters:
+        log.warning(
+            f"K is lowered from {settings.clusters} to {max(1, fitting)}: {keep} frames are fewer than {settings.frames_per_cluster} "
+            "a cluster; give more speech (fit, fit_seconds, fit_frames) or choose fewer clusters"
         )
+    found = {}
+    for group in _groups(extract.dims, layers, keep, settings.memory_gb * 1e9):
+        frames = [torch.empty(keep, extract.dims[layer]) for layer in group]
+        thinning, filled = Thinning(fit.frames, keep), 0
+        for piece in stream(extract, fit, group):
+            stays = thinning.next(len(piece.phones))
+            added = int(stays.sum())
+            for into, features in zip(frames, piece.features, strict=True):
+                into[filled : filled + added] = features.cpu()[stays]
+            filled += added
+            if progress:
+                progress("fitting", len(piece.phones) / FRAME_RATE_HZ)
+        for layer in group:
+            found[layer] = _fit(frames.pop(0), settings, standardise=extract.standardise)
+    return found
 
 
-def verdict(figure: float, baseline: float, spread: float) -> Literal["higher", "lower", "equal"]:
-    """How a figure stands to a baseline: `equal` where they differ by less than twice the spread over codebook seeds."""
-    if abs(figure - baseline) < 2 * spread or figure == baseline:
-        return "equal"
-    return "higher" if figure > baseline else "lower"
+def _fit(frames: Tensor, settings: UnitSettings, *, standardise: bool) -> LayerCodebooks:
+    shift, scale = torch.zeros(frames.shape[1]), torch.ones(frames.shape[1])
+    if standardise:
+        shift, deviation = frames.mean(dim=0), frames.std(dim=0, unbiased=False)
+        scale = torch.where(deviation > 1e-6 * frames.abs().amax(dim=0), 1 / deviation, scale)
+        frames = (frames - shift) * scale
+    if settings.quick:
+        clusters = max(1, min(settings.clusters, len(frames) // settings.frames_per_cluster))
+        books = tuple(fit_lloyd_kmeans(whole(frames, clusters), clusters, seed) for seed in settings.codebook_seeds)
+    else:
+        books = tuple(
+            fit_units(frames, settings.clusters, seed, frames_per_cluster=settings.frames_per_cluster)
+            for seed in settings.codebook_seeds
+        )
+    return LayerCodebooks(shift, scale, books)
+
+
+def _groups(dims: Sequence[int], layers: Sequence[int], frames: int, most_bytes: float) -> Iterator[list[int]]:
+    group: list[int] = []
+    for layer in layers:
+        if group and 4 * frames * sum(dims[of] for of in [*group, layer]) > most_bytes:
+            yield group
+            group = []
+        group.append(layer)
+    yield group
+
+
+def tally_layers(
+    extract: Features,
+    books: dict[int, LayerCodebooks],
+    judged: ProbeSet,
+    *,
+    change: Change | None = None,
+    progress: Progress | None = None,
+) -> dict[int, list[UnitTally]]:
+    """Counts the units of some utterances, in one pass over the audio.
+
+    Args:
+        books: Layer → its codebooks.
+        judged: Utterances of other speakers, with phones.
+
+    Returns:
+        Layer → one tally a codebook seed.
+    """
+    layers = sorted(books)
+    size = len(judged.inventory)
+    tallies = {layer: [UnitTally(size, len(book), judged.speakers) for book in books[layer].codebooks] for layer in layers}
+    for piece in stream(extract, judged, layers, change=change):
+        speaker, phones = judged.utterances[piece.utterance].speaker, piece.phones.cpu().numpy()
+        for layer, features in zip(layers, piece.features, strict=True):
+            for tally, units in zip(tallies[layer], books[layer].units(features), strict=True):
+                tally.add(speaker, units, phones, piece.utterance)
+        if progress:
+            progress("judging", len(phones) / FRAME_RATE_HZ)
+    return tallies
+
+
+def layer_pnmi(extract: Features, fit: ProbeSet, judged: ProbeSet, settings: UnitSettings | None = None) -> dict[int, float]:
+    """Corrected PNMI of the units of layers 1, 2, …, mean over codebook seeds; input of `choose_layer`.
+
+    Args:
+        fit: Speech of training speakers.
+        judged: Utterances of development speakers, with phones.
+
+    Raises:
+        ValueError: If no frame of `judged` has a phone.
+    """
+    layers = range(1, len(extract.dims))  # the encoder's input is never chosen
+    tallies = tally_layers(extract, fit_layers(extract, fit, layers, settings or UnitSettings()), judged)
+    return {
+        layer: float(np.mean([phone_quality(tally.joint.sum(axis=0)).pnmi_corrected for tally in of]))
+        for layer, of in tallies.items()
+    }
+
+
+def choose_layer(iteration: int, layers: int, pnmi: Mapping[int, float] | None = None) -> int:
+    """Layer with the best units on development speakers; without alignments a depth by iteration (HuBERT §III-A, table II).
+
+    Args:
+        iteration: Iteration that trained the model, from 1.
+        layers: Number of layers of the model.
+        pnmi: Layer → corrected PNMI of its units on development speakers; layer 0, the encoder's input, is never chosen, and of
+            equal layers the lowest is.
+
+    Returns:
+        The measured best; else half the depth after iteration 1, three quarters after later ones, at least 1.
+
+    Raises:
+        ValueError: If `iteration` or `layers` is below 1, or a layer of `pnmi` is above `layers`.
+    """
+    if iteration < 1 or layers < 1:
+        raise ValueError(f"iterations and layers are counted from 1, but are {iteration} and {layers}")
+    measured = {layer: value for layer, value in (pnmi or {}).items() if layer > 0}
+    if measured and max(measured) > layers:
+        raise ValueError(f"the model has layers 1 … {layers}, but there is a figure of layer {max(measured)}: measure this model")
+    if measured:
+        return max(sorted(measured), key=lambda layer: measured[layer])
+    return max(1, round(layers * (0.5 if iteration == 1 else 0.75)))

@@ -4,7 +4,7 @@
 
 The bias of all layers comes from one table with an entry per head and offset; each layer gates it by its own input. Three backends
 compute the same function: `eager` (the reference), `sdpa` (fused, materialises the gated bias) and `flex` (looks the table up
-inside the kernel, nothing of size batch · heads · frames² exists).
+inside the kernel, without a tensor of batch · heads · frames²).
 """
 
 import functools
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
 _FLOAT16_SCALE = 32.0
-BACKENDS = ("auto", "eager", "sdpa", "flex")
 
 
 def relative_buckets(offsets: Tensor, *, num_buckets: int, max_distance: int) -> Tensor:
@@ -29,7 +28,6 @@ def relative_buckets(offsets: Tensor, *, num_buckets: int, max_distance: int) ->
 
     Args:
         offsets: int64, key minus query position in frames.
-        num_buckets: Buckets in all.
         max_distance: Distance in frames from which all share the last bucket.
 
     Returns:
@@ -44,7 +42,7 @@ def relative_buckets(offsets: Tensor, *, num_buckets: int, max_distance: int) ->
 
 
 class RelativePositionBias(nn.Module):
-    """The learnt bias of each head and bucket, shared by all layers."""
+    """Learnt bias of each head and bucket, shared by all layers."""
 
     def __init__(self, heads: int, *, num_buckets: int, max_distance: int):
         super().__init__()
@@ -70,8 +68,8 @@ def toeplitz(table: Tensor) -> Tensor:
 
 
 def choose_backend(backend: str) -> str:
-    """Resolves `auto`, which picks a backend that can do every recipe: `flex` cannot drop attention weights, and has not been run on a
-    GPU yet, so it is chosen by name alone.
+    """Resolves `auto` to a backend for every recipe: `flex` cannot drop attention weights and has not been run on a GPU yet, so it is
+    chosen by name only.
     """
     return "sdpa" if backend == "auto" else backend
 
@@ -84,22 +82,20 @@ def _compiled_flex() -> Callable[..., Any]:
 def eager_attention(
     query: Tensor, key: Tensor, value: Tensor, gate: Tensor, bias: Tensor, key_padding: Tensor | None, *, dropout: float
 ) -> Tensor:
-    """The reference: explicit logits and a float32 softmax.
+    """Reference: explicit logits and a float32 softmax.
 
     Args:
         query: (batch, heads, frames, head_dim).
-        key: Like `query`.
-        value: Like `query`.
         gate: float32 (batch, heads, frames).
         bias: (heads, frames, frames), not gated.
-        key_padding: bool (batch, frames), True = nobody attends to it; None = no padding.
+        key_padding: bool (batch, frames), True = not attended to; None = no padding.
         dropout: Probability with which an attention weight is dropped.
 
     Returns:
         (batch, heads, frames, head_dim).
     """
     if query.dtype == torch.float16:
-        # WavLM's Eq. 8: a product that float16 cannot hold is made smaller before and larger after (c = 32 there too).
+        # WavLM's Eq. 8: a product beyond float16's range is scaled down before and up after (c = 32 there too).
         smaller = query / (_FLOAT16_SCALE * math.sqrt(query.shape[-1]))
         logits = (smaller @ key.transpose(-1, -2)).float() * _FLOAT16_SCALE + gate.unsqueeze(-1) * bias
     else:
@@ -130,18 +126,16 @@ def flex_gated_attention(
         score = score + gate[batch, head, i] * table[head, j - i + last]
         return score if key_padding is None else torch.where(key_padding[batch, j], -torch.inf, score)
 
-    # Uncompiled it materialises everything: right for a CPU reference, and inside an already compiled model it is traced.
+    # Uncompiled, flex materialises everything, which is fine on a CPU; inside a compiled model it is traced.
     attend = flex_attention if query.device.type == "cpu" or torch.compiler.is_compiling() else _compiled_flex()
     return attend(query, key, value, score_mod=add_bias)  # type: ignore[return-value]
 
 
 class GatedAttention(nn.Module):
-    """Multi-head self-attention whose relative bias is gated by the layer's input.
+    """Multi-head self-attention with a relative bias gated by the layer's input.
 
     Args:
-        dim: Width of the stream.
         heads: Attention heads; each reads `dim / heads` channels of the input for its gate.
-        dropout: Dropout of the attention weights.
     """
 
     def __init__(self, dim: int, heads: int, *, dropout: float):
@@ -152,7 +146,7 @@ class GatedAttention(nn.Module):
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)
-        # Two gates of four outputs each, which are summed; the shape is that of every published checkpoint.
+        # Two gates, each a sum of four outputs; the shape is that of every published checkpoint.
         self.gate = nn.Linear(dim // heads, 8)
         self.gate_scale = nn.Parameter(torch.ones(1, heads, 1, 1))
 
@@ -170,8 +164,7 @@ class GatedAttention(nn.Module):
         Args:
             x: (batch, frames, dim).
             relative_bias: The table (heads, 2 · frames − 1) for `flex`, its Toeplitz form (heads, frames, frames) otherwise.
-            key_padding: bool (batch, frames), True = nobody attends to it; never True over a whole row.
-            backend: `eager`, `sdpa` or `flex`.
+            key_padding: bool (batch, frames), True = not attended to; never True over a whole row.
 
         Returns:
             (batch, frames, dim).

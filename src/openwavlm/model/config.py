@@ -1,8 +1,8 @@
-"""What a WavLM model is: every number of its architecture, checked where it is written down (SPEC values in `conf/model/`)."""
+"""Architecture of a WavLM model: every number, checked (SPEC values in `conf/model/`)."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from openwavlm.audio.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES
 
@@ -14,8 +14,8 @@ class WavLMConfig:
     In parentheses: the key of fairseq and of Microsoft's checkpoints.
 
     Attributes:
-        front_end: `conv`, the waveform extractor that is WavLM's; or `logmel`, the control that shows what it costs: 40 log-mels
-            normalised over the utterance, mapped linearly to the last of `conv_dims`. No other entry of `conv_*` counts then.
+        front_end: `conv`, WavLM's waveform extractor; or `logmel`, a control: 40 log-mels normalised over the utterance, mapped
+            linearly to the last of `conv_dims`. No other entry of `conv_*` is used then.
         conv_dims: Channels of the extractor's layers (conv_feature_layers, first of each triple).
         conv_kernels: Kernels of the same (second of each triple); with the strides they must give a receptive field of 400 samples.
         conv_strides: Strides of the same (third of each triple), with product 320.
@@ -40,8 +40,8 @@ class WavLMConfig:
         feature_grad_mult: Factor of the extractor's gradient; 0 freezes it (feature_grad_mult).
         normalise_waveform: Whether the model expects waveforms with mean 0 and variance 1 (normalize).
         attention_backend: `auto`, `eager`, `sdpa` or `flex`; changes speed and memory, never the recipe.
-        recompute: What is computed again in the backward pass instead of being kept: `none`, `extractor` (the convolutions, whose
-            first layers hold most of the memory) or `all` (they and each encoder layer); same losses and gradients.
+        recompute: Activations that the backward pass computes again instead of keeping: `none`, `extractor` (the convolutions; their
+            first layers take most of the memory) or `all` (also each encoder layer); same losses and gradients.
         compile_layers: Whether training compiles the encoder layers (torch.compile): faster after minutes of compiling; the same
             gradients to rounding, and other draws of dropout.
 
@@ -93,7 +93,7 @@ class WavLMConfig:
             )
         for name in ("conv_dims", "conv_kernels", "conv_strides"):
             if any(value < 1 for value in getattr(self, name)):
-                raise ValueError(f"every entry of {name} must be at least 1, but they are {getattr(self, name)}; correct them")
+                raise ValueError(f"every entry of {name} must be at least 1, but they are {getattr(self, name)}")
         hop, receptive_field = 1, 1
         for kernel, stride in zip(self.conv_kernels, self.conv_strides, strict=True):
             receptive_field += (kernel - 1) * hop
@@ -128,17 +128,10 @@ class WavLMConfig:
             )
 
     def _check_choices(self) -> None:
-        for name, choices in (
-            ("front_end", ("conv", "logmel")),
-            ("extractor_norm", ("group", "layer")),
-            ("layer_drop_mode", ("where", "skip")),
-            ("attention_backend", ("auto", "eager", "sdpa", "flex")),
-            ("recompute", ("none", "extractor", "all")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(choices)}, but is {getattr(self, name)!r}; choose one of them"
-                )
+        for name, hint in get_type_hints(type(self)).items():
+            choices = get_args(hint)
+            if get_origin(hint) is Literal and getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {getattr(self, name)!r}")
         if self.attention_backend == "flex" and self.attention_dropout > 0:
             raise ValueError(
                 f"attention_backend=flex cannot drop attention weights, but attention_dropout is {self.attention_dropout}; "
@@ -148,7 +141,7 @@ class WavLMConfig:
 
 @dataclass(frozen=True)
 class Head:
-    """The prediction head.
+    """Prediction head.
 
     Attributes:
         final_dim: Width of projection and label embeddings (fairseq: final_dim).

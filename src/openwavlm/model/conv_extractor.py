@@ -1,4 +1,4 @@
-"""The convolutional feature extractor: waveform to one vector every 20 ms (WavLM §III-A; wav2vec 2.0 §2)."""
+"""Convolutional feature extractor: waveform to one vector every 20 ms (WavLM §III-A; wav2vec 2.0 §2)."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -22,7 +22,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """Gives `x` back unchanged; its gradient is multiplied by `factor`."""
+    """Returns `x` unchanged; its gradient is multiplied by `factor`."""
     return x if factor == 1 else _ScaleGradient.apply(x, factor)
 
 
@@ -51,14 +51,10 @@ class ConvLayer(nn.Module):
 
 
 class ConvExtractor(nn.Module):
-    """The stack of convolutions.
+    """Stack of convolutions.
 
     Args:
-        dims: Channels of each layer.
-        kernels: Kernel widths.
-        strides: Strides.
         norm: `"group"`: one GroupNorm with a group a channel, on layer 0 alone. `"layer"`: a LayerNorm over channels on every layer.
-        bias: Whether the convolutions have a bias.
     """
 
     def __init__(

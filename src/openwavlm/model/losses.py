@@ -1,4 +1,4 @@
-"""The masked-prediction loss and the feature penalty (WavLM §III-A, HuBERT §II-B)."""
+"""Masked-prediction loss and feature penalty (WavLM §III-A, HuBERT §II-B)."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ def cosine_logits(projected: Tensor, label_embeddings: Tensor, temperature: floa
     """Cosine similarity of every projected frame with every label embedding, over the temperature.
 
     Always float32, under autocast too: bfloat16 rounds a logit between 8 and 16 by up to 0.03.
-    A softmax over these logits equals fairseq's, which puts the positive in front and strikes out its double.
+    A softmax over these logits equals fairseq's, which moves the positive to the front and masks its duplicate.
 
     Args:
         projected: (frames, dim).
@@ -26,14 +26,14 @@ def cosine_logits(projected: Tensor, label_embeddings: Tensor, temperature: floa
 
 
 def masked_prediction(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and hits of a set of frames; no frames give zeros, connected to the graph.
+    """Cross-entropy and correct predictions of a set of frames; zeros, connected to the graph, without frames.
 
     Args:
         logits: (frames, classes).
         labels: Integers (frames,), each 0 … classes − 1.
 
     Returns:
-        Sum of the frames' cross-entropies in nats, float32 (), and number of frames whose label has the largest logit, int64 ().
+        Sum of the frames' cross-entropies in nats, float32 (), and number of frames with the largest logit at their label, int64 ().
     """
     targets = labels.long()
     cross_entropy_sum = F.cross_entropy(logits.float(), targets, reduction="sum")

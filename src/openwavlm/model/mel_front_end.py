@@ -1,4 +1,4 @@
-"""A front end without learnt filters: normalised log-mels through one linear map; the control for `conv_extractor`."""
+"""Front end without learnt filters, the control for `conv_extractor`: normalised log-mels through one linear map."""
 
 from torch import Tensor, nn
 
@@ -6,11 +6,7 @@ from openwavlm.audio.spectra import NUM_BANDS, normalised_log_mel
 
 
 class MelFrontEnd(nn.Module):
-    """Waveform to one vector every 20 ms, on the same frames as the convolutions.
-
-    Args:
-        dim: Width of the vectors.
-    """
+    """Waveform to one vector every 20 ms, on the same frames as the convolutions."""
 
     def __init__(self, dim: int):
         super().__init__()

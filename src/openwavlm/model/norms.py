@@ -1,11 +1,11 @@
-"""Normalisations that are computed in float32 whatever the precision of the model, and give back their input's type."""
+"""Normalisations in float32 at every precision of the model; the output has the input's type."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class Float32LayerNorm(nn.LayerNorm):
-    """LayerNorm over the last dimension (eps 1e-5) whose statistics and affine map are float32."""
+    """LayerNorm over the last dimension (eps 1e-5) with statistics and affine map in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises `x` (..., dim)."""
@@ -13,7 +13,7 @@ class Float32LayerNorm(nn.LayerNorm):
 
 
 class Float32GroupNorm(nn.GroupNorm):
-    """GroupNorm whose statistics and affine map are float32; with one group a channel, an instance norm over time."""
+    """GroupNorm with statistics and affine map in float32; with one group a channel, an instance norm over time."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises `x` (batch, channels, frames)."""

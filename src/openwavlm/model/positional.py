@@ -1,4 +1,4 @@
-"""The convolutional positional embedding (wav2vec 2.0 §2), which WavLM keeps beside its relative position bias."""
+"""Convolutional positional embedding (wav2vec 2.0 §2), beside WavLM's relative position bias."""
 
 import math
 
@@ -12,9 +12,7 @@ class PositionalConv(nn.Module):
     """Grouped convolution over time, weight-normalised for each tap of its kernel, then GELU.
 
     Args:
-        dim: Width of the stream.
         kernel: Taps; an even kernel gives one frame too many, which is cut off at the end.
-        groups: Convolution groups.
     """
 
     def __init__(self, dim: int, kernel: int, groups: int):

@@ -1,7 +1,7 @@
 """WavLM with the head that predicts pseudo-labels of masked frames (WavLM §III-A; HuBERT §II-B, Eq. 3).
 
 Where this differs from Microsoft's code: the logits are float32 throughout (there the cosine is rounded to the model's type),
-and the four embeddings of fairseq's special symbols, which are never right answers, exist only with `special_rows=4`.
+and the four embeddings of fairseq's special symbols, which are never correct, exist only with `special_rows=4`.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ class SetFigures(NamedTuple):
 
     Attributes:
         cross_entropy_sum: float32, over the masked frames, in nats.
-        num_correct: int64, masked frames whose label has the largest logit.
-        unmasked_cross_entropy_sum: float32, over the unmasked frames; None if not asked for.
+        num_correct: int64, masked frames with the largest logit at their label.
+        unmasked_cross_entropy_sum: float32, over the unmasked frames; None without `unmasked_index`.
         num_unmasked_correct: int64, likewise.
     """
 
@@ -38,8 +38,8 @@ class PretrainingOutput(NamedTuple):
         sets: Sums of each label set.
         feature_penalty: float32 (), mean square of the convolutional features.
         features: (batch, channels, frames), the extractor's output.
-        marginal: float32 (classes,), probabilities that the first label set's head predicts, summed over the masked frames; None if
-            not asked for.
+        marginal: float32 (classes,), probabilities that the first label set's head predicts, summed over the masked frames; None
+            without `with_marginal`.
     """
 
     sets: tuple[SetFigures, ...]
@@ -49,30 +49,23 @@ class PretrainingOutput(NamedTuple):
 
 
 class LabelHead(nn.Module):
-    """Projection and label embeddings of a further label set, sized as the first one's (HuBERT's multi-target heads).
-
-    Args:
-        dim: Width of the encoder.
-        final_dim: Width of projection and embeddings.
-        embeddings: Label embeddings.
-    """
+    """Projection and label embeddings of a further label set, sized as the first one's (HuBERT's multi-target heads)."""
 
     def __init__(self, dim: int, final_dim: int, embeddings: int) -> None:
         super().__init__()
         self.label_embeddings = nn.Parameter(torch.empty(embeddings, final_dim))
-        # Nothing is drawn here: the first head of a run is then the same whether others follow or not.
+        # Nothing is drawn here, so the first head of a run does not depend on the others.
         self.final_proj = nn.Linear(dim, final_dim, device="meta").to_empty(device=self.label_embeddings.device)
 
 
 class WavLMForPretraining(nn.Module):
-    """The encoder, a projection of its masked frames, and one embedding a pseudo-label.
+    """Encoder, projection of its masked frames, and one embedding a pseudo-label.
 
     Args:
-        wavlm: The encoder.
-        num_classes: Clusters of the codebook, ≥ 1; of each codebook, if every frame has several labels.
+        num_classes: Clusters of the codebook, ≥ 1; of each codebook with several label sets.
         final_dim: Width of projection and embeddings: 256 (Base, Base+), 768 (Large).
         logit_temperature: Divides the cosine, > 0.
-        special_rows: Embeddings before those of the labels that are never a right answer; 4 in fairseq's checkpoints.
+        special_rows: Embeddings before those of the labels that are never correct; 4 in fairseq's checkpoints.
         label_init: `uniform`, U(0, 1) as in fairseq, or `normal`, N(0, 1).
 
     Raises:
@@ -123,7 +116,7 @@ class WavLMForPretraining(nn.Module):
             head.label_embeddings.copy_(labels.uniform_(0, 1) if self.label_init == "uniform" else labels.normal_(0, 1))
 
     def heads(self) -> list["WavLMForPretraining | LabelHead"]:
-        """What has the `final_proj` and `label_embeddings` of each label set; of the first, the model itself."""
+        """Modules with the `final_proj` and `label_embeddings` of each label set; for the first, the model itself."""
         return [self, *(head for head in self.other_heads if isinstance(head, LabelHead))]
 
     def forward(
@@ -142,20 +135,20 @@ class WavLMForPretraining(nn.Module):
     ) -> PretrainingOutput:
         """Predicts the pseudo-labels of the masked frames.
 
-        Frames are chosen by index, not by a boolean mask, whose size the host would have to wait for. Without a masked frame the
-        loss is 0 and every parameter still gets a gradient, zeros but for the feature penalty's.
+        Frames are chosen by index: the size of a boolean mask would need a synchronisation. Without a masked frame the loss is 0 and
+        every parameter still gets a gradient, zero except for the feature penalty's.
 
         Args:
-            waveforms: float (batch, samples), mixed, and normalised if the model wants it.
+            waveforms: float (batch, samples), mixed, and normalised if `normalise_waveform` is set.
             num_samples: int64 (batch,), valid samples; None = all.
-            mask: bool (batch, frames), True = hidden from the encoder.
+            mask: bool (batch, frames), True = replaced by the mask embedding.
             masked_index: int64 (masked,), flat positions batch · frames that enter the loss.
             masked_labels: For each label set integers (masked,), their pseudo-labels, 0 … num_classes − 1.
             layer_keep: bool (layers,), LayerDrop's draw.
-            unmasked_index: int64 (unmasked,), flat positions of other frames, which are measured.
+            unmasked_index: int64 (unmasked,), flat positions of other frames, for the unmasked sums.
             unmasked_labels: For each label set integers (unmasked,), their pseudo-labels.
             learn_unmasked: Whether their cross-entropy has a gradient.
-            with_marginal: Whether the predicted probabilities are summed too; without a gradient.
+            with_marginal: Whether the predicted probabilities are summed too, without a gradient.
 
         Returns:
             Sums over the frames, and the feature penalty.

@@ -1,4 +1,4 @@
-"""The Transformer encoder: positional convolution, layers, LayerDrop (WavLM §III-A)."""
+"""Transformer encoder: positional convolution, layers, LayerDrop (WavLM §III-A)."""
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, relative_bias: Tensor, key_padding: Tensor | None, *, backend: str) -> Tensor:
         """Maps (batch, frames, dim) to (batch, frames, dim); the other arguments are `GatedAttention.forward`'s."""
-        # In here and not around the layer, so that a sharded layer gathers its weights once for both.
+        # Inside the layer, so that a sharded layer gathers its weights once for both.
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._transform, x, relative_bias, key_padding, backend, use_reentrant=False)
         return self._transform(x, relative_bias, key_padding, backend)
@@ -67,19 +67,7 @@ class TransformerEncoder(nn.Module):
     """Positional convolution and a stack of layers over one shared relative position bias.
 
     Args:
-        dim: Width of the stream.
-        ffn_dim: Width inside the feed-forward part.
-        heads: Attention heads.
-        layers: Number of layers.
         pre_norm: Normalise before each part and once at the end, instead of after each part and once at the start.
-        positional_kernel: Taps of the positional convolution.
-        positional_groups: Its groups.
-        num_buckets: Buckets of relative positions.
-        max_distance: Distance in frames from which all share a bucket.
-        dropout: Dropout of the encoder's input and of every residual branch.
-        attention_dropout: Dropout of the attention weights.
-        activation_dropout: Dropout inside the feed-forward part.
-        attention_backend: `auto`, `eager`, `sdpa` or `flex`.
         skip_dropped_layers: Whether a dropped layer is not computed at all; reads the draw on the host.
         recompute_layers: Whether the backward pass computes each layer again instead of keeping what is inside it.
     """
@@ -150,7 +138,7 @@ class TransformerEncoder(nn.Module):
         key_padding = None
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
-            # A softmax over nothing is NaN: a row without a valid frame attends to its zeros instead, and is read by nobody.
+            # A softmax over nothing is NaN: a row without a valid frame attends to its zeros, and its output is not used.
             key_padding = padding_mask & ~padding_mask.all(1, keepdim=True)
         x = x + self.positional(x)
         x = self.dropout(x if self.pre_norm else self.norm(x))

@@ -3,18 +3,18 @@
 Where this differs from the paper or from Microsoft's code:
 
 1. Gate: from the attention's input split into heads, as in every released model; the paper's notation reads as projected queries.
-2. Relative bias: computed outside the layer stack. In Microsoft's code it belongs to layer 0, and a step whose LayerDrop hits
-   layer 0 has no bias in any layer.
+2. Relative bias: computed outside the layer stack. In Microsoft's code it belongs to layer 0, and a step that drops layer 0
+   has no bias in any layer.
 3. LayerDrop: drawn in the batch, not here; a dropped layer is computed and discarded (`layer_drop_mode: where`), so all
    processes do the same work. Every layer can be dropped, as in Microsoft's code (Hugging Face never drops layer 0).
 4. Padding: a frame is valid when all of its 400 samples are (Hugging Face's rule, and that of our labels). Microsoft's code
    splits the samples evenly over the frames and can count one frame more.
-5. A row without a valid frame attends to its own zeros and gives finite numbers; in both references it gives NaN.
+5. A row without a valid frame attends to its own zeros and returns finite numbers; in both references it returns NaN.
 6. Waveform normalisation: over the valid samples, with eps 1e-5 (Microsoft's; Hugging Face has 1e-7), once, after mixing.
 7. The paper's scaled softmax (Eq. 8, c = 32), which only changes the range of intermediate values, is used in float16 by the eager
    backend alone; bfloat16 and fused kernels do not need it. The released code leaves it out.
 8. The gate's eight outputs are summed in the weights, not after the product (equal up to rounding).
-9. `dropout_features`, which acts on nothing that reaches WavLM's loss, does not exist.
+9. `dropout_features`, which has no effect on WavLM's loss, does not exist.
 
 Kept on purpose: with `extractor_norm: group` the statistics over time include a row's zero padding, as in both references, so a
 padded row differs from the same row alone.
@@ -56,14 +56,14 @@ def normalise(waveforms: Tensor, num_samples: Tensor | None = None) -> Tensor:
 
 
 class WavLMOutput(NamedTuple):
-    """What one forward pass gives.
+    """Output of one forward pass.
 
     Attributes:
         hidden_states: The encoder's input (after the positional convolution) and each layer's output after its residual,
             (batch, frames, dim) each; `layers + 1` entries unless `until_layer` was given.
         final: (batch, frames, dim): the last hidden state, through the closing norm if the model is `pre_norm` and all layers ran.
-        features: (batch, channels, frames): the extractor's output, whose gradient is scaled by `feature_grad_mult`.
-        padding_mask: bool (batch, frames), True = padding; None when all samples were declared valid.
+        features: (batch, channels, frames): the extractor's output, with its gradient scaled by `feature_grad_mult`.
+        padding_mask: bool (batch, frames), True = padding; None without `num_samples`.
     """
 
     hidden_states: list[Tensor]
@@ -73,12 +73,12 @@ class WavLMOutput(NamedTuple):
 
 
 class WavLM(nn.Module):
-    """The encoder: convolutional extractor, mask embedding, Transformer."""
+    """Encoder: convolutional extractor, mask embedding, Transformer."""
 
     def __init__(self, config: WavLMConfig):
         super().__init__()
         self.config = config
-        self.extractor = MelFrontEnd(config.conv_dims[-1]) if config.front_end == "logmel" else _convolutions(config)
+        self.extractor = _extractor(config)
         self.feature_norm = Float32LayerNorm(config.conv_dims[-1])
         self.projection = nn.Linear(config.conv_dims[-1], config.dim)
         self.input_dropout = nn.Dropout(config.input_dropout)
@@ -158,8 +158,7 @@ class WavLM(nn.Module):
 
         Raises:
             ValueError: If the waveforms are not floating point or shorter than 400 samples; if `num_samples` does not have a whole
-                number for each row; if `until_layer` is outside
-                0…layers; if `mask` does not have a value for each frame.
+                number for each row; if `until_layer` is outside 0…layers; if `mask` does not have a value for each frame.
         """
         self._check(waveforms, num_samples, until_layer)
         features = self._features(waveforms, num_samples)
@@ -184,7 +183,7 @@ class WavLM(nn.Module):
     def compile_layers(self) -> None:
         """Compiles each encoder layer in place; names of parameters stay as they are.
 
-        Never compile the model as a whole: on a CPU, torch 2.11 then reuses buffers wrongly and gives silently wrong gradients of
+        Never compile the model as a whole: on a CPU, torch 2.11 then reuses buffers wrongly and returns silently wrong gradients of
         the relative bias and of `gate_scale` (0.2 and 1.0 relative; right with inductor's buffer reuse off).
         """
         for layer in self.encoder.layers:
@@ -228,7 +227,7 @@ class WavLM(nn.Module):
         final_norm: bool = False,
         with_padding: bool = False,
     ) -> list[Tensor]:
-        """Features of raw waveforms, without dropout and gradients; normalises the waveforms if the model wants it.
+        """Features of raw waveforms, without dropout and gradients; normalises the waveforms if `normalise_waveform` is set.
 
         Each row is as it would be alone: the group norm of Base models takes its statistics over the padding too, so rows of such a
         model are run by length. Entries from `frames.num_frames(num_samples[row])` on are padding.
@@ -286,7 +285,9 @@ class WavLM(nn.Module):
         return found
 
 
-def _convolutions(config: WavLMConfig) -> ConvExtractor:
+def _extractor(config: WavLMConfig) -> ConvExtractor | MelFrontEnd:
+    if config.front_end == "logmel":
+        return MelFrontEnd(config.conv_dims[-1])
     return ConvExtractor(
         config.conv_dims, config.conv_kernels, config.conv_strides, norm=config.extractor_norm, bias=config.conv_bias
     )

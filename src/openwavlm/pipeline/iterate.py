@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from openwavlm.batches.sources import OpenData
-from openwavlm.evaluation.measured import ProbeSettings
+from openwavlm.evaluation.measure import ProbeSettings
 from openwavlm.evaluation.probe import probe_model
 from openwavlm.evaluation.shard_sets import inventory, probe_set, read_phone_times
 from openwavlm.labels.assign import assign_labels

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from openwavlm.evaluation.features import EncoderFeatures
-from openwavlm.evaluation.layer_choice import choose_layer
-from openwavlm.evaluation.layer_units import UnitSettings, layer_pnmi
-from openwavlm.evaluation.measured import ProbeSettings
+from openwavlm.evaluation.measure import ProbeSettings
 from openwavlm.evaluation.sets import ProbeSet
+from openwavlm.evaluation.units import UnitSettings, choose_layer, layer_pnmi
 from openwavlm.model.wavlm import WavLM
 
 

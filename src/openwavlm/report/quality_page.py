@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from openwavlm.evaluation.measured import summary
+from openwavlm.evaluation.probe import summary
 from openwavlm.evaluation.quality_rows import COLUMNS, QualityRow, cells, tsv
 from openwavlm.report.charts import BLUE, CHART_STYLE, GREY, LINE, ORANGE, inline_svg
 from openwavlm.report.templating import render_page

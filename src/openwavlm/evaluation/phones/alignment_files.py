@@ -1,8 +1,8 @@
-"""Every alignment format to one table: recording → segments in seconds, files read when they are asked for.
+"""Alignment files of every format as one table: recording → segments in seconds, each file read at its first use.
 
 | format | files | name of the recording |
 |---|---|---|
-| `tsv` | one table, header with `path start end phone` | `path` without the audio's extension |
+| `tsv` | one table, header with `path start end phone` (seconds; other columns are ignored) | `path` without the audio's extension |
 | `textgrid` | `NAME.TextGrid` in any depth (MFA, LibriSpeech-alignments) | path below the folder |
 | `ctm` | NIST `RECORDING CHANNEL START DURATION SYMBOL [CONFIDENCE]` | the first field; with `-CHANNEL` where a recording has several |
 | `librispeech` | LibriSpeech-alignments, condensed: `UTTERANCE ",WORDS," "END,TIMES"` in `*.alignment.txt` | the utterance |
@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from openwavlm.audio.audio_files import EXTENSIONS
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
-from openwavlm.evaluation.phones.alignments import Segment, read_tsv
+from openwavlm.evaluation.phones.alignments import Segment
 from openwavlm.evaluation.phones.textgrid import read_textgrid
 
 FORMATS = ("tsv", "textgrid", "ctm", "librispeech", "phn")
@@ -28,10 +28,10 @@ Table = dict[str, list[Segment]]
 
 
 class Alignments(Mapping[str, list[Segment]]):
-    """Segments by recording; of a folder with a file a recording, each is read when it is asked for.
+    """Segments by recording; with one file a recording, each is read at its access.
 
     Args:
-        readers: Name of the recording → what reads it.
+        readers: Name of the recording → its reader.
     """
 
     def __init__(self, readers: Mapping[str, Callable[[], list[Segment]]]) -> None:
@@ -51,7 +51,6 @@ def read_alignments(path: Path | str, *, file_format: str = "auto", tier: str = 
     """Opens a file, or all files of a folder in any depth.
 
     Args:
-        path: File or folder.
         file_format: One of `FORMATS`, or `auto`: by the files' endings.
         tier: Tier of a TextGrid. The condensed LibriSpeech-alignments have words only, so they need `words`.
 
@@ -61,11 +60,9 @@ def read_alignments(path: Path | str, *, file_format: str = "auto", tier: str = 
     """
     path = Path(path)
     if file_format not in (*FORMATS, "auto"):
-        raise ValueError(
-            f"an alignment's format is auto or one of {', '.join(FORMATS)}, but is {file_format!r}: correct the name"
-        )
+        raise ValueError(f"an alignment's format is auto or one of {', '.join(FORMATS)}, but is {file_format!r}")
     if not path.exists():
-        raise ValueError(f"alignments must be a file or a folder, but {path} does not exist: correct the path")
+        raise ValueError(f"alignments must be a file or a folder, but {path} does not exist")
     found = _files(path, file_format)
     root = path if path.is_dir() else path.parent
     readers: dict[str, Callable[[], list[Segment]]] = {}
@@ -86,7 +83,7 @@ def _files(path: Path, file_format: str) -> list[tuple[Path, str]]:
         (file, next((kind for ending, kind in _ENDINGS.items() if file.name.lower().endswith(ending)), "")) for file in files
     ]
     if file_format != "auto":
-        # One file is what one says it is; of a folder those whose ending says so, or else all.
+        # A single file has the named format; in a folder, files with its ending have it, else all files.
         named = [(file, kind) for file, kind in kinds if kind == file_format]
         return named if path.is_dir() and named else [(file, file_format) for file in files]
     known = [(file, kind) for file, kind in kinds if kind]
@@ -117,6 +114,43 @@ def without_audio_ending(name: str) -> str:
     """A path without the extension of an audio file; any other dot belongs to the name."""
     path = PurePosixPath(name)
     return str(path.with_suffix("")) if path.suffix.lower() in EXTENSIONS else name
+
+
+def read_tsv(path: Path | str) -> dict[str, list[Segment]]:
+    """Reads a table of phone segments, unquoted.
+
+    Args:
+        path: Tab-separated file whose first line has `path`, `start`, `end` and `phone` in any order.
+
+    Returns:
+        Segments of each path of the table, in order of time.
+
+    Raises:
+        ValueError: If a column is missing, or a line has too few fields, no numbers, or an end before its start.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"an alignment is UTF-8 text, but {path} is not ({error.reason}): convert it first") from error
+    header = lines[0].split("\t") if lines else []
+    missing = [name for name in ("path", "start", "end", "phone") if name not in header]
+    if missing:
+        raise ValueError(f"the first line of {path} must name path, start, end and phone, but lacks {', '.join(missing)}")
+    places = [header.index(name) for name in ("path", "start", "end", "phone")]
+    table: dict[str, list[Segment]] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        fields = line.split("\t")
+        try:
+            name, start, end, phone = (fields[place] for place in places)
+            segment = Segment(float(start), float(end), phone)
+        except (IndexError, ValueError) as error:
+            raise ValueError(
+                f"line {number} of {path} must be a path, two times in seconds and a phone, but is {line!r}"
+            ) from error
+        if not 0 <= segment.start_s <= segment.end_s:
+            raise ValueError(f"a phone ends after its start, but line {number} of {path} has {start} to {end}")
+        table.setdefault(name, []).append(segment)
+    return {name: sorted(segments) for name, segments in table.items()}
 
 
 def read_ctm(path: Path) -> Table:
@@ -150,7 +184,7 @@ def read_ctm(path: Path) -> Table:
 
 
 def read_phn(path: Path) -> list[Segment]:
-    """Reads a TIMIT `.PHN` file: first and last sample at 16 kHz and a phone, a line each.
+    """Reads a TIMIT `.PHN` file: first and last sample at 16 kHz and a phone, one a line.
 
     Raises:
         ValueError: Naming the first line that is not of the format.
@@ -174,11 +208,11 @@ def read_condensed_librispeech(path: Path, tier: str = "words") -> Table:
     """Reads LibriSpeech-alignments in condensed form: each word and when it ends; an empty word is a pause.
 
     Raises:
-        ValueError: If phones are asked for, or naming the first line that is not of the format.
+        ValueError: If `tier` is not one of words, or naming the first line that is not of the format.
     """
     if tier not in _WORDS:
         raise ValueError(
-            f"{path} has words, no phones, but the tier {tier!r} was asked for: use the TextGrids of LibriSpeech-alignments, or set "
+            f"{path} has words, no phones, but the tier is {tier!r}: use the TextGrids of LibriSpeech-alignments, or set "
             "tier=words"
         )
     table: Table = {}

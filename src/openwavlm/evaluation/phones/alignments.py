@@ -1,16 +1,33 @@
-"""Phones with their times: the table that all alignment files are read into (`alignment_files`), and the phone at each model frame.
+"""Phones with their times: one inventory for alignments of different origin, and the phone at each model frame.
 
-A table of one's own is a TSV with a header that names at least `path start end phone` (seconds; other columns are ignored).
+Folding merges stress, positions in words, silences, and TIMIT's 61 phones as 39.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from openwavlm.audio.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, SAMPLE_RATE_HZ
+
+FOLDINGS = ("none", "arpabet", "timit39")
+SILENCE = "sil"
+SILENCES = frozenset(
+    {
+        *("", "sil", "sp", "spn", "nsn", "ssil", "silence", "pau", "epi", "h#", "#h", "#"),
+        *("<eps>", "<sil>", "<sp>", "<silence>", "<p:>", "<pau>", "<spn>", "_"),
+    }
+)
+_POSITION = re.compile(r"_[BEIS]$")
+_STRESSED = re.compile(r"([a-z]{2})[012]")
+# Lee and Hon (1989), table 1: phones that are not listed keep their names. The glottal stop is left out altogether.
+_CLOSURES = ("pcl", "tcl", "kcl", "bcl", "dcl", "gcl")
+_TIMIT = dict.fromkeys(_CLOSURES, SILENCE) | {
+    "ao": "aa", "ax": "ah", "ax-h": "ah", "axr": "er", "hv": "hh", "ix": "ih", "ux": "uw", "zh": "sh",
+    "el": "l", "em": "m", "en": "n", "nx": "n", "eng": "ng",
+}  # fmt: skip
+_LEFT_OUT = "q"
 
 
 class Segment(NamedTuple):
@@ -21,62 +38,18 @@ class Segment(NamedTuple):
     phone: str
 
 
-def read_tsv(path: Path | str) -> dict[str, list[Segment]]:
-    """Reads a table of phone segments, unquoted.
-
-    Args:
-        path: Tab-separated file whose first line has `path`, `start`, `end` and `phone` in any order.
-
-    Returns:
-        Segments of each path of the table, in order of time.
-
-    Raises:
-        ValueError: If a column is missing, or a line has too few fields, no numbers, or an end before its start.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"an alignment is UTF-8 text, but {path} is not ({error.reason}): convert it first") from error
-    header = lines[0].split("\t") if lines else []
-    missing = [name for name in ("path", "start", "end", "phone") if name not in header]
-    if missing:
-        raise ValueError(f"the first line of {path} must name path, start, end and phone, but lacks {', '.join(missing)}")
-    places = [header.index(name) for name in ("path", "start", "end", "phone")]
-    table: dict[str, list[Segment]] = {}
-    for number, line in enumerate(lines[1:], start=2):
-        fields = line.split("\t")
-        try:
-            name, start, end, phone = (fields[place] for place in places)
-            segment = Segment(float(start), float(end), phone)
-        except (IndexError, ValueError) as error:
-            raise ValueError(
-                f"line {number} of {path} must be a path, two times in seconds and a phone, but is {line!r}"
-            ) from error
-        if not 0 <= segment.start_s <= segment.end_s:
-            raise ValueError(f"a phone ends after its start, but line {number} of {path} says {start} to {end}")
-        table.setdefault(name, []).append(segment)
-    return {name: sorted(segments) for name, segments in table.items()}
-
-
-def without_stress(segments: Iterable[Segment]) -> list[Segment]:
-    """Merges ARPAbet's stressed vowels with the unstressed ones (`AH0` → `AH`; fairseq's quality script does so)."""
-    return [segment._replace(phone=re.sub(r"(?<=[A-Z]{2})\d$", "", segment.phone)) for segment in segments]
-
-
 def inventory_of(*tables: Mapping[str, Sequence[Segment]], ignored: Iterable[str] = ("",)) -> tuple[str, ...]:
-    """All phones of some alignments in order of their names, without those to be `ignored`."""
+    """Phones of some alignments in order of their names, without the `ignored` ones."""
     phones = {segment.phone for table in tables for segments in table.values() for segment in segments}
     return tuple(sorted(phones - set(ignored)))
 
 
 def frame_phones(segments: Sequence[Segment], num_frames: int, inventory: Sequence[str], *, shift_s: float = 0.0) -> np.ndarray:
-    """The phone at the centre of each model frame: frame f sees samples [320 f, 320 f + 400), centre 320 f + 200.
+    """Phone at the centre of each model frame: frame f sees samples [320 f, 320 f + 400), centre 320 f + 200.
 
     Args:
         segments: In order of time, not overlapping.
-        num_frames: Frames of the utterance.
-        inventory: Names of the phones.
-        shift_s: Move all segments by this much later, to test an alignment.
+        shift_s: Delay of all segments, to test an alignment.
 
     Returns:
         int64 (frames,): number in the inventory; −1 between segments, after the last one, and for phones not in the inventory.
@@ -90,3 +63,37 @@ def frame_phones(segments: Sequence[Segment], num_frames: int, inventory: Sequen
     place = np.searchsorted(starts, centre, side="right") - 1
     inside = (place >= 0) & (centre < ends[place])
     return np.where(inside, phones[place], -1)
+
+
+def folded(segments: Iterable[Segment], folding: str) -> list[Segment]:
+    """Renames the phones of an alignment.
+
+    Args:
+        segments: With the names of a file.
+        folding: `none`; `arpabet`: small letters, without stress digits (`AH0` → `ah`) and Kaldi's positions (`AH_B`), all silences
+            and noises one `sil`; `timit39`: the usual 39 classes of TIMIT's 61, where closures are silence and `q` is no phone.
+
+    Raises:
+        ValueError: If the folding is unknown.
+    """
+    if folding not in FOLDINGS:
+        raise ValueError(f"folding must be one of {', '.join(FOLDINGS)}, but is {folding!r}")
+    if folding == "none":
+        return list(segments)
+    renamed = [segment._replace(phone=_plain(segment.phone)) for segment in segments]
+    if folding == "arpabet":
+        return renamed
+    return [s._replace(phone=_TIMIT.get(s.phone, s.phone)) for s in renamed if s.phone != _LEFT_OUT]
+
+
+def _plain(phone: str) -> str:
+    phone = _POSITION.sub("", phone.strip()).lower()
+    if phone in SILENCES:
+        return SILENCE
+    stressed = _STRESSED.fullmatch(phone)
+    return stressed[1] if stressed else phone
+
+
+def is_silence(phone: str) -> bool:
+    """Whether a phone name, folded or not, denotes silence, noise or nothing."""
+    return phone.strip().lower() in SILENCES

@@ -1,8 +1,8 @@
-"""Whose alignment a row of an index has: by the utterance's name, else by the recording's and the place of the row in it.
+"""Assignment of alignments to rows of an index: by the utterance's name, else by the recording's and the place of the row in it.
 
 A row is one clip, or several short ones joined with silence between. A clip is found by, in this order: the hash in its key, which is
 that of its whole name; the readable stem of its key, if no other clip and no other alignment has it; the end of the recording's path.
-The hash is asked for every ending of the alignment's path, since a shard set may have been made from any folder above its files.
+The hash is compared with that of every ending of the alignment's path: a shard set can be made from any folder above its files.
 """
 
 from collections import Counter, defaultdict
@@ -38,7 +38,7 @@ class Clip(NamedTuple):
     start_s: float
 
     def segments(self, segments: Iterable[Segment]) -> list[Segment]:
-        """The alignment's segments in the row's time, cut at the clip's ends."""
+        """Moves the alignment's segments to the row's time and cuts them at the clip's ends."""
         first_s, end_s = self.offset / SAMPLE_RATE_HZ, (self.offset + self.num_samples) / SAMPLE_RATE_HZ
         moved = [s._replace(start_s=s.start_s - self.start_s + first_s, end_s=s.end_s - self.start_s + first_s) for s in segments]
         cut = [s._replace(start_s=max(s.start_s, first_s), end_s=min(s.end_s, end_s)) for s in moved]
@@ -47,12 +47,12 @@ class Clip(NamedTuple):
 
 @dataclass(frozen=True)
 class Matches:
-    """What was found.
+    """Clips with and without an alignment.
 
     Attributes:
         clips: Row → its clips with an alignment.
         unknown: Names of clips without an alignment.
-        ambiguous: Names of clips that several alignments could belong to, so that none does.
+        ambiguous: Names of clips that several alignments fit; none is assigned.
         unused: Alignments that no clip has.
     """
 
@@ -62,7 +62,7 @@ class Matches:
     unused: list[str]
 
     def check(self, max_unmatched_share: float, shards: object) -> None:
-        """Refuses a match that leaves out too much, so that figures are not of an accidental rest.
+        """Refuses a match that leaves out too many clips, so that figures are not of an accidental remainder.
 
         Raises:
             ValueError: If more than this share of the clips has no alignment, or none has one.
@@ -81,7 +81,7 @@ class Matches:
 
 
 class _Names:
-    """Alignments by what a clip may know of them; a name that two share is None."""
+    """Alignments by key, stem and ending of the path; None for a name that two share."""
 
     def __init__(self, names: Iterable[str], sources: Sequence[str]) -> None:
         self.by_key: dict[str, str | None] = {}
@@ -95,7 +95,7 @@ class _Names:
                 _enter(self.by_ending, ending, name)
                 for source in sources:
                     _enter(self.by_key, utterance_key(source, ending), name)
-            # The stem as every source's keys have it: the hash is cut off.
+            # The stem of every source's keys, without the hash.
             _enter(self.by_stem, utterance_key("", name)[:-_HASH_CHARACTERS], name)
         for name in self.all:
             self.by_ending[name] = name  # a whole path beats the end of a longer one
@@ -118,16 +118,15 @@ class _Clip(NamedTuple):
 def match_rows(
     index: Index, names: Iterable[str], rows: Sequence[int] | np.ndarray | None = None, *, joined: bool = True
 ) -> Matches:
-    """Looks for the alignment of every row.
+    """Finds the alignment of every row.
 
     Args:
-        index: The shard set.
         names: Names of the alignments: paths without extension, or ids.
-        rows: Which rows; None for all.
-        joined: Whether rows of several clips are looked at too.
+        rows: None for all.
+        joined: Whether rows of several clips are included.
 
     Raises:
-        ValueError: If a shard is not what the index says.
+        ValueError: If a shard differs from the index.
     """
     known = _Names(names, index.sources[1:] or [""])
     joined_rows = set(np.unique(index.members["row"]).tolist())
@@ -148,7 +147,7 @@ def match_rows(
             found.append((row, clip, name, _start_s(index, row, clip) if by_recording else None))
         else:
             (ambiguous if name is None else unknown).append(clip.recording or clip.key)
-    # Clips of one recording that begin at the same time are files of their own, whatever they are called together.
+    # Clips of one recording that begin at the same time are separate files with a common name.
     begins = Counter((name, start_s) for _, _, name, start_s in found)
     clips: dict[int, list[Clip]] = defaultdict(list)
     used = set()
@@ -170,7 +169,7 @@ def _clips(index: Index, row: int, *, joined: bool) -> list[_Clip]:
 
 
 def _find(known: _Names, clip: _Clip, stems: Counter[str]) -> tuple[str | None, bool]:
-    """The alignment's name, "" if there is none, None if several fit; and whether it was found by the recording."""
+    """Name of the alignment, "" if there is none, None if several fit; and whether it was found by the recording."""
     stem = clip.key[:-_HASH_CHARACTERS]
     by_key = known.by_key.get(clip.key, "")
     if by_key:

@@ -1,7 +1,7 @@
 """Praat's TextGrid, long and short form by one parser.
 
-Praat itself reads of a text file only what stands free: numbers, quoted texts and flags such as `<exists>`. The words of the long
-form (`xmin =`, `intervals [1]:`) are decoration, so that both forms are the same sequence of values.
+Praat itself reads only free-standing numbers, quoted texts and flags such as `<exists>`. The words of the long form (`xmin =`,
+`intervals [1]:`) are ignored, so both forms are the same sequence of values.
 """
 
 import math
@@ -21,7 +21,7 @@ class _Value(NamedTuple):
 
 
 class _Values:
-    """The values of a file one after another, with the line of each for messages."""
+    """Values of a file in order, with the line of each for messages."""
 
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
@@ -74,10 +74,10 @@ def read_textgrid(path: Path | str, tier: str = "phones") -> list[Segment]:
         tier: Name of the tier; a name that ends in it (`SPEAKER - phones`, as MFA writes it) counts too.
 
     Returns:
-        Its intervals, those without a text too.
+        Its intervals, including those without a text.
 
     Raises:
-        ValueError: If the file is no TextGrid in text form, breaks off, or does not have exactly one such tier.
+        ValueError: If the file is no TextGrid in text form, is truncated, or does not have exactly one such tier.
     """
     path = Path(path)
     values = _Values(path, _text_of(path))

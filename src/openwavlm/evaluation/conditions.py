@@ -1,17 +1,27 @@
-"""Test audio as telephones and noisy rooms make it: pure functions of waveform and seed."""
+"""Conditions of judged audio: clean, through a telephone's band, with noise. Pure functions of waveform and seed."""
+
+from collections.abc import Callable
 
 import numpy as np
 
+from openwavlm.audio.audio_files import pcm_id, pcm_md5
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.runtime.randomness import stable_hash
 
+CONDITIONS = ("clean", "telephone", "noise10")
+NOISE_SNR_DB = 10.0
 TELEPHONE_HZ = (300.0, 3400.0)
 
+Change = Callable[[np.ndarray], np.ndarray]
 
-def _to_int16(signal: np.ndarray) -> np.ndarray:
-    """Rounds to int16; a signal that would clip is made quieter as a whole."""
-    peak = np.abs(signal).max(initial=0.0)
-    return np.round(signal * min(1.0, 32767 / max(peak, 1.0))).astype(np.int16)
+
+def change_of(condition: str, seed: int) -> Change | None:
+    """Change that one of `CONDITIONS` makes to a waveform; None for `clean`."""
+    if condition == "clean":
+        return None
+    if condition == "telephone":
+        return telephone
+    return lambda waveform: add_noise(waveform, NOISE_SNR_DB, seed=seed, name=pcm_id(pcm_md5(waveform)))
 
 
 def telephone(waveform: np.ndarray) -> np.ndarray:
@@ -20,8 +30,7 @@ def telephone(waveform: np.ndarray) -> np.ndarray:
         return waveform.copy()
     spectrum = np.fft.rfft(waveform.astype(np.float64))
     frequency_hz = np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE_HZ)
-    outside = (frequency_hz < TELEPHONE_HZ[0]) | (frequency_hz > TELEPHONE_HZ[1])
-    spectrum[outside] = 0
+    spectrum[(frequency_hz < TELEPHONE_HZ[0]) | (frequency_hz > TELEPHONE_HZ[1])] = 0
     return _to_int16(np.fft.irfft(spectrum, len(waveform)))
 
 
@@ -32,7 +41,7 @@ def add_noise(waveform: np.ndarray, snr_db: float, *, seed: int, name: int) -> n
         waveform: int16 (samples,).
         snr_db: Mean energy of the waveform over that of the noise, both over the whole utterance.
         seed: Seed of the measurement.
-        name: What tells this utterance's noise from another's (its PCM hash).
+        name: Identity of the utterance (its PCM hash), which keys its noise.
 
     Returns:
         int16 (samples,); silence stays silence.
@@ -45,3 +54,9 @@ def add_noise(waveform: np.ndarray, snr_db: float, *, seed: int, name: int) -> n
         return waveform.copy()
     noise *= np.sqrt(energy * 10 ** (-snr_db / 10) / np.mean(noise**2))
     return _to_int16(clean + noise)
+
+
+def _to_int16(signal: np.ndarray) -> np.ndarray:
+    """Rounds to int16; a signal that would clip is made quieter as a whole."""
+    peak = np.abs(signal).max(initial=0.0)
+    return np.round(signal * min(1.0, 32767 / max(peak, 1.0))).astype(np.int16)

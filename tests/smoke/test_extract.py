@@ -102,7 +102,7 @@ def test_features_of_recordings_that_are_gone_are_named(model: Path, tmp_path: P
     assert "are gone" not in caplog.text
     (tmp_path / "in" / "gone.wav").unlink()
     extract_features_of_folder(model, tmp_path / "in", tmp_path / "out")
-    assert f"recordings that are gone: 1, the first {tmp_path / 'out' / 'gone.wav.npy'};" in caplog.text
+    assert f"features of 1 deleted recordings remain, first {tmp_path / 'out' / 'gone.wav.npy'};" in caplog.text
 
 
 def test_units_are_the_codebooks_labels_and_merge_into_runs(model: Path, recordings: Path, tmp_path: Path) -> None:

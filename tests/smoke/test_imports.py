@@ -19,7 +19,8 @@ from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.import_codebook import import_codebook
 from openwavlm.labels.import_labels import import_labels
 from openwavlm.labels.kmeans import Codebook
-from openwavlm.labels.store import LabelPacks, LabelStore
+from openwavlm.labels.labelling import LabelPacks
+from openwavlm.labels.store import LabelStore
 from openwavlm.labels.teacher import layer_chunks, open_teacher
 from openwavlm.labels.verify import verify_labels
 from openwavlm.model.config import WavLMConfig

@@ -129,7 +129,7 @@ def test_units_are_the_codebooks_labels_and_merge_into_runs(model: Path, recordi
         extract_units_of_folder(None, recordings, tmp_path / "out", codebook_of(tmp_path / "mfcc"))
     assert (tmp_path / "out" / "units.tsv").read_bytes() == before
     message = run_program(tmp_path, "openwavlm", "extract", *asked, "layers=[1]").error()
-    assert "layer that their codebook names" in message
+    assert "layer of their codebook" in message
     message = run_program(tmp_path, "openwavlm", "extract", *asked[1:]).error()
     assert message.endswith("add encoder=DIR, the folder of that model")
 

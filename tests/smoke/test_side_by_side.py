@@ -147,7 +147,7 @@ def test_single_frames_may_differ_only_where_that_is_asked_for(place: Place, tmp
 
 def test_a_device_that_is_not_there_is_told(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="device is cuda, but torch finds no GPU here: .*use device=cpu, or device=auto"):
+    with pytest.raises(ValueError, match=r"device is cuda, but torch finds no GPU here: .*use device=cpu, or device=auto"):
         assign_labels(place.shards, place.codebooks[1], tmp_path / "out", teacher=place.teacher, device="cuda")
     with pytest.raises(ValueError, match="device must be one of cpu, cuda, auto, but is 'gpu'"):
         assign_labels(place.shards, place.codebooks[1], tmp_path / "out", teacher=place.teacher, device="gpu")

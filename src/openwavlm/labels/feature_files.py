@@ -1,7 +1,7 @@
 """Extracts features of a model's layers, or units, from a folder of recordings: `openwavlm extract --help`."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -116,7 +116,7 @@ def extract_features_of_folder(
             log.warning(f"features of {len(gone)} deleted recordings remain, first {gone[0]}; delete them if nothing needs them")
         todo = [name for name in names if not _is_newer(_features_file(output, name), folder / name)]
         jobs = [_Job(folder, name, model, output, chosen, dtype) for name in todo]
-        return _run(_write_features, jobs, len(names), workers, max_skip_rate)
+        return _run(jobs, len(names), workers, max_skip_rate)
 
 
 def extract_units_of_folder(
@@ -157,7 +157,7 @@ def extract_units_of_folder(
     with writer_lock(output):
         _check_same(output / "units.json", request, "units")
         jobs = [_Job(folder, name, model, codebook=book) for name in names]
-        result = _run(_assign_units, jobs, len(names), workers, max_skip_rate)
+        result = _run(jobs, len(names), workers, max_skip_rate)
         with atomic_file(output / "units.tsv") as file:
             for name in names:
                 if name in result.units:
@@ -205,11 +205,11 @@ def _check_same(path: Path, request: dict[str, Any], kind: str) -> None:
         )
 
 
-def _run(function: Callable[[_Job], _Done], jobs: Sequence[_Job], files: int, workers: int, max_skip_rate: float) -> Extracted:
+def _run(jobs: Sequence[_Job], files: int, workers: int, max_skip_rate: float) -> Extracted:
     skipped: dict[str, str] = {}
     units: dict[str, np.ndarray] = {}
     frames = 0
-    for done in run_jobs(function, jobs, workers=workers, description="recordings"):
+    for done in run_jobs(_extract, jobs, workers=workers, description="recordings"):
         frames += done.frames
         if done.refusal:
             skipped[done.name] = done.refusal
@@ -224,21 +224,24 @@ def _run(function: Callable[[_Job], _Done], jobs: Sequence[_Job], files: int, wo
     return Extracted(files - len(skipped), files - len(jobs), frames, dict(sorted(skipped.items())), units)
 
 
-def _decoded(job: _Job) -> np.ndarray | str:
+def _extract(job: _Job) -> _Done:
     try:
-        return decode_or_stop(job.root / job.name).samples
+        samples = decode_or_stop(job.root / job.name).samples
     except AudioError as error:
-        return str(error)
+        return _Done(job.name, refusal=str(error))
+    with one_torch_thread():
+        if job.codebook is None:
+            return _Done(job.name, _write_features(job, samples))
+        (units,) = assign_in_chunks([job.codebook], samples, job.model)
+    return _Done(job.name, len(units), units)
 
 
-def _write_features(job: _Job) -> _Done:
-    samples = _decoded(job)
-    if isinstance(samples, str):
-        return _Done(job.name, refusal=samples)
+def _write_features(job: _Job, samples: np.ndarray) -> int:
+    """Writes the features of one recording and returns their number of frames."""
     assert job.model is not None and job.output is not None
     model = open_teacher(job.model).model
     frames, kind = num_frames(len(samples)), np.dtype(job.dtype).newbyteorder("<")
-    with one_torch_thread(), atomic_file(_features_file(job.output, job.name)) as file:
+    with atomic_file(_features_file(job.output, job.name)) as file:
         header = {"descr": kind.str, "fortran_order": False, "shape": (len(job.layers), frames, model.config.dim)}
         np.lib.format.write_array_header_1_0(file, header)
         start_of_data, row = file.tell(), model.config.dim * kind.itemsize
@@ -247,14 +250,4 @@ def _write_features(job: _Job) -> _Done:
             for place, state in enumerate(states):
                 file.seek(start_of_data + (place * frames + first) * row)
                 file.write(state.numpy().astype(kind).tobytes())
-    return _Done(job.name, frames)
-
-
-def _assign_units(job: _Job) -> _Done:
-    samples = _decoded(job)
-    if isinstance(samples, str):
-        return _Done(job.name, refusal=samples)
-    assert job.codebook is not None
-    with one_torch_thread():
-        (units,) = assign_in_chunks([job.codebook], samples, job.model)
-    return _Done(job.name, len(units), units)
+    return frames

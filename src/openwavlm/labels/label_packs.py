@@ -13,9 +13,8 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -57,8 +56,7 @@ def file_checksum(path: Path) -> str:
     return digest_of(path, new_checksum)
 
 
-@dataclass(frozen=True)
-class PackResult:
+class PackResult(NamedTuple):
     """A finished pack's entry in `meta.json`, and frames of each label, int64 (classes,)."""
 
     record: dict[str, Any]

@@ -147,15 +147,7 @@ def quotas(held: Mapping[str, float], wanted: float, weights: Mapping[str, float
 class _Block:
     """Neighbouring utterances of the sample, for one task; arrays have an entry an utterance.
 
-    Attributes:
-        numbers: In the sample.
-        source: Number of the index.
-        row: Row of that index.
-        first_frame: In the stream of all sampled frames.
-        count: Frames.
-        places: First place that this process computes, and the first one after its last.
-        total: Frames of the whole sample.
-        keep: Frames of the whole sample that are kept.
+    `first_frame` counts in the stream of all sampled frames, of which `keep` of `total` are kept; `places` are those of this process.
     """
 
     indexes: tuple[Path, ...]

@@ -102,7 +102,7 @@ def test_features_of_recordings_that_are_gone_are_named(model: Path, tmp_path: P
     assert "are gone" not in caplog.text
     (tmp_path / "in" / "gone.wav").unlink()
     extract_features_of_folder(model, tmp_path / "in", tmp_path / "out")
-    assert f"recordings that are gone: 1, the first {tmp_path / 'out' / 'gone.wav.npy'};" in caplog.text
+    assert f"features of 1 deleted recordings remain, first {tmp_path / 'out' / 'gone.wav.npy'};" in caplog.text
 
 
 def test_units_are_the_codebooks_labels_and_merge_into_runs(model: Path, recordings: Path, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_units_are_the_codebooks_labels_and_merge_into_runs(model: Path, recordi
         extract_units_of_folder(None, recordings, tmp_path / "out", codebook_of(tmp_path / "mfcc"))
     assert (tmp_path / "out" / "units.tsv").read_bytes() == before
     message = run_program(tmp_path, "openwavlm", "extract", *asked, "layers=[1]").error()
-    assert "layer that their codebook names" in message
+    assert "layer of their codebook" in message
     message = run_program(tmp_path, "openwavlm", "extract", *asked[1:]).error()
     assert message.endswith("add encoder=DIR, the folder of that model")
 

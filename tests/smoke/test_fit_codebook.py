@@ -188,7 +188,7 @@ def test_memory_is_bounded_before_anything_is_computed(
     ("asked", "message"),
     [
         ({"engine": "full"}, "engine must be one of lloyd, minibatch, but is 'full'"),
-        ({"device": "gpu"}, "device must be one of auto, cpu, cuda, but is 'gpu'"),
+        ({"device": "gpu"}, "device must be one of cpu, cuda, auto, but is 'gpu'"),
         ({"max_frames": 0}, "max_frames and max_memory_gib must be positive"),
         ({"n_init": -1}, "n_init and iterations must be at least 1"),
         ({"iterations": 0}, "n_init and iterations must be at least 1"),
@@ -211,7 +211,7 @@ def test_a_gpu_that_is_not_there_is_refused(sources: list[Path], tmp_path: Path)
 
 def test_frames_for_scikit_learn_stay_on_the_cpu_where_there_is_a_gpu(sources, tmp_path, monkeypatch):
     monkeypatch.setattr("openwavlm.labels.fit.choose_device", lambda device: torch.device("cuda"))
-    monkeypatch.setattr("openwavlm.labels.sampled_frames._placed", lambda features, device: features.to(_stand_in(device)))
+    monkeypatch.setattr("openwavlm.labels.sample._placed", lambda features, device: features.to(_stand_in(device)))
     assert len(fit_codebook(sources, tmp_path / "km", engine="minibatch", **FIT)) == 12
 
 

@@ -19,7 +19,8 @@ from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.import_codebook import import_codebook
 from openwavlm.labels.import_labels import import_labels
 from openwavlm.labels.kmeans import Codebook
-from openwavlm.labels.store import LabelPacks, LabelStore
+from openwavlm.labels.labelling import LabelPacks
+from openwavlm.labels.store import LabelStore
 from openwavlm.labels.teacher import layer_chunks, open_teacher
 from openwavlm.labels.verify import verify_labels
 from openwavlm.model.config import WavLMConfig
@@ -132,7 +133,7 @@ def test_labels_without_centroids_are_verified_by_their_files_and_lengths(shards
     report = verify_labels(labels, index)
     assert report.passed and (report.rows, report.all_rows, report.frames) == (0, 16, 0)
     assert "16 rows have labels" in report.sentence() and "imported without their codebook" in report.sentence()
-    with pytest.raises(ValueError, match=r"no teacher can compute the labels of .* but teacher was given: leave it out"):
+    with pytest.raises(ValueError, match=r"no teacher can compute the labels of .* but teacher was given: leave teacher out"):
         verify_labels(labels, index, teacher=Path("teacher"))
     made = run_program(tmp_path, "data_prep/verify.py", f"shards={shards}", "labels=labels")
     assert made.status == 0 and "nothing was computed again" in made.stdout, made
@@ -191,15 +192,15 @@ def test_labels_of_the_same_files_share_their_codebook_and_those_of_others_do_no
         (lambda f: f.dictionary.write_text("0 1\n1 1\n"), r"in the dictionary of 2 clusters, but line 1 of .*train\.km has 6"),
         (lambda f: f.dictionary.unlink(), r"the dictionary .* does not exist"),
         (lambda f: f.km[0].write_text("1 2 3\n" + f.km[0].read_text()), r"must have \d+ labels at 50 a second, but .* has 3"),
-        (lambda f: f.km[0].write_text(f.km[0].read_text() + "1 2\n"), "but has more: give the pair that belongs together"),
-        (lambda f: f.km[1].write_text("".join(f.km[1].read_text().splitlines(True)[:-1])), "but ends after 3: give the pair"),
-        (lambda f: f.km[0].write_text(f.km[0].read_text().replace("5", "five")), "must be numbers with blanks between"),
-        (lambda f: f.km[0].write_text(f.km[0].read_text() + "\n1 2\n"), "but has more: give the pair that belongs together"),
-        (lambda f: f.km[0].write_text("9" * 20 + "\n" + f.km[0].read_text()), r"line 1 of .* must be numbers with blanks"),
+        (lambda f: f.km[0].write_text(f.km[0].read_text() + "1 2\n"), "but has more: give matching files"),
+        (lambda f: f.km[1].write_text("".join(f.km[1].read_text().splitlines(True)[:-1])), "but ends after 3: give matching files"),
+        (lambda f: f.km[0].write_text(f.km[0].read_text().replace("5", "five")), "must be numbers separated by blanks"),
+        (lambda f: f.km[0].write_text(f.km[0].read_text() + "\n1 2\n"), "but has more: give matching files"),
+        (lambda f: f.km[0].write_text("9" * 20 + "\n" + f.km[0].read_text()), r"line 1 of .* must be numbers separated by blanks"),
         (lambda f: f.tsv[0].write_bytes(f.tsv[0].read_bytes() + b"\xe9.flac\t5\n"), r"\.tsv must be text in UTF-8, but is not"),
         (lambda f: f.dictionary.write_bytes(b"\xff\xfe0 1"), r"dict\.km\.txt must be text in UTF-8, but is not"),
         (lambda f: f.dictionary.write_text("<unk> 1\n"), r"must list clusters by number, but .* has '<unk>'"),
-        (lambda f: f.tsv[0].write_text(f.tsv[0].read_text().split("\n", 1)[1]), "first line of .* must be the folder that its paths"),
+        (lambda f: f.tsv[0].write_text(f.tsv[0].read_text().split("\n", 1)[1]), "first line of .* must be the folder of its paths"),
         (lambda f: f.km.reverse(), r"must have \d+ labels at 50 a second|ends after 4"),
         (lambda f: f.tsv[0].write_text(f.tsv[0].read_text().replace("\t", " ")), "must be a path, a tab and a number of samples"),
         (lambda f: f.tsv[0].write_text(f.tsv[0].read_text().replace("\t1", "\t9")), "must be the same audio in manifest"),
@@ -334,7 +335,7 @@ def test_what_is_no_codebook_is_refused(teacher, tmp_path):
         refused("centroids must be floating-point numbers, but those of")
     np.savez(tmp_path / "km.npz", centroids=np.ones((5, 16)))
     for trust in (False, True):
-        refused("is an archive, and no array or joblib file: save the centroids alone", "km.npz", trust=trust)
+        refused("is an archive, not an array or a joblib file: save the centroids alone", "km.npz", trust=trust)
     (tmp_path / "km.npy").write_bytes(b"text")
     refused("must be an array of centroids, but cannot be read")
     (tmp_path / "km.bin").write_bytes(b"text")

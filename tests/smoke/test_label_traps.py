@@ -15,7 +15,7 @@ from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
 from openwavlm.labels.label_packs import write_labels_meta, write_pack
-from openwavlm.labels.store import LabelPacks
+from openwavlm.labels.labelling import LabelPacks
 from openwavlm.labels.verify import verify_labels
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM

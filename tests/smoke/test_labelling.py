@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from openwavlm.audio.mfcc import mfcc_features
-from openwavlm.labels import assign, sampled_frames
+from openwavlm.labels import assign
+from openwavlm.labels import sample as sampled_frames
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
 from openwavlm.labels.kmeans import Codebook
-from openwavlm.labels.sample import draw_sample
-from openwavlm.labels.sampled_frames import thinned_places
+from openwavlm.labels.sample import draw_sample, thinned_places
 from openwavlm.labels.store import LabelStore
 from openwavlm.labels.verify import verify_labels
 from openwavlm.runtime.sealed import sealed
@@ -325,7 +325,7 @@ def test_labels_of_known_audio_are_carried_over_and_the_rest_computed(
         "carried labels may be a GPU's"
     )
     fit_codebook([shards], tmp_path / "km", clusters=4, seed=1, **FIT)
-    with pytest.raises(ValueError, match="carried over from the same codebook alone"):
+    with pytest.raises(ValueError, match="carried over only from the same codebook"):
         assign_labels(grown, tmp_path / "km", tmp_path / "other", carry_from=labels)
     with pytest.raises(ValueError, match=r"labels have a folder of their own, but .* holds shards"):
         assign_labels(shards, codebook, shards)

@@ -9,7 +9,7 @@ import torch
 
 from openwavlm.audio.frames import num_frames
 from openwavlm.checkpoints.huggingface import save_huggingface
-from openwavlm.labels import sampled_frames
+from openwavlm.labels import sample as sampled_frames
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
 from openwavlm.labels.kmeans import Codebook

@@ -126,9 +126,9 @@ def test_the_scripts_take_lists_and_the_check_names_each_share(place: Place, tmp
 def test_a_teacher_that_no_labelling_has_use_for_is_refused(place: Place, tmp_path: Path) -> None:
     assert labels_of_teacher(place.labels, place.teacher) == place.labels[1:]
     assert labels_of_teacher(place.labels[:1], None) == []
-    with pytest.raises(ValueError, match="which no teacher makes"):
+    with pytest.raises(ValueError, match="and need no teacher"):
         assign_labels(place.shards, [place.codebooks[0]], [tmp_path / "out"], teacher=place.teacher)
-    with pytest.raises(ValueError, match="which no teacher makes"):
+    with pytest.raises(ValueError, match="and need no teacher"):
         verify_labels(labels_of_teacher(place.labels[:1], place.teacher)[0], Index.open(place.shards), teacher=place.teacher)
 
 
@@ -147,7 +147,7 @@ def test_single_frames_may_differ_only_where_that_is_asked_for(place: Place, tmp
 
 def test_a_device_that_is_not_there_is_told(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="device is cuda, but torch finds no GPU here: use device=cpu, or device=auto"):
+    with pytest.raises(ValueError, match=r"device is cuda, but torch finds no GPU here: .*use device=cpu, or device=auto"):
         assign_labels(place.shards, place.codebooks[1], tmp_path / "out", teacher=place.teacher, device="cuda")
     with pytest.raises(ValueError, match="device must be one of cpu, cuda, auto, but is 'gpu'"):
         assign_labels(place.shards, place.codebooks[1], tmp_path / "out", teacher=place.teacher, device="gpu")

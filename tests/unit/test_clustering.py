@@ -17,12 +17,19 @@ from openwavlm.audio.mfcc import mfcc_features
 from openwavlm.labels import fit as fit_module
 from openwavlm.labels import lloyd
 from openwavlm.labels.chunks import ChunkedFrames, standardise_chunks
-from openwavlm.labels.fit import check_skip_rate, fit_codebook
-from openwavlm.labels.kmeans import Codebook, affordable_clusters, check_amount, standardise
+from openwavlm.labels.fit import affordable_clusters, check_skip_rate, fit_codebook
+from openwavlm.labels.kmeans import Codebook, check_amount
 from openwavlm.labels.lloyd import fit_lloyd_kmeans, whole
-from openwavlm.labels.minibatch import fit_minibatch_kmeans
-from openwavlm.labels.sample import draw_sample, keyed_hash, quotas
-from openwavlm.labels.sampled_frames import _UTTERANCES_A_TASK, num_places, sampled_frames, thinned_places
+from openwavlm.labels.minibatch import fit_minibatch_kmeans, standardise
+from openwavlm.labels.sample import (
+    _UTTERANCES_A_TASK,
+    draw_sample,
+    keyed_hash,
+    num_places,
+    quotas,
+    sampled_frames,
+    thinned_places,
+)
 from openwavlm.labels.seeding import SEEDING_FRAMES_PER_CLUSTER, greedy_seeds
 from openwavlm.runtime.collectives import Ranks
 from openwavlm.runtime.randomness import stable_hash, uniform, words
@@ -479,7 +486,7 @@ def test_kmeans_is_given_the_thinned_features_of_the_sample_and_what_was_asked_f
         given.update(frames=held.clone(), clusters=clusters, seed=seed, **settings)
         return Codebook(torch.zeros(clusters, 3), fitted={"used_clusters": 1, "perplexity": 1.0, "mean_squared_distance": 0.0})
 
-    monkeypatch.setattr("openwavlm.labels.sampled_frames.extract_feature_chunks", features)
+    monkeypatch.setattr("openwavlm.labels.sample.extract_feature_chunks", features)
     monkeypatch.setitem(_UTTERANCES_A_TASK, "mfcc", 5)
     monkeypatch.setattr(fit_module, "feature_settings", lambda *_, **__: {"name": "mfcc", "dim": 3})
     monkeypatch.setattr(fit_module, f"fit_{engine}_kmeans", kmeans)
@@ -522,7 +529,7 @@ def test_standardised_features_are_clustered_on_their_scale_and_the_codebook_kee
         fit_module, "feature_settings", lambda *_, **__: {"name": "mfcc", "dim": 39, "feature_norm": "standardise"}
     )
     monkeypatch.setattr(
-        "openwavlm.labels.sampled_frames.extract_feature_chunks",
+        "openwavlm.labels.sample.extract_feature_chunks",
         lambda settings, waveform, teacher, *, device: [(0, [5 + 3 * mfcc_features(waveform)])],
     )
     asked = {"sample_hours": 1.0, "validation_share": 0.0, "split_seed": 0, "seed": 0}

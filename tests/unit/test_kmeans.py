@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.labels.kmeans import Codebook, affordable_clusters
+from openwavlm.labels.fit import affordable_clusters
+from openwavlm.labels.kmeans import Codebook
 from openwavlm.labels.minibatch import fit_minibatch_kmeans
 from openwavlm.runtime.sealed import sealed
 

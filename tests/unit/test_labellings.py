@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from openwavlm.audio.mfcc import mfcc_features
 from openwavlm.labels import pack_tasks
 from openwavlm.labels.assign import assign_labels
-from openwavlm.labels.features import extract_features
 from openwavlm.labels.fit import fit_codebook
 from openwavlm.labels.kmeans import Codebook
 from openwavlm.labels.label_packs import labels_file, rows_file
+from openwavlm.labels.labelling import LabelPacks
 from openwavlm.labels.pack_tasks import PackTarget, PackTask, label_pack
-from openwavlm.labels.parts import ShardParts, write_parts
 from openwavlm.labels.rebind import carrier, check_carried
-from openwavlm.labels.store import LabelPacks, LabelStore
+from openwavlm.labels.store import LabelStore
+from openwavlm.labels.unfinished import ShardParts, write_parts
 from openwavlm.labels.verify import LabelVerification, verify_labels
 from openwavlm.runtime.sealed import sealed
 from openwavlm.shards.index import Index
@@ -199,7 +200,7 @@ def test_a_grown_labelling_counts_old_and_new_labels(place, tmp_path):
 def test_another_codebook_of_the_same_size_grows_no_labelling_and_carries_none_over(place, copy, tmp_path):
     with pytest.raises(ValueError, match=r"one labelling has one codebook, but .* name another output, or grow it with its own"):
         assign_labels(place["resharded"], place["codebook-second"], copy)
-    with pytest.raises(ValueError, match="labels can be carried over from the same codebook alone"):
+    with pytest.raises(ValueError, match="labels can be carried over only from the same codebook"):
         assign_labels(place["resharded"], place["codebook-second"], tmp_path / "new", carry_from=place["labels-first"])
 
 
@@ -306,7 +307,7 @@ def test_a_pack_names_the_gpu_of_its_layer_features_and_those_of_labels_that_it_
     monkeypatch.setattr(  # the teacher stands aside: its features are those of the codebook
         pack_tasks,
         "assign_in_chunks",
-        lambda books, waveform, teacher, device: [one.assign(extract_features(book.features, waveform)) for one in books],
+        lambda books, waveform, teacher, device: [one.assign(mfcc_features(waveform)) for one in books],
     )
 
     def written(carry_from: Path | None, *books: Codebook) -> list[str | None]:
@@ -387,7 +388,7 @@ def test_a_first_call_takes_half_of_the_packs_and_at_most_all(place, tmp_path, m
 
 def test_more_packs_than_a_labelling_can_have_are_refused(place, tmp_path, monkeypatch):
     monkeypatch.setattr("openwavlm.labels.assign.MAX_PACKS", 3)
-    with pytest.raises(ValueError, match=r"at most 3 packs .* has 0 and 4 more were asked for: lower packs"):
+    with pytest.raises(ValueError, match=r"at most 3 packs .* has 0 and 4 more were requested: lower packs"):
         assign_labels(place["shards"], place["codebook-first"], tmp_path / "labels", packs=4)
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.labels import store as labels_module
+from openwavlm.labels import labelling as labels_module
 from openwavlm.labels.kmeans import Codebook
 from openwavlm.labels.label_packs import labels_file, rows_file
+from openwavlm.labels.labelling import LabelPacks, upgrade_labels
 from openwavlm.labels.pack import Pack
-from openwavlm.labels.parts import ShardParts, write_parts
-from openwavlm.labels.store import LabelPacks, LabelStore
-from openwavlm.labels.upgrade import upgrade_labels
+from openwavlm.labels.store import LabelStore
+from openwavlm.labels.unfinished import ShardParts, write_parts
 from openwavlm.runtime.sealed import sealed
 from openwavlm.shards.index import COLUMNS, TABLES, Index, ShardInfo
 from openwavlm.shards.index_writer import write_index
@@ -141,7 +141,7 @@ def test_labels_without_their_finished_mark_are_refused(index: Index, labels: Pa
 
 def test_a_codebook_folder_given_as_labels_is_refused(index: Index, tmp_path: Path) -> None:
     Codebook(torch.zeros(2, 2)).save(tmp_path / "codebook")
-    with pytest.raises(ValueError, match=r"must hold labels, but its meta\.json says codebook"):
+    with pytest.raises(ValueError, match=r"must hold labels, but its meta\.json names codebook"):
         LabelStore.open(tmp_path / "codebook", index)
 
 

@@ -16,14 +16,12 @@ from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.labels.features import (
     assign_in_chunks,
     check_reproducible,
-    extract_feature_sets,
-    extract_features,
+    extract_feature_chunks,
     feature_settings,
 )
-from openwavlm.labels.kmeans import Codebook, standardise
-from openwavlm.labels.minibatch import fit_minibatch_kmeans
-from openwavlm.labels.teacher import CHUNK_SECONDS, features_of_layers, layer_chunks, model_hash, open_teacher
-from openwavlm.labels.unknown_codebook import IMPORTED, UnknownCodebook
+from openwavlm.labels.kmeans import IMPORTED, Codebook, UnknownCodebook
+from openwavlm.labels.minibatch import fit_minibatch_kmeans, standardise
+from openwavlm.labels.teacher import CHUNK_SECONDS, layer_chunks, model_hash, open_teacher
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runtime.devices import named_device
@@ -37,6 +35,18 @@ TINY = WavLMConfig(
 def tiny(seed: int = 0, **changes: object) -> WavLM:
     torch.manual_seed(seed)
     return WavLM(replace(TINY, **changes)).eval()
+
+
+def features_of_layers(model: WavLM, layers: list[int], waveform: np.ndarray) -> list[torch.Tensor]:
+    """Features of several layers of one utterance, all parts together."""
+    parts = [[torch.zeros(0, model.config.dim)] * len(layers), *(states for _, states in layer_chunks(model, layers, waveform))]
+    return [torch.cat(of_layer) for of_layer in zip(*parts, strict=True)]
+
+
+def features_of(kinds: list[dict], waveform: np.ndarray, teacher: Path) -> list[torch.Tensor]:
+    """Several kinds of features of one utterance, all pieces together."""
+    pieces = [found for _, found in extract_feature_chunks(kinds, waveform, teacher)]
+    return [torch.cat(of_kind) for of_kind in zip(*pieces, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +75,7 @@ def test_features_are_the_hidden_states_after_the_residual_of_the_whole_utteranc
     for layer, states in zip((0, 2), expected, strict=True):
         settings = feature_settings("layer", teacher=tmp_path, layer=layer)
         assert settings["feature_norm"] == ("none" if changes else "standardise")
-        assert torch.equal(extract_features(settings, waveform, tmp_path), states[0])
+        assert torch.equal(features_of([settings], waveform, tmp_path)[0], states[0])
 
 
 def test_parts_of_a_long_utterance_know_nothing_of_each_other() -> None:
@@ -105,7 +115,7 @@ def test_several_kinds_of_features_come_in_the_order_that_they_were_asked_for(te
         feature_settings("layer", teacher=teacher, layer=1),
         feature_settings("layer", teacher=teacher, layer=2, feature_norm="none"),
     ]
-    found = extract_feature_sets(kinds, waveform, teacher)
+    found = features_of(kinds, waveform, teacher)
     model = open_teacher(teacher).model
     for features, layer in ((found[0], 2), (found[2], 0), (found[3], 1), (found[4], 2)):
         assert torch.equal(features, model.extract(torch.from_numpy(waveform)[None].float() / 32768, layers=[layer])[0][0])
@@ -183,7 +193,7 @@ def test_another_teacher_a_missing_one_and_a_needless_one_are_refused(teacher: P
     save_huggingface(tiny(seed=1), tmp_path)
     with pytest.raises(ValueError, match=r"must come from the model .* holds the model"):
         check_reproducible(settings, "here", tmp_path)
-    with pytest.raises(ValueError, match="no teacher makes"):
+    with pytest.raises(ValueError, match="need no teacher"):
         check_reproducible(feature_settings("mfcc"), "here", teacher)
     with pytest.raises(ValueError, match="differ in residual"):
         check_reproducible(settings | {"residual": "before"}, "here", teacher)

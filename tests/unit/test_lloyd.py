@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openwavlm.labels.chunks import ChunkedFrames, chunk_frames, own_places, snap_to_grid, standardise_chunks
-from openwavlm.labels.kmeans import standardise
 from openwavlm.labels.lloyd import _lloyd, _squares, fit_lloyd_kmeans, whole
-from openwavlm.labels.minibatch import fit_minibatch_kmeans
+from openwavlm.labels.minibatch import fit_minibatch_kmeans, standardise
 from openwavlm.labels.seeding import greedy_seeds
 from openwavlm.runtime.collectives import Ranks
 from patience import HANG_S

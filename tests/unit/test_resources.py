@@ -21,7 +21,7 @@ from openwavlm.audio.audio_files import probe_seconds
 from openwavlm.audio.containers import AudioError
 from openwavlm.audio.decoding import decode_or_stop
 from openwavlm.checkpoints.pickles import read_pickle
-from openwavlm.labels.tidying import tidy
+from openwavlm.labels.unfinished import tidy
 from openwavlm.runtime import open_files, resources
 from openwavlm.runtime.atomic import sha256_of
 from openwavlm.runtime.mapped import map_array, map_bytes

@@ -118,7 +118,7 @@ def test_labels_and_codebooks_are_upgraded_only_beside_the_shards_that_they_are_
             with pytest.raises(ValueError, match=rf"{old / name} was made from a shard set that was not given: .*upgrade SHARDS"):
                 upgrade(given)
     assert tree(old) == before
-    with pytest.raises(ValueError, match=rf"does not say which .* by `openwavlm upgrade {work / 'shard-set'} {old / 'labels'}`"):
+    with pytest.raises(ValueError, match=rf"lacks the speakers .* by `openwavlm upgrade {work / 'shard-set'} {old / 'labels'}`"):
         LabelStore.open(old / "labels", Index.open(work / "shard-set"))
     upgrade([work / "shard-set", old / "labels", old / "codebook"])
     LabelStore.open(old / "labels", Index.open(work / "shard-set"))

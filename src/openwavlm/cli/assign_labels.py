@@ -13,19 +13,15 @@ from openwavlm.runtime.job_array import Slurm, is_array, run_array
 
 @command("prep/assign_labels")
 def main(config: DictConfig) -> None:
-    """Runs `assign_labels` with the configuration's values, here or as a job array."""
+    """Runs `assign_labels`, here or as a job array."""
     outputs = paths(config.output)
     arguments: dict[str, Any] = {
         "shards": Path(config.shards),
         "codebook": paths(config.codebook) if config.codebook else None,
         "output": outputs,
         "teacher": Path(config.teacher) if config.teacher else None,
-        "device": config.device,
-        "mode": config.mode,
         "carry_from": Path(config.carry_from) if config.carry_from else None,
-        "workers": config.workers,
-        "packs": config.packs,
-        "max_skip_rate": config.max_skip_rate,
+        **{name: config[name] for name in ("device", "mode", "workers", "packs", "max_skip_rate")},
     }
     if not is_array(config.launcher, config.task_index):
         assign_labels(**arguments, num_tasks=config.num_tasks, task_index=config.task_index)
@@ -34,5 +30,5 @@ def main(config: DictConfig) -> None:
     slurm = Slurm(**config.slurm)
     ended = run_array(assign_labels, arguments, num_tasks=config.num_tasks, workers=config.workers, folder=folder, slurm=slurm)
     if ended and not all((output / "meta.json").is_file() for output in outputs):
-        # Two last jobs on a network file system can each have missed the other's done-file.
+        # On a network file system, each of the last two jobs can miss the done-file of the other.
         assign_labels(**arguments | {"device": "cpu"})

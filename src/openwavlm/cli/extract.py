@@ -1,4 +1,4 @@
-"""`openwavlm extract`: features or units of a folder of recordings."""
+"""Extracts features or units of a folder of recordings: `openwavlm extract --help`."""
 
 import logging
 from pathlib import Path
@@ -14,13 +14,13 @@ log = logging.getLogger(__name__)
 
 @command("extract")
 def main(config: DictConfig) -> None:
-    """The command `openwavlm extract`; its key is `encoder`, since Hydra takes `model=…` for a choice of `conf/model/`."""
+    """Runs the extraction and logs a line. The model's key is `encoder`: Hydra reads `model=…` as a choice of `conf/model/`."""
     folder, output = Path(config.input), Path(config.output)
     model = Path(config.encoder) if config.encoder else None
     shared = {"workers": config.workers, "max_skip_rate": config.max_skip_rate}
     if config.codebook:
         if config.layers is not None:
-            raise ValueError(f"units come from the layer that their codebook names, but layers is {config.layers}: leave it out")
+            raise ValueError(f"units come from the layer of their codebook, but layers is {config.layers}: leave layers out")
         result = extract_units_of_folder(model, folder, output, Path(config.codebook), merge=config.merge, **shared)
         written = str(output / "units.tsv")
     else:
@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
         result = extract_features_of_folder(model, folder, output, layers=_layers(config.layers), dtype=config.dtype, **shared)
         written = f"{output}/NAME.npy, (layers, frames, dim)"
     skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
-    kept = f" ({result.kept} were there)" if result.kept else ""
+    kept = f" ({result.kept} of an earlier call)" if result.kept else ""
     log.info(f"{result.files} recordings{kept}, {result.frames} frames{skipped} -> {written}")
 
 

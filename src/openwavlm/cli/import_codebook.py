@@ -1,4 +1,4 @@
-"""Makes a codebook of a published one: `python data_prep/import_codebook.py --help`."""
+"""Imports a published codebook: `python data_prep/import_codebook.py --help`."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from openwavlm.labels.import_codebook import import_codebook
 
 @command("prep/import_codebook")
 def main(config: DictConfig) -> None:
-    """Runs `import_codebook` with the configuration's values."""
+    """Runs `import_codebook`."""
     import_codebook(
         Path(config.input),
         Path(config.output),

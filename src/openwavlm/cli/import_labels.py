@@ -1,4 +1,4 @@
-"""Makes a labelling of fairseq's label files: `python data_prep/import_labels.py --help`."""
+"""Imports fairseq's label files as a labelling: `python data_prep/import_labels.py --help`."""
 
 from pathlib import Path
 
@@ -6,17 +6,17 @@ from omegaconf import DictConfig
 
 from openwavlm.cli.app import command
 from openwavlm.labels.import_labels import import_labels
+from openwavlm.runs.compose import paths
 
 
 @command("prep/import_labels")
 def main(config: DictConfig) -> None:
-    """Runs `import_labels` with the configuration's values."""
-    tsv, km = ([value] if isinstance(value, str) else list(value) for value in (config.tsv, config.km))
+    """Runs `import_labels`."""
     import_labels(
         Path(config.shards),
         Path(config.output),
-        tsv=[Path(path) for path in tsv],
-        km=[Path(path) for path in km],
+        tsv=paths(config.tsv),
+        km=paths(config.km),
         dictionary=Path(config.dictionary),
         label_rate=config.label_rate,
         decimate=config.decimate,

@@ -1,4 +1,4 @@
-"""Compares shards (and labels) with checksums, counts and a recomputed sample: `python data_prep/verify.py --help`."""
+"""Verifies shards (and labels) by checksums, counts and a recomputed sample: `python data_prep/verify.py --help`."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from openwavlm.shards.verify_input import verify_input
 
 @command("prep/verify")
 def main(config: DictConfig) -> None:
-    """Verifies, prints the verdict, and fails if anything is damaged."""
+    """Verifies shards and labels, prints the result, and fails on damage."""
     result = verify_shards(config.shards, share=config.share, seed=config.seed, workers=config.workers)
     problems = list(result.problems)
     verdicts, damaged = [result.sentence()], [str(config.shards)] if problems else []

@@ -1,7 +1,7 @@
-"""Labelling a shard set: one stateless task a pack, each with a done-file; then `meta.json`, the finished mark.
+"""Labels a shard set: one stateless task a pack, each with a done-file; then `meta.json`, the finished mark.
 
-Several codebooks of one teacher label in one pass: audio is read and the teacher runs once. A task then writes the pack of the same
-shards in each labelling; each labelling has done-files of its own and is, byte for byte, what it would have become alone.
+Several codebooks of one teacher share one pass over the audio. A task then writes the pack of the same shards in each labelling; each
+labelling has its own done-files and the same bytes as if it were made alone.
 """
 
 import logging
@@ -13,17 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.audio.frames import FRAME_RATE_HZ
 from openwavlm.labels.features import check_reproducible
 from openwavlm.labels.fit import check_skip_rate
 from openwavlm.labels.kmeans import Codebook
 from openwavlm.labels.label_packs import MAX_PACKS, write_labels_meta
+from openwavlm.labels.labelling import LabelPacks, check_names, write_stats
 from openwavlm.labels.pack_tasks import PackTarget, PackTask, label_pack
-from openwavlm.labels.quality import perplexity, unigram, used_clusters
+from openwavlm.labels.quality import unigram
 from openwavlm.labels.rebind import check_carried
-from openwavlm.labels.store import LabelPacks, check_names
-from openwavlm.labels.tidying import tidy
-from openwavlm.runtime.atomic import taking_turns, write_json, writer_lock
+from openwavlm.labels.unfinished import tidy
+from openwavlm.runtime.atomic import taking_turns, writer_lock
 from openwavlm.runtime.devices import named_device
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.shards.index import Index
@@ -36,12 +35,12 @@ MODES = ("assign", "rebind")
 
 @dataclass(frozen=True)
 class _Labelling:
-    """A labelling that is being made or grown.
+    """Labelling to be made or grown.
 
     Attributes:
-        output: Its folder.
-        codebook: Its centroids.
-        existing: What is there already, or None.
+        output: Folder.
+        codebook: Its codebook.
+        existing: Finished labelling in the folder, or None.
         new: Shards of the index without labels, in index order.
     """
 
@@ -70,56 +69,49 @@ def assign_labels(
     num_tasks: int = 1,
     task_index: int | None = None,
 ) -> dict[str, Any] | None:
-    """Labels every shard that has no labels yet; can be killed and called again, and gives the same bytes.
+    """Labels every shard without labels; can be killed and called again, with the same resulting bytes.
 
-    Labels are computed on whole, clean, stored utterances. A row whose audio cannot be read gets no labels (0 frames).
+    Labels are computed on whole, clean, stored utterances. A row of unreadable audio gets no labels (0 frames).
 
     Args:
         shards: Shard-set directory.
-        codebook: Codebook folder, or several whose labels are made in one pass over the audio; None with `mode="rebind"`, which
-            keeps the codebook of `carry_from`.
-        output: The labelling, or one for each codebook; one that exists is grown by the shards that it lacks.
-        teacher: With a codebook of layer features: the model that it was fitted on, a Hugging Face directory; each process loads it.
-        device: Where the teacher runs: `cpu`, `cuda`, or `auto` for `cuda` where there is one. A GPU's labels can differ from a
-            CPU's in single frames, so packs that one made say so in `meta.json`.
+        codebook: Codebook folder, or several that share one pass over the audio; None with `mode="rebind"`, which keeps the codebook
+            of `carry_from`.
+        output: Labelling, or one for each codebook; an existing one is grown by the shards that it lacks.
+        teacher: With a codebook of layer features: the model that it was fitted on; each process loads it.
+        device: Device of the teacher: `cpu`, `cuda`, or `auto` for `cuda` where there is one. Labels of a GPU can differ from those
+            of a CPU in single frames, so `meta.json` names the GPU of each pack.
         mode: `assign` computes labels; `rebind` carries those of `carry_from` over by the MD5 of the audio, without reading it.
-        carry_from: With `rebind`: the labelling of the same audio in other shards. With `assign`: a labelling by the same codebook,
-            whose labels are taken for audio that it has, so that the rest alone is read.
+        carry_from: With `rebind`: a labelling of the same audio in other shards. With `assign`: a labelling by the same codebook;
+            only audio that it lacks is read.
         workers: Processes.
         packs: Packs for the new shards; None: half of those that are left of 256, at most one a shard.
         max_skip_rate: Largest share of rows that may be unreadable.
         num_tasks: Jobs of an array that share the packs; the one that finds all packs done writes `meta.json`.
-        task_index: Which of them this is: it writes packs `task_index`, `task_index + num_tasks`, …; None for a run by itself,
-            which writes all packs that are not done.
+        task_index: Number of this job: it writes packs `task_index`, `task_index + num_tasks`, …; None for a single run, which
+            writes all packs that are not done.
 
     Returns:
-        What the (first) `meta.json` says; None if packs of other jobs are still missing.
+        Content of the (first) `meta.json`; None if packs of other jobs are still missing.
 
     Raises:
-        ValueError: If the mode or its arguments are wrong, the codebooks' features cannot be made here (no teacher or another
-            one), a labelling has another codebook, the shards are damaged, audio has no labels to carry over, or too many rows
-            are unreadable.
+        ValueError: If the mode or its arguments are wrong, the codebooks' features cannot be computed (no teacher or another one), a
+            labelling has another codebook, the shards are damaged, audio has no labels to carry over, or too many rows are
+            unreadable.
     """
     codebooks = [codebook] if isinstance(codebook, Path) else list(codebook or [])
     outputs = [output] if isinstance(output, Path) else list(output)
-    _check_arguments(mode, codebooks, outputs, carry_from, num_tasks, task_index)
-    if mode == "rebind" and teacher is not None:
-        raise ValueError(f"mode=rebind reads no audio, so it needs no teacher, but has {teacher}: leave teacher out")
+    _check_arguments(mode, codebooks, outputs, carry_from, teacher)
+    if num_tasks < 1 or (task_index is not None and not 0 <= task_index < num_tasks):
+        raise ValueError(f"task_index must lie in [0, num_tasks), but is {task_index} with num_tasks={num_tasks}")
     device = named_device(device)
     index = Index.open(shards)
     check_shards(index)
-    carried = [LabelPacks.open(carry_from).codebook] if carry_from else []
-    books = carried if mode == "rebind" else [Codebook.load(path) for path in codebooks]
-    if mode == "assign":
-        _check_features(books, codebooks, teacher)
-        if carried and (carried[0].hash, carried[0].features) != (books[0].hash, books[0].features):
-            raise ValueError(
-                f"labels can be carried over from the same codebook alone, but {carry_from} was made with {carried[0].hash[:12]} and "
-                f"{codebooks[0]} is {books[0].hash[:12]}: give the codebook of those labels, or leave carry_from out"
-            )
+    books = _books(codebooks, carry_from, teacher)
+    alone = task_index is None
     with ExitStack() as stack:
         for folder in outputs:
-            stack.enter_context(writer_lock(folder, shared=task_index is not None))
+            stack.enter_context(writer_lock(folder, shared=not alone))
         labellings = [_labelling(folder, book, index) for folder, book in zip(outputs, books, strict=True)]
         tasks: dict[Path, list[PackTask]] = {}
         for together in _alike(labellings):
@@ -133,7 +125,7 @@ def assign_labels(
                 if labelling.new:
                     labelling.codebook.save_array(labelling.output)
                 tasks[labelling.output] = cut
-            mine = [task for number, task in enumerate(cut) if task_index is None or number % num_tasks == task_index]
+            mine = [task for number, task in enumerate(cut) if alone or number % num_tasks == task_index]
             todo = [task for task in map(PackTask.undone, mine) if task.targets]
             names = ", ".join(str(labelling.output) for labelling in together)
             log.info(
@@ -141,7 +133,6 @@ def assign_labels(
             )
             for _ in run_jobs(label_pack, todo, workers=workers, description="labels"):
                 pass
-        alone = task_index is None
         finished = [
             _finish_in_turn(labelling, index, tasks[labelling.output], max_skip_rate, alone=alone) for labelling in labellings
         ]
@@ -149,15 +140,10 @@ def assign_labels(
 
 
 def _check_arguments(
-    mode: str,
-    codebooks: list[Path],
-    outputs: list[Path],
-    carry_from: Path | None,
-    num_tasks: int,
-    task_index: int | None,
+    mode: str, codebooks: list[Path], outputs: list[Path], carry_from: Path | None, teacher: Path | None
 ) -> None:
     if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, but is {mode!r}: correct it")
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, but is {mode!r}")
     if mode == "rebind" and (carry_from is None or codebooks or len(outputs) != 1):
         raise ValueError(
             "mode=rebind needs carry_from (the labelling of the same audio), one output and no codebook: it keeps that labelling's"
@@ -175,16 +161,26 @@ def _check_arguments(
             f"every codebook needs an output of its own, but there are {len(codebooks)} codebooks and {len(set(outputs))} outputs: "
             "name as many, as in codebook=[A,B] output=[X,Y]"
         )
-    if num_tasks < 1 or (task_index is not None and not 0 <= task_index < num_tasks):
-        raise ValueError(f"task_index must lie in [0, num_tasks), but is {task_index} with num_tasks={num_tasks}")
+    if mode == "rebind" and teacher is not None:
+        raise ValueError(f"mode=rebind reads no audio, so it needs no teacher, but has {teacher}: leave teacher out")
 
 
-def _check_features(books: list[Codebook], codebooks: list[Path], teacher: Path | None) -> None:
-    """Refuses codebooks whose features this program cannot make, or cannot make in one pass."""
+def _books(codebooks: list[Path], carry_from: Path | None, teacher: Path | None) -> list[Codebook]:
+    """Opens the codebooks, or that of `carry_from` if there are none; refuses features that cannot be computed."""
+    carried = [LabelPacks.open(carry_from).codebook] if carry_from else []
+    if not codebooks:
+        return carried
+    books = [Codebook.load(path) for path in codebooks]
     of_layers = [book.features.get("name") == "layer" for book in books]
     for book, path, of_layer in zip(books, codebooks, of_layers, strict=True):
-        # A teacher is superfluous only where no codebook has use for it.
+        # A teacher is superfluous only if no codebook needs it.
         check_reproducible(book.features, path, teacher if of_layer or not any(of_layers) else None)
+    if carried and (carried[0].hash, carried[0].features) != (books[0].hash, books[0].features):
+        raise ValueError(
+            f"labels can be carried over only from the same codebook, but {carry_from} was made with {carried[0].hash[:12]} and "
+            f"{codebooks[0]} is {books[0].hash[:12]}: give the codebook of those labels, or leave carry_from out"
+        )
+    return books
 
 
 def _labelling(output: Path, book: Codebook, index: Index) -> _Labelling:
@@ -198,7 +194,6 @@ def _labelling(output: Path, book: Codebook, index: Index) -> _Labelling:
                 f"one labelling has one codebook, but {output} was made with {existing.codebook.hash[:12]} and this is "
                 f"{book.hash[:12]}: name another output, or grow it with its own codebook"
             )
-    if existing:
         check_names(existing, index)
     new = existing.missing(index) if existing else range(len(index.shards))
     if existing and not new:
@@ -207,7 +202,7 @@ def _labelling(output: Path, book: Codebook, index: Index) -> _Labelling:
 
 
 def _alike(labellings: list[_Labelling]) -> list[list[_Labelling]]:
-    """Labellings in groups whose packs cover the same shards: what one pass can label without any of them coming out differently."""
+    """Groups labellings with packs of the same shards; one pass labels a group with the bytes of separate passes."""
     groups: dict[tuple[int, tuple[int, ...]], list[_Labelling]] = {}
     for labelling in labellings:
         groups.setdefault((labelling.first_pack, labelling.new), []).append(labelling)
@@ -224,7 +219,7 @@ def _cut(
     device: str,
     mode: str,
 ) -> list[PackTask]:
-    """Deals the new shards, in index order, to packs of about equally many shards."""
+    """Splits the new shards, in index order, into packs of about equally many shards."""
     first_pack, new = labellings[0].first_pack, labellings[0].new
     if not new and labellings[0].existing:
         return []
@@ -233,7 +228,7 @@ def _cut(
     if not 1 <= count <= left:
         raise ValueError(
             f"a labelling has at most {MAX_PACKS} packs and needs at least one for new shards, but {labellings[0].output} has "
-            f"{first_pack} and {count} more were asked for: "
+            f"{first_pack} and {count} more were requested: "
             + ("lower packs" if left else f"label the whole set into another output, with carry_from={labellings[0].output}")
         )
     tasks = []
@@ -249,7 +244,7 @@ def _cut(
 def _finish_in_turn(
     labelling: _Labelling, index: Index, tasks: list[PackTask], max_skip_rate: float, *, alone: bool
 ) -> dict[str, Any] | None:
-    """Finishes a labelling unless another job of the array, which saw the last packs done at the same time, has."""
+    """Finishes a labelling unless another job of the array, which found all packs done at the same time, has finished it."""
     with taking_turns(labelling.output):
         if labelling.new and (labelling.output / "meta.json").is_file():
             found = LabelPacks.open(labelling.output)
@@ -272,7 +267,7 @@ def _finish(labelling: _Labelling, tasks: list[PackTask], max_skip_rate: float, 
     try:
         check_skip_rate(unreadable, sum(result["record"]["rows"] for result in results), max_skip_rate)
     except ValueError:
-        # These packs are done again on the next call: by then the shards may have been repaired.
+        # The next call labels these packs again, since the shards may be repaired before.
         for target, result in zip(targets, results, strict=True):
             if result["record"]["unreadable_rows"]:
                 target.done_file.unlink(missing_ok=True)
@@ -285,23 +280,10 @@ def _finish(labelling: _Labelling, tasks: list[PackTask], max_skip_rate: float, 
 
 
 def _close(output: Path, meta: dict[str, Any], *, alone: bool) -> dict[str, Any]:
-    """Writes `stats.json` and removes what is no longer needed; `meta.json` is there already."""
+    """Writes `stats.json` and removes work that is no longer needed, after `meta.json` was written."""
     counts = np.array(meta["label_counts"])
     entropy, accuracy = unigram(counts) if counts.sum() else (0.0, 0.0)
-    stats = {
-        "command": "assign_labels",
-        **{name: meta[name] for name in ("num_classes", "codebook_hash", "shards", "rows", "unreadable_rows", "frames")},
-        "packs": len(meta["packs"]),
-        "hours": round(meta["frames"] / FRAME_RATE_HZ / 3600, 4),
-        "used_clusters": used_clusters(counts),
-        "perplexity": perplexity(counts),
-        "unigram_entropy_nats": entropy,
-        "unigram_accuracy": accuracy,
-    }
-    write_json(output / "stats.json", stats)
+    more = {"packs": len(meta["packs"]), "unigram_entropy_nats": entropy, "unigram_accuracy": accuracy}
+    write_stats(output, meta, "assign_labels", **more)
     tidy(output, meta, alone=alone)
-    log.info(
-        f"{meta['rows']} rows, {stats['hours']:.2f} h, {stats['used_clusters']} of {meta['num_classes']} clusters in use, perplexity "
-        f"{stats['perplexity']:.1f}, {meta['unreadable_rows']} unreadable -> {output}"
-    )
     return meta

@@ -1,8 +1,8 @@
-"""The frames that are clustered, in chunks whose borders depend neither on threads nor on the number of processes.
+"""Frames to be clustered, in chunks that depend neither on threads nor on the number of processes.
 
-Two rules make every figure the same however the work is divided. A chunk is computed by one torch thread, so that its products have
-one order of sums. What is added up over chunks is either added in the order of the chunks, or consists of numbers on a grid so coarse
-that float64 adds them without rounding, in any order.
+Two rules make results independent of the division of work. One torch thread computes a chunk, so that its products have one order of
+sums. Sums over chunks are either taken in the order of the chunks, or consist of numbers on a grid on which float64 sums are exact in
+any order.
 """
 
 import queue
@@ -26,7 +26,7 @@ _EXACT_BITS = 53
 
 
 def chunk_frames(clusters: int, device: torch.device) -> int:
-    """Frames a chunk, a power of two; the fewer, the more clusters, and more on a GPU, where a chunk has to keep thousands of cores."""
+    """Frames a chunk, a power of two: fewer for more clusters, more for a GPU with its thousands of cores."""
     power = 1 << (max(_SCORES // clusters, 1).bit_length() - 1)
     frames = max(_MIN_CHUNK_FRAMES, min(_MAX_CHUNK_FRAMES, power))
     return frames if device.type == "cpu" else frames * _GPU_FACTOR
@@ -41,11 +41,11 @@ def own_places(total: int, chunk: int, ranks: Ranks) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some neighbouring frames.
+    """Neighbouring frames.
 
     Attributes:
-        number: Of the chunk, over all processes.
-        places: Where the frames stand among this process's: int64 (frames,), or a slice.
+        number: Number of the chunk over all processes.
+        places: Places of the frames in this process: int64 (frames,), or a slice.
         frames: float32 (frames, dim).
     """
 
@@ -59,12 +59,12 @@ class ChunkedFrames:
     """This process's share of the frames.
 
     Attributes:
-        features: float32 (places, dim), this process's.
+        features: float32 (places, dim) of this process.
         total: Places of all processes.
         chunk: Places a chunk.
-        filled: bool (places,), which places hold a frame; None = all.
-        ranks: This process among the others.
-        device: Where chunks are computed; features stay where they are, and travel chunk by chunk if that is elsewhere.
+        filled: bool (places,), True = holds a frame; None = all do.
+        ranks: This process in its group.
+        device: Device that computes chunks; features stay on their device and are copied chunk by chunk if it is another one.
     """
 
     features: Tensor
@@ -97,7 +97,7 @@ class ChunkedFrames:
 
     @contextmanager
     def threads(self) -> Iterator[None]:
-        """Keeps the threads of `each` for several calls: a new thread's first matrix product costs milliseconds."""
+        """Keeps the threads of `each` for several calls: the first matrix product of a new thread costs milliseconds."""
         number = min(torch.get_num_threads(), -(-len(self.features) // self.chunk)) if self.device.type == "cpu" else 1
         with one_torch_thread(), ThreadPoolExecutor(max(number, 1)) as pool:
             self._pool = pool if number > 1 else None
@@ -108,7 +108,7 @@ class ChunkedFrames:
                 self._ready = False
 
     def each(self, function: Callable[[Chunk], Result]) -> list[Result]:
-        """Calls `function` for each chunk of this process, each on one torch thread, as many at a time as torch may use threads."""
+        """Calls `function` for each chunk of this process on one torch thread each, in as many threads as torch may use."""
         if not self._ready:
             with self.threads():
                 return self.each(function)
@@ -117,11 +117,11 @@ class ChunkedFrames:
         return list(run(lambda start: function(self._chunk(start)), starts))
 
     def accumulated(self, function: Callable[[Chunk, Tensor], None], shape: tuple[int, ...]) -> Tensor:
-        """Sums of numbers whose float64 sums are exact, over the chunks of all processes.
+        """Exact float64 sums over the chunks of all processes.
 
         Args:
-            function: Adds what a chunk has to the float64 tensor that it is given.
-            shape: Of the sums.
+            function: Adds numbers of a chunk, on a grid (`snap_to_grid`), to a float64 tensor.
+            shape: Shape of the sums.
         """
         made: list[Tensor] = []
         free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
@@ -139,25 +139,25 @@ class ChunkedFrames:
         return self.ranks.sum(torch.stack(made).sum(dim=0) if made else torch.zeros(shape, dtype=torch.float64))
 
     def by_chunk(self, function: Callable[[Chunk], Tensor], width: int) -> Tensor:
-        """One float64 vector a chunk, of all processes: (chunks, width) on the CPU."""
+        """One float64 vector for each chunk of all processes: (chunks, width) on the CPU."""
         table = torch.zeros(self.num_chunks, width, dtype=torch.float64)
         for number, row in self.each(lambda chunk: (chunk.number, function(chunk))):
             table[number] = row
         return self.ranks.sum(table)
 
     def even_places(self, wanted: int) -> Tensor:
-        """At most `wanted` places of all, evenly spread: int64, ascending."""
+        """At most `wanted` of all places, evenly spread: int64, ascending."""
         wanted = min(wanted, self.total)
         return torch.arange(wanted) * self.total // wanted if wanted else torch.zeros(0, dtype=torch.int64)
 
     def at(self, places: Tensor) -> Tensor:
-        """The frames at these places of all, float32 (frames, dim) on the CPU of every process; empty places are left out."""
+        """Frames at these of all places, float32 (frames, dim) on the CPU of every process; empty places are left out."""
         own = places - self.first
         mine = (own >= 0) & (own < len(self.features))
         if self.filled is not None:
             mine[mine.clone()] = self.filled[own[mine]].cpu()
         held = self.features[own[mine]].cpu()
-        if self.ranks.size == 1:  # copies of hundreds of megabytes take longer than a pass
+        if self.ranks.size == 1:  # saves copies of hundreds of megabytes, which take longer than a pass
             return held
         frames = torch.zeros(len(places), self.dim)
         frames[mine] = held
@@ -166,10 +166,10 @@ class ChunkedFrames:
 
 
 def standardise_chunks(frames: ChunkedFrames) -> Tensor:
-    """Brings each dimension to mean 0 and deviation 1 in place, as `kmeans.standardise` does; the same at any number of processes.
+    """Brings each dimension to mean 0 and deviation 1 in place, as `minibatch.standardise`; the same at any number of processes.
 
     Returns:
-        float32 (2, dim): the means and deviations.
+        float32 (2, dim): means and deviations.
 
     Raises:
         ValueError: If there are no frames, or some are not finite.
@@ -204,8 +204,8 @@ def _largest(frames: ChunkedFrames) -> Tensor:
 def snap_to_grid(frames: ChunkedFrames) -> None:
     """Rounds the features, in place, to a grid on which any sum of all frames is exact in float64.
 
-    Each dimension has its own grid, a power of two below its largest value; of eight million frames 2⁻³⁰ of it, so that what is as
-    large as a hundredth of that value is not moved at all.
+    The step of each dimension is a power of two, for eight million frames 2⁻³⁰ of the largest value, so that values above a hundredth
+    of the largest do not change.
 
     Raises:
         ValueError: If a feature is not finite.

@@ -1,4 +1,4 @@
-"""Reading fairseq's labels: `.tsv` (root, then path and samples), `.km` (a line of clusters an utterance), `dict.km.txt`."""
+"""Reads fairseq's labels: `.tsv` (root, then path and samples), `.km` (a line of clusters an utterance), `dict.km.txt`."""
 
 import re
 from array import array
@@ -18,12 +18,12 @@ RATES_HZ = (50, 100)
 
 @dataclass(frozen=True)
 class Lines:
-    """The lines of one `.km` that belong to rows of the index.
+    """Lines of one `.km`.
 
     Attributes:
-        file: The `.km`.
-        rows: int64 (lines,) row of the index, −1 where the shard set has no such utterance.
-        offsets: Place of each line in the file.
+        file: Path of the `.km`.
+        rows: int64 (lines,) row of the index, −1 where the shard set lacks the utterance.
+        offsets: Offset of each line in the file, bytes.
     """
 
     file: Path
@@ -32,7 +32,7 @@ class Lines:
 
 
 def read_dictionary(path: Path) -> int:
-    """Number of clusters of a `dict.km.txt`; fairseq turns labels that its dictionary lacks into one symbol, without a word (#4521).
+    """Number of clusters of a `dict.km.txt`; fairseq silently maps labels that its dictionary lacks to one symbol (#4521).
 
     Raises:
         ValueError: If it is missing, empty, or does not list 0 … K − 1.
@@ -40,12 +40,12 @@ def read_dictionary(path: Path) -> int:
     if not path.is_file():
         raise ValueError(f"the dictionary {path} does not exist: give dict.km.txt, one line `CLUSTER 1` for each of 0 … K − 1")
     listed = [line.split()[0] for line in _lines(path) if line.split()]
-    # fairseq fills its dictionaries up to a multiple of eight.
+    # fairseq pads its dictionaries to a multiple of eight.
     listed = [name for name in listed if not re.fullmatch(r"madeupword\d+", name)]
     wrong = next((name for name in listed if not name.isdecimal()), None)
     if wrong is not None:
         raise ValueError(
-            f"the dictionary must list clusters by number, but {path} has {wrong!r}: give that of the labels, or correct it"
+            f"the dictionary must list clusters by number, but {path} has {wrong!r}: give the dictionary of the labels"
         )
     found = {int(name) for name in listed}
     if not listed or len(found) != len(listed) or found != set(range(len(listed))):
@@ -55,14 +55,14 @@ def read_dictionary(path: Path) -> int:
             else f"has {len(listed)} lines and lacks {min(set(range(len(listed))) - found, default='none')}"
         )
         raise ValueError(
-            f"the dictionary must list every cluster 0 … K − 1 once, but {path} {what}: fairseq would take every label that is absent for "
-            "one and the same; write it again, one line `CLUSTER 1` for each"
+            f"the dictionary must list every cluster 0 … K − 1 once, but {path} {what}: fairseq would map all absent labels to one "
+            "symbol; write it again, one line `CLUSTER 1` for each"
         )
     return len(listed)
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines of a text file without their ends and without empty ones at its end."""
+    """Lines of a text file, without line ends and without empty lines at its end."""
     empty = 0
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -76,24 +76,22 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _utterances(tsv: Path) -> Iterator[tuple[str, int]]:
-    """Path, with the root that the first line names, and number of samples of each line."""
+    """Path below the root in the first line, and number of samples, of each line."""
     if not tsv.is_file():
         raise ValueError(f"the manifest {tsv} does not exist: correct tsv")
     lines = _lines(tsv)
     root = next(lines, "").strip()
     if "\t" in root:
-        raise ValueError(f"the first line of {tsv} must be the folder that its paths are in, but is {root!r}: add that line")
+        raise ValueError(f"the first line of {tsv} must be the folder of its paths, but is {root!r}: add that line")
     for number, line in enumerate(lines, start=2):
         path, _, samples = line.partition("\t")
         if not path or not samples.strip().isdecimal():
-            raise ValueError(
-                f"each line of {tsv} must be a path, a tab and a number of samples, but line {number} is {line!r}: correct it"
-            )
+            raise ValueError(f"each line of {tsv} must be a path, a tab and a number of samples, but line {number} is {line!r}")
         yield f"{root}/{path}", int(samples)
 
 
 def _rows_of(path: str, index: Index, keys: np.ndarray, order: np.ndarray) -> list[int]:
-    """Rows that a path may mean: by as many of its last parts as the shards' names have, whichever folder they were made from."""
+    """Rows with the name of a path, or of the longest end of it that names a row: the root of the shard set may differ."""
     parts = PurePosixPath(path).with_suffix("").parts
     for first in range(len(parts)):
         name = portable("/".join(parts[first:]))
@@ -106,17 +104,17 @@ def _rows_of(path: str, index: Index, keys: np.ndarray, order: np.ndarray) -> li
 
 
 def read_lines(tsv: Path, km: Path, index: Index, classes: int, label_rate: int) -> Lines:
-    """Finds each line's row and checks its length and labels.
+    """Finds the row of each line and checks its length and labels.
 
     Args:
-        tsv: The manifest.
+        tsv: Manifest.
         km: Its labels.
-        index: The shard set.
-        classes: Clusters of the dictionary.
+        index: Index of the shard set.
+        classes: Number of clusters in the dictionary.
         label_rate: Labels a second, 50 or 100.
 
     Raises:
-        ValueError: If a line is missing or damaged, a path means several rows, or samples, labels or lengths do not fit.
+        ValueError: If a line is missing or damaged, a path names several rows, or samples, labels or lengths do not match.
     """
     order = np.argsort(index.key, kind="stable")
     keys = np.asarray(index.key)[order]
@@ -126,12 +124,12 @@ def read_lines(tsv: Path, km: Path, index: Index, classes: int, label_rate: int)
             line = file.readline()
             if not line:
                 raise ValueError(
-                    f"{km} must have a line for each utterance of {tsv}, but ends after {number - 1}: give the pair that belongs together"
+                    f"{km} must have a line for each utterance of {tsv}, but ends after {number - 1}: give matching files"
                 )
             found = _rows_of(path, index, keys, order)
             if len(found) > 1:
                 raise ValueError(
-                    f"{path} of {tsv} means {len(found)} utterances of {index.path} by its last parts: give paths from their common root"
+                    f"{path} of {tsv} names {len(found)} utterances of {index.path} by its last parts: give paths from their common root"
                 )
             if found:
                 _check_length(path, samples, int(index.num_samples[found[0]]), _parsed(line, km, number, classes), label_rate, km)
@@ -139,9 +137,7 @@ def read_lines(tsv: Path, km: Path, index: Index, classes: int, label_rate: int)
             offsets.append(place)
             place += len(line)
         if any(line.strip() for line in file):
-            raise ValueError(
-                f"{km} must have a line for each utterance of {tsv}, but has more: give the pair that belongs together"
-            )
+            raise ValueError(f"{km} must have a line for each utterance of {tsv}, but has more: give matching files")
     return Lines(km, np.array(rows, dtype=np.int64), offsets)
 
 
@@ -150,13 +146,13 @@ def _parsed(line: bytes, km: Path, number: int, classes: int) -> np.ndarray:
         labels = np.array(line.split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:
         raise ValueError(
-            f"line {number} of {km} must be numbers with blanks between, but is not ({error}): write the file again"
+            f"line {number} of {km} must be numbers separated by blanks, but is not ({error}): write the file again"
         ) from error
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         wrong = int(labels.min() if labels.min() < 0 else labels.max())
         raise ValueError(
-            f"labels must be in the dictionary of {classes} clusters, but line {number} of {km} has {wrong}: give the dictionary that "
-            "belongs to the labels"
+            f"labels must be in the dictionary of {classes} clusters, but line {number} of {km} has {wrong}: give the dictionary of the "
+            "labels"
         )
     return labels
 

@@ -1,7 +1,7 @@
-"""From a folder of recordings to features of a model's layers, or to units: `openwavlm extract --help`."""
+"""Extracts features of a model's layers, or units, from a folder of recordings: `openwavlm extract --help`."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,19 +26,21 @@ DTYPES = ("float32", "float16")
 
 @dataclass(frozen=True)
 class Extracted:
-    """What came of a folder.
+    """Result of extracting one folder.
 
     Attributes:
-        files: Files that have features or units now.
-        kept: Those of them that had them before and were not done again.
-        frames: Frames of the files that were done.
-        skipped: Files that cannot be read, relative to the folder, with the reason.
+        files: Recordings that have features or units.
+        kept: Recordings with features of an earlier call.
+        frames: Frames that this call computed.
+        skipped: Unreadable recordings, relative to the folder, and the reason.
+        units: Units of each recording, uint16 (frames,); empty when features are extracted.
     """
 
     files: int
     kept: int
     frames: int
     skipped: dict[str, str]
+    units: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -70,32 +72,32 @@ def extract_features_of_folder(
     workers: int = 1,
     max_skip_rate: float = 0.0,
 ) -> Extracted:
-    """Writes `output/NAME.npy`, (layers, frames, dim), for each `folder/NAME`, and `output/extract.json` about all of them.
+    """Writes `output/NAME.npy`, (layers, frames, dim), for each `folder/NAME`, and their settings to `output/extract.json`.
 
-    Recordings of any format and rate are brought to 16 kHz mono; beyond 30 s they are cut into independent parts of equal length.
-    Called again, it does only what is missing or older than its recording.
+    Recordings of any format and rate are converted to 16 kHz mono; above 30 s they are cut into independent parts of equal length.
+    Called again, computes only features that are missing or older than their recording.
 
     Args:
         model: A checkpoint of any dialect, ours or published.
         folder: Recordings, in sub-folders too.
-        output: Where to; nothing else may have been extracted there.
-        layers: Which layers, after their residual; 0 is the encoder's input.
+        output: Folder of the features, all with the same settings.
+        layers: Numbers of layers, after their residual; 0 is the encoder's input.
         dtype: `float32` or `float16`.
         workers: Processes; each loads the model.
-        max_skip_rate: Largest share of files that may be unreadable.
+        max_skip_rate: Largest share of recordings that may be unreadable.
 
     Raises:
         ValueError: If the data type is unknown, the model cannot be loaded or lacks a layer, the folder has no recordings, the
             output holds other features, or too many files are unreadable.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, but is {dtype!r}: correct the name")
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, but is {dtype!r}")
     teacher = open_teacher(model)
     top = teacher.model.config.layers
     chosen = tuple(range(top + 1)) if layers == "all" else tuple(int(layer) for layer in layers)
     if not chosen or not all(0 <= layer <= top for layer in chosen):
         raise ValueError(
-            f"layers must be all or a list out of 0…{top} for {model} (0 is the encoder's input), but is {list(chosen)}: correct it"
+            f"layers must be all or a list out of 0…{top} for {model} (0 is the encoder's input), but is {list(chosen)}"
         )
     names = _names(folder)
     request = {
@@ -109,10 +111,12 @@ def extract_features_of_folder(
     }
     with writer_lock(output):
         _check_same(output / "extract.json", request, "features")
-        _name_leftovers(output, names)
+        gone = sorted(set(output.rglob("*.npy")) - {_features_file(output, name) for name in names})
+        if gone:
+            log.warning(f"features of {len(gone)} deleted recordings remain, first {gone[0]}; delete them if nothing needs them")
         todo = [name for name in names if not _is_newer(_features_file(output, name), folder / name)]
         jobs = [_Job(folder, name, model, output, chosen, dtype) for name in todo]
-        return _run(_write_features, jobs, len(names), workers, max_skip_rate)
+        return _run(jobs, len(names), workers, max_skip_rate)
 
 
 def extract_units_of_folder(
@@ -125,22 +129,22 @@ def extract_units_of_folder(
     workers: int = 1,
     max_skip_rate: float = 0.0,
 ) -> Extracted:
-    """Writes `output/units.tsv`: a line for each recording, its path in the folder, a tab, one unit a frame (50 a second).
+    """Writes `output/units.tsv`: for each recording its path in the folder, a tab, and one unit a frame (50 a second).
 
-    `output/units.json` says whose units they are. Called again, it makes all of them anew.
+    `output/units.json` names the codebook. Called again, computes all units again.
 
     Args:
         model: The model that the codebook was fitted on; None for a codebook of MFCC.
         folder: Recordings, in sub-folders too.
-        output: Where to; no other units may have been written there.
+        output: Folder of the units, all of one codebook.
         codebook: Codebook folder; it names the layer.
         merge: Whether equal neighbours become one unit; a third column then has the frames of each.
         workers: Processes; each loads the model.
-        max_skip_rate: Largest share of files that may be unreadable.
+        max_skip_rate: Largest share of recordings that may be unreadable.
 
     Raises:
-        ValueError: If the codebook cannot be loaded or has another model, the folder has no recordings, the output holds
-            other units, or too many files are unreadable.
+        ValueError: If the codebook cannot be loaded or was fitted on another model, the folder has no recordings, the output holds
+            other units, or too many recordings are unreadable.
     """
     book = Codebook.load(codebook)
     if model is None and book.features.get("name") == "layer":
@@ -150,21 +154,15 @@ def extract_units_of_folder(
     check_reproducible(book.features, codebook, model)
     names = _names(folder)
     request = {"format_version": 1, "codebook": book.hash, "merge": merge, "input": str(folder.resolve())}
-    units: dict[str, np.ndarray] = {}
-
-    def collect(done: _Done) -> None:
-        if done.units is not None:
-            units[done.name] = done.units
-
     with writer_lock(output):
         _check_same(output / "units.json", request, "units")
         jobs = [_Job(folder, name, model, codebook=book) for name in names]
-        result = _run(_assign_units, jobs, len(names), workers, max_skip_rate, collect)
+        result = _run(jobs, len(names), workers, max_skip_rate)
         with atomic_file(output / "units.tsv") as file:
             for name in names:
-                if name in units:
-                    # Names of files may be any bytes: they are written back as they are.
-                    file.write(f"{name}\t{units_line(units[name], merge=merge)}\n".encode("utf-8", "surrogateescape"))
+                if name in result.units:
+                    # File names may be any bytes, which are written unchanged.
+                    file.write(f"{name}\t{units_line(result.units[name], merge=merge)}\n".encode("utf-8", "surrogateescape"))
     return result
 
 
@@ -196,12 +194,6 @@ def _is_newer(made: Path, source: Path) -> bool:
     return made.is_file() and made.stat().st_mtime_ns >= source.stat().st_mtime_ns
 
 
-def _name_leftovers(output: Path, names: Sequence[str]) -> None:
-    gone = sorted(set(output.rglob("*.npy")) - {_features_file(output, name) for name in names})
-    if gone:
-        log.warning(f"features of recordings that are gone: {len(gone)}, the first {gone[0]}; delete them if nothing needs them")
-
-
 def _check_same(path: Path, request: dict[str, Any], kind: str) -> None:
     found = read_sealed(path, remedy="delete the folder, or name another output") if path.exists() else None
     if found is None:
@@ -213,62 +205,49 @@ def _check_same(path: Path, request: dict[str, Any], kind: str) -> None:
         )
 
 
-def _run(
-    function: Callable[[_Job], _Done],
-    jobs: Sequence[_Job],
-    files: int,
-    workers: int,
-    max_skip_rate: float,
-    collect: Callable[[_Done], None] = lambda done: None,
-) -> Extracted:
+def _run(jobs: Sequence[_Job], files: int, workers: int, max_skip_rate: float) -> Extracted:
     skipped: dict[str, str] = {}
+    units: dict[str, np.ndarray] = {}
     frames = 0
-    for done in run_jobs(function, jobs, workers=workers, description="recordings"):
+    for done in run_jobs(_extract, jobs, workers=workers, description="recordings"):
         frames += done.frames
         if done.refusal:
             skipped[done.name] = done.refusal
             log.warning(f"skipped {done.name}: {done.refusal}")
-        else:
-            collect(done)
+        elif done.units is not None:
+            units[done.name] = done.units
     if len(skipped) > max_skip_rate * files:
         raise ValueError(
             f"at most a share of {max_skip_rate:g} of the recordings may be unreadable, but {len(skipped)} of {files} are (named "
             "above; the others are done): convert or remove them, or raise max_skip_rate"
         )
-    return Extracted(files - len(skipped), files - len(jobs), frames, dict(sorted(skipped.items())))
+    return Extracted(files - len(skipped), files - len(jobs), frames, dict(sorted(skipped.items())), units)
 
 
-def _decoded(job: _Job) -> np.ndarray | str:
+def _extract(job: _Job) -> _Done:
     try:
-        return decode_or_stop(job.root / job.name).samples
+        samples = decode_or_stop(job.root / job.name).samples
     except AudioError as error:
-        return str(error)
+        return _Done(job.name, refusal=str(error))
+    with one_torch_thread():
+        if job.codebook is None:
+            return _Done(job.name, _write_features(job, samples))
+        (units,) = assign_in_chunks([job.codebook], samples, job.model)
+    return _Done(job.name, len(units), units)
 
 
-def _write_features(job: _Job) -> _Done:
-    samples = _decoded(job)
-    if isinstance(samples, str):
-        return _Done(job.name, refusal=samples)
+def _write_features(job: _Job, samples: np.ndarray) -> int:
+    """Writes the features of one recording and returns their number of frames."""
     assert job.model is not None and job.output is not None
     model = open_teacher(job.model).model
     frames, kind = num_frames(len(samples)), np.dtype(job.dtype).newbyteorder("<")
-    with one_torch_thread(), atomic_file(_features_file(job.output, job.name)) as file:
+    with atomic_file(_features_file(job.output, job.name)) as file:
         header = {"descr": kind.str, "fortran_order": False, "shape": (len(job.layers), frames, model.config.dim)}
         np.lib.format.write_array_header_1_0(file, header)
         start_of_data, row = file.tell(), model.config.dim * kind.itemsize
-        # Part by part into its place: an hour of all layers of Base is 7 GB.
+        # Written part by part: an hour of all layers of Base is 7 GB.
         for first, states in layer_chunks(model, job.layers, samples):
             for place, state in enumerate(states):
                 file.seek(start_of_data + (place * frames + first) * row)
                 file.write(state.numpy().astype(kind).tobytes())
-    return _Done(job.name, frames)
-
-
-def _assign_units(job: _Job) -> _Done:
-    samples = _decoded(job)
-    if isinstance(samples, str):
-        return _Done(job.name, refusal=samples)
-    assert job.codebook is not None
-    with one_torch_thread():
-        (units,) = assign_in_chunks([job.codebook], samples, job.model)
-    return _Done(job.name, len(units), units)
+    return frames

@@ -1,4 +1,4 @@
-"""Which features can be clustered, by name: MFCC, or a layer of a model (the teacher)."""
+"""Features for k-means: MFCC, or a layer of a model (the teacher)."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from openwavlm.audio.mfcc import MFCC_SETTINGS, mfcc_features
-from openwavlm.labels.kmeans import CHUNK_FRAMES, Codebook
+from openwavlm.labels.kmeans import CHUNK_FRAMES, IMPORTED, Codebook
 from openwavlm.labels.teacher import CHUNK_SECONDS, Teacher, layer_chunks, open_teacher
-from openwavlm.labels.unknown_codebook import IMPORTED
 from openwavlm.model.wavlm import WavLM
 
 FEATURES = ("mfcc", "layer")
@@ -21,21 +20,21 @@ FEATURE_NORMS = ("auto", "standardise", "none")
 def feature_settings(
     features: str, *, teacher: Path | None = None, layer: int | None = None, feature_norm: str = "auto"
 ) -> dict[str, Any]:
-    """Everything that the values of these features depend on; part of a codebook's and a labelling's `meta.json`.
+    """Settings that determine the values of features; part of the `meta.json` of codebooks and labellings.
 
     Args:
         features: One of `FEATURES`.
         teacher: With `layer`: the model, a checkpoint of any dialect.
-        layer: With `layer`: which one; 0 is the encoder's input, the stream before the first layer.
+        layer: With `layer`: its number; 0 is the encoder's input, the stream before the first layer.
         feature_norm: With `layer`: `standardise` (each dimension to mean 0 and deviation 1 over the fitting sample), `none`, or
-            `auto`: the first for pre-norm models, whose raw streams a few dimensions rule, the second for the others.
+            `auto`: `standardise` for pre-norm models, in which few dimensions dominate, `none` for the others.
 
     Raises:
-        ValueError: If there are no features of that name; if `teacher`, `layer` or `feature_norm` are missing, superfluous or
-            wrong; if the teacher cannot be loaded.
+        ValueError: If `features` is unknown; if `teacher`, `layer` or `feature_norm` are missing, superfluous or wrong; if the
+            teacher cannot be loaded.
     """
     if features not in FEATURES:
-        raise ValueError(f"features must be one of {', '.join(FEATURES)}, but is {features!r}: correct the name")
+        raise ValueError(f"features must be one of {', '.join(FEATURES)}, but is {features!r}")
     if features == "mfcc":
         if teacher is not None or layer is not None or feature_norm != "auto":
             raise ValueError(
@@ -46,11 +45,11 @@ def feature_settings(
     if teacher is None or layer is None:
         raise ValueError("features=layer needs teacher (a folder that export wrote) and layer: add teacher=DIR layer=NUMBER")
     if feature_norm not in FEATURE_NORMS:
-        raise ValueError(f"feature_norm must be one of {', '.join(FEATURE_NORMS)}, but is {feature_norm!r}: correct the name")
+        raise ValueError(f"feature_norm must be one of {', '.join(FEATURE_NORMS)}, but is {feature_norm!r}")
     opened = open_teacher(teacher)
     layers = opened.model.config.layers
     if not 0 <= layer <= layers:
-        raise ValueError(f"layer must lie in 0…{layers} for {teacher} (0 is the encoder's input), but is {layer}: choose one")
+        raise ValueError(f"layer must lie in 0…{layers} for {teacher} (0 is the encoder's input), but is {layer}")
     if feature_norm == "auto":
         feature_norm = "standardise" if opened.model.config.pre_norm else "none"
     return _layer_settings(opened, layer, feature_norm)
@@ -69,57 +68,25 @@ def _layer_settings(teacher: Teacher, layer: int, feature_norm: str) -> dict[str
     }
 
 
-def extract_features(
-    settings: dict[str, Any], waveform: np.ndarray, teacher: Path | None = None, *, device: str = "cpu"
-) -> Tensor:
-    """Features of one utterance before any `feature_norm`, which belongs to the codebook.
-
-    Args:
-        settings: As of `feature_settings`.
-        waveform: int16 (samples,) at 16 kHz.
-        teacher: The model of layer features, which must be the one that `settings` name.
-        device: Where the teacher runs.
-
-    Returns:
-        float32 (frames, dim) on the CPU, one row a model frame.
-
-    Raises:
-        ValueError: If the teacher is missing, cannot be loaded or is another model.
-    """
-    return extract_feature_sets([settings], waveform, teacher, device=device)[0]
-
-
-def extract_feature_sets(
-    settings: Sequence[dict[str, Any]], waveform: np.ndarray, teacher: Path | None = None, *, device: str = "cpu"
-) -> list[Tensor]:
-    """Several kinds of features of one utterance; the layers of the teacher come out of one pass through it.
-
-    Args:
-        settings: As of `feature_settings`, one a kind; all layers are of one teacher.
-        waveform: int16 (samples,) at 16 kHz.
-        teacher: The model of layer features.
-        device: Where the teacher runs.
-
-    Returns:
-        float32 (frames, dim) each, on the CPU; each equal to what it would be alone.
-
-    Raises:
-        ValueError: As `extract_features` does.
-    """
-    chunks = [chunk for _, chunk in extract_feature_chunks(settings, waveform, teacher, device=device)]
-    return [torch.cat(of_kind) if len(of_kind) > 1 else of_kind[0] for of_kind in zip(*chunks, strict=True)]
-
-
 def extract_feature_chunks(
     settings: Sequence[dict[str, Any]], waveform: np.ndarray, teacher: Path | None = None, *, device: str = "cpu"
 ) -> Iterator[tuple[int, list[Tensor]]]:
-    """The features of `extract_feature_sets` in pieces of `CHUNK_FRAMES` frames: twelve hours of one layer of Base are 6.6 GB.
+    """Features of one utterance in pieces of `CHUNK_FRAMES` frames: twelve hours of one layer of Base are 6.6 GB.
+
+    Features are not yet standardised: a `feature_norm` belongs to the codebook. All layers come from one pass through the teacher.
+
+    Args:
+        settings: One result of `feature_settings` for each kind of features; all layers are of one teacher.
+        waveform: int16 (samples,) at 16 kHz.
+        teacher: Model of layer features.
+        device: Device of the teacher.
 
     Yields:
-        The first frame of the piece, and the features of each kind. One empty piece for an utterance without a frame.
+        First frame of the piece, and float32 (frames, dim) on the CPU for each kind, equal to that of the kind alone. One empty
+        piece for an utterance without a frame.
 
     Raises:
-        ValueError: As `extract_features` does.
+        ValueError: If the teacher is missing, cannot be loaded or is another model.
     """
     assert all(each["name"] in FEATURES for each in settings)
     of_layers = [each for each in settings if each["name"] == "layer"]
@@ -141,7 +108,7 @@ def extract_feature_chunks(
 
 
 def _rechunked(model: WavLM, layers: Sequence[int], waveform: np.ndarray) -> Iterator[list[Tensor]]:
-    """Features of each layer, float32 (`CHUNK_FRAMES` or at the end fewer, dim), on the CPU."""
+    """Features of each layer, float32 (`CHUNK_FRAMES`, dim) on the CPU; fewer frames at the end."""
     held: list[list[Tensor]] = [[torch.zeros(0, model.config.dim)] for _ in layers]
     frames = taken = 0
     for _, states in layer_chunks(model, layers, waveform):
@@ -163,13 +130,13 @@ def assign_in_chunks(
     """Nearest centroids of one utterance in each codebook, uint16 (frames,); equal to `Codebook.assign` of all its features.
 
     Args:
-        books: Codebooks, of features that `feature_settings` makes.
+        books: Codebooks of features that `extract_feature_chunks` computes.
         waveform: int16 (samples,) at 16 kHz.
-        teacher: The model of layer features.
-        device: Where the teacher runs.
+        teacher: Model of layer features.
+        device: Device of the teacher.
 
     Raises:
-        ValueError: As `extract_features` and `Codebook.assign` do.
+        ValueError: See `extract_feature_chunks` and `Codebook.assign`.
     """
     chunks = extract_feature_chunks([book.features for book in books], waveform, teacher, device=device)
     labels = [[book.assign(part) for book, part in zip(books, parts, strict=True)] for _, parts in chunks]
@@ -177,7 +144,7 @@ def assign_in_chunks(
 
 
 def _bound_teacher(settings: dict[str, Any], origin: object, path: Path | None) -> Teacher:
-    """Opens the teacher that features were made with."""
+    """Opens the teacher that `settings` name; refuses another one."""
     wanted = str(settings.get("teacher"))
     if path is None:
         raise ValueError(
@@ -194,16 +161,15 @@ def _bound_teacher(settings: dict[str, Any], origin: object, path: Path | None) 
 
 
 def check_reproducible(settings: dict[str, Any], origin: object, teacher: Path | None = None) -> None:
-    """Refuses features that this program would compute otherwise.
+    """Refuses settings under which this version would compute other features.
 
     Args:
-        settings: What `meta.json` says about them.
-        origin: Whose they are, for messages.
-        teacher: The model of layer features.
+        settings: Features in `meta.json`.
+        origin: Codebook or labelling, for messages.
+        teacher: Model of layer features.
 
     Raises:
-        ValueError: If a teacher is missing, superfluous or another model; if `settings` are not those that a feature of the same
-            name has here.
+        ValueError: If a teacher is missing, superfluous or another model; if `settings` differ from those of this version.
     """
     name = str(settings.get("name"))
     if name == "layer":
@@ -216,12 +182,12 @@ def check_reproducible(settings: dict[str, Any], origin: object, teacher: Path |
             "data_prep/import_codebook.py and the labels with codebook=DIR"
         )
     elif teacher is not None:
-        raise ValueError(f"the features of {origin} are {name}, which no teacher makes, but {teacher} was given: leave it out")
+        raise ValueError(f"the features of {origin} are {name} and need no teacher, but {teacher} was given: leave teacher out")
     else:
         here = feature_settings(name)
     if here != settings:
         other = sorted(key for key in here.keys() | settings.keys() if here.get(key) != settings.get(key))
         raise ValueError(
-            f"the features of {origin} must be made as this OpenWavLM makes {name}, but differ in {', '.join(other)}: fit the "
-            "codebook again, or use the version that made it"
+            f"the features of {origin} must be those that this OpenWavLM computes as {name}, but differ in {', '.join(other)}: fit the "
+            "codebook again, or use the version that fitted it"
         )

@@ -1,4 +1,4 @@
-"""Fitting a codebook: a sample of training utterances, to features, to k-means, in one process or in several."""
+"""Fits a codebook: sample of training utterances, features, k-means; in one process or several."""
 
 import hashlib
 import json
@@ -14,11 +14,10 @@ import torch
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.labels.chunks import ChunkedFrames, chunk_frames, own_places, standardise_chunks
 from openwavlm.labels.features import feature_settings
-from openwavlm.labels.kmeans import MIN_FRAMES_PER_CLUSTER, Codebook, affordable_clusters, standardise
+from openwavlm.labels.kmeans import Codebook
 from openwavlm.labels.lloyd import check_passes, fit_lloyd_kmeans
-from openwavlm.labels.minibatch import fit_minibatch_kmeans
-from openwavlm.labels.sample import draw_sample
-from openwavlm.labels.sampled_frames import num_places, sampled_frames
+from openwavlm.labels.minibatch import fit_minibatch_kmeans, standardise
+from openwavlm.labels.sample import draw_sample, num_places, sampled_frames
 from openwavlm.runtime.atomic import write_json
 from openwavlm.runtime.collectives import Ranks
 from openwavlm.runtime.devices import choose_device
@@ -28,8 +27,8 @@ from openwavlm.shards.reader import check_shards
 log = logging.getLogger(__name__)
 
 ENGINES = ("lloyd", "minibatch")
-DEVICES = ("auto", "cpu", "cuda")
-# fairseq's 20 of mini-batches are most of their cost for wide features; full passes need one.
+MIN_FRAMES_PER_CLUSTER = 1000
+# The 20 starts of fairseq's mini-batches are most of the cost of wide features; full passes need one.
 _STARTS = {"lloyd": 1, "minibatch": 5}
 
 
@@ -58,33 +57,33 @@ def fit_codebook(
     workers: int = 1,
     max_skip_rate: float = 0.001,
 ) -> Codebook:
-    """Fits a codebook on training speakers and writes it; a codebook that is there already, of the same request, is returned.
+    """Fits a codebook on training speakers and writes it; returns an existing codebook of the same request.
 
-    The sample is a function of the audio and the seed: neither the order of shards nor the keys nor the number of workers enter. In a
-    process group (`torchrun`) each process samples the same, computes and keeps its share of the frames, and rank 0 writes.
+    The sample depends on the audio and the seed only, not on keys, the order of shards or the number of workers. In a process group
+    (`torchrun`) all processes draw the same sample, each computes and keeps its share of the frames, and rank 0 writes.
 
     Args:
         shards: Shard-set directories.
         output: Folder of the codebook.
-        features: Which features (`extract.FEATURES`).
-        teacher: With `features="layer"`: the model, a Hugging Face directory; each process loads it.
-        layer: With `features="layer"`: which one.
-        feature_norm: With `features="layer"`: `auto`, `standardise` or `none`, as in `extract.feature_settings`.
+        features: One of `features.FEATURES`.
+        teacher: With `features="layer"`: the model, a checkpoint of any dialect; each process loads it.
+        layer: With `features="layer"`: its number.
+        feature_norm: With `features="layer"`: `auto`, `standardise` or `none`, as in `features.feature_settings`.
         clusters: Number of clusters K.
         min_frames_per_cluster: Sampled frames that each cluster must have on average; else K is lowered, with a warning.
-        sample_hours: Hours of audio that are sampled (whole utterances); less if there is less.
-        source_weights: Source → factor on its share of these hours, which is by default that of its hours.
-        max_frames: Bound of the frames, of all processes together (4 bytes a dimension each); beyond it they are thinned out evenly.
-        max_memory_gib: Largest memory that the frames may take in one process; more is refused before anything is computed.
+        sample_hours: Hours of audio to sample, as whole utterances; all audio if there is less.
+        source_weights: Source → factor on its share of these hours; the share is that of its audio by default.
+        max_frames: Largest number of frames of all processes (4 bytes a dimension each); more are thinned evenly.
+        max_memory_gib: Largest memory of the frames of one process; more is refused before anything is computed.
         seed: Seed of the sample and of k-means.
         validation_share: Share of speakers that is held out, as in training.
         split_seed: Seed of that split, as in training.
         engine: `lloyd` (full passes, `labels.lloyd`) or `minibatch` (scikit-learn, one process).
         n_init: Starts of k-means; by default 1 with `lloyd`, 5 with `minibatch`.
-        iterations: With `lloyd`: passes at most.
-        tolerance: With `lloyd`: it stops when a pass gains less than this share.
-        device: Of a teacher and of `lloyd`: `cpu`, `cuda`, or `auto`, a GPU if there is one.
-        workers: Processes that compute features on a CPU; under torchrun of each process.
+        iterations: With `lloyd`: largest number of passes.
+        tolerance: With `lloyd`: share of the squared distance; the fit stops when a pass gains less.
+        device: Device of a teacher and of `lloyd`: `cpu`, `cuda`, or `auto`, a GPU if there is one.
+        workers: Worker processes that compute features on a CPU, for each process of torchrun.
         max_skip_rate: Largest share of utterances that may be unreadable.
 
     Raises:
@@ -93,7 +92,10 @@ def fit_codebook(
             take too much memory; if too many utterances are unreadable.
     """
     ranks = Ranks.current()
-    _check_engine(engine, ranks)
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, but is {engine!r}")
+    if engine == "minibatch" and ranks.size > 1:
+        raise ValueError(f"engine=minibatch runs in one process, but {ranks.size} were started: start one, or use engine=lloyd")
     where = choose_device(device)
     settings = ranks.together(lambda: feature_settings(features, teacher=teacher, layer=layer, feature_norm=feature_norm))
     if not sample_hours > 0 or max_frames < 1 or not max_memory_gib > 0:
@@ -115,11 +117,12 @@ def fit_codebook(
     }
     method = {"engine": engine, "seed": seed, "n_init": starts}
     method |= {"iterations": iterations, "tolerance": tolerance} if engine == "lloyd" else {}
-    key = _hash({"request": request, "features": settings, "method": method})
+    content = json.dumps({"request": request, "features": settings, "method": method}, sort_keys=True)
+    key = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
     metadata = {index.fingerprint: index.metadata for index in indexes}
     if any(ranks.gather((output / "meta.json").is_file())):
         return ranks.together(lambda: _finished(output, key, metadata))
-    ranks.together(lambda: _check_shards(indexes))
+    ranks.together(lambda: list(map(check_shards, indexes)))
     sample = draw_sample(
         indexes,
         sample_hours=sample_hours,
@@ -160,16 +163,27 @@ def fit_codebook(
     return codebook
 
 
-def _check_shards(indexes: Sequence[Index]) -> None:
-    for index in indexes:
-        check_shards(index)
+def affordable_clusters(frames: int, clusters: int, min_frames_per_cluster: int) -> int:
+    """Number of clusters, at most `clusters`, that have `min_frames_per_cluster` frames on average; logs a warning if it is lower.
 
-
-def _check_engine(engine: str, ranks: Ranks) -> None:
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, but is {engine!r}: correct the name")
-    if engine == "minibatch" and ranks.size > 1:
-        raise ValueError(f"engine=minibatch runs in one process, but {ranks.size} were started: start one, or use engine=lloyd")
+    Raises:
+        ValueError: If a number is not positive; if the frames are too few for one cluster.
+    """
+    if clusters < 1 or min_frames_per_cluster < 1:
+        raise ValueError(f"clusters and min_frames_per_cluster must be positive, but are {clusters} and {min_frames_per_cluster}")
+    enough = frames // min_frames_per_cluster
+    if not enough:
+        raise ValueError(
+            f"k-means needs {min_frames_per_cluster} frames a cluster (min_frames_per_cluster), but the sample has {frames} in all: "
+            "give more audio, or lower min_frames_per_cluster"
+        )
+    if enough < clusters:
+        log.warning(
+            f"{frames} frames are {frames / clusters:.1f} a cluster, but min_frames_per_cluster={min_frames_per_cluster}: K is lowered "
+            f"from {clusters} to {enough}; to keep {clusters}, give more audio (sample_hours, max_frames) or lower "
+            "min_frames_per_cluster"
+        )
+    return min(clusters, enough)
 
 
 def _check_memory(places: int, dim: int, chunk: int, max_memory_gib: float, ranks: Ranks) -> None:
@@ -215,23 +229,15 @@ def _finished(output: Path, key: str, metadata: dict[str, str]) -> Codebook:
         )
     if codebook.fitted.get("metadata", metadata) != metadata:
         raise ValueError(
-            f"the codebook in {output} was fitted when the speakers, recordings, sources or languages of the shards were others: name "
+            f"the codebook in {output} was fitted before the speakers, recordings, sources or languages of the shards changed: name "
             "another output or delete that folder"
         )
     log.info(f"{output} already has this codebook")
     return codebook
 
 
-def _hash(content: Any) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
 def check_skip_rate(unreadable: int, rows: int, max_skip_rate: float) -> None:
-    """Refuses a set of which too much could not be read.
-
-    Raises:
-        ValueError: If `unreadable` of `rows` are more than the share `max_skip_rate`.
-    """
+    """Raises `ValueError` if more than the share `max_skip_rate` of the rows is unreadable."""
     if unreadable > max_skip_rate * rows:
         raise ValueError(
             f"at most a share of {max_skip_rate:g} of the utterances may be unreadable, but {unreadable} of {rows} are: repair the "

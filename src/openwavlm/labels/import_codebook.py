@@ -1,4 +1,4 @@
-"""A published codebook as ours: scikit-learn's pickle (`km500.bin`) or an array of centroids, bound to the features it belongs to."""
+"""Imports a published codebook: scikit-learn's pickle (`km500.bin`) or an array of centroids, and the settings of its features."""
 
 import logging
 import warnings
@@ -30,18 +30,15 @@ def import_codebook(
 
     Args:
         file: `.npy` with float (clusters, dim), or a joblib pickle of a fitted `KMeans` or `MiniBatchKMeans`.
-        output: Codebook folder; one that holds the same codebook already is left as it is.
-        trust: Whether code in a pickle may run; joblib cannot read one without running it.
-        features: `layer` of a teacher, as they are (published codebooks have no feature norm), or `mfcc`.
+        output: Codebook folder; one with the same codebook is not changed.
+        trust: Whether code in a pickle may run; joblib cannot read a pickle without running it.
+        features: `layer` of a teacher, without a feature norm (published codebooks have none), or `mfcc`.
         teacher: With `layer`: the model.
-        layer: With `layer`: which one, after its residual; 0 is the encoder's input.
-
-    Returns:
-        The codebook.
+        layer: With `layer`: its number, after its residual; 0 is the encoder's input.
 
     Raises:
-        ValueError: If the file is no array and not trusted, or holds no centroids; as `feature_settings` does; if the centroids have
-            another number of dimensions than the features; if the output holds another codebook.
+        ValueError: If the file is neither an array nor trusted, or holds no centroids; see `feature_settings`; if centroids and
+            features differ in their number of dimensions; if the output holds another codebook.
     """
     centroids = _centroids(file, trust=trust)
     if centroids.dtype.kind != "f":
@@ -50,10 +47,8 @@ def import_codebook(
         )
     with np.errstate(over="ignore"):
         centroids = np.ascontiguousarray(centroids, dtype=np.float32)
-    if features == "mfcc":
-        settings = feature_settings(features, teacher=teacher, layer=layer)
-    else:
-        settings = feature_settings(features, teacher=teacher, layer=layer, feature_norm="none")
+    norm = "auto" if features == "mfcc" else "none"
+    settings = feature_settings(features, teacher=teacher, layer=layer, feature_norm=norm)
     if not np.isfinite(centroids).all():
         raise ValueError(f"centroids must be finite in float32, but some of {file} are not: fit the codebook again")
     if centroids.ndim != 2 or centroids.shape[1] != settings["dim"]:
@@ -82,13 +77,13 @@ def _centroids(file: Path, *, trust: bool) -> np.ndarray:
     if file.suffix == ".npy":
         try:
             return np.load(file, allow_pickle=False)
-        except Exception as error:  # numpy reads the header as Python, which fails in many ways
+        except Exception as error:  # numpy evaluates the header as Python, which raises many types of errors
             check_of_the_file(error, file)
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{file} must be an array of centroids, but cannot be read ({reason}): save it again") from error
     if zipfile.is_zipfile(file):  # numpy's .npz and torch's .pt
         raise ValueError(
-            f"{file} is an archive, and no array or joblib file: save the centroids alone by numpy.save, and give the .npy"
+            f"{file} is an archive, not an array or a joblib file: save the centroids alone by numpy.save, and give the .npy"
         )
     if not trust:
         raise ValueError(
@@ -103,10 +98,10 @@ def _fitted_centroids(file: Path) -> np.ndarray:
 
     try:
         with warnings.catch_warnings():
-            # An estimator of another version of scikit-learn: its centroids are an array all the same.
+            # scikit-learn warns about estimators of other versions; their centroids are arrays all the same.
             warnings.simplefilter("ignore")
             model: Any = joblib.load(file)
-    except Exception as error:  # whatever the code in a pickle raises
+    except Exception as error:  # code in a pickle can raise anything
         check_of_the_file(error, file)
         raise ValueError(
             f"{file} must be a joblib file, but cannot be read ({type(error).__name__}: {error}): fetch it again"

@@ -1,4 +1,4 @@
-"""fairseq's labels (`.tsv`, `.km`, `dict.km.txt`) as a labelling of a shard set, every utterance found by its path and length."""
+"""Imports fairseq's labels (`.tsv`, `.km`, `dict.km.txt`) as a labelling of a shard set, by path and length of the utterances."""
 
 import hashlib
 import logging
@@ -10,13 +10,11 @@ import numpy as np
 
 from openwavlm.audio.frames import FRAME_RATE_HZ
 from openwavlm.labels.fairseq_labels import RATES_HZ, Lines, read_dictionary, read_lines
-from openwavlm.labels.kmeans import Codebook
+from openwavlm.labels.kmeans import IMPORTED, Codebook, UnknownCodebook
 from openwavlm.labels.label_packs import MAX_PACKS, write_labels_meta, write_pack
-from openwavlm.labels.quality import perplexity, used_clusters
-from openwavlm.labels.store import LabelPacks, check_names
-from openwavlm.labels.tidying import FILES
-from openwavlm.labels.unknown_codebook import IMPORTED, UnknownCodebook
-from openwavlm.runtime.atomic import remove_temporaries, sha256_of, write_json, writer_lock
+from openwavlm.labels.labelling import LabelPacks, check_names, write_stats
+from openwavlm.labels.unfinished import FILES
+from openwavlm.runtime.atomic import remove_temporaries, sha256_of, writer_lock
 from openwavlm.runtime.resources import naming
 from openwavlm.shards.index import Index
 from openwavlm.shards.reader import check_shards
@@ -36,24 +34,24 @@ def import_labels(
     codebook: Path | None = None,
     max_missing_rate: float = 0.0,
 ) -> dict[str, Any]:
-    """Writes a labelling with the labels of fairseq's files; called again after a kill it begins anew and gives the same bytes.
+    """Writes a labelling with the labels of fairseq's files; a call after a kill starts again and gives the same bytes.
 
-    An utterance is found by its path in the `.tsv`, of which leading folders may lack here, and must have the same number of samples.
+    An utterance is found by its path in the `.tsv`, without leading folders where needed, and must have the same number of samples.
     Memory: about 50 bytes an utterance.
 
     Args:
         shards: Shard set, made with `join_short=false`.
-        output: The labelling.
-        tsv: Manifests (`train.tsv`, `valid.tsv`); all that one codebook labelled, though the shard set may hold a part of them.
+        output: Labelling.
+        tsv: All manifests of one codebook (`train.tsv`, `valid.tsv`); the shard set may hold a part of their utterances.
         km: Their label files, in the same order.
         dictionary: `dict.km.txt`, which must list the clusters 0 … K − 1.
         label_rate: Labels a second: 50, or 100 of MFCC.
-        decimate: Whether of 100 labels a second every second one is taken, those of the even frames, whose support is a model frame's.
-        codebook: Their codebook as a folder; None if nobody has it. Then the files' hash stands for it.
-        max_missing_rate: Largest share of the shard set's rows that may have no labels; training takes such a row for unreadable.
+        decimate: Whether to keep every second of 100 labels a second: the even ones have the support of a model frame.
+        codebook: Folder of their codebook; None: it is unknown, and the hash of the files identifies it.
+        max_missing_rate: Largest share of the shard set's rows that may have no labels; training treats them as unreadable.
 
     Returns:
-        What `meta.json` says.
+        Content of `meta.json`.
 
     Raises:
         ValueError: If the arguments contradict each other; if a file is missing or damaged, the dictionary is empty or lacks
@@ -76,7 +74,7 @@ def import_labels(
         done = [write_pack(output, f"pack-{n:05d}", index, part.tolist(), label_row, classes) for n, part in enumerate(parts)]
         counts = np.sum([result.label_counts for result in done], axis=0)
         meta = write_labels_meta(output, book, [result.record for result in done], counts)
-        _write_stats(output, meta)
+        write_stats(output, meta, "import_labels")
     return meta
 
 
@@ -86,7 +84,7 @@ def _check_arguments(tsv: Sequence[Path], km: Sequence[Path], label_rate: int, *
             f"tsv and km must name the same splits in the same order, but are {len(tsv)} and {len(km)} files: pair them"
         )
     if label_rate not in RATES_HZ:
-        raise ValueError(f"label_rate must be one of {', '.join(map(str, RATES_HZ))}, but is {label_rate}: correct it")
+        raise ValueError(f"label_rate must be one of {', '.join(map(str, RATES_HZ))}, but is {label_rate}")
     if (label_rate == 100) != decimate:
         raise ValueError(
             f"labels must have one entry a model frame, {FRAME_RATE_HZ:g} a second; with label_rate=100 every second one must be dropped "
@@ -117,7 +115,7 @@ def _there(output: Path, book: Codebook, index: Index) -> dict[str, Any]:
         raise ValueError(f"{output} holds another labelling already: name another output, or delete it")
     check_names(found, index)
     log.info("all %d shards of %s have labels in %s", len(index.shards), index.path, output)
-    _write_stats(output, found.meta)
+    write_stats(output, found.meta, "import_labels")
     return found.meta
 
 
@@ -139,7 +137,7 @@ def _reader(lines: Sequence[Lines], index: Index, label_rate: int, max_missing_r
             f"manifest (for example {name}): make the shards with join_short=false from the same files, or raise max_missing_rate"
         )
     if len(missing):
-        log.warning("%d of %d rows are in no manifest: training takes them for unreadable", len(missing), len(index))
+        log.warning("%d of %d rows are in no manifest: training treats them as unreadable", len(missing), len(index))
 
     def label_row(row: int) -> np.ndarray | None:
         if file_of[row] < 0:
@@ -151,23 +149,3 @@ def _reader(lines: Sequence[Lines], index: Index, label_rate: int, max_missing_r
         return labels[:: label_rate // 50]
 
     return label_row
-
-
-def _write_stats(output: Path, meta: dict[str, Any]) -> None:
-    counts = np.array(meta["label_counts"])
-    stats = {
-        "command": "import_labels",
-        **{name: meta[name] for name in ("num_classes", "codebook_hash", "shards", "rows", "unreadable_rows", "frames")},
-        "hours": round(meta["frames"] / FRAME_RATE_HZ / 3600, 4),
-        "used_clusters": used_clusters(counts),
-        "perplexity": perplexity(counts),
-    }
-    write_json(output / "stats.json", stats)
-    log.info(
-        "%d rows, %.2f h, %d of %d clusters in use -> %s",
-        meta["rows"],
-        stats["hours"],
-        stats["used_clusters"],
-        len(counts),
-        output,
-    )

@@ -1,7 +1,6 @@
-"""k-means codebooks: what they are, assignment by one matrix product, and how many clusters a sample affords (SPEC §4.4)."""
+"""Codebooks of k-means: assignment by one matrix product, and their files (SPEC §4.4)."""
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,12 +17,10 @@ from openwavlm.runtime.files import Fields, read_array, read_json
 from openwavlm.runtime.sealed import CHECKSUM, checksum_of, sealed
 
 FORMAT_VERSION = 1
-MIN_FRAMES_PER_CLUSTER = 1000
-# One fixed size, so that a distance never depends on how much else was asked for.
+# One fixed size: the last bits of a distance must not depend on the number of frames.
 CHUNK_FRAMES = 65_536
 MAX_CLUSTERS = 65_536
-
-log = logging.getLogger(__name__)
+IMPORTED = "imported"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +29,10 @@ class Codebook:
 
     Attributes:
         centroids: float32 (clusters, dim).
-        features: What the features are (`MFCC_SETTINGS`, or a teacher's hash and layer); as written to `meta.json`.
-        fitted: How the codebook came about: index fingerprints, frames, seconds, seed, inertia, usage, perplexity.
-        norm: float32 (2, dim): mean and deviation by which every feature is standardised before it is compared with the
-            centroids, which live on that scale; None = the features as they are.
+        features: Settings of the features (`MFCC_SETTINGS`, or a teacher's hash and layer); as written to `meta.json`.
+        fitted: Record of the fit: index fingerprints, frames, seconds, seed, inertia, usage, perplexity.
+        norm: float32 (2, dim): mean and deviation that standardise features before the comparison with the centroids; None =
+            features are not standardised.
     """
 
     centroids: Tensor
@@ -51,10 +48,13 @@ class Codebook:
             )
         if not 1 <= len(self.centroids) <= MAX_CLUSTERS:
             raise ValueError(f"a codebook must have 1 to {MAX_CLUSTERS} clusters (labels are uint16), but has {len(self)}")
-        if self.norm is not None and not _is_norm(self.norm, self.centroids.shape[1]):
+        norm, dim = self.norm, self.centroids.shape[1]
+        if norm is not None and not (
+            norm.shape == (2, dim) and norm.dtype == torch.float32 and norm.isfinite().all() and (norm[1] > 0).all()
+        ):
             raise ValueError(
-                f"a feature norm must be float32 (2, {self.centroids.shape[1]}), finite means and positive deviations, but is "
-                f"{self.norm.dtype} {tuple(self.norm.shape)}: copy the folder again or fit it again"
+                f"a feature norm must be float32 (2, {dim}), finite means and positive deviations, but is "
+                f"{norm.dtype} {tuple(norm.shape)}: copy the folder again or fit it again"
             )
 
     def __len__(self) -> int:
@@ -91,7 +91,12 @@ class Codebook:
             ValueError: If the features have another number of dimensions than the centroids, or some are not finite.
         """
         frames = self._checked(features)
-        _check_finite(frames)
+        finite = frames.isfinite().all(dim=1)
+        if not finite.all():
+            raise ValueError(
+                f"features must be finite, but {int((~finite).sum())} of {len(frames)} frames are not, the first is frame "
+                f"{int((~finite).nonzero()[0])}: look at the audio and at the teacher"
+            )
         labels = [self._scores(self._normalised(chunk)).argmin(dim=1) for chunk in frames.split(CHUNK_FRAMES)]
         return torch.cat(labels).numpy().astype(np.uint16)
 
@@ -143,15 +148,15 @@ class Codebook:
         """Opens a codebook folder.
 
         Raises:
-            ValueError: If the folder is no finished codebook, is of a newer format, or its array is not the one that was written.
+            ValueError: If the folder is not a finished codebook, has a newer format, or an array differs from its hash.
         """
         folder = Path(folder)
         meta = read_meta(folder, kind="codebook", newest=FORMAT_VERSION, made_by="data_prep/fit_kmeans.py")
-        said = Fields(meta, str(folder / "meta.json"), "copy the folder again or fit it again")
-        if CHECKSUM in meta and said.text(CHECKSUM) != checksum_of(meta):
-            raise ValueError(f"{said.where} is damaged (its checksum differs): {said.remedy}")
-        codebook = cls.load_arrays(folder, said.mapping("features"), said.mapping("fitted"))
-        if codebook.hash != said.text("hash"):
+        fields = Fields(meta, str(folder / "meta.json"), "copy the folder again or fit it again")
+        if CHECKSUM in meta and fields.text(CHECKSUM) != checksum_of(meta):
+            raise ValueError(f"{fields.where} is damaged (its checksum differs): {fields.remedy}")
+        codebook = cls.load_arrays(folder, fields.mapping("features"), fields.mapping("fitted"))
+        if codebook.hash != fields.text("hash"):
             raise ValueError(
                 f"the array in {folder / 'codebook.npy'} must have the hash {meta['hash'][:12]} that its meta.json names, but has "
                 f"{codebook.hash[:12]}: copy the folder again or fit it again"
@@ -160,24 +165,67 @@ class Codebook:
 
     @classmethod
     def load_arrays(cls, folder: Path, features: dict[str, Any], fitted: dict[str, Any]) -> "Codebook":
-        """Reads the arrays of a codebook or a labelling, whose `meta.json` says the rest; the hash is the caller's to check.
+        """Reads the arrays of a codebook or a labelling; the caller checks the hash.
 
         Raises:
             ValueError: If an array is missing or damaged.
         """
         norm = _load_array(folder / "feature_norm.npy") if features.get("feature_norm") == "standardise" else None
         file = folder / "codebook.npy"
+        centroids = _load_array(file)
         try:
-            return cls(_load_array(file), features, fitted, norm)
+            return cls(centroids, features, fitted, norm)
         except ValueError as error:
-            if file.name in str(error) or "feature_norm.npy" in str(error):
-                raise
             raise ValueError(f"{file} is damaged or of another codebook: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class UnknownCodebook(Codebook):
+    """Codebook of labels that were imported without their centroids: number of clusters and a hash.
+
+    Its labels can be trained on, carried over and compared by their hash, but not computed.
+
+    Attributes:
+        num_classes: Number of clusters K.
+        content_hash: SHA-256 of the imported label files; two imports of the same files have the same codebook.
+    """
+
+    num_classes: int = 1
+    content_hash: str = ""
+
+    def __post_init__(self) -> None:
+        assert not len(self.centroids) and self.norm is None
+
+    @classmethod
+    def of(cls, num_classes: int, content_hash: str, features: dict[str, Any], fitted: dict[str, Any]) -> "UnknownCodebook":
+        """Builds the codebook from the values in `meta.json`."""
+        return cls(torch.empty(0, 0), features, fitted, None, num_classes, content_hash)
+
+    def __len__(self) -> int:
+        return self.num_classes
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the imported label files."""
+        return self.content_hash
+
+    def save_array(self, folder: Path) -> None:
+        """Writes nothing: there are no centroids."""
+
+    def save(self, folder: Path) -> None:
+        """Raises `ValueError`: there are no centroids."""
+        self._checked(self.centroids)
+
+    def _checked(self, features: Tensor | np.ndarray) -> Tensor:
+        raise ValueError(
+            "labels that were imported without their codebook have no centroids, so nothing can be computed with it: import the "
+            "codebook too (data_prep/import_codebook.py) and the labels with codebook=DIR"
+        )
 
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Runs torch on one thread: sums then have one order, whatever the machine's cores and the number of workers."""
+    """Runs torch on one thread: sums have one order on any number of cores and with any number of workers."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -190,59 +238,8 @@ def _load_array(file: Path) -> Tensor:
     return torch.from_numpy(read_array(file, "<f4", shape=(None, None), remedy="copy the folder again or make it again"))
 
 
-def _is_norm(norm: Tensor, dim: int) -> bool:
-    return norm.shape == (2, dim) and norm.dtype == torch.float32 and bool(norm.isfinite().all() and (norm[1] > 0).all())
-
-
-def _check_finite(frames: Tensor) -> None:
-    finite = frames.isfinite().all(dim=1)
-    if not finite.all():
-        raise ValueError(
-            f"features must be finite, but {int((~finite).sum())} of {len(frames)} frames are not, the first is frame "
-            f"{int((~finite).nonzero()[0])}: look at the audio and at the teacher"
-        )
-
-
-def standardise(frames: np.ndarray) -> Tensor:
-    """Brings each dimension to mean 0 and deviation 1, in place.
-
-    A dimension that never moves, whose deviation is below 1e-6 of its largest value, is only centred.
-
-    Args:
-        frames: float32 (frames, dim); overwritten.
-
-    Returns:
-        float32 (2, dim): the means and deviations, as `Codebook.norm` has them.
-
-    Raises:
-        ValueError: If there are no frames, or some are not finite.
-    """
-    mean = frames.mean(axis=0, dtype=np.float64) if len(frames) else np.full(frames.shape[1], np.nan)
-    if not np.isfinite(mean).all():
-        raise ValueError(
-            f"features must be finite and at least one frame, but are {frames.shape} with a mean that is not: look at the audio and "
-            "at the teacher"
-        )
-    variance = np.zeros_like(mean)
-    chunks = [frames[start : start + CHUNK_FRAMES] for start in range(0, len(frames), CHUNK_FRAMES)]
-    for chunk in chunks:
-        variance += np.square(chunk - mean).sum(axis=0)
-    deviation = np.sqrt(variance / len(frames))
-    # Without copies: wide features of a large sample fill the memory once already.
-    deviation[deviation <= 1e-6 * np.maximum(frames.max(axis=0), -frames.min(axis=0))] = 1
-    norm = np.stack([mean, deviation]).astype(np.float32)
-    for chunk in chunks:
-        chunk -= norm[0]
-        chunk /= norm[1]
-    return torch.from_numpy(norm)
-
-
 def check_amount(frames: int, clusters: int) -> None:
-    """Checks that every cluster can have a frame.
-
-    Raises:
-        ValueError: If `clusters` is not positive, or there are fewer frames.
-    """
+    """Refuses a number of clusters that is not positive or exceeds the number of frames."""
     if clusters < 1:
         raise ValueError(f"the number of clusters must be positive, but is {clusters}")
     if frames < clusters:
@@ -251,44 +248,14 @@ def check_amount(frames: int, clusters: int) -> None:
         )
 
 
-def affordable_clusters(frames: int, clusters: int, min_frames_per_cluster: int) -> int:
-    """Number of clusters that so many frames are enough for; a warning says if that is fewer than were asked for.
-
-    Args:
-        frames: Sampled frames.
-        clusters: Number of clusters asked for.
-        min_frames_per_cluster: Frames that each must have on average.
-
-    Raises:
-        ValueError: If a number is not positive; if there are not enough frames for one cluster.
-    """
-    if clusters < 1 or min_frames_per_cluster < 1:
-        raise ValueError(
-            f"clusters and min_frames_per_cluster must be positive, but are {clusters} and {min_frames_per_cluster}: correct them"
-        )
-    enough = frames // min_frames_per_cluster
-    if not enough:
-        raise ValueError(
-            f"k-means needs {min_frames_per_cluster} frames a cluster (min_frames_per_cluster), but the sample has {frames} in all: "
-            "give more audio, or lower min_frames_per_cluster"
-        )
-    if enough < clusters:
-        log.warning(
-            f"{frames} frames are {frames / clusters:.1f} a cluster, but min_frames_per_cluster={min_frames_per_cluster}: K is lowered "
-            f"from {clusters} to {enough}; to keep {clusters}, give more audio (sample_hours, max_frames) or lower "
-            "min_frames_per_cluster"
-        )
-    return min(clusters, enough)
-
-
 def read_meta(folder: Path, *, kind: str, newest: int, made_by: str) -> dict[str, Any]:
     """Reads the finished mark `meta.json` of a codebook or a labelling.
 
     Args:
-        folder: Where it lies.
+        folder: Folder of the codebook or labelling.
         kind: `codebook` or `labels`.
         newest: Newest `format_version` that this program reads.
-        made_by: The script that makes such a folder, for the message.
+        made_by: Script that makes such a folder, for the message.
 
     Raises:
         ValueError: If it is absent, unreadable, of another kind or of a newer format.
@@ -299,10 +266,10 @@ def read_meta(folder: Path, *, kind: str, newest: int, made_by: str) -> dict[str
             f"a folder of {kind} must have meta.json, written last as its finished mark, but {folder} has none: "
             f"run {made_by} (again; finished work is kept) or correct the path"
         )
-    said = read_json(path, remedy=f"copy the folder again or make it again with {made_by}")
-    meta, version, found = said.values, said.integer("format_version", 1), said.text("kind")
+    fields = read_json(path, remedy=f"copy the folder again or make it again with {made_by}")
+    meta, version, found = fields.values, fields.integer("format_version", 1), fields.text("kind")
     if found != kind:
-        raise ValueError(f"{folder} must hold {kind}, but its meta.json says {found}: correct the path")
+        raise ValueError(f"{folder} must hold {kind}, but its meta.json names {found}: correct the path")
     if version > newest:
         raise ValueError(
             f"{folder} has {kind} of format_version {version}, but this OpenWavLM reads up to {newest}: update OpenWavLM, or restore "

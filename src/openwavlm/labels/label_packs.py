@@ -1,28 +1,28 @@
-"""The label format on disk and its writers: packs of uint16 labels with a table of rows, and `meta.json` as the finished mark.
+"""Label format on disk: writers of packs, writer and reader of `meta.json`, the finished mark.
 
     labels/NAME/pack-00000.u16        labels of whole consecutive shards, one little-endian uint16 a model frame
                 pack-00000.rows.npy   one record a row: offset (first label), key, pcm, frames
-                codebook.npy          float32 (clusters, dim); not of imported labels whose centroids nobody has
+                codebook.npy          float32 (clusters, dim); absent for labels imported without their centroids
                 feature_norm.npy      float32 (2, dim), mean and deviation; only of standardised features
-                meta.json             what the labels are, and which shards (by identity) each pack covers
+                meta.json             codebook, features, totals, and the shards (by identity) of each pack
 
-A row of audio that could not be read has 0 frames: the loader treats it as unreadable.
+A row of unreadable audio has 0 frames; the loader treats it as unreadable.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from openwavlm.audio.frames import FRAME_RATE_HZ, HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, num_frames
-from openwavlm.labels.kmeans import Codebook
-from openwavlm.labels.unknown_codebook import UnknownCodebook
+from openwavlm.labels.kmeans import MAX_CLUSTERS, Codebook, UnknownCodebook, read_meta
 from openwavlm.runtime.atomic import atomic_file, digest_of, write_json
-from openwavlm.runtime.sealed import sealed
+from openwavlm.runtime.files import Fields
+from openwavlm.runtime.sealed import CHECKSUM, checksum_of, sealed
 from openwavlm.shards.index import Index
 
 # 1 and 2 (of labels without centroids) have no checksum of `meta.json` itself; `labels.upgrade` adds it.
@@ -30,20 +30,24 @@ FORMAT_VERSION = 3
 MAX_PACKS = 256
 ROW_DTYPE = np.dtype([("offset", "<u8"), ("key", "<u8"), ("pcm", "<u8"), ("frames", "<u4")])
 GRID = {"hop_samples": HOP_SAMPLES, "receptive_field_samples": RECEPTIVE_FIELD_SAMPLES, "label_rate_hz": FRAME_RATE_HZ}
+MADE_BY = "data_prep/assign_labels.py"
+AGAIN = f"copy the folder again, or delete it and make the labels again with {MADE_BY}"
+_FIRST_WITH_CHECKSUM = 3
+_TOTALS = ("rows", "frames", "unreadable_rows")
 
 
 def labels_file(folder: Path, pack: str) -> Path:
-    """Where a pack's labels lie."""
+    """Path of a pack's labels."""
     return folder / f"{pack}.u16"
 
 
 def rows_file(folder: Path, pack: str) -> Path:
-    """Where a pack's table of rows lies."""
+    """Path of a pack's table of rows."""
     return folder / f"{pack}.rows.npy"
 
 
 def new_checksum() -> "hashlib.blake2b":
-    """The checksum of every file and shard of labels, to be updated with bytes."""
+    """Empty checksum, as used for every file and shard of labels."""
     return hashlib.blake2b(digest_size=16)
 
 
@@ -52,14 +56,8 @@ def file_checksum(path: Path) -> str:
     return digest_of(path, new_checksum)
 
 
-@dataclass(frozen=True)
-class PackResult:
-    """One finished pack.
-
-    Attributes:
-        record: The pack's entry in `meta.json`.
-        label_counts: int64 (classes,) frames of each label.
-    """
+class PackResult(NamedTuple):
+    """A finished pack's entry in `meta.json`, and frames of each label, int64 (classes,)."""
 
     record: dict[str, Any]
     label_counts: np.ndarray
@@ -73,19 +71,7 @@ def write_pack(
     label_row: Callable[[int], np.ndarray | None],
     num_classes: int,
 ) -> PackResult:
-    """Writes the labels of whole shards; `write_packs` of one labelling.
-
-    Args:
-        folder: The labelling.
-        pack: The pack's name, `pack-00000`.
-        index: The shard set.
-        shards: Consecutive shards of the index.
-        label_row: Labels (frames,) of an index row, or None if its audio cannot be read.
-        num_classes: Number of clusters K.
-
-    Returns:
-        The pack's entry for `meta.json` and its label counts.
-    """
+    """Writes the labels of whole shards in one labelling; see `write_packs`."""
     return write_packs([folder], pack, index, shards, lambda row: [label_row(row)], [num_classes])[0]
 
 
@@ -100,15 +86,12 @@ def write_packs(
     """Writes the pack of the same shards in several labellings, row by row, so that each row is read once.
 
     Args:
-        folders: The labellings.
-        pack: The pack's name in all of them.
-        index: The shard set.
+        folders: Labellings.
+        pack: Name of the pack, `pack-00000`, in all of them.
+        index: Index of the shard set.
         shards: Consecutive shards of the index.
-        labels_of_row: Labels (frames,) of an index row in each labelling, None where its audio cannot be read.
-        num_classes: Number of clusters K of each.
-
-    Returns:
-        Each labelling's entry for `meta.json` and its label counts.
+        labels_of_row: Labels (frames,) of an index row in each labelling; None where its audio is unreadable.
+        num_classes: Number of clusters K of each labelling.
     """
     rows = np.concatenate([np.arange(index.first_row[shard], index.first_row[shard + 1]) for shard in shards])
     expected = num_frames(np.asarray(index.num_samples[rows], dtype=np.int64))
@@ -147,12 +130,12 @@ def write_packs(
 
 
 class _PackWriter:
-    """A pack that grows by a row at a time.
+    """Writer of one pack, row by row.
 
     Attributes:
-        table: One `ROW_DTYPE` record a row; keys are filled in already, places as the rows come.
+        table: One `ROW_DTYPE` record a row; keys are set from the start, places as rows are added.
         counts: int64 (classes,) frames of each label so far.
-        shards: The entry in `meta.json` of each finished shard.
+        shards: Entry in `meta.json` of each finished shard.
     """
 
     def __init__(self, file: BinaryIO, table: np.ndarray, num_classes: int) -> None:
@@ -162,19 +145,19 @@ class _PackWriter:
         self._place, self._first, self._checksum = 0, 0, new_checksum()
 
     def add(self, found: np.ndarray | None, frames: int) -> None:
-        """Appends the labels of the next row, which has so many frames."""
+        """Appends the labels of the next row; `frames` is their number, unless they are None."""
         labels = np.zeros(0, dtype="<u2") if found is None else np.ascontiguousarray(found, dtype="<u2")
         assert found is None or len(labels) == frames
         self.table["offset"][self._place] = self._file.tell() // labels.itemsize
         self.table["frames"][self._place] = len(labels)
         self.counts += np.bincount(labels, minlength=len(self.counts))
-        # The length goes in first: moving a border between rows must change the sum.
+        # The length is part of the checksum, so that a moved border between rows changes it.
         self._checksum.update(len(labels).to_bytes(4, "little") + labels.tobytes())
         self._file.write(labels.tobytes())
         self._place += 1
 
     def end_shard(self, identity: str, metadata: str) -> None:
-        """Notes that the rows since the last shard are this one's."""
+        """Records the rows since the end of the last shard as one shard."""
         frames = int(self.table["frames"][self._first : self._place].sum())
         checksum, rows = self._checksum.hexdigest(), self._place - self._first
         self.shards.append({"identity": identity, "metadata": metadata, "rows": rows, "frames": frames, "checksum": checksum})
@@ -182,22 +165,21 @@ class _PackWriter:
 
 
 def write_labels_meta(folder: Path, codebook: Codebook, packs: list[dict[str, Any]], label_counts: np.ndarray) -> dict[str, Any]:
-    """Writes `meta.json`, the finished mark, by rename; everything that it names must be there already.
+    """Writes `meta.json`, the finished mark, by rename; all files that it names must exist.
 
     Args:
-        folder: The labelling.
-        codebook: The codebook in it; what it was fitted on is kept, so that a run can tell whether it heard held-out speakers.
+        folder: Labelling.
+        codebook: Its codebook; the record of its fit is kept, so that training can check whether held-out speakers were part of it.
         packs: `PackResult.record` of every pack, in order.
         label_counts: int64 (classes,) frames of each label, over all packs.
 
     Returns:
-        What was written.
+        Content of `meta.json`.
     """
-    unknown = isinstance(codebook, UnknownCodebook)
     meta = {
         "format_version": FORMAT_VERSION,
         "kind": "labels",
-        **({"centroids": "unknown"} if unknown else {}),
+        **({"centroids": "unknown"} if isinstance(codebook, UnknownCodebook) else {}),
         "codebook_hash": codebook.hash,
         "num_classes": len(label_counts),
         **GRID,
@@ -205,11 +187,95 @@ def write_labels_meta(folder: Path, codebook: Codebook, packs: list[dict[str, An
         "features": codebook.features,
         "codebook_fitted": codebook.fitted,
         "shards": sum(len(pack["shards"]) for pack in packs),
-        "rows": sum(pack["rows"] for pack in packs),
-        "frames": sum(pack["frames"] for pack in packs),
-        "unreadable_rows": sum(pack["unreadable_rows"] for pack in packs),
+        **{name: sum(pack[name] for pack in packs) for name in _TOTALS},
         "label_counts": [int(count) for count in label_counts],
         "packs": packs,
     }
-    write_json(folder / "meta.json", sealed(meta))
-    return sealed(meta)
+    meta = sealed(meta)
+    write_json(folder / "meta.json", meta)
+    return meta
+
+
+def read_labels_meta(folder: Path) -> dict[str, Any]:
+    """Reads `meta.json` of a labelling, of any format version up to the newest; checks names, types, ranges, totals and checksum.
+
+    Raises:
+        ValueError: If the labelling is not finished, has a newer format or another frame grid, or its `meta.json` is damaged or
+            contradicts itself.
+    """
+    meta = read_meta(folder, kind="labels", newest=FORMAT_VERSION, made_by=MADE_BY)
+    head = Fields(meta, str(folder / "meta.json"), AGAIN)
+    for name, expected in GRID.items():
+        if (found := head.number(name)) != expected:
+            raise ValueError(
+                f"labels must lie on the model's frame grid, {name} = {expected:g}, but those in {folder} have {name} = "
+                f"{found:g}: make them again with {MADE_BY}"
+            )
+    _check_head(head)
+    packs = head.objects("packs")
+    names: set[str] = set()
+    identities: set[str] = set()
+    for pack in packs:
+        check_record(pack)
+        own = [shard.text("identity") for shard in pack.objects("shards")]
+        if pack.text("name") in names or len(set(own) - identities) < len(own):
+            raise ValueError(f"{pack.where} names a pack or a shard that was named before: {AGAIN}")
+        names.add(pack.text("name"))
+        identities.update(own)
+    _check_sum(head, "shards", len(identities))
+    for name in _TOTALS:
+        _check_sum(head, name, sum(pack.integer(name) for pack in packs))
+    has_checksum = head.integer("format_version", 1) >= _FIRST_WITH_CHECKSUM or CHECKSUM in meta
+    if has_checksum and head.text(CHECKSUM) != checksum_of(meta):
+        raise ValueError(f"{head.where} is damaged (its own checksum does not hold): {AGAIN}")
+    return meta
+
+
+def _check_head(head: Fields) -> None:
+    classes = head.integer("num_classes", 1, MAX_CLUSTERS)
+    head.text("codebook_hash")
+    head.mapping("features")
+    fitted = Fields(head.mapping("codebook_fitted"), f"{head.where}, codebook_fitted", AGAIN)
+    if "split_seed" in fitted.values:
+        fitted.integer("split_seed", -(2**63))
+        if not 0 <= fitted.number("validation_share") < 1:
+            raise fitted.refusal("validation_share", "a number in [0, 1)", fitted.values["validation_share"])
+        if "indexes" in fitted.values:
+            fitted.texts("indexes")
+    for name, allowed in (("dtype", "<u2"), ("centroids", "unknown")):
+        if name in head.values and head.text(name) != allowed:
+            raise head.refusal(name, allowed, head.values[name])
+    counts = head.lists("label_counts")
+    if len(counts) != classes or not all(type(count) is int and count >= 0 for count in counts):
+        raise head.refusal("label_counts", f"a list of {classes} whole numbers from 0 on", counts)
+    _check_sum(head, "frames", sum(counts))
+
+
+def check_record(pack: Fields) -> None:
+    """Raises `ValueError` if a field of a pack's record is absent or out of range, or its shards do not add up to the pack."""
+    # Files are opened by this name, so it must not contain the path of another folder.
+    if not re.fullmatch(r"pack-[0-9]{5,9}|shard-[0-9a-f]{32}", pack.text("name")):
+        raise pack.refusal("name", "a name as pack-00000", pack.values["name"])
+    for name in ("labels_checksum", "rows_checksum"):
+        _check_checksum(pack, name)
+    if "computed_on" in pack.values:
+        pack.text("computed_on")
+    shards = pack.objects("shards")
+    for shard in shards:
+        shard.text("identity")
+        _check_checksum(shard, "checksum")
+    for name in ("rows", "frames"):
+        _check_sum(pack, name, sum(shard.integer(name) for shard in shards))
+    _check_sum(pack, "labels_bytes", 2 * pack.integer("frames"))
+    pack.integer("unreadable_rows", 0, pack.integer("rows"))
+    pack.integer("rows_bytes", pack.integer("rows") * ROW_DTYPE.itemsize)
+
+
+def _check_checksum(fields: Fields, name: str) -> None:
+    if not re.fullmatch(r"[0-9a-f]{32}", fields.text(name)):
+        raise fields.refusal(name, "a checksum of 32 hexadecimal digits", fields.values[name])
+
+
+def _check_sum(fields: Fields, name: str, total: int) -> None:
+    if fields.integer(name) != total:
+        raise ValueError(f"{fields.where}: {name} is {fields.integer(name)}, but its parts add up to {total}: {AGAIN}")

@@ -1,8 +1,8 @@
-"""k-means by full passes over all frames (Lloyd 1982), on a CPU, a GPU or several processes, with one result.
+"""k-means by full passes over all frames (Lloyd 1982), on a CPU, a GPU or in several processes, with one result.
 
-A pass gives each frame its nearest centroid by one matrix product a chunk; the centroids of the next are the means of their frames,
-added up in float64 and rounded to float32 once. A cluster without frames takes the frame that is farthest from its own centroid. On a
-CPU the codebook is the same, bit for bit, at any number of threads and processes (`chunks`).
+A pass finds the nearest centroid of each frame by one matrix product a chunk; the new centroids are the means of their frames, summed
+in float64 and rounded to float32 once. A cluster without frames takes the frame that is farthest from its own centroid. On a CPU the
+codebook is the same, bit for bit, at any number of threads and processes (`chunks`).
 """
 
 import logging
@@ -26,13 +26,13 @@ _SEEDING_ITERATIONS = 10
 
 @dataclass(frozen=True)
 class _Pass:
-    """What one pass over all frames found.
+    """Result of one pass over all frames.
 
     Attributes:
         inertia: Sum of the squared distances to the nearest centroid.
-        totals: float64 (clusters, dim + 1): the sum of the frames of each cluster, and how many they are.
-        labels: int64 (places,), the nearest centroid of this process's frames; -1 where there is none.
-        distances: float32 (places,), of this process's frames.
+        totals: float64 (clusters, dim + 1): sum of the frames of each cluster, and their number.
+        labels: int64 (places,), nearest centroid of this process's frames; -1 at empty places.
+        distances: float32 (places,), squared distance to it.
     """
 
     inertia: float
@@ -48,7 +48,7 @@ class _Pass:
 
 @dataclass(frozen=True)
 class _Fit:
-    """Centroids and how they came about."""
+    """Centroids of one start, the inertia after each pass, frames of each cluster, and the number of reseeded clusters."""
 
     centroids: Tensor
     inertias: list[float]
@@ -62,15 +62,15 @@ def fit_lloyd_kmeans(
     """Fits k-means to all frames; every process of the group calls it with its share and gets the same codebook.
 
     Args:
-        frames: The features, which are rounded in place (`chunks.snap_to_grid`).
+        frames: Features; rounded in place (`chunks.snap_to_grid`).
         clusters: Number of clusters K.
         seed: Seed of the starts.
-        n_init: Starts, of which the one that ends best is kept.
-        iterations: Passes that move the centroids, at most.
-        tolerance: It stops when a pass lowers the squared distance by less than this share, and no cluster is empty.
+        n_init: Starts, of which the one with the lowest inertia is kept.
+        iterations: Largest number of passes that move the centroids.
+        tolerance: The fit stops when a pass lowers the squared distance by less than this share and no cluster is empty.
 
     Returns:
-        The codebook; `fitted` has frames, seeds, the mean squared distance after each pass, usage and perplexity.
+        Codebook; `fitted` has frames, seeds, the mean squared distance after each pass, usage and perplexity.
 
     Raises:
         ValueError: If a number is not positive; if there are fewer frames than clusters; if the features are not finite.
@@ -81,7 +81,7 @@ def fit_lloyd_kmeans(
     sample = frames.at(frames.even_places(SEEDING_FRAMES_PER_CLUSTER * clusters))
     squares = _squares(frames)
     best: _Fit | None = None
-    with _Reporter(iterations, speaks=frames.ranks.rank == 0) as report:
+    with _Reporter(iterations, visible=frames.ranks.rank == 0) as report:
         for start in range(n_init):
             report(f"start {start + 1} of {n_init}", 0, None)
             if len(sample) < clusters:  # most of the evenly spread places are empty
@@ -112,11 +112,7 @@ def fit_lloyd_kmeans(
 
 
 def check_passes(n_init: int, iterations: int, tolerance: float) -> None:
-    """Checks how often and how long k-means goes on.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
+    """Raises `ValueError` if the number of starts or passes or the tolerance is out of range."""
     if min(n_init, iterations) < 1 or not tolerance >= 0:
         raise ValueError(
             f"n_init and iterations must be at least 1 and tolerance at least 0, but are {n_init}, {iterations} and {tolerance}"
@@ -124,7 +120,7 @@ def check_passes(n_init: int, iterations: int, tolerance: float) -> None:
 
 
 def _squares(frames: ChunkedFrames) -> Tensor:
-    """Squared norm of each of this process's frames: float32 (places,)."""
+    """Squared norm of each frame of this process: float32 (places,)."""
     squares = torch.zeros(len(frames.features), device=frames.device)
 
     def square(chunk: Chunk) -> None:
@@ -135,7 +131,7 @@ def _squares(frames: ChunkedFrames) -> Tensor:
 
 
 def _settled_seeds(frames: ChunkedFrames, sample: Tensor, clusters: int, seed: int, start: int) -> Tensor:
-    """Seeds moved by some passes over the seeding frames alone: each spares one over all frames, which costs many times as much."""
+    """Seeds after some passes over the seeding frames only: each saves a pass over all frames, which costs many times as much."""
     seeds = greedy_seeds(sample, clusters, seed, start, device=frames.device)
     own = ChunkedFrames(sample.to(frames.device), len(sample), frames.chunk, device=frames.device)
     with own.threads():
@@ -173,7 +169,7 @@ def _lloyd(
 
 
 def _pass(frames: ChunkedFrames, squares: Tensor, centroids: Tensor, before: _Pass | None) -> _Pass:
-    """Adds up only the frames that changed their cluster: sums are exact, so those of the pass before go on."""
+    """One pass. Sums are exact, so those of the pass before are updated by the frames that changed their cluster."""
     clusters, dim = centroids.shape
     there = centroids.to(frames.device)
     own_squares, directions = there.square().sum(dim=1), there.T.contiguous()
@@ -200,18 +196,18 @@ def _pass(frames: ChunkedFrames, squares: Tensor, centroids: Tensor, before: _Pa
 
 
 def _add(totals: Tensor, labels: Tensor, frames: Tensor, sign: int) -> None:
-    """Adds frames, or with sign -1 takes them away, in the sums and counts of their clusters."""
+    """Adds frames to the sums and counts of their clusters, or subtracts them with sign -1."""
     totals[:, :-1].index_add_(0, labels, frames.double(), alpha=sign)
     totals[:, -1] += sign * torch.bincount(labels, minlength=len(totals))
 
 
 def _farthest(frames: ChunkedFrames, squares: Tensor, distances: Tensor, wanted: int) -> Tensor:
-    """The frames of all processes that are farthest from their centroids, none that lies on it: float32 (≤ wanted, dim)."""
+    """Frames of all processes that are farthest from their centroids, without those on a centroid: float32 (≤ wanted, dim)."""
     if not wanted:
         return torch.zeros(0, frames.dim)
-    # Below a millionth of the frame's square a distance is float32's rounding: that frame lies on a centroid.
+    # Below a millionth of the frame's square a distance is float32's rounding: the frame lies on a centroid.
     own = torch.where(distances > 1e-6 * squares, distances, 0).cpu()
-    # A stable sort: of equally far frames the first.
+    # Stable: of equally far frames the first.
     order = own.argsort(descending=True, stable=True)[:wanted]
     mine = [(-float(own[place]), frames.first + int(place)) for place in order if own[place] > 0]
     chosen = sorted(found for part in frames.ranks.gather(mine) for found in part)[:wanted]
@@ -219,12 +215,12 @@ def _farthest(frames: ChunkedFrames, squares: Tensor, distances: Tensor, wanted:
 
 
 class _Reporter:
-    """A bar on a terminal; elsewhere a line of the log every half minute."""
+    """Progress bar on a terminal; elsewhere a log line every half minute."""
 
-    def __init__(self, iterations: int, *, speaks: bool) -> None:
-        self._bar = ProgressBar(iterations, "k-means", visible=speaks)
-        self._logs = speaks and not self._bar.on_terminal
-        self._said = time.monotonic()
+    def __init__(self, iterations: int, *, visible: bool) -> None:
+        self._bar = ProgressBar(iterations, "k-means", visible=visible)
+        self._logs = visible and not self._bar.on_terminal
+        self._logged = time.monotonic()
 
     def __enter__(self) -> "_Reporter":
         self._bar.__enter__()
@@ -236,19 +232,13 @@ class _Reporter:
     def __call__(self, what: str, iteration: int, mean: float | None) -> None:
         figure = "" if mean is None else f"mean squared distance {mean:.6g}"
         self._bar.set(iteration, what, figure)
-        if self._logs and time.monotonic() - self._said > _LINE_EVERY_S:
-            self._said = time.monotonic()
+        if self._logs and time.monotonic() - self._logged > _LINE_EVERY_S:
+            self._logged = time.monotonic()
             log.info(f"{what}: iteration {iteration}, {figure}" if figure else what)
 
 
 def whole(features: Tensor, clusters: int, *, device: str | torch.device = "cpu") -> ChunkedFrames:
-    """Frames of one process alone; copied, for fitting rounds them.
-
-    Args:
-        features: float32 (frames, dim).
-        clusters: Number of clusters that will be fitted.
-        device: Where chunks are computed.
-    """
+    """Copies float32 (frames, dim) of a single process, since fitting rounds them, in chunks for a number of clusters."""
     kept = features.to(device, torch.float32, copy=True)
     where = torch.device(device)
     return ChunkedFrames(kept, len(features), chunk_frames(clusters, where), device=where)

@@ -1,4 +1,4 @@
-"""k-means by scikit-learn's mini-batches (HuBERT §III-B, SPEC §4.4): the other engine, and the reference of `lloyd`."""
+"""k-means by scikit-learn's mini-batches (HuBERT §III-B, SPEC §4.4): the second engine, and the reference of `lloyd`."""
 
 from dataclasses import replace
 
@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwavlm.labels.kmeans import Codebook, check_amount, one_torch_thread
-from openwavlm.labels.quality import perplexity
+from openwavlm.labels.kmeans import CHUNK_FRAMES, Codebook, check_amount, one_torch_thread
+from openwavlm.labels.quality import perplexity, used_clusters
 
 
 def fit_minibatch_kmeans(
@@ -15,21 +15,21 @@ def fit_minibatch_kmeans(
 ) -> Codebook:
     """Fits k-means by mini-batches with k-means++ starts (SPEC §4.4; fairseq's `learn_kmeans.py`).
 
-    It runs on one thread: the order of sums, so the codebook, is then the same on every number of cores.
+    Runs on one thread, so that sums have one order and the codebook is the same on any number of cores.
 
     Args:
         features: float32 (frames, dim).
         clusters: Number of clusters K.
         seed: Seed of the starts and of the mini-batches.
-        n_init: Starts, of which the best goes on; 20 in fairseq, where it is most of the cost for wide features.
+        n_init: Starts, of which the best is kept; 20 in fairseq, where they are most of the cost of wide features.
         batch_size: Frames a mini-batch.
-        max_iter: Passes over the frames at most; it stops after 100 mini-batches without improvement.
+        max_iter: Largest number of passes; the fit stops after 100 mini-batches without improvement.
 
     Returns:
         The codebook; `fitted` has frames, seed, mean squared distance, usage and perplexity.
 
     Raises:
-        ValueError: If the features are not finite (frames, dim), or are fewer than clusters.
+        ValueError: If the features are not finite (frames, dim), or there are fewer frames than clusters.
     """
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -61,7 +61,41 @@ def fit_minibatch_kmeans(
         "batch_size": batch_size,
         "mini_batches": int(model.n_steps_),
         "mean_squared_distance": inertia,
-        "used_clusters": int((counts > 0).sum()),
+        "used_clusters": used_clusters(counts),
         "perplexity": perplexity(counts),
     }
     return replace(codebook, fitted=fitted)
+
+
+def standardise(frames: np.ndarray) -> Tensor:
+    """Brings each dimension to mean 0 and deviation 1, in place.
+
+    A constant dimension (deviation below 1e-6 of its largest value) is only centred.
+
+    Args:
+        frames: float32 (frames, dim); overwritten.
+
+    Returns:
+        float32 (2, dim): means and deviations, as in `Codebook.norm`.
+
+    Raises:
+        ValueError: If there are no frames, or some are not finite.
+    """
+    mean = frames.mean(axis=0, dtype=np.float64) if len(frames) else np.full(frames.shape[1], np.nan)
+    if not np.isfinite(mean).all():
+        raise ValueError(
+            f"features must be finite and at least one frame, but are {frames.shape} with a mean that is not: look at the audio and "
+            "at the teacher"
+        )
+    variance = np.zeros_like(mean)
+    chunks = [frames[start : start + CHUNK_FRAMES] for start in range(0, len(frames), CHUNK_FRAMES)]
+    for chunk in chunks:
+        variance += np.square(chunk - mean).sum(axis=0)
+    deviation = np.sqrt(variance / len(frames))
+    # No copies: the features of a large sample fill the memory once.
+    deviation[deviation <= 1e-6 * np.maximum(frames.max(axis=0), -frames.min(axis=0))] = 1
+    norm = np.stack([mean, deviation]).astype(np.float32)
+    for chunk in chunks:
+        chunk -= norm[0]
+        chunk /= norm[1]
+    return torch.from_numpy(norm)

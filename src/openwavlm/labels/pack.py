@@ -1,4 +1,4 @@
-"""One pack of labels, mapped into memory, and the checks of what lies in it against `meta.json`."""
+"""One pack of labels, mapped into memory, and its checks against `meta.json`."""
 
 import os
 from collections.abc import Mapping
@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from openwavlm.audio.frames import num_frames
-from openwavlm.labels.label_meta import AGAIN, MADE_BY
-from openwavlm.labels.label_packs import ROW_DTYPE, labels_file, new_checksum, rows_file
+from openwavlm.labels.label_packs import AGAIN, MADE_BY, ROW_DTYPE, labels_file, new_checksum, rows_file
 from openwavlm.runtime.mapped import map_open, release
 from openwavlm.shards.index import Index
 
@@ -18,21 +17,21 @@ _MAGIC = b"\x93NUMPY\x01\x00"
 
 
 class Pack:
-    """One pack. Its files are mapped once: a file that is later replaced by another one does not change what is read here.
+    """One pack. Its files are mapped once, so a file that is replaced later does not change the labels that are read.
 
     Args:
-        folder: The labelling.
-        record: The pack's entry in `meta.json`.
+        folder: Labelling.
+        record: Entry of the pack in `meta.json`.
         num_classes: Number of clusters K.
 
     Attributes:
         table: One `ROW_DTYPE` record a row.
         offset: First label of each row, uint64 (rows,).
         frames: Labels of each row, uint32 (rows,).
-        labels: uint16 (frames,), all rows' labels one after another; read-only.
+        labels: uint16 (frames,), labels of all rows in their order; read-only.
 
     Raises:
-        ValueError: If a file is absent or has another size than `meta.json` names, or the rows are no table of that many rows.
+        ValueError: If a file is absent or differs in size from `meta.json`, or the table of rows is malformed.
     """
 
     def __init__(self, folder: Path, record: Mapping[str, Any], num_classes: int) -> None:
@@ -49,11 +48,7 @@ class Pack:
         self._first_labels = np.cumsum([0, *(shard["frames"] for shard in record["shards"])])
 
     def check_rows(self) -> None:
-        """Compares the table of rows with its checksum, and each row's place with the lengths of the rows before it.
-
-        Raises:
-            ValueError: If it is not the table that was written.
-        """
+        """Raises `ValueError` if the table of rows differs from its checksum, or a row's place from the lengths before it."""
         self._check_checksum(self.rows_file, self._row_bytes, self.record["rows_checksum"])
         begins = np.cumsum(self.frames, dtype=np.uint64)
         wrong = np.flatnonzero(self.offset[1:] != begins[:-1]) + 1
@@ -64,15 +59,15 @@ class Pack:
             raise ValueError(f"{self.rows_file} must list the rows without gaps, but {where} does not fit: {AGAIN}")
 
     def check_audio(self, number: int, index: Index, shard: int) -> None:
-        """Compares the rows of one of the pack's shards with those of an index, and each row's place with the lengths before it.
+        """Compares the rows of a shard with those of an index, and each row's place with the lengths before it.
 
         Args:
             number: Number of the shard in the pack.
-            index: A shard set.
-            shard: The same shard's number there.
+            index: Index of a shard set.
+            shard: Number of the same shard in the index.
 
         Raises:
-            ValueError: If the rows are of other audio, have another number of frames than their audio, or do not follow one another.
+            ValueError: If rows belong to other audio, differ from it in their number of frames, or are not contiguous.
         """
         name, rows = index.shards[shard].name, slice(int(index.first_row[shard]), int(index.first_row[shard + 1]))
         table = self.table[int(self._first_rows[number]) : int(self._first_rows[number + 1])]
@@ -100,62 +95,59 @@ class Pack:
         )
 
     def check_shard(self, number: int) -> None:
-        """Compares the labels of one of the pack's shards with their checksum and with the number of clusters.
-
-        Raises:
-            ValueError: If they are not those that were written.
-        """
-        first, stop = (int(row) for row in self._first_rows[number : number + 2])
-        labels = self.labels[int(self._first_labels[number]) : int(self._first_labels[number + 1])]
-        frames = self.frames[first:stop]
-        self._check_classes(labels)
-        if (
-            int(frames.sum(dtype=np.uint64)) != len(labels)
-            or _checksum_of_rows(labels, frames) != self._shard(number)["checksum"]
-        ):
+        """Raises `ValueError` if the labels of a shard differ from their checksum or exceed the number of clusters."""
+        shard = self.record["shards"][number]
+        labels = self._labels_of(number)
+        frames = self.frames[int(self._first_rows[number]) : int(self._first_rows[number + 1])]
+        largest = int(labels.max(initial=0))
+        if largest >= self._num_classes:
+            raise ValueError(
+                f"labels must be below the {self._num_classes} clusters of their codebook, but {self.labels_file} has the label "
+                f"{largest}: {AGAIN}"
+            )
+        if int(frames.sum(dtype=np.uint64)) != len(labels) or _checksum_of_rows(labels, frames) != shard["checksum"]:
             raise ValueError(
                 f"{self.labels_file} must hold the labels that meta.json names, but those of its shard {number + 1} (identity "
-                f"{self._shard(number)['identity'][:12]}) have another checksum: {AGAIN}"
+                f"{shard['identity'][:12]}) have another checksum: {AGAIN}"
             )
 
     def check(self) -> np.ndarray:
-        """Compares all of the pack with what `meta.json` names.
+        """Compares the whole pack with `meta.json`.
 
         Returns:
             int64 (classes,): frames of each label.
 
         Raises:
-            ValueError: If a file is not the one that was written.
+            ValueError: If a file differs from its checksum.
         """
         self.check_rows()
         counts = np.zeros(self._num_classes, dtype=np.int64)
         for number in range(len(self.record["shards"])):
             self.check_shard(number)
-            labels = self.labels[int(self._first_labels[number]) : int(self._first_labels[number + 1])]
-            counts += np.bincount(labels, minlength=len(counts))
+            counts += np.bincount(self._labels_of(number), minlength=len(counts))
         self._check_checksum(self.labels_file, self._label_bytes, self.record["labels_checksum"])
         self._whole = True
-        # Or all labels of a corpus would count as this process's memory; the pages stay in the machine's file cache.
+        # Otherwise all labels of a corpus would count as memory of this process; the pages stay in the file cache.
         release(self._label_bytes)
         return counts
 
     def check_once(self) -> None:
-        """Checks all of the pack on the first call."""
+        """Checks the whole pack on the first call."""
         if not self._whole:
             self.check()
 
     def changed(self) -> bool:
-        """Compares size, time and inode of both files with those of the mapped ones."""
+        """Whether size, time or inode of a file differs from that of the mapped file."""
         return self.state != (_state(self.labels_file), _state(self.rows_file))
 
     def check_changed(self) -> bool:
-        """Checks a pack again whose files have changed since they were mapped.
+        """Checks the pack again if its files have changed since they were mapped.
 
         Returns:
-            True if other files have taken the place of the mapped ones, which are read on.
+            True if files were replaced; the mapped ones are used further.
 
         Raises:
-            ValueError: If the mapped files themselves have other content or another size now.
+            ValueError: If the content or size of a mapped file has changed.
         """
         if not self.changed():
             return False
@@ -165,7 +157,7 @@ class Pack:
             now = _state(file)
             found.append(before if now is None or now[:2] != before[:2] else now)
             replaced |= now is None or now[:2] != before[:2]
-            if found[-1][2] != before[2]:  # to read beyond the end of a mapped file would end the process
+            if found[-1][2] != before[2]:  # a read beyond the end of a mapped file would kill the process
                 raise ValueError(
                     f"{file} must keep its {before[2]} bytes while it is in use, but has {found[-1][2]} now: {AGAIN}"
                 )
@@ -173,17 +165,9 @@ class Pack:
         self.state = (found[0], found[1])
         return replaced
 
-    def _shard(self, number: int) -> Mapping[str, Any]:
-        shard: Mapping[str, Any] = self.record["shards"][number]
-        return shard
-
-    def _check_classes(self, labels: np.ndarray) -> None:
-        largest = int(labels.max(initial=0))
-        if largest >= self._num_classes:
-            raise ValueError(
-                f"labels must be below the {self._num_classes} clusters of their codebook, but {self.labels_file} has the label "
-                f"{largest}: {AGAIN}"
-            )
+    def _labels_of(self, number: int) -> np.ndarray:
+        """Labels of one shard of the pack."""
+        return self.labels[int(self._first_labels[number]) : int(self._first_labels[number + 1])]
 
     @staticmethod
     def _check_checksum(file: Path, content: np.ndarray, expected: str) -> None:
@@ -197,7 +181,7 @@ class Pack:
 
 
 def _checksum_of_rows(labels: np.ndarray, frames: np.ndarray) -> str:
-    """Checksum of a shard: of each row its number of labels as uint32, and its labels."""
+    """Checksum of a shard, over the number of labels (uint32) and the labels of each row."""
     begins = np.cumsum(frames, dtype=np.int64) - frames
     lengths = np.ascontiguousarray(frames, dtype="<u4").view("<u2")
     checksum = new_checksum()
@@ -208,39 +192,43 @@ def _checksum_of_rows(labels: np.ndarray, frames: np.ndarray) -> str:
 State = tuple[int, int, int, int]
 
 
-def _state(file: Path) -> State | None:
-    """Device, inode, size in bytes and time of the last change of a file; None if there is none."""
-    try:
-        found = file.stat()
-    except FileNotFoundError:
-        return None
+def _state_of(found: os.stat_result) -> State:
+    """Device, inode, size in bytes and time of the last change of a file."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def check_size(file: Path, expected: int) -> None:
-    """Refuses a file of labels that is absent or of another size.
+def _state(file: Path) -> State | None:
+    try:
+        return _state_of(file.stat())
+    except FileNotFoundError:
+        return None
 
-    Raises:
-        ValueError: With both sizes in bytes.
-    """
+
+def check_size(file: Path, expected: int) -> None:
+    """Raises `ValueError` if a file of labels is absent or has another size in bytes."""
     found = file.stat().st_size if file.is_file() else None
     if found != expected:
         raise ValueError(f"{file} must have {expected} bytes, but {'is absent' if found is None else f'has {found}'}: {AGAIN}")
 
 
+def check_sizes(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if a file of a pack is absent or differs in size from its checked record."""
+    check_size(labels_file(folder, record["name"]), record["labels_bytes"])
+    check_size(rows_file(folder, record["name"]), record["rows_bytes"])
+
+
 def _mapped(file: Path, size: int) -> tuple[np.ndarray, State]:
-    """The bytes of a file of that size, mapped read-only; and the file's state."""
+    """Bytes of a file of that size, mapped read-only, and the state of the file."""
     check_size(file, size)
     with file.open("rb") as opened:
-        found = os.fstat(opened.fileno())
-        state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-        if found.st_size != size:
-            raise ValueError(f"{file} must have {size} bytes, but has {found.st_size}: {AGAIN}")
+        state = _state_of(os.fstat(opened.fileno()))
+        if state[2] != size:
+            raise ValueError(f"{file} must have {size} bytes, but has {state[2]}: {AGAIN}")
         return map_open(opened.fileno(), size, file), state
 
 
 def _table(content: np.ndarray, file: Path, rows: int) -> np.ndarray:
-    """The records of a table of rows, `ROW_DTYPE` (rows,); the header is compared and never evaluated."""
+    """Records of a table of rows, `ROW_DTYPE` (rows,); the header is compared and never evaluated."""
     expected = f"{{'descr': {ROW_DTYPE.descr}, 'fortran_order': False, 'shape': ({rows},), }}"
     head = content[:10].tobytes()
     length = int.from_bytes(head[8:10], "little")

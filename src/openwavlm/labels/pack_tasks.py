@@ -1,4 +1,4 @@
-"""One task of a labelling: the pack of some shards, written in one labelling or in several in one pass, each with a done-file."""
+"""One task: writes the pack of some shards in one or several labellings in one pass over the audio, each with a done-file."""
 
 import hashlib
 import json
@@ -14,14 +14,11 @@ import torch
 
 from openwavlm.labels.features import assign_in_chunks
 from openwavlm.labels.kmeans import Codebook, one_torch_thread
-from openwavlm.labels.label_meta import AGAIN, check_record
-from openwavlm.labels.label_packs import labels_file, rows_file, write_packs
-from openwavlm.labels.pack import check_size
-from openwavlm.labels.parts import ShardParts, write_parts
+from openwavlm.labels.label_packs import write_packs
+from openwavlm.labels.labelling import LabelPacks
 from openwavlm.labels.rebind import carrier
-from openwavlm.labels.store import LabelPacks
+from openwavlm.labels.unfinished import ShardParts, read_done, write_parts
 from openwavlm.runtime.atomic import write_json
-from openwavlm.runtime.files import Fields, read_json
 from openwavlm.runtime.resources import check_of_the_file
 from openwavlm.shards.index import Index
 from openwavlm.shards.reader import ShardReader, UnreadableAudio
@@ -34,11 +31,11 @@ class PackTarget:
     """One labelling's part of a task.
 
     Attributes:
-        output: The labelling.
-        codebook: The centroids.
-        pack: The pack's name.
+        output: Labelling.
+        codebook: Its codebook.
+        pack: Name of the pack.
         key: Hash of all that the pack depends on.
-        shards: Identity and names of the pack's shards, one text each.
+        shards: Identity and hash of the names of each shard of the pack.
     """
 
     output: Path
@@ -49,43 +46,39 @@ class PackTarget:
 
     @classmethod
     def of(cls, output: Path, codebook: Codebook, pack: str, index: Index, shards: Sequence[int]) -> "PackTarget":
-        """The pack of these shards of the index."""
+        """Target of the pack with these shards of the index."""
         of_shards = tuple(f"{index.shards[shard].identity} {index.shards[shard].metadata}" for shard in shards)
         return cls(output, codebook, pack, _hashed([*_entries(codebook), *of_shards]), of_shards)
 
     @property
     def done_file(self) -> Path:
-        """Where the pack's record is once it is finished."""
+        """Path of the finished pack's record."""
         return self.output / "tasks" / f"{self.pack}.json"
 
     def done(self) -> dict[str, Any] | None:
-        """What the done-file says, if it is of this very task and the pack's files are there."""
+        """Content of the done-file; None if it is absent, damaged or of another task, or the pack's files are missing."""
         try:
-            done = read_json(self.done_file, remedy=AGAIN)
-            record = Fields(done.mapping("record"), done.where, AGAIN)
-            check_record(record)
+            done, _ = read_done(self.done_file, self.output, self.pack)
             done.integers("label_counts", np.int64, len(self.codebook))
-            check_size(labels_file(self.output, self.pack), record.integer("labels_bytes"))
-            check_size(rows_file(self.output, self.pack), record.integer("rows_bytes"))
-            return done.values if done.text("task") == self.key and record.text("name") == self.pack else None
+            return done.values if done.text("task") == self.key else None
         except ValueError:  # absent or damaged: the task is done again
             return None
 
     def check_unfinished(self, own: AbstractSet[str]) -> None:
-        """Refuses to write over the pack of an unfinished call that labels other shards, or by another codebook.
+        """Refuses to overwrite the pack of an unfinished call that labels other shards, or has another codebook.
 
         Args:
-            own: Identity and names of all shards that this call labels. A pack of some of them may be cut otherwise (the set has grown
-                since, or `packs` is another number); its labels are the same.
+            own: Identity and names of all shards that this call labels. A pack with a different selection of them (the set has grown
+                since, or `packs` differs) may be overwritten: its labels are the same.
 
         Raises:
-            ValueError: If the pack's done-file is of other work.
+            ValueError: If the done-file belongs to such a call.
         """
         try:
             done = json.loads(self.done_file.read_text())
             theirs = [f"{shard['identity']} {shard['metadata']}" for shard in done["record"]["shards"]]
             task = done["task"]
-        except (OSError, ValueError, KeyError, TypeError) as error:  # absent or damaged: nothing of it can be used
+        except (OSError, ValueError, KeyError, TypeError) as error:  # absent or damaged
             check_of_the_file(error, self.done_file)
             return
         same_codebook = task == _hashed([*_entries(self.codebook), *theirs])
@@ -93,21 +86,21 @@ class PackTarget:
             what = "other shards" if same_codebook else "another codebook"
             raise ValueError(
                 f"{self.done_file} is a finished pack of a call that labels {what} and has not ended: finish that call first (the same "
-                f"command goes on), name another output, or delete {self.done_file.parent} to give its work up"
+                f"command continues it), name another output, or delete {self.done_file.parent} to discard its work"
             )
 
 
 @dataclass(frozen=True)
 class PackTask:
-    """One pack to write, in one labelling or in several.
+    """Pack to write in one or several labellings.
 
     Attributes:
-        shards_path: The shard set.
-        shards: The pack's shards, by number in the index.
-        targets: Where its labels go.
-        carry_from: An older labelling whose labels are carried over, or None to compute all of them.
-        teacher: The model of layer features.
-        device: Where the teacher runs.
+        shards_path: Shard set.
+        shards: Numbers of the pack's shards in the index.
+        targets: Labellings without this pack.
+        carry_from: Older labelling with labels to carry over; None: all labels are computed.
+        teacher: Model of layer features.
+        device: Device of the teacher.
         mode: As in `assign.assign_labels`.
     """
 
@@ -120,7 +113,7 @@ class PackTask:
     mode: str
 
     def undone(self) -> "PackTask":
-        """The task without the labellings that have it already."""
+        """The task without the targets that are done."""
         return replace(self, targets=tuple(target for target in self.targets if target.done() is None))
 
 
@@ -133,7 +126,7 @@ def _hashed(entries: list[str]) -> str:
 
 
 def label_pack(task: PackTask) -> None:
-    """Writes one pack and then its done-files; the whole of a task, alike in every process and on every machine."""
+    """Writes the pack of a task, then its done-files; the result is the same in every process and on every machine."""
     index = Index.open(task.shards_path, check=False)
     folders, sizes = [target.output for target in task.targets], [len(target.codebook) for target in task.targets]
     with one_torch_thread():
@@ -162,19 +155,19 @@ def label_pack(task: PackTask) -> None:
 
 
 def _gpus_of_carried(labels: Path | None) -> set[str]:
-    """The GPUs that may have computed labels that are carried over."""
+    """Names of the GPUs that may have computed carried labels."""
     packs = LabelPacks.open(labels).meta["packs"] if labels else []
     return {name for pack in packs if "computed_on" in pack for name in pack["computed_on"].split(", ")}
 
 
 def _gpus(task: PackTask) -> list[str | None]:
-    """The GPU that computes the labels of each target."""
+    """Name of the GPU that computes the labels of each target; None for a CPU."""
     of_layers = [task.device == "cuda" and target.codebook.features["name"] == "layer" for target in task.targets]
     return [torch.cuda.get_device_name() if of_layer else None for of_layer in of_layers]
 
 
 def _computer(index: Index, task: PackTask, some: Sequence[int]) -> Callable[[int], Sequence[np.ndarray | None]]:
-    """What labels a row for some of a task's targets: with labels that are there for the same audio, or by reading it."""
+    """Function that labels a row for some targets of a task: by carrying over labels of the same audio, or by computing them."""
     reader = ShardReader(index)
     books = [task.targets[number].codebook for number in some]
     carried = carrier(index, task.carry_from) if task.carry_from else lambda row: None

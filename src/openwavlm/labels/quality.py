@@ -1,4 +1,4 @@
-"""How good labels are: what can be guessed without audio, how evenly clusters are used, how much they say about phones (SPEC §4.5)."""
+"""Quality of labels: baselines without audio, usage of clusters, mutual information with phones (SPEC §4.5)."""
 
 from dataclasses import dataclass
 
@@ -6,19 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Shares that sum to 1 but for the last bit leave a single phone an entropy of 1e-16, of which any unit would tell all.
+# Rounding leaves a single phone an entropy of 1e-16, by which no mutual information may be divided.
 _NO_ENTROPY = 1e-12
 
 
 def unigram(counts: np.ndarray, reference: np.ndarray | None = None) -> tuple[float, float]:
-    """What a guess by label frequency alone reaches: the floor under every masked-prediction loss and accuracy.
+    """Unigram baseline of masked-prediction loss and accuracy: predicts labels by their frequency.
 
     Args:
-        counts: (classes,) frames of each label, where the guess is judged.
-        reference: (classes,) counts that the guess was learnt from (training's), one added to each; None: `counts` itself, as it is.
+        counts: (classes,) frames of each label in evaluation.
+        reference: (classes,) counts in training, to each of which one is added; None: `counts`, unchanged.
 
     Returns:
-        Cross-entropy in nats (the entropy without `reference`), and accuracy of always naming the most frequent label.
+        Cross-entropy in nats (the entropy without `reference`), and accuracy of the most frequent label.
 
     Raises:
         ValueError: If there are no frames.
@@ -34,25 +34,25 @@ def unigram(counts: np.ndarray, reference: np.ndarray | None = None) -> tuple[fl
 
 
 def perplexity(counts: np.ndarray) -> float:
-    """Number of evenly used clusters with the same entropy as `counts` (classes,); 0 without frames."""
+    """Perplexity of `counts` (classes,): number of evenly used clusters with the same entropy; 0 without frames."""
     return float(np.exp(unigram(counts)[0])) if np.sum(counts) > 0 else 0.0
 
 
 def used_clusters(counts: np.ndarray) -> int:
-    """Number of clusters that at least one frame belongs to."""
+    """Number of clusters with at least one frame."""
     return int(np.count_nonzero(counts))
 
 
 def repeat_nearest(labels: Tensor, mask: Tensor) -> Tensor:
-    """Guesses every frame's label as that of the nearest frame that is not masked, a straw man that never hears audio.
+    """Baseline without audio: predicts the label of the nearest unmasked frame.
 
     Args:
         labels: integers (batch, frames), −1 where there is none.
         mask: bool (batch, frames), True = masked.
 
     Returns:
-        int64 (batch, frames): the label of the nearest unmasked, labelled frame (of two equally near, the left one); −1 in rows
-        that have none.
+        int64 (batch, frames): label of the nearest unmasked, labelled frame (of two equally near, the left one); −1 in rows
+        without one.
     """
     frames = labels.shape[1]
     position = torch.arange(frames, device=labels.device).expand_as(labels)
@@ -66,7 +66,7 @@ def repeat_nearest(labels: Tensor, mask: Tensor) -> Tensor:
 
 
 def joint_histogram(phones: np.ndarray, labels: np.ndarray, *, num_phones: int, num_classes: int) -> np.ndarray:
-    """Counts frames by (phone, cluster); frames where either is negative are left out. int64 (phones, classes)."""
+    """Counts of frames by phone and cluster, without frames where either is negative: int64 (phones, classes)."""
     both = (np.asarray(phones) >= 0) & (np.asarray(labels) >= 0)
     flat = np.asarray(phones)[both].astype(np.int64) * num_classes + np.asarray(labels)[both].astype(np.int64)
     return np.bincount(flat, minlength=num_phones * num_classes).reshape(num_phones, num_classes)
@@ -78,7 +78,7 @@ def _entropy(shares: np.ndarray) -> float:
 
 
 def pnmi(joint: np.ndarray) -> float:
-    """Mutual information of phone and cluster over the entropy of the phone (HuBERT §IV-C); `joint` (phones, classes) counts."""
+    """Mutual information of phone and cluster over the entropy of the phone (HuBERT §IV-C) from (phones, classes) counts."""
     share = np.asarray(joint, dtype=np.float64) / np.sum(joint)
     phone_entropy = _entropy(share.sum(axis=1))
     information = phone_entropy + _entropy(share.sum(axis=0)) - _entropy(share.ravel())
@@ -86,7 +86,7 @@ def pnmi(joint: np.ndarray) -> float:
 
 
 def shuffled_joint(joint: np.ndarray, seed: int) -> np.ndarray:
-    """Histogram after the frames' labels were shuffled: drawn with both margins kept, which is a random permutation's law."""
+    """Histogram of shuffled labels: drawn with both margins fixed, the distribution under a random permutation."""
     generator = np.random.default_rng(seed)
     left = np.asarray(joint, dtype=np.int64).sum(axis=0)
     rows = []
@@ -98,18 +98,18 @@ def shuffled_joint(joint: np.ndarray, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PhoneQuality:
-    """How much the clusters say about phones.
+    """Agreement of clusters and phones.
 
     Attributes:
-        frames: Frames N that were counted.
+        frames: Counted frames N.
         classes: Clusters K with at least one frame.
         phones: Phones P with at least one frame.
         phone_purity: Share of frames whose phone is the most frequent one of their cluster.
         cluster_purity: Share of frames whose cluster is the most frequent one of their phone.
         pnmi: Phone-normalised mutual information, as published: biased upwards on few frames.
-        pnmi_shuffled: The same of shuffled labels, mean of several shuffles.
-        pnmi_expected_bias: What theory expects of shuffled labels, (K − 1)(P − 1) / (2 N H(phone)).
-        pnmi_corrected: `pnmi` less `pnmi_shuffled`: the figure to compare.
+        pnmi_shuffled: PNMI of shuffled labels, mean of several shuffles.
+        pnmi_expected_bias: Theoretical PNMI of shuffled labels, (K − 1)(P − 1) / (2 N H(phone)).
+        pnmi_corrected: `pnmi` less `pnmi_shuffled`; the figure to compare.
     """
 
     frames: int
@@ -129,7 +129,7 @@ def phone_quality(joint: np.ndarray, *, seed: int = 0, shuffles: int = 5) -> Pho
     Args:
         joint: (phones, classes) frames by phone and cluster.
         seed: Seed of the shuffles.
-        shuffles: How many shuffled histograms the finite-sample correction averages.
+        shuffles: Number of shuffled histograms in the mean of the finite-sample correction.
 
     Raises:
         ValueError: If the histogram is empty.

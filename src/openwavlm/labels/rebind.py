@@ -1,4 +1,4 @@
-"""Labels of the same audio in other shards: carried over by the MD5 of the audio, which nobody reads."""
+"""Carries labels over to other shards by the MD5 of the audio, without reading it."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -8,17 +8,18 @@ import numpy as np
 
 from openwavlm.audio.frames import num_frames
 from openwavlm.labels.label_packs import file_checksum
-from openwavlm.labels.store import LabelPacks
+from openwavlm.labels.labelling import LabelPacks
+from openwavlm.labels.pack import Pack
 from openwavlm.shards.index import Index
 
 
-def _carried_tables(path: Path) -> tuple[LabelPacks, np.ndarray, np.ndarray, np.ndarray]:
+def _carried_tables(path: Path) -> tuple[list[Pack], np.ndarray, np.ndarray, np.ndarray]:
     return _tables_of(path, file_checksum(path / "meta.json"))
 
 
 @lru_cache(maxsize=1)
-def _tables_of(path: Path, _version: str) -> tuple[LabelPacks, np.ndarray, np.ndarray, np.ndarray]:
-    """An older labelling with its audio hashes in ascending order, and each one's pack and place; kept from task to task."""
+def _tables_of(path: Path, _version: str) -> tuple[list[Pack], np.ndarray, np.ndarray, np.ndarray]:
+    """Packs of a labelling, its audio hashes in ascending order, and the pack and place of each; kept between tasks."""
     old = LabelPacks.open(path)
     packs = [old.pack(number) for number in range(len(old.meta["packs"]))]
     for source in packs:
@@ -28,22 +29,21 @@ def _tables_of(path: Path, _version: str) -> tuple[LabelPacks, np.ndarray, np.nd
     pack = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     place = np.concatenate([np.arange(len(table)) for table in tables])
     order = np.argsort(pcm, kind="stable")
-    return old, pcm[order], pack[order], place[order]
+    return packs, pcm[order], pack[order], place[order]
 
 
 def carrier(index: Index, path: Path) -> Callable[[int], np.ndarray | None]:
-    """Labels of an index row, found by the MD5 of its audio in another labelling.
+    """Finds labels of an index's rows in another labelling, by the MD5 of their audio.
 
     Args:
-        index: The shard set.
-        path: The other labelling.
+        index: Index of the shard set.
+        path: Other labelling.
 
     Returns:
-        What gives the labels (frames,) of a row, None if that labelling does not have its audio or could not read it; it raises
-        `ValueError` where equal audio has another number of frames.
+        Function from a row to its labels (frames,); None if the labelling lacks the audio or it was unreadable. Raises `ValueError`
+        where equal audio has another number of frames.
     """
-    old, pcm, pack, place = _carried_tables(path)
-    packs = [old.pack(number) for number in range(len(old.meta["packs"]))]
+    packs, pcm, pack, place = _carried_tables(path)
 
     def labels_of(row: int) -> np.ndarray | None:
         found = int(np.searchsorted(pcm, index.pcm[row]))
@@ -65,17 +65,13 @@ def carrier(index: Index, path: Path) -> Callable[[int], np.ndarray | None]:
 
 
 def check_carried(index: Index, new: list[int], path: Path) -> None:
-    """Looks for audio of some shards that another labelling does not have.
-
-    Raises:
-        ValueError: If there is any.
-    """
+    """Raises `ValueError` if audio of some shards of an index is absent from another labelling."""
     known = _carried_tables(path)[1]
     rows = np.concatenate([np.arange(index.first_row[shard], index.first_row[shard + 1]) for shard in new])
     missing = rows[~np.isin(index.pcm[rows], known)]
     if len(missing):
         raise ValueError(
-            f"mode=rebind needs labels of the very same audio, but {len(missing)} of {len(rows)} rows of {index.path} (for example "
+            f"mode=rebind needs labels of the same audio, but {len(missing)} of {len(rows)} rows of {index.path} (for example "
             f"row {missing[0]} in {index.shards[int(index.shard[missing[0]])].name}) have none in {path}: label these shards with "
             "mode=assign and that labelling's codebook"
         )

@@ -1,15 +1,36 @@
-"""Which utterances a codebook is fitted on: by the hash of their audio, of each source as much as its hours and its weight give it."""
+"""Sample of a codebook: utterances chosen by the hash of their audio, and their frames, computed on the fly and kept in memory.
 
+Each source contributes in proportion to its hours and its weight. Each process computes the frames of its own places. An utterance
+goes through a teacher alone: a group norm would see padding, and the last bits would depend on the batch; fifteen seconds of audio
+are enough work for a GPU in float32.
+"""
+
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from openwavlm.audio.frames import SAMPLE_RATE_HZ, num_frames
+from openwavlm.labels.chunks import ChunkedFrames, own_places
+from openwavlm.labels.features import extract_feature_chunks
+from openwavlm.labels.kmeans import one_torch_thread
+from openwavlm.runtime.collectives import Ranks
+from openwavlm.runtime.pool import run_jobs
 from openwavlm.shards.index import Index
+from openwavlm.shards.reader import ShardReader, UnreadableAudio
 from openwavlm.shards.splits import validation_rows
 
+log = logging.getLogger(__name__)
+
 _SAMPLES_AN_HOUR = 3600 * SAMPLE_RATE_HZ
+# A layer costs a hundred times as much as MFCC, and its frames are wider.
+_UTTERANCES_A_TASK = {"mfcc": 256, "layer": 32}
+_LINE_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -17,10 +38,10 @@ class Sample:
     """Sampled utterances in the order of their hashes.
 
     Attributes:
-        source: int64 (utterances,), which index.
+        source: int64 (utterances,), number of the index.
         row: int64 (utterances,), row of that index.
         num_samples: int64 (utterances,), audio samples.
-        hours: Sampled hours of each source, by name; the empty name is unknown.
+        hours: Sampled hours of each source, by name; the empty name is an unknown source.
     """
 
     source: np.ndarray
@@ -52,16 +73,15 @@ def draw_sample(
     """Chooses training utterances by the hash of their audio until each source has its part of `sample_hours`.
 
     Args:
-        indexes: Of the shard sets. A source is what their recordings were prepared under (`source=` of make_shards), whichever shard
-            sets it lies in.
-        sample_hours: Hours in all.
-        seed: Of the hashes.
+        indexes: Indexes of the shard sets. A source (`source=` of make_shards) may lie in several of them.
+        sample_hours: Hours of all sources together.
+        seed: Seed of the hashes.
         validation_share: Share of speakers that is held out.
         split_seed: Seed of that split.
-        source_weights: Source → factor on its hours; 1 for those not named.
+        source_weights: Source → factor on its hours; 1 for unnamed sources.
 
     Raises:
-        ValueError: If no row belongs to a training speaker; if a weight is of no source, negative, or leaves nothing.
+        ValueError: If no row belongs to a training speaker; see `quotas`.
     """
     parts = []
     names = sorted({name for index in indexes for name in index.sources})
@@ -91,25 +111,25 @@ def draw_sample(
 
 
 def quotas(held: Mapping[str, float], wanted: float, weights: Mapping[str, float]) -> dict[str, float]:
-    """How much of each source is taken: in proportion to what it holds times its weight, and never more than it holds.
+    """Amount to take of each source: proportional to its amount times its weight, and at most its amount.
 
     Args:
-        held: Source → what there is of it.
-        wanted: What is wanted in all; what a small source cannot give, the others do.
-        weights: Source → factor; 1 for those not named.
+        held: Source → available amount.
+        wanted: Total; the larger sources make up for small ones that are exhausted.
+        weights: Source → factor; 1 for unnamed sources.
 
     Raises:
-        ValueError: If a weight is of no source, negative, or leaves nothing.
+        ValueError: If a weight names an unknown source or is negative, or all are 0.
     """
     unknown = sorted(weights.keys() - held.keys())
     if unknown:
         raise ValueError(
             f"source_weights must name sources of the shard sets ({', '.join(map(repr, sorted(held)))}), but names "
-            f"{', '.join(map(repr, unknown))}: correct the name"
+            f"{', '.join(map(repr, unknown))}"
         )
     open_ = {name: amount * weights.get(name, 1.0) for name, amount in held.items()}
     if min(open_.values()) < 0 or not max(open_.values()) > 0:
-        raise ValueError(f"source_weights must not be negative nor all 0, but are {dict(weights)}: correct them")
+        raise ValueError(f"source_weights must not be negative nor all 0, but are {dict(weights)}")
     found = {name: 0.0 for name, amount in open_.items() if amount == 0}
     open_ = {name: amount for name, amount in open_.items() if amount > 0}
     while open_:
@@ -121,3 +141,163 @@ def quotas(held: Mapping[str, float], wanted: float, weights: Mapping[str, float
             wanted -= found[name]
             del open_[name]
     return found
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Neighbouring utterances of the sample, for one task; arrays have an entry an utterance.
+
+    `first_frame` counts in the stream of all sampled frames, of which `keep` of `total` are kept; `places` are those of this process.
+    """
+
+    indexes: tuple[Path, ...]
+    settings: dict[str, Any]
+    teacher: Path | None
+    device: str
+    numbers: np.ndarray
+    source: np.ndarray
+    row: np.ndarray
+    first_frame: np.ndarray
+    count: np.ndarray
+    places: tuple[int, int]
+    total: int
+    keep: int
+
+
+def thinned_places(first: int, count: int, *, total: int, keep: int) -> np.ndarray:
+    """Places of frames [first, first + count] of a stream of `total` frames that is thinned evenly to `keep` frames.
+
+    Returns:
+        int64 (count + 1,); frame i is kept if the next entry is larger.
+    """
+    return np.arange(first, first + count + 1, dtype=np.int64) * min(keep, total) // total
+
+
+def num_places(sample: Sample, max_frames: int) -> int:
+    """Number of frames that are kept of a sample, if all its audio is readable."""
+    return min(int(num_frames(sample.num_samples).sum()), max_frames)
+
+
+def sampled_frames(
+    indexes: Sequence[Index],
+    sample: Sample,
+    settings: dict[str, Any],
+    teacher: Path | None,
+    *,
+    max_frames: int,
+    chunk: int,
+    workers: int,
+    device: torch.device,
+    clustered_on: torch.device,
+    ranks: Ranks,
+) -> tuple[ChunkedFrames, int]:
+    """Computes this process's share of the frames of a sample.
+
+    Args:
+        indexes: Indexes of the shard sets.
+        sample: Utterances.
+        settings: Settings of the features.
+        teacher: Model of layer features.
+        max_frames: Largest number of frames; more are thinned evenly.
+        chunk: Frames a chunk.
+        workers: Worker processes; with a teacher on a GPU there are none.
+        device: Device of the teacher.
+        clustered_on: Device of k-means.
+        ranks: This process in its group.
+
+    Returns:
+        The frames, and the number of unreadable utterances over all processes.
+
+    Raises:
+        ValueError: If the teacher differs from that of `settings`.
+    """
+    places = num_places(sample, max_frames)
+    on = str(device) if settings["name"] == "layer" else "cpu"
+    own = own_places(places, chunk, ranks)
+    blocks = _blocks(indexes, sample, settings, teacher, max_frames, own, on)
+    features, filled, unreadable = ranks.together(
+        lambda: _computed(blocks, own, settings["dim"], workers if on == "cpu" else 1, ranks)
+    )
+    lost = set[int]().union(*ranks.gather(unreadable))
+    mask = None if filled.all() else torch.from_numpy(filled)
+    return ChunkedFrames(_placed(features, clustered_on), places, chunk, mask, ranks, clustered_on), len(lost)
+
+
+def _computed(
+    blocks: list[_Block], own: tuple[int, int], dim: int, workers: int, ranks: Ranks
+) -> tuple[torch.Tensor, np.ndarray, set[int]]:
+    """Features of this process's places, mask of the filled places, and numbers of unreadable utterances."""
+    first, stop = own
+    features = torch.empty(stop - first, dim)
+    filled, unreadable = np.zeros(stop - first, dtype=bool), set[int]()
+    logged = time.monotonic()
+    jobs = run_jobs(_block_features, blocks, workers=workers, description="features", visible=ranks.rank == 0)
+    for done, (place, found, held, failed) in enumerate(jobs, start=1):
+        here = slice(place - first, place - first + len(found))
+        mask = torch.from_numpy(held)
+        features[here][mask] = torch.from_numpy(found)[mask]
+        filled[here] |= held
+        unreadable.update(failed)
+        if time.monotonic() - logged > _LINE_EVERY_S:
+            logged = time.monotonic()
+            log.info(f"features: {done} of {len(blocks)} tasks" + (f" of process {ranks.rank}" if ranks.size > 1 else ""))
+    return features, filled, unreadable
+
+
+def _placed(features: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Features on the GPU if they fit in half of its free memory; else on the CPU, copied chunk by chunk later."""
+    if device.type != "cuda" or features.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return features
+    return features.to(device)
+
+
+def _blocks(
+    indexes: Sequence[Index],
+    sample: Sample,
+    settings: dict[str, Any],
+    teacher: Path | None,
+    max_frames: int,
+    places: tuple[int, int],
+    device: str,
+) -> list[_Block]:
+    frames = num_frames(sample.num_samples)
+    total = int(frames.sum())
+    keep = min(max_frames, total)
+    before = np.cumsum(frames) - frames
+    # Frames i and i + 1 have the same place if frame i is dropped.
+    wanted = np.flatnonzero(((before + frames) * keep // total > places[0]) & (before * keep // total < places[1]))
+    step = _UTTERANCES_A_TASK[settings["name"]]
+    paths = tuple(index.path for index in indexes)
+    blocks = []
+    for start in range(0, len(wanted), step):
+        numbers = wanted[start : start + step]
+        own = (numbers, sample.source[numbers], sample.row[numbers], before[numbers], frames[numbers])
+        blocks.append(_Block(paths, settings, teacher, device, *own, places, total, keep))
+    return blocks
+
+
+def _block_features(block: _Block) -> tuple[int, np.ndarray, np.ndarray, list[int]]:
+    """First place of a block, features (places, dim), mask of the filled places, and numbers of unreadable utterances."""
+    readers = [ShardReader(path) for path in block.indexes]
+    ends = (int(block.first_frame[0]), int(block.first_frame[-1] + block.count[-1]))
+    first, stop = (min(max(end * block.keep // block.total, block.places[0]), block.places[1]) for end in ends)
+    features = np.zeros((stop - first, block.settings["dim"]), dtype=np.float32)
+    filled, unreadable = np.zeros(stop - first, dtype=bool), []
+    # The longest utterance first: the allocator reuses its memory for the shorter ones.
+    for item in np.argsort(-block.count, kind="stable"):
+        standing = thinned_places(int(block.first_frame[item]), int(block.count[item]), total=block.total, keep=block.keep)
+        stays = (np.diff(standing) > 0) & (standing[:-1] >= first) & (standing[:-1] < stop)
+        if not stays.any():
+            continue
+        try:
+            waveform = readers[block.source[item]].read(int(block.row[item]))
+        except UnreadableAudio as error:
+            log.warning(f"skipped: {error}")
+            unreadable.append(int(block.numbers[item]))
+            continue
+        with one_torch_thread():
+            for start, (found,) in extract_feature_chunks([block.settings], waveform, block.teacher, device=block.device):
+                kept = stays[start : start + len(found)]
+                features[standing[start : start + len(found)][kept] - first] = found.numpy()[kept]
+        filled[standing[:-1][stays] - first] = True
+    return first, features, filled, unreadable

@@ -1,4 +1,4 @@
-"""Starts of k-means: greedy k-means++ (Arthur & Vassilvitskii 2007, §2.2 and its closing remark), on a bounded number of frames."""
+"""Initial centroids of k-means: greedy k-means++ (Arthur & Vassilvitskii 2007, §2.2 and its closing remark)."""
 
 import math
 
@@ -11,19 +11,19 @@ from openwavlm.runtime.randomness import uniform, words
 
 SEEDING_FRAMES_PER_CLUSTER = 64
 _CHUNK_FRAMES = 4096
-# A product with 32 candidates takes hardly longer than one with 8.
+# A product with 32 candidates takes about as long as one with 8.
 _ROUND = 4
 
 
 def greedy_seeds(frames: Tensor, clusters: int, seed: int, start: int, *, device: torch.device) -> Tensor:
-    """Chooses frames as first centroids: each the best of at least 2 + ln K frames drawn by their squared distance to those chosen.
+    """Chooses frames as initial centroids: each the best of 2 + ln K or more candidates, drawn by squared distance to those chosen.
 
     Args:
         frames: float32 (frames, dim) on the CPU, at least as many as clusters.
         clusters: Number of clusters K.
-        seed: Of the draws.
-        start: Which start: each has its own draws.
-        device: Where distances are computed.
+        seed: Seed of the draws.
+        start: Number of the start; each has its own draws.
+        device: Device that computes distances.
 
     Returns:
         float32 (clusters, dim) on the CPU.
@@ -37,7 +37,7 @@ def greedy_seeds(frames: Tensor, clusters: int, seed: int, start: int, *, device
 
 
 def _chosen(own: ChunkedFrames, clusters: int, seed: int, start: int) -> list[int]:
-    """Numbers of the chosen frames, in rounds: one matrix product serves several choices, each made with all before it known."""
+    """Numbers of the chosen frames. One matrix product serves a round of several choices, each of which considers all before it."""
     frames, device = own.features, own.device
     squares = torch.cat(own.each(lambda part: part.frames.square().sum(dim=1)))
     trials = 2 + int(math.log(clusters))
@@ -52,7 +52,7 @@ def _chosen(own: ChunkedFrames, clusters: int, seed: int, start: int) -> list[in
         for _ in range(min(_ROUND, clusters - len(chosen))):
             best = int(potentials.argmin())
             chosen.append(int(drawn[best]))
-            # Hardly any frame is nearer to the new one: the potentials change by those alone.
+            # The potentials change only by the few frames that are nearer to the new one.
             nearer = (distances[best] < nearest).nonzero()[:, 0]
             there, before, after = distances[:, nearer], nearest[nearer], distances[best, nearer]
             potentials -= (torch.minimum(there, before).double() - torch.minimum(there, after).double()).sum(dim=1)
@@ -74,7 +74,7 @@ def _distances(own: ChunkedFrames, squares: Tensor, candidates: Tensor) -> Tenso
 
 
 def _potentials(own: ChunkedFrames, distances: Tensor, nearest: Tensor) -> Tensor:
-    """Sum of the squared distances to what is chosen and each candidate: float64 (candidates,)."""
+    """Sum of the squared distances to the chosen frames and each candidate: float64 (candidates,)."""
 
     def potential(part: Chunk) -> Tensor:
         return torch.minimum(distances[:, part.places], nearest[part.places]).sum(dim=1, dtype=torch.float64)

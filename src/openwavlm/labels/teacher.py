@@ -1,7 +1,7 @@
-"""Hidden states of a model as features to be clustered: HuBERT's later iterations (HuBERT §III-B, WavLM §IV-B, SPEC §4.3).
+"""Hidden states of a model as features for k-means: HuBERT's later iterations (HuBERT §III-B, WavLM §IV-B, SPEC §4.3).
 
-An utterance is never padded or batched: a group norm would see the padding, and a batch would let neighbours decide the last bits.
-What is longer than 30 s is cut on the frame grid into equal parts that know nothing of each other.
+Utterances are neither padded nor batched: a group norm would see the padding, and the last bits would depend on the batch.
+Utterances above 30 s are cut on the frame grid into equal parts, which are processed independently.
 """
 
 import gc
@@ -23,7 +23,7 @@ from openwavlm.model.wavlm import WavLM
 
 CHUNK_SECONDS = 30
 _CHUNK_FRAMES = frames_of_seconds(CHUNK_SECONDS)
-# What evaluation does not read: two directories that differ in nothing else hold the same teacher.
+# Settings without effect in evaluation mode: models that differ only in them are the same teacher.
 _WITHOUT_EFFECT = frozenset(
     {
         *("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop", "layer_drop_mode"),
@@ -34,19 +34,14 @@ _WITHOUT_EFFECT = frozenset(
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model whose hidden states are clustered.
-
-    Attributes:
-        model: In evaluation mode, float32, on the CPU.
-        hash: `model_hash` of it.
-    """
+    """Model that provides features, in evaluation mode, float32, on the CPU; and its `model_hash`."""
 
     model: WavLM
     hash: str
 
 
 def model_hash(model: WavLM) -> str:
-    """SHA-256 of all that a model's features depend on: its architecture and its tensors, whatever file they came from."""
+    """SHA-256 of a model's architecture and tensors, independent of the file format."""
     architecture = {name: value for name, value in asdict(model.config).items() if name not in _WITHOUT_EFFECT}
     digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -57,10 +52,10 @@ def model_hash(model: WavLM) -> str:
 
 
 def open_teacher(path: Path | str) -> Teacher:
-    """Loads a checkpoint of any dialect, ours or published; once a process as long as its files stay the same.
+    """Loads a checkpoint of any dialect, ours or published; loads it again only after its files have changed.
 
     Raises:
-        ValueError: As `checkpoints.load.load_checkpoint` does.
+        ValueError: See `checkpoints.load.load_checkpoint`.
     """
     path = Path(path).resolve()
     found = [file.stat() if file.is_file() else None for file in files_of(path)]
@@ -74,7 +69,7 @@ def _opened(path: Path, _version: tuple[tuple[int, int] | None, ...]) -> Teacher
 
 
 def forget_teacher() -> None:
-    """Frees the memory of the teacher that `open_teacher` keeps, and what torch holds of a GPU beyond what is in use."""
+    """Frees the teacher that `open_teacher` keeps, and GPU memory that torch has cached."""
     _opened.cache_clear()
     gc.collect()
     if torch.cuda.is_initialized():
@@ -82,11 +77,11 @@ def forget_teacher() -> None:
 
 
 def layer_chunks(model: WavLM, layers: Sequence[int], waveform: np.ndarray) -> Iterator[tuple[int, list[Tensor]]]:
-    """Features of one utterance, part by part: in one part up to 30 s, in independent parts of equal length beyond.
+    """Features of one utterance: one part up to 30 s, independent parts of equal length above.
 
     Args:
-        model: The model.
-        layers: Which layers; 0 is the encoder's input.
+        model: Model on any device.
+        layers: Numbers of layers; 0 is the encoder's input.
         waveform: int16 (samples,) at 16 kHz.
 
     Yields:
@@ -102,17 +97,9 @@ def layer_chunks(model: WavLM, layers: Sequence[int], waveform: np.ndarray) -> I
     parts = -(-frames // _CHUNK_FRAMES)
     device = next(model.parameters()).device
     for start, stop in pairwise([frames * part // parts for part in range(parts + 1)] if parts else []):
-        # The last part also gets the samples after its last frame: an utterance of one part is heard whole.
+        # The last part includes the samples after its last frame, so that an utterance of one part is processed whole.
         end = len(waveform) if stop == frames else start * HOP_SAMPLES + num_samples_of(stop - start)
         audio = torch.from_numpy(waveform[start * HOP_SAMPLES : end]).to(device).float()[None] / 32768
         states = [state[0] for state in model.extract(audio, layers=layers)]
         assert all(len(state) == stop - start for state in states)
         yield start, states
-
-
-def features_of_layers(model: WavLM, layers: Sequence[int], waveform: np.ndarray) -> list[Tensor]:
-    """Features of several layers of one utterance, float32 (frames, dim) each, on the CPU; as `layer_chunks`."""
-    parts = [states for _, states in layer_chunks(model, layers, waveform)]
-    if not parts:
-        return [torch.zeros(0, model.config.dim) for _ in layers]
-    return [torch.cat(of_layer).cpu() for of_layer in zip(*parts, strict=True)]

@@ -1,4 +1,4 @@
-"""Proof that labels are what they claim: checksums of all files, and a sample of rows computed again."""
+"""Verifies labels: checksums of all files, and a sample of rows computed again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from openwavlm.labels.features import check_reproducible, extract_feature_sets
-from openwavlm.labels.kmeans import Codebook, one_torch_thread
+from openwavlm.labels.features import assign_in_chunks, check_reproducible
+from openwavlm.labels.kmeans import Codebook, UnknownCodebook, one_torch_thread
 from openwavlm.labels.label_packs import file_checksum, labels_file, rows_file
+from openwavlm.labels.labelling import LabelPacks
 from openwavlm.labels.sample import keyed_hash
-from openwavlm.labels.store import LabelPacks, LabelStore
-from openwavlm.labels.unknown_codebook import UnknownCodebook
+from openwavlm.labels.store import LabelStore
 from openwavlm.runtime.devices import named_device
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.shards.index import Index
@@ -23,16 +23,7 @@ _JOBS_A_WORKER = 4
 
 @dataclass(frozen=True)
 class _Sampled:
-    """Rows to be labelled again by one process.
-
-    Attributes:
-        index: The shard set.
-        store: Its labels.
-        codebook: The centroids.
-        rows: Rows of the index.
-        teacher: The model of layer features.
-        device: Where it runs.
-    """
+    """Rows that one job labels again."""
 
     index: Path
     store: LabelStore
@@ -44,17 +35,17 @@ class _Sampled:
 
 @dataclass(frozen=True)
 class LabelVerification:
-    """What was compared.
+    """Result of verifying a labelling.
 
     Attributes:
         rows: Rows that were computed again.
-        all_rows: Rows that the index has.
-        frames: Frames of those that were computed again.
-        differing_rows: Rows with at least one other label, or labelled where the other is not.
-        differing_frames: Frames with another label.
-        damaged_files: Files whose checksum is not the one in `meta.json`.
+        all_rows: Rows of the index.
+        frames: Frames that were computed again.
+        differing_rows: Rows with at least one differing label, or with labels on one side only.
+        differing_frames: Frames with a differing label.
+        damaged_files: Files that differ from their checksum in `meta.json`.
         tolerance: Share of the frames that may differ.
-        computable: False for labels imported without their codebook, of which nothing can be computed again.
+        computable: False for labels imported without their codebook, which cannot be computed again.
     """
 
     rows: int
@@ -72,31 +63,28 @@ class LabelVerification:
         return not self.damaged_files and self.differing_frames <= self.tolerance * self.frames
 
     def sentence(self) -> str:
-        """The verdict, for people."""
-        if not self.computable:
+        """The result as one sentence."""
+        if self.computable:
+            share = self.rows / max(1, self.all_rows)
+            verdict = f"{self.rows} of {self.all_rows} rows ({share:.1%}, {self.frames} frames) computed again: "
+            verdict += f"{len(self.differing_rows)} rows ({self.differing_frames} frames) differ"
+            if self.differing_rows:
+                verdict += f", first row {self.differing_rows[0]}"
+                verdict += f"; a share of {self.tolerance:g} of the frames may" if self.tolerance else ""
+        else:
             verdict = (
                 f"{self.all_rows} rows have labels of the length of their audio, or none where it was unreadable; nothing was "
             )
             verdict += "computed again, since the labels were imported without their codebook"
-            return verdict + self._damage()
-        share = self.rows / max(1, self.all_rows)
-        verdict = f"{self.rows} of {self.all_rows} rows ({share:.1%}, {self.frames} frames) computed again: "
-        verdict += f"{len(self.differing_rows)} rows ({self.differing_frames} frames) differ"
-        if self.differing_rows:
-            verdict += f", first row {self.differing_rows[0]}"
-            verdict += f"; a share of {self.tolerance:g} of the frames may" if self.tolerance else ""
-        return verdict + self._damage()
-
-    def _damage(self) -> str:
         damaged = self.damaged_files
-        return f"; {len(damaged)} files are damaged, first {damaged[0]}" if damaged else ""
+        return verdict + (f"; {len(damaged)} files are damaged, first {damaged[0]}" if damaged else "")
 
 
 def labels_of_teacher(labels: Sequence[Path], teacher: Path | None) -> list[Path]:
-    """Which of some labellings were made from a layer of a teacher; all of them if none was, so that a superfluous one is refused.
+    """Labellings that were made from a layer of a teacher; all of them if none was, so that a superfluous teacher is refused.
 
     Raises:
-        ValueError: As `LabelPacks.open` does.
+        ValueError: See `LabelPacks.open`.
     """
     of_layers = [path for path in labels if LabelPacks.open(path).codebook.features.get("name") == "layer"]
     return of_layers or (list(labels) if teacher is not None else [])
@@ -115,40 +103,37 @@ def verify_labels(
     tolerance: float = 0.0,
     workers: int = 1,
 ) -> LabelVerification:
-    """Opens a labelling with all its checks, reads its files against their checksums and computes a sample of rows again.
+    """Opens a labelling with all checks, compares its files with their checksums and computes a sample of rows again.
 
-    Of labels that were imported without their codebook the files, the coverage and the lengths are checked, and nothing is computed.
+    For labels that were imported without their codebook only files, coverage and lengths are checked.
 
     Args:
-        labels: The labelling.
-        index: The shard set.
-        teacher: The model that made the features, if they are of a layer.
+        labels: Labelling.
+        index: Index of the shard set.
+        teacher: Model of the features, if they are of a layer.
         share: Share of the rows that is computed again.
-        seed: Seed of that choice.
-        min_rows: At least so many, if there are.
-        checksums: Whether to read all files.
-        device: Where the teacher runs: `cpu`, `cuda` or `auto`.
-        tolerance: Share of the frames that may differ. Labels that a GPU or another type of CPU made can differ in single frames
-            that lie between two centroids; 0 where the same machine made them.
-        workers: Processes that compute the sample; a GPU is used by this one alone.
-
-    Returns:
-        What was compared and what differs.
+        seed: Seed of the choice of rows.
+        min_rows: Smallest number of rows, if the index has as many.
+        checksums: Whether to compare the checksums of all files.
+        device: Device of the teacher: `cpu`, `cuda` or `auto`.
+        tolerance: Share of the frames that may differ. Labels of a GPU or another type of CPU can differ in single frames between two
+            centroids; 0 if they were made on the same machine.
+        workers: Processes that compute the sample; with a teacher on a GPU there is one.
 
     Raises:
-        ValueError: If `share` or `tolerance` is outside [0, 1], there is no such device, there are no workers, a teacher is given for
-            labels without a codebook, or for what `LabelStore.open` and `check_reproducible` refuse.
+        ValueError: If `share` or `tolerance` is outside [0, 1], the device does not exist, `workers` is below 1, a teacher is given
+            for labels without a codebook, or `LabelStore.open` or `check_reproducible` refuse the labels.
     """
     if not (0 <= share <= 1 and 0 <= tolerance <= 1):
         raise ValueError(f"the share of rows and the tolerance must lie in [0, 1], but are {share} and {tolerance}")
     device = named_device(device)
-    # All damaged files are named at the end, and what damaged labels differ in is counted.
+    # No checksums here: all damaged files are named at the end, and differing frames in them are counted.
     packs, store = LabelPacks.open(labels), LabelStore.open(labels, index, at_once_bytes=None)
     if isinstance(packs.codebook, UnknownCodebook):
         if teacher is not None:
             raise ValueError(
                 f"no teacher can compute the labels of {labels} again, which were imported without their codebook, but {teacher} was "
-                "given: leave it out"
+                "given: leave teacher out"
             )
         damaged = _damaged_files(packs) if checksums else []
         return LabelVerification(0, len(index), 0, [], 0, damaged, tolerance, computable=False)
@@ -166,24 +151,23 @@ def verify_labels(
 
 
 def _compared(job: _Sampled) -> tuple[list[int], int, int]:
-    """Which rows differ, how many frames were computed, and how many of them differ."""
+    """Differing rows, number of computed frames, and number of differing frames."""
     reader = ShardReader(job.index)
     differing, frames, differing_frames = [], 0, 0
     with one_torch_thread():
         for row in job.rows:
             stored = job.store.read(row)
             try:
-                features = extract_feature_sets([job.codebook.features], reader.read(row), job.teacher, device=job.device)
-                computed = job.codebook.assign(features[0])
+                (computed,) = assign_in_chunks([job.codebook], reader.read(row), job.teacher, device=job.device)
             except UnreadableAudio:
                 computed = stored[:0]
             frames += len(computed)
             if len(stored) != len(computed):
                 differing.append(row)
                 differing_frames += abs(len(stored) - len(computed))
-            elif not np.array_equal(stored, computed):
+            elif wrong := int(np.count_nonzero(stored != computed)):
                 differing.append(row)
-                differing_frames += int(np.count_nonzero(stored != computed))
+                differing_frames += wrong
     return differing, frames, differing_frames
 
 
@@ -194,5 +178,5 @@ def _damaged_files(packs: LabelPacks) -> list[Path]:
         expected[rows_file(packs.path, pack["name"])] = pack["rows_checksum"]
     damaged = [file for file, checksum in expected.items() if file_checksum(file) != checksum]
     if not damaged:
-        packs.check()  # the counts of labels, which no checksum of a file holds
+        packs.check()  # the counts of labels, which no checksum covers
     return damaged

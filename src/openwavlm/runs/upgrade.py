@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from openwavlm.batches.settings import label_folders
-from openwavlm.labels.upgrade import upgrade_labels
+from openwavlm.labels.labelling import upgrade_labels
 from openwavlm.runs.lock import RunLock
 from openwavlm.runs.run_directory import RunRecord
 from openwavlm.runtime.atomic import write_json

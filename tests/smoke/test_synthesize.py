@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openwavlm.audio.audio_files import decode
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.audio.mfcc import mfcc_features
+from openwavlm.audio.read import decode
 from openwavlm.evaluation.phones.alignments import frame_phones, read_tsv
 from openwavlm.labels.minibatch import fit_minibatch_kmeans
 from openwavlm.labels.quality import joint_histogram, pnmi

@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.audio import decoding
-from openwavlm.audio.audio_files import probe_seconds
-from openwavlm.audio.containers import AudioError
-from openwavlm.audio.decoding import decode_or_stop
+from openwavlm.audio import read
+from openwavlm.audio.errors import AudioError
+from openwavlm.audio.read import decode_or_stop, probe_seconds
 from openwavlm.checkpoints.pickles import read_pickle
 from openwavlm.labels.tidying import tidy
 from openwavlm.runtime import open_files, resources
@@ -389,7 +388,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("code", MACHINE)
 def test_a_failing_machine_is_no_bad_recording(recording, monkeypatch, slept, code):
-    monkeypatch.setattr("openwavlm.audio.audio_files.os.open", failing(os.open, code))
+    monkeypatch.setattr("openwavlm.audio.read.os.open", failing(os.open, code))
     with pytest.raises(OSError) as failure:
         decode_or_stop(recording)
     assert failure.value.errno == code and failure.value.filename == str(recording)
@@ -399,7 +398,7 @@ def test_a_failing_machine_is_no_bad_recording(recording, monkeypatch, slept, co
 
 
 def test_a_recording_that_failed_once_because_a_library_could_not_read_it_is_decoded_again(recording, monkeypatch):
-    expected, real, calls = decode_or_stop(recording), decoding.decode, []
+    expected, real, calls = decode_or_stop(recording), read.decode, []
 
     def once(path: Path, **arguments: object) -> object:
         calls.append(path)
@@ -407,7 +406,7 @@ def test_a_recording_that_failed_once_because_a_library_could_not_read_it_is_dec
             raise AudioError("truncated", "libsndfile was refused a block")
         return real(path, **arguments)
 
-    monkeypatch.setattr(decoding, "decode", once)
+    monkeypatch.setattr(read, "decode", once)
     np.testing.assert_array_equal(decode_or_stop(recording).samples, expected.samples)
     assert len(calls) == 2
 
@@ -430,7 +429,7 @@ def test_preparation_stops_with_errno_and_file_and_skips_nothing(tmp_path, monke
         return real(path, *arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr("openwavlm.audio.audio_files.os.open", guarded)
+        patch.setattr("openwavlm.audio.read.os.open", guarded)
         with pytest.raises(OSError, match=re.escape(f"[Errno {code}] {os.strerror(code)}: '{bad}'")):
             make_shards(input=corpus, output=output, source="s")
     assert not (output / "skipped.tsv").exists() and not list(output.glob("done/*/*"))

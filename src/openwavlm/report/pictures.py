@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from openwavlm.audio.audio_files import encode
+from openwavlm.audio.encode import encode
 from openwavlm.audio.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from openwavlm.evaluation.live import read_baselines
 from openwavlm.report.content import Example, Iteration, Realised

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.audio.audio_files import flac_md5, pcm_id
+from openwavlm.audio.containers.flac import flac_md5
+from openwavlm.audio.encode import pcm_id
 from openwavlm.runtime.files import Fields
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.randomness import stable_hash

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.audio.audio_files import encode_flac, flac_md5, pcm_id, pcm_md5
+from openwavlm.audio.containers.flac import flac_md5
+from openwavlm.audio.encode import encode_flac, pcm_id, pcm_md5
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.runtime.randomness import stable_hash
 from openwavlm.shards.corpora.utterance import Utterance

@@ -21,8 +21,8 @@ from typing import IO, Any, BinaryIO
 
 import webdataset
 
-from openwavlm.audio.audio_files import decoders
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
+from openwavlm.audio.read import decoders
 from openwavlm.runtime.atomic import atomic_file
 from openwavlm.runtime.randomness import stable_hash
 from openwavlm.runtime.sealed import write_sealed

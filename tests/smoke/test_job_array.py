@@ -78,7 +78,7 @@ def test_a_job_that_fails_is_named_with_its_error(shards: Path, codebook: Path, 
     assert re.match(
         r"1 of 1 jobs failed, first \S+: ValueError: a folder of codebook must have meta\.json, .*nowhere has none", message
     )
-    assert re.search(r"\(its log: \S+\.err\); what is done is kept: put that right and run the same command again$", message)
+    assert re.search(r"\(its log: \S+\.err\); finished work is kept: solve that and run the same command again$", message)
 
 
 @needs_submitit

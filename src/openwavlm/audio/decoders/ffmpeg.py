@@ -16,6 +16,7 @@ from openwavlm.audio.containers.file_bytes import after_tags, check_rest, read_a
 from openwavlm.audio.containers.ogg import Link
 from openwavlm.audio.containers.pcm import audio_extent
 from openwavlm.audio.decoders.ffmpeg_errors import ffmpeg_errors, signals_blocked
+from openwavlm.audio.decoders.ffmpeg_frames import samples_of, skips_of
 from openwavlm.audio.decoders.gapless import Frame, trim_links, trim_mp3
 from openwavlm.audio.errors import AudioError
 
@@ -31,9 +32,6 @@ _LONGEST_REST_BYTES = 64
 # The tag of G.726 in WAV files with a known order of the bits; libsndfile writes another tag and the other order.
 _G726_TAG = "\x45"
 _BLOCK_FRAMES = 1 << 16
-# With 8 planes PyAV 18.1 reads beyond FFmpeg's list of them and ends the process (`Frame.planes` looks for a null pointer).
-_MOST_PLANES = 7
-_SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63, "flt": 1.0, "dbl": 1.0}
 
 
 def media_version() -> str:
@@ -84,14 +82,12 @@ class MediaSource:
         if context.name == "g726" and self.format == "wav" and not context.codec_tag.startswith(_G726_TAG):
             self._container.close()
             raise AudioError("unreadable", "G.721 or G.726 in an order of bits that WAV does not name: convert the file to PCM")
-        duration = self._stream.duration
-        base = self._stream.time_base
-        if duration is not None and base is not None:
-            self.claimed_s: float | None = float(duration * base)
-        else:
-            self.claimed_s = self._container.duration / 1e6 if self._container.duration else None
+        duration, base = self._stream.duration, self._stream.time_base
+        self.claimed_s: float | None = self._container.duration / 1e6 if self._container.duration else None
         if self._links:
             self.claimed_s = sum(link.samples / link.rate for link in self._links)
+        elif duration is not None and base is not None:
+            self.claimed_s = float(duration * base)
         self._is_pcm = context.name.startswith("pcm_")
         # Decoders of these codecs turn zeros, which no encoder writes, into sound.
         self._is_speech = context.name in ("opus", "amrnb", "amrwb")
@@ -100,7 +96,7 @@ class MediaSource:
         context.options = {"err_detect": "crccheck+explode" if context.name in _LOSSLESS else "crccheck"}
         if self.format in ("mp3", "ogg", "caf"):
             context.flags2 |= av.codec.context.Flags2.skip_manual
-        self._count, self._begin, self._end = 0, 0, 0
+        self._count, self._begin, self._end = 0, 0, 0  # packets; bytes of the first and after the last one
         self._last: Any = None
         self._begins = True
 
@@ -145,7 +141,7 @@ class MediaSource:
 
     def _frame(self, frame: Any) -> Frame:
         samples = self._checked(frame)
-        delay, padding = _skips(frame)
+        delay, padding = skips_of(frame)
         begins, self._begins = self._begins or delay > 0, False
         if begins and self._stream.codec_context.name == "vorbis":
             # The first block only overlaps with the second; FFmpeg does not report this delay for later links.
@@ -227,18 +223,7 @@ class MediaSource:
             )
         if frame.is_corrupt:
             raise AudioError("unreadable", f"packet {self._count} is damaged")
-        if frame.format.is_planar and channels > _MOST_PLANES:
-            raise AudioError(
-                "unreadable", f"{channels} channels of compressed audio, more than {_MOST_PLANES}: convert it to WAV or FLAC"
-            )
-        values = frame.to_ndarray()
-        values = values.T if frame.format.is_planar else values.reshape(-1, channels)
-        kind = frame.format.name.removesuffix("p")
-        if kind == "s16":
-            return values
-        if kind == "u8":
-            values = values.astype(np.int16) - 128
-        return values.astype(np.float32) * np.float32(_SCALES[kind])
+        return samples_of(frame)
 
     def _check_end(self, position: int) -> None:
         """Compares the number of decoded samples with the header and the size of the file."""
@@ -293,12 +278,3 @@ class MediaSource:
         parser = av.CodecContext.create(self._stream.codec_context.name, "r")
         with ffmpeg_errors("the last frame"):
             return sum(packet.size for packet in parser.parse(bytes(self._last))) == self._last.size
-
-
-def _skips(frame: Any) -> tuple[int, int]:
-    """Samples to drop at the beginning and at the end of a frame."""
-    for data in frame.side_data:
-        if data.type.name == "SKIP_SAMPLES":
-            content = bytes(data)
-            return int.from_bytes(content[:4], "little"), int.from_bytes(content[4:8], "little")
-    return 0, 0

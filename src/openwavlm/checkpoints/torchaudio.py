@@ -168,12 +168,8 @@ def _config(
 def _from_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     layers = "encoder.transformer.layers."
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    kernels = [
-        shapes[f"feature_extractor.conv_layers.{number}.conv.weight"]
-        for number in range(
-            len([name for name in shapes if re.fullmatch(r"feature_extractor\.conv_layers\.\d+\.conv\.weight", name)])
-        )
-    ]
+    names = [f"feature_extractor.conv_layers.{number}.conv.weight" for number in range(len(shapes))]
+    kernels = [shapes[name] for name in names if name in shapes]
     positional = shapes["encoder.transformer.pos_conv_embed.conv.parametrizations.weight.original1"]
     fields: dict[str, Any] = {
         "conv_dims": tuple(shape[0] for shape in kernels),

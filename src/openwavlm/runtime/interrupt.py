@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 Handler = Callable[[int, FrameType | None], object]
@@ -29,18 +29,14 @@ def end_at_interrupt() -> None:
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # at exit the handler disappears before the process does
 
 
-@contextmanager
-def ending_at_interrupt() -> Iterator[None]:
+def ending_at_interrupt() -> AbstractContextManager[None]:
     """Lets Ctrl-C end this program within the block."""
-    with _handling(_ending()):
-        yield
+    return _handling(_ending())
 
 
-@contextmanager
-def raising_interrupt() -> Iterator[None]:
+def raising_interrupt() -> AbstractContextManager[None]:
     """Raises `KeyboardInterrupt` at Ctrl-C within the block, for code that has to wait for another process."""
-    with _handling(signal.default_int_handler):
-        yield
+    return _handling(signal.default_int_handler)
 
 
 @contextmanager

@@ -129,5 +129,5 @@ def test_a_launcher_is_local_or_slurm_and_never_inside_a_job() -> None:
     assert is_array("slurm", None) and not is_array("local", 3)
     with pytest.raises(ValueError, match="launcher must be one of local, slurm, but is 'ray'"):
         is_array("ray", None)
-    with pytest.raises(ValueError, match="gives every job its task_index itself, but task_index is 0"):
+    with pytest.raises(ValueError, match="sets the task_index of every job, but task_index is 0"):
         is_array("slurm", 0)

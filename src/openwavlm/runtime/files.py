@@ -114,18 +114,14 @@ def read_lines(path: Path, *, remedy: str) -> list[str]:
 
 def read_json(path: Path, *, remedy: str) -> "Fields":
     """Reads a file that holds one JSON object."""
-    return parse_json(read_bytes(path, remedy=remedy), str(path), remedy=remedy)
-
-
-def parse_json(text: bytes | str, where: str, *, remedy: str) -> "Fields":
-    """Parses a JSON object; `where` is the file (and line) for errors."""
+    text = read_bytes(path, remedy=remedy)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{where} is damaged (no JSON): {remedy}") from error
+        raise ValueError(f"{path} is damaged (no JSON): {remedy}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{where} must hold a JSON object, but holds {_kind(value)}: {remedy}")
-    return Fields(value, where, remedy)
+        raise ValueError(f"{path} must hold a JSON object, but holds {_kind(value)}: {remedy}")
+    return Fields(value, str(path), remedy)
 
 
 @dataclass(frozen=True)

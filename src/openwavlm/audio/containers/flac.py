@@ -26,13 +26,11 @@ class StreamInfo:
     Attributes:
         block_size: Samples in a frame of a file with frames of one size.
         bits: Bits of a sample.
-        total: Samples of each channel; 0 if unknown.
         md5: MD5 (16 bytes) of all samples; zeros if unknown.
     """
 
     block_size: int
     bits: int
-    total: int
     md5: bytes
 
 
@@ -41,7 +39,7 @@ def stream_info(head: bytes) -> StreamInfo | None:
     if len(head) < _MD5.stop or head[:4] != b"fLaC" or head[4] & 0x7F:
         return None
     packed = int.from_bytes(head[18:26], "big")
-    return StreamInfo(int.from_bytes(head[8:10], "big"), (packed >> 36 & 31) + 1, packed & (1 << 36) - 1, head[_MD5])
+    return StreamInfo(int.from_bytes(head[8:10], "big"), (packed >> 36 & 31) + 1, head[_MD5])
 
 
 def flac_md5(payload: bytes) -> bytes:

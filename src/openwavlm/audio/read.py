@@ -244,7 +244,7 @@ def _check_range(first: int, last: int | None, frames: int, rate: int, start_s: 
         raise AudioError("out-of-range", f"segment {start_s:g} s to {end} of a recording of {length_s:.3f} s", length_s)
 
 
-def check_clip(samples: np.ndarray, *, min_samples: int = RECEPTIVE_FIELD_SAMPLES) -> None:
+def check_clip(samples: np.ndarray) -> None:
     """Refuses a clip that is empty, shorter than one frame, or silent.
 
     Raises:
@@ -252,7 +252,7 @@ def check_clip(samples: np.ndarray, *, min_samples: int = RECEPTIVE_FIELD_SAMPLE
     """
     if len(samples) == 0:
         raise AudioError("zero-length", "0 samples")
-    if len(samples) < min_samples:
-        raise AudioError("too-short", f"{len(samples)} samples at 16 kHz, fewer than {min_samples}")
+    if len(samples) < RECEPTIVE_FIELD_SAMPLES:
+        raise AudioError("too-short", f"{len(samples)} samples at 16 kHz, fewer than {RECEPTIVE_FIELD_SAMPLES}")
     if not samples.any():
         raise AudioError("all-zero", f"all {len(samples)} samples are zero")

@@ -36,15 +36,11 @@ def is_fairseq(content: Any) -> bool:
 
 
 def load_fairseq(content: Mapping[str, Any], *, origin: str, normalise_waveform: bool | None = None) -> Loaded:
-    """Builds the encoder of a file of one of these dialects.
-
-    Args:
-        content: The result of `pickles.read_pickle`.
-        origin: The file, for messages.
-        normalise_waveform: Whether the model expects normalised waveforms; None = as the file says.
+    """Builds the encoder of a file of one of these dialects, from the result of `pickles.read_pickle`.
 
     Raises:
-        ValueError: If the configuration or the normalisation is missing; as `read_fairseq_config` and `fill` do.
+        ValueError: If the configuration or the normalisation is missing (unless `normalise_waveform` gives it); as
+            `read_fairseq_config` and `fill` do.
     """
     parts = _parts(content, origin)
     normalise = parts.normalise if normalise_waveform is None else normalise_waveform

@@ -62,12 +62,7 @@ _WRITTEN = {
 
 
 def read_fairseq_config(content: Mapping[str, Any], *, normalise_waveform: bool, origin: str) -> tuple[WavLMConfig, bool]:
-    """Our configuration from that of Microsoft or of a fairseq model.
-
-    Args:
-        content: The model's keys; those of heads, masks and the loss are ignored.
-        normalise_waveform: Whether the model expects normalised waveforms.
-        origin: The file, for messages.
+    """Our configuration from the keys of a Microsoft or fairseq model; those of heads, masks and the loss are ignored.
 
     Returns:
         The configuration; whether the model has the gated relative bias (HuBERT and wav2vec 2.0 have none).

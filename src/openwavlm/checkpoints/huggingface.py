@@ -35,13 +35,13 @@ def load_huggingface_state(config: WavLMConfig, state: Mapping[str, Tensor], *, 
     """Builds a model from Hugging Face's tensors; every tensor is used, is part of a head, or is refused.
 
     Args:
-        config: The architecture that the tensors have.
+        config: The architecture of the tensors.
         state: Tensors by name, with or without the `wavlm.` prefix, with either spelling of the weight norm.
         origin: Their source, for messages.
-        kind: `wavlm`, or `hubert` or `wav2vec2`, whose missing gated bias is made neutral.
+        kind: `wavlm`, or `hubert` or `wav2vec2`, which get a neutral gated bias.
 
     Raises:
-        ValueError: If a tensor is unknown, missing, or has another shape than the configuration says.
+        ValueError: As `fill` does.
     """
     prefix = prefix_of(state, _PREFIXES)
     heads = _PRETRAINING_HEADS | (_HEADS | _XVECTOR if prefix else {})
@@ -66,8 +66,7 @@ def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None =
 
     Args:
         directory: The directory.
-        normalise_waveform: Whether the model expects normalised waveforms; None = read it from `preprocessor_config.json` or
-            `processor_config.json`.
+        normalise_waveform: Whether the model expects normalised waveforms; None = as its preprocessor or processor says.
 
     Raises:
         ValueError: If a file is missing or unreadable; if WavLM's encoder cannot represent the configuration; if a tensor is unknown,

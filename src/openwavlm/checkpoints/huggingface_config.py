@@ -101,12 +101,9 @@ def preprocessor_config(config: WavLMConfig) -> dict[str, Any]:
 
 
 def read_config(content: Mapping[str, Any], *, normalise_waveform: bool, origin: str) -> WavLMConfig:
-    """Our configuration from the content of a `config.json`; fields that Hugging Face lacks have our defaults.
+    """Our configuration from the content of a `config.json`; keys of heads, masking and older models are ignored.
 
-    Args:
-        content: The file's content; keys of heads, masking and older models are ignored.
-        normalise_waveform: The preprocessor's `do_normalize`.
-        origin: The file, for messages.
+    Fields that Hugging Face lacks have our defaults.
 
     Raises:
         ValueError: If the file describes another model, or numbers that `WavLMConfig` refuses.

@@ -60,16 +60,11 @@ def sidecar_of(path: Path) -> Path:
 
 
 def load_torchaudio(state: Mapping[str, Any], *, origin: Path, normalise_waveform: bool | None = None) -> Loaded:
-    """Builds the encoder of a state dict; the numbers come from its shapes, the rest from the JSON file beside it.
-
-    Args:
-        state: The result of `pickles.read_pickle`.
-        origin: The file.
-        normalise_waveform: Whether the model expects normalised waveforms; None = as the JSON file says.
+    """Builds the encoder of a state dict; the numbers come from its shapes, the rest from the JSON file beside `origin`.
 
     Raises:
-        ValueError: If the content is not tensors alone; if the JSON file is missing, damaged or incomplete; as `WavLMConfig` and `fill`
-            do.
+        ValueError: If the content is not tensors alone; if the JSON file is missing, damaged or incomplete (`normalise_waveform` replaces
+            its entry); as `WavLMConfig` and `fill` do.
     """
     check_tensors(state, str(origin))
     prefix = prefix_of(state, _PREFIXES)

@@ -32,13 +32,7 @@ class OpenFiles:
         self._lock = threading.RLock()  # a garbage collection within `read` may close a reader
 
     def read(self, key: tuple[int, int], path: Path, nbytes: int, offset: int) -> bytes:
-        """Reads up to `nbytes` at `offset` of a file, and opens it if necessary.
-
-        Args:
-            key: Number of the reader and of its file.
-            path: The file.
-            nbytes: Number of bytes; fewer at the end of the file.
-            offset: Offset of the first.
+        """Reads up to `nbytes` at `offset` of a file, and opens it if necessary; `key` is the number of the reader and of its file.
 
         Raises:
             OSError: If the file cannot be opened or read; the next call opens it again.

@@ -20,7 +20,7 @@ from openwavlm.runtime.interrupt import raising_interrupt
 log = logging.getLogger(__name__)
 
 _KILLED_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]+)|exited unexpectedly)")
-PARENT = "OPENWAVLM_PARENT"  # environment variable: process id of the parent with which a training ends
+PARENT = "OPENWAVLM_PARENT"  # environment variable: process id of the parent that a training ends with
 _PR_SET_PDEATHSIG = 1
 _LEAKED = "ignore:resource_tracker:UserWarning"
 
@@ -78,12 +78,8 @@ def run_handing_on_signals(command: list[str]) -> int:
 def run_until_saved(command: list[str], environment: Mapping[str, str]) -> int:
     """Runs a training in this process's group; an interrupt of this process stops the training, which saves first.
 
-    Args:
-        command: The program and its arguments.
-        environment: All of its environment variables.
-
     Returns:
-        Its exit status.
+        The training's exit status.
 
     Raises:
         KeyboardInterrupt: After an interrupted training has ended, or was killed by a second interrupt.
@@ -105,11 +101,7 @@ def run_until_saved(command: list[str], environment: Mapping[str, str]) -> int:
 
 
 def ended(status: int) -> str:
-    """End of a process as the end of a sentence: `was killed (SIGKILL), probably for lack of memory: …`.
-
-    Args:
-        status: Its exit status as in `subprocess`, negative for a signal.
-    """
+    """Predicate for a process with this exit status, negative for a signal: `was killed (SIGKILL), probably for lack of memory: …`."""
     if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
         return (
             "was killed (SIGKILL), probably for lack of memory: lower batch.micro_seconds or loader.workers, or give the job more "

@@ -6,7 +6,7 @@ import re
 import resource
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -118,32 +118,20 @@ def _check_reads(path: Path) -> None:
         check_of_the_file(error, path)
 
 
-def retried(
-    action: Callable[[], Result],
-    path: Path | str,
-    *,
-    pauses_s: Sequence[float] = _PAUSES_S,
-    sleep: Callable[[float], None] | None = None,
-) -> Result:
+def retried(action: Callable[[], Result], path: Path | str) -> Result:
     """Calls `action` again after a pause if the disk or file server fails for a moment (EIO, ESTALE, EINTR, EAGAIN).
 
-    Args:
-        action: Reads from the file.
-        path: The file, for the error.
-        pauses_s: Pause before each further call, seconds.
-        sleep: None = `time.sleep`.
-
     Raises:
-        OSError: The last failure, with the file's name.
+        OSError: The last failure, with the name of the file, `path`.
     """
     with naming(path):
-        for pause_s in pauses_s:
+        for pause_s in _PAUSES_S:
             try:
                 return action()
             except OSError as error:
                 if error.errno not in _TRANSIENT:
                     raise
-            (sleep or time.sleep)(pause_s)
+            time.sleep(pause_s)
         return action()
 
 

@@ -20,10 +20,6 @@ _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b
 def check_structure(descriptor: int, size: int) -> tuple[list[Link], Counter[int]]:
     """Walks a file of compressed audio from its first byte to its last.
 
-    Args:
-        descriptor: The open file.
-        size: Its bytes, at least 1.
-
     Returns:
         The audio streams of an Ogg file, one after another; the number of blocks of each track of a Matroska file; empty for others.
 

@@ -46,10 +46,6 @@ class _Chunk:
 def audio_extent(descriptor: int, size: int) -> Extent | None:
     """Finds the samples of a WAV, RF64, W64, AIFF, CAF, AU or NIST SPHERE file.
 
-    Args:
-        descriptor: The open file.
-        size: Its bytes.
-
     Returns:
         Their extent; None for any other format, and for a file without samples.
 

@@ -188,7 +188,7 @@ def test_memory_is_bounded_before_anything_is_computed(
     ("asked", "message"),
     [
         ({"engine": "full"}, "engine must be one of lloyd, minibatch, but is 'full'"),
-        ({"device": "gpu"}, "device must be one of auto, cpu, cuda, but is 'gpu'"),
+        ({"device": "gpu"}, "device must be one of cpu, cuda, auto, but is 'gpu'"),
         ({"max_frames": 0}, "max_frames and max_memory_gib must be positive"),
         ({"n_init": -1}, "n_init and iterations must be at least 1"),
         ({"iterations": 0}, "n_init and iterations must be at least 1"),

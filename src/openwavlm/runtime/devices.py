@@ -16,7 +16,9 @@ def named_device(device: str) -> str:
     if device not in DEVICES:
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, but is {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch finds no GPU here: check `nvidia-smi`, or use device=cpu or device=auto")
+        raise ValueError(
+            "device is cuda, but torch finds no GPU here: use device=cpu, or device=auto; `nvidia-smi` lists the GPUs"
+        )
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device

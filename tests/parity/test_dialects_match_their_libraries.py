@@ -240,10 +240,10 @@ def test_a_state_dict_of_torchaudios_wavlm_needs_only_what_tensors_do_not_tell(c
     path = tmp_path / "wavlm.pth"
     torch.save(reference.state_dict(), path)
     untold = {"encoder_layer_norm_first": config.pre_norm, "encoder_max_distance": config.max_distance}
-    with pytest.raises(ValueError, match=r"do not tell .*encoder_max_distance.*, so .*wavlm\.json must, but it is absent"):
+    with pytest.raises(ValueError, match=r"lack .*encoder_max_distance.*, which .*wavlm\.json must have, but it is missing"):
         load_checkpoint(path)
     path.with_suffix(".json").write_text(json.dumps(untold))
-    with pytest.raises(ValueError, match="do not tell normalize_waveform"):
+    with pytest.raises(ValueError, match="lack normalize_waveform"):
         load_checkpoint(path)
     model, account = load_checkpoint(path, normalise_waveform=config.normalise_waveform)
     assert largest_torchaudio_error(model, reference, speechlike(20_000)) < TOLERANCE

@@ -11,9 +11,9 @@ import torch
 
 import openwavlm
 from closeness import assert_close_to_scale
-from openwavlm.audio.audio_files import decode
 from openwavlm.audio.frames import num_frames
 from openwavlm.audio.mfcc import mfcc_features
+from openwavlm.audio.read import decode
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.labels.feature_files import extract_features_of_folder, extract_units_of_folder, units_line
 from openwavlm.labels.fit import fit_codebook

@@ -78,7 +78,7 @@ def test_a_job_that_fails_is_named_with_its_error(shards: Path, codebook: Path, 
     assert re.match(
         r"1 of 1 jobs failed, first \S+: ValueError: a folder of codebook must have meta\.json, .*nowhere has none", message
     )
-    assert re.search(r"\(its log: \S+\.err\); what is done is kept: put that right and run the same command again$", message)
+    assert re.search(r"\(its log: \S+\.err\); finished work is kept: solve that and run the same command again$", message)
 
 
 @needs_submitit
@@ -129,5 +129,5 @@ def test_a_launcher_is_local_or_slurm_and_never_inside_a_job() -> None:
     assert is_array("slurm", None) and not is_array("local", 3)
     with pytest.raises(ValueError, match="launcher must be one of local, slurm, but is 'ray'"):
         is_array("ray", None)
-    with pytest.raises(ValueError, match="gives every job its task_index itself, but task_index is 0"):
+    with pytest.raises(ValueError, match="sets the task_index of every job, but task_index is 0"):
         is_array("slurm", 0)

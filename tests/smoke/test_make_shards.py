@@ -18,7 +18,7 @@ import pytest
 import soundfile
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from openwavlm.audio.audio_files import pcm_id, pcm_md5
+from openwavlm.audio.encode import pcm_id, pcm_md5
 from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards.index import Index
 from openwavlm.shards.index_writer import build_index

@@ -81,13 +81,13 @@ def test_an_error_of_the_machine_in_a_loader_worker_keeps_errno_and_file(workers
     [
         (
             "DataLoader worker (pid 77) is killed by signal: Killed. ",
-            "process 77 was killed (Killed), probably for want of memory: lower loader",
+            "process 77 was killed (Killed), probably for lack of memory: lower loader",
         ),
         (
             "DataLoader worker (pid 77) is killed by signal: Bus error. It is possible …",
-            "want of shared memory: lower loader.workers",
+            "lack of shared memory: lower loader.workers",
         ),
-        ("DataLoader worker (pid(s) 77, 78) exited unexpectedly", "process 77, 78 was killed, probably for want of memory"),
+        ("DataLoader worker (pid(s) 77, 78) exited unexpectedly", "process 77, 78 was killed, probably for lack of memory"),
         ("a bug", None),
     ],
 )
@@ -103,12 +103,12 @@ def _die(job: int) -> int:
 
 
 def test_a_killed_worker_of_a_pool_is_a_sentence():
-    with pytest.raises(OSError, match="was killed, probably for want of memory: run again with fewer workers than 2"):
+    with pytest.raises(OSError, match="was killed, probably for lack of memory: run again with fewer workers than 2"):
         list(run_jobs(_die, [1, 2], workers=2))
 
 
 def test_how_a_process_ended_is_said():
-    assert "was killed (SIGKILL), probably for want of memory" in ended(-9) and ended(137) == ended(-9)
+    assert "was killed (SIGKILL), probably for lack of memory" in ended(-9) and ended(137) == ended(-9)
     assert ended(-15).startswith("was ended by SIGTERM") and ended(2) == "ended with status 2"
 
 
@@ -159,7 +159,7 @@ def test_a_rank_killed_under_torchrun_is_a_sentence(data, tmp_path):
         finally:
             program.kill()
     assert program.returncode == 137, told
-    assert "Traceback" not in told and told.count("was killed (SIGKILL), probably for want of memory") == 1, told
+    assert "Traceback" not in told and told.count("was killed (SIGKILL), probably for lack of memory") == 1, told
 
 
 def _has(path: Path, text: bytes) -> bool:
@@ -199,9 +199,9 @@ def test_a_training_of_void_updates_ends_with_an_error_and_is_not_complete(data,
 def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(data, tmp_path):
     (tmp_path / "runs").write_text("a file where the folder of runs would be")
     message = run_program(tmp_path, "train.py", *SETTINGS, *data).error()
-    assert "runs" in message and ("[Errno 20]" in message or "[Errno 17]" in message) and "name another place" in message
+    assert "runs" in message and ("[Errno 20]" in message or "[Errno 17]" in message) and "name another path" in message
     message = run_program(tmp_path, "train.py", "-m", "seed=1,2", *SETTINGS, *data).error()
-    assert "runs" in message and "name another place" in message
+    assert "runs" in message and "name another path" in message
     shards = next(word.split("=")[1] for word in data if ".shards=" in word)
     message = run_program(tmp_path, "data_prep/assign_labels.py", f"shards={shards}", "output=runs/labels", "codebook=x").error()
     assert message.count("\n") == 0

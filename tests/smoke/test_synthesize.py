@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openwavlm.audio.audio_files import decode
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.audio.mfcc import mfcc_features
+from openwavlm.audio.read import decode
 from openwavlm.evaluation.phones.alignment_files import read_tsv
 from openwavlm.evaluation.phones.alignments import frame_phones
 from openwavlm.labels.minibatch import fit_minibatch_kmeans

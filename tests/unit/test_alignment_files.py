@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from openwavlm.audio.audio_files import EXTENSIONS
+from openwavlm.audio.formats import EXTENSIONS
 from openwavlm.evaluation.phones.alignment_files import FORMATS, read_alignments
 from openwavlm.evaluation.phones.alignments import FOLDINGS, Segment, folded
 from openwavlm.evaluation.phones.textgrid import read_textgrid

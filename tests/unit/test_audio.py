@@ -9,8 +9,10 @@ import pytest
 import soundfile
 import soxr
 
-from openwavlm.audio.audio_files import check_clip, decode, encode_flac, flac_md5, pcm_id, pcm_md5, probe_channels, probe_seconds
-from openwavlm.audio.containers import AudioError
+from openwavlm.audio.containers.flac import flac_md5
+from openwavlm.audio.encode import encode_flac, pcm_id, pcm_md5
+from openwavlm.audio.errors import AudioError
+from openwavlm.audio.read import check_clip, decode, probe_channels, probe_seconds
 from synthetic import speech_like
 
 SPEECH = speech_like(2.0, seed=1, speaker="a")

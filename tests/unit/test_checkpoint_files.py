@@ -372,9 +372,7 @@ def test_what_a_file_does_not_say_or_hold_is_refused_by_name(tmp_path):
 
     state, cfg = random_state(TINY), microsoft_config(TINY)
     refused({"model": state}, "must hold the model's configuration beside its weights")
-    refused(
-        {"cfg": {"model": keys_of(TINY), "task": {}}, "model": state}, r"does not say it \(normalize\); pass normalise_waveform"
-    )
+    refused({"cfg": {"model": keys_of(TINY), "task": {}}, "model": state}, r"lacks it \(normalize\); pass normalise_waveform")
     refused(
         {"cfg": {"model": {"_name": "hubert_ctc"}, "task": {}}, "model": state}, r"must describe its encoder \(encoder_layers"
     )
@@ -407,7 +405,7 @@ def test_a_gated_bias_that_the_configuration_does_not_mention_is_never_replaced(
         save_huggingface(WavLM(config), path)
         about = path / "config.json"
         about.write_text(about.read_text().replace('"model_type": "wavlm"', '"model_type": "hubert"'))
-    with pytest.raises(ValueError, match=rf"says nothing of a gated relative bias, which \S*({named})\S* belongs to"):
+    with pytest.raises(ValueError, match=rf"has no gated relative bias, which \S*({named})\S* belongs to"):
         load_checkpoint(path)
 
 
@@ -437,8 +435,8 @@ def test_a_value_that_numpy_wrote_is_read(value, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("normalize", None, r"does not say it \(normalize\)"),
-        ("normalize", "yes", r"does not say it \(normalize\)"),
+        ("normalize", None, r"lacks it \(normalize\)"),
+        ("normalize", "yes", r"lacks it \(normalize\)"),
         ("encoder_layers", "2", "encoder_layers must be a whole number, but is '2' in"),
         ("encoder_layers", True, "encoder_layers must be a whole number, but is True in"),
         ("encoder_layers", 2.0, "encoder_layers must be a whole number, but is 2.0 in"),
@@ -544,7 +542,7 @@ def test_an_index_that_does_not_fit_its_parts_is_refused(tmp_path):
     refused("must name the file of each tensor under weight_map", {})
     refused("must hold a JSON object, but holds a list", [])
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    refused(r"must be beside it, but model-00002-of-00002\.safetensors is absent")
+    refused(r"must be beside it, but model-00002-of-00002\.safetensors is missing")
 
 
 def test_safetensors_are_read_where_a_pickle_lies_beside_them_as_transformers_does(tmp_path):

@@ -546,7 +546,7 @@ def test_files_of_an_export_that_changed_are_refused(tmp_path):
         damaged = bytearray(content)
         damaged[-9] ^= 1
         file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=rf"{file.name} is not the file that was exported .* delete .*openwavlm\.json"):
+        with pytest.raises(ValueError, match=rf"{file.name} is not the exported file .* delete .*openwavlm\.json"):
             load_checkpoint(tmp_path)
         file.unlink()
         with pytest.raises(ValueError, match=rf"{file.name} is missing, but openwavlm\.json beside it names it"):

@@ -9,8 +9,8 @@ import torch
 from sklearn.linear_model import Ridge
 
 from openwavlm.audio.frames import num_frames
-from openwavlm.audio.logmel import normalised_log_mel
 from openwavlm.audio.mfcc import mfcc_features
+from openwavlm.audio.spectra import normalised_log_mel
 from openwavlm.evaluation import live
 from openwavlm.evaluation.features import EncoderFeatures, LogMelFeatures, MfccFeatures, with_context
 from openwavlm.evaluation.live import LiveProbe

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from openwavlm.audio.frames import num_frames
-from openwavlm.audio.logmel import LOGMEL_SETTINGS, NUM_BANDS, log_mel, normalised_log_mel
+from openwavlm.audio.spectra import LOGMEL_SETTINGS, NUM_BANDS, log_mel, normalised_log_mel
 
 
 def waveform(samples: int, seed: int = 0) -> torch.Tensor:

@@ -15,8 +15,9 @@ import pytest
 import soundfile
 
 from encoders import KINDS, encode
-from openwavlm.audio.audio_files import EXTENSIONS, decode, decoders, probe_channels, probe_seconds
-from openwavlm.audio.containers import AudioError
+from openwavlm.audio.errors import AudioError
+from openwavlm.audio.formats import EXTENSIONS
+from openwavlm.audio.read import decode, decoders, probe_channels, probe_seconds
 from synthetic import speech_like
 
 SECONDS = 4.0
@@ -533,7 +534,7 @@ def test_without_pyav_compressed_audio_is_refused_with_the_line_that_installs_it
 import sys
 sys.modules["av"] = None
 from pathlib import Path
-from openwavlm.audio.audio_files import decode, decoders, probe_seconds
+from openwavlm.audio.read import decode, decoders, probe_seconds
 assert len(decode(Path("a.flac")).samples) == 64_000
 assert decoders()["av"] == "not installed" and probe_seconds(Path("a.mp3")) is None
 try:

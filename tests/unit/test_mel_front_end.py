@@ -7,7 +7,7 @@ import torch
 
 from closeness import assert_close_to_scale
 from openwavlm.audio.frames import num_frames
-from openwavlm.audio.logmel import NUM_BANDS, normalised_log_mel
+from openwavlm.audio.spectra import NUM_BANDS, normalised_log_mel
 from openwavlm.batches.settings import Mixing
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.model.config import WavLMConfig

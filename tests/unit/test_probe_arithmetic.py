@@ -10,8 +10,8 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from openwavlm.audio.frames import num_frames
-from openwavlm.audio.logmel import normalised_log_mel
 from openwavlm.audio.mfcc import mfcc_features
+from openwavlm.audio.spectra import normalised_log_mel
 from openwavlm.batches.batch import MixRecord
 from openwavlm.evaluation.conditions import add_noise, telephone
 from openwavlm.evaluation.features import EncoderFeatures, LogMelFeatures, MfccFeatures, stream

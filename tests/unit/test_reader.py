@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openwavlm.audio.audio_files import pcm_id, pcm_md5
+from openwavlm.audio.encode import pcm_id, pcm_md5
 from openwavlm.runtime.open_files import OpenFiles
 from openwavlm.shards import reader as reader_module
 from openwavlm.shards.index import Index

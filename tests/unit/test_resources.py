@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.audio import decoding
-from openwavlm.audio.audio_files import probe_seconds
-from openwavlm.audio.containers import AudioError
-from openwavlm.audio.decoding import decode_or_stop
+from openwavlm.audio import read
+from openwavlm.audio.errors import AudioError
+from openwavlm.audio.read import decode_or_stop, probe_seconds
 from openwavlm.checkpoints.pickles import read_pickle
 from openwavlm.labels.unfinished import tidy
 from openwavlm.runtime import open_files, resources
 from openwavlm.runtime.atomic import sha256_of
-from openwavlm.runtime.mapped import map_array, map_bytes
+from openwavlm.runtime.files import read_array
+from openwavlm.runtime.mapped import map_bytes
 from openwavlm.runtime.open_files import OpenFiles
 from openwavlm.runtime.resources import (
     check_of_the_file,
@@ -120,10 +120,10 @@ def test_a_name_is_added_only_to_an_error_that_has_none():
 
 def test_the_sentence_has_errno_file_and_way_out():
     assert explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a/run.json")) == (
-        "[Errno 28] No space left on device: 'a/run.json': the disk is full: free some space and give the same command again"
+        "[Errno 28] No space left on device: 'a/run.json': the disk is full: free some space and run the same command again"
     )
     assert "ulimit -n" in explained(OSError(errno.EMFILE, "Too many open files", "a"))
-    assert "read-only: name a folder that can be written" in explained(OSError(errno.EROFS, "Read-only file system", "a"))
+    assert "read-only: name a folder elsewhere" in explained(OSError(errno.EROFS, "Read-only file system", "a"))
     assert explained(MemoryError()).startswith("memory ran out: use fewer workers")
     assert explained(ValueError("x must be y")) == "x must be y"
 
@@ -132,7 +132,9 @@ def test_a_name_in_bytes_becomes_text_and_an_error_without_a_name_says_how_to_fi
     with pytest.raises(OSError, match=r"\[Errno 30\] read-only: 'b'") as failure, naming("a"):
         raise OSError(errno.EROFS, "read-only", b"b")
     assert failure.value.filename == "b"
-    assert "(debug=true shows at which file): the disk is full" in explained(OSError(errno.ENOSPC, "No space left on device"))
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert "(debug=true shows at which file): the disk is full" in explained(full)
+    assert "debug" not in explained(full, debug_key=False), "a command without that key"
 
 
 # --- libraries that take a failed read for a damaged file -----------------------------------------------------------------
@@ -358,12 +360,13 @@ def test_a_mapped_array_equals_its_file_and_holds_no_descriptor(tmp_path):
         "flat": np.arange(1000, dtype=np.uint64),
         "matrix": np.arange(12.0).reshape(3, 4),
         "table": table,
-        "none": np.zeros(0, "<u2"),
     }
     before = open_descriptors()
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array)
-        mapped = map_array(tmp_path / f"{name}.npy")
+        mapped = read_array(
+            tmp_path / f"{name}.npy", array.dtype, shape=(None,) * array.ndim, remedy="write it again", memory_map=True
+        )
         np.testing.assert_array_equal(mapped, array)
         assert mapped.dtype == array.dtype and not mapped.flags.writeable
         arrays[name] = mapped  # still there
@@ -375,8 +378,8 @@ def test_a_file_that_was_cut_is_no_array(tmp_path):
     path = tmp_path / "a.npy"
     np.save(path, np.arange(100))
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="does not hold the array that its header describes"):
-        map_array(path)
+    with pytest.raises(ValueError, match="must have 928 bytes by its header, but has 927: write it again"):
+        read_array(path, np.int64, remedy="write it again", memory_map=True)
 
 
 # --- recordings ---------------------------------------------------------------------------------------------------------
@@ -389,7 +392,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("code", MACHINE)
 def test_a_failing_machine_is_no_bad_recording(recording, monkeypatch, slept, code):
-    monkeypatch.setattr("openwavlm.audio.audio_files.os.open", failing(os.open, code))
+    monkeypatch.setattr("openwavlm.audio.read.os.open", failing(os.open, code))
     with pytest.raises(OSError) as failure:
         decode_or_stop(recording)
     assert failure.value.errno == code and failure.value.filename == str(recording)
@@ -399,7 +402,7 @@ def test_a_failing_machine_is_no_bad_recording(recording, monkeypatch, slept, co
 
 
 def test_a_recording_that_failed_once_because_a_library_could_not_read_it_is_decoded_again(recording, monkeypatch):
-    expected, real, calls = decode_or_stop(recording), decoding.decode, []
+    expected, real, calls = decode_or_stop(recording), read.decode, []
 
     def once(path: Path, **arguments: object) -> object:
         calls.append(path)
@@ -407,7 +410,7 @@ def test_a_recording_that_failed_once_because_a_library_could_not_read_it_is_dec
             raise AudioError("truncated", "libsndfile was refused a block")
         return real(path, **arguments)
 
-    monkeypatch.setattr(decoding, "decode", once)
+    monkeypatch.setattr(read, "decode", once)
     np.testing.assert_array_equal(decode_or_stop(recording).samples, expected.samples)
     assert len(calls) == 2
 
@@ -430,7 +433,7 @@ def test_preparation_stops_with_errno_and_file_and_skips_nothing(tmp_path, monke
         return real(path, *arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr("openwavlm.audio.audio_files.os.open", guarded)
+        patch.setattr("openwavlm.audio.read.os.open", guarded)
         with pytest.raises(OSError, match=re.escape(f"[Errno {code}] {os.strerror(code)}: '{bad}'")):
             make_shards(input=corpus, output=output, source="s")
     assert not (output / "skipped.tsv").exists() and not list(output.glob("done/*/*"))

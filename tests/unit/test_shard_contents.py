@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from openwavlm.audio.audio_files import AudioError, check_clip
+from openwavlm.audio.errors import AudioError
+from openwavlm.audio.read import check_clip
 from openwavlm.runtime import open_files
 from openwavlm.runtime.randomness import uniform, words
 from openwavlm.runtime.sealed import write_sealed

@@ -21,10 +21,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from openwavlm.audio import audio_files as audio
-from openwavlm.audio.audio_files import decode, encode_flac, probe_channels, probe_seconds
-from openwavlm.audio.containers import AudioError, Extent, audio_extent
-from openwavlm.audio.flac import missing_frame
+from openwavlm.audio import read
+from openwavlm.audio.containers.flac import missing_frame
+from openwavlm.audio.containers.pcm import Extent, audio_extent
+from openwavlm.audio.encode import encode_flac
+from openwavlm.audio.errors import AudioError
+from openwavlm.audio.read import decode, probe_channels, probe_seconds
 from synthetic import speech_like
 
 SPEECH = speech_like(2.0, seed=1, speaker="a")
@@ -272,7 +274,7 @@ def test_a_flac_file_that_lacks_frames_is_not_filled_with_silence(tmp_path: Path
 
 
 def test_frames_are_found_however_the_file_is_read() -> None:
-    payload = audio.encode_flac(SPEECH)
+    payload = encode_flac(SPEECH)
     start = frames_of(payload)[0]
     for size in (1, 7, 15, 16, 17, 4096, len(payload)):
         parts = [payload[at : at + size] for at in range(start, len(payload), size)]
@@ -455,7 +457,7 @@ def test_a_disk_that_fails_within_a_bad_file_is_an_error_of_the_disk(tmp_path: P
     def fails(descriptor: int) -> list[bytes]:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(audio, "read_parts", fails)
+    monkeypatch.setattr(read, "read_parts", fails)
     with pytest.raises(OSError, match="Input/output error"):
         decode(path)
 
@@ -490,7 +492,7 @@ def test_too_many_open_files_are_no_verdict_on_the_file(tmp_path: Path, kind: st
 _INTERRUPTED = """
 import signal, sys
 from pathlib import Path
-from openwavlm.audio.audio_files import decode
+from openwavlm.audio.read import decode
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 for path in map(Path, sys.argv[1:]):
     expected = len(decode(path).samples)
@@ -566,15 +568,15 @@ def test_the_bytes_of_a_flac_payload_are_those_of_a_file(tmp_path: Path) -> None
 
 def test_libsndfile_is_given_descriptors_and_never_a_file_of_python() -> None:
     # An exception in a callback, KeyboardInterrupt among them, is printed and forgotten by cffi, and looks like the end of the file.
-    source = Path(audio.__file__).parents[1]
+    source = Path(read.__file__).parents[1]
     calls = {
         f"{path.relative_to(source)}: {call}"
         for path in source.rglob("*.py")
         for call in re.findall(r"(?:soundfile\.(?:read|write|blocks|info|SoundFile)|SequentialFile)\([^,)]*", path.read_text())
     }
     assert calls == {
-        "audio/audio_files.py: soundfile.write(descriptor",
+        "audio/encode.py: soundfile.write(descriptor",
         "shards/reader.py: SequentialFile(descriptor",
-        "audio/sound_files.py: SequentialFile(soundfile.SoundFile",
-        "audio/sound_files.py: SequentialFile(descriptor",
+        "audio/decoders/libsndfile.py: SequentialFile(soundfile.SoundFile",
+        "audio/decoders/libsndfile.py: SequentialFile(descriptor",
     }

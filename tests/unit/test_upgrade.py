@@ -70,7 +70,9 @@ def test_a_set_of_version_1_is_refused_with_the_line_that_upgrades_it(written_by
         lambda: build_index(written_by_one),
         lambda: make_shards(input=tmp_path, output=written_by_one, **settings),
     ):
-        with pytest.raises(ValueError, match=r"has format 1, .*bring it to format 2, audio untouched, ") as found:
+        with pytest.raises(
+            ValueError, match=r"has format 1, .*upgrade it to format 2, which does not change the audio, "
+        ) as found:
             use()
         assert str(found.value).endswith(line)
 

@@ -6,14 +6,14 @@ from math import gcd
 import numpy as np
 import soxr
 
-from openwavlm.audio.containers import AudioError
+from openwavlm.audio.errors import AudioError
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 
-# Independent channels have a sum with the energy of all of them, equal ones with more. Below half of it they cancel each other.
+# The sum of independent channels has the sum of their energies, that of equal ones more. Below half of it they cancel each other.
 _CANCELLING_ENERGY_SHARE = 0.5
-# Share of a recording's energy in stretches that cancel from which on the mean is not used.
+# Largest share of a recording's energy in stretches that cancel for which the mean is used.
 _CANCELLING_STRETCHES_SHARE = 0.1
-# Samples of a stretch: half a second at 16 kHz. The blocks of the decoders are longer, and differ.
+# Samples of a stretch: half a second at 16 kHz, independent of the blocks of the decoders.
 _STRETCH = 1 << 13
 _LEAST_CHANNEL_SHARE = 0.1
 
@@ -24,9 +24,9 @@ class Decoded:
 
     Attributes:
         samples: int16 (samples,) at 16 kHz, mono.
-        num_clipped: Samples that lay beyond full scale after mixing down and resampling, and were cut to it.
-        channel: Number of the channel that the samples are, from 0; None for the mean of all channels.
-        out_of_phase: Whether the mean was wanted, but the channels cancel each other and `channel` was taken instead.
+        num_clipped: Samples beyond full scale after mixing down and resampling, which were cut to it.
+        channel: Number of the decoded channel, from 0; None for the mean of all channels.
+        out_of_phase: Whether `channel` replaces the mean because the channels cancel each other.
     """
 
     samples: np.ndarray
@@ -36,7 +36,7 @@ class Decoded:
 
 
 class MixDown:
-    """Takes one channel, or the mean of all while it measures how much of their energy the mean loses."""
+    """Takes one channel, or the mean of all, and measures the energy that the mean loses."""
 
     def __init__(self, channel: int | None) -> None:
         self._channel = channel
@@ -70,14 +70,14 @@ class MixDown:
         """Adds stretches (number, frames, channels) to the sums."""
         if stretches.size == 0:
             return
-        # Variances, so that offsets of opposite sign do not count as sound that cancels.
+        # Variances, so that offsets of opposite sign do not count as channels that cancel.
         energies = stretches.shape[1] * stretches.var(axis=1, dtype=np.float64)
         of_sums = stretches.shape[1] * stretches.sum(axis=2, dtype=np.float32).var(axis=1, dtype=np.float64)
         self._energies = self._energies + energies.sum(axis=0)
         self._cancelled += float(energies[of_sums < _CANCELLING_ENERGY_SHARE * energies.sum(axis=1)].sum())
 
     def replacement(self) -> int | None:
-        """The channel to take instead of the mean because the channels cancel each other; None where the mean is sound."""
+        """Channel to take instead of a mean that cancels; None where the mean can be used."""
         if self._rest is not None:
             self._add(self._rest[None])
             self._rest = None
@@ -92,7 +92,7 @@ class Resampler:
     """Resamples a range of a recording so that it equals that range of the whole recording resampled.
 
     Attributes:
-        lead: First sample to feed, before `first`: the resampler's filter needs some, and its output grid must be that of the whole.
+        lead: First sample to feed, before `first`: the filter needs a margin, and the output grid must be that of the whole recording.
         tail: Sample to stop before, after `last`; None for the end of the recording.
     """
 
@@ -111,7 +111,7 @@ class Resampler:
             self._left = _at_16_khz(last, rate) - _at_16_khz(first, rate)
 
     def __call__(self, mono: np.ndarray, *, last: bool = False) -> np.ndarray:
-        """Resamples the next samples; with `last`, and the rest of what was fed before."""
+        """Resamples the next samples; with `last`, flushes the filter too."""
         if self._stream is None:
             return mono
         floats = mono.astype(np.float32) / np.float32(32768) if mono.dtype == np.int16 else mono
@@ -129,7 +129,7 @@ def _at_16_khz(sample: int, rate: int) -> int:
 
 
 class Samples:
-    """int16 samples that arrive in blocks; one buffer, so that twelve hours are held once."""
+    """int16 samples collected from blocks in one buffer, so that twelve hours are in memory only once."""
 
     def __init__(self, expected: int) -> None:
         self._buffer = np.empty(max(1, expected), np.int16)
@@ -152,7 +152,7 @@ class Samples:
         """All samples, int16 (samples,).
 
         Raises:
-            AudioError: With reason `over-scale` if most of them lay beyond full scale.
+            AudioError: With reason `over-scale` if most of them were clipped.
         """
         if 2 * self.num_clipped > self._length:
             raise AudioError(

@@ -1,7 +1,6 @@
 """Sample ↔ frame arithmetic of the 16 kHz convolutional front end (WavLM §III; kernel 10-3-3-3-3-2-2, stride 5-2-2-2-2-2-2).
 
-Frame `f` of the model sees exactly the samples [320 f, 320 f + 400): everything in the project (pieces, masks, labels, mixing
-marks) lives on this grid, so audio and labels agree with no tolerance.
+Frame `f` of the model covers exactly the samples [320 f, 320 f + 400). Crops, masks, labels and mixing marks all use this grid.
 """
 
 from typing import TYPE_CHECKING, TypeVar

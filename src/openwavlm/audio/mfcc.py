@@ -1,7 +1,7 @@
 """MFCC features on the model's frame grid: the teacher of the first k-means iteration (HuBERT §III-A, SPEC §4.2).
 
-Kaldi's frames without padding (`snip_edges`) come every 160 samples and cover 400; frame 2i is samples [320 i, 320 i + 400), which is
-what the model's frame i sees. So the even frames are kept, after the deltas were taken at 100 Hz.
+Kaldi's frames without padding (`snip_edges`) cover 400 samples every 160. Frame 2i is samples [320 i, 320 i + 400), those of the model's
+frame i, so the even frames are kept, after the deltas were taken at 100 Hz.
 """
 
 import math
@@ -27,7 +27,7 @@ ENERGY_FLOOR = torch.finfo(torch.float32).eps
 # Frames computed at a time: 40 s of audio in 35 MB, however long the recording.
 FRAMES_AT_A_TIME = 4000
 
-# Spelt out although many are Kaldi's defaults: they are part of every labelling's identity.
+# Part of every label pack's identity, Kaldi's defaults included.
 KALDI_SETTINGS: dict[str, float | int | bool | str] = {
     "sample_frequency": float(SAMPLE_RATE_HZ),
     "frame_length": 25.0,

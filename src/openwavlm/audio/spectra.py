@@ -1,6 +1,6 @@
-"""Log-mel spectra on the model's frame grid: a control feature, a warm-up target and the front end of `model=nano_mel`.
+"""Log-mel spectra on the model's frame grid: a baseline feature, a warm-up target and the front end of `model=nano_mel`.
 
-Frame i is the power spectrum of samples [320 i, 320 i + 400) and of no other, so that it sees what the model's frame i sees.
+Frame i is the power spectrum of samples [320 i, 320 i + 400), those of the model's frame i.
 """
 
 from functools import lru_cache
@@ -14,8 +14,22 @@ from openwavlm.audio.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, SAMPLE_
 NUM_BANDS = 40
 FFT_SAMPLES = 512
 LOW_HZ = 20.0
-# Power of a frame of about −80 dBFS in one band: digital silence and the faintest noise then look alike.
+# Power of a frame of about −80 dBFS in one band, so that digital silence and the faintest noise look alike.
 FLOOR = 1e-7
+
+LOGMEL_SETTINGS: dict[str, object] = {
+    "name": "logmel",
+    "dim": NUM_BANDS,
+    "waveform_scale": "[-1, 1)",
+    "window": "hann",
+    "frame_samples": RECEPTIVE_FIELD_SAMPLES,
+    "fft_samples": FFT_SAMPLES,
+    "low_hz": LOW_HZ,
+    "high_hz": SAMPLE_RATE_HZ / 2,
+    "mel_scale": "htk",
+    "floor": FLOOR,
+    "normalised": "mean and variance of each band over the utterance",
+}
 
 
 def _mel(hertz: np.ndarray | float) -> np.ndarray:
@@ -59,11 +73,11 @@ def log_mel(waveforms: Tensor) -> Tensor:
 
 
 def normalised_log_mel(waveforms: Tensor, num_samples: Tensor | None = None) -> Tensor:
-    """`log_mel` with each band brought to mean 0 and variance 1 over the utterance, which removes the channel's colour.
+    """`log_mel` with mean 0 and variance 1 of each band over the utterance, which removes the channel's colour.
 
     Args:
         waveforms: Floating point (…, samples) at 16 kHz in [−1, 1).
-        num_samples: int64 (…,), valid samples; None = all. What lies beyond counts for nothing and comes out as 0.
+        num_samples: int64 (…,), valid samples; None = all. Frames beyond are 0.
 
     Returns:
         float32 (…, frames, 40).

@@ -1,16 +1,16 @@
 """Single files of Microsoft (`cfg`, `model`), fairseq and UniSpeech (`cfg` or `args`, `model`, …) and s3prl (`model_cfg`, …)."""
 
 import io
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, QUANTISER, TRAINING_STATE, Account, fill
+from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, QUANTISER, TRAINING_STATE, Loaded, fill
 from openwavlm.checkpoints.fairseq_config import microsoft_config, read_fairseq_config
 from openwavlm.checkpoints.names import fairseq_name, old_spelling, prefix_of
+from openwavlm.checkpoints.values import check_tensors, first_match
 from openwavlm.model.wavlm import WavLM
 
 _PREFIXES = ("w2v_encoder.w2v_model.", "w2v_model.", "encoder.w2v_model.")
@@ -21,7 +21,7 @@ _HEADS = (
 
 
 class _Parts(NamedTuple):
-    """What one of these files says: dialect, model's keys, whether waveforms are normalised, tensors, name of their entry."""
+    """Parts of one of these files: dialect, the model's keys, whether waveforms are normalised, tensors, name of their entry."""
 
     dialect: str
     keys: dict[str, Any]
@@ -35,19 +35,12 @@ def is_fairseq(content: Any) -> bool:
     return isinstance(content, dict) and ("model" in content or "model_weight" in content)
 
 
-def load_fairseq(content: Mapping[str, Any], *, origin: str, normalise_waveform: bool | None = None) -> tuple[WavLM, Account]:
-    """Builds the encoder of a file of one of these dialects.
-
-    Args:
-        content: What `pickles.read_pickle` gave.
-        origin: The file, for messages.
-        normalise_waveform: Whether the model expects normalised waveforms; None = as the file says.
-
-    Returns:
-        The model and its account.
+def load_fairseq(content: Mapping[str, Any], *, origin: str, normalise_waveform: bool | None = None) -> Loaded:
+    """Builds the encoder of a file of one of these dialects, from the result of `pickles.read_pickle`.
 
     Raises:
-        ValueError: If the configuration or the normalisation is missing; as `read_fairseq_config` and `fill` do.
+        ValueError: If the configuration or the normalisation is missing (unless `normalise_waveform` gives it); as
+            `read_fairseq_config` and `fill` do.
     """
     parts = _parts(content, origin)
     normalise = parts.normalise if normalise_waveform is None else normalise_waveform
@@ -55,7 +48,7 @@ def load_fairseq(content: Mapping[str, Any], *, origin: str, normalise_waveform:
         normalise = bool(normalise)
     if not isinstance(normalise, bool):
         raise ValueError(
-            f"whether a model expects normalised waveforms must be known, but {origin} does not say it (normalize); pass "
+            f"whether a model expects normalised waveforms must be known, but {origin} lacks it (normalize); pass "
             "normalise_waveform: false for Base models, true for Large ones"
         )
     config, gated = read_fairseq_config(parts.keys, normalise_waveform=normalise, origin=origin)
@@ -65,8 +58,7 @@ def load_fairseq(content: Mapping[str, Any], *, origin: str, normalise_waveform:
     def reason_of(name: str) -> str | None:
         if prefix and not name.startswith(prefix):
             return FINE_TUNED_HEAD
-        bare = name.removeprefix(prefix)
-        return next((reason for pattern, reason in _HEADS if re.match(pattern, bare)), None)
+        return first_match(name.removeprefix(prefix), _HEADS)
 
     return fill(
         config,
@@ -82,12 +74,9 @@ def load_fairseq(content: Mapping[str, Any], *, origin: str, normalise_waveform:
 
 
 def microsoft_bytes(model: WavLM) -> bytes:
-    """The bytes of a file as Microsoft's releases: `cfg`, a dict, and `model`, float32; equal models give equal bytes.
+    """Bytes of a file like Microsoft's releases: `cfg`, a dict, and `model`, float32; equal models give equal bytes.
 
     Their code loads it: `WavLM(WavLMConfig(content["cfg"])).load_state_dict(content["model"])`.
-
-    Args:
-        model: The model.
 
     Raises:
         ValueError: If the model has no waveform extractor.
@@ -103,17 +92,10 @@ def microsoft_bytes(model: WavLM) -> bytes:
     return buffer.getvalue()
 
 
-def _are_tensors(state: dict[Any, Any]) -> bool:
-    return all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items())
-
-
 def _parts(content: Mapping[str, Any], origin: str) -> _Parts:
     entry = "model_weight" if "model_weight" in content else "model"
     state = content[entry]
-    if not isinstance(state, dict) or not state or not _are_tensors(state):
-        raise ValueError(
-            f"{entry} in {origin} must hold tensors by name and nothing else, but does not; save the state dict there"
-        )
+    check_tensors(state or None, f"{entry} in {origin}")
     if entry == "model_weight":
         keys, task = content.get("model_cfg"), content.get("task_cfg")
         dialect = "s3prl's conversion of fairseq"
@@ -125,7 +107,7 @@ def _parts(content: Mapping[str, Any], origin: str) -> _Parts:
         keys = configuration["model"] if nested else configuration  # type: ignore[index]
         task = configuration.get("task") if nested else configuration  # type: ignore[union-attr]
         dialect = "fairseq" if nested or isinstance(content.get("args"), dict) else "Microsoft"
-    # A fine-tuned file describes the pre-trained model that it began with inside its own configuration.
+    # The configuration of a fine-tuned model contains that of its pre-trained one.
     if isinstance(keys, dict) and isinstance(keys.get("w2v_args"), dict) and keys["w2v_args"]:
         inner = keys["w2v_args"]
         keys = inner["model"] if isinstance(inner.get("model"), dict) else inner
@@ -137,11 +119,11 @@ def _parts(content: Mapping[str, Any], origin: str) -> _Parts:
             "the file that the training program wrote"
         )
     if dialect != "Microsoft" and "encoder_layers" not in keys:
-        # fairseq writes all of its keys: without them this is another model's configuration, and defaults would be a guess.
+        # fairseq writes all keys; without this one the configuration is another model's, and defaults would be guesses.
         raise ValueError(
             f"a fairseq file must describe its encoder (encoder_layers, …), but the configuration in {origin} does not; of a fine-tuned "
             "model give a file with w2v_args, or the pre-trained one"
         )
-    # Microsoft's class assumes false for a key that is missing; fairseq's tasks always write it.
+    # Microsoft's class defaults to false; fairseq's tasks always write the key.
     normalise = task.get("normalize", False if dialect == "Microsoft" else None) if isinstance(task, dict) else None
     return _Parts(dialect, keys, normalise, state, entry)

@@ -4,10 +4,10 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from openwavlm.checkpoints.values import shown, typed
+from openwavlm.checkpoints.values import check_conv_front_end, shown, typed
 from openwavlm.model.config import WavLMConfig
 
-# Our field → their key, and what their classes assume for a key that is missing (Microsoft's WavLM.py; fairseq's wav2vec 2.0).
+# Our field → their key and their classes' default (Microsoft's WavLM.py; fairseq's wav2vec 2.0).
 _KEYS: dict[str, tuple[str, Any]] = {
     "conv_bias": ("conv_bias", False),
     "dim": ("encoder_embed_dim", 768),
@@ -24,9 +24,9 @@ _KEYS: dict[str, tuple[str, Any]] = {
     "layer_drop": ("encoder_layerdrop", 0.0),
     "feature_grad_mult": ("feature_grad_mult", 1.0),
 }
-# Of models with the gated relative bias. 1280 is the class's value; the published models write 800.
+# For models with the gated relative bias. 1280 is the class's default; the published models write 800.
 _GATED_KEYS: dict[str, tuple[str, Any]] = {"num_buckets": ("num_buckets", 320), "max_distance": ("max_distance", 1280)}
-# What this encoder always is.
+# Values that this encoder always has.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "activation_fn": ("gelu",),
     "layer_type": ("transformer",),
@@ -39,7 +39,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 _CONVOLUTIONS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 _NORMS = {"default": "group", "layer_norm": "layer"}
-# What the released files have beside the encoder's own numbers: constants of WavLM, and masks, which only training reads.
+# Other keys of the released files: constants of WavLM, and masks, which only training reads.
 _WRITTEN = {
     "activation_fn": "gelu",
     "dropout_features": 0.1,
@@ -62,18 +62,13 @@ _WRITTEN = {
 
 
 def read_fairseq_config(content: Mapping[str, Any], *, normalise_waveform: bool, origin: str) -> tuple[WavLMConfig, bool]:
-    """Our configuration from that of Microsoft or of a fairseq model.
-
-    Args:
-        content: The model's keys; those of heads, masks and the loss are ignored.
-        normalise_waveform: Whether the model expects normalised waveforms.
-        origin: The file, for messages.
+    """Our configuration from the keys of a Microsoft or fairseq model; those of heads, masks and the loss are ignored.
 
     Returns:
         The configuration; whether the model has the gated relative bias (HuBERT and wav2vec 2.0 have none).
 
     Raises:
-        ValueError: If it describes something that WavLM's encoder is not, or numbers that `WavLMConfig` refuses.
+        ValueError: If `WavLMConfig` cannot represent the model or refuses its numbers.
     """
     for key, values in _FIXED.items():
         found = content.get(key, values[0])
@@ -110,16 +105,12 @@ def read_fairseq_config(content: Mapping[str, Any], *, normalise_waveform: bool,
 
 
 def microsoft_config(config: WavLMConfig) -> dict[str, Any]:
-    """The `cfg` of Microsoft's file: every key of the released ones, all explicit.
+    """The `cfg` of Microsoft's file, with every key of the released ones.
 
     Raises:
         ValueError: If the model has no waveform extractor.
     """
-    if config.front_end != "conv":
-        raise ValueError(
-            f"Microsoft's WavLM has a convolutional front end, but this model's is {config.front_end}: it is a control and cannot be "
-            "exported; train with model.front_end=conv"
-        )
+    check_conv_front_end(config, "Microsoft's")
     content = dict(_WRITTEN)
     content |= {key: getattr(config, field) for field, (key, _) in (_KEYS | _GATED_KEYS).items()}
     layers = list(zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True))
@@ -136,13 +127,13 @@ def _convolutions(expression: Any, origin: str) -> tuple[tuple[int, ...], ...]:
         dims, kernels, strides = zip(*layers, strict=True)
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(
-            f"conv_feature_layers must be a sum of lists of (channels, kernel, stride), but is {shown(expression)} in {origin}; correct it"
+            f"conv_feature_layers must be a sum of lists of (channels, kernel, stride), but is {shown(expression)} in {origin}"
         ) from error
     return dims, kernels, strides
 
 
 def _convolution_list(expression: str) -> list[tuple[int, ...]]:
-    """The value of `[(512,10,5)] + [(512,3,2)] * 4`; their code evaluates it as Python, which a file must not be able to do here."""
+    """Value of `[(512,10,5)] + [(512,3,2)] * 4`; their code runs it as Python, which would let a file run anything."""
 
     def value(node: ast.AST) -> Any:
         if isinstance(node, ast.Expression):
@@ -163,7 +154,7 @@ def _convolution_list(expression: str) -> list[tuple[int, ...]]:
 
 
 def _few(value: Any) -> Any:
-    """A list of no more layers than any extractor has: factors of factors would fill the memory."""
+    """Refuses a list of more than 1000 layers: factors of factors would fill the memory."""
     if isinstance(value, list | tuple) and len(value) > 1000:
         raise ValueError(f"{len(value)} layers")
     return value

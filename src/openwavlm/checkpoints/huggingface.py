@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, QUANTISER, Account, fill
+from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, QUANTISER, Loaded, fill
 from openwavlm.checkpoints.huggingface_config import huggingface_config, preprocessor_config, read_config
 from openwavlm.checkpoints.huggingface_weights import AGAIN, read_weights
 from openwavlm.checkpoints.names import huggingface_name, prefix_of
@@ -18,7 +18,7 @@ from openwavlm.runtime.atomic import write_atomically
 from openwavlm.runtime.files import read_json
 
 _PREFIXES = ("wavlm.", "hubert.", "wav2vec2.")
-# Beside the prefixed encoder: what Hugging Face's fine-tuned classes and pre-training classes add to it.
+# Tensors that Hugging Face's classes for fine-tuning and pre-training add to the prefixed encoder.
 _HEADS = dict.fromkeys(
     ("lm_head", "classifier", "projector", "layer_weights", "tdnn", "objective"), FINE_TUNED_HEAD
 ) | dict.fromkeys(("quantizer", "project_q", "project_hid"), QUANTISER)
@@ -31,22 +31,17 @@ def huggingface_state(model: WavLM) -> dict[str, Tensor]:
     return {huggingface_name(name): tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
-def load_huggingface_state(
-    config: WavLMConfig, state: Mapping[str, Tensor], *, origin: str, kind: str = "wavlm"
-) -> tuple[WavLM, Account]:
-    """Builds a model from Hugging Face's tensors; every tensor is used, is a head, or is refused.
+def load_huggingface_state(config: WavLMConfig, state: Mapping[str, Tensor], *, origin: str, kind: str = "wavlm") -> Loaded:
+    """Builds a model from Hugging Face's tensors; every tensor is used, is part of a head, or is refused.
 
     Args:
-        config: The architecture that the tensors have.
+        config: The architecture of the tensors.
         state: Tensors by name, with or without the `wavlm.` prefix, with either spelling of the weight norm.
-        origin: Where they come from, for messages.
-        kind: `wavlm`, or `hubert` or `wav2vec2`, whose missing gated bias is made neutral.
-
-    Returns:
-        The model and its account.
+        origin: Their source, for messages.
+        kind: `wavlm`, or `hubert` or `wav2vec2`, which get a neutral gated bias.
 
     Raises:
-        ValueError: If a tensor is unknown, missing, or has another shape than the configuration says.
+        ValueError: As `fill` does.
     """
     prefix = prefix_of(state, _PREFIXES)
     heads = _PRETRAINING_HEADS | (_HEADS | _XVECTOR if prefix else {})
@@ -64,22 +59,18 @@ def load_huggingface_state(
     )
 
 
-def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None = None) -> tuple[WavLM, Account]:
+def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None = None) -> Loaded:
     """Reads a directory of a WavLM, HuBERT or wav2vec 2.0 that `save_pretrained`, the hub or `save_huggingface` wrote.
 
-    Tensors of fine-tuning and pre-training heads are left out, since the encoder has no place for them, and are named in the log.
+    Tensors of heads for fine-tuning and pre-training are left out and named in the log.
 
     Args:
         directory: The directory.
-        normalise_waveform: Whether the model expects normalised waveforms; None = read it from `preprocessor_config.json` or
-            `processor_config.json`.
-
-    Returns:
-        The model in float32, on the CPU, in evaluation mode; its account.
+        normalise_waveform: Whether the model expects normalised waveforms; None = as its preprocessor or processor says.
 
     Raises:
-        ValueError: If a file is missing or cannot be read; if the configuration asks for something that WavLM's encoder is not; if
-            a tensor is unknown, missing or of another shape.
+        ValueError: If a file is missing or unreadable; if WavLM's encoder cannot represent the configuration; if a tensor is unknown,
+            missing or of another shape.
     """
     directory = Path(directory)
     config_path = directory / "config.json"
@@ -100,14 +91,14 @@ def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None =
 
 
 def _normalises(directory: Path) -> bool:
-    """`do_normalize` of the feature extractor, which Transformers 5 writes into the processor's file where a tokenizer is beside it."""
-    said: list[Any] = []
+    """`do_normalize` of the feature extractor; with a tokenizer, Transformers 5 writes it into the processor's file."""
+    values: list[Any] = []
     if (path := directory / "preprocessor_config.json").is_file():
-        said.append(read_json(path, remedy=AGAIN).values.get("do_normalize"))
+        values.append(read_json(path, remedy=AGAIN).values.get("do_normalize"))
     if (path := directory / "processor_config.json").is_file():
         extractor = read_json(path, remedy=AGAIN).values.get("feature_extractor")
-        said.append(extractor.get("do_normalize") if isinstance(extractor, dict) else None)
-    found = {value for value in said if isinstance(value, bool)}
+        values.append(extractor.get("do_normalize") if isinstance(extractor, dict) else None)
+    found = {value for value in values if isinstance(value, bool)}
     if len(found) != 1:
         raise ValueError(
             f"whether a model expects normalised waveforms must be known, but {directory} "
@@ -121,11 +112,11 @@ def _normalises(directory: Path) -> bool:
 def save_huggingface(model: WavLM, directory: Path | str, *, metadata: Mapping[str, Any] | None = None) -> None:
     """Writes a directory that `transformers.WavLMModel.from_pretrained` loads without missing or unexpected keys.
 
-    Every file is written beside its place and renamed, the weights last; equal models give equal bytes.
+    Files are written atomically, the weights last; equal models give equal bytes.
 
     Args:
         model: The model; written in its own precision.
-        directory: Where; made if it does not exist.
+        directory: Made if it does not exist.
         metadata: Plain values to keep under `openwavlm` in `config.json` (run, step, fingerprints); readers ignore them.
     """
     directory = Path(directory)

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
-from openwavlm.checkpoints.values import shown, typed
+from openwavlm.checkpoints.values import check_conv_front_end, shown, typed
 from openwavlm.model.config import WavLMConfig
 
-# Our field → Hugging Face's key, and what its class assumes for a key that config.json lacks (transformers 5.23).
+# Our field → Hugging Face's key and the class's default (transformers 5.23).
 _KEYS: dict[str, tuple[str, Any]] = {
     "conv_dims": ("conv_dim", (512, 512, 512, 512, 512, 512, 512)),
     "conv_kernels": ("conv_kernel", (10, 3, 3, 3, 3, 2, 2)),
@@ -30,7 +30,7 @@ _KEYS: dict[str, tuple[str, Any]] = {
     "layer_drop": ("layerdrop", 0.1),
 }
 KINDS = ("wavlm", "hubert", "wav2vec2")
-# What this encoder always is, whatever else a config.json may ask for.
+# Values that this encoder always has.
 _FIXED: dict[str, Any] = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
@@ -40,7 +40,7 @@ _FIXED: dict[str, Any] = {
     "conv_pos_batch_norm": False,
     "feat_proj_layer_norm": True,
 }
-# Keys of other classes, which WavLM's does not have.
+# Keys of other classes than WavLM's.
 _UNWRITTEN = ("adapter_attn_dim", "conv_pos_batch_norm", "feat_proj_layer_norm")
 
 
@@ -50,11 +50,7 @@ def huggingface_config(config: WavLMConfig) -> dict[str, Any]:
     Raises:
         ValueError: If the model has no waveform extractor.
     """
-    if config.front_end != "conv":
-        raise ValueError(
-            f"Hugging Face's WavLM has a convolutional front end, but this model's is {config.front_end}: it is a control and cannot "
-            "be exported; train with model.front_end=conv"
-        )
+    check_conv_front_end(config, "Hugging Face's")
     content: dict[str, Any] = {"architectures": ["WavLMModel"], "model_type": "wavlm"}
     content |= {key: value for key, value in _FIXED.items() if key not in _UNWRITTEN}
     for field, (key, _) in _KEYS.items():
@@ -99,22 +95,15 @@ def preprocessor_config(config: WavLMConfig) -> dict[str, Any]:
         "padding_value": 0.0,
         "padding_side": "right",
         "do_normalize": config.normalise_waveform,
-        # As the published files: Base models, whose group norm has seen zeros after short rows, were trained without a mask; Large ones
-        # with it. A processor that pads then passes a mask to the model or not.
+        # As in the published files: Base models, with a group norm over padding, were trained without a mask, Large ones with it.
         "return_attention_mask": config.extractor_norm == "layer",
     }
 
 
 def read_config(content: Mapping[str, Any], *, normalise_waveform: bool, origin: str) -> WavLMConfig:
-    """Our configuration from the content of a `config.json`.
+    """Our configuration from the content of a `config.json`; keys of heads, masking and older models are ignored.
 
-    Args:
-        content: What the file holds; keys of heads, masking and older models are ignored.
-        normalise_waveform: The preprocessor's `do_normalize`.
-        origin: The file, for messages.
-
-    Returns:
-        The configuration; what Hugging Face does not know (`feature_grad_mult`, …) has our defaults.
+    Fields that Hugging Face lacks have our defaults.
 
     Raises:
         ValueError: If the file describes another model, or numbers that `WavLMConfig` refuses.

@@ -1,4 +1,4 @@
-"""The weights of a Hugging Face directory: one file, or several with an index that says which tensor is in which.
+"""Weights of a Hugging Face directory: one file, or several with an index from tensors to files.
 
 model.safetensors                 or  model.safetensors.index.json   and  model-00001-of-00002.safetensors, …
 pytorch_model.bin                 or  pytorch_model.bin.index.json   and  pytorch_model-00001-of-00002.bin, …
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openwavlm.checkpoints.pickles import read_pickle
-from openwavlm.checkpoints.values import check_is_no_other_file
+from openwavlm.checkpoints.values import check_is_weights, check_tensors, unreadable
 from openwavlm.runtime.files import read_json
 from openwavlm.runtime.resources import check_of_the_file, read_again
 
@@ -22,22 +22,16 @@ _PARTS = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
 
 
 def weights_files(directory: Path) -> list[Path]:
-    """The files that the weights of a directory may be read from: whole files and indices, and the parts that are there."""
+    """Possible weights files of a directory: whole files and indices, and existing parts."""
     parts = [part for pattern in _PARTS for part in sorted(directory.glob(pattern))]
     return [*(directory / name for name in _CANDIDATES), *parts]
 
 
 def read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
-    """The tensors of a directory by name, and the file that names them.
-
-    Args:
-        directory: The directory.
-
-    Returns:
-        The whole file or the index; the tensors, on the CPU.
+    """The whole file or the index of a directory, and the tensors by name, on the CPU.
 
     Raises:
-        ValueError: If there is neither; if the index or one of its parts is absent, damaged or does not hold what it should.
+        ValueError: If there is neither; if the index or one of its parts is missing, damaged or does not hold its tensors.
     """
     path = next((directory / name for name in _CANDIDATES if (directory / name).is_file()), None)
     if path is None:
@@ -52,12 +46,12 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
     file_of = read_json(index, remedy=AGAIN).values.get("weight_map")
     # A name with a folder in it could lead anywhere.
     if not isinstance(file_of, dict) or not all(isinstance(file, str) and Path(file).name == file for file in file_of.values()):
-        raise ValueError(f"{index} must name the file of each tensor under weight_map, but does not; fetch or save it again")
+        raise ValueError(f"{index} must name the file of each tensor under weight_map, but does not; {AGAIN}")
     state: dict[str, Tensor] = {}
     for name in sorted(set(file_of.values())):
         part = index.parent / name
         if not part.is_file():
-            raise ValueError(f"every file that {index} names must be beside it, but {name} is absent; fetch it too")
+            raise ValueError(f"every file that {index} names must be beside it, but {name} is missing; fetch it too")
         held = _read_file(part)
         expected = {tensor for tensor, file in file_of.items() if file == name}
         if held.keys() != expected:
@@ -73,15 +67,11 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".bin":
         state = read_pickle(path, tensors_alone=True)
     else:
-        check_is_no_other_file(path)
+        check_is_weights(path)
         try:
             state = read_again(lambda: load_file(path), path)
         except Exception as error:  # safetensors has errors of many kinds for a damaged header
             check_of_the_file(error, path)
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"{path} must be a complete weights file, but cannot be read ({reason}); fetch or save it again"
-            ) from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"{path} must hold tensors by name and nothing else, but does not; save the model's state dict alone")
+            raise unreadable(path, error) from error
+    check_tensors(state, str(path))
     return state

@@ -1,17 +1,15 @@
-"""One entry for checkpoints of every dialect: a Hugging Face directory, or a single file of Microsoft, fairseq, s3prl or torchaudio."""
+"""Loads checkpoints of every dialect: a Hugging Face directory, or a single file of Microsoft, fairseq, s3prl or torchaudio."""
 
 import logging
 from pathlib import Path
-from typing import NamedTuple
 
 from openwavlm.checkpoints.about import ABOUT, check_files
-from openwavlm.checkpoints.account import Account
+from openwavlm.checkpoints.account import Loaded
 from openwavlm.checkpoints.fairseq import is_fairseq, load_fairseq
 from openwavlm.checkpoints.huggingface import load_huggingface
 from openwavlm.checkpoints.huggingface_weights import weights_files
 from openwavlm.checkpoints.pickles import read_pickle
 from openwavlm.checkpoints.torchaudio import is_torchaudio, load_torchaudio, sidecar_of
-from openwavlm.model.wavlm import WavLM
 
 # The file of tensors in a folder of `openwavlm export format=microsoft` or `torchaudio`.
 SINGLE_FILE = "model.pt"
@@ -19,38 +17,28 @@ _DESCRIPTIONS = ("config.json", "preprocessor_config.json", "processor_config.js
 log = logging.getLogger(__name__)
 
 
-class Loaded(NamedTuple):
-    """A model, and what became of its file's entries."""
-
-    model: WavLM
-    account: Account
-
-
 def load_checkpoint(path: Path | str, *, normalise_waveform: bool | None = None) -> Loaded:
-    """Loads an encoder of WavLM's family, whatever program wrote it.
+    """Loads an encoder of WavLM's family.
 
-    HuBERT and wav2vec 2.0 come with a neutral gated bias and equal their source (`account.fill`). Pickles are read as data, nothing
-    in them is run (`pickles.read_pickle`). What is left out or made is named in the log and in the account.
+    HuBERT and wav2vec 2.0 get a neutral gated bias and equal their source (`account.fill`). Pickles are read as data, nothing in them
+    is run (`pickles.read_pickle`). The log and the account name the tensors that are left out or created.
 
     Args:
         path: A Hugging Face directory; a folder that `openwavlm export` wrote; a `.pt` file.
         normalise_waveform: Whether the model expects normalised waveforms; None = as the checkpoint says.
 
-    Returns:
-        The model in float32, on the CPU, in evaluation mode; its account.
-
     Raises:
-        ValueError: If nothing is there or its dialect is unknown; if it is damaged, is not what `openwavlm.json` beside it says, or asks
-            for code to be run; if it is not an encoder that WavLM's can represent; if a tensor is unknown, missing or of another shape.
+        ValueError: If the path does not exist or its dialect is unknown; if it is damaged, differs from `openwavlm.json` beside it, or
+            asks for code to be run; if WavLM's encoder cannot represent it; if a tensor is unknown, missing or of another shape.
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"a checkpoint must be a directory or a file, but {path} does not exist; correct the path")
+        raise ValueError(f"a checkpoint must be a directory or a file, but {path} does not exist")
     known = check_files(path if path.is_dir() else path.parent)
     try:
         return _load(path, known=known, normalise_waveform=normalise_waveform)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError) as error:
-        # A damaged file of another program can hold anything where a configuration was.
+        # A damaged configuration can hold anything.
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(
             f"{path} must hold an encoder of WavLM's family, but cannot be read ({reason}); fetch or save it again"
@@ -62,15 +50,15 @@ def _load(path: Path, *, known: bool, normalise_waveform: bool | None) -> Loaded
         if (path / "config.json").is_file() or not (path / SINGLE_FILE).is_file():
             if not known:
                 log.info("%s carries no checksums: damage in its numbers would not be noticed", path)
-            return Loaded(*load_huggingface(path, normalise_waveform=normalise_waveform))
+            return load_huggingface(path, normalise_waveform=normalise_waveform)
         path /= SINGLE_FILE
     if path.suffix in (".safetensors", ".json"):
         raise ValueError(f"Hugging Face's files belong together: give their directory {path.parent} in place of {path.name}")
     content = read_pickle(path)
     if is_fairseq(content):
-        return Loaded(*load_fairseq(content, origin=str(path), normalise_waveform=normalise_waveform))
+        return load_fairseq(content, origin=str(path), normalise_waveform=normalise_waveform)
     if is_torchaudio(content):
-        return Loaded(*load_torchaudio(content, origin=path, normalise_waveform=normalise_waveform))
+        return load_torchaudio(content, origin=path, normalise_waveform=normalise_waveform)
     if isinstance(content, dict) and {"openwavlm", "state_dict"} <= content.keys():
         raise ValueError(
             f"a model must be an exported one, but {path} is a checkpoint of a run of OpenWavLM; write its model by `openwavlm export "
@@ -84,7 +72,7 @@ def _load(path: Path, *, known: bool, normalise_waveform: bool | None) -> Loaded
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that a checkpoint at this path is read from; all but the parts of weights whether they exist or not."""
+    """Files that a checkpoint may be read from; parts of weights only if they exist."""
     if path.is_dir():
         single = path / SINGLE_FILE
         return [*(path / name for name in _DESCRIPTIONS), *weights_files(path), single, sidecar_of(single)]

@@ -1,4 +1,4 @@
-"""One encoder, four ways to name its tensors: ours, Hugging Face's, fairseq's (which Microsoft's files have too) and torchaudio's."""
+"""Names of the encoder's tensors: ours, Hugging Face's, fairseq's (also Microsoft's) and torchaudio's."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -47,7 +47,7 @@ _FAIRSEQ = {
 # An index of a Sequential: the layer norm stands between two transpositions, the group norm alone.
 _FAIRSEQ_NORM = {"group": "feature_extractor.conv_layers.{}.2", "layer": "feature_extractor.conv_layers.{}.2.1"}
 _SUFFIXES = ("", ".weight", ".bias", ".parametrizations.weight.original0", ".parametrizations.weight.original1")
-# torch.nn.utils.weight_norm wrote the first names before parametrizations existed; most published files carry them.
+# torch.nn.utils.weight_norm wrote the old names before parametrizations existed; most published files have them.
 _WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
 
@@ -67,7 +67,7 @@ def huggingface_name(name: str) -> str:
 
 
 def fairseq_name(name: str, *, extractor_norm: Literal["group", "layer"]) -> str:
-    """Microsoft's and fairseq's name of one of our parameters; of the weight norm in today's spelling."""
+    """Microsoft's and fairseq's name of one of our parameters, with the weight norm in today's spelling."""
     return _renamed(name, _FAIRSEQ | {"extractor.layers.{}.norm": _FAIRSEQ_NORM[extractor_norm]})
 
 
@@ -104,6 +104,6 @@ def old_spelling(name: str) -> str:
 
 
 def prefix_of(names: Iterable[str], prefixes: Iterable[str]) -> str:
-    """The prefix (`wavlm.`, `w2v_encoder.w2v_model.`, …) that the encoder's tensors have in a file; empty for none."""
+    """Prefix of the encoder's tensors in a file (`wavlm.`, `w2v_encoder.w2v_model.`, …); empty for none."""
     names = list(names)
     return next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in names)), "")

@@ -1,8 +1,8 @@
-"""Pickled files, read without running anything in them: tensors and plain containers, and other objects as inert data.
+"""Reads pickled files without running anything in them: tensors, plain containers, and other objects as inert data.
 
-A pickle names functions that its reader is to call. Here a name gives a tensor's or a container's constructor out of a short list, or,
-for the classes that training programs put beside their weights (argparse, omegaconf, fairseq, …), an object that only keeps what it
-was given. Every other name is refused before anything happens: nothing is imported and nothing is called.
+A pickle names functions for its reader to call. Here a name resolves to the constructor of a tensor or container out of a short list,
+or, for the classes that training programs save with their weights (argparse, omegaconf, fairseq, …), to an object that only stores its
+arguments. Every other name is refused before anything is imported or called.
 """
 
 import collections
@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from openwavlm.checkpoints.values import check_is_no_other_file
+from openwavlm.checkpoints.values import check_is_weights, unreadable
 from openwavlm.runtime.resources import check_of_the_file, is_archive, read_again
 
 # Modules whose objects describe a training and are read as data.
 _DESCRIBING = ("argparse", "omegaconf", "fairseq", "hydra", "numpy", "typing", "enum", "pathlib", "datetime", "collections")
-# Names of other modules that describe too: what typed configurations and tensors on other devices are pickled with.
+# Names of other modules in pickles of typed configurations and of tensors on other devices.
 _INERT = ("_operator.getitem", "operator.getitem", "builtins.type", "__builtin__.type", "torch.device", "torch.Tensor")
 _INERT_MODULES = ("torch._tensor", "torch.nn.parameter")
-# Plain values and tensors alone: what the reader of the new file need not know any class for.
+# Conversion to plain values and tensors, which need no classes to be read.
 _SAFELY = (
     "import torch; "
     "plain = lambda value: value.detach().clone() if torch.is_tensor(value) "
@@ -40,7 +40,7 @@ _SAFELY = (
     "else plain(vars(value)) if hasattr(value, '__dict__') else None; "
     "content = torch.load('FILE', weights_only=False); torch.save(plain({}), 'NEW')"
 )
-# What the readers of single files use, whichever of it a dialect has: torchaudio's state dicts hold tensors by name instead.
+# The entries that readers of single files use; torchaudio's state dicts hold tensors by name instead.
 _ENTRIES = "('cfg', 'args', 'model', 'task_cfg', 'model_cfg', 'model_weight')"
 _PARTS = f"{{name: value for name, value in content.items() if name in {_ENTRIES} or torch.is_tensor(value)}}"
 _TENSORS = "{name: value for name, value in content.items() if torch.is_tensor(value)}"
@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 class Inert:
-    """What stands for an object whose class is not loaded: its name, the arguments it was made with, its state and its items."""
+    """Stand-in for an object of a class that is not loaded: class name, arguments, state and items."""
 
     kind = ""
 
@@ -83,16 +83,16 @@ class Inert:
 
 
 class _RefusedError(Exception):
-    """A name that no checkpoint needs."""
+    """A name outside the allowed ones."""
 
 
 def _rebuilt(function: Any) -> Any:
-    """A stand-in that calls one of torch's constructors: a pickle cannot change the function itself through it."""
+    """A wrapper of one of torch's constructors, so that a pickle cannot change the function itself."""
     return lambda *args: function(*args)
 
 
 def _built(function: Any) -> Any:
-    """A constructor of tensors that refuses one with more numbers than were stored, as strides of 0 make it."""
+    """A constructor of tensors that refuses one with more numbers than were stored, as with strides of 0."""
 
     def build(*args: Any) -> Any:
         tensor = function(*args)
@@ -109,7 +109,7 @@ _CONSTRUCTORS: dict[str, Any] = {
     "torch._utils._rebuild_tensor_v2": _built(torch._utils._rebuild_tensor_v2),
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-    # A tensor with attributes; the function is one of these constructors or inert, like all that a pickle can name here.
+    # A tensor with attributes; its function is one of these constructors or inert, as every name is here.
     "torch._tensor._rebuild_from_type_v2": lambda function, kind, arguments, state: function(*arguments),
     "torch.Size": torch.Size,
     "_codecs.encode": lambda text, encoding: text.encode("latin1"),
@@ -125,7 +125,7 @@ _CONSTRUCTORS: dict[str, Any] = {
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: Any, **options: Any) -> None:
         begin = file.tell()
-        # The C reader makes room for any place in its memo that a damaged pickle names.
+        # The C reader allocates memory for any index that a damaged pickle names.
         if any("PUT" in code.name and int(place or 0) > _MOST_OBJECTS for code, place, _ in pickletools.genops(file)):
             raise ValueError("it names more objects than it has")
         file.seek(begin)
@@ -142,7 +142,7 @@ class _Unpickler(pickle.Unpickler):
         raise _RefusedError(full)
 
 
-# What torch.load needs of a module to unpickle with.
+# The parts of a pickle module that torch.load uses.
 _module = types.ModuleType("openwavlm_inert_pickle")
 _module.Unpickler = _Unpickler  # type: ignore[attr-defined]
 _module.load = lambda file, **_: _Unpickler(file).load()  # type: ignore[attr-defined]
@@ -150,20 +150,20 @@ _module.UnpicklingError = pickle.UnpicklingError  # type: ignore[attr-defined]
 
 
 def read_pickle(path: Path, *, tensors_alone: bool = False) -> Any:
-    """What a file of `torch.save` holds, of today's format or from before torch 1.6, as plain values.
+    """Content of a file of `torch.save`, of today's format or from before torch 1.6, as plain values.
 
     Args:
         path: The file.
-        tensors_alone: Whether it should hold tensors by name and no configuration; for the message about a safe conversion.
+        tensors_alone: Whether it should hold no configuration, for the message about a safe conversion.
 
     Returns:
-        Tensors on the CPU (of today's format mapped from the file), dicts, lists and values; configurations of argparse and
+        Tensors on the CPU (mapped from a file of today's format), dicts, lists and values; configurations of argparse and
         omegaconf as dicts; other objects of known training programs as None.
 
     Raises:
         ValueError: If the file is a TorchScript or tar archive, asks for code to be run, or is damaged or incomplete.
     """
-    check_is_no_other_file(path)
+    check_is_weights(path)
     zipped = is_archive(path)
     if zipped:
         _check_archive(path)
@@ -179,34 +179,28 @@ def read_pickle(path: Path, *, tensors_alone: bool = False) -> Any:
     except _RefusedError as refused:
         safely = _SAFELY.replace("{}", _TENSORS if tensors_alone else _PARTS)
         raise ValueError(
-            f"{path} asks for {refused} to be run or loaded, which no weights need; nothing in it was run. If you know where the file is "
-            f'from and trust it, convert it where it was written, on a machine that you can lose: python -c "{safely}"'
+            f"{path} asks for {refused} to be run or loaded, which no weights need; nothing in it was run. If you trust the origin of the "
+            f'file, convert it where it was written, on a machine without anything of value: python -c "{safely}"'
         ) from None
     except Exception as error:  # a damaged file can raise almost anything on its way through torch and pickle
         check_of_the_file(error, path)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} must be a complete weights file, but cannot be read ({reason}); fetch or save it again"
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def _is_tar(path: Path) -> bool:
     try:
         return tarfile.is_tarfile(path)
-    except Exception:  # it takes a damaged file for a compressed archive
+    except Exception:  # tarfile decompresses some damaged files
         return False
 
 
 def _check_archive(path: Path) -> None:
-    """Refuses archives that are no state of a training, and damaged ones: torch maps an archive without a look at its checksums."""
+    """Refuses damaged archives, and archives other than those of `torch.save`; torch does not compare an archive with its checksums."""
     try:
         names, unchecked = read_again(lambda: _read_through(path), path)
     except Exception as error:  # zipfile and zlib have errors of many kinds
         check_of_the_file(error, path)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"{path} must be a complete weights file, but cannot be read ({reason}); fetch or save it again"
-        ) from error
+        raise unreadable(path, error) from error
     if any(name.endswith("/constants.pkl") for name in names):
         raise ValueError(f"{path} must hold weights, but is a TorchScript program; save the model's state_dict() instead")
     if not any(name.endswith("/data.pkl") for name in names):
@@ -218,7 +212,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _read_through(path: Path) -> tuple[list[str], str | None]:
-    """The names in an archive whose checksums hold, and the first of those that have none: torch can be told not to write any."""
+    """Names in an archive with correct checksums, and the first name without one; torch can omit them."""
     unchecked = None
     with zipfile.ZipFile(path) as archive:
         for record in archive.infolist():
@@ -232,7 +226,7 @@ def _read_through(path: Path) -> tuple[list[str], str | None]:
 
 
 def plain(value: Any) -> Any:
-    """Configurations as dicts and lists, enumerations as their value, other inert objects as None; what is plain stays."""
+    """Configurations as dicts and lists, enumerations as their value, other inert objects as None, plain values unchanged."""
     if isinstance(value, Inert):
         return _described(value)
     if isinstance(value, dict):
@@ -256,7 +250,7 @@ def _described(value: Inert) -> Any:
 
 
 def _numpy_scalar(dtype: Any, data: Any) -> Any:
-    """The number or truth value of a NumPy scalar; None for other kinds."""
+    """Number or truth value of a NumPy scalar; None for other kinds."""
     name = dtype.args[0] if isinstance(dtype, Inert) and dtype.args else None
     if not isinstance(name, str) or not re.fullmatch(r"[biuf]\d", name) or not isinstance(data, bytes):
         return None

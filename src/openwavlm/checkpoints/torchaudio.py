@@ -1,4 +1,4 @@
-"""State dicts of torchaudio's models, with a JSON file beside them for what tensors do not tell.
+"""State dicts of torchaudio's models, with a JSON file beside them for the rest of the configuration.
 
 NAME.pt     the state dict of torchaudio.models.wavlm_model, hubert_… or wav2vec2_…
 NAME.json   arguments of that function, and normalize_waveform; ours has mask_embedding too, which torchaudio's WavLM lacks
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, Account, fill
+from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, Loaded, fill
 from openwavlm.checkpoints.names import new_spelling, old_spelling, prefix_of, torchaudio_name
+from openwavlm.checkpoints.values import check_conv_front_end, check_tensors, first_match
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runtime.files import read_json
@@ -58,57 +59,41 @@ def sidecar_of(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def load_torchaudio(state: Mapping[str, Any], *, origin: Path, normalise_waveform: bool | None = None) -> tuple[WavLM, Account]:
-    """Builds the encoder of a state dict; the numbers come from its shapes, the rest from the JSON file beside it.
-
-    Args:
-        state: What `pickles.read_pickle` gave.
-        origin: The file.
-        normalise_waveform: Whether the model expects normalised waveforms; None = as the JSON file says.
-
-    Returns:
-        The model and its account.
+def load_torchaudio(state: Mapping[str, Any], *, origin: Path, normalise_waveform: bool | None = None) -> Loaded:
+    """Builds the encoder of a state dict; the numbers come from its shapes, the rest from the JSON file beside `origin`.
 
     Raises:
-        ValueError: If the content is not tensors alone; if the JSON file is missing, damaged or lacks what tensors do not tell; as
-            `WavLMConfig` and `fill` do.
+        ValueError: If the content is not tensors alone; if the JSON file is missing, damaged or incomplete (`normalise_waveform` replaces
+            its entry); as `WavLMConfig` and `fill` do.
     """
-    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()):
-        raise ValueError(
-            f"{origin} must hold tensors by name and nothing else, but does not; save the model's state_dict() alone"
-        )
+    check_tensors(state, str(origin))
     prefix = prefix_of(state, _PREFIXES)
     bare = {new_spelling(name.removeprefix(prefix)): tensor for name, tensor in state.items()}
     gated = any(name.endswith("rel_attn_embed.weight") for name in bare)
     fused = any(name.endswith("in_proj_weight") for name in bare)
-    said = _read_sidecar(origin, gated=gated, normalise_waveform=normalise_waveform)
-    mask = said.get("mask_embedding")
+    sidecar = _read_sidecar(origin, gated=gated, normalise_waveform=normalise_waveform)
+    mask = sidecar.get("mask_embedding")
     if mask is not None:
         if not isinstance(mask, list) or not all(type(value) in (int, float) for value in mask):
             raise ValueError(f"{sidecar_of(origin)} must have a list of numbers as mask_embedding, but has none; write it again")
         state = {_MASK: torch.tensor(mask, dtype=torch.float32), **state}
-    config = _config(bare, said, origin, normalise_waveform=normalise_waveform)
-
-    def reason_of(name: str) -> str | None:
-        return next((reason for pattern, reason in _HEADS if re.match(pattern, name.removeprefix(prefix))), None)
-
-    model, account = fill(
+    config = _config(bare, sidecar, origin, normalise_waveform=normalise_waveform)
+    return fill(
         config,
         state,
         dialect="torchaudio",
         origin=str(origin),
         name_of=lambda name: torchaudio_name(name, fused=fused),
-        reason_of=reason_of,
+        reason_of=lambda name: first_match(name.removeprefix(prefix), _HEADS),
         prefix=prefix,
         unprefixed=(_MASK,),
         gated=gated,
         may_lack_mask=True,
     )
-    return model, account
 
 
 def torchaudio_bytes(model: WavLM) -> tuple[bytes, bytes]:
-    """The bytes of the state dict, which `torchaudio.models.wavlm_model(**arguments)` loads strictly, and of the JSON file.
+    """Bytes of the state dict, which `torchaudio.models.wavlm_model(**arguments)` loads strictly, and of the JSON file.
 
     The weight norm has its old spelling, which every torchaudio reads.
 
@@ -116,20 +101,16 @@ def torchaudio_bytes(model: WavLM) -> tuple[bytes, bytes]:
         ValueError: If the model has no waveform extractor.
     """
     config = model.config
-    if config.front_end != "conv":
-        raise ValueError(
-            f"torchaudio's WavLM has a convolutional front end, but this model's is {config.front_end}: it is a control and cannot be "
-            "exported; train with model.front_end=conv"
-        )
+    check_conv_front_end(config, "torchaudio's")
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        if name == "mask_embedding":  # its WavLM has none: the JSON file keeps it
+        if name == "mask_embedding":  # which its WavLM lacks: it goes into the JSON file
             continue
         theirs = old_spelling(torchaudio_name(name, fused=True))
         part = tensor.detach().float().cpu()
         state[theirs] = torch.cat([state[theirs], part]) if theirs in state else part.contiguous()
-    said: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in _ARGUMENTS.items()}
-    said |= {
+    sidecar: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in _ARGUMENTS.items()}
+    sidecar |= {
         "extractor_mode": f"{config.extractor_norm}_norm",
         "extractor_conv_layer_config": [
             list(layer) for layer in zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True)
@@ -140,7 +121,7 @@ def torchaudio_bytes(model: WavLM) -> tuple[bytes, bytes]:
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    return buffer.getvalue(), (json.dumps(said, sort_keys=True) + "\n").encode()
+    return buffer.getvalue(), (json.dumps(sidecar, sort_keys=True) + "\n").encode()
 
 
 def _read_sidecar(origin: Path, *, gated: bool, normalise_waveform: bool | None) -> dict[str, Any]:
@@ -148,30 +129,30 @@ def _read_sidecar(origin: Path, *, gated: bool, normalise_waveform: bool | None)
     needed: dict[str, type] = {"encoder_layer_norm_first": bool}
     needed |= {"encoder_max_distance": int} if gated else {"encoder_num_heads": int}
     needed |= {"normalize_waveform": bool} if normalise_waveform is None else {}
-    said = read_json(path, remedy="write it again").values if path.exists() else {}
-    missing = [name for name, kind in needed.items() if type(said.get(name)) is not kind]
+    sidecar = read_json(path, remedy="write it again").values if path.exists() else {}
+    missing = [name for name, kind in needed.items() if type(sidecar.get(name)) is not kind]
     if missing:
-        state = "does not" if path.is_file() else "is absent"
+        state = "does not" if path.is_file() else "is missing"
         raise ValueError(
-            f"torchaudio's tensors do not tell {', '.join(missing)}, so {path} must, but it {state}; write it as one JSON object, for a "
+            f"torchaudio's tensors lack {', '.join(missing)}, which {path} must have, but it {state}; write it as one JSON object, for a "
             "bundle {**bundle._params, 'normalize_waveform': bundle._normalize_waveform}"
         )
-    return said
+    return sidecar
 
 
 def _config(
-    state: Mapping[str, Tensor], said: Mapping[str, Any], origin: Path, *, normalise_waveform: bool | None
+    state: Mapping[str, Tensor], sidecar: Mapping[str, Any], origin: Path, *, normalise_waveform: bool | None
 ) -> WavLMConfig:
-    """The configuration: what the JSON file says, the rest from the shapes (which `fill` compares with it)."""
+    """The configuration from the JSON file, the rest from the shapes (which `fill` compares with it)."""
     try:
         fields = _from_shapes(state)
-        fields |= {ours: said[theirs] for ours, theirs in _ARGUMENTS.items() if said.get(theirs) is not None}
-        if "extractor_mode" in said:
-            fields["extractor_norm"] = _NORMS[said["extractor_mode"]]
-        if said.get("extractor_conv_layer_config"):
-            dims, kernels, strides = zip(*said["extractor_conv_layer_config"], strict=True)
+        fields |= {ours: sidecar[theirs] for ours, theirs in _ARGUMENTS.items() if sidecar.get(theirs) is not None}
+        if "extractor_mode" in sidecar:
+            fields["extractor_norm"] = _NORMS[sidecar["extractor_mode"]]
+        if sidecar.get("extractor_conv_layer_config"):
+            dims, kernels, strides = zip(*sidecar["extractor_conv_layer_config"], strict=True)
             fields |= {"conv_dims": dims, "conv_kernels": kernels, "conv_strides": strides}
-        normalise = said["normalize_waveform"] if normalise_waveform is None else normalise_waveform
+        normalise = sidecar["normalize_waveform"] if normalise_waveform is None else normalise_waveform
         return WavLMConfig(**fields, normalise_waveform=normalise)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, ZeroDivisionError) as error:
         raise ValueError(
@@ -182,12 +163,8 @@ def _config(
 def _from_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     layers = "encoder.transformer.layers."
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    kernels = [
-        shapes[f"feature_extractor.conv_layers.{number}.conv.weight"]
-        for number in range(
-            len([name for name in shapes if re.fullmatch(r"feature_extractor\.conv_layers\.\d+\.conv\.weight", name)])
-        )
-    ]
+    names = [f"feature_extractor.conv_layers.{number}.conv.weight" for number in range(len(shapes))]
+    kernels = [shapes[name] for name in names if name in shapes]
     positional = shapes["encoder.transformer.pos_conv_embed.conv.parametrizations.weight.original1"]
     fields: dict[str, Any] = {
         "conv_dims": tuple(shape[0] for shape in kernels),

@@ -26,7 +26,7 @@ def main() -> None:
         for folder, changed in upgrade([Path(word) for word in words]).items():
             print(f"{folder}: {'upgraded' if changed else 'has the present format already'}")
     except (ValueError, OSError) as error:
-        print(f"error: {explained(error)}", file=sys.stderr, flush=True)
+        print(f"error: {explained(error, debug_key=False)}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from openwavlm.audio.audio_files import pcm_id, pcm_md5
+from openwavlm.audio.encode import pcm_id, pcm_md5
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.runtime.randomness import stable_hash
 

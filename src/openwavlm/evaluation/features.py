@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openwavlm.audio.frames import FRAME_RATE_HZ, HOP_SAMPLES, num_samples_of
-from openwavlm.audio.logmel import LOGMEL_SETTINGS, NUM_BANDS, normalised_log_mel
 from openwavlm.audio.mfcc import MFCC_SETTINGS, NUM_FEATURES, mfcc_features
+from openwavlm.audio.spectra import LOGMEL_SETTINGS, NUM_BANDS, normalised_log_mel
 from openwavlm.evaluation.conditions import Change
 from openwavlm.evaluation.sets import ProbeSet
 from openwavlm.model.config import WavLMConfig

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from openwavlm.audio.audio_files import pcm_id, pcm_md5
-from openwavlm.audio.decoding import decode_or_stop
+from openwavlm.audio.encode import pcm_id, pcm_md5
 from openwavlm.audio.frames import FRAME_RATE_HZ, num_frames, num_samples_of
+from openwavlm.audio.read import decode_or_stop
 from openwavlm.shards.reader import UnreadableAudio
 
 log = logging.getLogger(__name__)

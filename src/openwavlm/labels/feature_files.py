@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from openwavlm.audio.containers import AudioError
-from openwavlm.audio.decoding import decode_or_stop
+from openwavlm.audio.errors import AudioError
 from openwavlm.audio.frames import num_frames
+from openwavlm.audio.read import decode_or_stop
 from openwavlm.labels.features import assign_in_chunks, check_reproducible
 from openwavlm.labels.kmeans import Codebook, one_torch_thread
 from openwavlm.labels.teacher import layer_chunks, open_teacher

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from openwavlm.audio.audio_files import encode
+from openwavlm.audio.encode import encode
 from openwavlm.audio.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from openwavlm.report.charts import CHART_STYLE
 from openwavlm.report.content import Example

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwavlm.audio.audio_files import encode, encode_flac
+from openwavlm.audio.encode import encode, encode_flac
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.batches.batch import PretrainBatch
 from openwavlm.batches.settings import label_folders

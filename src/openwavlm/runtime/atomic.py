@@ -25,15 +25,9 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for writing that takes its name only when the block ends without an error.
+    """Opens a binary file, and renames it to `path` when the block ends without an error; makes its folder.
 
-    The temporary name carries the process id, so that a process that outlives its parent cannot disturb its successor.
-
-    Args:
-        path: Where the file shall be; its folder is made.
-
-    Yields:
-        Binary file.
+    The temporary name contains the process id, so that a process that outlives its parent cannot disturb its successor.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -49,11 +43,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_temporaries(folder: Path, is_own: Callable[[str], object]) -> None:
-    """Removes what killed writers of `atomic_file` left behind; files that other programs called `.tmp` stay.
+    """Removes temporary files of killed writers; files that other programs called `.tmp` stay.
 
     Args:
-        folder: Where to look, in sub-folders too.
-        is_own: Whether a path, relative to the folder, is one of a file that they wrote and that no other process is writing.
+        folder: Searched with its sub-folders.
+        is_own: Whether a path, relative to the folder, belongs to these writers and to no running process.
     """
     for path in sorted(folder.rglob("*.tmp")):
         name = re.fullmatch(r"(.+)\.\d+\.tmp", path.relative_to(folder).as_posix())
@@ -62,11 +56,7 @@ def remove_temporaries(folder: Path, is_own: Callable[[str], object]) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a small file whole or not at all.
-
-    Raises:
-        OSError: If it cannot be written; it names the file.
-    """
+    """Writes a small file whole or not at all; an `OSError` names it."""
     with atomic_file(path) as file:
         file.write(data)
 
@@ -78,16 +68,12 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as `sha256sum` prints it."""
+    """SHA-256 of a file in hexadecimal digits."""
     return digest_of(path, "sha256")
 
 
 def digest_of(path: Path, digest: str | Callable[[], Any]) -> str:
-    """Checksum of a file by an algorithm of hashlib, in hexadecimal digits.
-
-    Raises:
-        OSError: If it cannot be read; with its name.
-    """
+    """Checksum of a file by an algorithm of hashlib, in hexadecimal digits; an `OSError` names the file."""
 
     def read() -> str:
         with path.open("rb") as file:
@@ -98,14 +84,14 @@ def digest_of(path: Path, digest: str | Callable[[], Any]) -> str:
 
 @contextmanager
 def writer_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Keeps a second writer out of a folder for the length of the block; the lock dies with the process.
+    """Locks a folder against other writers during the block; the lock ends with the process.
 
     Args:
-        folder: What is written to; made if it does not exist.
+        folder: Made if it does not exist.
         shared: True for writers of disjoint parts, which exclude only an exclusive writer.
 
     Raises:
-        ValueError: If somebody else holds the lock.
+        ValueError: If another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("ab") as file:
@@ -118,11 +104,7 @@ def writer_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
 
 @contextmanager
 def taking_turns(folder: Path) -> Iterator[None]:
-    """Lets one process after another through the block, for writers that share a folder; the lock dies with the process.
-
-    Args:
-        folder: What they write to.
-    """
+    """Lets one process at a time run the block, for writers that share a folder; the lock ends with the process."""
     with (folder / ".turn").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""The exchange between the processes of one program; alone, every method returns what it was given."""
+"""Exchange between the processes of one program; a single process gets its own values back."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,25 +15,20 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of its group.
-
-    Attributes:
-        rank: Its number, from 0.
-        size: How many there are.
-    """
+    """Rank of this process, from 0, and the size of its group."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def current(cls) -> "Ranks":
-        """Those of torch's process group; one process without a group."""
+        """Rank and size in torch's process group; 0 and 1 without a group."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, on the device of `tensor`; it travels through the CPU, where gloo serves every group."""
+        """Sum over all processes, on the device of `tensor`; all-reduced on the CPU, by gloo, which every group has."""
         if self.size == 1:
             return tensor
         total = tensor.to("cpu", copy=True)
@@ -41,11 +36,11 @@ class Ranks:
         return total.to(tensor.device)
 
     def of_rank_zero(self, tensor: Tensor) -> Tensor:
-        """What rank 0 has in place of `tensor`, which must have the same shape everywhere."""
+        """Rank 0's tensor, which must have the same shape on all ranks."""
         return self.sum(tensor if self.rank == 0 else torch.zeros_like(tensor))
 
     def gather(self, value: Result) -> list[Result]:
-        """The value of every process, by rank."""
+        """Values of all processes, by rank."""
         if self.size == 1:
             return [value]
         values: list[Result | None] = [None] * self.size
@@ -53,42 +48,40 @@ class Ranks:
         return values  # type: ignore[return-value]
 
     def on_rank_zero(self, function: Callable[[], Result]) -> Result:
-        """Runs `function` on rank 0 and gives all ranks its result.
+        """Runs `function` on rank 0 and broadcasts its result.
 
         Raises:
-            ValueError: With the message of rank 0's error, if there are several processes.
+            ValueError: With the message of rank 0's error; that error itself in a single process.
         """
         if self.size == 1:
             return function()
-        box: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                box[0] = function()
-            except (ValueError, OSError, MemoryError) as error:
-                box[1] = explained(error)
+        box: list[Any] = list(_attempt(function)) if self.rank == 0 else [None, None]
         dist.broadcast_object_list(box, src=0)
         if box[1] is not None:
             raise ValueError(box[1])
         return box[0]
 
     def together(self, function: Callable[[], Result]) -> Result:
-        """Runs `function` everywhere; if it fails on one process, all raise that error instead of waiting for it.
+        """Runs `function` on all ranks; if one fails, all raise its error instead of waiting for it.
 
         Raises:
-            ValueError: With the message of the first that failed, if there are several processes.
+            ValueError: With the message of the lowest rank that failed; the error itself in a single process.
         """
         if self.size == 1:
             return function()
-        result: list[Result] = []
-        error = None
-        try:
-            result.append(function())
-        except (ValueError, OSError, MemoryError) as failure:
-            error = explained(failure)
+        result, error = _attempt(function)
         errors = [f"rank {rank}: {text}" for rank, text in enumerate(self.gather(error)) if text is not None]
         if errors:
             raise ValueError(errors[0])
-        return result[0]
+        return result
+
+
+def _attempt(function: Callable[[], Any]) -> tuple[Any, str | None]:
+    """Result of a call, or the message of its error."""
+    try:
+        return function(), None
+    except (ValueError, OSError, MemoryError) as error:
+        return None, explained(error)
 
 
 def on_rank_zero(function: Callable[[], Result]) -> Result:

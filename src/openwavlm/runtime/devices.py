@@ -1,4 +1,4 @@
-"""The device that a command computes on, by the one word that every command takes."""
+"""Device of a command, by its key `device`."""
 
 import os
 
@@ -8,16 +8,16 @@ DEVICES = ("cpu", "cuda", "auto")
 
 
 def named_device(device: str) -> str:
-    """`cpu` or `cuda`, where `auto` is `cuda` if there is one.
+    """`cpu` or `cuda`; `auto` is `cuda` if torch finds a GPU.
 
     Raises:
         ValueError: If there is no such device.
     """
     if device not in DEVICES:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}, but is {device!r}: correct it")
+        raise ValueError(f"device must be one of {', '.join(DEVICES)}, but is {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "device is cuda, but torch finds no GPU here: see `nvidia-smi`, use device=cpu, or device=auto to take what there is"
+            "device is cuda, but torch finds no GPU here: use device=cpu, or device=auto; `nvidia-smi` lists the GPUs"
         )
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,7 +25,7 @@ def named_device(device: str) -> str:
 
 
 def choose_device(device: str) -> torch.device:
-    """The device of this process: under torchrun each of a node has its own GPU.
+    """Device of this process; under torchrun each process of a node has its own GPU.
 
     Raises:
         ValueError: If there is no such device.

@@ -1,7 +1,8 @@
-"""Readers of stored files: `.npy` arrays, JSON objects, tables of lines.
+"""Readers of stored files: `.npy` arrays, JSON objects, lines of text.
 
-Shape, type, range and size are checked here. Content that is damaged ends in one `ValueError` that names the file; an error of the
-machine (`EMFILE`, `EIO`, `ESTALE`) stays an `OSError` and names it too, since it says nothing about the content.
+Shape, type, range and size are checked here. A missing or damaged file raises a `ValueError` of one sentence with the file and the
+caller's `remedy` at its end; an error of the machine (`EMFILE`, `EIO`, `ESTALE`) stays an `OSError` with the file, since it does not
+depend on the content.
 """
 
 import errno
@@ -20,22 +21,14 @@ from openwavlm.runtime.resources import retried
 
 # Errors of numpy's header parser, which evaluates the header as a Python literal.
 _BAD_HEADER = (
-    ValueError,
-    SyntaxError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    tokenize.TokenError,
+    *(ValueError, SyntaxError, TypeError, KeyError, IndexError, AttributeError, OverflowError),
+    *(MemoryError, RecursionError, tokenize.TokenError),
 )
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 def _unreadable(path: Path, error: OSError, remedy: str) -> Exception:
-    """The error to raise for a file that cannot be opened or read."""
+    """Error to raise for a file that cannot be opened or read."""
     if error.errno in _ABSENT:
         found = "is a folder" if error.errno == errno.EISDIR else "is missing"
         return ValueError(f"{path} {found}: {remedy}")
@@ -43,16 +36,7 @@ def _unreadable(path: Path, error: OSError, remedy: str) -> Exception:
 
 
 def read_bytes(path: Path, *, remedy: str) -> bytes:
-    """Content of a file.
-
-    Args:
-        path: The file.
-        remedy: Last part of the error's sentence: the way out.
-
-    Raises:
-        ValueError: If it is missing or a folder.
-        OSError: If the machine cannot read it; names the file.
-    """
+    """Content of a file."""
     try:
         return retried(path.read_bytes, path)
     except OSError as error:
@@ -62,21 +46,14 @@ def read_bytes(path: Path, *, remedy: str) -> bytes:
 def read_array(
     path: Path, dtype: Any, *, shape: tuple[int | None, ...] = (None,), remedy: str, memory_map: bool = False
 ) -> np.ndarray:
-    """Reads a `.npy` file of a known type and shape; the file's size is compared with its header before anything is allocated.
+    """Reads a `.npy` file as a C-contiguous array; compares the file's size with its header before it allocates memory.
 
     Args:
         path: The file.
-        dtype: Type that it must have, byte order included.
-        shape: Shape that it must have; None for any length of an axis.
-        remedy: Last part of the error's sentence: the way out.
+        dtype: Expected type, byte order included.
+        shape: Expected shape; None for any length of an axis.
+        remedy: See the module.
         memory_map: Whether the array is a read-only view of the file instead of a copy.
-
-    Returns:
-        A C-contiguous array.
-
-    Raises:
-        ValueError: If the file is missing or damaged, or holds another type or shape.
-        OSError: If the machine cannot read it; names the file.
     """
     dtype = np.dtype(dtype)
     try:
@@ -105,7 +82,7 @@ def read_array(
 
 
 def _read_header(file: Any, path: Path, remedy: str) -> tuple[tuple[tuple[int, ...], bool, np.dtype[Any]], int]:
-    """Shape, order and type by the header, and where the data begin."""
+    """Shape, order and type in the header, and the offset of the data."""
     try:
         version = np.lib.format.read_magic(file)
         reader: Callable[..., Any] = {
@@ -125,16 +102,7 @@ def _name(dtype: np.dtype[Any]) -> str:
 
 
 def read_lines(path: Path, *, remedy: str) -> list[str]:
-    """Lines of a UTF-8 text file, each ended by a line feed and by nothing else.
-
-    Args:
-        path: The file.
-        remedy: Last part of the error's sentence: the way out.
-
-    Raises:
-        ValueError: If the file is missing, is not UTF-8, or its last line is cut.
-        OSError: If the machine cannot read it; names the file.
-    """
+    """Lines of a UTF-8 text file, which end at line feeds alone; the last one must have its line feed."""
     try:
         text = read_bytes(path, remedy=remedy).decode()
     except UnicodeDecodeError as error:
@@ -145,50 +113,25 @@ def read_lines(path: Path, *, remedy: str) -> list[str]:
 
 
 def read_json(path: Path, *, remedy: str) -> "Fields":
-    """Reads a file that holds one JSON object.
-
-    Args:
-        path: The file.
-        remedy: Last part of the error's sentence: the way out.
-
-    Returns:
-        Its fields.
-
-    Raises:
-        ValueError: If the file is missing, is not JSON, or holds something else than an object.
-        OSError: If the machine cannot read it; names the file.
-    """
-    return parse_json(read_bytes(path, remedy=remedy), str(path), remedy=remedy)
-
-
-def parse_json(text: bytes | str, where: str, *, remedy: str) -> "Fields":
-    """Parses a JSON object, as `read_json` does, from memory.
-
-    Args:
-        text: The object.
-        where: Name of the file (and line) for errors.
-        remedy: Last part of the error's sentence: the way out.
-
-    Raises:
-        ValueError: If it is not JSON, or something else than an object.
-    """
+    """Reads a file that holds one JSON object."""
+    text = read_bytes(path, remedy=remedy)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{where} is damaged (no JSON): {remedy}") from error
+        raise ValueError(f"{path} is damaged (no JSON): {remedy}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{where} must hold a JSON object, but holds {_kind(value)}: {remedy}")
-    return Fields(value, where, remedy)
+        raise ValueError(f"{path} must hold a JSON object, but holds {_kind(value)}: {remedy}")
+    return Fields(value, str(path), remedy)
 
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of a JSON object, read by name with type and range; each failure is one sentence that names file and field.
+    """Fields of a JSON object, read by name with type and range; each error names file and field.
 
     Attributes:
         values: The object.
         where: File, and place in it.
-        remedy: Last part of the error's sentence: the way out.
+        remedy: See the module.
     """
 
     values: dict[str, Any]
@@ -218,7 +161,7 @@ class Fields:
         return value
 
     def mapping(self, name: str) -> dict[str, Any]:
-        """An object, as it is."""
+        """An object, unchecked."""
         value = self._get(name)
         if not isinstance(value, dict):
             raise self.refusal(name, "an object", value)
@@ -226,42 +169,39 @@ class Fields:
 
     def objects(self, name: str) -> "list[Fields]":
         """A list of objects."""
-        value = self._list(name)
+        value = self.lists(name)
         for number, entry in enumerate(value):
             if not isinstance(entry, dict):
                 raise self.refusal(f"{name}[{number}]", "an object", entry)
         return [Fields(entry, f"{self.where}, {name}[{number}]", self.remedy) for number, entry in enumerate(value)]
 
     def texts(self, name: str, length: int | None = None) -> list[str]:
-        """A list of texts, of so many where a length is given."""
-        value = self._list(name, length)
+        """A list of texts, of a given length or any."""
+        value = self.lists(name, length)
         if not all(isinstance(entry, str) for entry in value):
             raise self.refusal(name, "a list of texts", value)
         return value
 
     def integers(self, name: str, dtype: Any, length: int | None = None) -> np.ndarray:
-        """A list of whole numbers that the type can hold, as a 1-d array; of so many where a length is given."""
-        value, bounds = self._list(name, length), np.iinfo(dtype)
+        """A list of whole numbers in the range of `dtype`, of a given length or any, as a 1-d array."""
+        value, bounds = self.lists(name, length), np.iinfo(dtype)
         low, high = int(bounds.min), int(bounds.max)
         if not all(type(entry) is int and low <= entry <= high for entry in value):
             raise self.refusal(name, f"a list of whole numbers in [{low}, {high}]", value)
         return np.array(value, dtype)
 
-    def lists(self, name: str) -> list[Any]:
-        """A list, as it is."""
-        return self._list(name)
-
-    def refusal(self, name: str, wanted: str, found: Any) -> ValueError:
-        """The error that a field is not what it must be."""
-        return ValueError(f"{self.where}: {name} must be {wanted}, but is {_kind(found)}: {self.remedy}")
-
-    def _list(self, name: str, length: int | None = None) -> list[Any]:
+    def lists(self, name: str, length: int | None = None) -> list[Any]:
+        """A list, of a given length or any; its entries are unchecked."""
         value = self._get(name)
         if not isinstance(value, list):
             raise self.refusal(name, "a list", value)
         if length is not None and len(value) != length:
             raise ValueError(f"{self.where}: {name} must have {length} entries, but has {len(value)}: {self.remedy}")
         return value
+
+    def refusal(self, name: str, wanted: str, found: Any) -> ValueError:
+        """Error for a field with a wrong value."""
+        return ValueError(f"{self.where}: {name} must be {wanted}, but is {_kind(found)}: {self.remedy}")
 
     def _get(self, name: str) -> Any:
         if name not in self.values:
@@ -270,7 +210,7 @@ class Fields:
 
 
 def _kind(value: Any) -> str:
-    """A value as an error shows it: in full only if it is short."""
+    """A value for an error message, shortened."""
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
     text = json.dumps(value)

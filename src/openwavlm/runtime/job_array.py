@@ -1,6 +1,6 @@
-"""A stage as a Slurm job array, through submitit: the stage's own function, called once a job with its `task_index`.
+"""A stage as a Slurm job array, through submitit: one call of the stage's function per job, with the job's `task_index`.
 
-What is done is known from done-files alone: a job that was preempted, timed out or failed goes on where it stopped, whoever starts it.
+Done-files record the progress: a job that was preempted, timed out or failed resumes where it stopped.
 """
 
 import logging
@@ -21,17 +21,17 @@ CLUSTERS = ("slurm", "local")  # submitit's debug executor stops in a debugger w
 
 @dataclass(frozen=True)
 class Slurm:
-    """What each job of an array asks for.
+    """Resources of each job of an array.
 
     Attributes:
-        partition: Where it runs; None = the cluster's default.
-        timeout_min: Longest time, minutes; a job that needs more is queued again and goes on.
-        cpus: Cores; None = one a worker.
+        partition: Partition; None = the cluster's default.
+        timeout_min: Longest time, minutes; a job that needs more is requeued and resumes.
+        cpus: Cores; None = one per worker.
         gpus: GPUs.
         mem_gb: Memory, GB; None = the cluster's default.
-        parallel: Most jobs that run at once.
+        parallel: Largest number of jobs that run at once.
         directives: Further `sbatch` options, as `{account: speech, qos: long}`.
-        folder: Where submitit keeps scripts, logs and results; None = beside the output.
+        folder: Folder for scripts, logs and results; None = beside the output.
         wait: Whether the command waits for the jobs.
         cluster: `slurm`, or `local` to try the array as processes of this machine.
 
@@ -54,42 +54,42 @@ class Slurm:
         for name in ("timeout_min", "cpus", "mem_gb", "parallel"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"slurm.{name} must be positive, but is {value}: correct it")
+                raise ValueError(f"slurm.{name} must be positive, but is {value}")
         if self.gpus < 0:
-            raise ValueError(f"slurm.gpus must not be negative, but is {self.gpus}: correct it")
+            raise ValueError(f"slurm.gpus must not be negative, but is {self.gpus}")
         if self.cluster not in CLUSTERS:
-            raise ValueError(f"slurm.cluster must be one of {', '.join(CLUSTERS)}, but is {self.cluster!r}: correct it")
+            raise ValueError(f"slurm.cluster must be one of {', '.join(CLUSTERS)}, but is {self.cluster!r}")
 
 
 def is_array(launcher: str, task_index: int | None) -> bool:
-    """Whether a command is to submit jobs instead of working itself.
+    """Whether a command submits jobs instead of doing the work itself.
 
     Raises:
-        ValueError: If there is no such launcher, or a job of an array would submit another.
+        ValueError: If the launcher is unknown, or a job of an array would submit another.
     """
     if launcher not in LAUNCHERS:
-        raise ValueError(f"launcher must be one of {', '.join(LAUNCHERS)}, but is {launcher!r}: correct it")
+        raise ValueError(f"launcher must be one of {', '.join(LAUNCHERS)}, but is {launcher!r}")
     if launcher == "slurm" and task_index is not None:
         raise ValueError(
-            f"launcher=slurm gives every job its task_index itself, but task_index is {task_index}: leave it out, or use "
-            "launcher=local under a scheduler of your own"
+            f"launcher=slurm sets the task_index of every job, but task_index is {task_index}: leave it out, or use launcher=local under "
+            "your own scheduler"
         )
     return launcher == "slurm"
 
 
 class ArrayTask:
-    """A stage's function as a job that is queued again when it was preempted or ran out of time."""
+    """A stage's function as a job that is requeued after preemption or a timeout."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
 
     def __call__(self, **arguments: Any) -> None:
-        """Calls the function; what it returns stays with the job."""
+        """Calls the function and drops its result."""
         logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
         self.function(**arguments)
 
     def checkpoint(self, **arguments: Any) -> Any:
-        """What submitit queues in place of a job that it had to stop: the same again."""
+        """The submission that replaces a stopped job: the same call."""
         return _submitit().helpers.DelayedSubmission(self, **arguments)
 
 
@@ -99,35 +99,35 @@ def _submitit() -> Any:
     except ImportError as error:
         raise ValueError(
             'launcher=slurm needs submitit, which is not installed: pip install "openwavlm[slurm]", or use task_index and num_tasks '
-            "under a scheduler of your own"
+            "under your own scheduler"
         ) from error
 
 
 def run_array(
     function: Callable[..., Any], arguments: dict[str, Any], *, num_tasks: int, workers: int, folder: Path, slurm: Slurm
 ) -> bool:
-    """Submits an array whose job number i calls `function(**arguments, num_tasks=num_tasks, task_index=i)`, and waits for it.
+    """Submits an array whose job i calls `function(**arguments, num_tasks=num_tasks, task_index=i)`, and waits for it.
 
     Args:
         function: A function of a module that the nodes can import.
-        arguments: Its other arguments; the paths in them are made absolute.
-        num_tasks: Jobs.
-        workers: Processes of each job, for its number of cores.
-        folder: Where scripts, logs and results go unless `slurm.folder` says otherwise.
-        slurm: What each job asks for.
+        arguments: Its other arguments; relative paths are made absolute.
+        num_tasks: Number of jobs.
+        workers: Processes of each job, the default of `slurm.cpus`.
+        folder: Default of `slurm.folder`.
+        slurm: Resources of each job.
 
     Returns:
-        Whether all jobs have ended well; False if nobody waited.
+        True if all jobs succeeded; False with `slurm.wait=false`.
 
     Raises:
-        ValueError: If submitit or sbatch is missing, there is no job, or a job failed (named, with its error and its log).
+        ValueError: If submitit or sbatch is missing, there is no job, or a job failed.
     """
     submitit = _submitit()
     if num_tasks < 1:
         raise ValueError(f"launcher=slurm needs at least one job, but num_tasks is {num_tasks}: give num_tasks=NUMBER")
     if slurm.cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise ValueError(
-            "launcher=slurm needs sbatch and srun, which are not found here: run it where jobs are submitted, or use launcher=local"
+            "launcher=slurm needs sbatch and srun, which are not found here: run it on a login node, or use launcher=local"
         )
     folder = Path(slurm.folder) if slurm.folder else folder
     executor = submitit.AutoExecutor(folder=folder.resolve(), cluster=slurm.cluster)
@@ -147,7 +147,7 @@ def run_array(
         jobs = [executor.submit(ArrayTask(function), **given, num_tasks=num_tasks, task_index=i) for i in range(num_tasks)]
     log.info(f"{num_tasks} jobs submitted, the first is {jobs[0].job_id}; logs: {folder}")
     if not slurm.wait:
-        log.info("nobody waits for them: the same command again, with launcher=local, finishes what is left")
+        log.info("slurm.wait is false: when the jobs have ended, run the same command with launcher=local to finish")
         return False
     _wait(submitit, jobs)
     return True
@@ -171,13 +171,13 @@ def _wait(submitit: Any, jobs: list[Any]) -> None:
     if failed:
         job, error = failed[0]
         raise ValueError(
-            f"{len(failed)} of {len(jobs)} jobs failed, first {job.job_id}: {_last_line(error)} (its log: {job.paths.stderr}); what "
-            "is done is kept: put that right and run the same command again"
+            f"{len(failed)} of {len(jobs)} jobs failed, first {job.job_id}: {_last_line(error)} (its log: {job.paths.stderr}); "
+            "finished work is kept: solve that and run the same command again"
         )
 
 
 def _last_line(error: BaseException) -> str:
-    """What the job itself said; submitit wraps it in a trace."""
+    """The job's own error message, from the traceback that submitit wraps around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
-    said = [line for line in lines if "Error: " in line]
-    return (said or lines or [type(error).__name__])[-1]
+    messages = [line for line in lines if "Error: " in line]
+    return (messages or lines or [type(error).__name__])[-1]

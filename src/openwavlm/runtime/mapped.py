@@ -1,6 +1,6 @@
-"""Arrays that are mapped from files and hold no descriptor: Python's `mmap` keeps one for as long as a mapping lives.
+"""Files mapped without a descriptor; Python's `mmap` keeps one open per mapping.
 
-Two sources with 256 packs of labels each would need 1,024 descriptors otherwise, which is all that many machines allow a process.
+Two sources with 256 label packs each would need 1,024 descriptors, the limit of a process on many machines.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.runtime.resources import naming, retried
+from openwavlm.runtime.resources import retried
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -23,24 +23,20 @@ _FAILED = ctypes.c_void_p(-1).value
 
 
 def map_bytes(path: Path) -> np.ndarray:
-    """The bytes of a file, uint8 (bytes,), read-only, mapped.
+    """Bytes of a file, uint8 (bytes,), read-only, mapped; an `OSError` names the file."""
 
-    Raises:
-        OSError: If it cannot be opened or mapped; it names the file.
-    """
-    return retried(lambda: _map(path), path)
+    def mapped() -> np.ndarray:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return map_open(descriptor, os.fstat(descriptor).st_size, path)
+        finally:
+            os.close(descriptor)
 
-
-def _map(path: Path) -> np.ndarray:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return map_open(descriptor, os.fstat(descriptor).st_size, path)
-    finally:
-        os.close(descriptor)
+    return retried(mapped, path)
 
 
 def map_open(descriptor: int, nbytes: int, path: Path) -> np.ndarray:
-    """The bytes of an open file, as `map_bytes`; the descriptor may be closed afterwards."""
+    """`map_bytes` of an open file; the descriptor may be closed afterwards."""
     if nbytes == 0:  # nothing to map
         return np.zeros(0, np.uint8)
     address = _libc.mmap(None, nbytes, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
@@ -55,27 +51,6 @@ def map_open(descriptor: int, nbytes: int, path: Path) -> np.ndarray:
 
 
 def release(content: np.ndarray) -> None:
-    """Gives the pages of mapped bytes back to the system; they are read again where they are used."""
-    if len(content) and hasattr(mmap, "MADV_DONTNEED"):
+    """Frees the memory of mapped bytes; the next access reads them from the file again."""
+    if len(content):
         _libc.madvise(content.ctypes.data, len(content), mmap.MADV_DONTNEED)
-
-
-def map_array(path: Path) -> np.ndarray:
-    """The array of an `.npy` file, read-only, mapped.
-
-    Raises:
-        ValueError: If the file holds no array, or a shorter one than its header says.
-        OSError: If it cannot be opened or mapped; it names the file.
-    """
-    content = map_bytes(path)
-    with naming(path), path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{path} has the array format {version}")
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read(file)
-        start = file.tell()
-    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if dtype.hasobject or nbytes > len(content) - start:
-        raise ValueError(f"{path} does not hold the array that its header describes")
-    return content[start : start + nbytes].view(dtype).reshape(shape, order="F" if fortran_order else "C")

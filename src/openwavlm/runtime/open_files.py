@@ -1,4 +1,4 @@
-"""The files that this process reads from by place, the last used ones kept open; their number adapts to the limit of descriptors."""
+"""Cache of open files for reads by offset; its size adapts to the limit of descriptors."""
 
 import errno
 import os
@@ -12,14 +12,14 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 _MOST = 1024
-_SHARE = 4  # this part of the descriptors at most: sockets, mappings and batches from workers need some too
+_SHARE = 4  # a quarter of the descriptors at most: sockets and batches from workers need some too
 
 
 class OpenFiles:
     """Descriptors by reader and number of the file.
 
     Attributes:
-        most: How many stay open; None = a quarter of the soft limit, 1,024 at most, found at the first use.
+        most: Largest number of open files; None = a quarter of the soft limit at the first use, at most 1,024.
     """
 
     def __init__(self, most: int | None = None) -> None:
@@ -28,27 +28,21 @@ class OpenFiles:
         self.unlock()
 
     def unlock(self) -> None:
-        """Begins with a free lock, as a forked process must."""
+        """Creates a new lock, as a forked process must."""
         self._lock = threading.RLock()  # a garbage collection within `read` may close a reader
 
     def read(self, key: tuple[int, int], path: Path, nbytes: int, offset: int) -> bytes:
-        """Reads bytes of a file, which is opened where it is not open.
-
-        Args:
-            key: Number of the reader and of its file.
-            path: The file.
-            nbytes: How many; fewer at its end.
-            offset: Where they begin.
+        """Reads up to `nbytes` at `offset` of a file, and opens it if necessary; `key` is the number of the reader and of its file.
 
         Raises:
-            OSError: If it cannot be opened or read; the file is closed then, and the next call opens it again.
+            OSError: If the file cannot be opened or read; the next call opens it again.
         """
         with self._lock:
             descriptor = self._descriptor(key, path)
             try:
                 return os.pread(descriptor, nbytes, offset)
             except OSError:
-                os.close(self._files.pop(key))  # ESTALE stays with a descriptor
+                os.close(self._files.pop(key))  # a stale descriptor (ESTALE) stays stale
                 raise
 
     def close(self, reader: int) -> None:
@@ -64,16 +58,20 @@ class OpenFiles:
         if self.most is None:
             soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             self.most = _MOST if soft == resource.RLIM_INFINITY else max(1, min(_MOST, soft // _SHARE))
-        while len(self._files) >= self.most:
-            os.close(self._files.popitem(last=False)[1])
+        self._close_oldest(self.most)
         self._files[key] = descriptor = self.spare(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         return descriptor
 
+    def _close_oldest(self, most: int) -> None:
+        """Closes the files that were used least recently, until fewer than `most` are open."""
+        while len(self._files) >= most:
+            os.close(self._files.popitem(last=False)[1])
+
     def spare(self, action: Callable[[], Result]) -> Result:
-        """Calls `action`, which needs a descriptor; where there is none, half of the open files make room, from now on.
+        """Calls `action`, which needs a descriptor; if none is left, halves the number of open files for good and calls it again.
 
         Raises:
-            OSError: As `action` does; EMFILE or ENFILE when no file is open any more.
+            OSError: As `action` does; EMFILE or ENFILE when no file of this cache is open any more.
         """
         while True:
             try:
@@ -83,8 +81,7 @@ class OpenFiles:
                     raise
             with self._lock:
                 self.most = max(1, len(self._files) // 2)
-                while len(self._files) >= self.most and self._files:
-                    os.close(self._files.popitem(last=False)[1])
+                self._close_oldest(self.most)
 
 
 OPEN_FILES = OpenFiles()

@@ -1,4 +1,4 @@
-"""Runs independent tasks in this process or in a local pool, with a progress bar."""
+"""Independent tasks in this process or in a local pool, with a progress bar."""
 
 import multiprocessing
 import signal
@@ -27,13 +27,13 @@ def run_jobs(
     Args:
         function: A function of a module, so that it can be sent to another process.
         jobs: Its arguments.
-        workers: Number of processes; 1 runs everything here.
-        description: Title of the progress bar on standard error.
-        visible: Whether there is a bar, if standard error is a terminal.
+        workers: Number of processes; 1 runs everything in this process.
+        description: Title of the progress bar.
+        visible: Whether to show the bar on a terminal.
 
     Raises:
         ValueError: If `workers` is below 1.
-        OSError: If a worker process was killed (out of memory, usually).
+        OSError: If a worker process was killed.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, but is {workers}")
@@ -45,24 +45,24 @@ def run_jobs(
 
 
 def _in_pool(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
-    # A fork server imports numpy and webdataset once (about four seconds) and forks workers that hold no thread of ours.
+    # A fork server imports numpy and webdataset once (about four seconds) and forks workers without threads.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
     start_fork_server()
-    strangers = set(multiprocessing.active_children())
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
     try:
         for future in as_completed([pool.submit(function, job) for job in jobs]):
             yield future.result()
     except BrokenProcessPool as error:
         raise OSError(
-            f"a worker process was killed, probably for want of memory: run again with fewer workers than {workers}; what is done is "
-            "kept"
+            f"a worker process was killed, probably for lack of memory: run again with fewer workers than {workers}; finished "
+            "work is kept"
         ) from error
     finally:
-        # After an error or Ctrl-C nobody waits for a task that may take minutes: it is done again on the next run.
+        # After an error or Ctrl-C, running tasks, which may take minutes, are ended: the next run repeats them.
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - strangers:
+        for process in set(multiprocessing.active_children()) - others:
             process.terminate()
 
 

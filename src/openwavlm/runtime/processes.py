@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, and a launcher that hands its signals on to them."""
+"""Child processes: they end with their parent and receive its signals."""
 
 import contextlib
 import ctypes
@@ -20,25 +20,25 @@ from openwavlm.runtime.interrupt import raising_interrupt
 log = logging.getLogger(__name__)
 
 _KILLED_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]+)|exited unexpectedly)")
-PARENT = "OPENWAVLM_PARENT"  # environment variable: the process whose end a training has to answer
+PARENT = "OPENWAVLM_PARENT"  # environment variable: process id of the parent that a training ends with
 _PR_SET_PDEATHSIG = 1
 _LEAKED = "ignore:resource_tracker:UserWarning"
 
 
 def end_with_parent(number: signal.Signals) -> None:
-    """Lets the kernel send this signal to this process when its parent ends, however that happens; on Linux only.
+    """Lets the kernel send this signal to this process when its parent ends; on Linux only, and kept by `exec`.
 
-    It outlives `exec`. Source: prctl(2), PR_SET_PDEATHSIG.
+    Source: prctl(2), PR_SET_PDEATHSIG.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def answer_parent() -> None:
-    """If a command or torchrun started this program as a part of it: SIGTERM, which saves and stops, as soon as that one ends.
+    """Requests a SIGTERM, which saves and stops, for the end of the command or torchrun that started this program, if one did.
 
     Raises:
-        SystemExit: If it has ended already.
+        SystemExit: If that process has already ended.
     """
     parent = os.environ.pop(PARENT, None)
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -51,17 +51,17 @@ def answer_parent() -> None:
 
 
 def run_handing_on_signals(command: list[str]) -> int:
-    """Runs a launcher of processes and sends them, not it, the SIGTERM, SIGINT and SIGUSR1 that this process gets.
+    """Runs a launcher and forwards SIGTERM, SIGINT and SIGUSR1 of this process to the launcher's children.
 
-    Launchers end their processes by force some time after a signal of their own; left alone they wait until the processes have saved.
-    The launcher gets SIGTERM if this process is killed.
+    A launcher that gets a signal kills its children after a delay; without one it waits until they have saved. The launcher gets SIGTERM
+    if this process is killed.
 
     Returns:
         The launcher's exit status.
     """
     child = subprocess.Popen(
         command,
-        start_new_session=True,  # a terminal's Ctrl-C reaches this process alone
+        start_new_session=True,  # a terminal's Ctrl-C reaches only this process
         preexec_fn=lambda: end_with_parent(signal.SIGTERM),
     )
 
@@ -76,17 +76,13 @@ def run_handing_on_signals(command: list[str]) -> int:
 
 
 def run_until_saved(command: list[str], environment: Mapping[str, str]) -> int:
-    """Runs a training of this process's group; what interrupts this process stops the training, which may save first.
-
-    Args:
-        command: The program and its arguments.
-        environment: All of its environment variables.
+    """Runs a training in this process's group; an interrupt of this process stops the training, which saves first.
 
     Returns:
-        Its exit status.
+        The training's exit status.
 
     Raises:
-        KeyboardInterrupt: After the training has ended by itself, or has been killed by a second interruption.
+        KeyboardInterrupt: After an interrupted training has ended, or was killed by a second interrupt.
     """
     with raising_interrupt():
         child = subprocess.Popen(command, env=environment)
@@ -94,7 +90,7 @@ def run_until_saved(command: list[str], environment: Mapping[str, str]) -> int:
             return child.wait()
         except KeyboardInterrupt:
             log.warning("interrupted: the training saves and stops; Ctrl-C again ends it at once")
-            # A terminal's Ctrl-C has reached it already, that of `kill` has not. A second SIGINT would end it at once, SIGTERM does not.
+            # The training already has a terminal's Ctrl-C, but no signal of `kill`. A second SIGINT would end it, SIGTERM does not.
             child.terminate()
             try:
                 child.wait()
@@ -105,30 +101,26 @@ def run_until_saved(command: list[str], environment: Mapping[str, str]) -> int:
 
 
 def ended(status: int) -> str:
-    """How a process ended, as the end of a sentence: `was killed (SIGKILL), probably for want of memory: …`.
-
-    Args:
-        status: Its exit status, negative for a signal, as `subprocess` has it.
-    """
+    """Predicate for a process with this exit status, negative for a signal: `was killed (SIGKILL), probably for lack of memory: …`."""
     if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
         return (
-            "was killed (SIGKILL), probably for want of memory: lower batch.micro_seconds or loader.workers, or give the job more "
-            "memory; the same command goes on"
+            "was killed (SIGKILL), probably for lack of memory: lower batch.micro_seconds or loader.workers, or give the job more "
+            "memory; the same command resumes"
         )
     if status < 0:
-        return f"was ended by {signal.Signals(-status).name}; the same command goes on"
+        return f"was ended by {signal.Signals(-status).name}; the same command resumes"
     return f"ended with status {status}"
 
 
 def start_fork_server() -> None:
-    """Starts the fork server of multiprocessing, which imports modules for seconds and must not end at Ctrl-C meanwhile."""
-    # After Ctrl-C the tracker removes the semaphores of the pool. That is its work, and no warning to print after the one line.
+    """Starts the fork server of multiprocessing, protected from Ctrl-C during its imports, which take seconds."""
+    # After Ctrl-C the tracker removes the semaphores of the pool, and would print a warning about it.
     sys.warnoptions.append(_LEAKED)
     try:
-        resource_tracker.ensure_running()  # the server starts it otherwise, and it ends the block
+        resource_tracker.ensure_running()  # otherwise the server starts it, and unblocks the signal
     finally:
         sys.warnoptions.remove(_LEAKED)
-    # The mask is inherited, and the server ignores the signal as soon as it listens. Here the signal waits, it is not lost.
+    # The server inherits the mask, and ignores the signal as soon as it listens. In this process the signal is only delayed.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
@@ -137,7 +129,7 @@ def start_fork_server() -> None:
 
 
 def leave_with_parent() -> None:
-    """Ends this worker of a pool as soon as the process that started it has ended, however that happens."""
+    """Ends this worker of a pool as soon as its parent has ended."""
 
     def leave() -> None:
         parent = multiprocessing.parent_process()
@@ -149,26 +141,25 @@ def leave_with_parent() -> None:
 
 
 def killed_worker(error: BaseException) -> str | None:
-    """The sentence for a loader worker that was killed, which torch reports at any place of the program; None for another error."""
+    """Error message for a killed loader worker, which torch reports at any point of the program; None for another error."""
     found = _KILLED_WORKER.search(str(error)) if isinstance(error, RuntimeError) else None
     if found is None:
         return None
     how = f" ({found[2].strip()})" if found[2] else ""
-    why = "for want of memory"
-    way_out = "lower loader.workers or loader.prefetch, or give the job more memory"
+    lacking, way_out = "memory", "give the job more memory"
     if "Bus error" in how:
-        why, way_out = (
-            "for want of shared memory",
-            "lower loader.workers or loader.prefetch, or enlarge /dev/shm (docker: --shm-size=8g)",
-        )
-    return f"the loader worker of process {found[1].strip()} was killed{how}, probably {why}: {way_out}; the same command goes on"
+        lacking, way_out = "shared memory", "enlarge /dev/shm (docker: --shm-size=8g)"
+    return (
+        f"the loader worker of process {found[1].strip()} was killed{how}, probably for lack of {lacking}: lower loader.workers or "
+        f"loader.prefetch, or {way_out}; the same command resumes"
+    )
 
 
 def children_of(process: int) -> list[int]:
     """Process ids of the direct children, on Linux; empty elsewhere."""
     found = []
     for status in Path("/proc").glob("[0-9]*/status"):
-        with contextlib.suppress(OSError):  # it has ended since
+        with contextlib.suppress(OSError):  # it has ended
             parent = next(line for line in status.read_text().splitlines() if line.startswith("PPid:"))
             if int(parent.split()[1]) == process:
                 found.append(int(status.parent.name))

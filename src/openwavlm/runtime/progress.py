@@ -1,17 +1,17 @@
-"""The one progress bar: on standard error, where that is a terminal."""
+"""Progress bar on standard error, if that is a terminal."""
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 
 class ProgressBar:
-    """A bar for the length of a block.
+    """A bar shown during a `with` block.
 
     Args:
         total: Amount of work.
         description: Title.
-        visible: False: no bar, whatever standard error is.
-        counts: True shows `done/total` (of jobs), False leaves it out (of seconds of audio).
+        visible: False = no bar.
+        counts: Whether to show `done/total`.
         transient: Whether the bar disappears at the end.
     """
 
@@ -20,11 +20,8 @@ class ProgressBar:
     ) -> None:
         console = Console(stderr=True)
         self.on_terminal = console.is_terminal
-        columns: list[ProgressColumn] = [
-            TextColumn("{task.description}"),
-            BarColumn(),
-            *([MofNCompleteColumn()] if counts else []),
-        ]
+        columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+        columns += [MofNCompleteColumn()] if counts else []
         columns += [TimeRemainingColumn(), TextColumn("{task.fields[figure]}")]
         self._bar = Progress(*columns, console=console, disable=not (visible and console.is_terminal), transient=transient)
         self._task = self._bar.add_task(description, total=total, figure="")
@@ -37,9 +34,9 @@ class ProgressBar:
         self._bar.stop()
 
     def advance(self, amount: float = 1, description: str | None = None) -> None:
-        """Adds work that is done; changes the title if one is given."""
+        """Adds finished work; changes the title if one is given."""
         self._bar.update(self._task, advance=amount, description=description)
 
     def set(self, done: float, description: str, figure: str = "") -> None:
-        """Sets the work that is done, the title, and a figure behind the bar."""
+        """Sets the finished work, the title, and a figure behind the bar."""
         self._bar.update(self._task, completed=done, description=description, figure=figure)

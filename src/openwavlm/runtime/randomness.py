@@ -23,8 +23,8 @@ def words(seed: int, purpose: str, count: int, *, source: int = 0, epoch: int = 
 
     Args:
         seed: The run's seed.
-        purpose: What the numbers are for (`"mask.starts"`, `"mix.partner"`, …); purposes never share numbers.
-        count: How many words.
+        purpose: Use of the numbers (`"mask.starts"`, `"mix.partner"`, …); purposes never share numbers.
+        count: Number of words.
         source: Stable hash of the data source's name.
         epoch: Data epoch of that source.
         micro: Identity of the micro-batch within the epoch (stream and index).

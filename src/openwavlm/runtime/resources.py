@@ -1,4 +1,4 @@
-"""Refusals of the machine: no descriptor, no memory, no space, a disk or file server that fails. They say nothing about the data."""
+"""Errors of the machine: no descriptor, no memory, no space, a failing disk or file server. They do not depend on the data."""
 
 import errno
 import os
@@ -6,14 +6,14 @@ import re
 import resource
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 Result = TypeVar("Result")
 
-# Everything else (EMFILE, EIO, ESTALE, ENOSPC, ENOMEM, …) is a state of the machine, whatever file it was met at.
+# All others (EMFILE, EIO, ESTALE, ENOSPC, ENOMEM, …) describe the machine, whatever the file.
 _OF_THE_FILE = frozenset(
     {
         *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM),
@@ -23,32 +23,27 @@ _OF_THE_FILE = frozenset(
 _TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.EINTR, errno.EAGAIN, errno.ETIMEDOUT})
 _PAUSES_S = (0.1, 1.0, 5.0)
 _MOST_DESCRIPTORS = 65_536
-_WAY_OUT = {
+_REMEDIES = {
     errno.EMFILE: "this process may not open more files: raise the limit with `ulimit -n 65536`, or lower loader.workers",
     errno.ENFILE: "this machine may not open more files: end other programs, or raise fs.file-max",
     errno.ENOMEM: "memory ran out: use fewer workers, or give the job more memory",
-    errno.ENOSPC: "the disk is full: free some space and give the same command again",
-    errno.EDQUOT: "the quota is used up: free some space and give the same command again",
-    errno.EROFS: "this file system is read-only: name a folder that can be written",
-    errno.EACCES: "it may not be read or written: correct its permissions, or name another place",
-    errno.EPERM: "it may not be read or written: correct its permissions, or name another place",
-    errno.ENOTDIR: "a part of this path is a file and not a folder: name another place",
-    errno.EISDIR: "a folder lies where a file should be: move it away, or name another place",
+    errno.ENOSPC: "the disk is full: free some space and run the same command again",
+    errno.EDQUOT: "the quota is used up: free some space and run the same command again",
+    errno.EROFS: "this file system is read-only: name a folder elsewhere",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "access is denied: change its permissions, or name another path"),
+    errno.ENOTDIR: "a part of this path is a file and not a folder: name another path",
+    errno.EISDIR: "a folder is where a file should be: move it away, or name another path",
     errno.ENAMETOOLONG: "a name in this path is too long for the file system: shorten it",
-    errno.EFBIG: "the file may not grow further: raise the limit with `ulimit -f unlimited`, or name another place",
-    errno.EIO: "the disk or file server failed: have it checked, and give the same command again",
-    errno.ESTALE: "the file server lost this file: have it checked, and give the same command again",
+    errno.EFBIG: "the file may not grow further: raise the limit with `ulimit -f unlimited`, or name another path",
+    errno.EIO: "the disk or file server failed: have it checked, and run the same command again",
+    errno.ESTALE: "the file server lost this file: have it checked, and run the same command again",
 }
-# torch reports a refusal of the machine as text: `unable to mmap 178023 bytes from file <a.ckpt>: Cannot allocate memory (12)`.
+# torch reports an error of the machine as text: `unable to mmap 178023 bytes from file <a.ckpt>: Cannot allocate memory (12)`.
 _OF_TORCH = re.compile(r"unable to (?:open|mmap|resize|fstat|stat)\b.*\((\d+)\)")
 
 
 def raise_descriptor_limit() -> int:
-    """Raises this process's soft limit of open files as far as its hard limit allows, to 65,536 at most.
-
-    Returns:
-        The soft limit from now on.
-    """
+    """Raises this process's soft limit of open files to its hard limit, at most 65,536, and returns it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
@@ -61,20 +56,16 @@ def raise_descriptor_limit() -> int:
 
 
 def of_the_file(error: OSError) -> bool:
-    """Whether an error describes the file itself (absent, forbidden, malformed), and not the state of the machine."""
+    """Whether an error describes the file (absent, forbidden, malformed), not the machine."""
     return error.errno is None or error.errno in _OF_THE_FILE
 
 
 def check_of_the_file(error: BaseException, path: Path | str | None = None) -> None:
-    """Lets an error pass that describes a file; to be called first where a failed read is taken for a damaged or missing file.
+    """Raises an error again if it describes the machine; the first call where a failed read is taken for a damaged or missing file.
 
     Args:
-        error: What was caught.
+        error: The caught error.
         path: The file, for an error without a name.
-
-    Raises:
-        OSError: If it is a refusal of the machine.
-        MemoryError: If it is one.
     """
     if isinstance(error, MemoryError):
         raise error
@@ -87,17 +78,12 @@ def check_of_the_file(error: BaseException, path: Path | str | None = None) -> N
 
 
 def read_again(action: Callable[[], Result], path: Path) -> Result:
-    """Calls `action`, and once more where it failed on a file that can be read: libraries take a failed read for a damaged file.
+    """Calls `action`, which reads a file through a library, and calls it again if it fails although the file is readable.
 
-    Args:
-        action: Reads the file by means of a library.
-        path: The file.
-
-    Returns:
-        What `action` returns.
+    Libraries report a failed read as a damaged file.
 
     Raises:
-        OSError: If the machine does not let the file be read; with its name. Otherwise as `action` does.
+        OSError: If the machine fails to read the file; with its name. Otherwise as `action` does.
     """
     try:
         return action()
@@ -108,10 +94,10 @@ def read_again(action: Callable[[], Result], path: Path) -> Result:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a zip archive; `zipfile` alone takes one that the machine does not let it read for another file.
+    """Whether a file is a zip archive; where reading fails, `zipfile` alone returns False.
 
     Raises:
-        OSError: If the machine does not let the file be read; with its name.
+        OSError: If the machine fails to read the file; with its name.
     """
     if not zipfile.is_zipfile(path):
         _check_reads(path)
@@ -119,11 +105,7 @@ def is_archive(path: Path) -> bool:
 
 
 def _check_reads(path: Path) -> None:
-    """Reads a file to its end.
-
-    Raises:
-        OSError: If the machine fails; what describes the file itself passes.
-    """
+    """Reads a file to its end; raises errors of the machine alone."""
 
     def read() -> None:
         with path.open("rb", buffering=0) as file:
@@ -136,41 +118,26 @@ def _check_reads(path: Path) -> None:
         check_of_the_file(error, path)
 
 
-def retried(
-    action: Callable[[], Result],
-    path: Path | str,
-    *,
-    pauses_s: Sequence[float] = _PAUSES_S,
-    sleep: Callable[[float], None] | None = None,
-) -> Result:
-    """Calls `action` again after a pause where the disk or file server failed for the moment (EIO, ESTALE, EINTR, EAGAIN).
-
-    Args:
-        action: Reads from the file.
-        path: The file, for the error.
-        pauses_s: Pause before each further try, seconds.
-        sleep: Waits; None = `time.sleep`.
-
-    Returns:
-        What `action` returns.
+def retried(action: Callable[[], Result], path: Path | str) -> Result:
+    """Calls `action` again after a pause if the disk or file server fails for a moment (EIO, ESTALE, EINTR, EAGAIN).
 
     Raises:
-        OSError: The last failure, with the file's name.
+        OSError: The last failure, with the name of the file, `path`.
     """
     with naming(path):
-        for pause_s in pauses_s:
+        for pause_s in _PAUSES_S:
             try:
                 return action()
             except OSError as error:
                 if error.errno not in _TRANSIENT:
                     raise
-            (sleep or time.sleep)(pause_s)
+            time.sleep(pause_s)
         return action()
 
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Adds the file's name to an `OSError` that has none, as those of `write` and `fsync`; one in bytes becomes text."""
+    """Adds the file's name to an `OSError` without one, as those of `write` and `fsync`; decodes a name in bytes."""
     try:
         yield
     except OSError as error:
@@ -181,11 +148,16 @@ def naming(path: Path | str) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def explained(error: BaseException) -> str:
-    """The message of an error, for a refusal of the machine with its errno, the file and the way out."""
+def explained(error: BaseException, *, debug_key: bool = True) -> str:
+    """Message of an error; for an error of the machine with its errno, the file and a remedy.
+
+    Args:
+        error: The error.
+        debug_key: Whether the command has the key `debug`, which the message names if the file is unknown.
+    """
     if isinstance(error, MemoryError):
         return f"memory ran out{f' ({error})' if str(error) else ''}: use fewer workers, or give the job more memory"
-    if isinstance(error, OSError) and error.errno in _WAY_OUT and error.strerror:
-        where = "" if error.filename is not None else " (debug=true shows at which file)"
-        return f"{error}{where}: {_WAY_OUT[error.errno]}"
+    if isinstance(error, OSError) and error.errno in _REMEDIES and error.strerror:
+        where = " (debug=true shows at which file)" if error.filename is None and debug_key else ""
+        return f"{error}{where}: {_REMEDIES[error.errno]}"
     return str(error)

@@ -1,4 +1,7 @@
-"""JSON records with a checksum of themselves inside, so that a value that changed on the disk is noticed and not used."""
+"""JSON records with a checksum of themselves, so that a value that changed on the disk is noticed.
+
+Arguments called `remedy` are the last part of an error, as in `files`.
+"""
 
 import hashlib
 import json
@@ -14,20 +17,17 @@ CHECKSUM = "seal"
 
 
 def read_sealed(path: Path, *, remedy: str, newest: int | None = None, sealed_since: int | None = None) -> dict[str, Any]:
-    """Reads a file that holds one JSON object and, where it carries a checksum of itself, compares that.
+    """Reads a JSON object and compares it with its checksum, if it has one; returns it without the checksum.
 
     Args:
         path: The file.
-        remedy: Last part of the error's sentence: the way out.
-        newest: The newest `format_version` that the caller reads: of a newer one, which it refuses, the checksum is not compared.
-        sealed_since: The `format_version` from which on the checksum must be there; None if it may always be absent.
-
-    Returns:
-        The object without its checksum.
+        remedy: See the module.
+        newest: The newest `format_version` that the caller reads; the checksum of a newer one, which it refuses, is not compared.
+        sealed_since: The first `format_version` that must have a checksum; None if it is always optional.
 
     Raises:
-        ValueError: If there is no such file, it is not one JSON object, or its checksum differs.
-        OSError: If the machine cannot read it; names the file.
+        ValueError: If the file is missing, is not one JSON object, or its checksum differs.
+        OSError: If the machine fails to read it; names the file.
     """
     content = read_json(path, remedy=remedy).values
     version = content.get("format_version")
@@ -42,21 +42,18 @@ def read_sealed(path: Path, *, remedy: str, newest: int | None = None, sealed_si
 
 
 def read_newest(path: Path, *, newest: int, what: str, upgrade: str, remedy: str) -> Fields:
-    """Reads an object of a format of which only the newest version is read, and compares it with its checksum.
+    """Reads a JSON object of the newest format and compares it with its checksum; returns it without the checksum.
 
     Args:
         path: The file.
         newest: The only `format_version` that is read.
-        what: Name of the format in errors: `{what} has format …`.
-        upgrade: Command that brings an older format to the newest one.
-        remedy: Last part of the error's sentence where the file is damaged: the way out.
-
-    Returns:
-        Its fields without the checksum.
+        what: Subject of errors: `{what} has format …`.
+        upgrade: Command that upgrades an older format.
+        remedy: See the module.
 
     Raises:
         ValueError: If the file is missing or damaged, or its format is newer or older.
-        OSError: If the machine cannot read it; names the file.
+        OSError: If the machine fails to read it; names the file.
     """
     found = read_json(path, remedy=remedy)
     version = found.integer("format_version", 1)
@@ -64,8 +61,8 @@ def read_newest(path: Path, *, newest: int, what: str, upgrade: str, remedy: str
         raise ValueError(f"{what} has format {version}, but this version of OpenWavLM reads up to {newest}: update OpenWavLM")
     if version < newest:
         raise ValueError(
-            f"{what} has format {version}, whose speakers and other names have no checksum: bring it to format {newest}, audio "
-            f"untouched, by `{upgrade}`"
+            f"{what} has format {version}, in which speakers and other names have no checksum: upgrade it to format {newest}, which "
+            f"does not change the audio, by `{upgrade}`"
         )
     if found.text(CHECKSUM) != checksum_of(found.values):
         raise ValueError(f"{path} is damaged (its content does not have its checksum): {remedy}")
@@ -73,7 +70,7 @@ def read_newest(path: Path, *, newest: int, what: str, upgrade: str, remedy: str
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The object with the checksum of itself that `read_sealed` compares."""
+    """The object with its checksum, which `read_sealed` compares."""
     return {**content, CHECKSUM: checksum_of(content)}
 
 

@@ -1,4 +1,4 @@
-"""torchrun for `trainer.devices` above 1: the same launcher, whose report of a process that failed is one sentence.
+"""torchrun for `trainer.devices` above 1, with one sentence for a failed process.
 
 `python -m openwavlm.runtime.torchrun` takes the arguments of `python -m torch.distributed.run`.
 """
@@ -12,7 +12,7 @@ from openwavlm.runtime.processes import ended
 
 
 def main() -> None:
-    """Runs the processes; ends with the status of the one that failed first.
+    """Runs the processes; exits with the status of the first that failed.
 
     Raises:
         SystemExit: If one failed, or a signal ended the launcher.
@@ -21,11 +21,11 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the same report, over many lines
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the same report, on many lines
     try:
         run.main(sys.argv[1:])
     except ChildFailedError as error:
-        # The others fail because the killed one no longer answers, or are ended by the launcher.
+        # The other processes fail because of the killed one, or are ended by the launcher.
         killed = [failure for failure in error.failures.values() if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM]
         _, first = error.get_first_failure()
         if killed:

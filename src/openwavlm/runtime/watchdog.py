@@ -1,7 +1,7 @@
-"""A process that makes no progress says where it hangs and ends, instead of holding a cluster's machines until their time is up.
+"""Watchdog: reports where a process hangs and ends it, so that it does not occupy a cluster until its time limit.
 
-A Python thread looks at the last note of what the process is doing. Should the interpreter itself be held (a C call that keeps the
-lock), `faulthandler`'s own thread prints the stacks and ends the process a little later.
+A Python thread checks the time since the last note of progress. If a C call holds the interpreter's lock, the thread of `faulthandler`
+prints the stacks and ends the process a little later.
 """
 
 import faulthandler
@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import torch
 
-EXIT_CODE = 75  # EX_TEMPFAIL: the same command goes on from the newest checkpoint
+EXIT_CODE = 75  # EX_TEMPFAIL: the same command resumes from the newest checkpoint
 _GRACE_S = 30.0
 
 
@@ -25,9 +25,9 @@ class Watchdog:
     """Watches one process.
 
     Args:
-        timeout_s: Seconds without a note after which the process ends.
+        timeout_s: Longest time without a note, seconds.
         rank: Rank of the process, for the message.
-        report: File that gets the same report as standard error.
+        report: File for a copy of the report on standard error.
         now: The clock, in seconds.
     """
 
@@ -39,11 +39,11 @@ class Watchdog:
         self._thread.start()
 
     def note(self, doing: str) -> None:
-        """Takes down what the process is about to do, which is progress."""
+        """Records the next action of the process, which counts as progress."""
         self._doing, self._since = doing, self._now()
 
     def close(self) -> None:
-        """Ends the watch."""
+        """Stops the watchdog."""
         self._stop.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
@@ -53,16 +53,16 @@ class Watchdog:
         while not self._stop.wait(interval):
             silent = self._now() - self._since
             if silent > self._timeout_s:
-                self._bark(silent)
-            # Only reached while this thread gets the interpreter: else the C thread below is not put off.
+                self._end(silent)
+            # Postpones the C thread; not reached while the interpreter's lock is held.
             faulthandler.dump_traceback_later(self._timeout_s + _GRACE_S, exit=True)
 
-    def _bark(self, silent: float) -> None:
+    def _end(self, silent: float) -> None:
         lines = [
             f"rank {self._rank} on {socket.gethostname()} (process {os.getpid()}) has made no progress for {silent:.0f} s",
             f"it is at: {self._doing}",
             *_pending_collectives(),
-            f"it ends with status {EXIT_CODE}; the same command goes on from the newest checkpoint (trainer.watchdog_s sets the patience)",
+            f"it ends with status {EXIT_CODE}; the same command resumes from the newest checkpoint (trainer.watchdog_s sets the limit)",
         ]
         self._report.parent.mkdir(parents=True, exist_ok=True)
         with self._report.open("a") as file:
@@ -79,7 +79,7 @@ def _write(stream: TextIO, lines: list[str]) -> None:
 
 
 def _pending_collectives() -> list[str]:
-    """What NCCL's flight recorder knows to be under way (TORCH_NCCL_TRACE_BUFFER_SIZE must be set); nothing without NCCL."""
+    """Pending collectives in NCCL's flight recorder (with TORCH_NCCL_TRACE_BUFFER_SIZE set); empty without NCCL."""
     try:
         dump = torch._C._distributed_c10d._dump_nccl_trace  # type: ignore[attr-defined]
         trace: dict[str, Any] = pickle.loads(dump())

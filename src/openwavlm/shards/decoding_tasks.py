@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.audio.audio_files import AudioError, Decoded, check_clip, probe_channels, probe_seconds
-from openwavlm.audio.decoding import decode_or_stop
+from openwavlm.audio.downmix import Decoded
+from openwavlm.audio.errors import AudioError
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
+from openwavlm.audio.read import check_clip, decode_or_stop, probe_channels, probe_seconds
 from openwavlm.runtime.resources import check_of_the_file
 from openwavlm.shards.corpora.utterance import Utterance
 from openwavlm.shards.tasks import Item

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from openwavlm.audio.audio_files import probe_channels, probe_seconds
+from openwavlm.audio.read import probe_channels, probe_seconds
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.resources import retried
 from openwavlm.shards.corpora.listing import Corpus

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from openwavlm.audio.audio_files import decoders
+from openwavlm.audio.read import decoders
 from openwavlm.runtime.atomic import remove_temporaries, write_json, writer_lock
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.shards.corpora.listing import corpus_root, list_corpus

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from openwavlm.audio.audio_files import flac_md5, pcm_id
-from openwavlm.audio.sound_files import SequentialFile, file_in_memory
+from openwavlm.audio.containers.flac import flac_md5
+from openwavlm.audio.decoders.libsndfile import SequentialFile, file_in_memory
+from openwavlm.audio.encode import pcm_id
 from openwavlm.runtime.open_files import OPEN_FILES
 from openwavlm.runtime.resources import check_of_the_file, naming, retried
 from openwavlm.shards.index import Index

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openwavlm.audio.audio_files import pcm_id, pcm_md5
+from openwavlm.audio.encode import pcm_id, pcm_md5
 from openwavlm.runtime.atomic import sha256_of
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.randomness import stable_hash, uniform, words

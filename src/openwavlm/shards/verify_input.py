@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openwavlm.audio.audio_files import flac_md5, pcm_id
+from openwavlm.audio.containers.flac import flac_md5
+from openwavlm.audio.encode import pcm_id
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.randomness import stable_hash
 from openwavlm.shards.corpora.listing import corpus_root

@@ -24,8 +24,10 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import webdataset
 
-from openwavlm.audio.audio_files import decoders, encode_flac, flac_md5, pcm_id, pcm_md5
+from openwavlm.audio.containers.flac import flac_md5
+from openwavlm.audio.encode import encode_flac, pcm_id, pcm_md5
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
+from openwavlm.audio.read import decoders
 from openwavlm.runtime.atomic import atomic_file
 from openwavlm.runtime.randomness import stable_hash
 from openwavlm.runtime.sealed import write_sealed

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openwavlm.audio.audio_files import encode_flac
+from openwavlm.audio.encode import encode_flac
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.runtime.atomic import atomic_file, remove_temporaries, write_atomically, write_json, writer_lock
 from openwavlm.runtime.pool import run_jobs

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from openwavlm.audio.frames import num_frames
-from openwavlm.audio.logmel import NUM_BANDS, normalised_log_mel
+from openwavlm.audio.spectra import NUM_BANDS, normalised_log_mel
 from openwavlm.batches.batch import PretrainBatch
 from openwavlm.batches.loader import StepBatch
 from openwavlm.batches.settings import Mixing

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from openwavlm.audio.audio_files import EXTENSIONS
+from openwavlm.audio.formats import EXTENSIONS
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.evaluation.phones.alignments import Segment
 from openwavlm.evaluation.phones.textgrid import read_textgrid

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from openwavlm.audio.audio_files import EXTENSIONS, UNREADABLE_EXTENSIONS
+from openwavlm.audio.formats import EXTENSIONS, UNREADABLE_EXTENSIONS
 from openwavlm.runtime.resources import check_of_the_file
 
 HIDDEN = "hidden"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openwavlm.audio.audio_files import EXTENSIONS
+from openwavlm.audio.formats import EXTENSIONS
 from openwavlm.shards.corpora import folder, librispeech, manifest
 from openwavlm.shards.corpora.files import FolderFiles, counted, find_files
 from openwavlm.shards.corpora.utterance import Utterance

@@ -1,7 +1,7 @@
-"""The delay and padding that encoders add to compressed audio, removed where they are and nowhere else.
+"""Removes the delay and padding that encoders add to compressed audio.
 
-FFmpeg removes padding where a header says that the audio ends: in the middle of a file whose header is wrong or that was joined from
-several. It cuts one block too many off a Vorbis stream of one page, and off ALAC in CAF the padding that it has not (FFmpeg 8.1).
+FFmpeg removes padding where a header announces the end of the audio, which is in the middle of a file with a wrong header or of several
+joined files. It cuts one block too many off a Vorbis stream of one page, and nonexistent padding off ALAC in CAF (FFmpeg 8.1).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,24 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-# Padding is part of a packet; what is longer is audio that the length in the file does not cover.
+from openwavlm.audio.containers.ogg import Link
+
+# Padding is part of a packet; anything longer is audio beyond a wrong length in the file.
 _LONGEST_PADDING_S = 0.25
 _LONGEST_MP3_DELAY = 2880
-
-
-@dataclass(frozen=True)
-class Link:
-    """One of the streams that an Ogg file holds one after another; any other file is one.
-
-    Attributes:
-        samples: Samples of each channel by the positions that the pages, or the header, announce.
-        rate: Samples a second.
-        exact: Whether they begin at 0; a stream that was recorded from its middle on holds up to a page more.
-    """
-
-    samples: int
-    rate: int
-    exact: bool
 
 
 @dataclass(frozen=True)
@@ -37,7 +24,7 @@ class Frame:
         samples: (frames, channels).
         delay: Samples to drop from here on.
         padding: Samples to drop at the end of this frame.
-        begins: Whether it is the first of a link.
+        begins: Whether it is the first of a stream of an Ogg file.
     """
 
     samples: np.ndarray
@@ -47,24 +34,24 @@ class Frame:
 
 
 def trim_mp3(frames: Iterable[Frame]) -> Iterator[np.ndarray]:
-    """Drops the delay, and the padding of those frames that no other follows."""
+    """Drops the delay, and the padding of the last frames."""
     held: list[Frame] = []
-    # A damaged header must not cost audio: no encoder's delay or padding is longer.
-    believable = (replace(frame, delay=frame.delay if frame.delay <= _LONGEST_MP3_DELAY else 0) for frame in frames)
-    for frame in _without_delay(believable):
+    # No encoder's delay or padding is longer: a damaged header must not cost audio.
+    plausible = (replace(frame, delay=frame.delay if frame.delay <= _LONGEST_MP3_DELAY else 0) for frame in frames)
+    for frame in _without_delay(plausible):
         if frame.padding:
             held.append(frame)
             continue
         yield from (earlier.samples for earlier in held)
         held.clear()
         yield frame.samples
-    believed = sum(frame.padding for frame in held) <= _LONGEST_MP3_DELAY
+    is_padding = sum(frame.padding for frame in held) <= _LONGEST_MP3_DELAY
     for frame in held:
-        yield frame.samples[: max(0, len(frame.samples) - frame.padding)] if believed else frame.samples
+        yield frame.samples[: max(0, len(frame.samples) - frame.padding)] if is_padding else frame.samples
 
 
 def trim_links(frames: Iterable[Frame], links: Sequence[Link]) -> Iterator[np.ndarray]:
-    """Drops the delay of each link, and what is beyond its announced length."""
+    """Drops the delay of each stream, and the padding beyond its announced length."""
     beyond: list[np.ndarray] = []
     number, position = -1, 0
     for frame in _without_delay(frames):

@@ -1,26 +1,27 @@
-"""Compressed audio through FFmpeg (PyAV, the extra `media`): MP3, Ogg, MP4, Matroska, AAC, WMA, AMR, and WAV with a codec.
+"""Decoder of compressed audio: FFmpeg (PyAV, the extra `media`), for MP3, Ogg, MP4, Matroska, AAC, WMA, AMR, and WAV with a codec.
 
-FFmpeg gets a descriptor, opens nothing else (no play lists, no network), and decodes from the first packet to the last: a range is cut
-out of that, so it equals the slice of the whole. Ends, gaps and errors that FFmpeg passes over are compared with the file's bytes.
+FFmpeg gets a descriptor, opens nothing else (no play lists, no network), and decodes from the first packet on: a range is a slice of the
+decoded whole. The end, gaps and ignored errors are compared with the file's bytes.
 """
 
-import errno
 import os
 import re
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from openwavlm.audio.containers import AudioError, after_tags, audio_extent, check_rest, read_at
-from openwavlm.audio.gapless import Frame, Link, trim_links, trim_mp3
-from openwavlm.audio.streams import check_structure
+from openwavlm.audio.containers.compressed import check_structure
+from openwavlm.audio.containers.file_bytes import after_tags, check_rest, read_at
+from openwavlm.audio.containers.ogg import Link
+from openwavlm.audio.containers.pcm import audio_extent
+from openwavlm.audio.decoders.ffmpeg_errors import ffmpeg_errors, signals_blocked
+from openwavlm.audio.decoders.ffmpeg_frames import samples_of, skips_of
+from openwavlm.audio.decoders.gapless import Frame, trim_links, trim_mp3
+from openwavlm.audio.errors import AudioError
 
-INSTALL = "pip install 'openwavlm[media]'"
 _FORMATS = "mp3,aac,amr,ogg,mov,matroska,asf,wav,w64,aiff,caf,au,nistsphere,flac,wv,tta,ape"
-# Formats that are nothing but frames, so that every byte belongs to one of them or to a tag.
+# Formats of frames alone: every byte belongs to a frame or a tag.
 _FRAMES_ONLY = ("mp3", "aac", "amr")
 _LOSSLESS = ("wavpack", "tta", "flac", "ape", "alac")
 # A recording of a broadcast begins within a frame, of at most this many bytes.
@@ -28,12 +29,9 @@ _LONGEST_FRAME = 2881
 _LOSSY_TOLERANCE_S = 0.05
 # Less than the shortest packet of a codec in a WAV file (GSM 6.10: 65 bytes).
 _LONGEST_REST_BYTES = 64
-# The tag of G.726 in WAV files for which the order of the bits is known; libsndfile writes another one and the other order.
+# The tag of G.726 in WAV files with a known order of the bits; libsndfile writes another tag and the other order.
 _G726_TAG = "\x45"
 _BLOCK_FRAMES = 1 << 16
-# With 8 planes PyAV 18.1 reads beyond FFmpeg's list of them and ends the process (`Frame.planes` looks for a null pointer).
-_MOST_PLANES = 7
-_SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63, "flt": 1.0, "dbl": 1.0}
 
 
 def media_version() -> str:
@@ -46,14 +44,7 @@ def media_version() -> str:
 
 
 class MediaSource:
-    """An open file of compressed audio.
-
-    Attributes:
-        rate: Samples a second.
-        channels: Number of channels.
-        frames: None: only decoding tells.
-        claimed_s: Duration that the header claims, or an estimate from the bit rate; None where there is neither.
-    """
+    """An open file of compressed audio, a `read.Source`; `claimed_s` may be an estimate from the bit rate."""
 
     frames: int | None = None
 
@@ -66,15 +57,16 @@ class MediaSource:
         """
         self._descriptor, self._size = descriptor, size
         self._extent = audio_extent(descriptor, size)
-        structure = check_structure(descriptor, size)
-        self._links, self._blocks = structure.links, structure.blocks
+        self._links, self._blocks = check_structure(descriptor, size)
         try:
             import av
         except ImportError as error:
-            raise AudioError("no-decoder", f"compressed audio is decoded by PyAV, which is not installed: {INSTALL}") from error
+            raise AudioError(
+                "no-decoder", "compressed audio is decoded by PyAV, which is not installed: pip install 'openwavlm[media]'"
+            ) from error
         os.lseek(descriptor, 0, os.SEEK_SET)
         options = {"fd": str(descriptor), "protocol_whitelist": "fd", "format_whitelist": _FORMATS}
-        with _errors("no audio format that is known"):
+        with ffmpeg_errors("unknown audio format"):
             self._container = av.open("fd:", options=options, metadata_errors="ignore")
         streams = self._container.streams.audio
         if len(streams) != 1:
@@ -85,36 +77,31 @@ class MediaSource:
         context = self._stream.codec_context
         if context is None:
             self._container.close()
-            raise AudioError("unreadable", "no decoder is known for the codec that the file announces")
+            raise AudioError("unreadable", "the codec that the file announces has no decoder here")
         self.rate, self.channels, self.format = context.sample_rate or 0, context.channels, self._container.format.name
         if context.name == "g726" and self.format == "wav" and not context.codec_tag.startswith(_G726_TAG):
             self._container.close()
             raise AudioError("unreadable", "G.721 or G.726 in an order of bits that WAV does not name: convert the file to PCM")
-        duration = self._stream.duration
-        base = self._stream.time_base
-        if duration is not None and base is not None:
-            self.claimed_s: float | None = float(duration * base)
-        else:
-            self.claimed_s = self._container.duration / 1e6 if self._container.duration else None
+        duration, base = self._stream.duration, self._stream.time_base
+        self.claimed_s: float | None = self._container.duration / 1e6 if self._container.duration else None
         if self._links:
             self.claimed_s = sum(link.samples / link.rate for link in self._links)
+        elif duration is not None and base is not None:
+            self.claimed_s = float(duration * base)
         self._is_pcm = context.name.startswith("pcm_")
-        # Codecs whose decoders make sound of zeros, which no encoder writes.
+        # Decoders of these codecs turn zeros, which no encoder writes, into sound.
         self._is_speech = context.name in ("opus", "amrnb", "amrwb")
         context.thread_count = 1
-        # Errors in compressed speech are common and concealed; those of a lossless codec are not.
+        # FFmpeg conceals errors in lossy codecs, which are common; in a lossless codec they are refused.
         context.options = {"err_detect": "crccheck+explode" if context.name in _LOSSLESS else "crccheck"}
         if self.format in ("mp3", "ogg", "caf"):
             context.flags2 |= av.codec.context.Flags2.skip_manual
-        self._count, self._begin, self._end = 0, 0, 0
+        self._count, self._begin, self._end = 0, 0, 0  # packets; bytes of the first and after the last one
         self._last: Any = None
         self._begins = True
 
     def blocks(self, first: int, last: int | None) -> Iterator[np.ndarray]:
-        """Decodes from the beginning and yields samples `first` to `last` (None: to the end).
-
-        Yields:
-            float32 in [−1, 1], or int16 where the codec is of 16 bits, (frames, channels).
+        """Decodes from the beginning and yields samples `first` to `last`; int16 if the codec has 16 bits (see `read.Source`).
 
         Raises:
             AudioError: With reason `truncated`, `undecoded` or `unreadable`.
@@ -154,10 +141,10 @@ class MediaSource:
 
     def _frame(self, frame: Any) -> Frame:
         samples = self._checked(frame)
-        delay, padding = _skips(frame)
+        delay, padding = skips_of(frame)
         begins, self._begins = self._begins or delay > 0, False
         if begins and self._stream.codec_context.name == "vorbis":
-            # The first block only overlaps with the second; of a later link FFmpeg does not say so.
+            # The first block only overlaps with the second; FFmpeg does not report this delay for later links.
             delay = len(samples)
         return Frame(samples, delay, padding, begins)
 
@@ -173,7 +160,7 @@ class MediaSource:
                     continue
                 self._take(packet)
             try:
-                with _errors(""):
+                with ffmpeg_errors(""):
                     frames = packet.decode()
             except AudioError as error:
                 rest = self._after_tag(packet)
@@ -181,7 +168,7 @@ class MediaSource:
                     reason = "truncated" if self._end >= self._size and self.format != "ogg" else "unreadable"
                     raise AudioError(reason, f"packet {self._count} cannot be decoded ({error.detail})") from error
                 tag_end = packet.pos + packet.size - len(rest) if rest else after_tags(self._descriptor, packet.pos, self._size)
-                with _errors(f"packet {self._count} cannot be decoded"):
+                with ffmpeg_errors(f"packet {self._count} cannot be decoded"):
                     frames = self._stream.codec_context.decode(av.Packet(rest)) if rest else []
             else:
                 self._last = packet if packet.size else self._last
@@ -189,9 +176,9 @@ class MediaSource:
             yield from frames
 
     def _read(self, packets: Iterator[Any]) -> Any:
-        """The next packet; None at the end, and where only tags follow: FFmpeg 8.1 reads those of WavPack as damaged blocks."""
+        """The next packet; None at the end or if only tags follow, which FFmpeg 8.1 takes for damaged blocks of WavPack."""
         try:
-            with _errors(f"reading fails after {self._count} packets"), _signals_wait():
+            with ffmpeg_errors(f"reading fails after {self._count} packets"), signals_blocked():
                 return next(packets, None)
         except AudioError:
             if self.format != "wv" or after_tags(self._descriptor, self._end, self._size) < self._size:
@@ -199,20 +186,20 @@ class MediaSource:
             return None
 
     def _after_tag(self, packet: Any) -> bytes | None:
-        """What follows the tag with which a packet begins: a joined file has one before its second part. None if there is no tag."""
+        """Rest of a packet after the tag at its beginning, as before the second of two joined files; None without a tag."""
         if self.format not in _FRAMES_ONLY or not packet.size or packet.pos is None:
             return None
         tag_end = after_tags(self._descriptor, packet.pos, self._size)
         return bytes(packet)[tag_end - packet.pos :] if tag_end > packet.pos else None
 
     def _take(self, packet: Any) -> None:
-        """Counts a packet and compares its place with the end of the one before."""
+        """Counts a packet and compares its position with the end of the previous one."""
         start = packet.pos
         if start is not None and self.format in _FRAMES_ONLY and start != self._end:
             unknown = start - after_tags(self._descriptor, self._end, start)
             if unknown > (0 if self._count else _LONGEST_FRAME):
                 raise AudioError(
-                    "unreadable", f"{unknown} bytes before byte {start} are no frames of {self.format}: repair the file"
+                    "unreadable", f"{unknown} bytes before byte {start} are not frames of {self.format}: repair the file"
                 )
         if packet.is_corrupt and not (self._is_pcm and self._extent is not None and not self._extent.announced):
             raise AudioError("truncated", f"packet {self._count + 1} is incomplete")
@@ -236,21 +223,10 @@ class MediaSource:
             )
         if frame.is_corrupt:
             raise AudioError("unreadable", f"packet {self._count} is damaged")
-        if frame.format.is_planar and channels > _MOST_PLANES:
-            raise AudioError(
-                "unreadable", f"{channels} channels of compressed audio, more than {_MOST_PLANES}: convert it to WAV or FLAC"
-            )
-        values = frame.to_ndarray()
-        values = values.T if frame.format.is_planar else values.reshape(-1, channels)
-        kind = frame.format.name.removesuffix("p")
-        if kind == "s16":
-            return values
-        if kind == "u8":
-            values = values.astype(np.int16) - 128
-        return values.astype(np.float32) * np.float32(_SCALES[kind])
+        return samples_of(frame)
 
     def _check_end(self, position: int) -> None:
-        """Compares what was decoded with what the file announces and with its bytes."""
+        """Compares the number of decoded samples with the header and the size of the file."""
         seconds, announced = position / self.rate, self._announced_s()
         if announced is not None and seconds < announced - _LOSSY_TOLERANCE_S:
             raise AudioError("truncated", f"{seconds:.2f} s could be decoded where the file announces {announced:.2f} s")
@@ -282,7 +258,7 @@ class MediaSource:
         return None
 
     def _announced_packets(self) -> int:
-        """Packets, or samples of PCM, that the container says there are; 0 if it does not."""
+        """Number of packets, or of PCM samples, in the container's header; 0 if unknown."""
         if self.format == "mp3":
             return self._xing_frames()
         if self.format.startswith("mov"):
@@ -290,72 +266,15 @@ class MediaSource:
         return self._blocks.total() if len(self._container.streams) == 1 else 0
 
     def _xing_frames(self) -> int:
-        """Frames that the Xing or Info header before the first frame of an MP3 announces; 0 if none does."""
+        """Number of frames in the Xing or Info header before the first frame of an MP3; 0 without one."""
         head = read_at(self._descriptor, min(self._begin, _LONGEST_FRAME), max(0, self._begin - _LONGEST_FRAME))
         found = re.search(rb"(?:Xing|Info)\0\0\0(.)(.{4})", head, re.DOTALL)
         return int.from_bytes(found[2], "big") if found and found[1][0] & 1 else 0
 
     def _last_is_whole(self) -> bool:
-        """Whether the last packet of an MP3 is a whole frame; FFmpeg decodes the beginning of one, too."""
+        """Whether the last packet of an MP3 is a whole frame; FFmpeg decodes incomplete ones too."""
         import av
 
         parser = av.CodecContext.create(self._stream.codec_context.name, "r")
-        with _errors("the last frame"):
+        with ffmpeg_errors("the last frame"):
             return sum(packet.size for packet in parser.parse(bytes(self._last))) == self._last.size
-
-
-def _skips(frame: Any) -> tuple[int, int]:
-    """Samples to drop at the beginning and at the end of a frame."""
-    for data in frame.side_data:
-        if data.type.name == "SKIP_SAMPLES":
-            content = bytes(data)
-            return int.from_bytes(content[:4], "little"), int.from_bytes(content[4:8], "little")
-    return 0, 0
-
-
-@contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Lets signals to this thread wait until the block ends.
-
-    PyAV ends a file with an exception of its own; a KeyboardInterrupt while that is built is forgotten (PyAV 18.1: 11 of 1,300).
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-# FFmpeg returns these for contents too. A disk that fails is found by reading the file through, see `audio.py`.
-_CONTENT_ERRORS = {errno.EINVAL, errno.EIO, errno.ERANGE, errno.EDOM, errno.ENOSYS, errno.EPERM, errno.ENOENT, errno.EAGAIN}
-
-
-@contextmanager
-def _errors(what: str) -> Iterator[None]:
-    """Turns errors of FFmpeg into an AudioError, or into the OSError that they are.
-
-    Raises:
-        AudioError: With reason `unreadable`.
-        OSError: If the machine failed.
-    """
-    import av
-
-    try:
-        yield
-    except av.error.FFmpegError as error:
-        number = error.errno or 0
-        text = (error.strerror or str(error)).rstrip(".")
-        if number == errno.ENOMEM and _has_memory():
-            raise AudioError("unreadable", "a length in the file is beyond all memory: it is damaged") from error
-        if number in errno.errorcode and number not in _CONTENT_ERRORS:
-            raise OSError(number, os.strerror(number)) from error
-        raise AudioError("unreadable", f"{what} ({text})" if what else text) from error
-
-
-def _has_memory() -> bool:
-    """Whether there is memory for any sound file: FFmpeg fails in the same way where a damaged file asks for more than 2 GiB."""
-    try:
-        bytearray(1 << 28)
-    except MemoryError:
-        return False
-    return True

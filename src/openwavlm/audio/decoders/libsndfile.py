@@ -1,7 +1,7 @@
-"""PCM containers and FLAC through libsndfile, compared with the bytes of the file and with FLAC's own length and MD5.
+"""Decoder of PCM containers and FLAC: libsndfile.
 
-libsndfile gets a descriptor, never a Python file: an exception (Ctrl-C, an I/O error) in a callback would be swallowed and look like
-the end of the file. And never a path: it would take some formats from the name (a text file `x.au` for µ-law).
+libsndfile gets a descriptor. With a Python file it would swallow an exception in a callback (Ctrl-C, an I/O error), which then looks like
+the end of the file; with a path it would take some formats from the name (a text file `x.au` for µ-law).
 """
 
 import errno
@@ -10,55 +10,46 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import soundfile
 
-from openwavlm.audio.containers import AudioError, Extent, audio_extent, check_rest, holds_mp3, read_at, read_parts
-from openwavlm.audio.flac import last_frame_end, missing_frame, stored_bytes, stream_info
+from openwavlm.audio.containers.file_bytes import read_at
+from openwavlm.audio.containers.flac import check_end, check_frames, stored_bytes, stream_info
+from openwavlm.audio.containers.pcm import Extent, audio_extent, holds_mp3
+from openwavlm.audio.errors import AudioError
 
 _BLOCK_FRAMES = 1 << 18
 _BLOCK_VALUES = 1 << 22
 _UNKNOWN_FRAMES = 1 << 62
 _SYSTEM_ERROR = 2
 _MAGIC = re.compile(rb"fLaC|RIFF|RIFX|RF64|BW64|riff|FORM|caff|\.snd|NIST_1A")
-_WIDTHS = {
-    "PCM_S8": 1,
-    "PCM_U8": 1,
-    "ULAW": 1,
-    "ALAW": 1,
+_WIDTHS = dict.fromkeys(("PCM_S8", "PCM_U8", "ULAW", "ALAW"), 1) | {
     "PCM_16": 2,
     "PCM_24": 3,
     "PCM_32": 4,
     "FLOAT": 4,
     "DOUBLE": 8,
 }
-# Most that libFLAC reads ahead of the frame that it decodes.
-_FLAC_READ_AHEAD = 1 << 16
 
 
 class SequentialFile(soundfile.SoundFile):
-    """A sound file read forwards only, given by its descriptor.
+    """A sound file, given by its descriptor, that is only read forwards.
 
-    python-soundfile seeks after every read of a seekable file: that fails at the end of a FLAC of unknown length (soundfile 0.14).
+    python-soundfile seeks after every read of a seekable file, which fails at the end of a FLAC of unknown length (soundfile 0.14).
     """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, closefd=False)
 
     def seekable(self) -> bool:
-        """No: the position is never asked for."""
+        """Always false."""
         return False
 
 
 @contextmanager
 def file_in_memory(content: bytes = b"") -> Iterator[int]:
-    """A file that exists only in memory, at its beginning: what libsndfile reads or writes without a callback.
-
-    Yields:
-        Its descriptor.
-    """
+    """Yields the descriptor of a file in memory, which libsndfile reads or writes without a callback."""
     descriptor = os.memfd_create("audio", os.MFD_CLOEXEC)
     try:
         view = memoryview(content)
@@ -71,18 +62,11 @@ def file_in_memory(content: bytes = b"") -> Iterator[int]:
 
 
 class UnsupportedFormat(ValueError):  # noqa: N818
-    """A file that is neither PCM nor FLAC: another decoder's."""
+    """A file that is neither PCM nor FLAC."""
 
 
 class SoundFileSource:
-    """An open PCM or FLAC file.
-
-    Attributes:
-        rate: Samples a second.
-        channels: Number of channels.
-        frames: Samples of each channel; None if only decoding will tell.
-        claimed_s: The same in seconds.
-    """
+    """An open PCM or FLAC file, a `read.Source`."""
 
     def __init__(self, descriptor: int, size: int) -> None:
         """Opens a file.
@@ -91,7 +75,7 @@ class SoundFileSource:
             AudioError: With reason `truncated` or `undecoded` if header and bytes disagree, `zero-length`, `unreadable`.
             UnsupportedFormat: If it is no PCM or FLAC file.
         """
-        # libsndfile would look for MP3 frames in anything, and print what it finds wrong with them.
+        # libsndfile would search any file for MP3 frames and print errors about them.
         if not _MAGIC.match(read_at(descriptor, 12, 0)) or holds_mp3(descriptor, size):
             raise UnsupportedFormat("no PCM or FLAC file")
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -109,15 +93,15 @@ class SoundFileSource:
         frames = int(self._sound.frames)
         self.frames = frames if 0 <= frames < _UNKNOWN_FRAMES else None
         self.claimed_s: float | None = None
-        self._extent: Extent | None = None
-        self._by_hand = False
+        self._raw: Extent | None = None
         if self._flac is None:
-            self._check_extent()
+            self._compare_extent()
         if self.frames is not None and self.rate:
             self.claimed_s = self.frames / self.rate
 
-    def _check_extent(self) -> None:
-        self._extent = extent = audio_extent(self._descriptor, self._size)
+    def _compare_extent(self) -> None:
+        """Compares the length that libsndfile reads from the header with the samples of the file."""
+        extent = audio_extent(self._descriptor, self._size)
         if extent is None:
             raise UnsupportedFormat(f"{self._sound.format} with {self._sound.subtype}")
         align = self.channels * _WIDTHS[self._sound.subtype]
@@ -128,39 +112,35 @@ class SoundFileSource:
             and self._sound.format in ("WAV", "WAVEX")
             and "LAW" not in self._sound.subtype
         ):
-            self.frames, self._by_hand = held, True
+            self.frames, self._raw = held, extent
         elif self.frames is not None and held <= self.frames:
-            # Of W64 and SPHERE libsndfile takes what follows the samples for samples.
+            # In W64 and SPHERE libsndfile counts bytes after the samples as samples.
             self.frames = held
         else:
             raise AudioError("undecoded", f"the file has {held} samples, but its header announces {self.frames}: repair it")
 
     def blocks(self, first: int, last: int | None) -> Iterator[np.ndarray]:
-        """Decodes samples `first` to `last` (None: to the end).
-
-        Yields:
-            (frames, channels) in [−1, 1] as float32, or int16 where the file is plain.
+        """Decodes samples `first` to `last`; int16 if the file has 16 bits (see `read.Source`).
 
         Raises:
             AudioError: With reason `truncated`, `undecoded` or `unreadable`.
             OSError: If the file cannot be read.
         """
         end = self.frames if last is None or (self.frames is not None and last > self.frames) else last
-        if self._by_hand:
-            yield from self._raw_blocks(first, end or 0)
+        if self._raw is not None:
+            yield from self._raw_blocks(self._raw.start, first, end or 0)
             return
         if first:
             self._seek(first)
         digest = hashlib.md5() if self._flac and any(self._flac.md5) and first == 0 and end == self.frames else None
         position = first
         while end is None or position < end:
-            count = _block_frames(self.channels)
+            count = max(1, min(_BLOCK_FRAMES, _BLOCK_VALUES // self.channels))
             block = self._read(count if end is None else min(count, end - position), position)
             if len(block) == 0:
                 break
             position += len(block)
-            if digest is not None:
-                assert self._flac is not None
+            if digest is not None and self._flac is not None:
                 digest.update(stored_bytes(block, self._flac.bits))
             yield block if block.dtype != np.int32 else block.astype(np.float32) * np.float32(2.0**-31)
         if end is not None and position < end:
@@ -168,10 +148,11 @@ class SoundFileSource:
         if self._flac is None:
             return
         if end == self.frames:
-            self._check_flac(position, digest)
-        # libFLAC puts silence where frames are missing; only the MD5 of the whole file would show it.
-        if digest is None and (start := missing_frame(read_parts(self._descriptor, self._first_frame()), position)) is not None:
-            raise AudioError("unreadable", f"the frame that begins at sample {start} is missing")
+            check_end(self._descriptor, self._size, self._flac, position)
+            if digest is not None and digest.digest() != self._flac.md5:
+                raise AudioError("unreadable", f"the {position} decoded samples do not have the MD5 that the header announces")
+        if digest is None:
+            check_frames(self._descriptor, position)
 
     def _seek(self, first: int) -> None:
         try:
@@ -192,37 +173,13 @@ class SoundFileSource:
             reason = "truncated" if os.lseek(self._descriptor, 0, os.SEEK_CUR) >= self._size else "unreadable"
             raise AudioError(reason, f"decoding fails after {position} samples ({_message(error)})") from error
 
-    def _check_flac(self, position: int, digest: Any) -> None:
-        assert self._flac is not None
-        consumed = os.lseek(self._descriptor, 0, os.SEEK_CUR)
-        tail = read_at(self._descriptor, 2 * _FLAC_READ_AHEAD, max(42, consumed - _FLAC_READ_AHEAD))
-        if re.search(rb"fLaC[\0\x80]\0\0\x22", tail):
-            raise AudioError("undecoded", f"another FLAC file follows the first {position} samples: split the file")
-        end = last_frame_end(tail, self._flac)
-        if end is not None and end > position:
-            raise AudioError("undecoded", f"the header announces {position} samples, but the frames go on to {end}: repair it")
-        check_rest(self._descriptor, consumed, self._size, slack=0)
-        if digest is not None and digest.digest() != self._flac.md5:
-            raise AudioError("unreadable", f"the {position} decoded samples do not have the MD5 that the header announces")
-
-    def _first_frame(self) -> int:
-        """Offset behind the metadata blocks of a FLAC file."""
-        position, header = 4, read_at(self._descriptor, 4, 4)
-        while len(header) == 4:
-            position += 4 + int.from_bytes(header[1:], "big")
-            if header[0] & 0x80:
-                break
-            header = read_at(self._descriptor, 4, position)
-        return position
-
-    def _raw_blocks(self, first: int, end: int) -> Iterator[np.ndarray]:
-        """Samples of a WAV file whose header does not announce them."""
-        assert self._extent is not None
+    def _raw_blocks(self, start: int, first: int, end: int) -> Iterator[np.ndarray]:
+        """Samples of a WAV file with an unknown length in its header; they begin at byte `start`."""
         subtype = self._sound.subtype
         align = self.channels * _WIDTHS[subtype]
         for position in range(first, end, _BLOCK_FRAMES):
             count = min(_BLOCK_FRAMES, end - position)
-            content = read_at(self._descriptor, count * align, self._extent.start + position * align)
+            content = read_at(self._descriptor, count * align, start + position * align)
             yield _from_bytes(content[: len(content) // align * align], subtype).reshape(-1, self.channels)
 
     def close(self) -> None:
@@ -230,12 +187,8 @@ class SoundFileSource:
         self._sound.close()
 
 
-def _block_frames(channels: int) -> int:
-    return max(1, min(_BLOCK_FRAMES, _BLOCK_VALUES // channels))
-
-
 def _from_bytes(content: bytes, subtype: str) -> np.ndarray:
-    """Samples of a little-endian WAV file, as libsndfile returns them."""
+    """Samples of a little-endian WAV file, equal to those of libsndfile."""
     if subtype == "PCM_16":
         return np.frombuffer(content, "<i2").astype(np.int16)
     if subtype == "PCM_24":
@@ -250,7 +203,7 @@ def _from_bytes(content: bytes, subtype: str) -> np.ndarray:
 
 
 def _raise_system_error(error: Exception) -> None:
-    """Raises what libsndfile reports as a failed system call: it says nothing about the file's content."""
+    """Raises an `OSError` if libsndfile reports a failed system call, which does not depend on the file's content."""
     if getattr(error, "code", None) == _SYSTEM_ERROR:
         raise OSError(errno.EIO, f"libsndfile cannot read the file ({_message(error)})") from error
 

@@ -1,5 +1,6 @@
-"""What FLAC files say about themselves (RFC 9639), which libsndfile does not compare with what it decodes."""
+"""Completeness of FLAC files (RFC 9639): frames, length and MD5, which libsndfile does not compare with the decoded samples."""
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,10 +8,15 @@ from itertools import chain
 
 import numpy as np
 
+from openwavlm.audio.containers.file_bytes import check_rest, read_at, read_parts
+from openwavlm.audio.errors import AudioError
+
 _BLOCK_SIZES = {1: 192} | {code: 576 << code - 2 for code in range(2, 6)} | {code: 256 << code - 8 for code in range(8, 16)}
 _MD5 = slice(26, 42)
 _SYNC = re.compile(rb"\xff[\xf8\xf9](?=[\x10-\xff])")
 _LONGEST_HEADER = 16
+# Most that libFLAC reads ahead of the frame that it decodes.
+_READ_AHEAD = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -20,13 +26,11 @@ class StreamInfo:
     Attributes:
         block_size: Samples in a frame of a file with frames of one size.
         bits: Bits of a sample.
-        total: Samples of each channel; 0 if unknown.
         md5: MD5 (16 bytes) of all samples; zeros if unknown.
     """
 
     block_size: int
     bits: int
-    total: int
     md5: bytes
 
 
@@ -35,7 +39,7 @@ def stream_info(head: bytes) -> StreamInfo | None:
     if len(head) < _MD5.stop or head[:4] != b"fLaC" or head[4] & 0x7F:
         return None
     packed = int.from_bytes(head[18:26], "big")
-    return StreamInfo(int.from_bytes(head[8:10], "big"), (packed >> 36 & 31) + 1, packed & (1 << 36) - 1, head[_MD5])
+    return StreamInfo(int.from_bytes(head[8:10], "big"), (packed >> 36 & 31) + 1, head[_MD5])
 
 
 def flac_md5(payload: bytes) -> bytes:
@@ -44,7 +48,7 @@ def flac_md5(payload: bytes) -> bytes:
 
 
 def stored_bytes(block: np.ndarray, bits: int) -> bytes:
-    """The bytes of which FLAC takes the MD5: interleaved, little-endian, each sample in whole bytes.
+    """Bytes whose MD5 FLAC stores: interleaved, little-endian, each sample in whole bytes.
 
     Args:
         block: (frames, channels), int16 or int32, the samples in the highest bits, as libsndfile returns them.
@@ -55,8 +59,48 @@ def stored_bytes(block: np.ndarray, bits: int) -> bytes:
     return values.view(np.uint8).reshape(*values.shape, block.itemsize)[..., :width].tobytes()
 
 
-def last_frame_end(tail: bytes, info: StreamInfo) -> int | None:
-    """Number of samples up to the end of the last frame that begins in `tail`, by the frame's own count; None if none does."""
+def check_end(descriptor: int, size: int, info: StreamInfo, position: int) -> None:
+    """Checks that nothing follows the last decoded sample.
+
+    Args:
+        descriptor: The file; its position is that of libFLAC, which has decoded all samples that the header announces.
+        size: Its bytes.
+        info: Its STREAMINFO block.
+        position: Number of decoded samples.
+
+    Raises:
+        AudioError: With reason `undecoded`.
+    """
+    consumed = os.lseek(descriptor, 0, os.SEEK_CUR)
+    tail = read_at(descriptor, 2 * _READ_AHEAD, max(_MD5.stop, consumed - _READ_AHEAD))
+    if re.search(rb"fLaC[\0\x80]\0\0\x22", tail):
+        raise AudioError("undecoded", f"another FLAC file follows the first {position} samples: split the file")
+    end = _last_frame_end(tail, info)
+    if end is not None and end > position:
+        raise AudioError("undecoded", f"the header announces {position} samples, but the frames go on to {end}: repair it")
+    check_rest(descriptor, consumed, size, slack=0)
+
+
+def check_frames(descriptor: int, until: int) -> None:
+    """Checks that no frame before sample `until` is missing; libFLAC puts silence in its place.
+
+    Raises:
+        AudioError: With reason `unreadable`.
+        OSError: If the file cannot be read.
+    """
+    position, header = 4, read_at(descriptor, 4, 4)
+    while len(header) == 4:
+        position += 4 + int.from_bytes(header[1:], "big")
+        if header[0] & 0x80:  # the last metadata block
+            break
+        header = read_at(descriptor, 4, position)
+    start = missing_frame(read_parts(descriptor, position), until)
+    if start is not None:
+        raise AudioError("unreadable", f"the frame that begins at sample {start} is missing")
+
+
+def _last_frame_end(tail: bytes, info: StreamInfo) -> int | None:
+    """Number of samples up to the end of the last frame that begins in `tail`, by the frame's own count; None without a frame."""
     for found in reversed(list(_SYNC.finditer(tail))):
         frame = _frame(tail[found.start() : found.start() + _LONGEST_HEADER])
         if frame is not None:
@@ -66,7 +110,7 @@ def last_frame_end(tail: bytes, info: StreamInfo) -> int | None:
 
 
 def missing_frame(parts: Iterable[bytes], until: int) -> int | None:
-    """First sample before `until` of which the file has no frame; None if it has all of them.
+    """First sample before `until` that lies in no frame of the file; None if all do.
 
     Args:
         parts: The file from its first frame on, in parts of any size.
@@ -92,9 +136,10 @@ def missing_frame(parts: Iterable[bytes], until: int) -> int | None:
 
 
 def _frame(header: bytes) -> tuple[int, int] | None:
-    """The number that a frame with this header (§9.1) has, and its samples; None if these bytes are no header.
+    """Number of a frame (of its first sample, in a file with frames of several sizes) and its samples, from its header (§9.1).
 
-    The number counts frames, or samples in a file with frames of several sizes.
+    Returns:
+        None if these bytes are no header.
     """
     if len(header) < _LONGEST_HEADER:
         return None

@@ -1,62 +1,31 @@
-"""Any recording → 16 kHz mono int16, and the FLAC payload that shards store; what is wrong with a bad file gets a name.
+"""Reads any recording as 16 kHz mono int16, and names the fault of a bad file.
 
-libsndfile decodes PCM containers and FLAC (`sound_files.py`), FFmpeg everything else (`media.py`, the extra `media`); soxr (HQ)
-resamples. Each decoder ends with a check that no audio of the file remains undecoded.
+`_source` chooses the decoder: libsndfile for PCM containers and FLAC (`decoders.libsndfile`), FFmpeg for everything else
+(`decoders.ffmpeg`, the extra `media`). Each decoder checks that the file is complete (`containers`). soxr (HQ) resamples.
 """
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import soundfile
 import soxr
 
-from openwavlm.audio.containers import AudioError, read_at, read_parts
+from openwavlm.audio.containers.file_bytes import read_parts
+from openwavlm.audio.decoders.ffmpeg import MediaSource, media_version
+from openwavlm.audio.decoders.libsndfile import SoundFileSource, UnsupportedFormat
 from openwavlm.audio.downmix import Decoded, MixDown, Resampler, Samples
-from openwavlm.audio.flac import flac_md5 as flac_md5
+from openwavlm.audio.errors import AudioError
 from openwavlm.audio.frames import RECEPTIVE_FIELD_SAMPLES, SAMPLE_RATE_HZ
-from openwavlm.audio.media import MediaSource, media_version
-from openwavlm.audio.sound_files import SoundFileSource, UnsupportedFormat, file_in_memory
+from openwavlm.runtime.resources import retried
 
-_PCM_EXTENSIONS = {
-    ".wav",
-    ".wave",
-    ".rf64",
-    ".bwf",
-    ".w64",
-    ".aiff",
-    ".aif",
-    ".aifc",
-    ".caf",
-    ".au",
-    ".snd",
-    ".sph",
-    ".nist",
-    ".wv1",
-    ".wv2",
-}
-_MEDIA_EXTENSIONS = {
-    *(".mp3", ".mp2", ".mpa", ".mpga", ".ogg", ".oga", ".ogx", ".ogv", ".opus", ".spx", ".aac", ".adts"),
-    *(".m4a", ".m4b", ".m4r", ".m4v", ".mp4", ".mov", ".3gp", ".3g2", ".webm", ".weba", ".mka", ".mkv"),
-    *(".wma", ".wmv", ".asf", ".amr", ".awb", ".wv", ".tta", ".ape"),
-}
-EXTENSIONS = frozenset(_PCM_EXTENSIONS | _MEDIA_EXTENSIONS | {".flac"})
-# Audio that no decoder here takes; listed with the others so that it is reported as skipped instead of vanishing.
-UNREADABLE_EXTENSIONS = frozenset(
-    {
-        *(".ra", ".rm", ".shn", ".mpc", ".ac3", ".eac3", ".dts", ".dsf", ".vox", ".gsm", ".voc"),
-        *(".g722", ".qcp", ".tak", ".ofr", ".ofs", ".dff", ".aax", ".aa", ".avi", ".flv"),
-    }
-)
-
-# What an error in opening says about the file, not about the machine: everything else (EMFILE, EIO, ESTALE, ENOMEM …) is raised.
+# Errors in opening that describe the file; others (EMFILE, EIO, ESTALE, ENOMEM …) describe the machine and are raised.
 _PATH_ERRORS = {
     errno.ENOENT: "missing",
     errno.ENOTDIR: "missing",
@@ -69,12 +38,11 @@ _FILE_TYPES = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-# Verdicts that a failing disk could cause as well.
+# A failing disk can cause these too, through a C library that hides the error.
 _CONTENT_REASONS = {"unreadable", "truncated", "undecoded", "zero-length", "not-finite"}
-# No recording is longer than eleven days; a header that claims so is damaged.
+# Eleven days; a header that claims more is damaged.
 _LONGEST_CLAIM_S = 1e6
 _LOWEST_RATE_HZ, _HIGHEST_RATE_HZ = 1_000, 1_000_000
-
 
 _Found = TypeVar("_Found")
 
@@ -85,8 +53,8 @@ class Source(Protocol):
     Attributes:
         rate: Samples a second.
         channels: Number of channels.
-        frames: Samples of each channel; None if only decoding them all will tell.
-        claimed_s: Duration that the header claims, seconds; None where it claims none.
+        frames: Samples of each channel; None if unknown before decoding.
+        claimed_s: Duration in the header, seconds; None if unknown.
     """
 
     rate: int
@@ -107,7 +75,7 @@ class Source(Protocol):
 
 
 def decoders() -> dict[str, str]:
-    """Names and versions of the libraries that decode and resample, for the records of what they made."""
+    """Names and versions of the libraries that decode and resample, for the records of a shard set."""
     return {
         "soundfile": f"{soundfile.__version__} (libsndfile {soundfile.__libsndfile_version__})",
         "av": media_version(),
@@ -116,26 +84,26 @@ def decoders() -> dict[str, str]:
 
 
 def probe_seconds(path: Path) -> float | None:
-    """Duration that the header claims, or None where it cannot be known; never decodes.
+    """Duration in the header, seconds, None if unknown; never decodes.
 
     Raises:
-        OSError: If the machine fails to read the file (not: if there is none, or it is unreadable).
+        OSError: If the machine fails to read the file.
     """
     claimed_s = _probe(path, lambda source: source.claimed_s)
     return claimed_s if claimed_s is not None and 0 < claimed_s < _LONGEST_CLAIM_S else None
 
 
 def probe_channels(path: Path) -> int | None:
-    """Number of channels, or None where the file cannot be decoded; never decodes.
+    """Number of channels, None for an unreadable file; never decodes.
 
     Raises:
-        OSError: If the machine fails to read the file (not: if there is none, or it is unreadable).
+        OSError: If the machine fails to read the file.
     """
     return _probe(path, lambda source: source.channels)
 
 
 def _probe(path: Path, read: Callable[[Source], _Found]) -> _Found | None:
-    """What a file's header says; None where it cannot be opened as audio."""
+    """A value from a file's header; None if the file cannot be opened as audio."""
     try:
         with _opened(path) as (descriptor, size), closing(_source(descriptor, size)) as source:
             return read(source)
@@ -151,20 +119,17 @@ def decode(
     16 kHz mono 16-bit PCM passes through bit for bit.
 
     Args:
-        path: File of any format that libsndfile or FFmpeg decodes, of any rate and number of channels; recognised by its content.
-        start_s: Where to begin, seconds.
-        end_s: Where to end, seconds; None for the end of the file. Up to half a second past the end is forgiven.
-        max_hours: Longest range that is decoded.
-        channel: The only channel to decode, from 0; None for the mean of all channels. Channels that cancel each other, as those
-            of a recording with one microphone reversed do, are not averaged: one is taken, and `out_of_phase` set.
-
-    Returns:
-        The samples, how many of them clipped, and which channel they are.
+        path: File of any format that libsndfile or FFmpeg decodes, recognised by its content.
+        start_s: Beginning of the range, seconds.
+        end_s: End of the range, seconds, at most half a second after that of the recording; None for the end of the recording.
+        max_hours: Longest range.
+        channel: The only channel to decode, from 0; None for the mean of all channels. Channels that cancel each other, as with one
+            microphone reversed, are not averaged: one is taken, and `out_of_phase` set.
 
     Raises:
         AudioError: With reason `missing`, `zero-length`, `unreadable`, `no-decoder`, `no-such-channel`, `out-of-range`, `too-long`,
             `not-finite`, `truncated`, `undecoded` or `over-scale`.
-        OSError: If the machine fails to open or read the file: no verdict on its content.
+        OSError: If the machine fails to open or read the file.
     """
     with _opened(path) as (descriptor, size):
         try:
@@ -174,19 +139,39 @@ def decode(
                 decoded = replace(decoded, out_of_phase=True)
         except AudioError as error:
             if error.reason in _CONTENT_REASONS:
-                for _ in read_parts(descriptor):  # a failing disk is not taken for bad audio
+                for _ in read_parts(descriptor):  # raises an OSError if the disk fails
                     pass
             raise
     return decoded
 
 
+def decode_or_stop(path: Path, **arguments: Any) -> Decoded:
+    """Runs `decode` for a command that skips bad files: a file is bad if it fails twice, and a failing disk stops the command.
+
+    Args:
+        path: The recording.
+        arguments: Those of `decode`.
+
+    Raises:
+        AudioError: If the file is bad.
+        OSError: If the machine fails repeatedly (too many open files, a disk or file server), with the file.
+        MemoryError: If memory runs out.
+    """
+
+    def attempt() -> Decoded:
+        try:
+            return decode(path, **arguments)
+        except AudioError as error:
+            if error.reason not in _CONTENT_REASONS:
+                raise
+        return decode(path, **arguments)
+
+    return retried(attempt, path)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[int, int]]:
-    """Opens a regular file; an OSError from within the block gets the file's name.
-
-    Yields:
-        The descriptor and the size.
-    """
+    """Opens a regular file, yields its descriptor and size, and adds its name to an OSError from within the block."""
     try:
         try:
             kind = stat.S_IFMT(path.stat().st_mode)
@@ -212,6 +197,7 @@ def _opened(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def _source(descriptor: int, size: int) -> Source:
+    """Chooses the decoder of a file by its content."""
     try:
         return SoundFileSource(descriptor, size)
     except UnsupportedFormat:
@@ -221,7 +207,7 @@ def _source(descriptor: int, size: int) -> Source:
 def _decode_once(
     descriptor: int, size: int, start_s: float, end_s: float | None, max_hours: float, channel: int | None
 ) -> tuple[Decoded, int | None]:
-    """Decodes with one choice of channels; also returns the channel to take instead, where the mean is no good."""
+    """Decodes a channel or the mean; also returns the channel to take instead of a mean that cancels."""
     with closing(_source(descriptor, size)) as source:
         rate, frames = source.rate, source.frames
         if not _LOWEST_RATE_HZ <= rate <= _HIGHEST_RATE_HZ:
@@ -258,37 +244,15 @@ def _check_range(first: int, last: int | None, frames: int, rate: int, start_s: 
         raise AudioError("out-of-range", f"segment {start_s:g} s to {end} of a recording of {length_s:.3f} s", length_s)
 
 
-def check_clip(samples: np.ndarray, *, min_samples: int = RECEPTIVE_FIELD_SAMPLES) -> None:
-    """Refuses a clip from which nothing can be learnt.
+def check_clip(samples: np.ndarray) -> None:
+    """Refuses a clip that is empty, shorter than one frame, or silent.
 
     Raises:
         AudioError: With reason `zero-length`, `too-short` (below one receptive field of the model) or `all-zero`.
     """
     if len(samples) == 0:
         raise AudioError("zero-length", "0 samples")
-    if len(samples) < min_samples:
-        raise AudioError("too-short", f"{len(samples)} samples at 16 kHz, fewer than {min_samples}")
+    if len(samples) < RECEPTIVE_FIELD_SAMPLES:
+        raise AudioError("too-short", f"{len(samples)} samples at 16 kHz, fewer than {RECEPTIVE_FIELD_SAMPLES}")
     if not samples.any():
         raise AudioError("all-zero", f"all {len(samples)} samples are zero")
-
-
-def encode_flac(samples: np.ndarray) -> bytes:
-    """Encodes int16 (samples,) as a 16 kHz mono 16-bit FLAC file; the same samples always give the same bytes."""
-    return encode(samples, "FLAC", "PCM_16")
-
-
-def encode(samples: np.ndarray, container: str, subtype: str) -> bytes:
-    """Encodes (samples,), int16 or float in [−1, 1], as a 16 kHz mono file of a container and subtype that libsndfile writes."""
-    with file_in_memory() as descriptor:
-        soundfile.write(descriptor, samples, SAMPLE_RATE_HZ, format=container, subtype=subtype, closefd=False)
-        return read_at(descriptor, os.fstat(descriptor).st_size, 0)
-
-
-def pcm_md5(samples: np.ndarray) -> bytes:
-    """MD5 (16 bytes) of int16 samples as FLAC defines it: little-endian."""
-    return hashlib.md5(np.ascontiguousarray(samples, dtype="<i2").tobytes()).digest()
-
-
-def pcm_id(md5: bytes) -> int:
-    """First 64 bits of a PCM MD5, the `pcm` column of the index."""
-    return int.from_bytes(md5[:8], "little")

@@ -98,10 +98,8 @@ def test_an_iteration_that_cannot_be_is_refused_before_any_work(config, tmp_path
 
 
 def teacher_of_layers(config: dict, layers: int, folder: Path) -> Path:
-    model = RunConfig.of(with_placeholders(plain(composed("train", ["name=x", *config["overrides"], f"model.layers={layers}"]))))[
-        "model"
-    ]
-    save_huggingface(WavLM(model), folder)
+    values = plain(composed("train", ["name=x", *config["overrides"], f"model.layers={layers}"]))
+    save_huggingface(WavLM(RunConfig.of(with_placeholders(values)).model), folder)
     return folder
 
 
@@ -293,7 +291,7 @@ def test_the_count_tables_labels_are_collected_only_as_far_as_it_counts(done, mo
 
     def figures(collected_frames: float) -> dict:
         monkeypatch.setattr(masked, "COUNTED_FRAMES", collected_frames)
-        return masked.masked_figures(load_run(run)[0], parts, opened, train="speech", dev="dev", test="dev")
+        return masked.masked_figures(load_run(run)[0], parts, opened, train="speech", dev="dev", test="dev")[0]
 
     try:
         monkeypatch.setattr(masked, "CountTable", Counting)

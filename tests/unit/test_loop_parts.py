@@ -106,7 +106,7 @@ def test_masked_figures_are_of_test_with_dev_in_devs_role(
     (tmp_path / "trained" / "run").mkdir(parents=True)
     (tmp_path / "trained" / "run" / "config.yaml").write_text("seed: 5\ndata: {validation: {dev: x}}\n")
     data = iteration(shards, tmp_path)._masked(stage(tmp_path / "trained"), stage(tmp_path / "labelled"))
-    assert given == {"train": "speech", "dev": "dev", "test": "test", "closed": True}
+    assert given == {"train": "speech", "dev": "dev", "test": "test", "counted": True, "closed": True}
     test = {"shards": str(shards["test"]), "labels": str(tmp_path / "labelled" / "labels")}
     assert data == {"validation": {"dev": "x", "test": test}}
 

@@ -247,7 +247,7 @@ def test_every_stage_of_an_iteration_builds_on_what_it_reads(tmp_path: Path, mon
     monkeypatch.setattr(one, "_labels", lambda number, name, book, settings, previous: stage(f"{name} by {book.key}"))
     monkeypatch.setattr(one, "_train", lambda number, settings, labels, previous: stage(f"trained on {labels['train'].key}"))
     monkeypatch.setattr(one, "_export", lambda trained, folder: {"exported": trained.key})
-    monkeypatch.setattr(one, "_masked", lambda trained, labels: {"masked": trained.key, "on": labels.key})
+    monkeypatch.setattr(one, "_masked", lambda trained, labels: ({"masked": trained.key, "on": labels.key}, None))
     monkeypatch.setattr(one, "_probe", lambda trained: {"probed": trained.key})
     found = one.run(2, IterationSettings("layer", 5), "before")  # type: ignore[arg-type]
     book, trained = "book 2 before", "trained on train by book 2 before"

@@ -15,6 +15,7 @@ import numpy as np
 
 from openwavlm.batches.sources import OpenData
 from openwavlm.evaluation.measured import ProbeSettings
+from openwavlm.evaluation.paired import Sums
 from openwavlm.evaluation.probe import probe_model
 from openwavlm.evaluation.shard_sets import inventory, probe_set, read_phone_times
 from openwavlm.labels.assign import assign_labels
@@ -65,7 +66,7 @@ class Iteration:
         trained = self._train(number, settings, labels, previous)
         exported = self.chain.run(f"{number}/export", {}, [trained], lambda folder: self._export(trained, folder))
         masked = self.chain.run(
-            f"{number}/masked", {}, [trained, *labels.values()], lambda folder: self._masked(trained, labels["test"])
+            f"{number}/masked", {}, [trained, *labels.values()], lambda folder: self._masked(trained, labels["test"])[0]
         )
         probed = None
         if self.times is not None:
@@ -178,12 +179,12 @@ class Iteration:
         export_run(trained.folder / "run", folder)
         return {}
 
-    def _masked(self, trained: Stage, test_labels: Stage) -> dict[str, Any]:
+    def _masked(self, trained: Stage, test_labels: Stage, *, counted: bool = True) -> tuple[dict[str, Any], Sums]:
         config = self._with_test(trained, test_labels)
         opened = OpenData(config.data, config.batch, config.seed)
         try:
             model, _ = load_run(trained.folder / "run")
-            return masked_figures(model, config, opened, train="speech", dev="dev", test="test")
+            return masked_figures(model, config, opened, train="speech", dev="dev", test="test", counted=counted)
         finally:
             opened.close()
 

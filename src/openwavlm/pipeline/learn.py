@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from openwavlm.batches.sources import OpenData
 from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
 from openwavlm.evaluation.mixtures import probe_mixtures
 from openwavlm.evaluation.paired import FIGURES, Sums, difference
@@ -26,7 +25,6 @@ from openwavlm.evaluation.shard_sets import inventory, probe_set, read_phone_tim
 from openwavlm.pipeline.corpora import SETS, shard_sets
 from openwavlm.pipeline.iterate import Iteration
 from openwavlm.pipeline.learn_page import page
-from openwavlm.pipeline.masked_speakers import masked_by_speaker
 from openwavlm.pipeline.settings import IterationSettings, iteration_settings
 from openwavlm.pipeline.stages import Chain, Stage
 from openwavlm.runs.export import load_run
@@ -126,14 +124,9 @@ class Seed(Iteration):
         return Arm(trained, probe, masked, mixed)
 
     def _masked_speakers(self, trained: Stage, test_labels: Stage, *, counted: bool) -> dict[str, Any]:
-        config = self._with_test(trained, test_labels)
-        opened = OpenData(config.data, config.batch, config.seed)
-        try:
-            sums = masked_by_speaker(load_run(trained.folder / "run")[0], config, opened, test="test")
-        finally:
-            opened.close()
+        figures, sums = self._masked(trained, test_labels, counted=counted)
         by_speaker = {"speakers": sums.speakers, "nats": sums.numerator.tolist(), "frames": sums.denominator.tolist()}
-        return {"by_speaker": by_speaker, "figures": self._masked(trained, test_labels) if counted else None}
+        return {"by_speaker": by_speaker, "figures": figures if counted else None}
 
     def mixture_baselines(self) -> dict[str, Stage]:
         """MFCC and log-mel on the same mixtures; layer 0 is one frame, layer 1 the frame and five to each side."""

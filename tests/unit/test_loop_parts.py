@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from learn import Seed
 from openwavlm.evaluation.features import LogMelFeatures, MfccFeatures
 from openwavlm.evaluation.sets import ProbeSet
 from openwavlm.pipeline import iterate as loop
-from openwavlm.pipeline.learn import Seed
 from openwavlm.pipeline.settings import IterationSettings, iteration_settings
 from openwavlm.pipeline.stages import Chain
 from runs import phone_times
@@ -77,9 +77,7 @@ def test_mixtures_of_the_learning_comparison_are_given_the_clean_parts_in_their_
     config = {**one.config, "mixtures": {"seed": 5, "energy_ratio_db": 2.0}}
     seed = Seed(one.chain, config, one.shards, shards["phones"], seed=3, one=threading.Lock())
     given: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(
-        "openwavlm.pipeline.learn.probe_mixtures", lambda *sets, **settings: given.append((*sets, settings)) or {}
-    )
+    monkeypatch.setattr("learn.probe_mixtures", lambda *sets, **settings: given.append((*sets, settings)) or {})
     baselines = seed.mixture_baselines()
     assert set(baselines) == {"mfcc", "logmel"} and seed.config["seed"] == 3
     for (extract, *sets, settings), kind in zip(given, (MfccFeatures, LogMelFeatures), strict=True):

@@ -77,7 +77,7 @@ def masked_figures(
 
     unigrams = [Unigram.of(opened.label_counts(number)) for number in range(len(opened.classes))]
     evaluation = Evaluation(
-        whole_set(opened, test, seed), make_builder(config, opened, training=False), Loading(workers=1), unigrams, Control()
+        whole_set(opened, test, seed), make_builder(config, opened, training=False), Loading(workers=0), unigrams, Control()
     )
     found = evaluation.run(model, torch.device("cpu"), add)
     present = np.flatnonzero(frames)

@@ -1,4 +1,4 @@
-"""The Markdown page of `openwavlm learn`: every table, and what it says in words."""
+"""The Markdown page of `learn`: every table, and its verdicts in words."""
 
 from typing import Any
 

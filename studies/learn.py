@@ -1,11 +1,14 @@
-"""Paired comparisons of what the recipe is made of: `openwavlm learn`.
+"""Paired comparisons of what the recipe is made of: `python studies/learn.py name=NAME` (`make learn`).
 
 seed ─┬─ iteration_1 (MFCC) ─── export ─ layer labels ─ iteration_2         corpus and MFCC labels: one for all seeds
       └─ iteration_1 again, one thing changed: mixing_off, nano_mel, …      plan, crops, masks, mixtures: one for all arms of a seed
       every arm: train (a process of its own) ─ probe ─ masked ─ mixtures ─► differences, seed by seed, intervals over voices
 """
 
+import json
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 
+from learn_page import page
+from openwavlm.cli.app import command
 from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
 from openwavlm.evaluation.mixtures import probe_mixtures
 from openwavlm.evaluation.paired import FIGURES, Sums, difference
@@ -24,11 +30,13 @@ from openwavlm.evaluation.sets import ProbeSet
 from openwavlm.evaluation.shard_sets import inventory, probe_set, read_phone_times
 from openwavlm.pipeline.corpora import SETS, shard_sets
 from openwavlm.pipeline.iterate import Iteration
-from openwavlm.pipeline.learn_page import page
 from openwavlm.pipeline.settings import IterationSettings, iteration_settings
 from openwavlm.pipeline.stages import Chain, Stage
+from openwavlm.runs.compose import plain
 from openwavlm.runs.export import load_run
+from openwavlm.runs.names import run_folder
 from openwavlm.runtime.atomic import atomic_file, write_json
+from openwavlm.runtime.interrupt import ending_with_reader
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +169,7 @@ def learn(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Trains and measures every arm of every seed, or what is left of them, and compares them.
 
     Args:
-        config: `conf/learn.yaml` as plain values.
+        config: `studies/learn.yaml` as plain values.
         directory: Run directory, `runs/NAME`.
 
     Returns:
@@ -279,3 +287,27 @@ def _arm_figures(arm: Arm, directory: Path) -> dict[str, Any]:
         "train_seconds": arm.train.seconds,
         "probe_seconds": round(arm.probe.seconds + arm.masked.seconds + (arm.mixtures.seconds if arm.mixtures else 0), 1),
     }
+
+
+@command("iterate")
+def main(config: DictConfig) -> None:
+    """Runs the study that the config describes."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    values = plain(config)
+    directory = run_folder(values["name"])
+    summary = learn(values, directory.resolve())
+    primary = summary["primary"]
+    found = summary["comparisons"][primary["comparison"]]["figures"][primary["figure"]]
+    log.info("primary outcome: %s", json.dumps(found))
+    log.info("page: %s, figures: %s", directory / "evidence.md", directory / "summary.json")
+
+
+if __name__ == "__main__":
+    here = Path(__file__).resolve().parent
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        with ending_with_reader():
+            print((here / "learn.yaml").read_text())
+    else:
+        sys.argv[1:1] = [f"--config-dir={here}", "--config-name=learn"]
+        main()

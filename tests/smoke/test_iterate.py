@@ -20,6 +20,7 @@ from openwavlm.pipeline.iterate import iterate
 from openwavlm.runs.compose import composed, conf_dir, plain
 from openwavlm.runs.export import load_run
 from openwavlm.runtime.atomic import writer_lock
+from openwavlm.shards.index import Index
 from openwavlm.training.config import RunConfig, with_placeholders
 from runs import TINY_MODEL
 from synthetic import make_corpus
@@ -130,6 +131,18 @@ def test_what_cannot_be_is_refused_before_any_work(config, tmp_path, changed, me
     with pytest.raises(ValueError, match=message):
         iterate(config | {"synthesis": None, "dry_run": dry_run} | changed, tmp_path / "run")
     assert not list(tmp_path.rglob("shards"))
+
+
+def test_one_folder_of_recordings_is_enough(config, tmp_path):
+    one = json.loads(json.dumps(config))
+    corpus = make_corpus(tmp_path / "mine", speakers=5, utterances=4, seconds=(1.5, 3.0), seed=7)
+    one["corpora"] = {"input": str(corpus), "speaker_folder": 1, "min_seconds": 0.5, "train": {"input": None}}
+    one["iterations"] = one["iterations"][:1]
+    summary = iterate(one, tmp_path / "run")
+    assert summary["iterations"][0]["masked"]["frames"] > 0
+    speakers = [set(Index.open(folder).speakers[1:]) for folder in sorted((tmp_path / "run").glob("stages/shards/*"))]
+    assert sorted(map(len, speakers)) == [1, 1, 3] and len(set().union(*speakers)) == 5
+    assert iterate(one, tmp_path / "run")["this_call"]["made"] == []
 
 
 def states(config: dict, directory: Path) -> dict[str, str]:

@@ -354,10 +354,7 @@ def _report(iterations: list[dict[str, Stage]], folder: Path, export: Path, name
     commands = [
         ("features of a folder of recordings", f"openwavlm extract encoder={export} input=FOLDER output=FEATURES"),
         ("the model in Python", f"transformers.WavLMModel.from_pretrained({str(export)!r})"),
-        (
-            "the same on your own recordings",
-            "openwavlm iterate name=mine corpora.train.input=DIR corpora.dev.input=DIR corpora.test.input=DIR",
-        ),
+        ("the same on your own recordings", "openwavlm iterate name=mine corpora.input=DIR"),
     ]
     write_report(folder, ReportContent(f"OpenWavLM: {name}", parts, commands=commands))
     return {}

@@ -26,10 +26,8 @@ from openwavlm.cli.app import command
 from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
 from openwavlm.evaluation.mixtures import probe_mixtures
 from openwavlm.evaluation.paired import FIGURES, Sums, difference
-from openwavlm.evaluation.sets import ProbeSet
-from openwavlm.evaluation.shard_sets import inventory, probe_set, read_phone_times
 from openwavlm.pipeline.corpora import SETS, shard_sets
-from openwavlm.pipeline.iterate import Iteration
+from openwavlm.pipeline.iteration import Iteration
 from openwavlm.pipeline.settings import IterationSettings, iteration_settings
 from openwavlm.pipeline.stages import Chain, Stage
 from openwavlm.runs.compose import plain
@@ -152,13 +150,6 @@ class Seed(Iteration):
             [*inputs, *clean],
             lambda folder: probe_mixtures(features(), *self._clean_sets(), **self.config["mixtures"]),
         )
-
-    def _clean_sets(self) -> tuple[ProbeSet, ProbeSet, ProbeSet]:
-        assert self.times is not None
-        times = read_phone_times(self.times, fold_stress=self.config["probe"]["fold_stress"])
-        phones = inventory(times)
-        train, dev, test = (probe_set(self.shards[f"{part}_clean"].folder, times, phones) for part in SETS)
-        return train.spread_over_speakers(self.config["probe"]["train_seconds"]), dev, test
 
 
 def _encoder(trained: Stage) -> Any:

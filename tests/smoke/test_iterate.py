@@ -284,7 +284,7 @@ def test_audio_of_the_training_set_in_dev_or_test_is_refused_before_anything_is_
     shutil.copytree(config["corpora"]["test"]["input"], corpus)
     shutil.copytree(Path(config["corpora"]["train"]["input"]) / "spk00", corpus / "somebody")
     mixed["corpora"]["test"]["input"] = str(corpus)
-    with pytest.raises(ValueError, match=r"but 4 of 16 rows of test are in the training corpus \(.*\): take them out"):
+    with pytest.raises(ValueError, match=r"but 4 of 16 rows of test are in the training corpus \(.*\): remove them"):
         iterate(mixed, tmp_path / "run")
     assert not (tmp_path / "run" / "stages" / "1").exists()
 
@@ -325,8 +325,8 @@ def test_the_teacher_is_forgotten_while_a_training_runs(done, config):
     again = json.loads(json.dumps(config))
     again["iterations"][1]["overrides"] = ["optim.clip_norm=7"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("openwavlm.pipeline.iterate.forget_teacher", lambda: asked.append("forgotten"))
-        patch.setattr("openwavlm.pipeline.iterate.run_until_saved", lambda *_: asked.append("training") or 1)
+        patch.setattr("openwavlm.pipeline.iteration.forget_teacher", lambda: asked.append("forgotten"))
+        patch.setattr("openwavlm.pipeline.iteration.run_until_saved", lambda *_: asked.append("training") or 1)
         with pytest.raises(ValueError, match="training of iteration 2 ended with status 1"):
             iterate(again, directory)
     assert asked == ["forgotten", "training"]

@@ -1,8 +1,8 @@
-"""Paired comparisons of what the recipe is made of: `python studies/learn.py name=NAME` (`make learn`).
+"""Paired comparisons of parts of the recipe: `python studies/learn.py name=NAME` (`make learn`).
 
 seed ─┬─ iteration_1 (MFCC) ─── export ─ layer labels ─ iteration_2         corpus and MFCC labels: one for all seeds
       └─ iteration_1 again, one thing changed: mixing_off, nano_mel, …      plan, crops, masks, mixtures: one for all arms of a seed
-      every arm: train (a process of its own) ─ probe ─ masked ─ mixtures ─► differences, seed by seed, intervals over voices
+      every arm: train (a process of its own) ─ probe ─ masked ─ mixtures ─► differences, seed by seed, intervals over speakers
 """
 
 import json
@@ -44,13 +44,13 @@ FIRST, SECOND = "iteration_1", "iteration_2"
 
 @dataclass(frozen=True)
 class Arm:
-    """One model of one seed and what was measured on it.
+    """Stages of one model of one seed.
 
     Attributes:
-        train: Its training.
+        train: Training.
         probe: Phones and units beside their baselines.
-        masked: Nats and frames by speaker, with the count table of the two iterations.
-        mixtures: Overlap and phones in mixtures; None where no comparison asks for it.
+        masked: Nats and frames by speaker; of the two iterations also the baselines without audio.
+        mixtures: Overlap and phones in mixtures; None where no comparison needs it.
     """
 
     train: Stage
@@ -73,12 +73,12 @@ class Seed(Iteration):
     """All arms of one seed.
 
     Args:
-        chain: Where the stages are.
+        chain: Runs the stages.
         config: The whole config as plain values.
-        shards: Name → stage that made the shard set.
+        shards: Name → stage of the shard set.
         times: Table of phone times.
         seed: The seed.
-        one: Held by whoever computes in this process: trainings have processes of their own, everything else is done in turn.
+        one: Lock for computations in this process, which run one at a time; trainings run in processes of their own.
     """
 
     def __init__(
@@ -157,18 +157,17 @@ def _encoder(trained: Stage) -> Any:
 
 
 def learn(config: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Trains and measures every arm of every seed, or what is left of them, and compares them.
+    """Trains and measures every arm of every seed, as far as not done, and compares them.
 
     Args:
         config: `studies/learn.yaml` as plain values.
         directory: Run directory, `runs/NAME`.
 
     Returns:
-        What is written to `summary.json`; `evidence.md` beside it is the page.
+        Content of `summary.json`; `evidence.md` beside it is the page.
 
     Raises:
-        ValueError: If the comparisons name arms or figures that there are not; if there are no phone times; if a stage refuses its
-            input.
+        ValueError: If a comparison names an arm or figure that does not exist, there are no phone times, or a stage refuses its input.
     """
     began = time.monotonic()
     _check(config)
@@ -209,26 +208,24 @@ def _check(config: dict[str, Any]) -> None:
     for name, asked in config["comparisons"].items():
         for arm in (asked["of"], asked["against"]):
             if arm not in names:
-                raise ValueError(f"comparisons.{name} names the arm {arm}, but there are {', '.join(names)}: correct it")
+                raise ValueError(f"comparisons.{name} names the arm {arm}, but there are {', '.join(names)}")
         for figure in asked["figures"]:
             if figure not in FIGURES:
-                raise ValueError(f"comparisons.{name}.figures has {figure}, but there are {', '.join(FIGURES)}: correct it")
+                raise ValueError(f"comparisons.{name}.figures has {figure}, but there are {', '.join(FIGURES)}")
         if "masked" in asked["figures"] and SECOND in (asked["of"], asked["against"]):
             raise ValueError(
                 f"comparisons.{name}.figures has masked, but {SECOND} has other labels than the rest, so that its masked figures "
-                "cannot be compared with theirs: take it out"
+                "cannot be compared with theirs: remove it"
             )
     primary = config["primary"]
     if primary["figure"] not in config["comparisons"].get(primary["comparison"], {}).get("figures", []):
-        raise ValueError(
-            f"primary names {primary['figure']} of {primary['comparison']}, which no comparison has: add it there or correct it"
-        )
+        raise ValueError(f"primary names {primary['figure']} of {primary['comparison']}, which no comparison has: add it there")
 
 
 def _all_arms(
     chain: Chain, config: dict[str, Any], shards: dict[str, Stage], times: Path
 ) -> tuple[dict[str, list[Arm]], dict[str, Stage]]:
-    """Arm → one model a seed, in the seeds' order; and the baselines on mixtures."""
+    """Arm → one model for each seed, in the seeds' order; and the baselines on mixtures."""
     one = threading.Lock()
     shared = Seed(chain, config, shards, times, seed=config["seed"], one=one)
     labels = shared.first_labels()
@@ -240,7 +237,7 @@ def _all_arms(
     futures: dict[str, list[Future[Arm]]] = {}
     pool = ThreadPoolExecutor(config["parallel"], initializer=torch.set_num_threads, initargs=(1,))
     try:
-        # First those that others wait for: a job only ever waits for one that was begun before it.
+        # In an order in which a job waits only for jobs that began before it.
         futures[FIRST] = [pool.submit(seed.first, labels, [], mixtures=FIRST in mixed, counted=True) for seed in seeds]
         if len(config["iterations"]) > 1:
             pairs = zip(seeds, futures[FIRST], strict=True)
@@ -251,7 +248,7 @@ def _all_arms(
             baselines = shared.mixture_baselines() if mixed else {}
         return {name: [future.result() for future in of] for name, of in futures.items()}, baselines
     finally:
-        # After an error or an interrupt what has not begun is not begun; what runs keeps its checkpoints.
+        # After an error or an interrupt no further job begins; running trainings keep their checkpoints.
         pool.shutdown(cancel_futures=True)
 
 
@@ -263,7 +260,7 @@ def _compared(asked: dict[str, Any], arms: dict[str, list[Arm]]) -> dict[str, An
 
 
 def _arm_figures(arm: Arm, directory: Path) -> dict[str, Any]:
-    """What `summary.json` has of one model; `masked` beside the straw men where they were measured."""
+    """Entry of one model in `summary.json`; `masked` beside its baselines where they were measured."""
     phones = arm.probe.result["phones"]
     counted = arm.masked.result["figures"] or {}
     names = ("mfcc", "mfcc_context", "logmel", "logmel_context", "untrained", "majority")

@@ -73,7 +73,7 @@ def test_a_second_call_makes_nothing_and_keeps_every_byte(done, config):
 @pytest.mark.parametrize(
     ("number", "values", "message"),
     [
-        (1, {"features": "layer", "clusters": 8}, "no model before it whose layer"),
+        (1, {"features": "layer", "clusters": 8}, "no model before it with a layer"),
         (1, {"features": "mfcc", "clusters": 8, "start": "warm"}, "no model before it to start from"),
         (1, {"features": "mfc", "clusters": 8}, "must be one of mfcc, layer"),
         (1, {"clusters": 8, "layer": 3}, "no model before it"),

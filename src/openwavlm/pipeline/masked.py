@@ -1,4 +1,4 @@
-"""Masked prediction of a trained run on a labelled shard set, beside what needs no audio: unigram, nearest label, count table."""
+"""Masked prediction of a trained run on a labelled shard set, beside baselines without audio: unigram, nearest label, count table."""
 
 import math
 from typing import Any
@@ -20,11 +20,11 @@ from openwavlm.training.control import Control
 from openwavlm.training.health.references import labels_and_masks
 from openwavlm.training.validation import Evaluation, Unigram
 
-Sequences = tuple[list[np.ndarray], list[np.ndarray]]
 
-
-def _labels_and_masks(opened: OpenData, name: str, masking: SpanMasking, seed: int, enough: float = math.inf) -> Sequences:
-    """Those of whole micro-batches, up to the one that reaches `enough` frames."""
+def _labels_and_masks(
+    opened: OpenData, name: str, masking: SpanMasking, seed: int, enough: float = math.inf
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Labels and masks of whole micro-batches, up to the one that reaches `enough` frames."""
     labels, masks, frames = [], [], 0
     for spec in whole_set(opened, name, seed):
         for row, mask in labels_and_masks(opened, spec, masking, seed):

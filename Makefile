@@ -51,7 +51,7 @@ demo: $(STAMP) ## The whole job on synthetic voices, on a CPU
 	@$(BIN)/openwavlm iterate --config-name demo
 
 learn: $(STAMP) ## Paired comparisons: iterations, mixing, front ends, warm-up losses (over an hour)
-	@$(BIN)/openwavlm learn
+	@$(BIN)/python studies/learn.py
 
 test-long: $(STAMP) ## Everything, with the kill in every stage
 	$(BIN)/pytest -q tests

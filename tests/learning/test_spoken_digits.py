@@ -123,7 +123,7 @@ def trained(data: Path, directory: Path, labels: str, *overrides: str) -> dict:
     opened = OpenData(parts.data, parts.batch, values["seed"])
     try:
         model, _ = load_run(directory)
-        return masked_figures(model, parts, opened, train="speech", dev="dev", test="test")
+        return masked_figures(model, parts, opened, train="speech", dev="dev", test="test")[0]
     finally:
         opened.close()
 

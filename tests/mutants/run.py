@@ -25,7 +25,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-COPIED = ("src", "tests", "conf", "data_prep", "docs", "benchmarks", "train.py", "pyproject.toml", "README.md", "Makefile")
+COPIED = (
+    "src",
+    "tests",
+    "conf",
+    "data_prep",
+    "docs",
+    "benchmarks",
+    "studies",
+    "train.py",
+    "pyproject.toml",
+    "README.md",
+    "Makefile",
+)
 # Imported once a worker: each change is tried in a fork of it, which starts in a tenth of a second instead of six.
 PRELOADED = (
     *("numpy", "torch", "torch._dynamo", "torch.nn.attention.flex_attention", "torch.utils.tensorboard"),

@@ -20,6 +20,7 @@ from openwavlm.pipeline.iterate import iterate
 from openwavlm.runs.compose import composed, conf_dir, plain
 from openwavlm.runs.export import load_run
 from openwavlm.runtime.atomic import writer_lock
+from openwavlm.shards.index import Index
 from openwavlm.training.config import RunConfig, with_placeholders
 from runs import TINY_MODEL
 from synthetic import make_corpus
@@ -72,7 +73,7 @@ def test_a_second_call_makes_nothing_and_keeps_every_byte(done, config):
 @pytest.mark.parametrize(
     ("number", "values", "message"),
     [
-        (1, {"features": "layer", "clusters": 8}, "no model before it whose layer"),
+        (1, {"features": "layer", "clusters": 8}, "no model before it with a layer"),
         (1, {"features": "mfcc", "clusters": 8, "start": "warm"}, "no model before it to start from"),
         (1, {"features": "mfc", "clusters": 8}, "must be one of mfcc, layer"),
         (1, {"clusters": 8, "layer": 3}, "no model before it"),
@@ -98,10 +99,8 @@ def test_an_iteration_that_cannot_be_is_refused_before_any_work(config, tmp_path
 
 
 def teacher_of_layers(config: dict, layers: int, folder: Path) -> Path:
-    model = RunConfig.of(with_placeholders(plain(composed("train", ["name=x", *config["overrides"], f"model.layers={layers}"]))))[
-        "model"
-    ]
-    save_huggingface(WavLM(model), folder)
+    values = plain(composed("train", ["name=x", *config["overrides"], f"model.layers={layers}"]))
+    save_huggingface(WavLM(RunConfig.of(with_placeholders(values)).model), folder)
     return folder
 
 
@@ -132,6 +131,18 @@ def test_what_cannot_be_is_refused_before_any_work(config, tmp_path, changed, me
     with pytest.raises(ValueError, match=message):
         iterate(config | {"synthesis": None, "dry_run": dry_run} | changed, tmp_path / "run")
     assert not list(tmp_path.rglob("shards"))
+
+
+def test_one_folder_of_recordings_is_enough(config, tmp_path):
+    one = json.loads(json.dumps(config))
+    corpus = make_corpus(tmp_path / "mine", speakers=5, utterances=4, seconds=(1.5, 3.0), seed=7)
+    one["corpora"] = {"input": str(corpus), "speaker_folder": 1, "min_seconds": 0.5, "train": {"input": None}}
+    one["iterations"] = one["iterations"][:1]
+    summary = iterate(one, tmp_path / "run")
+    assert summary["iterations"][0]["masked"]["frames"] > 0
+    speakers = [set(Index.open(folder).speakers[1:]) for folder in sorted((tmp_path / "run").glob("stages/shards/*"))]
+    assert sorted(map(len, speakers)) == [1, 1, 3] and len(set().union(*speakers)) == 5
+    assert iterate(one, tmp_path / "run")["this_call"]["made"] == []
 
 
 def states(config: dict, directory: Path) -> dict[str, str]:
@@ -273,7 +284,7 @@ def test_audio_of_the_training_set_in_dev_or_test_is_refused_before_anything_is_
     shutil.copytree(config["corpora"]["test"]["input"], corpus)
     shutil.copytree(Path(config["corpora"]["train"]["input"]) / "spk00", corpus / "somebody")
     mixed["corpora"]["test"]["input"] = str(corpus)
-    with pytest.raises(ValueError, match=r"but 4 of 16 rows of test are in the training corpus \(.*\): take them out"):
+    with pytest.raises(ValueError, match=r"but 4 of 16 rows of test are in the training corpus \(.*\): remove them"):
         iterate(mixed, tmp_path / "run")
     assert not (tmp_path / "run" / "stages" / "1").exists()
 
@@ -293,7 +304,7 @@ def test_the_count_tables_labels_are_collected_only_as_far_as_it_counts(done, mo
 
     def figures(collected_frames: float) -> dict:
         monkeypatch.setattr(masked, "COUNTED_FRAMES", collected_frames)
-        return masked.masked_figures(load_run(run)[0], parts, opened, train="speech", dev="dev", test="dev")
+        return masked.masked_figures(load_run(run)[0], parts, opened, train="speech", dev="dev", test="dev")[0]
 
     try:
         monkeypatch.setattr(masked, "CountTable", Counting)
@@ -314,8 +325,8 @@ def test_the_teacher_is_forgotten_while_a_training_runs(done, config):
     again = json.loads(json.dumps(config))
     again["iterations"][1]["overrides"] = ["optim.clip_norm=7"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("openwavlm.pipeline.iterate.forget_teacher", lambda: asked.append("forgotten"))
-        patch.setattr("openwavlm.pipeline.iterate.run_until_saved", lambda *_: asked.append("training") or 1)
+        patch.setattr("openwavlm.pipeline.iteration.forget_teacher", lambda: asked.append("forgotten"))
+        patch.setattr("openwavlm.pipeline.iteration.run_until_saved", lambda *_: asked.append("training") or 1)
         with pytest.raises(ValueError, match="training of iteration 2 ended with status 1"):
             iterate(again, directory)
     assert asked == ["forgotten", "training"]

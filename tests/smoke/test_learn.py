@@ -1,4 +1,4 @@
-"""`openwavlm learn`: arms that differ in one thing, paired by seed, compared voice by voice, made once."""
+"""`python studies/learn.py`: arms that differ in one thing, paired by seed, compared voice by voice, made once."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from openwavlm.pipeline.learn import learn
+from learn import learn
 from openwavlm.runs.compose import conf_dir
+from programs import run_program
 from runs import TINY_MODEL
 from synthetic import make_corpus
+
+STUDIES = Path(__file__).parents[2] / "studies"
 
 
 def phone_times(path: Path, speakers: int, utterances: int) -> Path:
@@ -24,7 +27,7 @@ def phone_times(path: Path, speakers: int, utterances: int) -> Path:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("corpora")
-    made = yaml.safe_load((conf_dir() / "iterate.yaml").read_text()) | yaml.safe_load((conf_dir() / "learn.yaml").read_text())
+    made = yaml.safe_load((conf_dir() / "iterate.yaml").read_text()) | yaml.safe_load((STUDIES / "learn.yaml").read_text())
     made |= {"name": "test", "workers": 1, "synthesis": None, "seeds": [3, 4], "corpora": {}}
     for seed, name in enumerate(("train", "dev", "test")):
         corpus = make_corpus(folder / name, speakers=3, utterances=4, seconds=(1.5, 3.0), seed=seed)
@@ -115,3 +118,10 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(config, t
     with pytest.raises(ValueError, match=words) as refusal:
         learn({**config, **change}, tmp_path)
     assert "\n" not in str(refusal.value) and not list(tmp_path.glob("stages/1"))
+
+
+def test_the_program_shows_its_keys_and_reads_its_config_from_any_folder(tmp_path):
+    outcome = run_program(tmp_path, "studies/learn.py", "--help")
+    assert outcome.status == 0 and "python studies/learn.py" in outcome.stdout and "mixing_off: [mixing=off]" in outcome.stdout
+    message = run_program(tmp_path, "studies/learn.py", "primary.figure=words").error()
+    assert message.startswith("primary names words of mixing, which no comparison has")

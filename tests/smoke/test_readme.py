@@ -111,7 +111,8 @@ def test_every_file_that_a_page_names_exists():
         text = page.read_text()
         links = {page.parent / link.split("#")[0] for link in re.findall(r"\]\((?!https?:)([^)#]+)", text)}
         paths = {
-            REPOSITORY / path for path in re.findall(r"`(?:python )?((?:tests|benchmarks|data_prep|src|conf)/[\w./-]+)", text)
+            REPOSITORY / path
+            for path in re.findall(r"`(?:python )?((?:tests|benchmarks|data_prep|studies|src|conf)/[\w./-]+)", text)
         }
         for path in links | paths:
             assert path.exists(), f"{page.relative_to(REPOSITORY)} names {path}, which does not exist"

@@ -1,4 +1,4 @@
-"""Comparisons of `openwavlm learn`: each figure of each arm stands under its own name, and arms of a seed stay together."""
+"""Comparisons of `studies/learn.py`: each figure of each arm stands under its own name, and arms of a seed stay together."""
 
 import threading
 from concurrent.futures import Future
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import learn as learning
+from learn import Arm, Seed
 from openwavlm.evaluation.features import LogMelFeatures, MfccFeatures
-from openwavlm.pipeline import learn as learning
-from openwavlm.pipeline.learn import Arm, Seed
 from openwavlm.pipeline.settings import IterationSettings
 from openwavlm.pipeline.stages import Chain
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from learn import Seed
 from openwavlm.evaluation.features import LogMelFeatures, MfccFeatures
 from openwavlm.evaluation.sets import ProbeSet
-from openwavlm.pipeline import iterate as loop
-from openwavlm.pipeline.learn import Seed
+from openwavlm.pipeline import iterate, iteration
 from openwavlm.pipeline.settings import IterationSettings, iteration_settings
 from openwavlm.pipeline.stages import Chain
 from runs import phone_times
@@ -37,10 +37,10 @@ def stage(folder: Path, result: dict[str, Any] | None = None, *, done: bool = Tr
     return SimpleNamespace(folder=folder, key=folder.name, done=done, result=result or {})
 
 
-def iteration(shards: dict[str, Path], tmp_path: Path) -> loop.Iteration:
+def loop(shards: dict[str, Path], tmp_path: Path) -> iteration.Iteration:
     stages = {name: stage(shards[name]) for name in NAMES}
     config = {"probe": PROBE, "seed": 11, "workers": 1, "device": "cpu", "alignments": None, "overrides": []}
-    return loop.Iteration(Chain(tmp_path / "stages"), config, stages, shards["phones"])
+    return iteration.Iteration(Chain(tmp_path / "stages"), config, stages, shards["phones"])
 
 
 def test_a_probe_is_fitted_on_clean_training_chosen_on_clean_dev_and_reads_clean_test(
@@ -56,10 +56,10 @@ def test_a_probe_is_fitted_on_clean_training_chosen_on_clean_dev_and_reads_clean
         given.update(layers_model=model, layers_train=train, layers_dev=dev, layers_settings=settings)
         return [0.5]
 
-    monkeypatch.setattr(loop, "probe_model", probe_model)
-    monkeypatch.setattr(loop, "pnmi_by_layer", pnmi_by_layer)
-    monkeypatch.setattr(loop, "load_run", lambda run: (SimpleNamespace(wavlm=f"the encoder of {run.parent.name}"), None))
-    found = iteration(shards, tmp_path)._probe(stage(tmp_path / "trained"))
+    monkeypatch.setattr(iteration, "probe_model", probe_model)
+    monkeypatch.setattr(iteration, "pnmi_by_layer", pnmi_by_layer)
+    monkeypatch.setattr(iteration, "load_run", lambda run: (SimpleNamespace(wavlm=f"the encoder of {run.parent.name}"), None))
+    found = loop(shards, tmp_path)._probe(stage(tmp_path / "trained"))
     assert found == {"phones": 1, "pnmi_of_layers": [0.5]}
     assert given["model"] == given["layers_model"] == "the encoder of trained"
     for name in ("train", "dev", "test"):
@@ -73,13 +73,11 @@ def test_a_probe_is_fitted_on_clean_training_chosen_on_clean_dev_and_reads_clean
 def test_mixtures_of_the_learning_comparison_are_given_the_clean_parts_in_their_order(
     shards: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = iteration(shards, tmp_path)
+    one = loop(shards, tmp_path)
     config = {**one.config, "mixtures": {"seed": 5, "energy_ratio_db": 2.0}}
     seed = Seed(one.chain, config, one.shards, shards["phones"], seed=3, one=threading.Lock())
     given: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(
-        "openwavlm.pipeline.learn.probe_mixtures", lambda *sets, **settings: given.append((*sets, settings)) or {}
-    )
+    monkeypatch.setattr("learn.probe_mixtures", lambda *sets, **settings: given.append((*sets, settings)) or {})
     baselines = seed.mixture_baselines()
     assert set(baselines) == {"mfcc", "logmel"} and seed.config["seed"] == 3
     for (extract, *sets, settings), kind in zip(given, (MfccFeatures, LogMelFeatures), strict=True):
@@ -97,16 +95,16 @@ def test_masked_figures_are_of_test_with_dev_in_devs_role(
 ) -> None:
     given: dict[str, Any] = {}
     opened = SimpleNamespace(close=lambda: given.update(closed=True))
-    monkeypatch.setattr(loop, "load_run", lambda run: ("the model", None))
-    monkeypatch.setattr(loop, "OpenData", lambda *_: opened)
+    monkeypatch.setattr(iteration, "load_run", lambda run: ("the model", None))
+    monkeypatch.setattr(iteration, "OpenData", lambda *_: opened)
     monkeypatch.setattr(
-        loop, "RunConfig", SimpleNamespace(of=lambda config: SimpleNamespace(data=config["data"], batch=None, seed=5))
+        iteration, "RunConfig", SimpleNamespace(of=lambda config: SimpleNamespace(data=config["data"], batch=None, seed=5))
     )
-    monkeypatch.setattr(loop, "masked_figures", lambda *given_, **roles: given.update(roles) or given_[1].data)
+    monkeypatch.setattr(iteration, "masked_figures", lambda *given_, **roles: given.update(roles) or given_[1].data)
     (tmp_path / "trained" / "run").mkdir(parents=True)
     (tmp_path / "trained" / "run" / "config.yaml").write_text("seed: 5\ndata: {validation: {dev: x}}\n")
-    data = iteration(shards, tmp_path)._masked(stage(tmp_path / "trained"), stage(tmp_path / "labelled"))
-    assert given == {"train": "speech", "dev": "dev", "test": "test", "closed": True}
+    data = loop(shards, tmp_path)._masked(stage(tmp_path / "trained"), stage(tmp_path / "labelled"))
+    assert given == {"train": "speech", "dev": "dev", "test": "test", "counted": True, "closed": True}
     test = {"shards": str(shards["test"]), "labels": str(tmp_path / "labelled" / "labels")}
     assert data == {"validation": {"dev": "x", "test": test}}
 
@@ -121,9 +119,9 @@ def test_a_codebook_is_fitted_on_the_training_set_alone_and_every_set_is_labelle
         fitted.append((places, settings))
         return SimpleNamespace(hash="abc")
 
-    monkeypatch.setattr(loop, "fit_codebook", fit_codebook)
-    monkeypatch.setattr(loop, "assign_labels", lambda *places, teacher, workers, device: labelled.append((*places, teacher)))
-    one = iteration(shards, tmp_path)
+    monkeypatch.setattr(iteration, "fit_codebook", fit_codebook)
+    monkeypatch.setattr(iteration, "assign_labels", lambda *places, teacher, workers, device: labelled.append((*places, teacher)))
+    one = loop(shards, tmp_path)
     previous = {
         "export": stage(tmp_path / "exported"),
         "train": stage(tmp_path / "trained", {"layers": 12}),
@@ -146,7 +144,7 @@ def test_a_codebook_is_fitted_on_the_training_set_alone_and_every_set_is_labelle
 
 
 def test_the_next_layer_is_of_the_iteration_before(shards: dict[str, Path], tmp_path: Path) -> None:
-    one = iteration(shards, tmp_path)
+    one = loop(shards, tmp_path)
     settings = IterationSettings(features="layer", clusters=20)
     previous = {"train": stage(tmp_path / "trained", {"layers": 12})}
     # HuBERT §III-A: layer 6 of 12 after the first iteration, 9 after the second.
@@ -158,15 +156,15 @@ def test_the_next_layer_is_of_the_iteration_before(shards: dict[str, Path], tmp_
 @pytest.mark.parametrize("name", ["dev", "test", "dev_clean", "test_clean"])
 def test_audio_of_the_training_set_is_refused_in_every_held_out_set(shards: dict[str, Path], tmp_path: Path, name: str) -> None:
     stages = {one: stage(shards[one]) for one in NAMES}
-    loop._check_unheard(stages)
+    iterate._check_disjoint(stages)
     # The first of its utterances is one of training's, under other names.
     corpus = make_corpus(tmp_path / "corpus", speakers=1, utterances=1, seconds=(1.0, 1.2), seed=99)
     training = sorted(shards["train"].parent.glob("corpus/*/*.flac"))
     (corpus / "spk00" / "other.flac").write_bytes(training[0].read_bytes())
     mixed = make_shard_set(tmp_path, corpus=corpus, source="mixed")
     with pytest.raises(ValueError, match=rf"but 1 of 2 rows of {name} are in the training corpus"):
-        loop._check_unheard(stages | {name: stage(mixed)})
-    loop._check_unheard(stages | {name: stage(mixed, done=False)})
+        iterate._check_disjoint(stages | {name: stage(mixed)})
+    iterate._check_disjoint(stages | {name: stage(mixed, done=False)})
 
 
 @pytest.mark.parametrize(

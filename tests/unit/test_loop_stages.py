@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from openwavlm.pipeline import corpora
+from openwavlm.pipeline import corpora, iteration
 from openwavlm.pipeline import iterate as loop
 from openwavlm.pipeline.graph import graph, graph_lines
 from openwavlm.pipeline.listing import fingerprint
@@ -242,12 +242,12 @@ def test_every_stage_of_an_iteration_builds_on_what_it_reads(tmp_path: Path, mon
             asked.append((name, settings, [one.key for one in inputs]))
             return stage(name, make(Path("folder")))
 
-    one = loop.Iteration(Noting(tmp_path), config, shards, tmp_path / "phones.tsv")
+    one = iteration.Iteration(Noting(tmp_path), config, shards, tmp_path / "phones.tsv")
     monkeypatch.setattr(one, "_codebook", lambda number, settings, previous: stage(f"book {number} {previous}"))
     monkeypatch.setattr(one, "_labels", lambda number, name, book, settings, previous: stage(f"{name} by {book.key}"))
     monkeypatch.setattr(one, "_train", lambda number, settings, labels, previous: stage(f"trained on {labels['train'].key}"))
     monkeypatch.setattr(one, "_export", lambda trained, folder: {"exported": trained.key})
-    monkeypatch.setattr(one, "_masked", lambda trained, labels: {"masked": trained.key, "on": labels.key})
+    monkeypatch.setattr(one, "_masked", lambda trained, labels: ({"masked": trained.key, "on": labels.key}, None))
     monkeypatch.setattr(one, "_probe", lambda trained: {"probed": trained.key})
     found = one.run(2, IterationSettings("layer", 5), "before")  # type: ignore[arg-type]
     book, trained = "book 2 before", "trained on train by book 2 before"
@@ -277,7 +277,7 @@ def test_a_training_is_given_its_own_labels_and_overrides(tmp_path: Path, monkey
     shards = {name: stage(f"shards-{name}") for name in NAMES}
     labels = {name: stage(f"labels-{name}") for name in ("train", "dev", "test")}
     config = {"seed": 9, "overrides": ["a=1"], "workers": 1}
-    one = loop.Iteration(Chain(tmp_path), config, shards, None)
+    one = iteration.Iteration(Chain(tmp_path), config, shards, None)
     given: list[list[str]] = []
 
     def run_until_saved(program: list[str], environment: dict[str, str]) -> int:
@@ -288,10 +288,14 @@ def test_a_training_is_given_its_own_labels_and_overrides(tmp_path: Path, monkey
         (folder / "config.yaml").write_text("x: 1")
         return 0
 
-    monkeypatch.setattr(loop, "run_until_saved", run_until_saved)
-    monkeypatch.setattr(loop, "forget_teacher", lambda: None)
-    monkeypatch.setattr(loop, "_trajectory", lambda overrides: {"decides": overrides})
-    monkeypatch.setattr(loop, "RunConfig", SimpleNamespace(of=lambda values: SimpleNamespace(model=SimpleNamespace(layers=12))))
+    monkeypatch.setattr(iteration, "run_until_saved", run_until_saved)
+    monkeypatch.setattr(iteration, "forget_teacher", lambda: None)
+    monkeypatch.setattr(iteration, "composed", lambda name, overrides: overrides)
+    monkeypatch.setattr(iteration, "plain", lambda overrides: overrides)
+    monkeypatch.setattr(iteration, "trajectory", lambda overrides: {"decides": overrides})
+    monkeypatch.setattr(
+        iteration, "RunConfig", SimpleNamespace(of=lambda values: SimpleNamespace(model=SimpleNamespace(layers=12)))
+    )
     trained = one._train(2, IterationSettings("layer", 5, updates=70, overrides=("b=2",)), labels)
     expected = ["name=iteration-2", "a=1", "b=2", "seed=9", "optim.updates=70"]
     program = given[0]
@@ -323,7 +327,7 @@ def test_a_training_is_given_its_own_labels_and_overrides(tmp_path: Path, monkey
 def test_a_training_that_did_not_end_is_no_stage(
     status: int, complete: bool, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = loop.Iteration(Chain(tmp_path), {"seed": 9, "overrides": []}, {name: stage(name) for name in NAMES}, None)
+    one = iteration.Iteration(Chain(tmp_path), {"seed": 9, "overrides": []}, {name: stage(name) for name in NAMES}, None)
 
     def run_until_saved(program: list[str], environment: dict[str, str]) -> int:
         (folder,) = tmp_path.glob("1/train-*")
@@ -331,9 +335,11 @@ def test_a_training_that_did_not_end_is_no_stage(
         (folder / "run" / "summary.json").write_text(json.dumps({"complete": complete, "updates": 3, "this_launch": {}}))
         return status
 
-    monkeypatch.setattr(loop, "run_until_saved", run_until_saved)
-    monkeypatch.setattr(loop, "forget_teacher", lambda: None)
-    monkeypatch.setattr(loop, "_trajectory", lambda overrides: {})
+    monkeypatch.setattr(iteration, "run_until_saved", run_until_saved)
+    monkeypatch.setattr(iteration, "forget_teacher", lambda: None)
+    monkeypatch.setattr(iteration, "composed", lambda name, overrides: {})
+    monkeypatch.setattr(iteration, "plain", lambda values: values)
+    monkeypatch.setattr(iteration, "trajectory", lambda values: {})
     with pytest.raises(ValueError, match=message):
         one._train(1, IterationSettings("mfcc", 5), {name: stage(name) for name in ("train", "dev", "test")})
     assert not list(tmp_path.rglob("stage.json"))
@@ -363,10 +369,8 @@ def test_a_layer_is_one_of_the_model_that_is_clustered(
         loop._check_models(config, settings)
         assert compared == [(12, 6, "the model of iteration 1")]
     else:
-        whose = "the teacher t" if teacher else "the model before"
-        with pytest.raises(
-            ValueError, match=rf"iterations\[1\]\.layer must be one of 0…{3 if teacher else 6} of {whose}, but is"
-        ):
+        name = "the teacher t" if teacher else "the model before"
+        with pytest.raises(ValueError, match=rf"iterations\[1\]\.layer must be one of 0…{3 if teacher else 6} of {name}, but is"):
             loop._check_models(config, settings)
 
 

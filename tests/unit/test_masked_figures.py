@@ -16,7 +16,6 @@ from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.pipeline import masked as masked_module
 from openwavlm.pipeline.masked import masked_figures, whole_set
-from openwavlm.pipeline.masked_speakers import masked_by_speaker
 from openwavlm.runs.compose import plain
 from openwavlm.runtime.randomness import stable_hash
 from openwavlm.training.build import make_builder
@@ -96,7 +95,7 @@ def losses(parts: RunConfig, opened: OpenData, model: WavLMForPretraining) -> tu
 
 def test_the_model_and_the_count_table_are_judged_on_test_and_fitted_without_it(run) -> None:
     parts, opened, model = run
-    figures = masked_figures(model, parts, opened, train="speech", dev="dev", test="test")
+    figures, _ = masked_figures(model, parts, opened, train="speech", dev="dev", test="test")
     by_speaker, accuracy = losses(parts, opened, model)
     every = np.concatenate(list(by_speaker.values()))
     assert figures["frames"] == len(every) == sum(int(mask.sum()) for mask in sequences(parts, opened, "test")[1])
@@ -120,7 +119,8 @@ def test_the_model_and_the_count_table_are_judged_on_test_and_fitted_without_it(
 
 def test_sums_by_speaker_are_of_each_speakers_own_frames(run) -> None:
     parts, opened, model = run
-    sums = masked_by_speaker(model, parts, opened, test="test")
+    figures, sums = masked_figures(model, parts, opened, train="speech", dev="dev", test="test", counted=False)
+    assert "count_table" not in figures and figures["frames"] == sums.denominator.sum()
     by_speaker, _ = losses(parts, opened, model)
     index = opened.indexes["test"]
     assert sums.speakers == tuple(name for name in index.speakers if name in by_speaker) and len(sums.speakers) == 3

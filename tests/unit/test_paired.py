@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from learn_page import page
 from openwavlm.evaluation.paired import FIGURES, Difference, Sums, difference, seeds, sentence, table
-from openwavlm.pipeline.learn_page import page
 
 SPEAKERS = tuple(f"demo/voice{number:02d}" for number in range(20))
 FRAMES = np.full(20, 1000.0)
@@ -152,7 +152,7 @@ def test_the_page_has_every_models_figures_under_their_names():
     rows = {line.split(" | ")[0][2:]: line.split(" | ")[1:] for line in text.splitlines() if line.startswith("| ")}
     rows = {name: [cell.removesuffix(" |") for cell in cells] for name, cells in rows.items()}
     names = ["masked, nats", "... count table", "phones", "... untrained", "overlapped phones"]
-    assert rows["held-out voices, mean (seeds)"] == names
+    assert rows["held-out speakers, mean (seeds)"] == names
     assert rows["iteration 1"] == [
         "3.200 (3.100, 3.300)",
         "2.750 (2.750)",  # one for all seeds
@@ -177,7 +177,7 @@ def test_the_page_has_every_models_figures_under_their_names():
     ):
         assert rows[name] == ["–", "–", phones, "–", overlapped]
     lines = text.splitlines()
-    assert "2 seeds (3, 5), 400 and 900 updates each." in text and "draws of the 20 test voices" in text
+    assert "2 seeds (3, 5), 400 and 900 updates each." in text and "draws of the 20 test speakers" in text
     (primary,) = [line for line in lines if line.startswith("**Primary outcome")]
     assert primary.startswith(
         "**Primary outcome, fixed before the run** (gain, masked cross-entropy (nats)): Masked cross-entropy: "

@@ -22,7 +22,6 @@ from openwavlm.evaluation.unit_figures import (
 )
 from openwavlm.evaluation.units import UnitSettings, UtteranceNormalised, choose_layer, fit_layers, layer_pnmi, tally_layers
 from openwavlm.labels.quality import phone_quality, pnmi
-from openwavlm.pipeline.next_layer import next_layer
 from planted_features import Planted, planted_set
 
 JOINTS = arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 9)), elements=st.integers(0, 40)).filter(
@@ -272,8 +271,6 @@ def test_the_next_layer_is_the_measured_best_or_half_and_three_quarters_of_the_d
         "the input is no layer, and of equals the lower one is taken"
     )
     assert choose_layer(2, 12, {0: 0.9}) == 9
-    assert next_layer(1, 3, {"pnmi_of_layers": [0.2, 0.4, 0.3], "phones": {"chosen_layer": 3}}) == 2
-    assert next_layer(1, 3, {"phones": {"chosen_layer": 3}}) == 3 and next_layer(1, 12, None) == 6
     with pytest.raises(ValueError, match="figure of layer 13"):
         choose_layer(1, 12, {13: 0.5})
     with pytest.raises(ValueError, match="counted from 1"):

@@ -24,11 +24,6 @@ def main(config: DictConfig) -> None:
         return
     for number, figures in enumerate(summary["iterations"], start=1):
         masked = figures["masked"]
-        log.info(
-            "iteration %d: masked cross-entropy %.3f (count table %.3f, unigram %.3f)",
-            number,
-            masked["cross_entropy"],
-            masked["count_table"]["cross_entropy"],
-            masked["unigram"]["cross_entropy"],
-        )
+        compared = [part["cross_entropy"] for part in (masked, masked["count_table"], masked["unigram"])]
+        log.info("iteration %d: masked cross-entropy %.3f (count table %.3f, unigram %.3f)", number, *compared)
     log.info("report: %s, figures: %s, model: %s", *(directory / name for name in ("report.html", "summary.json", "export")))

@@ -22,7 +22,6 @@ COMMANDS = {
     "replay": "build the batches of one update again, bit for bit, to look at and listen to",
     "export": "write a run in the format of Hugging Face, Microsoft or torchaudio",
     "extract": "features of a model's layers, or units, of a folder of recordings",
-    "learn": "paired comparisons over seeds: iterations, mixing, front ends, warm-up losses",
     "synthesize": "synthesise the demo's corpus of English speech with phone times",
     "import-labels": "make a labelling of fairseq's .tsv, .km and dictionary",
     "import-codebook": "make a codebook folder of a published codebook",

@@ -9,7 +9,7 @@ from openwavlm.runtime.resources import explained
 _USAGE = """usage: openwavlm upgrade PATH ...
 
 Brings shard sets, labels, codebooks and runs of older versions to the present formats, in place; audio, labels and weights stay as
-they are. Of any other folder (of openwavlm iterate or learn, data/, runs/) all of these that lie below it are upgraded. A run names
+they are. Of any other folder (of openwavlm iterate, data/, runs/) all of these that lie below it are upgraded. A run names
 its shard sets and labels, which are upgraded with it. Labels and codebooks need the shard sets that they are of: name them on the same
 line, as in `openwavlm upgrade data/shards/train data/labels/km500`. Killed, it goes on when it is run again.
 """

@@ -1,31 +1,26 @@
-"""Two arms on the same held-out voices, seed by seed: differences, intervals over voices, and what they say in words (DESIGN §8)."""
+"""Paired comparison of two arms on the same held-out speakers: differences by seed, intervals over speakers, sentences and tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from openwavlm.evaluation.bootstrap import ratio_interval
 
 
-@dataclass(frozen=True)
-class Figure:
-    """What is compared.
-
-    Attributes:
-        title: What tables call it.
-        higher_is_better: Which way is good.
-    """
+class Figure(NamedTuple):
+    """A figure that can be compared, its title in tables and the decimal places of its values."""
 
     title: str
     higher_is_better: bool
+    places: int
 
 
 FIGURES = {
-    "phones": Figure("phones, chosen layer (share of frames)", higher_is_better=True),
-    "overlapped_phones": Figure("phones of the first voice in overlapped frames (share)", higher_is_better=True),
-    "masked": Figure("masked cross-entropy (nats)", higher_is_better=False),
+    "phones": Figure("phones, chosen layer (share of frames)", higher_is_better=True, places=4),
+    "overlapped_phones": Figure("phones of the first speaker in overlapped frames (share)", higher_is_better=True, places=4),
+    "masked": Figure("masked cross-entropy (nats)", higher_is_better=False, places=3),
 }
 
 
@@ -51,16 +46,16 @@ class Sums:
 
 @dataclass(frozen=True)
 class Difference:
-    """What came out, of less against.
+    """Difference of two arms, `of` less `against`.
 
     Attributes:
-        of: The first arm's figure, seed by seed.
-        against: The second's.
-        differences: `of` less `against`, seed by seed.
-        value: Their mean.
-        low: Lower end of its 95 % interval over speakers, the seeds' sums averaged.
+        of: The first arm's figure by seed.
+        against: The second arm's figure by seed.
+        differences: Their difference by seed.
+        value: Mean difference.
+        low: Lower end of its 95 % interval over speakers, with the seeds' sums averaged.
         high: Upper end.
-        speakers: Speakers drawn from.
+        speakers: Number of speakers.
     """
 
     of: tuple[float, ...]
@@ -85,10 +80,8 @@ class Difference:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, rounded to 5 places."""
-        return {
-            "of": [round(value, 5) for value in self.of],
-            "against": [round(value, 5) for value in self.against],
-            "differences": [round(value, 5) for value in self.differences],
+        by_seed = {"of": self.of, "against": self.against, "differences": self.differences}
+        return {name: [round(value, 5) for value in values] for name, values in by_seed.items()} | {
             "difference": round(self.value, 5),
             "interval": [round(self.low, 5), round(self.high, 5)],
             "speakers": self.speakers,
@@ -98,14 +91,14 @@ class Difference:
 
 
 def difference(of: Sequence[Sums], against: Sequence[Sums]) -> Difference:
-    """Compares two arms, whose entries of one place share their seed.
+    """Compares two arms.
 
     Args:
-        of: One model a seed.
-        against: Likewise.
+        of: Sums of one model for each seed.
+        against: Sums of the other arm, for the same seeds in the same order.
 
     Raises:
-        ValueError: If the numbers of seeds differ, or not all were judged on the same frames of the same speakers.
+        ValueError: If the numbers of seeds differ, or the models were judged on different frames or speakers.
     """
     if len(of) != len(against) or not of:
         raise ValueError(f"a paired comparison needs the same seeds on both sides, but has {len(of)} and {len(against)}")
@@ -131,14 +124,13 @@ def difference(of: Sequence[Sums], against: Sequence[Sums]) -> Difference:
 
 def sentence(figure: str, of: str, against: str, found: Difference) -> str:
     """The verdict in words."""
-    what = FIGURES[figure]
-    name, places = what.title.split(" (", 1)[0], _places(figure)
-    between = f"95 % interval {found.low:+.{places}f} to {found.high:+.{places}f} over {found.speakers} voices"
+    title, higher_is_better, places = FIGURES[figure]
+    name = title.split(" (", 1)[0]
+    between = f"95 % interval {found.low:+.{places}f} to {found.high:+.{places}f} over {found.speakers} speakers"
     if found.verdict == "equal":
         words = f"{of} and {against} are equal: the difference of {found.value:+.{places}f} is within chance ({between})."
     else:
-        good = (found.verdict == "higher") == what.higher_is_better
-        worth = "better" if good else "worse"
+        worth = "better" if (found.verdict == "higher") == higher_is_better else "worse"
         words = f"{of} is {found.verdict}, which is {worth}, than {against} by {abs(found.value):.{places}f} ({between})."
     if len(found.differences) > 1 and not found.seeds_agree:
         words += " The seeds do not agree on its sign."
@@ -146,18 +138,19 @@ def sentence(figure: str, of: str, against: str, found: Difference) -> str:
 
 
 def table(figures: dict[str, Difference], of: str, against: str) -> list[str]:
-    """Lines of a Markdown table: a row for each figure, every seed's value of both arms."""
+    """Lines of a Markdown table with a row for each figure."""
     lines = [
         f"| figure | {of}: mean (seeds) | {against}: mean (seeds) | difference (seeds) | 95 % interval | verdict |",
         "|---|---|---|---|---|---|",
     ]
     for name, found in figures.items():
+        places = FIGURES[name].places
         cells = [
             FIGURES[name].title,
             seeds(name, found.of),
             seeds(name, found.against),
             seeds(name, found.differences, signed=True),
-            f"{found.low:+.{_places(name)}f} to {found.high:+.{_places(name)}f}",
+            f"{found.low:+.{places}f} to {found.high:+.{places}f}",
             found.verdict,
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -166,9 +159,5 @@ def table(figures: dict[str, Difference], of: str, against: str) -> list[str]:
 
 def seeds(figure: str, values: Sequence[float], *, signed: bool = False) -> str:
     """`mean (value, value, …)`."""
-    form = f"{'+' if signed else ''}.{_places(figure)}f"
+    form = f"{'+' if signed else ''}.{FIGURES[figure].places}f"
     return f"{np.mean(values):{form}} ({', '.join(f'{value:{form}}' for value in values)})"
-
-
-def _places(figure: str) -> int:
-    return 3 if figure == "masked" else 4

@@ -9,6 +9,7 @@ from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openwavlm.model.losses import cosine_logits, feature_penalty, masked_prediction
@@ -40,12 +41,15 @@ class PretrainingOutput(NamedTuple):
         features: (batch, channels, frames), the extractor's output.
         marginal: float32 (classes,), probabilities that the first label set's head predicts, summed over the masked frames; None
             without `with_marginal`.
+        frame_cross_entropies: float32 (masked,), cross-entropy of each masked frame under the first label set's head; None without
+            `with_frames`.
     """
 
     sets: tuple[SetFigures, ...]
     feature_penalty: Tensor
     features: Tensor
     marginal: Tensor | None = None
+    frame_cross_entropies: Tensor | None = None
 
 
 class LabelHead(nn.Module):
@@ -132,6 +136,7 @@ class WavLMForPretraining(nn.Module):
         *,
         learn_unmasked: bool = False,
         with_marginal: bool = False,
+        with_frames: bool = False,
     ) -> PretrainingOutput:
         """Predicts the pseudo-labels of the masked frames.
 
@@ -149,13 +154,14 @@ class WavLMForPretraining(nn.Module):
             unmasked_labels: For each label set integers (unmasked,), their pseudo-labels.
             learn_unmasked: Whether their cross-entropy has a gradient.
             with_marginal: Whether the predicted probabilities are summed too, without a gradient.
+            with_frames: Whether the cross-entropy of each masked frame is returned too, without a gradient.
 
         Returns:
             Sums over the frames, and the feature penalty.
         """
         encoded = self.wavlm(waveforms, num_samples, mask=mask, layer_keep=layer_keep)
         frames = encoded.final.flatten(0, 1)
-        marginal, figures = None, []
+        marginal, by_frame, figures = None, None, []
         of_sets = zip_longest(masked_labels, unmasked_labels if unmasked_index is not None else ())
         for head, (of_masked, of_unmasked) in zip(self.heads(), of_sets, strict=True):
             logits = self._logits(head, frames, masked_index)
@@ -168,8 +174,10 @@ class WavLMForPretraining(nn.Module):
                     )
             if with_marginal and marginal is None:
                 marginal = logits.detach().softmax(-1).sum(0)[self.special_rows :]
+            if with_frames and by_frame is None:
+                by_frame = F.cross_entropy(logits.detach(), (of_masked + self.special_rows).long(), reduction="none")
             figures.append(SetFigures(cross_entropy_sum, num_correct, unmasked_cross_entropy_sum, num_unmasked_correct))
-        return PretrainingOutput(tuple(figures), feature_penalty(encoded.features), encoded.features, marginal)
+        return PretrainingOutput(tuple(figures), feature_penalty(encoded.features), encoded.features, marginal, by_frame)
 
     def _logits(self, head: "WavLMForPretraining | LabelHead", frames: Tensor, index: Tensor) -> Tensor:
         projected = head.final_proj(frames.index_select(0, index))

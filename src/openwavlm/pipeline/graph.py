@@ -1,4 +1,4 @@
-"""What a chain of stages would do: done, begun, to do, and what an earlier config left behind."""
+"""State of each stage of a chain: done, begun, to do, or stale."""
 
 import re
 from typing import Any
@@ -9,24 +9,23 @@ _STAGE_FOLDER = re.compile(r".+-[0-9a-f]{12}")
 
 
 def graph(chain: Chain) -> list[dict[str, Any]]:
-    """The stages of a chain in the order of their making, then those of earlier configs.
+    """Stages of a chain in the order of their making, then those of earlier settings.
 
     Args:
-        chain: After its stages were run, as a rule dry.
+        chain: After a (dry) run of its stages.
 
     Returns:
-        For each `stage` its `state` (`done`; `begun`: a call was ended inside it, the next goes on; `to do`; `stale`: its folder is
-        there, but nothing in the graph asks for it any more), `folder`, `seconds` that its making took (None if unknown) and `bytes`
-        on disk.
+        For each `stage` its `state` (`done`; `begun`: an earlier call ended inside it, the next resumes it; `to do`; `stale`: its
+        folder exists, but the graph no longer contains it), `folder`, `seconds` of its making (None if unknown) and `bytes` on disk.
     """
     rows = []
     for stage in chain.stages:
         state = "done" if stage.done else "begun" if stage.folder.exists() else "to do"
         rows.append(_row(chain, stage.folder.relative_to(chain.folder).as_posix(), state, stage.seconds if stage.done else None))
-    asked = {row["folder"] for row in rows}
+    present = {row["folder"] for row in rows}
     there = [path.relative_to(chain.folder).as_posix() for pattern in ("*", "*/*") for path in chain.folder.glob(pattern)]
     folders = [name for name in there if _STAGE_FOLDER.fullmatch(name) and not _STAGE_FOLDER.fullmatch(name.rpartition("/")[0])]
-    return rows + [_row(chain, name, "stale", None) for name in sorted(folders) if name not in asked]
+    return rows + [_row(chain, name, "stale", None) for name in sorted(folders) if name not in present]
 
 
 def _row(chain: Chain, folder: str, state: str, seconds: float | None) -> dict[str, Any]:
@@ -35,7 +34,7 @@ def _row(chain: Chain, folder: str, state: str, seconds: float | None) -> dict[s
 
 
 def graph_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """The graph as a table for people."""
+    """The graph as the lines of a table."""
     width = max(len(row["stage"]) for row in rows)
     lines = []
     for row in rows:

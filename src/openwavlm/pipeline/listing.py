@@ -1,4 +1,4 @@
-"""What lies in a file or folder that a user gave, so that a stage notices when it changed."""
+"""Fingerprint of a file or folder of a user, by which a stage notices changes."""
 
 import hashlib
 from pathlib import Path

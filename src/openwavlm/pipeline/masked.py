@@ -1,4 +1,4 @@
-"""Masked prediction of a trained run on a labelled shard set, beside what needs no audio: unigram, nearest label, count table."""
+"""Masked prediction of a trained run on a labelled shard set, beside baselines without audio: unigram, nearest label, count table."""
 
 import math
 from typing import Any
@@ -7,26 +7,26 @@ import numpy as np
 import torch
 
 from openwavlm.audio.frames import num_frames
+from openwavlm.batches.batch import PretrainBatch
 from openwavlm.batches.plan import EpochPlan, MicroBatchSpec
 from openwavlm.batches.settings import Loading, SpanMasking
 from openwavlm.batches.sources import OpenData
 from openwavlm.evaluation.counts import COUNTED_FRAMES, CountTable
-from openwavlm.model.pretraining import WavLMForPretraining
+from openwavlm.evaluation.paired import Sums
+from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.training.build import make_builder
 from openwavlm.training.config import RunConfig
 from openwavlm.training.control import Control
 from openwavlm.training.health.references import labels_and_masks
 from openwavlm.training.validation import Evaluation, Unigram
 
-Sequences = tuple[list[np.ndarray], list[np.ndarray]]
-
 
 def _labels_and_masks(
-    opened: OpenData, specs: list[MicroBatchSpec], masking: SpanMasking, seed: int, enough: float = math.inf
-) -> Sequences:
-    """Those of whole micro-batches, up to the one that reaches `enough` frames."""
+    opened: OpenData, name: str, masking: SpanMasking, seed: int, enough: float = math.inf
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Labels and masks of whole micro-batches, up to the one that reaches `enough` frames."""
     labels, masks, frames = [], [], 0
-    for spec in specs:
+    for spec in whole_set(opened, name, seed):
         for row, mask in labels_and_masks(opened, spec, masking, seed):
             labels.append(row)
             masks.append(mask)
@@ -45,46 +45,53 @@ def whole_set(opened: OpenData, name: str, seed: int) -> list[MicroBatchSpec]:
 
 
 def masked_figures(
-    model: WavLMForPretraining, config: RunConfig, opened: OpenData, *, train: str, dev: str, test: str
-) -> dict[str, Any]:
-    """Scores a model and its straw men on the same masked frames of `test`.
+    model: WavLMForPretraining, config: RunConfig, opened: OpenData, *, train: str, dev: str, test: str, counted: bool = True
+) -> tuple[dict[str, Any], Sums]:
+    """Scores a model and its baselines on the same masked frames of `test`.
 
-    The count table is fitted on the labels of `train` under training's masks, its weights on those of `dev`; neither hears audio.
+    The count table is fitted on the labels of `train` under training's masks, its weights on those of `dev`; both without audio.
 
     Args:
-        model: Encoder and head.
+        model: Encoder and head, on the CPU.
         config: The run's.
         opened: The run's data, in which `test` and `dev` are validation sets.
         train: Name of the source.
         dev: Name of the set on which the count table's weights are fitted.
         test: Name of the set that is judged.
+        counted: Whether the count table is fitted.
 
     Returns:
         `cross_entropy`, `accuracy`, `frames` of the model; the same of `unigram`, `nearest_label` and `count_table`; `set`: `test`.
+        And the model's cross-entropy by speaker, in nats over masked frames.
     """
     seed, masking = opened.data.split_seed, config.masking
-    specs = {name: whole_set(opened, name, seed) for name in (train, dev, test)}
-    control = Control()
-    builder = make_builder(config, opened, training=False)
+    index = opened.indexes[test]
+    nats, frames = np.zeros(len(index.speakers)), np.zeros(len(index.speakers))
+
+    def add(batch: PretrainBatch, output: PretrainingOutput) -> None:
+        assert output.frame_cross_entropies is not None
+        speakers = index.speaker[batch.rows.numpy()[batch.masked_index.numpy() // batch.mask.shape[1]]]
+        losses = output.frame_cross_entropies.double().numpy()
+        nats[:] += np.bincount(speakers, weights=losses, minlength=len(nats))
+        frames[:] += np.bincount(speakers, minlength=len(frames))
+
+    unigrams = [Unigram.of(opened.label_counts(number)) for number in range(len(opened.classes))]
     evaluation = Evaluation(
-        specs[test],
-        builder,
-        Loading(workers=1),
-        [Unigram.of(opened.label_counts(number)) for number in range(len(opened.classes))],
-        control,
+        whole_set(opened, test, seed), make_builder(config, opened, training=False), Loading(workers=0), unigrams, Control()
     )
-    figures = evaluation.run(model, torch.device("cpu"))
-    sequences = {name: _labels_and_masks(opened, specs[name], masking, seed) for name in (dev, test)}
-    # The table counts no more of them; all of 10,000 hours would take 21 GiB.
-    sequences[train] = _labels_and_masks(opened, specs[train], masking, seed, COUNTED_FRAMES)
-    table = CountTable(opened.num_classes, seed=0).fit(*sequences[train], *sequences[dev])
-    score = table.score(*sequences[test])
-    return {
-        "cross_entropy": figures["cross_entropy"],
-        "accuracy": figures["accuracy"],
-        "frames": figures["masked_frames"],
+    found = evaluation.run(model, torch.device("cpu"), add)
+    present = np.flatnonzero(frames)
+    figures: dict[str, Any] = {
+        "cross_entropy": found["cross_entropy"],
+        "accuracy": found["accuracy"],
+        "frames": found["masked_frames"],
         "set": test,
-        "unigram": {"cross_entropy": figures["unigram_cross_entropy"], "accuracy": figures["unigram_accuracy"]},
-        "nearest_label": {"accuracy": figures["repeat_nearest_accuracy"]},
-        "count_table": {"cross_entropy": score.cross_entropy, "accuracy": score.accuracy, "frames": score.frames},
+        "unigram": {"cross_entropy": found["unigram_cross_entropy"], "accuracy": found["unigram_accuracy"]},
+        "nearest_label": {"accuracy": found["repeat_nearest_accuracy"]},
     }
+    if counted:
+        # The table counts no more of the training labels; all of 10,000 hours would take 21 GiB.
+        training = _labels_and_masks(opened, train, masking, seed, COUNTED_FRAMES)
+        table = CountTable(opened.num_classes, seed=0).fit(*training, *_labels_and_masks(opened, dev, masking, seed))
+        figures["count_table"] = table.score(*_labels_and_masks(opened, test, masking, seed))._asdict()
+    return figures, Sums(tuple(index.speakers[speaker] for speaker in present.tolist()), nats[present], frames[present])

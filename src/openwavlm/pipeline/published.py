@@ -1,4 +1,4 @@
-"""What a user of `runs/NAME` looks at: the last model, the page and the figures, copied from the stages that made them."""
+"""The last model, the page and the figures, copied from their stages to where a user of `runs/NAME` looks for them."""
 
 import importlib
 import shutil
@@ -12,7 +12,7 @@ from openwavlm.training.run_files import read_summary
 
 
 def check_with_transformers(exported: Path) -> dict[str, Any]:
-    """Loads an export with Transformers where that is installed; returns its version.
+    """Loads an export with Transformers; returns its version, or None where it is not installed.
 
     Raises:
         ValueError: If a key is missing, unexpected or of another shape.
@@ -30,11 +30,11 @@ def check_with_transformers(exported: Path) -> dict[str, Any]:
 
 
 def publish(directory: Path, exported: Stage, reported: Stage) -> None:
-    """Copies model, page and figures to where they are looked for, if what lies there is not of these two stages.
+    """Copies model, page and figures into the run directory, unless those of the same stages are there already.
 
     Args:
-        directory: Run directory; gets `export/`, `report.html`, the `iterations` of `summary.json`, and `published.json`, which says
-            whose they are.
+        directory: Run directory; gets `export/`, `report.html`, the `iterations` of `summary.json`, and `published.json` with the keys
+            of the two stages.
         exported: The stage of the last model.
         reported: The stage of page and figures.
     """

@@ -1,4 +1,4 @@
-"""What one pass of the loop is asked for: where its labels come from, how long it trains, and what its encoder starts from."""
+"""Settings of one iteration: source of its labels, length of its training, start of its encoder."""
 
 import difflib
 import inspect
@@ -11,7 +11,7 @@ from openwavlm.labels.fit import ENGINES, fit_codebook
 FEATURES = ("mfcc", "layer")
 STARTS = ("scratch", "warm")
 _OWN = ("features", "layer", "teacher", "clusters", "updates", "start", "overrides")
-# Decided by the chain itself.
+# Arguments of `fit_codebook` that the chain sets.
 _NOT_GIVEN = ("shards", "output", "seed", "validation_share", "split_seed", "workers", "device")
 
 
@@ -20,14 +20,14 @@ class IterationSettings:
     """One entry of `iterations`.
 
     Attributes:
-        features: What is clustered: `mfcc`, or `layer`, hidden states of the model before.
+        features: Clustered features: `mfcc`, or `layer`, hidden states of the previous iteration's model.
         clusters: K.
-        layer: Which layer; None = chosen from the model before.
-        teacher: Another model whose layer is clustered, a checkpoint of any dialect; None = the model before.
+        layer: Number of the layer; None = chosen by the previous iteration's figures.
+        teacher: Checkpoint of any dialect that provides the layer; None = the previous iteration's model.
         updates: Length of the training; None = the preset's.
-        start: What the encoder begins from: `scratch`, random weights; `warm`, the encoder of the iteration before. The head is new
-            either way, since its labels are.
-        overrides: Of `train.py`, for this iteration, after those for all.
+        start: Start of the encoder: `scratch`, random weights; `warm`, the encoder of the previous iteration. The head is always new,
+            since its labels are.
+        overrides: Of `train.py` for this iteration, after those for all.
         codebook: Further arguments of `labels.fit.fit_codebook`.
     """
 
@@ -45,8 +45,8 @@ def iteration_settings(number: int, values: Mapping[str, Any]) -> IterationSetti
     """Reads the `number`-th entry of `iterations`, counted from 1.
 
     Raises:
-        ValueError: If a key is unknown, `clusters` is absent, features, layer or start are none of what they may be, or the first
-            iteration asks for a model before it.
+        ValueError: If a key is unknown, a value is not one of its choices or not positive, `clusters` is absent, or the first iteration
+            needs a model before it.
     """
     where = f"iterations[{number - 1}]"
     fitting = [name for name in inspect.signature(fit_codebook).parameters if name not in (*_OWN, *_NOT_GIVEN)]
@@ -57,29 +57,29 @@ def iteration_settings(number: int, values: Mapping[str, Any]) -> IterationSetti
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
             raise ValueError(f"{where} has the unknown key {name}: {hint}")
     layer = None if values.get("layer") in (None, "auto") else values["layer"]
+    teacher, start = values.get("teacher"), values.get("start") or "scratch"
     features = values.get("features") or ("layer" if number > 1 or "layer" in values or "teacher" in values else "mfcc")
-    if features not in FEATURES:
-        raise ValueError(f"{where}.features must be one of {', '.join(FEATURES)}, but is {features!r}: correct it")
+    for name, value, choices in (
+        ("features", features, FEATURES),
+        ("engine", values.get("engine", ENGINES[0]), ENGINES),
+        ("start", start, STARTS),
+    ):
+        if value not in choices:
+            raise ValueError(f"{where}.{name} must be one of {', '.join(choices)}, but is {value!r}")
     if values.get("clusters") is None:
-        raise ValueError(f"{where} must name clusters, but does not: 100 in HuBERT's first iteration, 500 later")
-    if features == "mfcc" and values.get("layer") is not None:
-        raise ValueError(f"{where} clusters mfcc but names the layer {values['layer']}: leave one of them out")
-    if layer is not None and (not isinstance(layer, int) or layer < 0):
-        raise ValueError(f"{where}.layer must be a layer's number or auto, but is {layer!r}: correct it")
-    if values.get("engine", "lloyd") not in ENGINES:
-        raise ValueError(f"{where}.engine must be one of {', '.join(ENGINES)}, but is {values['engine']!r}: correct it")
+        raise ValueError(f"{where} must name clusters, but does not: HuBERT's first iteration has 100, later ones have 500")
     for name in ("clusters", "updates", "sample_hours"):
         if values.get(name) is not None and not values[name] > 0:
-            raise ValueError(f"{where}.{name} must be positive, but is {values[name]}: correct it")
-    start = values.get("start") or "scratch"
-    if start not in STARTS:
-        raise ValueError(f"{where}.start must be one of {', '.join(STARTS)}, but is {start!r}: correct it")
-    teacher = values.get("teacher")
+            raise ValueError(f"{where}.{name} must be positive, but is {values[name]}")
+    if features == "mfcc" and values.get("layer") is not None:
+        raise ValueError(f"{where} clusters mfcc but names the layer {values['layer']}: omit one of them")
+    if layer is not None and (not isinstance(layer, int) or layer < 0):
+        raise ValueError(f"{where}.layer must be a layer's number or auto, but is {layer!r}")
     if teacher is not None and (features == "mfcc" or layer is None):
         raise ValueError(f"{where} names the teacher {teacher}, so it must name one of its layers by number: add layer")
     if number == 1 and features == "layer" and teacher is None:
         raise ValueError(
-            f"{where} is the first iteration and has no model before it whose layer could be clustered: use features: mfcc, or name a "
+            f"{where} is the first iteration and has no model before it with a layer to cluster: use features: mfcc, or name a "
             "teacher"
         )
     if number == 1 and start == "warm":

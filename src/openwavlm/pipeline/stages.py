@@ -1,8 +1,8 @@
-"""A resumable graph of content-addressed stages: a stage is done when its folder holds the mark of exactly what was asked for.
+"""A resumable graph of content-addressed stages: a stage is done when the mark in its folder holds its key.
 
-A stage's key is a hash of its settings and of the keys of the stages that it builds on. Its folder is named after it and the key, so
-that a changed value makes new folders for what depends on it and leaves everything else where it is. The mark also holds the identity
-of the results: a folder that was exchanged for another chain's is refused.
+A stage's key is a hash of its settings and of the keys of the stages that it builds on. Its folder is named after the stage and the key,
+so that a changed value makes new folders for the stages that depend on it and no others. The mark also holds the identity of the results,
+so that a folder exchanged for another chain's is refused.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ class Stage:
     """A finished stage.
 
     Attributes:
-        key: Hash of all that it depends on.
-        folder: Where its results are.
-        result: What it returned, as JSON has it.
-        seconds: How long it took when it was made.
+        key: Hash of its settings and inputs.
+        folder: Folder of its results.
+        result: Figures that its function returned, as JSON values.
+        seconds: Duration when it was made.
         made: Whether this call made it.
-        done: Whether its results are there; False only in a dry run.
+        done: False only in a dry run, for results that do not exist.
     """
 
     key: str
@@ -50,8 +50,8 @@ class Chain:
     """Runs stages below one folder.
 
     Args:
-        folder: Where the stages' folders are.
-        dry_run: Make nothing: a stage that is not there comes back with an empty result and `done` False.
+        folder: Parent of the stages' folders.
+        dry_run: Make nothing: a stage that does not exist is returned with an empty result and `done` False.
     """
 
     def __init__(self, folder: Path, *, dry_run: bool = False) -> None:
@@ -73,16 +73,12 @@ class Chain:
             name: Path of the stage below the chain's folder, as in `1/codebook`.
             settings: Plain values that decide its result.
             inputs: The stages that it reads.
-            make: Writes into the folder that it is given and returns what later stages want to know; killed and called again with
-                the same folder it goes on.
-            content: What a result that can grow is made of. If another content is asked for, `make` is called again with the same
-                folder, and what builds on the stage is made anew.
-
-        Returns:
-            The stage.
+            make: Writes results into a folder and returns figures for later stages; resumes in the folder of a killed call.
+            content: Fingerprint of an input that can grow. With another content, `make` is called again with the same folder, and the
+                stages that build on this one are made again.
 
         Raises:
-            ValueError: If the mark is damaged, or the folder does not hold the results that it is of.
+            ValueError: If the mark is damaged or the folder holds results of another stage.
         """
         asked = json.dumps([name, settings, [stage.key for stage in inputs]], sort_keys=True, default=str)
         key = hashlib.sha256(asked.encode()).hexdigest()[:12]
@@ -112,7 +108,7 @@ class Chain:
 
 
 def _identity(folder: Path) -> dict[str, str]:
-    """Checksums, by file, of what the results of a stage are bound to; of a run its own identity, since a run may go on."""
+    """Checksums of the files that identify a stage's results; of a run its `run`, since a run may go on."""
     found = {name: sha256_of(folder / name) for name in _SEALS if (folder / name).is_file()}
     run = folder / "run" / "run.json"
     return found | ({"run/run.json": read_run(run).get("run", "")} if run.is_file() else {})

@@ -18,7 +18,7 @@ class RunRow:
 
     Attributes:
         name: Its folder below the root.
-        state: `training`, `finished`, `stopped`, `chain` (of `openwavlm iterate` or `learn`) or `damaged`.
+        state: `training`, `finished`, `stopped`, `chain` (of `openwavlm iterate` or `studies/learn.py`) or `damaged`.
         step: Updates that are done; None if unknown.
         updates: Updates of the whole run.
         loss: Masked cross-entropy of the last update, nats.

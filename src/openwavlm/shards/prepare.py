@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from openwavlm.shards.done import is_done, refuse_many_skipped, skipped, task_do
 from openwavlm.shards.index_writer import build_index
 from openwavlm.shards.planning import Plan, plan_tasks
 from openwavlm.shards.settings import bind_settings, check_settings, source_name
+from openwavlm.shards.splits import split_hash
 from openwavlm.shards.stats import corpus_stats, shard_set_stats
 from openwavlm.shards.tasks import TaskLine, task_lines
 from openwavlm.shards.writer import ShardJob, run_task
@@ -45,6 +47,7 @@ def make_shards(
     channels: str = "mean",
     max_skip_rate: float = 0.01,
     workers: int = 1,
+    speakers: tuple[int, int] | None = None,
     num_tasks: int = 1,
     task_index: int | None = None,
 ) -> dict[str, Any]:
@@ -69,6 +72,7 @@ def make_shards(
             channel, with the speaker `SPEAKER#CHANNEL` (`RECORDING#CHANNEL` where unknown).
         max_skip_rate: Largest share of unreadable utterances.
         workers: Local processes.
+        speakers: Only those with a `split_hash` from the first to below the second; None for all.
         num_tasks: Number of jobs of an array that share the work.
         task_index: Number of this job in the array; it runs its part of the tasks and builds no index. None for a single run.
 
@@ -105,7 +109,12 @@ def make_shards(
         settings = bind_settings(output, settings, decoders())
         if task_index is None:
             remove_temporaries(output, _FILES.fullmatch)
-            plan = plan_tasks(list_corpus(input, settings, subfolders), output, settings, max_skip_rate, workers)
+            corpus = list_corpus(input, settings, subfolders)
+            if speakers is not None:
+                source, within = settings["source"], range(*speakers)
+                chosen = [one for one in corpus.utterances if split_hash(f"{source}/{one.speaker}") in within]
+                corpus = replace(corpus, utterances=chosen)
+            plan = plan_tasks(corpus, output, settings, max_skip_rate, workers)
         lines = task_lines(listing)
         if num_tasks == 0:
             logger.info("%d tasks are listed in %s", len(lines), listing)

@@ -10,9 +10,14 @@ from openwavlm.shards.index import Index
 _BLOCK_ROWS = 2**20
 
 
+def split_hash(name: str, split_seed: int = 0) -> int:
+    """64-bit hash of a speaker (`SOURCE/SPEAKER`), by which it is held out; of a recording where the speaker is unknown."""
+    return stable_hash(f"{split_seed}/split/{name}")
+
+
 def _held_out(names: list[str], share: float, split_seed: int) -> np.ndarray:
     threshold = int(share * 2.0**64)
-    return np.array([stable_hash(f"{split_seed}/split/{name}") < threshold for name in names], dtype=bool)
+    return np.array([split_hash(name, split_seed) < threshold for name in names], dtype=bool)
 
 
 def validation_rows(index: Index, *, share: float, split_seed: int) -> np.ndarray:

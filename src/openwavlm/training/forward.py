@@ -43,6 +43,7 @@ def forward_micro_batch(
     with_unmasked: bool,
     learn_unmasked: bool = False,
     with_marginal: bool = False,
+    with_frames: bool = False,
 ) -> PretrainingOutput:
     """One micro-batch through the model; labels are those of the clean primary utterance."""
     sets = [of_set.flatten().to(torch.int64) for of_set in batch.labels]
@@ -58,4 +59,5 @@ def forward_micro_batch(
         unmasked_labels=[labels.index_select(0, unmasked) for labels in sets] if unmasked is not None else (),
         learn_unmasked=learn_unmasked,
         with_marginal=with_marginal,
+        with_frames=with_frames,
     )

@@ -1,5 +1,6 @@
 """Masked prediction on held-out speakers beside what needs no audio: the unigram and the nearest unmasked label."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,8 +70,19 @@ class Evaluation:
         self._layout = NamedSums([*_SUMS, *of_further_sets(_OF_SETS, len(unigrams))])
 
     @torch.no_grad()
-    def run(self, model: WavLMForPretraining, device: torch.device) -> dict[str, float | int]:
-        """Evaluates in eval mode; touches no training generator."""
+    def run(
+        self,
+        model: WavLMForPretraining,
+        device: torch.device,
+        each: Callable[[PretrainBatch, PretrainingOutput], None] | None = None,
+    ) -> dict[str, float | int]:
+        """Evaluates in eval mode; touches no training generator.
+
+        Args:
+            model: Encoder and head.
+            device: Where they are.
+            each: Called with every micro-batch and the model's output, which then has the cross-entropy of each frame.
+        """
         was_training = model.training
         model.eval()
         sums = self._layout.zeros()
@@ -78,9 +90,11 @@ class Evaluation:
             self._control.note(f"validation: micro-batch {batch.id.index} of {batch.id.source}")
             moved = batch.to(device)
             waveforms = prepare_waveforms(moved, None, normalised=model.wavlm.config.normalise_waveform)
-            output = forward_micro_batch(model, moved, waveforms, with_unmasked=True)
+            output = forward_micro_batch(model, moved, waveforms, with_unmasked=True, with_frames=each is not None)
             if batch.weight:
                 sums += self._sums(batch, output)
+                if each is not None:
+                    each(batch, output)
         model.train(was_training)
         total = self._layout.named(self._control.sum(sums))
         frames = max(1.0, total["masked"])

@@ -1,11 +1,14 @@
-"""Paired comparisons of what the recipe is made of: `openwavlm learn`.
+"""Paired comparisons of parts of the recipe: `python studies/learn.py name=NAME` (`make learn`).
 
 seed ─┬─ iteration_1 (MFCC) ─── export ─ layer labels ─ iteration_2         corpus and MFCC labels: one for all seeds
       └─ iteration_1 again, one thing changed: mixing_off, nano_mel, …      plan, crops, masks, mixtures: one for all arms of a seed
-      every arm: train (a process of its own) ─ probe ─ masked ─ mixtures ─► differences, seed by seed, intervals over voices
+      every arm: train (a process of its own) ─ probe ─ masked ─ mixtures ─► differences, seed by seed, intervals over speakers
 """
 
+import json
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,21 +19,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 
-from openwavlm.batches.sources import OpenData
+from learn_page import page
+from openwavlm.cli.app import command
 from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
 from openwavlm.evaluation.mixtures import probe_mixtures
 from openwavlm.evaluation.paired import FIGURES, Sums, difference
-from openwavlm.evaluation.sets import ProbeSet
-from openwavlm.evaluation.shard_sets import inventory, probe_set, read_phone_times
 from openwavlm.pipeline.corpora import SETS, shard_sets
-from openwavlm.pipeline.iterate import Iteration
-from openwavlm.pipeline.learn_page import page
-from openwavlm.pipeline.masked_speakers import masked_by_speaker
+from openwavlm.pipeline.iteration import Iteration
 from openwavlm.pipeline.settings import IterationSettings, iteration_settings
 from openwavlm.pipeline.stages import Chain, Stage
+from openwavlm.runs.compose import plain
 from openwavlm.runs.export import load_run
+from openwavlm.runs.names import run_folder
 from openwavlm.runtime.atomic import atomic_file, write_json
+from openwavlm.runtime.interrupt import ending_with_reader
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +44,13 @@ FIRST, SECOND = "iteration_1", "iteration_2"
 
 @dataclass(frozen=True)
 class Arm:
-    """One model of one seed and what was measured on it.
+    """Stages of one model of one seed.
 
     Attributes:
-        train: Its training.
+        train: Training.
         probe: Phones and units beside their baselines.
-        masked: Nats and frames by speaker, with the count table of the two iterations.
-        mixtures: Overlap and phones in mixtures; None where no comparison asks for it.
+        masked: Nats and frames by speaker; of the two iterations also the baselines without audio.
+        mixtures: Overlap and phones in mixtures; None where no comparison needs it.
     """
 
     train: Stage
@@ -69,12 +73,12 @@ class Seed(Iteration):
     """All arms of one seed.
 
     Args:
-        chain: Where the stages are.
+        chain: Runs the stages.
         config: The whole config as plain values.
-        shards: Name → stage that made the shard set.
+        shards: Name → stage of the shard set.
         times: Table of phone times.
         seed: The seed.
-        one: Held by whoever computes in this process: trainings have processes of their own, everything else is done in turn.
+        one: Lock for computations in this process, which run one at a time; trainings run in processes of their own.
     """
 
     def __init__(
@@ -126,14 +130,9 @@ class Seed(Iteration):
         return Arm(trained, probe, masked, mixed)
 
     def _masked_speakers(self, trained: Stage, test_labels: Stage, *, counted: bool) -> dict[str, Any]:
-        config = self._with_test(trained, test_labels)
-        opened = OpenData(config.data, config.batch, config.seed)
-        try:
-            sums = masked_by_speaker(load_run(trained.folder / "run")[0], config, opened, test="test")
-        finally:
-            opened.close()
+        figures, sums = self._masked(trained, test_labels, counted=counted)
         by_speaker = {"speakers": sums.speakers, "nats": sums.numerator.tolist(), "frames": sums.denominator.tolist()}
-        return {"by_speaker": by_speaker, "figures": self._masked(trained, test_labels) if counted else None}
+        return {"by_speaker": by_speaker, "figures": figures if counted else None}
 
     def mixture_baselines(self) -> dict[str, Stage]:
         """MFCC and log-mel on the same mixtures; layer 0 is one frame, layer 1 the frame and five to each side."""
@@ -152,31 +151,23 @@ class Seed(Iteration):
             lambda folder: probe_mixtures(features(), *self._clean_sets(), **self.config["mixtures"]),
         )
 
-    def _clean_sets(self) -> tuple[ProbeSet, ProbeSet, ProbeSet]:
-        assert self.times is not None
-        times = read_phone_times(self.times, fold_stress=self.config["probe"]["fold_stress"])
-        phones = inventory(times)
-        train, dev, test = (probe_set(self.shards[f"{part}_clean"].folder, times, phones) for part in SETS)
-        return train.spread_over_speakers(self.config["probe"]["train_seconds"]), dev, test
-
 
 def _encoder(trained: Stage) -> Any:
     return load_run(trained.folder / "run")[0].wavlm
 
 
 def learn(config: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Trains and measures every arm of every seed, or what is left of them, and compares them.
+    """Trains and measures every arm of every seed, as far as not done, and compares them.
 
     Args:
-        config: `conf/learn.yaml` as plain values.
+        config: `studies/learn.yaml` as plain values.
         directory: Run directory, `runs/NAME`.
 
     Returns:
-        What is written to `summary.json`; `evidence.md` beside it is the page.
+        Content of `summary.json`; `evidence.md` beside it is the page.
 
     Raises:
-        ValueError: If the comparisons name arms or figures that there are not; if there are no phone times; if a stage refuses its
-            input.
+        ValueError: If a comparison names an arm or figure that does not exist, there are no phone times, or a stage refuses its input.
     """
     began = time.monotonic()
     _check(config)
@@ -217,26 +208,24 @@ def _check(config: dict[str, Any]) -> None:
     for name, asked in config["comparisons"].items():
         for arm in (asked["of"], asked["against"]):
             if arm not in names:
-                raise ValueError(f"comparisons.{name} names the arm {arm}, but there are {', '.join(names)}: correct it")
+                raise ValueError(f"comparisons.{name} names the arm {arm}, but there are {', '.join(names)}")
         for figure in asked["figures"]:
             if figure not in FIGURES:
-                raise ValueError(f"comparisons.{name}.figures has {figure}, but there are {', '.join(FIGURES)}: correct it")
+                raise ValueError(f"comparisons.{name}.figures has {figure}, but there are {', '.join(FIGURES)}")
         if "masked" in asked["figures"] and SECOND in (asked["of"], asked["against"]):
             raise ValueError(
                 f"comparisons.{name}.figures has masked, but {SECOND} has other labels than the rest, so that its masked figures "
-                "cannot be compared with theirs: take it out"
+                "cannot be compared with theirs: remove it"
             )
     primary = config["primary"]
     if primary["figure"] not in config["comparisons"].get(primary["comparison"], {}).get("figures", []):
-        raise ValueError(
-            f"primary names {primary['figure']} of {primary['comparison']}, which no comparison has: add it there or correct it"
-        )
+        raise ValueError(f"primary names {primary['figure']} of {primary['comparison']}, which no comparison has: add it there")
 
 
 def _all_arms(
     chain: Chain, config: dict[str, Any], shards: dict[str, Stage], times: Path
 ) -> tuple[dict[str, list[Arm]], dict[str, Stage]]:
-    """Arm → one model a seed, in the seeds' order; and the baselines on mixtures."""
+    """Arm → one model for each seed, in the seeds' order; and the baselines on mixtures."""
     one = threading.Lock()
     shared = Seed(chain, config, shards, times, seed=config["seed"], one=one)
     labels = shared.first_labels()
@@ -248,7 +237,7 @@ def _all_arms(
     futures: dict[str, list[Future[Arm]]] = {}
     pool = ThreadPoolExecutor(config["parallel"], initializer=torch.set_num_threads, initargs=(1,))
     try:
-        # First those that others wait for: a job only ever waits for one that was begun before it.
+        # In an order in which a job waits only for jobs that began before it.
         futures[FIRST] = [pool.submit(seed.first, labels, [], mixtures=FIRST in mixed, counted=True) for seed in seeds]
         if len(config["iterations"]) > 1:
             pairs = zip(seeds, futures[FIRST], strict=True)
@@ -259,7 +248,7 @@ def _all_arms(
             baselines = shared.mixture_baselines() if mixed else {}
         return {name: [future.result() for future in of] for name, of in futures.items()}, baselines
     finally:
-        # After an error or an interrupt what has not begun is not begun; what runs keeps its checkpoints.
+        # After an error or an interrupt no further job begins; running trainings keep their checkpoints.
         pool.shutdown(cancel_futures=True)
 
 
@@ -271,7 +260,7 @@ def _compared(asked: dict[str, Any], arms: dict[str, list[Arm]]) -> dict[str, An
 
 
 def _arm_figures(arm: Arm, directory: Path) -> dict[str, Any]:
-    """What `summary.json` has of one model; `masked` beside the straw men where they were measured."""
+    """Entry of one model in `summary.json`; `masked` beside its baselines where they were measured."""
     phones = arm.probe.result["phones"]
     counted = arm.masked.result["figures"] or {}
     names = ("mfcc", "mfcc_context", "logmel", "logmel_context", "untrained", "majority")
@@ -286,3 +275,27 @@ def _arm_figures(arm: Arm, directory: Path) -> dict[str, Any]:
         "train_seconds": arm.train.seconds,
         "probe_seconds": round(arm.probe.seconds + arm.masked.seconds + (arm.mixtures.seconds if arm.mixtures else 0), 1),
     }
+
+
+@command("iterate")
+def main(config: DictConfig) -> None:
+    """Runs the study that the config describes."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    values = plain(config)
+    directory = run_folder(values["name"])
+    summary = learn(values, directory.resolve())
+    primary = summary["primary"]
+    found = summary["comparisons"][primary["comparison"]]["figures"][primary["figure"]]
+    log.info("primary outcome: %s", json.dumps(found))
+    log.info("page: %s, figures: %s", directory / "evidence.md", directory / "summary.json")
+
+
+if __name__ == "__main__":
+    here = Path(__file__).resolve().parent
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        with ending_with_reader():
+            print((here / "learn.yaml").read_text())
+    else:
+        sys.argv[1:1] = [f"--config-dir={here}", "--config-name=learn"]
+        main()

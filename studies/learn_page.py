@@ -1,4 +1,4 @@
-"""The Markdown page of `openwavlm learn`: every table, and what it says in words."""
+"""The Markdown page of `learn`: every table, and its verdicts in words."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def page(summary: dict[str, Any], compared: dict[str, dict[str, Difference]]) ->
 
     Args:
         summary: `summary.json` of `learn`.
-        compared: Comparison → figure → what came out.
+        compared: Comparison → figure → difference.
     """
     primary, comparisons = summary["primary"], summary["comparisons"]
     lines = [
@@ -53,18 +53,18 @@ def _method(summary: dict[str, Any], compared: dict[str, dict[str, Difference]])
     return [
         f"{len(summary['seeds'])} seeds ({', '.join(map(str, summary['seeds']))}), {updates} updates each. A seed decides initialisation, "
         "plan, crops, masks and mixtures, and the arms of one seed share them; corpus and MFCC labels are the same for all. All arms but "
-        "iteration 2 train on the MFCC labels. Layers were chosen on development voices, test voices read once. Masked figures are of "
-        "unmixed audio, which favours an arm that trained without mixing.",
-        f"Intervals: 2,000 draws of the {speakers} test voices, the seeds' sums averaged per voice; they say how it would be with other "
-        "voices, not with other seeds, whose values stand in brackets. *Equal*: the interval contains 0. Only the primary outcome was "
-        "singled out beforehand; with this many further intervals one in twenty misses by chance.",
+        "iteration 2 train on the MFCC labels. Layers were chosen on development speakers; figures are of test speakers. Masked figures "
+        "are of unmixed audio, which favours an arm that trained without mixing.",
+        f"Intervals: 2,000 draws of the {speakers} test speakers, the seeds' sums averaged for each speaker. They cover other speakers, "
+        "not other seeds, of which the values stand in brackets. *Equal*: the interval contains 0. Only the primary outcome was fixed "
+        "before the run; of this many further intervals one in twenty misses by chance.",
     ]
 
 
 def _all_models(summary: dict[str, Any]) -> list[str]:
-    """Every arm's means beside what needs no training."""
+    """Every arm's means beside baselines without training."""
     lines = [
-        "| held-out voices, mean (seeds) | masked, nats | ... count table | phones | ... untrained | overlapped phones |",
+        "| held-out speakers, mean (seeds) | masked, nats | ... count table | phones | ... untrained | overlapped phones |",
         "|---|---|---|---|---|---|",
     ]
     for name, models in summary["arms"].items():
@@ -94,7 +94,7 @@ def _mean(figure: str, values: list[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return _ABSENT
-    # Straw men of one set of labels are the same for all seeds.
+    # The baselines of one set of labels are the same for all seeds.
     return seeds(figure, known if len(set(known)) > 1 else known[:1]) if len(known) > 1 else f"{known[0]:.4f}"
 
 

@@ -23,7 +23,7 @@ from openwavlm.batches.masking import draw_span_mask
 from openwavlm.batches.settings import Mixing
 from openwavlm.batches.sources import OpenData
 from openwavlm.model.pretraining import WavLMForPretraining
-from openwavlm.planning.budget import Recipe, recipe_of
+from openwavlm.planning.budget import Recipe
 from openwavlm.runtime.processes import killed_worker, leave_with_parent, start_fork_server
 from openwavlm.runtime.resources import explained
 from openwavlm.training.build import make_builder, make_model
@@ -34,14 +34,13 @@ _FEWEST = 2  # timed micro-batches of a trial, however long they take
 _LOW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def synthetic_batch(recipe: Recipe, num_classes: int | Sequence[int]) -> PretrainBatch:
+def synthetic_batch(recipe: Recipe) -> PretrainBatch:
     """A full micro-batch of the longest rows: noise, random labels, the config's masks, no mixtures."""
-    shape, generator = recipe.micro_batch(), np.random.default_rng(0)
+    shape, generator = recipe.micro_batch, np.random.default_rng(0)
     rows, frames = shape.rows, shape.frames
-    mask = draw_span_mask(recipe.masking, np.full(rows, frames), 0, source=0, epoch=0, micro=0)
+    mask = draw_span_mask(recipe.config.masking, np.full(rows, frames), 0, source=0, epoch=0, micro=0)
     waveforms = generator.integers(-3000, 3000, (rows, shape.samples), dtype=np.int16)
-    sizes = [num_classes] if isinstance(num_classes, int) else num_classes
-    labels = [torch.from_numpy(generator.integers(0, size, (rows, frames), dtype=np.int32)) for size in sizes]
+    labels = [torch.from_numpy(generator.integers(0, size, (rows, frames), dtype=np.int32)) for size in recipe.classes]
     return PretrainBatch(
         waveforms=torch.from_numpy(waveforms),
         num_samples=torch.full((rows,), shape.samples),
@@ -49,7 +48,7 @@ def synthetic_batch(recipe: Recipe, num_classes: int | Sequence[int]) -> Pretrai
         mask=torch.from_numpy(mask),
         masked_index=torch.from_numpy(np.flatnonzero(mask)),
         unmasked_index=torch.from_numpy(np.flatnonzero(~mask)),
-        layer_keep=torch.ones(recipe.model.layers, dtype=torch.bool),
+        layer_keep=torch.ones(recipe.config.model.layers, dtype=torch.bool),
         mix=MixRecord.empty(),
         noise=torch.zeros(0, 0, dtype=torch.int16),
         noise_num_samples=torch.zeros(0, dtype=torch.int64),
@@ -63,7 +62,7 @@ def synthetic_batch(recipe: Recipe, num_classes: int | Sequence[int]) -> Pretrai
 class _Step:
     """Forward, backward and update as training does them, without what it reports."""
 
-    def __init__(self, config: RunConfig, num_classes: int | Sequence[int], device: torch.device) -> None:
+    def __init__(self, config: RunConfig, num_classes: Sequence[int], device: torch.device) -> None:
         self.device, self.loss = device, config.loss
         self.low = _LOW.get(config.precision)
         self.model: WavLMForPretraining = make_model(config, num_classes).to(device).train()
@@ -102,7 +101,7 @@ class _Step:
             torch.cuda.synchronize(self.device)
 
 
-def measure(values: dict[str, Any], num_classes: int | Sequence[int], seconds: float, *, with_data: bool) -> dict[str, float]:
+def measure(values: dict[str, Any], num_classes: Sequence[int], seconds: float, *, with_data: bool) -> dict[str, float]:
     """Times micro-batches of a config in this process.
 
     Args:
@@ -129,7 +128,7 @@ def measure(values: dict[str, Any], num_classes: int | Sequence[int], seconds: f
             num_classes, mixing = opened.classes, config.mixing
             batches = _read(config, opened)
         else:
-            batches, mixing = _repeat(synthetic_batch(recipe_of(config, num_classes), num_classes)), None
+            batches, mixing = _repeat(synthetic_batch(Recipe(config, num_classes))), None
         step = _Step(config, num_classes, device)
         step.micro_batch(next(batches), mixing)
         step.update()
@@ -171,7 +170,7 @@ def _timed(step: _Step, batches: Iterator[PretrainBatch], mixing: Mixing | None,
     }
 
 
-def _child(path: str, values: dict[str, Any], num_classes: int | Sequence[int], seconds: float, with_data: bool) -> None:  # noqa: FBT001
+def _child(path: str, values: dict[str, Any], num_classes: Sequence[int], seconds: float, with_data: bool) -> None:  # noqa: FBT001
     leave_with_parent()
     multiprocessing.set_start_method("fork", force=True)  # loader workers, as in an ordinary training
     with Path(os.devnull).open("w") as nothing:
@@ -189,7 +188,7 @@ def _child(path: str, values: dict[str, Any], num_classes: int | Sequence[int], 
 
 
 def run_trial(
-    values: dict[str, Any], num_classes: int | Sequence[int], seconds: float, timeout: float, *, with_data: bool
+    values: dict[str, Any], num_classes: Sequence[int], seconds: float, timeout: float, *, with_data: bool
 ) -> dict[str, Any]:
     """`measure` in a process of its own, which may run out of memory or out of time.
 

@@ -18,7 +18,7 @@ import yaml
 
 from openwavlm.batches.sources import OpenData
 from openwavlm.model.attention import choose_backend
-from openwavlm.planning.budget import GIB, GPUS, peak_flops, recipe_of
+from openwavlm.planning.budget import GIB, GPUS, Recipe, peak_flops
 from openwavlm.planning.trial import run_trial
 from openwavlm.runtime.atomic import write_atomically
 from openwavlm.training.config import RunConfig, with_placeholders
@@ -219,7 +219,7 @@ def tune(values: dict[str, Any]) -> None:
     values = values if named else with_placeholders(values)
     config = RunConfig.of(values)
     classes = _classes(config) if named else (int(settings.classes),)
-    recipe = recipe_of(config, classes)
+    recipe = Recipe(config, classes)
     on_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
     machine = (
         f"{platform.node()}, {torch.cuda.get_device_name() if on_gpu else f'CPU, {_cores()} cores'}, torch {torch.__version__}"

@@ -13,7 +13,7 @@ import yaml
 
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
-from openwavlm.planning.budget import GIB, GPUS, USABLE_SHARE, Recipe, disk_bytes, recipe_of
+from openwavlm.planning.budget import GIB, GPUS, USABLE_SHARE, Recipe, disk_bytes
 from openwavlm.planning.plan import Question, lines_of, plan_run
 from openwavlm.planning.trial import outcome_of, run_trial
 from openwavlm.planning.tune import Search, search, speed_line, write_settings
@@ -42,7 +42,7 @@ def values_of(*overrides: str) -> dict[str, Any]:
 
 def recipe(*overrides: str) -> Recipe:
     values = values_of(*overrides)
-    return recipe_of(RunConfig.of(values), 500)
+    return Recipe(RunConfig.of(values), (500,))
 
 
 def question(**changes: object) -> Question:
@@ -56,7 +56,7 @@ def question(**changes: object) -> Question:
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("plan")
-    outcome = run_program(folder, "openwavlm", "plan", "hours=960", "gpus=3", "optim.updates=32001", "json=a/plan.json")
+    outcome = run_program(folder, "openwavlm", "plan", "hours=960", "gpus=3", "optim.updates=32001", "utilisation=0.3", "json=a/plan.json")
     assert outcome.status == 0, outcome
     return folder, outcome.stdout
 
@@ -71,7 +71,7 @@ def test_a_plan_prints_what_its_file_says_and_every_assumption(planned):
     folder, printed = planned
     figures = json.loads((folder / "a" / "plan.json").read_text())
     assert printed == "\n".join(lines_of(figures)) + "\n"
-    assert all(f"  - {assumption}" in printed for assumption in figures["assumptions"]) and len(figures["assumptions"]) == 7
+    assert all(f"  - {assumption}" in printed for assumption in figures["assumptions"]) and len(figures["assumptions"]) == 8
     assert "model: 94.71 M parameters" in printed and "h100: 66.9 TFLOP/s at precision=32-true (NVIDIA H100 datasheet" in printed
 
 
@@ -385,9 +385,9 @@ def test_a_machine_on_which_nothing_runs_is_told():
 
 def test_a_trial_that_dies_is_a_row():
     huge = values_of(*TINY, "batch.seconds=1e13", "batch.micro_seconds=1e13")
-    assert run_trial(huge, 10, 0.1, 60, with_data=False) == {"failed": "out of memory"}
+    assert run_trial(huge, (10,), 0.1, 60, with_data=False) == {"failed": "out of memory"}
     tiny = values_of(*TINY, "trainer.threads=1")
-    assert run_trial(tiny, 10, 60.0, 0.2, with_data=False) == {"failed": "took longer than timeout=0.2 s"}
+    assert run_trial(tiny, (10,), 60.0, 0.2, with_data=False) == {"failed": "took longer than timeout=0.2 s"}
     context = multiprocessing.get_context("fork")
     for target, reason in (
         (_die, "killed by signal 9, as for want of memory: lower batch.micro_seconds or loader.workers"),

@@ -184,10 +184,10 @@ def _utilisation(precision: str, question: Question) -> list[str]:
     if question.utilisation is not None:
         return [f"training reaches {question.utilisation:g} of it (utilisation=)"]
     highest, lowest = question.utilisations
-    larger = "; these trained in 16 bits, and float32 reaches a larger share of its smaller peak" * (precision == "32-true")
+    larger = "; published runs trained in 16 bits, and float32 reaches a larger share of its smaller peak, so these hours are upper limits" * (precision == "32-true")
     return [
-        f"training reaches {lowest:g} to {highest:g} of it, as published runs did; openwavlm tune measures utilisation=, on which the days "
-        f"depend strongly{larger}",
+        f"training reaches {lowest:g} to {highest:g} of it, as published runs did; openwavlm tune measures utilisation=, on which the "
+        f"days depend strongly{larger}",
         *(f"utilisation {run.utilisation:g}: {run.what} ({run.source})" for run in PUBLISHED),
     ]
 

@@ -213,7 +213,7 @@ OLDER = {  # as versions before 2026-11-29 wrote it
     "model": {"_target_": "openwavlm.model.config.WavLMConfig", "dim": 8},
     "head": {"_target_": "openwavlm.training.config.Head", "final_dim": 4, "special_rows": 0},
     "data": {"_target_": "openwavlm.batches.sources.Data", "sources": {"a.b": {"shards": "x", "weight": 1.0}}, "validation": {}},
-    "health": {"_target_": "openwavlm.training.health.settings.Health", "void_share": 0.03},
+    "health": {"_target_": "openwavlm.training.health.settings.Health", "void_share": 0.03, "mixing_tolerance": 0.05},
 }
 TODAY = {
     "seed": 1,

@@ -19,9 +19,9 @@ from openwavlm.runs.compose import plain
 from openwavlm.training.checkpoint import AtomicCheckpointIO
 from openwavlm.training.config import RunConfig
 from openwavlm.training.log import log_file
-from openwavlm.training.module import StepRecord
 from openwavlm.training.settings import TrainerSettings
 from openwavlm.training.sharding import ShardedStrategy
+from openwavlm.training.sums import StepRecord
 from runs import TINY_MODEL, compose
 
 DATA = ["data.sources.speech.shards=here", "data.sources.speech.labels=there"]
@@ -49,7 +49,7 @@ class Launch:
         self.initial_seed = 0
         self.checkpoint: Path | None = None
         self.held_out = ["spec"]
-        self.module = SimpleNamespace(voids=SimpleNamespace(count=0))
+        self.module = SimpleNamespace(skipped=SimpleNamespace(count=0))
         self.fingerprints = {"index.speech": "i", "codebook": "c"}
         self._patch.setattr(train, "newest_checkpoint", lambda folder: self.checkpoint)
         self._patch.setattr(train, "RunRecord", self._record)
@@ -144,7 +144,7 @@ class Launch:
         path = folder / f"step-{step:08d}.ckpt"
         folder.mkdir(parents=True, exist_ok=True)
         plan = {"plan_version": PLAN_VERSION, "key": "k"}
-        own = {"step": step, "plan": plan, "health": "kept", "fingerprints": self.fingerprints, **changed}
+        own = {"step": step, "plan": plan, "voids": 0, "health": "kept", "fingerprints": self.fingerprints, **changed}
         torch.save({"state_dict": {}, "openwavlm": own}, path)
         return path
 

@@ -17,8 +17,9 @@ import torch
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.control import StepTotals
 from openwavlm.training.log import METRIC_COLUMNS, RunLog, metrics_row, write_log
-from openwavlm.training.module import SUMS, PretrainingModule, StepRecord
+from openwavlm.training.module import PretrainingModule
 from openwavlm.training.settings import Logging, Schedules
+from openwavlm.training.sums import SUMS, StepRecord
 
 # Every sum differs from every other, so that no denominator can stand in for another one.
 RAW = {

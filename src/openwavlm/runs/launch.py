@@ -43,12 +43,13 @@ from openwavlm.training.health.core_wait import CoreWait
 from openwavlm.training.health.monitor import HealthMonitor, WallClock
 from openwavlm.training.label_watch import LabelWatch
 from openwavlm.training.log import RunLog, log_file, open_trackers, write_log
-from openwavlm.training.module import PretrainingModule, StepRecord
+from openwavlm.training.module import PretrainingModule
 from openwavlm.training.ranks import join_processes, requeue_job
 from openwavlm.training.records import known_records
 from openwavlm.training.run_files import flatten
+from openwavlm.training.skipped_updates import check_learned
+from openwavlm.training.sums import StepRecord
 from openwavlm.training.validation import Evaluation, Unigram
-from openwavlm.training.void_updates import check_learned
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +248,7 @@ def resume(launch: Launch, opened: Opened, changes: dict[str, Any]) -> Beginning
 def _nothing_to_do(launch: Launch, beginning: Beginning) -> dict[str, Any]:
     done, updates = beginning.step, launch.config.optim.updates
     log.info("%s has %d updates already; nothing to do", launch.directory, done)
-    skipped = int(beginning.state.get("voids", 0)) if beginning.state else 0
+    skipped = int(beginning.state["voids"]) if beginning.state else 0
     summary = write_summary(launch.directory, done, updates, 0.0, 0.0, launch.rank, skipped=skipped)
     if done >= updates:
         check_learned(done, skipped)
@@ -453,7 +454,7 @@ def fit(launch: Launch, opened: Opened, beginning: Beginning, parts: Parts) -> d
         control.close()
         if run_log is not None:
             run_log.close()
-    done, skipped = parts.trainer.global_step, parts.module.voids.count
+    done, skipped = parts.trainer.global_step, parts.module.skipped.count
     if launch.rank == 0 and done < updates:
         why = "stop_after" if done == config.stop_after else control.why or "what another rank was asked"
         log.info("stopped after update %d of %d by %s; the same command goes on", done, updates, why)

@@ -14,10 +14,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from openwavlm.runtime.resources import naming
 from openwavlm.training.heat_map import heat_map
-from openwavlm.training.module import StepRecord
 from openwavlm.training.records import Value
 from openwavlm.training.settings import Logging
-from openwavlm.training.sums import of_further_sets, of_set
+from openwavlm.training.sums import StepRecord, of_further_sets, of_set
 from openwavlm.training.tables import RunTables
 from openwavlm.training.trackers import MlflowTracker, Tracker, WandbTracker
 from openwavlm.training.validation import VALIDATION_COLUMNS

@@ -138,7 +138,7 @@ def infinite_gradients() -> None:
 def hand_in_clock(*, seconds_an_update: Callable[[int], float], seconds_a_batch: float = 0.0) -> None:
     """Puts a clock that only updates and the loader move in place of the machine's, on which no other program runs."""
     from openwavlm.batches import loader
-    from openwavlm.runs import launch as train
+    from openwavlm.runs import assemble
     from openwavlm.training.health import core_wait
 
     now, fetch = [0.0], loader.micro_batch_loader
@@ -155,7 +155,7 @@ def hand_in_clock(*, seconds_an_update: Callable[[int], float], seconds_a_batch:
         now[0] += seconds_an_update(step)
 
     loader.micro_batch_loader = fetched
-    train.StepLoader, train.WallClock = clocked(train.StepLoader), clocked(train.WallClock)
+    assemble.StepLoader, assemble.WallClock = clocked(assemble.StepLoader), clocked(assemble.WallClock)
     core_wait.CoreWait.lap = lambda self: 0.0
     each_step(advance)
 

@@ -353,14 +353,14 @@ def test_a_run_that_lost_its_checkpoints_does_not_begin_again(run):
 
 def test_the_updates_of_a_launch_that_ended_before_its_first_checkpoint_are_said_to_be_lost(run, caplog):
     record = RunRecord(run)
-    record.say_what_is_lost()
+    record.warn_of_lost_updates()
     assert not caplog.messages
     table(run / "metrics.csv", last=5)
-    record.say_what_is_lost()
+    record.warn_of_lost_updates()
     assert "metrics.csv has updates 1 to 5 of a launch that ended before its first checkpoint: they are lost" in caplog.text
     caplog.clear()
     record.content["segments"][0]["from_step"] = 5  # a branch, whose first five rows are another run's
-    record.say_what_is_lost()
+    record.warn_of_lost_updates()
     assert not caplog.messages
 
 

@@ -14,9 +14,9 @@ from openwavlm.batches.batch import MicroBatchId
 from openwavlm.batches.plan import PLAN_VERSION
 from openwavlm.cli.app import command
 from openwavlm.runs import monitoring
+from openwavlm.runs.assemble import _begin_from, _resume_plan
 from openwavlm.runs.check import check_world_size
 from openwavlm.runs.compose import composed, conf_dir, plain, swept
-from openwavlm.runs.launch import _begin_from, _resume_plan
 from openwavlm.runs.summary import write_summary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, named_checkpoint
 from openwavlm.training.config import RunConfig, with_placeholders
@@ -148,7 +148,7 @@ def test_an_interrupted_command_and_a_refused_one_have_statuses_of_their_own(mon
 def test_a_run_goes_on_only_from_the_model_that_it_began_as(monkeypatch):
     record = SimpleNamespace(content={})
     config = SimpleNamespace(init_from="here", allow_change=[])
-    monkeypatch.setattr("openwavlm.runs.launch.begin_from", lambda encoder, path: {"path": path, "model": encoder})
+    monkeypatch.setattr("openwavlm.runs.assemble.begin_from", lambda encoder, path: {"path": path, "model": encoder})
     _begin_from("first", config, record)
     assert record.content == {"init_from": {"path": "here", "model": "first"}}
     _begin_from("first", config, record)

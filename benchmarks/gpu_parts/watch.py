@@ -184,9 +184,7 @@ class Watch(lightning.Callback):
         return {
             "flops_per_s": flops / seconds,
             "flop_utilisation": flops / seconds / peak["flops_per_s"] if peak else None,
-            "flop_utilisation_without_recomputing": (flops - recomputed) / seconds / peak["flops_per_s"]
-            if peak
-            else None,
+            "flop_utilisation_without_recomputing": (flops - recomputed) / seconds / peak["flops_per_s"] if peak else None,
             "device_peak": peak,
         }
 

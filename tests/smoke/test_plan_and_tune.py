@@ -56,7 +56,9 @@ def question(**changes: object) -> Question:
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("plan")
-    outcome = run_program(folder, "openwavlm", "plan", "hours=960", "gpus=3", "optim.updates=32001", "utilisation=0.3", "json=a/plan.json")
+    outcome = run_program(
+        folder, "openwavlm", "plan", "hours=960", "gpus=3", "optim.updates=32001", "utilisation=0.3", "json=a/plan.json"
+    )
     assert outcome.status == 0, outcome
     return folder, outcome.stdout
 
@@ -222,6 +224,16 @@ def test_the_start_of_a_run_says_how_its_slots_are_shared():
     assert step == "step: the 2-slot recipe on your 2 process(es): 1 micro-batches of 4 s each, same losses"
     waste = cost_lines(four, 3)[-1]
     assert waste == "2 padding micro-batch(es) a step: 33% of the work is waste; a divisor of 4 avoids it"
+
+
+def test_a_launch_says_how_its_slots_are_shared_even_if_its_costs_cannot_be_counted(monkeypatch, caplog):
+    def fail(*arguments: object, **settings: object) -> None:
+        raise RuntimeError("an operator without a meta kernel")
+
+    monkeypatch.setattr("openwavlm.planning.budget.count_costs", fail)
+    update, step = cost_lines(recipe(*TINY), 1)
+    assert update == "update: 8 s of audio" and step.startswith("step: the 2-slot recipe on your 1 process(es)")
+    assert "cannot be estimated: RuntimeError: an operator without a meta kernel" in caplog.text
 
 
 # --- tune ---------------------------------------------------------------------------------------------------------------

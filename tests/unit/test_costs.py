@@ -44,9 +44,7 @@ def shape_of(rows: int, frames: int, predicted: int | None = None) -> MicroBatch
     return MicroBatchShape(rows=rows, samples=num_samples_of(frames), predicted_frames=predicted)
 
 
-def step(
-    model: WavLMForPretraining, rows: int, frames: int, waveforms: Tensor | None = None
-) -> tuple[PretrainingOutput, Tensor]:
+def step(model: WavLMForPretraining, rows: int, frames: int, waveforms: Tensor | None = None) -> tuple[PretrainingOutput, Tensor]:
     """A forward pass over `rows` of `frames` frames, of which every second is predicted, and its loss."""
     samples, positions = num_samples_of(frames), rows * frames
     mask = torch.arange(positions) % 2 == 0
@@ -206,7 +204,8 @@ def saved_bytes(model: WavLMForPretraining, rows: int, frames: int, precision: s
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision != "32-true"),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
     ):
-        output, loss = step(model.train(), rows, frames, waveforms)
+        kept = step(model.train(), rows, frames, waveforms)
+    assert kept[1].isfinite()
     config = model.wavlm.config
     seen = sum(storage.nbytes() for storage in storages.values())
     if precision == "32-true":
@@ -309,7 +308,10 @@ def test_a_fused_kernel_keeps_its_arguments_its_output_and_a_normaliser():
     for precision, low in (("32-true", 4), ("bf16-mixed", 2), ("16-mixed", 2)):
         kept = {
             backend: costs_of(
-                dataclasses.replace(SMALL, attention_backend=backend, layers=1), shape_of(2, 100), precision=precision, device="cuda"
+                dataclasses.replace(SMALL, attention_backend=backend, layers=1),
+                shape_of(2, 100),
+                precision=precision,
+                device="cuda",
             ).kept["layers"]
             for backend in ("sdpa", "flex", "eager")
         }

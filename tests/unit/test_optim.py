@@ -196,7 +196,7 @@ class Twin:
         self._as_lightning = SimpleNamespace(
             optimizer=self.optimizer, param_groups=self.optimizer.param_groups, step=self.optimizer.step
         )
-        self._update = module._update
+        self._update = module.update_weights
 
     def update(self, scale: float) -> float:
         """One update by a gradient of `scale` everywhere, infinite or not a number where it is so; returns its norm."""

@@ -86,9 +86,7 @@ def build_without_data(config: WavLMConfig, head: Head, classes: tuple[int, ...]
         classes: Classes of each label set.
     """
     with torch.device("meta"):
-        return WavLMForPretraining(
-            WavLM(config), num_classes=classes, final_dim=head.final_dim, special_rows=head.special_rows
-        )
+        return WavLMForPretraining(WavLM(config), num_classes=classes, final_dim=head.final_dim, special_rows=head.special_rows)
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
@@ -220,13 +218,16 @@ class _FusedSdpa(TorchFunctionMode):
 
 
 def _fused_flex(query: Tensor, key: Tensor, value: Tensor, gate: Tensor, table: Tensor, key_padding: Tensor | None) -> Tensor:
-    return _FusedAttention.apply(query, key, value, gate, table)  # type: ignore[no-any-return]
+    return _FusedAttention.apply(query, key, value, gate, table)
 
 
 @contextlib.contextmanager
 def _fused_kernels(device: str) -> Iterator[None]:
     """Replaces the attention kernels that need a real GPU; a CPU's `sdpa` is made of ordinary operations."""
-    with patch.object(attention, "flex_gated_attention", _fused_flex), _FusedSdpa() if device == "cuda" else contextlib.nullcontext():
+    with (
+        patch.object(attention, "flex_gated_attention", _fused_flex),
+        _FusedSdpa() if device == "cuda" else contextlib.nullcontext(),
+    ):
         yield
 
 
@@ -263,7 +264,9 @@ def _operations(config: WavLMConfig, counts: dict[str, dict[Any, int]]) -> tuple
         backward["extractor"] = of_module["wavlm.extractor.map"]  # the weights' gradient of its linear map
     else:
         backward["extractor"] -= of_module["wavlm.extractor.layers.0"]  # the waveform needs no gradient
-    again = {"none": [], "extractor": ["extractor"], "all": ["extractor", "attention", "scores", "feed_forward"]}[config.recompute]
+    again = {"none": [], "extractor": ["extractor"], "all": ["extractor", "attention", "scores", "feed_forward"]}[
+        config.recompute
+    ]
     recomputed = sum(forward[part] for part in again if part != "extractor" or config.feature_grad_mult)
     if config.recompute == "all" and config.pre_norm and not config.dropout:
         recomputed -= forward["feed_forward"] // 2  # torch stops at the last tensor that is needed, before the last product

@@ -184,10 +184,12 @@ def _utilisation(precision: str, question: Question) -> list[str]:
     if question.utilisation is not None:
         return [f"training reaches {question.utilisation:g} of it (utilisation=)"]
     highest, lowest = question.utilisations
-    larger = "; published runs trained in 16 bits, and float32 reaches a larger share of its smaller peak, so these hours are upper limits" * (precision == "32-true")
+    in_float32 = (
+        "; published runs trained in 16 bits: float32 reaches a larger share of its smaller peak, so the hours are upper limits"
+    )
     return [
-        f"training reaches {lowest:g} to {highest:g} of it, as published runs did; openwavlm tune measures utilisation=, on which the "
-        f"days depend strongly{larger}",
+        f"training reaches {lowest:g} to {highest:g} of it, as published runs did; the days depend strongly on it, and openwavlm tune "
+        f"measures utilisation=N here{in_float32 if precision == '32-true' else ''}",
         *(f"utilisation {run.utilisation:g}: {run.what} ({run.source})" for run in PUBLISHED),
     ]
 

@@ -1,6 +1,7 @@
 """One timed trial of `openwavlm tune`: some micro-batches of a config in a fresh process, whose death is a result too."""
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,15 +22,14 @@ from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
 from openwavlm.batches.loader import StepLoader
 from openwavlm.batches.masking import draw_span_mask
-from openwavlm.batches.settings import Mixing
 from openwavlm.batches.sources import OpenData
-from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.planning.budget import Recipe
 from openwavlm.runtime.processes import killed_worker, leave_with_parent, start_fork_server
 from openwavlm.runtime.resources import explained
 from openwavlm.training.build import make_builder, make_model
 from openwavlm.training.config import RunConfig
-from openwavlm.training.forward import forward_micro_batch, prepare_waveforms
+from openwavlm.training.control import Control
+from openwavlm.training.module import PretrainingModule
 
 _FEWEST = 2  # timed micro-batches of a trial, however long they take
 _LOW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -60,39 +61,45 @@ def synthetic_batch(recipe: Recipe) -> PretrainBatch:
 
 
 class _Step:
-    """Forward, backward and update as training does them, without what it reports."""
+    """Forward, backward and update of the training module, without Lightning's trainer."""
 
-    def __init__(self, config: RunConfig, num_classes: Sequence[int], device: torch.device) -> None:
-        self.device, self.loss = device, config.loss
-        self.low = _LOW.get(config.precision)
-        self.model: WavLMForPretraining = make_model(config, num_classes).to(device).train()
+    def __init__(self, config: RunConfig, classes: Sequence[int], device: torch.device) -> None:
+        model = make_model(config, classes)
         if config.model.compile_layers:
-            self.model.wavlm.compile_layers()
-        self.optimizer = config.optim.optimizer(self.model)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.optim.learning_rate(0)
+            model.wavlm.compile_layers()
+        self.module = PretrainingModule(
+            model,
+            config.optim,
+            config.loss,
+            config.mixing,
+            seed=config.seed,
+            control=Control(),
+            on_record=lambda record: None,
+            target_weights=config.loss.target_weights(len(classes)),
+            float16=config.precision == "16-mixed",
+            fingerprints={},
+            plan_state=lambda step: {},
+        )
+        self.module.to(device).train()
+        self.device, self.low = device, _LOW.get(config.precision)
+        self.warm = config.loss.warm(0, config.optim.updates)
+        optimizer = self.module.configure_optimizers()
+        # Lightning hands the module a wrapper with these attributes.
+        self.optimizer = SimpleNamespace(optimizer=optimizer, param_groups=optimizer.param_groups, step=optimizer.step)
 
-    def micro_batch(self, batch: PretrainBatch, mixing: Mixing | None) -> None:
+    def micro_batch(self, batch: PretrainBatch) -> None:
         """Adds one micro-batch's gradient, and waits for it."""
-        batch = batch.to(self.device)
+        module, batch = self.module, batch.to(self.device)
         with torch.autocast(self.device.type, dtype=self.low, enabled=self.low is not None):
-            waveforms = prepare_waveforms(batch, mixing, normalised=self.model.wavlm.config.normalise_waveform)
-            learn = self.loss.unmasked > 0
-            output = forward_micro_batch(self.model, batch, waveforms, with_unmasked=learn, learn_unmasked=learn)
-            total = torch.stack([of_set.cross_entropy_sum for of_set in output.sets]).sum()
-            total = total + self.loss.feature_penalty * output.feature_penalty * batch.num_masked
-            for of_set in output.sets if learn else ():
-                assert of_set.unmasked_cross_entropy_sum is not None
-                total = total + self.loss.unmasked * of_set.unmasked_cross_entropy_sum
-        (total / max(1, batch.num_masked)).backward()
+            loss = module.micro_batch(batch, self.warm)[-1] / max(1, batch.num_masked)
+        (loss if module.loss_scale is None else loss * module.loss_scale.scale).backward()
         self._wait()
 
     def update(self) -> float:
         """Clips and updates; returns the seconds."""
         began = time.perf_counter()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.module.update_weights(self.optimizer, 0)
+        self.optimizer.optimizer.zero_grad(set_to_none=True)
         self._wait()
         return time.perf_counter() - began
 
@@ -101,12 +108,12 @@ class _Step:
             torch.cuda.synchronize(self.device)
 
 
-def measure(values: dict[str, Any], num_classes: Sequence[int], seconds: float, *, with_data: bool) -> dict[str, float]:
+def measure(values: dict[str, Any], classes: Sequence[int], seconds: float, *, with_data: bool) -> dict[str, float]:
     """Times micro-batches of a config in this process.
 
     Args:
         values: The training config as plain values.
-        num_classes: Of the synthetic labels.
+        classes: Of the synthetic labels, one number for each label set.
         seconds: How long to time, after one micro-batch and one update that are not timed.
         with_data: Read the config's data through its loader workers, instead of one synthetic batch again and again.
 
@@ -125,19 +132,13 @@ def measure(values: dict[str, Any], num_classes: Sequence[int], seconds: float, 
         if with_data:
             opened = OpenData(config.data, config.batch, config.seed)
             stack.callback(opened.close)
-            num_classes, mixing = opened.classes, config.mixing
-            batches = _read(config, opened)
+            classes, batches = opened.classes, _read(config, opened)
         else:
-            batches, mixing = _repeat(synthetic_batch(Recipe(config, num_classes))), None
-        step = _Step(config, num_classes, device)
-        step.micro_batch(next(batches), mixing)
+            batches = itertools.repeat(synthetic_batch(Recipe(config, tuple(classes))))
+        step = _Step(config, classes, device)
+        step.micro_batch(next(batches))
         step.update()
-        return _timed(step, batches, mixing, seconds, config.batch.slots)
-
-
-def _repeat(batch: PretrainBatch) -> Iterator[PretrainBatch]:
-    while True:
-        yield batch
+        return _timed(step, batches, seconds, config.batch.slots)
 
 
 def _read(config: RunConfig, opened: OpenData) -> Iterator[PretrainBatch]:
@@ -146,7 +147,7 @@ def _read(config: RunConfig, opened: OpenData) -> Iterator[PretrainBatch]:
         yield from step.micro_batches
 
 
-def _timed(step: _Step, batches: Iterator[PretrainBatch], mixing: Mixing | None, seconds: float, slots: int) -> dict[str, float]:
+def _timed(step: _Step, batches: Iterator[PretrainBatch], seconds: float, slots: int) -> dict[str, float]:
     count, samples, waited, began = 0, 0, 0.0, time.perf_counter()
     while count < _FEWEST or time.perf_counter() - began < seconds:
         asked = time.perf_counter()
@@ -154,7 +155,7 @@ def _timed(step: _Step, batches: Iterator[PretrainBatch], mixing: Mixing | None,
         if batch is None:
             break
         waited += time.perf_counter() - asked
-        step.micro_batch(batch, mixing)
+        step.micro_batch(batch)
         samples += batch.valid_samples
         count += 1
     taken = time.perf_counter() - began
@@ -170,13 +171,13 @@ def _timed(step: _Step, batches: Iterator[PretrainBatch], mixing: Mixing | None,
     }
 
 
-def _child(path: str, values: dict[str, Any], num_classes: Sequence[int], seconds: float, with_data: bool) -> None:  # noqa: FBT001
+def _child(path: str, values: dict[str, Any], classes: Sequence[int], seconds: float, with_data: bool) -> None:  # noqa: FBT001
     leave_with_parent()
     multiprocessing.set_start_method("fork", force=True)  # loader workers, as in an ordinary training
     with Path(os.devnull).open("w") as nothing:
         os.dup2(nothing.fileno(), sys.stderr.fileno())
     try:
-        result: dict[str, Any] = measure(values, num_classes, seconds, with_data=with_data)
+        result: dict[str, Any] = measure(values, classes, seconds, with_data=with_data)
     except (MemoryError, torch.OutOfMemoryError):
         result = {"failed": "out of memory"}
     except RuntimeError as error:
@@ -188,13 +189,13 @@ def _child(path: str, values: dict[str, Any], num_classes: Sequence[int], second
 
 
 def run_trial(
-    values: dict[str, Any], num_classes: Sequence[int], seconds: float, timeout: float, *, with_data: bool
+    values: dict[str, Any], classes: Sequence[int], seconds: float, timeout: float, *, with_data: bool
 ) -> dict[str, Any]:
     """`measure` in a process of its own, which may run out of memory or out of time.
 
     Args:
         values: The training config as plain values.
-        num_classes: Of the synthetic labels.
+        classes: Of the synthetic labels, one number for each label set.
         seconds: How long to time.
         timeout: Seconds after which the trial is ended.
         with_data: Whether to read the config's data.
@@ -208,7 +209,7 @@ def run_trial(
     start_fork_server()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
-        process = context.Process(target=_child, args=(str(path), values, num_classes, seconds, with_data))
+        process = context.Process(target=_child, args=(str(path), values, classes, seconds, with_data))
         process.start()
         return outcome_of(process, path, timeout)
 

@@ -17,9 +17,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from openwavlm.audio.logmel import NUM_BANDS
+from openwavlm.batches.batch import PretrainBatch
 from openwavlm.batches.loader import StepBatch
 from openwavlm.batches.settings import Mixing
-from openwavlm.model.pretraining import WavLMForPretraining
+from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.training.control import Control, StepTotals
 from openwavlm.training.faults import reach
 from openwavlm.training.fitting import fitting_weights
@@ -131,7 +132,6 @@ class PretrainingModule(lightning.LightningModule):
         self.flush()
         with_unmasked = bool(self.unmasked_every) and (batch.step + 1) % self.unmasked_every == 0
         warm = self.loss.warm(batch.step, self.optim.updates)
-        learn_unmasked = self.loss.unmasked * warm > 0
         measured = self.health is not None and self.health.begin(batch.step)
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
@@ -140,21 +140,7 @@ class PretrainingModule(lightning.LightningModule):
         for number, micro in enumerate(batch.micro_batches):
             with self._gradient_sync(wanted=number == last):
                 pace.forward_begins()
-                seed_dropout(self.device, self.seed, micro)
-                waveforms = prepare_waveforms(micro, self.mixing, normalised=self.model.wavlm.config.normalise_waveform)
-                output = forward_micro_batch(
-                    self.model,
-                    micro,
-                    waveforms,
-                    with_unmasked=with_unmasked or learn_unmasked,
-                    learn_unmasked=learn_unmasked,
-                    with_marginal=measured,
-                )
-                logmel = (
-                    logmel_error(self.logmel_map, output.features, waveforms, micro.num_samples)
-                    if self.logmel_map is not None
-                    else None
-                )
+                output, logmel, loss = self.micro_batch(micro, warm, with_unmasked=with_unmasked, with_marginal=measured)
                 pace.forward_ends()
                 if number == 0:
                     self.totals = self._exchange(batch.step)
@@ -165,16 +151,13 @@ class PretrainingModule(lightning.LightningModule):
                         f"update {batch.step + 1}: backward of the last micro-batch, with the sum of gradients over all ranks"
                     )
                 losses.add(micro.id, over_sets(output, "cross_entropy_sum", self.target_weights))
-                loss = micro_batch_loss(
-                    output, logmel, self.loss, target_weights=self.target_weights, num_masked=micro.num_masked, warm=warm
-                )
                 loss = loss * (micro.weight * control.world_size / max(1, self.totals.masked_frames))
                 self.manual_backward(loss if self.loss_scale is None else loss * self.loss_scale.scale)
                 if micro.weight:
                     sums += micro_batch_sums(self.sums, output, logmel, micro, self.device)
                     if self.health is not None:
                         self.health.add(output)
-        norm = self._update(optimizer, batch.step)
+        norm = self.update_weights(optimizer, batch.step)
         figures = self.health.end() if self.health is not None else None
         self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked, losses, figures)
         pace.end()
@@ -198,7 +181,40 @@ class PretrainingModule(lightning.LightningModule):
             set_gradient_sync(self, wanted=wanted)
         return contextlib.nullcontext()
 
-    def _update(self, optimizer: Any, step: int) -> Tensor:
+    def micro_batch(
+        self, micro: PretrainBatch, warm: float, *, with_unmasked: bool = False, with_marginal: bool = False
+    ) -> tuple[PretrainingOutput, Tensor | None, Tensor]:
+        """Forward pass of one micro-batch.
+
+        Args:
+            micro: The micro-batch, on the model's device.
+            warm: Factor of the warm-up losses (`Loss.warm`).
+            with_unmasked: Whether unmasked frames are predicted even if their loss has no weight.
+            with_marginal: Whether the predicted probabilities are summed.
+
+        Returns:
+            The model's output; the error of the log-mel map, None without it; the loss, summed over the masked frames.
+        """
+        learn_unmasked = self.loss.unmasked * warm > 0
+        seed_dropout(self.device, self.seed, micro)
+        waveforms = prepare_waveforms(micro, self.mixing, normalised=self.model.wavlm.config.normalise_waveform)
+        output = forward_micro_batch(
+            self.model,
+            micro,
+            waveforms,
+            with_unmasked=with_unmasked or learn_unmasked,
+            learn_unmasked=learn_unmasked,
+            with_marginal=with_marginal,
+        )
+        logmel = None
+        if self.logmel_map is not None:
+            logmel = logmel_error(self.logmel_map, output.features, waveforms, micro.num_samples)
+        loss = micro_batch_loss(
+            output, logmel, self.loss, target_weights=self.target_weights, num_masked=micro.num_masked, warm=warm
+        )
+        return output, logmel, loss
+
+    def update_weights(self, optimizer: Any, step: int) -> Tensor:
         """Clips, and steps unless the gradient's norm is not finite; returns the norm before clipping."""
         parameters = [p for p in self.parameters() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]

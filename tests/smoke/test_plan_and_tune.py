@@ -1,4 +1,4 @@
-"""`openwavlm plan` and `openwavlm tune`: what a run will take, and what is fastest here."""
+"""`openwavlm plan` and `openwavlm tune`: cost of a run, and the fastest settings of a machine."""
 
 import json
 import multiprocessing
@@ -402,7 +402,7 @@ def test_a_trial_that_dies_is_a_row():
     assert run_trial(tiny, (10,), 60.0, 0.2, with_data=False) == {"failed": "took longer than timeout=0.2 s"}
     context = multiprocessing.get_context("fork")
     for target, reason in (
-        (_die, "killed by signal 9, as for want of memory: lower batch.micro_seconds or loader.workers"),
+        (_die, "killed by signal 9, possibly out of memory: lower batch.micro_seconds or loader.workers"),
         (_leave, "ended with status 3"),
     ):
         process = context.Process(target=target)

@@ -27,7 +27,7 @@ from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 
-_LOW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+LOW_PRECISION = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _PART = re.compile(r"wavlm\.?(extractor|feature_norm|encoder\.layers|)")
 _PART_NAMES = {"feature_norm": "features", "encoder.layers": "layers", "": "encoder input"}
 
@@ -78,13 +78,7 @@ class Costs:
 
 
 def build_without_data(config: WavLMConfig, head: Head, classes: tuple[int, ...]) -> WavLMForPretraining:
-    """The model on the meta device, where parameters have shapes only.
-
-    Args:
-        config: The encoder.
-        head: The head.
-        classes: Classes of each label set.
-    """
+    """The model on the meta device, where parameters have shapes only."""
     with torch.device("meta"):
         return WavLMForPretraining(WavLM(config), num_classes=classes, final_dim=head.final_dim, special_rows=head.special_rows)
 
@@ -113,30 +107,32 @@ def count_costs(
     precision: str,
     device: Literal["cuda", "cpu"] = "cuda",
 ) -> Costs:
-    """Operations and kept bytes of one micro-batch, by one forward pass of tensors without data (.5 s for Base).
+    """Operations and kept bytes of one micro-batch, by one forward pass of tensors without data (half a second for Base).
 
     Forward operations and kept bytes equal those of a real step. The backward is not run: it takes twice the forward's operations,
-    except in the extractor (`tests/unit/test_costs.py` counts it). With `layer_drop_mode: skip` the layers count with their
-    probability to run.
+    except in the extractor. With `layer_drop_mode: skip` the layers count with their probability to run.
 
     Args:
-        config: The encoder; `recompute` matters for `recomputed` only.
+        config: The encoder; its `recompute` changes `recomputed` only.
         head: The head.
         classes: Classes of each label set.
         batch: The micro-batch.
         precision: `32-true`, `bf16-mixed` or `16-mixed`.
-        device: What it runs on; dropout and attention keep other tensors on a GPU than on a CPU. No GPU is needed to count.
+        device: Device of the step; dropout and attention keep other tensors on a GPU than on a CPU. No GPU is needed to count.
     """
+    counter, kept = FlopCounterMode(display=False), _Kept()
     model = build_without_data(replace(config, recompute="none"), head, classes)
-    counter = FlopCounterMode(display=False)
-    counts: dict[str, dict[Any, int]] = counter.get_flop_counts()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device), _autocast(device, precision):
             model = model.to_empty(device=device).train()
-            index = torch.empty(batch.predicted_frames, dtype=torch.int64)
-            waveforms = torch.empty(batch.rows, batch.samples)
-            kept = _Kept(counter, [*model.parameters(), waveforms])
-            with counter, torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor), _fused_kernels(device):
+            waveforms, index = torch.empty(batch.rows, batch.samples), torch.empty(batch.predicted_frames, dtype=torch.int64)
+            kept.exclude(waveforms, *model.parameters())
+
+            def pack(tensor: Tensor) -> Tensor:
+                kept.add(tensor, max(counter.mod_tracker.parents, key=len))
+                return tensor
+
+            with counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _fused_kernels(device):
                 model(
                     waveforms,
                     torch.empty(batch.rows, dtype=torch.int64),
@@ -144,29 +140,28 @@ def count_costs(
                     index,
                     [index] * len(classes),
                 )
-            counts = counter.get_flop_counts()
     finally:
         spectra._window_and_bands.cache_clear()  # it may hold tensors without data by now
-    forward, backward, recomputed = _operations(config, counts)
-    return Costs(forward, backward, recomputed, *kept.by_part())
+    return Costs(*_operations(config, counter.get_flop_counts()), *kept.by_part())
 
 
 class _Kept:
     """Storages that autograd keeps, each once."""
 
-    def __init__(self, counter: FlopCounterMode, excluded: list[Tensor]) -> None:
-        self._counter = counter
-        self._excluded = {tensor.untyped_storage()._cdata for tensor in excluded}
+    def __init__(self) -> None:
         self._storages: dict[int, tuple[str, torch.UntypedStorage]] = {}  # held, so that no address is used twice
+        self._excluded: set[int] = set()
 
-    def pack(self, tensor: Tensor) -> Tensor:
-        """Hook of `saved_tensors_hooks`."""
+    def exclude(self, *tensors: Tensor) -> None:
+        self._excluded = {tensor.untyped_storage()._cdata for tensor in tensors}
+
+    def add(self, tensor: Tensor, module: str) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._excluded and key not in self._storages and not _is_copy_of_parameter(tensor):
-            module = max(self._counter.mod_tracker.parents, key=len)
-            self._storages[key] = (_part_of(module), storage)
-        return tensor
+        made_by = (tensor if tensor._base is None else tensor._base).grad_fn
+        cast = made_by is not None and made_by.name() == "ToCopyBackward0"
+        if storage._cdata in self._excluded or (cast and hasattr(made_by.next_functions[0][0], "variable")):  # type: ignore[union-attr]
+            return  # a parameter, or its copy by autocast
+        self._storages.setdefault(storage._cdata, (_part_of(module), storage))
 
     def by_part(self) -> tuple[dict[str, int], dict[str, int]]:
         """Sum and maximum of the storages' bytes."""
@@ -177,18 +172,12 @@ class _Kept:
         return dict(sums), dict(largest)
 
 
-def _is_copy_of_parameter(tensor: Tensor) -> bool:
-    """Whether a tensor, or what it is a view of, was cast from a parameter by autocast."""
-    made_by = (tensor if tensor._base is None else tensor._base).grad_fn
-    return made_by is not None and made_by.name() == "ToCopyBackward0" and hasattr(made_by.next_functions[0][0], "variable")
-
-
 @contextlib.contextmanager
 def _autocast(device: str, precision: str) -> Iterator[None]:
     """Does what `torch.autocast` does, which disables itself for `cuda` on a machine without a GPU."""
     before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    torch.set_autocast_enabled(device, precision in _LOW)
-    torch.set_autocast_dtype(device, _LOW.get(precision, before[1]))
+    torch.set_autocast_enabled(device, precision in LOW_PRECISION)
+    torch.set_autocast_dtype(device, LOW_PRECISION.get(precision, before[1]))
     torch.autocast_increment_nesting()
     try:
         yield
@@ -217,17 +206,14 @@ class _FusedSdpa(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _fused_flex(query: Tensor, key: Tensor, value: Tensor, gate: Tensor, table: Tensor, key_padding: Tensor | None) -> Tensor:
-    return _FusedAttention.apply(query, key, value, gate, table)
-
-
 @contextlib.contextmanager
 def _fused_kernels(device: str) -> Iterator[None]:
     """Replaces the attention kernels that need a real GPU; a CPU's `sdpa` is made of ordinary operations."""
-    with (
-        patch.object(attention, "flex_gated_attention", _fused_flex),
-        _FusedSdpa() if device == "cuda" else contextlib.nullcontext(),
-    ):
+
+    def flex(query: Tensor, key: Tensor, value: Tensor, gate: Tensor, table: Tensor, key_padding: Tensor | None) -> Tensor:
+        return _FusedAttention.apply(query, key, value, gate, table)
+
+    with patch.object(attention, "flex_gated_attention", flex), _FusedSdpa() if device == "cuda" else contextlib.nullcontext():
         yield
 
 
@@ -238,36 +224,32 @@ def _operations(config: WavLMConfig, counts: dict[str, dict[Any, int]]) -> tuple
         config: The encoder.
         counts: Module → operator → operations of one forward.
     """
-    of_module = {name.partition(".")[2]: sum(of.values()) for name, of in counts.items()}
-    run = 1 - config.layer_drop if config.layer_drop_mode == "skip" else 1
-    layers = [f"wavlm.encoder.layers.{number}" for number in range(config.layers)]
-    scores = sum(
-        count
-        for layer in layers
-        for operator, count in counts[f"WavLMForPretraining.{layer}.attention"].items()
-        if "bmm" in str(operator)  # query · key and weights · value; all others are linear maps
-    )
-    whole = sum(counts["WavLMForPretraining"].values())
+
+    def of(module: str, operator: str = "") -> int:
+        modules = [found for name, found in counts.items() if re.fullmatch(rf"WavLMForPretraining{module}", name)]
+        return sum(count for found in modules for name, count in found.items() if operator in str(name))
+
+    layer, run = r"\.wavlm\.encoder\.layers\.\d+", 1 - config.layer_drop if config.layer_drop_mode == "skip" else 1
+    scores = of(rf"{layer}\.attention", "bmm")  # query · key and weights · value; the others are linear maps
     forward = {
-        "extractor": of_module["wavlm.extractor"],
-        "projection": of_module["wavlm.projection"],
-        "positional": of_module["wavlm.encoder.positional"],
-        "attention": round(run * (sum(of_module[f"{layer}.attention"] for layer in layers) - scores)),
+        "extractor": of(r"\.wavlm\.extractor"),
+        "projection": of(r"\.wavlm\.projection"),
+        "positional": of(r"\.wavlm\.encoder\.positional"),
+        "attention": round(run * (of(rf"{layer}\.attention") - scores)),
         "scores": round(run * scores),
-        "feed_forward": round(run * sum(of_module[f"{layer}.feed_forward"] for layer in layers)),
-        "head": whole - of_module["wavlm"],
+        "feed_forward": round(run * of(rf"{layer}\.feed_forward")),
+        "head": of("") - of(r"\.wavlm"),
     }
     backward = {part: 2 * count for part, count in forward.items()}
     if config.feature_grad_mult == 0:
         backward["extractor"] = 0
     elif config.front_end == "logmel":
-        backward["extractor"] = of_module["wavlm.extractor.map"]  # the weights' gradient of its linear map
+        backward["extractor"] = of(r"\.wavlm\.extractor\.map")  # the weights' gradient of its linear map
     else:
-        backward["extractor"] -= of_module["wavlm.extractor.layers.0"]  # the waveform needs no gradient
-    again = {"none": [], "extractor": ["extractor"], "all": ["extractor", "attention", "scores", "feed_forward"]}[
-        config.recompute
-    ]
-    recomputed = sum(forward[part] for part in again if part != "extractor" or config.feature_grad_mult)
-    if config.recompute == "all" and config.pre_norm and not config.dropout:
-        recomputed -= forward["feed_forward"] // 2  # torch stops at the last tensor that is needed, before the last product
+        backward["extractor"] -= of(r"\.wavlm\.extractor\.layers\.0")  # the waveform needs no gradient
+    recomputed = forward["extractor"] if config.recompute != "none" and config.feature_grad_mult else 0
+    if config.recompute == "all":
+        recomputed += forward["attention"] + forward["scores"] + forward["feed_forward"]
+        if config.pre_norm and not config.dropout:
+            recomputed -= forward["feed_forward"] // 2  # torch stops at the last tensor that is needed, before the last product
     return forward, backward, recomputed

@@ -1,4 +1,4 @@
-"""From a recipe to hours, gigabytes and days: what a run will take, before there are data (the arithmetic of `openwavlm plan`)."""
+"""Hours, gigabytes and days of a run, computed from its config (the arithmetic of `openwavlm plan`)."""
 
 import bisect
 import functools
@@ -13,7 +13,7 @@ from openwavlm.planning.memory import Memory, estimate_memory
 from openwavlm.training.config import RunConfig
 
 GIB = 1 << 30
-USABLE_SHARE = 0.9  # of a GPU's memory: the rest is for the CUDA context, fragmentation and cuDNN's workspaces
+USABLE_SHARE = 0.9  # of a GPU's memory; the CUDA context, fragmentation and cuDNN's workspaces take the rest
 _BYTES_A_SAMPLE = 2
 _BYTES_A_LABEL = 2
 
@@ -23,11 +23,11 @@ class Gpu:
     """A device of the table.
 
     Attributes:
-        memory_gib: Its memory.
-        tflops_16_bit: Dense peak of the matrix units in float16, and in bfloat16 where they know it, 10¹² operations a second.
-        tflops_32_bit: Peak in float32 without TF32, which is what `precision: 32-true` computes matrix products in.
-        bfloat16: Whether its matrix units know bfloat16.
-        source: Where the figures are from.
+        memory_gib: Memory.
+        tflops_16_bit: Dense peak of the matrix units in float16, and in bfloat16 where they support it, 10¹² operations a second.
+        tflops_32_bit: Peak in float32 without TF32, as `precision: 32-true` computes matrix products.
+        bfloat16: Whether its matrix units support bfloat16.
+        source: Source of the figures.
     """
 
     memory_gib: float
@@ -125,7 +125,7 @@ class Recipe:
 
 
 def wasted_share(slots: int, processes: int) -> float:
-    """Share of the work that padding micro-batches are when `processes` share out `slots`."""
+    """Share of padding micro-batches in the work of `processes` that share `slots` micro-batches."""
     waste = -slots % processes
     return waste / (slots + waste)
 
@@ -134,7 +134,7 @@ def peak_flops(gpu: Gpu, precision: str) -> float:
     """Peak operations a second of a GPU in a precision.
 
     Raises:
-        ValueError: If the GPU does not know the precision.
+        ValueError: If the GPU does not support the precision.
     """
     if precision == "bf16-mixed" and not gpu.bfloat16:
         raise ValueError(
@@ -156,9 +156,9 @@ def disk_bytes(hours: float, flac_share: float, parameters: int, checkpoints: in
 
     Args:
         hours: Of audio.
-        flac_share: FLAC's size over that of the samples.
+        flac_share: Size of FLAC over that of the samples.
         parameters: Of the model; a checkpoint holds each with its two moments.
-        checkpoints: How many are kept, the newest included.
+        checkpoints: Number kept, the newest included.
         ema: Whether a checkpoint holds a running mean too.
 
     Returns:

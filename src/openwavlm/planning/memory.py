@@ -36,14 +36,9 @@ class Memory:
     backward: int
 
     @property
-    def activations(self) -> int:
-        """Activations and their gradients at their peak."""
-        return sum(self.kept.values()) + self.backward
-
-    @property
     def total(self) -> int:
         """All bytes."""
-        return sum(self.states.values()) + self.activations
+        return sum(self.states.values()) + sum(self.kept.values()) + self.backward
 
 
 def estimate_memory(

@@ -69,13 +69,13 @@ def plan_run(recipe: Recipe, question: Question, checkpoints: int) -> dict[str, 
     Args:
         recipe: The training.
         question: Hardware and corpus.
-        checkpoints: How many are kept.
+        checkpoints: Number kept.
 
     Returns:
         Content of `json=FILE`. Without a given utilisation, hours and days are a list of the fewest and the most.
 
     Raises:
-        ValueError: If there are more GPUs than micro-batches, or the GPU does not know the precision.
+        ValueError: If there are more GPUs than micro-batches, or the GPU does not support the precision.
     """
     _check_gpus(recipe, question.gpus)
     assert question.hours is not None

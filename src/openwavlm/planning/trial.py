@@ -1,4 +1,4 @@
-"""One timed trial of `openwavlm tune`: some micro-batches of a config in a fresh process, whose death is a result too."""
+"""One timed trial of `openwavlm tune`: some micro-batches of a config in a fresh process; its death is a result too."""
 
 import contextlib
 import itertools
@@ -23,6 +23,7 @@ from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
 from openwavlm.batches.loader import StepLoader
 from openwavlm.batches.masking import draw_span_mask
 from openwavlm.batches.sources import OpenData
+from openwavlm.model.costs import LOW_PRECISION
 from openwavlm.planning.budget import Recipe
 from openwavlm.runtime.processes import killed_worker, leave_with_parent, start_fork_server
 from openwavlm.runtime.resources import explained
@@ -32,11 +33,10 @@ from openwavlm.training.control import Control
 from openwavlm.training.module import PretrainingModule
 
 _FEWEST = 2  # timed micro-batches of a trial, however long they take
-_LOW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def synthetic_batch(recipe: Recipe) -> PretrainBatch:
-    """A full micro-batch of the longest rows: noise, random labels, the config's masks, no mixtures."""
+    """A full micro-batch of the longest rows: noise, random labels, masks of the config, no mixtures."""
     shape, generator = recipe.micro_batch, np.random.default_rng(0)
     rows, frames = shape.rows, shape.frames
     mask = draw_span_mask(recipe.config.masking, np.full(rows, frames), 0, source=0, epoch=0, micro=0)
@@ -81,7 +81,7 @@ class _Step:
             plan_state=lambda step: {},
         )
         self.module.to(device).train()
-        self.device, self.low = device, _LOW.get(config.precision)
+        self.device, self.low = device, LOW_PRECISION.get(config.precision)
         self.warm = config.loss.warm(0, config.optim.updates)
         optimizer = self.module.configure_optimizers()
         # Lightning hands the module a wrapper with these attributes.
@@ -114,12 +114,12 @@ def measure(values: dict[str, Any], classes: Sequence[int], seconds: float, *, w
     Args:
         values: The training config as plain values.
         classes: Of the synthetic labels, one number for each label set.
-        seconds: How long to time, after one micro-batch and one update that are not timed.
-        with_data: Read the config's data through its loader workers, instead of one synthetic batch again and again.
+        seconds: Timed seconds, after one micro-batch and one update that are not timed.
+        with_data: Whether to read the config's data through its loader workers, instead of repeating one synthetic batch.
 
     Returns:
-        `audio_seconds_a_second` (padding not counted), `wait_share` of the time spent on waiting for data, `seconds_a_micro_batch`,
-        `peak_memory_bytes` (of the GPU, or of the process on a CPU).
+        `audio_seconds_a_second` (padding not counted), `wait_share` (share of the time spent waiting for data),
+        `seconds_a_micro_batch`, `peak_memory_bytes` (of the GPU, or of the process on a CPU).
 
     Raises:
         ValueError: If the config or its data are refused.
@@ -191,19 +191,19 @@ def _child(path: str, values: dict[str, Any], classes: Sequence[int], seconds: f
 def run_trial(
     values: dict[str, Any], classes: Sequence[int], seconds: float, timeout: float, *, with_data: bool
 ) -> dict[str, Any]:
-    """`measure` in a process of its own, which may run out of memory or out of time.
+    """Runs `measure` in a process of its own, which may run out of memory or out of time.
 
     Args:
         values: The training config as plain values.
         classes: Of the synthetic labels, one number for each label set.
-        seconds: How long to time.
+        seconds: Timed seconds.
         timeout: Seconds after which the trial is ended.
         with_data: Whether to read the config's data.
 
     Returns:
-        What `measure` returns, or `failed` with the reason.
+        Figures of `measure`, or `failed` with the reason.
     """
-    # A fork server that has imported everything and touched no GPU: each trial starts clean in a fraction of a second.
+    # The fork server has imported everything and initialised no GPU: each trial starts clean in a fraction of a second.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["openwavlm.planning.trial"])
     start_fork_server()
@@ -215,15 +215,12 @@ def run_trial(
 
 
 def outcome_of(process: Any, path: Path, timeout: float) -> dict[str, Any]:
-    """What a started trial leaves in `path`, or why it leaves nothing.
+    """Result of a started trial, or `failed` with the reason.
 
     Args:
-        process: The trial's process.
-        path: The file of its result.
+        process: Process of the trial.
+        path: File of its result.
         timeout: Seconds after which it is ended.
-
-    Returns:
-        Its result, or `failed` with the reason.
     """
     process.join(timeout)
     if process.is_alive():
@@ -234,5 +231,5 @@ def outcome_of(process: Any, path: Path, timeout: float) -> dict[str, Any]:
         return json.loads(path.read_text())
     code = process.exitcode
     if code < 0:
-        return {"failed": f"killed by signal {-code}, as for want of memory: lower batch.micro_seconds or loader.workers"}
+        return {"failed": f"killed by signal {-code}, possibly out of memory: lower batch.micro_seconds or loader.workers"}
     return {"failed": f"ended with status {code}"}

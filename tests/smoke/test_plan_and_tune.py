@@ -121,7 +121,9 @@ def test_a_plan_of_wavlm_base_has_the_figures_that_its_architecture_gives(planne
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml")))
 def test_every_experiment_can_be_planned(experiment):
-    assert plan_run(recipe(f"experiment={experiment}"), question(), 4)["parameters"]["total"] > 1_000_000
+    made = recipe(f"experiment={experiment}")
+    planned = plan_run(made, question(gpus=made.config.batch.slots), 4)
+    assert planned["parameters"]["total"] > 1_000_000 and planned["memory_bytes"]["fits"]
 
 
 def test_a_run_on_94000_hours_can_be_planned():

@@ -107,10 +107,11 @@ def count_costs(
     precision: str,
     device: Literal["cuda", "cpu"] = "cuda",
 ) -> Costs:
-    """Operations and kept bytes of one micro-batch, by one forward pass of tensors without data (half a second for Base).
+    """Operations and kept bytes of one micro-batch, by one forward pass of tensors without data, which takes a fraction of a second.
 
-    Forward operations and kept bytes equal those of a real step. The backward is not run: it takes twice the forward's operations,
-    except in the extractor. With `layer_drop_mode: skip` the layers count with their probability to run.
+    Both equal those of a real step. Two layers are run: the third and all further ones equal the second. The backward is not run: it
+    takes twice the forward's operations, except in the extractor. With `layer_drop_mode: skip` the layers count with their probability
+    to run.
 
     Args:
         config: The encoder; its `recompute` changes `recomputed` only.
@@ -120,16 +121,19 @@ def count_costs(
         precision: `32-true`, `bf16-mixed` or `16-mixed`.
         device: Device of the step; dropout and attention keep other tensors on a GPU than on a CPU. No GPU is needed to count.
     """
-    counter, kept = FlopCounterMode(display=False), _Kept()
-    model = build_without_data(replace(config, recompute="none"), head, classes)
+    counter = FlopCounterMode(display=False)
+    storages: dict[int, tuple[str, torch.UntypedStorage]] = {}  # held, so that no address is used twice
+    model = build_without_data(replace(config, recompute="none", layers=min(2, config.layers)), head, classes)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device), _autocast(device, precision):
             model = model.to_empty(device=device).train()
             waveforms, index = torch.empty(batch.rows, batch.samples), torch.empty(batch.predicted_frames, dtype=torch.int64)
-            kept.exclude(waveforms, *model.parameters())
+            excluded = {tensor.untyped_storage()._cdata for tensor in (waveforms, *model.parameters())}
 
             def pack(tensor: Tensor) -> Tensor:
-                kept.add(tensor, max(counter.mod_tracker.parents, key=len))
+                storage = tensor.untyped_storage()
+                if storage._cdata not in excluded and not _is_copy_of_parameter(tensor):
+                    storages.setdefault(storage._cdata, (max(counter.mod_tracker.parents, key=len), storage))
                 return tensor
 
             with counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _fused_kernels(device):
@@ -142,50 +146,25 @@ def count_costs(
                 )
     finally:
         spectra._window_and_bands.cache_clear()  # it may hold tensors without data by now
-    return Costs(*_operations(config, counter.get_flop_counts()), *kept.by_part())
+    kept, largest = Counter[str](), Counter[str]()
+    for module, storage in storages.values():
+        part, times = _part_of(module), config.layers - 1 if ".encoder.layers.1" in module else 1
+        kept[part] += times * storage.nbytes()
+        largest[part] = max(largest[part], storage.nbytes())
+    return Costs(*_operations(config, counter.get_flop_counts()), kept, largest)
 
 
-class _Kept:
-    """Storages that autograd keeps, each once."""
-
-    def __init__(self) -> None:
-        self._storages: dict[int, tuple[str, torch.UntypedStorage]] = {}  # held, so that no address is used twice
-        self._excluded: set[int] = set()
-
-    def exclude(self, *tensors: Tensor) -> None:
-        self._excluded = {tensor.untyped_storage()._cdata for tensor in tensors}
-
-    def add(self, tensor: Tensor, module: str) -> None:
-        storage = tensor.untyped_storage()
-        made_by = (tensor if tensor._base is None else tensor._base).grad_fn
-        cast = made_by is not None and made_by.name() == "ToCopyBackward0"
-        if storage._cdata in self._excluded or (cast and hasattr(made_by.next_functions[0][0], "variable")):  # type: ignore[union-attr]
-            return  # a parameter, or its copy by autocast
-        self._storages.setdefault(storage._cdata, (_part_of(module), storage))
-
-    def by_part(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Sum and maximum of the storages' bytes."""
-        sums, largest = Counter[str](), Counter[str]()
-        for part, storage in self._storages.values():
-            sums[part] += storage.nbytes()
-            largest[part] = max(largest[part], storage.nbytes())
-        return dict(sums), dict(largest)
+def _is_copy_of_parameter(tensor: Tensor) -> bool:
+    """Whether autocast cast a parameter to this tensor, or to the one that it is a view of."""
+    made_by = (tensor if tensor._base is None else tensor._base).grad_fn
+    return made_by is not None and made_by.name() == "ToCopyBackward0" and hasattr(made_by.next_functions[0][0], "variable")
 
 
-@contextlib.contextmanager
-def _autocast(device: str, precision: str) -> Iterator[None]:
-    """Does what `torch.autocast` does, which disables itself for `cuda` on a machine without a GPU."""
-    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    torch.set_autocast_enabled(device, precision in LOW_PRECISION)
-    torch.set_autocast_dtype(device, LOW_PRECISION.get(precision, before[1]))
-    torch.autocast_increment_nesting()
-    try:
-        yield
-    finally:
-        if torch.autocast_decrement_nesting() == 0:
-            torch.clear_autocast_cache()
-        torch.set_autocast_enabled(device, before[0])
-        torch.set_autocast_dtype(device, before[1])
+def _autocast(device: str, precision: str) -> torch.autocast:
+    """Autocast that is on for `cuda` on a machine without a GPU too, where its constructor refuses to enable it."""
+    context = torch.autocast(device, dtype=LOW_PRECISION.get(precision, torch.bfloat16), enabled=False)
+    context._enabled = precision in LOW_PRECISION
+    return context
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -222,14 +201,17 @@ def _operations(config: WavLMConfig, counts: dict[str, dict[Any, int]]) -> tuple
 
     Args:
         config: The encoder.
-        counts: Module → operator → operations of one forward.
+        counts: Module → operator → operations of one forward, of which the first layer counts for all.
     """
 
     def of(module: str, operator: str = "") -> int:
         modules = [found for name, found in counts.items() if re.fullmatch(rf"WavLMForPretraining{module}", name)]
         return sum(count for found in modules for name, count in found.items() if operator in str(name))
 
-    layer, run = r"\.wavlm\.encoder\.layers\.\d+", 1 - config.layer_drop if config.layer_drop_mode == "skip" else 1
+    layer, run = (
+        r"\.wavlm\.encoder\.layers\.0",
+        config.layers * (1 - config.layer_drop if config.layer_drop_mode == "skip" else 1),
+    )
     scores = of(rf"{layer}\.attention", "bmm")  # query · key and weights · value; the others are linear maps
     forward = {
         "extractor": of(r"\.wavlm\.extractor"),

@@ -64,7 +64,7 @@ def estimate_memory(
         strategy: `ddp` or `fsdp`.
         ema: Whether a running mean of the weights is kept.
     """
-    kept = {"waveforms": batch.rows * batch.samples * (2 + _FLOAT), **costs.kept}  # int16 and float32
+    kept: dict[str, int] = {"waveforms": batch.rows * batch.samples * (2 + _FLOAT), **costs.kept}  # int16 and float32
     layer, extractor = kept["layers"] // config.layers, kept.get("extractor", 0)
     if config.recompute != "none":
         kept.pop("extractor", None)

@@ -101,7 +101,7 @@ def cost_lines(recipe: Recipe, world_size: int) -> list[str]:
 
 
 def _estimate(recipe: Recipe, world_size: int) -> str:
-    """Operations and memory, counted in half a second for Base; a failure to count them must not end a training."""
+    """Operations and memory, counted in a fraction of a second; a failure to count them must not end a training."""
     try:
         operations = recipe.flops_a_second() * recipe.config.batch.seconds
         memory = recipe.memory(world_size).total / GIB

@@ -252,6 +252,13 @@ def test_the_activations_of_a_step_are_those_that_autograd_keeps(name, changes, 
 @pytest.mark.parametrize("recompute", ["extractor", "all"])
 def test_what_is_computed_again_is_not_kept(recompute, precision):
     config = config_of("small", layers=3, recompute=recompute)
+    counted, plain_costs = (
+        costs_of(dataclasses.replace(config, recompute=each), shape_of(2, 200), precision=precision)
+        for each in (recompute, "none")
+    )
+    assert (counted.kept, counted.largest) == (plain_costs.kept, plain_costs.largest), (
+        "what is recomputed is counted all the same"
+    )
     seen = saved_bytes(built(config), 2, 200, precision)
     kept = dict(memory_of(config, shape_of(2, 200), device="cpu", precision=precision).kept)
     assert "extractor" not in kept and kept.pop("waveforms") == 6 * 2 * num_samples_of(200)

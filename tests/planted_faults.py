@@ -1,7 +1,6 @@
 """Faults that a training can have, planted before it starts: each breaks one health rule."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,15 +11,6 @@ def each_batch(change: Callable) -> None:
 
     real = MicroBatchBuilder.__getitem__
     MicroBatchBuilder.__getitem__ = lambda self, spec: change(real(self, spec))
-
-
-def each_mixture(change: Callable) -> None:
-    from openwavlm.batches import collate
-
-    real = collate.draw_mixing
-    collate.draw_mixing = lambda mixing, num_samples, *rest, **named: change(
-        real(mixing, num_samples, *rest, **named), torch.from_numpy(np.asarray(num_samples, dtype=np.int64))
-    )
 
 
 def each_step(change: Callable) -> None:
@@ -66,44 +56,6 @@ def collapsed_embeddings() -> None:
     real = pretraining.cosine_logits
     # All frames lie next to one label's embedding, whatever they are.
     pretraining.cosine_logits = lambda *arguments: real(*arguments) + 40 * torch.eye(1, arguments[1].shape[0])
-
-
-def masks_of_another_config(factor: float = 2.0) -> None:
-    from openwavlm.batches import collate
-
-    real = collate.draw_span_mask
-    collate.draw_span_mask = lambda masking, *rest, **named: real(replace(masking, prob=factor * masking.prob), *rest, **named)
-
-
-def a_third_of_the_mixtures() -> None:
-    def thin(record, num_samples):
-        columns = ("row", "partner", "start", "partner_start", "length", "energy_ratio_db")
-        return replace(record, **{name: getattr(record, name)[::3] for name in columns})
-
-    each_mixture(thin)
-
-
-def louder_mixtures() -> None:
-    each_mixture(lambda record, num_samples: replace(record, energy_ratio_db=record.energy_ratio_db - 8))
-
-
-def own_partners() -> None:
-    def reflect(record, num_samples):
-        return replace(record, partner=torch.where(record.partner < len(num_samples), record.row, record.partner))
-
-    each_mixture(reflect)
-
-
-def whole_overlaps() -> None:
-    def stretch(record, num_samples):
-        length = num_samples[record.row]
-        return replace(record, start=0 * record.start, length=length, max_length=int(length.max()) if len(length) else 0)
-
-    each_mixture(stretch)
-
-
-def rows_off_the_grid() -> None:
-    each_batch(lambda batch: replace(batch, num_samples=(batch.num_samples - 1).clamp(min=0)))
 
 
 def labels_of_one_byte_lost(kept: int) -> None:
@@ -172,21 +124,21 @@ def dead_channels() -> None:
 
 
 def infinite_gradients() -> None:
-    from openwavlm.training.module import PretrainingModule
+    from openwavlm.training import module
 
-    real, calls = PretrainingModule._loss, [0]
+    real, calls = module.micro_batch_loss, [0]
 
-    def loss(self, *arguments):
+    def loss(*arguments, **named):
         calls[0] += 1
-        return real(self, *arguments) * (float("nan") if calls[0] % 30 == 5 else 1.0)
+        return real(*arguments, **named) * (float("nan") if calls[0] % 30 == 5 else 1.0)
 
-    PretrainingModule._loss = loss
+    module.micro_batch_loss = loss
 
 
 def hand_in_clock(*, seconds_an_update: Callable[[int], float], seconds_a_batch: float = 0.0) -> None:
     """Puts a clock that only updates and the loader move in place of the machine's, on which no other program runs."""
     from openwavlm.batches import loader
-    from openwavlm.runs import launch as train
+    from openwavlm.runs import assemble
     from openwavlm.training.health import core_wait
 
     now, fetch = [0.0], loader.micro_batch_loader
@@ -203,7 +155,7 @@ def hand_in_clock(*, seconds_an_update: Callable[[int], float], seconds_a_batch:
         now[0] += seconds_an_update(step)
 
     loader.micro_batch_loader = fetched
-    train.StepLoader, train.WallClock = clocked(train.StepLoader), clocked(train.WallClock)
+    assemble.StepLoader, assemble.WallClock = clocked(assemble.StepLoader), clocked(assemble.WallClock)
     core_wait.CoreWait.lap = lambda self: 0.0
     each_step(advance)
 

@@ -16,9 +16,10 @@ from openwavlm.model.config import WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.training.control import Control, StepTotals
-from openwavlm.training.module import PretrainingModule, StepRecord
+from openwavlm.training.module import PretrainingModule
 from openwavlm.training.optim import Optim
 from openwavlm.training.settings import Loss
+from openwavlm.training.sums import StepRecord
 
 TEMPERATURE = 0.2
 CONFIG: dict[str, Any] = {

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 
 import openwavlm.runs.launch
 from gpu_parts.setting import Setting, synchronise
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.batches.loader import StepBatch
-from openwavlm.model.costs import MicroBatchShape, count_flops
-from openwavlm.planning.budget import GPUS, Recipe, peak_flops, recipe_of
-from openwavlm.planning.memory import estimate_memory
+from openwavlm.model.costs import MicroBatchShape
+from openwavlm.planning.budget import GPUS, Recipe, peak_flops
 from openwavlm.runs.compose import composed, plain
 from openwavlm.training.config import RunConfig, with_placeholders
 
@@ -29,7 +29,7 @@ _SYNCHRONISING = "called a synchronizing"
 def recipe(overrides: list[str], classes: int) -> Recipe:
     """Cost of a training's updates, as `openwavlm plan` computes it."""
     values = with_placeholders(plain(composed("train", overrides)))
-    return recipe_of(RunConfig.of(values), classes)
+    return Recipe(RunConfig.of(values), (classes,))
 
 
 @contextlib.contextmanager
@@ -93,9 +93,9 @@ class Watch(lightning.Callback):
     def __init__(self, recipe: Recipe, device: str, seconds: float, *, warm_up: int = 2, counted: int = 2) -> None:
         self._recipe, self._device, self._seconds = recipe, device, seconds
         self._warm_up, self._counted = warm_up, counted if device == "cuda" else 0
-        self._timed = self._samples = self._flops = self._recomputed = 0
+        self._timed = self._samples = 0
+        self._shapes: list[MicroBatchShape] = []
         self._began = self._ended = self._waited = self._waited_before = 0.0
-        self._largest: MicroBatchShape | None = None
         self._memory: dict[str, int] | None = None
         self._synchronisations: Counter[str] = Counter()
         self._updates_counted = 0
@@ -124,16 +124,10 @@ class Watch(lightning.Callback):
             self._end_or_count(trainer)
 
     def _count(self, batch: StepBatch) -> None:
-        recipe = self._recipe
         for micro in batch.micro_batches:
             rows, samples = micro.waveforms.shape
-            shape = MicroBatchShape(rows=rows, samples=samples, predicted_frames=micro.num_masked)
-            flops = count_flops(recipe.model, recipe.head, shape, recompute=recipe.recompute)
-            self._flops += flops.total
-            self._recomputed += flops.recomputed
+            self._shapes.append(MicroBatchShape(rows=rows, samples=samples, predicted_frames=micro.num_masked))
             self._samples += micro.valid_samples
-            if self._largest is None or rows * samples > self._largest.rows * self._largest.samples:
-                self._largest = shape
         self._timed += 1
 
     def _keep_memory(self) -> None:
@@ -185,23 +179,19 @@ class Watch(lightning.Callback):
         }
 
     def _arithmetic(self, seconds: float) -> dict[str, Any]:
-        peak = device_peak(self._device, self._recipe.precision)
+        peak = device_peak(self._device, self._recipe.config.precision)
+        flops, recomputed = operations(self._recipe, self._shapes)
         return {
-            "flops_per_s": self._flops / seconds,
-            "flop_utilisation": self._flops / seconds / peak["flops_per_s"] if peak else None,
-            "flop_utilisation_without_recomputing": (self._flops - self._recomputed) / seconds / peak["flops_per_s"]
-            if peak
-            else None,
+            "flops_per_s": flops / seconds,
+            "flop_utilisation": flops / seconds / peak["flops_per_s"] if peak else None,
+            "flop_utilisation_without_recomputing": (flops - recomputed) / seconds / peak["flops_per_s"] if peak else None,
             "device_peak": peak,
         }
 
     def _memory_figures(self) -> dict[str, Any]:
-        recipe, found, largest = self._recipe, self._memory, self._largest
-        assert largest is not None
+        recipe, found = self._recipe, self._memory
         planned = recipe.memory().total
-        of_largest = estimate_memory(
-            recipe.model, recipe.head, largest, precision=recipe.precision, recompute=recipe.recompute, ema=recipe.ema
-        ).total
+        of_largest = recipe.memory(batch=max(self._shapes, key=lambda shape: shape.rows * shape.samples)).total
         return {
             "peak_allocated_bytes": found and found["allocated"],
             "peak_reserved_bytes": found and found["reserved"],
@@ -217,6 +207,23 @@ class Watch(lightning.Callback):
             return None
         places = {place: count / updates for place, count in self._synchronisations.most_common()}
         return {"an_update": sum(places.values()), "updates": updates, "places": places}
+
+
+def operations(recipe: Recipe, shapes: list[MicroBatchShape]) -> tuple[float, float]:
+    """All operations of micro-batches, and those that are computed again.
+
+    Counted are the shortest and the longest row; operations a frame grow linearly with the length (within 1e-4: convolutions round
+    their output lengths down).
+    """
+    ends = [min(shapes, key=lambda shape: shape.samples), max(shapes, key=lambda shape: shape.samples)]
+    per_frame = []
+    for end in ends:
+        costs = recipe.costs_of(end)
+        per_frame.append([figure / (end.rows * end.frames) for figure in (costs.operations, costs.recomputed)])
+    lengths = [end.frames for end in ends]
+    rates = [np.interp([shape.frames for shape in shapes], lengths, figures) for figures in zip(*per_frame, strict=True)]
+    positions = np.array([shape.rows * shape.frames for shape in shapes])
+    return float(positions @ rates[0]), float(positions @ rates[1])
 
 
 def device_peak(device: str, precision: str) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import openwavlm.runs.segment
+from openwavlm.audio.frames import num_frames
 from programs import REPOSITORY, run_program
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -292,7 +293,7 @@ def test_every_variant_of_the_step_composes_for_base_and_large():
             settings = dict(one.settings or {})
             for overrides in step.VARIANTS.values():
                 command = setting.training(settings["experiment"], *settings.get("overrides", ()), *overrides)
-                assert watch.recipe(command, 500).flops().total > 0
+                assert watch.recipe(command, 500).costs.operations > 0
 
 
 class FakeGpu:
@@ -340,11 +341,23 @@ def test_a_watched_training_reports_speed_memory_utilisation_and_synchronisation
     assert found["audio_s_per_s"] == pytest.approx(3 * 2 * 4.0 / 6.0) and found["waiting_for_data_share"] == pytest.approx(0.25)
     assert found["synchronisations"]["an_update"] == 3 and len(found["synchronisations"]["places"]) == 1
     shape = watch.MicroBatchShape(rows=2, samples=32_000, predicted_frames=50)
-    flops = 3 * 2 * watch.count_flops(recipe.model, recipe.head, shape).total
+    flops = 3 * 2 * recipe.costs_of(shape).operations
     assert found["flop_utilisation"] == pytest.approx(flops / 6.0 / 989.4e12)
     assert "H200 datasheet" in found["device_peak"]["source"]
     memory = found["memory"]
     assert memory["measured_over_planned"] == pytest.approx(3_000_000 / recipe.memory().total)
+
+
+def test_operations_of_micro_batches_are_interpolated_between_the_shortest_and_the_longest_row():
+    recipe = watch.recipe(Setting(Path("/nowhere"), "cuda", "toy", 2, 100.0).training("wavlm_base", "model.recompute=all"), 20)
+    shapes = [
+        watch.MicroBatchShape(rows=rows, samples=samples, predicted_frames=rows * num_frames(samples) // 2)
+        for rows, samples in ((8, 32_000), (3, 51_234), (2, 100_001), (1, 250_000))
+    ]
+    costs = [recipe.costs_of(shape) for shape in shapes]
+    expected = sum(cost.operations for cost in costs), sum(cost.recomputed for cost in costs)
+    assert watch.operations(recipe, shapes) == pytest.approx(expected, rel=2e-3)
+    assert watch.operations(recipe, shapes[:1] * 3) == pytest.approx((3 * costs[0].operations, 3 * costs[0].recomputed))
 
 
 def test_a_gpu_that_is_not_in_the_table_has_no_peak(monkeypatch):

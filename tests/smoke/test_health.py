@@ -11,23 +11,17 @@ import pytest
 import torch
 
 from planted_faults import (
-    a_third_of_the_mixtures,
     blocked_layer,
     collapsed_embeddings,
     dead_channels,
     growing_gradient,
     infinite_gradients,
     labels_shuffled,
-    louder_mixtures,
-    masks_of_another_config,
     nothing,
-    own_partners,
-    rows_off_the_grid,
     slow_loader,
     slower_updates,
     steady_clock,
     unreadable_rows,
-    whole_overlaps,
     wrong_initialisation,
 )
 from runs import TINY_MODEL, launch
@@ -99,7 +93,7 @@ def test_a_sound_run_fires_nothing_and_is_judged_by_every_rule_but_the_count_tab
     rules = json.loads((sound / "summary.json").read_text())["health"]
     assert findings(sound) == []
     assert {name for name, state in rules.items() if not state["judged"]} == {"count_table", "throughput"}
-    assert len(rules) == 17 and rules["unigram"]["last_step"] == 60
+    assert len(rules) == 11 and rules["unigram"]["last_step"] == 60
     assert rules["unigram"]["value"] < rules["unigram"]["threshold"] < np.log(10)
 
 
@@ -122,12 +116,6 @@ FAULTS = {
     "count_table": (nothing, [*LONG, "health.count_rows=20"]),
     "unmasked_accuracy": (wrong_initialisation, ["health.window=40", "callbacks.unmasked_every=1", "stop_after=40"]),
     "perplexity": (collapsed_embeddings, [*LONG, "health.settle_updates=10", "health.unigram_ratio=1e3", "stop_after=20"]),
-    "mask_coverage": (masks_of_another_config, SHORT),
-    "mixed_rows": (a_third_of_the_mixtures, [*LONG, "mixing.prob=0.8", "stop_after=20"]),
-    "energy_ratio": (louder_mixtures, SHORT),
-    "partners": (own_partners, SHORT),
-    "overlap": (whole_overlaps, SHORT),
-    "row_lengths": (rows_off_the_grid, SHORT),
     "gradient_flow": (blocked_layer, SHORT),
     "gradient_growth": (partial(growing_gradient, 24), WINDOWS),
     "dead_channels": (dead_channels, SHORT),
@@ -171,7 +159,7 @@ def states(directory: Path) -> dict[str, dict[str, float]]:
 
 def _early_faults() -> None:
     unreadable_rows()
-    masks_of_another_config()
+    dead_channels()
 
 
 def test_findings_are_the_same_through_a_stop_within_a_window(data, tmp_path):
@@ -179,31 +167,31 @@ def test_findings_are_the_same_through_a_stop_within_a_window(data, tmp_path):
     assert launch([*WATCHED, *data, "stop_after=24"], whole, patch=_early_faults) == [0]
     for stop in (6, 13, 24):
         assert launch([*WATCHED, *data, f"stop_after={stop}", "loader.workers=1"], parts, patch=_early_faults) == [0]
-    assert fired(whole) == {"mask_coverage", "unreadable_rows"}
+    assert fired(whole) == {"dead_channels", "unreadable_rows"}
     assert (parts / "health.csv").read_bytes() == (whole / "health.csv").read_bytes()
     assert states(parts) == states(whole)
 
 
 def test_findings_past_the_checkpoint_are_cut_and_made_again(data, tmp_path):
     settings = [*WATCHED, *data, "callbacks.checkpoint_every=6"]
-    assert launch([*settings, "stop_after=9"], tmp_path, patch=masks_of_another_config) == [0]
+    assert launch([*settings, "stop_after=9"], tmp_path, patch=dead_channels) == [0]
     before = (tmp_path / "health.csv").read_bytes()
     for path in tmp_path.glob("checkpoints/step-00000009*"):
         path.unlink()
     with (tmp_path / "health.csv").open("a") as file:
         file.write('8,"unigram",1.0,1.0,"after the checkpoint"\n')
-    assert launch([*settings, "stop_after=9"], tmp_path, patch=masks_of_another_config) == [0]
-    assert (tmp_path / "health.csv").read_bytes() == before and fired(tmp_path) == {"mask_coverage"}
+    assert launch([*settings, "stop_after=9"], tmp_path, patch=dead_channels) == [0]
+    assert (tmp_path / "health.csv").read_bytes() == before and fired(tmp_path) == {"dead_channels"}
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_the_figures_are_the_same_on_two_processes(data, tmp_path, strategy):
     settings = [*WATCHED, *data, "stop_after=8", "optim.lr=1e-4"]
-    assert launch(settings, tmp_path / "one", patch=masks_of_another_config) == [0]
+    assert launch(settings, tmp_path / "one", patch=dead_channels) == [0]
     two = [*settings, f"trainer.strategy={strategy}"]
-    assert launch(two, tmp_path / "two", world_size=2, patch=masks_of_another_config) == [0, 0]
+    assert launch(two, tmp_path / "two", world_size=2, patch=dead_channels) == [0, 0]
     first, second = states(tmp_path / "one"), states(tmp_path / "two")
-    assert fired(tmp_path / "two") == {"mask_coverage"}
+    assert fired(tmp_path / "two") == {"dead_channels"}
     for name, state in first.items():
         assert second[name] == pytest.approx(state, rel=1e-4), name
     kept = [torch.load(next((tmp_path / run).glob("checkpoints/*08.ckpt")), weights_only=True) for run in ("one", "two")]
@@ -212,11 +200,11 @@ def test_the_figures_are_the_same_on_two_processes(data, tmp_path, strategy):
     assert all(norms[1][block] == pytest.approx(norms[0][block], rel=1e-3) for block in norms[0])
 
 
-def test_a_rule_that_fires_stops_the_run_where_that_is_wished_and_the_same_command_goes_on(data, tmp_path):
+def test_a_rule_that_fires_stops_the_run_where_the_config_says_so_and_the_same_command_goes_on(data, tmp_path):
     settings = [*WATCHED, *data, "optim.updates=12", "health.action=stop"]
-    assert launch(settings, tmp_path, patch=masks_of_another_config) == [0]
+    assert launch(settings, tmp_path, patch=dead_channels) == [0]
     steps = [int(path.stem.split("-")[1]) for path in tmp_path.glob("checkpoints/*.ckpt")]
     assert len(steps) == 1 and 4 < steps[0] < 8
-    assert launch(settings, tmp_path, patch=masks_of_another_config) == [0]
+    assert launch(settings, tmp_path, patch=dead_channels) == [0]
     assert json.loads((tmp_path / "summary.json").read_text())["complete"]
-    assert [(row["step"], row["rule"]) for row in findings(tmp_path)] == [("4", "mask_coverage")]
+    assert [(row["step"], row["rule"]) for row in findings(tmp_path)] == [("4", "dead_channels")]

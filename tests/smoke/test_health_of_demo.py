@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from planted_faults import (
-    a_third_of_the_mixtures,
     blocked_layer,
     dead_channels,
     growing_gradient,
@@ -17,15 +16,10 @@ from planted_faults import (
     infinite_gradients,
     labels_of_noise,
     labels_of_one_byte_lost,
-    louder_mixtures,
-    masks_of_another_config,
     nothing,
-    own_partners,
-    rows_off_the_grid,
     slow_loader,
     slower_updates,
     unreadable_rows,
-    whole_overlaps,
 )
 from runs import launch
 
@@ -46,12 +40,6 @@ FAULTS: dict[str, tuple[Callable[[], None], list[str]]] = {
     "count_table": (nothing, ["optim.lr=5e-5"]),  # a slip of the pen in the learning rate
     "unmasked_accuracy": (hidden_and_seen_exchanged, [*ONE_WINDOW, "callbacks.unmasked_every=1"]),
     "perplexity": (partial(labels_of_one_byte_lost, 9), []),
-    "mask_coverage": (partial(masks_of_another_config, 0.9), ONE_WINDOW),
-    "mixed_rows": (a_third_of_the_mixtures, ONE_WINDOW),
-    "energy_ratio": (louder_mixtures, ONE_WINDOW),
-    "partners": (own_partners, ONE_WINDOW),
-    "overlap": (whole_overlaps, ONE_WINDOW),
-    "row_lengths": (rows_off_the_grid, ONE_WINDOW),
     "gradient_flow": (blocked_layer, ONE_WINDOW),
     "gradient_growth": (partial(growing_gradient, 600), EIGHT_WINDOWS),
     "dead_channels": (dead_channels, ONE_WINDOW),

@@ -1,4 +1,4 @@
-"""Training in lower precision follows float32; a gradient that is not finite voids its update and no other."""
+"""Training in lower precision follows float32; an update whose gradient is not finite is skipped, and no other."""
 
 import logging
 from pathlib import Path
@@ -56,15 +56,15 @@ def _not_a_number() -> None:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
-def test_a_loss_that_is_not_a_number_voids_its_update_and_is_named(data, tmp_path, precision):
+def test_the_update_of_a_loss_that_is_not_a_number_is_skipped_and_named(data, tmp_path, precision):
     assert launch([*RUN, *data, f"precision={precision}", "optim.ema=0"], tmp_path, patch=_not_a_number) == [0]
     assert [row["void"] for row in table(tmp_path)] == ["0"] * 4 + ["1"] + ["0"] * 5
     before, after, later = (weights(tmp_path, step) for step in (4, 5, 6))
     model = [name for name in before if name.startswith("model.")]
-    assert all(torch.equal(before[name], after[name]) for name in model), "the void update moves nothing"
+    assert all(torch.equal(before[name], after[name]) for name in model), "the skipped update moves nothing"
     assert any(not torch.equal(after[name], later[name]) for name in model), "and the next one moves again"
     said = (tmp_path / "logs" / "rank-0000.log").read_text()
-    assert "update 5 was void" in said and "the loss is not finite in speech epoch" in said
+    assert "update 5 was skipped" in said and "the loss is not finite in speech epoch" in said
     if precision == "16-mixed":
         assert float(after["loss_scale.scale"]) == float(before["loss_scale.scale"]) / 2
 

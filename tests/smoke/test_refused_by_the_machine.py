@@ -15,7 +15,7 @@ from openwavlm.batches.settings import Loading
 from openwavlm.cli.app import refusal_of
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.processes import ended, killed_worker
-from openwavlm.training.void_updates import check_learned
+from openwavlm.training.skipped_updates import check_learned
 from programs import HANG_S, run_program
 from runs import SETTINGS, launch, make_data
 
@@ -172,23 +172,23 @@ def _has(path: Path, text: bytes) -> bool:
 # --- updates that changed nothing ---------------------------------------------------------------------------------------
 
 
-def test_a_run_whose_updates_were_all_void_is_refused_as_complete():
+def test_a_run_whose_updates_were_all_skipped_is_refused_as_complete():
     check_learned(20, 19)
     check_learned(0, 0)
-    with pytest.raises(ValueError, match=r"all 20 updates were void .* start a new run under another name"):
+    with pytest.raises(ValueError, match=r"all 20 updates were skipped .* start a new run under another name"):
         check_learned(20, 20)
 
 
-def _all_void() -> None:
+def _all_skipped() -> None:
     import torch
 
     torch.nn.utils.get_total_norm = lambda gradients: torch.tensor(float("nan"))
 
 
-def test_a_training_of_void_updates_ends_with_an_error_and_is_not_complete(data, tmp_path):
+def test_a_training_of_skipped_updates_ends_with_an_error_and_is_not_complete(data, tmp_path):
     words = [*SETTINGS, *data, "optim.updates=2", "callbacks.validate_every=0"]
     for _ in range(2):  # the second launch has nothing left to do
-        assert launch(words, tmp_path / "run", patch=_all_void) != [0]
+        assert launch(words, tmp_path / "run", patch=_all_skipped) != [0]
         found = json.loads((tmp_path / "run" / "summary.json").read_text())
         assert (found["updates"], found["complete"], found["skipped_updates"]) == (2, False, 2)
 

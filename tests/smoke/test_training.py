@@ -259,15 +259,15 @@ def test_a_warning_of_slurm_during_start_up_saves_and_stops_after_the_first_upda
 
 
 def _warn_while_data_are_opened() -> None:
-    from openwavlm.runs import launch as train
+    from openwavlm.runs import beginning
 
-    real = train.open_data
+    real = beginning.open_data
 
     def opened(config):
         os.kill(os.getpid(), signal.SIGUSR1)
         return real(config)
 
-    train.open_data = opened
+    beginning.open_data = opened
 
 
 STABLE = [

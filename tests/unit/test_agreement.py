@@ -99,7 +99,9 @@ def test_every_process_knows_the_sums_of_the_step_and_each_ranks_own_time(answer
 @pytest.mark.parametrize("other", ["larger", "smaller"])
 def test_two_processes_with_different_plans_both_stop(answers, other):
     for found in answers:
-        assert found[other].startswith("RuntimeError: the ranks planned different data: their shards, labels or versions differ")
+        assert found[other].startswith(
+            "RuntimeError: the ranks planned different data, so their shards, labels or versions differ"
+        )
 
 
 def test_what_one_process_is_asked_all_do_once(answers):

@@ -1,7 +1,7 @@
-"""What `openwavlm plan` says of a run, against operations that torch counts and bytes and hours by hand."""
+"""Figures of `openwavlm plan`, against operations that torch counts and bytes and hours by hand."""
 
 import dataclasses
-from types import SimpleNamespace
+import functools
 
 import numpy as np
 import pytest
@@ -11,12 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from openwavlm.batches.masking import draw_span_mask
 from openwavlm.batches.settings import Batching, SpanMasking
 from openwavlm.model.config import Head, WavLMConfig
-from openwavlm.model.costs import HeadShape, count_flops, count_parameters
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
-from openwavlm.planning.budget import GPUS, Recipe, disk_bytes, peak_flops, recipe_of, seconds_of_run, wasted_share
+from openwavlm.planning.budget import GPUS, Recipe, disk_bytes, peak_flops, seconds_of_run, wasted_share
 from openwavlm.planning.memory import estimate_memory
 from openwavlm.planning.plan import Question, lines_of, plan_run
+from openwavlm.planning.published import PUBLISHED
+from openwavlm.runs.compose import plain
+from openwavlm.training.config import RunConfig, with_placeholders
+from runs import compose
 
 MODEL = WavLMConfig(
     conv_dims=(8,) * 7, dim=24, ffn_dim=40, heads=3, layers=2, positional_kernel=8, positional_groups=1, num_buckets=32, max_distance=80
@@ -25,10 +28,30 @@ BATCHING = Batching(seconds=24.0, micro_seconds=6.0, max_seconds=1.5, min_second
 CLASSES, WIDTH = 20, 16
 
 
-def recipe(model: WavLMConfig = MODEL, batching: Batching = BATCHING, **settings: object) -> Recipe:
-    head = HeadShape(final_dim=WIDTH, embeddings=CLASSES)
-    settings = {"precision": "32-true", "updates": 1000, "recompute": model.recompute, **settings}
-    return Recipe(model, head, batching, SpanMasking(), **settings)  # type: ignore[arg-type]
+@functools.cache
+def composed(*overrides: str) -> RunConfig:
+    return RunConfig.of(with_placeholders(plain(compose(["name=x", *overrides]))))
+
+
+def recipe(model: WavLMConfig = MODEL, batching: Batching = BATCHING, *, unmasked: float = 0.0, **settings: object) -> Recipe:
+    """1000 updates in float32 without a running mean, but for `settings`, which are those of the config and of its groups."""
+    config = composed()
+    groups: dict[str, dict[str, object]] = {
+        "optim": {"updates": 1000, "warmup_updates": 0, "ema": 0.0},
+        "loss": {"unmasked": unmasked},
+        "trainer": {"strategy": "ddp"},
+    }
+    for of_group in groups.values():
+        of_group |= {key: settings.pop(key) for key in of_group if key in settings}
+    changed = {name: dataclasses.replace(getattr(config, name), **of_group) for name, of_group in groups.items()}
+    changed |= {
+        "model": model,
+        "head": Head(final_dim=WIDTH),
+        "batch": batching,
+        "masking": SpanMasking(),
+        "precision": "32-true",
+    }
+    return Recipe(dataclasses.replace(config, **{**changed, **settings}), (CLASSES,))
 
 
 def question(**changes: object) -> Question:
@@ -58,17 +81,17 @@ def counted(model: WavLMConfig, rows: int, samples: int, predicted: int) -> int:
         {"recompute": "all", "dropout": 0.1},
     ],
 )
-@pytest.mark.parametrize("learns_unmasked", [False, True])
-def test_operations_a_second_times_rows_and_seconds_are_those_that_torch_counts(changes, learns_unmasked):
+@pytest.mark.parametrize("unmasked", [0.0, 0.5])
+def test_operations_a_second_times_rows_and_seconds_are_those_that_torch_counts(changes, unmasked):
     model = dataclasses.replace(MODEL, **{"attention_backend": "eager", **changes})
-    plan = plan_run(recipe(model, learns_unmasked=learns_unmasked), question(), 3)
+    plan = plan_run(recipe(model, unmasked=unmasked), question(), 3)
     update = plan["update"]
     rows, samples = update["rows"], round(16_000 * update["row_seconds"])
     # 6 s have 299 frames, the longest row of 1.5 s has 74: four rows of 320 · 73 + 400 samples.
     assert (rows, samples) == (4, 23_760)
     assert (update["audio_seconds"], update["micro_batches"], update["micro_seconds"]) == (24.0, 4, 6.0)
     predicted = round(update["predicted_share"] * rows * 74)
-    assert predicted == rows * 74 if learns_unmasked else 0.45 < predicted / (rows * 74) < 0.68
+    assert predicted == rows * 74 if unmasked else 0.45 < predicted / (rows * 74) < 0.68
     found = plan["flops"]["a_second_of_audio"] * rows * samples / 16_000
     assert found == pytest.approx(counted(model, rows, samples, predicted), rel=2e-3)
     assert plan["flops"]["an_update"] == pytest.approx(24.0 * plan["flops"]["a_second_of_audio"])
@@ -117,31 +140,27 @@ def test_micro_batches_that_fit_come_in_multiples_of_the_processes_and_keep_the_
         assert (whole.fitting_slots(enough, processes), whole.fitting_slots(too_little, processes)) == (slots, more)
         planned = plan_run(recipe(), question(gpus=processes, gpu_memory_gib=too_little), 3)["memory_bytes"]
         assert (planned["fitting_micro_batches"], planned["fitting_micro_seconds"]) == (more, 24.0 / more)
-    assert whole.with_slots(4).batching == BATCHING and whole.fitting_slots(1000, 17) is None
+    assert whole.with_slots(4).config.batch == BATCHING and whole.fitting_slots(1000, 17) is None
 
 
 def test_masked_frames_are_those_of_a_draw_and_all_are_predicted_where_unmasked_ones_are_learnt_too():
     for masking in (SpanMasking(), SpanMasking(prob=0.2, length=4)):
         masked = draw_span_mask(masking, np.full(4, 74), 0, source=0, epoch=0, micro=0)
-        made = dataclasses.replace(recipe(), masking=masking)
-        assert made.micro_batch().predicted_frames == np.count_nonzero(masked)
+        made = recipe(masking=masking)
+        assert made.micro_batch.predicted_frames == np.count_nonzero(masked)
         plan = plan_run(made, question(), 3)
         assert plan["update"]["predicted_share"] == pytest.approx(np.count_nonzero(masked) / (4 * 74))
-        assert dataclasses.replace(made, learns_unmasked=True).micro_batch().predicted_frames == 4 * 74
+        assert recipe(masking=masking, unmasked=0.5).micro_batch.predicted_frames == 4 * 74
 
 
 def test_a_plan_holds_the_parts_of_parameters_operations_and_memory():
-    made = dataclasses.replace(
-        recipe(precision="bf16-mixed", recompute="extractor", ema=True), head=HeadShape(final_dim=8, embeddings=9)
-    )
-    plan = plan_run(made, question(gpus=2, gpu="l40s"), 5)
-    shape = made.micro_batch()
-    parts, flops = count_parameters(MODEL, made.head), count_flops(MODEL, made.head, shape, recompute="extractor")
-    memory = estimate_memory(MODEL, made.head, shape, precision="bf16-mixed", recompute="extractor", processes=2, ema=True)
-    assert plan["format_version"] == 1 and plan["parameters"] == {"total": sum(parts.values()), **parts}
+    made = recipe(dataclasses.replace(MODEL, recompute="extractor"), precision="bf16-mixed", ema=0.9)
+    plan, costs, memory = plan_run(made, question(gpus=2, gpu="l40s"), 5), made.costs, made.memory(2)
+    total = sum(p.numel() for p in WavLMForPretraining(WavLM(MODEL), num_classes=CLASSES, final_dim=WIDTH).parameters())
+    assert plan["format_version"] == 1 and plan["parameters"] == {"total": total, **made.parameters}
     found = plan["flops"]
-    assert (found["forward"], found["backward"], found["recomputed"]) == (flops.forward, flops.backward, flops.recomputed)
-    assert flops.recomputed > 0 and found["a_second_of_audio"] == pytest.approx(flops.total * 16_000 / (4 * 23_760))
+    assert (found["forward"], found["backward"], found["recomputed"]) == (costs.forward, costs.backward, costs.recomputed)
+    assert costs.recomputed > 0 and found["a_second_of_audio"] == pytest.approx(costs.operations * 16_000 / (4 * 23_760))
     found = plan["memory_bytes"]
     assert (found["states"], found["kept"], found["backward"], found["total"]) == (
         memory.states,
@@ -149,25 +168,28 @@ def test_a_plan_holds_the_parts_of_parameters_operations_and_memory():
         memory.backward,
         memory.total,
     )
-    assert found["gpu"] == 48 * 2**30 and plan["disk_bytes"]["checkpoints"] == 5 * 16 * sum(parts.values())
+    assert found["gpu"] == 48 * 2**30 and plan["disk_bytes"]["checkpoints"] == 5 * 16 * total
     taken = plan["time"]
     assert (taken["gpu"], taken["gpus"], taken["precision"], taken["utilisation"]) == ("l40s", 2, "bf16-mixed", 0.5)
     assert taken["peak_flops_a_second"] == pytest.approx(362.05e12)
 
 
 def test_the_assumptions_name_the_values_that_were_assumed():
-    model = dataclasses.replace(MODEL, attention_backend="eager")
-    made = recipe(model, precision="bf16-mixed", recompute="all", strategy="fsdp")
-    rows, parts, gpu, loader, memory, disk, hours = plan_run(made, question(hours=1234.0, flac_share=0.4), 7)["assumptions"]
+    model = dataclasses.replace(MODEL, attention_backend="eager", recompute="all")
+    made = recipe(model, precision="bf16-mixed", strategy="fsdp")
+    rows, parts, gpu, share, loader, memory, disk, hours = plan_run(made, question(hours=1234.0, flac_share=0.4), 7)[
+        "assumptions"
+    ]
     assert rows == "every micro-batch is full: 4 rows of 1.49 s; shorter rows need less attention"
     assert parts.startswith("a multiply-add is two operations") and loader.startswith("the loader, the exchange between GPUs")
-    assert gpu.startswith("a100: 312 TFLOP/s at precision=bf16-mixed (NVIDIA A100 datasheet") and "reaches 0.5 (util" in gpu
+    assert gpu.startswith("a100: 312 TFLOP/s at precision=bf16-mixed (NVIDIA A100 datasheet")
+    assert share == "training reaches 0.5 of it (utilisation=)"
     assert (
         memory.startswith("memory: strategy=fsdp,") and "recompute=all and attention_backend=eager" in memory and "90%" in memory
     )
     assert disk.startswith("disk: FLAC takes 0.4 of 16-bit PCM, a label 2 bytes a frame of 20 ms, a checkpoint 12 bytes")
     assert disk.endswith(", 7 of them at the end") and hours == "a corpus of 1,234 h (hours=)"
-    assert "a checkpoint 16 bytes" in plan_run(recipe(ema=True), question(), 7)["assumptions"][5]
+    assert "a checkpoint 16 bytes" in plan_run(recipe(ema=0.9), question(), 7)["assumptions"][6]
 
 
 def test_peaks_are_those_of_the_precision():
@@ -198,58 +220,70 @@ def test_the_fewest_micro_batches_that_fit_are_proposed_down_to_one_longest_row(
     # 6 s hold two rows of 3 s; in two micro-batches each is one row.
     both = recipe(batching=Batching(seconds=6.0, micro_seconds=6.0, max_seconds=3.0, min_seconds=0.5))
     two_rows, one_row = both.memory().total, both.with_slots(2).memory().total
-    assert both.micro_batch().rows == 2 and both.with_slots(2).micro_batch().rows == 1 and one_row < two_rows
+    assert both.micro_batch.rows == 2 and both.with_slots(2).micro_batch.rows == 1 and one_row < two_rows
     found = [both.fitting_slots(total / 0.9 / 2**30, 1) for total in (1.001 * two_rows, 0.999 * two_rows, 0.999 * one_row)]
     assert found == [1, 2, None]
     assert [both.fitting_slots(1000, processes) for processes in (1, 2, 3)] == [1, 2, None]
 
 
-@dataclasses.dataclass
-class Optim:
-    updates: int = 9
-    ema: float = 0.0
-
-
-@dataclasses.dataclass
-class Loss:
-    unmasked: float = 0.0
-
-
-@dataclasses.dataclass
-class Trainer:
-    strategy: str = "ddp"
-
-
-def test_a_recipe_is_what_the_config_says():
-    config = SimpleNamespace(
-        head=Head(final_dim=WIDTH, special_rows=4), loss=Loss(), model=MODEL, batch=BATCHING, masking=SpanMasking(),
-        optim=Optim(), trainer=Trainer(), precision="bf16-mixed",
-    )  # fmt: skip
-    found = recipe_of(config, [CLASSES, 30])
-    assert found.head == HeadShape(final_dim=WIDTH, embeddings=CLASSES + 4 + 30 + 4, projections=2)
-    assert (found.precision, found.updates, found.learns_unmasked, found.strategy, found.ema) == (
-        "bf16-mixed",
-        9,
-        False,
-        "ddp",
-        False,
-    )
-    config.optim, config.trainer, config.loss = Optim(ema=0.9), Trainer("fsdp"), Loss(0.5)
-    config.model, config.precision = dataclasses.replace(MODEL, recompute="all"), "32-true"
-    found = recipe_of(config, CLASSES)
-    assert found.head == HeadShape(final_dim=WIDTH, embeddings=CLASSES + 4)
-    assert (found.learns_unmasked, found.strategy, found.ema, found.recompute) == (True, "fsdp", True, "all")
-
-
 def test_memory_follows_precision_processes_strategy_and_running_mean():
-    shape = recipe().micro_batch()
-    for settings in ({}, {"precision": "bf16-mixed"}, {"strategy": "fsdp"}, {"ema": True}, {"recompute": "all"}):
-        asked = {"precision": "32-true", **settings}
+    for settings in ({}, {"precision": "bf16-mixed"}, {"strategy": "fsdp"}, {"ema": 0.9}):
+        made, asked = recipe(**settings), {"precision": "32-true", **settings}
         for processes in (1, 2):
-            expected = estimate_memory(MODEL, HeadShape(final_dim=WIDTH, embeddings=CLASSES), shape, processes=processes, **asked)
-            made = dataclasses.replace(recipe(), **asked)
+            expected = estimate_memory(
+                MODEL,
+                sum(made.parameters.values()),
+                made.costs,
+                made.micro_batch,
+                processes=processes,
+                **{**asked, "ema": "ema" in asked},
+            )
             assert made.memory(processes) == expected
             assert plan_run(made, question(gpus=processes), 3)["memory_bytes"]["states"] == expected.states
+    assert recipe(precision="bf16-mixed").costs.kept != recipe().costs.kept
+    again = recipe(dataclasses.replace(MODEL, recompute="all")).memory()
+    assert sum(again.kept.values()) < sum(recipe().memory().kept.values())
+
+
+# --- utilisation ----------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_utilisation_hours_are_a_range_of_published_runs_each_with_its_source():
+    plan, given = plan_run(recipe(), question(utilisation=None), 3), plan_run(recipe(), question(utilisation=0.5), 3)
+    shares = [run.utilisation for run in PUBLISHED]
+    assert plan["time"]["utilisation"] == [max(shares), min(shares)]
+    for key in ("gpu_hours", "days", "seconds_an_update"):
+        assert plan["time"][key] == pytest.approx([0.5 * given["time"][key] / share for share in (max(shares), min(shares))])
+    line = next(line for line in lines_of(plan) if line.startswith("time: "))
+    fewest, most = plan["time"]["gpu_hours"]
+    assert line.startswith(f"time: {fewest:,.1f} to {most:,.1f} GPU-hours, ")
+    for run in PUBLISHED:
+        assert f"utilisation {run.utilisation:g}: {run.what} ({run.source})" in plan["assumptions"]
+    assert any("published runs trained in 16 bits:" in assumption for assumption in plan["assumptions"])
+    mixed = plan_run(recipe(precision="bf16-mixed"), question(utilisation=None), 3)["assumptions"]
+    assert not any("trained in 16 bits:" in assumption for assumption in mixed)
+
+
+def test_the_utilisation_of_published_runs_is_derived_from_their_speed():
+    """Operations of a second of audio in full rows, times the published seconds of audio a second and GPU, over the peak in 16 bits."""
+    speeds = [
+        ("base", "v100", 100_000 * 2800 / (32 * 9.5 * 3600)),
+        ("base", "h100", 400_000 * 2800 / (16 * 10 * 3600)),
+        ("large", "h100", 605),
+        ("large", "h100", 452),
+    ]
+    for (model, gpu, speed), run in zip(speeds, PUBLISHED, strict=True):
+        operations = Recipe(composed(f"model={model}", "precision=bf16-mixed"), (500,)).flops_a_second()
+        assert run.utilisation == pytest.approx(speed * operations / peak_flops(GPUS[gpu], "16-mixed"), abs=6e-4)
+
+
+def test_a_published_run_is_planned_within_the_range_of_its_own_hours():
+    # HuBERT Base on 16 H100 took 160 GPU-hours for 400,000 updates of 2,800 s.
+    made = Recipe(
+        composed("precision=bf16-mixed", "optim.updates=400_000", "batch.seconds=2800", "batch.micro_seconds=175"), (500,)
+    )
+    fewest, most = plan_run(made, question(utilisation=None, gpus=16, gpu="h100"), 3)["time"]["gpu_hours"]
+    assert fewest < 160 < most
 
 
 def test_the_figures_are_printed_in_the_units_that_they_are_named_by():
@@ -279,6 +313,10 @@ def test_the_figures_are_printed_in_the_units_that_they_are_named_by():
         "  - one",
         "  - two",
     ]
+    figures["time"] |= {"gpu_hours": [150.0, 1260.0], "days": [1.5, 12.6], "seconds_an_update": [0.25, 2.1]}
+    assert lines_of(figures)[5] == (
+        "time: 150.0 to 1,260.0 GPU-hours, 1.50 to 12.60 days on 4 x h100, 0.25 to 2.1 s an update; 11% of it for padding micro-batches"
+    )
     figures["memory_bytes"] |= {"fits": False, "fitting_micro_seconds": None}
     figures["disk_bytes"] |= {"shards": 1e12, "labels": 1e9, "checkpoints": 999_900.0}
     printed = lines_of(figures)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from openwavlm.training import control as module
-from openwavlm.training.control import Control, forget_requests, hear_requeue
+from openwavlm.training.control import Control, forget_requests, keep_early_signals
 
 
 class Exchange:
@@ -162,13 +162,13 @@ def test_a_second_interrupt_ends_at_once(handlers):
 
 
 def test_a_warning_of_slurm_before_training_counts_and_one_of_an_earlier_launch_does_not(handlers):
-    hear_requeue()
+    keep_early_signals()
     os.kill(os.getpid(), signal.SIGUSR1)
     control = Control()
     control.listen()
     control.begin(0, 0)
     assert control.finish().requeue
-    hear_requeue()
+    keep_early_signals()
     later = Control()
     later.listen()
     later.begin(0, 0)

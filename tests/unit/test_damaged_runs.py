@@ -213,7 +213,7 @@ OLDER = {  # as versions before 2026-11-29 wrote it
     "model": {"_target_": "openwavlm.model.config.WavLMConfig", "dim": 8},
     "head": {"_target_": "openwavlm.training.config.Head", "final_dim": 4, "special_rows": 0},
     "data": {"_target_": "openwavlm.batches.sources.Data", "sources": {"a.b": {"shards": "x", "weight": 1.0}}, "validation": {}},
-    "health": {"_target_": "openwavlm.training.health.settings.Health", "void_share": 0.03},
+    "health": {"_target_": "openwavlm.training.health.settings.Health", "void_share": 0.03, "mixing_tolerance": 0.05},
 }
 TODAY = {
     "seed": 1,
@@ -353,14 +353,14 @@ def test_a_run_that_lost_its_checkpoints_does_not_begin_again(run):
 
 def test_the_updates_of_a_launch_that_ended_before_its_first_checkpoint_are_said_to_be_lost(run, caplog):
     record = RunRecord(run)
-    record.say_what_is_lost()
+    record.warn_of_lost_updates()
     assert not caplog.messages
     table(run / "metrics.csv", last=5)
-    record.say_what_is_lost()
+    record.warn_of_lost_updates()
     assert "metrics.csv has updates 1 to 5 of a launch that ended before its first checkpoint: they are lost" in caplog.text
     caplog.clear()
     record.content["segments"][0]["from_step"] = 5  # a branch, whose first five rows are another run's
-    record.say_what_is_lost()
+    record.warn_of_lost_updates()
     assert not caplog.messages
 
 

@@ -14,13 +14,13 @@ from openwavlm.batches.batch import MicroBatchId
 from openwavlm.batches.plan import PLAN_VERSION
 from openwavlm.cli.app import command
 from openwavlm.runs import monitoring
+from openwavlm.runs.assemble import _begin_from, _resume_plan
 from openwavlm.runs.check import check_world_size
 from openwavlm.runs.compose import composed, conf_dir, plain, swept
-from openwavlm.runs.launch import _begin_from, _resume_plan
 from openwavlm.runs.summary import write_summary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, named_checkpoint
 from openwavlm.training.config import RunConfig, with_placeholders
-from openwavlm.training.void_updates import Suspects
+from openwavlm.training.skipped_updates import MicroBatchLosses
 
 
 def test_as_many_processes_as_micro_batches_may_share_a_step():
@@ -46,8 +46,8 @@ def test_a_summary_has_the_newest_validation_and_keeps_what_a_launch_without_upd
     assert again == {**first, "updates": 10, "complete": True}
     assert write_summary(tmp_path, 9, 10, 1.0, 1.0, 1)["complete"] is False, "a further rank writes nothing"
     assert json.loads((tmp_path / "summary.json").read_text()) == again
-    void = write_summary(tmp_path, 10, 10, 0.0, 0.0, 1, skipped=10)
-    assert (void["complete"], void["skipped_updates"]) == (False, 10)
+    skipped = write_summary(tmp_path, 10, 10, 0.0, 0.0, 1, skipped=10)
+    assert (skipped["complete"], skipped["skipped_updates"]) == (False, 10)
     assert write_summary(tmp_path, 10, 10, 0.0, 0.0, 1, skipped=9)["complete"] is True
     (tmp_path / "validation.csv").write_text("step,cross_entropy,accuracy\n6,2.")
     assert write_summary(tmp_path, 10, 10, 0.0, 0.0, 0)["validation"] == {}, "a line that was torn off"
@@ -100,9 +100,9 @@ def test_of_equal_figures_the_earlier_checkpoint_is_the_best(tmp_path):
 
 
 def test_the_losses_that_are_kept_for_naming_hold_no_graph():
-    suspects = Suspects([], [])
-    suspects.add(MicroBatchId("speech", 0, 0, 0), torch.ones((), requires_grad=True) * 2)
-    assert not suspects.losses[0].requires_grad
+    losses = MicroBatchLosses()
+    losses.add(MicroBatchId("speech", 0, 0, 0), torch.ones((), requires_grad=True) * 2)
+    assert not losses.losses[0].requires_grad
 
 
 def test_a_trial_is_called_by_what_its_sweep_varies(monkeypatch):
@@ -148,7 +148,7 @@ def test_an_interrupted_command_and_a_refused_one_have_statuses_of_their_own(mon
 def test_a_run_goes_on_only_from_the_model_that_it_began_as(monkeypatch):
     record = SimpleNamespace(content={})
     config = SimpleNamespace(init_from="here", allow_change=[])
-    monkeypatch.setattr("openwavlm.runs.launch.begin_from", lambda encoder, path: {"path": path, "model": encoder})
+    monkeypatch.setattr("openwavlm.runs.assemble.begin_from", lambda encoder, path: {"path": path, "model": encoder})
     _begin_from("first", config, record)
     assert record.content == {"init_from": {"path": "here", "model": "first"}}
     _begin_from("first", config, record)

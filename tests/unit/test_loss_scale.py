@@ -5,10 +5,10 @@ import torch
 
 from openwavlm.batches.batch import MicroBatchId
 from openwavlm.training.loss_scale import LossScale
-from openwavlm.training.void_updates import Suspects, VoidUpdates
+from openwavlm.training.skipped_updates import MicroBatchLosses, SkippedUpdates
 
 
-def test_a_void_update_halves_the_scale_and_two_thousand_sound_ones_in_a_row_double_it():
+def test_a_skipped_update_halves_the_scale_and_two_thousand_sound_ones_in_a_row_double_it():
     """fairseq begins with 2⁷; the interval is that of Micikevicius et al. 2018, §3.2."""
     scale, sound, void = LossScale(), torch.tensor(0.0), torch.tensor(1.0)
     assert float(scale.scale) == 128
@@ -40,34 +40,34 @@ def test_the_scale_is_part_of_the_state():
     assert torch.equal(other.scale, scale.scale) and set(scale.state_dict()) == {"scale", "growth"}
 
 
-def suspects(*losses: float) -> Suspects:
-    made = Suspects([], [])
+def of(*losses: float) -> MicroBatchLosses:
+    made = MicroBatchLosses()
     for number, loss in enumerate(losses):
         made.add(MicroBatchId("speech", 2, 0, number + 5), torch.tensor(loss))
     return made
 
 
-def test_a_void_update_is_named_with_its_step_and_its_micro_batch(caplog):
-    VoidUpdates(0.01).note(17, float("nan"), suspects(3.0, float("nan"), 2.0))
-    assert "update 17 was void" in caplog.text and "speech epoch 2 stream 0 micro-batch 6" in caplog.text
+def test_a_skipped_update_is_named_with_its_step_and_its_micro_batch(caplog):
+    SkippedUpdates(0.01).check(17, float("nan"), of(3.0, float("nan"), 2.0))
+    assert "update 17 was skipped" in caplog.text and "speech epoch 2 stream 0 micro-batch 6" in caplog.text
     assert "micro-batch 5" not in caplog.text and "micro-batch 7" not in caplog.text
 
 
 def test_an_overflow_in_the_gradient_alone_is_told_apart(caplog):
-    VoidUpdates(0.01).note(17, float("inf"), suspects(3.0))
+    SkippedUpdates(0.01).check(17, float("inf"), of(3.0))
     assert "all losses on this rank are finite, so a gradient overflowed" in caplog.text
 
 
-def test_too_many_void_updates_are_an_error_and_sound_ones_are_not_counted():
-    voids = VoidUpdates(0.01)
+def test_too_many_skipped_updates_are_an_error_and_sound_ones_are_not_counted():
+    skipped = SkippedUpdates(0.01)
     for step in range(1, 21):
-        voids.note(step, float("nan"), suspects(1.0))
-    voids.note(21, 1.0, suspects(1.0))
-    with pytest.raises(ValueError, match=r"21 of 22 updates were void, more than optim\.max_skip_rate=0\.01 allows"):
-        voids.note(22, float("nan"), suspects(1.0))
-    with pytest.raises(ValueError, match="1 of 3 updates were void"):
-        VoidUpdates(0.0).note(3, float("nan"), suspects(1.0))
-    patient = VoidUpdates(0.01)
+        skipped.check(step, float("nan"), of(1.0))
+    skipped.check(21, 1.0, of(1.0))
+    with pytest.raises(ValueError, match=r"21 of 22 updates were skipped, more than optim\.max_skip_rate=0\.01 allows"):
+        skipped.check(22, float("nan"), of(1.0))
+    with pytest.raises(ValueError, match="1 of 3 updates were skipped"):
+        SkippedUpdates(0.0).check(3, float("nan"), of(1.0))
+    patient = SkippedUpdates(0.01)
     patient.count = 20
-    patient.note(2_100, float("nan"), suspects(1.0))
+    patient.check(2_100, float("nan"), of(1.0))
     assert patient.count == 21

@@ -14,6 +14,7 @@ from openwavlm.model.config import WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.training.control import Control
+from openwavlm.training.loss import logmel_error
 from openwavlm.training.module import PretrainingModule
 from openwavlm.training.optim import Optim
 from openwavlm.training.settings import Loss
@@ -105,7 +106,7 @@ def test_the_feature_penalty_and_the_warm_up_loss_reach_the_map():
     )
     audio, num_samples = waveforms(2, 4000), torch.tensor([4000, 3000])
     output = learner(audio, num_samples, None, torch.tensor([0, 3]), [torch.tensor([1, 2])])
-    for loss in (output.feature_penalty, module._logmel_error(output.features, audio, num_samples)):
+    for loss in (output.feature_penalty, logmel_error(module.logmel_map, output.features, audio, num_samples)):
         (gradient,) = torch.autograd.grad(loss, learner.wavlm.extractor.map.weight, retain_graph=True)
         assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 
 from openwavlm.training.log import METRIC_COLUMNS, metrics_row
-from openwavlm.training.module import StepRecord
-from openwavlm.training.sums import of_further_sets
+from openwavlm.training.sums import StepRecord, of_further_sets
 
 SUMS = {
     "cross_entropy": 600.0,

@@ -50,7 +50,7 @@ def test_hidden_states_and_gradients_of_a_gpu_are_those_of_eager_attention_on_a_
 
 def test_dropout_on_a_gpu_depends_on_the_micro_batch_alone():
     overrides = Setting(Path("/nowhere"), "cuda", "toy", 1, 60.0).training("wavlm_base")
-    batch = synthetic_batch(watch.recipe(overrides, 20), 20)
+    batch = synthetic_batch(watch.recipe(overrides, 20))
     device, ones = torch.device("cuda", torch.cuda.current_device()), torch.ones(10_000, device="cuda")
 
     def dropped(micro: int) -> torch.Tensor:

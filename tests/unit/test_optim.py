@@ -1,4 +1,4 @@
-"""The optimiser: the schedule's values, which parameters decay, and that a void update leaves everything as it was."""
+"""The optimiser: the schedule's values, which parameters decay, and that a skipped update leaves everything as it was."""
 
 import copy
 import itertools
@@ -171,7 +171,7 @@ def test_values_at_their_limits_are_allowed():
             Optim(**{"updates": 10, "warmup_updates": 0, name: value})
 
 
-# --- the void update ----------------------------------------------------------------------------------------------------
+# --- the skipped update -------------------------------------------------------------------------------------------------
 
 
 class Twin:
@@ -196,7 +196,7 @@ class Twin:
         self._as_lightning = SimpleNamespace(
             optimizer=self.optimizer, param_groups=self.optimizer.param_groups, step=self.optimizer.step
         )
-        self._update = module._update
+        self._update = module.update_weights
 
     def update(self, scale: float) -> float:
         """One update by a gradient of `scale` everywhere, infinite or not a number where it is so; returns its norm."""
@@ -211,7 +211,7 @@ class Twin:
 
 
 @pytest.mark.parametrize("scale", [float("inf"), float("-inf"), float("nan")])
-def test_a_void_update_leaves_weights_moments_and_step_count_unchanged(scale):
+def test_a_skipped_update_leaves_weights_moments_and_step_count_unchanged(scale):
     twin, undisturbed = Twin(), Twin()
     for _ in range(2):
         twin.update(1.0)
@@ -226,7 +226,7 @@ def test_a_void_update_leaves_weights_moments_and_step_count_unchanged(scale):
     assert not torch.equal(before[0], twin.state()[0]), "the update after it must move the weights"
 
 
-def test_a_void_first_update_creates_no_moments_that_count():
+def test_a_skipped_first_update_creates_no_moments_that_count():
     twin, undisturbed = Twin(), Twin()
     twin.update(float("inf"))
     twin.update(1.0)

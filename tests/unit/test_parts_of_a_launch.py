@@ -13,15 +13,15 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, Lightning
 from lightning.pytorch.strategies import DDPStrategy
 
 from openwavlm.batches.plan import PLAN_VERSION
+from openwavlm.runs import assemble, beginning, trainer
 from openwavlm.runs import launch as train
-from openwavlm.runs import trainer
 from openwavlm.runs.compose import plain
 from openwavlm.training.checkpoint import AtomicCheckpointIO
 from openwavlm.training.config import RunConfig
-from openwavlm.training.log import log_file
-from openwavlm.training.module import StepRecord
+from openwavlm.training.log_file import log_file
 from openwavlm.training.settings import TrainerSettings
 from openwavlm.training.sharding import ShardedStrategy
+from openwavlm.training.sums import StepRecord
 from runs import TINY_MODEL, compose
 
 DATA = ["data.sources.speech.shards=here", "data.sources.speech.labels=there"]
@@ -49,12 +49,12 @@ class Launch:
         self.initial_seed = 0
         self.checkpoint: Path | None = None
         self.held_out = ["spec"]
-        self.module = SimpleNamespace(voids=SimpleNamespace(count=0))
+        self.module = SimpleNamespace(skipped=SimpleNamespace(count=0))
         self.fingerprints = {"index.speech": "i", "codebook": "c"}
-        self._patch.setattr(train, "newest_checkpoint", lambda folder: self.checkpoint)
-        self._patch.setattr(train, "RunRecord", self._record)
-        self._patch.setattr(train, "open_data", lambda config: self._opened(config.seed))
-        self._patch.setattr(train, "make_model", self._model)
+        self.replace("newest_checkpoint", lambda folder: self.checkpoint)
+        self.replace("RunRecord", self._record)
+        self.replace("open_data", lambda config: self._opened(config.seed))
+        self.replace("make_model", self._model)
         for name, result in {
             "announce": None,
             "open_trackers": [],
@@ -79,7 +79,14 @@ class Launch:
             "Watchdog": SimpleNamespace(note=lambda doing: None, close=lambda: self.said.append("watchdog ended")),
             "requeue_job": True,
         }.items():
-            self._patch.setattr(train, name, self._recorder(name, result))
+            self.replace(name, self._recorder(name, result))
+
+    def replace(self, name: str, part: Any) -> None:
+        """Puts `part` in place of a name of the modules of the four acts."""
+        modules = [module for module in (beginning, assemble, train) if hasattr(module, name)]
+        assert modules, name
+        for module in modules:
+            self._patch.setattr(module, name, part)
 
     def _saying(self, who: str) -> Callable[[Any], None]:
         return lambda record: self.said.append((who, record))
@@ -100,10 +107,10 @@ class Launch:
     def _record(self, directory: Path) -> Any:
         return SimpleNamespace(
             content={"segments": ["the first"], "run": "id"},
-            hear=lambda *told: self.said.append(("told", directory, *told)),
+            add_training_data=lambda *data: self.said.append(("data", directory, *data)),
             check_fingerprints=lambda *asked: self.said.append(("checked", *asked)),
             refuse_lost_checkpoints=lambda: self.said.append("no checkpoint was lost"),
-            say_what_is_lost=lambda: None,
+            warn_of_lost_updates=lambda: None,
             note_checkpoint=lambda step: None,
             inherit=lambda other: self.said.append("inherited"),
             begin_segment=lambda segment: self.given.update(segment=((), segment)),
@@ -144,7 +151,7 @@ class Launch:
         path = folder / f"step-{step:08d}.ckpt"
         folder.mkdir(parents=True, exist_ok=True)
         plan = {"plan_version": PLAN_VERSION, "key": "k"}
-        own = {"step": step, "plan": plan, "health": "kept", "fingerprints": self.fingerprints, **changed}
+        own = {"step": step, "plan": plan, "voids": 0, "health": "kept", "fingerprints": self.fingerprints, **changed}
         torch.save({"state_dict": {}, "openwavlm": own}, path)
         return path
 
@@ -166,7 +173,7 @@ def test_a_first_launch_gives_every_part_its_settings(launch: Launch) -> None:
     assert (summary["updates"], summary["complete"], summary["this_launch"]["audio_seconds"]) == (18, False, 7.2)
     assert launch.initial_seed == 11 and launch.given["make_model"][0][1] == CLASSES
     assert launch.said[:2] == [
-        ("told", launch.directory, plain(compose(SETTINGS))["data"], launch.fingerprints, ["speech"]),
+        ("data", launch.directory, plain(compose(SETTINGS))["data"], launch.fingerprints, ["speech"]),
         ("checked", launch.fingerprints, [], {"shards.speech": "here"}),
     ]
     assert not {"begin_branch", "_begin_from", "check_head", "compiled", "inherited"} & {str(one) for one in launch.said}
@@ -281,10 +288,8 @@ def test_without_probes_a_watchdog_and_held_out_rows_there_are_none(launch: Laun
 def test_a_job_is_queued_again_if_slurm_warned_it_before_its_last_update_and_the_config_allows_it(
     launch: Launch, updates: int, requeue: bool, asked: bool, queued: bool
 ) -> None:
-    launch._patch.setattr(
-        train, "make_trainer", launch._recorder("make_trainer", SimpleNamespace(fit=launch._fit, global_step=updates))
-    )
-    launch._patch.setattr(train, "StepBoundary", launch._recorder("StepBoundary", SimpleNamespace(requeue=asked)))
+    launch.replace("make_trainer", launch._recorder("make_trainer", SimpleNamespace(fit=launch._fit, global_step=updates)))
+    launch.replace("StepBoundary", launch._recorder("StepBoundary", SimpleNamespace(requeue=asked)))
     launch.run(f"trainer.requeue={str(requeue).lower()}")
     assert ("requeue_job" in launch.given) is queued
 
@@ -336,7 +341,7 @@ def test_layers_are_skipped_on_one_process_only(launch: Launch) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_time_spent_waiting_for_batches_is_the_loaders_where_it_has_workers(launch: Launch, workers: int) -> None:
     clocks: list[tuple[Any, ...]] = []
-    launch._patch.setattr(train, "WallClock", lambda *given: clocks.append(given) or SimpleNamespace(paused=lambda: None))
+    launch.replace("WallClock", lambda *given: clocks.append(given) or SimpleNamespace(paused=lambda: None))
     launch.run(f"loader.workers={workers}")
     ((waited, _),) = clocks
     assert (waited is None) is (workers == 0) and (waited is None or waited() == 0.0)

@@ -469,7 +469,7 @@ def test_each_health_rule_is_shown_as_fired_held_or_not_judged(tmp_path):
     assert rows["masked loss below guessing by label frequency"] == ["✓ held", "in 3 windows", ""]
     assert rows["not slower than before"][0] == "not judged"
     page = render(ReportContent("run", [found]))
-    assert "1 of 17 rules fired" in page and "✗ fired" in page
+    assert "1 of 11 rules fired" in page and "✗ fired" in page
     assert warnings_of(found).count("Health, update 200: predictions, all alike.") == 1
 
 
@@ -489,7 +489,7 @@ def test_a_rule_that_fired_often_shows_its_first_value_and_is_warned_of_once(tmp
     ]
     assert health_warnings(found, of_machine=False) == ["Health, update 100: predictions at 100."]
     assert health_warnings(found, of_machine=True) == ["Health, update 100: speed at 100."]
-    assert health_said(found).startswith("2 of 17 rules fired.")
+    assert health_said(found).startswith("2 of 11 rules fired.")
 
 
 def test_one_window_is_no_windows(tmp_path):

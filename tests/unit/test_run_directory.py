@@ -543,26 +543,28 @@ DATA = {"validation_share": 0.1, "split_seed": 3, "validation": {"dev": {}}}
 
 def test_a_run_knows_what_all_its_launches_trained_on(begun):
     record = RunRecord(begun)
-    record.hear(DATA, {"shards.b": "2", "shards.a": "1", "shards.dev": "9", "labels.a": "7", "codebook": "c"}, {"libri"})
+    record.add_training_data(
+        DATA, {"shards.b": "2", "shards.a": "1", "shards.dev": "9", "labels.a": "7", "codebook": "c"}, {"libri"}
+    )
     first = {"validation_share": 0.1, "split_seed": 3, "indexes": ["1", "2"], "validation_indexes": ["9"]}
     assert record.heard == [{**first, "sources": ["libri"]}]
-    record.hear(DATA, {"shards.a": "1", "shards.b": "2", "shards.dev": "9", "labels.a": "8"}, {"libri"})
+    record.add_training_data(DATA, {"shards.a": "1", "shards.b": "2", "shards.dev": "9", "labels.a": "8"}, {"libri"})
     assert record.heard == [{**first, "sources": ["libri"]}], "other labels of the same audio are no other data"
     for key, value in (("validation_share", 0.2), ("split_seed", 4)):
-        record.hear({**DATA, key: value}, {"shards.a": "1", "shards.b": "2", "shards.dev": "9"}, {"libri", "vox"})
+        record.add_training_data({**DATA, key: value}, {"shards.a": "1", "shards.b": "2", "shards.dev": "9"}, {"libri", "vox"})
         assert record.heard[0] == {**first, "sources": ["libri"]} and record.heard[-1][key] == value
     assert len(record.heard) == 3 and record.content["sources"] == ["libri", "vox"]
-    record.hear(DATA, {"shards.a": "1", "shards.dev": "9"}, {"other"})
+    record.add_training_data(DATA, {"shards.a": "1", "shards.dev": "9"}, {"other"})
     assert [entry["indexes"] for entry in record.heard] == [["1", "2"], ["1", "2"], ["1", "2"], ["1"]]
     assert record.content["sources"] == ["libri", "other", "vox"]
 
 
 def test_a_branch_inherits_what_its_run_trained_on(tmp_path):
     parent, branch = RunRecord(tmp_path / "parent"), RunRecord(tmp_path / "branch")
-    parent.hear(DATA, {"shards.a": "1", "shards.dev": "9"}, {"libri"})
-    parent.hear({**DATA, "split_seed": 4}, {"shards.a": "1", "shards.dev": "9"}, {"libri"})
+    parent.add_training_data(DATA, {"shards.a": "1", "shards.dev": "9"}, {"libri"})
+    parent.add_training_data({**DATA, "split_seed": 4}, {"shards.a": "1", "shards.dev": "9"}, {"libri"})
     parent.content["init_from"] = {"hash": "h"}
-    branch.hear({**DATA, "split_seed": 4}, {"shards.a": "1", "shards.dev": "9"}, {"vox"})
+    branch.add_training_data({**DATA, "split_seed": 4}, {"shards.a": "1", "shards.dev": "9"}, {"vox"})
     branch.inherit(parent)
     assert [entry["split_seed"] for entry in branch.heard] == [3, 4]
     assert branch.content["sources"] == ["libri", "vox"] and branch.content["init_from"] == {"hash": "h"}

@@ -16,9 +16,11 @@ import torch
 
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.control import StepTotals
-from openwavlm.training.log import METRIC_COLUMNS, RunLog, metrics_row, write_log
-from openwavlm.training.module import SUMS, PretrainingModule, StepRecord
+from openwavlm.training.log import METRIC_COLUMNS, RunLog, metrics_row
+from openwavlm.training.log_file import write_log
+from openwavlm.training.module import PretrainingModule
 from openwavlm.training.settings import Logging, Schedules
+from openwavlm.training.sums import SUMS, StepRecord
 
 # Every sum differs from every other, so that no denominator can stand in for another one.
 RAW = {
@@ -187,8 +189,8 @@ def test_a_log_file_that_cannot_be_written_costs_one_line_and_not_the_run(tmp_pa
         for number in range(3):
             logger.warning("message %d", number)
     finally:
-        logging.getLogger().removeHandler(handler)
         handler.close()
+    assert handler not in logging.getLogger().handlers
     told = capsys.readouterr().err
     assert told.count("rank-0000.log cannot be written (No space left on device)") == 1 and "Traceback" not in told
 

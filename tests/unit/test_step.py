@@ -21,15 +21,14 @@ from openwavlm.audio.frames import num_frames
 from openwavlm.audio.spectra import normalised_log_mel
 from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
 from openwavlm.batches.loader import StepBatch
-from openwavlm.batches.settings import Batching, Mixing, SpanMasking
+from openwavlm.batches.settings import Mixing
 from openwavlm.training import module as training
 from openwavlm.training.forward import prepare_waveforms, seed_dropout
 from openwavlm.training.health.figures import HealthFigures, block_gradients
-from openwavlm.training.health.promises import Promises
-from openwavlm.training.health.settings import Health
-from openwavlm.training.module import SUMS, PretrainingModule, StepRecord
+from openwavlm.training.module import PretrainingModule
 from openwavlm.training.optim import Optim
 from openwavlm.training.settings import Loss
+from openwavlm.training.sums import SUMS, StepRecord
 from steps import Ranks, fit, log_probabilities, micro_batch, mixtures, model, prepared, training_module
 
 
@@ -333,7 +332,7 @@ def test_weights_and_their_running_mean_follow_adamw_written_out_and_a_skipped_u
     assert [record.lr for record in records] == pytest.approx(SCHEDULES[schedule])
     assert [math.isfinite(record.grad_norm) for record in records] == [step != 2 for step in range(8)]
     assert all(rates == [record.lr] * len(rates) for rates, record in zip(watch.rates, records, strict=True)), "used = logged"
-    assert module.voids.count == 1
+    assert module.skipped.count == 1
     decays = {name for name in before if decay == "all" or before[name].squeeze().ndim > 1}
     assert {"wavlm.encoder.layers.0.attention.gate_scale", "wavlm.feature_norm.weight"}.isdisjoint(decays) == (decay != "all")
     for name, weight in before.items():
@@ -356,8 +355,8 @@ def test_a_skipped_update_halves_the_scale_of_the_loss_and_is_counted_and_logged
     module = training_module(model(), records=records, float16=True)
     module.model.final_proj.bias.register_hook(lambda grad: grad * math.nan)
     fit(module, [StepBatch(6, 0, [micro_batch(0, [3000])])])
-    assert float(module.loss_scale.scale) == 64 and math.isnan(records[0].grad_norm) and module.voids.count == 1
-    assert "update 7 was void (gradient norm nan): all losses on this rank are finite" in caplog.text
+    assert float(module.loss_scale.scale) == 64 and math.isnan(records[0].grad_norm) and module.skipped.count == 1
+    assert "update 7 was skipped (gradient norm nan): all losses on this rank are finite" in caplog.text
 
 
 @pytest.mark.parametrize(("classes", "place"), [((7,), 0), ((7, 4, 3), 0), ((7, 4, 3), 1), ((7, 4, 3), 2)])
@@ -368,7 +367,7 @@ def test_a_micro_batch_whose_loss_is_not_finite_is_named_whichever_label_set_it_
     parts = [micro_batch(n, [5000], classes=classes, identity=MicroBatchId("speech", 2, 0, 5 + n)) for n in range(2)]
     fit(module, [StepBatch(0, 0, parts)])
     assert "the loss is not finite in speech epoch 2 stream 0 micro-batch 6" in caplog.text
-    assert "micro-batch 5" not in caplog.text and module.voids.count == 1
+    assert "micro-batch 5" not in caplog.text and module.skipped.count == 1
 
 
 # --- what is drawn ------------------------------------------------------------------------------------------------------
@@ -460,10 +459,9 @@ def test_the_mode_of_mixing_reaches_the_step():
 
 @pytest.mark.parametrize(("special_rows", "classes"), [(0, (7,)), (4, (7,)), (0, (7, 4))])
 def test_predictions_channels_and_gradients_of_a_measured_step_are_sums_over_its_micro_batches(special_rows, classes):
-    promises = Promises(SpanMasking(), Mixing(), Batching(seconds=1, micro_seconds=1, max_seconds=1, min_seconds=0.1))
     records: list[StepRecord] = []
     learner, shares = model(classes, special_rows=special_rows), (1 / len(classes),) * len(classes)
-    health = HealthFigures(Health(every=4), promises, num_classes=7, channels=8)
+    health = HealthFigures(4, num_classes=7, channels=8)
     module = training_module(
         learner,
         loss=WARM,
@@ -477,14 +475,13 @@ def test_predictions_channels_and_gradients_of_a_measured_step_are_sums_over_its
     expected = Explicit(module, micro_batches, 3, masked, shares)
     fit(module, [StepBatch(3, 0, micro_batches), StepBatch(4, 0, micro_batches)])
     found, unmeasured = records[0].health, records[1].health
-    assert unmeasured.marginal is unmeasured.activations is unmeasured.gradients is None
+    assert found is not None and unmeasured is None
     np.testing.assert_allclose(found.marginal, expected.marginal.numpy(), rtol=2e-5)
     if not special_rows:
         assert found.marginal.sum() == pytest.approx(masked, rel=1e-5)
     else:
         assert found.marginal.sum() < masked - 1e-3 * masked, "special rows take their part of the probability"
     np.testing.assert_allclose(found.activations, expected.activations.numpy(), rtol=1e-5)
-    assert found.promised["mask"] == sum(int(micro.mask.sum()) for micro in micro_batches[:3])
     squares: dict[str, float] = {}
     for name, gradient in expected.gradients.items():
         part = name.removeprefix("model.").removeprefix("wavlm.").split(".")
@@ -509,13 +506,11 @@ def test_a_rank_counts_whole_gradients_only_where_it_is_the_first():
     sizes = {"head": 16 * 5 + 5 + 7 * 5, "projection": 8 + 8 + 8 * 16 + 16 + 16}
     for block, size in sizes.items():
         assert float(counted[block]) == pytest.approx(4.0 * size, rel=1e-6)
-    promises = Promises(SpanMasking(), Mixing(), Batching(seconds=1, micro_seconds=1, max_seconds=1, min_seconds=0.1))
     for rank in (0, 1):
-        figures = HealthFigures(Health(every=1), promises, num_classes=7, channels=8, rank=rank)
-        figures.before_copy(StepBatch(0, 0, [micro_batch(0, [3000], weight=0.0)]))
+        figures = HealthFigures(1, num_classes=7, channels=8, rank=rank)
         assert figures.begin(0)
         figures.gradients(module)
-        measured = figures.end(0).measured  # a rank that ran padding alone has no predictions
+        measured = figures.end().measured  # a rank that ran padding alone has no predictions
         assert not measured[:15].any() and bool(measured[15:].any()) == (rank == 0) and len(measured) == 15 + len(counted)
 
 
@@ -549,7 +544,7 @@ def test_unreadable_rows_and_skipped_updates_are_counted_on_through_a_save_and_a
     }
     resumed = make()
     fit(resumed, steps[4:5], ckpt_path=str(tmp_path / "a.ckpt"), done=4)
-    assert (resumed._rows, resumed._unreadable, resumed.voids.count) == (15, 5, 5)
+    assert (resumed._rows, resumed._unreadable, resumed.skipped.count) == (15, 5, 5)
     with pytest.raises(ValueError, match=r"6 of 18 rows could not be read, more than data.max_skip_rate=0.05 allows"):
         fit(make(), steps[4:6], ckpt_path=str(tmp_path / "a.ckpt"), done=4)
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from openwavlm.checkpoints.names import new_spelling
 from openwavlm.model.config import WavLMConfig
-from openwavlm.model.costs import HeadShape, count_parameters
 from openwavlm.model.wavlm import WavLM
 
 log = logging.getLogger(__name__)
@@ -167,11 +166,16 @@ def _take(found: dict[str, Tensor], name: str, tensor: Tensor, shapes: Mapping[s
 
 def _check_size(config: WavLMConfig, state: Mapping[str, Tensor], origin: str, *, gated: bool) -> None:
     """Refuses a configuration far larger than the tensors before building a model of that size."""
-    parts = count_parameters(config, HeadShape(final_dim=0, embeddings=0))
-    if not gated:
-        del parts["relative_bias"]
-    described, held = sum(parts.values()), sum(tensor.numel() for tensor in state.values())
-    # The factor leaves files that lack some tensors to the error that names those.
+    # The matrices alone: biases and norms are few, and a model of a damaged configuration cannot be built to be counted.
+    convolutions = zip(config.conv_kernels, (1, *config.conv_dims), config.conv_dims, strict=False)
+    described = (
+        sum(kernel * channels_in * channels for kernel, channels_in, channels in convolutions)
+        + config.dim * (config.conv_dims[-1] + config.positional_kernel * config.dim // config.positional_groups)
+        + config.num_buckets * config.heads * gated
+        + config.layers * config.dim * (4 * config.dim + 2 * config.ffn_dim)
+    )
+    held = sum(tensor.numel() for tensor in state.values())
+    # A file that lacks some tensors is refused by their names.
     if described > 4 * held + _FREE_NUMBERS or config.layers > len(state) + _FREE_LAYERS:
         raise ValueError(
             f"configuration and tensors must be of one model, but that of {origin} describes {described:.3g} numbers ({config.layers:,} "

@@ -1,4 +1,4 @@
-"""`openwavlm plan`: what a run would take."""
+"""`openwavlm plan`: cost of a run."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from openwavlm.cli.app import command
-from openwavlm.planning.budget import recipe_of
+from openwavlm.planning.budget import Recipe
 from openwavlm.planning.plan import Question, lines_of, plan_run
 from openwavlm.runs.compose import plain
 from openwavlm.runtime.atomic import write_atomically
@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
     run = RunConfig.of(with_placeholders(values))
     question = question.of(HydraConfig.get().runtime.choices.get("experiment"))
     checkpoints = run.callbacks.kept_of(run.optim.updates)
-    figures = plan_run(recipe_of(run, question.classes), question, checkpoints)
+    figures = plan_run(Recipe(run, (question.classes,)), question, checkpoints)
     sys.stdout.write("\n".join(lines_of(figures)) + "\n")
     if question.json:
         path = Path(str(question.json))

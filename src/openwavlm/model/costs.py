@@ -1,34 +1,35 @@
-"""What a model costs: its parameters and the floating-point operations of a micro-batch, counted from the config alone.
+"""What a model costs: parameters, operations and kept activations of a micro-batch, counted by torch on tensors without data.
 
-A multiply-add is two operations. Counted are matrix products and convolutions, forward and backward (a gradient for the input and one
-for the weights, so twice the forward; the first convolution has no input to give a gradient to). Not counted: normalisations, GELU,
-softmax, dropout, mixing, the optimiser, and the scores that fused attention kernels compute again in their backward.
+A multiply-add is two operations. Counted are matrix products and convolutions. Not counted: normalisations, GELU, softmax, dropout,
+mixing, the optimiser, and the scores that fused attention kernels compute again in their backward.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+import contextlib
+import functools
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+from unittest.mock import patch
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from openwavlm.audio import spectra
 from openwavlm.audio.frames import num_frames
-from openwavlm.audio.spectra import FFT_SAMPLES, NUM_BANDS
-from openwavlm.model.config import WavLMConfig
+from openwavlm.model import attention
+from openwavlm.model.config import Head, WavLMConfig
+from openwavlm.model.pretraining import WavLMForPretraining
+from openwavlm.model.wavlm import WavLM
 
-Recompute = Literal["none", "extractor", "all"]
-RECOMPUTE = ("none", "extractor", "all")
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadShape:
-    """The prediction head's sizes.
-
-    Attributes:
-        final_dim: Width of projection and label embeddings.
-        embeddings: Label embeddings of all label sets, those of special rows included.
-        projections: Label sets, each of which has a projection of its own.
-    """
-
-    final_dim: int
-    embeddings: int
-    projections: int = 1
+LOW_PRECISION = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_PART = re.compile(r"wavlm\.?(extractor|feature_norm|encoder\.layers|)")
+_PART_NAMES = {"feature_norm": "features", "encoder.layers": "layers", "": "encoder input"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,135 +53,185 @@ class MicroBatchShape:
 
 
 @dataclass(frozen=True)
-class Flops:
-    """Operations of a micro-batch by part of the model.
+class Costs:
+    """Operations and kept bytes of a micro-batch by part of the model.
 
     Attributes:
-        forward: Part → operations.
-        backward: Part → operations of both gradients.
+        forward: Operations.
+        backward: Operations of both gradients.
         recomputed: Operations of the forward that the backward repeats to save memory.
+        kept: Bytes that autograd keeps from the forward if nothing is recomputed, without parameters, their 16-bit copies and the
+            waveforms.
+        largest: Bytes of the largest of these tensors.
     """
 
     forward: dict[str, int]
     backward: dict[str, int]
-    recomputed: int = 0
+    recomputed: int
+    kept: dict[str, int]
+    largest: dict[str, int]
 
     @property
-    def total(self) -> int:
-        """All of them."""
+    def operations(self) -> int:
+        """All operations."""
         return sum(self.forward.values()) + sum(self.backward.values()) + self.recomputed
 
 
-def conv_frames(config: WavLMConfig, samples: int) -> list[int]:
-    """Output length of each convolution of the extractor."""
-    lengths, length = [], samples
-    for kernel, stride in zip(config.conv_kernels, config.conv_strides, strict=True):
-        length = (length - kernel) // stride + 1
-        lengths.append(length)
-    return lengths
+def build_without_data(config: WavLMConfig, head: Head, classes: tuple[int, ...]) -> WavLMForPretraining:
+    """The model on the meta device, where parameters have shapes only."""
+    with torch.device("meta"):
+        return WavLMForPretraining(WavLM(config), num_classes=classes, final_dim=head.final_dim, special_rows=head.special_rows)
 
 
-def conv_norms(config: WavLMConfig) -> list[bool]:
-    """Which convolutions are followed by a normalisation."""
-    return [config.extractor_norm == "layer" or index == 0 for index in range(len(config.conv_dims))]
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Parameters by part of the model."""
+    counts = Counter[str]()
+    for name, parameter in model.named_parameters():
+        counts[_part_of(name)] += parameter.numel()
+    return dict(counts)
 
 
-def positional_frames(config: WavLMConfig, frames: int) -> int:
-    """Output length of the positional convolution, before its surplus frame is cut off."""
-    return frames + 1 - config.positional_kernel % 2
+def _part_of(name: str) -> str:
+    """Part that a module or parameter of `WavLMForPretraining` belongs to."""
+    match = _PART.search(name)
+    return _PART_NAMES.get(match[1], match[1]) if match else "head"
 
 
-def count_parameters(config: WavLMConfig, head: HeadShape) -> dict[str, int]:
-    """Parameters of encoder and head by part; their sum is exact (without the linear map of `loss.logmel`, a few thousand).
+@functools.lru_cache(maxsize=64)
+def count_costs(
+    config: WavLMConfig,
+    head: Head,
+    classes: tuple[int, ...],
+    batch: MicroBatchShape,
+    *,
+    precision: str,
+    device: Literal["cuda", "cpu"] = "cuda",
+) -> Costs:
+    """Operations and kept bytes of one micro-batch, by one forward pass of tensors without data, which takes a fraction of a second.
 
-    Args:
-        config: The encoder.
-        head: The head.
-
-    Returns:
-        Part → parameters.
-    """
-    dim, ffn, channels = config.dim, config.ffn_dim, config.conv_dims[-1]
-    extractor, channels_in = 0, 1
-    for kernel, width, normed in zip(config.conv_kernels, config.conv_dims, conv_norms(config), strict=True):
-        extractor += kernel * channels_in * width + config.conv_bias * width + 2 * normed * width
-        channels_in = width
-    if config.front_end == "logmel":
-        extractor = (NUM_BANDS + 1) * channels
-    attention = 4 * (dim + 1) * dim + 8 * (dim // config.heads + 1) + config.heads
-    return {
-        "extractor": extractor,
-        "projection": 2 * channels + (channels + 1) * dim,
-        "mask_embedding": dim,
-        "positional": config.positional_kernel * (1 + dim * dim // config.positional_groups) + dim,
-        "relative_bias": config.num_buckets * config.heads,
-        "attention": config.layers * attention,
-        "feed_forward": config.layers * ((dim + 1) * ffn + (ffn + 1) * dim),
-        "norms": 2 * dim * (1 + 2 * config.layers),
-        "head": (dim + 1) * head.final_dim * head.projections + head.embeddings * head.final_dim,
-    }
-
-
-def count_flops(config: WavLMConfig, head: HeadShape, batch: MicroBatchShape, *, recompute: Recompute = "none") -> Flops:
-    """Operations of one micro-batch, forward and backward.
-
-    With `layer_drop_mode: skip` the layers count with their probability to run.
+    Both equal those of a real step. Two layers are run: the third and all further ones equal the second. The backward is not run: it
+    takes twice the forward's operations, except in the extractor. With `layer_drop_mode: skip` the layers count with their probability
+    to run.
 
     Args:
-        config: The encoder.
+        config: The encoder; its `recompute` changes `recomputed` only.
         head: The head.
+        classes: Classes of each label set.
         batch: The micro-batch.
-        recompute: Which activations the backward computes again: `none`, those of the `extractor`, or those of extractor and layers.
-
-    Returns:
-        Operations by part.
-
-    Raises:
-        ValueError: If `recompute` is unknown.
+        precision: `32-true`, `bf16-mixed` or `16-mixed`.
+        device: Device of the step; dropout and attention keep other tensors on a GPU than on a CPU. No GPU is needed to count.
     """
-    if recompute not in RECOMPUTE:
-        raise ValueError(f"recompute must be one of {', '.join(RECOMPUTE)}, but is {recompute!r}; choose one of them")
-    convolutions = _conv_flops(config, batch)
-    forward = {"extractor": sum(convolutions), **_encoder_flops(config, head, batch)}
+    counter = FlopCounterMode(display=False)
+    storages: dict[int, tuple[str, torch.UntypedStorage]] = {}  # held, so that no address is used twice
+    model = build_without_data(replace(config, recompute="none", layers=min(2, config.layers)), head, classes)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device), _autocast(device, precision):
+            model = model.to_empty(device=device).train()
+            waveforms, index = torch.empty(batch.rows, batch.samples), torch.empty(batch.predicted_frames, dtype=torch.int64)
+            excluded = {tensor.untyped_storage()._cdata for tensor in (waveforms, *model.parameters())}
+
+            def pack(tensor: Tensor) -> Tensor:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in excluded and not _is_copy_of_parameter(tensor):
+                    storages.setdefault(storage._cdata, (max(counter.mod_tracker.parents, key=len), storage))
+                return tensor
+
+            with counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _fused_kernels(device):
+                model(
+                    waveforms,
+                    torch.empty(batch.rows, dtype=torch.int64),
+                    torch.empty(batch.rows, batch.frames, dtype=torch.bool),
+                    index,
+                    [index] * len(classes),
+                )
+    finally:
+        spectra._window_and_bands.cache_clear()  # it may hold tensors without data by now
+    kept, largest = Counter[str](), Counter[str]()
+    for module, storage in storages.values():
+        part, times = _part_of(module), config.layers - 1 if ".encoder.layers.1" in module else 1
+        kept[part] += times * storage.nbytes()
+        largest[part] = max(largest[part], storage.nbytes())
+    return Costs(*_operations(config, counter.get_flop_counts()), kept, largest)
+
+
+def _is_copy_of_parameter(tensor: Tensor) -> bool:
+    """Whether autocast cast a parameter to this tensor, or to the one that it is a view of."""
+    made_by = (tensor if tensor._base is None else tensor._base).grad_fn
+    return made_by is not None and made_by.name() == "ToCopyBackward0" and hasattr(made_by.next_functions[0][0], "variable")
+
+
+def _autocast(device: str, precision: str) -> torch.autocast:
+    """Autocast that is on for `cuda` on a machine without a GPU too, where its constructor refuses to enable it."""
+    context = torch.autocast(device, dtype=LOW_PRECISION.get(precision, torch.bfloat16), enabled=False)
+    context._enabled = precision in LOW_PRECISION
+    return context
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Stands in for a GPU's attention kernel: eager's two products, and the tensors that a fused kernel keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *bias: Tensor) -> Tensor:
+        attended = (query @ key.transpose(-1, -2) @ value).transpose(1, 2).contiguous().transpose(1, 2)  # a kernel's layout
+        normaliser = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, *bias, attended, normaliser)
+        return attended
+
+
+class _FusedSdpa(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _FusedAttention.apply(*args, kwargs["attn_mask"])
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _fused_kernels(device: str) -> Iterator[None]:
+    """Replaces the attention kernels that need a real GPU; a CPU's `sdpa` is made of ordinary operations."""
+
+    def flex(query: Tensor, key: Tensor, value: Tensor, gate: Tensor, table: Tensor, key_padding: Tensor | None) -> Tensor:
+        return _FusedAttention.apply(query, key, value, gate, table)
+
+    with patch.object(attention, "flex_gated_attention", flex), _FusedSdpa() if device == "cuda" else contextlib.nullcontext():
+        yield
+
+
+def _operations(config: WavLMConfig, counts: dict[str, dict[Any, int]]) -> tuple[dict[str, int], dict[str, int], int]:
+    """Operations of the forward and of the backward by part, and those of the forward that the backward repeats.
+
+    Args:
+        config: The encoder.
+        counts: Module → operator → operations of one forward, of which the first layer counts for all.
+    """
+
+    def of(module: str, operator: str = "") -> int:
+        modules = [found for name, found in counts.items() if re.fullmatch(rf"WavLMForPretraining{module}", name)]
+        return sum(count for found in modules for name, count in found.items() if operator in str(name))
+
+    layer, run = (
+        r"\.wavlm\.encoder\.layers\.0",
+        config.layers * (1 - config.layer_drop if config.layer_drop_mode == "skip" else 1),
+    )
+    scores = of(rf"{layer}\.attention", "bmm")  # query · key and weights · value; the others are linear maps
+    forward = {
+        "extractor": of(r"\.wavlm\.extractor"),
+        "projection": of(r"\.wavlm\.projection"),
+        "positional": of(r"\.wavlm\.encoder\.positional"),
+        "attention": round(run * (of(rf"{layer}\.attention") - scores)),
+        "scores": round(run * scores),
+        "feed_forward": round(run * of(rf"{layer}\.feed_forward")),
+        "head": of("") - of(r"\.wavlm"),
+    }
     backward = {part: 2 * count for part, count in forward.items()}
     if config.feature_grad_mult == 0:
         backward["extractor"] = 0
     elif config.front_end == "logmel":
-        backward["extractor"] = convolutions[-1]  # the weights' gradient of its linear map
+        backward["extractor"] = of(r"\.wavlm\.extractor\.map")  # the weights' gradient of its linear map
     else:
-        backward["extractor"] -= convolutions[0]
-    again = {"none": [], "extractor": ["extractor"], "all": ["extractor", "attention", "scores", "feed_forward"]}[recompute]
-    if config.feature_grad_mult == 0:
-        again = [part for part in again if part != "extractor"]
-    recomputed = sum(forward[part] for part in again)
-    if "feed_forward" in again and config.pre_norm and not config.dropout:
-        recomputed -= forward["feed_forward"] // 2  # torch stops at the last tensor that is needed: nobody reads the last product
-    return Flops(forward, backward, recomputed)
-
-
-def _conv_flops(config: WavLMConfig, batch: MicroBatchShape) -> list[int]:
-    if config.front_end == "logmel":
-        frames = batch.rows * batch.frames
-        return [2 * frames * (FFT_SAMPLES // 2 + 1) * NUM_BANDS, 2 * frames * NUM_BANDS * config.conv_dims[-1]]
-    counts, channels_in = [], 1
-    for kernel, width, length in zip(config.conv_kernels, config.conv_dims, conv_frames(config, batch.samples), strict=True):
-        counts.append(2 * batch.rows * length * kernel * channels_in * width)
-        channels_in = width
-    return counts
-
-
-def _encoder_flops(config: WavLMConfig, head: HeadShape, batch: MicroBatchShape) -> dict[str, int]:
-    dim, frames = config.dim, batch.frames
-    positions = batch.rows * frames
-    run = config.layers * (1 - config.layer_drop) if config.layer_drop_mode == "skip" else config.layers
-    positional = batch.rows * positional_frames(config, frames) * config.positional_kernel * dim * dim
-    return {
-        "projection": 2 * positions * config.conv_dims[-1] * dim,
-        "positional": 2 * positional // config.positional_groups,
-        "attention": round(
-            run * positions * (8 * dim * dim + 4 * dim)
-        ),  # query, key, value, output; the gate's two outputs a head
-        "scores": round(run * 4 * positions * frames * dim),  # query · key and weights · value
-        "feed_forward": round(run * 4 * positions * dim * config.ffn_dim),
-        "head": 2 * batch.predicted_frames * head.final_dim * (dim * head.projections + head.embeddings),
-    }
+        backward["extractor"] -= of(r"\.wavlm\.extractor\.layers\.0")  # the waveform needs no gradient
+    recomputed = forward["extractor"] if config.recompute != "none" and config.feature_grad_mult else 0
+    if config.recompute == "all":
+        recomputed += forward["attention"] + forward["scores"] + forward["feed_forward"]
+        if config.pre_norm and not config.dropout:
+            recomputed -= forward["feed_forward"] // 2  # torch stops at the last tensor that is needed, before the last product
+    return forward, backward, recomputed

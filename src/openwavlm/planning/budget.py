@@ -1,21 +1,19 @@
-"""From a recipe to hours, gigabytes and days: what a run will take, before there are data (the arithmetic of `openwavlm plan`)."""
+"""Hours, gigabytes and days of a run, computed from its config (the arithmetic of `openwavlm plan`)."""
 
-from collections.abc import Sequence
+import bisect
+import functools
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from openwavlm.audio.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ, num_samples_of
 from openwavlm.batches.masking import draw_span_mask
-from openwavlm.batches.settings import Batching, SpanMasking
-from openwavlm.model.config import WavLMConfig
-from openwavlm.model.costs import Flops, HeadShape, MicroBatchShape, Recompute, count_flops
+from openwavlm.model.costs import Costs, MicroBatchShape, build_without_data, count_costs, count_parameters
 from openwavlm.planning.memory import Memory, estimate_memory
 from openwavlm.training.config import RunConfig
 
 GIB = 1 << 30
-USABLE_SHARE = 0.9  # of a GPU's memory: the rest is for the CUDA context, fragmentation and cuDNN's workspaces
+USABLE_SHARE = 0.9  # of a GPU's memory; the CUDA context, fragmentation and cuDNN's workspaces take the rest
 _BYTES_A_SAMPLE = 2
 _BYTES_A_LABEL = 2
 
@@ -25,11 +23,11 @@ class Gpu:
     """A device of the table.
 
     Attributes:
-        memory_gib: Its memory.
-        tflops_16_bit: Dense peak of the matrix units in float16, and in bfloat16 where they know it, 10¹² operations a second.
-        tflops_32_bit: Peak in float32 without TF32, which is what `precision: 32-true` computes matrix products in.
-        bfloat16: Whether its matrix units know bfloat16.
-        source: Where the figures are from.
+        memory_gib: Memory.
+        tflops_16_bit: Dense peak of the matrix units in float16, and in bfloat16 where they support it, 10¹² operations a second.
+        tflops_32_bit: Peak in float32 without TF32, as `precision: 32-true` computes matrix products.
+        bfloat16: Whether its matrix units support bfloat16.
+        source: Source of the figures.
     """
 
     memory_gib: float
@@ -50,65 +48,69 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the cost of a run depends on.
+    """Cost of a training's updates.
 
     Attributes:
-        model: The encoder.
-        head: The head's sizes.
-        batching: How audio becomes micro-batches.
-        masking: Decides how many frames are predicted.
-        precision: `32-true`, `bf16-mixed` or `16-mixed`.
-        updates: Of the whole run.
-        recompute: Which activations the backward computes again.
-        learns_unmasked: Whether unmasked frames are predicted with a gradient too (`config.loss.unmasked`).
-        strategy: `ddp` or `fsdp` (`trainer.strategy`).
-        ema: Whether a running mean of the weights is kept (`optim.ema`).
+        config: The training config.
+        classes: Pseudo-labels of each label set.
     """
 
-    model: WavLMConfig
-    head: HeadShape
-    batching: Batching
-    masking: SpanMasking
-    precision: str
-    updates: int
-    recompute: Recompute = "none"
-    learns_unmasked: bool = False
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    ema: bool = False
+    config: RunConfig
+    classes: tuple[int, ...]
 
+    @functools.cached_property
+    def parameters(self) -> dict[str, int]:
+        """Parameters by part of the model."""
+        return count_parameters(build_without_data(self.config.model, self.config.head, self.classes))
+
+    @functools.cached_property
     def micro_batch(self) -> MicroBatchShape:
-        """A full micro-batch of the longest rows: the one with the most operations and bytes a second of audio."""
-        frames = self.batching.max_frames
-        rows = self.batching.micro_frames // frames
-        masked = int(draw_span_mask(self.masking, np.full(rows, frames), 0, source=0, epoch=0, micro=0).sum())
-        predicted = rows * frames if self.learns_unmasked else masked
+        """A full micro-batch of the longest rows: the one with the most operations and bytes per second of audio."""
+        batching = self.config.batch
+        frames = batching.max_frames
+        rows = batching.micro_frames // frames
+        masked = int(draw_span_mask(self.config.masking, np.full(rows, frames), 0, source=0, epoch=0, micro=0).sum())
+        predicted = rows * frames if self.config.loss.unmasked > 0 else masked
         return MicroBatchShape(rows=rows, samples=num_samples_of(frames), predicted_frames=predicted)
 
-    def flops(self) -> Flops:
-        """Operations of that micro-batch."""
-        return count_flops(self.model, self.head, self.micro_batch(), recompute=self.recompute)
+    @property
+    def costs(self) -> Costs:
+        """Operations and kept bytes of that micro-batch."""
+        return self.costs_of(self.micro_batch)
+
+    def costs_of(self, batch: MicroBatchShape) -> Costs:
+        """Operations and kept bytes of a micro-batch."""
+        config = self.config
+        return count_costs(config.model, config.head, self.classes, batch, precision=config.precision)
 
     def flops_a_second(self) -> float:
         """Operations for a second of audio, forward and backward."""
-        batch = self.micro_batch()
-        return self.flops().total * SAMPLE_RATE_HZ / (batch.rows * batch.samples)
+        batch = self.micro_batch
+        return self.costs.operations * SAMPLE_RATE_HZ / (batch.rows * batch.samples)
 
-    def memory(self, processes: int = 1) -> Memory:
-        """Memory of a training process on a GPU."""
+    def memory(self, processes: int = 1, batch: MicroBatchShape | None = None) -> Memory:
+        """Memory of a training process on a GPU at that micro-batch, or at another one."""
+        config, batch = self.config, batch or self.micro_batch
         return estimate_memory(
-            self.model,
-            self.head,
-            self.micro_batch(),
-            precision=self.precision,
-            recompute=self.recompute,
+            config.model,
+            sum(self.parameters.values()),
+            self.costs_of(batch),
+            batch,
+            precision=config.precision,
             processes=processes,
-            strategy=self.strategy,
-            ema=self.ema,
+            strategy=config.trainer.strategy,
+            ema=config.optim.ema > 0,
         )
+
+    @property
+    def most_slots(self) -> int:
+        """Micro-batches of an update if each is a single longest row."""
+        return int(self.config.batch.seconds / self.config.batch.max_seconds + 1e-9)
 
     def with_slots(self, slots: int) -> "Recipe":
         """The same update in another number of micro-batches."""
-        return replace(self, batching=replace(self.batching, micro_seconds=self.batching.seconds / slots))
+        batching = self.config.batch
+        return Recipe(replace(self.config, batch=replace(batching, micro_seconds=batching.seconds / slots)), self.classes)
 
     def fitting_slots(self, gigabytes: float, processes: int) -> int | None:
         """The fewest micro-batches of a step, a multiple of `processes`, of which one fits into a GPU of `gigabytes` GiB.
@@ -116,15 +118,14 @@ class Recipe:
         Returns:
             Their number; None if not even micro-batches of a single longest row fit.
         """
-        most = int(self.batching.seconds / self.batching.max_seconds + 1e-9)
-        for slots in range(processes, most + 1, processes):
-            if self.with_slots(slots).memory(processes).total <= USABLE_SHARE * gigabytes * GIB:
-                return slots
-        return None
+        usable = USABLE_SHARE * gigabytes * GIB
+        numbers = range(processes, self.most_slots + 1, processes)
+        at = bisect.bisect_left(numbers, True, key=lambda slots: self.with_slots(slots).memory(processes).total <= usable)
+        return numbers[at] if at < len(numbers) else None
 
 
 def wasted_share(slots: int, processes: int) -> float:
-    """Share of the work that padding micro-batches are when `processes` share out `slots`."""
+    """Share of padding micro-batches in the work of `processes` that share `slots` micro-batches."""
     waste = -slots % processes
     return waste / (slots + waste)
 
@@ -133,7 +134,7 @@ def peak_flops(gpu: Gpu, precision: str) -> float:
     """Peak operations a second of a GPU in a precision.
 
     Raises:
-        ValueError: If the GPU does not know the precision.
+        ValueError: If the GPU does not support the precision.
     """
     if precision == "bf16-mixed" and not gpu.bfloat16:
         raise ValueError(
@@ -144,10 +145,10 @@ def peak_flops(gpu: Gpu, precision: str) -> float:
 
 def seconds_of_run(recipe: Recipe, processes: int, flops_per_second: float) -> float:
     """Wall-clock seconds of the updates, padding micro-batches included, where each process does `flops_per_second`."""
-    slots = recipe.batching.slots
-    rounds = -(-slots // processes)
-    a_micro_batch = recipe.flops_a_second() * recipe.batching.seconds / slots
-    return recipe.updates * rounds * a_micro_batch / flops_per_second
+    batching = recipe.config.batch
+    rounds = -(-batching.slots // processes)
+    a_micro_batch = recipe.flops_a_second() * batching.seconds / batching.slots
+    return recipe.config.optim.updates * rounds * a_micro_batch / flops_per_second
 
 
 def disk_bytes(hours: float, flac_share: float, parameters: int, checkpoints: int, *, ema: bool = False) -> dict[str, float]:
@@ -155,9 +156,9 @@ def disk_bytes(hours: float, flac_share: float, parameters: int, checkpoints: in
 
     Args:
         hours: Of audio.
-        flac_share: FLAC's size over that of the samples.
+        flac_share: Size of FLAC over that of the samples.
         parameters: Of the model; a checkpoint holds each with its two moments.
-        checkpoints: How many are kept, the newest included.
+        checkpoints: Number kept, the newest included.
         ema: Whether a checkpoint holds a running mean too.
 
     Returns:
@@ -169,25 +170,3 @@ def disk_bytes(hours: float, flac_share: float, parameters: int, checkpoints: in
         "labels": seconds * FRAME_RATE_HZ * _BYTES_A_LABEL,
         "checkpoints": (16.0 if ema else 12.0) * parameters * checkpoints,
     }
-
-
-def recipe_of(config: RunConfig, num_classes: int | Sequence[int]) -> Recipe:
-    """What the cost of a run depends on."""
-    head, model = config.head, config.model
-    classes = [num_classes] if isinstance(num_classes, int) else list(num_classes)
-    return Recipe(
-        model,
-        HeadShape(
-            final_dim=head.final_dim,
-            embeddings=sum(head.special_rows + size for size in classes),
-            projections=len(classes),
-        ),
-        config.batch,
-        config.masking,
-        config.precision,
-        config.optim.updates,
-        recompute=model.recompute,
-        learns_unmasked=config.loss.unmasked > 0,
-        strategy=config.trainer.strategy,
-        ema=config.optim.ema > 0,
-    )

@@ -1,6 +1,7 @@
-"""One timed trial of `openwavlm tune`: some micro-batches of a config in a fresh process, whose death is a result too."""
+"""One timed trial of `openwavlm tune`: some micro-batches of a config in a fresh process; its death is a result too."""
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,28 +22,26 @@ from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
 from openwavlm.batches.loader import StepLoader
 from openwavlm.batches.masking import draw_span_mask
-from openwavlm.batches.settings import Mixing
 from openwavlm.batches.sources import OpenData
-from openwavlm.model.pretraining import WavLMForPretraining
-from openwavlm.planning.budget import Recipe, recipe_of
+from openwavlm.model.costs import LOW_PRECISION
+from openwavlm.planning.budget import Recipe
 from openwavlm.runtime.processes import killed_worker, leave_with_parent, start_fork_server
 from openwavlm.runtime.resources import explained
 from openwavlm.training.build import make_builder, make_model
 from openwavlm.training.config import RunConfig
-from openwavlm.training.forward import forward_micro_batch, prepare_waveforms
+from openwavlm.training.control import Control
+from openwavlm.training.module import PretrainingModule
 
 _FEWEST = 2  # timed micro-batches of a trial, however long they take
-_LOW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def synthetic_batch(recipe: Recipe, num_classes: int | Sequence[int]) -> PretrainBatch:
-    """A full micro-batch of the longest rows: noise, random labels, the config's masks, no mixtures."""
-    shape, generator = recipe.micro_batch(), np.random.default_rng(0)
+def synthetic_batch(recipe: Recipe) -> PretrainBatch:
+    """A full micro-batch of the longest rows: noise, random labels, masks of the config, no mixtures."""
+    shape, generator = recipe.micro_batch, np.random.default_rng(0)
     rows, frames = shape.rows, shape.frames
-    mask = draw_span_mask(recipe.masking, np.full(rows, frames), 0, source=0, epoch=0, micro=0)
+    mask = draw_span_mask(recipe.config.masking, np.full(rows, frames), 0, source=0, epoch=0, micro=0)
     waveforms = generator.integers(-3000, 3000, (rows, shape.samples), dtype=np.int16)
-    sizes = [num_classes] if isinstance(num_classes, int) else num_classes
-    labels = [torch.from_numpy(generator.integers(0, size, (rows, frames), dtype=np.int32)) for size in sizes]
+    labels = [torch.from_numpy(generator.integers(0, size, (rows, frames), dtype=np.int32)) for size in recipe.classes]
     return PretrainBatch(
         waveforms=torch.from_numpy(waveforms),
         num_samples=torch.full((rows,), shape.samples),
@@ -49,7 +49,7 @@ def synthetic_batch(recipe: Recipe, num_classes: int | Sequence[int]) -> Pretrai
         mask=torch.from_numpy(mask),
         masked_index=torch.from_numpy(np.flatnonzero(mask)),
         unmasked_index=torch.from_numpy(np.flatnonzero(~mask)),
-        layer_keep=torch.ones(recipe.model.layers, dtype=torch.bool),
+        layer_keep=torch.ones(recipe.config.model.layers, dtype=torch.bool),
         mix=MixRecord.empty(),
         noise=torch.zeros(0, 0, dtype=torch.int16),
         noise_num_samples=torch.zeros(0, dtype=torch.int64),
@@ -61,39 +61,45 @@ def synthetic_batch(recipe: Recipe, num_classes: int | Sequence[int]) -> Pretrai
 
 
 class _Step:
-    """Forward, backward and update as training does them, without what it reports."""
+    """Forward, backward and update of the training module, without Lightning's trainer."""
 
-    def __init__(self, config: RunConfig, num_classes: int | Sequence[int], device: torch.device) -> None:
-        self.device, self.loss = device, config.loss
-        self.low = _LOW.get(config.precision)
-        self.model: WavLMForPretraining = make_model(config, num_classes).to(device).train()
+    def __init__(self, config: RunConfig, classes: Sequence[int], device: torch.device) -> None:
+        model = make_model(config, classes)
         if config.model.compile_layers:
-            self.model.wavlm.compile_layers()
-        self.optimizer = config.optim.optimizer(self.model)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.optim.learning_rate(0)
+            model.wavlm.compile_layers()
+        self.module = PretrainingModule(
+            model,
+            config.optim,
+            config.loss,
+            config.mixing,
+            seed=config.seed,
+            control=Control(),
+            on_record=lambda record: None,
+            target_weights=config.loss.target_weights(len(classes)),
+            float16=config.precision == "16-mixed",
+            fingerprints={},
+            plan_state=lambda step: {},
+        )
+        self.module.to(device).train()
+        self.device, self.low = device, LOW_PRECISION.get(config.precision)
+        self.warm = config.loss.warm(0, config.optim.updates)
+        optimizer = self.module.configure_optimizers()
+        # Lightning hands the module a wrapper with these attributes.
+        self.optimizer = SimpleNamespace(optimizer=optimizer, param_groups=optimizer.param_groups, step=optimizer.step)
 
-    def micro_batch(self, batch: PretrainBatch, mixing: Mixing | None) -> None:
+    def micro_batch(self, batch: PretrainBatch) -> None:
         """Adds one micro-batch's gradient, and waits for it."""
-        batch = batch.to(self.device)
+        module, batch = self.module, batch.to(self.device)
         with torch.autocast(self.device.type, dtype=self.low, enabled=self.low is not None):
-            waveforms = prepare_waveforms(batch, mixing, normalised=self.model.wavlm.config.normalise_waveform)
-            learn = self.loss.unmasked > 0
-            output = forward_micro_batch(self.model, batch, waveforms, with_unmasked=learn, learn_unmasked=learn)
-            total = torch.stack([of_set.cross_entropy_sum for of_set in output.sets]).sum()
-            total = total + self.loss.feature_penalty * output.feature_penalty * batch.num_masked
-            for of_set in output.sets if learn else ():
-                assert of_set.unmasked_cross_entropy_sum is not None
-                total = total + self.loss.unmasked * of_set.unmasked_cross_entropy_sum
-        (total / max(1, batch.num_masked)).backward()
+            loss = module.micro_batch(batch, self.warm)[-1] / max(1, batch.num_masked)
+        (loss if module.loss_scale is None else loss * module.loss_scale.scale).backward()
         self._wait()
 
     def update(self) -> float:
         """Clips and updates; returns the seconds."""
         began = time.perf_counter()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.module.update_weights(self.optimizer, 0)
+        self.optimizer.optimizer.zero_grad(set_to_none=True)
         self._wait()
         return time.perf_counter() - began
 
@@ -102,18 +108,18 @@ class _Step:
             torch.cuda.synchronize(self.device)
 
 
-def measure(values: dict[str, Any], num_classes: int | Sequence[int], seconds: float, *, with_data: bool) -> dict[str, float]:
+def measure(values: dict[str, Any], classes: Sequence[int], seconds: float, *, with_data: bool) -> dict[str, float]:
     """Times micro-batches of a config in this process.
 
     Args:
         values: The training config as plain values.
-        num_classes: Of the synthetic labels.
-        seconds: How long to time, after one micro-batch and one update that are not timed.
-        with_data: Read the config's data through its loader workers, instead of one synthetic batch again and again.
+        classes: Of the synthetic labels, one number for each label set.
+        seconds: Timed seconds, after one micro-batch and one update that are not timed.
+        with_data: Whether to read the config's data through its loader workers, instead of repeating one synthetic batch.
 
     Returns:
-        `audio_seconds_a_second` (padding not counted), `wait_share` of the time spent on waiting for data, `seconds_a_micro_batch`,
-        `peak_memory_bytes` (of the GPU, or of the process on a CPU).
+        `audio_seconds_a_second` (padding not counted), `wait_share` (share of the time spent waiting for data),
+        `seconds_a_micro_batch`, `peak_memory_bytes` (of the GPU, or of the process on a CPU).
 
     Raises:
         ValueError: If the config or its data are refused.
@@ -126,19 +132,13 @@ def measure(values: dict[str, Any], num_classes: int | Sequence[int], seconds: f
         if with_data:
             opened = OpenData(config.data, config.batch, config.seed)
             stack.callback(opened.close)
-            num_classes, mixing = opened.classes, config.mixing
-            batches = _read(config, opened)
+            classes, batches = opened.classes, _read(config, opened)
         else:
-            batches, mixing = _repeat(synthetic_batch(recipe_of(config, num_classes), num_classes)), None
-        step = _Step(config, num_classes, device)
-        step.micro_batch(next(batches), mixing)
+            batches = itertools.repeat(synthetic_batch(Recipe(config, tuple(classes))))
+        step = _Step(config, classes, device)
+        step.micro_batch(next(batches))
         step.update()
-        return _timed(step, batches, mixing, seconds, config.batch.slots)
-
-
-def _repeat(batch: PretrainBatch) -> Iterator[PretrainBatch]:
-    while True:
-        yield batch
+        return _timed(step, batches, seconds, config.batch.slots)
 
 
 def _read(config: RunConfig, opened: OpenData) -> Iterator[PretrainBatch]:
@@ -147,7 +147,7 @@ def _read(config: RunConfig, opened: OpenData) -> Iterator[PretrainBatch]:
         yield from step.micro_batches
 
 
-def _timed(step: _Step, batches: Iterator[PretrainBatch], mixing: Mixing | None, seconds: float, slots: int) -> dict[str, float]:
+def _timed(step: _Step, batches: Iterator[PretrainBatch], seconds: float, slots: int) -> dict[str, float]:
     count, samples, waited, began = 0, 0, 0.0, time.perf_counter()
     while count < _FEWEST or time.perf_counter() - began < seconds:
         asked = time.perf_counter()
@@ -155,7 +155,7 @@ def _timed(step: _Step, batches: Iterator[PretrainBatch], mixing: Mixing | None,
         if batch is None:
             break
         waited += time.perf_counter() - asked
-        step.micro_batch(batch, mixing)
+        step.micro_batch(batch)
         samples += batch.valid_samples
         count += 1
     taken = time.perf_counter() - began
@@ -171,13 +171,13 @@ def _timed(step: _Step, batches: Iterator[PretrainBatch], mixing: Mixing | None,
     }
 
 
-def _child(path: str, values: dict[str, Any], num_classes: int | Sequence[int], seconds: float, with_data: bool) -> None:  # noqa: FBT001
+def _child(path: str, values: dict[str, Any], classes: Sequence[int], seconds: float, with_data: bool) -> None:  # noqa: FBT001
     leave_with_parent()
     multiprocessing.set_start_method("fork", force=True)  # loader workers, as in an ordinary training
     with Path(os.devnull).open("w") as nothing:
         os.dup2(nothing.fileno(), sys.stderr.fileno())
     try:
-        result: dict[str, Any] = measure(values, num_classes, seconds, with_data=with_data)
+        result: dict[str, Any] = measure(values, classes, seconds, with_data=with_data)
     except (MemoryError, torch.OutOfMemoryError):
         result = {"failed": "out of memory"}
     except RuntimeError as error:
@@ -189,41 +189,38 @@ def _child(path: str, values: dict[str, Any], num_classes: int | Sequence[int], 
 
 
 def run_trial(
-    values: dict[str, Any], num_classes: int | Sequence[int], seconds: float, timeout: float, *, with_data: bool
+    values: dict[str, Any], classes: Sequence[int], seconds: float, timeout: float, *, with_data: bool
 ) -> dict[str, Any]:
-    """`measure` in a process of its own, which may run out of memory or out of time.
+    """Runs `measure` in a process of its own, which may run out of memory or out of time.
 
     Args:
         values: The training config as plain values.
-        num_classes: Of the synthetic labels.
-        seconds: How long to time.
+        classes: Of the synthetic labels, one number for each label set.
+        seconds: Timed seconds.
         timeout: Seconds after which the trial is ended.
         with_data: Whether to read the config's data.
 
     Returns:
-        What `measure` returns, or `failed` with the reason.
+        Figures of `measure`, or `failed` with the reason.
     """
-    # A fork server that has imported everything and touched no GPU: each trial starts clean in a fraction of a second.
+    # The fork server has imported everything and initialised no GPU: each trial starts clean in a fraction of a second.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["openwavlm.planning.trial"])
     start_fork_server()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
-        process = context.Process(target=_child, args=(str(path), values, num_classes, seconds, with_data))
+        process = context.Process(target=_child, args=(str(path), values, classes, seconds, with_data))
         process.start()
         return outcome_of(process, path, timeout)
 
 
 def outcome_of(process: Any, path: Path, timeout: float) -> dict[str, Any]:
-    """What a started trial leaves in `path`, or why it leaves nothing.
+    """Result of a started trial, or `failed` with the reason.
 
     Args:
-        process: The trial's process.
-        path: The file of its result.
+        process: Process of the trial.
+        path: File of its result.
         timeout: Seconds after which it is ended.
-
-    Returns:
-        Its result, or `failed` with the reason.
     """
     process.join(timeout)
     if process.is_alive():
@@ -234,5 +231,5 @@ def outcome_of(process: Any, path: Path, timeout: float) -> dict[str, Any]:
         return json.loads(path.read_text())
     code = process.exitcode
     if code < 0:
-        return {"failed": f"killed by signal {-code}, as for want of memory: lower batch.micro_seconds or loader.workers"}
+        return {"failed": f"killed by signal {-code}, possibly out of memory: lower batch.micro_seconds or loader.workers"}
     return {"failed": f"ended with status {code}"}

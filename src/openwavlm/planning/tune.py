@@ -1,7 +1,7 @@
-"""`openwavlm tune`: which settings are fastest on this machine, by short timed trials, as a file for a new run.
+"""`openwavlm tune`: the fastest settings on this machine, by short timed trials, as a file for a new run.
 
-One knob after another, each in the light of those before it: attention backend, compiled layers and size of the micro-batch (on a GPU),
-threads (on a CPU), loader workers (with data). A setting replaces the one before only if it is faster by `margin`.
+One setting after another, each with those chosen before it: attention backend, compiled layers and size of the micro-batch (on a GPU),
+threads (on a CPU), loader workers (with data). A value replaces the one before only if it is faster by `margin`.
 """
 
 import json
@@ -18,7 +18,7 @@ import yaml
 
 from openwavlm.batches.sources import OpenData
 from openwavlm.model.attention import choose_backend
-from openwavlm.planning.budget import GIB, GPUS, peak_flops, recipe_of
+from openwavlm.planning.budget import GIB, GPUS, Recipe, peak_flops
 from openwavlm.planning.trial import run_trial
 from openwavlm.runtime.atomic import write_atomically
 from openwavlm.training.config import RunConfig, with_placeholders
@@ -49,7 +49,7 @@ class Settings:
                 f"classes, seconds and timeout must be positive and classes whole, but are {', '.join(map(str, numbers))}"
             )
         if not isinstance(self.margin, int | float) or not 0 <= self.margin < 1:
-            raise ValueError(f"margin must lie in [0, 1), but is {self.margin}: 0.03 asks for 3 % more speed")
+            raise ValueError(f"margin must lie in [0, 1), but is {self.margin}: 0.03 takes a setting that is 3 % faster")
 
 
 @dataclass
@@ -58,8 +58,8 @@ class Search:
 
     Args:
         values: The training config.
-        trial: Runs one: config, whether to read its data → figures, or `failed`.
-        margin: How much faster a setting must be, as a share.
+        trial: Runs one trial: config, whether to read its data → figures, or `failed`.
+        margin: Least gain in speed, as a share.
         on_row: Called with the rows after each trial.
     """
 
@@ -72,7 +72,7 @@ class Search:
     rate: float = 0.0
 
     def measure(self, knob: str, value: Any, *, with_data: bool = False) -> float:
-        """One trial of the chosen settings with `knob` at `value`; returns audio seconds a second, 0 if it failed."""
+        """Runs one trial of the chosen settings with `knob` at `value`; returns audio seconds a second, 0 if it failed."""
         tried = {**self.chosen, **({knob: value} if knob else {})}
         figures = self.trial(with_settings(self.values, tried), with_data)
         self.rows.append({"knob": knob or "as given", "value": value, "with_data": with_data, **figures})
@@ -81,7 +81,7 @@ class Search:
         return float(figures.get("audio_seconds_a_second", 0.0))
 
     def offer(self, knob: str, value: Any, *, with_data: bool = False) -> float:
-        """Tries a value and keeps it if it is faster by the margin; returns its rate."""
+        """Tries a value, and keeps it if it is faster by the margin; returns its rate."""
         rate = self.measure(knob, value, with_data=with_data)
         if rate > self.rate * (1 + self.margin):
             self.chosen[knob], self.rate = value, rate
@@ -102,10 +102,10 @@ def search(values: dict[str, Any], found: Search, *, on_gpu: bool, with_data: bo
 
     Args:
         values: The training config.
-        found: Takes the results.
+        found: Receives the results.
         on_gpu: Whether training runs on a GPU.
         with_data: Whether the config names data.
-        cores: CPU cores that this process may use.
+        cores: CPU cores of this process.
 
     Raises:
         ValueError: If no trial ran to its end.
@@ -161,7 +161,7 @@ def _smaller(values: dict[str, Any], found: Search) -> None:
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """A trial as a line of the table."""
+    """Line of the table for one trial."""
     value = f"{row['value']:.10g}" if isinstance(row["value"], float) else row["value"]
     setting = row["knob"] if value is None else f"{row['knob']}={value}"
     data = " with data" if row["with_data"] else ""
@@ -174,7 +174,7 @@ def line_of(row: dict[str, Any]) -> str:
 
 
 def pasted(chosen: dict[str, Any]) -> str:
-    """Settings as words of a command line."""
+    """Settings as command-line arguments."""
     return " ".join(f"{name}={value}" for name, value in chosen.items())
 
 
@@ -184,10 +184,7 @@ def write_settings(folder: Path, chosen: dict[str, Any], machine: str) -> Path:
     Args:
         folder: The config folder.
         chosen: Dotted keys and values.
-        machine: What they were measured on.
-
-    Returns:
-        The file.
+        machine: Name of the machine that was measured.
     """
     nested: dict[str, Any] = {}
     for name, value in chosen.items():
@@ -197,7 +194,7 @@ def write_settings(folder: Path, chosen: dict[str, Any], machine: str) -> Path:
         "# @package _global_\n"
         f"# Measured by openwavlm tune on {machine}; for a new run on that machine:\n"
         f"# python train.py --config-dir={folder} +machine=tuned name=NAME ...\n"
-        f"# or paste: {pasted(chosen) or '(nothing beats the settings as given)'}\n"
+        f"# or paste: {pasted(chosen) or '(nothing is faster than the settings as given)'}\n"
     )
     path = folder / "machine" / "tuned.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +203,7 @@ def write_settings(folder: Path, chosen: dict[str, Any], machine: str) -> Path:
 
 
 def tune(values: dict[str, Any]) -> None:
-    """Searches by short trials, and writes the settings that were fastest and every trial.
+    """Searches by short trials, and writes the fastest settings and every trial.
 
     Args:
         values: `conf/tune.yaml` as plain values.
@@ -219,7 +216,7 @@ def tune(values: dict[str, Any]) -> None:
     values = values if named else with_placeholders(values)
     config = RunConfig.of(values)
     classes = _classes(config) if named else (int(settings.classes),)
-    recipe = recipe_of(config, classes)
+    recipe = Recipe(config, classes)
     on_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
     machine = (
         f"{platform.node()}, {torch.cuda.get_device_name() if on_gpu else f'CPU, {_cores()} cores'}, torch {torch.__version__}"
@@ -246,15 +243,12 @@ def tune(values: dict[str, Any]) -> None:
 
 
 def speed_line(flops_per_second: float, gpu_name: str | None, precision: str) -> str:
-    """The speed in operations a second, and for a GPU of plan's table as the `utilisation` that plan asks for.
+    """Log line: the speed in operations a second, and for a GPU in plan's table as the `utilisation` of `openwavlm plan`.
 
     Args:
         flops_per_second: Of the fastest trial.
-        gpu_name: As torch calls it; None on a CPU.
-        precision: The config's.
-
-    Returns:
-        A line to read.
+        gpu_name: Name by torch; None on a CPU.
+        precision: Of the config.
     """
     line = f"the fastest trial does {flops_per_second:.3g} operations a second"
     known = next((name for name in GPUS if gpu_name and name in gpu_name.lower()), None)
@@ -265,7 +259,7 @@ def speed_line(flops_per_second: float, gpu_name: str | None, precision: str) ->
 
 
 def _classes(config: RunConfig) -> tuple[int, ...]:
-    """Clusters of the data's codebooks; data that training would refuse are refused before the first trial."""
+    """Clusters of the data's codebooks; opening the data refuses them as training would, before the first trial."""
     opened = OpenData(config.data, config.batch, config.seed)
     opened.close()
     return opened.classes

@@ -1,4 +1,4 @@
-"""What a training says of itself before its first step."""
+"""Log lines at the start of a training."""
 
 import logging
 from pathlib import Path
@@ -6,8 +6,7 @@ from pathlib import Path
 from openwavlm.batches.plan import PlanStatistics
 from openwavlm.batches.sources import OpenData
 from openwavlm.evaluation.live import LiveProbe
-from openwavlm.model.costs import count_parameters
-from openwavlm.planning.budget import GIB, Recipe, recipe_of, wasted_share
+from openwavlm.planning.budget import GIB, Recipe, wasted_share
 from openwavlm.training.config import RunConfig
 
 log = logging.getLogger(__name__)
@@ -22,29 +21,28 @@ def announce(
     directory: Path,
     probes: LiveProbe | None = None,
 ) -> None:
-    """Logs the run's size, data, plan and cost.
+    """Logs the size, data, plan and cost of a run.
 
     Args:
-        config: Of the run.
+        config: The training config.
         opened: The data.
         plan: Of the first epochs.
         start: Updates that are done.
         world_size: Processes.
-        directory: The run's.
-        probes: Its probes while training.
+        directory: The run directory.
+        probes: Probes while training.
     """
-    recipe = recipe_of(config, opened.classes)
-    parameters = sum(count_parameters(recipe.model, recipe.head).values())
+    recipe = Recipe(config, opened.classes)
     log.info(
         "%s %s at update %d of %d: %.2f M parameters, %s classes",
         "resuming" if start else "starting",
         directory,
         start,
-        recipe.updates,
-        parameters / 1e6,
+        config.optim.updates,
+        sum(recipe.parameters.values()) / 1e6,
         " + ".join(map(str, opened.classes)),
     )
-    _announce_data(recipe, opened, plan)
+    _announce_data(config, opened, plan)
     for line in cost_lines(recipe, world_size):
         log.info("%s", line)
     if probes is not None:
@@ -52,23 +50,23 @@ def announce(
             "probes: every %d updates %.0f s of audio on each process, %.2f %% of the work of training (by seconds of audio)",
             probes.settings.every,
             probes.audio_seconds,
-            100 * probes.share_of_training(recipe.batching.seconds, world_size),
+            100 * probes.share_of_training(config.batch.seconds, world_size),
         )
 
 
-def _announce_data(recipe: Recipe, opened: OpenData, plan: PlanStatistics) -> None:
-    batching, data = recipe.batching, opened.summary()
+def _announce_data(config: RunConfig, opened: OpenData, plan: PlanStatistics) -> None:
+    batching, data = config.batch, opened.summary()
     if not data["validation_rows"]:
-        log.warning("no speaker is held out (data.validation_share=%g): nothing will be validated", opened.data.validation_share)
+        log.warning("no speaker is held out (data.validation_share=%g), so there is no validation", opened.data.validation_share)
     elif not data["validation_speakers"]:
-        log.warning("no speaker is known: whole recordings are held out, so a voice may be on both sides of the split")
+        log.warning("no speaker is known: whole recordings are held out, so a speaker may be on both sides of the split")
     log.info(
         "data: %s h of %s speakers, %s h of %s speakers held out; about %.1f passes",
         data["training_hours"],
         data["training_speakers"],
         data["validation_hours"],
         data["validation_speakers"],
-        recipe.updates * batching.seconds / 3600 / max(1e-9, data["training_hours"]),
+        config.optim.updates * batching.seconds / 3600 / max(1e-9, data["training_hours"]),
     )
     log.info(
         "plan: %.2f %% padding, %.2f %% of the audio left out (%d utterances shorter than %g s)",
@@ -80,20 +78,16 @@ def _announce_data(recipe: Recipe, opened: OpenData, plan: PlanStatistics) -> No
 
 
 def cost_lines(recipe: Recipe, world_size: int) -> list[str]:
-    """What an update costs, and how the processes share it.
+    """Log lines: the cost of an update, and its distribution over the processes.
 
     Args:
-        recipe: What is trained.
+        recipe: The training.
         world_size: Processes.
-
-    Returns:
-        Lines to read.
     """
-    batching = recipe.batching
+    batching = recipe.config.batch
     slots, rounds = batching.slots, -(-batching.slots // world_size)
     lines = [
-        f"update: {batching.seconds:g} s of audio, {recipe.flops_a_second() * batching.seconds:.2g} operations; about "
-        f"{recipe.memory(world_size).total / GIB:.2g} GiB a process (an estimate)",
+        f"update: {batching.seconds:g} s of audio{_estimate(recipe, world_size)}",
         f"step: the {slots}-slot recipe on your {world_size} process(es): {rounds} micro-batches of {batching.micro_seconds:g} s each, "
         "same losses",
     ]
@@ -104,3 +98,14 @@ def cost_lines(recipe: Recipe, world_size: int) -> list[str]:
             "avoids it"
         )
     return lines
+
+
+def _estimate(recipe: Recipe, world_size: int) -> str:
+    """Operations and memory, counted in a fraction of a second; a failure to count them must not end a training."""
+    try:
+        operations = recipe.flops_a_second() * recipe.config.batch.seconds
+        memory = recipe.memory(world_size).total / GIB
+    except Exception as error:  # counting uses parts of torch that a new version may change
+        log.warning("operations and memory of an update cannot be estimated: %s: %s", type(error).__name__, error)
+        return ""
+    return f", {operations:.2g} operations; about {memory:.2g} GiB a process (an estimate)"

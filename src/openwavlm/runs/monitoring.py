@@ -1,4 +1,4 @@
-"""The health rules of one run, put together from its config and data (docs/training.md, "Is this normal?")."""
+"""The health rules of one run, from its config and data (docs/training.md, "Is this normal?")."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,18 +12,16 @@ from openwavlm.training.control import Control
 from openwavlm.training.health.figures import HealthFigures
 from openwavlm.training.health.judgement import Known
 from openwavlm.training.health.monitor import HealthMonitor, WallClock, kept_references
-from openwavlm.training.health.promises import Promises
 from openwavlm.training.health.references import label_references
 from openwavlm.training.log import RunLog
 
 
 def make_figures(config: RunConfig, opened: OpenData, rank: int) -> HealthFigures | None:
-    """What a rank collects at each update; None where the rules are switched off."""
+    """Collector of a rank's figures; None where the rules are switched off."""
     if not config.health.enabled:
         return None
-    promises = Promises(config.masking, config.mixing, config.batch)
     channels = config.model.conv_dims[-1]
-    return HealthFigures(config.health, promises, num_classes=opened.num_classes, channels=channels, rank=rank)
+    return HealthFigures(config.health.every, num_classes=opened.num_classes, channels=channels, rank=rank)
 
 
 def make_monitor(
@@ -38,20 +36,20 @@ def make_monitor(
     start: int,
     state: Mapping[str, Any] | None,
 ) -> HealthMonitor | None:
-    """Rank 0's judge; None where the rules are switched off.
+    """Judge on rank 0; None where the rules are switched off.
 
-    What the labels can be guessed from without audio is computed once; a resumed run on the same data takes it from its checkpoint.
+    The baselines of the labels are computed once; a resumed run on the same data reads them from its checkpoint.
 
     Args:
         config: The run's.
         opened: The run's data.
         schedule: The run's schedule.
-        run_log: Where findings and figures go.
-        control: What can stop the run.
+        run_log: Writes findings and figures.
+        control: Stops the run.
         clock: Wall time.
         on_cpu: Whether the step runs on a CPU.
         start: Update that the launch begins at, from 0.
-        state: What a checkpoint of this run keeps (`openwavlm`), None for a new run.
+        state: `openwavlm` of this run's checkpoint; None for a new run.
     """
     settings, updates = config.health, config.optim.updates
     if not settings.enabled:
@@ -64,8 +62,6 @@ def make_monitor(
         settings,
         updates,
         from_random=not (config.branch_from or config.init_from),
-        mixing=config.mixing,
-        same_count=config.masking.same_count,
         references=references,
         on_cpu=on_cpu,
     )

@@ -213,7 +213,7 @@ class RunRecord:
         known = {name: self.content[name] for name in ("sources",) if name in self.content}
         return [heard_data(data, self.content["fingerprints"]) | known]
 
-    def hear(self, data: dict[str, Any], fingerprints: dict[str, str], sources: set[str]) -> None:
+    def add_training_data(self, data: dict[str, Any], fingerprints: dict[str, str], sources: set[str]) -> None:
         """Adds what a launch trains on, before `check_fingerprints` replaces what is known of the launch before it."""
         now = heard_data(data, fingerprints)
         self.content["heard"] = [*other_data(self.heard, now), now | {"sources": sorted(sources)}]
@@ -254,7 +254,7 @@ class RunRecord:
                 f"{newest}: restore the checkpoints from a copy, or delete the run's folder to train from the start"
             )
 
-    def say_what_is_lost(self) -> None:
+    def warn_of_lost_updates(self) -> None:
         """Warns of the updates of a launch that ended before its first checkpoint, for a launch that begins again."""
         metrics, first = self._path.with_name("metrics.csv"), self._first_step
         trained = [step for step in (read_record(metrics).steps if metrics.is_file() else []) if step > first]

@@ -1,7 +1,7 @@
-"""What the ranks tell each other once a step: masked frames, the plan they follow, whether to save or stop, and how long they took.
+"""The exchange between ranks, once a step: masked frames, hash of the plan, requests to save or stop, and the last step's time.
 
-One all-reduce of a few integers on the host (gloo), started before the first forward and waited for before the first backward, so that
-it costs no device synchronisation and every rank acts on a signal at the same step boundary.
+It is one all-reduce of a few integers on the host (gloo), started before the first forward and finished before the first backward. So
+it needs no device synchronisation, and all ranks act on a signal at the same step boundary.
 """
 
 import logging
@@ -25,10 +25,10 @@ class StepTotals:
 
     Attributes:
         masked_frames: Frames that enter the loss of this step.
-        stop: Whether a rank was asked to stop after this step.
-        save: Whether a rank was asked to save after this step.
-        requeue: Whether a rank was told that its job's time is nearly up (SIGUSR1).
-        own_us: Microseconds that each rank's own part of the step before took, without waiting for others.
+        stop: Whether a rank has a request to stop after this step.
+        save: Whether a rank has a request to save after this step.
+        requeue: Whether a rank got the signal that its job's time is nearly up (SIGUSR1).
+        own_us: Microseconds of each rank's own part of the step before, without waiting for others.
     """
 
     masked_frames: int
@@ -43,30 +43,30 @@ _early: list[int] = []
 _signals: list[int] = []
 
 
-def hear_requeue() -> None:
-    """Remembers a SIGUSR1 that comes before training begins: Slurm sends it once, and on its own it would end the process."""
+def keep_early_signals() -> None:
+    """Keeps a SIGUSR1 that comes before training begins: Slurm sends it once, and by default it ends the process."""
     _early.clear()
     signal.signal(signal.SIGUSR1, lambda number, frame: _early.append(number))
 
 
 def signalled() -> bool:
-    """Whether a signal has asked a training of this process to stop."""
+    """Whether a training of this process got a signal to stop."""
     return bool(_signals)
 
 
 def forget_requests(directory: Path) -> None:
-    """Removes what was touched in the run directory when no launch was there to hear it."""
+    """Removes request files left over from before this launch."""
     for name in REQUESTS:
         if (directory / name).exists():
             (directory / name).unlink(missing_ok=True)
-            log.warning("%s was there before this launch and is removed: touch it while the run trains", directory / name)
+            log.warning("%s is left over from before this launch and is removed: touch it while the run trains", directory / name)
 
 
 class Control:
     """The per-step exchange, and the flags that signals and touched files set.
 
     Args:
-        directory: Run directory; a file `save_now` or `stop` in it asks rank 0 for that, once.
+        directory: Run directory; a file `save_now` or `stop` in it is a request, which rank 0 removes.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -88,10 +88,10 @@ class Control:
                 self._group = dist.new_group(backend="gloo")
 
     def listen(self, watchdog: Watchdog | None = None) -> None:
-        """Lets SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and a stop at the next step boundary; a second SIGINT ends at once.
+        """Turns SIGTERM, SIGINT and SIGUSR1 into a checkpoint and a stop at the next step boundary; a second SIGINT ends at once.
 
         Args:
-            watchdog: Hears of every wait for other ranks.
+            watchdog: Gets a note of each phase of a step.
         """
         self._watchdog = watchdog
         self._at_interrupt = signal.getsignal(signal.SIGINT)
@@ -109,12 +109,12 @@ class Control:
         self._requeue = self._requeue or number == signal.SIGUSR1
 
     def note(self, doing: str) -> None:
-        """Tells the watchdog what this rank is about to do."""
+        """Gives the watchdog the name of this rank's next phase."""
         if self._watchdog is not None:
             self._watchdog.note(doing)
 
     def close(self) -> None:
-        """Ends the watch; Ctrl-C is no longer this run's."""
+        """Ends the watchdog and puts the handler of SIGINT back."""
         if self._at_interrupt is not None:
             signal.signal(signal.SIGINT, self._at_interrupt)
             self._at_interrupt = None
@@ -123,13 +123,13 @@ class Control:
             self._watchdog = None
 
     def ask_stop(self, why: str) -> None:
-        """Asks for a checkpoint and a stop at a step boundary, as a signal does."""
+        """Requests a checkpoint and a stop at a step boundary, as a signal does."""
         self._stop = True
         self._why = self._why or why
 
     @property
     def why(self) -> str:
-        """What asked this rank to stop; empty if nothing did."""
+        """Source of this rank's request to stop; empty without one."""
         return self._why
 
     def _touched(self, name: str) -> bool:
@@ -147,7 +147,7 @@ class Control:
         Args:
             masked_frames: Those of this rank's part of the step.
             digest: Hash of the plans that the step draws from.
-            own_ms: How long this rank's own part of the step before took.
+            own_ms: Milliseconds of this rank's own part of the step before.
         """
         if self._touched("stop"):
             self.ask_stop("the file stop")
@@ -172,7 +172,7 @@ class Control:
         masked, stop, save, requeue, digests, *own_us = self._vector.tolist()
         if digests != self._digest * self.world_size:
             raise RuntimeError(
-                "the ranks planned different data: their shards, labels or versions differ; compare run.json's fingerprints with the "
+                "the ranks planned different data, so their shards, labels or versions differ: compare run.json's fingerprints with the "
                 "index on every node"
             )
         return StepTotals(masked, stop > 0, save > 0, requeue > 0, tuple(own_us))

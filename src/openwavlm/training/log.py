@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from openwavlm.runtime.resources import naming
 from openwavlm.training.heat_map import heat_map
-from openwavlm.training.module import StepRecord
 from openwavlm.training.records import Value
 from openwavlm.training.settings import Logging
-from openwavlm.training.sums import of_further_sets, of_set
+from openwavlm.training.sums import StepRecord, of_further_sets, of_set
 from openwavlm.training.tables import RunTables
 from openwavlm.training.trackers import MlflowTracker, Tracker, WandbTracker
 from openwavlm.training.validation import VALIDATION_COLUMNS
@@ -45,11 +43,6 @@ METRIC_COLUMNS = [
 ]
 
 
-def log_file(directory: Path, rank: int) -> Path:
-    """Where the messages of one rank go."""
-    return directory / "logs" / f"rank-{rank:04d}.log"
-
-
 def _let_the_main_thread_raise() -> None:
     """Keeps quiet about a file error of TensorBoard's thread, which its next call raises in the main thread."""
     before = threading.excepthook
@@ -62,37 +55,6 @@ def _let_the_main_thread_raise() -> None:
 
     hook.of_openwavlm = True  # type: ignore[attr-defined]
     threading.excepthook = hook
-
-
-class _LogFile(logging.FileHandler):
-    """A file of messages; where it cannot be written, one line on standard error says so, and the run goes on."""
-
-    _failed = False
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Called by `logging` for an error of `emit`."""
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            super().handleError(record)
-        elif not self._failed:
-            self._failed = True
-            reason = error.strerror or str(error)
-            sys.stderr.write(f"{self.baseFilename} cannot be written ({reason}): it lacks messages of this launch\n")
-
-    def close(self) -> None:
-        """Closes the file; what is left to be written may fail as before."""
-        with contextlib.suppress(OSError):
-            super().close()
-
-
-def write_log(directory: Path, rank: int) -> logging.Handler:
-    """From here on every message of this process is written to the rank's file too, with its time; returns the handler."""
-    path = log_file(directory, rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = _LogFile(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger().addHandler(handler)
-    return handler
 
 
 def open_trackers(settings: Logging, directory: Path, config: dict[str, Any]) -> list[Tracker]:

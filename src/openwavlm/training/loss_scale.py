@@ -1,6 +1,6 @@
-"""Dynamic scaling of the loss for float16, without a look at the device: what a gradient's overflow decides is decided there.
+"""Dynamic scaling of the loss for float16, adjusted on the device without synchronisation.
 
-The scale doubles after `growth_interval` sound updates and halves with every void one (Micikevicius et al. 2018, §3.2). It is a power of
+The scale doubles after `growth_interval` sound updates and halves with every skipped one (Micikevicius et al. 2018, §3.2). It is a power of
 two, so that scaling and unscaling change no digit, and part of the checkpoint, so that a resumed run goes on with it.
 """
 
@@ -35,6 +35,6 @@ class LossScale(nn.Module):
         torch._foreach_mul_(whole, 1 / self.scale)
 
     @torch.no_grad()
-    def update(self, void: Tensor) -> None:
-        """Adjusts the scale to whether the update was void: float32 (), 1 or 0, on the device."""
-        torch._amp_update_scale_(self.scale, self.growth, void, 2.0, 0.5, GROWTH_INTERVAL)
+    def update(self, skipped: Tensor) -> None:
+        """Adjusts the scale after an update; `skipped` is float32 (), 1 or 0, on the device."""
+        torch._amp_update_scale_(self.scale, self.growth, skipped, 2.0, 0.5, GROWTH_INTERVAL)

@@ -2,13 +2,12 @@
 
 for each micro-batch:   loss = (Σ cross-entropy + λ · penalty · n) · W / N        n its masked frames, N those of the whole step
 gradients averaged over W ranks  ⇒  Σ over everything / N   (fairseq's rule; the same at every number of processes)
-norm → finite? → clip → AdamW (a void update is skipped on the device, without asking it)
+norm → finite? → clip → AdamW (an update that is not finite is skipped on the device, without synchronisation)
 """
 
 import contextlib
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import lightning
@@ -17,8 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from openwavlm.audio.frames import num_frames
-from openwavlm.audio.spectra import NUM_BANDS, normalised_log_mel
+from openwavlm.audio.spectra import NUM_BANDS
 from openwavlm.batches.batch import PretrainBatch
 from openwavlm.batches.loader import StepBatch
 from openwavlm.batches.settings import Mixing
@@ -27,44 +25,17 @@ from openwavlm.training.control import Control, StepTotals
 from openwavlm.training.faults import reach
 from openwavlm.training.fitting import fitting_weights
 from openwavlm.training.forward import forward_micro_batch, prepare_waveforms, seed_dropout
-from openwavlm.training.health.figures import HealthFigures, HealthRecord, PendingFigures
+from openwavlm.training.health.figures import HealthFigures, PendingFigures
+from openwavlm.training.loss import logmel_error, micro_batch_loss, over_sets
 from openwavlm.training.loss_scale import LossScale
 from openwavlm.training.optim import Optim
 from openwavlm.training.pace import Pace
 from openwavlm.training.settings import Loss
 from openwavlm.training.sharding import set_gradient_sync, shard_model, shard_whole, state_by_name, state_by_position
-from openwavlm.training.sums import NamedSums, of_further_sets, of_set
-from openwavlm.training.void_updates import Suspects, VoidUpdates
+from openwavlm.training.skipped_updates import MicroBatchLosses, SkippedUpdates
+from openwavlm.training.sums import StepRecord, micro_batch_sums, step_sums
 
-_SKIPS_TOLERATED = 5  # below this many, a rate says nothing
-_OF_SETS = ("cross_entropy", "correct")
-SUMS = (
-    *_OF_SETS,
-    "masked",
-    "penalty",
-    "unmasked_correct",
-    "unmasked",
-    "samples",
-    "padded_samples",
-    "rows",
-    "unreadable",
-    "mixtures",
-    "mask_frames",
-    "valid_frames",
-    "logmel_error",
-)
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What one update did, summed over all ranks; read back after the next step has begun."""
-
-    step: int
-    sums: dict[str, float]
-    grad_norm: float
-    lr: float
-    with_unmasked: bool
-    health: HealthRecord | None = None
+_TOLERATED = 5  # fewer unreadable rows give no rate
 
 
 class PretrainingModule(lightning.LightningModule):
@@ -115,18 +86,18 @@ class PretrainingModule(lightning.LightningModule):
         self.ema = copy.deepcopy(model).requires_grad_(requires_grad=False) if optim.ema else None
         self.logmel_map = nn.Linear(model.wavlm.config.conv_dims[-1], NUM_BANDS) if loss.logmel else None
         self.loss_scale = LossScale() if float16 else None
-        self.voids = VoidUpdates(optim.max_skip_rate)
+        self.skipped = SkippedUpdates(optim.max_skip_rate)
         self.optim, self.loss, self.mixing, self.seed = optim, loss, mixing, seed
         self.control, self.on_record, self.unmasked_every = control, on_record, unmasked_every
         self.max_skip_rate, self._rows, self._unreadable = max_skip_rate, 0.0, 0.0
         self.fingerprints, self.plan_state = fingerprints, plan_state
         self.health, self.health_state, self.records = health, health_state, records
         self.target_weights = target_weights
-        self.sums = NamedSums([*SUMS, *of_further_sets(_OF_SETS, len(target_weights))])
+        self.sums = step_sums(len(target_weights))
         self.pace = Pace(on_gpu=False)
         self.validation: float | None = None  # cross-entropy on held-out speakers, if this step was validated
         self.totals: StepTotals | None = None
-        self._pending: tuple[int, Tensor, Tensor, float, bool, Suspects, PendingFigures | None] | None = None
+        self._pending: tuple[int, Tensor, Tensor, float, bool, MicroBatchLosses, PendingFigures | None] | None = None
 
     def configure_model(self) -> None:
         """Shards the parameters where the strategy made a device mesh."""
@@ -150,8 +121,6 @@ class PretrainingModule(lightning.LightningModule):
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
         """Copies without waiting (Lightning waits for everything that is not a plain tensor)."""
-        if self.health is not None:
-            self.health.before_copy(batch)
         return batch.to(device, non_blocking=True)
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
@@ -163,26 +132,15 @@ class PretrainingModule(lightning.LightningModule):
         self.flush()
         with_unmasked = bool(self.unmasked_every) and (batch.step + 1) % self.unmasked_every == 0
         warm = self.loss.warm(batch.step, self.optim.updates)
-        learn_unmasked = self.loss.unmasked * warm > 0
         measured = self.health is not None and self.health.begin(batch.step)
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         sums = self.sums.zeros(self.device)
-        suspects = Suspects([], [])
+        losses = MicroBatchLosses()
         for number, micro in enumerate(batch.micro_batches):
             with self._gradient_sync(wanted=number == last):
                 pace.forward_begins()
-                seed_dropout(self.device, self.seed, micro)
-                waveforms = prepare_waveforms(micro, self.mixing, normalised=self.model.wavlm.config.normalise_waveform)
-                output = forward_micro_batch(
-                    self.model,
-                    micro,
-                    waveforms,
-                    with_unmasked=with_unmasked or learn_unmasked,
-                    learn_unmasked=learn_unmasked,
-                    with_marginal=measured,
-                )
-                logmel_error = self._logmel_error(output.features, waveforms, micro.num_samples)
+                output, logmel, loss = self.micro_batch(micro, warm, with_unmasked=with_unmasked, with_marginal=measured)
                 pace.forward_ends()
                 if number == 0:
                     self.totals = self._exchange(batch.step)
@@ -192,15 +150,16 @@ class PretrainingModule(lightning.LightningModule):
                     control.note(
                         f"update {batch.step + 1}: backward of the last micro-batch, with the sum of gradients over all ranks"
                     )
-                suspects.add(micro.id, self._over_sets(output, "cross_entropy_sum"))
-                self.manual_backward(self._loss(output, logmel_error, micro, self.totals.masked_frames, warm))
+                losses.add(micro.id, over_sets(output, "cross_entropy_sum", self.target_weights))
+                loss = loss * (micro.weight * control.world_size / max(1, self.totals.masked_frames))
+                self.manual_backward(loss if self.loss_scale is None else loss * self.loss_scale.scale)
                 if micro.weight:
-                    sums += self._sums(output, logmel_error, micro)
+                    sums += micro_batch_sums(self.sums, output, logmel, micro, self.device)
                     if self.health is not None:
                         self.health.add(output)
-        norm = self._update(optimizer, batch.step)
-        figures = self.health.end(batch.step) if self.health is not None else None
-        self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked, suspects, figures)
+        norm = self.update_weights(optimizer, batch.step)
+        figures = self.health.end() if self.health is not None else None
+        self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked, losses, figures)
         pace.end()
         control.note(f"update {batch.step + 1} is done: what follows it, and waiting for the next batch")
 
@@ -222,61 +181,40 @@ class PretrainingModule(lightning.LightningModule):
             set_gradient_sync(self, wanted=wanted)
         return contextlib.nullcontext()
 
-    def _logmel_error(self, features: Tensor, waveforms: Tensor, num_samples: Tensor) -> Tensor | None:
-        """Mean squared error over valid frames and bands; computed to the end, so that every rank's parameters keep a gradient."""
-        if self.logmel_map is None:
-            return None
-        target = normalised_log_mel(waveforms, num_samples)
-        frames = num_frames(num_samples)
-        valid = torch.arange(target.shape[1], device=target.device) < frames[:, None]
-        error = (self.logmel_map(features.transpose(1, 2)).float() - target).square().mean(-1)
-        return (error * valid).sum() / frames.sum().clamp(min=1)
+    def micro_batch(
+        self, micro: PretrainBatch, warm: float, *, with_unmasked: bool = False, with_marginal: bool = False
+    ) -> tuple[PretrainingOutput, Tensor | None, Tensor]:
+        """Forward pass of one micro-batch.
 
-    def _over_sets(self, output: PretrainingOutput, name: str) -> Tensor:
-        """The weighted mean of a figure over the label sets."""
-        figures = [getattr(of_set, name) for of_set in output.sets]
-        if len(figures) == 1:
-            return figures[0]
-        return torch.stack([weight * figure for weight, figure in zip(self.target_weights, figures, strict=True)]).sum()
+        Args:
+            micro: The micro-batch, on the model's device.
+            warm: Factor of the warm-up losses (`Loss.warm`).
+            with_unmasked: Whether unmasked frames are predicted even if their loss has no weight.
+            with_marginal: Whether the predicted probabilities are summed.
 
-    def _loss(
-        self, output: PretrainingOutput, logmel_error: Tensor | None, micro: PretrainBatch, masked_frames: int, warm: float
-    ) -> Tensor:
-        total = self._over_sets(output, "cross_entropy_sum")
-        total = total + self.loss.feature_penalty * output.feature_penalty * micro.num_masked
-        if self.loss.unmasked * warm > 0 and output.sets[0].unmasked_cross_entropy_sum is not None:
-            total = total + self.loss.unmasked * warm * self._over_sets(output, "unmasked_cross_entropy_sum")
-        if logmel_error is not None:
-            total = total + self.loss.logmel * warm * logmel_error * micro.num_masked
-        total = total * (micro.weight * self.control.world_size / max(1, masked_frames))
-        return total if self.loss_scale is None else total * self.loss_scale.scale
+        Returns:
+            The model's output; the error of the log-mel map, None without it; the loss, summed over the masked frames.
+        """
+        learn_unmasked = self.loss.unmasked * warm > 0
+        seed_dropout(self.device, self.seed, micro)
+        waveforms = prepare_waveforms(micro, self.mixing, normalised=self.model.wavlm.config.normalise_waveform)
+        output = forward_micro_batch(
+            self.model,
+            micro,
+            waveforms,
+            with_unmasked=with_unmasked or learn_unmasked,
+            learn_unmasked=learn_unmasked,
+            with_marginal=with_marginal,
+        )
+        logmel = None
+        if self.logmel_map is not None:
+            logmel = logmel_error(self.logmel_map, output.features, waveforms, micro.num_samples)
+        loss = micro_batch_loss(
+            output, logmel, self.loss, target_weights=self.target_weights, num_masked=micro.num_masked, warm=warm
+        )
+        return output, logmel, loss
 
-    def _sums(self, output: PretrainingOutput, logmel_error: Tensor | None, micro: PretrainBatch) -> Tensor:
-        """The step's figures of one micro-batch; only the losses and hits come from the device."""
-        rows, samples = micro.waveforms.shape
-        masked, unmasked = micro.num_masked, micro.unmasked_index.shape[0]
-        known = {
-            "masked": masked,
-            "samples": micro.valid_samples,
-            "padded_samples": rows * samples,
-            "rows": rows,
-            "unreadable": micro.num_unreadable,
-            "mixtures": len(micro.mix),
-            "mask_frames": masked,
-            "valid_frames": masked + unmasked,
-        }
-        measured = {"penalty": output.feature_penalty.detach() * masked}
-        for number, figures in enumerate(output.sets):
-            measured[of_set("cross_entropy", number)] = figures.cross_entropy_sum.detach()
-            measured[of_set("correct", number)] = figures.num_correct
-        if output.sets[0].num_unmasked_correct is not None:
-            measured["unmasked_correct"] = output.sets[0].num_unmasked_correct
-            known["unmasked"] = unmasked
-        if logmel_error is not None:
-            measured["logmel_error"] = logmel_error.detach() * masked
-        return self.sums.vector(known, measured, self.device)
-
-    def _update(self, optimizer: Any, step: int) -> Tensor:
+    def update_weights(self, optimizer: Any, step: int) -> Tensor:
         """Clips, and steps unless the gradient's norm is not finite; returns the norm before clipping."""
         parameters = [p for p in self.parameters() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -291,12 +229,12 @@ class PretrainingModule(lightning.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.optim.learning_rate(step)
         # Fused AdamW leaves parameters, moments and its step count alone where found_inf is 1.
-        void = (~torch.isfinite(norm)).to(torch.float32)
-        optimizer.optimizer.found_inf = void
+        skipped = (~torch.isfinite(norm)).to(torch.float32)
+        optimizer.optimizer.found_inf = skipped
         optimizer.optimizer.grad_scale = None
         optimizer.step()
         if self.loss_scale is not None:
-            self.loss_scale.update(void)
+            self.loss_scale.update(skipped)
         if self.ema is not None:
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - self.optim.ema_decay(step))
@@ -306,19 +244,20 @@ class PretrainingModule(lightning.LightningModule):
         """Reads back the last step's figures (its device work has finished by now) and hands the record on."""
         if self._pending is None:
             return
-        step, sums, norm, lr, with_unmasked, suspects, pending = self._pending
+        step, sums, norm, lr, with_unmasked, losses, pending = self._pending
         self._pending = None
-        total = self.control.sum(sums.cpu() if pending is None else pending.joined(sums))
+        # One vector, so that there is one copy from the device.
+        total = self.control.sum((sums if pending is None else torch.cat([sums, pending.measured])).cpu())
         figures = self.sums.named(total[: len(self.sums)])
         health = pending.record(total[len(self.sums) :].numpy()) if pending is not None else None
         self.on_record(StepRecord(step + 1, figures, float(norm), lr, with_unmasked, health))
         self._check_unreadable(figures)
-        self.voids.note(step + 1, float(norm), suspects)
+        self.skipped.check(step + 1, float(norm), losses)
 
     def _check_unreadable(self, figures: dict[str, float]) -> None:
         self._rows += figures["rows"]
         self._unreadable += figures["unreadable"]
-        if self._unreadable > max(_SKIPS_TOLERATED, self.max_skip_rate * self._rows):
+        if self._unreadable > max(_TOLERATED, self.max_skip_rate * self._rows):
             raise ValueError(
                 f"{self._unreadable:.0f} of {self._rows:.0f} rows could not be read, more than data.max_skip_rate="
                 f"{self.max_skip_rate:g} allows: run data_prep/verify.py on the shards, restore what it names, and start again"
@@ -341,7 +280,7 @@ class PretrainingModule(lightning.LightningModule):
             "rows": self._rows,
             "unreadable": self._unreadable,
             "health": self.health_state(),
-            "voids": self.voids.count,
+            "voids": self.skipped.count,
             "records": self.records(),
             "validation": self.validation,
         }
@@ -353,4 +292,4 @@ class PretrainingModule(lightning.LightningModule):
             states = checkpoint["optimizer_states"]
             checkpoint["optimizer_states"] = [state_by_position(state, self._groups()) for state in states]
         self._rows, self._unreadable = checkpoint["openwavlm"]["rows"], checkpoint["openwavlm"]["unreadable"]
-        self.voids.count = checkpoint["openwavlm"].get("voids", 0)
+        self.skipped.count = checkpoint["openwavlm"]["voids"]

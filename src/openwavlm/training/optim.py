@@ -116,7 +116,7 @@ class Optim:
         return [group for group in (decayed, others) if group]
 
     def optimizer(self, module: "nn.Module") -> "torch.optim.AdamW":
-        """AdamW in its fused form, the one that can skip a void update without a host synchronisation."""
+        """AdamW in its fused form, the one that can skip an update without a host synchronisation."""
         import torch  # here alone: settings are checked before torch is imported
 
         groups = []

@@ -56,10 +56,11 @@ def read_config(path: Path) -> dict[str, Any]:
     return _in_current_form(config)
 
 
-# Keys of earlier versions and their names today; None: no key any more.
-_RENAMED = {
+# Keys of earlier versions and their names today; None for one that no longer exists.
+_RENAMED: dict[str, str | None] = {
     "optim.max_void_rate": "optim.max_skip_rate",
     "health.void_share": "health.skipped_share",
+    **{f"health.{name}": None for name in ("coverage_tolerance", "mixing_tolerance", "level_tolerance_db")},
     **{f"head.{name}": f"model.head.{name}" for name in ("final_dim", "logit_temperature", "special_rows", "label_init")},
 }
 
@@ -73,12 +74,16 @@ def _in_current_form(config: dict[str, Any]) -> dict[str, Any]:
     """A run's config under today's keys."""
     found = {key: _without_classes(value) for key, value in config.items()}
     for old, new in _RENAMED.items():
-        (group, key), (*path, last) = old.split("."), new.split(".")
-        if isinstance(found.get(group), dict) and key in found[group]:
+        group, key = old.split(".")
+        if not isinstance(found.get(group), dict) or key not in found[group]:
+            continue
+        value = found[group].pop(key)
+        if new is not None:
+            *path, last = new.split(".")
             node = found
             for name in path:
                 node = node.setdefault(name, {})
-            node[last] = found[group].pop(key)
+            node[last] = value
     return {key: value for key, value in found.items() if key != "head"}
 
 

@@ -1,4 +1,4 @@
-"""How long the training has waited for a processor core: on a shared CPU, time that other programs took from it."""
+"""Wait for a processor core: on a shared CPU, time that other programs took from the training."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from openwavlm.runtime.processes import children_of
 
 
 def _waits(processes: Sequence[int]) -> dict[int, float] | None:
-    """Seconds that the main thread of each process has been ready to run without a core; None where the system does not count them.
+    """Seconds that the main thread of each process was ready to run without a core; None where the system does not count them.
 
     Source: Linux, `Documentation/scheduler/sched-stats.rst`, /proc/PID/schedstat, second field.
     """
@@ -16,7 +16,7 @@ def _waits(processes: Sequence[int]) -> dict[int, float] | None:
     for process in processes:
         try:
             waits[process] = int(Path(f"/proc/{process}/schedstat").read_text().split()[1]) / 1e9
-        except (OSError, IndexError, ValueError):  # it has ended, or the kernel keeps no such figures
+        except (OSError, IndexError, ValueError):  # the process has ended, or the kernel has no such figures
             continue
     return waits or None
 
@@ -34,7 +34,7 @@ class CoreWait:
     """Measures the wait for a core, window by window.
 
     Args:
-        processes: Process ids to look at; by default this process and its children, the loader's workers.
+        processes: Process ids; by default this process and its children, the loader's workers.
     """
 
     def __init__(self, processes: Callable[[], Sequence[int]] = lambda: [os.getpid(), *children_of(os.getpid())]) -> None:
@@ -42,7 +42,7 @@ class CoreWait:
         self._waits, self._stolen = _waits(processes()) or {}, _stolen()
 
     def lap(self) -> float | None:
-        """Seconds since the last call that the process which waited longest has waited; None where the system does not count them."""
+        """Longest wait of a process since the last call, seconds; None where the system does not count it."""
         waits, stolen = _waits(self._processes()), _stolen()
         before, before_stolen = self._waits, self._stolen
         self._waits, self._stolen = waits or {}, stolen

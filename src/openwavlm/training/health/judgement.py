@@ -1,8 +1,7 @@
-"""What a window is judged by, and what a judgement says."""
+"""What a window of updates is judged by, and the judgement."""
 
 from dataclasses import dataclass, field
 
-from openwavlm.batches.settings import Mixing
 from openwavlm.training.health.settings import Health
 
 # Ours: a process that shares its core with one busy loop waits about half of the time.
@@ -11,7 +10,7 @@ _SHARED_SHARE = 0.1
 
 @dataclass(frozen=True)
 class References:
-    """What is known of the labels without audio; None where it was not computed.
+    """Baselines that guess the labels without audio; None where not computed.
 
     Attributes:
         unigram: Cross-entropy of guessing by label frequency, nats.
@@ -24,7 +23,7 @@ class References:
     count_table: float | None = None
 
     def complete(self, settings: Health, updates: int) -> bool:
-        """Whether all is there that a run of `updates` will be held to."""
+        """Whether every baseline that a run of `updates` is compared with is there."""
         labels = updates < settings.settled(updates) or self.unigram is not None
         return labels and (not settings.count_rows or updates < settings.counted(updates) or self.count_table is not None)
 
@@ -35,9 +34,9 @@ class Lap:
 
     Attributes:
         seconds: How long it took.
-        waited: Seconds of these in which the loader's workers were waited for; None if the process reads by itself.
-        without_core: Seconds in which the training or a loader worker was ready to run and no core was free for it; None if unknown, or
-            if the step runs on a GPU.
+        waited: Seconds of waiting for the loader's workers; None if the process reads by itself.
+        without_core: Seconds in which the training or a loader worker was ready to run without a free core; None if unknown, or if the
+            step runs on a GPU.
     """
 
     seconds: float
@@ -46,21 +45,19 @@ class Lap:
 
     @property
     def shared(self) -> bool:
-        """Whether other programs took so much of the cores that the window's times say nothing about this run."""
+        """Whether other programs took so much of the cores that the window's times are not those of this run."""
         return (self.without_core or 0.0) > _SHARED_SHARE * self.seconds
 
 
 @dataclass
 class Known:
-    """What a window is judged by.
+    """Thresholds and figures that a window is judged by.
 
     Attributes:
         settings: Thresholds.
         updates: Updates of the whole run.
         from_random: Whether the run began with random weights.
-        mixing: What mixtures should be.
-        same_count: Whether masks are cut to their batch's smallest count.
-        references: What is known of the labels.
+        references: Baselines of the labels.
         gradients: Median gradient norms of each block in the windows before.
         speeds: Seconds of audio per second in the launch's windows before.
         lap: The window's wall time, None if it was not measured.
@@ -70,8 +67,6 @@ class Known:
     settings: Health
     updates: int
     from_random: bool
-    mixing: Mixing
-    same_count: bool = False
     references: References = References()
     gradients: dict[str, list[float]] = field(default_factory=dict)
     speeds: list[float] = field(default_factory=list)
@@ -81,7 +76,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Judgement:
-    """One rule on one window: the figure, its threshold, whether the rule is broken, and what is the matter if it is."""
+    """One rule on one window: the figure, its threshold, whether the rule is broken, and the message in that case."""
 
     value: float
     threshold: float

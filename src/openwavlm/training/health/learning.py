@@ -1,4 +1,4 @@
-"""Does it learn at all: the masked loss, the first accuracies and the spread of the predictions."""
+"""Rules on learning: the masked loss, the first accuracies and the spread of the predictions."""
 
 import math
 
@@ -29,8 +29,8 @@ def unigram(window: Window, known: Known) -> Judgement | None:
         loss,
         limit,
         not loss < limit,
-        f"the masked loss is {loss:.3f} nats, not below the {limit:.3f} of guessing by label frequency: nothing was learnt from the "
-        "audio; check that labels and audio belong together (data_prep/verify.py), then the learning rate",
+        f"the masked loss is {loss:.3f} nats, not below the {limit:.3f} of guessing by label frequency, so nothing was learnt from the "
+        "audio: check that labels and audio belong together (data_prep/verify.py), then the learning rate",
     )
 
 
@@ -41,19 +41,19 @@ def count_table(window: Window, known: Known) -> Judgement | None:
         return None
     unigram_loss = known.references.unigram
     if unigram_loss is not None and not loss < known.settings.unigram_ratio * unigram_loss:
-        return None  # one cause, one finding: `unigram` says it
+        return None  # one cause, one finding: that of `unigram`
     limit = known.settings.count_ratio * reference
     return Judgement(
         loss,
         limit,
         not loss < limit,
-        f"the masked loss is {loss:.3f} nats, not below the {limit:.3f} of guessing from the nearest unmasked labels, which hears "
-        "nothing: the encoder uses its context little; train longer, or check learning rate and labels",
+        f"the masked loss is {loss:.3f} nats, not below the {limit:.3f} of guessing from the nearest unmasked labels without audio, so "
+        "the encoder uses little context: train longer, or check learning rate and labels",
     )
 
 
 def unmasked_accuracy(window: Window, known: Known) -> Judgement | None:
-    """At first, what the model sees it names no worse than what it does not see."""
+    """At first, accuracy on unmasked frames is not below that on masked ones."""
     seen, settings = window.seen, known.settings
     if not known.from_random or not seen.get("unmasked") or not seen["masked"] or _last(window) > settings.early(known.updates):
         return None
@@ -65,13 +65,13 @@ def unmasked_accuracy(window: Window, known: Known) -> Judgement | None:
         unmasked,
         limit,
         unmasked < limit,
-        f"unmasked frames are named right less often ({unmasked:.3f}) than masked ones ({masked:.3f}) at the start of a run from "
-        "random weights, the mark of a wrong initialisation; check that linear maps start as N(0, 0.02²)",
+        f"the accuracy on unmasked frames ({unmasked:.3f}) is below that on masked ones ({masked:.3f}) at the start of a run from random "
+        "weights, as after a wrong initialisation: check that linear maps start as N(0, 0.02²)",
     )
 
 
 def predicted_perplexity(window: Window, known: Known) -> Judgement | None:
-    """The model's predictions, averaged over masked frames, are spread over the labels about as the labels are."""
+    """Predictions, averaged over masked frames, spread over about as many labels as the labels do."""
     labels = known.references.perplexity
     if labels is None or not sum(window.marginal) or _last(window) < known.settings.settled(known.updates):
         return None
@@ -80,6 +80,6 @@ def predicted_perplexity(window: Window, known: Known) -> Judgement | None:
         predicted,
         limit,
         predicted < limit,
-        f"predictions have collapsed: on average they spread over {predicted:.1f} labels, the labels themselves over {labels:.1f}; "
-        "check label embeddings, learning rate and loss scale",
+        f"predictions have collapsed onto {predicted:.1f} labels on average, where the labels have a perplexity of {labels:.1f}: check "
+        "label embeddings, learning rate and loss scale",
     )

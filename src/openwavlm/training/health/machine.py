@@ -1,4 +1,4 @@
-"""Does the machine keep up: waiting, throughput, rows that cannot be read."""
+"""Rules on the machine: waiting, throughput, rows that cannot be read."""
 
 import numpy as np
 
@@ -6,12 +6,12 @@ from openwavlm.training.health.judgement import Judgement, Known, Lap
 from openwavlm.training.health.window import Window
 
 _LEAST_HISTORY = 5  # windows that a median over windows needs
-# A CPU's clock and caches are shared with programs that do not show as a wait for a core.
+# Other programs share a CPU's clock and caches without a wait for a core.
 _CPU_THROUGHPUT_SHARE = 0.5
 
 
 def data_wait(window: Window, known: Known) -> Judgement | None:
-    """Little time is spent waiting for the loader's workers; not judged on a shared CPU."""
+    """Little waiting for the loader's workers; not judged on a shared CPU."""
     if known.lap is None or known.lap.waited is None or known.lap.shared:
         return None
     share, limit = known.lap.waited / max(known.lap.seconds, 1e-9), known.settings.wait_share
@@ -40,13 +40,13 @@ def throughput(window: Window, known: Known) -> Judgement | None:
         speed,
         limit,
         speed < limit,
-        f"{speed:.0f} s of audio a second, the launch's median is {usual:.0f}: check what else runs on this machine, and whether it is "
-        "throttled",
+        f"the speed is {speed:.0f} s of audio a second, the launch's median {usual:.0f}: look for other programs on this machine and for "
+        "throttling",
     )
 
 
 def unreadable_rows(window: Window, known: Known) -> Judgement | None:
-    """Hardly a row cannot be read."""
+    """Few rows cannot be read."""
     if not window.sums["rows"]:
         return None
     share, limit = window.sums["unreadable"] / window.sums["rows"], known.settings.unreadable_share

@@ -1,4 +1,4 @@
-"""Judges a run window by window on rank 0: what fires is logged, written down, and may stop the run."""
+"""The judge of a run, window by window, on rank 0: a rule that fires is logged, written to `health.csv`, and may stop the run."""
 
 import logging
 import time
@@ -13,10 +13,10 @@ from openwavlm.training.health.machine import speed_of
 from openwavlm.training.health.network import median
 from openwavlm.training.health.rules import RULES
 from openwavlm.training.health.window import Window
-from openwavlm.training.module import StepRecord
+from openwavlm.training.sums import StepRecord
 
 log = logging.getLogger(__name__)
-_HISTORY = 20  # windows whose medians a block's gradient is held against
+_HISTORY = 20  # windows that a block's gradient is compared with
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Finding:
 
 @dataclass
 class RuleState:
-    """How a rule stands: windows judged, times it fired, the last judgement, and how long it has held since it was broken."""
+    """State of a rule: windows judged, times it fired, the last judgement, and windows that it has held since it was broken."""
 
     judged: int = 0
     fired: int = 0
@@ -47,7 +47,7 @@ class WallClock:
     """Wall time of the windows of this launch, on rank 0; validation and saving do not count.
 
     Args:
-        waited: Seconds that the loader has been waited for so far; None if the process reads by itself.
+        waited: Seconds of waiting for the loader so far; None if the process reads by itself.
         core_wait: Measures the wait for a core, where the step runs on a CPU.
         now: The clock, in seconds.
     """
@@ -73,7 +73,7 @@ class WallClock:
             self._paused += self._now() - began
 
     def lap(self) -> Lap | None:
-        """The time since the last call; None at the first, before which everything warms up."""
+        """The time since the last call; None at the first, whose window includes the warm-up."""
         now, waited = self._now(), self._waited() if self._waited is not None else None
         without_core = self._core_wait.lap() if self._core_wait is not None else None
         began, paused, before = self._began, self._paused, self._before
@@ -86,16 +86,16 @@ class WallClock:
 class HealthMonitor:
     """Adds up windows of updates and judges each by every rule.
 
-    A rule that fires is silent until it has held for `recovery` windows; then it may fire again. Everything but the two rules of wall
-    time is a function of the updates alone, and a resumed run judges what the uninterrupted one would have judged.
+    A rule that fires is silent until it has held for `recovery` windows; then it may fire again. All rules but the two of wall time
+    depend on the updates alone, so a resumed run has the findings of an uninterrupted one.
 
     Args:
-        known: What windows are judged by.
+        known: Thresholds and references.
         clock: Wall time.
         on_finding: Called with each rule that fires.
         on_figures: Called with (update, figures by name) for TensorBoard.
-        stop: Asks the run to stop.
-        state: What `state` returned before the checkpoint.
+        stop: Ends the run at the next step boundary.
+        state: `state()` of the checkpoint.
     """
 
     def __init__(
@@ -116,17 +116,15 @@ class HealthMonitor:
             self._rules |= {name: RuleState(**kept) for name, kept in state["rules"].items() if name in self._rules}
             known.gradients = {block: list(norms) for block, norms in state["gradients"].items()}
             if state["window"] is not None and state["size"] == [known.settings.window, known.settings.every]:
-                self._window = Window(**state["window"])
+                self._window = Window.restored(state["window"])
 
     def update(self, record: StepRecord) -> None:
-        """Takes one update, and judges the window that it ends."""
-        if record.health is None:
-            return
+        """Adds one update, and judges the window that it ends."""
         window = self._window
         if window is None or window.first + window.updates != record.step:
             window = self._window = Window(first=record.step)
         window.add(record.sums, record.grad_norm, record.health)
-        if record.health.gradients is not None:
+        if record.health is not None:
             norms = record.health.gradients.items()
             self._on_figures(record.step, {f"health_gradients/{block}": norm for block, norm in norms})
         size = self._known.settings.window
@@ -185,10 +183,10 @@ class HealthMonitor:
         }
 
     def summary(self) -> dict[str, Any]:
-        """How each rule stands, for `summary.json`."""
+        """State of each rule, for `summary.json`."""
         return {name: asdict(state) for name, state in self._rules.items()}
 
 
 def kept_references(state: dict[str, Any] | None) -> References | None:
-    """The references that a checkpoint carries."""
+    """References in a checkpoint."""
     return None if state is None else References(**state["references"])

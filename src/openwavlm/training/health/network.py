@@ -1,4 +1,4 @@
-"""Is all of the network alive: gradients, channels, void updates."""
+"""Rules on the network: gradients, channels, skipped updates."""
 
 import math
 
@@ -7,7 +7,7 @@ import numpy as np
 from openwavlm.training.health.judgement import Judgement, Known
 from openwavlm.training.health.window import Window
 
-_LEAST_MEASURES = 3  # fewer gradients in a window tell nothing: LayerDrop alone may have dropped a layer in each
+_LEAST_MEASURES = 3  # LayerDrop alone may drop a layer in each of fewer
 _LEAST_HISTORY = 5  # windows that a median over windows needs
 
 
@@ -18,7 +18,7 @@ def median(norms: list[float]) -> float | None:
 
 
 def gradient_flow(window: Window, known: Known) -> Judgement | None:
-    """Every block gets a gradient, and a finite one."""
+    """Every block has a gradient that is finite and not 0."""
     measured = {block: norms for block, norms in window.gradients.items() if len(norms) >= _LEAST_MEASURES}
     if not measured:
         return None
@@ -27,19 +27,19 @@ def gradient_flow(window: Window, known: Known) -> Judgement | None:
         float(len(dead)),
         0.0,
         bool(dead),
-        f"the gradient of {', '.join(dead)} was 0 or not finite in every measured update: nothing there is trained; look for a detached "
-        "or overflowing part",
+        f"the gradient of {', '.join(dead)} was 0 or not finite in every measured update, so nothing is trained there: look for a "
+        "detached or overflowing part",
     )
 
 
 def gradient_growth(window: Window, known: Known) -> Judgement | None:
-    """No block's gradient grows far beyond what it was."""
+    """No block's gradient grows far above its usual norm."""
     worst, where = 0.0, ""
     for block, norms in window.gradients.items():
         before, now = known.gradients.get(block, []), median(norms)
         if len(before) >= _LEAST_HISTORY and now is not None:
             usual = float(np.median(before))
-            worst, where = max((worst, where), (now / usual if usual else 0.0, block))  # one that was 0 is `gradient_flow`'s
+            worst, where = max((worst, where), (now / usual if usual else 0.0, block))  # 0 is for `gradient_flow`
     if not where:
         return None
     limit = known.settings.gradient_growth
@@ -53,7 +53,7 @@ def gradient_growth(window: Window, known: Known) -> Judgement | None:
 
 
 def dead_channels(window: Window, known: Known) -> Judgement | None:
-    """Hardly a channel of the extractor is silent."""
+    """Few channels of the extractor are silent."""
     if not len(window.activations):
         return None
     levels = np.array(window.activations)
@@ -63,18 +63,18 @@ def dead_channels(window: Window, known: Known) -> Judgement | None:
         share,
         limit,
         share > limit,
-        f"{100 * share:.1f} % of the extractor's output channels are silent: their filters get no gradient any more; lower the learning "
+        f"{100 * share:.1f} % of the extractor's output channels are silent, and their filters have no gradient: lower the learning "
         "rate or loss.feature_penalty",
     )
 
 
-def void_updates(window: Window, known: Known) -> Judgement | None:
-    """Hardly an update is skipped."""
-    share, limit = window.void / window.updates, known.settings.skipped_share
+def skipped_updates(window: Window, known: Known) -> Judgement | None:
+    """Few updates are skipped."""
+    share, limit = window.skipped / window.updates, known.settings.skipped_share
     return Judgement(
         share,
         limit,
         share > limit,
-        f"{window.void} of {window.updates} updates were void, their gradient not being finite: lower the learning rate, or use "
-        "precision=32-true",
+        f"{window.skipped} of {window.updates} updates were skipped because their gradient was not finite: lower the learning rate, or "
+        "use precision=32-true",
     )

@@ -1,4 +1,4 @@
-"""What a run's labels can be guessed from without audio: the references that its health rules hold the masked loss against."""
+"""Baselines of a run's labels without audio, which the health rules compare the masked loss with."""
 
 import logging
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from openwavlm.training.health.judgement import References
 from openwavlm.training.health.settings import Health
 
 log = logging.getLogger(__name__)
-_JUDGED_SHARE = 0.25  # rows that the count table is judged on, over those that it is fitted on
+_JUDGED_SHARE = 0.25  # rows for judging the count table, over those for fitting it
 
 
 def labels_and_masks(
@@ -25,7 +25,7 @@ def labels_and_masks(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Labels int64 (frames,) and mask bool (frames,) of each row of a micro-batch, as the loader draws them, without reading audio.
 
-    A row that the labelling could not read has −1 throughout.
+    A row without labels has −1 throughout.
     """
     name = spec.id.source
     mask = draw_span_mask(masking, spec.num_frames, seed, source=stable_hash(name), epoch=spec.id.epoch, micro=spec.id.key)
@@ -38,16 +38,16 @@ def labels_and_masks(
 def label_references(
     opened: OpenData, schedule: Schedule, masking: SpanMasking, seed: int, settings: Health, *, start: int, updates: int
 ) -> References:
-    """Entropy and perplexity of the training labels, and the loss of a count table, where the run is long enough to be held to them.
+    """Entropy and perplexity of the training labels, and the loss of a count table, where the run is long enough for their rules.
 
-    The count table is fitted on the rows of the next updates, under their masks, and judged on rows that follow; it hears nothing.
+    The count table is fitted on the rows of the next updates, under their masks, and judged on rows that follow, without audio.
 
     Args:
         opened: The run's data.
         schedule: The run's schedule.
         masking: The run's masks.
         seed: The run's seed.
-        settings: When which reference is used, and how many rows are read for it.
+        settings: Updates from which a reference is used, and number of rows that are read for it.
         start: Update from which rows are taken, from 0.
         updates: Updates of the whole run.
     """
@@ -65,7 +65,7 @@ def label_references(
             rows += labels_and_masks(opened, spec, masking, seed)
         if len(rows) >= wanted:
             break
-    # A run of few rows still has some to judge on.
+    # A run of few rows keeps some for judging.
     border = min(settings.count_rows, round(len(rows) / (1 + _JUDGED_SHARE)))
     labels, masks = [row[0] for row in rows[:wanted]], [row[1] for row in rows[:wanted]]
     try:

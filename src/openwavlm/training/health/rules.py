@@ -1,9 +1,9 @@
-"""The rules that tell a run that learns from one that does not: each judges a window of updates (docs/training.md)."""
+"""The health rules: each judges a window of updates (docs/training.md)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from openwavlm.training.health import draws, learning, machine, network
+from openwavlm.training.health import learning, machine, network
 from openwavlm.training.health.judgement import Judgement, Known
 from openwavlm.training.health.window import Window
 
@@ -13,9 +13,9 @@ class Rule:
     """A rule.
 
     Attributes:
-        name: Its name in `health.csv`.
-        title: What holds in a sound run.
-        judged: When it is judged.
+        name: Its name in `health.csv` and `summary.json`.
+        title: Property of a sound run.
+        judged: Windows in which it is judged.
         judge: The rule itself; None where there is nothing to judge.
         of_machine: Whether it concerns the speed of the machine, and no figure of the run depends on it.
     """
@@ -45,16 +45,10 @@ RULES = (
         learning.unmasked_accuracy,
     ),
     Rule("perplexity", "predictions spread over the labels", _SETTLED, learning.predicted_perplexity),
-    Rule("mask_coverage", "masked frames as the config says, relative", _ALWAYS, draws.mask_coverage),
-    Rule("mixed_rows", "number of mixed rows as the config says", "where rows are mixed", draws.mixed_rows),
-    Rule("energy_ratio", "energy ratios as the config says, dB", "where rows are mixed", draws.energy_ratio),
-    Rule("overlap", "overlaps as short as the config says", _ALWAYS, draws.overlap),
-    Rule("partners", "no row its own partner", _ALWAYS, draws.partners),
-    Rule("row_lengths", "rows and micro-batches as long as the config says", _ALWAYS, draws.row_lengths),
     Rule("gradient_flow", "every block has a finite gradient", "with 3 measurements in a window", network.gradient_flow),
     Rule("gradient_growth", "no block's gradient far above its usual norm", "from the sixth window", network.gradient_growth),
     Rule("dead_channels", "no silent channels of the extractor", _ALWAYS, network.dead_channels),
-    Rule("void_updates", "hardly a void update", _ALWAYS, network.void_updates),
+    Rule("void_updates", "few skipped updates", _ALWAYS, network.skipped_updates),
     Rule(
         "data_wait",
         "little waiting for the loader",

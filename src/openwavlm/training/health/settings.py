@@ -1,4 +1,4 @@
-"""Thresholds of the health rules of a training run: how a run is told from one that has gone wrong (docs/training.md)."""
+"""Thresholds of the health rules of a training run (docs/training.md)."""
 
 import math
 from dataclasses import dataclass
@@ -15,45 +15,40 @@ _SHARES = (
     "throughput_share",
     "unreadable_share",
 )
-_NOT_NEGATIVE = ("unmasked_margin", "coverage_tolerance", "mixing_tolerance", "level_tolerance_db", "dead_level", "chance")
+_NOT_NEGATIVE = ("unmasked_margin", "dead_level", "chance")
 
 
 @dataclass(frozen=True)
 class Health:
-    """When a rule is judged and where its threshold lies; nothing here changes the trajectory. Where no source is
-    named, the value is ours.
+    """Thresholds, and the updates from which they hold; nothing here changes the trajectory. Without a source a value is ours.
 
     Attributes:
         enabled: Whether anything is measured at all.
-        action: What a rule that fires does besides being written down: `warn`, nothing; `stop`, end with a checkpoint, resumable.
-        window: Updates whose figures are judged together.
+        action: `warn`: a rule that fires is logged. `stop`: it also ends the launch with a checkpoint, resumable.
+        window: Updates that are judged together.
         every: Updates between two measurements of gradients, predictions and channels; at most `window`.
         recovery: Windows that a rule has to hold after it fired before it can fire again.
-        chance: Standard deviations by which a sum of random draws may miss its expectation, whatever the tolerance; 5 is passed by
-            chance in one window of 1.7 million.
-        settle_share: Share of the updates after which the loss is below the unigram's and predictions have not collapsed.
+        chance: Standard deviations by which the unmasked accuracy may be lower, where these are more than `unmasked_margin`.
+        settle_share: Share of the updates after which the loss is compared with the unigram, and the predictions with the labels.
         settle_updates: Least number of updates for that.
-        unigram_ratio: Factor on the unigram's cross-entropy that the masked loss is to be below.
+        unigram_ratio: Factor on the unigram's cross-entropy; the masked loss is below the product.
         count_rows: Rows that the count table (DESIGN §8) is fitted on, and judged on a quarter more; 0 = no count table.
-        count_share: Share of the updates after which the loss is below the count table's.
+        count_share: Share of the updates after which the loss is compared with the count table.
         count_updates: Least number of updates for that.
-        count_ratio: Factor on the count table's cross-entropy that the masked loss is to be below.
+        count_ratio: Factor on the count table's cross-entropy; the masked loss is below the product.
         early_share: Share of the updates, from random weights, over which unmasked accuracy is compared with masked accuracy. Later,
             sound runs fall to .05-.09 unmasked at .37-.39 masked (fairseq #4907), since unmasked frames are not trained.
-        unmasked_margin: By how much the unmasked accuracy may be lower (torchaudio #2716: masked/unmasked .08/.11 when sound, .06/.04
-            with a wrong initialisation).
+        unmasked_margin: Difference by which the unmasked accuracy may be lower (torchaudio #2716: masked/unmasked .08/.11 when
+            sound, .06/.04 with a wrong initialisation).
         perplexity_share: Least perplexity of the predicted labels over that of the labels; a model no better than the unigram
             predicts with the labels' own.
-        coverage_tolerance: Largest relative error of the masked frames.
-        mixing_tolerance: Largest relative error of the number of mixed rows.
-        level_tolerance_db: Largest error of the mean energy ratio.
         gradient_growth: Largest median gradient norm of a block in a window over that of its earlier windows; at most 1.2 in 40 nano
             runs, single updates reached 4.9.
         dead_level: Mean absolute output of a dead channel over that of the channels' mean.
         dead_share: Largest share of dead channels.
         skipped_share: Largest share of updates that may be skipped; ESPnet's overflow guard never fired while its loss scale grew to
             1e29.
-        wait_share: Largest share of the wall time that may be spent waiting for the loader's workers; ESPnet lost 76 % to label files.
+        wait_share: Largest share of wall time for waiting for the loader's workers; ESPnet lost 76 % to label files.
         throughput_share: Least seconds of audio per second, over the launch's median; at most .5 on a CPU, whose clock and caches are
             shared.
         unreadable_share: Largest share of rows that may be unreadable; data.max_skip_rate of all rows ends the run.
@@ -78,9 +73,6 @@ class Health:
     early_share: float = 0.05
     unmasked_margin: float = 0.015
     perplexity_share: float = 0.5
-    coverage_tolerance: float = 0.02
-    mixing_tolerance: float = 0.05
-    level_tolerance_db: float = 0.2
     gradient_growth: float = 5.0
     dead_level: float = 1e-3
     dead_share: float = 0.05
@@ -108,11 +100,11 @@ class Health:
                 raise ValueError(f"health.{name} must be a positive number, but is {getattr(self, name)}")
 
     def settled(self, updates: int) -> int:
-        """First update at which a run of `updates` is held against the unigram and the labels' perplexity."""
+        """First update at which a run of `updates` is compared with the unigram and the labels' perplexity."""
         return max(self.settle_updates, math.ceil(self.settle_share * updates))
 
     def counted(self, updates: int) -> int:
-        """First update at which a run of `updates` is held against the count table."""
+        """First update at which a run of `updates` is compared with the count table."""
         return max(self.count_updates, math.ceil(self.count_share * updates))
 
     def early(self, updates: int) -> int:

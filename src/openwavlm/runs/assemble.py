@@ -1,0 +1,268 @@
+"""The third act of a launch: model, batches, records, health rules and step, put together from config, data and checkpoint."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from openwavlm.batches.loader import StepLoader
+from openwavlm.batches.plan import PLAN_VERSION
+from openwavlm.batches.schedule import Schedule
+from openwavlm.batches.sources import OpenData
+from openwavlm.evaluation.live import LiveProbe
+from openwavlm.model.pretraining import WavLMForPretraining
+from openwavlm.model.wavlm import WavLM
+from openwavlm.runs.announce import announce
+from openwavlm.runs.beginning import Beginning, Launch, Opened
+from openwavlm.runs.init_from import begin_from, check_same_beginning
+from openwavlm.runs.monitoring import make_figures, make_monitor
+from openwavlm.runs.run_directory import RunRecord, names_in
+from openwavlm.runs.segment import segment_entry
+from openwavlm.runs.segments import names_of_checkpoint
+from openwavlm.runs.trainer import device_type
+from openwavlm.runtime.collectives import on_rank_zero, together
+from openwavlm.runtime.watchdog import Watchdog
+from openwavlm.training.build import make_builder, make_model
+from openwavlm.training.callbacks import StepBoundary
+from openwavlm.training.config import RunConfig
+from openwavlm.training.control import Control
+from openwavlm.training.health.core_wait import CoreWait
+from openwavlm.training.health.monitor import HealthMonitor, WallClock
+from openwavlm.training.label_watch import LabelWatch
+from openwavlm.training.log import RunLog, open_trackers
+from openwavlm.training.log_file import log_file
+from openwavlm.training.module import PretrainingModule
+from openwavlm.training.records import known_records
+from openwavlm.training.run_files import flatten
+from openwavlm.training.sums import StepRecord
+from openwavlm.training.validation import Evaluation, Unigram
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a launch.
+
+    Attributes:
+        module: The step.
+        loader: Its micro-batches.
+        boundary: Side jobs between two updates.
+        control: Signals and requests.
+        watch: Background check of the labels.
+        run_log: Records, on rank 0.
+        monitor: Health rules, on rank 0.
+    """
+
+    module: PretrainingModule
+    loader: StepLoader
+    boundary: StepBoundary
+    control: Control
+    watch: LabelWatch
+    run_log: RunLog | None
+    monitor: HealthMonitor | None
+
+
+def assemble(launch: Launch, opened: Opened, beginning: Beginning) -> Parts:
+    """Act 3: puts model, batches, records, health rules and step together; nothing is written to the run yet."""
+    config, data, directory = launch.config, opened.data, launch.directory
+    model = _model(launch, opened, beginning)
+    schedule = _schedule(launch, opened, beginning)
+    control = Control(directory)
+    watch = LabelWatch(
+        [store for stores in data.label_sets.values() for store in stores],
+        reads=os.environ.get("LOCAL_RANK", "0") == "0",
+        on_damage=lambda _: control.ask_stop("damaged labels"),
+    )
+    live = together(lambda: LiveProbe(config.probes, data.training_rows(), directory) if config.probes.every else None)
+    loader = StepLoader(
+        schedule,
+        make_builder(config, data, training=True),
+        config.loader,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        start_step=beginning.step,
+        num_steps=config.optim.updates,
+    )
+    on_cpu = device_type(config.trainer) == "cpu"
+    clock = WallClock((lambda: loader.waited_s) if config.loader.workers else None, CoreWait() if on_cpu else None)
+    run_log, monitor = None, None
+    if launch.rank == 0:
+        run_log = _run_log(launch, data, beginning)
+        announce(config, data, schedule.statistics(), beginning.step, launch.world_size, directory, live)
+        monitor = make_monitor(
+            config,
+            data,
+            schedule,
+            run_log,
+            control,
+            clock,
+            on_cpu=on_cpu,
+            start=beginning.step,
+            state=beginning.state if beginning.own else None,
+        )
+    module = _module(launch, opened, model, schedule, control, run_log, monitor)
+    boundary = StepBoundary(
+        config.callbacks,
+        directory,
+        updates=config.optim.updates,
+        stop_after=config.stop_after,
+        evaluation=_evaluation(config, data, control),
+        log=run_log,
+        on_start=lambda: _begin(launch, opened, beginning, schedule, control, watch, run_log),
+        probe=_probe(live, run_log),
+        probe_every=config.probes.every,
+        paused=clock.paused,
+        before_save=lambda: together(watch.confirm),
+        after_save=opened.record.note_checkpoint,
+    )
+    return Parts(module, loader, boundary, control, watch, run_log, monitor)
+
+
+def _model(launch: Launch, opened: Opened, beginning: Beginning) -> WavLMForPretraining:
+    """Random weights by the config's seed; the encoder of `init_from` in a run's first launch."""
+    config = launch.config
+    torch.manual_seed(config.seed)
+    model = make_model(config, opened.data.classes)
+    if beginning.checkpoint is None and config.init_from:
+        _begin_from(model.wavlm, config, opened.record)
+    if config.model.compile_layers:
+        model.wavlm.compile_layers()
+    return model
+
+
+def _begin_from(encoder: WavLM, config: RunConfig, record: RunRecord) -> None:
+    """Copies the checkpoint `init_from`, the same one on every rank, into the encoder, and notes it in `run.json`."""
+    path = config.init_from
+    assert path is not None
+    begun = together(lambda: begin_from(encoder, path))
+    if together(lambda: begun["model"]) != on_rank_zero(lambda: begun["model"]):
+        raise ValueError(
+            f"the ranks begin from different models: {path} on this node differs from rank 0's; copy it to every node again"
+        )
+    check_same_beginning(record.content.get("init_from"), begun, config.allow_change)
+    record.content["init_from"] = begun
+
+
+def _schedule(launch: Launch, opened: Opened, beginning: Beginning) -> Schedule:
+    """The plan of the data, at the checkpoint's place in it."""
+    schedule, state = opened.data.schedule(), beginning.state
+    if state is not None:
+        assert beginning.checkpoint is not None
+        names = names_of_checkpoint(beginning.checkpoint, state.get("fingerprints", {}))
+        same_names = names == names_in(opened.fingerprints)
+        allowed = launch.config.allow_change
+        _resume_plan(schedule, state["plan"], opened.plan_key, beginning.step, allowed, same_names=same_names)
+    return schedule
+
+
+def _resume_plan(
+    schedule: Schedule, state: dict[str, Any], key: str, start: int, allow_change: list[str], *, same_names: bool
+) -> None:
+    """Goes on in the checkpoint's plan; if an allowed change made it another one, begins the next data epoch of each stream."""
+    if state["plan_version"] != PLAN_VERSION and "plan" not in allow_change:
+        raise ValueError(
+            f"the checkpoint follows plan version {state['plan_version']}, this version plans by {PLAN_VERSION}: install the version that "
+            "run.json names, or allow_change=[plan] to begin the next data epoch with the new plan"
+        )
+    if state["plan_version"] == PLAN_VERSION and state["key"] == key and same_names:
+        schedule.restore(state)
+    else:
+        schedule.begin_at(start, state)
+
+
+def _run_log(launch: Launch, data: OpenData, beginning: Beginning) -> RunLog:
+    config = launch.config
+    return RunLog(
+        launch.directory,
+        config.logger,
+        last_step=beginning.step,
+        updates=config.optim.updates,
+        penalty_weight=config.loss.feature_penalty,
+        target_weights=config.loss.target_weights(len(data.classes)),
+        trackers=open_trackers(config.logger, launch.directory, flatten(launch.values)),
+        prefixes=known_records(beginning.state, own=beginning.own),
+    )
+
+
+def _module(
+    launch: Launch,
+    opened: Opened,
+    model: WavLMForPretraining,
+    schedule: Schedule,
+    control: Control,
+    run_log: RunLog | None,
+    monitor: HealthMonitor | None,
+) -> PretrainingModule:
+    config, record, plan_key = launch.config, opened.record, opened.plan_key
+
+    def on_record(step: StepRecord) -> None:
+        if run_log is not None:
+            run_log.update(step)
+        if monitor is not None:
+            monitor.update(step)
+
+    return PretrainingModule(
+        model,
+        config.optim,
+        config.loss,
+        config.mixing,
+        seed=config.seed,
+        control=control,
+        on_record=on_record,
+        target_weights=config.loss.target_weights(len(opened.data.classes)),
+        unmasked_every=config.callbacks.unmasked_every,
+        max_skip_rate=config.data.max_skip_rate,
+        float16=config.precision == "16-mixed",
+        fingerprints=opened.fingerprints,
+        plan_state=lambda step: {"plan_version": PLAN_VERSION, "key": plan_key, **schedule.state(step)},
+        health=make_figures(config, opened.data, launch.rank),
+        health_state=lambda: monitor.state() if monitor is not None else None,
+        records=lambda: (
+            run_log.tables.record(len(record.content["segments"]), record.content["run"]) if run_log is not None else {}
+        ),
+    )
+
+
+def _begin(
+    launch: Launch,
+    opened: Opened,
+    beginning: Beginning,
+    schedule: Schedule,
+    control: Control,
+    watch: LabelWatch,
+    run_log: RunLog | None,
+) -> None:
+    """Begins the launch in `run.json`, after all checks; on training start."""
+    patience = launch.config.trainer.watchdog_s
+    control.listen(Watchdog(patience, launch.rank, log_file(launch.directory, launch.rank)) if patience else None)
+    if launch.rank == 0:
+        plan = {"key": opened.plan_key, **schedule.beginning()}
+        damaged = {"damaged": run_log.tables.damaged} if run_log is not None and run_log.tables.damaged else {}
+        entry = segment_entry(beginning.step, launch.world_size, beginning.changes, opened.fingerprints, plan)
+        opened.record.begin_segment(entry | damaged)
+    watch.start()
+
+
+def _probe(live: LiveProbe | None, run_log: RunLog | None) -> Callable[[PretrainingModule, int], None] | None:
+    """The probe for the step boundary; None without probes."""
+    if live is None:
+        return None
+
+    def probe(module: PretrainingModule, step: int) -> None:
+        began = time.monotonic()
+        layers = live.run(module.model.wavlm)
+        seconds = time.monotonic() - began
+        if run_log is not None:
+            run_log.probes(step, layers, live.baselines(module.model.wavlm), seconds)
+
+    return probe
+
+
+def _evaluation(config: RunConfig, data: OpenData, control: Control) -> Evaluation | None:
+    specs = data.validation_specs()
+    if not specs:
+        return None
+    unigrams = [Unigram.of(data.label_counts(number)) for number in range(len(data.classes))]
+    return Evaluation(specs, make_builder(config, data, training=False), config.loader, unigrams, control)

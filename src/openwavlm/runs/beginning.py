@@ -1,0 +1,130 @@
+"""The first two acts of a launch: open the data and the run's record, and find the checkpoint to begin at."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openwavlm.batches.sources import OpenData
+from openwavlm.runs.branch import begin_branch, check_head
+from openwavlm.runs.check import check_world_size, embeddings_of, open_data
+from openwavlm.runs.run_directory import RunRecord
+from openwavlm.runtime.collectives import on_rank_zero, together
+from openwavlm.training.checkpoint import newest_checkpoint
+from openwavlm.training.checkpoint_reader import read_checkpoint
+from openwavlm.training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process of one launch.
+
+    Attributes:
+        config: Typed config.
+        values: The same as plain values, for the records.
+        directory: Run directory.
+        rank: Of this process.
+        world_size: Processes.
+    """
+
+    config: RunConfig
+    values: dict[str, Any]
+    directory: Path
+    rank: int
+    world_size: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Data and record of a run.
+
+    Attributes:
+        data: Shards and labels, open.
+        fingerprints: Their content, equal on all ranks.
+        record: The run's `run.json`.
+        plan_key: Hash of all that decides the plan.
+    """
+
+    data: OpenData
+    fingerprints: dict[str, str]
+    record: RunRecord
+    plan_key: str
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The state that a launch begins with.
+
+    Attributes:
+        checkpoint: The checkpoint that it goes on from; None = the first launch of a run of its own.
+        state: The checkpoint's entries beside weights and optimiser.
+        own: Whether the checkpoint is of this run, and not of the run that this one branches from.
+        changes: Config keys that differ from the launch or the run before: key → (before, now).
+    """
+
+    checkpoint: Path | None
+    state: dict[str, Any] | None
+    own: bool
+    changes: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Updates that are done."""
+        return int(self.state["step"]) if self.state else 0
+
+    @property
+    def skipped(self) -> int:
+        """Updates of these that were skipped."""
+        return int(self.state["voids"]) if self.state else 0
+
+
+def open_run(launch: Launch) -> Opened:
+    """Act 1: opens data and record, and refuses what does not fit the config, the machine or the launches before.
+
+    Raises:
+        ValueError: If something does not fit.
+    """
+    config = launch.config
+    check_world_size(launch.world_size, config.batch)
+    if config.model.layer_drop_mode == "skip" and launch.world_size > 1:
+        raise ValueError("model.layer_drop_mode=skip works on one process only (ranks would skip different layers): use where")
+    data: OpenData = together(lambda: open_data(config))
+    fingerprints = data.fingerprints()
+    if together(lambda: fingerprints) != on_rank_zero(lambda: fingerprints):
+        raise ValueError(
+            "the ranks read different data: the shards, labels or noise on this node differ from rank 0's; copy them to every node again"
+        )
+    record = RunRecord(launch.directory)
+    record.add_training_data(launch.values["data"], fingerprints, data.source_names())
+    record.check_fingerprints(fingerprints, config.allow_change, data.places())
+    return Opened(data, fingerprints, record, data.plan_key())
+
+
+def resume(launch: Launch, opened: Opened, changes: dict[str, Any]) -> Beginning:
+    """Act 2: finds the checkpoint to go on from, of this run or of the one that it branches from.
+
+    Raises:
+        ValueError: If the checkpoints are lost, or their head does not fit the labels.
+    """
+    config, record, fingerprints = launch.config, opened.record, opened.fingerprints
+    embeddings = embeddings_of(config, opened.data.classes)
+    found = on_rank_zero(lambda: newest_checkpoint(launch.directory / "checkpoints"))
+    own = found is not None
+    if not own:
+        on_rank_zero(record.refuse_lost_checkpoints)
+        on_rank_zero(record.warn_of_lost_updates)
+    if found is not None:
+        check_head(found, embeddings, fingerprints)
+    elif config.branch_from:
+        found = Path(config.branch_from)
+        changes = on_rank_zero(
+            lambda: begin_branch(
+                found,
+                launch.directory,
+                launch.values,
+                config.optim,
+                config.allow_change,
+                lambda: check_head(found, embeddings, fingerprints),
+            )
+        )
+        record.inherit(RunRecord(found.resolve().parents[1]))
+    return Beginning(found, read_checkpoint(found)["openwavlm"] if found else None, own, changes)

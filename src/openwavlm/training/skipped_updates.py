@@ -1,0 +1,77 @@
+"""Skipped updates: those whose gradient is not finite. The device skips them; they are counted and named here one step later."""
+
+import logging
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from openwavlm.batches.batch import MicroBatchId
+
+_TOLERATED = 20  # fewer give no rate: in float16 the first updates search for the loss scale
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class MicroBatchLosses:
+    """A rank's micro-batches of one step and their losses, which stay on the device unless the update was skipped."""
+
+    ids: list[MicroBatchId] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+
+    def add(self, identity: MicroBatchId, loss: Tensor) -> None:
+        """Adds one micro-batch."""
+        self.ids.append(identity)
+        self.losses.append(loss.detach())
+
+    def not_finite(self) -> list[MicroBatchId]:
+        """Micro-batches with a loss that is not finite."""
+        finite = torch.isfinite(torch.stack(self.losses)).tolist()
+        return [identity for identity, sound in zip(self.ids, finite, strict=True) if not sound]
+
+
+class SkippedUpdates:
+    """Counts skipped updates. Every rank has the same norms, so all ranks raise at the same step.
+
+    Args:
+        max_rate: Share of the run's updates so far that may be skipped; 20 always may, except with 0.
+    """
+
+    def __init__(self, max_rate: float) -> None:
+        self.count, self._max_rate = 0, max_rate
+
+    def check(self, step: int, norm: float, losses: MicroBatchLosses) -> None:
+        """Counts update `step` if its gradient norm is not finite.
+
+        Raises:
+            ValueError: If too many updates have been skipped.
+        """
+        if math.isfinite(norm):
+            return
+        self.count += 1
+        named = ", ".join(f"{i.source} epoch {i.epoch} stream {i.stream} micro-batch {i.index}" for i in losses.not_finite())
+        where = f"the loss is not finite in {named}" if named else "all losses on this rank are finite, so a gradient overflowed"
+        log.warning("update %d was skipped (gradient norm %s): %s", step, norm, where)
+        if self.count > max(_TOLERATED if self._max_rate else 0, self._max_rate * step):
+            raise ValueError(
+                f"{self.count} of {step} updates were skipped, more than optim.max_skip_rate={self._max_rate:g} allows: look at the "
+                "micro-batches that the log names (openwavlm replay), use precision=bf16-mixed, or lower optim.lr"
+            )
+
+
+def check_learned(updates: int, skipped: int) -> None:
+    """Refuses a run that has changed no weight.
+
+    Args:
+        updates: Updates so far.
+        skipped: Skipped ones.
+
+    Raises:
+        ValueError: If all were skipped.
+    """
+    if 0 < updates <= skipped:
+        raise ValueError(
+            f"all {updates} updates were skipped (their gradients were not finite), so the weights are the initial ones: start a new run "
+            "under another name with precision=32-true or bf16-mixed, or a lower optim.lr"
+        )

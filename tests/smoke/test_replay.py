@@ -159,26 +159,6 @@ def test_every_update_is_rebuilt_bit_for_bit_with_and_without_checkpoints(origin
     assert {step: replayed(run, step) for step in hashes} == hashes
 
 
-def as_if_older(run: Path) -> None:
-    """Takes away what launches of older versions did not write down."""
-    edit(
-        run / "run.json",
-        lambda content: [segment.pop(key) for segment in content["segments"] for key in ("plan", "fingerprints")],
-    )
-
-
-def test_a_run_of_an_older_version_is_rebuilt_from_its_checkpoints(original, run):
-    hashes = trained(original / "trained")
-    as_if_older(run)
-    assert {step: replayed(run, step) for step in hashes} == hashes
-    shutil.rmtree(run / "checkpoints")
-    assert {step: replayed(run, step) for step in range(1, 7)} == {step: hashes[step] for step in range(1, 7)}
-    with pytest.raises(
-        ValueError, match=r"update 7 follows a plan that began after update 6, and which .* put a checkpoint back"
-    ):
-        replayed(run, 7)
-
-
 def test_a_wrong_beginning_of_the_plan_is_noticed(original, run):
     hashes = trained(original / "trained")
     edit(run / "run.json", lambda content: content["segments"][-1]["plan"].update(first_epochs={"speech": [0], "calls": [0]}))

@@ -133,6 +133,7 @@ def run(tmp_path) -> Path:
     for step in (0, 6):
         accept_config(folder, CONFIG, [])
         made_by = {"versions": {"openwavlm": "0.1"}, "commit": None, "threads": 1, "plan_version": 1, "changes": {}}
+        made_by |= {"plan": {"key": "k"}, "fingerprints": {}}
         RunRecord(folder).begin_segment({"from_step": step, **made_by})
     for step in (3, 6, 9):
         save(folder, step)
@@ -228,6 +229,7 @@ def test_a_config_of_an_older_version_is_read_under_todays_keys_and_its_run_goes
     run = tmp_path / "run"
     run.mkdir()
     made_by = {"versions": {"openwavlm": "0.1"}, "commit": None, "threads": 1, "plan_version": PLAN_VERSION, "changes": {}}
+    made_by |= {"plan": {"key": "k"}, "fingerprints": {}}
     older = deepcopy(OLDER)
     for step, rows, rate in ((0, 0, 0.02), (3, 4, 0.05)):
         older["head"]["special_rows"], older["optim"]["max_void_rate"] = rows, rate
@@ -408,7 +410,7 @@ def test_what_launches_trained_on_is_checked(run, change):
     content = json.loads((run / "run.json").read_text())
     whole = {"validation_share": 0.1, "split_seed": 0, "indexes": ["x"], "validation_indexes": []}
     (run / "run.json").write_text(json.dumps(sealed(content | {"heard": [whole]})))
-    assert RunRecord(run).heard == [whole]
+    assert RunRecord(run).trained_on == [whole]
     (run / "run.json").write_text(json.dumps(sealed(content | {"heard": [whole | change]})))
     with pytest.raises(ValueError, match=r"run\.json is damaged \(it must hold the launches of a run and what they trained on\)"):
         RunRecord(run)

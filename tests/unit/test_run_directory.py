@@ -547,15 +547,15 @@ def test_a_run_knows_what_all_its_launches_trained_on(begun):
         DATA, {"shards.b": "2", "shards.a": "1", "shards.dev": "9", "labels.a": "7", "codebook": "c"}, {"libri"}
     )
     first = {"validation_share": 0.1, "split_seed": 3, "indexes": ["1", "2"], "validation_indexes": ["9"]}
-    assert record.heard == [{**first, "sources": ["libri"]}]
+    assert record.trained_on == [{**first, "sources": ["libri"]}]
     record.add_training_data(DATA, {"shards.a": "1", "shards.b": "2", "shards.dev": "9", "labels.a": "8"}, {"libri"})
-    assert record.heard == [{**first, "sources": ["libri"]}], "other labels of the same audio are no other data"
+    assert record.trained_on == [{**first, "sources": ["libri"]}], "other labels of the same audio are no other data"
     for key, value in (("validation_share", 0.2), ("split_seed", 4)):
         record.add_training_data({**DATA, key: value}, {"shards.a": "1", "shards.b": "2", "shards.dev": "9"}, {"libri", "vox"})
-        assert record.heard[0] == {**first, "sources": ["libri"]} and record.heard[-1][key] == value
-    assert len(record.heard) == 3 and record.content["sources"] == ["libri", "vox"]
+        assert record.trained_on[0] == {**first, "sources": ["libri"]} and record.trained_on[-1][key] == value
+    assert len(record.trained_on) == 3 and record.content["sources"] == ["libri", "vox"]
     record.add_training_data(DATA, {"shards.a": "1", "shards.dev": "9"}, {"other"})
-    assert [entry["indexes"] for entry in record.heard] == [["1", "2"], ["1", "2"], ["1", "2"], ["1"]]
+    assert [entry["indexes"] for entry in record.trained_on] == [["1", "2"], ["1", "2"], ["1", "2"], ["1"]]
     assert record.content["sources"] == ["libri", "other", "vox"]
 
 
@@ -566,7 +566,7 @@ def test_a_branch_inherits_what_its_run_trained_on(tmp_path):
     parent.content["init_from"] = {"hash": "h"}
     branch.add_training_data({**DATA, "split_seed": 4}, {"shards.a": "1", "shards.dev": "9"}, {"vox"})
     branch.inherit(parent)
-    assert [entry["split_seed"] for entry in branch.heard] == [3, 4]
+    assert [entry["split_seed"] for entry in branch.trained_on] == [3, 4]
     assert branch.content["sources"] == ["libri", "vox"] and branch.content["init_from"] == {"hash": "h"}
 
 

@@ -15,7 +15,7 @@ from openwavlm.checkpoints.torchaudio import sidecar_of, torchaudio_bytes
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
-from openwavlm.runs.run_directory import RunRecord, heard_data, other_data
+from openwavlm.runs.run_directory import RunRecord, of_other_data, training_data
 from openwavlm.runtime.atomic import write_atomically
 from openwavlm.training.build import make_model
 from openwavlm.training.checkpoint import named_checkpoint
@@ -139,10 +139,10 @@ def _readme(output: Path, format: str, about: dict[str, Any], config: WavLMConfi
 def _trained_on(run: Path, fingerprints: dict[str, str]) -> dict[str, Any]:
     """Which voices the model heard: the run's split, its shard sets, their sources where noted, and, as `before`, other data of its
     earlier launches and what it heard before the run."""
-    found = heard_data(read_config(run / "config.yaml")["data"], fingerprints)
+    found = training_data(read_config(run / "config.yaml")["data"], fingerprints)
     noted = RunRecord(run).content
     before = {"before": noted["init_from"].get("trained_on")} if "init_from" in noted else {}
-    for earlier in other_data(noted.get("heard", []), found):
+    for earlier in of_other_data(RunRecord(run).trained_on, found):
         before = {"before": earlier | before}
     if "sources" in noted:
         found["sources"] = noted["sources"]

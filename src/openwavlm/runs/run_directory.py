@@ -113,8 +113,8 @@ def _finish_rename(directory: Path) -> None:
         )
 
 
-def heard_data(data: dict[str, Any], fingerprints: dict[str, str]) -> dict[str, Any]:
-    """Which voices a launch trains on.
+def training_data(data: dict[str, Any], fingerprints: dict[str, str]) -> dict[str, Any]:
+    """The speakers that a launch trains on, by its split and its shard sets.
 
     Args:
         data: The data node of its config.
@@ -136,9 +136,11 @@ def heard_data(data: dict[str, Any], fingerprints: dict[str, str]) -> dict[str, 
     }
 
 
-def other_data(heard: list[dict[str, Any]], now: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those of `RunRecord.heard` that are of other data or another split than `now`, `sources` aside."""
-    return [entry for entry in heard if any(entry.get(name, value) != value for name, value in now.items() if name != "sources")]
+def of_other_data(earlier: list[dict[str, Any]], now: dict[str, Any]) -> list[dict[str, Any]]:
+    """Entries of `RunRecord.trained_on` of other data or another split than `now`, `sources` aside."""
+    return [
+        entry for entry in earlier if any(entry.get(name, value) != value for name, value in now.items() if name != "sources")
+    ]
 
 
 def names_in(fingerprints: dict[str, str]) -> dict[str, str]:
@@ -202,27 +204,20 @@ class RunRecord:
         self.content["fingerprints"] = fingerprints
 
     @property
-    def heard(self) -> list[dict[str, Any]]:
-        """What its launches trained on, oldest first: `heard_data` and, where known, `sources`; an older run's, of its newest launch."""
-        if "heard" in self.content or "fingerprints" not in self.content:
-            return list(self.content.get("heard", []))
-        path = self._path.with_name("config.yaml")
-        data = read_config(path).get("data")
-        if not isinstance(data, dict) or not {"validation_share", "split_seed"} <= data.keys():
-            raise ValueError(f"{path} is damaged (it says nothing of the data): restore it from a copy")
-        known = {name: self.content[name] for name in ("sources",) if name in self.content}
-        return [heard_data(data, self.content["fingerprints"]) | known]
+    def trained_on(self) -> list[dict[str, Any]]:
+        """Training data of its launches, oldest first: `training_data` and `sources`."""
+        return list(self.content.get("heard", []))
 
     def add_training_data(self, data: dict[str, Any], fingerprints: dict[str, str], sources: set[str]) -> None:
         """Adds what a launch trains on, before `check_fingerprints` replaces what is known of the launch before it."""
-        now = heard_data(data, fingerprints)
-        self.content["heard"] = [*other_data(self.heard, now), now | {"sources": sorted(sources)}]
+        now = training_data(data, fingerprints)
+        self.content["heard"] = [*of_other_data(self.trained_on, now), now | {"sources": sorted(sources)}]
         self.content["sources"] = sorted({*self.content.get("sources", []), *sources})
 
     def inherit(self, parent: "RunRecord") -> None:
         """Takes over what the run that this one branches from began as and trained on."""
-        own = self.heard
-        self.content["heard"] = [*(entry for entry in parent.heard if all(other_data([entry], now) for now in own)), *own]
+        own = self.trained_on
+        self.content["heard"] = [*(entry for entry in parent.trained_on if all(of_other_data([entry], now) for now in own)), *own]
         self.content["sources"] = sorted({*self.content.get("sources", []), *parent.content.get("sources", [])})
         if "init_from" in parent.content:
             self.content["init_from"] = parent.content["init_from"]

@@ -202,8 +202,9 @@ def check_launches(content: Mapping[str, Any], path: Path) -> None:
             and 0 < segment["threads"] < 10_000
             and is_count(segment.get("plan_version"))
             and "commit" in segment
-            and _are_texts(segment.get("fingerprints", {}))
-            and (plan is None or (isinstance(plan, dict) and isinstance(plan.get("key"), str)))
+            and _are_texts(segment.get("fingerprints"))
+            and isinstance(plan, dict)
+            and isinstance(plan.get("key"), str)
         )
         if not fits:
             raise ValueError(f"{path} is damaged (launch {number} lacks what it was launched with): restore it from a copy")
@@ -244,7 +245,7 @@ def _is_list_of_texts(value: Any) -> bool:
 
 
 def _fits_training(entry: dict[str, Any]) -> bool:
-    """Whether a value says what a launch trained on (`run_directory.heard_data`)."""
+    """Whether a value says what a launch trained on (`run_directory.training_data`)."""
     return (
         all(_is_list_of_texts(entry.get(name)) for name in ("indexes", "validation_indexes"))
         and all(isinstance(entry.get(name), int | float) for name in ("validation_share", "split_seed"))

@@ -75,8 +75,6 @@ def state_by_position(state: dict[str, Any], groups: list[list[str]]) -> dict[st
         ValueError: If the state is of other parameters or groups.
     """
     saved = [group["params"] for group in state["param_groups"]]
-    if any(not isinstance(name, str) for names in saved for name in names):
-        return state  # written before states had names: by position already
     if [set(names) for names in saved] != [set(names) for names in groups]:
         known, wanted = {name for names in saved for name in names}, {name for names in groups for name in names}
         odd = ", ".join(sorted(known ^ wanted)[:5]) or "the same parameters in other groups (optim.decay)"

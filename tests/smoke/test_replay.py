@@ -170,7 +170,7 @@ def test_a_wrong_beginning_of_the_plan_is_noticed(original, run):
 def test_a_configuration_that_was_edited_is_noticed(run):
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("seed: 1337", "seed: 1338"))
-    with pytest.raises(ValueError, match=r"config\.yaml is damaged or was edited \(no launch that run\.json knows wrote it\)"):
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged or was edited \(no launch in run\.json wrote it\)"):
         replayed(run, 3)
     edit(run / "run.json", lambda content: content.pop("configs"))  # as a run of an older version
     with pytest.raises(ValueError, match=r"the plan that update 3 followed cannot be made again from config\.yaml"):

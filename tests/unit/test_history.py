@@ -250,4 +250,4 @@ def test_the_head_of_a_checkpoint_must_have_the_labels_of_every_set(tmp_path, ca
         with pytest.raises(ValueError, match=f"predicts 10 and 20 labels, but the data need {words}: another codebook"):
             check_head(path, wanted, known)
     check_head(path, [10, 20], {**known, "codebook.2": "other"})
-    assert "learned the labels of another codebook" in caplog.text
+    assert "was trained on another codebook" in caplog.text

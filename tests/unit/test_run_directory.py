@@ -316,7 +316,7 @@ def test_a_lock_that_was_deleted_under_its_writer_keeps_others_away_after_the_ne
     (tmp_path / "lock").unlink()
     assert beaten(lock, monkeypatch) == []
     assert json.loads((tmp_path / "lock").read_bytes())["pid"] == os.getpid()
-    assert "lock was deleted while this run was written" in caplog.text
+    assert "lock was deleted while this run trains" in caplog.text
     held = FORK.Event()
     process = FORK.Process(target=_hold, args=(tmp_path, held))
     process.start()
@@ -586,7 +586,7 @@ def test_a_run_that_does_not_know_the_names_of_its_shards_is_refused_with_the_li
     record.save()
     now = {"shards.a": "1", "labels.a": "2", "metadata.a": "3"}
     with pytest.raises(
-        ValueError, match=rf"run\.json does not say which speakers .* by `openwavlm upgrade {begun}`, and the run goes on"
+        ValueError, match=rf"run\.json lacks the checksums of speakers .* by `openwavlm upgrade {begun}`, and the run goes on"
     ):
         RunRecord(begun).check_fingerprints(now, ["optim"])
     RunRecord(begun).check_fingerprints(now, ["data"])
@@ -792,7 +792,7 @@ def test_checkpoints_are_kept_by_their_step_and_by_their_figure(tmp_path):
 
 def test_without_a_validated_checkpoint_none_is_best(tmp_path):
     save(tmp_path, 5)
-    with pytest.raises(ValueError, match="none is best: use checkpoint=newest"):
+    with pytest.raises(ValueError, match="there is no best one: use checkpoint=newest"):
         named_checkpoint(tmp_path, "best")
 
 

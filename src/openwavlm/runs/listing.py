@@ -1,4 +1,4 @@
-"""What lies in `runs/`: for each run its state, progress, loss, speed and age."""
+"""State, progress, loss, speed and age of each run in `runs/`."""
 
 import os
 from collections.abc import Iterator
@@ -75,7 +75,7 @@ def _row(folder: Path, root: Path, now: float) -> RunRow:
 
 
 def _is_held(lock: Path, now: float) -> bool:
-    """Whether a launch holds the run: its record in the lock is renewed as long as it lives."""
+    """Whether a launch holds the run: it renews its record in the lock regularly."""
     return lock.is_file() and lock.stat().st_size > 0 and now - lock.stat().st_mtime < DEAD_AFTER_S
 
 

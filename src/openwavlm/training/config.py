@@ -1,4 +1,4 @@
-"""The typed config of a training run, checked key by key, and the model and batch builder that it describes."""
+"""The typed config of a training run, checked key by key."""
 
 import inspect
 import types
@@ -200,7 +200,7 @@ def _defaults(settings: type) -> dict[str, Any]:
 
 
 def with_placeholders(values: dict[str, Any]) -> dict[str, Any]:
-    """The config with a word in place of each folder that nobody has named."""
+    """The config with `(none)` in place of each folder that is not given."""
     data = values["data"]
     sources = {
         name: {**source, **{key: source.get(key) or "(none)" for key in ("shards", "labels")}}

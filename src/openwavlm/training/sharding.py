@@ -33,17 +33,12 @@ def shard_model(model: WavLMForPretraining, mesh: DeviceMesh) -> None:
         fully_shard(layer, mesh=mesh)
     fully_shard(model.wavlm, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    # Probes and exports enter here, not through `forward`.
+    # Probes and exports call `extract`, not `forward`.
     register_fsdp_forward_method(model.wavlm, "extract")
 
 
-def shard_whole(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Shards a small module as one group, in place."""
-    fully_shard(module, mesh=mesh)
-
-
 def set_gradient_sync(module: nn.Module, *, wanted: bool) -> None:
-    """Lets the next backward reduce the gradients of all sharded parts of `module`, or only add them up on this rank."""
+    """Switches the reduction of gradients over ranks in the next backward on or off, in all sharded parts of `module`."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_requires_gradient_sync(wanted, recurse=False)
@@ -53,7 +48,7 @@ def state_by_name(state: dict[str, Any], groups: list[list[str]]) -> dict[str, A
     """An optimiser's state dict keyed by parameter names instead of positions.
 
     Args:
-        state: What `Optimizer.state_dict` returns.
+        state: Of `Optimizer.state_dict`.
         groups: Names of the parameters of each group, in the optimiser's order.
 
     Returns:

@@ -21,11 +21,7 @@ from openwavlm.training.run_files import read_config
 
 
 def check_world_size(world_size: int, batching: Batching) -> None:
-    """Refuses more processes than micro-batches.
-
-    Raises:
-        ValueError: If there are more.
-    """
+    """Raises a `ValueError` for more processes than micro-batches."""
     if world_size > batching.slots:
         raise ValueError(
             f"{world_size} processes but only {batching.slots} micro-batches a step: use at most {batching.slots} processes, or lower "

@@ -104,8 +104,13 @@ def export_run(
         "label_embs_concat": torch.cat([of_set.label_embeddings.detach() for of_set in heads]),
     }
     write_atomically(output / "pretraining_head.safetensors", save(head))
-    about = {"format_version": 1, "updates": bound["step"], "weights": weights, "fingerprints": bound["fingerprints"]}
-    about["trained_on"] = _trained_on(run, bound["fingerprints"])
+    about = {
+        "format_version": 1,
+        "updates": bound["step"],
+        "weights": weights,
+        "fingerprints": bound["fingerprints"],
+        "trained_on": _trained_on(run, bound["fingerprints"]),
+    }
     if len(heads) > 1:
         about["label_embeddings"] = [len(of_set.label_embeddings) for of_set in heads]
     begun = RunRecord(run).content.get("init_from")

@@ -36,12 +36,7 @@ class RunRow:
 
 
 def list_runs(root: Path, now: float) -> list[RunRow]:
-    """The runs below a folder, the one that changed last first.
-
-    Args:
-        root: As a rule `runs`.
-        now: Time, seconds since 1970.
-    """
+    """The runs below a folder, the one that changed last first; `now` in seconds since 1970."""
     rows = [_row(folder, root, now) for folder in _folders(root)] if root.is_dir() else []
     return sorted(rows, key=lambda row: (row.age_s is None, row.age_s, row.name))
 

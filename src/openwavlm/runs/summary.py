@@ -29,7 +29,7 @@ def write_summary(
         directory: Run directory.
         step: Updates that are done.
         updates: Updates of the whole run.
-        audio_s: Audio of this launch, seconds.
+        audio_s: Audio of this launch.
         seconds: Wall time of this launch; 0 = it did not train.
         rank: Of this process.
         health: State of each health rule.

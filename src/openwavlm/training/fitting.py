@@ -12,10 +12,6 @@ def fitting_weights(weights: Mapping[str, Tensor], module: nn.Module) -> dict[st
 
     A new running mean begins with the weights, a new loss scale with its initial value.
 
-    Args:
-        weights: The checkpoint's tensors by name.
-        module: The training module.
-
     Returns:
         Exactly the tensors of the module.
 

@@ -58,12 +58,7 @@ def _let_the_main_thread_raise() -> None:
 
 
 def open_trackers(settings: Logging, directory: Path, config: dict[str, Any]) -> list[Tracker]:
-    """Opens the trackers of the settings.
-
-    Args:
-        settings: Their settings.
-        directory: Run directory.
-        config: The composed config, flat; the parameters of the run in the trackers.
+    """Opens the trackers of the settings; the flat `config` becomes the run's parameters there.
 
     Raises:
         ValueError: If a package is missing.

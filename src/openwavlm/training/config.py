@@ -106,8 +106,7 @@ def _checked(values: dict[str, Any], name: str) -> dict[str, Any]:
     node = values[outer].get(name) if outer and isinstance(values[outer], dict) else values.get(name)
     where = f"{outer}.{name}" if outer else name
     if not isinstance(node, dict):
-        choice = f"{outer or name}={'base' if 'model' in (outer, name) else 'default'}"
-        raise ValueError(f"{where} must be a group of keys, but is {node!r}; choose an option, as in {choice}")
+        raise ValueError(f"{where} must be a group of keys, but is {node!r}: take the override away")
     inner = [group for group, of in _INNER.items() if of == name]
     found = {key: value for key, value in node.items() if key not in inner}
     parameters = inspect.signature(_FIELDS[name]).parameters

@@ -41,7 +41,7 @@ def test_a_probe_writes_each_layers_figure_beside_what_needs_no_training(probed)
     baselines = json.loads((probed / "probe_baselines.json").read_text())["baselines"]
     assert set(baselines) == {"mfcc", "mfcc_context", "logmel", "logmel_context", "untrained"}
     said = (probed / "logs" / "rank-0000.log").read_text()
-    assert "of the work of training" in said and "phones of development voices: layer" in said
+    assert "of the work of training" in said and "phones of development speakers: layer" in said
 
 
 def test_probing_moves_no_training_figure(data, probed, tmp_path):

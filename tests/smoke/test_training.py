@@ -93,9 +93,7 @@ def test_a_run_that_was_never_resumed_and_lost_its_checkpoints_and_one_with_anot
     checkpoint = tmp_path / "checkpoints" / "step-00000003.ckpt"
     whole = {path: path.read_bytes() for path in checkpoint.parent.iterdir()}
     shutil.rmtree(checkpoint.parent)
-    with pytest.raises(
-        ValueError, match=r"checkpoints has no checkpoint, but run\.json says that this run wrote one after update 3"
-    ):
+    with pytest.raises(ValueError, match=r"checkpoints has no checkpoint, but by run\.json this run wrote one after update 3"):
         train(compose(SETTINGS + data), tmp_path)
     assert launch([*SETTINGS, *data, "seed=2", "stop_after=3"], tmp_path / "other") == [0]
     shutil.copytree(tmp_path / "other" / "checkpoints", checkpoint.parent)

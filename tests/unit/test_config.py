@@ -272,7 +272,7 @@ def test_a_config_names_no_python_class(config):
 
 
 def test_a_head_that_was_removed_is_named(config):
-    with pytest.raises(ValueError, match=r"model\.head must be a group of keys, but is None; choose an option, as in model=base"):
+    with pytest.raises(ValueError, match=r"model\.head must be a group of keys, but is None: take the override away"):
         RunConfig.of(changed(config, "model", {key: value for key, value in config["model"].items() if key != "head"}))
 
 

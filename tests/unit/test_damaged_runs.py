@@ -133,6 +133,7 @@ def run(tmp_path) -> Path:
     for step in (0, 6):
         accept_config(folder, CONFIG, [])
         made_by = {"versions": {"openwavlm": "0.1"}, "commit": None, "threads": 1, "plan_version": 1, "changes": {}}
+        made_by |= {"plan": {"key": "k"}, "fingerprints": {}}
         RunRecord(folder).begin_segment({"from_step": step, **made_by})
     for step in (3, 6, 9):
         save(folder, step)
@@ -154,7 +155,7 @@ def test_a_value_that_changed_in_run_json_or_config_yaml_is_noticed(run):
         RunRecord(run)
     (run / "run.json").write_text(text)
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("lr: 0.1", "lr: 0.9"))
-    with pytest.raises(ValueError, match=r"config\.yaml is damaged or was edited \(no launch that run\.json knows wrote it\)"):
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged or was edited \(no launch in run\.json wrote it\)"):
         read_config(run / "config.yaml")
 
 
@@ -228,6 +229,7 @@ def test_a_config_of_an_older_version_is_read_under_todays_keys_and_its_run_goes
     run = tmp_path / "run"
     run.mkdir()
     made_by = {"versions": {"openwavlm": "0.1"}, "commit": None, "threads": 1, "plan_version": PLAN_VERSION, "changes": {}}
+    made_by |= {"plan": {"key": "k"}, "fingerprints": {}}
     older = deepcopy(OLDER)
     for step, rows, rate in ((0, 0, 0.02), (3, 4, 0.05)):
         older["head"]["special_rows"], older["optim"]["max_void_rate"] = rows, rate
@@ -309,7 +311,7 @@ def of_other_step(run: Path) -> None:
         (lambda run: sidecar(checkpoint_path(run / "checkpoints", 9)).unlink(), r"step-00000009\.ckpt\.json is missing"),
         (
             lambda run: checkpoint_path(run / "checkpoints", 9).unlink(),
-            r"step-00000009\.ckpt\.json describes a checkpoint that is not",
+            r"step-00000009\.ckpt\.json is of a checkpoint that is not",
         ),
         (renamed, r"step-00000012\.ckpt is named after update 12, but step-00000012\.ckpt\.json describes one after update 9"),
         (swapped, r"step-00000009\.ckpt is named after update 9, but step-00000009\.ckpt\.json describes one after update 3"),
@@ -339,7 +341,7 @@ def test_a_best_checkpoint_is_not_chosen_among_those_that_can_be_read_in_silence
 
 
 def test_a_run_that_lost_its_checkpoints_does_not_begin_again(run):
-    with pytest.raises(ValueError, match=r"checkpoints has no checkpoint, but run\.json says that .* wrote one after update 6"):
+    with pytest.raises(ValueError, match=r"checkpoints has no checkpoint, but by run\.json .* wrote one after update 6"):
         RunRecord(run).refuse_lost_checkpoints()
     content = json.loads((run / "run.json").read_text())
     content["segments"].pop()
@@ -347,7 +349,7 @@ def test_a_run_that_lost_its_checkpoints_does_not_begin_again(run):
     RunRecord(run).refuse_lost_checkpoints()  # killed before its first checkpoint
     for step in (3, 6):
         RunRecord(run).note_checkpoint(step)
-    with pytest.raises(ValueError, match=r"checkpoints has no checkpoint, but run\.json says that .* wrote one after update 3"):
+    with pytest.raises(ValueError, match=r"checkpoints has no checkpoint, but by run\.json .* wrote one after update 3"):
         RunRecord(run).refuse_lost_checkpoints()
 
 
@@ -370,7 +372,7 @@ def test_a_checkpoint_of_another_run_is_refused_in_place_of_one_of_the_runs_own_
     assert newest_checkpoint(save(run, 9, of=own).parent) == checkpoint_path(run / "checkpoints", 9)
     path = save(run, step, of="another")
     for find in (newest_checkpoint, lambda folder: named_checkpoint(folder, str(step))):
-        with pytest.raises(ValueError, match=rf"{path} was written by another run than the one of {run / 'run.json'}: move it"):
+        with pytest.raises(ValueError, match=rf"{path} was written by another run than that of {run / 'run.json'}: move it"):
             find(run / "checkpoints")
     assert path.exists()
 
@@ -408,7 +410,7 @@ def test_what_launches_trained_on_is_checked(run, change):
     content = json.loads((run / "run.json").read_text())
     whole = {"validation_share": 0.1, "split_seed": 0, "indexes": ["x"], "validation_indexes": []}
     (run / "run.json").write_text(json.dumps(sealed(content | {"heard": [whole]})))
-    assert RunRecord(run).heard == [whole]
+    assert RunRecord(run).trained_on == [whole]
     (run / "run.json").write_text(json.dumps(sealed(content | {"heard": [whole | change]})))
     with pytest.raises(ValueError, match=r"run\.json is damaged \(it must hold the launches of a run and what they trained on\)"):
         RunRecord(run)

@@ -45,9 +45,3 @@ def test_a_state_of_another_model_or_of_other_groups_is_refused():
         state_by_position(named, [["other"], ["bias"]])
     with pytest.raises(ValueError, match=r"the same parameters in other groups"):
         state_by_position(named, [["bias"], ["weight"]])
-
-
-def test_a_state_from_before_there_were_names_is_taken_as_it_is():
-    optimizer, groups = stepped(nn.Linear(2, 3))
-    state = optimizer.state_dict()
-    assert state_by_position(state, groups) is state

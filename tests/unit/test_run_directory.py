@@ -316,7 +316,7 @@ def test_a_lock_that_was_deleted_under_its_writer_keeps_others_away_after_the_ne
     (tmp_path / "lock").unlink()
     assert beaten(lock, monkeypatch) == []
     assert json.loads((tmp_path / "lock").read_bytes())["pid"] == os.getpid()
-    assert "lock was deleted while this run was written" in caplog.text
+    assert "lock was deleted while this run trains" in caplog.text
     held = FORK.Event()
     process = FORK.Process(target=_hold, args=(tmp_path, held))
     process.start()
@@ -547,15 +547,15 @@ def test_a_run_knows_what_all_its_launches_trained_on(begun):
         DATA, {"shards.b": "2", "shards.a": "1", "shards.dev": "9", "labels.a": "7", "codebook": "c"}, {"libri"}
     )
     first = {"validation_share": 0.1, "split_seed": 3, "indexes": ["1", "2"], "validation_indexes": ["9"]}
-    assert record.heard == [{**first, "sources": ["libri"]}]
+    assert record.trained_on == [{**first, "sources": ["libri"]}]
     record.add_training_data(DATA, {"shards.a": "1", "shards.b": "2", "shards.dev": "9", "labels.a": "8"}, {"libri"})
-    assert record.heard == [{**first, "sources": ["libri"]}], "other labels of the same audio are no other data"
+    assert record.trained_on == [{**first, "sources": ["libri"]}], "other labels of the same audio are no other data"
     for key, value in (("validation_share", 0.2), ("split_seed", 4)):
         record.add_training_data({**DATA, key: value}, {"shards.a": "1", "shards.b": "2", "shards.dev": "9"}, {"libri", "vox"})
-        assert record.heard[0] == {**first, "sources": ["libri"]} and record.heard[-1][key] == value
-    assert len(record.heard) == 3 and record.content["sources"] == ["libri", "vox"]
+        assert record.trained_on[0] == {**first, "sources": ["libri"]} and record.trained_on[-1][key] == value
+    assert len(record.trained_on) == 3 and record.content["sources"] == ["libri", "vox"]
     record.add_training_data(DATA, {"shards.a": "1", "shards.dev": "9"}, {"other"})
-    assert [entry["indexes"] for entry in record.heard] == [["1", "2"], ["1", "2"], ["1", "2"], ["1"]]
+    assert [entry["indexes"] for entry in record.trained_on] == [["1", "2"], ["1", "2"], ["1", "2"], ["1"]]
     assert record.content["sources"] == ["libri", "other", "vox"]
 
 
@@ -566,7 +566,7 @@ def test_a_branch_inherits_what_its_run_trained_on(tmp_path):
     parent.content["init_from"] = {"hash": "h"}
     branch.add_training_data({**DATA, "split_seed": 4}, {"shards.a": "1", "shards.dev": "9"}, {"vox"})
     branch.inherit(parent)
-    assert [entry["split_seed"] for entry in branch.heard] == [3, 4]
+    assert [entry["split_seed"] for entry in branch.trained_on] == [3, 4]
     assert branch.content["sources"] == ["libri", "vox"] and branch.content["init_from"] == {"hash": "h"}
 
 
@@ -586,7 +586,7 @@ def test_a_run_that_does_not_know_the_names_of_its_shards_is_refused_with_the_li
     record.save()
     now = {"shards.a": "1", "labels.a": "2", "metadata.a": "3"}
     with pytest.raises(
-        ValueError, match=rf"run\.json does not say which speakers .* by `openwavlm upgrade {begun}`, and the run goes on"
+        ValueError, match=rf"run\.json lacks the checksums of speakers .* by `openwavlm upgrade {begun}`, and the run goes on"
     ):
         RunRecord(begun).check_fingerprints(now, ["optim"])
     RunRecord(begun).check_fingerprints(now, ["data"])
@@ -792,7 +792,7 @@ def test_checkpoints_are_kept_by_their_step_and_by_their_figure(tmp_path):
 
 def test_without_a_validated_checkpoint_none_is_best(tmp_path):
     save(tmp_path, 5)
-    with pytest.raises(ValueError, match="none is best: use checkpoint=newest"):
+    with pytest.raises(ValueError, match="there is no best one: use checkpoint=newest"):
         named_checkpoint(tmp_path, "best")
 
 

@@ -28,7 +28,7 @@ def test_layers_encoder_and_head_are_sharded_from_the_inside_and_features_gather
 def test_the_model_its_running_mean_and_the_log_mel_map_are_sharded_over_the_processes(monkeypatch):
     calls: list[Any] = []
     monkeypatch.setattr(training, "shard_model", lambda part, mesh: calls.append((part, mesh)))
-    monkeypatch.setattr(training, "shard_whole", lambda part, mesh: calls.append((part, mesh)))
+    monkeypatch.setattr(training, "fully_shard", lambda part, mesh: calls.append((part, mesh)))
     module = training_module(model(), optim=Optim(updates=9, warmup_updates=0, ema=0.9), loss=Loss(logmel=0.1))
     module.configure_model()
     assert calls == [], "nothing is sharded without a mesh"

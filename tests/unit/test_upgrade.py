@@ -291,7 +291,7 @@ def test_a_run_of_other_audio_than_its_set_holds_now_is_refused(old: Path, tmp_p
 
 
 def test_what_is_none_of_the_formats_or_newer_is_refused(old: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"must be a shard set .* correct the path"):
+    with pytest.raises(ValueError, match=r"must be a shard set .* but has none of these files"):
         upgrade([tmp_path / "nothing"])
     settings = old / "shard-set" / "settings.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"format_version": 3}))

@@ -1,4 +1,4 @@
-"""The shape that every command shares: a Hydra app that answers bad input with one sentence and a non-zero exit."""
+"""Wrapper of every command: a Hydra app that answers bad input with one sentence and a non-zero exit status."""
 
 import functools
 import logging
@@ -32,11 +32,11 @@ def refusal_of(error: BaseException) -> str | None:
         return explained(error)
     if isinstance(error, RuntimeError) and _LOST_RANK.search(str(error)):
         return (
-            "the connection to another training process is lost: its own message says why it ended (logs/rank-….log in the run); the "
-            "same command goes on"
+            "the connection to another training process is lost: read its last message (logs/rank-….log in the run), then give the same "
+            "command again"
         )
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for it
-        return "the GPU's memory is full: lower batch.micro_seconds, or let openwavlm tune find what fits"
+        return "the GPU's memory is full: lower batch.micro_seconds, or find a size that fits with openwavlm tune"
     return killed_worker(error)
 
 
@@ -45,63 +45,80 @@ def command(
 ) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Turns `function(config)` into a command-line program configured by `conf/<config_name>.yaml`.
 
-    What a user or the machine can cause becomes one sentence on standard error and exit status 2, as does a command line that Hydra
-    refuses; `debug=true` keeps the traceback. Ctrl-C becomes one line and status 130.
+    An error that a user or the machine can cause becomes one sentence on standard error and exit status 2, as does a command line that
+    Hydra refuses; `debug=true` keeps the traceback. Ctrl-C becomes one line and status 130.
 
     Args:
-        config_name: Which config.
+        config_name: Name of the config.
         check: Refuses a trial of a sweep by a `ValueError`, given its config and folder; called for all trials before the first.
     """
 
-    def check_trial(config: DictConfig, folder: Path) -> None:
-        check_complete(config)
-        check(config, folder)
-
-    began: list[bool] = []
-
     def wrap(function: Callable[[DictConfig], None]) -> Callable[[], None]:
+        began: list[bool] = []
+
         @functools.wraps(function)
         def guarded(config: DictConfig) -> None:
             began.append(True)
-            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-            try:
-                check_complete(config)
-                if is_first_trial():
-                    check_trials(check_trial)
-                with ending_with_reader():
-                    function(config)
-            except Exception as error:
-                sentence = refusal_of(error)
-                if sentence is None or config.get("debug"):
-                    raise
-                sys.stderr.write(f"error: {sentence}\n")
-                raise SystemExit(2) from error
+            _call(function, config, check)
 
         program = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)
 
         @functools.wraps(function)
         def main() -> None:
-            raise_descriptor_limit()
-            # Otherwise Hydra prints its own message, of several lines and with its search path, and ends with status 1.
-            os.environ["HYDRA_FULL_ERROR"] = "1"
-            # argparse takes no overrides after a flag that follows others: `train.py name=x -m seed=1,2` would be refused.
-            sys.argv[1:] = map(as_text, sorted(sys.argv[1:], key=lambda word: not _FLAG.fullmatch(word)))
             began.clear()
-            with ending_at_interrupt():
-                try:
-                    program()
-                    if not began:
-                        check_has_trials(sys.argv[1:])
-                except KeyboardInterrupt:
-                    say_interrupted()
-                    raise SystemExit(INTERRUPTED) from None
-                except Exception as error:
-                    refused = isinstance(error, HydraException | OmegaConfBaseException | ValueError | OSError)
-                    if "debug=true" in sys.argv or (began and not refused):
-                        raise
-                    print(f"error: {sentence_of(error, config_name)}", file=sys.stderr, flush=True)
-                    raise SystemExit(2) from error
+            _run(program, began, config_name)
 
         return main
 
     return wrap
+
+
+def _call(function: Callable[[DictConfig], None], config: DictConfig, check: Callable[[DictConfig, Path], None]) -> None:
+    """Calls a command with its composed config; in a sweep all trials are checked before the first."""
+
+    def check_trial(config: DictConfig, folder: Path) -> None:
+        check_complete(config)
+        check(config, folder)
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    try:
+        check_complete(config)
+        if is_first_trial():
+            check_trials(check_trial)
+        with ending_with_reader():
+            function(config)
+    except Exception as error:
+        sentence = refusal_of(error)
+        if sentence is None or config.get("debug"):
+            raise
+        sys.stderr.write(f"error: {sentence}\n")
+        raise SystemExit(2) from error
+
+
+def _run(program: Callable[[], None], began: list[bool], config_name: str) -> None:
+    """Runs a Hydra program.
+
+    Args:
+        program: The program.
+        began: Filled by it once a config is composed.
+        config_name: Name of the config.
+    """
+    raise_descriptor_limit()
+    # Otherwise Hydra prints its own message, of several lines and with its search path, and ends with status 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    # argparse takes no overrides after a flag that follows others: `train.py name=x -m seed=1,2` would be refused.
+    sys.argv[1:] = map(as_text, sorted(sys.argv[1:], key=lambda word: not _FLAG.fullmatch(word)))
+    with ending_at_interrupt():
+        try:
+            program()
+            if not began:
+                check_has_trials(sys.argv[1:])
+        except KeyboardInterrupt:
+            say_interrupted()
+            raise SystemExit(INTERRUPTED) from None
+        except Exception as error:
+            refused = isinstance(error, HydraException | OmegaConfBaseException | ValueError | OSError)
+            if "debug=true" in sys.argv or (began and not refused):
+                raise
+            print(f"error: {sentence_of(error, config_name)}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from error

@@ -18,7 +18,7 @@ _CONFIG_OF = {"import-labels", "import-codebook", "make-shards", "fit-kmeans", "
 
 
 def help_text(command: str, purpose: str) -> str:
-    """What a command does, how it is called, and its keys.
+    """Purpose, usage and keys of a command.
 
     Args:
         command: Name of the command.
@@ -73,7 +73,7 @@ def _groups() -> list[str]:
         if folder.is_dir() and folder.name not in ("prep", "experiment")
     }
     text = ["Presets:", "", *presets()]
-    text += ["", "Choices (the first lines of conf/GROUP/NAME.yaml say what they are):", ""]
+    text += ["", "Choices (described in the first lines of conf/GROUP/NAME.yaml):", ""]
     text += [f"  {group}={' | '.join(options)}" for group, options in choices.items()]
     text += ["", "Keys by group; defaults are those of the classes, which a preset or a choice may change:"]
     defaults, comments = default_values(), _attributes(RunConfig)
@@ -105,8 +105,8 @@ def _entry(key: str, comment: str) -> list[str]:
 def _comment(path: Path) -> str:
     """The comment that opens a config file, without its command."""
     lines = path.read_text().splitlines()
-    said = [line.removeprefix("# ") for line in lines[: _first_key(lines)] if line.startswith("# ")]
-    return " ".join(line for line in said if "@package" not in line and not line.startswith("python "))
+    found = [line.removeprefix("# ") for line in lines[: _first_key(lines)] if line.startswith("# ")]
+    return " ".join(line for line in found if "@package" not in line and not line.startswith("python "))
 
 
 def _attributes(settings: type) -> dict[str, str]:

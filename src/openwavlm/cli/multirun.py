@@ -25,31 +25,31 @@ def is_first_trial() -> bool:
 
 
 def check_has_trials(words: Sequence[str]) -> None:
-    """Checks a command line of which Hydra ran no trial.
+    """Checks a command line after which Hydra has run no trial.
 
     Args:
         words: The arguments of the program.
 
     Raises:
-        ValueError: If it is a sweep of Hydra's own sweeper and launcher, which passes over a sweep without trials in silence.
+        ValueError: If it is a sweep of Hydra's own sweeper and launcher, which ignores a sweep without trials silently.
     """
     asked = any(re.match(r"-(-help|-cfg|-info|-version|-resolve|-hydra-help|[hci])", word) for word in words)
     others = any(
         word.lstrip("+~").startswith(("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper")) for word in words
     )
     if {"-m", "--multirun"} & set(words) and not asked and not others:
-        raise ValueError("the sweep has no trial, since a range(…) or glob(…) in it is empty: correct it, or leave -m out")
+        raise ValueError("the sweep has no trial, since a range(…) or glob(…) in it is empty: widen it, or leave -m out")
 
 
 def check_trials(check: Check) -> None:
-    """Composes every trial of the sweep that this process runs and checks it; of a sweeper other than Hydra's own every value that
-    it names, and the ends of every range.
+    """Composes and checks every trial of this process's sweep; for a sweeper other than Hydra's own, every named value and the ends of
+    every range.
 
     Args:
-        check: Takes a trial's config and its folder.
+        check: Called with a trial's config and folder; raises if it is refused.
 
     Raises:
-        ValueError: Of the first trial that is refused; it says which.
+        ValueError: Of the first trial that is refused, with the trial.
     """
     loader, words = GlobalHydra.instance().config_loader(), get_args().overrides
     master = loader.load_configuration(HydraConfig.get().job.config_name, overrides=words, run_mode=RunMode.MULTIRUN)
@@ -80,12 +80,12 @@ def check_trials(check: Check) -> None:
 
 
 def _last(overrides: list[Override]) -> list[Override]:
-    """The overrides by key in the order in which they first come, each with its last value, as a trial has them."""
+    """The overrides of a trial: by key in order of their first occurrence, each with its last value."""
     return list({override.get_key_element(): override for override in overrides}.values())
 
 
 def _values(overrides: list[Override]) -> Iterator[list[str]]:
-    """Trials in which every value of every choice occurs, and both ends of every range."""
+    """Trials that contain every value of every choice, and both ends of every range."""
     choices = [[f"{o.get_key_element()}={value}" for value in _named(o)] for o in _last(overrides)]
     longest = max(map(len, choices), default=0)
     if longest <= 1:

@@ -21,7 +21,7 @@ from openwavlm.training.control import signalled
 from openwavlm.training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
-_checked: dict[str, CheckedData] = {}  # the data of earlier trials, of which a sweep over other keys has one
+_checked: dict[str, CheckedData] = {}  # data of earlier trials; a sweep over other keys has one entry
 
 
 def _under_torchrun(devices: int) -> int:
@@ -31,10 +31,10 @@ def _under_torchrun(devices: int) -> int:
 
 
 def _settings(config: RunConfig, *, sweeps: bool) -> TrainerSettings:
-    """Where the run executes.
+    """Settings of device and processes.
 
     Raises:
-        ValueError: If it cannot be here.
+        ValueError: If they are impossible on this machine.
     """
     settings: TrainerSettings = config.trainer
     if settings.accelerator == "gpu" and not torch.cuda.is_available():
@@ -50,7 +50,7 @@ def _settings(config: RunConfig, *, sweeps: bool) -> TrainerSettings:
 
 
 def _check_trial(config: DictConfig, folder: Path) -> None:
-    """Refuses a trial of a sweep for all that can be refused before it trains."""
+    """Makes all checks of a sweep's trial that are possible before training."""
     run_folder(config.name)
     values = plain(config)
     _settings(RunConfig.of(values), sweeps=True)
@@ -59,11 +59,11 @@ def _check_trial(config: DictConfig, folder: Path) -> None:
 
 @command("train", _check_trial)
 def main(config: DictConfig) -> None:
-    """Trains; more than one device on one node is handed to torchrun."""
+    """Trains; several devices on one node run under torchrun."""
     answer_parent()
     hydra = HydraConfig.get()
     run_folder(config.name)
-    run = RunConfig.of(plain(config))  # a misspelt key is answered here, by one process
+    run = RunConfig.of(plain(config))  # a misspelt key is refused here, by one process
     settings = _settings(run, sweeps=hydra.mode == RunMode.MULTIRUN)
     if settings.devices > 1 and "WORLD_SIZE" not in os.environ:
         check_world_size(settings.devices, run.batch)

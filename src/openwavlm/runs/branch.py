@@ -1,4 +1,4 @@
-"""A run that begins at another run's checkpoint: the same trajectory up to there, another end (a decay from a stable rate, say)."""
+"""A run that begins at another run's checkpoint: the same trajectory up to there, then another one, such as a decay from a stable rate."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ from openwavlm.training.optim import Optim
 from openwavlm.training.records import BRANCHED
 from openwavlm.training.run_files import read_config
 
-_OWN = ("name", "branch_from", "optim.updates")  # what a branch has of its own without being asked about it
+_OWN = ("name", "branch_from", "optim.updates")  # may differ in a branch without allow_change
 log = logging.getLogger(__name__)
 
 
 def check_head(checkpoint: Path, embeddings: Sequence[int], fingerprints: dict[str, str]) -> None:
-    """Refuses a checkpoint whose head has not the size of the run's, and warns of one that learned another codebook.
+    """Refuses a checkpoint with a head of another size than the run's, and warns of a head that was trained on another codebook.
 
     Args:
         checkpoint: A whole checkpoint.
@@ -26,7 +26,7 @@ def check_head(checkpoint: Path, embeddings: Sequence[int], fingerprints: dict[s
         fingerprints: Of the data as they are.
 
     Raises:
-        ValueError: If the numbers differ, whoever allowed the data to change.
+        ValueError: If the numbers differ, even with allow_change=[data].
     """
     content = read_checkpoint(checkpoint)
     heads = [content["state_dict"]["model.label_embeddings"]]
@@ -42,7 +42,8 @@ def check_head(checkpoint: Path, embeddings: Sequence[int], fingerprints: dict[s
     known: dict[str, str] = content["openwavlm"]["fingerprints"]
     if any(known.get(key) != value for key, value in fingerprints.items() if key.split(".")[0] == "codebook"):
         log.warning(
-            "the head of %s learned the labels of another codebook, as is allowed here: it has to learn them anew", checkpoint
+            "the head of %s was trained on another codebook, as allow_change permits: it is trained anew on these labels",
+            checkpoint,
         )
 
 
@@ -57,36 +58,27 @@ def begin_branch(
         config: Its composed config.
         optim: Its optimiser.
         allow_change: Keys that may differ from the other run's.
-        check: Refuses the checkpoint for other reasons (`check_head`), before anything is copied.
+        check: Raises for other reasons (`check_head`), before anything is copied.
 
     Returns:
         The differences, for `run.json`: key → (there, here).
 
     Raises:
-        ValueError: If the checkpoint is missing or damaged, is none of a run, belongs to a run that differs in a key that was not
-            allowed to, or lies where this run ends or decays already.
+        ValueError: If the checkpoint is missing, damaged or not of a run; if its run differs in a key that is not allowed to; if it
+            is after the end or in the decay of this run.
     """
     changes = check_branch(checkpoint, config, optim, allow_change)
     parent = checkpoint.resolve().parents[1]
     check()
     for name in BRANCHED:
-        if (parent / name).is_file():  # also in place of what a launch left that was killed before its first checkpoint
+        if (parent / name).is_file():  # also over files of a launch that was killed before its first checkpoint
             write_atomically(directory / name, (parent / name).read_bytes())
     log.info("branching from %s", checkpoint)
     return changes
 
 
 def check_branch(checkpoint: Path, config: dict[str, Any], optim: Optim, allow_change: list[str]) -> dict[str, Any]:
-    """Refuses what `begin_branch` refuses without a look at the data; writes nothing.
-
-    Args:
-        checkpoint: `runs/OTHER/checkpoints/step-….ckpt`.
-        config: The composed config.
-        optim: Its optimiser.
-        allow_change: Keys that may differ from the other run's.
-
-    Returns:
-        The differences: key → (there, here).
+    """The checks of `begin_branch` that need no data; writes nothing, and returns the differences: key → (there, here).
 
     Raises:
         ValueError: As `begin_branch`.
@@ -98,16 +90,12 @@ def check_branch(checkpoint: Path, config: dict[str, Any], optim: Optim, allow_c
     parent = checkpoint.resolve().parents[1]
     if not (parent / "config.yaml").is_file():
         raise ValueError(f"branch_from must lie in a run directory, but {parent} has no config.yaml")
-    changes = {
-        key: values for key, values in changed_keys(read_config(parent / "config.yaml"), config).items() if key not in _OWN
-    }
+    theirs = read_config(parent / "config.yaml")
+    changes = {key: values for key, values in changed_keys(theirs, config).items() if key not in _OWN}
     refuse_changes(changes, allow_change, f"the run {parent} that it branches from")
-    _check_rate(int(checkpoint.stem.split("-")[1]), optim, _optim_of(read_config(parent / "config.yaml")), checkpoint)
+    their_optim = Optim(**{name: value for name, value in theirs["optim"].items() if name in Optim.__dataclass_fields__})
+    _check_rate(int(checkpoint.stem.split("-")[1]), optim, their_optim, checkpoint)
     return changes
-
-
-def _optim_of(config: dict[str, Any]) -> Optim:
-    return Optim(**{name: value for name, value in config["optim"].items() if name in Optim.__dataclass_fields__})
 
 
 def _check_rate(step: int, optim: Optim, parent: Optim, checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""Refusals before the first update: those of a launch that trains, and of a sweep's trials before any begins."""
+"""Checks before the first update, of a launch and of all trials of a sweep."""
 
 import json
 import os
@@ -21,11 +21,7 @@ from openwavlm.training.run_files import read_config
 
 
 def check_world_size(world_size: int, batching: Batching) -> None:
-    """Refuses more processes than micro-batches.
-
-    Raises:
-        ValueError: With the way out.
-    """
+    """Raises a `ValueError` for more processes than micro-batches."""
     if world_size > batching.slots:
         raise ValueError(
             f"{world_size} processes but only {batching.slots} micro-batches a step: use at most {batching.slots} processes, or lower "
@@ -34,20 +30,20 @@ def check_world_size(world_size: int, batching: Batching) -> None:
 
 
 def open_data(config: RunConfig) -> OpenData:
-    """Opens the data of a run, and refuses what does not fit together."""
+    """Opens the data of a run, and checks that they fit the config."""
     opened = OpenData(config.data, config.batch, config.seed, labels_at_once_bytes=config.loader.label_check_mib << 20)
     check_noise_bank(config.mixing, len(opened.noise_index) if opened.noise_index is not None else 0)
-    config.loss.target_weights(len(opened.classes))  # refused here, where the other data are
+    config.loss.target_weights(len(opened.classes))  # checked here with the other data
     return opened
 
 
 def embeddings_of(config: RunConfig, classes: Sequence[int]) -> list[int]:
-    """Label embeddings that the run's heads need, one number a label set."""
+    """Number of label embeddings of the run's heads, one a label set."""
     return [config.head.special_rows + size for size in classes]
 
 
 class CheckedData(NamedTuple):
-    """What a launch needs to know of data that were checked.
+    """Facts of data that were checked.
 
     Attributes:
         classes: Labels of each label set.
@@ -61,12 +57,12 @@ class CheckedData(NamedTuple):
 
 
 def check_launch(values: dict[str, Any], directory: Path, opened: dict[str, CheckedData]) -> None:
-    """Refuses what a launch would refuse before its first update; trains, writes and keeps nothing.
+    """Makes the checks of a launch before its first update; trains and writes nothing.
 
     Args:
         values: The training config as plain values.
-        directory: Where the run lives or would live.
-        opened: Data that have been checked, by their part of the config; grows.
+        directory: Run directory, which may not exist.
+        opened: Data that were checked, by their part of the config; new ones are added.
 
     Raises:
         ValueError: If the config, the data or the state of the run directory does not allow the launch.

@@ -1,4 +1,4 @@
-"""Composed configs: where `conf/` lies, what an override may look like, and one sentence for what Hydra refuses."""
+"""Composed configs: the folder `conf/`, quoting of overrides, and one sentence for each error of Hydra."""
 
 import re
 import sys
@@ -37,10 +37,10 @@ def conf_dir() -> Path:
 
 
 def swept(overrides: list[str]) -> str:
-    """Name of a sweep's trial: what the sweep varies, by the command line or by a sweeper's own settings."""
+    """Name of a sweep's trial: its values of the keys that the sweep varies."""
     given = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(given)
-    last = {override.get_key_element(): override for override in parsed}  # of a key that is given twice the last holds
+    last = {override.get_key_element(): override for override in parsed}  # the last one of a key that is given twice
     fixed = {key for key, override in last.items() if not override.is_sweep_override()}
     varied = "__".join(o.replace("'", "") for o in overrides if o.split("=", 1)[0] not in fixed)
     # No "=" or ",": the folder's name must be usable as a value on the next command line.
@@ -50,7 +50,7 @@ def swept(overrides: list[str]) -> str:
 OmegaConf.register_new_resolver("swept", swept, replace=True)
 # Below the groups of conf/train.yaml: a file there states only what differs from the defaults of the classes.
 ConfigStore.instance().store(name="defaults_of_classes", node=default_values())
-# What every command asks of Hydra: no log files, no folder of its own, no change of the working directory.
+# Hydra in every command: no log files, no folder of its own, no change of the working directory.
 ConfigStore.instance().store(
     name="quiet",
     package="_global_",
@@ -63,12 +63,12 @@ OmegaConf.register_new_resolver("run_folder", lambda name: "." if name in (".", 
 
 
 def quoted(value: Path | str) -> str:
-    """A value as an override has it whatever its characters: Hydra's grammar knows spaces, brackets, `=`, `,`, `#` and few letters."""
+    """A value quoted for an override: to Hydra spaces, brackets, `=`, `,`, `#` and many letters are grammar."""
     return QuotedString(str(value), Quote.single).with_quotes()
 
 
 def paths(value: Any) -> list[Path]:
-    """The folders that a key names, one (`key=A`) or several (`key=[A,B]`)."""
+    """The folders of a key, one (`key=A`) or several (`key=[A,B]`)."""
     return [Path(str(one)) for one in (value if isinstance(value, list | ListConfig) else [value])]
 
 
@@ -101,7 +101,7 @@ def _names(node: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from _names(value, f"{name}.")
 
 
-# What Hydra's parser says of a word that it does not understand.
+# Messages of Hydra's parser on a word outside of its grammar.
 _GRAMMAR = re.compile(r"no viable alternative|mismatched input|extraneous input|token recognition|LexerNoViable")
 _QUOTES = (
     """a value with =, commas, brackets, spaces or other letters needs quotes of its own, as in 'key="a=b"' or 'key=["a=b"]'"""
@@ -109,18 +109,18 @@ _QUOTES = (
 
 
 def sentence_of_value(error: OmegaConfBaseException) -> str:
-    """What is wrong with a value; of a resolver of ours its own sentence."""
+    """The error of a value, in one sentence; of our resolvers their own sentence."""
     text = str(error).split("full_key:")[0].removeprefix("ValueError raised while resolving interpolation: ")
     return " ".join(text.split())
 
 
 def sentence_of(error: Exception, config_name: str) -> str:
-    """What is wrong with the command line, in one sentence; for a misspelt key with the key that comes nearest."""
-    if isinstance(error, OSError) and not isinstance(error, HydraException):  # a missing option is both to Hydra
+    """The error of a command line, in one sentence; for a misspelt key with the nearest key."""
+    if isinstance(error, OSError) and not isinstance(error, HydraException):  # Hydra's error of a missing option is both
         return explained(error)
     if isinstance(error, OmegaConfBaseException):
         return sentence_of_value(error)
-    if not isinstance(error, HydraException | ValueError):  # OmegaConf asserts that what lies above a key is a group
+    if not isinstance(error, HydraException | ValueError):  # OmegaConf asserts that a key is in a group
         found = " ".join(str(error).split("full_key:")[0].split()) or type(error).__name__
         return (
             f"the overrides cannot be composed ({found}): one of them names a key below another one that is null or has a value; give "
@@ -145,7 +145,7 @@ _composing = threading.Lock()  # Hydra's state is one for the whole process
 def _compose(config_name: str, overrides: list[str]) -> DictConfig:
     with _composing:
         state = GlobalHydra.instance()
-        outer, state.hydra = state.hydra, None  # that of the command from within which this may be called
+        outer, state.hydra = state.hydra, None  # state of the command that may call this
         try:
             with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
                 return hydra.compose(config_name, [as_text(word) for word in overrides])
@@ -154,10 +154,10 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig:
 
 
 def composed(config_name: str, overrides: list[str]) -> DictConfig:
-    """The config that a command line of these overrides composes; from within a command too.
+    """Composes a config, from within a command too.
 
     Raises:
-        ValueError: If an override is refused, in the words of that command.
+        ValueError: If an override is refused.
     """
     try:
         return _compose(config_name, overrides)

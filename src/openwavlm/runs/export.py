@@ -1,4 +1,4 @@
-"""From a run to files that Transformers, Microsoft's code or torchaudio load."""
+"""Export of a run to files that Transformers, Microsoft's code or torchaudio load."""
 
 import logging
 from pathlib import Path
@@ -15,7 +15,7 @@ from openwavlm.checkpoints.torchaudio import sidecar_of, torchaudio_bytes
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
-from openwavlm.runs.run_directory import RunRecord, heard_data, other_data
+from openwavlm.runs.run_directory import RunRecord, of_other_data, training_data
 from openwavlm.runtime.atomic import write_atomically
 from openwavlm.training.build import make_model
 from openwavlm.training.checkpoint import named_checkpoint
@@ -25,7 +25,7 @@ from openwavlm.training.run_files import read_config
 
 log = logging.getLogger(__name__)
 
-# How each format is loaded.
+# Code that loads each format.
 FORMATS = {
     "huggingface": "transformers.WavLMModel.from_pretrained({folder!r})",
     "microsoft": "WavLM(WavLMConfig(torch.load({weights!r})['cfg'])) of Microsoft's code",
@@ -34,12 +34,12 @@ FORMATS = {
 
 
 def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") -> tuple[WavLMForPretraining, dict[str, Any]]:
-    """The model of one of a run's checkpoints, in eval mode, and what the checkpoint is bound to.
+    """The model of one of a run's checkpoints, in eval mode, and the checkpoint's own entries (`openwavlm`).
 
     Args:
         run: Run directory.
         checkpoint: `newest` that verifies, `best` by cross-entropy on held-out speakers, or a number of updates.
-        weights: `trained`, or `ema`, their running mean where the run kept one.
+        weights: `trained`, or `ema`, their running mean in a run with optim.ema.
 
     Raises:
         ValueError: If the directory is no run, or holds no such checkpoint or weights.
@@ -55,7 +55,7 @@ def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") ->
     prefix = "model." if weights == "trained" else "ema."
     state = {key.removeprefix(prefix): value for key, value in content["state_dict"].items() if key.startswith(prefix)}
     if not state:
-        raise ValueError(f"{run} kept no running mean of its weights: train with optim.ema=0.999, or use weights=trained")
+        raise ValueError(f"{run} has no running mean of its weights: train with optim.ema=0.999, or use weights=trained")
     config = RunConfig.of(values)
     try:
         embeddings = [state["label_embeddings"]]
@@ -66,7 +66,7 @@ def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") ->
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{found} must hold the model that {run / 'config.yaml'} describes, but does not ({reason}): restore both from a copy"
+            f"{found} does not hold the model of {run / 'config.yaml'} ({reason}): restore both from a copy"
         ) from error
     return model.eval(), content["openwavlm"]
 
@@ -91,21 +91,26 @@ def export_run(
         ValueError: If the format is unknown, the output holds another one, or there is nothing to export.
     """
     if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, but is {format!r}: correct it")
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, but is {format!r}")
     output = output or run / ("export" if format == "huggingface" else f"export-{format}")
     _check_format_of(output, format)
     model, bound = load_run(run, checkpoint, weights)
     output.mkdir(parents=True, exist_ok=True)
     _write_encoder(model.wavlm, output, format)
-    heads = model.heads()  # several label sets lie one after another, as fairseq's untied heads do
+    heads = model.heads()  # those of several label sets one after another, as in fairseq
     head = {
         "final_proj.weight": torch.cat([of_set.final_proj.weight.detach() for of_set in heads]),
         "final_proj.bias": torch.cat([of_set.final_proj.bias.detach() for of_set in heads]),
         "label_embs_concat": torch.cat([of_set.label_embeddings.detach() for of_set in heads]),
     }
     write_atomically(output / "pretraining_head.safetensors", save(head))
-    about = {"format_version": 1, "updates": bound["step"], "weights": weights, "fingerprints": bound["fingerprints"]}
-    about["trained_on"] = _trained_on(run, bound["fingerprints"])
+    about = {
+        "format_version": 1,
+        "updates": bound["step"],
+        "weights": weights,
+        "fingerprints": bound["fingerprints"],
+        "trained_on": _trained_on(run, bound["fingerprints"]),
+    }
     if len(heads) > 1:
         about["label_embeddings"] = [len(of_set.label_embeddings) for of_set in heads]
     begun = RunRecord(run).content.get("init_from")
@@ -126,7 +131,7 @@ _LAYER_NORM = """Every convolution has a layer norm of its own frame: with an at
 
 
 def _readme(output: Path, format: str, about: dict[str, Any], config: WavLMConfig) -> str:
-    """What a user of the folder has to know: how it is loaded, and what padding does."""
+    """README of the folder: loading, and the effect of padding."""
     loaded_by = FORMATS[format].format(folder="FOLDER", weights="FOLDER/model.pt", arguments="FOLDER/model.json")
     return (
         f"# {output.resolve().name}\n\nA {config.layers}-layer speech encoder after {about['updates']} updates, written by `openwavlm "
@@ -137,12 +142,12 @@ def _readme(output: Path, format: str, about: dict[str, Any], config: WavLMConfi
 
 
 def _trained_on(run: Path, fingerprints: dict[str, str]) -> dict[str, Any]:
-    """Which voices the model heard: the run's split, its shard sets, their sources where noted, and, as `before`, other data of its
-    earlier launches and what it heard before the run."""
-    found = heard_data(read_config(run / "config.yaml")["data"], fingerprints)
+    """Training data of the model: the run's split, shard sets and sources, and, as `before`, other data of earlier launches and of
+    the model that the run began from."""
+    found = training_data(read_config(run / "config.yaml")["data"], fingerprints)
     noted = RunRecord(run).content
     before = {"before": noted["init_from"].get("trained_on")} if "init_from" in noted else {}
-    for earlier in other_data(noted.get("heard", []), found):
+    for earlier in of_other_data(RunRecord(run).trained_on, found):
         before = {"before": earlier | before}
     if "sources" in noted:
         found["sources"] = noted["sources"]
@@ -150,7 +155,7 @@ def _trained_on(run: Path, fingerprints: dict[str, str]) -> dict[str, Any]:
 
 
 def _check_format_of(output: Path, format: str) -> None:
-    """One folder holds one format, and no shards: what loads it looks for Hugging Face's files first."""
+    """Checks that the folder holds no other format and no shards: loaders look for Hugging Face's files first."""
     if (output / "index").is_dir():
         raise ValueError(f"a model has a folder of its own, but {output} holds shards: name another output")
     held = [

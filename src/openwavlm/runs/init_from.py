@@ -1,4 +1,4 @@
-"""A new run whose encoder begins as that of a checkpoint, of any dialect: domain adaptation, or WavLM from a HuBERT."""
+"""A new run that begins with the encoder of a checkpoint of any dialect: domain adaptation, or WavLM from a HuBERT."""
 
 import logging
 from dataclasses import fields
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from openwavlm.checkpoints.about import read_about
-from openwavlm.checkpoints.account import NO_GATED_BIAS, Account
+from openwavlm.checkpoints.account import NO_GATED_BIAS
 from openwavlm.checkpoints.load import load_checkpoint
 from openwavlm.labels.teacher import model_hash
 from openwavlm.model.config import WavLMConfig
@@ -17,7 +17,7 @@ from openwavlm.model.wavlm import WavLM
 log = logging.getLogger(__name__)
 
 _TABLE = "encoder.relative_bias.embedding.weight"
-# A run's own choice: the rest must be as the checkpoint has it.
+# Free in the run; all other settings must equal the checkpoint's.
 _FREE = frozenset(
     {
         *("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop", "layer_drop_mode"),
@@ -27,15 +27,15 @@ _FREE = frozenset(
 
 
 def begin_from(model: WavLM, path: Path | str) -> dict[str, Any]:
-    """Copies a checkpoint's encoder into a new run's; the prediction head stays as it was drawn.
+    """Copies a checkpoint's encoder into a new run's; the prediction head stays random.
 
     Args:
         model: The run's encoder; overwritten.
         path: A checkpoint that `load_checkpoint` reads.
 
     Returns:
-        What binds the run to it, for `run.json`: path, dialect, hash of the model, what was left out and made, and, where its folder
-        says it, what it was trained on (`openwavlm.json`).
+        Entry for `run.json`: path, dialect, hash of the model, tensors that were left out and made, and the training data if the
+        checkpoint's folder has them (`openwavlm.json`).
 
     Raises:
         ValueError: As `load_checkpoint` does; if the run's model has another architecture or normalisation.
@@ -44,15 +44,23 @@ def begin_from(model: WavLM, path: Path | str) -> dict[str, Any]:
     neutral = account.created.get(_TABLE) == NO_GATED_BIAS
     check_same_architecture(model.config, loaded.config, path, neutral=neutral)
     state = loaded.state_dict()
-    if neutral:  # of zeros, so it may have the run's own buckets
+    if neutral:  # all zeros, so any buckets fit
         state[_TABLE] = torch.zeros_like(model.state_dict()[_TABLE])
     model.load_state_dict(state)
     log.info("the encoder begins as %s (%s), the prediction head is new", path, account.dialect)
-    return _record(path, model_hash(loaded), account)
+    about = read_about(Path(path) if Path(path).is_dir() else Path(path).parent) or {}
+    return {
+        "path": str(path),
+        "dialect": account.dialect,
+        "model": model_hash(loaded),
+        "left_out": account.ignored,
+        "made": account.created,
+        "trained_on": about.get("trained_on"),
+    }
 
 
 def check_same_beginning(before: dict[str, Any] | None, now: dict[str, Any], allow_change: list[str]) -> None:
-    """Refuses to begin again with another encoder than this run began with.
+    """Refuses another encoder than that in `run.json`.
 
     Raises:
         ValueError: If `run.json` names another model and `init_from` was not allowed to change.
@@ -64,32 +72,17 @@ def check_same_beginning(before: dict[str, Any] | None, now: dict[str, Any], all
         )
 
 
-def _record(path: Path | str, hashed: str, account: Account) -> dict[str, Any]:
-    return {
-        "path": str(path),
-        "dialect": account.dialect,
-        "model": hashed,
-        "left_out": account.ignored,
-        "made": account.created,
-        "trained_on": _trained_on(Path(path)),
-    }
-
-
-def _trained_on(path: Path) -> dict[str, Any] | None:
-    return (read_about(path if path.is_dir() else path.parent) or {}).get("trained_on")
-
-
 def check_same_architecture(run: WavLMConfig, checkpoint: WavLMConfig, origin: Path | str, *, neutral: bool = False) -> None:
-    """Refuses to begin a model as another one of a different architecture.
+    """Refuses a checkpoint of another architecture.
 
     Args:
-        run: The model that is to begin.
-        checkpoint: What it is to begin as.
-        origin: Whose that is, for the message.
-        neutral: Whether the gated bias was made neutral, so that it may have any buckets.
+        run: Config of the run's model.
+        checkpoint: Config of the checkpoint's model.
+        origin: The checkpoint, for the message.
+        neutral: Whether the gated bias was made neutral, so that any buckets fit.
 
     Raises:
-        ValueError: With the overrides to add.
+        ValueError: If the architectures differ.
     """
     free = _FREE | ({"num_buckets", "max_distance"} if neutral else set())
     names = [field.name for field in fields(run) if field.name not in free]
@@ -103,7 +96,7 @@ def check_same_architecture(run: WavLMConfig, checkpoint: WavLMConfig, origin: P
 
 
 def _written(value: Any) -> str:
-    """A value as an override has it."""
+    """A value in the form of an override."""
     if isinstance(value, tuple):
         return f"[{','.join(map(str, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)

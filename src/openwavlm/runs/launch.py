@@ -27,14 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: DictConfig, run_directory: Path) -> dict[str, Any]:
-    """Launches or resumes a run.
-
-    Args:
-        config: The composed training config.
-        run_directory: The run's folder; a run that is in it already goes on.
-
-    Returns:
-        The summary, as in `summary.json`.
+    """Launches a run, or resumes the one in the run directory; returns the summary, as in `summary.json`.
 
     Raises:
         ValueError: If the config, the data or the state of the run directory does not allow the launch; nothing was trained.
@@ -58,12 +51,7 @@ def train(config: DictConfig, run_directory: Path) -> dict[str, Any]:
 
 
 def run_launch(launch: Launch, changes: dict[str, Any]) -> dict[str, Any]:
-    """Runs the four acts in a run directory that is locked; returns the summary.
-
-    Args:
-        launch: Config and place.
-        changes: Config keys that differ from the launch before.
-    """
+    """Runs the four acts in a run directory that is locked; `changes` are config keys that differ from the launch before."""
     opened = open_run(launch)
     beginning = resume(launch, opened, changes)
     optim, stop_after = launch.config.optim, launch.config.stop_after

@@ -1,4 +1,4 @@
-"""What lies in `runs/`: for each run its state, progress, loss, speed and age."""
+"""State, progress, loss, speed and age of each run in `runs/`."""
 
 import os
 from collections.abc import Iterator
@@ -36,12 +36,7 @@ class RunRow:
 
 
 def list_runs(root: Path, now: float) -> list[RunRow]:
-    """The runs below a folder, the one that changed last first.
-
-    Args:
-        root: As a rule `runs`.
-        now: Time, seconds since 1970.
-    """
+    """The runs below a folder, the one that changed last first; `now` in seconds since 1970."""
     rows = [_row(folder, root, now) for folder in _folders(root)] if root.is_dir() else []
     return sorted(rows, key=lambda row: (row.age_s is None, row.age_s, row.name))
 
@@ -75,7 +70,7 @@ def _row(folder: Path, root: Path, now: float) -> RunRow:
 
 
 def _is_held(lock: Path, now: float) -> bool:
-    """Whether a launch holds the run: its record in the lock is renewed as long as it lives."""
+    """Whether a launch holds the run: it renews its record in the lock regularly."""
     return lock.is_file() and lock.stat().st_size > 0 and now - lock.stat().st_mtime < DEAD_AFTER_S
 
 

@@ -1,10 +1,10 @@
 """One run, one writer: an advisory file lock on this host, a heartbeat for the others.
 
-The record in the file names the writer and is renewed every 15 s. A launch that finds the record of a writer whose lock it cannot see
-(another host; a file system without locks) watches it: if it changes, the launch is refused; if it has not changed for 120 s of the
-launch's own monotonic clock, the launch takes over. The time in the record is never compared with a clock: hosts disagree by days.
-A writer that finds another record in place of its own, because it stood still for that long, ends at once. One that finds its file
-deleted writes it anew, and ends if another launch has made one meanwhile.
+The record in the file names the writer and is renewed every 15 s. The lock of a writer on another host, or on a file system without
+locks, is invisible, so a launch watches the record: if it changes, the launch is refused; after 120 s without a change, by the launch's
+own monotonic clock, the launch takes over. The time in the record is never compared with a clock, since hosts differ by days.
+A writer that was suspended for that long finds another record in place of its own and ends at once. A writer that finds its file deleted
+writes it anew, and ends if another launch has written one meanwhile.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 
 class RunLock:
-    """Only one launch writes to a run.
+    """Lock of a run directory.
 
-    The lock is one of `fcntl`, which belongs to the process alone: with `flock` a killed run would stay locked for as long as
-    its forked loader workers live.
+    The lock is one of `fcntl`, which belongs to the process alone: with `flock` a killed run stays locked as long as its forked
+    loader workers live.
 
     Args:
         directory: The run directory.
@@ -49,7 +49,7 @@ class RunLock:
         with naming(self.path):
             self._file = self._open()
             self._enter()
-            while not self._is_in_place():  # deleted or replaced meanwhile: that file is the lock now
+            while not self._is_in_place():  # deleted or replaced meanwhile: the new file is the lock
                 os.close(self._file)
                 self._file = self._open()
                 self._enter()
@@ -61,7 +61,7 @@ class RunLock:
         return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def _enter(self) -> None:
-        """Takes the lock of the open file, or waits until its holder is known to be dead.
+        """Locks the open file, if need be after a wait for its holder's end.
 
         Raises:
             ValueError: If a live launch holds the run.
@@ -73,7 +73,7 @@ class RunLock:
             raise ValueError(self._refusal(holder))
 
     def _is_in_place(self) -> bool:
-        """Whether the open file is the one that other launches find: a lock on a deleted file keeps nobody away."""
+        """Whether the open file is the one at the path: a lock on a deleted file refuses no launch."""
         try:
             found = self.path.stat()
         except FileNotFoundError:
@@ -81,28 +81,28 @@ class RunLock:
         return os.path.samestat(found, os.fstat(self._file))
 
     def _lock(self) -> bool | None:
-        """Takes the lock: True; False if another process holds it; None if this file system has no locks."""
+        """Locks the file: True; False if another process holds it; None if this file system has no locks."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             return False
         except OSError as error:
-            log.warning("%s cannot be locked (%s): only its heartbeat keeps a second launch away", self.path, error.strerror)
+            log.warning("%s cannot be locked (%s): a second launch is refused by its heartbeat alone", self.path, error.strerror)
             return None
         return True
 
     def _lives(self, holder: dict[str, Any]) -> bool:
         """Waits until the holder's record changes (True), has not changed for 120 s, or is released."""
-        began = said = time.monotonic()
+        began = logged = time.monotonic()
         log.warning(
-            "%s is held by %s: waiting %.0f s for its next heartbeat, which would show that it lives",
+            "%s is held by %s: waiting %.0f s for its next heartbeat",
             self.path,
             _who(holder),
             DEAD_AFTER_S,
         )
         while (now := time.monotonic()) - began < DEAD_AFTER_S:
-            if now - said >= _PROGRESS_S:
-                said = now
+            if now - logged >= _PROGRESS_S:
+                logged = now
                 log.warning("no heartbeat of %s so far, %.0f s left", _who(holder), DEAD_AFTER_S - (now - began))
             time.sleep(HEARTBEAT_S / 15)
             found = self._holder()
@@ -128,7 +128,7 @@ class RunLock:
 
     def _write(self) -> None:
         record = {**self._ours, "job": os.environ.get("SLURM_JOB_ID"), "heartbeat": time.time()}
-        # One write of constant length: a reader never meets half a record.
+        # One write of constant length, so that no reader finds half a record.
         os.pwrite(self._file, json.dumps(record).ljust(_RECORD_BYTES).encode(), 0)
 
     def _beats(self) -> None:
@@ -137,9 +137,7 @@ class RunLock:
                 if not self._is_in_place():
                     deleted, self._file = self._file, self._open()
                     os.close(deleted)
-                    log.warning(
-                        "%s was deleted while this run was written: it is written anew; leave it while a run trains", self.path
-                    )
+                    log.warning("%s was deleted while this run trains: it is written anew", self.path)
                     if self._lock() is False:
                         self._end(self._holder())
                 holder = self._holder()
@@ -161,7 +159,7 @@ class RunLock:
 
 
 def _is_dead(holder: dict[str, Any], *, locked: bool) -> bool:
-    """Whether a holder is known to be dead: one of this host that has no lock any more or, without locks, no process."""
+    """Whether a holder on this host has ended: it has no lock or, without locks, no process."""
     if holder.get("host") != socket.gethostname():
         return False
     if locked:

@@ -10,8 +10,8 @@ from openwavlm.runs.run_directory import same_data
 from openwavlm.training.config import RunConfig
 from openwavlm.training.control import Control
 from openwavlm.training.health.figures import HealthFigures
-from openwavlm.training.health.judgement import Known
-from openwavlm.training.health.monitor import HealthMonitor, WallClock, kept_references
+from openwavlm.training.health.judgement import Known, References
+from openwavlm.training.health.monitor import HealthMonitor, WallClock
 from openwavlm.training.health.references import label_references
 from openwavlm.training.log import RunLog
 
@@ -42,8 +42,8 @@ def make_monitor(
 
     Args:
         config: The run's.
-        opened: The run's data.
-        schedule: The run's schedule.
+        opened: Its data.
+        schedule: Its schedule.
         run_log: Writes findings and figures.
         control: Stops the run.
         clock: Wall time.
@@ -55,7 +55,8 @@ def make_monitor(
     if not settings.enabled:
         return None
     kept = state.get("health") if state else None
-    references = kept_references(kept) if state and same_data(state["fingerprints"], opened.fingerprints()) else None
+    same = bool(state and kept and same_data(state["fingerprints"], opened.fingerprints()))
+    references = References(**kept["references"]) if same and kept else None
     if references is None or not references.complete(settings, updates):
         references = label_references(opened, schedule, config.masking, config.seed, settings, start=start, updates=updates)
     known = Known(

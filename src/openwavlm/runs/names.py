@@ -1,4 +1,4 @@
-"""Names and paths of a command line are text, whatever they look like, and a run's name leads into `runs/`.
+"""Names and paths of a command line as text, and the folder of a run's name.
 
 YAML and Hydra read `1e3` as 1000.0, `007` as 7 and `true` as a truth value: quotes around them keep the letters.
 """
@@ -20,7 +20,7 @@ _OF_GROUP = re.compile(rf"\b({'|'.join(_TEXT)})(\s*:\s*)({_NUMBER})(?=\s*[,}}])"
 
 
 def as_text(word: str) -> str:
-    """An override with quotes where its key takes text and Hydra would read something else.
+    """An override with quotes if its key is text and Hydra would read another type.
 
     Args:
         word: As given, `name=1e3`, or a sweep, `name=1e3,2e3`.

@@ -1,4 +1,4 @@
-"""One run, one directory: the second-launch rules, and `run.json`."""
+"""The run directory: rules for a second launch, and `run.json`."""
 
 import json
 import logging
@@ -15,14 +15,8 @@ from openwavlm.training.records import read_record
 from openwavlm.training.run_files import FORMAT_VERSION, config_checksum, flatten, parse_config, read_config, read_run
 
 log = logging.getLogger(__name__)
-_FREE_GROUPS = (
-    "trainer",
-    "callbacks",
-    "logger",
-    "loader",
-    "health",
-    "probes",
-)  # may differ between launches: they do not change the trajectory
+# May differ between launches: they do not change the trajectory.
+_FREE_GROUPS = ("trainer", "callbacks", "logger", "loader", "health", "probes")
 _FREE_KEYS = ("stop_after", "allow_change", "debug", "model.recompute")
 
 
@@ -31,25 +25,25 @@ def _is_free(key: str) -> bool:
 
 
 def trajectory(config: dict[str, Any]) -> dict[str, Any]:
-    """The flattened keys of a config that decide what comes out, and not where or how watchfully it is computed."""
-    # Null is no choice: a key that came after a run began is null there, and the run is still known by the same keys.
-    # A name is text, which a run's config of an earlier version may hold as a number.
+    """The flattened keys of a config that decide the weights, without those of device, records and checks."""
+    # Null is left out, so that a key that was added after a run began does not change the run's identity.
+    # A name is text, but may be a number in the config of an earlier version.
     named = {**config, "name": str(config["name"])} if config.get("name") is not None else config
     return {key: value for key, value in flatten(named).items() if value is not None and not _is_free(key)}
 
 
 def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Keys whose change between two launches would change the trajectory: key → (before, after)."""
+    """Keys of the trajectory that differ between two launches: key → (before, after)."""
     old, new = trajectory(before), trajectory(after)
     keys = sorted(set(old) | set(new))
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
 def refuse_changes(changes: dict[str, tuple[Any, Any]], allow_change: list[str], run: str) -> None:
-    """Refuses differences that nobody allowed.
+    """Refuses differences that are not in `allow_change`.
 
     Raises:
-        ValueError: With each of them and both values.
+        ValueError: If there are some; it lists each with both values.
     """
     refused = {
         key: values for key, values in changes.items() if not any(key == a or key.startswith(a + ".") for a in allow_change)
@@ -63,9 +57,9 @@ def refuse_changes(changes: dict[str, tuple[Any, Any]], allow_change: list[str],
 
 
 def accept_config(directory: Path, config: dict[str, Any], allow_change: list[str]) -> dict[str, tuple[Any, Any]]:
-    """Compares the composed config with the run's, and lays it down to become the run's when a segment begins.
+    """Compares the composed config with the run's, and writes it beside, to become the run's when a segment begins.
 
-    A launch that is refused after this (a folder is missing, the data changed) has trained nothing and so binds nothing.
+    So a launch that is refused later (a folder is missing, the data changed) leaves the run's config as it is.
 
     Returns:
         The allowed changes of this launch, empty on the first.
@@ -89,7 +83,7 @@ def _staged(directory: Path) -> Path:
 
 
 def _finish_rename(directory: Path) -> None:
-    """Checks that config and record are both there; a launch that was killed between writing them is finished."""
+    """Checks that config and record are both there; completes a launch that was killed between writing them."""
     path, record, staged = directory / "config.yaml", directory / "run.json", _staged(directory)
     if path.exists() and not record.exists():
         raise ValueError(
@@ -108,21 +102,21 @@ def _finish_rename(directory: Path) -> None:
         staged.replace(path)
     elif content["segments"]:
         raise ValueError(
-            f"{path} is missing, but {record.name} knows {len(content['segments'])} launches of this run: restore it from a copy, or "
+            f"{path} is missing, but {record.name} lists {len(content['segments'])} launches of this run: restore it from a copy, or "
             "start a new run under another name"
         )
 
 
-def heard_data(data: dict[str, Any], fingerprints: dict[str, str]) -> dict[str, Any]:
-    """Which voices a launch trains on.
+def training_data(data: dict[str, Any], fingerprints: dict[str, str]) -> dict[str, Any]:
+    """The speakers that a launch trains on, by its split and its shard sets.
 
     Args:
         data: The data node of its config.
         fingerprints: Of its data.
 
     Returns:
-        `validation_share` and `split_seed`; fingerprints of the shard sets that are trained on, `indexes`, and of those held out as a
-        whole, `validation_indexes`; the hashes of their names, `metadata`, by fingerprint.
+        `validation_share` and `split_seed`; fingerprints of the training shard sets, `indexes`, and of the held-out ones,
+        `validation_indexes`; the hashes of their names, `metadata`, by fingerprint.
     """
     shards = {name.removeprefix("shards."): value for name, value in fingerprints.items() if name.startswith("shards.")}
     apart = set(data.get("validation") or {})
@@ -136,23 +130,25 @@ def heard_data(data: dict[str, Any], fingerprints: dict[str, str]) -> dict[str, 
     }
 
 
-def other_data(heard: list[dict[str, Any]], now: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those of `RunRecord.heard` that are of other data or another split than `now`, `sources` aside."""
-    return [entry for entry in heard if any(entry.get(name, value) != value for name, value in now.items() if name != "sources")]
+def of_other_data(earlier: list[dict[str, Any]], now: dict[str, Any]) -> list[dict[str, Any]]:
+    """Entries of `RunRecord.trained_on` of other data or another split than `now`, `sources` aside."""
+    return [
+        entry for entry in earlier if any(entry.get(name, value) != value for name, value in now.items() if name != "sources")
+    ]
 
 
 def names_in(fingerprints: dict[str, str]) -> dict[str, str]:
-    """Those of a run's fingerprints that are of the shards' names."""
+    """A run's fingerprints of its shards' names."""
     return {name: value for name, value in fingerprints.items() if name.startswith("metadata.")}
 
 
 def lacks_names(known: dict[str, str], now: dict[str, str]) -> bool:
-    """True for fingerprints of an older version, which had none of the shards' names."""
+    """Whether fingerprints are of format 1, without those of the shards' names."""
     return bool(names_in(now)) and not names_in(known) and any(name.startswith("shards.") for name in known)
 
 
 def same_data(known: dict[str, str], now: dict[str, str]) -> bool:
-    """Whether fingerprints are equal, apart from names where an older version had none."""
+    """Whether fingerprints are equal, apart from names that format 1 lacks."""
     return (known | names_in(now) if lacks_names(known, now) else known) == now
 
 
@@ -179,17 +175,17 @@ class RunRecord:
 
         Args:
             fingerprints: Of the data.
-            allow_change: What may differ from the launch before.
+            allow_change: Keys that may differ from the launch before.
             places: The folder of each of the data, for the message.
 
         Raises:
-            ValueError: If shards, their names (`metadata`), labels or noise differ and `data` was not allowed to change; if an older
-                version began the run, which did not note the names.
+            ValueError: If shards, their names (`metadata`), labels or noise differ and `data` is not allowed to change; if the run is
+                of format 1, without the names.
         """
         known = self.content.get("fingerprints")
         if known is not None and lacks_names(known, fingerprints) and "data" not in allow_change:
             raise ValueError(
-                f"{self._path} does not say which speakers and other names the run's shards had (a run of an older format): add them by "
+                f"{self._path} lacks the checksums of speakers and other names of the run's shards (a run of format 1): add them by "
                 f"`openwavlm upgrade {self._path.parent}`, and the run goes on"
             )
         if known is not None and known != fingerprints and "data" not in allow_change:
@@ -202,39 +198,32 @@ class RunRecord:
         self.content["fingerprints"] = fingerprints
 
     @property
-    def heard(self) -> list[dict[str, Any]]:
-        """What its launches trained on, oldest first: `heard_data` and, where known, `sources`; an older run's, of its newest launch."""
-        if "heard" in self.content or "fingerprints" not in self.content:
-            return list(self.content.get("heard", []))
-        path = self._path.with_name("config.yaml")
-        data = read_config(path).get("data")
-        if not isinstance(data, dict) or not {"validation_share", "split_seed"} <= data.keys():
-            raise ValueError(f"{path} is damaged (it says nothing of the data): restore it from a copy")
-        known = {name: self.content[name] for name in ("sources",) if name in self.content}
-        return [heard_data(data, self.content["fingerprints"]) | known]
+    def trained_on(self) -> list[dict[str, Any]]:
+        """Training data of its launches, oldest first: `training_data` and `sources`."""
+        return list(self.content.get("heard", []))
 
     def add_training_data(self, data: dict[str, Any], fingerprints: dict[str, str], sources: set[str]) -> None:
-        """Adds what a launch trains on, before `check_fingerprints` replaces what is known of the launch before it."""
-        now = heard_data(data, fingerprints)
-        self.content["heard"] = [*other_data(self.heard, now), now | {"sources": sorted(sources)}]
+        """Adds the training data of a launch; call it before `check_fingerprints`, which replaces those of the launch before."""
+        now = training_data(data, fingerprints)
+        self.content["heard"] = [*of_other_data(self.trained_on, now), now | {"sources": sorted(sources)}]
         self.content["sources"] = sorted({*self.content.get("sources", []), *sources})
 
     def inherit(self, parent: "RunRecord") -> None:
-        """Takes over what the run that this one branches from began as and trained on."""
-        own = self.heard
-        self.content["heard"] = [*(entry for entry in parent.heard if all(other_data([entry], now) for now in own)), *own]
+        """Copies the training data and `init_from` of the run that this one branches from."""
+        own = self.trained_on
+        self.content["heard"] = [*(entry for entry in parent.trained_on if all(of_other_data([entry], now) for now in own)), *own]
         self.content["sources"] = sorted({*self.content.get("sources", []), *parent.content.get("sources", [])})
         if "init_from" in parent.content:
             self.content["init_from"] = parent.content["init_from"]
 
     def begin_segment(self, segment: dict[str, Any]) -> None:
-        """Adds this launch, whose config becomes the run's; the first one gives the run its identity."""
+        """Adds this launch, and makes its config the run's; the first one gives the run its identity."""
         self.content["segments"].append(segment)
         config = self._staged_config.with_suffix("")
-        # Both: a kill between the two writes leaves the config of the launch before.
+        # Both, since a kill between the two writes leaves the config of the launch before.
         configs = [parse_config(file) for file in (config, self._staged_config) if file.exists()]
         self.content["configs"] = [config_checksum(one) for one in configs]
-        # A function of the beginning, not random: a run that was killed and went on writes the bytes of one that was not.
+        # A hash of the beginning, not random, so that a run that was killed and went on has the bytes of one that was not.
         beginning = {"config": trajectory(configs[-1]) if configs else {}, "data": self.content.get("fingerprints", {})}
         self.content.setdefault("run", checksum_of(beginning))
         self.save()
@@ -242,20 +231,20 @@ class RunRecord:
             self._staged_config.replace(config)
 
     def refuse_lost_checkpoints(self) -> None:
-        """Refuses a run without a checkpoint that had one, which would be trained from the start.
+        """Refuses a run that has lost all of its checkpoints, instead of training it from the start.
 
         Raises:
-            ValueError: If it had one.
+            ValueError: If there was one.
         """
         newest = max([self.content.get("first_checkpoint", 0), *(segment["from_step"] for segment in self.content["segments"])])
         if newest > self._first_step:
             raise ValueError(
-                f"{self._path.parent / 'checkpoints'} has no checkpoint, but {self._path.name} says that this run wrote one after update "
+                f"{self._path.parent / 'checkpoints'} has no checkpoint, but by {self._path.name} this run wrote one after update "
                 f"{newest}: restore the checkpoints from a copy, or delete the run's folder to train from the start"
             )
 
     def warn_of_lost_updates(self) -> None:
-        """Warns of the updates of a launch that ended before its first checkpoint, for a launch that begins again."""
+        """Warns of the updates of a launch that ended before its first checkpoint, which are trained again."""
         metrics, first = self._path.with_name("metrics.csv"), self._first_step
         trained = [step for step in (read_record(metrics).steps if metrics.is_file() else []) if step > first]
         if trained:
@@ -270,12 +259,12 @@ class RunRecord:
 
     @property
     def _first_step(self) -> int:
-        """The update after which the run began: 0, or that of the checkpoint that it branched from."""
+        """Updates before the run began: 0, or those of the checkpoint that it branched from."""
         segments = self.content["segments"]
         return int(segments[0]["from_step"]) if segments else 0
 
     def note_checkpoint(self, step: int) -> None:
-        """Notes the first checkpoint that the run wrote, so that it is known if all are lost."""
+        """Notes the run's first checkpoint, so that a loss of all is noticed."""
         if "first_checkpoint" not in self.content:
             self.content["first_checkpoint"] = step
             self.save()

@@ -1,4 +1,4 @@
-"""One launch of a run as `run.json` keeps it: where it began, with what software, on what machine, by which command."""
+"""Entry of one launch in `run.json`: first step, software, machine, command."""
 
 import platform
 import subprocess
@@ -13,7 +13,7 @@ from openwavlm.batches.plan import PLAN_VERSION
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this package runs from; None for an installed package or without git."""
+    """The commit of this package's checkout; None for an installed package or without git."""
     checkout = Path(__file__).resolve().parents[3]
     if not (checkout / ".git").exists():
         return None
@@ -25,7 +25,7 @@ def _commit() -> str | None:
 
 
 def _version(package: str) -> str:
-    """Version of a package; a checkout that runs by PYTHONPATH alone has none of its own."""
+    """Version of a package; a checkout on PYTHONPATH has none."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Which launch trained an update, and with what config, data and plan: the history that `run.json` and the checkpoints keep."""
+"""The launch that trained an update, with its config, data and plan, from `run.json` and the checkpoints."""
 
 import logging
 from collections.abc import Iterator
@@ -14,7 +14,6 @@ from openwavlm.training.checkpoint_reader import read_checkpoint
 from openwavlm.training.run_files import check_launches, current_key, flatten, nested, read_config
 
 log = logging.getLogger(__name__)
-_NOT_IN_THE_PLAN = ("labels", "noise", "max_skip_rate", "validation_seconds", "shards")
 
 
 @dataclass(frozen=True)
@@ -22,24 +21,22 @@ class Segment:
     """One launch of a run.
 
     Attributes:
-        config: The config it trained with.
+        config: Its config.
         newest: The run's newest config, for folders that were moved since.
         record: Its entry in `run.json`.
-        fingerprints: The content of its data; None if nothing tells.
+        fingerprints: The content of its data.
         number: Its place among the launches, from 0.
-        origin: Step at which its plan began, as far as the configs tell; used only where `record` does not say it.
     """
 
     config: dict[str, Any]
     newest: dict[str, Any]
     record: dict[str, Any]
-    fingerprints: dict[str, str] | None
+    fingerprints: dict[str, str]
     number: int
-    origin: int
 
 
 def segment_of(directory: Path, step: int) -> Segment:
-    """The launch whose update `step` (from 1) is the one in `metrics.csv`.
+    """The launch of the update `step` in `metrics.csv`.
 
     Args:
         directory: Run directory; nothing in it is locked or written.
@@ -65,7 +62,7 @@ def segment_of(directory: Path, step: int) -> Segment:
             "was trained by that run; replay it there"
         )
     if not numbers:
-        raise ValueError(f"{directory / 'run.json'} knows no launch that trained update {step}: restore it from a copy")
+        raise ValueError(f"{directory / 'run.json'} has no launch that trained update {step}: restore it from a copy")
     number = numbers[-1]
     record = segments[number]
     if record["plan_version"] != PLAN_VERSION:
@@ -73,8 +70,7 @@ def segment_of(directory: Path, step: int) -> Segment:
             f"update {step} was planned by plan version {record['plan_version']}, this version plans by {PLAN_VERSION}: install "
             f"openwavlm {record['versions']['openwavlm']}, which trained it as run.json says"
         )
-    fingerprints = record.get("fingerprints", kept.get("fingerprints"))
-    return Segment(configs[number], config, record, fingerprints, number, _origin(configs[: number + 1], segments))
+    return Segment(configs[number], config, record, record["fingerprints"], number)
 
 
 def names_of_checkpoint(checkpoint: Path, fingerprints: dict[str, str]) -> dict[str, str]:
@@ -82,10 +78,10 @@ def names_of_checkpoint(checkpoint: Path, fingerprints: dict[str, str]) -> dict[
 
     Args:
         checkpoint: A run's checkpoint.
-        fingerprints: What it says that it is bound to; of an older version without names, which `openwavlm upgrade` wrote to the launches.
+        fingerprints: Its own; of format 1 without names, which `openwavlm upgrade` added to the launches.
 
     Returns:
-        Fingerprint by name; empty if nothing tells.
+        Fingerprint by name; empty if there are none.
     """
     kept = RunRecord(checkpoint.resolve().parents[1]).content
     step = int(checkpoint.stem.split("-")[1])
@@ -95,33 +91,19 @@ def names_of_checkpoint(checkpoint: Path, fingerprints: dict[str, str]) -> dict[
 
 
 def _configs(config: dict[str, Any], segments: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The config of every launch, from the newest one and what each launch changed."""
+    """The config of every launch, from the newest one and the changes of each launch."""
     found, flat = [], flatten(config)
     for record in reversed(segments):
-        # Also right if config.yaml lacks the last changes: a launch may have been killed between writing run.json and renaming it.
+        # Also if config.yaml lacks the last changes, because a launch was killed between writing run.json and renaming it.
         found.append(nested(_changed(flat, record, 1)))
         flat = _changed(flat, record, 0)
     return found[::-1]
 
 
 def _changed(flat: dict[str, Any], record: dict[str, Any], which: int) -> dict[str, Any]:
-    """The keys before (0) or after (1) a launch's changes; None is the record of a key that was not there, or of its default."""
+    """The keys before (0) or after (1) a launch's changes, where None stands for a key that was not there, or for its default."""
     values = {new: change[which] for key, change in record["changes"].items() if (new := current_key(key)) is not None}
     return {key: value for key, value in {**flat, **values}.items() if value is not None or key not in values}
-
-
-def _origin(configs: list[dict[str, Any]], segments: list[dict[str, Any]]) -> int:
-    """Where the last of these launches' plan began, by the settings that a plan depends on."""
-    origin, before = 0, None
-    for config, record in zip(configs, segments, strict=False):
-        settings = {
-            key: value
-            for key, value in flatten(config).items()
-            if key == "seed" or (key.split(".")[0] in ("batch", "data") and key.rpartition(".")[2] not in _NOT_IN_THE_PLAN)
-        }
-        origin = record["from_step"] if before is not None and settings != before else origin
-        before = settings
-    return origin
 
 
 def follow_plan(schedule: Schedule, segment: Segment, key: str, directory: Path, step: int) -> None:
@@ -132,29 +114,20 @@ def follow_plan(schedule: Schedule, segment: Segment, key: str, directory: Path,
         segment: The launch.
         key: Plan key of that config and data.
         directory: Run directory, whose checkpoints spare planning the past epochs again.
-        step: The update that is wanted, from 1, for messages.
+        step: The update, from 1, for messages.
 
     Raises:
-        ValueError: If the plan is another one, or nothing tells any more where it began.
+        ValueError: If the plan is another one.
     """
     states = [state for state in _checkpoint_plans(directory / "checkpoints") if state["key"] == key]
-    plan = segment.record.get("plan")
-    if plan is not None:
-        if plan["key"] != key:
-            raise ValueError(
-                f"the plan that update {step} followed cannot be made again from config.yaml, run.json and the shards (its key is "
-                f"{key}, but was {plan['key']}): restore config.yaml and run.json from a copy of the run"
-            )
-        schedule.begin_as(plan)
-        states = [state for state in states if _beginning(state) == schedule.beginning()]
-    else:  # a launch of a version that did not write it down
-        states = [state for state in states if state["origin"] == segment.origin]
-        if segment.origin and not states:
-            raise ValueError(
-                f"update {step} follows a plan that began after update {segment.origin}, and which data epochs it began with is known "
-                f"only to the checkpoints since then, of which {directory / 'checkpoints'} has none: replay an update up to "
-                f"{segment.origin}, or put a checkpoint back"
-            )
+    plan = segment.record["plan"]
+    if plan["key"] != key:
+        raise ValueError(
+            f"the plan that update {step} followed cannot be made again from config.yaml, run.json and the shards (its key is {key}, but "
+            f"was {plan['key']}): restore config.yaml and run.json from a copy of the run"
+        )
+    schedule.begin_as(plan)
+    states = [state for state in states if _beginning(state) == schedule.beginning()]
     if states:
         schedule.restore(max(states, key=lambda state: sum(len(stream["starts"]) for stream in _streams(state))))
 
@@ -170,10 +143,7 @@ def _beginning(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checkpoint_plans(directory: Path) -> Iterator[dict[str, Any]]:
-    """What the checkpoints keep of their plans; one that is damaged is named and passed over.
-
-    The run may delete one at this moment.
-    """
+    """The plans in the checkpoints. A damaged checkpoint is named and passed over; the run may delete one at this moment."""
     for path in checkpoints_in(directory):
         try:
             state = read_checkpoint(path)["openwavlm"]["plan"]
@@ -187,7 +157,7 @@ def _checkpoint_plans(directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_plan(state: dict[str, Any]) -> bool:
-    """Whether a checkpoint's plan has what `follow_plan` compares."""
+    """Whether a checkpoint's plan has the entries that `follow_plan` compares."""
     streams = state.get("streams")
     return (
         {"key", "plan_version", "origin"} <= state.keys()

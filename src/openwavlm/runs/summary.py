@@ -23,17 +23,17 @@ def write_summary(
     *,
     skipped: int = 0,
 ) -> dict[str, Any]:
-    """Writes the summary on rank 0, keeping the entries of others; returns it.
+    """Writes the summary on rank 0, with its entries of other commands; returns it.
 
     Args:
         directory: Run directory.
         step: Updates that are done.
         updates: Updates of the whole run.
-        audio_s: Audio of this launch, seconds.
+        audio_s: Audio of this launch.
         seconds: Wall time of this launch; 0 = it did not train.
         rank: Of this process.
-        health: How each health rule stands.
-        skipped: Updates that were skipped because their gradient was not finite.
+        health: State of each health rule.
+        skipped: Skipped updates.
     """
     path = directory / "summary.json"
     kept: dict[str, Any] = {}
@@ -41,7 +41,7 @@ def write_summary(
         try:
             kept = read_summary(path)
         except ValueError as error:
-            log.warning("what others wrote into the summary is lost, and it is written anew: %s", error)
+            log.warning("the summary is damaged and written anew, without its other entries: %s", error)
     launch = {"audio_seconds": round(audio_s, 1), "wall_seconds": round(seconds, 1)}
     summary = {
         **kept,

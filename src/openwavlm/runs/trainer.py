@@ -1,4 +1,4 @@
-"""Lightning's trainer as a run needs it, and the device that its step runs on."""
+"""Lightning's trainer of a run, and the device of its step."""
 
 import logging
 import os
@@ -19,20 +19,20 @@ from openwavlm.training.sharding import ShardedStrategy
 
 
 def device_type(settings: TrainerSettings) -> str:
-    """`cuda` or `cpu`: where the step runs."""
+    """Device of the step: `cuda` or `cpu`."""
     return "cuda" if torch.cuda.is_available() and settings.accelerator != "cpu" else "cpu"
 
 
 def make_trainer(
     settings: TrainerSettings, precision: str, updates: int, directory: Path, boundary: StepBoundary, world_size: int
 ) -> Trainer:
-    """Lightning's trainer, reduced to what the step needs: no samplers, loggers, clipping or accumulation of its own."""
+    """Lightning's trainer without samplers, loggers, clipping or accumulation of its own."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # Lightning 2.6 asks torch in a way that torch 2.11 deprecates, once a run.
+    # Lightning 2.6 calls what torch 2.11 deprecates, once a run.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning.*")
     strategy: Any = "auto"
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    # Named, so that Lightning does not take a Slurm job for its own to requeue: signals are ours.
+    # Explicit, since Lightning would requeue a Slurm job by itself: signals are ours.
     environment: ClusterEnvironment = LightningEnvironment()
     if world_size > 1:
         environment = TorchElasticEnvironment()
@@ -43,7 +43,7 @@ def make_trainer(
         )
     plugins: list[Any] = [AtomicCheckpointIO(), environment]
     if precision == "16-mixed":
-        # Autocast alone: the loss is scaled by `loss_scale`, which needs no look at the device.
+        # Autocast alone: `loss_scale` scales the loss without synchronisation.
         device = device_type(settings)
         plugins.append(MixedPrecision("16-mixed", device, scaler=torch.amp.GradScaler(device, enabled=False)))
     trainer = Trainer(
@@ -64,6 +64,6 @@ def make_trainer(
         use_distributed_sampler=False,
         default_root_dir=str(directory),
     )
-    # Lightning broadcasts a flag and reads it back on the device before every batch; our signals ride in `Control` instead.
+    # Lightning broadcasts a flag and reads it back on the device before every batch; our signals are in `Control` instead.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     return trainer

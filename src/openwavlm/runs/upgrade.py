@@ -1,4 +1,4 @@
-"""The command `openwavlm upgrade PATH …`: brings what an older version wrote to the present formats, in place.
+"""Upgrade of shard sets, labels and runs of format 1 to the present formats, in place.
 
 Shard sets get a second identity, of their names (`metadata`), and checksums; labels, codebooks and runs are bound to it. Tars, labels,
 centroids and weights are not written.
@@ -45,7 +45,7 @@ def upgrade(paths: Sequence[Path]) -> dict[Path, bool]:
         shards += named_shards
         labels += named_labels
     changed: dict[Path, bool] = {}
-    # By its place: a config may name by an absolute path what was given by a relative one.
+    # By resolved path: a config may have an absolute path of a folder that was given by a relative one.
     indexes: dict[Path, Index] = {}
     for place, folder in {folder.resolve(): folder for folder in shards[::-1]}.items():
         changed[folder] = upgrade_shards(folder)
@@ -60,7 +60,7 @@ def upgrade(paths: Sequence[Path]) -> dict[Path, bool]:
 def _found(path: Path) -> dict[Path, str]:
     """The folders to upgrade and their kinds: the path itself, or all below it; links are not followed.
 
-    Below it, a folder of another program may have an `index/` or a `meta.json` too, so more than these is looked for.
+    Below it, a folder of another program may have an `index/` or a `meta.json` too, so further files are required.
     """
     if kind := _kind(path):
         return {path: kind}
@@ -80,7 +80,7 @@ def _found(path: Path) -> dict[Path, str]:
         return found
     raise ValueError(
         f"{path} must be a shard set (tasks.jsonl, index/), labels or a codebook (meta.json), a run (run.json, config.yaml), or a folder "
-        "that such folders lie below, but has none of these files: correct the path"
+        "that such folders lie below, but has none of these files"
     )
 
 
@@ -95,7 +95,7 @@ def _kind(path: Path) -> str | None:
 
 
 def _named(run: Path, config: dict[str, Any]) -> tuple[list[Path], list[Path]]:
-    """The shard sets and labels that a run's config names."""
+    """The shard sets and labels of a run's config."""
     where = Fields(config, str(run / "config.yaml"), _REMEDY)
     data = Fields(where.mapping("data"), f"{run / 'config.yaml'}, data", _REMEDY)
     probes = Fields(where.mapping("probes") if config.get("probes") else {}, f"{run / 'config.yaml'}, probes", _REMEDY)

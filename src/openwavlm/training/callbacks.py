@@ -1,4 +1,4 @@
-"""What happens at a step boundary, in this order: validate, probe, write everything down, save, stop."""
+"""Side jobs at a step boundary, in this order: validation, probes, records, checkpoint, stop."""
 
 import contextlib
 from collections.abc import Callable
@@ -19,18 +19,18 @@ class StepBoundary(lightning.Callback):
     """Acts after each update, on all ranks alike.
 
     Args:
-        schedules: How often.
+        schedules: Updates between two of each job.
         directory: Run directory.
         updates: Updates of the whole run.
         stop_after: Update after which this launch ends, resumable; None = run to the end.
-        evaluation: The held-out pass, or None.
-        probe: Called with the module and the step where a probe is due, on every rank.
+        evaluation: The pass over the held-out set; None = no validation.
+        probe: Called with the module and the step at each probe, on every rank.
         probe_every: Updates between two probes.
         log: The run's records on rank 0, None elsewhere.
         on_start: Called when training begins.
-        paused: A context that leaves validation and saving out of the wall time.
-        before_save: Called on every rank before a checkpoint is written; an error of it leaves none.
-        after_save: Called on rank 0 with the step when one has been written.
+        paused: Context that leaves validation and saving out of the wall time.
+        before_save: Called on every rank before a checkpoint is written; if it raises, none is written.
+        after_save: Called on rank 0 with the step after one was written.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class StepBoundary(lightning.Callback):
         self.requeue = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Takes the signals over from Lightning."""
+        """Installs the run's signal handlers in place of Lightning's."""
         self._on_start()
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The step boundary."""
+        """Does the jobs that are due."""
         assert isinstance(pl_module, PretrainingModule) and pl_module.totals is not None
         step, totals = trainer.global_step, pl_module.totals
         at_end = step >= self._updates

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def _disk_is_full(folder: Path, error: BaseException | None) -> bool:
-    """Whether a failure to write came from a full disk; torch's writer may hide it behind an error of its own."""
+    """Whether a full disk caused an error; torch's writer may replace the error of the file with its own."""
     while error is not None:
         if isinstance(error, OSError):
             return error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -48,12 +48,8 @@ def _disk_is_full(folder: Path, error: BaseException | None) -> bool:
     return shutil.disk_usage(folder).free < _FULL_BYTES
 
 
-def _checksum(path: Path) -> str:
-    return digest_of(path, "sha256")
-
-
 def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
-    """Writes with torch, whose writer hides an error of the file behind one of its own when it closes.
+    """Writes with torch, whose writer replaces an error of the file with its own when it closes.
 
     Raises:
         OSError: If the file cannot be written.
@@ -76,7 +72,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """Writes `path` so that a kill at any instant leaves either nothing or a whole file with its description.
 
         Raises:
-            ValueError: If the disk is full; the checkpoints before this one stand.
+            ValueError: If the disk is full; the checkpoints before this one stay.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +90,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 "format_version": FORMAT_VERSION,
                 "step": ours.get("step"),
                 "bytes": temporary.stat().st_size,
-                "sha256": _checksum(temporary),
+                "sha256": digest_of(temporary, "sha256"),
                 "fingerprints": ours.get("fingerprints"),
                 "validation": ours.get("validation"),
                 "records": ours.get("records") or {},
@@ -102,11 +98,11 @@ class AtomicCheckpointIO(CheckpointIO):
             write_atomically(description_file(path), (json.dumps(sealed(description), indent=1) + "\n").encode())
         except (OSError, RuntimeError) as error:
             full = _disk_is_full(path.parent, error)
-            temporary.unlink(missing_ok=True)  # or the disk would stay full
+            temporary.unlink(missing_ok=True)  # else the disk stays full
             if not full:
                 raise
             raise ValueError(
-                f"{path.parent} is full, so {path.name} was not written; the checkpoints before it stand: free some space and give the "
+                f"{path.parent} is full, so {path.name} was not written; the checkpoints before it are whole: free some space and give the "
                 "same command again"
             ) from error
         temporary.replace(path)
@@ -125,7 +121,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
-    """Where the checkpoint after `step` updates lives."""
+    """Path of the checkpoint after `step` updates."""
     return directory / f"step-{step:08d}.ckpt"
 
 
@@ -133,13 +129,13 @@ def check(path: Path) -> Description:
     """Compares a checkpoint with its description.
 
     Raises:
-        ValueError: If it is missing or damaged, belongs to another step than its name says, was written by a newer version
-            (`NewerFormatError`), or by another run than the one in whose folder it is (`OtherRunError`).
+        ValueError: If it is missing, damaged or of another step than that in its name; if it was written by a newer version
+            (`NewerFormatError`) or by another run than that of its folder (`OtherRunError`).
     """
     description = read_description(path)
     if not path.is_file():
         raise ValueError(f"{path} is no file: restore it from a copy, or go on from another checkpoint")
-    if path.stat().st_size != description.nbytes or _checksum(path) != description.sha256:
+    if path.stat().st_size != description.nbytes or digest_of(path, "sha256") != description.sha256:
         raise ValueError(
             f"{path} is damaged (its size or checksum is not that in {description_file(path).name}): restore it from a copy, or go on "
             "from another checkpoint"
@@ -149,18 +145,18 @@ def check(path: Path) -> Description:
 
 
 def _check_run(path: Path, description: Description) -> None:
-    """Compares the run that wrote a checkpoint with the one in whose folder it is, where both say."""
+    """Compares the run that wrote a checkpoint with the run of its folder, where both are known."""
     record = path.absolute().parents[1] / "run.json"
     known = read_run(record).get("run") if description.run and record.is_file() else None
     if known and known != description.run:
         raise OtherRunError(
-            f"{path} was written by another run than the one of {record}: move it out of the folder, and restore the run's own checkpoint "
-            "from a copy if it took its place; to go on from it in a new run, give branch_from"
+            f"{path} was written by another run than that of {record}: move it out of the folder, and restore the run's own checkpoint "
+            "from a copy if it was replaced; to go on from this one in a new run, give branch_from"
         )
 
 
 def verified(path: Path) -> bool:
-    """Whether a checkpoint is whole (`check`); else a warning says why not.
+    """Whether a checkpoint is whole (`check`); the reason is logged if it is not.
 
     Raises:
         ValueError: If it was written by a newer version or by another run.
@@ -176,7 +172,7 @@ def verified(path: Path) -> bool:
 
 
 def checkpoints_in(directory: Path) -> list[Path]:
-    """What is named as a checkpoint in a folder, by step."""
+    """Files of a folder that have the name of a checkpoint, by step."""
     return sorted((path for path in directory.glob("step-*.ckpt") if step_of(path) is not None), key=_by_step)
 
 
@@ -185,7 +181,7 @@ def _by_step(path: Path) -> tuple[int, str]:
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint whose size and checksum hold, None if there is none; a damaged or lost one is passed over with a warning.
+    """The newest whole checkpoint, None if there is none; a damaged or lost one is passed over with a warning.
 
     Raises:
         ValueError: If the newest one was written by a newer version or by another run, or if there are some and all are damaged.
@@ -201,7 +197,7 @@ def newest_checkpoint(directory: Path) -> Path | None:
         lost = described.with_suffix("")
         if step_of(lost) is not None and not lost.exists() and (chosen is None or _by_step(lost) > _by_step(chosen)):
             log.warning(
-                "%s describes a checkpoint that is not there (it was deleted, or a launch was killed while it wrote it); %s",
+                "%s is of a checkpoint that is not there (it was deleted, or a launch was killed while writing it); %s",
                 described,
                 f"the newest whole one is {chosen.name}" if chosen else "there is none before it",
             )
@@ -209,17 +205,17 @@ def newest_checkpoint(directory: Path) -> Path | None:
 
 
 def named_checkpoint(directory: Path, which: str) -> Path | None:
-    """The checkpoint that a word names: `newest`, `best` (lowest validation cross-entropy) or a number of updates.
+    """The checkpoint of a word: `newest`, `best` (lowest validation cross-entropy) or a number of updates.
 
     Raises:
-        ValueError: If the word or the number names none, or if the file is damaged.
+        ValueError: If there is no such checkpoint, or if the file is damaged.
     """
     if which == "newest":
         return newest_checkpoint(directory)
     if which == "best":
-        figures = _validation_figures(directory, say=True)
+        figures = _validation_figures(directory, warn=True)
         if not figures:
-            raise ValueError(f"no checkpoint in {directory} was validated, so none is best: use checkpoint=newest")
+            raise ValueError(f"no checkpoint in {directory} was validated, so there is no best one: use checkpoint=newest")
         path = min(figures, key=lambda path: (figures[path], path.name))
         check(path)
         return path
@@ -231,19 +227,19 @@ def named_checkpoint(directory: Path, which: str) -> Path | None:
     return named
 
 
-def _validation_figures(directory: Path, *, say: bool = False) -> dict[Path, float]:
-    """Checkpoint → cross-entropy on held-out speakers, of those that were validated at their step with a finite figure.
+def _validation_figures(directory: Path, *, warn: bool = False) -> dict[Path, float]:
+    """Cross-entropy on held-out speakers by checkpoint, of those with a finite figure.
 
     Args:
-        directory: Where the checkpoints are.
-        say: Whether a warning names those whose figure cannot be read.
+        directory: Folder of the checkpoints.
+        warn: Whether to log those with a figure that cannot be read.
     """
     figures = {}
     for path in checkpoints_in(directory):
         try:
             figure = read_description(path).validation
         except ValueError as error:
-            if say:
+            if warn:
                 log.warning("checkpoint %s is not compared: %s", path.name, error)
             continue
         if figure is not None and math.isfinite(figure):
@@ -252,13 +248,13 @@ def _validation_figures(directory: Path, *, say: bool = False) -> dict[Path, flo
 
 
 def prune(newest: Path, keep_last: int, *, keep_every: int = 0, keep_best: int = 0) -> None:
-    """Deletes what no rule keeps, and any unfinished file.
+    """Deletes the checkpoints that no rule keeps, and unfinished files.
 
     Args:
-        newest: The checkpoint that was just written, which is kept; those of later steps were passed over as damaged.
-        keep_last: Those of the last steps up to it.
-        keep_every: Those whose number of updates is a multiple; 0 = none.
-        keep_best: Those with the lowest cross-entropy on held-out speakers.
+        newest: The checkpoint that was just written; those of later steps were passed over as damaged.
+        keep_last: Number of those of the last steps up to it that are kept.
+        keep_every: Those after a multiple of so many updates are kept; 0 = none.
+        keep_best: Number of those with the lowest cross-entropy on held-out speakers that are kept.
     """
     directory = newest.parent
     for leftover in directory.glob("*.tmp"):

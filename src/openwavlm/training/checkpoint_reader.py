@@ -1,4 +1,4 @@
-"""The one reader of a run's checkpoints: the description beside the file, and the file itself."""
+"""Reader of a run's checkpoints: the description beside the file, and the file itself."""
 
 import pickle
 import re
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from openwavlm.runtime.resources import check_of_the_file, naming, read_again
 from openwavlm.runtime.sealed import read_sealed
+from openwavlm.training.run_files import are_texts, is_count
 
 FORMAT_VERSION = 1
 _CURE = "restore it from a copy, or go on from another checkpoint"
@@ -20,16 +21,16 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Description:
-    """What `step-….ckpt.json` says of a checkpoint.
+    """Content of `step-….ckpt.json`.
 
     Attributes:
         nbytes: Size of the file.
         sha256: Its checksum.
-        step: Updates that it holds; None of checkpoints that are none of a run.
+        step: Updates so far; None for a checkpoint that is not of a run.
         validation: Cross-entropy on held-out speakers at that step; None if it was not measured.
         tables: Table of the run (`metrics.csv`, …) → `bytes` and `checksum` of it up to this step.
-        launch: Which launch of the run wrote it, from 1; 0 if it does not say.
-        run: Identity of the run that wrote it, as in `run.json`; empty if it does not say.
+        launch: Number of the launch that wrote it, from 1; 0 if unknown.
+        run: Identity of the run that wrote it, as in `run.json`; empty if unknown.
     """
 
     nbytes: int
@@ -42,38 +43,38 @@ class Description:
 
 
 class NewerFormatError(ValueError):
-    """A checkpoint that a newer version wrote: never passed over in favour of an older one."""
+    """A checkpoint of a newer version. It is never passed over in favour of an older one."""
 
 
 class OtherRunError(ValueError):
-    """A checkpoint of another run: never passed over either, since pruning would delete it."""
+    """A checkpoint of another run. It is never passed over, since pruning would delete it."""
 
 
 def description_file(path: Path) -> Path:
-    """Where the description of a checkpoint lies."""
+    """Path of a checkpoint's description."""
     return path.with_name(path.name + ".json")
 
 
 def step_of(path: Path) -> int | None:
-    """The step that the name of a checkpoint says."""
+    """The step in the name of a checkpoint; None for another name."""
     match = re.fullmatch(r"step-(\d+)\.ckpt", path.name)
     return int(match[1]) if match else None
 
 
 def read_description(path: Path) -> Description:
-    """Reads what describes a checkpoint.
+    """Reads a checkpoint's description.
 
     Args:
         path: The checkpoint, `step-….ckpt`.
 
     Raises:
         NewerFormatError: If a newer version wrote it.
-        ValueError: If the description is missing, damaged or of a checkpoint of another step than the name says.
+        ValueError: If the description is missing, damaged or of another step than that in the name.
     """
     file = description_file(path)
     content = read_sealed(file, remedy=_CURE, newest=FORMAT_VERSION)
     version = content.get("format_version", 0)
-    if _is_count(version) and version > FORMAT_VERSION:
+    if is_count(version) and version > FORMAT_VERSION:
         raise NewerFormatError(
             f"{path} has checkpoint format {version}, this version reads up to {FORMAT_VERSION}: install a newer openwavlm, "
             f"or restore {file.name} if it is damaged"
@@ -81,16 +82,16 @@ def read_description(path: Path) -> Description:
     step, validation, records = content.get("step"), content.get("validation"), content.get("records") or {}
     sha256 = content.get("sha256")
     fits = (
-        _is_count(version)
-        and _is_count(content.get("bytes"))
+        is_count(version)
+        and is_count(content.get("bytes"))
         and isinstance(sha256, str)
         and _HEX.fullmatch(sha256)
-        and (step is None or _is_count(step))
+        and (step is None or is_count(step))
         and (validation is None or (isinstance(validation, int | float) and not isinstance(validation, bool)))
         and _fits_records(records)
     )
     if not fits:
-        raise ValueError(f"{file} is damaged (it must give bytes, sha256 and step of the checkpoint, but does not): {_CURE}")
+        raise ValueError(f"{file} is damaged (bytes, sha256 or step of the checkpoint are missing or wrong): {_CURE}")
     named = step_of(path)
     if named is not None and step is not None and named != step:
         raise ValueError(f"{path} is named after update {named}, but {file.name} describes one after update {step}: {_CURE}")
@@ -100,12 +101,12 @@ def read_description(path: Path) -> Description:
 
 
 def _fits_records(records: Any) -> bool:
-    """Whether a value is what a checkpoint keeps of the run's tables (`tables.RunTables.record`)."""
-    if not isinstance(records, dict) or not _is_count(records.get("launch", 0)) or not isinstance(records.get("run", ""), str):
+    """Whether a value has the form of `tables.RunTables.record`."""
+    if not isinstance(records, dict) or not is_count(records.get("launch", 0)) or not isinstance(records.get("run", ""), str):
         return False
     tables = records.get("tables", {})
     return isinstance(tables, dict) and all(
-        isinstance(of, dict) and of.keys() == {"bytes", "checksum"} and _is_count(of["bytes"]) and isinstance(of["checksum"], str)
+        isinstance(of, dict) and of.keys() == {"bytes", "checksum"} and is_count(of["bytes"]) and isinstance(of["checksum"], str)
         for of in tables.values()
     )
 
@@ -113,24 +114,20 @@ def _fits_records(records: Any) -> bool:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a run's checkpoint: tensors, mapped from the file, and plain values; no code in it is ever run.
 
-    The checksums of all that are not tensors are compared; those of the tensors are covered by the description
-    (`checkpoint.verified`).
-
-    Args:
-        path: The checkpoint.
+    Checksums are compared here for all but tensors; those of tensors are in the description (`checkpoint.verified`).
 
     Returns:
         Its content: `state_dict` (tensors by name), `openwavlm` (`step`, `fingerprints`, `plan`, …) and what Lightning adds.
 
     Raises:
-        ValueError: If it is damaged, is none of a run, or holds another step than its name says.
+        ValueError: If it is damaged, not of a run, or of another step than that in its name.
     """
     content = load(path)
     ours, state = content.get("openwavlm"), content.get("state_dict")
     fits = (
         isinstance(ours, dict)
-        and _is_count(ours.get("step"))
-        and _is_texts(ours.get("fingerprints"))
+        and is_count(ours.get("step"))
+        and are_texts(ours.get("fingerprints"))
         and isinstance(ours.get("plan"), dict)
         and _fits_records(ours.get("records") or {})
         and isinstance(state, dict)
@@ -138,7 +135,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     )
     if not fits:
         raise ValueError(
-            f"{path} must hold a run's state_dict and, under openwavlm, its step, fingerprints and plan, but does not: {_CURE}"
+            f"{path} must hold a run's state_dict and, under openwavlm, its step, fingerprints and plan, but lacks some: {_CURE}"
         )
     named = step_of(path)
     if named is not None and named != content["openwavlm"]["step"]:
@@ -149,7 +146,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path, *, map_location: Any = None, mapped: bool = True) -> dict[str, Any]:
-    """Reads any checkpoint of Lightning as `read_checkpoint` does, without a look at what it holds.
+    """Reads any checkpoint of Lightning as `read_checkpoint` does, without checks of its entries.
 
     Args:
         path: The checkpoint.
@@ -157,7 +154,7 @@ def load(path: Path, *, map_location: Any = None, mapped: bool = True) -> dict[s
         mapped: Whether tensors are mapped from the file, or copied into memory.
 
     Raises:
-        ValueError: If it is damaged or asks for code to be run.
+        ValueError: If it is damaged or would run code.
         OSError: If it cannot be opened.
     """
 
@@ -165,7 +162,7 @@ def load(path: Path, *, map_location: Any = None, mapped: bool = True) -> dict[s
         with zipfile.ZipFile(path) as archive:
             for record in archive.infolist():
                 if "/data/" not in record.filename:
-                    archive.read(record)  # compares the checksum, which torch does not
+                    archive.read(record)  # compares the checksum, as torch does not
         return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=mapped)
 
     try:
@@ -176,18 +173,10 @@ def load(path: Path, *, map_location: Any = None, mapped: bool = True) -> dict[s
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split(". ")[0].split())
         raise ValueError(f"{path} must hold tensors and plain values alone ({reason}): {_CURE}") from error
-    except Exception as error:  # a damaged archive can raise almost anything on its way through zipfile, torch and pickle
+    except Exception as error:  # zipfile, torch and pickle raise almost anything on a damaged archive
         check_of_the_file(error, path)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged ({reason}): {_CURE}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a checkpoint's entries by name, but holds {type(content).__name__}: {_CURE}")
     return content
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(each, str) for pair in value.items() for each in pair)

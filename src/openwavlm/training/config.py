@@ -1,4 +1,4 @@
-"""The typed config of a training run, checked key by key, and the model and batch builder that it describes."""
+"""The typed config of a training run, checked key by key."""
 
 import inspect
 import types
@@ -106,8 +106,7 @@ def _checked(values: dict[str, Any], name: str) -> dict[str, Any]:
     node = values[outer].get(name) if outer and isinstance(values[outer], dict) else values.get(name)
     where = f"{outer}.{name}" if outer else name
     if not isinstance(node, dict):
-        choice = f"{outer or name}={'base' if 'model' in (outer, name) else 'default'}"
-        raise ValueError(f"{where} must be a group of keys, but is {node!r}; choose an option, as in {choice}")
+        raise ValueError(f"{where} must be a group of keys, but is {node!r}: take the override away")
     inner = [group for group, of in _INNER.items() if of == name]
     found = {key: value for key, value in node.items() if key not in inner}
     parameters = inspect.signature(_FIELDS[name]).parameters
@@ -201,7 +200,7 @@ def _defaults(settings: type) -> dict[str, Any]:
 
 
 def with_placeholders(values: dict[str, Any]) -> dict[str, Any]:
-    """The config with a word in place of each folder that nobody has named."""
+    """The config with `(none)` in place of each folder that is not given."""
     data = values["data"]
     sources = {
         name: {**source, **{key: source.get(key) or "(none)" for key in ("shards", "labels")}}

@@ -74,7 +74,7 @@ class Control:
         self._stop = False
         self._save = False
         self._requeue = False
-        self._why = ""
+        self.why = ""  # source of this rank's request to stop; empty without one
         self._watchdog: Watchdog | None = None
         self._at_interrupt: Any = None
         self._group: dist.ProcessGroup | None = None
@@ -105,7 +105,7 @@ class Control:
             raise KeyboardInterrupt
         _signals.append(number)
         self._stop = True
-        self._why = self._why or signal.Signals(number).name
+        self.why = self.why or signal.Signals(number).name
         self._requeue = self._requeue or number == signal.SIGUSR1
 
     def note(self, doing: str) -> None:
@@ -125,12 +125,7 @@ class Control:
     def ask_stop(self, why: str) -> None:
         """Requests a checkpoint and a stop at a step boundary, as a signal does."""
         self._stop = True
-        self._why = self._why or why
-
-    @property
-    def why(self) -> str:
-        """Source of this rank's request to stop; empty without one."""
-        return self._why
+        self.why = self.why or why
 
     def _touched(self, name: str) -> bool:
         if self._directory is None or self.rank != 0:

@@ -1,7 +1,7 @@
-"""Planted deaths, for the soak test: a process kills itself when it reaches a named point for the n-th time.
+"""Planted deaths for tests: a process kills itself when it reaches a named point for the n-th time.
 
 `OPENWAVLM_FAULT=save.renamed:2:KILL` sends SIGKILL when the second checkpoint has been renamed and the old ones are not yet pruned.
-Without the variable every point is a function that returns at once.
+Without the variable every point returns at once.
 """
 
 import os
@@ -23,10 +23,10 @@ def _planted() -> tuple[str, int, int] | None:
 
 
 def reach(point: str) -> None:
-    """Dies here if that was asked for.
+    """Ends the process here if the variable names this point.
 
     Raises:
-        ValueError: If the variable names no point.
+        ValueError: If the variable names an unknown point.
     """
     planted = _planted()
     if planted is None or planted[0] != point:
@@ -51,5 +51,5 @@ class _Watched:
 
 
 def watched(file: Any, point: str) -> Any:
-    """The file itself, or where a fault is planted one that reaches `point` at every write."""
+    """The file itself; with a planted fault, one that reaches `point` at every write."""
     return _Watched(file, point) if _planted() is not None else file

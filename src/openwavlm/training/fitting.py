@@ -1,4 +1,4 @@
-"""A checkpoint's tensors for a launch whose precision or running mean is another than that of the launch that wrote them."""
+"""A checkpoint's tensors for a launch with another precision or running mean than the launch before."""
 
 from collections.abc import Mapping
 
@@ -8,16 +8,12 @@ _MODEL, _MEAN, _SCALE = "model.", "ema.", "loss_scale."
 
 
 def fitting_weights(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Adds or leaves out what precision=16-mixed (`loss_scale`) and optim.ema (`ema`) have of their own.
+    """Adds or leaves out the tensors of precision=16-mixed (`loss_scale`) and of optim.ema (`ema`).
 
-    A running mean that begins here begins with the weights; a scale of the loss with its initial value.
-
-    Args:
-        weights: The checkpoint's tensors by name.
-        module: The training module that is to take them.
+    A new running mean begins with the weights, a new loss scale with its initial value.
 
     Returns:
-        Exactly the tensors that the module has.
+        Exactly the tensors of the module.
 
     Raises:
         ValueError: If they are of another model.

@@ -1,4 +1,4 @@
-"""One micro-batch on its way into the model: mixed, normalised, its dropout keyed, its frames chosen."""
+"""The forward pass of one micro-batch: mixing, normalisation, keyed dropout, choice of frames."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from openwavlm.runtime.randomness import stable_hash, words
 def prepare_waveforms(batch: PretrainBatch, mixing: Mixing | None, *, normalised: bool) -> Tensor:
     """int16 → float in [−1, 1] → mixtures from an untouched copy → normalised over valid samples if the model wants it."""
     waveforms = batch.waveforms.to(torch.float32) / 32768
-    again = mixing is not None and mixing.mode == "unispeech"  # that code normalises before mixing, and mixed rows once more
+    again = mixing is not None and mixing.mode == "unispeech"  # UniSpeech normalises before mixing, and mixed rows once more
     if normalised and again:
         waveforms = normalise(waveforms, batch.num_samples)
     if mixing is not None and len(batch.mix):
@@ -26,7 +26,7 @@ def prepare_waveforms(batch: PretrainBatch, mixing: Mixing | None, *, normalised
 
 
 def seed_dropout(device: torch.device, seed: int, batch: PretrainBatch) -> None:
-    """Re-seeds the device's default generator for one micro-batch: dropout then depends on the plan alone."""
+    """Seeds the device's default generator for one micro-batch, so that dropout depends on the plan alone."""
     source = stable_hash(batch.id.source)
     key = int(words(seed, "dropout", 1, source=source, epoch=batch.id.epoch, micro=batch.id.key)[0] >> 1)
     if device.type == "cuda":
@@ -45,7 +45,7 @@ def forward_micro_batch(
     with_marginal: bool = False,
     with_frames: bool = False,
 ) -> PretrainingOutput:
-    """One micro-batch through the model; labels are those of the clean primary utterance."""
+    """Runs the model on one micro-batch; labels are those of the clean primary utterance."""
     sets = [of_set.flatten().to(torch.int64) for of_set in batch.labels]
     unmasked = batch.unmasked_index if with_unmasked else None
     return model(

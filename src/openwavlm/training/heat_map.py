@@ -1,4 +1,4 @@
-"""How well each layer tells phones, over the run: layers up, updates to the right."""
+"""Heat map of the phone probes over a run: layers up, updates to the right."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def read_probes(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def heat_map(path: Path, baselines: dict[str, float]) -> Figure:
-    """Draws `probes.csv`; the title names what needs no training.
+    """Draws `probes.csv`; the title names the baselines.
 
     Args:
         path: The table.
@@ -35,6 +35,8 @@ def heat_map(path: Path, baselines: dict[str, float]) -> Figure:
     axes.set_ylabel("layer")
     named = {"logmel_context": "log-mel ± 5", "mfcc": "MFCC", "untrained": "untrained"}
     without = ", ".join(f"{title} {baselines[name]:.3f}" for name, title in named.items() if name in baselines)
-    axes.set_title(f"phones told, share of frames ({without})" if without else "phones told, share of frames", fontsize="small")
+    axes.set_title(
+        f"phone accuracy, share of frames ({without})" if without else "phone accuracy, share of frames", fontsize="small"
+    )
     figure.colorbar(image, ax=axes)
     return figure

@@ -1,9 +1,9 @@
-"""Which key was meant by one that does not exist: by what other programs call it, by its last part, by spelling."""
+"""The key that a misspelt key probably means: by its name in other programs, by its last part, by spelling."""
 
 import difflib
 from collections.abc import Iterable
 
-# What fairseq, Lightning, Transformers, ESPnet and s3prl call it → the key.
+# Key → its names in fairseq, Lightning, Transformers, ESPnet and s3prl.
 _SYNONYMS = {
     "optim.lr": "learning_rate lr peak_lr max_lr base_lr",
     "optim.updates": "max_steps steps num_steps total_steps train_steps max_update max_updates num_train_steps epochs max_epochs "
@@ -50,15 +50,15 @@ _KEY_OF = {word: key for key, words in _SYNONYMS.items() for word in words.split
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str | None:
-    """The key that was probably meant.
+    """The key that a misspelt key probably means.
 
     Args:
-        key: A key that does not exist, with its groups, as in `optim.learning_rate`.
-        known: Those that exist.
+        key: Unknown key with its groups, as in `optim.learning_rate`.
+        known: All keys.
 
     Returns:
-        One of `known`: what other programs call so; else the one with the same last part; else the one of nearest spelling, in the
-        same group if there is one. None if nothing is near.
+        One of `known`: the one with this name in other programs; else the one with the same last part; else the one of nearest
+        spelling, in the same group if there is one. None if nothing is near.
     """
     known = list(known)
     group, _, leaf = key.rpartition(".")

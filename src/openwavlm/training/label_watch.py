@@ -1,4 +1,4 @@
-"""A run's labels against their checksums: in the background beside the training, and before each checkpoint is written."""
+"""Comparison of a run's labels with their checksums, in the background of the training and before each checkpoint."""
 
 import logging
 import threading
@@ -11,14 +11,14 @@ log = logging.getLogger(__name__)
 
 
 class LabelWatch:
-    """Reads what `LabelStore.open` has left unread, and notices packs that change while a run reads them.
+    """Reads the packs that `LabelStore.open` left unread, and notices packs that change while a run reads them.
 
-    A file that another one replaces (a rename) is read on as it was; one that is changed in place is noticed by its time and size.
+    If a rename replaces a file, the old content is read on. A change in place is noticed by time and size.
 
     Args:
         stores: The labels of the run.
-        reads: Whether this process reads files: one of each node.
-        on_damage: Called from the background, once, with the sentence of the first pack that is not the one that was written.
+        reads: Whether this process checks files; one of each node does.
+        on_damage: Called from the background, once, with the message of the first damaged pack.
     """
 
     def __init__(self, stores: Iterable[LabelStore], *, reads: bool, on_damage: Callable[[str], None]) -> None:
@@ -37,17 +37,17 @@ class LabelWatch:
             store.leave_to_watch()
 
     def start(self) -> None:
-        """Begins to read in the background."""
+        """Starts the background thread."""
         if self._unread:
             log.info("%d packs of labels are compared with their checksums in the background", len(self._unread))
             self._thread = threading.Thread(target=self._read, name="labels", daemon=True)
             self._thread.start()
 
     def confirm(self) -> None:
-        """Waits for the background, and reads again what has changed since.
+        """Waits for the background thread, and checks the packs for changes since.
 
         Raises:
-            ValueError: If a pack is not the one that was written.
+            ValueError: If a pack is damaged.
             OSError: If one cannot be read.
         """
         if self._thread is not None:
@@ -59,13 +59,13 @@ class LabelWatch:
             if pack.check_changed() and pack not in self._replaced:
                 self._replaced.add(pack)
                 log.warning(
-                    "%s has been replaced or removed; this launch goes on with the labels that it began with, the next one reads the "
-                    "new file",
+                    "%s has been replaced or removed; this launch goes on with the labels that it opened, the next one reads the new "
+                    "file",
                     pack.labels_file,
                 )
 
     def close(self) -> None:
-        """Ends the background."""
+        """Ends the background thread."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()

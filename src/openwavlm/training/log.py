@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: `metrics.csv`, TensorBoard, and a line for the person who watches."""
+"""Records of a running training: `metrics.csv`, TensorBoard, trackers and progress lines."""
 
 import contextlib
 import logging
@@ -44,7 +44,7 @@ METRIC_COLUMNS = [
 
 
 def _let_the_main_thread_raise() -> None:
-    """Keeps quiet about a file error of TensorBoard's thread, which its next call raises in the main thread."""
+    """Suppresses the message of a file error in TensorBoard's thread, since its next call raises it in the main thread."""
     before = threading.excepthook
     if getattr(before, "of_openwavlm", False):
         return
@@ -58,12 +58,7 @@ def _let_the_main_thread_raise() -> None:
 
 
 def open_trackers(settings: Logging, directory: Path, config: dict[str, Any]) -> list[Tracker]:
-    """The trackers that the settings ask for.
-
-    Args:
-        settings: Which.
-        directory: Run directory.
-        config: The composed config, flat, which they keep as the run's parameters.
+    """Opens the trackers of the settings; the flat `config` becomes the run's parameters there.
 
     Raises:
         ValueError: If a package is missing.
@@ -77,9 +72,9 @@ def open_trackers(settings: Logging, directory: Path, config: dict[str, Any]) ->
 
 
 def metrics_row(record: StepRecord, penalty_weight: float, target_weights: Sequence[float] = (1.0,)) -> dict[str, Value]:
-    """The figures of one update; nothing in it depends on time or machine.
+    """Figures of one update, independent of time and machine.
 
-    Without a number at its end a column is of the first label set, but for the loss, which is of all.
+    A column without a number at its end is of the first label set, except the loss, which is of all.
     """
     sums = record.sums
     masked = max(1.0, sums["masked"])
@@ -119,13 +114,13 @@ class RunLog:
 
     Args:
         directory: The run directory.
-        settings: How often.
+        settings: Intervals.
         last_step: Step of the checkpoint that the run goes on from, 0 for a new run.
         updates: Updates of the whole run.
         penalty_weight: Weight of the feature penalty in the logged loss.
         target_weights: Weight of each label set in it.
-        trackers: What takes the figures beside TensorBoard; closed with the log.
-        prefixes: What the checkpoint says of the tables up to `last_step` (`records.known_records`).
+        trackers: Trackers beside TensorBoard; closed with the log.
+        prefixes: Lengths and checksums of the tables in the checkpoint (`records.known_records`).
         now: The clock, in seconds.
 
     Attributes:
@@ -161,7 +156,7 @@ class RunLog:
         self._own_us: list[int] = []
 
     def update(self, record: StepRecord) -> None:
-        """Takes one update's figures."""
+        """Writes one update's figures."""
         row = metrics_row(record, self._penalty_weight, self._target_weights)
         self.tables.metrics.write(row)
         seconds = float(row["audio_s"] or 0)
@@ -174,7 +169,7 @@ class RunLog:
             self._show(row, record.step, now)
 
     def _scalars(self, group: str, values: Mapping[str, Value], step: int) -> None:
-        """Hands figures that are there to TensorBoard and the trackers."""
+        """Writes the figures that are not None to TensorBoard and the trackers."""
         known = {f"{group}/{name}": float(value) for name, value in values.items() if value is not None}
         with self._to_board():
             for name, value in known.items():
@@ -186,11 +181,11 @@ class RunLog:
         return naming(self._directory / "tensorboard")
 
     def paces(self, own_us: tuple[int, ...]) -> None:
-        """Takes how long each rank's own part of a step took, in microseconds."""
+        """Adds the time of each rank's own part of a step, microseconds."""
         self._own_us = [before + now for before, now in zip(self._own_us or [0] * len(own_us), own_us, strict=True)]
 
     def _slowest(self) -> str:
-        """Names the rank that took longest since the last line, with its time over the median rank's."""
+        """The slowest rank since the last line, with its time over the median rank's."""
         own_us, self._own_us = self._own_us, []
         if len(own_us) < 2 or not any(own_us):
             return ""
@@ -211,7 +206,7 @@ class RunLog:
         self._shown, self._audio_s, self._shown_step = now, 0.0, step
 
     def validation(self, step: int, figures: dict[str, float | int]) -> None:
-        """Takes the figures of one validation pass."""
+        """Writes the figures of one validation pass."""
         self.tables.validation.write({"step": step, **figures})
         self._scalars("validation", figures, step)
         log.info(
@@ -221,25 +216,25 @@ class RunLog:
         )
 
     def finding(self, row: dict[str, Value]) -> None:
-        """Takes a health rule that fired, by the names of `HEALTH_COLUMNS`."""
+        """Writes a health rule that fired, by the names of `HEALTH_COLUMNS`."""
         self.tables.health.write(row)
         self.tables.health.sync()
 
     def figures(self, step: int, values: dict[str, float]) -> None:
-        """Takes further figures of an update, for TensorBoard alone."""
+        """Writes further figures of an update to TensorBoard alone."""
         with self._to_board():
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
     def probes(self, step: int, layers: list[float], baselines: dict[str, float], seconds: float) -> None:
-        """Takes the share of development voices' frames whose phone each layer tells, and how long that took to find out."""
+        """Writes each layer's phone accuracy on development speakers, and the seconds that the probe took."""
         columns = ["step", *(f"layer_{layer}" for layer in range(len(layers)))]
         self.tables.probes(columns).write({"step": step, **dict(zip(columns[1:], layers, strict=True))})
         self._scalars("probes", dict(zip(columns[1:], layers, strict=True)), step)
         best = max(range(len(layers)), key=layers.__getitem__)
         context = baselines.get("logmel_context", 0.0)
         log.info(
-            f"step {step} | phones of development voices: layer {best} {layers[best]:.3f} (log-mel ± 5 frames {context:.3f}, MFCC "
+            f"step {step} | phones of development speakers: layer {best} {layers[best]:.3f} (log-mel ± 5 frames {context:.3f}, MFCC "
             f"{baselines.get('mfcc', 0.0):.3f}, untrained {baselines.get('untrained', 0.0):.3f}); it took {seconds:.1f} s"
         )
         figure = heat_map(self._directory / "probes.csv", baselines)

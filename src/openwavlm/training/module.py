@@ -13,6 +13,7 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,7 +32,7 @@ from openwavlm.training.loss_scale import LossScale
 from openwavlm.training.optim import Optim
 from openwavlm.training.pace import Pace
 from openwavlm.training.settings import Loss
-from openwavlm.training.sharding import set_gradient_sync, shard_model, shard_whole, state_by_name, state_by_position
+from openwavlm.training.sharding import set_gradient_sync, shard_model, state_by_name, state_by_position
 from openwavlm.training.skipped_updates import MicroBatchLosses, SkippedUpdates
 from openwavlm.training.sums import StepRecord, micro_batch_sums, step_sums
 
@@ -39,25 +40,25 @@ _TOLERATED = 5  # fewer unreadable rows give no rate
 
 
 class PretrainingModule(lightning.LightningModule):
-    """Lightning's view of the run: one batch is one global step, optimised by hand.
+    """Lightning's module of a run: one batch is one global step, optimised by hand.
 
     Args:
         model: Encoder and prediction head.
         optim: Optimiser and schedule.
-        loss: Loss weights; with `logmel` the module owns the linear map, which no export contains.
-        mixing: How drawn mixtures are applied.
+        loss: Loss weights; with `logmel` the module has the linear map, which no export contains.
+        mixing: Settings by which drawn mixtures are applied.
         seed: The run's seed.
         control: The per-step exchange between ranks.
         on_record: Called with each finished step's record, one step late.
-        target_weights: Part of each of the model's label sets in the loss.
+        target_weights: Weight of each label set in the loss.
         unmasked_every: Steps between two measurements of the accuracy on unmasked frames; 0 = never.
         max_skip_rate: Share of rows that may be unreadable before the run stops.
         float16: Whether the loss is scaled (`loss_scale`), as float16 needs it.
-        fingerprints: What checkpoints are bound to.
-        plan_state: Step → what a checkpoint keeps of the plan.
-        health: Collects what the health rules need; None = nothing.
-        health_state: What a checkpoint keeps of the health rules (on rank 0).
-        records: What a checkpoint keeps of the run's tables (on rank 0): length and checksum of each.
+        fingerprints: Of the data, for checkpoints.
+        plan_state: Step → state of the plan, for a checkpoint.
+        health: Collects figures for the health rules; None = no rules.
+        health_state: State of the health rules (on rank 0), for a checkpoint.
+        records: Length and checksum of each of the run's tables (on rank 0), for a checkpoint.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class PretrainingModule(lightning.LightningModule):
         self.target_weights = target_weights
         self.sums = step_sums(len(target_weights))
         self.pace = Pace(on_gpu=False)
-        self.validation: float | None = None  # cross-entropy on held-out speakers, if this step was validated
+        self.validation: float | None = None  # cross-entropy on the held-out set, if this step was validated
         self.totals: StepTotals | None = None
         self._pending: tuple[int, Tensor, Tensor, float, bool, MicroBatchLosses, PendingFigures | None] | None = None
 
@@ -103,16 +104,16 @@ class PretrainingModule(lightning.LightningModule):
         """Shards the parameters where the strategy made a device mesh."""
         if self.device_mesh is None:
             return
-        # Of the whole mesh, which has a dimension for tensors too, fully_shard would take the first for replicas and shard nothing.
+        # The whole mesh has a dimension for tensors too, so fully_shard would take the first for replicas and shard nothing.
         mesh = self.device_mesh["data_parallel"]
         shard_model(self.model, mesh)
         if self.ema is not None:
             shard_model(self.ema, mesh)
         if self.logmel_map is not None:
-            shard_whole(self.logmel_map, mesh)
+            fully_shard(self.logmel_map, mesh=mesh)
 
     def on_fit_start(self) -> None:
-        """The device is known from here on."""
+        """Starts the stopwatch: the device is known now."""
         self.pace = Pace(on_gpu=self.device.type == "cuda")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -120,7 +121,7 @@ class PretrainingModule(lightning.LightningModule):
         return self.optim.optimizer(self)
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
-        """Copies without waiting (Lightning waits for everything that is not a plain tensor)."""
+        """Copies without waiting, while Lightning waits for every object that is not a plain tensor."""
         return batch.to(device, non_blocking=True)
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
@@ -161,10 +162,10 @@ class PretrainingModule(lightning.LightningModule):
         figures = self.health.end() if self.health is not None else None
         self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked, losses, figures)
         pace.end()
-        control.note(f"update {batch.step + 1} is done: what follows it, and waiting for the next batch")
+        control.note(f"update {batch.step + 1} is done: side jobs, and waiting for the next batch")
 
     def _exchange(self, step: int) -> StepTotals:
-        """Waits for what the ranks tell each other."""
+        """Finishes the exchange between ranks."""
         self.control.note(f"update {step + 1}: waiting for the other ranks' masked frames and signals")
         self.pace.hold()
         totals = self.control.finish()
@@ -215,7 +216,7 @@ class PretrainingModule(lightning.LightningModule):
         return output, logmel, loss
 
     def update_weights(self, optimizer: Any, step: int) -> Tensor:
-        """Clips, and steps unless the gradient's norm is not finite; returns the norm before clipping."""
+        """Clips the gradient, and updates the weights if its norm is finite; returns the norm before clipping."""
         parameters = [p for p in self.parameters() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.loss_scale is not None:
@@ -228,7 +229,7 @@ class PretrainingModule(lightning.LightningModule):
             norm = norm.full_tensor()
         for group in optimizer.param_groups:
             group["lr"] = self.optim.learning_rate(step)
-        # Fused AdamW leaves parameters, moments and its step count alone where found_inf is 1.
+        # Fused AdamW changes neither parameters nor moments nor its step count where found_inf is 1.
         skipped = (~torch.isfinite(norm)).to(torch.float32)
         optimizer.optimizer.found_inf = skipped
         optimizer.optimizer.grad_scale = None
@@ -241,7 +242,7 @@ class PretrainingModule(lightning.LightningModule):
         return norm
 
     def flush(self) -> None:
-        """Reads back the last step's figures (its device work has finished by now) and hands the record on."""
+        """Reads back the last step's figures, whose device work is finished by now, and passes the record on."""
         if self._pending is None:
             return
         step, sums, norm, lr, with_unmasked, losses, pending = self._pending
@@ -260,7 +261,7 @@ class PretrainingModule(lightning.LightningModule):
         if self._unreadable > max(_TOLERATED, self.max_skip_rate * self._rows):
             raise ValueError(
                 f"{self._unreadable:.0f} of {self._rows:.0f} rows could not be read, more than data.max_skip_rate="
-                f"{self.max_skip_rate:g} allows: run data_prep/verify.py on the shards, restore what it names, and start again"
+                f"{self.max_skip_rate:g} allows: run data_prep/verify.py on the shards, restore the files that it names, and start again"
             )
 
     def _groups(self) -> list[list[str]]:
@@ -268,7 +269,7 @@ class PretrainingModule(lightning.LightningModule):
         return [list(group) for group in self.optim.groups(self)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what binds the checkpoint to its data and its place in the plan; keys the optimiser's state by name."""
+        """Adds the data's fingerprints and the place in the plan; keys the optimiser's state by name."""
         if self.device_mesh is None:
             states = checkpoint["optimizer_states"]
             checkpoint["optimizer_states"] = [state_by_name(state, self._groups()) for state in states]
@@ -286,7 +287,7 @@ class PretrainingModule(lightning.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on counting unreadable rows; brings weights and the optimiser's state into this model's form."""
+        """Restores the counters; brings weights and the optimiser's state into this model's form."""
         if self.device_mesh is None:
             checkpoint["state_dict"] = fitting_weights(checkpoint["state_dict"], self)
             states = checkpoint["optimizer_states"]

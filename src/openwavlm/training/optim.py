@@ -31,7 +31,7 @@ class Optim:
         betas: Adam's moments.
         eps: Adam's epsilon.
         weight_decay: Decoupled weight decay.
-        decay: Which parameters decay: `all` (as fairseq does) or `matrices` (no biases, norms or other vectors).
+        decay: Parameters that decay: `all` (as fairseq does) or `matrices` (no biases, norms or other vectors).
         clip_norm: Largest L2 norm of the gradient per masked frame.
         max_skip_rate: Share of the updates that may be skipped, their gradient not being finite, before the run ends with an error.
         ema: Decay of a running mean of the weights that can be exported instead of them (`export weights=ema`); 0 = none. It takes
@@ -97,11 +97,11 @@ class Optim:
         return max(1, round(self.decay_share * self.updates)) if self.schedule == "wsd" else 0
 
     def ema_decay(self, step: int) -> float:
-        """Decay of the running mean at update `step`: min(ema, (1 + step) / (10 + step)), so that it forgets the initial weights."""
+        """Decay of the running mean at update `step`: min(ema, (1 + step) / (10 + step)), so that the initial weights fade."""
         return min(self.ema, (1 + step) / (10 + step))
 
     def learning_rate(self, step: int) -> float:
-        """Rate of update `step`, counted from 0; the first update already moves, the peak is reached at `warmup_updates`."""
+        """Rate of update `step`, counted from 0; that of the first update is not 0; the peak is at `warmup_updates`."""
         if step < self.warmup_updates:
             return self.lr * (step + 1) / (self.warmup_updates + 1)
         falls = self.updates - self.warmup_updates if self.schedule == "linear" else self.decay_updates
@@ -117,7 +117,7 @@ class Optim:
 
     def optimizer(self, module: "nn.Module") -> "torch.optim.AdamW":
         """AdamW in its fused form, the one that can skip an update without a host synchronisation."""
-        import torch  # here alone: settings are checked before torch is imported
+        import torch  # not at the top: settings are checked before torch is imported
 
         groups = []
         for group in self.groups(module):

@@ -1,4 +1,4 @@
-"""How long a rank's own part of a step takes: waiting for data and computing, without waiting for other ranks.
+"""Time of a rank's own part of a step: waiting for data and computing, without waiting for other ranks.
 
 On a GPU the host runs ahead of the device, so the time of the forward passes is taken on the device and read a step later.
 """
@@ -13,7 +13,7 @@ class Pace:
     """A stopwatch that is held while a rank waits for the others.
 
     Args:
-        on_gpu: Whether the step is computed on one.
+        on_gpu: Whether the step runs on a GPU.
         now: The clock, in seconds.
     """
 
@@ -26,38 +26,38 @@ class Pace:
         self.own_ms = 0.0
 
     def rest(self) -> None:
-        """After validation, saving and the like, which no step is to be blamed for."""
+        """Leaves validation, saving and other side jobs out."""
         self._mark = self._now()
 
     def begin(self) -> None:
-        """The step's batch has arrived."""
+        """Starts a step, whose batch has arrived."""
         now = self._now()
         self._data, self._computed, self._mark = now - self._mark, 0.0, now
 
     def hold(self) -> None:
-        """The rank is about to wait for others."""
+        """Stops the watch: the rank waits for others."""
         now = self._now()
         self._computed += now - self._mark
         self._mark = now
 
     def go(self) -> None:
-        """The wait is over."""
+        """Starts the watch again."""
         self._mark = self._now()
 
     def forward_begins(self) -> None:
-        """A forward pass is about to be queued."""
+        """Marks the start of a forward pass on the device."""
         if self._on_gpu:
             pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
             pair[0].record()
             self._events.append(pair)
 
     def forward_ends(self) -> None:
-        """It has been queued."""
+        """Marks its end."""
         if self._on_gpu:
             self._events[-1][1].record()
 
     def end(self) -> None:
-        """The step is over; its times can be read."""
+        """Ends a step and computes `own_ms`."""
         # The figures of the step before were read during this one, so the device has passed that step's events.
         on_device = sum(begin.elapsed_time(end) for begin, end in self._before)
         self._before, self._events = self._events, []

@@ -1,4 +1,4 @@
-"""The processes of a run: started by torchrun, by Slurm or alone, and agreeing before the first step."""
+"""The processes of a run, started by torchrun, by Slurm or alone."""
 
 import logging
 import os
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun would have set, from what `srun` has set; empty where neither several tasks nor `srun` are in play.
+    """Environment variables of torchrun from those of `srun`; empty with one task or under torchrun.
 
     Raises:
-        ValueError: If a job of several tasks runs its script without `srun`; if the nodes have unequally many tasks.
+        ValueError: If a job of several tasks runs its script without `srun`; if nodes have different numbers of tasks.
     """
     tasks = int(environment.get("SLURM_NTASKS", "1"))
     if tasks < 2 or "WORLD_SIZE" in environment:
@@ -50,13 +50,13 @@ def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def join_processes(patience: timedelta | None = None) -> tuple[int, int]:
-    """Joins the process group that torchrun or `srun` prepared; returns (rank, world size).
+    """Joins the process group of torchrun or `srun`; returns (rank, world size).
 
     Args:
-        patience: How long a process waits for the others; None = torch's default, minutes.
+        patience: Longest wait for the other processes; None = torch's default, minutes.
 
     Raises:
-        ValueError: If Slurm started several tasks in a way that cannot be meant.
+        ValueError: As `slurm_variables`.
     """
     os.environ.update(slurm_variables(os.environ))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -67,7 +67,7 @@ def join_processes(patience: timedelta | None = None) -> tuple[int, int]:
 
 
 def requeue_job() -> bool:
-    """Asks Slurm to start this job again when it ends; returns whether it agreed. Outside of Slurm it does nothing."""
+    """Has Slurm queue this job again after its end; returns whether that worked. Outside of Slurm it does nothing."""
     job = os.environ.get("SLURM_JOB_ID")
     program = shutil.which("scontrol")
     if job is None or program is None:

@@ -1,7 +1,7 @@
 """`metrics.csv`, `validation.csv`, `probes.csv`, `health.csv`: rows by step, exact floats, flushed; rows past a checkpoint are cut.
 
-A checkpoint keeps the length and checksum that each table had (`Prefix`). A launch that goes on from it compares them: what was damaged
-or lost before the checkpoint's step is said, kept in a file beside, and never cut in silence.
+A checkpoint has the length and checksum of each table at its step. A launch that goes on from it compares them: a table that was damaged
+before that step is logged and copied to a file beside, never cut silently.
 """
 
 import csv
@@ -41,8 +41,8 @@ class Record:
         columns: Names of its columns.
         rows: Fields of its readable rows, as text, by step.
         lines: Their lines, with the line break.
-        faults: What is wrong, one phrase each; a last line that a kill left incomplete is none.
-        differs: Whether its beginning is another than a checkpoint says.
+        faults: Damage, one phrase each; a last line that a kill left incomplete is none.
+        differs: Whether its beginning differs from the checksum in a checkpoint.
     """
 
     columns: list[str]
@@ -60,16 +60,16 @@ class Record:
 def read_record(
     path: Path, *, prefix: Mapping[str, Any] | None = None, columns: list[str] | None = None, last_step: int | None = None
 ) -> Record:
-    """Reads a table: the one reader of all of a run's tables.
+    """Reads a table of a run.
 
-    Rows are in order of their steps, have as many fields as there are columns, and numbers in all but `TEXT_COLUMNS`; what is not so is
-    left out and is a fault.
+    Rows are in order of their steps, with a field for each column, and numbers in all but `TEXT_COLUMNS`; any other row is left out and
+    is a fault.
 
     Args:
         path: The table.
-        prefix: What a checkpoint says of it: `bytes` and `checksum` of its beginning.
-        columns: Its columns, if they are known; a header that differs is a fault then.
-        last_step: Rows past this step are left out, and what cannot be read after the last row up to it is no fault.
+        prefix: `bytes` and `checksum` of its beginning, from a checkpoint.
+        columns: Its columns, if known; a header that differs is a fault.
+        last_step: Rows past this step are left out; unreadable lines after the last row up to it are no fault.
 
     Raises:
         ValueError: If it is no file.
@@ -86,7 +86,7 @@ def read_record(
             f"it has {len(raw)} bytes, not {prefix['bytes']} or more" if short else "its content is not what was written"
         )
     elif prefix is not None and last_step is not None:
-        raw = raw[: prefix["bytes"]]  # what follows was written after the checkpoint
+        raw = raw[: prefix["bytes"]]  # the rest was written after the checkpoint
     lines = raw.decode(errors="replace").split("\n")[:-1]
     header = lines.pop(0) if lines else ""
     named = header.split(",")
@@ -140,7 +140,7 @@ def _fields(line: str, count: int, texts: set[int]) -> list[str] | None:
             float(value)
     except (ValueError, csv.Error, StopIteration):
         return None
-    # float() also takes 1_0 and blanks, which no writer of these tables writes.
+    # float() also reads 1_0 and blanks, which are in none of these tables.
     return None if any(letter in value for value in numbers for letter in "_ \t\r") else row
 
 
@@ -161,7 +161,7 @@ def _listed(what: str, numbers: list[int], most: int = 5) -> str:
 
 
 def last_row(path: Path) -> dict[str, float]:
-    """The figures of a table's last row; empty if there is no table or no row."""
+    """Figures of a table's last row; empty without a table or a row."""
     record = read_record(path) if path.is_file() else Record([])
     return (
         {name: float(value) for name, value in zip(record.columns, record.rows[-1], strict=True) if value} if record.rows else {}
@@ -169,18 +169,18 @@ def last_row(path: Path) -> dict[str, float]:
 
 
 def known_records(state: Mapping[str, Any] | None, *, own: bool) -> dict[str, Mapping[str, Any]]:
-    """What a checkpoint says of the tables of the run that goes on from it.
+    """Prefixes in a checkpoint of the tables of the run that goes on from it.
 
     Args:
         state: `openwavlm` of the checkpoint; None for none.
-        own: Whether the checkpoint is the run's own; a branch has copies of `BRANCHED` only.
+        own: Whether the checkpoint is the run's own; a branch has only copies of `BRANCHED`.
     """
     tables = ((state or {}).get("records") or {}).get("tables", {})
     return {name: prefix for name, prefix in tables.items() if own or name in BRANCHED}
 
 
 def missing_steps(steps: list[int], last_step: int) -> str | None:
-    """Which of the updates 1 … `last_step` a table of one row an update lacks, as `updates 4-7 and 9`; None if it has all."""
+    """Updates of 1 … `last_step` without a row in a table with one row an update, as `updates 4-7 and 9`; None if none is missing."""
     missing = sorted(set(range(1, last_step + 1)) - set(steps))
     return _listed("update", missing) if missing else None
 
@@ -198,11 +198,11 @@ class CsvRecord:
         path: The file.
         columns: Names; the first is `step`.
         last_step: Rows past this step are cut (the run starts again after it), as is a torn last line.
-        prefix: What the checkpoint at `last_step` says of the table; None if it says nothing.
+        prefix: Length and checksum of the table in the checkpoint at `last_step`; None if unknown.
         every_update: Whether the table has a row for every update.
 
     Attributes:
-        damage: What was wrong before `last_step`, one sentence; None if nothing was. The file as it was is kept beside.
+        damage: Damage before `last_step`, one sentence; None without. A copy of the damaged file is kept beside.
 
     Raises:
         ValueError: If an existing file has other columns.
@@ -236,7 +236,7 @@ class CsvRecord:
         if not last_step or (not exists and prefix is None and not every_update):
             return None
         if exists and prefix is not None and not record.differs:
-            return None  # a gap that it has was said when it arose
+            return None  # a gap was logged when it arose
         missing = missing_steps(record.steps, last_step) if every_update else None
         if exists and not record.faults and not missing:
             return None
@@ -254,7 +254,7 @@ class CsvRecord:
         return sentence
 
     def _keep_aside(self, last_step: int) -> Path | None:
-        """Copies the damaged file to a name of its own."""
+        """Copies the damaged file to a new name."""
         if not self.path.is_file():
             return None
         number = 0
@@ -278,7 +278,7 @@ class CsvRecord:
         return {"bytes": self._bytes, "checksum": self._checksum.hexdigest()}
 
     def sync(self) -> None:
-        """Forces the rows to disk: what a checkpoint stands on."""
+        """Forces the rows to disk, before a checkpoint."""
         with naming(self.path):
             os.fsync(self._file.fileno())
 

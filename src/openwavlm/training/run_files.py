@@ -1,4 +1,4 @@
-"""The readers of `config.yaml`, `run.json` and `summary.json`: what is damaged is refused in a sentence with the file's name."""
+"""Readers of `config.yaml`, `run.json` and `summary.json`; a damaged file is refused by name."""
 
 import hashlib
 import json
@@ -17,9 +17,9 @@ _MAX_VALUES = 100_000
 
 
 def config_checksum(config: Any) -> str:
-    """Checksum of a config, as `run.json` keeps it; without its paths, which change where a run and its data are moved.
+    """Checksum of a config for `run.json`, without its paths, which change where a run and its data are moved.
 
-    A path that is wrong is noticed when it is opened: by its absence, or by the fingerprints of what lies there.
+    A wrong path is noticed when it is opened: by its absence, or by the fingerprints of the data.
     """
     return hashlib.blake2b(json.dumps(_without_paths(config), sort_keys=True).encode(), digest_size=16).hexdigest()
 
@@ -33,13 +33,13 @@ def _without_paths(value: Any) -> Any:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Reads a run's `config.yaml`, and compares it with the checksums in the `run.json` beside it, if that has some.
+    """Reads a run's `config.yaml`, and compares it with the checksums in `run.json`, if there are some.
 
     Returns:
         The config under the keys of this version.
 
     Raises:
-        ValueError: If it is missing or damaged, or is none of the configs that a launch of this run wrote.
+        ValueError: If it is missing or damaged, or if no launch of this run wrote it.
     """
     if not path.is_file():
         raise ValueError(
@@ -50,7 +50,7 @@ def read_config(path: Path) -> dict[str, Any]:
     known = read_run(record).get("configs") if record.exists() else None
     if known and config_checksum(config) not in known:
         raise ValueError(
-            f"{path} is damaged or was edited (no launch that run.json knows wrote it): restore it from a copy; to go on with another "
+            f"{path} is damaged or was edited (no launch in run.json wrote it): restore it from a copy; to go on with another "
             "config give allow_change=[…] to train.py"
         )
     return _in_current_form(config)
@@ -105,7 +105,7 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """The mappings that `flatten` was given."""
+    """The inverse of `flatten`."""
     found: dict[str, Any] = {}
     for key, value in flat.items():
         *path, last = key.split(".")
@@ -125,7 +125,7 @@ def parse_config(path: Path) -> dict[str, Any]:
     raw = retried(path.read_bytes, path)
     try:
         config = yaml.safe_load(raw.decode())
-    except Exception as error:  # yaml's constructors raise nearly anything for a scalar that they cannot take
+    except Exception as error:  # yaml's constructors raise nearly anything for a wrong scalar
         raise ValueError(f"{path} is damaged (it is not YAML: {type(error).__name__}): {_CURE}") from error
     if not isinstance(config, dict) or not _is_plain(config):
         raise ValueError(f"{path} is damaged (it must hold keys with plain values): {_CURE}")
@@ -133,7 +133,7 @@ def parse_config(path: Path) -> dict[str, Any]:
 
 
 def _is_plain(config: Any) -> bool:
-    """Whether a value is a tree of plain values; YAML's aliases can make it circular or without end."""
+    """Whether a value is a tree of plain values; YAML's aliases can make it circular or endless."""
     pending, seen = [config], 0
     while pending:
         value = pending.pop()
@@ -166,7 +166,7 @@ def read_run(path: Path) -> dict[str, Any]:
         is_count(version)
         and isinstance(segments, list)
         and all(isinstance(segment, dict) and is_count(segment.get("from_step")) for segment in segments)
-        and _are_texts(content.get("fingerprints", {}))
+        and are_texts(content.get("fingerprints", {}))
         and isinstance(heard, list)
         and all(isinstance(entry, dict) and _fits_training(entry) for entry in heard)
         and isinstance(configs, list)
@@ -182,10 +182,10 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def check_launches(content: Mapping[str, Any], path: Path) -> None:
-    """Checks what is needed of each launch to build its updates again.
+    """Checks the entries of each launch that are needed to build its updates again.
 
     Args:
-        content: What `read_run` gave.
+        content: Of `read_run`.
         path: Its file, for the message.
 
     Raises:
@@ -202,11 +202,12 @@ def check_launches(content: Mapping[str, Any], path: Path) -> None:
             and 0 < segment["threads"] < 10_000
             and is_count(segment.get("plan_version"))
             and "commit" in segment
-            and _are_texts(segment.get("fingerprints", {}))
-            and (plan is None or (isinstance(plan, dict) and isinstance(plan.get("key"), str)))
+            and are_texts(segment.get("fingerprints"))
+            and isinstance(plan, dict)
+            and isinstance(plan.get("key"), str)
         )
         if not fits:
-            raise ValueError(f"{path} is damaged (launch {number} lacks what it was launched with): restore it from a copy")
+            raise ValueError(f"{path} is damaged (entries of launch {number} are missing or wrong): restore it from a copy")
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -235,7 +236,8 @@ def is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _are_texts(value: Any) -> bool:
+def are_texts(value: Any) -> bool:
+    """Whether a value is a mapping of texts to texts."""
     return isinstance(value, dict) and all(isinstance(each, str) for pair in value.items() for each in pair)
 
 
@@ -244,11 +246,11 @@ def _is_list_of_texts(value: Any) -> bool:
 
 
 def _fits_training(entry: dict[str, Any]) -> bool:
-    """Whether a value says what a launch trained on (`run_directory.heard_data`)."""
+    """Whether a value has the form of `run_directory.training_data`."""
     return (
         all(_is_list_of_texts(entry.get(name)) for name in ("indexes", "validation_indexes"))
         and all(isinstance(entry.get(name), int | float) for name in ("validation_share", "split_seed"))
-        and _are_texts(entry.get("metadata", {}))
+        and are_texts(entry.get("metadata", {}))
         and _is_list_of_texts(entry.get("sources", []))
     )
 

@@ -1,4 +1,4 @@
-"""Settings of the step, its schedule of side jobs, records and processes. Imports no torch."""
+"""Settings of the step, its side jobs, records and processes. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -60,13 +60,13 @@ class Loss:
 
 @dataclass(frozen=True)
 class Schedules:
-    """How often the step boundary does what; nothing here changes the trajectory.
+    """Intervals of the side jobs at step boundaries; nothing here changes the trajectory.
 
     Attributes:
         checkpoint_every: Updates between two checkpoints; one is always written at the end and at a stop.
-        keep_last: Checkpoints that are kept, those of the last steps.
-        keep_every: Those whose number of updates is a multiple are kept too; 0 = none.
-        keep_best: As many with the lowest cross-entropy on held-out speakers are kept too.
+        keep_last: Number of the last checkpoints that are kept.
+        keep_every: Checkpoints after a multiple of so many updates are kept too; 0 = none.
+        keep_best: Number of those with the lowest cross-entropy on held-out speakers that are kept too.
         validate_every: Updates between two validations; one is always made at the end. 0 = never.
         unmasked_every: Updates between two measurements of the accuracy on unmasked frames; 0 = never.
 
@@ -88,21 +88,21 @@ class Schedules:
                 raise ValueError(f"callbacks.{name} must be at least {value}, but is {getattr(self, name)}: raise it")
 
     def kept_of(self, updates: int) -> int:
-        """The most checkpoints that lie in the folder of a run of `updates`, the one that is being written included."""
+        """Largest number of checkpoints in the folder of a run of `updates`, with the one that is being written."""
         saved = -(-updates // self.checkpoint_every)
         return min(saved, self.keep_last + self.keep_best + (updates // self.keep_every if self.keep_every else 0)) + 1
 
 
 @dataclass(frozen=True)
 class Logging:
-    """What is logged how often.
+    """Intervals of records, and trackers.
 
     Attributes:
         every_s: Seconds between two progress lines.
         tensorboard_every: Steps between two points in TensorBoard and the trackers.
-        project: What W&B calls the project and MLflow the experiment.
+        project: Project in W&B, experiment in MLflow.
         wandb: `off`, `offline` (files in the run directory) or `online`.
-        mlflow: Where MLflow keeps runs, a URI such as `file:///data/mlruns` or a server's; null = not at all.
+        mlflow: MLflow's store of runs, a URI such as `file:///data/mlruns` or a server's; null = no MLflow.
 
     Raises:
         ValueError: If a number is not positive or a word is unknown.
@@ -125,16 +125,16 @@ class Logging:
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """Where the run executes; nothing here changes the trajectory.
+    """Device and processes; nothing here changes the trajectory.
 
     Attributes:
         accelerator: `auto`, `cpu` or `gpu`.
-        devices: Processes on this node when the launcher has not set them (torchrun and Slurm do).
-        threads: CPU threads of each process; null = leave torch's choice.
-        strategy: How several processes share the work: `ddp` (each holds the whole model) or `fsdp` (parameters, gradients and moments
-            in shards, FSDP2). One process needs neither.
-        watchdog_s: Seconds without progress after which a process prints its stacks and ends with status 75; null = never.
-        requeue: Under Slurm, whether SIGUSR1 (`#SBATCH --signal=USR1@180`) has the job queued again after saving.
+        devices: Processes on this node, unless torchrun or Slurm started them.
+        threads: CPU threads of each process; null = torch's choice.
+        strategy: `ddp` (each process has the whole model) or `fsdp` (parameters, gradients and moments in shards, FSDP2); without effect
+            on one process.
+        watchdog_s: Seconds without progress after which a process prints its stacks and exits with status 75; null = never.
+        requeue: Whether SIGUSR1 (`#SBATCH --signal=USR1@180`) queues a Slurm job again after saving.
 
     Raises:
         ValueError: If a number is not positive.

@@ -33,17 +33,12 @@ def shard_model(model: WavLMForPretraining, mesh: DeviceMesh) -> None:
         fully_shard(layer, mesh=mesh)
     fully_shard(model.wavlm, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    # Probes and exports enter here, not through `forward`.
+    # Probes and exports call `extract`, not `forward`.
     register_fsdp_forward_method(model.wavlm, "extract")
 
 
-def shard_whole(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Shards a small module as one group, in place."""
-    fully_shard(module, mesh=mesh)
-
-
 def set_gradient_sync(module: nn.Module, *, wanted: bool) -> None:
-    """Lets the next backward reduce the gradients of all sharded parts of `module`, or only add them up on this rank."""
+    """Switches the reduction of gradients over ranks in the next backward on or off, in all sharded parts of `module`."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_requires_gradient_sync(wanted, recurse=False)
@@ -53,7 +48,7 @@ def state_by_name(state: dict[str, Any], groups: list[list[str]]) -> dict[str, A
     """An optimiser's state dict keyed by parameter names instead of positions.
 
     Args:
-        state: What `Optimizer.state_dict` returns.
+        state: Of `Optimizer.state_dict`.
         groups: Names of the parameters of each group, in the optimiser's order.
 
     Returns:
@@ -75,8 +70,6 @@ def state_by_position(state: dict[str, Any], groups: list[list[str]]) -> dict[st
         ValueError: If the state is of other parameters or groups.
     """
     saved = [group["params"] for group in state["param_groups"]]
-    if any(not isinstance(name, str) for names in saved for name in names):
-        return state  # written before states had names: by position already
     if [set(names) for names in saved] != [set(names) for names in groups]:
         known, wanted = {name for names in saved for name in names}, {name for names in groups for name in names}
         odd = ", ".join(sorted(known ^ wanted)[:5]) or "the same parameters in other groups (optim.decay)"

@@ -63,12 +63,8 @@ class SkippedUpdates:
 def check_learned(updates: int, skipped: int) -> None:
     """Refuses a run that has changed no weight.
 
-    Args:
-        updates: Updates so far.
-        skipped: Skipped ones.
-
     Raises:
-        ValueError: If all were skipped.
+        ValueError: If all of the `updates` so far were skipped.
     """
     if 0 < updates <= skipped:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The four tables of a run, opened together where a launch goes on, and what a checkpoint keeps of them."""
+"""The four tables of a run, opened together at the step where a launch goes on, and their state for checkpoints."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +14,13 @@ class RunTables:
 
     Args:
         directory: The run directory.
-        metrics: Columns of the first.
-        validation: Columns of the second.
+        metrics: Columns of `metrics.csv`.
+        validation: Columns of `validation.csv`.
         last_step: Step of the checkpoint that the run goes on from, 0 for a new run.
-        prefixes: What the checkpoint says of the tables up to `last_step`, by file name (`records.known_records`).
+        prefixes: Lengths and checksums in the checkpoint, by file name (`records.known_records`).
 
     Attributes:
-        damaged: Table → what was wrong with it before `last_step`, one sentence each.
+        damaged: Table → its damage before `last_step`, one sentence each.
 
     Raises:
         ValueError: If one has other columns.
@@ -50,7 +50,7 @@ class RunTables:
         return record
 
     def _earlier_probes(self) -> CsvRecord | None:
-        """The table of earlier launches' probes, which names its layers itself; one whose first line is damaged is not gone on with."""
+        """The table of earlier launches' probes, with columns from its first line; if that is damaged, the file is deleted."""
         path = self._directory / "probes.csv"
         if not path.exists() and path.name not in self._prefixes:
             return None
@@ -64,7 +64,7 @@ class RunTables:
         return None
 
     def probes(self, columns: list[str]) -> CsvRecord:
-        """The table of probes, made by the first one.
+        """The table of probes, created at the first probe.
 
         Raises:
             ValueError: If an earlier launch's has other columns.
@@ -72,18 +72,20 @@ class RunTables:
         if self._probes is None:
             self._probes = CsvRecord(self._directory / "probes.csv", columns)
         if self._probes.columns != columns:
-            raise ValueError(f"{self._probes.path} has other columns than this model's layers: start a new run (another name)")
+            raise ValueError(
+                f"{self._probes.path} has other columns than this model's layers: start a new run under another name"
+            )
         return self._probes
 
     def _all(self) -> list[CsvRecord]:
         return [record for record in (self.metrics, self.validation, self.health, self._probes) if record is not None]
 
     def record(self, launch: int, run: str) -> dict[str, Any]:
-        """Length and checksum of each table so far, for a checkpoint of this launch, from 1, of the run of this identity."""
+        """Length and checksum of each table so far, with the number of the launch and the run's identity, for a checkpoint."""
         return {"launch": launch, "run": run, "tables": {record.path.name: record.prefix() for record in self._all()}}
 
     def sync(self) -> None:
-        """Forces the rows to disk: what a checkpoint stands on."""
+        """Forces the rows to disk, before a checkpoint."""
         for record in self._all():
             record.sync()
 

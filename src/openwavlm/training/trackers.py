@@ -12,20 +12,20 @@ from openwavlm.runtime.atomic import write_atomically
 
 
 class Tracker(Protocol):
-    """Something that takes figures."""
+    """Interface of a tracker."""
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """Takes named figures of one update."""
+        """Logs named figures of one update."""
 
     def close(self) -> None:
-        """Sends or writes what is left."""
+        """Sends or writes the rest."""
 
 
 class WandbTracker:
-    """Weights & Biases; the run's directory keeps its id, so that a resumed run goes on in the same curve.
+    """Weights & Biases; its id is in the run directory, so that a resumed run goes on in the same curve.
 
     Args:
-        directory: Run directory, which W&B's files are written into.
+        directory: Run directory, also for W&B's files.
         project: W&B's project.
         mode: `offline` (files alone, `wandb sync` sends them later) or `online`.
         config: The composed config.
@@ -51,12 +51,12 @@ class WandbTracker:
 
 
 class MlflowTracker:
-    """MLflow; the run's directory keeps its id.
+    """MLflow; its id is in the run directory.
 
     Args:
         directory: Run directory.
         project: MLflow's experiment.
-        uri: Where MLflow keeps its runs: a folder's URI (`file:///…`) or a server's.
+        uri: MLflow's store of runs: URI of a folder (`file:///…`) or of a server.
         config: The composed config.
 
     Raises:
@@ -65,7 +65,7 @@ class MlflowTracker:
 
     def __init__(self, directory: Path, project: str, uri: str, config: dict[str, Any]) -> None:
         if uri.startswith("file:"):
-            # MLflow 3 refuses folders unless told so; its databases need packages that a training does not.
+            # MLflow 3 refuses folders by default; its databases need packages that a training does not.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         mlflow = _package("mlflow", "logger.mlflow")
         self._client = mlflow.MlflowClient(tracking_uri=uri)
@@ -97,7 +97,7 @@ def _package(name: str, key: str) -> ModuleType:
 
 
 def _kept_identity(path: Path, make: Any) -> str:
-    """The id that an earlier launch of the run was given, or a new one."""
+    """The id of an earlier launch of the run, or a new one."""
     if path.is_file():
         return str(json.loads(path.read_text())["id"])
     identity = str(make())

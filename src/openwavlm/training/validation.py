@@ -1,4 +1,4 @@
-"""Masked prediction on held-out speakers beside what needs no audio: the unigram and the nearest unmasked label."""
+"""Masked prediction on held-out speakers beside two baselines without audio: the unigram and the nearest unmasked label."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,11 +34,11 @@ VALIDATION_COLUMNS = [
 
 @dataclass(frozen=True)
 class Unigram:
-    """What is known of the labels without audio, from the training rows.
+    """Label frequencies of the training rows.
 
     Attributes:
         log_prob: float64 (classes,), add-one-smoothed log-probabilities.
-        commonest: The label that is always guessed.
+        commonest: The commonest label.
     """
 
     log_prob: np.ndarray
@@ -52,13 +52,13 @@ class Unigram:
 
 
 class Evaluation:
-    """A fixed pass over the held-out speakers: clean audio, masks fixed by key, the same figure at every number of processes.
+    """A fixed pass over the held-out speakers: clean audio, masks fixed by key, equal figures at every number of processes.
 
     Args:
         specs: All micro-batches of the validation plan.
         builder: Makes them, without mixing.
         loading: Workers.
-        unigrams: The training labels' distribution, one a label set.
+        unigrams: Label frequencies, one object a label set.
         control: Sums over ranks.
     """
 
@@ -76,7 +76,7 @@ class Evaluation:
         device: torch.device,
         each: Callable[[PretrainBatch, PretrainingOutput], None] | None = None,
     ) -> dict[str, float | int]:
-        """Evaluates in eval mode; touches no training generator.
+        """Evaluates in eval mode, without draws from the training generators.
 
         Args:
             model: Encoder and head.
@@ -114,7 +114,7 @@ class Evaluation:
         }
 
     def _mine(self) -> list[MicroBatchSpec]:
-        """This rank's part, filled to equal numbers: with sharded parameters every forward is a collective."""
+        """This rank's part, filled up to equal numbers, since with sharded parameters every forward is a collective."""
         rank, world_size = self._control.rank, self._control.world_size
         fill = [replace(self._specs[0], weight=0.0)] * (-len(self._specs) % world_size)
         return [*self._specs, *fill][rank::world_size]

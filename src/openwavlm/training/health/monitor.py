@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from openwavlm.training.health.core_wait import CoreWait
-from openwavlm.training.health.judgement import Judgement, Known, Lap, References
+from openwavlm.training.health.judgement import Judgement, Known, Lap
 from openwavlm.training.health.machine import speed_of
 from openwavlm.training.health.network import median
 from openwavlm.training.health.rules import RULES
@@ -185,8 +185,3 @@ class HealthMonitor:
     def summary(self) -> dict[str, Any]:
         """State of each rule, for `summary.json`."""
         return {name: asdict(state) for name, state in self._rules.items()}
-
-
-def kept_references(state: dict[str, Any] | None) -> References | None:
-    """References in a checkpoint."""
-    return None if state is None else References(**state["references"])

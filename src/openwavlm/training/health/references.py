@@ -44,9 +44,9 @@ def label_references(
 
     Args:
         opened: The run's data.
-        schedule: The run's schedule.
-        masking: The run's masks.
-        seed: The run's seed.
+        schedule: Its schedule.
+        masking: Its masks.
+        seed: Its seed.
         settings: Updates from which a reference is used, and number of rows that are read for it.
         start: Update from which rows are taken, from 0.
         updates: Updates of the whole run.

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from openwavlm.cli.multirun import check_has_trials, check_trials, is_first_trial
+from openwavlm.cli.terminal import log_handler
 from openwavlm.runs.compose import check_complete, conf_dir, sentence_of, sentence_of_value
 from openwavlm.runs.names import as_text
 from openwavlm.runtime.interrupt import INTERRUPTED, ending_at_interrupt, ending_with_reader, say_interrupted
@@ -80,7 +81,7 @@ def _call(function: Callable[[DictConfig], None], config: DictConfig, check: Cal
         check_complete(config)
         check(config, folder)
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[log_handler()], force=True)
     try:
         check_complete(config)
         if is_first_trial():

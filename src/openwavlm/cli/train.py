@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from openwavlm.cli.app import command
+from openwavlm.cli.terminal import show_config
 from openwavlm.runs.check import CheckedData, check_launch, check_world_size
 from openwavlm.runs.compose import plain
 from openwavlm.runs.launch import train
@@ -68,7 +69,10 @@ def main(config: DictConfig) -> None:
     if settings.devices > 1 and "WORLD_SIZE" not in os.environ:
         check_world_size(settings.devices, run.batch)
         sys.exit(_under_torchrun(settings.devices))
-    train(config, Path(hydra.runtime.output_dir))
+    folder = Path(hydra.runtime.output_dir)
+    if os.environ.get("RANK", "0") == "0":
+        show_config(plain(config), str(folder))
+    train(config, folder)
     if hydra.mode == RunMode.MULTIRUN and signalled():
         log.info("the sweep ends with this trial; the same command goes on")
         sys.exit(0)  # else Hydra begins the next trial

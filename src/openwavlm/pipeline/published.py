@@ -21,6 +21,7 @@ def check_with_transformers(exported: Path) -> dict[str, Any]:
         transformers = importlib.import_module("transformers")
     except ImportError:
         return {"transformers": None}
+    transformers.utils.logging.disable_progress_bar()  # it would break the log's lines
     _, loading = transformers.WavLMModel.from_pretrained(exported, output_loading_info=True)
     transformers.Wav2Vec2FeatureExtractor.from_pretrained(exported)
     wrong = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]

@@ -275,7 +275,7 @@ def test_all_scripts_are_known_here():
 def test_the_help_of_a_script_shows_its_command_line_and_every_key(tmp_path, name):
     outcome = run_program(tmp_path, f"data_prep/{name}", "--help")
     assert outcome.status == 0 and outcome.stderr == ""
-    assert f"python data_prep/{name} " in outcome.stdout and "debug: false" in outcome.stdout
+    assert f"openwavlm {name.removesuffix('.py').replace('_', '-')} " in outcome.stdout and "debug: false" in outcome.stdout
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".txt"], "help must leave nothing behind"
 
 

@@ -123,7 +123,7 @@ def test_the_undamaged_copy_goes_on(place):
 
 def test_labels_of_another_shard_set_are_refused(place):
     message = refused(place, r"must have labels in .*others-labels, but 3 of 3 have none", *place.data(labels="others-labels"))
-    assert str(place.folder / "shards") in message and "data_prep/assign_labels.py" in message
+    assert str(place.folder / "shards") in message and "openwavlm assign-labels" in message
 
 
 def test_labels_of_another_hop_are_refused(place):
@@ -171,7 +171,7 @@ def test_a_codebook_that_heard_held_out_speakers_is_refused(place, override):
 
 def test_unfinished_labels_are_refused(place):
     (place.folder / "labels/meta.json").unlink()
-    refused(place, r"finished mark, but .*/labels has none: run data_prep/assign_labels\.py")
+    refused(place, r"finished mark, but .*/labels has none: run openwavlm assign-labels")
 
 
 # --- shards -------------------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def garble(tar: Path) -> None:
     [
         (
             cut_between_members,
-            r"the shard {tar} must have \d+ bytes, but has \d+: restore it from a copy, or run data_prep/verify",
+            r"the shard {tar} must have \d+ bytes, but has \d+: restore it from a copy, or run openwavlm verify",
         ),
         (garble, r"the shard {tar} does not begin with its first utterance .*: restore it from a copy"),
         (Path.unlink, r"the shard {tar} is missing: restore it from a copy"),
@@ -330,7 +330,7 @@ def test_a_run_stops_when_too_many_rows_cannot_be_read(place):
     outcome = run_program(place.folder, "train.py", *SETTINGS, *place.data(), f"hydra.run.dir={run}")
     message = outcome.error()
     assert re.match(
-        r"\d+ of \d+ rows could not be read, more than data\.max_skip_rate=0\.001 allows: run data_prep/verify\.py", message
+        r"\d+ of \d+ rows could not be read, more than data\.max_skip_rate=0\.001 allows: run openwavlm verify", message
     )
     assert not list((run / "checkpoints").glob("*.ckpt"))
     assert "the FLAC data does not decode" in outcome.stderr or "samples decode" in outcome.stderr

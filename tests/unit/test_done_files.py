@@ -72,7 +72,7 @@ def test_a_done_file_that_is_not_as_it_was_written_is_refused_by_name(done: Path
         write_sealed(done, {name: value for name, value in content.items() if name != "seal"})
     else:
         done.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"{done}.*: delete it and run data_prep/make_shards\.py again$") as found:
+    with pytest.raises(ValueError, match=rf"{done}.*: delete it and run openwavlm make-shards again$") as found:
         build_index(done.parents[2])
     assert type(found.value) is ValueError and not (done.parents[2] / "index").exists()
 

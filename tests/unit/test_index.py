@@ -107,7 +107,7 @@ def test_rows_out_of_shard_order_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_finished_index_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no finished index .*make_shards"):
+    with pytest.raises(ValueError, match=r"no finished index .*make-shards"):
         Index.open(tmp_path)
 
 
@@ -204,7 +204,7 @@ def test_every_column_and_table_that_is_not_as_it_was_written_is_refused_by_name
     before = (folder / name).read_bytes()
     damage(folder / name)
     assert not (folder / name).exists() or (folder / name).read_bytes() != before
-    with pytest.raises(ValueError, match=rf"{folder}/{name} .*: delete {folder} and run data_prep/make_shards") as found:
+    with pytest.raises(ValueError, match=rf"{folder}/{name} .*: delete {folder} and run openwavlm make-shards") as found:
         Index.open(tmp_path)
     assert type(found.value) is ValueError
     if name.endswith(".npy") and name != "members.npy" and damage not in (permute, swap, flip):
@@ -252,7 +252,7 @@ def test_shards_json_that_is_not_as_it_was_written_is_refused_by_name(whole_set:
         if what == "swapped identities" and sealed:
             continue
         with pytest.raises(
-            ValueError, match=rf"{folder if sealed else mark}.*: delete {folder} and run data_prep/make_shards"
+            ValueError, match=rf"{folder if sealed else mark}.*: delete {folder} and run openwavlm make-shards"
         ) as found:
             Index.open(tmp_path)
         assert type(found.value) is ValueError, what

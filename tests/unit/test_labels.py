@@ -135,7 +135,7 @@ def test_each_pack_is_mapped_once_and_only_when_a_row_of_it_is_read(
 
 def test_labels_without_their_finished_mark_are_refused(index: Index, labels: Path) -> None:
     (labels / "meta.json").unlink()
-    with pytest.raises(ValueError, match=r"written last as its finished mark.*run data_prep/assign_labels\.py"):
+    with pytest.raises(ValueError, match=r"written last as its finished mark.*run openwavlm assign-labels"):
         LabelStore.open(labels, index)
 
 
@@ -160,7 +160,7 @@ def test_labels_on_another_frame_grid_are_refused(index: Index, labels: Path, na
 
 def test_labels_of_another_shard_set_are_refused_with_both_ways_out(tmp_path: Path, labels: Path) -> None:
     other = make_index(tmp_path / "other", {**ROWS, 4: 2}, seed=1)
-    with pytest.raises(ValueError, match=r"5 of 5 have none \(for example shards/00000.tar\).*assign_labels.*mode=rebind"):
+    with pytest.raises(ValueError, match=r"5 of 5 have none \(for example shards/00000.tar\).*assign-labels.*mode=rebind"):
         LabelStore.open(labels, other)
     grown = make_index(tmp_path / "grown", {**ROWS, 4: 2})
     with pytest.raises(ValueError, match=r"1 of 5 have none \(for example shards/00004.tar\)"):

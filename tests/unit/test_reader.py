@@ -120,7 +120,7 @@ def test_a_shard_cut_between_two_members_is_noticed(shard_set: Path) -> None:
     with pytest.raises(ValueError, match=r"must have \d+ bytes, but has \d+: restore it"):
         check_shards(index)
     assert len(ShardReader(index).read(1))
-    with pytest.raises(UnreadableAudio, match="run data_prep/verify"):
+    with pytest.raises(UnreadableAudio, match="run openwavlm verify"):
         ShardReader(index).read(2)
     assert "must hold 8 members, but a tar reader finds 4" in first_problem(shard_set)
 

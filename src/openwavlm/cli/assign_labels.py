@@ -1,4 +1,4 @@
-"""Labels a shard set with a codebook, or with several in one pass: `python data_prep/assign_labels.py --help`."""
+"""Labels a shard set with a codebook, or with several in one pass: `openwavlm assign-labels --help`."""
 
 from pathlib import Path
 from typing import Any

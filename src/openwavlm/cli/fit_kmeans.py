@@ -1,4 +1,4 @@
-"""Fits a k-means codebook: `python data_prep/fit_kmeans.py --help`."""
+"""Fits a k-means codebook: `openwavlm fit-kmeans --help`."""
 
 import logging
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Imports a published codebook: `python data_prep/import_codebook.py --help`."""
+"""Imports a published codebook: `openwavlm import-codebook --help`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Imports fairseq's label files as a labelling: `python data_prep/import_labels.py --help`."""
+"""Imports fairseq's label files as a labelling: `openwavlm import-labels --help`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Prepares a corpus as shards with an index: `python data_prep/make_shards.py --help`."""
+"""Prepares a corpus as shards with an index: `openwavlm make-shards --help`."""
 
 from pathlib import Path
 from typing import Any

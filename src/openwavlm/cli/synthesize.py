@@ -1,4 +1,4 @@
-"""Synthesises the embedded corpus with phone times: `python data_prep/synthesize.py --help`."""
+"""Synthesises the embedded corpus with phone times: `openwavlm synthesize --help`."""
 
 from omegaconf import DictConfig, OmegaConf
 

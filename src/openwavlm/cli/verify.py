@@ -1,4 +1,4 @@
-"""Verifies shards (and labels) by checksums, counts and a recomputed sample: `python data_prep/verify.py --help`."""
+"""Verifies shards (and labels) by checksums, counts and a recomputed sample: `openwavlm verify --help`."""
 
 from pathlib import Path
 

@@ -172,7 +172,7 @@ def readable(utterances: Sequence[ProbeUtterance]) -> list[int]:
     if lost > max(1, _MAX_SKIP_RATE * len(utterances)):
         raise ValueError(
             f"at most a share of {_MAX_SKIP_RATE:g} of the utterances, or one, may be unreadable, but {lost} of {len(utterances)} are: "
-            "run data_prep/verify.py on the shards and restore the files that it names"
+            "run openwavlm verify on the shards and restore the files that it names"
         )
     return kept
 

@@ -149,7 +149,7 @@ def _check_arguments(
             "mode=rebind needs carry_from (the labelling of the same audio), one output and no codebook: it keeps that labelling's"
         )
     if mode == "assign" and not codebooks:
-        raise ValueError("mode=assign needs a codebook: fit one with data_prep/fit_kmeans.py, or use mode=rebind")
+        raise ValueError("mode=assign needs a codebook: fit one with openwavlm fit-kmeans, or use mode=rebind")
     if carry_from is not None and len(outputs) != 1:
         raise ValueError(
             f"carry_from is one labelling for one output, but there are {len(outputs)} outputs: carry over into one after another"

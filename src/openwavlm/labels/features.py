@@ -179,7 +179,7 @@ def check_reproducible(settings: dict[str, Any], origin: object, teacher: Path |
     elif name == IMPORTED:
         raise ValueError(
             f"the labels of {origin} were imported without their codebook, so they cannot be computed again: import it with "
-            "data_prep/import_codebook.py and the labels with codebook=DIR"
+            "openwavlm import-codebook and the labels with codebook=DIR"
         )
     elif teacher is not None:
         raise ValueError(f"the features of {origin} are {name} and need no teacher, but {teacher} was given: leave teacher out")

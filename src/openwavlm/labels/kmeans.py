@@ -151,7 +151,7 @@ class Codebook:
             ValueError: If the folder is not a finished codebook, has a newer format, or an array differs from its hash.
         """
         folder = Path(folder)
-        meta = read_meta(folder, kind="codebook", newest=FORMAT_VERSION, made_by="data_prep/fit_kmeans.py")
+        meta = read_meta(folder, kind="codebook", newest=FORMAT_VERSION, made_by="openwavlm fit-kmeans")
         fields = Fields(meta, str(folder / "meta.json"), "copy the folder again or fit it again")
         if CHECKSUM in meta and fields.text(CHECKSUM) != checksum_of(meta):
             raise ValueError(f"{fields.where} is damaged (its checksum differs): {fields.remedy}")
@@ -219,7 +219,7 @@ class UnknownCodebook(Codebook):
     def _checked(self, features: Tensor | np.ndarray) -> Tensor:
         raise ValueError(
             "labels that were imported without their codebook have no centroids, so nothing can be computed with it: import the "
-            "codebook too (data_prep/import_codebook.py) and the labels with codebook=DIR"
+            "codebook too (openwavlm import-codebook) and the labels with codebook=DIR"
         )
 
 

@@ -169,6 +169,6 @@ def _check_covered(packs: LabelPacks, index: Index) -> None:
     if missing:
         raise ValueError(
             f"every shard of {index.path} must have labels in {packs.path}, but {len(missing)} of {len(index.shards)} have none (for "
-            f"example {index.shards[missing[0]].name}): label them with `python {MADE_BY} shards={index.path} codebook=FOLDER "
+            f"example {index.shards[missing[0]].name}): label them with `{MADE_BY} shards={index.path} codebook=FOLDER "
             f"output={packs.path}`, by the codebook of those labels, or carry labels of the same audio over with mode=rebind"
         )

@@ -15,7 +15,7 @@ from openwavlm.shards.index import COLUMNS, FORMAT_VERSION, MEMBER, NAMES, Shard
 from openwavlm.shards.tasks import TaskLine
 
 _NUMBERS = ("offset", "nbytes", "num_samples", "key", "pcm")
-_REMEDY = "delete it and run data_prep/make_shards.py again"
+_REMEDY = "delete it and run openwavlm make-shards again"
 _COUNTS = ("planned", "utterances", "samples", "joined", "joined_clips", "short", "clipped_samples", "clipped_files")
 log = logging.getLogger(__name__)
 

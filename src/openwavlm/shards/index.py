@@ -156,9 +156,7 @@ class Index:
         path = Path(path)
         mark = path / "index" / "shards.json"
         if not mark.is_file():
-            raise ValueError(
-                f"{path} has no finished index (index/shards.json): run data_prep/make_shards.py output={path} again"
-            )
+            raise ValueError(f"{path} has no finished index (index/shards.json): run openwavlm make-shards output={path} again")
         again = _again(path)
         head = read_record(mark, path, what=f"the index of {path}", remedy=again)
         shards = [ShardInfo.of(entry) for entry in head.objects("shards")]
@@ -249,7 +247,7 @@ class Index:
 
 
 def _again(path: Path) -> str:
-    return f"delete {path / 'index'} and run data_prep/make_shards.py again"
+    return f"delete {path / 'index'} and run openwavlm make-shards again"
 
 
 def look_up(table: Sequence[str], ids: np.ndarray) -> list[str]:

@@ -43,7 +43,7 @@ def index_content(path: Path) -> dict[str, Any]:
     """
     files = sorted((path / "shards").glob("*/*.json"))
     if not files:
-        raise ValueError(f"{path} has no finished shard: run data_prep/make_shards.py with this output first")
+        raise ValueError(f"{path} has no finished shard: run openwavlm make-shards with this output first")
     parts: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     ids: dict[str, dict[str, int]] = {name: {"": 0} for name in TABLES}
     shards: list[ShardInfo] = []
@@ -77,7 +77,7 @@ def _check_size(file: Path, nbytes: int) -> None:
     if tar.is_file() and tar.stat().st_size != nbytes:
         raise ValueError(
             f"{file} must describe {tar.name}, which has {tar.stat().st_size} bytes, but describes a tar of {nbytes}: delete both and run "
-            "data_prep/make_shards.py again"
+            "openwavlm make-shards again"
         )
 
 

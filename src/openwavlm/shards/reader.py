@@ -85,7 +85,7 @@ class ShardReader:
 
     def _about(self, row: int, what: str) -> str:
         name = self.index.shards[int(self.index.shard[row])].name
-        return f"row {row} of {self.index.path / name} cannot be read: {what}; run data_prep/verify.py on this shard set"
+        return f"row {row} of {self.index.path / name} cannot be read: {what}; run openwavlm verify on this shard set"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ShardReader, (self.index,)
@@ -117,7 +117,7 @@ def read_fields(index: Index, row: int) -> dict[str, Any]:
         name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
         if not name.endswith(".json"):
             raise ValueError(
-                f"the audio of row {row} must be followed by its .json in {shard}, but by {name!r}: run data_prep/verify.py on the "
+                f"the audio of row {row} must be followed by its .json in {shard}, but by {name!r}: run openwavlm verify on the "
                 "shard set"
             )
         fields: dict[str, Any] = json.loads(file.read(int(header[124:136].rstrip(b"\0 "), 8)))
@@ -140,7 +140,7 @@ def check_shards(index: Index) -> None:
 
 def _check_shard(index: Index, number: int, path: Path) -> None:
     shard = index.shards[number]
-    way_out = "restore it from a copy, or run data_prep/verify.py to see all damage"
+    way_out = "restore it from a copy, or run openwavlm verify to see all damage"
     if not path.is_file():
         raise ValueError(f"the shard {path} is missing: {way_out}")
     size = path.stat().st_size

@@ -81,7 +81,7 @@ def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, worke
     problems += [problem for _, _, part in found for problem in part]
     listed = {shard.name for shard in index.shards}
     problems += [
-        f"{tar} is not in the index: run data_prep/make_shards.py again"
+        f"{tar} is not in the index: run openwavlm make-shards again"
         for tar in sorted((index.path / "shards").glob("*/*.tar"))
         if tar.relative_to(index.path).as_posix() not in listed
     ]

@@ -18,7 +18,7 @@ from openwavlm.shards.tasks import Item, TaskLine, read_task, task_lines
 from openwavlm.shards.writer import make_row
 
 RESTORE = "restore it from a copy, or the set cannot be extended"
-MAKE_AGAIN = "restore it from a copy, or run data_prep/make_shards.py with the same input, which makes its task again"
+MAKE_AGAIN = "restore it from a copy, or run openwavlm make-shards with the same input, which makes its task again"
 
 
 @dataclass(frozen=True)

@@ -261,7 +261,7 @@ class PretrainingModule(lightning.LightningModule):
         if self._unreadable > max(_TOLERATED, self.max_skip_rate * self._rows):
             raise ValueError(
                 f"{self._unreadable:.0f} of {self._rows:.0f} rows could not be read, more than data.max_skip_rate="
-                f"{self.max_skip_rate:g} allows: run data_prep/verify.py on the shards, restore the files that it names, and start again"
+                f"{self.max_skip_rate:g} allows: run openwavlm verify on the shards, restore the files that it names, and start again"
             )
 
     def _groups(self) -> list[list[str]]:

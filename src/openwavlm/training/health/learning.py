@@ -30,7 +30,7 @@ def unigram(window: Window, known: Known) -> Judgement | None:
         limit,
         not loss < limit,
         f"the masked loss is {loss:.3f} nats, not below the {limit:.3f} of guessing by label frequency, so nothing was learnt from the "
-        "audio: check that labels and audio belong together (data_prep/verify.py), then the learning rate",
+        "audio: check that labels and audio belong together (openwavlm verify), then the learning rate",
     )
 
 

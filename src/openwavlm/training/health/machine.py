@@ -54,5 +54,5 @@ def unreadable_rows(window: Window, known: Known) -> Judgement | None:
         share,
         limit,
         share > limit,
-        f"{window.sums['unreadable']:.0f} of {window.sums['rows']:.0f} rows could not be read: run data_prep/verify.py on the shards",
+        f"{window.sums['unreadable']:.0f} of {window.sums['rows']:.0f} rows could not be read: run openwavlm verify on the shards",
     )

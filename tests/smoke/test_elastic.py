@@ -29,7 +29,7 @@ def _record(path: Path, fault: str | None) -> None:
     from openwavlm.training import module as modules
     from openwavlm.training.module import PretrainingModule
 
-    real_forward, real_loss = modules.forward_micro_batch, PretrainingModule._loss
+    real_forward, real_backward = modules.forward_micro_batch, PretrainingModule.manual_backward
 
     def forward_micro_batch(model, batch, mixed, **options):
         if model.training:
@@ -45,11 +45,12 @@ def _record(path: Path, fault: str | None) -> None:
                 file.write(json.dumps(line) + "\n")
         return real_forward(model, batch, mixed, **options)
 
-    def per_rank_mean(self, output, logmel_error, micro, masked_frames, warm):
-        return real_loss(self, output, logmel_error, micro, max(1, self.local_masked) * self.control.world_size, warm)
+    def per_rank_mean(self, loss):
+        of_rank = max(1, self.local_masked) * self.control.world_size
+        real_backward(self, loss * self.totals.masked_frames / of_rank)
 
-    def missing_factor(self, output, logmel_error, micro, masked_frames, warm):
-        return real_loss(self, output, logmel_error, micro, masked_frames, warm) / self.control.world_size
+    def missing_factor(self, loss):
+        real_backward(self, loss / self.control.world_size)
 
     modules.forward_micro_batch = forward_micro_batch
     if fault == "per-rank means":
@@ -60,9 +61,9 @@ def _record(path: Path, fault: str | None) -> None:
             real_step(self, batch, batch_idx)
 
         PretrainingModule.training_step = training_step
-        PretrainingModule._loss = per_rank_mean
+        PretrainingModule.manual_backward = per_rank_mean
     elif fault == "missing factor W":
-        PretrainingModule._loss = missing_factor
+        PretrainingModule.manual_backward = missing_factor
 
 
 def recorded(data: list[str], directory: Path, world_size: int, fault: str | None = None, strategy: str = "ddp"):

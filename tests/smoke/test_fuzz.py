@@ -222,7 +222,9 @@ def make_run(run: Path) -> None:
     record = RunRecord(run)
     record.content["fingerprints"] = {"shards.speech": "a", "labels.speech": "b", "codebook": "c"}
     launch = {"from_step": 0, "world_size": 1, "threads": 1, "versions": {"openwavlm": "0.1"}, "commit": None, "plan_version": 1}
-    record.begin_segment(launch | {"changes": {}, "plan": {"key": "k", "origin": 0, "first_epochs": {"speech": [0]}}})
+    record.begin_segment(
+        launch | {"changes": {}, "fingerprints": {}, "plan": {"key": "k", "origin": 0, "first_epochs": {"speech": [0]}}}
+    )
     torch.manual_seed(0)
     state = {f"model.{name}": tensor for name, tensor in make_model(RunConfig.of(values), [CLASSES]).state_dict().items()}
     tables = open_tables(run)

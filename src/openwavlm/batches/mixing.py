@@ -95,14 +95,11 @@ def draw_mixing(
     def raw(purpose: str) -> np.ndarray:
         return words(seed, f"mix.{purpose}", batch, source=source, epoch=epoch, micro=micro)
 
-    row = np.arange(batch)
-    if mixing.mode == "paper":
-        extent, shortest = planned, 1
-        partner = (row + 1 + integers(raw("partner"), max(batch - 1, 1))) % max(batch, 1)
-        speech &= partner != row  # Only a row alone in its batch is its own partner here.
-    else:
-        extent, shortest = np.full(batch, planned.max(initial=0)), 0
-        partner = integers(raw("partner"), batch)
+    row, paper = np.arange(batch), mixing.mode == "paper"
+    extent, shortest = (planned, 1) if paper else (np.full(batch, planned.max(initial=0)), 0)
+    partner = _other_rows(batch, raw("partner")) if paper else integers(raw("partner"), batch)
+    if paper:
+        speech &= partner != row  # only a row alone in its batch is its own partner here
     partner = np.where(noisy, batch + np.cumsum(noisy) - 1, partner)
     partner_extent = np.concatenate([np.where(readable, extent, 0), clips])[partner]
 
@@ -120,6 +117,11 @@ def draw_mixing(
         energy_ratio_db=torch.from_numpy(ratio[kept]),
         max_length=int(length[kept].max(initial=0)),
     )
+
+
+def _other_rows(batch: int, raw: np.ndarray) -> np.ndarray:
+    """For each row one of the others; itself in a batch of one."""
+    return (np.arange(batch) + 1 + integers(raw, max(batch - 1, 1))) % max(batch, 1)
 
 
 def _between(limits: np.ndarray, raw: np.ndarray) -> np.ndarray:

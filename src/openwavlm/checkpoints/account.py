@@ -113,30 +113,37 @@ def fill(
         bare = new_spelling(name.removeprefix(prefix)) if name.startswith(prefix) or name in unprefixed else ""
         if bare in ours_of:
             _take(found, name, tensor, {ours: shapes[ours] for ours in ours_of[bare]}, account)
-        elif (reason := reason_of(name)) is not None:
-            account.ignored[name] = reason
         else:
-            raise ValueError(
-                f"every tensor of a checkpoint must belong to the encoder or to a known head, but {origin} has {name}; if it is a "
-                "head, remove it from the file, otherwise its configuration describes another architecture"
-            )
+            _leave_out(name, reason_of(name), account)
     if not gated:
         _make_neutral(found, shapes, account)
     if may_lack_mask and "mask_embedding" not in found:
         generator = torch.Generator().manual_seed(0)
         found["mask_embedding"] = torch.rand(shapes["mask_embedding"], generator=generator)
         account.created["mask_embedding"] = NO_MASK_EMBEDDING
-    missing = sorted(name_of(name) for name in shapes.keys() - found.keys())
-    if missing:
-        raise ValueError(
-            f"a checkpoint must hold every tensor of the encoder, but {origin} lacks {len(missing)}, first {missing[0]}; "
-            "save it again from the complete model"
-        )
+    _check_none_missing({name_of(name) for name in shapes.keys() - found.keys()}, origin)
     model = model.to_empty(device="cpu")
     model.load_state_dict(found)
     for sentence in account.sentences():
         log.warning("%s", sentence)
     return Loaded(model.eval(), account)
+
+
+def _leave_out(name: str, reason: str | None, account: Account) -> None:
+    if reason is None:
+        raise ValueError(
+            f"every tensor of a checkpoint must belong to the encoder or to a known head, but {account.origin} has {name}; if it is a "
+            "head, remove it from the file, otherwise its configuration describes another architecture"
+        )
+    account.ignored[name] = reason
+
+
+def _check_none_missing(missing: set[str], origin: str) -> None:
+    if missing:
+        raise ValueError(
+            f"a checkpoint must hold every tensor of the encoder, but {origin} lacks {len(missing)}, first {min(missing)}; "
+            "save it again from the complete model"
+        )
 
 
 def _take(found: dict[str, Tensor], name: str, tensor: Tensor, shapes: Mapping[str, torch.Size], account: Account) -> None:

@@ -60,6 +60,27 @@ def probe_model(
     if not train.inventory == dev.inventory == test.inventory:
         raise ValueError("training, dev and test must number phones by one inventory, but theirs differ: make one for all three")
     check_disjoint_speakers(train=train, dev=dev, test=test)
+    measured, seconds = _measure_all(model, (train, dev, test), settings, cache, show_progress=show_progress)
+    parts = {"train": train, "dev": dev, "test": test}
+    return summary(
+        {
+            "phones": _phones(measured, train, test),
+            "units": {condition: _units(measured, condition) for condition in CONDITIONS},
+            "speakers": _speakers(measured["chosen"]),
+            "cost": {
+                "seconds": seconds,
+                "model_audio_seconds": float(measured["chosen"].audio_seconds),
+                "set_seconds": {part: probe_set.seconds for part, probe_set in parts.items()},
+                "set_speakers": {part: len(probe_set.speakers) for part, probe_set in parts.items()},
+            },
+        }
+    )
+
+
+def _measure_all(
+    model: WavLM, sets: tuple[ProbeSet, ProbeSet, ProbeSet], settings: ProbeSettings, cache: Path | None, *, show_progress: bool
+) -> tuple[dict[str, Measured], dict[str, float]]:
+    """Figures and seconds of the baselines and of the model (`chosen`; seconds under `model`)."""
     encoder = EncoderFeatures(model)
     kinds: dict[str, tuple[Features, int | None]] = {
         "mfcc": (MfccFeatures(), 0),
@@ -69,6 +90,7 @@ def probe_model(
     }
     measured: dict[str, Measured] = {}
     seconds: dict[str, float] = {}
+    train, dev, test = sets
     degraded = (len(CONDITIONS) - 1) * min(test.seconds, settings.degraded_seconds)
     with ProgressBar(
         train.seconds + dev.seconds + test.seconds + degraded, visible=show_progress, counts=False, transient=True
@@ -88,20 +110,7 @@ def probe_model(
             )
             seconds[name] = time.perf_counter() - begin
     measured["chosen"] = measured.pop("model")
-    parts = {"train": train, "dev": dev, "test": test}
-    return summary(
-        {
-            "phones": _phones(measured, train, test),
-            "units": {condition: _units(measured, condition) for condition in CONDITIONS},
-            "speakers": _speakers(measured["chosen"]),
-            "cost": {
-                "seconds": seconds,
-                "model_audio_seconds": float(measured["chosen"].audio_seconds),
-                "set_seconds": {part: probe_set.seconds for part, probe_set in parts.items()},
-                "set_speakers": {part: len(probe_set.speakers) for part, probe_set in parts.items()},
-            },
-        }
-    )
+    return measured, seconds
 
 
 def _layers_of(measured: dict[str, Measured]) -> dict[str, tuple[Measured, int]]:

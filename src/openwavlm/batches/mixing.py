@@ -86,11 +86,7 @@ def draw_mixing(
     clips = np.asarray([] if noise_num_samples is None else noise_num_samples).astype(np.int64)
     batch = len(planned)
     speech, noisy = _noise_rows(mixing, batch, seed, source, epoch, micro)
-    if len(clips) != np.count_nonzero(noisy):
-        raise ValueError(
-            f"draw_mixing needs the samples of every clip that draw_noise_clips chose, {np.count_nonzero(noisy)}, but has "
-            f"{len(clips)}; pass one number a chosen clip, 0 for an unreadable clip."
-        )
+    _check_clips(len(clips), np.count_nonzero(noisy))
 
     def raw(purpose: str) -> np.ndarray:
         return words(seed, f"mix.{purpose}", batch, source=source, epoch=epoch, micro=micro)
@@ -117,6 +113,14 @@ def draw_mixing(
         energy_ratio_db=torch.from_numpy(ratio[kept]),
         max_length=int(length[kept].max(initial=0)),
     )
+
+
+def _check_clips(given: int, chosen: int) -> None:
+    if given != chosen:
+        raise ValueError(
+            f"draw_mixing needs the samples of every clip that draw_noise_clips chose, {chosen}, but has {given}; pass one number a "
+            "chosen clip, 0 for an unreadable clip."
+        )
 
 
 def _other_rows(batch: int, raw: np.ndarray) -> np.ndarray:

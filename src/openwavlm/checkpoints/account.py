@@ -57,6 +57,11 @@ class Account:
                 found.append(f"{self.origin} ({self.dialect}): {verb} {shown}: {reason}")
         return found
 
+    def log(self) -> None:
+        """Logs `sentences` as warnings."""
+        for sentence in self.sentences():
+            log.warning("%s", sentence)
+
 
 class Loaded(NamedTuple):
     """A model in float32, on the CPU, in evaluation mode, and the account of its file's entries."""
@@ -91,7 +96,7 @@ def fill(
         reason_of: Reason to leave out one of their tensors; None for an unknown one.
         prefix: Prefix of the encoder's tensors.
         unprefixed: Tensors of the encoder without the prefix.
-        gated: Whether the source has the gated relative bias; without it the model gets a neutral one.
+        gated: Whether the source has the gated relative bias; otherwise the model gets a neutral one.
         may_lack_mask: Whether the source may lack the mask embedding.
         others: Entries of the file that are no tensors of the model → reason to leave them out.
 
@@ -124,8 +129,7 @@ def fill(
     _check_none_missing({name_of(name) for name in shapes.keys() - found.keys()}, origin)
     model = model.to_empty(device="cpu")
     model.load_state_dict(found)
-    for sentence in account.sentences():
-        log.warning("%s", sentence)
+    account.log()
     return Loaded(model.eval(), account)
 
 

@@ -86,7 +86,7 @@ def draw_mixing(
     clips = np.asarray([] if noise_num_samples is None else noise_num_samples).astype(np.int64)
     batch = len(planned)
     speech, noisy = _noise_rows(mixing, batch, seed, source, epoch, micro)
-    _check_clips(len(clips), np.count_nonzero(noisy))
+    _check_clips(len(clips), int(np.count_nonzero(noisy)))
 
     def raw(purpose: str) -> np.ndarray:
         return words(seed, f"mix.{purpose}", batch, source=source, epoch=epoch, micro=micro)

@@ -94,8 +94,7 @@ def fill(
         name_of: Their name of one of our tensors, without the prefix; several of ours with one name are cut from one tensor, along
             its first dimension, in the order of the model.
         reason_of: Reason to leave out one of their tensors; None for an unknown one.
-        prefix: Prefix of the encoder's tensors.
-        unprefixed: Tensors of the encoder without the prefix.
+        prefix: Prefix of the encoder's tensors, but for those of `unprefixed`.
         gated: Whether the source has the gated relative bias; otherwise the model gets a neutral one.
         may_lack_mask: Whether the source may lack the mask embedding.
         others: Entries of the file that are no tensors of the model → reason to leave them out.

@@ -182,7 +182,7 @@ class _AsOnGpu(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return _FusedAttention.apply(*args, kwargs["attn_mask"])
         if func is F.dropout and kwargs["p"] > 0:
-            return torch.native_dropout(*args, kwargs["p"], kwargs["training"])[0]
+            return torch.native_dropout(args[0], kwargs["p"], kwargs["training"])[0]
         return func(*args, **(kwargs or {}))
 
 

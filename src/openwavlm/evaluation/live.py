@@ -15,7 +15,7 @@ from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatu
 from openwavlm.evaluation.measure import development_accuracy
 from openwavlm.evaluation.settings import LiveProbes
 from openwavlm.evaluation.shard_sets import inventory, probe_set, read_phone_times
-from openwavlm.evaluation.unseen import check_disjoint_speakers, contamination
+from openwavlm.evaluation.unseen import check_disjoint_speakers, check_unseen_audio
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runtime.atomic import write_json
 from openwavlm.runtime.sealed import read_sealed
@@ -45,7 +45,7 @@ class LiveProbe:
         train = probe_set(Path(settings.train), times, phones).spread_over_speakers(settings.train_seconds).readable()
         dev = probe_set(Path(settings.dev), times, phones).spread_over_speakers(settings.dev_seconds).readable()
         check_disjoint_speakers(train=train, dev=dev)
-        contamination(dev, trained_on)
+        check_unseen_audio(dev, trained_on)
         self.settings, self._train, self._dev = settings, train, dev
         self._baselines = directory / "probe_baselines.json"
 

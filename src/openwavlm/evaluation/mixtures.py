@@ -28,26 +28,16 @@ def frame_energies(signal: Tensor) -> Tensor:
     return signal.float().unfold(0, RECEPTIVE_FIELD_SAMPLES, HOP_SAMPLES).square().mean(dim=1)
 
 
-def audible_overlap(
-    waveforms: Tensor,
-    num_samples: Tensor,
-    record: MixRecord,
-    noise: Tensor | None = None,
-    noise_num_samples: Tensor | None = None,
-    *,
-    audible_db: float = AUDIBLE_DB,
-) -> Tensor:
+def audible_overlap(waveforms: Tensor, num_samples: Tensor, record: MixRecord, *, audible_db: float = AUDIBLE_DB) -> Tensor:
     """Marks the frames in which the second speaker of a mixture is audible.
 
     Audible: the second utterance's own part in the frame, silence outside the mixture's interval, has an energy within `audible_db`
-    of the loudest frame of the whole second utterance. Both before scaling, so the energy ratio of the mixture plays no part.
+    of the loudest frame of the whole second utterance. Both before scaling, so the mixture's energy ratio has no effect.
 
     Args:
         waveforms: (batch, samples), clean, any scale.
         num_samples: int64 (batch,), valid samples.
-        noise: (noises, samples), where the record refers to noise.
-        noise_num_samples: int64 (noises,).
-        audible_db: Level below its loudest frame down to which a speaker is audible.
+        record: Mixtures with utterances of the batch, not with noise.
 
     Returns:
         bool (batch, frames), False in rows without a mixture and in padding.
@@ -56,11 +46,7 @@ def audible_overlap(
     audible = torch.zeros(batch, num_frames(samples), dtype=torch.bool)
     columns = (record.row, record.partner, record.start, record.partner_start, record.length)
     for row, partner, start, partner_start, length in zip(*(column.tolist() for column in columns), strict=True):
-        if partner < batch:
-            second = waveforms[partner, : int(num_samples[partner])].float().cpu()
-        else:
-            assert noise is not None and noise_num_samples is not None
-            second = noise[partner - batch, : int(noise_num_samples[partner - batch])].float().cpu()
+        second = waveforms[partner, : int(num_samples[partner])].float()
         placed = torch.zeros(samples)
         placed[start : start + length] = second[partner_start : partner_start + length]
         loudest = frame_energies(second).max() if num_frames(len(second)) else second.square().mean()
@@ -72,23 +58,16 @@ def audible_overlap(
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Area under the precision-recall steps, frames of one score taken together; the share of positives for constant scores.
-
-    Args:
-        scores: (frames,), higher = more likely positive.
-        truth: bool (frames,).
+    """Average precision of scores (frames,), higher = more likely positive, against the truth, bool (frames,).
 
     Raises:
         ValueError: If no frame is positive.
     """
-    positive = np.asarray(truth, dtype=bool)
-    if not positive.any():
+    from sklearn.metrics import average_precision_score
+
+    if not truth.any():
         raise ValueError("average precision needs at least one positive frame, but there is none: mix more utterances")
-    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
-    ranked, hits = np.asarray(scores)[order], np.cumsum(positive[order])
-    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
-    precision, recall = hits[last] / (last + 1), hits[last] / hits[-1]
-    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+    return float(average_precision_score(truth, scores))
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +106,7 @@ def mix_set(probe_set: ProbeSet, *, seed: int, energy_ratio_db: float = 0.0, max
         batch = torch.zeros(2, int(num_samples.max()))
         for row, waveform in enumerate(pair):
             batch[row, : len(waveform)] = torch.from_numpy(waveform.astype(np.float32))
-        drawn = draw_mixing(mixing, num_samples, np.ones(2, dtype=bool), seed, source=0, epoch=0, micro=number)
-        record = _first_only(drawn)
+        record = _first_only(draw_mixing(mixing, num_samples, np.ones(2, dtype=bool), seed, source=0, epoch=0, micro=number))
         valid = torch.from_numpy(num_samples)
         mixed = apply_mixing(batch, valid, record)[0, : len(pair[0])].numpy()
         mixed = np.round(mixed * min(1.0, 32767 / max(float(np.abs(mixed).max()), 1.0))).astype(np.int16)

@@ -1,27 +1,12 @@
-"""Paired comparison of two arms on the same held-out speakers: differences by seed, intervals over speakers, sentences and tables."""
+"""Paired comparison of two arms on the same held-out speakers: differences by seed, intervals over speakers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from openwavlm.evaluation.bootstrap import ratio_interval
-
-
-class Figure(NamedTuple):
-    """A figure that can be compared, its title in tables and the decimal places of its values."""
-
-    title: str
-    higher_is_better: bool
-    places: int
-
-
-FIGURES = {
-    "phones": Figure("phones, chosen layer (share of frames)", higher_is_better=True, places=4),
-    "overlapped_phones": Figure("phones of the first speaker in overlapped frames (share)", higher_is_better=True, places=4),
-    "masked": Figure("masked cross-entropy (nats)", higher_is_better=False, places=3),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,44 +105,3 @@ def difference(of: Sequence[Sums], against: Sequence[Sums]) -> Difference:
         high=interval.high,
         speakers=interval.speakers,
     )
-
-
-def sentence(figure: str, of: str, against: str, found: Difference) -> str:
-    """The verdict in words."""
-    title, higher_is_better, places = FIGURES[figure]
-    name = title.split(" (", 1)[0]
-    between = f"95 % interval {found.low:+.{places}f} to {found.high:+.{places}f} over {found.speakers} speakers"
-    if found.verdict == "equal":
-        words = f"{of} and {against} are equal: the difference of {found.value:+.{places}f} is within chance ({between})."
-    else:
-        worth = "better" if (found.verdict == "higher") == higher_is_better else "worse"
-        words = f"{of} is {found.verdict}, which is {worth}, than {against} by {abs(found.value):.{places}f} ({between})."
-    if len(found.differences) > 1 and not found.seeds_agree:
-        words += " The seeds do not agree on its sign."
-    return f"{name[0].upper()}{name[1:]}: {words}"
-
-
-def table(figures: dict[str, Difference], of: str, against: str) -> list[str]:
-    """Lines of a Markdown table with a row for each figure."""
-    lines = [
-        f"| figure | {of}: mean (seeds) | {against}: mean (seeds) | difference (seeds) | 95 % interval | verdict |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, found in figures.items():
-        places = FIGURES[name].places
-        cells = [
-            FIGURES[name].title,
-            seeds(name, found.of),
-            seeds(name, found.against),
-            seeds(name, found.differences, signed=True),
-            f"{found.low:+.{places}f} to {found.high:+.{places}f}",
-            found.verdict,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def seeds(figure: str, values: Sequence[float], *, signed: bool = False) -> str:
-    """`mean (value, value, …)`."""
-    form = f"{'+' if signed else ''}.{FIGURES[figure].places}f"
-    return f"{np.mean(values):{form}} ({', '.join(f'{value:{form}}' for value in values)})"

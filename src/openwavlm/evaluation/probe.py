@@ -11,7 +11,7 @@ from openwavlm.evaluation.conditions import CONDITIONS
 from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
 from openwavlm.evaluation.measure import Measured, ProbeSettings, measure
 from openwavlm.evaluation.sets import ProbeSet
-from openwavlm.evaluation.unit_figures import UnitQuality, verdict
+from openwavlm.evaluation.unit_figures import unit_quality, verdict
 from openwavlm.evaluation.unseen import check_disjoint_speakers
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runtime.progress import ProgressBar
@@ -36,7 +36,7 @@ def probe_model(
         model: The encoder, on any device, not sharded.
         train: Clean speech of training speakers.
         dev: Other speakers.
-        test: Other speakers again, not seen in training (see `unseen.contamination`).
+        test: Other speakers again, not seen in training (see `unseen.check_unseen_audio`).
         settings: None = defaults.
         cache: Folder that keeps the baselines' figures, keyed by audio, phones, features and settings.
         show_progress: Whether to show a bar on standard error if that is a terminal.
@@ -172,15 +172,11 @@ def _majority(train: ProbeSet, test: ProbeSet) -> float:
 
 
 def _units(measured: dict[str, Measured], condition: str) -> dict[str, Any]:
-    qualities = {name: UnitQuality.of(of.units[CONDITIONS.index(condition)]) for name, of in measured.items()}
-    spread = max(quality.spread for quality in qualities.values())
-    figures: dict[str, Any] = {name: quality.pnmi for name, quality in qualities.items()}
-    figures["spread"] = spread
-    figures["verdicts"] = {
-        name: verdict(qualities["chosen"].pnmi, quality.pnmi, spread) for name, quality in qualities.items() if name != "chosen"
-    }
-    figures["details"] = {name: dict(vars(quality)) for name, quality in qualities.items()}
-    return figures
+    details = {name: unit_quality(of.units[CONDITIONS.index(condition)]) for name, of in measured.items()}
+    pnmi = {name: quality["pnmi"] for name, quality in details.items()}
+    spread = max(quality["spread"] for quality in details.values())
+    verdicts = {name: verdict(pnmi["chosen"], value, spread) for name, value in pnmi.items() if name != "chosen"}
+    return {**pnmi, "spread": spread, "verdicts": verdicts, "details": details}
 
 
 def _speakers(chosen: Measured) -> dict[str, Any]:

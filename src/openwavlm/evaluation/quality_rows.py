@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally, difference_interval, shuffled_tally, verdict
+from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally, pnmi_interval, shuffled_tally, verdict
 
 COLUMNS = (
     ("name", "units"),
@@ -21,7 +21,7 @@ COLUMNS = (
     ("perplexity", "perplexity"),
     ("run_frames", "run, frames"),
     ("speaker_information", "speaker inf."),
-    ("speaker_accuracy", "speakers told"),
+    ("speaker_accuracy", "speaker accuracy"),
     ("verdict", "against MFCC"),
 )
 
@@ -73,7 +73,7 @@ def rows_of(
             continue
         clusters = _nearest(figures.clusters, mfcc)
         baseline = figures_of_mfcc[clusters]
-        interval = difference_interval(of, mfcc[clusters], figures.pnmi - baseline.pnmi)
+        interval = pnmi_interval(of, figures.pnmi - baseline.pnmi, mfcc[clusters])
         difference = (interval.value, interval.low, interval.high)
         stands = verdict(figures.pnmi, baseline.pnmi, max(figures.spread, baseline.spread))
         rows.append(QualityRow(name, kind, layer, condition, figures, difference, stands))

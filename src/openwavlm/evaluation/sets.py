@@ -116,7 +116,7 @@ class ProbeSet:
     @cached_property
     def pcm(self) -> np.ndarray:
         """uint64 (utterances,): identity of each utterance's audio, as in the index; reads all of it once."""
-        return np.array([pcm_of(utterance.recorded()) for utterance in self.utterances], dtype=np.uint64)
+        return np.array([pcm_id(pcm_md5(utterance.recorded())) for utterance in self.utterances], dtype=np.uint64)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -175,8 +175,3 @@ def readable(utterances: Sequence[ProbeUtterance]) -> list[int]:
             "run openwavlm verify on the shards and restore the files that it names"
         )
     return kept
-
-
-def pcm_of(samples: np.ndarray) -> int:
-    """Identity of audio as the index stores it: the first 64 bits of the MD5 of its int16 samples."""
-    return pcm_id(pcm_md5(samples))

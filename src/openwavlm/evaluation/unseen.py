@@ -37,35 +37,25 @@ def check_disjoint_speakers(**sets: ProbeSet) -> None:
         seen |= dict.fromkeys(probe_set.speakers, name)
 
 
-def contamination(
-    test: ProbeSet, trained_on: Iterable[tuple[Index, np.ndarray | None]], *, allow_overlap: bool = False
-) -> list[str]:
-    """Looks the test audio up in the training data of a model.
+def check_unseen_audio(test: ProbeSet, trained_on: Iterable[tuple[Index, np.ndarray | None]]) -> None:
+    """Refuses a test set with audio of the training data.
 
     Args:
-        test: The set that figures are read on.
+        test: Held-out utterances.
         trained_on: Each index of the run with the mask bool (rows,) of its training rows; None for all rows.
-        allow_overlap: Report an overlap instead of refusing it.
-
-    Returns:
-        Names of the test utterances that are training audio, to the sample, or clips inside a joined row of it.
 
     Raises:
-        ValueError: If there are some, unless `allow_overlap`.
+        ValueError: If a test utterance equals a training row, or a clip inside a joined one, in every sample.
     """
     found = np.zeros(len(test), dtype=bool)
     for index, training in trained_on:
         found |= audio_in(test.pcm, index, training)
     names = [test.utterances[number].name or f"utterance {number}" for number in np.flatnonzero(found)]
-    first = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    if names and not allow_overlap:
+    if names:
         raise ValueError(
             f"test audio must not be seen in training, but {len(names)} of {len(test)} test utterances are in the training data "
-            f"({first}): take them out of the training data or the test, or set allow_overlap=true to see the figures anyway"
+            f"({', '.join(names[:3])}{', …' if len(names) > 3 else ''}): remove them from the training data or from the test set"
         )
-    if names:
-        log.warning(f"{len(names)} of {len(test)} test utterances are in the training data ({first}): figures are no evidence")
-    return names
 
 
 def unseen_rows(index: Index, fit: Mapping[str, Any], other: Index | None = None) -> np.ndarray:

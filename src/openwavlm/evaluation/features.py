@@ -1,7 +1,6 @@
-"""Features of whole utterances on the model's frame grid, from an encoder or from the waveform alone, in batches without padding.
+"""Features of whole utterances on the model's frame grid, from an encoder or from the waveform alone.
 
-Utterances are grouped by their exact number of frames: padding would enter the group norm's statistics, and cropping would lose
-frames that a baseline keeps.
+Batches have utterances of exactly equal length: padding would enter the group norm's statistics, cropping would lose frames.
 """
 
 from collections import defaultdict
@@ -31,7 +30,7 @@ class Features(Protocol):
 
     Attributes:
         dims: Width of each layer.
-        settings: Everything that the values depend on, for JSON; None for trained weights.
+        settings: All that the values depend on, for JSON; None for trained weights, so that no cache serves them.
         standardise: Whether units are fitted on standardised features.
     """
 
@@ -76,34 +75,41 @@ class EncoderFeatures:
             return [state.float() for state in self.model.extract(audio, layers=layers)]
 
 
-class MfccFeatures:
-    """Layer 0: 39 MFCC of one frame; layer 1: the frame and five to each side."""
+class _FrameFeatures:
+    """Layer 0: features of one frame; layer 1: the frame and five to each side."""
 
-    def __init__(self) -> None:
-        self.dims: tuple[int, ...] = (NUM_FEATURES, NUM_FEATURES * (2 * CONTEXT_FRAMES + 1))
-        self.settings: dict[str, Any] | None = {**MFCC_SETTINGS, "context": CONTEXT_FRAMES}
-        self.device = torch.device("cpu")
-        self.standardise = False
+    def __init__(self, width: int, settings: dict[str, Any]) -> None:
+        self.dims: tuple[int, ...] = (width, width * (2 * CONTEXT_FRAMES + 1))
+        self.settings: dict[str, Any] | None = {**settings, "context": CONTEXT_FRAMES}
+        self.device, self.standardise = torch.device("cpu"), False
 
-    def __call__(self, waveforms: np.ndarray, layers: Sequence[int]) -> list[Tensor]:
-        """As `Features`."""
-        frames = torch.stack([mfcc_features(waveform) for waveform in waveforms])
-        return [with_context(frames) if layer else frames for layer in layers]
-
-
-class LogMelFeatures:
-    """Layer 0: 40 normalised log-mels of one frame; layer 1: the frame and five to each side."""
-
-    def __init__(self) -> None:
-        self.dims: tuple[int, ...] = (NUM_BANDS, NUM_BANDS * (2 * CONTEXT_FRAMES + 1))
-        self.settings: dict[str, Any] | None = {**LOGMEL_SETTINGS, "context": CONTEXT_FRAMES}
-        self.device = torch.device("cpu")
-        self.standardise = False
+    def _frames(self, waveforms: np.ndarray) -> Tensor:
+        raise NotImplementedError
 
     def __call__(self, waveforms: np.ndarray, layers: Sequence[int]) -> list[Tensor]:
         """As `Features`."""
-        frames = normalised_log_mel(torch.from_numpy(waveforms).float() / 32768)
+        frames = self._frames(waveforms)
         return [with_context(frames) if layer else frames for layer in layers]
+
+
+class MfccFeatures(_FrameFeatures):
+    """39 MFCC of a frame, and of a frame with its context."""
+
+    def __init__(self) -> None:
+        super().__init__(NUM_FEATURES, MFCC_SETTINGS)
+
+    def _frames(self, waveforms: np.ndarray) -> Tensor:
+        return torch.stack([mfcc_features(waveform) for waveform in waveforms])
+
+
+class LogMelFeatures(_FrameFeatures):
+    """40 normalised log-mels of a frame, and of a frame with its context."""
+
+    def __init__(self) -> None:
+        super().__init__(NUM_BANDS, LOGMEL_SETTINGS)
+
+    def _frames(self, waveforms: np.ndarray) -> Tensor:
+        return normalised_log_mel(torch.from_numpy(waveforms).float() / 32768)
 
 
 class Piece(NamedTuple):

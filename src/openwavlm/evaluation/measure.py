@@ -17,8 +17,7 @@ from openwavlm.evaluation.features import Features, Piece, Thinning, stream
 from openwavlm.evaluation.ridge import PENALTIES, RidgeFamily, RidgeStatistics
 from openwavlm.evaluation.sets import ProbeSet
 from openwavlm.evaluation.speakers import SpeakerMeans
-from openwavlm.evaluation.units import Progress, fit_units
-from openwavlm.labels.kmeans import Codebook
+from openwavlm.evaluation.units import LayerCodebooks, Progress, fit_units
 from openwavlm.labels.quality import joint_histogram
 from openwavlm.runtime.atomic import atomic_file
 from openwavlm.runtime.resources import check_of_the_file, read_again
@@ -202,8 +201,7 @@ class _Measurement:
         self._layers = range(len(extract.dims))
         self.audio_seconds = 0.0
         self._ridge: list[RidgeFamily] = []
-        self._codebooks: list[Codebook] = []
-        self._shift, self._scale = torch.zeros(()), torch.ones(())
+        self._books = LayerCodebooks(torch.zeros(()), torch.ones(()), ())
         self._units_layer = 0
 
     def _stream(self, probe_set: ProbeSet, what: str, layers: Sequence[int], change: Change | None = None) -> Iterable[Piece]:
@@ -259,10 +257,12 @@ class _Measurement:
             again = self._stream(train, "training again", [layer])
             frames = torch.cat([piece.features[0].cpu()[thinning.next(len(piece.phones))] for piece in again])
         self._units_layer = layer
+        shift, scale = torch.zeros(()), torch.ones(())
         if self._extract.standardise:
-            self._shift, self._scale = self._ridge[layer].mean.cpu(), self._ridge[layer].scale.cpu()
-        frames = (frames - self._shift) * self._scale
-        self._codebooks = [fit_units(frames, self._settings.clusters, seed) for seed in self._settings.codebook_seeds]
+            shift, scale = self._ridge[layer].mean.cpu(), self._ridge[layer].scale.cpu()
+        frames = (frames - shift) * scale
+        books = tuple(fit_units(frames, self._settings.clusters, seed) for seed in self._settings.codebook_seeds)
+        self._books = LayerCodebooks(shift, scale, books)
 
     def judge(self, test: ProbeSet, shorter: ProbeSet, condition: str, chosen: int) -> _Judged:
         """Judges the test part: all of it and all layers if clean, else `shorter` and only the layers with figures."""
@@ -273,7 +273,7 @@ class _Measurement:
         frames = np.zeros(len(test), dtype=np.int64)
         correct = np.full((len(self._layers), len(test)), 0 if clean else -1, dtype=np.int64)
         correct[layers] = 0
-        units = np.zeros((len(self._codebooks), self._num_phones, self._settings.clusters), dtype=np.int64)
+        units = np.zeros((len(self._settings.codebook_seeds), self._num_phones, self._settings.clusters), dtype=np.int64)
         speakers = [SpeakerMeans() for _ in layers] if clean else []
         for piece in self._stream(probe_set, condition, layers, change_of(condition, self._settings.seed)):
             place = place_of[id(probe_set.utterances[piece.utterance])]
@@ -281,16 +281,12 @@ class _Measurement:
             frames[place] += int(known.sum())
             for layer, features in zip(layers, piece.features, strict=True):
                 correct[layer, place] += int(self._ridge[layer].correct(features[known], piece.phones[known]).sum())
-            units += self._unit_counts(piece, layers)
+            sizes = {"num_phones": self._num_phones, "num_classes": self._settings.clusters}
+            of_books = self._books.units(piece.features[layers.index(self._units_layer)])
+            units += np.stack([joint_histogram(piece.phones.cpu().numpy(), of, **sizes) for of in of_books])
             if clean:
                 _add_speaker(speakers, test, piece)
         return _Judged(frames, correct, units, _speaker_accuracies(speakers))
-
-    def _unit_counts(self, piece: Piece, layers: list[int]) -> np.ndarray:
-        features = (piece.features[layers.index(self._units_layer)].cpu() - self._shift) * self._scale
-        phones = piece.phones.cpu().numpy()
-        sizes = {"num_phones": self._num_phones, "num_classes": self._settings.clusters}
-        return np.stack([joint_histogram(phones, codebook.assign(features), **sizes) for codebook in self._codebooks])
 
 
 def _add_speaker(speakers: Sequence[SpeakerMeans], probe_set: ProbeSet, piece: Piece) -> None:

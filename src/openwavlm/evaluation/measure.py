@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from openwavlm.labels.quality import joint_histogram
 from openwavlm.runtime.atomic import atomic_file
 from openwavlm.runtime.resources import check_of_the_file, read_again
 
-# Raise it when a figure of unchanged features changes: cached baselines are then measured again.
+# To be raised when a figure of unchanged features changes: cached baselines are then measured again.
 VERSION = 1
 _KEPT_BYTES = 1 << 29
 
@@ -53,11 +52,11 @@ class Measured:
     """Figures of one kind of features; arrays only, so that they are stored as `.npz`.
 
     Attributes:
-        dev_accuracy: (layers,) share of dev frames whose phone is right, at the best penalty.
+        dev_accuracy: (layers,) phone accuracy on dev frames, at the best penalty.
         penalty: (layers,) that penalty.
         chosen: () the layer with the best dev accuracy.
         frames: int64 (conditions, utterances): test frames with a phone; 0 where an utterance is not judged in that condition.
-        correct: int64 (conditions, layers, utterances): how many of them are right. −1 for layers not judged in that condition.
+        correct: int64 (conditions, layers, utterances): those with the right phone; −1 for layers not judged in that condition.
         units: int64 (conditions, seeds, phones, clusters): frames by phone and unit of the unit layer.
         units_layer: () layer of the units.
         speaker_dev: (layers,) accuracy of the speaker probe among dev speakers; NaN where there are too few.
@@ -77,7 +76,7 @@ class Measured:
     audio_seconds: np.ndarray
 
     def accuracy(self, layer: int, condition: str = "clean") -> float:
-        """Share of test frames whose phone is right."""
+        """Phone accuracy on test frames."""
         place = CONDITIONS.index(condition)
         return float(self.correct[place, layer].sum() / max(self.frames[place].sum(), 1))
 
@@ -133,13 +132,13 @@ def measure(
 ) -> Measured:
     """Measures phones, units and speakers of all layers.
 
-    Memory: the sums of the ridge probes (dim² float64 a layer), at most 512 MB of training frames for the codebooks (beyond
-    that the chosen layer is extracted a second time), one batch of features.
+    Memory: dim² float64 a layer, one batch of features, and at most 512 MB of frames for the codebooks (beyond that the chosen layer is
+    extracted a second time).
 
     Args:
         units_layer: Layer of the units; None = the one with the best phone accuracy on dev.
         cache: Folder that keeps the figures of features that have `settings`.
-        progress: Called with a description and the seconds of audio that were done since the last call.
+        progress: Called with a description and the seconds of audio done since the last call.
 
     Raises:
         ValueError: If the training or dev set has no frame with a phone, or the cached file is damaged.
@@ -158,16 +157,17 @@ def measure(
     del kept
     shorter = test.spread_over_speakers(settings.degraded_seconds)
     judged = [run.judge(test, shorter, condition, chosen) for condition in CONDITIONS]
+    frames, correct, units, speakers = zip(*judged, strict=True)
     measured = Measured(
         dev_accuracy=dev_accuracy,
         penalty=penalty,
         chosen=np.array(chosen),
-        frames=np.stack([part.frames for part in judged]),
-        correct=np.stack([part.correct for part in judged]),
-        units=np.stack([part.units for part in judged]),
+        frames=np.stack(frames),
+        correct=np.stack(correct),
+        units=np.stack(units),
         units_layer=np.array(layer),
         speaker_dev=speaker_dev,
-        speaker_test=judged[0].speakers,
+        speaker_test=speakers[0],
         audio_seconds=np.array(run.audio_seconds),
     )
     if path is not None:
@@ -176,7 +176,7 @@ def measure(
 
 
 def development_accuracy(extract: Features, train: ProbeSet, dev: ProbeSet) -> np.ndarray:
-    """Share of dev frames whose phone is right, by layer, at the penalty that is best there: float64 (layers,).
+    """Phone accuracy on dev frames by layer, at the best penalty of each: float64 (layers,).
 
     Raises:
         ValueError: If the training or dev set has no frame with a phone.
@@ -184,13 +184,6 @@ def development_accuracy(extract: Features, train: ProbeSet, dev: ProbeSet) -> n
     run = _Measurement(extract, ProbeSettings(codebook_frames=1), len(train.inventory), progress=None)
     run.fit(train)
     return run.choose(dev)[0]
-
-
-class _Judged(NamedTuple):
-    frames: np.ndarray
-    correct: np.ndarray
-    units: np.ndarray
-    speakers: np.ndarray
 
 
 class _Measurement:
@@ -264,8 +257,10 @@ class _Measurement:
         books = tuple(fit_units(frames, self._settings.clusters, seed) for seed in self._settings.codebook_seeds)
         self._books = LayerCodebooks(shift, scale, books)
 
-    def judge(self, test: ProbeSet, shorter: ProbeSet, condition: str, chosen: int) -> _Judged:
-        """Judges the test part: all of it and all layers if clean, else `shorter` and only the layers with figures."""
+    def judge(
+        self, test: ProbeSet, shorter: ProbeSet, condition: str, chosen: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Frames, correct frames, units and speaker accuracies; all of `test` if clean, else `shorter` and the layers with figures."""
         clean = condition == "clean"
         probe_set = test if clean else shorter
         place_of = {id(utterance): place for place, utterance in enumerate(test.utterances)}
@@ -286,7 +281,7 @@ class _Measurement:
             units += np.stack([joint_histogram(piece.phones.cpu().numpy(), of, **sizes) for of in of_books])
             if clean:
                 _add_speaker(speakers, test, piece)
-        return _Judged(frames, correct, units, _speaker_accuracies(speakers))
+        return frames, correct, units, _speaker_accuracies(speakers)
 
 
 def _add_speaker(speakers: Sequence[SpeakerMeans], probe_set: ProbeSet, piece: Piece) -> None:

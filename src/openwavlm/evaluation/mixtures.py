@@ -1,5 +1,6 @@
 """Probes on mixtures: detection of an audible second speaker, and phones of the first one under it (WavLM §III-B)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -141,9 +142,9 @@ def probe_mixtures(
         seed: Seed of the mixtures; keep it when models are compared.
 
     Returns:
-        For JSON. `overlap`: average precision of "a second speaker is audible in this frame" (`layers`, `layers_dev`,
-        `chosen_layer`, `chosen`, `share` of positive frames). `phones`: accuracy of the first speaker's phones in frames with an
-        audible second speaker (the same names, `interval` over speakers, `by_speaker` sums for paired differences).
+        For JSON. `overlap`: average precision of "a second speaker is audible in this frame" (`layers`, `layers_dev`, `chosen_layer`,
+        `chosen`, `share` of positive frames). `phones`: accuracy of the first speaker's phones in those frames (the same names,
+        `interval` over speakers, `by_speaker` sums for paired differences).
 
     Raises:
         ValueError: If the sets share a speaker, or one has a single speaker.
@@ -168,7 +169,7 @@ def probe_mixtures(
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """Scores (layers, penalties, frames) and truth (frames,) of overlap; right phones (layers, penalties, utterances) of `frames`."""
+    """Overlap: scores (layers, penalties, frames), truth (frames,). Phones: correct (layers, penalties, utterances), frames of each."""
 
     scores: np.ndarray
     truth: np.ndarray
@@ -193,33 +194,28 @@ def _read(extract: Features, phones: list[RidgeFamily], overlap: list[RidgeFamil
     return _Read(np.concatenate(scores, axis=2), np.concatenate(truth), correct, frames)
 
 
+def _chosen(on_dev: np.ndarray, on_test: Callable[[int, int], float]) -> dict[str, Any]:
+    """Figures of each layer at its best penalty on dev, and of the best layer there; `on_dev` is (layers, penalties)."""
+    layers = [on_test(layer, int(penalty)) for layer, penalty in enumerate(on_dev.argmax(axis=1))]
+    best = int(on_dev.max(axis=1).argmax())
+    return {"layers": layers, "layers_dev": on_dev.max(axis=1), "chosen_layer": best, "chosen": layers[best]}
+
+
 def _overlap_figures(dev: _Read, test: _Read) -> dict[str, Any]:
-    precision = np.array([[average_precision(scores, dev.truth) for scores in layer] for layer in dev.scores])
-    best = precision.argmax(axis=1)
-    layers = [average_precision(test.scores[layer, penalty], test.truth) for layer, penalty in enumerate(best)]
-    chosen = int(precision.max(axis=1).argmax())
-    return {
-        "layers": layers,
-        "layers_dev": precision.max(axis=1),
-        "chosen_layer": chosen,
-        "chosen": layers[chosen],
-        "share": float(test.truth.mean()),
-    }
+    on_dev = np.array([[average_precision(scores, dev.truth) for scores in layer] for layer in dev.scores])
+    figures = _chosen(on_dev, lambda layer, penalty: average_precision(test.scores[layer, penalty], test.truth))
+    return figures | {"share": float(test.truth.mean())}
 
 
 def _phone_figures(dev: _Read, test: _Read, test_set: ProbeSet) -> dict[str, Any]:
-    accuracy = dev.correct.sum(axis=2) / max(int(dev.frames.sum()), 1)
-    best = accuracy.argmax(axis=1)
-    correct = np.stack([test.correct[layer, penalty] for layer, penalty in enumerate(best)])
-    chosen = int(accuracy.max(axis=1).argmax())
+    on_dev = dev.correct.sum(axis=2) / max(int(dev.frames.sum()), 1)
+    figures = _chosen(on_dev, lambda layer, penalty: float(test.correct[layer, penalty].sum() / test.frames.sum()))
+    layer = figures["chosen_layer"]
     speakers = [utterance.speaker for utterance in test_set.utterances]
-    ours, frames = by_speaker(correct[chosen], speakers), by_speaker(test.frames, speakers)
+    ours = by_speaker(test.correct[layer, int(on_dev[layer].argmax())], speakers)
+    frames = by_speaker(test.frames, speakers)
     interval = ratio_interval(ours, frames)
-    return {
-        "layers": correct.sum(axis=1) / test.frames.sum(),
-        "layers_dev": accuracy.max(axis=1),
-        "chosen_layer": chosen,
-        "chosen": interval.value,
+    return figures | {
         "interval": [interval.low, interval.high],
         "by_speaker": {"speakers": list(test_set.speakers), "correct": ours, "frames": frames},
     }

@@ -5,22 +5,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FRAMES_A_MEAN = 100
+FRAMES_A_MEAN = 100  # 2 s
 SHRINKAGE = 0.1
 
 
-def frame_means(features: np.ndarray, frames: int = FRAMES_A_MEAN) -> np.ndarray:
-    """Means of consecutive stretches of an utterance.
+def frame_means(features: np.ndarray) -> np.ndarray:
+    """Means of consecutive 2-s stretches; float64 (stretches, dim) of features (frames, dim).
 
-    Args:
-        features: (frames, dim).
-        frames: Frames of a stretch, 100 = 2 s; a remainder is left out, unless the utterance is shorter than one stretch.
-
-    Returns:
-        float64 (stretches, dim), at least one stretch.
+    A remainder is left out, unless the utterance is shorter than one stretch.
     """
-    whole = max(1, len(features) // frames)
-    size = min(frames, len(features))
+    whole = max(1, len(features) // FRAMES_A_MEAN)
+    size = min(FRAMES_A_MEAN, len(features))
     return features[: whole * size].astype(np.float64).reshape(whole, size, -1).mean(axis=1)
 
 
@@ -64,7 +59,7 @@ def speaker_accuracy(means: Sequence[np.ndarray], speakers: Sequence[str]) -> tu
         speakers: Speaker of each utterance.
 
     Returns:
-        Accuracy over stretches and how many speakers there were; None where fewer than two speakers have two utterances.
+        Accuracy over stretches and number of speakers; None where fewer than two speakers have two utterances.
     """
     turn: Counter[str] = Counter()
     judged = []

@@ -37,12 +37,9 @@ class UnitTally:
         self._means = SpeakerMeans()
 
     def add(self, speaker: str, units: np.ndarray, phones: np.ndarray, utterance: int) -> None:
-        """Counts an utterance, or a part of a long one.
+        """Counts units and phones, integers (frames,) with −1 where there is none, of an utterance or a part of a long one.
 
-        Args:
-            units: Integers (frames,), −1 where there is none.
-            phones: The same of phones.
-            utterance: Number of the utterance; equal for all of its parts, so that the speaker probe is judged on other utterances.
+        All parts have the same number `utterance`, so that the speaker probe is judged on other utterances than it is fitted on.
         """
         num_phones, clusters = self.joint.shape[1:]
         units = np.asarray(units, dtype=np.int64)
@@ -69,30 +66,23 @@ def run_lengths(units: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class UnitFigures:
-    """Figures of units on held-out speakers; where several codebooks were fitted, means over their seeds.
-
-    Those that compare with phones are NaN where the inventory is empty.
+    """Figures of units on held-out speakers, means over codebook seeds; those that compare with phones are NaN without phones.
 
     Attributes:
         frames: Frames with a phone and a unit; where the inventory is empty, with a unit.
         clusters: Units K that the codebook has.
         phones: Phones that occur.
-        phone_purity: Share of frames whose phone is the most frequent one of their unit.
-        cluster_purity: Share of frames whose unit is the most frequent one of their phone.
-        pnmi_raw: PNMI as published, biased upwards on few frames.
-        pnmi_shuffled: PNMI of the same labels shuffled.
-        pnmi: The former less the latter: the figure to compare.
-        pnmi_low: Lower end of its 95 % interval over speakers.
-        pnmi_high: Upper end.
+        phone_purity, cluster_purity, pnmi_raw, pnmi_shuffled: As in `labels.quality.PhoneQuality`.
+        pnmi: `pnmi_raw` less `pnmi_shuffled`: the figure to compare.
+        pnmi_low, pnmi_high: Its 95 % interval over speakers.
         spread: Standard deviation of `pnmi` over codebook seeds; 0 for one codebook.
         seeds: `pnmi` of each codebook.
         used: Units that occur, as a share of K.
         perplexity: Evenly used units with the same entropy.
-        run_frames: Mean frames of a run of one unit.
-        run_median: Median of the same.
+        run_frames, run_median: Mean and median frames of a run of one unit.
         speaker_information: Mutual information of speaker and unit over the speakers' entropy, that of shuffled units subtracted.
         speaker_accuracy: Accuracy of the speaker probe on the units' frequencies in 2-s stretches; None with too few speakers.
-        speakers_told: Speakers of that probe.
+        speakers_told: Number of speakers of that probe.
     """
 
     frames: int

@@ -30,11 +30,7 @@ Table = dict[str, list[Segment]]
 
 
 class Alignments(Mapping[str, list[Segment]]):
-    """Segments by recording; with one file a recording, each is read at its access.
-
-    Args:
-        readers: Name of the recording → its reader.
-    """
+    """Segments by recording, each read by its own function at its access."""
 
     def __init__(self, readers: Mapping[str, Callable[[], list[Segment]]]) -> None:
         self._readers = readers
@@ -87,22 +83,17 @@ def read_alignments(path: Path | str, *, file_format: str = "auto", tier: str = 
 
 def _files(path: Path, file_format: str) -> list[tuple[Path, str]]:
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    kinds = [
-        (file, next((kind for ending, kind in _ENDINGS.items() if file.name.lower().endswith(ending)), "")) for file in files
-    ]
+    kinds = [(file, kind) for file in files for ending, kind in _ENDINGS.items() if file.name.lower().endswith(ending)]
     if file_format != "auto":
         # A single file has the named format; in a folder, files with its ending have it, else all files.
-        named = [(file, kind) for file, kind in kinds if kind == file_format]
-        return named if path.is_dir() and named else [(file, file_format) for file in files]
-    known = [(file, kind) for file, kind in kinds if kind]
-    several = sorted({kind for _, kind in known})
+        return [(file, kind) for file, kind in kinds if kind == file_format] or [(file, file_format) for file in files]
+    several = sorted({kind for _, kind in kinds})
     if len(several) != 1:
         found = " and ".join(several) or "no file with a known ending"
         raise ValueError(
-            f"alignments are of one format (endings {', '.join(_ENDINGS)}), but {path} has {found}: name one by "
-            f"format={'|'.join(FORMATS)}"
+            f"alignments are of one format (endings {', '.join(_ENDINGS)}), but {path} has {found}: set format={'|'.join(FORMATS)}"
         )
-    return known
+    return kinds
 
 
 def _without_audio_ending(name: str) -> str:

@@ -159,7 +159,9 @@ def test_voices_that_a_model_was_trained_on_are_refused_unless_the_split_is_name
     kept = about.read_text() if about.exists() else None
     about.write_text(json.dumps({"fingerprints": {"shards.speech": Index.open(place / "shards").fingerprint}}))
     try:
-        with pytest.raises(ValueError, match=r"was trained on .*: give held_out= and split_seed= as that run's"):
+        with pytest.raises(
+            ValueError, match=r"was trained on .*: export the run again, .* set held_out= and split_seed= to the run's"
+        ):
             judge(asked(place, tmp_path / "out", encoder=str(place / "model")))
         result, _ = judge(asked(place, tmp_path / "out", encoder=str(place / "model"), held_out=0.5, layers=[2]))
         assert result["chosen_layer"] == 2

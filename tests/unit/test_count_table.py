@@ -251,10 +251,10 @@ def test_the_guess_is_the_written_out_interpolation_of_counts(
     assert [table.smoothing == 128, table.tempering == 1] == [last_is_best] * 2 == [best[0] == 128, best[1] == 1]
     for smoothing in (0.5, 128.0, table.smoothing):
         reference.fit_lags(smoothing, table.tempering)
-        tables = table._tables(smoothing)
-        np.testing.assert_allclose(tables.after, reference.after, rtol=1e-4)
-        np.testing.assert_allclose(tables.before, reference.before, rtol=1e-4)
-        np.testing.assert_allclose(tables.towards, reference.towards.transpose(0, 2, 1), rtol=1e-4)
+        table._fit_tables(smoothing)
+        np.testing.assert_allclose(table._after, reference.after, rtol=1e-4)
+        np.testing.assert_allclose(table._before, reference.before, rtol=1e-4)
+        np.testing.assert_allclose(table._towards, reference.towards.transpose(0, 2, 1), rtol=1e-4)
     given = table.contexts(*test)
     estimates = np.stack(list(table._estimates(given)), axis=1)
     contexts = np.stack(given[1:], axis=1).tolist()

@@ -10,14 +10,7 @@ from openwavlm.runtime.randomness import integers, words
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its interval over speakers of the same kind.
-
-    Attributes:
-        value: The figure on all speakers.
-        low: Lower end.
-        high: Upper end.
-        speakers: Number of speakers; below about 10 the interval is rough and too narrow.
-    """
+    """A figure on all speakers and its interval over speakers; below about 10 speakers it is rough and too narrow."""
 
     value: float
     low: float
@@ -42,8 +35,8 @@ def ratio_interval(
     Args:
         numerator: (speakers,).
         denominator: (speakers,), not negative.
+        draws: Number of draws; equal seeds draw equal speakers, so that intervals of two systems are comparable.
         confidence: Share of the draws inside.
-        seed: Seed of the draws; equal seeds draw equal speakers, so that intervals of two systems are comparable.
 
     Raises:
         ValueError: If there is no speaker, or the denominators sum to 0.

@@ -1,8 +1,6 @@
-"""Probes during training: phone accuracy of each layer on development speakers, at regular updates.
+"""Probes during training: phone accuracy of each layer on development speakers, at regular updates (DESIGN §8).
 
-The closed-form probes of `measure` (DESIGN §8), fitted on clean training speech and judged on development speakers, so that a curve
-over the run does not use the test part. Every process computes the same figures on both sets: sharded parameters need all processes
-in every forward, and the sets are minutes.
+Every process computes the same figures on both sets: sharded parameters need all processes in every forward, and the sets are minutes.
 """
 
 import logging
@@ -72,7 +70,9 @@ class LiveProbe:
         table = self._baselines.with_name("probes.csv")
         changed = bool(kept.get("changed")) or ("sets" in kept and table.is_file())
         if changed:
-            log.warning("the probes' sets or alignments have changed: the earlier rows of %s are of other speech", table)
+            log.warning(
+                "the probes' sets or alignments have changed: the earlier rows of %s were measured on other speech", table
+            )
         found: dict[str, float] = {}
         untrainable: dict[str, Features] = {"mfcc": MfccFeatures(), "logmel": LogMelFeatures()}
         for name, features in untrainable.items():
@@ -91,9 +91,7 @@ class LiveProbe:
 
 
 def read_baselines(path: Path) -> dict[str, Any]:
-    """Reads `probe_baselines.json`: `sets`, the fingerprints of the probes' sets; `baselines`, accuracies by name; `changed`.
-
-    `changed` is there, and true, if earlier rows of `probes.csv` are of other sets.
+    """Reads `probe_baselines.json`: `sets` (fingerprints), `baselines` (accuracies by name), `changed` if `probes.csv` has other sets too.
 
     Raises:
         ValueError: If it is damaged.

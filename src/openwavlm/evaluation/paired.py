@@ -34,12 +34,9 @@ class Difference:
     """Difference of two arms, `of` less `against`.
 
     Attributes:
-        of: The first arm's figure by seed.
-        against: The second arm's figure by seed.
-        differences: Their difference by seed.
+        of, against, differences: The arms' figures and their difference, by seed.
         value: Mean difference.
-        low: Lower end of its 95 % interval over speakers, with the seeds' sums averaged.
-        high: Upper end.
+        low, high: Its 95 % interval over speakers, with the seeds' sums averaged.
         speakers: Number of speakers.
     """
 
@@ -91,7 +88,7 @@ def difference(of: Sequence[Sums], against: Sequence[Sums]) -> Difference:
     for sums in (*of, *against):
         if sums.speakers != first.speakers or not np.array_equal(sums.denominator, first.denominator):
             raise ValueError(
-                "a paired comparison needs the same frames of the same speakers, but two models were judged on different ones: compare "
+                "a paired comparison needs the same frames of the same speakers, but two models were measured on different ones: compare "
                 "figures of one test set, and masked figures only of one set of labels"
             )
     pooled = np.mean([a.numerator - b.numerator for a, b in zip(of, against, strict=True)], axis=0)

@@ -94,9 +94,7 @@ def _measure(
         def named(title: str) -> Callable[[str, float], None]:
             return lambda part, seconds: bar.advance(seconds, f"{title}, {part}")
 
-        of_mfcc = {
-            size: fit_layers(mfcc, fit, [0], _units(settings, size), named(f"MFCC {size}")) for size in sorted(sizes)
-        }
+        of_mfcc = {size: fit_layers(mfcc, fit, [0], _units(settings, size), named(f"MFCC {size}")) for size in sorted(sizes)}
         of_model = fit_layers(encoder, fit, layers, _units(settings, clusters), named("layers")) if encoder else {}
         for condition in settings.conditions:
             change = change_of(condition, seed=0)

@@ -1,4 +1,4 @@
-"""Labels, layers and baselines as the rows of one table, each held against MFCC units of the same K on the same frames."""
+"""Labels, layers and baselines as the rows of one table, each compared with MFCC units of the same K on the same frames."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,9 +36,8 @@ class QualityRow:
         layer: Number of the layer, where it is one.
         condition: `clean`, `telephone` or `noise10`.
         figures: On the judged speakers.
-        difference: PNMI less that of MFCC units of the same K, with its interval over speakers; None for MFCC themselves and
-            without phones.
-        verdict: `higher`, `lower` or `equal` (by twice the larger spread of codebook seeds) than MFCC's; empty without phones.
+        difference: PNMI less that of MFCC units of the same K, with its interval over speakers; None for MFCC and without phones.
+        verdict: `higher`, `lower` or `equal` (by twice the larger spread of codebook seeds); empty for MFCC and without phones.
     """
 
     name: str
@@ -71,7 +70,8 @@ def rows_of(
         if not figures.phones:
             rows.append(QualityRow(name, kind, layer, condition, figures))
             continue
-        clusters = _nearest(figures.clusters, mfcc)
+        # The same K, unless there was too little speech for it.
+        clusters = min(mfcc, key=lambda own: (abs(own - figures.clusters), own))
         baseline = figures_of_mfcc[clusters]
         interval = pnmi_interval(of, figures.pnmi - baseline.pnmi, mfcc[clusters])
         difference = (interval.value, interval.low, interval.high)
@@ -82,11 +82,6 @@ def rows_of(
     shuffled = [shuffled_tally(tally, seed) for seed, tally in enumerate(mfcc[clusters])]
     rows.append(QualityRow(f"the same, shuffled, K = {clusters}", "shuffled", None, condition, UnitFigures.of(shuffled)))
     return rows
-
-
-def _nearest(clusters: int, mfcc: Mapping[int, object]) -> int:
-    """K of the MFCC units to compare with: the same, unless there was too little speech for it."""
-    return min(mfcc, key=lambda of: (abs(of - clusters), of))
 
 
 def cells(row: QualityRow) -> list[str]:

@@ -21,12 +21,7 @@ inventory = inventory_of
 
 
 def read_phone_times(path: Path, *, fold_stress: bool = False) -> dict[str, list[Segment]]:
-    """Segments of each recording, named by its path without the audio's extension.
-
-    Args:
-        fold_stress: Whether stress digits and capitals of ARPAbet are dropped and silences are one (folding `arpabet`), so
-            that tables of different origin have one inventory.
-    """
+    """Segments by recording; `fold_stress` folds phones by `arpabet`, so that tables of different origin have one inventory."""
     times = read_alignments(path)
     return {name: folded(times[name], "arpabet" if fold_stress else "none") for name in times}
 
@@ -61,14 +56,7 @@ def _utterance(reader: ShardReader, row: int, segments: Sequence[Segment], phone
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Rows of a shard set that labels and layers are judged on.
-
-    Attributes:
-        utterances: With a phone for every frame.
-        rows: Row of each utterance in the index.
-        segments: Phones of each with their times in the row, folded.
-        matches: Assignment of alignments to rows.
-    """
+    """Held-out utterances of a shard set, with their rows and keys in the index and their folded phones with times in the row."""
 
     utterances: ProbeSet
     rows: tuple[int, ...]
@@ -140,7 +128,7 @@ def speech_set(shards: Path, rows: np.ndarray, seconds: float, phones: Sequence[
 
     Args:
         seconds: Audio at most, at least one row.
-        phones: The inventory of the sets that are judged beside it.
+        phones: Inventory of the held-out set.
 
     Raises:
         ValueError: If there is no row with a frame, or too many cannot be read.
@@ -154,7 +142,7 @@ def speech_set(shards: Path, rows: np.ndarray, seconds: float, phones: Sequence[
     chosen = order[: max(1, int(np.searchsorted(total, seconds, side="right")))]
     if not chosen:
         raise ValueError(
-            f"codebooks are fitted on speech, but {shards} has no row of other speakers left: give fit=DIR, or another held_out"
+            f"codebooks are fitted on speech, but {shards} has no row of other speakers left: set fit=DIR, or another held_out"
         )
     reader = ShardReader(index)
     return ProbeSet(tuple(_utterance(reader, row, (), phones) for row in chosen), tuple(phones)).readable()

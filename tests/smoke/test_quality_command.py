@@ -135,7 +135,7 @@ def test_labels_know_nothing_of_a_clock(place: Path, tmp_path: Path) -> None:
             {"labels": "labels-heard"},
             "only speakers not seen in training are judged, but the codebook of .*labels-heard may have seen all of",
         ),
-        ({"labels": "labels", "held_out": 0.3, "fit": "x"}, "held_out is the share of the speakers"),
+        ({"labels": "labels", "held_out": 0.3, "fit": "x"}, "held_out must be in"),
         ({"layers": [1]}, "layers=\\[1\\] needs a model, but encoder is null: add encoder=DIR"),
         ({"encoder": "model", "layers": [3]}, "a list out of 0…2"),
         ({"held_out": 1e-9}, "the split holds none of 6 out: set fit=DIR"),
@@ -143,7 +143,7 @@ def test_labels_know_nothing_of_a_clock(place: Path, tmp_path: Path) -> None:
         ({"folding": "ipa"}, "folding must be one of"),
         ({"conditions": ["rain"]}, "conditions must be out of clean, telephone, noise10"),
         ({"seconds": 0}, "must be positive"),
-        ({"alignments": None, "abx": True}, "abx compares phones, but alignments=null gives none"),
+        ({"alignments": None, "abx": True}, "abx compares phones, but alignments is null"),
         ({"fit": "shards"}, "no row of other speakers left"),
     ],
 )

@@ -35,17 +35,11 @@ _CHUNK_CELLS = 1 << 21
 
 
 class MaskedScore(NamedTuple):
-    """Score of guesses of masked labels.
+    """Score of guesses of masked labels."""
 
-    Attributes:
-        cross_entropy: Nats a masked frame.
-        accuracy: Share of masked frames whose likeliest label is right.
-        frames: Masked, labelled frames.
-    """
-
-    cross_entropy: float
+    cross_entropy: float  # nats a masked frame
     accuracy: float
-    frames: int
+    frames: int  # masked and labelled
 
 
 def _smooth(counts: np.ndarray, weight: float, prior: np.ndarray) -> np.ndarray:

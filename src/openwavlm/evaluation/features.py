@@ -26,7 +26,7 @@ CONTEXT_FRAMES = 5
 
 
 class Features(Protocol):
-    """Callable that maps waveforms to one or several layers of frames.
+    """Callable from waveforms to layers of frames.
 
     Attributes:
         dims: Width of each layer.
@@ -113,16 +113,11 @@ class LogMelFeatures(_FrameFeatures):
 
 
 class Piece(NamedTuple):
-    """Frames of one utterance, or of a part of a long one.
-
-    Attributes:
-        features: float32 (frames, dim) of each layer.
-        phones: int64 (frames,), on the features' device.
-    """
+    """Frames of one utterance, or of a part of a long one."""
 
     utterance: int
-    features: list[Tensor]
-    phones: Tensor
+    features: list[Tensor]  # of each layer, float32 (frames, dim)
+    phones: Tensor  # int64 (frames,), on the features' device
 
 
 def stream(
@@ -166,11 +161,7 @@ def equal_parts(frames: int, longest: int) -> Iterator[tuple[int, int]]:
 
 
 class Thinning:
-    """Even choice of about `keep` frames from a stream of `total`.
-
-    Attributes:
-        keep: Frames that stay, at most `total`.
-    """
+    """Even choice of `keep` frames, at most `total`, from a stream of `total`."""
 
     def __init__(self, total: int, keep: int) -> None:
         self.keep = min(keep, total)

@@ -22,7 +22,7 @@ def probe_model(
     train: ProbeSet,
     dev: ProbeSet,
     test: ProbeSet,
-    settings: ProbeSettings | None = None,
+    settings: ProbeSettings,
     *,
     cache: Path | None = None,
     show_progress: bool = True,
@@ -37,8 +37,7 @@ def probe_model(
         train: Clean speech of training speakers.
         dev: Other speakers.
         test: Other speakers again, not seen in training (see `unseen.check_unseen_audio`).
-        settings: None = defaults.
-        cache: Folder that keeps the baselines' figures, keyed by audio, phones, features and settings.
+        cache: Folder that keeps the baselines' figures, keyed by audio, phones, features and settings; never the model's.
         show_progress: Whether to show a bar on standard error if that is a terminal.
 
     Returns:
@@ -56,7 +55,6 @@ def probe_model(
     Raises:
         ValueError: If the sets have different inventories or share a speaker, or a part has no frame with a phone.
     """
-    settings = settings or ProbeSettings()
     if not train.inventory == dev.inventory == test.inventory:
         raise ValueError("training, dev and test must number phones by one inventory, but theirs differ: make one for all three")
     check_disjoint_speakers(train=train, dev=dev, test=test)
@@ -100,9 +98,7 @@ def _measure_all(
             begin = time.perf_counter()
             measured[name] = measure(
                 features,
-                train,
-                dev,
-                test,
+                *sets,
                 settings,
                 units_layer=units_layer,
                 cache=cache,
@@ -161,7 +157,7 @@ def _phones(measured: dict[str, Measured], train: ProbeSet, test: ProbeSet) -> d
 
 
 def _majority(train: ProbeSet, test: ProbeSet) -> float:
-    """Share of test frames that have the most frequent phone of training: the accuracy without any feature."""
+    """Share of test frames with the most frequent phone of training: the accuracy without any feature."""
 
     def counts(probe_set: ProbeSet) -> np.ndarray:
         phones = np.concatenate([utterance.phones for utterance in probe_set.utterances])

@@ -102,13 +102,8 @@ def text_table(rows: Sequence[QualityRow]) -> str:
     """Formats the rows as an aligned text table."""
     lines = [[title for _, title in COLUMNS], *(cells(row) for row in rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(COLUMNS))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    forms = [f"{{:{'>' if place else '<'}{width}}}" for place, width in enumerate(widths)]
+    return "\n".join("  ".join(forms).format(*line) for line in lines)
 
 
 def tsv(rows: Sequence[QualityRow]) -> str:

@@ -25,7 +25,7 @@ class LinearDiscriminant:
     Args:
         means: (stretches, dim) to fit on.
         speakers: (stretches,) their classes.
-        shrinkage: Share of the mean variance mixed into the covariance of the standardised features, in (0, 1].
+        shrinkage: Weight of the mean variance in the covariance of the standardised features, in (0, 1].
 
     Raises:
         ValueError: If there are fewer than two classes.

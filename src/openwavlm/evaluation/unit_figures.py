@@ -20,12 +20,7 @@ _DRAWS_AT_ONCE = 50
 
 
 class UnitTally:
-    """Counts of one labelling on the judged utterances.
-
-    Args:
-        num_phones: Phones of the inventory; 0 without alignments.
-        speakers: All speakers of the utterances that will be added.
-    """
+    """Counts of one labelling on utterances of `speakers`; `num_phones` is 0 without alignments."""
 
     def __init__(self, num_phones: int, clusters: int, speakers: Sequence[str]) -> None:
         self._group = {name: place % MAX_GROUPS for place, name in enumerate(sorted(speakers, key=stable_hash))}
@@ -60,8 +55,7 @@ class UnitTally:
 
 def run_lengths(units: np.ndarray) -> np.ndarray:
     """Length of each run of equal neighbours in frames; int64 (runs,)."""
-    edges = np.flatnonzero(np.diff(units, prepend=-1, append=-1))
-    return np.diff(edges)
+    return np.diff(np.flatnonzero(np.diff(units, prepend=-1, append=-1)))
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,10 @@ Progress = Callable[[str, float], None]
 def fit_units(
     features: Tensor, clusters: int, seed: int, max_iter: int = 40, *, frames_per_cluster: int = FRAMES_PER_CLUSTER
 ) -> Codebook:
-    """Fits a small codebook by full passes on one thread; a probe's codebook, never training's.
+    """Fits a probe's codebook on features (frames, dim) by full passes on one thread.
 
-    The k-means++ start is drawn from 50 frames a cluster, thinned evenly: on all frames it costs twice as much as the passes.
-
-    Args:
-        features: float32 (frames, dim), clean training speech.
-        clusters: Number of clusters; lowered to one for `frames_per_cluster` frames where there are too few.
+    K is lowered where a cluster would have fewer than `frames_per_cluster` frames. The k-means++ start is drawn from 50 frames a
+    cluster, thinned evenly: on all frames it costs twice as much as the passes.
     """
     from sklearn.cluster import KMeans, kmeans_plusplus
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]

@@ -46,7 +46,7 @@ class Alignments(Mapping[str, list[Segment]]):
 
 
 def read_alignments(path: Path | str, *, file_format: str = "auto", tier: str = "phones") -> Alignments:
-    """Opens a file, or all files of a folder in any depth.
+    """Opens a file, or all files of a folder at any depth.
 
     Args:
         file_format: One of `FORMATS`, or `auto`: by the files' endings.

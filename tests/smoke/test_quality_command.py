@@ -238,7 +238,7 @@ def test_what_a_model_heard_before_it_was_trained_on_is_heard(
         (tmp_path / "model" / "openwavlm.json").write_text(json.dumps(about))
         caplog.clear()
         result, _ = judge(asked(place, tmp_path / str(number), encoder=str(tmp_path / "model"), layers=[1]))
-        assert ("was initialised from a model without a record of its training data" in caplog.text) == warned
+        assert ("was initialised from a model without a record of training data" in caplog.text) == warned
     assert result["judged"]["utterances"] == held_out.sum()
 
 

@@ -1,8 +1,4 @@
-"""Features and item files for fastabx (`Dataset.from_item(ITEM, FOLDER, 50)`), written beside each other.
-
-    FOLDER/layer-06/KEY.pt    torch.save of float32 (frames, dim)
-    FOLDER/triphones.item     a token from the start of the phone before to the end of the phone after
-    FOLDER/phones.item        a token of the phone alone
+"""Features and item files for fastabx (docs/data.md).
 
 fastabx takes the frames from onset to offset, both included, with frame i at 10 + 20 i ms; the centre of the model's frame i is at
 12.5 + 20 i ms. Item times are therefore 2.5 ms earlier than in the alignment, ends one more sample: a token then has exactly the frames

@@ -165,14 +165,10 @@ class CountTable:
 
     def _check(self, labels: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> None:
         if [len(sequence) for sequence in labels] != [len(mask) for mask in masks]:
-            raise ValueError(
-                "every label sequence needs a mask of its own length, but the lengths differ: pass them in one order"
-            )
+            raise ValueError("a label sequence needs a mask of its own length, but the lengths differ: pass both in one order")
         highest = max((int(sequence.max(initial=-1)) for sequence in labels), default=-1)
         if highest >= self.num_classes:
-            raise ValueError(
-                f"labels must lie below num_classes {self.num_classes}, but {highest} occurs: pass the codebook's size"
-            )
+            raise ValueError(f"labels must lie below num_classes {self.num_classes}, but {highest} occurs: raise num_classes")
 
     def _count(self, sequences: LabelSequences, lags: Contexts) -> None:
         symbols = self.num_classes + 1

@@ -52,10 +52,11 @@ def with_context(frames: Tensor, context: int = CONTEXT_FRAMES) -> Tensor:
 class EncoderFeatures:
     """All layers of an encoder, 0 = its input, each after its residual and before the closing norm; in float32."""
 
-    def __init__(self, model: WavLM, settings: dict[str, Any] | None = None) -> None:
+    settings: dict[str, Any] | None = None
+
+    def __init__(self, model: WavLM) -> None:
         self.model = model
         self.dims = (model.config.dim,) * (model.config.layers + 1)
-        self.settings = settings
         self.device = next(model.parameters()).device
         # A few dimensions dominate the raw streams of pre-norm models.
         self.standardise = model.config.pre_norm
@@ -66,7 +67,9 @@ class EncoderFeatures:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = WavLM(config)
-        return cls(model.to(device), {"name": "untrained", "seed": seed, "config": asdict(config)})
+        features = cls(model.to(device))
+        features.settings = {"name": "untrained", "seed": seed, "config": asdict(config)}
+        return features
 
     def __call__(self, waveforms: np.ndarray, layers: Sequence[int]) -> list[Tensor]:
         """As `Features`."""

@@ -233,9 +233,7 @@ class _Measurement:
             for layer, features in enumerate(piece.features):
                 correct[layer] += self._ridge[layer].correct(features[known], piece.phones[known]).sum(dim=1)
         if frames == 0:
-            raise ValueError(
-                "layers and penalties are chosen on dev frames with a phone, but there is none: check the dev alignment"
-            )
+            raise ValueError("layers are chosen on dev frames with a phone, but there is none: check the dev alignment")
         best = correct.argmax(dim=1).tolist()
         self._ridge = [family.only(penalty) for family, penalty in zip(self._ridge, best, strict=True)]
         accuracy = correct.amax(dim=1).cpu().numpy() / frames
@@ -266,7 +264,7 @@ class _Measurement:
         place_of = {id(utterance): place for place, utterance in enumerate(test.utterances)}
         layers = list(self._layers) if clean else sorted({chosen, self._units_layer})
         frames = np.zeros(len(test), dtype=np.int64)
-        correct = np.full((len(self._layers), len(test)), 0 if clean else -1, dtype=np.int64)
+        correct = np.full((len(self._layers), len(test)), -1, dtype=np.int64)
         correct[layers] = 0
         units = np.zeros((len(self._settings.codebook_seeds), self._num_phones, self._settings.clusters), dtype=np.int64)
         speakers = [SpeakerMeans() for _ in layers] if clean else []

@@ -1,8 +1,8 @@
 """Probes on mixtures: detection of an audible second speaker, and phones of the first one under it (WavLM §III-B)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from openwavlm.batches.batch import MixRecord
 from openwavlm.batches.mixing import apply_mixing, draw_mixing
 from openwavlm.batches.settings import Mixing
 from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
+from openwavlm.evaluation.conditions import to_int16
 from openwavlm.evaluation.features import Features, stream
 from openwavlm.evaluation.probe import summary
 from openwavlm.evaluation.ridge import PENALTIES, RidgeFamily, RidgeStatistics
@@ -71,14 +72,8 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
     return float(average_precision_score(truth, scores))
 
 
-@dataclass(frozen=True, eq=False)
-class Mixtures:
-    """Probe set of mixtures.
-
-    Attributes:
-        mixed: The mixtures, with the phones and names of the first speaker.
-        overlapped: bool (frames,) of each: whether the second speaker is audible.
-    """
+class Mixtures(NamedTuple):
+    """Mixtures, with the phones and names of the first speaker, and the frames with an audible second speaker, bool (frames,) each."""
 
     mixed: ProbeSet
     overlapped: tuple[np.ndarray, ...]
@@ -110,8 +105,7 @@ def mix_set(probe_set: ProbeSet, *, seed: int, energy_ratio_db: float = 0.0, max
         record = _first_only(draw_mixing(mixing, num_samples, np.ones(2, dtype=bool), seed, source=0, epoch=0, micro=number))
         valid = torch.from_numpy(num_samples)
         mixed = apply_mixing(batch, valid, record)[0, : len(pair[0])].numpy()
-        mixed = np.round(mixed * min(1.0, 32767 / max(float(np.abs(mixed).max()), 1.0))).astype(np.int16)
-        utterances.append(replace(utterance, audio=mixed))
+        utterances.append(replace(utterance, audio=to_int16(mixed)))
         overlapped.append(audible_overlap(batch, valid, record)[0, : utterance.frames].numpy())
     return Mixtures(ProbeSet(tuple(utterances), probe_set.inventory), tuple(overlapped))
 
@@ -167,8 +161,7 @@ def probe_mixtures(
     return summary({"overlap": _overlap_figures(on_dev, on_test), "phones": _phone_figures(on_dev, on_test, test)})
 
 
-@dataclass(frozen=True, eq=False)
-class _Read:
+class _Read(NamedTuple):
     """Overlap: scores (layers, penalties, frames), truth (frames,). Phones: correct (layers, penalties, utterances), frames of each."""
 
     scores: np.ndarray

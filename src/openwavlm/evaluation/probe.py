@@ -88,11 +88,8 @@ def _measure_all(
     }
     measured: dict[str, Measured] = {}
     seconds: dict[str, float] = {}
-    train, dev, test = sets
-    degraded = (len(CONDITIONS) - 1) * min(test.seconds, settings.degraded_seconds)
-    with ProgressBar(
-        train.seconds + dev.seconds + test.seconds + degraded, visible=show_progress, counts=False, transient=True
-    ) as bar:
+    total = sum(part.seconds for part in sets) + (len(CONDITIONS) - 1) * min(sets[2].seconds, settings.degraded_seconds)
+    with ProgressBar(total, visible=show_progress, counts=False, transient=True) as bar:
         for name, (features, units_layer) in kinds.items():
             bar.set(0, f"probe {name}")
             begin = time.perf_counter()

@@ -78,9 +78,7 @@ class ProbeSet:
             raise ValueError("a probe set needs at least one utterance, but has none: check the alignments' paths")
         for utterance in self.utterances:
             if utterance.frames == 0:
-                raise ValueError(
-                    f"a probe utterance has at least one frame (25 ms), but {utterance.name!r} has none: leave it out"
-                )
+                raise ValueError(f"a probe utterance needs at least one frame, but {utterance.name!r} has none: leave it out")
             if utterance.phones.min() < -1 or utterance.phones.max() >= len(self.inventory):
                 raise ValueError(
                     f"phones are numbers of the {len(self.inventory)} in the inventory or −1, but {utterance.name!r} has "

@@ -102,7 +102,7 @@ def judged_set(
     phones = inventory_of({str(row): of_row for row, of_row in zip(chosen, segments, strict=True)})
     if len(phones) > _MOST_PHONES:
         raise ValueError(
-            f"units are judged against at most {_MOST_PHONES} phones, but the alignments have {len(phones)} different names (for example "
+            f"units are compared with at most {_MOST_PHONES} phones, but the alignments have {len(phones)} names (for example "
             f"{phones[0]!r}): choose another tier, or a folding"
         )
     reader = ShardReader(index)
@@ -141,9 +141,7 @@ def speech_set(shards: Path, rows: np.ndarray, seconds: float, phones: Sequence[
     total = np.cumsum([num_frames(int(index.num_samples[row])) for row in order]) / FRAME_RATE_HZ
     chosen = order[: max(1, int(np.searchsorted(total, seconds, side="right")))]
     if not chosen:
-        raise ValueError(
-            f"codebooks are fitted on speech, but {shards} has no row of other speakers left: set fit=DIR, or another held_out"
-        )
+        raise ValueError(f"codebooks need speech, but {shards} has no row of other speakers left: set fit=DIR or held_out")
     reader = ShardReader(index)
     return ProbeSet(tuple(_utterance(reader, row, (), phones) for row in chosen), tuple(phones)).readable()
 

@@ -1,13 +1,4 @@
-"""Alignment files of every format as one table: recording → segments in seconds, each file read at its first use.
-
-| format | files | name of the recording |
-|---|---|---|
-| `tsv` | one table, header with `path start end phone` (seconds; other columns are ignored) | `path` without the audio's extension |
-| `textgrid` | `NAME.TextGrid` in any depth (MFA, LibriSpeech-alignments) | path below the folder |
-| `ctm` | NIST `RECORDING CHANNEL START DURATION SYMBOL [CONFIDENCE]` | the first field; with `-CHANNEL` where a recording has several |
-| `librispeech` | LibriSpeech-alignments, condensed: `UTTERANCE ",WORDS," "END,TIMES"` in `*.alignment.txt` | the utterance |
-| `phn` | TIMIT `NAME.PHN`: `START END PHONE` in samples at 16 kHz | path below the folder |
-"""
+"""Alignment files of every format (docs/data.md) as one table: recording → segments in seconds."""
 
 import re
 from collections import Counter

@@ -87,12 +87,12 @@ def read_textgrid(path: Path, tier: str = "phones") -> list[Segment]:
 
 
 def _tiers(values: _Values) -> dict[str, list[Segment]]:
-    values.number("its beginning")
+    values.number("its start")
     values.number("its end")
     found = {}
     for _ in range(int(values.number("the number of tiers"))):
         kind, name = values.text("a tier's class"), values.text("a tier's name")
-        values.number("a tier's beginning")
+        values.number("a tier's start")
         values.number("a tier's end")
         size = int(values.number("the number of entries"))
         if kind == "IntervalTier":
@@ -105,9 +105,7 @@ def _tiers(values: _Values) -> dict[str, list[Segment]]:
 
 
 def _interval(values: _Values) -> Segment:
-    return Segment(
-        values.number("an interval's beginning"), values.number("an interval's end"), values.text("an interval's text")
-    )
+    return Segment(values.number("an interval's start"), values.number("an interval's end"), values.text("an interval's text"))
 
 
 def _text_of(path: Path) -> str:
@@ -117,6 +115,4 @@ def _text_of(path: Path) -> str:
     try:
         return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"a TextGrid is UTF-8 or UTF-16, but {path} is neither ({error.reason}): save it again as UTF-8"
-        ) from error
+        raise ValueError(f"a TextGrid is UTF-8 or UTF-16, but {path} is neither ({error.reason}): save it as UTF-8") from error

@@ -26,7 +26,7 @@ FIGURES = {
 
 
 def page(summary: dict[str, Any], compared: dict[str, dict[str, Difference]]) -> str:
-    """The whole page.
+    """Renders the page.
 
     Args:
         summary: `summary.json` of `learn`.

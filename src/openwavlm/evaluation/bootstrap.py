@@ -29,8 +29,7 @@ def ratio_interval(
 ) -> Interval:
     """Percentile interval of Σ numerator / Σ denominator over speakers drawn with replacement.
 
-    Correct frames over frames is an accuracy; the difference of two systems' correct frames over the same frames is a paired
-    difference.
+    Correct frames over frames is an accuracy, the difference of two systems' correct frames over the same frames a paired difference.
 
     Args:
         numerator: (speakers,).

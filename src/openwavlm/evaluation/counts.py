@@ -159,10 +159,6 @@ class CountTable:
             mixed += weights[:, place, None] * estimate
         return mixed
 
-    def contexts(self, labels: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Contexts:
-        """Contexts of all masked, labelled frames, sequence after sequence."""
-        return LabelSequences(labels, self.num_classes).contexts(masks)
-
     def _check(self, labels: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> None:
         if [len(sequence) for sequence in labels] != [len(mask) for mask in masks]:
             raise ValueError("a label sequence needs a mask of its own length, but the lengths differ: pass both in one order")

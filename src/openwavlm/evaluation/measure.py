@@ -49,7 +49,7 @@ class ProbeSettings:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Figures of one kind of features; arrays only, so that they are stored as `.npz`.
+    """Figures of one kind of features, all as arrays for `.npz`.
 
     Attributes:
         dev_accuracy: (layers,) phone accuracy on dev frames, at the best penalty.

@@ -39,7 +39,7 @@ def audible_overlap(waveforms: Tensor, num_samples: Tensor, record: MixRecord, *
     Args:
         waveforms: (batch, samples), clean, any scale.
         num_samples: int64 (batch,), valid samples.
-        record: Mixtures with utterances of the batch, not with noise.
+        record: Mixtures of utterances of the batch, without noise.
 
     Returns:
         bool (batch, frames), False in rows without a mixture and in padding.

@@ -11,17 +11,11 @@ from openwavlm.evaluation.bootstrap import ratio_interval
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """A figure of one model, by test speaker: Σ numerator / Σ denominator.
-
-    Attributes:
-        speakers: Their names.
-        numerator: float64 (speakers,): right frames, or nats.
-        denominator: float64 (speakers,): frames.
-    """
+    """A figure of one model, by test speaker: Σ numerator / Σ denominator, float64 (speakers,) each."""
 
     speakers: tuple[str, ...]
-    numerator: np.ndarray
-    denominator: np.ndarray
+    numerator: np.ndarray  # correct frames, or nats
+    denominator: np.ndarray  # frames
 
     @property
     def value(self) -> float:
@@ -57,7 +51,7 @@ class Difference:
 
     @property
     def seeds_agree(self) -> bool:
-        """Whether the difference has one sign in all seeds."""
+        """True if the difference has one sign in all seeds."""
         return len({np.sign(difference) for difference in self.differences}) == 1
 
     def as_json(self) -> dict[str, Any]:

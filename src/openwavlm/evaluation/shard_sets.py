@@ -106,13 +106,13 @@ def judged_set(
             f"{phones[0]!r}): choose another tier, or a folding"
         )
     reader = ShardReader(index)
-    utterances = tuple(_utterance(reader, row, of_row, phones) for row, of_row in zip(chosen, segments, strict=True))
-    kept = readable(utterances)
-    chosen, segments = [chosen[number] for number in kept], [segments[number] for number in kept]
-    utterances = tuple(utterances[number] for number in kept)
-    if alignments and not any((utterance.phones >= 0).any() for utterance in utterances):
+    made = [_utterance(reader, row, of_row, phones) for row, of_row in zip(chosen, segments, strict=True)]
+    kept = readable(made)
+    if alignments and not any((made[number].phones >= 0).any() for number in kept):
         raise ValueError(f"alignments must lie within the audio of {shards}, but no frame has a phone: compare their times")
-    return Judged(ProbeSet(utterances, phones), tuple(chosen), tuple(index.keys[row] for row in chosen), tuple(segments), matches)
+    rows_kept = tuple(chosen[number] for number in kept)
+    utterances = ProbeSet(tuple(made[number] for number in kept), phones)
+    return Judged(utterances, rows_kept, tuple(index.keys[row] for row in rows_kept), tuple(segments[n] for n in kept), matches)
 
 
 def _in_turn(index: Index, rows: Sequence[int], seconds: float) -> list[int]:

@@ -52,11 +52,7 @@ class LinearDiscriminant:
 
 
 def speaker_accuracy(means: Sequence[np.ndarray], speakers: Sequence[str]) -> tuple[float, int] | None:
-    """Fits on every other utterance of each speaker and judges on the rest.
-
-    Args:
-        means: (stretches, dim) of each utterance.
-        speakers: Speaker of each utterance.
+    """Fits on every other utterance of each speaker and measures accuracy on the rest, from means (stretches, dim) of each utterance.
 
     Returns:
         Accuracy over stretches and number of speakers; None where fewer than two speakers have two utterances.

@@ -158,7 +158,7 @@ def _fits(settings: QualitySettings, index: Index, stores: Mapping[Path, LabelSt
 
 
 def _records_all(about: Mapping[str, Any]) -> bool:
-    """Whether an `openwavlm.json` records the training data of every model that this one was initialised from."""
+    """True if an `openwavlm.json` records the training data of every model that this one was initialised from."""
     fit = about["trained_on"]
     if "init_from" in about and "before" not in fit:  # exported before this was noted
         return False

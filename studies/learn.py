@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from learn_page import page
+from learn_page import FIGURES, page
 from openwavlm.cli.app import command
 from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
 from openwavlm.evaluation.mixtures import probe_mixtures
-from openwavlm.evaluation.paired import FIGURES, Sums, difference
+from openwavlm.evaluation.paired import Sums, difference
 from openwavlm.pipeline.corpora import SETS, shard_sets
 from openwavlm.pipeline.iteration import Iteration
 from openwavlm.pipeline.settings import IterationSettings, iteration_settings

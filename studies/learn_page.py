@@ -1,16 +1,32 @@
 """The Markdown page of `learn`: every table, and its verdicts in words."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from openwavlm.evaluation.paired import FIGURES, Difference, seeds, sentence, table
+from openwavlm.evaluation.paired import Difference
 
 _ABSENT = "–"
 
 
+class Figure(NamedTuple):
+    """A figure that can be compared, its title in tables and the decimal places of its values."""
+
+    title: str
+    higher_is_better: bool
+    places: int
+
+
+FIGURES = {
+    "phones": Figure("phones, chosen layer (share of frames)", higher_is_better=True, places=4),
+    "overlapped_phones": Figure("phones of the first speaker in overlapped frames (share)", higher_is_better=True, places=4),
+    "masked": Figure("masked cross-entropy (nats)", higher_is_better=False, places=3),
+}
+
+
 def page(summary: dict[str, Any], compared: dict[str, dict[str, Difference]]) -> str:
-    """The whole page.
+    """Renders the page.
 
     Args:
         summary: `summary.json` of `learn`.
@@ -106,3 +122,44 @@ def _cost(summary: dict[str, Any]) -> list[str]:
         f"Cost: {len(models)} trainings of {train.min():.0f} to {train.max():.0f} s, {train.sum() / 60:.0f} minutes in all if one after "
         f"the other; probes {probe / 60:.0f} minutes."
     ]
+
+
+def sentence(figure: str, of: str, against: str, found: Difference) -> str:
+    """The verdict in words."""
+    title, higher_is_better, places = FIGURES[figure]
+    name = title.split(" (", 1)[0]
+    between = f"95 % interval {found.low:+.{places}f} to {found.high:+.{places}f} over {found.speakers} speakers"
+    if found.verdict == "equal":
+        words = f"{of} and {against} are equal: the difference of {found.value:+.{places}f} is within chance ({between})."
+    else:
+        worth = "better" if (found.verdict == "higher") == higher_is_better else "worse"
+        words = f"{of} is {found.verdict}, which is {worth}, than {against} by {abs(found.value):.{places}f} ({between})."
+    if len(found.differences) > 1 and not found.seeds_agree:
+        words += " The seeds do not agree on its sign."
+    return f"{name[0].upper()}{name[1:]}: {words}"
+
+
+def table(figures: dict[str, Difference], of: str, against: str) -> list[str]:
+    """Lines of a Markdown table with a row for each figure."""
+    lines = [
+        f"| figure | {of}: mean (seeds) | {against}: mean (seeds) | difference (seeds) | 95 % interval | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in figures.items():
+        places = FIGURES[name].places
+        cells = [
+            FIGURES[name].title,
+            seeds(name, found.of),
+            seeds(name, found.against),
+            seeds(name, found.differences, signed=True),
+            f"{found.low:+.{places}f} to {found.high:+.{places}f}",
+            found.verdict,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def seeds(figure: str, values: Sequence[float], *, signed: bool = False) -> str:
+    """`mean (value, value, …)`."""
+    form = f"{'+' if signed else ''}.{FIGURES[figure].places}f"
+    return f"{np.mean(values):{form}} ({', '.join(f'{value:{form}}' for value in values)})"

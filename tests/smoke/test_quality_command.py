@@ -133,17 +133,17 @@ def test_labels_know_nothing_of_a_clock(place: Path, tmp_path: Path) -> None:
     [
         (
             {"labels": "labels-heard"},
-            "only speakers that were not trained on are judged, but the codebook of .*labels-heard may have seen all of",
+            "only speakers not seen in training are judged, but the codebook of .*labels-heard may have seen all of",
         ),
-        ({"labels": "labels", "held_out": 0.3, "fit": "x"}, "held_out is the share of the speakers"),
-        ({"layers": [1]}, "but none is given beside layers=\\[1\\]: add encoder=DIR"),
+        ({"labels": "labels", "held_out": 0.3, "fit": "x"}, "held_out must be in"),
+        ({"layers": [1]}, "layers=\\[1\\] needs a model, but encoder is null: add encoder=DIR"),
         ({"encoder": "model", "layers": [3]}, "a list out of 0…2"),
-        ({"held_out": 1e-9}, "the split holds none of 6 out: give fit=DIR"),
+        ({"held_out": 1e-9}, "the split holds none of 6 out: set fit=DIR"),
         ({"alignments": "none.tsv"}, "none.tsv does not exist"),
         ({"folding": "ipa"}, "folding must be one of"),
         ({"conditions": ["rain"]}, "conditions must be out of clean, telephone, noise10"),
         ({"seconds": 0}, "must be positive"),
-        ({"alignments": None, "abx": True}, "abx compares phones, but alignments=null gives none"),
+        ({"alignments": None, "abx": True}, "abx compares phones, but alignments is null"),
         ({"fit": "shards"}, "no row of other speakers left"),
     ],
 )
@@ -159,7 +159,9 @@ def test_voices_that_a_model_was_trained_on_are_refused_unless_the_split_is_name
     kept = about.read_text() if about.exists() else None
     about.write_text(json.dumps({"fingerprints": {"shards.speech": Index.open(place / "shards").fingerprint}}))
     try:
-        with pytest.raises(ValueError, match=r"was trained on .*: give held_out= and split_seed= as that run's"):
+        with pytest.raises(
+            ValueError, match=r"was trained on .*: export the run again, .* set held_out= and split_seed= to the run's"
+        ):
             judge(asked(place, tmp_path / "out", encoder=str(place / "model")))
         result, _ = judge(asked(place, tmp_path / "out", encoder=str(place / "model"), held_out=0.5, layers=[2]))
         assert result["chosen_layer"] == 2
@@ -236,7 +238,7 @@ def test_what_a_model_heard_before_it_was_trained_on_is_heard(
         (tmp_path / "model" / "openwavlm.json").write_text(json.dumps(about))
         caplog.clear()
         result, _ = judge(asked(place, tmp_path / str(number), encoder=str(tmp_path / "model"), layers=[1]))
-        assert ("was initialised from a model without a record of its training data" in caplog.text) == warned
+        assert ("was initialised from a model without a record of training data" in caplog.text) == warned
     assert result["judged"]["utterances"] == held_out.sum()
 
 

@@ -217,7 +217,7 @@ def test_files_of_a_folder_are_read_when_they_are_asked_for(tmp_path: Path) -> N
 def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
     written(tmp_path, "ctm")
     written(tmp_path, "tsv")
-    with pytest.raises(ValueError, match="has ctm and tsv: name one by format="):
+    with pytest.raises(ValueError, match="has ctm and tsv: set format="):
         read_alignments(tmp_path)
     assert list(read_alignments(tmp_path, file_format="ctm")) == ["spk/utt"]
     with pytest.raises(ValueError, match="has no file with a known ending"):

@@ -251,17 +251,17 @@ def test_the_guess_is_the_written_out_interpolation_of_counts(
     assert [table.smoothing == 128, table.tempering == 1] == [last_is_best] * 2 == [best[0] == 128, best[1] == 1]
     for smoothing in (0.5, 128.0, table.smoothing):
         reference.fit_lags(smoothing, table.tempering)
-        tables = table._tables(smoothing)
-        np.testing.assert_allclose(tables.after, reference.after, rtol=1e-4)
-        np.testing.assert_allclose(tables.before, reference.before, rtol=1e-4)
-        np.testing.assert_allclose(tables.towards, reference.towards.transpose(0, 2, 1), rtol=1e-4)
-    given = table.contexts(*test)
+        table._fit_tables(smoothing)
+        np.testing.assert_allclose(table._after, reference.after, rtol=1e-4)
+        np.testing.assert_allclose(table._before, reference.before, rtol=1e-4)
+        np.testing.assert_allclose(table._towards, reference.towards.transpose(0, 2, 1), rtol=1e-4)
+    given = LabelSequences(test[0], classes).contexts(test[1])
     estimates = np.stack(list(table._estimates(given)), axis=1)
     contexts = np.stack(given[1:], axis=1).tolist()
     np.testing.assert_allclose(estimates, np.stack([reference.estimates(context) for context in contexts]), rtol=1e-3, atol=1e-6)
     reference.fit_weights(held)
     asked = [entry for sequence, mask in zip(*test, strict=True) for entry in loop_contexts(sequence, mask, classes)]
-    found = table.distribution(table.contexts(*test))
+    found = table.distribution(given)
     wanted = np.stack([reference.guess(context) for _, *context in asked])
     np.testing.assert_allclose(found, wanted, atol=2e-4)
     score = table.score(*test)

@@ -5,17 +5,17 @@ import itertools
 import numpy as np
 import pytest
 
+from learn_page import sentence
 from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
-from openwavlm.evaluation.paired import Sums, difference, sentence
+from openwavlm.evaluation.paired import Sums, difference
 from openwavlm.evaluation.quality_rows import QualityRow, cells, rows_of, tsv
 from openwavlm.evaluation.unit_figures import (
     MAX_GROUPS,
     UnitFigures,
-    UnitQuality,
     UnitTally,
-    difference_interval,
     pnmi_interval,
     shuffled_tally,
+    unit_quality,
     verdict,
 )
 from openwavlm.runtime.randomness import integers, stable_hash, words
@@ -165,7 +165,7 @@ def test_the_interval_of_pnmi_is_numpys_quantiles_of_the_drawn_speakers(seed: in
 
     found = pnmi_interval([one], 0.25, **settings)
     assert (found.low, found.high) == pytest.approx(by_hand(drawn[0], 0.25), rel=1e-9)
-    apart = difference_interval([one], [other], 0.1, **settings)
+    apart = pnmi_interval([one], 0.1, [other], **settings)
     assert (apart.low, apart.high) == pytest.approx(by_hand(drawn[0] - drawn[1], 0.1), rel=1e-9)
     both = pnmi_interval([one, other], 0.25, **settings)
     assert (both.low, both.high) == pytest.approx(by_hand((drawn[0] + drawn[1]) / 2, 0.25), rel=1e-9)
@@ -239,13 +239,13 @@ def test_several_codebooks_are_averaged_and_their_spread_has_n_minus_1() -> None
     assert figures.seeds == pytest.approx(each) and figures.pnmi == pytest.approx(mean)
     assert figures.spread == pytest.approx(np.sqrt(sum((value - mean) ** 2 for value in each) / 2))
     joints = np.stack([one.joint.sum(axis=0) for one in tallies])
-    quality = UnitQuality.of(joints)
-    assert quality.pnmi == pytest.approx(mean) and quality.spread == pytest.approx(figures.spread)
-    assert quality.pnmi_raw == pytest.approx(np.mean([pnmi_by_hand(joint) for joint in joints]))
-    assert (quality.frames, quality.phones) == (joints[0].sum(), 3)
+    quality = unit_quality(joints)
+    assert quality["pnmi"] == pytest.approx(mean) and quality["spread"] == pytest.approx(figures.spread)
+    assert quality["pnmi_raw"] == pytest.approx(np.mean([pnmi_by_hand(joint) for joint in joints]))
+    assert (quality["frames"], quality["phones"]) == (joints[0].sum(), 3)
     one_unused = np.stack([joints[0], np.concatenate([joints[1][:, :3], 0 * joints[1][:, 3:]], axis=1)])
-    assert UnitQuality.of(one_unused).classes == 3.5
-    assert quality.phone_purity == pytest.approx(np.mean([joint.max(axis=0).sum() / joint.sum() for joint in joints]))
+    assert unit_quality(one_unused)["classes"] == 3.5
+    assert quality["phone_purity"] == pytest.approx(np.mean([joint.max(axis=0).sum() / joint.sum() for joint in joints]))
 
 
 def test_shuffled_units_keep_both_margins_and_have_the_runs_of_independent_draws() -> None:
@@ -297,7 +297,7 @@ def test_a_row_stands_beside_mfcc_units_of_its_own_number_with_the_larger_spread
     for row, clusters in zip(rows, (4, 8, 8), strict=False):
         assert row.difference is not None
         value = row.figures.pnmi - figures[clusters].pnmi
-        interval = difference_interval(tallies[row.name, row.kind, row.layer], mfcc[clusters], value)
+        interval = pnmi_interval(tallies[row.name, row.kind, row.layer], value, mfcc[clusters])
         assert row.difference == pytest.approx((value, interval.low, interval.high), abs=1e-12)
         assert interval.high - value != pytest.approx(value - interval.low, rel=1e-3), "not the same with its sides exchanged"
     assert rows[0].verdict == "higher"

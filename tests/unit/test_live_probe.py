@@ -183,9 +183,9 @@ def test_dev_audio_of_the_runs_training_rows_is_refused_and_training_speech_is_w
         ({"every": -1}, "must not be negative"),
         ({"train_seconds": 0.0}, "must be positive"),
         ({"dev_seconds": 0.0}, "must be positive"),
-        ({"train": None}, r"probes\.train is not given"),
-        ({"dev": None}, r"probes\.dev is not given"),
-        ({"alignments": None}, r"probes\.alignments is not given"),
+        ({"train": None}, r"probes\.train is null"),
+        ({"dev": None}, r"probes\.dev is null"),
+        ({"alignments": None}, r"probes\.alignments is null"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changed: dict, message: str) -> None:

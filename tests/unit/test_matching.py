@@ -182,7 +182,7 @@ def test_judged_rows_are_taken_in_turn_and_listeners_by_hash(timit: Path) -> Non
     ]
     with pytest.raises(ValueError, match="no frame has a phone"):
         judged_set(timit / "apart", np.arange(4), {name: [Segment(90, 91, "a")] for name in NAMES})
-    with pytest.raises(ValueError, match=r"no row of other speakers left: give fit=DIR"):
+    with pytest.raises(ValueError, match=r"no row of other speakers left: set fit=DIR"):
         speech_set(timit / "apart", np.arange(0), 2.0, ("a",))
     many = {name: [Segment(i / 4000, (i + 1) / 4000, f"{name}{i}") for i in range(2000)] for name in NAMES}
     with pytest.raises(ValueError, match="at most 1000 phones"):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from learn_page import page
-from openwavlm.evaluation.paired import FIGURES, Difference, Sums, difference, seeds, sentence, table
+from learn_page import FIGURES, page, seeds, sentence, table
+from openwavlm.evaluation.paired import Difference, Sums, difference
 
 SPEAKERS = tuple(f"demo/voice{number:02d}" for number in range(20))
 FRAMES = np.full(20, 1000.0)

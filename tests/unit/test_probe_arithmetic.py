@@ -211,9 +211,9 @@ def pair(second: np.ndarray, samples: int = 16_000) -> tuple[torch.Tensor, torch
     return batch, torch.tensor([samples, len(second)])
 
 
-def record(start: int, partner_start: int, length: int, partner: int = 1) -> MixRecord:
+def record(start: int, partner_start: int, length: int) -> MixRecord:
     one = torch.tensor([0])
-    return MixRecord(one, one + partner, one + start, one + partner_start, one + length, torch.tensor([7.0]), length)
+    return MixRecord(one, one + 1, one + start, one + partner_start, one + length, torch.tensor([7.0]), length)
 
 
 @pytest.mark.parametrize(("below_db", "audible"), [(0, True), (20, True), (29, True), (31, False), (40, False)])
@@ -243,11 +243,7 @@ def test_what_lies_behind_the_second_speakers_end_plays_no_part() -> None:
     batch, num_samples = pair(second)
     batch[1, 8000:] = 1e5
     assert audible_overlap(batch, num_samples, record(0, 1600, 6400))[0, :19].all()
-    noise = batch[1:].clone()
-    found = audible_overlap(batch, num_samples, record(0, 1600, 6400, partner=2), noise, torch.tensor([8000]))
-    assert found[0, :19].all() and not found[1].any()
-    quiet = torch.zeros(1, 8000)
-    assert not audible_overlap(batch, num_samples, record(0, 0, 6400, partner=2), quiet, torch.tensor([8000])).any()
+    assert not audible_overlap(torch.zeros_like(batch), num_samples, record(0, 0, 6400)).any()
     ended = audible_overlap(batch, torch.tensor([3600, 8000]), record(0, 1600, 6400))[0]
     assert ended[: num_frames(3600)].all() and not ended[num_frames(3600) :].any()
 

@@ -181,10 +181,15 @@ def test_a_models_figures_stand_beside_its_baselines_and_training_does_not_notic
         assert {"chosen", "mfcc", "logmel", "untrained", "spread", "verdicts"} <= units[condition].keys()
     assert {"chosen", "mfcc", "logmel", "untrained"} <= phones["noise10"].keys()
     assert figures["speakers"]["chosen"] == figures["speakers"]["layers"][figures["speakers"]["chosen_layer"]]
+    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["logmel", "mfcc", "untrained"]
     again = probe_model(model, TRAIN, DEV, TEST, SETTINGS, cache=tmp_path)
     assert {name: again[name] for name in ("phones", "units", "speakers")} == {
         name: figures[name] for name in ("phones", "units", "speakers")
     }
+    other = probe_model(WavLM(CONFIG), TRAIN, DEV, TEST, SETTINGS, cache=tmp_path)
+    assert other["phones"]["layers"] != phones["layers"] and other["phones"]["mfcc"] == phones["mfcc"], (
+        "no model's figures are kept"
+    )
 
 
 def test_voices_shared_between_parts_and_unequal_inventories_are_refused() -> None:

@@ -15,7 +15,6 @@ from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
 from openwavlm.evaluation.unit_figures import (
     UnitFigures,
     UnitTally,
-    difference_interval,
     pnmi_interval,
     run_lengths,
     shuffled_tally,
@@ -156,10 +155,10 @@ def test_an_interval_lies_around_its_figure_and_is_wider_for_fewer_speakers() ->
 
 def test_a_difference_is_paired() -> None:
     better, worse = tally_of(0.6, 4), tally_of(0.4, 4)
-    interval = difference_interval([better], [worse], 0.2)
+    interval = pnmi_interval([better], 0.2, [worse])
     alone = pnmi_interval([better], 0.2)
     assert interval.low > 0 and alone.speakers == 12
-    same = difference_interval([better], [better], 0.0)
+    same = pnmi_interval([better], 0.0, [better])
     assert (same.low, same.high) == (0, 0)
 
 

@@ -1,12 +1,8 @@
-"""Features and item files for fastabx (`Dataset.from_item(ITEM, FOLDER, 50)`), written beside each other.
+"""Features and item files for fastabx (docs/data.md).
 
-    FOLDER/layer-06/KEY.pt    torch.save of float32 (frames, dim)
-    FOLDER/triphones.item     a token from the beginning of the phone before to the end of the phone after
-    FOLDER/phones.item        a token of the phone alone
-
-fastabx puts frame i of features at 50 Hz at 10 + 20 i ms and takes those from onset to offset, both included; the centre of the
-model's frame i lies at 12.5 + 20 i ms. Times in the item files are 2.5 ms earlier than in the alignment, ends one sample more, so that
-exactly the frames whose centre lies in the token are taken: those to which `alignments.frame_phones` assigns its phones.
+fastabx takes the frames from onset to offset, both included, with frame i at 10 + 20 i ms; the centre of the model's frame i is at
+12.5 + 20 i ms. Item times are therefore 2.5 ms earlier than in the alignment, ends one more sample: a token then has exactly the frames
+with their centre in it, as in `alignments.frame_phones`.
 """
 
 import io
@@ -16,13 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from openwavlm.audio.frames import (
-    HOP_SAMPLES,
-    RECEPTIVE_FIELD_SAMPLES,
-    SAMPLE_RATE_HZ,
-    frames_of_seconds,
-    num_samples_of,
-)
+from openwavlm.audio.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, SAMPLE_RATE_HZ, frames_of_seconds, num_samples_of
 from openwavlm.evaluation.features import Features, equal_parts
 from openwavlm.evaluation.phones.alignments import Segment, is_silence
 from openwavlm.evaluation.shard_sets import Judged
@@ -36,7 +26,7 @@ _LONGEST = frames_of_seconds(30.0)
 
 
 class Token(NamedTuple):
-    """A line of an item file; times in samples, already shifted."""
+    """A line of an item file; times in samples, shifted."""
 
     onset: int
     offset: int
@@ -77,11 +67,7 @@ def _shifted(time_s: float) -> int:
 
 
 def write_items(judged: Judged, folder: Path) -> dict[str, int]:
-    """Writes `triphones.item` and `phones.item`.
-
-    Returns:
-        Tokens of each.
-    """
+    """Writes `triphones.item` and `phones.item`; returns the number of tokens of each."""
     written = {}
     for name in ("triphones", "phones"):
         lines = [HEADER]
@@ -99,11 +85,7 @@ def write_items(judged: Judged, folder: Path) -> dict[str, int]:
 def write_features(
     judged: Judged, extract: Features, layers: Sequence[int], folder: Path, name: str = "layer-{:02d}"
 ) -> list[str]:
-    """Writes the features of every judged utterance, extracted alone; longer ones than 30 s in equal parts.
-
-    Returns:
-        The folders' names.
-    """
+    """Writes the features of every judged utterance, extracted alone, those over 30 s in equal parts; returns the folders' names."""
     folders = [name.format(layer) for layer in layers]
     for utterance, key in zip(judged.utterances.utterances, judged.keys, strict=True):
         waveform = utterance.waveform()

@@ -10,14 +10,7 @@ from openwavlm.runtime.randomness import integers, words
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its interval over speakers of the same kind.
-
-    Attributes:
-        value: The figure on all speakers.
-        low: Lower end.
-        high: Upper end.
-        speakers: Number of speakers; below about 10 the interval is rough and too narrow.
-    """
+    """A figure on all speakers and its interval over speakers; below about 10 speakers it is rough and too narrow."""
 
     value: float
     low: float
@@ -36,14 +29,13 @@ def ratio_interval(
 ) -> Interval:
     """Percentile interval of Σ numerator / Σ denominator over speakers drawn with replacement.
 
-    Correct frames over frames is an accuracy; the difference of two systems' correct frames over the same frames is a paired
-    difference.
+    Correct frames over frames is an accuracy, the difference of two systems' correct frames over the same frames a paired difference.
 
     Args:
         numerator: (speakers,).
         denominator: (speakers,), not negative.
+        draws: Number of draws; equal seeds draw equal speakers, so that intervals of two systems are comparable.
         confidence: Share of the draws inside.
-        seed: Seed of the draws; equal seeds draw equal speakers, so that intervals of two systems are comparable.
 
     Raises:
         ValueError: If there is no speaker, or the denominators sum to 0.

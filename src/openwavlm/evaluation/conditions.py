@@ -31,7 +31,7 @@ def telephone(waveform: np.ndarray) -> np.ndarray:
     spectrum = np.fft.rfft(waveform.astype(np.float64))
     frequency_hz = np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE_HZ)
     spectrum[(frequency_hz < TELEPHONE_HZ[0]) | (frequency_hz > TELEPHONE_HZ[1])] = 0
-    return _to_int16(np.fft.irfft(spectrum, len(waveform)))
+    return to_int16(np.fft.irfft(spectrum, len(waveform)))
 
 
 def add_noise(waveform: np.ndarray, snr_db: float, *, seed: int, name: int) -> np.ndarray:
@@ -53,10 +53,10 @@ def add_noise(waveform: np.ndarray, snr_db: float, *, seed: int, name: int) -> n
     if energy == 0:
         return waveform.copy()
     noise *= np.sqrt(energy * 10 ** (-snr_db / 10) / np.mean(noise**2))
-    return _to_int16(clean + noise)
+    return to_int16(clean + noise)
 
 
-def _to_int16(signal: np.ndarray) -> np.ndarray:
+def to_int16(signal: np.ndarray) -> np.ndarray:
     """Rounds to int16; a signal that would clip is made quieter as a whole."""
-    peak = np.abs(signal).max(initial=0.0)
+    peak = float(np.abs(signal).max(initial=0.0))
     return np.round(signal * min(1.0, 32767 / max(peak, 1.0))).astype(np.int16)

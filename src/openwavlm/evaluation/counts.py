@@ -1,7 +1,7 @@
 """Baseline of masked prediction without audio: a guess from the nearest unmasked labels and their distances.
 
-The guess for frame t uses the label L at distance l to the left and the label R at distance r to the right (an utterance's ends count
-as a label of their own), nothing else. Five estimates of p(z | L, R, l, r) are interpolated:
+The guess for a frame uses only the label L at distance l to the left and the label R at distance r to the right; an utterance's ends
+count as a label of their own. Five estimates of p(z | L, R, l, r) are interpolated:
 
     unigram   p(z)
     left      p(z | L, l)            all pairs of frames at lag l, masked or not: a mask does not depend on the labels
@@ -26,8 +26,8 @@ _CLASS_EDGES = np.array([2, 3, 5])
 _SMOOTHING = (0.5, 2.0, 8.0, 32.0, 128.0)
 _TEMPERING = (0.5, 0.65, 0.8, 1.0)
 _SHRINKAGE = (0.3, 3.0, 30.0)
-# Share of a lag's smoothing target that is equal for all labels: "the same label again with this lag's overall frequency, else the
-# unigram". The rest is the next longer lag's estimate.
+# Share of a lag's smoothing target that is the same for all labels: the label again with this lag's overall frequency, else the
+# unigram. The rest is the next longer lag's estimate.
 _BLIND_SHARE = 0.5
 COUNTED_FRAMES = 4_000_000  # whole sequences, up to the one that reaches it
 _DRAWN_EVENTS = 3_000_000
@@ -35,25 +35,11 @@ _CHUNK_CELLS = 1 << 21
 
 
 class MaskedScore(NamedTuple):
-    """Score of guesses of masked labels.
+    """Score of guesses of masked labels."""
 
-    Attributes:
-        cross_entropy: Nats a masked frame.
-        accuracy: Share of masked frames whose likeliest label is right.
-        frames: Masked, labelled frames.
-    """
-
-    cross_entropy: float
+    cross_entropy: float  # nats a masked frame
     accuracy: float
-    frames: int
-
-
-class _LagTables(NamedTuple):
-    """Smoothed estimates from pairs, one table a lag bucket; float32."""
-
-    after: np.ndarray  # (buckets, K + 1, K): p(z | L, lag)
-    before: np.ndarray  # (buckets, K + 1, K): p(z | R, lag)
-    towards: np.ndarray  # (buckets, K + 1, K): p(R | z, lag), first by R
+    frames: int  # masked and labelled
 
 
 def _smooth(counts: np.ndarray, weight: float, prior: np.ndarray) -> np.ndarray:
@@ -97,7 +83,7 @@ class _DirectTable:
 
 
 class CountTable:
-    """Guess from the nearest unmasked labels; a strong baseline of every masked-prediction figure (DESIGN §8)."""
+    """Guess from the nearest unmasked labels; a strong baseline of masked prediction (DESIGN §8)."""
 
     def __init__(self, num_classes: int, seed: int = 0) -> None:
         self.num_classes = num_classes
@@ -173,20 +159,12 @@ class CountTable:
             mixed += weights[:, place, None] * estimate
         return mixed
 
-    def contexts(self, labels: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Contexts:
-        """Contexts of all masked, labelled frames, sequence after sequence."""
-        return LabelSequences(labels, self.num_classes).contexts(masks)
-
     def _check(self, labels: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> None:
         if [len(sequence) for sequence in labels] != [len(mask) for mask in masks]:
-            raise ValueError(
-                "every label sequence needs a mask of its own length, but the lengths differ: pass them in one order"
-            )
+            raise ValueError("a label sequence needs a mask of its own length, but the lengths differ: pass both in one order")
         highest = max((int(sequence.max(initial=-1)) for sequence in labels), default=-1)
         if highest >= self.num_classes:
-            raise ValueError(
-                f"labels must lie below num_classes {self.num_classes}, but {highest} occurs: pass the codebook's size"
-            )
+            raise ValueError(f"labels must lie below num_classes {self.num_classes}, but {highest} occurs: raise num_classes")
 
     def _count(self, sequences: LabelSequences, lags: Contexts) -> None:
         symbols = self.num_classes + 1
@@ -198,44 +176,42 @@ class CountTable:
         counts = np.bincount(sequences.symbols[sequences.inner], minlength=self.num_classes)
         self._unigram = ((counts + 0.5) / (counts + 0.5).sum()).astype(np.float32)
         events = sequences.draw(lags, min(_DRAWN_EVENTS, 20 * len(sequences.inner)), self.seed)
-        # A frame is drawn with several distances: together they count as one.
+        # All draws of a frame, with several distances, together count as one.
         once = len(sequences.inner) / max(len(events.label), 1)
         self._fine = _DirectTable(events, self.num_classes, _CELL_EDGES, once)
         self._coarse = _DirectTable(events, self.num_classes, _CELL_EDGES[1:2], once)
 
-    def _tables(self, weight: float) -> _LagTables:
+    def _fit_tables(self, weight: float) -> None:
+        """Smoothed estimates from pairs, float32 (lag buckets, K + 1, K): p(z | L, lag), p(z | R, lag) and p(R | z, lag), first by R."""
         classes = self.num_classes
         ends = self._pairs[0, :classes, classes].sum()
         following = np.append(self._unigram, np.float32((ends + 0.5) / max(self._pairs[0, :classes].sum(), 1.0)))
-        return _LagTables(
-            after=_smooth(self._pairs[:, :, :classes], weight, self._unigram),
-            before=_smooth(self._pairs[:, :classes].transpose(0, 2, 1), weight, self._unigram),
-            towards=np.ascontiguousarray(
-                _smooth(self._pairs[:, :classes], weight, following / following.sum()).transpose(0, 2, 1)
-            ),
-        )
+        self._after = _smooth(self._pairs[:, :, :classes], weight, self._unigram)
+        self._before = _smooth(self._pairs[:, :classes].transpose(0, 2, 1), weight, self._unigram)
+        towards = _smooth(self._pairs[:, :classes], weight, following / following.sum())
+        self._towards = np.ascontiguousarray(towards.transpose(0, 2, 1))
 
     def _fit_smoothing(self, dev: Contexts) -> None:
         losses = {}
         for smoothing in _SMOOTHING:
-            self._lags = self._tables(smoothing)
+            self._fit_tables(smoothing)
             for self.tempering in _TEMPERING:
                 bridges = ((part.label, self._pairwise(part)[2]) for part in self._chunks(dev))
                 losses[smoothing, self.tempering] = -sum(
                     float(np.log(bridge[np.arange(len(label)), label]).sum()) for label, bridge in bridges
                 )
         self.smoothing, self.tempering = min(losses, key=lambda choice: losses[choice])
-        self._lags = self._tables(self.smoothing)
+        self._fit_tables(self.smoothing)
 
     def _pairwise(self, contexts: Contexts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Estimates from the left, from the right, and the bridge; float32 (events, classes) each."""
         left_bucket = np.minimum(np.searchsorted(_LAST_LAG, contexts.left_lag), len(_LAST_LAG) - 1)
         right_bucket = np.minimum(np.searchsorted(_LAST_LAG, contexts.right_lag), len(_LAST_LAG) - 1)
-        left = self._lags.after[left_bucket, contexts.left]
-        bridge = (left * self._lags.towards[right_bucket, contexts.right]) ** self.tempering
+        left = self._after[left_bucket, contexts.left]
+        bridge = (left * self._towards[right_bucket, contexts.right]) ** self.tempering
         bridge *= self._unigram ** (1 - self.tempering)
         bridge /= bridge.sum(axis=1, keepdims=True)
-        return left, self._lags.before[right_bucket, contexts.right], np.maximum(bridge, np.float32(1e-12))
+        return left, self._before[right_bucket, contexts.right], np.maximum(bridge, np.float32(1e-12))
 
     def _estimates(self, contexts: Contexts) -> Iterator[np.ndarray]:
         left, right, bridge = self._pairwise(contexts)

@@ -1,7 +1,6 @@
-"""Features of whole utterances on the model's frame grid, from an encoder or from the waveform alone, in batches without padding.
+"""Features of whole utterances on the model's frame grid, from an encoder or from the waveform alone.
 
-Utterances are grouped by their exact number of frames: padding would enter the group norm's statistics, and cropping would lose
-frames that a baseline keeps.
+Batches have utterances of exactly equal length: padding would enter the group norm's statistics, cropping would lose frames.
 """
 
 from collections import defaultdict
@@ -27,11 +26,11 @@ CONTEXT_FRAMES = 5
 
 
 class Features(Protocol):
-    """Callable that maps waveforms to one or several layers of frames.
+    """Callable from waveforms to layers of frames.
 
     Attributes:
         dims: Width of each layer.
-        settings: Everything that the values depend on, for JSON; None for trained weights.
+        settings: All that the values depend on, for JSON; None for trained weights, so that no cache serves them.
         standardise: Whether units are fitted on standardised features.
     """
 
@@ -53,10 +52,11 @@ def with_context(frames: Tensor, context: int = CONTEXT_FRAMES) -> Tensor:
 class EncoderFeatures:
     """All layers of an encoder, 0 = its input, each after its residual and before the closing norm; in float32."""
 
-    def __init__(self, model: WavLM, settings: dict[str, Any] | None = None) -> None:
+    settings: dict[str, Any] | None = None
+
+    def __init__(self, model: WavLM) -> None:
         self.model = model
         self.dims = (model.config.dim,) * (model.config.layers + 1)
-        self.settings = settings
         self.device = next(model.parameters()).device
         # A few dimensions dominate the raw streams of pre-norm models.
         self.standardise = model.config.pre_norm
@@ -67,7 +67,9 @@ class EncoderFeatures:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = WavLM(config)
-        return cls(model.to(device), {"name": "untrained", "seed": seed, "config": asdict(config)})
+        features = cls(model.to(device))
+        features.settings = {"name": "untrained", "seed": seed, "config": asdict(config)}
+        return features
 
     def __call__(self, waveforms: np.ndarray, layers: Sequence[int]) -> list[Tensor]:
         """As `Features`."""
@@ -76,47 +78,49 @@ class EncoderFeatures:
             return [state.float() for state in self.model.extract(audio, layers=layers)]
 
 
-class MfccFeatures:
-    """Layer 0: 39 MFCC of one frame; layer 1: the frame and five to each side."""
+class _FrameFeatures:
+    """Layer 0: features of one frame; layer 1: the frame and five to each side."""
 
-    def __init__(self) -> None:
-        self.dims: tuple[int, ...] = (NUM_FEATURES, NUM_FEATURES * (2 * CONTEXT_FRAMES + 1))
-        self.settings: dict[str, Any] | None = {**MFCC_SETTINGS, "context": CONTEXT_FRAMES}
-        self.device = torch.device("cpu")
-        self.standardise = False
+    def __init__(self, width: int, settings: dict[str, Any]) -> None:
+        self.dims: tuple[int, ...] = (width, width * (2 * CONTEXT_FRAMES + 1))
+        self.settings: dict[str, Any] | None = {**settings, "context": CONTEXT_FRAMES}
+        self.device, self.standardise = torch.device("cpu"), False
 
-    def __call__(self, waveforms: np.ndarray, layers: Sequence[int]) -> list[Tensor]:
-        """As `Features`."""
-        frames = torch.stack([mfcc_features(waveform) for waveform in waveforms])
-        return [with_context(frames) if layer else frames for layer in layers]
-
-
-class LogMelFeatures:
-    """Layer 0: 40 normalised log-mels of one frame; layer 1: the frame and five to each side."""
-
-    def __init__(self) -> None:
-        self.dims: tuple[int, ...] = (NUM_BANDS, NUM_BANDS * (2 * CONTEXT_FRAMES + 1))
-        self.settings: dict[str, Any] | None = {**LOGMEL_SETTINGS, "context": CONTEXT_FRAMES}
-        self.device = torch.device("cpu")
-        self.standardise = False
+    def _frames(self, waveforms: np.ndarray) -> Tensor:
+        raise NotImplementedError
 
     def __call__(self, waveforms: np.ndarray, layers: Sequence[int]) -> list[Tensor]:
         """As `Features`."""
-        frames = normalised_log_mel(torch.from_numpy(waveforms).float() / 32768)
+        frames = self._frames(waveforms)
         return [with_context(frames) if layer else frames for layer in layers]
+
+
+class MfccFeatures(_FrameFeatures):
+    """39 MFCC of a frame, and of a frame with its context."""
+
+    def __init__(self) -> None:
+        super().__init__(NUM_FEATURES, MFCC_SETTINGS)
+
+    def _frames(self, waveforms: np.ndarray) -> Tensor:
+        return torch.stack([mfcc_features(waveform) for waveform in waveforms])
+
+
+class LogMelFeatures(_FrameFeatures):
+    """40 normalised log-mels of a frame, and of a frame with its context."""
+
+    def __init__(self) -> None:
+        super().__init__(NUM_BANDS, LOGMEL_SETTINGS)
+
+    def _frames(self, waveforms: np.ndarray) -> Tensor:
+        return normalised_log_mel(torch.from_numpy(waveforms).float() / 32768)
 
 
 class Piece(NamedTuple):
-    """Frames of one utterance, or of a part of a long one.
-
-    Attributes:
-        features: float32 (frames, dim) of each layer.
-        phones: int64 (frames,), on the features' device.
-    """
+    """Frames of one utterance, or of a part of a long one."""
 
     utterance: int
-    features: list[Tensor]
-    phones: Tensor
+    features: list[Tensor]  # of each layer, float32 (frames, dim)
+    phones: Tensor  # int64 (frames,), on the features' device
 
 
 def stream(
@@ -160,11 +164,7 @@ def equal_parts(frames: int, longest: int) -> Iterator[tuple[int, int]]:
 
 
 class Thinning:
-    """Even choice of about `keep` frames from a stream of `total`.
-
-    Attributes:
-        keep: Frames that stay, at most `total`.
-    """
+    """Even choice of `keep` frames, at most `total`, from a stream of `total`."""
 
     def __init__(self, total: int, keep: int) -> None:
         self.keep = min(keep, total)

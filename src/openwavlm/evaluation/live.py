@@ -1,8 +1,6 @@
-"""Probes during training: phone accuracy of each layer on development speakers, at regular updates.
+"""Probes during training: phone accuracy of each layer on development speakers, at regular updates (DESIGN §8).
 
-The closed-form probes of `measure` (DESIGN §8), fitted on clean training speech and judged on development speakers, so that a curve
-over the run does not use the test part. Every process computes the same figures on both sets: sharded parameters need all processes
-in every forward, and the sets are minutes.
+Every process computes the same figures on both sets: sharded parameters need all processes in every forward, and the sets are minutes.
 """
 
 import logging
@@ -15,7 +13,7 @@ from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatu
 from openwavlm.evaluation.measure import development_accuracy
 from openwavlm.evaluation.settings import LiveProbes
 from openwavlm.evaluation.shard_sets import inventory, probe_set, read_phone_times
-from openwavlm.evaluation.unseen import check_disjoint_speakers, contamination
+from openwavlm.evaluation.unseen import check_disjoint_speakers, check_unseen_audio
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runtime.atomic import write_json
 from openwavlm.runtime.sealed import read_sealed
@@ -45,7 +43,7 @@ class LiveProbe:
         train = probe_set(Path(settings.train), times, phones).spread_over_speakers(settings.train_seconds).readable()
         dev = probe_set(Path(settings.dev), times, phones).spread_over_speakers(settings.dev_seconds).readable()
         check_disjoint_speakers(train=train, dev=dev)
-        contamination(dev, trained_on)
+        check_unseen_audio(dev, trained_on)
         self.settings, self._train, self._dev = settings, train, dev
         self._baselines = directory / "probe_baselines.json"
 
@@ -72,7 +70,9 @@ class LiveProbe:
         table = self._baselines.with_name("probes.csv")
         changed = bool(kept.get("changed")) or ("sets" in kept and table.is_file())
         if changed:
-            log.warning("the probes' sets or alignments have changed: the earlier rows of %s are of other speech", table)
+            log.warning(
+                "the probes' sets or alignments have changed: the earlier rows of %s were measured on other speech", table
+            )
         found: dict[str, float] = {}
         untrainable: dict[str, Features] = {"mfcc": MfccFeatures(), "logmel": LogMelFeatures()}
         for name, features in untrainable.items():
@@ -91,9 +91,7 @@ class LiveProbe:
 
 
 def read_baselines(path: Path) -> dict[str, Any]:
-    """Reads `probe_baselines.json`: `sets`, the fingerprints of the probes' sets; `baselines`, accuracies by name; `changed`.
-
-    `changed` is there, and true, if earlier rows of `probes.csv` are of other sets.
+    """Reads `probe_baselines.json`: `sets` (fingerprints), `baselines` (accuracies by name), `changed` if `probes.csv` has other sets too.
 
     Raises:
         ValueError: If it is damaged.

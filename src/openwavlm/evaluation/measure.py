@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +16,12 @@ from openwavlm.evaluation.features import Features, Piece, Thinning, stream
 from openwavlm.evaluation.ridge import PENALTIES, RidgeFamily, RidgeStatistics
 from openwavlm.evaluation.sets import ProbeSet
 from openwavlm.evaluation.speakers import SpeakerMeans
-from openwavlm.evaluation.units import Progress, fit_units
-from openwavlm.labels.kmeans import Codebook
+from openwavlm.evaluation.units import LayerCodebooks, Progress, fit_units
 from openwavlm.labels.quality import joint_histogram
 from openwavlm.runtime.atomic import atomic_file
 from openwavlm.runtime.resources import check_of_the_file, read_again
 
-# Raise it when a figure of unchanged features changes: cached baselines are then measured again.
+# To be raised when a figure of unchanged features changes: cached baselines are then measured again.
 VERSION = 1
 _KEPT_BYTES = 1 << 29
 
@@ -51,14 +49,14 @@ class ProbeSettings:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Figures of one kind of features; arrays only, so that they are stored as `.npz`.
+    """Figures of one kind of features, all as arrays for `.npz`.
 
     Attributes:
-        dev_accuracy: (layers,) share of dev frames whose phone is right, at the best penalty.
+        dev_accuracy: (layers,) phone accuracy on dev frames, at the best penalty.
         penalty: (layers,) that penalty.
         chosen: () the layer with the best dev accuracy.
         frames: int64 (conditions, utterances): test frames with a phone; 0 where an utterance is not judged in that condition.
-        correct: int64 (conditions, layers, utterances): how many of them are right. −1 for layers not judged in that condition.
+        correct: int64 (conditions, layers, utterances): those with the right phone; −1 for layers not judged in that condition.
         units: int64 (conditions, seeds, phones, clusters): frames by phone and unit of the unit layer.
         units_layer: () layer of the units.
         speaker_dev: (layers,) accuracy of the speaker probe among dev speakers; NaN where there are too few.
@@ -78,7 +76,7 @@ class Measured:
     audio_seconds: np.ndarray
 
     def accuracy(self, layer: int, condition: str = "clean") -> float:
-        """Share of test frames whose phone is right."""
+        """Phone accuracy on test frames."""
         place = CONDITIONS.index(condition)
         return float(self.correct[place, layer].sum() / max(self.frames[place].sum(), 1))
 
@@ -134,13 +132,13 @@ def measure(
 ) -> Measured:
     """Measures phones, units and speakers of all layers.
 
-    Memory: the sums of the ridge probes (dim² float64 a layer), at most 512 MB of training frames for the codebooks (beyond
-    that the chosen layer is extracted a second time), one batch of features.
+    Memory: dim² float64 a layer, one batch of features, and at most 512 MB of frames for the codebooks (beyond that the chosen layer is
+    extracted a second time).
 
     Args:
         units_layer: Layer of the units; None = the one with the best phone accuracy on dev.
         cache: Folder that keeps the figures of features that have `settings`.
-        progress: Called with a description and the seconds of audio that were done since the last call.
+        progress: Called with a description and the seconds of audio done since the last call.
 
     Raises:
         ValueError: If the training or dev set has no frame with a phone, or the cached file is damaged.
@@ -159,16 +157,17 @@ def measure(
     del kept
     shorter = test.spread_over_speakers(settings.degraded_seconds)
     judged = [run.judge(test, shorter, condition, chosen) for condition in CONDITIONS]
+    frames, correct, units, speakers = zip(*judged, strict=True)
     measured = Measured(
         dev_accuracy=dev_accuracy,
         penalty=penalty,
         chosen=np.array(chosen),
-        frames=np.stack([part.frames for part in judged]),
-        correct=np.stack([part.correct for part in judged]),
-        units=np.stack([part.units for part in judged]),
+        frames=np.stack(frames),
+        correct=np.stack(correct),
+        units=np.stack(units),
         units_layer=np.array(layer),
         speaker_dev=speaker_dev,
-        speaker_test=judged[0].speakers,
+        speaker_test=speakers[0],
         audio_seconds=np.array(run.audio_seconds),
     )
     if path is not None:
@@ -177,7 +176,7 @@ def measure(
 
 
 def development_accuracy(extract: Features, train: ProbeSet, dev: ProbeSet) -> np.ndarray:
-    """Share of dev frames whose phone is right, by layer, at the penalty that is best there: float64 (layers,).
+    """Phone accuracy on dev frames by layer, at the best penalty of each: float64 (layers,).
 
     Raises:
         ValueError: If the training or dev set has no frame with a phone.
@@ -185,13 +184,6 @@ def development_accuracy(extract: Features, train: ProbeSet, dev: ProbeSet) -> n
     run = _Measurement(extract, ProbeSettings(codebook_frames=1), len(train.inventory), progress=None)
     run.fit(train)
     return run.choose(dev)[0]
-
-
-class _Judged(NamedTuple):
-    frames: np.ndarray
-    correct: np.ndarray
-    units: np.ndarray
-    speakers: np.ndarray
 
 
 class _Measurement:
@@ -202,8 +194,7 @@ class _Measurement:
         self._layers = range(len(extract.dims))
         self.audio_seconds = 0.0
         self._ridge: list[RidgeFamily] = []
-        self._codebooks: list[Codebook] = []
-        self._shift, self._scale = torch.zeros(()), torch.ones(())
+        self._books = LayerCodebooks(torch.zeros(()), torch.ones(()), ())
         self._units_layer = 0
 
     def _stream(self, probe_set: ProbeSet, what: str, layers: Sequence[int], change: Change | None = None) -> Iterable[Piece]:
@@ -242,9 +233,7 @@ class _Measurement:
             for layer, features in enumerate(piece.features):
                 correct[layer] += self._ridge[layer].correct(features[known], piece.phones[known]).sum(dim=1)
         if frames == 0:
-            raise ValueError(
-                "layers and penalties are chosen on dev frames with a phone, but there is none: check the dev alignment"
-            )
+            raise ValueError("layers are chosen on dev frames with a phone, but there is none: check the dev alignment")
         best = correct.argmax(dim=1).tolist()
         self._ridge = [family.only(penalty) for family, penalty in zip(self._ridge, best, strict=True)]
         accuracy = correct.amax(dim=1).cpu().numpy() / frames
@@ -259,21 +248,25 @@ class _Measurement:
             again = self._stream(train, "training again", [layer])
             frames = torch.cat([piece.features[0].cpu()[thinning.next(len(piece.phones))] for piece in again])
         self._units_layer = layer
+        shift, scale = torch.zeros(()), torch.ones(())
         if self._extract.standardise:
-            self._shift, self._scale = self._ridge[layer].mean.cpu(), self._ridge[layer].scale.cpu()
-        frames = (frames - self._shift) * self._scale
-        self._codebooks = [fit_units(frames, self._settings.clusters, seed) for seed in self._settings.codebook_seeds]
+            shift, scale = self._ridge[layer].mean.cpu(), self._ridge[layer].scale.cpu()
+        frames = (frames - shift) * scale
+        books = tuple(fit_units(frames, self._settings.clusters, seed) for seed in self._settings.codebook_seeds)
+        self._books = LayerCodebooks(shift, scale, books)
 
-    def judge(self, test: ProbeSet, shorter: ProbeSet, condition: str, chosen: int) -> _Judged:
-        """Judges the test part: all of it and all layers if clean, else `shorter` and only the layers with figures."""
+    def judge(
+        self, test: ProbeSet, shorter: ProbeSet, condition: str, chosen: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Frames, correct frames, units and speaker accuracies; all of `test` if clean, else `shorter` and the layers with figures."""
         clean = condition == "clean"
         probe_set = test if clean else shorter
         place_of = {id(utterance): place for place, utterance in enumerate(test.utterances)}
         layers = list(self._layers) if clean else sorted({chosen, self._units_layer})
         frames = np.zeros(len(test), dtype=np.int64)
-        correct = np.full((len(self._layers), len(test)), 0 if clean else -1, dtype=np.int64)
+        correct = np.full((len(self._layers), len(test)), -1, dtype=np.int64)
         correct[layers] = 0
-        units = np.zeros((len(self._codebooks), self._num_phones, self._settings.clusters), dtype=np.int64)
+        units = np.zeros((len(self._settings.codebook_seeds), self._num_phones, self._settings.clusters), dtype=np.int64)
         speakers = [SpeakerMeans() for _ in layers] if clean else []
         for piece in self._stream(probe_set, condition, layers, change_of(condition, self._settings.seed)):
             place = place_of[id(probe_set.utterances[piece.utterance])]
@@ -281,16 +274,12 @@ class _Measurement:
             frames[place] += int(known.sum())
             for layer, features in zip(layers, piece.features, strict=True):
                 correct[layer, place] += int(self._ridge[layer].correct(features[known], piece.phones[known]).sum())
-            units += self._unit_counts(piece, layers)
+            sizes = {"num_phones": self._num_phones, "num_classes": self._settings.clusters}
+            of_books = self._books.units(piece.features[layers.index(self._units_layer)])
+            units += np.stack([joint_histogram(piece.phones.cpu().numpy(), of, **sizes) for of in of_books])
             if clean:
                 _add_speaker(speakers, test, piece)
-        return _Judged(frames, correct, units, _speaker_accuracies(speakers))
-
-    def _unit_counts(self, piece: Piece, layers: list[int]) -> np.ndarray:
-        features = (piece.features[layers.index(self._units_layer)].cpu() - self._shift) * self._scale
-        phones = piece.phones.cpu().numpy()
-        sizes = {"num_phones": self._num_phones, "num_classes": self._settings.clusters}
-        return np.stack([joint_histogram(phones, codebook.assign(features), **sizes) for codebook in self._codebooks])
+        return frames, correct, units, _speaker_accuracies(speakers)
 
 
 def _add_speaker(speakers: Sequence[SpeakerMeans], probe_set: ProbeSet, piece: Piece) -> None:

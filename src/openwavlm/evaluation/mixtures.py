@@ -1,7 +1,8 @@
 """Probes on mixtures: detection of an audible second speaker, and phones of the first one under it (WavLM §III-B)."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from openwavlm.batches.batch import MixRecord
 from openwavlm.batches.mixing import apply_mixing, draw_mixing
 from openwavlm.batches.settings import Mixing
 from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
+from openwavlm.evaluation.conditions import to_int16
 from openwavlm.evaluation.features import Features, stream
 from openwavlm.evaluation.probe import summary
 from openwavlm.evaluation.ridge import PENALTIES, RidgeFamily, RidgeStatistics
@@ -28,26 +30,16 @@ def frame_energies(signal: Tensor) -> Tensor:
     return signal.float().unfold(0, RECEPTIVE_FIELD_SAMPLES, HOP_SAMPLES).square().mean(dim=1)
 
 
-def audible_overlap(
-    waveforms: Tensor,
-    num_samples: Tensor,
-    record: MixRecord,
-    noise: Tensor | None = None,
-    noise_num_samples: Tensor | None = None,
-    *,
-    audible_db: float = AUDIBLE_DB,
-) -> Tensor:
+def audible_overlap(waveforms: Tensor, num_samples: Tensor, record: MixRecord, *, audible_db: float = AUDIBLE_DB) -> Tensor:
     """Marks the frames in which the second speaker of a mixture is audible.
 
     Audible: the second utterance's own part in the frame, silence outside the mixture's interval, has an energy within `audible_db`
-    of the loudest frame of the whole second utterance. Both before scaling, so the energy ratio of the mixture plays no part.
+    of the loudest frame of the whole second utterance. Both before scaling, so the mixture's energy ratio has no effect.
 
     Args:
         waveforms: (batch, samples), clean, any scale.
         num_samples: int64 (batch,), valid samples.
-        noise: (noises, samples), where the record refers to noise.
-        noise_num_samples: int64 (noises,).
-        audible_db: Level below its loudest frame down to which a speaker is audible.
+        record: Mixtures of utterances of the batch, without noise.
 
     Returns:
         bool (batch, frames), False in rows without a mixture and in padding.
@@ -56,11 +48,7 @@ def audible_overlap(
     audible = torch.zeros(batch, num_frames(samples), dtype=torch.bool)
     columns = (record.row, record.partner, record.start, record.partner_start, record.length)
     for row, partner, start, partner_start, length in zip(*(column.tolist() for column in columns), strict=True):
-        if partner < batch:
-            second = waveforms[partner, : int(num_samples[partner])].float().cpu()
-        else:
-            assert noise is not None and noise_num_samples is not None
-            second = noise[partner - batch, : int(noise_num_samples[partner - batch])].float().cpu()
+        second = waveforms[partner, : int(num_samples[partner])].float()
         placed = torch.zeros(samples)
         placed[start : start + length] = second[partner_start : partner_start + length]
         loudest = frame_energies(second).max() if num_frames(len(second)) else second.square().mean()
@@ -72,33 +60,20 @@ def audible_overlap(
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Area under the precision-recall steps, frames of one score taken together; the share of positives for constant scores.
-
-    Args:
-        scores: (frames,), higher = more likely positive.
-        truth: bool (frames,).
+    """Average precision of scores (frames,), higher = more likely positive, against the truth, bool (frames,).
 
     Raises:
         ValueError: If no frame is positive.
     """
-    positive = np.asarray(truth, dtype=bool)
-    if not positive.any():
+    from sklearn.metrics import average_precision_score
+
+    if not truth.any():
         raise ValueError("average precision needs at least one positive frame, but there is none: mix more utterances")
-    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
-    ranked, hits = np.asarray(scores)[order], np.cumsum(positive[order])
-    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
-    precision, recall = hits[last] / (last + 1), hits[last] / hits[-1]
-    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+    return float(average_precision_score(truth, scores))
 
 
-@dataclass(frozen=True, eq=False)
-class Mixtures:
-    """Probe set of mixtures.
-
-    Attributes:
-        mixed: The mixtures, with the phones and names of the first speaker.
-        overlapped: bool (frames,) of each: whether the second speaker is audible.
-    """
+class Mixtures(NamedTuple):
+    """Mixtures, with the phones and names of the first speaker, and the frames with an audible second speaker, bool (frames,) each."""
 
     mixed: ProbeSet
     overlapped: tuple[np.ndarray, ...]
@@ -127,12 +102,10 @@ def mix_set(probe_set: ProbeSet, *, seed: int, energy_ratio_db: float = 0.0, max
         batch = torch.zeros(2, int(num_samples.max()))
         for row, waveform in enumerate(pair):
             batch[row, : len(waveform)] = torch.from_numpy(waveform.astype(np.float32))
-        drawn = draw_mixing(mixing, num_samples, np.ones(2, dtype=bool), seed, source=0, epoch=0, micro=number)
-        record = _first_only(drawn)
+        record = _first_only(draw_mixing(mixing, num_samples, np.ones(2, dtype=bool), seed, source=0, epoch=0, micro=number))
         valid = torch.from_numpy(num_samples)
         mixed = apply_mixing(batch, valid, record)[0, : len(pair[0])].numpy()
-        mixed = np.round(mixed * min(1.0, 32767 / max(float(np.abs(mixed).max()), 1.0))).astype(np.int16)
-        utterances.append(replace(utterance, audio=mixed))
+        utterances.append(replace(utterance, audio=to_int16(mixed)))
         overlapped.append(audible_overlap(batch, valid, record)[0, : utterance.frames].numpy())
     return Mixtures(ProbeSet(tuple(utterances), probe_set.inventory), tuple(overlapped))
 
@@ -163,9 +136,9 @@ def probe_mixtures(
         seed: Seed of the mixtures; keep it when models are compared.
 
     Returns:
-        For JSON. `overlap`: average precision of "a second speaker is audible in this frame" (`layers`, `layers_dev`,
-        `chosen_layer`, `chosen`, `share` of positive frames). `phones`: accuracy of the first speaker's phones in frames with an
-        audible second speaker (the same names, `interval` over speakers, `by_speaker` sums for paired differences).
+        For JSON. `overlap`: average precision of "a second speaker is audible in this frame" (`layers`, `layers_dev`, `chosen_layer`,
+        `chosen`, `share` of positive frames). `phones`: accuracy of the first speaker's phones in those frames (the same names,
+        `interval` over speakers, `by_speaker` sums for paired differences).
 
     Raises:
         ValueError: If the sets share a speaker, or one has a single speaker.
@@ -188,9 +161,8 @@ def probe_mixtures(
     return summary({"overlap": _overlap_figures(on_dev, on_test), "phones": _phone_figures(on_dev, on_test, test)})
 
 
-@dataclass(frozen=True, eq=False)
-class _Read:
-    """Scores (layers, penalties, frames) and truth (frames,) of overlap; right phones (layers, penalties, utterances) of `frames`."""
+class _Read(NamedTuple):
+    """Overlap: scores (layers, penalties, frames), truth (frames,). Phones: correct (layers, penalties, utterances), frames of each."""
 
     scores: np.ndarray
     truth: np.ndarray
@@ -215,33 +187,28 @@ def _read(extract: Features, phones: list[RidgeFamily], overlap: list[RidgeFamil
     return _Read(np.concatenate(scores, axis=2), np.concatenate(truth), correct, frames)
 
 
+def _chosen(on_dev: np.ndarray, on_test: Callable[[int, int], float]) -> dict[str, Any]:
+    """Figures of each layer at its best penalty on dev, and of the best layer there; `on_dev` is (layers, penalties)."""
+    layers = [on_test(layer, int(penalty)) for layer, penalty in enumerate(on_dev.argmax(axis=1))]
+    best = int(on_dev.max(axis=1).argmax())
+    return {"layers": layers, "layers_dev": on_dev.max(axis=1), "chosen_layer": best, "chosen": layers[best]}
+
+
 def _overlap_figures(dev: _Read, test: _Read) -> dict[str, Any]:
-    precision = np.array([[average_precision(scores, dev.truth) for scores in layer] for layer in dev.scores])
-    best = precision.argmax(axis=1)
-    layers = [average_precision(test.scores[layer, penalty], test.truth) for layer, penalty in enumerate(best)]
-    chosen = int(precision.max(axis=1).argmax())
-    return {
-        "layers": layers,
-        "layers_dev": precision.max(axis=1),
-        "chosen_layer": chosen,
-        "chosen": layers[chosen],
-        "share": float(test.truth.mean()),
-    }
+    on_dev = np.array([[average_precision(scores, dev.truth) for scores in layer] for layer in dev.scores])
+    figures = _chosen(on_dev, lambda layer, penalty: average_precision(test.scores[layer, penalty], test.truth))
+    return figures | {"share": float(test.truth.mean())}
 
 
 def _phone_figures(dev: _Read, test: _Read, test_set: ProbeSet) -> dict[str, Any]:
-    accuracy = dev.correct.sum(axis=2) / max(int(dev.frames.sum()), 1)
-    best = accuracy.argmax(axis=1)
-    correct = np.stack([test.correct[layer, penalty] for layer, penalty in enumerate(best)])
-    chosen = int(accuracy.max(axis=1).argmax())
+    on_dev = dev.correct.sum(axis=2) / max(int(dev.frames.sum()), 1)
+    figures = _chosen(on_dev, lambda layer, penalty: float(test.correct[layer, penalty].sum() / test.frames.sum()))
+    layer = figures["chosen_layer"]
     speakers = [utterance.speaker for utterance in test_set.utterances]
-    ours, frames = by_speaker(correct[chosen], speakers), by_speaker(test.frames, speakers)
+    ours = by_speaker(test.correct[layer, int(on_dev[layer].argmax())], speakers)
+    frames = by_speaker(test.frames, speakers)
     interval = ratio_interval(ours, frames)
-    return {
-        "layers": correct.sum(axis=1) / test.frames.sum(),
-        "layers_dev": accuracy.max(axis=1),
-        "chosen_layer": chosen,
-        "chosen": interval.value,
+    return figures | {
         "interval": [interval.low, interval.high],
         "by_speaker": {"speakers": list(test_set.speakers), "correct": ours, "frames": frames},
     }

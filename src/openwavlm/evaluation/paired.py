@@ -1,42 +1,21 @@
-"""Paired comparison of two arms on the same held-out speakers: differences by seed, intervals over speakers, sentences and tables."""
+"""Paired comparison of two arms on the same held-out speakers: differences by seed, intervals over speakers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from openwavlm.evaluation.bootstrap import ratio_interval
 
 
-class Figure(NamedTuple):
-    """A figure that can be compared, its title in tables and the decimal places of its values."""
-
-    title: str
-    higher_is_better: bool
-    places: int
-
-
-FIGURES = {
-    "phones": Figure("phones, chosen layer (share of frames)", higher_is_better=True, places=4),
-    "overlapped_phones": Figure("phones of the first speaker in overlapped frames (share)", higher_is_better=True, places=4),
-    "masked": Figure("masked cross-entropy (nats)", higher_is_better=False, places=3),
-}
-
-
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """A figure of one model, by test speaker: Σ numerator / Σ denominator.
-
-    Attributes:
-        speakers: Their names.
-        numerator: float64 (speakers,): right frames, or nats.
-        denominator: float64 (speakers,): frames.
-    """
+    """A figure of one model, by test speaker: Σ numerator / Σ denominator, float64 (speakers,) each."""
 
     speakers: tuple[str, ...]
-    numerator: np.ndarray
-    denominator: np.ndarray
+    numerator: np.ndarray  # correct frames, or nats
+    denominator: np.ndarray  # frames
 
     @property
     def value(self) -> float:
@@ -49,12 +28,9 @@ class Difference:
     """Difference of two arms, `of` less `against`.
 
     Attributes:
-        of: The first arm's figure by seed.
-        against: The second arm's figure by seed.
-        differences: Their difference by seed.
+        of, against, differences: The arms' figures and their difference, by seed.
         value: Mean difference.
-        low: Lower end of its 95 % interval over speakers, with the seeds' sums averaged.
-        high: Upper end.
+        low, high: Its 95 % interval over speakers, with the seeds' sums averaged.
         speakers: Number of speakers.
     """
 
@@ -75,7 +51,7 @@ class Difference:
 
     @property
     def seeds_agree(self) -> bool:
-        """Whether the difference has one sign in all seeds."""
+        """True if the difference has one sign in all seeds."""
         return len({np.sign(difference) for difference in self.differences}) == 1
 
     def as_json(self) -> dict[str, Any]:
@@ -106,7 +82,7 @@ def difference(of: Sequence[Sums], against: Sequence[Sums]) -> Difference:
     for sums in (*of, *against):
         if sums.speakers != first.speakers or not np.array_equal(sums.denominator, first.denominator):
             raise ValueError(
-                "a paired comparison needs the same frames of the same speakers, but two models were judged on different ones: compare "
+                "a paired comparison needs the same frames of the same speakers, but two models were measured on different ones: compare "
                 "figures of one test set, and masked figures only of one set of labels"
             )
     pooled = np.mean([a.numerator - b.numerator for a, b in zip(of, against, strict=True)], axis=0)
@@ -120,44 +96,3 @@ def difference(of: Sequence[Sums], against: Sequence[Sums]) -> Difference:
         high=interval.high,
         speakers=interval.speakers,
     )
-
-
-def sentence(figure: str, of: str, against: str, found: Difference) -> str:
-    """The verdict in words."""
-    title, higher_is_better, places = FIGURES[figure]
-    name = title.split(" (", 1)[0]
-    between = f"95 % interval {found.low:+.{places}f} to {found.high:+.{places}f} over {found.speakers} speakers"
-    if found.verdict == "equal":
-        words = f"{of} and {against} are equal: the difference of {found.value:+.{places}f} is within chance ({between})."
-    else:
-        worth = "better" if (found.verdict == "higher") == higher_is_better else "worse"
-        words = f"{of} is {found.verdict}, which is {worth}, than {against} by {abs(found.value):.{places}f} ({between})."
-    if len(found.differences) > 1 and not found.seeds_agree:
-        words += " The seeds do not agree on its sign."
-    return f"{name[0].upper()}{name[1:]}: {words}"
-
-
-def table(figures: dict[str, Difference], of: str, against: str) -> list[str]:
-    """Lines of a Markdown table with a row for each figure."""
-    lines = [
-        f"| figure | {of}: mean (seeds) | {against}: mean (seeds) | difference (seeds) | 95 % interval | verdict |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, found in figures.items():
-        places = FIGURES[name].places
-        cells = [
-            FIGURES[name].title,
-            seeds(name, found.of),
-            seeds(name, found.against),
-            seeds(name, found.differences, signed=True),
-            f"{found.low:+.{places}f} to {found.high:+.{places}f}",
-            found.verdict,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def seeds(figure: str, values: Sequence[float], *, signed: bool = False) -> str:
-    """`mean (value, value, …)`."""
-    form = f"{'+' if signed else ''}.{FIGURES[figure].places}f"
-    return f"{np.mean(values):{form}} ({', '.join(f'{value:{form}}' for value in values)})"

@@ -11,7 +11,7 @@ from openwavlm.evaluation.conditions import CONDITIONS
 from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
 from openwavlm.evaluation.measure import Measured, ProbeSettings, measure
 from openwavlm.evaluation.sets import ProbeSet
-from openwavlm.evaluation.unit_figures import UnitQuality, verdict
+from openwavlm.evaluation.unit_figures import unit_quality, verdict
 from openwavlm.evaluation.unseen import check_disjoint_speakers
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runtime.progress import ProgressBar
@@ -22,7 +22,7 @@ def probe_model(
     train: ProbeSet,
     dev: ProbeSet,
     test: ProbeSet,
-    settings: ProbeSettings | None = None,
+    settings: ProbeSettings,
     *,
     cache: Path | None = None,
     show_progress: bool = True,
@@ -36,9 +36,8 @@ def probe_model(
         model: The encoder, on any device, not sharded.
         train: Clean speech of training speakers.
         dev: Other speakers.
-        test: Other speakers again, not seen in training (see `unseen.contamination`).
-        settings: None = defaults.
-        cache: Folder that keeps the baselines' figures, keyed by audio, phones, features and settings.
+        test: Other speakers again, not seen in training (see `unseen.check_unseen_audio`).
+        cache: Folder that keeps the baselines' figures, keyed by audio, phones, features and settings; never the model's.
         show_progress: Whether to show a bar on standard error if that is a terminal.
 
     Returns:
@@ -56,7 +55,6 @@ def probe_model(
     Raises:
         ValueError: If the sets have different inventories or share a speaker, or a part has no frame with a phone.
     """
-    settings = settings or ProbeSettings()
     if not train.inventory == dev.inventory == test.inventory:
         raise ValueError("training, dev and test must number phones by one inventory, but theirs differ: make one for all three")
     check_disjoint_speakers(train=train, dev=dev, test=test)
@@ -90,19 +88,14 @@ def _measure_all(
     }
     measured: dict[str, Measured] = {}
     seconds: dict[str, float] = {}
-    train, dev, test = sets
-    degraded = (len(CONDITIONS) - 1) * min(test.seconds, settings.degraded_seconds)
-    with ProgressBar(
-        train.seconds + dev.seconds + test.seconds + degraded, visible=show_progress, counts=False, transient=True
-    ) as bar:
+    total = sum(part.seconds for part in sets) + (len(CONDITIONS) - 1) * min(sets[2].seconds, settings.degraded_seconds)
+    with ProgressBar(total, visible=show_progress, counts=False, transient=True) as bar:
         for name, (features, units_layer) in kinds.items():
             bar.set(0, f"probe {name}")
             begin = time.perf_counter()
             measured[name] = measure(
                 features,
-                train,
-                dev,
-                test,
+                *sets,
                 settings,
                 units_layer=units_layer,
                 cache=cache,
@@ -161,7 +154,7 @@ def _phones(measured: dict[str, Measured], train: ProbeSet, test: ProbeSet) -> d
 
 
 def _majority(train: ProbeSet, test: ProbeSet) -> float:
-    """Share of test frames that have the most frequent phone of training: the accuracy without any feature."""
+    """Share of test frames with the most frequent phone of training: the accuracy without any feature."""
 
     def counts(probe_set: ProbeSet) -> np.ndarray:
         phones = np.concatenate([utterance.phones for utterance in probe_set.utterances])
@@ -172,15 +165,11 @@ def _majority(train: ProbeSet, test: ProbeSet) -> float:
 
 
 def _units(measured: dict[str, Measured], condition: str) -> dict[str, Any]:
-    qualities = {name: UnitQuality.of(of.units[CONDITIONS.index(condition)]) for name, of in measured.items()}
-    spread = max(quality.spread for quality in qualities.values())
-    figures: dict[str, Any] = {name: quality.pnmi for name, quality in qualities.items()}
-    figures["spread"] = spread
-    figures["verdicts"] = {
-        name: verdict(qualities["chosen"].pnmi, quality.pnmi, spread) for name, quality in qualities.items() if name != "chosen"
-    }
-    figures["details"] = {name: dict(vars(quality)) for name, quality in qualities.items()}
-    return figures
+    details = {name: unit_quality(of.units[CONDITIONS.index(condition)]) for name, of in measured.items()}
+    pnmi = {name: quality["pnmi"] for name, quality in details.items()}
+    spread = max(quality["spread"] for quality in details.values())
+    verdicts = {name: verdict(pnmi["chosen"], value, spread) for name, value in pnmi.items() if name != "chosen"}
+    return {**pnmi, "spread": spread, "verdicts": verdicts, "details": details}
 
 
 def _speakers(chosen: Measured) -> dict[str, Any]:

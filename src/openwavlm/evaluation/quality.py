@@ -25,8 +25,6 @@ from openwavlm.shards.index import Index
 
 DEFAULT_CLUSTERS = 100
 
-Key = tuple[str, str, int | None]
-
 
 def judge(settings: QualitySettings) -> tuple[dict[str, Any], list[QualityRow]]:
     """Measures labels and layers beside MFCC units and shuffled ones.
@@ -35,7 +33,7 @@ def judge(settings: QualitySettings) -> tuple[dict[str, Any], list[QualityRow]]:
         Content of `quality.json` (`rows`, `chosen_layer`, `sentences`, the judged speech and the speech for fitting), and the rows.
 
     Raises:
-        ValueError: If a folder or file is not what it has to be, no speaker is surely unseen, or too few recordings have an
+        ValueError: If a folder or file is damaged or of another kind, no speaker is surely unseen, or too few recordings have an
             alignment.
     """
     index = Index.open(settings.shards)
@@ -65,7 +63,7 @@ def judge(settings: QualitySettings) -> tuple[dict[str, Any], list[QualityRow]]:
 def _encoder(settings: QualitySettings) -> tuple[EncoderFeatures | None, list[int]]:
     if settings.encoder is None:
         if settings.layers is not None:
-            raise ValueError(f"layers are those of a model, but none is given beside layers={settings.layers}: add encoder=DIR")
+            raise ValueError(f"layers={settings.layers} needs a model, but encoder is null: add encoder=DIR")
         return None, []
     model = open_teacher(settings.encoder).model.to(named_device(settings.device))
     top = model.config.layers
@@ -84,7 +82,7 @@ def _measure(
     layers: list[int],
 ) -> list[QualityRow]:
     clusters = settings.clusters or max((store.num_classes for store in stores.values()), default=DEFAULT_CLUSTERS)
-    labels: dict[Key, list[UnitTally]] = {
+    labels: dict[tuple[str, str, int | None], list[UnitTally]] = {
         (str(folder), "labels", None): [_tally_labels(judged, store)] for folder, store in stores.items()
     }
     sizes = {store.num_classes for store in stores.values()} | ({clusters} if encoder or not stores else set())
@@ -166,11 +164,9 @@ def _sentences(
 ) -> list[str]:
     fitted = f"codebooks of {len(settings.codebook_seeds)} seeds fitted on {fit.seconds:.0f} s of {len(fit.speakers)} speakers"
     who = "the same speakers, which is no evidence about others" if settings.held_out == 0 else "other speakers"
-    against = (
-        "without phones, so their figures are empty"
-        if settings.alignments is None
-        else f"against {speech['phones']} phones ({speech['without_alignment']} recordings without an alignment left out)"
-    )
+    against = f"against {speech['phones']} phones ({speech['without_alignment']} recordings without an alignment left out)"
+    if settings.alignments is None:
+        against = "without phones, so their figures are empty"
     sentences = [f"Judged on {speech['seconds']:.0f} s of {speech['speakers']} speakers {against}; {fitted}: {who}."]
     if speech["without_speaker"]:
         sentences.append(

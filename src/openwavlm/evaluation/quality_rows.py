@@ -1,10 +1,10 @@
-"""Labels, layers and baselines as the rows of one table, each held against MFCC units of the same K on the same frames."""
+"""Labels, layers and baselines as the rows of one table, each compared with MFCC units of the same K on the same frames."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally, difference_interval, shuffled_tally, verdict
+from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally, pnmi_interval, shuffled_tally, verdict
 
 COLUMNS = (
     ("name", "units"),
@@ -21,7 +21,7 @@ COLUMNS = (
     ("perplexity", "perplexity"),
     ("run_frames", "run, frames"),
     ("speaker_information", "speaker inf."),
-    ("speaker_accuracy", "speakers told"),
+    ("speaker_accuracy", "speaker accuracy"),
     ("verdict", "against MFCC"),
 )
 
@@ -36,9 +36,8 @@ class QualityRow:
         layer: Number of the layer, where it is one.
         condition: `clean`, `telephone` or `noise10`.
         figures: On the judged speakers.
-        difference: PNMI less that of MFCC units of the same K, with its interval over speakers; None for MFCC themselves and
-            without phones.
-        verdict: `higher`, `lower` or `equal` (by twice the larger spread of codebook seeds) than MFCC's; empty without phones.
+        difference: PNMI less that of MFCC units of the same K, with its interval over speakers; None for MFCC and without phones.
+        verdict: `higher`, `lower` or `equal` (by twice the larger spread of codebook seeds); empty for MFCC and without phones.
     """
 
     name: str
@@ -71,9 +70,10 @@ def rows_of(
         if not figures.phones:
             rows.append(QualityRow(name, kind, layer, condition, figures))
             continue
-        clusters = _nearest(figures.clusters, mfcc)
+        # The same K, unless there was too little speech for it.
+        clusters = min(mfcc, key=lambda own: (abs(own - figures.clusters), own))
         baseline = figures_of_mfcc[clusters]
-        interval = difference_interval(of, mfcc[clusters], figures.pnmi - baseline.pnmi)
+        interval = pnmi_interval(of, figures.pnmi - baseline.pnmi, mfcc[clusters])
         difference = (interval.value, interval.low, interval.high)
         stands = verdict(figures.pnmi, baseline.pnmi, max(figures.spread, baseline.spread))
         rows.append(QualityRow(name, kind, layer, condition, figures, difference, stands))
@@ -82,11 +82,6 @@ def rows_of(
     shuffled = [shuffled_tally(tally, seed) for seed, tally in enumerate(mfcc[clusters])]
     rows.append(QualityRow(f"the same, shuffled, K = {clusters}", "shuffled", None, condition, UnitFigures.of(shuffled)))
     return rows
-
-
-def _nearest(clusters: int, mfcc: Mapping[int, object]) -> int:
-    """K of the MFCC units to compare with: the same, unless there was too little speech for it."""
-    return min(mfcc, key=lambda of: (abs(of - clusters), of))
 
 
 def cells(row: QualityRow) -> list[str]:
@@ -107,13 +102,8 @@ def text_table(rows: Sequence[QualityRow]) -> str:
     """Formats the rows as an aligned text table."""
     lines = [[title for _, title in COLUMNS], *(cells(row) for row in rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(COLUMNS))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    forms = [f"{{:{'>' if place else '<'}{width}}}" for place, width in enumerate(widths)]
+    return "\n".join("  ".join(forms).format(*line) for line in lines)
 
 
 def tsv(rows: Sequence[QualityRow]) -> str:

@@ -6,19 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from openwavlm.audio.encode import pcm_id, pcm_md5
 from openwavlm.audio.frames import FRAME_RATE_HZ, num_frames, num_samples_of
-from openwavlm.audio.read import decode_or_stop
 from openwavlm.shards.reader import UnreadableAudio
 
 log = logging.getLogger(__name__)
 
 _MAX_SKIP_RATE = 0.001
-Audio = np.ndarray | Path | Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +23,11 @@ class ProbeUtterance:
     """One utterance of a probe.
 
     Attributes:
-        audio: int16 (samples,) at 16 kHz, or the file that has it, or a function without arguments that returns it.
+        audio: int16 (samples,) at 16 kHz, or a function without arguments that returns it.
         phones: Integers (frames,): number of the phone in the set's inventory; −1 where there is none.
     """
 
-    audio: Audio
+    audio: np.ndarray | Callable[[], np.ndarray]
     phones: np.ndarray
     speaker: str
     name: str = ""
@@ -46,10 +43,7 @@ class ProbeUtterance:
         Raises:
             ValueError: If it is not one-dimensional int16, or does not have the frames that `phones` label.
         """
-        if isinstance(self.audio, np.ndarray):
-            samples = self.audio
-        else:
-            samples = decode_or_stop(self.audio).samples if isinstance(self.audio, Path) else self.audio()
+        samples = self.audio if isinstance(self.audio, np.ndarray) else self.audio()
         if samples.ndim != 1 or samples.dtype != np.int16:
             raise ValueError(f"probe audio must be int16 (samples,), but {self.name!r} is {samples.dtype} {samples.shape}")
         if num_frames(len(samples)) != self.frames:
@@ -69,7 +63,7 @@ class ProbeSet:
     """Utterances with one inventory of phones.
 
     Attributes:
-        utterances: At least one; those without a frame are refused.
+        utterances: At least one, each with at least one frame.
         inventory: Names of the phones, the same in the training, dev and test set of one probe.
 
     Raises:
@@ -80,15 +74,11 @@ class ProbeSet:
     inventory: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "utterances", tuple(self.utterances))
-        object.__setattr__(self, "inventory", tuple(self.inventory))
         if not self.utterances:
             raise ValueError("a probe set needs at least one utterance, but has none: check the alignments' paths")
         for utterance in self.utterances:
             if utterance.frames == 0:
-                raise ValueError(
-                    f"a probe utterance has at least one frame (25 ms), but {utterance.name!r} has none: leave it out"
-                )
+                raise ValueError(f"a probe utterance needs at least one frame, but {utterance.name!r} has none: leave it out")
             if utterance.phones.min() < -1 or utterance.phones.max() >= len(self.inventory):
                 raise ValueError(
                     f"phones are numbers of the {len(self.inventory)} in the inventory or −1, but {utterance.name!r} has "
@@ -116,7 +106,7 @@ class ProbeSet:
     @cached_property
     def pcm(self) -> np.ndarray:
         """uint64 (utterances,): identity of each utterance's audio, as in the index; reads all of it once."""
-        return np.array([pcm_of(utterance.recorded()) for utterance in self.utterances], dtype=np.uint64)
+        return np.array([pcm_id(pcm_md5(utterance.recorded())) for utterance in self.utterances], dtype=np.uint64)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -154,9 +144,7 @@ def in_turn(speakers: Sequence[str], frames: Sequence[int], seconds: float) -> l
 
 
 def readable(utterances: Sequence[ProbeUtterance]) -> list[int]:
-    """Numbers of the readable utterances; each is read once, and the others are named in warnings.
-
-    All compared systems must lack the same utterances, so these are left out before anything is measured.
+    """Numbers of the readable utterances; each is read once, so that all compared systems lack the same ones. Logs the others.
 
     Raises:
         ValueError: If more than one in a thousand, and more than one, cannot be read.
@@ -175,8 +163,3 @@ def readable(utterances: Sequence[ProbeUtterance]) -> list[int]:
             "run openwavlm verify on the shards and restore the files that it names"
         )
     return kept
-
-
-def pcm_of(samples: np.ndarray) -> int:
-    """Identity of audio as the index stores it: the first 64 bits of the MD5 of its int16 samples."""
-    return pcm_id(pcm_md5(samples))

@@ -40,8 +40,8 @@ class LiveProbes:
         missing = [name for name in ("train", "dev", "alignments") if getattr(self, name) is None]
         if self.every and missing:
             raise ValueError(
-                f"probes.every is {self.every}, but probes.{missing[0]} is not given: name a shard set (train, dev) or the table of phone "
-                "times (alignments), or set probes.every=0"
+                f"probes.every={self.every} needs probes.train and dev (shard sets) and alignments (table of phone times), but "
+                f"probes.{missing[0]} is null: set it, or probes.every=0"
             )
 
 
@@ -87,11 +87,11 @@ class QualitySettings:
                 f"{self.seconds}, {self.fit_seconds} and {self.max_unmatched_share}"
             )
         if self.abx and self.alignments is None:
-            raise ValueError("abx compares phones, but alignments=null gives none: give alignments=PATH, or leave abx out")
+            raise ValueError("abx compares phones, but alignments is null: set alignments=PATH, or abx=false")
         if self.held_out is not None and (not 0 <= self.held_out < 1 or self.fit):
             raise ValueError(
-                f"held_out is the share of the speakers of shards that are judged, in [0, 1), where fit names no other speakers, but is "
-                f"{self.held_out}{' beside fit=' + self.fit if self.fit else ''}: leave one of them out, or give a share"
+                f"held_out must be in [0, 1) and without fit, which has other speakers, but is {self.held_out}"
+                f"{' beside fit=' + self.fit if self.fit else ''}: remove one of them, or set a share of speakers"
             )
         for name, values, allowed in (
             ("mfcc_norm", [self.mfcc_norm], ("none", "utterance")),

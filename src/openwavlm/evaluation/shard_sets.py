@@ -21,12 +21,7 @@ inventory = inventory_of
 
 
 def read_phone_times(path: Path, *, fold_stress: bool = False) -> dict[str, list[Segment]]:
-    """Segments of each recording, named by its path without the audio's extension.
-
-    Args:
-        fold_stress: Whether stress digits and capitals of ARPAbet are dropped and silences are one (folding `arpabet`), so
-            that tables of different origin have one inventory.
-    """
+    """Segments by recording; `fold_stress` folds phones by `arpabet`, so that tables of different origin have one inventory."""
     times = read_alignments(path)
     return {name: folded(times[name], "arpabet" if fold_stress else "none") for name in times}
 
@@ -61,14 +56,7 @@ def _utterance(reader: ShardReader, row: int, segments: Sequence[Segment], phone
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Rows of a shard set that labels and layers are judged on.
-
-    Attributes:
-        utterances: With a phone for every frame.
-        rows: Row of each utterance in the index.
-        segments: Phones of each with their times in the row, folded.
-        matches: Assignment of alignments to rows.
-    """
+    """Held-out utterances of a shard set, with their rows and keys in the index and their folded phones with times in the row."""
 
     utterances: ProbeSet
     rows: tuple[int, ...]
@@ -114,17 +102,17 @@ def judged_set(
     phones = inventory_of({str(row): of_row for row, of_row in zip(chosen, segments, strict=True)})
     if len(phones) > _MOST_PHONES:
         raise ValueError(
-            f"units are judged against at most {_MOST_PHONES} phones, but the alignments have {len(phones)} different names (for example "
+            f"units are compared with at most {_MOST_PHONES} phones, but the alignments have {len(phones)} names (for example "
             f"{phones[0]!r}): choose another tier, or a folding"
         )
     reader = ShardReader(index)
-    utterances = tuple(_utterance(reader, row, of_row, phones) for row, of_row in zip(chosen, segments, strict=True))
-    kept = readable(utterances)
-    chosen, segments = [chosen[number] for number in kept], [segments[number] for number in kept]
-    utterances = tuple(utterances[number] for number in kept)
-    if alignments and not any((utterance.phones >= 0).any() for utterance in utterances):
+    made = [_utterance(reader, row, of_row, phones) for row, of_row in zip(chosen, segments, strict=True)]
+    kept = readable(made)
+    if alignments and not any((made[number].phones >= 0).any() for number in kept):
         raise ValueError(f"alignments must lie within the audio of {shards}, but no frame has a phone: compare their times")
-    return Judged(ProbeSet(utterances, phones), tuple(chosen), tuple(index.keys[row] for row in chosen), tuple(segments), matches)
+    rows_kept = tuple(chosen[number] for number in kept)
+    utterances = ProbeSet(tuple(made[number] for number in kept), phones)
+    return Judged(utterances, rows_kept, tuple(index.keys[row] for row in rows_kept), tuple(segments[n] for n in kept), matches)
 
 
 def _in_turn(index: Index, rows: Sequence[int], seconds: float) -> list[int]:
@@ -140,7 +128,7 @@ def speech_set(shards: Path, rows: np.ndarray, seconds: float, phones: Sequence[
 
     Args:
         seconds: Audio at most, at least one row.
-        phones: The inventory of the sets that are judged beside it.
+        phones: Inventory of the held-out set.
 
     Raises:
         ValueError: If there is no row with a frame, or too many cannot be read.
@@ -153,9 +141,7 @@ def speech_set(shards: Path, rows: np.ndarray, seconds: float, phones: Sequence[
     total = np.cumsum([num_frames(int(index.num_samples[row])) for row in order]) / FRAME_RATE_HZ
     chosen = order[: max(1, int(np.searchsorted(total, seconds, side="right")))]
     if not chosen:
-        raise ValueError(
-            f"codebooks are fitted on speech, but {shards} has no row of other speakers left: give fit=DIR, or another held_out"
-        )
+        raise ValueError(f"codebooks need speech, but {shards} has no row of other speakers left: set fit=DIR or held_out")
     reader = ShardReader(index)
     return ProbeSet(tuple(_utterance(reader, row, (), phones) for row in chosen), tuple(phones)).readable()
 

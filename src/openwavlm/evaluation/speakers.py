@@ -5,22 +5,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FRAMES_A_MEAN = 100
+FRAMES_A_MEAN = 100  # 2 s
 SHRINKAGE = 0.1
 
 
-def frame_means(features: np.ndarray, frames: int = FRAMES_A_MEAN) -> np.ndarray:
-    """Means of consecutive stretches of an utterance.
+def frame_means(features: np.ndarray) -> np.ndarray:
+    """Means of consecutive 2-s stretches; float64 (stretches, dim) of features (frames, dim).
 
-    Args:
-        features: (frames, dim).
-        frames: Frames of a stretch, 100 = 2 s; a remainder is left out, unless the utterance is shorter than one stretch.
-
-    Returns:
-        float64 (stretches, dim), at least one stretch.
+    A remainder is left out, unless the utterance is shorter than one stretch.
     """
-    whole = max(1, len(features) // frames)
-    size = min(frames, len(features))
+    whole = max(1, len(features) // FRAMES_A_MEAN)
+    size = min(FRAMES_A_MEAN, len(features))
     return features[: whole * size].astype(np.float64).reshape(whole, size, -1).mean(axis=1)
 
 
@@ -30,7 +25,7 @@ class LinearDiscriminant:
     Args:
         means: (stretches, dim) to fit on.
         speakers: (stretches,) their classes.
-        shrinkage: Share of the mean variance mixed into the covariance of the standardised features, in (0, 1].
+        shrinkage: Weight of the mean variance in the covariance of the standardised features, in (0, 1].
 
     Raises:
         ValueError: If there are fewer than two classes.
@@ -57,14 +52,10 @@ class LinearDiscriminant:
 
 
 def speaker_accuracy(means: Sequence[np.ndarray], speakers: Sequence[str]) -> tuple[float, int] | None:
-    """Fits on every other utterance of each speaker and judges on the rest.
-
-    Args:
-        means: (stretches, dim) of each utterance.
-        speakers: Speaker of each utterance.
+    """Fits on every other utterance of each speaker and measures accuracy on the rest, from means (stretches, dim) of each utterance.
 
     Returns:
-        Accuracy over stretches and how many speakers there were; None where fewer than two speakers have two utterances.
+        Accuracy over stretches and number of speakers; None where fewer than two speakers have two utterances.
     """
     turn: Counter[str] = Counter()
     judged = []

@@ -20,12 +20,7 @@ _DRAWS_AT_ONCE = 50
 
 
 class UnitTally:
-    """Counts of one labelling on the judged utterances.
-
-    Args:
-        num_phones: Phones of the inventory; 0 without alignments.
-        speakers: All speakers of the utterances that will be added.
-    """
+    """Counts of one labelling on utterances of `speakers`; `num_phones` is 0 without alignments."""
 
     def __init__(self, num_phones: int, clusters: int, speakers: Sequence[str]) -> None:
         self._group = {name: place % MAX_GROUPS for place, name in enumerate(sorted(speakers, key=stable_hash))}
@@ -37,12 +32,9 @@ class UnitTally:
         self._means = SpeakerMeans()
 
     def add(self, speaker: str, units: np.ndarray, phones: np.ndarray, utterance: int) -> None:
-        """Counts an utterance, or a part of a long one.
+        """Counts units and phones, integers (frames,) with −1 where there is none, of an utterance or a part of a long one.
 
-        Args:
-            units: Integers (frames,), −1 where there is none.
-            phones: The same of phones.
-            utterance: Number of the utterance; equal for all of its parts, so that the speaker probe is judged on other utterances.
+        All parts have the same number `utterance`, so that the speaker probe is judged on other utterances than it is fitted on.
         """
         num_phones, clusters = self.joint.shape[1:]
         units = np.asarray(units, dtype=np.int64)
@@ -63,36 +55,28 @@ class UnitTally:
 
 def run_lengths(units: np.ndarray) -> np.ndarray:
     """Length of each run of equal neighbours in frames; int64 (runs,)."""
-    edges = np.flatnonzero(np.diff(units, prepend=-1, append=-1))
-    return np.diff(edges)
+    return np.diff(np.flatnonzero(np.diff(units, prepend=-1, append=-1)))
 
 
 @dataclass(frozen=True)
 class UnitFigures:
-    """Figures of units on held-out speakers; where several codebooks were fitted, means over their seeds.
-
-    Those that compare with phones are NaN where the inventory is empty.
+    """Figures of units on held-out speakers, means over codebook seeds; those that compare with phones are NaN without phones.
 
     Attributes:
         frames: Frames with a phone and a unit; where the inventory is empty, with a unit.
         clusters: Units K that the codebook has.
         phones: Phones that occur.
-        phone_purity: Share of frames whose phone is the most frequent one of their unit.
-        cluster_purity: Share of frames whose unit is the most frequent one of their phone.
-        pnmi_raw: PNMI as published, biased upwards on few frames.
-        pnmi_shuffled: PNMI of the same labels shuffled.
-        pnmi: The former less the latter: the figure to compare.
-        pnmi_low: Lower end of its 95 % interval over speakers.
-        pnmi_high: Upper end.
+        phone_purity, cluster_purity, pnmi_raw, pnmi_shuffled: As in `labels.quality.PhoneQuality`.
+        pnmi: `pnmi_raw` less `pnmi_shuffled`: the figure to compare.
+        pnmi_low, pnmi_high: Its 95 % interval over speakers.
         spread: Standard deviation of `pnmi` over codebook seeds; 0 for one codebook.
         seeds: `pnmi` of each codebook.
         used: Units that occur, as a share of K.
         perplexity: Evenly used units with the same entropy.
-        run_frames: Mean frames of a run of one unit.
-        run_median: Median of the same.
+        run_frames, run_median: Mean and median frames of a run of one unit.
         speaker_information: Mutual information of speaker and unit over the speakers' entropy, that of shuffled units subtracted.
         speaker_accuracy: Accuracy of the speaker probe on the units' frequencies in 2-s stretches; None with too few speakers.
-        speakers_told: Speakers of that probe.
+        speakers_told: Number of speakers of that probe.
     """
 
     frames: int
@@ -182,36 +166,24 @@ def shuffled_tally(tally: UnitTally, seed: int = 0) -> UnitTally:
 
 
 def pnmi_interval(
-    tallies: Sequence[UnitTally], value: float, *, draws: int = _DRAWS, confidence: float = 0.95, seed: int = 0
-) -> Interval:
-    """Interval of the mean PNMI over speakers drawn with replacement; NaN for one speaker.
-
-    Speakers that are drawn twice raise the counted mutual information: the draws are shifted so that their mean is `value`.
-
-    Args:
-        draws: How many samples of speakers; equal seeds draw the same ones for every labelling.
-    """
-    found = np.mean([_drawn_pnmi(tally.joint, draws, seed) for tally in tallies], axis=0)
-    return _interval(found, value, confidence, len(tallies[0].by_speaker))
-
-
-def difference_interval(
     of: Sequence[UnitTally],
-    against: Sequence[UnitTally],
     value: float,
+    against: Sequence[UnitTally] | None = None,
     *,
     draws: int = _DRAWS,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Interval of the difference of two labellings of the same utterances, on the same draws."""
-    found = [np.mean([_drawn_pnmi(tally.joint, draws, seed) for tally in tallies], axis=0) for tallies in (of, against)]
-    return _interval(found[0] - found[1], value, confidence, len(of[0].by_speaker))
+    """Interval of the mean PNMI over speakers drawn with replacement, or of its difference to that of `against` on the same draws.
 
-
-def _interval(found: np.ndarray, value: float, confidence: float, speakers: int) -> Interval:
+    Speakers that are drawn twice raise the counted mutual information: the draws are shifted to the mean `value`. NaN for one speaker.
+    """
+    found = np.mean([_drawn_pnmi(tally.joint, draws, seed) for tally in of], axis=0)
+    if against is not None:
+        found = found - np.mean([_drawn_pnmi(tally.joint, draws, seed) for tally in against], axis=0)
+    speakers = len(of[0].by_speaker)
     if speakers < 2:
-        return Interval(value, float("nan"), float("nan"), speakers)
+        return Interval(value, nan, nan, speakers)
     low, high = np.quantile(found - found.mean(), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value, value + float(low), value + float(high), speakers)
 
@@ -240,49 +212,27 @@ def _entropies(counts: np.ndarray) -> np.ndarray:
     return np.log(total) - (counts * np.log(np.maximum(counts, 1e-12))).sum(axis=1) / total
 
 
-@dataclass(frozen=True)
-class UnitQuality:
-    """Units against phones over several codebook seeds: means of the figures of `labels.quality.PhoneQuality`.
+def unit_quality(joints: np.ndarray) -> dict[str, Any]:
+    """Figures of int64 histograms (seeds, phones, classes): means over codebook seeds of `labels.quality.PhoneQuality`.
 
-    Attributes:
-        pnmi: PNMI less that of shuffled labels: the figure to compare.
-        spread: Standard deviation of `pnmi` over the seeds (n − 1); 0 for one seed.
-        seeds: `pnmi` of each seed.
-        pnmi_raw: PNMI as published, biased upwards on few frames.
-        classes: Clusters in use.
+    `pnmi` is the corrected one, `seeds` that of each seed, `spread` their standard deviation, `pnmi_raw` PNMI as published.
+
+    Raises:
+        ValueError: If a histogram is empty.
     """
-
-    pnmi: float
-    spread: float
-    seeds: tuple[float, ...]
-    pnmi_raw: float
-    pnmi_shuffled: float
-    phone_purity: float
-    cluster_purity: float
-    frames: int
-    classes: float
-    phones: int
-
-    @classmethod
-    def of(cls, joints: np.ndarray) -> "UnitQuality":
-        """Figures of int64 histograms (seeds, phones, classes).
-
-        Raises:
-            ValueError: If one is empty.
-        """
-        qualities = [phone_quality(joint) for joint in joints]
-        mean = {name: float(np.mean([vars(quality)[name] for quality in qualities])) for name in vars(qualities[0])}
-        same = ("pnmi_shuffled", "phone_purity", "cluster_purity", "classes")
-        corrected = [quality.pnmi_corrected for quality in qualities]
-        return cls(
-            pnmi=mean["pnmi_corrected"],
-            spread=_spread(corrected),
-            seeds=tuple(corrected),
-            pnmi_raw=mean["pnmi"],
-            frames=qualities[0].frames,
-            phones=qualities[0].phones,
-            **{name: mean[name] for name in same},
-        )
+    qualities = [phone_quality(joint) for joint in joints]
+    mean = {name: float(np.mean([vars(quality)[name] for quality in qualities])) for name in vars(qualities[0])}
+    corrected = [quality.pnmi_corrected for quality in qualities]
+    return {
+        "pnmi": mean["pnmi_corrected"],
+        "spread": _spread(corrected),
+        "seeds": tuple(corrected),
+        "pnmi_raw": mean["pnmi"],
+        **{name: mean[name] for name in ("pnmi_shuffled", "phone_purity", "cluster_purity")},
+        "frames": qualities[0].frames,
+        "classes": mean["classes"],
+        "phones": qualities[0].phones,
+    }
 
 
 def verdict(figure: float, baseline: float, spread: float) -> Literal["higher", "lower", "equal"]:

@@ -1,4 +1,4 @@
-"""k-means units of every layer of some features: codebooks fitted on some speakers, units of others counted; choice of a layer."""
+"""k-means units of layers: codebooks fitted on some speakers, units of other speakers counted; choice of a layer."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,13 +27,10 @@ Progress = Callable[[str, float], None]
 def fit_units(
     features: Tensor, clusters: int, seed: int, max_iter: int = 40, *, frames_per_cluster: int = FRAMES_PER_CLUSTER
 ) -> Codebook:
-    """Fits a small codebook by full passes on one thread; a probe's codebook, never training's.
+    """Fits a probe's codebook on features (frames, dim) by full passes on one thread.
 
-    The k-means++ start is drawn from 50 frames a cluster, thinned evenly: on all frames it costs twice as much as the passes.
-
-    Args:
-        features: float32 (frames, dim), clean training speech.
-        clusters: Number of clusters; lowered to one for `frames_per_cluster` frames where there are too few.
+    K is lowered where a cluster would have fewer than `frames_per_cluster` frames. The k-means++ start is drawn from 50 frames a
+    cluster, thinned evenly: on all frames it costs twice as much as the passes.
     """
     from sklearn.cluster import KMeans, kmeans_plusplus
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -53,12 +50,12 @@ class UnitSettings:
 
     Attributes:
         clusters: Units K.
-        codebook_seeds: Seeds of the codebooks; three or more show the spread by chance.
+        codebook_seeds: Seeds of the codebooks; three or more measure the spread by chance.
         fit_frames: Frames that a codebook is fitted on, thinned evenly.
         frames_per_cluster: K is lowered where there are fewer frames a cluster than this.
         memory_gb: Most memory for frames of layers; further layers cost further passes.
         quick: Fit by `labels.lloyd`, which takes a fraction of the time and ends within a hundredth of the distance: to compare
-            layers, not for a figure that is published.
+            layers, not for published figures.
 
     Raises:
         ValueError: If a number is not positive, or there is no seed.
@@ -72,12 +69,11 @@ class UnitSettings:
     quick: bool = False
 
     def __post_init__(self) -> None:
-        numbers = {name: getattr(self, name) for name in ("clusters", "fit_frames", "frames_per_cluster", "memory_gb")}
-        for name, value in numbers.items():
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, but is {value}")
+        for name in ("clusters", "fit_frames", "frames_per_cluster", "memory_gb"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, but is {getattr(self, name)}")
         if not self.codebook_seeds:
-            raise ValueError("codebook_seeds must name at least one seed, but is empty: [0, 1, 2] shows the spread")
+            raise ValueError("codebook_seeds must name at least one seed, but is empty: set [0, 1, 2] to measure the spread")
 
 
 class UtteranceNormalised:
@@ -111,19 +107,13 @@ class LayerCodebooks:
 def fit_layers(
     extract: Features, fit: ProbeSet, layers: Sequence[int], settings: UnitSettings, progress: Progress | None = None
 ) -> dict[int, LayerCodebooks]:
-    """Fits the codebooks of some layers.
-
-    Args:
-        extract: Features; standardised where `standardise` is set.
-        fit: Speech to fit on; its phones are not used.
-        progress: Called with a description and the seconds of audio that were done.
-    """
+    """Fits the codebooks of some layers on the speech of `fit`, without its phones; on standardised features where `standardise` is set."""
     keep = min(settings.fit_frames, fit.frames)
     fitting = keep // settings.frames_per_cluster
     if fitting < settings.clusters:
         log.warning(
             f"K is lowered from {settings.clusters} to {max(1, fitting)}: {keep} frames are fewer than {settings.frames_per_cluster} "
-            "a cluster; give more speech (fit, fit_seconds, fit_frames) or choose fewer clusters"
+            "a cluster; add speech (fit, fit_seconds, fit_frames) or choose fewer clusters"
         )
     found = {}
     for group in _groups(extract.dims, layers, keep, settings.memory_gb * 1e9):
@@ -148,15 +138,12 @@ def _fit(frames: Tensor, settings: UnitSettings, *, standardise: bool) -> LayerC
         shift, deviation = frames.mean(dim=0), frames.std(dim=0, unbiased=False)
         scale = torch.where(deviation > 1e-6 * frames.abs().amax(dim=0), 1 / deviation, scale)
         frames = (frames - shift) * scale
+    clusters = max(1, min(settings.clusters, len(frames) // settings.frames_per_cluster))
     if settings.quick:
-        clusters = max(1, min(settings.clusters, len(frames) // settings.frames_per_cluster))
-        books = tuple(fit_lloyd_kmeans(whole(frames, clusters), clusters, seed) for seed in settings.codebook_seeds)
+        books = [fit_lloyd_kmeans(whole(frames, clusters), clusters, seed) for seed in settings.codebook_seeds]
     else:
-        books = tuple(
-            fit_units(frames, settings.clusters, seed, frames_per_cluster=settings.frames_per_cluster)
-            for seed in settings.codebook_seeds
-        )
-    return LayerCodebooks(shift, scale, books)
+        books = [fit_units(frames, clusters, seed, frames_per_cluster=1) for seed in settings.codebook_seeds]
+    return LayerCodebooks(shift, scale, tuple(books))
 
 
 def _groups(dims: Sequence[int], layers: Sequence[int], frames: int, most_bytes: float) -> Iterator[list[int]]:
@@ -177,15 +164,7 @@ def tally_layers(
     change: Change | None = None,
     progress: Progress | None = None,
 ) -> dict[int, list[UnitTally]]:
-    """Counts the units of some utterances, in one pass over the audio.
-
-    Args:
-        books: Layer → its codebooks.
-        judged: Utterances of other speakers, with phones.
-
-    Returns:
-        Layer → one tally a codebook seed.
-    """
+    """Counts the units of utterances of other speakers, in one pass over the audio: layer → one tally a codebook seed."""
     layers = sorted(books)
     size = len(judged.inventory)
     tallies = {layer: [UnitTally(size, len(book), judged.speakers) for book in books[layer].codebooks] for layer in layers}
@@ -199,7 +178,7 @@ def tally_layers(
     return tallies
 
 
-def layer_pnmi(extract: Features, fit: ProbeSet, judged: ProbeSet, settings: UnitSettings | None = None) -> dict[int, float]:
+def layer_pnmi(extract: Features, fit: ProbeSet, judged: ProbeSet, settings: UnitSettings) -> dict[int, float]:
     """Corrected PNMI of the units of layers 1, 2, …, mean over codebook seeds; input of `choose_layer`.
 
     Args:
@@ -210,7 +189,7 @@ def layer_pnmi(extract: Features, fit: ProbeSet, judged: ProbeSet, settings: Uni
         ValueError: If no frame of `judged` has a phone.
     """
     layers = range(1, len(extract.dims))  # the encoder's input is never chosen
-    tallies = tally_layers(extract, fit_layers(extract, fit, layers, settings or UnitSettings()), judged)
+    tallies = tally_layers(extract, fit_layers(extract, fit, layers, settings), judged)
     return {
         layer: float(np.mean([phone_quality(tally.joint.sum(axis=0)).pnmi_corrected for tally in of]))
         for layer, of in tallies.items()
@@ -223,11 +202,10 @@ def choose_layer(iteration: int, layers: int, pnmi: Mapping[int, float] | None =
     Args:
         iteration: Iteration that trained the model, from 1.
         layers: Number of layers of the model.
-        pnmi: Layer → corrected PNMI of its units on development speakers; layer 0, the encoder's input, is never chosen, and of
-            equal layers the lowest is.
+        pnmi: Layer → corrected PNMI of its units on development speakers; layer 0, the encoder's input, is never chosen.
 
     Returns:
-        The measured best; else half the depth after iteration 1, three quarters after later ones, at least 1.
+        The measured best, of equal layers the lowest; else half the depth after iteration 1, three quarters later, at least 1.
 
     Raises:
         ValueError: If `iteration` or `layers` is below 1, or a layer of `pnmi` is above `layers`.

@@ -1,4 +1,4 @@
-"""Speech that was not seen in training: disjoint speakers, no shared audio, and what folders record of the data behind them (DESIGN §8)."""
+"""Speech that was not seen in training: disjoint speakers, no shared audio, and folders' records of their training data (DESIGN §8)."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -37,35 +37,25 @@ def check_disjoint_speakers(**sets: ProbeSet) -> None:
         seen |= dict.fromkeys(probe_set.speakers, name)
 
 
-def contamination(
-    test: ProbeSet, trained_on: Iterable[tuple[Index, np.ndarray | None]], *, allow_overlap: bool = False
-) -> list[str]:
-    """Looks the test audio up in the training data of a model.
+def check_unseen_audio(test: ProbeSet, trained_on: Iterable[tuple[Index, np.ndarray | None]]) -> None:
+    """Refuses a test set with audio of the training data.
 
     Args:
-        test: The set that figures are read on.
+        test: Held-out utterances.
         trained_on: Each index of the run with the mask bool (rows,) of its training rows; None for all rows.
-        allow_overlap: Report an overlap instead of refusing it.
-
-    Returns:
-        Names of the test utterances that are training audio, to the sample, or clips inside a joined row of it.
 
     Raises:
-        ValueError: If there are some, unless `allow_overlap`.
+        ValueError: If a test utterance equals a training row, or a clip inside a joined one, in every sample.
     """
     found = np.zeros(len(test), dtype=bool)
     for index, training in trained_on:
         found |= audio_in(test.pcm, index, training)
     names = [test.utterances[number].name or f"utterance {number}" for number in np.flatnonzero(found)]
-    first = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    if names and not allow_overlap:
+    if names:
         raise ValueError(
             f"test audio must not be seen in training, but {len(names)} of {len(test)} test utterances are in the training data "
-            f"({first}): take them out of the training data or the test, or set allow_overlap=true to see the figures anyway"
+            f"({', '.join(names[:3])}{', …' if len(names) > 3 else ''}): remove them from the training data or from the test set"
         )
-    if names:
-        log.warning(f"{len(names)} of {len(test)} test utterances are in the training data ({first}): figures are no evidence")
-    return names
 
 
 def unseen_rows(index: Index, fit: Mapping[str, Any], other: Index | None = None) -> np.ndarray:
@@ -108,11 +98,9 @@ def _unseen_by_fit(index: Index, fit: Mapping[str, Any], other: Index | None) ->
 
 def _speakers_in(index: Index, other: Index) -> np.ndarray:
     """Marks rows with a speaker, else a recording, of another index, by name."""
-    speaker = np.asarray(index.speaker[:])
-    shared = np.isin(np.array(index.speakers), np.array(other.speakers))[speaker]
-    unknown = speaker == 0
-    shared[unknown] = np.isin(np.array(index.recordings), np.array(other.recordings))[np.asarray(index.recording[:])[unknown]]
-    return shared
+    by_speaker = np.isin(index.speakers, other.speakers)[index.speaker[:]]
+    by_recording = np.isin(index.recordings, other.recordings)[index.recording[:]]
+    return np.where(np.asarray(index.speaker[:]) == 0, by_recording, by_speaker)
 
 
 def judged_rows(settings: QualitySettings, index: Index, stores: Mapping[Path, LabelStore]) -> np.ndarray:
@@ -128,19 +116,19 @@ def judged_rows(settings: QualitySettings, index: Index, stores: Mapping[Path, L
         unseen = unseen_rows(index, fit, other)
         if not unseen.any():
             raise ValueError(
-                f"only speakers that were not trained on are judged, but {name} may have seen all of {index.path}: judge other shards (for "
-                "labels, label them with that codebook), give as fit= the one shard set that was trained on if it has other speakers, or "
-                "set allow_overlap=true to see the figures anyway"
+                f"only speakers not seen in training are judged, but {name} may have seen all of {index.path}: choose other shards (for "
+                "labels, label them with that codebook), set fit= to the training shards if those have other speakers, or set "
+                "allow_overlap=true"
             )
         if not unseen.all():
-            log.info(f"{unseen.sum()} of {len(index)} rows of {index.path} are of speakers that {name} has surely not seen")
+            log.info(f"{unseen.sum()} of {len(index)} rows of {index.path} are of speakers that {name} has not seen")
         kept &= unseen
     share = DEFAULT_HELD_OUT if settings.held_out is None and not settings.fit and kept.all() else settings.held_out
     if share:
         kept &= validation_rows(index, share=share, split_seed=settings.split_seed)
     if not kept.any():
         raise ValueError(
-            f"some speakers of {index.path} must be judged, but the split holds none of {len(index.speakers) - 1} out: give fit=DIR with "
+            f"some speakers of {index.path} must be held out, but the split holds none of {len(index.speakers) - 1} out: set fit=DIR with "
             "other speakers, or another held_out or split_seed"
         )
     return np.flatnonzero(kept)
@@ -158,19 +146,19 @@ def _fits(settings: QualitySettings, index: Index, stores: Mapping[Path, LabelSt
         found[f"the model {settings.encoder}"] = known["trained_on"]
         if not _records_all(known):
             log.warning(
-                f"{settings.encoder} was initialised from a model without a record of its training data: it may have seen any speaker"
+                f"{settings.encoder} was initialised from a model without a record of training data: it may have seen any speaker"
             )
     elif index.fingerprint in known.get("fingerprints", {}).values() and settings.held_out is None:
         raise ValueError(
-            f"a model is judged on speakers that it was not trained on, but {settings.encoder} was trained on {index.path}: give "
-            "held_out= and split_seed= as that run's data.validation_share and split_seed, without fit, export the run again, which "
-            "notes them, or set allow_overlap=true"
+            f"a model is judged on speakers not seen in training, but {settings.encoder} was trained on {index.path}: export the run "
+            "again, which records its split; or set held_out= and split_seed= to the run's data.validation_share and split_seed, without "
+            "fit; or set allow_overlap=true"
         )
     return found
 
 
 def _records_all(about: Mapping[str, Any]) -> bool:
-    """Whether an `openwavlm.json` records the training data of every model that this one was initialised from."""
+    """True if an `openwavlm.json` records the training data of every model that this one was initialised from."""
     fit = about["trained_on"]
     if "init_from" in about and "before" not in fit:  # exported before this was noted
         return False
@@ -186,17 +174,14 @@ def fitted_set(settings: QualitySettings, index: Index, rows: np.ndarray, judged
         ValueError: If a speaker would be on both sides.
     """
     phones = judged.utterances.inventory
-    if settings.fit:
-        other = Index.open(settings.fit)
-        candidates = np.arange(len(other))
-        if other.fingerprint == index.fingerprint:
-            candidates = np.setdiff1d(candidates, rows)
-        fit = speech_set(Path(settings.fit), candidates, settings.fit_seconds, phones)
-    elif settings.held_out == 0:
+    if settings.held_out == 0:  # never beside `fit`
         log.warning("codebooks are fitted on the speakers that they are judged on (held_out=0): no evidence about other speakers")
         return speech_set(Path(settings.shards), np.array(judged.rows), settings.fit_seconds, phones)
-    else:
-        fit = speech_set(Path(settings.shards), np.setdiff1d(np.arange(len(index)), rows), settings.fit_seconds, phones)
+    other = Index.open(settings.fit or settings.shards)
+    candidates = np.arange(len(other))
+    if other.fingerprint == index.fingerprint:
+        candidates = np.setdiff1d(candidates, rows)
+    fit = speech_set(other.path, candidates, settings.fit_seconds, phones)
     if not settings.allow_overlap:
         check_disjoint_speakers(fit=fit, judged=judged.utterances)
     return fit

@@ -1,18 +1,11 @@
-"""Alignment files of every format as one table: recording → segments in seconds, each file read at its first use.
-
-| format | files | name of the recording |
-|---|---|---|
-| `tsv` | one table, header with `path start end phone` (seconds; other columns are ignored) | `path` without the audio's extension |
-| `textgrid` | `NAME.TextGrid` in any depth (MFA, LibriSpeech-alignments) | path below the folder |
-| `ctm` | NIST `RECORDING CHANNEL START DURATION SYMBOL [CONFIDENCE]` | the first field; with `-CHANNEL` where a recording has several |
-| `librispeech` | LibriSpeech-alignments, condensed: `UTTERANCE ",WORDS," "END,TIMES"` in `*.alignment.txt` | the utterance |
-| `phn` | TIMIT `NAME.PHN`: `START END PHONE` in samples at 16 kHz | path below the folder |
-"""
+"""Alignment files of every format (docs/data.md) as one table: recording → segments in seconds."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from openwavlm.audio.formats import EXTENSIONS
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
@@ -28,11 +21,7 @@ Table = dict[str, list[Segment]]
 
 
 class Alignments(Mapping[str, list[Segment]]):
-    """Segments by recording; with one file a recording, each is read at its access.
-
-    Args:
-        readers: Name of the recording → its reader.
-    """
+    """Segments by recording, each read by its own function at its access."""
 
     def __init__(self, readers: Mapping[str, Callable[[], list[Segment]]]) -> None:
         self._readers = readers
@@ -48,7 +37,7 @@ class Alignments(Mapping[str, list[Segment]]):
 
 
 def read_alignments(path: Path | str, *, file_format: str = "auto", tier: str = "phones") -> Alignments:
-    """Opens a file, or all files of a folder in any depth.
+    """Opens a file, or all files of a folder at any depth.
 
     Args:
         file_format: One of `FORMATS`, or `auto`: by the files' endings.
@@ -63,64 +52,52 @@ def read_alignments(path: Path | str, *, file_format: str = "auto", tier: str = 
         raise ValueError(f"an alignment's format is auto or one of {', '.join(FORMATS)}, but is {file_format!r}")
     if not path.exists():
         raise ValueError(f"alignments must be a file or a folder, but {path} does not exist")
-    found = _files(path, file_format)
     root = path if path.is_dir() else path.parent
     readers: dict[str, Callable[[], list[Segment]]] = {}
-    for file, kind in found:
+    for file, kind in _files(path, file_format):
+        name = file.relative_to(root).with_suffix("").as_posix()
+        more: dict[str, Callable[[], list[Segment]]]
         if kind == "textgrid":
-            _add(readers, {_below(file, root): partial(read_textgrid, file, tier)}, file)
+            more = {name: partial(read_textgrid, file, tier)}
         elif kind == "phn":
-            _add(readers, {_below(file, root): partial(read_phn, file)}, file)
+            more = {name: partial(read_phn, file)}
         else:
-            table = _TABLES[kind](file, tier)
-            _add(readers, {name: segments.copy for name, segments in table.items()}, file)
+            more = {name: segments.copy for name, segments in _TABLES[kind](file, tier).items()}
+        twice = [name for name in more if name in readers]
+        if twice:
+            raise ValueError(
+                f"a recording has one alignment, but {twice[0]!r} of {file} was in an earlier file too: remove one of them"
+            )
+        readers |= more
     return Alignments(readers)
 
 
 def _files(path: Path, file_format: str) -> list[tuple[Path, str]]:
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    kinds = [
-        (file, next((kind for ending, kind in _ENDINGS.items() if file.name.lower().endswith(ending)), "")) for file in files
-    ]
+    kinds = [(file, kind) for file in files for ending, kind in _ENDINGS.items() if file.name.lower().endswith(ending)]
     if file_format != "auto":
         # A single file has the named format; in a folder, files with its ending have it, else all files.
-        named = [(file, kind) for file, kind in kinds if kind == file_format]
-        return named if path.is_dir() and named else [(file, file_format) for file in files]
-    known = [(file, kind) for file, kind in kinds if kind]
-    several = sorted({kind for _, kind in known})
+        return [(file, kind) for file, kind in kinds if kind == file_format] or [(file, file_format) for file in files]
+    several = sorted({kind for _, kind in kinds})
     if len(several) != 1:
         found = " and ".join(several) or "no file with a known ending"
         raise ValueError(
-            f"alignments are of one format (endings {', '.join(_ENDINGS)}), but {path} has {found}: name one by "
-            f"format={'|'.join(FORMATS)}"
+            f"alignments are of one format (endings {', '.join(_ENDINGS)}), but {path} has {found}: set format={'|'.join(FORMATS)}"
         )
-    return known
+    return kinds
 
 
-def _add(readers: dict[str, Callable[[], list[Segment]]], more: Mapping[str, Callable[[], list[Segment]]], file: Path) -> None:
-    for name, reader in more.items():
-        if name in readers:
-            raise ValueError(
-                f"a recording has one alignment, but {name!r} of {file} was in an earlier file too: remove one of them"
-            )
-        readers[name] = reader
-
-
-def _below(file: Path, root: Path) -> str:
-    return file.relative_to(root).with_suffix("").as_posix()
-
-
-def without_audio_ending(name: str) -> str:
+def _without_audio_ending(name: str) -> str:
     """A path without the extension of an audio file; any other dot belongs to the name."""
     path = PurePosixPath(name)
     return str(path.with_suffix("")) if path.suffix.lower() in EXTENSIONS else name
 
 
-def read_tsv(path: Path | str) -> dict[str, list[Segment]]:
+def read_tsv(path: Path) -> Table:
     """Reads a table of phone segments, unquoted.
 
     Args:
-        path: Tab-separated file whose first line has `path`, `start`, `end` and `phone` in any order.
+        path: Tab-separated file with `path`, `start`, `end` and `phone` in its first line, in any order.
 
     Returns:
         Segments of each path of the table, in order of time.
@@ -128,33 +105,26 @@ def read_tsv(path: Path | str) -> dict[str, list[Segment]]:
     Raises:
         ValueError: If a column is missing, or a line has too few fields, no numbers, or an end before its start.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"an alignment is UTF-8 text, but {path} is not ({error.reason}): convert it first") from error
-    header = lines[0].split("\t") if lines else []
+    lines = _lines(path)
+    header = next(lines, (1, ""))[1].split("\t")
     missing = [name for name in ("path", "start", "end", "phone") if name not in header]
     if missing:
         raise ValueError(f"the first line of {path} must name path, start, end and phone, but lacks {', '.join(missing)}")
     places = [header.index(name) for name in ("path", "start", "end", "phone")]
-    table: dict[str, list[Segment]] = {}
-    for number, line in enumerate(lines[1:], start=2):
+
+    def parse(line: str) -> tuple[str, list[Segment]]:
         fields = line.split("\t")
-        try:
-            name, start, end, phone = (fields[place] for place in places)
-            segment = Segment(float(start), float(end), phone)
-        except (IndexError, ValueError) as error:
-            raise ValueError(
-                f"line {number} of {path} must be a path, two times in seconds and a phone, but is {line!r}"
-            ) from error
-        if not 0 <= segment.start_s <= segment.end_s:
-            raise ValueError(f"a phone ends after its start, but line {number} of {path} has {start} to {end}")
-        table.setdefault(name, []).append(segment)
+        name, start_s, end_s, phone = (fields[place] for place in places)
+        return name, [Segment(float(start_s), float(end_s), phone)]
+
+    table: Table = {}
+    for name, segments in _parsed(path, lines, parse, "a path, two times in seconds and a phone"):
+        table.setdefault(name, []).extend(segments)
     return {name: sorted(segments) for name, segments in table.items()}
 
 
 def read_ctm(path: Path) -> Table:
-    """Reads a NIST CTM file: times in seconds, `;;` begins a comment, a confidence is left out.
+    """Reads a NIST CTM file: times in seconds, `;;` begins a comment, a confidence is ignored.
 
     Returns:
         Segments by recording; of a recording with several channels by `RECORDING-CHANNEL`.
@@ -162,25 +132,17 @@ def read_ctm(path: Path) -> Table:
     Raises:
         ValueError: Naming the first line that is not of the format.
     """
-    channels: dict[str, Table] = {}
-    for number, line in _lines(path):
-        fields = line.split()
-        if not fields or line.startswith(";;"):
-            continue
-        try:
-            name, channel, start_s, duration_s, symbol = fields[:5]
-            segment = Segment(float(start_s), float(start_s) + float(duration_s), symbol)
-        except ValueError as error:
-            raise ValueError(
-                f"a CTM line is a recording, a channel, a start, a duration and a symbol, but line {number} of {path} is {line!r}"
-            ) from error
-        _check_order(segment, number, path)
-        channels.setdefault(name, {}).setdefault(channel, []).append(segment)
-    return {
-        (f"{name}-{channel}" if len(of) > 1 else name): sorted(segments)
-        for name, of in channels.items()
-        for channel, segments in of.items()
-    }
+
+    def parse(line: str) -> tuple[tuple[str, str], list[Segment]]:
+        name, channel, start_s, duration_s, symbol = line.split()[:5]
+        return (name, channel), [Segment(float(start_s), float(start_s) + float(duration_s), symbol)]
+
+    lines = ((number, line) for number, line in _filled(path) if not line.startswith(";;"))
+    table: dict[tuple[str, str], list[Segment]] = {}
+    for key, segments in _parsed(path, lines, parse, "a recording, a channel, a start, a duration and a symbol"):
+        table.setdefault(key, []).extend(segments)
+    channels = Counter(name for name, _ in table)
+    return {f"{name}-{channel}" if channels[name] > 1 else name: sorted(of) for (name, channel), of in table.items()}
 
 
 def read_phn(path: Path) -> list[Segment]:
@@ -189,60 +151,38 @@ def read_phn(path: Path) -> list[Segment]:
     Raises:
         ValueError: Naming the first line that is not of the format.
     """
-    segments = []
-    for number, line in _lines(path):
-        fields = line.split()
-        if not fields:
-            continue
-        try:
-            start, end, phone = fields
-            segment = Segment(int(start) / SAMPLE_RATE_HZ, int(end) / SAMPLE_RATE_HZ, phone)
-        except ValueError as error:
-            raise ValueError(f"a .PHN line is two sample numbers and a phone, but line {number} of {path} is {line!r}") from error
-        _check_order(segment, number, path)
-        segments.append(segment)
-    return segments
+
+    def parse(line: str) -> tuple[None, list[Segment]]:
+        start, end, phone = line.split()
+        return None, [Segment(int(start) / SAMPLE_RATE_HZ, int(end) / SAMPLE_RATE_HZ, phone)]
+
+    parsed = _parsed(path, _filled(path), parse, "two sample numbers and a phone")
+    return [segment for _, segments in parsed for segment in segments]
 
 
-def read_condensed_librispeech(path: Path, tier: str = "words") -> Table:
-    """Reads LibriSpeech-alignments in condensed form: each word and when it ends; an empty word is a pause.
+def read_condensed_librispeech(path: Path, tier: str) -> Table:
+    """Reads LibriSpeech-alignments in condensed form: each word and its end time; an empty word is a pause.
 
     Raises:
         ValueError: If `tier` is not one of words, or naming the first line that is not of the format.
     """
     if tier not in _WORDS:
         raise ValueError(
-            f"{path} has words, no phones, but the tier is {tier!r}: use the TextGrids of LibriSpeech-alignments, or set "
-            "tier=words"
+            f"{path} has words, no phones, but the tier is {tier!r}: use the TextGrids of LibriSpeech-alignments, or set tier=words"
         )
-    table: Table = {}
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
+
+    def parse(line: str) -> tuple[str, list[Segment]]:
         match = _CONDENSED.fullmatch(line.strip())
-        words = match[2].split(",") if match else []
-        try:
-            ends_s = [float(end_s) for end_s in match[3].split(",")] if match else []
-        except ValueError:
-            ends_s = []
-        if match is None or len(words) != len(ends_s):
-            raise ValueError(
-                f"a condensed alignment is an utterance, its words and as many times, both in quotes, but line {number} of {path} is "
-                f"{line[:80]!r}"
-            )
-        starts_s = [0.0, *ends_s[:-1]]
-        table[match[1]] = [Segment(*of_word) for of_word in zip(starts_s, ends_s, words, strict=True)]
-        for segment in table[match[1]]:
-            _check_order(segment, number, path)
-    return table
+        if match is None:
+            raise ValueError("no utterance with two quoted lists")
+        ends_s = [float(end_s) for end_s in match[3].split(",")]
+        return match[1], [Segment(*of_word) for of_word in zip([0.0, *ends_s[:-1]], ends_s, match[2].split(","), strict=True)]
 
-
-def _read_table(path: Path, tier: str) -> Table:
-    return {without_audio_ending(name): segments for name, segments in read_tsv(path).items()}
+    return dict(_parsed(path, _filled(path), parse, "an utterance, its words and as many times, both in quotes"))
 
 
 _TABLES: dict[str, Callable[[Path, str], Table]] = {
-    "tsv": _read_table,
+    "tsv": lambda path, tier: {_without_audio_ending(name): segments for name, segments in read_tsv(path).items()},
     "ctm": lambda path, tier: read_ctm(path),
     "librispeech": read_condensed_librispeech,
 }
@@ -256,8 +196,22 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"an alignment is UTF-8 text, but {path} is not ({error.reason}): convert it first") from error
 
 
-def _check_order(segment: Segment, number: int, path: Path) -> None:
-    if not 0 <= segment.start_s <= segment.end_s:
-        raise ValueError(
-            f"a phone ends after its start, but line {number} of {path} has one from {segment.start_s:g} to {segment.end_s:g} s"
-        )
+def _filled(path: Path) -> Iterator[tuple[int, str]]:
+    return ((number, line) for number, line in _lines(path) if line.strip())
+
+
+def _parsed(
+    path: Path, lines: Iterable[tuple[int, str]], parse: Callable[[str], tuple[Any, list[Segment]]], form: str
+) -> Iterator[tuple[Any, list[Segment]]]:
+    """Key and segments of each line; a line that `parse` cannot read, or with times out of order, is an error."""
+    for number, line in lines:
+        try:
+            key, segments = parse(line)
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"a line of an alignment must be {form}, but line {number} of {path} is {line[:80]!r}") from error
+        for start_s, end_s, _ in segments:
+            if not 0 <= start_s <= end_s:
+                raise ValueError(
+                    f"a phone ends after its start, but line {number} of {path} has one from {start_s:g} to {end_s:g} s"
+                )
+        yield key, segments

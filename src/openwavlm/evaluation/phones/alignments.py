@@ -1,7 +1,4 @@
-"""Phones with their times: one inventory for alignments of different origin, and the phone at each model frame.
-
-Folding merges stress, positions in words, silences, and TIMIT's 61 phones as 39.
-"""
+"""Phones with their times: one inventory for alignments of different origin, and the phone at each model frame."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +18,7 @@ SILENCES = frozenset(
 )
 _POSITION = re.compile(r"_[BEIS]$")
 _STRESSED = re.compile(r"([a-z]{2})[012]")
-# Lee and Hon (1989), table 1: phones that are not listed keep their names. The glottal stop is left out altogether.
+# Lee and Hon (1989), table 1: phones not listed keep their names, the glottal stop is left out.
 _CLOSURES = ("pcl", "tcl", "kcl", "bcl", "dcl", "gcl")
 _TIMIT = dict.fromkeys(_CLOSURES, SILENCE) | {
     "ao": "aa", "ax": "ah", "ax-h": "ah", "axr": "er", "hv": "hh", "ix": "ih", "ux": "uw", "zh": "sh",
@@ -95,5 +92,5 @@ def _plain(phone: str) -> str:
 
 
 def is_silence(phone: str) -> bool:
-    """Whether a phone name, folded or not, denotes silence, noise or nothing."""
+    """True for names of silence, noise or nothing, folded or not."""
     return phone.strip().lower() in SILENCES

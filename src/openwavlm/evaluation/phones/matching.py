@@ -1,8 +1,8 @@
 """Assignment of alignments to rows of an index: by the utterance's name, else by the recording's and the place of the row in it.
 
-A row is one clip, or several short ones joined with silence between. A clip is found by, in this order: the hash in its key, which is
-that of its whole name; the readable stem of its key, if no other clip and no other alignment has it; the end of the recording's path.
-The hash is compared with that of every ending of the alignment's path: a shard set can be made from any folder above its files.
+A row is one clip, or several short ones joined with silence between. A clip is found by, in this order: the hash of its whole name in
+its key; the end of the recording's path; the stem of its key, if no other clip and no other alignment has it. The hash is compared with
+that of every ending of the alignment's path, because a shard set can be made from any folder above its files.
 """
 
 from collections import Counter, defaultdict
@@ -23,14 +23,7 @@ _HASH_CHARACTERS = 17  # "-" and 64 bits in hexadecimal end every key
 
 
 class Clip(NamedTuple):
-    """A stretch of a row that one alignment covers.
-
-    Attributes:
-        name: The alignment's name.
-        offset: First sample in the row.
-        num_samples: Its length.
-        start_s: Where the clip begins in the alignment's time.
-    """
+    """A stretch of a row that one alignment covers: `name` of the alignment, samples of the row, start in the alignment's time."""
 
     name: str
     offset: int
@@ -76,7 +69,7 @@ class Matches:
             f"at most a share of {max_unmatched_share:g} of the recordings of {shards} may lack an alignment, but {missed} of "
             f"{found + missed} do ({len(self.ambiguous)} because several fit; for example {example}), while {len(self.unused)} "
             f"alignments belong to none ({', '.join(self.unused[:1]) or 'no example'}): name files as the audio, with enough of the path "
-            "to tell them apart, or raise max_unmatched_share"
+            "to be unique, or raise max_unmatched_share"
         )
 
 

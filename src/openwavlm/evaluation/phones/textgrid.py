@@ -1,23 +1,15 @@
 """Praat's TextGrid, long and short form by one parser.
 
-Praat itself reads only free-standing numbers, quoted texts and flags such as `<exists>`. The words of the long form (`xmin =`,
-`intervals [1]:`) are ignored, so both forms are the same sequence of values.
+As in Praat, values are free-standing numbers, quoted texts and flags such as `<exists>`; the long form's words are ignored.
 """
 
 import math
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from openwavlm.evaluation.phones.alignments import Segment
 
 _VALUE = re.compile(r'"((?:[^"]|"")*)"|(<\w+>)|(?<!\S)([-+]?\d[\d.]*(?:[eE][-+]?\d+)?)(?!\S)')
-
-
-class _Value(NamedTuple):
-    text: str | None
-    number: float
-    line: int
 
 
 class _Values:
@@ -26,13 +18,13 @@ class _Values:
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
         self._place = 0
-        self._values: list[_Value] = []
+        self._values: list[tuple[str | float, int]] = []
         line, at = 1, 0
         for match in _VALUE.finditer(text):
             line, at = line + text.count("\n", at, match.start()), match.start()
             quoted, flag, number = match.groups()
             if flag is None:
-                self._values.append(_Value(quoted, self._float(number, line) if number else 0.0, line))
+                self._values.append((self._float(number, line) if number else quoted, line))
         self._last_line = line
 
     def _float(self, number: str, line: int) -> float:
@@ -45,18 +37,18 @@ class _Values:
         return value
 
     def text(self, what: str) -> str:
-        value = self._next(what)
-        if value.text is None:
-            raise self._wrong(what, f"{value.number:g}", value.line)
-        return value.text.replace('""', '"').strip()
+        value, line = self._next(what)
+        if not isinstance(value, str):
+            raise self._wrong(what, f"{value:g}", line)
+        return value.replace('""', '"').strip()
 
     def number(self, what: str) -> float:
-        value = self._next(what)
-        if value.text is not None:
-            raise self._wrong(what, repr(value.text), value.line)
-        return value.number
+        value, line = self._next(what)
+        if isinstance(value, str):
+            raise self._wrong(what, repr(value), line)
+        return value
 
-    def _next(self, what: str) -> _Value:
+    def _next(self, what: str) -> tuple[str | float, int]:
         if self._place == len(self._values):
             raise self._wrong(what, "the end of the file", self._last_line)
         self._place += 1
@@ -66,7 +58,7 @@ class _Values:
         return ValueError(f"a TextGrid has {what} here, but line {line} of {self.path} has {found}: save it again from Praat")
 
 
-def read_textgrid(path: Path | str, tier: str = "phones") -> list[Segment]:
+def read_textgrid(path: Path, tier: str = "phones") -> list[Segment]:
     """Reads one interval tier.
 
     Args:
@@ -79,34 +71,32 @@ def read_textgrid(path: Path | str, tier: str = "phones") -> list[Segment]:
     Raises:
         ValueError: If the file is no TextGrid in text form, is truncated, or does not have exactly one such tier.
     """
-    path = Path(path)
     values = _Values(path, _text_of(path))
     header = (values.text("the file type"), values.text("the object class"))
     if header != ("ooTextFile", "TextGrid"):
         raise ValueError(f'a TextGrid begins with "ooTextFile" and "TextGrid", but {path} with {header}: convert or remove it')
-    tiers = dict(_tiers(values))
+    tiers = _tiers(values)
     if tier in tiers:
         return tiers[tier]
     fitting = [name for name in tiers if name.endswith(tier)]
     if len(fitting) != 1:
         raise ValueError(
-            f"{path} must have one interval tier {tier!r}, but {len(fitting)} of its tiers {sorted(tiers)} end in that: name another "
-            "tier"
+            f"{path} must have one interval tier {tier!r}, but {len(fitting)} of its tiers {sorted(tiers)} end in that: name another tier"
         )
     return tiers[fitting[0]]
 
 
-def _tiers(values: _Values) -> list[tuple[str, list[Segment]]]:
-    values.number("its beginning")
+def _tiers(values: _Values) -> dict[str, list[Segment]]:
+    values.number("its start")
     values.number("its end")
-    found = []
+    found = {}
     for _ in range(int(values.number("the number of tiers"))):
         kind, name = values.text("a tier's class"), values.text("a tier's name")
-        values.number("a tier's beginning")
+        values.number("a tier's start")
         values.number("a tier's end")
         size = int(values.number("the number of entries"))
         if kind == "IntervalTier":
-            found.append((name, [_interval(values) for _ in range(size)]))
+            found[name] = [_interval(values) for _ in range(size)]
         else:
             for _ in range(size):
                 values.number("a point's time")
@@ -115,9 +105,7 @@ def _tiers(values: _Values) -> list[tuple[str, list[Segment]]]:
 
 
 def _interval(values: _Values) -> Segment:
-    return Segment(
-        values.number("an interval's beginning"), values.number("an interval's end"), values.text("an interval's text")
-    )
+    return Segment(values.number("an interval's start"), values.number("an interval's end"), values.text("an interval's text"))
 
 
 def _text_of(path: Path) -> str:
@@ -127,6 +115,4 @@ def _text_of(path: Path) -> str:
     try:
         return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"a TextGrid is UTF-8 or UTF-16, but {path} is neither ({error.reason}): save it again as UTF-8"
-        ) from error
+        raise ValueError(f"a TextGrid is UTF-8 or UTF-16, but {path} is neither ({error.reason}): save it as UTF-8") from error

@@ -53,11 +53,7 @@ def masked_figures(
 
     Args:
         model: Encoder and head, on the CPU.
-        config: The run's.
-        opened: The run's data, in which `test` and `dev` are validation sets.
-        train: Name of the source.
-        dev: Name of the set on which the count table's weights are fitted.
-        test: Name of the set that is judged.
+        opened: The run's data, with the source `train` and the validation sets `dev` and `test`.
         counted: Whether the count table is fitted.
 
     Returns:

@@ -17,7 +17,7 @@ from openwavlm.runs import monitoring
 from openwavlm.runs.assemble import _begin_from, _resume_plan
 from openwavlm.runs.check import check_world_size
 from openwavlm.runs.compose import composed, conf_dir, plain, swept
-from openwavlm.runs.summary import write_summary
+from openwavlm.runs.launch import write_summary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, named_checkpoint
 from openwavlm.training.config import RunConfig, with_placeholders
 from openwavlm.training.skipped_updates import MicroBatchLosses

@@ -21,17 +21,7 @@ def announce(
     directory: Path,
     probes: LiveProbe | None = None,
 ) -> None:
-    """Logs the size, data, plan and cost of a run.
-
-    Args:
-        config: The training config.
-        opened: The data.
-        plan: Of the first epochs.
-        start: Updates that are done.
-        world_size: Processes.
-        directory: The run directory.
-        probes: Probes while training.
-    """
+    """Logs the size, data, plan and cost of a run that begins after update `start`."""
     recipe = Recipe(config, opened.classes)
     log.info(
         "%s %s at update %d of %d: %.2f M parameters, %s classes",
@@ -78,12 +68,7 @@ def _announce_data(config: RunConfig, opened: OpenData, plan: PlanStatistics) ->
 
 
 def cost_lines(recipe: Recipe, world_size: int) -> list[str]:
-    """Log lines: the cost of an update, and its distribution over the processes.
-
-    Args:
-        recipe: The training.
-        world_size: Processes.
-    """
+    """Cost of an update, and its distribution over the processes."""
     batching = recipe.config.batch
     slots, rounds = batching.slots, -(-batching.slots // world_size)
     lines = [

@@ -20,8 +20,7 @@ from openwavlm.runs.beginning import Beginning, Launch, Opened
 from openwavlm.runs.init_from import begin_from, check_same_beginning
 from openwavlm.runs.monitoring import make_figures, make_monitor
 from openwavlm.runs.run_directory import RunRecord, names_in
-from openwavlm.runs.segment import segment_entry
-from openwavlm.runs.segments import names_of_checkpoint
+from openwavlm.runs.segments import names_of_checkpoint, segment_entry
 from openwavlm.runs.trainer import device_type
 from openwavlm.runtime.collectives import on_rank_zero, together
 from openwavlm.runtime.watchdog import Watchdog
@@ -43,17 +42,7 @@ from openwavlm.training.validation import Evaluation, Unigram
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a launch.
-
-    Attributes:
-        module: The step.
-        loader: Its micro-batches.
-        boundary: Side jobs between two updates.
-        control: Signals and requests.
-        watch: Background check of the labels.
-        run_log: Records, on rank 0.
-        monitor: Health rules, on rank 0.
-    """
+    """The parts of a launch; further ranks have no `run_log` and no `monitor`."""
 
     module: PretrainingModule
     loader: StepLoader
@@ -160,7 +149,7 @@ def _schedule(launch: Launch, opened: Opened, beginning: Beginning) -> Schedule:
 def _resume_plan(
     schedule: Schedule, state: dict[str, Any], key: str, start: int, allow_change: list[str], *, same_names: bool
 ) -> None:
-    """Goes on in the checkpoint's plan; if an allowed change made it another one, begins the next data epoch of each stream."""
+    """Continues the checkpoint's plan; if an allowed change made it another one, begins the next data epoch of each stream."""
     if state["plan_version"] != PLAN_VERSION and "plan" not in allow_change:
         raise ValueError(
             f"the checkpoint follows plan version {state['plan_version']}, this version plans by {PLAN_VERSION}: install the version that "

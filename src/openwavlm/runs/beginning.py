@@ -16,15 +16,7 @@ from openwavlm.training.config import RunConfig
 
 @dataclass(frozen=True)
 class Launch:
-    """One process of one launch.
-
-    Attributes:
-        config: Typed config.
-        values: The same as plain values, for the records.
-        directory: Run directory.
-        rank: Of this process.
-        world_size: Processes.
-    """
+    """One process of one launch; `values` are the config as plain values, for the records."""
 
     config: RunConfig
     values: dict[str, Any]
@@ -55,7 +47,7 @@ class Beginning:
     """The state that a launch begins with.
 
     Attributes:
-        checkpoint: The checkpoint that it goes on from; None = the first launch of a run of its own.
+        checkpoint: The checkpoint that it resumes; None = the first launch of a run of its own.
         state: The checkpoint's entries beside weights and optimiser.
         own: Whether the checkpoint is of this run, and not of the run that this one branches from.
         changes: Config keys that differ from the launch or the run before: key → (before, now).
@@ -100,7 +92,7 @@ def open_run(launch: Launch) -> Opened:
 
 
 def resume(launch: Launch, opened: Opened, changes: dict[str, Any]) -> Beginning:
-    """Act 2: finds the checkpoint to go on from, of this run or of the one that it branches from.
+    """Act 2: finds the checkpoint to resume, of this run or of the one that it branches from.
 
     Raises:
         ValueError: If the checkpoints are lost, or their head does not fit the labels.

@@ -43,13 +43,7 @@ def embeddings_of(config: RunConfig, classes: Sequence[int]) -> list[int]:
 
 
 class CheckedData(NamedTuple):
-    """Facts of data that were checked.
-
-    Attributes:
-        classes: Labels of each label set.
-        fingerprints: As of `OpenData`.
-        places: As of `OpenData`.
-    """
+    """Classes, fingerprints and places of an `OpenData` that was checked."""
 
     classes: tuple[int, ...]
     fingerprints: dict[str, str]
@@ -61,7 +55,7 @@ def check_launch(values: dict[str, Any], directory: Path, opened: dict[str, Chec
 
     Args:
         values: The training config as plain values.
-        directory: Run directory, which may not exist.
+        directory: Run directory; may not exist.
         opened: Data that were checked, by their part of the config; new ones are added.
 
     Raises:

@@ -59,22 +59,16 @@ class Update:
         segment: The launch that trained it.
         recorded: Its row of `metrics.csv`.
         micro_batches: In slot order.
-        fingerprints: The data, by content.
     """
 
     step: int
     segment: Segment
     recorded: dict[str, float]
     micro_batches: list[MicroBatch]
-    fingerprints: dict[str, str]
 
 
 def rebuild_update(run: Path, step: int) -> Update:
-    """Builds the micro-batches of an update again, and compares their counts with `metrics.csv`.
-
-    Args:
-        run: Run directory.
-        step: The update, from 1 as in `metrics.csv`.
+    """Builds the micro-batches of an update, counted from 1, again, and compares their counts with `metrics.csv`.
 
     Raises:
         ValueError: If the folder is no run directory; the run has not reached this update; the data is missing or has other content;
@@ -94,13 +88,13 @@ def rebuild_update(run: Path, step: int) -> Update:
                 prepared = prepare_waveforms(built.batch, config.mixing, normalised=config.model.normalise_waveform)
             rows = describe_rows(built, config.mixing, data.opened.indexes[built.batch.id.source])
             micro_batches.append(MicroBatch(built.batch, prepared, rows))
-    update = Update(step, segment, recorded, micro_batches, data.opened.fingerprints())
+    update = Update(step, segment, recorded, micro_batches)
     _check_figures(update)
     return update
 
 
 def _recorded(run: Path, step: int) -> dict[str, float]:
-    """The update's row of `metrics.csv`, a table that is compared with the newest checkpoint's record of it."""
+    """The update's row of `metrics.csv`; the table must agree with the newest checkpoint's record of it."""
     table = run / "metrics.csv"
     metrics = read_table(table, prefix=known_tables(run, RunRecord(run).content["segments"]).get(table.name))
     if not len(metrics.get("step", ())):
@@ -143,13 +137,13 @@ def _found(segment: Segment, step: int) -> dict[str, Any]:
 
 
 def _check_fingerprints(opened: OpenData, segment: Segment, step: int) -> None:
-    found, expected = opened.fingerprints(), segment.fingerprints
-    if expected is not None and lacks_names(expected, found) and same_data(expected, found):
+    found, expected = opened.fingerprints(), segment.record["fingerprints"]
+    if lacks_names(expected, found) and same_data(expected, found):
         raise ValueError(
             f"the launch that trained update {step} has no record of the speakers and other names of its shards (a run of an older "
             "format): add it by `openwavlm upgrade` and the run's folder"
         )
-    if expected is not None and found != expected:
+    if found != expected:
         names = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
         named = [(source["shards"], *label_folders(source["labels"])) for source in opened.data.all_sets.values()]
         folders = [str(folder) for one in named for folder in one] + ([str(opened.data.noise)] if opened.data.noise else [])
@@ -179,9 +173,8 @@ def _check_figures(update: Update) -> None:
         "mixed_rows": sum(len(batch.mix) for batch in batches),
         "audio_s": sum(batch.valid_samples for batch in batches) / SAMPLE_RATE_HZ,
     }
-    wrong = [
-        f"{name} {value:g}, not {update.recorded[name]:g}" for name, value in built.items() if value != update.recorded[name]
-    ]
+    recorded = update.recorded
+    wrong = [f"{name} {value:g}, not {recorded[name]:g}" for name, value in built.items() if value != recorded[name]]
     if wrong:
         record = update.segment.record
         raise ValueError(
@@ -200,7 +193,7 @@ def record_of(update: Update, run: Path) -> dict[str, Any]:
         "step": update.step,
         "recorded": {name: value if np.isfinite(value) else None for name, value in update.recorded.items()},
         "launch": {"number": segment.number, **segment.record},
-        "fingerprints": update.fingerprints,
+        "fingerprints": segment.record["fingerprints"],
         "micro_batches": [
             {
                 "slot": slot,
@@ -224,16 +217,13 @@ def _shown(counts: list[int], limit: int) -> list[tuple[int, int]]:
 
 
 def replay(run: Path, step: int, *, rows: int = 32, output: Path | None = None) -> Path:
-    """Writes the batches of an update: `batch.json`, `page.html` and `audio/`.
+    """Writes the batches of an update: `batch.json`, `page.html` and `audio/`; returns their folder.
 
     Args:
         run: Run directory.
         step: The update, from 1 as in `metrics.csv`.
         rows: Number of rows with pictures and audio; `batch.json` has all.
         output: Folder to write; `run/replay/step-…` by default.
-
-    Returns:
-        The folder.
 
     Raises:
         ValueError: If `rows` is negative, or as `rebuild_update`.

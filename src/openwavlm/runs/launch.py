@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from openwavlm.runs.assemble import Parts, assemble
-from openwavlm.runs.beginning import Beginning, Launch, Opened, open_run, resume
+from openwavlm.runs.beginning import Beginning, Launch, open_run, resume
 from openwavlm.runs.compose import plain
 from openwavlm.runs.lock import RunLock
 from openwavlm.runs.run_directory import accept_config
@@ -55,16 +55,15 @@ def train(config: DictConfig, run_directory: Path) -> dict[str, Any]:
 
 def run_launch(launch: Launch, changes: dict[str, Any]) -> dict[str, Any]:
     """Runs the four acts in a run directory that is locked; `changes` are config keys that differ from the launch before."""
-    opened = open_run(launch)
-    beginning = resume(launch, opened, changes)
+    beginning = resume(launch, *open_run(launch), changes)
     optim, stop_after = launch.config.optim, launch.config.stop_after
     if beginning.step >= optim.updates or (stop_after is not None and beginning.step >= stop_after):
         log.info("%s has %d updates already; nothing to do", launch.directory, beginning.step)
         return _end(launch, beginning.step, beginning.skipped)
-    return fit(launch, opened, beginning, assemble(launch, opened, beginning))
+    return fit(launch, beginning, assemble(launch, beginning))
 
 
-def fit(launch: Launch, opened: Opened, beginning: Beginning, parts: Parts) -> dict[str, Any]:
+def fit(launch: Launch, beginning: Beginning, parts: Parts) -> dict[str, Any]:
     """Act 4: trains to the end or to a stop, and writes the summary.
 
     Raises:
@@ -80,7 +79,7 @@ def fit(launch: Launch, opened: Opened, beginning: Beginning, parts: Parts) -> d
         raise KeyboardInterrupt from error
     finally:
         parts.watch.close()
-        opened.data.close()
+        beginning.data.close()
         control.close()
         if run_log is not None:
             run_log.close()

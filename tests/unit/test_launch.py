@@ -152,7 +152,7 @@ def test_a_run_goes_on_only_from_the_model_that_it_began_as(monkeypatch):
     _begin_from("first", config, record)
     assert record.content == {"init_from": {"path": "here", "model": "first"}}
     _begin_from("first", config, record)
-    with pytest.raises(ValueError, match="began as the model first of here, but here now holds other"):
+    with pytest.raises(ValueError, match="began from the model first of here, but here now holds other"):
         _begin_from("other", config, record)
     assert record.content["init_from"]["model"] == "first"
     config.allow_change = ["init_from"]

@@ -79,7 +79,7 @@ def assemble(launch: Launch, beginning: Beginning) -> Parts:
     run_log, monitor = None, None
     if launch.rank == 0:
         run_log = _run_log(launch, beginning)
-        announce(config, data, schedule.statistics(), beginning.step, launch.world_size, directory, live)
+        announce(launch, beginning, schedule.statistics(), live)
         monitor = make_monitor(
             config,
             data,

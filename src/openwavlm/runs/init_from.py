@@ -27,11 +27,7 @@ _FREE = frozenset(
 
 
 def begin_from(model: WavLM, path: Path | str) -> dict[str, Any]:
-    """Copies a checkpoint's encoder into a new run's; the prediction head stays random.
-
-    Args:
-        model: The run's encoder; overwritten.
-        path: A checkpoint that `load_checkpoint` reads.
+    """Copies the encoder of a checkpoint that `load_checkpoint` reads into a new run's `model`; the prediction head stays random.
 
     Returns:
         Entry for `run.json`: path, dialect, hash of the model, tensors that were left out and made, and the training data if the
@@ -60,29 +56,19 @@ def begin_from(model: WavLM, path: Path | str) -> dict[str, Any]:
 
 
 def check_same_beginning(before: dict[str, Any] | None, now: dict[str, Any], allow_change: list[str]) -> None:
-    """Refuses another encoder than that in `run.json`.
-
-    Raises:
-        ValueError: If `run.json` names another model and `init_from` was not allowed to change.
-    """
+    """Raises a `ValueError` if `run.json` names another initial model and `init_from` is not allowed to change."""
     if before is not None and before["model"] != now["model"] and "init_from" not in allow_change:
         raise ValueError(
-            f"this run began as the model {before['model'][:12]} of {before['path']}, but {now['path']} now holds {now['model'][:12]}: "
+            f"this run began from the model {before['model'][:12]} of {before['path']}, but {now['path']} now holds {now['model'][:12]}: "
             "restore it, start a new run under another name, or allow_change=[init_from]"
         )
 
 
 def check_same_architecture(run: WavLMConfig, checkpoint: WavLMConfig, origin: Path | str, *, neutral: bool = False) -> None:
-    """Refuses a checkpoint of another architecture.
+    """Raises a `ValueError` if the checkpoint, named `origin`, has another architecture than the run's model.
 
     Args:
-        run: Config of the run's model.
-        checkpoint: Config of the checkpoint's model.
-        origin: The checkpoint, for the message.
         neutral: Whether the gated bias was made neutral, so that any buckets fit.
-
-    Raises:
-        ValueError: If the architectures differ.
     """
     free = _FREE | ({"num_buckets", "max_distance"} if neutral else set())
     names = [field.name for field in fields(run) if field.name not in free]

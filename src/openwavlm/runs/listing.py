@@ -14,16 +14,15 @@ _TAIL_BYTES = 8192  # of a table: holds its last row
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run.
+    """One run; None = unknown.
 
     Attributes:
         name: Its folder below the root.
         state: `training`, `finished`, `stopped`, `chain` (of `openwavlm iterate` or `studies/learn.py`) or `damaged`.
-        step: Updates that are done; None if unknown.
-        updates: Updates of the whole run.
+        step: Updates that are done, of `updates` in all.
         loss: Masked cross-entropy of the last update, nats.
         audio_s_per_s: Speed of the last launch that ended.
-        age_s: Seconds since its records changed.
+        age_s: Time since its records changed.
     """
 
     name: str

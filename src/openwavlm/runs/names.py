@@ -20,14 +20,7 @@ _OF_GROUP = re.compile(rf"\b({'|'.join(_TEXT)})(\s*:\s*)({_NUMBER})(?=\s*[,}}])"
 
 
 def as_text(word: str) -> str:
-    """An override with quotes if its key is text and Hydra would read another type.
-
-    Args:
-        word: As given, `name=1e3`, or a sweep, `name=1e3,2e3`.
-
-    Returns:
-        `name='1e3'`; any other word as it is.
-    """
+    """An override or a sweep, quoted if its key is text and Hydra would read another type: `name='1e3'` for `name=1e3`."""
     found = _WORD.fullmatch(word)
     if found is None:
         return word
@@ -45,10 +38,7 @@ def as_text(word: str) -> str:
 
 
 def run_folder(name: object) -> Path:
-    """`runs/NAME`.
-
-    Args:
-        name: A name, or several with `/` between them.
+    """`runs/NAME`, of a name or several with `/` between them.
 
     Raises:
         ValueError: If it is empty, leads out of `runs/`, or cannot be a folder's name everywhere.

@@ -83,13 +83,10 @@ def _given(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def speaker_ranges(corpus: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Ranges of `split_hash` that split the speakers of one corpus into train, dev and test.
+    """Ranges of `split_hash` that split the speakers of a corpus, given as arguments of `make_shards`, into train, dev and test.
 
     Hashes in the lowest 5 % are dev, as with `data.validation_share=0.05`, and those in the next 5 % are test. If a set gets no
     speaker this way, as in a small corpus, the speaker with the lowest hash is dev and the next one is test.
-
-    Args:
-        corpus: Arguments of `make_shards`.
 
     Returns:
         First hash of each set and the one after its last; a set that keeps its range keeps its speakers when the corpus grows.

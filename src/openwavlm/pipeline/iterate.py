@@ -54,12 +54,7 @@ def iterate(config: dict[str, Any], directory: Path) -> dict[str, Any]:
 
 
 def _check_models(config: dict[str, Any], settings: list[IterationSettings]) -> None:
-    """Refuses, before hours of labelling, settings that would fail in a later iteration.
-
-    Raises:
-        ValueError: If the training would refuse an override, a layer is not one of the model that it is taken from, or a warm start
-            is from another architecture.
-    """
+    """Refuses, before hours of labelling, overrides, layers and warm starts that would fail in a later iteration."""
     models = [
         RunConfig.of(with_placeholders(plain(composed("train", overrides(config, *one))))).model for one in enumerate(settings, 1)
     ]
@@ -150,11 +145,7 @@ def _report(iterations: list[dict[str, Stage]], folder: Path, export: Path, name
 
 
 def check_with_transformers(exported: Path) -> dict[str, Any]:
-    """Loads an export with Transformers; returns its version, or None where it is not installed.
-
-    Raises:
-        ValueError: If a key is missing, unexpected or of another shape.
-    """
+    """Loads an export with Transformers, if installed, and returns its version; a `ValueError` if a key does not fit."""
     try:
         transformers = importlib.import_module("transformers")
     except ImportError:

@@ -190,11 +190,7 @@ def _trained(number: int, folder: Path, words: list[str]) -> dict[str, Any]:
 
 
 def pnmi_by_layer(model: WavLM, train: ProbeSet, dev: ProbeSet, settings: ProbeSettings) -> list[float]:
-    """Corrected PNMI of the units of layers 1, 2, … on development speakers, with codebooks fitted on training speakers.
-
-    Raises:
-        ValueError: If no frame of `dev` has a phone.
-    """
+    """Corrected PNMI of the units of layers 1, 2, … on development speakers, with codebooks fitted on training speakers."""
     frames, seeds = settings.codebook_frames, settings.codebook_seeds
     units = UnitSettings(clusters=settings.clusters, codebook_seeds=seeds, fit_frames=frames, quick=True)
     found = layer_pnmi(EncoderFeatures(model), train, dev, units)

@@ -48,12 +48,7 @@ class Stage:
 
 
 class Chain:
-    """Runs stages below one folder.
-
-    Args:
-        folder: Parent of the stages' folders.
-        dry_run: Make nothing: a stage that does not exist is returned with an empty result and `done` False.
-    """
+    """Runs stages below one folder; a dry run makes none, and returns those that do not exist with `done` False."""
 
     def __init__(self, folder: Path, *, dry_run: bool = False) -> None:
         self.folder, self.dry_run = folder, dry_run
@@ -68,12 +63,10 @@ class Chain:
         *,
         content: str | None = None,
     ) -> Stage:
-        """Makes a stage, or finds that it is done.
+        """Makes a stage from settings and inputs, which decide its result, or finds that it is done.
 
         Args:
             name: Path of the stage below the chain's folder, as in `1/codebook`.
-            settings: Plain values that decide its result.
-            inputs: The stages that it reads.
             make: Writes results into a folder and returns figures for later stages; resumes in the folder of a killed call.
             content: Fingerprint of an input that can grow. With another content, `make` is called again with the same folder, and the
                 stages that build on this one are made again.

@@ -57,11 +57,7 @@ class Beginning:
 
 
 def open_run(launch: Launch) -> tuple[OpenData, RunRecord]:
-    """Act 1: opens data and record, and refuses what does not fit the config, the machine or the launches before.
-
-    Raises:
-        ValueError: If something does not fit.
-    """
+    """Act 1: opens data and record; a `ValueError` if they do not fit the config, the machine or the launches before."""
     config = launch.config
     check_world_size(launch.world_size, config.batch)
     if config.model.layer_drop_mode == "skip" and launch.world_size > 1:

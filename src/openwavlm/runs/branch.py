@@ -29,7 +29,6 @@ def check_head(checkpoint: Path, embeddings: Sequence[int], fingerprints: dict[s
     """Refuses a checkpoint with a head of another size than the run's, and warns of a head that was trained on another codebook.
 
     Args:
-        checkpoint: A whole checkpoint.
         embeddings: Number of label embeddings that the run needs, of each label set.
         fingerprints: Of the data as they are.
 
@@ -52,10 +51,7 @@ def check_head(checkpoint: Path, embeddings: Sequence[int], fingerprints: dict[s
 def begin_branch(
     checkpoint: Path, directory: Path, config: dict[str, Any], optim: Optim, allow_change: list[str], check: Callable[[], None]
 ) -> dict[str, Any]:
-    """Checks that a new run in `directory` may branch from another run's checkpoint, and copies the records up to there.
-
-    Args:
-        check: Further checks (`check_head`) before anything is copied.
+    """Copies the records up to another run's checkpoint into a new run's directory, after all checks, `check` the last one.
 
     Returns:
         The differences, for `run.json`: key → (there, here).
@@ -75,11 +71,7 @@ def begin_branch(
 
 
 def check_branch(checkpoint: Path, config: dict[str, Any], optim: Optim, allow_change: list[str]) -> dict[str, Any]:
-    """The checks of `begin_branch` that need no data; writes nothing, and returns the differences: key → (there, here).
-
-    Raises:
-        ValueError: As `begin_branch`.
-    """
+    """The checks of `begin_branch` that need no data; writes nothing, and returns the differences: key → (there, here)."""
     if not checkpoint.is_file() or not verified(checkpoint):
         raise ValueError(
             f"branch_from must be a whole checkpoint, as in runs/NAME/checkpoints/step-00001000.ckpt, but is {checkpoint}"

@@ -54,7 +54,6 @@ def check_launch(values: dict[str, Any], directory: Path, opened: dict[str, Chec
     """Makes the checks of a launch before its first update; trains and writes nothing.
 
     Args:
-        values: The training config as plain values.
         directory: Run directory; may not exist.
         opened: Data that were checked, by their part of the config; new ones are added.
 

@@ -38,7 +38,6 @@ def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") ->
     """The model of one of a run's checkpoints, in eval mode, and the checkpoint's own entries (`openwavlm`).
 
     Args:
-        run: Run directory.
         checkpoint: `newest` that verifies, `best` by cross-entropy on held-out speakers, or a number of updates.
         weights: `trained`, or `ema`, their running mean in a run with optim.ema.
 
@@ -72,16 +71,15 @@ def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") ->
 def export_run(
     run: Path, output: Path | None = None, *, checkpoint: str = "newest", weights: str = "trained", format: str = "huggingface"
 ) -> Path:
-    """Writes the encoder in one of `FORMATS`, and the prediction head in a file beside it.
+    """Writes the encoder in one of `FORMATS`, and the prediction head in a file beside it; returns their folder.
+
+    Besides the files of `format` it gets pretraining_head.safetensors, openwavlm.json and README.md.
 
     Args:
         run: Run directory; `checkpoint` and `weights` as in `load_run`.
         output: Folder to write; by default `run/export`, of the other formats `run/export-FORMAT`.
         format: `huggingface`: model.safetensors, config.json, preprocessor_config.json; `microsoft`: model.pt; `torchaudio`: model.pt,
             model.json.
-
-    Returns:
-        The folder, with pretraining_head.safetensors, openwavlm.json and README.md.
 
     Raises:
         ValueError: If the format is unknown, the output holds another one, or there is nothing to export.

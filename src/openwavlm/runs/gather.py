@@ -32,8 +32,7 @@ def gather(
     """Records of a run directory and figures of its data; data that cannot be opened are noted in the iteration.
 
     Args:
-        run: Run directory.
-        name: Its name on the page; by default the folder's.
+        name: The run's name on the page; by default the folder's.
         micro_batches: Number of batches that are built again to measure masking and mixing.
         probes: Result of `probe_model`; by default `probes.json` of the run, if there is one.
         masked: Masked prediction with its controls, in place of the last row of `validation.csv`, or controls alone, added to that row.
@@ -75,7 +74,6 @@ def report_runs(runs: Sequence[Path], output: Path | None = None, *, title: str 
     """Writes the report of one run, or of several, each compared with the one before; `micro_batches` as in `gather`.
 
     Args:
-        runs: Run directories.
         output: Folder to write; by default that of the run, or of several `reports/A+B` beside the last one.
         title: Title of the page; by default of the runs' names.
 

@@ -64,11 +64,7 @@ def run_launch(launch: Launch, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def fit(launch: Launch, beginning: Beginning, parts: Parts) -> dict[str, Any]:
-    """Act 4: trains to the end or to a stop, and writes the summary.
-
-    Raises:
-        ValueError: If no update had a finite gradient.
-    """
+    """Act 4: trains to the end or to a stop, and writes the summary; a `ValueError` if no update had a finite gradient."""
     config, directory, control, run_log = launch.config, launch.directory, parts.control, parts.run_log
     updates, began = config.optim.updates, time.monotonic()
     checkpoint = str(beginning.checkpoint) if beginning.checkpoint else None

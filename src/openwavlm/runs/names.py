@@ -38,11 +38,7 @@ def as_text(word: str) -> str:
 
 
 def run_folder(name: object) -> Path:
-    """`runs/NAME`, of a name or several with `/` between them.
-
-    Raises:
-        ValueError: If it is empty, leads out of `runs/`, or cannot be a folder's name everywhere.
-    """
+    """`runs/NAME`; a `ValueError` if the name leads out of `runs/` or cannot be a folder's name everywhere."""
     text = str(name)
     parts = text.split("/") if isinstance(name, str | int | float) else [""]
     if any(not part.strip() or part.endswith((".", " ")) or part.startswith(" ") for part in parts) or not text.isprintable():

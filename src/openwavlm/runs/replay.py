@@ -40,9 +40,8 @@ class MicroBatch:
     """One micro-batch of an update.
 
     Attributes:
-        batch: Bit-equal to what was trained on.
+        batch: Bit-equal to the one that was trained on.
         prepared: Float (batch, samples), waveforms as the model received them: mixed, and normalised where the config says so.
-        rows: Its rows.
     """
 
     batch: PretrainBatch
@@ -52,14 +51,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """An update that was built again.
-
-    Attributes:
-        step: The update, from 1.
-        segment: The launch that trained it.
-        recorded: Its row of `metrics.csv`.
-        micro_batches: In slot order.
-    """
+    """An update, counted from 1, that was built again: its launch, its row of `metrics.csv`, its micro-batches in slot order."""
 
     step: int
     segment: Segment
@@ -220,7 +212,6 @@ def replay(run: Path, step: int, *, rows: int = 32, output: Path | None = None) 
     """Writes the batches of an update: `batch.json`, `page.html` and `audio/`; returns their folder.
 
     Args:
-        run: Run directory.
         step: The update, from 1 as in `metrics.csv`.
         rows: Number of rows with pictures and audio; `batch.json` has all.
         output: Folder to write; `run/replay/step-…` by default.

@@ -40,11 +40,7 @@ def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tup
 
 
 def refuse_changes(changes: dict[str, tuple[Any, Any]], allow_change: list[str], run: str) -> None:
-    """Refuses differences that are not in `allow_change`.
-
-    Raises:
-        ValueError: If there are some; it lists each with both values.
-    """
+    """Raises a `ValueError` that lists the differences that are not in `allow_change`, each with both values."""
     allowed = tuple(f"{key}." for key in allow_change)
     refused = {key: values for key, values in changes.items() if not f"{key}.".startswith(allowed)}
     if refused:
@@ -56,12 +52,9 @@ def refuse_changes(changes: dict[str, tuple[Any, Any]], allow_change: list[str],
 
 
 def accept_config(directory: Path, config: dict[str, Any], allow_change: list[str]) -> dict[str, tuple[Any, Any]]:
-    """Compares the composed config with the run's, and writes it beside, to become the run's when a segment begins.
+    """Compares the composed config with the run's, and returns the allowed changes, empty on the first launch.
 
-    So a launch that is refused later (a folder is missing, the data changed) leaves the run's config as it is.
-
-    Returns:
-        The allowed changes of this launch, empty on the first.
+    Writes it beside, to replace the run's when a segment begins: a launch that is refused later leaves the run's config as it is.
 
     Raises:
         ValueError: If the run's config or `run.json` is missing or cannot be read, or both are and there are checkpoints; as
@@ -148,11 +141,7 @@ def same_data(known: dict[str, str], now: dict[str, str]) -> bool:
 
 
 class RunRecord:
-    """`run.json` of a run directory: identity of the run, versions, fingerprints, and one segment a launch.
-
-    Raises:
-        ValueError: If it is damaged or was written by a newer version.
-    """
+    """`run.json` of a run directory: identity of the run, versions, fingerprints, and one segment a launch."""
 
     def __init__(self, directory: Path) -> None:
         self._path, self._staged_config = directory / "run.json", _staged(directory)

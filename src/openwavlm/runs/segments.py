@@ -27,7 +27,6 @@ class Segment:
     """One launch of a run.
 
     Attributes:
-        config: Its config.
         newest: The run's newest config, for folders that were moved since.
         record: Its entry in `run.json`, as of `segment_entry`.
         number: Its place among the launches, from 0.
@@ -147,7 +146,6 @@ def follow_plan(schedule: Schedule, segment: Segment, key: str, directory: Path,
     Args:
         schedule: The schedule of that launch's config and data, as if it were the run's first.
         key: Plan key of that config and data.
-        step: The update, from 1, for messages.
 
     Raises:
         ValueError: If the plan is another one.

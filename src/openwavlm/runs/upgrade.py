@@ -1,7 +1,7 @@
-"""Upgrade of shard sets, labels and runs of format 1 to the present formats, in place.
+"""Upgrade of shard sets, labels, codebooks and runs of format 1 to the present formats, in place.
 
-Shard sets get a second identity, of their names (`metadata`), and checksums; labels, codebooks and runs are bound to it. Tars, labels,
-centroids and weights are not written.
+Shard sets get checksums and a second identity, of their names (`metadata`), to which the others are bound. Tars, labels, centroids and
+weights are not written.
 """
 
 import os

@@ -24,7 +24,7 @@ from openwavlm.training.validation import Evaluation, Unigram
 def _labels_and_masks(
     opened: OpenData, name: str, masking: SpanMasking, seed: int, enough: float = math.inf
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Labels and masks of whole micro-batches, up to the one that reaches `enough` frames."""
+    """Labels and masks of a set's micro-batches, up to the one that reaches `enough` frames."""
     labels, masks, frames = [], [], 0
     for spec in whole_set(opened, name, seed):
         for row, mask in labels_and_masks(opened, spec, masking, seed):

@@ -1,4 +1,4 @@
-"""The third act of a launch: model, batches, records, health rules and step, put together from config, data and checkpoint."""
+"""The third act of a launch: assembly of model, batches, records, health rules and step from config, data and checkpoint."""
 
 import os
 import time
@@ -54,7 +54,7 @@ class Parts:
 
 
 def assemble(launch: Launch, beginning: Beginning) -> Parts:
-    """Act 3: puts model, batches, records, health rules and step together; nothing is written to the run yet."""
+    """Act 3: assembles model, batches, records, health rules and step; nothing is written to the run yet."""
     config, data, directory = launch.config, beginning.data, launch.directory
     model = _model(config, beginning)
     schedule = _schedule(config, beginning)
@@ -121,13 +121,13 @@ def _model(config: RunConfig, beginning: Beginning) -> WavLMForPretraining:
 
 
 def _begin_from(encoder: WavLM, config: RunConfig, record: RunRecord) -> None:
-    """Copies the checkpoint `init_from`, the same one on every rank, into the encoder, and notes it in `run.json`."""
+    """Initialises the encoder from the checkpoint `init_from`, the same one on every rank, and records it in `run.json`."""
     path = config.init_from
     assert path is not None
     begun = together(lambda: begin_from(encoder, path))
     if together(lambda: begun["model"]) != on_rank_zero(lambda: begun["model"]):
         raise ValueError(
-            f"the ranks begin from different models: {path} on this node differs from rank 0's; copy it to every node again"
+            f"the ranks are initialised from different models: {path} on this node differs from rank 0's; copy it to every node again"
         )
     check_same_beginning(record.content.get("init_from"), begun, config.allow_change)
     record.content["init_from"] = begun

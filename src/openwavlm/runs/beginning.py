@@ -1,6 +1,7 @@
 """The first two acts of a launch: open the data and the run's record, and find the checkpoint to begin at."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Beginning:
 
     @property
     def skipped(self) -> int:
-        """Updates of these that were skipped."""
+        """Skipped updates among them."""
         return int(self.state["voids"]) if self.state else 0
 
 
@@ -91,7 +92,9 @@ def resume(launch: Launch, data: OpenData, record: RunRecord, changes: dict[str,
         check_head(found, embeddings, fingerprints)
     elif config.branch_from:
         found = Path(config.branch_from)
-        place = found, launch.directory, launch.values, config.optim, config.allow_change
-        changes = on_rank_zero(lambda: begin_branch(*place, lambda: check_head(found, embeddings, fingerprints)))
+        check = partial(check_head, found, embeddings, fingerprints)
+        changes = on_rank_zero(
+            partial(begin_branch, found, launch.directory, launch.values, config.optim, config.allow_change, check)
+        )
         record.inherit(RunRecord(found.resolve().parents[1]))
     return Beginning(data, record, found, read_checkpoint(found)["openwavlm"] if found else None, own, changes)

@@ -1,4 +1,4 @@
-"""A run that begins at another run's checkpoint: the same trajectory up to there, then another one, such as a decay from a stable rate."""
+"""Branches: runs that share another run's trajectory up to a checkpoint, such as a decay from a stable learning rate."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -45,7 +45,10 @@ def check_head(checkpoint: Path, embeddings: Sequence[int], fingerprints: dict[s
         )
     known: dict[str, str] = content["openwavlm"]["fingerprints"]
     if any(known.get(key) != value for key, value in fingerprints.items() if key.split(".")[0] == "codebook"):
-        log.warning("the head of %s was trained on another codebook, which allow_change permits: it is trained anew", checkpoint)
+        log.warning(
+            "the head of %s was trained on another codebook, which allow_change permits: it is retrained",
+            checkpoint,
+        )
 
 
 def begin_branch(

@@ -38,7 +38,7 @@ def open_data(config: RunConfig) -> OpenData:
 
 
 def embeddings_of(config: RunConfig, classes: Sequence[int]) -> list[int]:
-    """Number of label embeddings of the run's heads, one a label set."""
+    """Number of label embeddings of the run's heads, one per label set."""
     return [config.head.special_rows + size for size in classes]
 
 

@@ -97,13 +97,13 @@ _QUOTES = (
 
 
 def sentence_of_value(error: OmegaConfBaseException) -> str:
-    """The error of a value, in one sentence; of our resolvers their own sentence."""
+    """The error of a value in one sentence; for our resolvers, their own message."""
     text = str(error).split("full_key:")[0].removeprefix("ValueError raised while resolving interpolation: ")
     return " ".join(text.split())
 
 
 def sentence_of(error: Exception, config_name: str) -> str:
-    """The error of a command line, in one sentence; for a misspelt key with the nearest key."""
+    """The error of a command line in one sentence, with the nearest key for a misspelt one."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):  # Hydra's error of a missing option is both
         return explained(error)
     if isinstance(error, OmegaConfBaseException):

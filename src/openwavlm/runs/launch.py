@@ -1,4 +1,4 @@
-"""A training run from a composed config, in four acts: open the data, find where to begin, put the parts together, fit."""
+"""A training run from a composed config, in four acts: open the data, find the checkpoint, assemble the parts, fit."""
 
 import contextlib
 import json
@@ -59,7 +59,7 @@ def run_launch(launch: Launch, changes: dict[str, Any]) -> dict[str, Any]:
     optim, stop_after = launch.config.optim, launch.config.stop_after
     if beginning.step >= optim.updates or (stop_after is not None and beginning.step >= stop_after):
         log.info("%s has %d updates already; nothing to do", launch.directory, beginning.step)
-        return _end(launch, beginning.step, beginning.skipped)
+        return write_summary(launch, beginning.step, beginning.skipped)
     return fit(launch, beginning, assemble(launch, beginning))
 
 
@@ -89,48 +89,32 @@ def fit(launch: Launch, beginning: Beginning, parts: Parts) -> dict[str, Any]:
         log.info("finished; openwavlm export run=%s writes the model for Transformers", directory)
     audio_s = run_log.audio_s_total if run_log is not None else 0.0
     health = parts.monitor.summary() if parts.monitor is not None else None
-    return _end(launch, done, skipped, audio_s, time.monotonic() - began, health)
-
-
-def _end(
-    launch: Launch, done: int, skipped: int, audio_s: float = 0.0, seconds: float = 0.0, health: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Writes the summary of a launch; refuses a finished run that has learned nothing."""
-    updates = launch.config.optim.updates
-    summary = write_summary(launch.directory, done, updates, audio_s, seconds, launch.rank, health, skipped=skipped)
-    if done >= updates:
-        check_learned(done, skipped)
-    return summary
+    return write_summary(launch, done, skipped, audio_s, time.monotonic() - began, health)
 
 
 def write_summary(
-    directory: Path,
-    step: int,
-    updates: int,
-    audio_s: float,
-    seconds: float,
-    rank: int,
-    health: dict[str, Any] | None = None,
-    *,
-    skipped: int = 0,
+    launch: Launch, step: int, skipped: int, audio_s: float = 0.0, seconds: float = 0.0, health: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Writes `summary.json` on rank 0, with its entries of other commands; returns it.
 
     Args:
-        step: Updates that are done, of `updates` in all.
+        step: Updates that are done, `skipped` of them without effect.
         audio_s: Audio of this launch.
         seconds: Wall time of this launch; 0 = it did not train.
         health: State of each health rule.
-        skipped: Skipped updates.
+
+    Raises:
+        ValueError: If all updates of a finished run were skipped; the summary is written before.
     """
+    updates, directory = launch.config.optim.updates, launch.directory
     path = directory / "summary.json"
     kept: dict[str, Any] = {}
     if path.exists():
         try:
             kept = read_summary(path)
         except ValueError as error:
-            log.warning("the summary is damaged and written anew, without its other entries: %s", error)
-    launch = {"audio_seconds": round(audio_s, 1), "wall_seconds": round(seconds, 1)}
+            log.warning("the summary is damaged and written again, without its other entries: %s", error)
+    trained = {"audio_seconds": round(audio_s, 1), "wall_seconds": round(seconds, 1)}
     summary = {
         **kept,
         "format_version": 1,
@@ -138,10 +122,12 @@ def write_summary(
         "complete": step >= updates and skipped < step,
         "skipped_updates": skipped,
         "validation": last_row(directory / "validation.csv"),
-        "this_launch": launch if seconds else kept.get("this_launch", launch),
+        "this_launch": trained if seconds else kept.get("this_launch", trained),
     }
     if health is not None:
         summary["health"] = health
-    if rank == 0:
+    if launch.rank == 0:
         write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
+    if step >= updates:
+        check_learned(step, skipped)
     return summary

@@ -69,7 +69,7 @@ def _row(folder: Path, root: Path, now: float) -> RunRow:
 
 
 def _is_held(lock: Path, now: float) -> bool:
-    """Whether a launch holds the run: it renews its record in the lock regularly."""
+    """True while a launch holds the run: it renews its record in the lock regularly."""
     return lock.is_file() and lock.stat().st_size > 0 and now - lock.stat().st_mtime < DEAD_AFTER_S
 
 

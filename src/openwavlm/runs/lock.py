@@ -3,7 +3,7 @@
 The record in the file names the writer and is renewed every 15 s. The lock of a writer on another host, or on a file system without
 locks, is invisible, so a launch watches the record: a change refuses the launch; after 120 s without one, by the launch's own monotonic
 clock, it takes over. The time in the record is never compared with a clock, since hosts differ by days. A writer ends at once if it finds
-another's record in place of its own, after a suspension; it writes a deleted file anew.
+another's record in place of its own, after a suspension; it writes a deleted file again.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ class RunLock:
             )
 
     def _is_in_place(self) -> bool:
-        """Whether the open file is the one at the path: a lock on a deleted file refuses no launch."""
+        """True if the open file is the one at the path: a lock on a deleted file refuses no launch."""
         try:
             found = self.path.stat()
         except FileNotFoundError:
@@ -118,7 +118,7 @@ class RunLock:
                 if not self._is_in_place():
                     deleted, self._file = self._file, self._open()
                     os.close(deleted)
-                    log.warning("%s was deleted while this run trains: it is written anew", self.path)
+                    log.warning("%s was deleted while this run trains: it is written again", self.path)
                     if self._lock() is False:
                         self._end(self._holder())
                 holder = self._holder()
@@ -140,7 +140,7 @@ class RunLock:
 
 
 def _is_dead(holder: dict[str, Any], *, locked: bool) -> bool:
-    """Whether a holder on this host has ended: it has no lock or, without locks, no process."""
+    """True if a holder on this host has ended: it has no lock or, without locks, no process."""
     if holder.get("host") != socket.gethostname():
         return False
     if locked:

@@ -48,7 +48,7 @@ def run_folder(name: object) -> Path:
         )
     if any(len(os.fsencode(part)) > _LONGEST_PART for part in parts) or len(os.fsencode(text)) > _LONGEST:
         raise ValueError(
-            f"name must have at most {_LONGEST_PART} bytes between two / and {_LONGEST} in all, which file systems allow, but has "
+            f"name must have at most {_LONGEST_PART} bytes between two / and {_LONGEST} in all, the limits of file systems, but has "
             f"{len(os.fsencode(text))}: shorten it"
         )
     return Path("runs", *parts)

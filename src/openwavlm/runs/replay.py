@@ -105,7 +105,7 @@ def _recorded(run: Path, step: int) -> dict[str, float]:
 
 
 def _found(segment: Segment, step: int) -> dict[str, Any]:
-    """The launch's data node; a missing folder is replaced by that of the run's newest config."""
+    """The launch's data node, with that of the run's newest config in place of a missing folder."""
     data, newest = copy.deepcopy(segment.config["data"]), segment.newest["data"]
     places = [
         (node, key, (newest.get(group) or {}).get(name) or {}, f"data.{group}.{name}.{key}")
@@ -120,10 +120,10 @@ def _found(segment: Segment, step: int) -> dict[str, Any]:
         for folder in label_folders(node[key]):
             if folder.exists():
                 continue
-            where = "" if folder.is_absolute() else f" (below {Path.cwd()}, where this command was given)"
+            where = "" if folder.is_absolute() else f" (below {Path.cwd()}, where this command was run)"
             raise ValueError(
-                f"update {step} was trained on {name}={folder}, but there is no such folder{where}: give the command where train.py was "
-                f"given, move the folder back, or put a link in its place with ln -s"
+                f"update {step} was trained on {name}={folder}, but there is no such folder{where}: run the command where train.py was "
+                "run, move the folder back, or put a link in its place with ln -s"
             )
     return data
 
@@ -137,8 +137,7 @@ def _check_fingerprints(opened: OpenData, segment: Segment, step: int) -> None:
         )
     if found != expected:
         names = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
-        named = [(source["shards"], *label_folders(source["labels"])) for source in opened.data.all_sets.values()]
-        folders = [str(folder) for one in named for folder in one] + ([str(opened.data.noise)] if opened.data.noise else [])
+        folders = dict.fromkeys([*opened.places().values(), *([str(opened.data.noise)] if opened.data.noise else [])])
         raise ValueError(
             f"update {step} was trained on other data than there is now ({', '.join(names)} differ): restore the data of that launch "
             f"in {', '.join(folders)}"
@@ -203,7 +202,7 @@ def record_of(update: Update, run: Path) -> dict[str, Any]:
 
 
 def _shown(counts: list[int], limit: int) -> list[tuple[int, int]]:
-    """(slot, row) of at most `limit` rows: the first ones of each micro-batch, equally many of each as far as they go."""
+    """(slot, row) of at most `limit` rows: the first ones of each micro-batch, equally many of each where it has as many."""
     places = [(place, slot) for slot, count in enumerate(counts) for place in range(count)]
     return sorted((slot, place) for place, slot in sorted(places)[:limit])
 

@@ -54,7 +54,7 @@ def refuse_changes(changes: dict[str, tuple[Any, Any]], allow_change: list[str],
 def accept_config(directory: Path, config: dict[str, Any], allow_change: list[str]) -> dict[str, tuple[Any, Any]]:
     """Compares the composed config with the run's, and returns the allowed changes, empty on the first launch.
 
-    Writes it beside, to replace the run's when a segment begins: a launch that is refused later leaves the run's config as it is.
+    Writes the new config beside, to replace the run's when a segment begins: a launch that is refused later leaves the run's as it is.
 
     Raises:
         ValueError: If the run's config or `run.json` is missing or cannot be read, or both are and there are checkpoints; as
@@ -100,7 +100,7 @@ def _finish_rename(directory: Path) -> None:
 
 
 def training_data(data: dict[str, Any], fingerprints: dict[str, str]) -> dict[str, Any]:
-    """The speakers that a launch trains on, from its data node and fingerprints.
+    """Identity of the speakers that a launch trains on, from its data node and fingerprints.
 
     Returns:
         `validation_share` and `split_seed`; fingerprints of the training shard sets, `indexes`, and of the held-out ones,
@@ -119,7 +119,7 @@ def training_data(data: dict[str, Any], fingerprints: dict[str, str]) -> dict[st
 
 
 def of_other_data(earlier: list[dict[str, Any]], now: dict[str, Any]) -> list[dict[str, Any]]:
-    """Entries of `RunRecord.trained_on` of other data or another split than `now`, `sources` aside."""
+    """Entries of `RunRecord.trained_on` that differ from `now` in data or split, `sources` aside."""
     return [
         entry for entry in earlier if any(entry.get(name, value) != value for name, value in now.items() if name != "sources")
     ]
@@ -131,17 +131,17 @@ def names_in(fingerprints: dict[str, str]) -> dict[str, str]:
 
 
 def lacks_names(known: dict[str, str], now: dict[str, str]) -> bool:
-    """Whether fingerprints are of format 1, without those of the shards' names."""
+    """True for fingerprints of format 1, which lack those of the shards' names."""
     return bool(names_in(now)) and not names_in(known) and any(name.startswith("shards.") for name in known)
 
 
 def same_data(known: dict[str, str], now: dict[str, str]) -> bool:
-    """Whether fingerprints are equal, apart from names that format 1 lacks."""
+    """True if fingerprints are equal, apart from names that format 1 lacks."""
     return (known | names_in(now) if lacks_names(known, now) else known) == now
 
 
 class RunRecord:
-    """`run.json` of a run directory: identity of the run, versions, fingerprints, and one segment a launch."""
+    """`run.json` of a run directory: identity of the run, versions, fingerprints, and one segment per launch."""
 
     def __init__(self, directory: Path) -> None:
         self._path, self._staged_config = directory / "run.json", _staged(directory)
@@ -152,7 +152,7 @@ class RunRecord:
     def check_fingerprints(
         self, fingerprints: dict[str, str], allow_change: list[str], places: Mapping[str, str] | None = None
     ) -> None:
-        """Refuses other data than those that the run began with, in the folders `places`, and notes them.
+        """Refuses other data than those that the run began with, in the folders `places`, and records their fingerprints.
 
         Raises:
             ValueError: If shards, their names (`metadata`), labels or noise differ and `data` is not allowed to change; if the run is
@@ -236,7 +236,7 @@ class RunRecord:
         return int(segments[0]["from_step"]) if segments else 0
 
     def note_checkpoint(self, step: int) -> None:
-        """Notes the run's first checkpoint, so that a loss of all is noticed."""
+        """Records the run's first checkpoint, so that a loss of all checkpoints is detected."""
         if "first_checkpoint" not in self.content:
             self.content["first_checkpoint"] = step
             self.save()

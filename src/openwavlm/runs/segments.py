@@ -150,7 +150,6 @@ def follow_plan(schedule: Schedule, segment: Segment, key: str, directory: Path,
     Raises:
         ValueError: If the plan is another one.
     """
-    states = [state for state in _checkpoint_plans(directory / "checkpoints") if state["key"] == key]
     plan = segment.record["plan"]
     if plan["key"] != key:
         raise ValueError(
@@ -158,14 +157,13 @@ def follow_plan(schedule: Schedule, segment: Segment, key: str, directory: Path,
             f"was {plan['key']}): restore config.yaml and run.json from a copy of the run"
         )
     schedule.begin_as(plan)
-    states = [state for state in states if _beginning(state) == schedule.beginning()]
+    states = [
+        state
+        for state in _checkpoint_plans(directory / "checkpoints")
+        if state["key"] == key and _beginning(state) == schedule.beginning()
+    ]
     if states:
-        schedule.restore(max(states, key=lambda state: sum(len(stream["starts"]) for stream in _streams(state))))
-
-
-def _streams(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for members in state["streams"].values():
-        yield from members
+        schedule.restore(max(states, key=lambda state: sum(len(one["starts"]) for of in state["streams"].values() for one in of)))
 
 
 def _beginning(state: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +172,7 @@ def _beginning(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checkpoint_plans(directory: Path) -> Iterator[dict[str, Any]]:
-    """The plans in the checkpoints; a damaged checkpoint is skipped with a warning, one that the run deletes meanwhile without."""
+    """The plans in the checkpoints, except damaged ones, of which it warns, and those that the run deletes meanwhile."""
     for path in checkpoints_in(directory):
         try:
             state = read_checkpoint(path)["openwavlm"]["plan"]
@@ -188,7 +186,7 @@ def _checkpoint_plans(directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_plan(state: dict[str, Any]) -> bool:
-    """Whether a checkpoint's plan has the entries that `follow_plan` compares."""
+    """True if a checkpoint's plan has the entries that `follow_plan` compares."""
     streams = state.get("streams")
     return (
         {"key", "plan_version", "origin"} <= state.keys()

@@ -55,7 +55,7 @@ def upgrade(paths: Sequence[Path]) -> dict[Path, bool]:
 
 
 def _found(path: Path) -> dict[Path, str]:
-    """The folders to upgrade and their kinds: the path itself, or all below it; links are not followed."""
+    """Folders to upgrade and their kinds: the path itself, or all below it; links are not followed."""
     if kind := _kind(path):
         return {path: kind}
     found: dict[Path, str] = {}
@@ -103,7 +103,7 @@ def _named(run: Path, config: dict[str, Any]) -> tuple[list[Path], list[Path]]:
     for folder in (*map(Path, shards), *labels):
         if not folder.is_dir():
             raise ValueError(
-                f"{run / 'config.yaml'} names {folder}, but there is no such folder: give the command where train.py was given, or move "
+                f"{run / 'config.yaml'} names {folder}, but there is no such folder: run the command where train.py was run, or move "
                 "the folder back"
             )
     return [Path(folder) for folder in shards], labels
@@ -156,7 +156,7 @@ def _not_given(path: Path) -> ValueError:
 def _only(values: set[str], path: Path) -> str:
     if len(values) > 1:
         raise ValueError(
-            f"{path} is of audio that several of the given shard sets hold under other names: give only the one that it was made from"
+            f"{path} was made from audio that several of the given shard sets hold under different names: give only the right one"
         )
     return next(iter(values))
 
@@ -173,8 +173,8 @@ def _upgrade_run(run: Path, config: dict[str, Any], indexes: dict[Path, Index]) 
             index = indexes[Path(source["shards"]).resolve()]
             if fingerprints.get(f"shards.{name}", index.fingerprint) != index.fingerprint:
                 raise ValueError(
-                    f"{run / 'run.json'} is of other audio than {index.path} holds now (shards.{name}): put the shard set that the run was "
-                    "trained on back"
+                    f"{run / 'run.json'} records other audio than {index.path} holds now (shards.{name}): put back the shard set that the "
+                    "run was trained on"
                 )
         changed = _add_names(fingerprints, by_fingerprint)
         for segment in record.content["segments"]:

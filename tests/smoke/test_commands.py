@@ -235,7 +235,7 @@ def test_a_signal_to_the_program_of_two_processes_saves_and_stops_both(data, tmp
         program.send_signal(number)
         _, told = program.communicate(timeout=HANG_S)
     assert program.returncode == 0, told
-    assert f"by {number.name}; the same command goes on" in told and "Traceback" not in told
+    assert f"by {number.name}; the same command resumes it" in told and "Traceback" not in told
     (kept,) = (tmp_path / "runs" / "two" / "checkpoints").glob("*.ckpt")
     assert int(kept.stem[5:]) == metrics.read_text().count("\n") - 1
     assert json.loads((tmp_path / "runs" / "two" / "summary.json").read_text())["complete"] is False

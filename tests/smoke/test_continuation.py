@@ -192,7 +192,9 @@ def test_where_a_run_began_is_part_of_it(microsoft, data, tmp_path):
     microsoft.write_bytes(microsoft_bytes(model))
     microsoft.with_name("openwavlm.json").rename(microsoft.with_name("kept.json"))
     try:
-        with pytest.raises(ValueError, match=r"began as the model \w{12} of .*, but .*model\.pt now holds \w{12}: restore it"):
+        with pytest.raises(
+            ValueError, match=r"was initialised from the model \w{12} of .*, but .*model\.pt now holds \w{12}: restore it"
+        ):
             train(compose([*SHORT, *data, f"init_from={microsoft}"]), tmp_path)
     finally:
         microsoft.write_bytes(content)

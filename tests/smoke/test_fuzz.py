@@ -120,7 +120,7 @@ def read_resume(world: Path) -> Any:
 def read_history(world: Path) -> Any:
     """What a replay reads; without paths, which are checked where they are opened."""
     segment = segment_of(world / "run", 2)
-    return [without_paths(segment.config), without_paths(segment.newest), segment.record, segment.fingerprints]
+    return [without_paths(segment.config), without_paths(segment.newest), segment.record]
 
 
 def without_paths(config: dict[str, Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-import openwavlm.runs.segment
+import openwavlm.runs.segments
 from openwavlm.audio.frames import num_frames
 from programs import REPOSITORY, run_program
 
@@ -401,9 +401,9 @@ def test_a_checkout_that_is_not_installed_has_no_version(monkeypatch):
     def absent(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    assert openwavlm.runs.segment._version("torch") == version("torch")
-    monkeypatch.setattr(openwavlm.runs.segment, "version", absent)
-    assert openwavlm.runs.segment._version("openwavlm") == "not installed"
+    assert openwavlm.runs.segments._version("torch") == version("torch")
+    monkeypatch.setattr(openwavlm.runs.segments, "version", absent)
+    assert openwavlm.runs.segments._version("openwavlm") == "not installed"
 
 
 def test_packages_that_are_missing_are_named(monkeypatch):

@@ -403,7 +403,7 @@ def moved(corpus, run, tmp_path) -> Path:
 )
 def test_data_that_was_moved_is_named_and_a_link_helps(original, run, moved, folder, key):
     (moved / folder).rename(moved / "elsewhere")
-    sentence = f"update 2 was trained on data.{key}={moved / folder}, but there is no such folder: give the command where"
+    sentence = f"update 2 was trained on data.{key}={moved / folder}, but there is no such folder: run the command where"
     message = refused(run, 2)
     assert message.startswith(sentence) and "ln -s" in message
     (moved / folder).symlink_to(moved / "elsewhere")

@@ -88,7 +88,7 @@ def test_a_run_has_the_tensors_of_its_beginning_and_keeps_its_own_settings(tmp_p
     check_same_beginning(None, changed, [])
     check_same_beginning(bound, changed, ["init_from"])
     check_same_beginning(bound, bound | {"path": "moved"}, [])
-    with pytest.raises(ValueError, match=r"began as the model .* or allow_change=\[init_from\]"):
+    with pytest.raises(ValueError, match=r"was initialised from the model .* or allow_change=\[init_from\]"):
         check_same_beginning(bound, changed | {"path": bound["path"]}, ["data"])
 
 

@@ -20,7 +20,7 @@ from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
 from openwavlm.evaluation.units import UnitSettings, fit_layers, layer_pnmi, tally_layers
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
-from openwavlm.pipeline.layers import pnmi_by_layer
+from openwavlm.pipeline.iteration import pnmi_by_layer
 from planted_features import Planted, frames_of, planted_set
 
 SPEAKERS = {"train": ("a", "b", "c"), "dev": ("d", "e"), "test": ("f", "g")}
@@ -332,7 +332,7 @@ def test_the_loops_layers_are_measured_on_dev_with_codebooks_of_training_speech(
         asked.update(fit=fit, judged=judged, settings=settings)
         return {2: 0.1234567, 1: 0.3}
 
-    monkeypatch.setattr("openwavlm.pipeline.layers.layer_pnmi", measured)
+    monkeypatch.setattr("openwavlm.pipeline.iteration.layer_pnmi", measured)
     wanted = ProbeSettings(clusters=6, codebook_seeds=(4,), codebook_frames=123)
     assert pnmi_by_layer(WavLM(CONFIG), TRAIN, DEV, wanted) == [0.3, 0.12346]
     assert asked["fit"] is TRAIN and asked["judged"] is DEV

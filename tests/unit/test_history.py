@@ -68,7 +68,7 @@ def test_an_update_belongs_to_the_last_launch_that_began_before_it(run, step, nu
     assert segment.number == number
     assert segment.config["optim"]["lr"] == rate and segment.config["batch"]["seconds"] == seconds
     assert segment.config["data"]["sources"]["speech"]["labels"] == labels and segment.newest == CONFIG
-    assert segment.fingerprints == {"shards.speech": "old" if number == 2 else "new"}
+    assert segment.record["fingerprints"] == {"shards.speech": "old" if number == 2 else "new"}
 
 
 def test_a_key_that_a_launch_added_or_took_away_is_absent_where_it_was(run):

@@ -17,7 +17,7 @@ from openwavlm.runs import monitoring
 from openwavlm.runs.assemble import _begin_from, _resume_plan
 from openwavlm.runs.check import check_world_size
 from openwavlm.runs.compose import composed, conf_dir, plain, swept
-from openwavlm.runs.summary import write_summary
+from openwavlm.runs.launch import write_summary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, named_checkpoint
 from openwavlm.training.config import RunConfig, with_placeholders
 from openwavlm.training.skipped_updates import MicroBatchLosses
@@ -31,7 +31,11 @@ def test_as_many_processes_as_micro_batches_may_share_a_step():
 
 def test_a_summary_has_the_newest_validation_and_keeps_what_a_launch_without_updates_does_not_know(tmp_path):
     (tmp_path / "validation.csv").write_text("step,cross_entropy,accuracy\n3,2.5,0.1\n6,2.25,\n")
-    first = write_summary(tmp_path, 6, 10, 12.34, 5.67, 0, {"findings": 2})
+
+    def of_rank(rank: int) -> Any:
+        return SimpleNamespace(directory=tmp_path, rank=rank, config=SimpleNamespace(optim=SimpleNamespace(updates=10)))
+
+    first = write_summary(of_rank(0), 6, 0, 12.34, 5.67, {"findings": 2})
     assert first == json.loads((tmp_path / "summary.json").read_text())
     assert first == {
         "format_version": 1,
@@ -42,15 +46,17 @@ def test_a_summary_has_the_newest_validation_and_keeps_what_a_launch_without_upd
         "this_launch": {"audio_seconds": 12.3, "wall_seconds": 5.7},
         "health": {"findings": 2},
     }
-    again = write_summary(tmp_path, 10, 10, 0.0, 0.0, 0)
+    again = write_summary(of_rank(0), 10, 0)
     assert again == {**first, "updates": 10, "complete": True}
-    assert write_summary(tmp_path, 9, 10, 1.0, 1.0, 1)["complete"] is False, "a further rank writes nothing"
+    assert write_summary(of_rank(1), 9, 0, 1.0, 1.0)["complete"] is False, "a further rank writes nothing"
     assert json.loads((tmp_path / "summary.json").read_text()) == again
-    skipped = write_summary(tmp_path, 10, 10, 0.0, 0.0, 1, skipped=10)
+    with pytest.raises(ValueError, match="all 10 updates were skipped"):
+        write_summary(of_rank(0), 10, 10)
+    skipped = json.loads((tmp_path / "summary.json").read_text())
     assert (skipped["complete"], skipped["skipped_updates"]) == (False, 10)
-    assert write_summary(tmp_path, 10, 10, 0.0, 0.0, 1, skipped=9)["complete"] is True
+    assert write_summary(of_rank(1), 10, 9)["complete"] is True
     (tmp_path / "validation.csv").write_text("step,cross_entropy,accuracy\n6,2.")
-    assert write_summary(tmp_path, 10, 10, 0.0, 0.0, 0)["validation"] == {}, "a line that was torn off"
+    assert write_summary(of_rank(0), 10, 0)["validation"] == {}, "a line that was torn off"
 
 
 class Plan:
@@ -152,7 +158,7 @@ def test_a_run_goes_on_only_from_the_model_that_it_began_as(monkeypatch):
     _begin_from("first", config, record)
     assert record.content == {"init_from": {"path": "here", "model": "first"}}
     _begin_from("first", config, record)
-    with pytest.raises(ValueError, match="began as the model first of here, but here now holds other"):
+    with pytest.raises(ValueError, match="was initialised from the model first of here, but here now holds other"):
         _begin_from("other", config, record)
     assert record.content["init_from"]["model"] == "first"
     config.allow_change = ["init_from"]

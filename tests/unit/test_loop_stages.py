@@ -10,11 +10,9 @@ import pytest
 
 from openwavlm.pipeline import corpora, iteration
 from openwavlm.pipeline import iterate as loop
-from openwavlm.pipeline.graph import graph, graph_lines
-from openwavlm.pipeline.listing import fingerprint
-from openwavlm.pipeline.published import publish
+from openwavlm.pipeline.iterate import publish
 from openwavlm.pipeline.settings import IterationSettings
-from openwavlm.pipeline.stages import Chain
+from openwavlm.pipeline.stages import Chain, fingerprint, graph, graph_lines
 from openwavlm.runtime.sealed import write_sealed
 
 # The chain

@@ -586,7 +586,8 @@ def test_a_run_that_does_not_know_the_names_of_its_shards_is_refused_with_the_li
     record.save()
     now = {"shards.a": "1", "labels.a": "2", "metadata.a": "3"}
     with pytest.raises(
-        ValueError, match=rf"run\.json lacks the checksums of speakers .* by `openwavlm upgrade {begun}`, and the run goes on"
+        ValueError,
+        match=rf"run\.json lacks the checksums of speakers .* by `openwavlm upgrade {begun}`, and the same command resumes the run",
     ):
         RunRecord(begun).check_fingerprints(now, ["optim"])
     RunRecord(begun).check_fingerprints(now, ["data"])

@@ -250,7 +250,9 @@ def renamed(work: Path, folder: Path) -> Path:
 
 def test_names_of_labels_are_taken_from_one_set_and_never_exchanged(work: Path, old: Path, tmp_path: Path) -> None:
     other = renamed(work, tmp_path / "other")
-    with pytest.raises(ValueError, match=rf"{old / 'labels'} is of audio that several of the given shard sets hold under other"):
+    with pytest.raises(
+        ValueError, match=rf"{old / 'labels'} was made from audio that several of the given shard sets hold under"
+    ):
         upgrade([old / "shard-set", other, old / "labels"])
     copy = Path(shutil.copytree(work / "labels", tmp_path / "labels"))
     before = tree(copy)
@@ -285,7 +287,9 @@ def test_every_launch_of_a_run_is_bound_to_the_names(work: Path, old: Path, tmp_
 def test_a_run_of_other_audio_than_its_set_holds_now_is_refused(old: Path, tmp_path: Path) -> None:
     run, threads = old_run(tmp_path / "run", old, "0" * 32), threading.active_count()
     before = (run / "run.json").read_bytes()
-    with pytest.raises(ValueError, match=rf"{run / 'run.json'} is of other audio than .*shard-set holds now \(shards\.a\): put"):
+    with pytest.raises(
+        ValueError, match=rf"{run / 'run.json'} records other audio than .*shard-set holds now \(shards\.a\): put"
+    ):
         upgrade([run])
     assert (run / "run.json").read_bytes() == before and threading.active_count() == threads
 

@@ -5,8 +5,8 @@ import logging
 from omegaconf import DictConfig
 
 from openwavlm.cli.app import command
-from openwavlm.pipeline.graph import graph_lines
 from openwavlm.pipeline.iterate import iterate
+from openwavlm.pipeline.stages import graph_lines
 from openwavlm.runs.compose import plain
 from openwavlm.runs.names import run_folder
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from openwavlm.pipeline.listing import fingerprint
-from openwavlm.pipeline.stages import Chain, Stage
+from openwavlm.pipeline.stages import Chain, Stage, fingerprint
 from openwavlm.shards.corpora.listing import list_corpus
 from openwavlm.shards.prepare import make_shards
 from openwavlm.shards.settings import source_name
@@ -23,15 +22,10 @@ _HELD_OUT_SHARE = 0.05  # of the speakers, each for dev and test
 
 
 def shard_sets(chain: Chain, config: dict[str, Any]) -> tuple[dict[str, Stage], Path | None]:
-    """Makes or finds the shard sets.
-
-    Args:
-        chain: The stages.
-        config: `conf/iterate.yaml` as plain values; its `synthesis`, `corpora`, `alignments` and `workers` are read.
+    """Makes or finds the shard sets, by `synthesis`, `corpora`, `alignments` and `workers` of the config.
 
     Returns:
-        `train`, `dev`, `test` and for probes `train_clean`, `dev_clean`, `test_clean`, each the stage that made it; the table of phone
-        times, or None.
+        Stages of `train`, `dev`, `test` and for probes of `train_clean`, `dev_clean`, `test_clean`; the table of phone times, or None.
 
     Raises:
         ValueError: If a corpus or the table does not exist, a set has no corpus, one folder cannot be split by speaker, or a corpus
@@ -89,16 +83,13 @@ def _given(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def speaker_ranges(corpus: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Ranges of `split_hash` that split the speakers of one corpus into train, dev and test.
+    """Ranges of `split_hash` that split the speakers of a corpus, given as arguments of `make_shards`, into train, dev and test.
 
     Hashes in the lowest 5 % are dev, as with `data.validation_share=0.05`, and those in the next 5 % are test. If a set gets no
     speaker this way, as in a small corpus, the speaker with the lowest hash is dev and the next one is test.
 
-    Args:
-        corpus: Arguments of `make_shards`.
-
     Returns:
-        For each set its first hash and the one after its last; a set that keeps its range keeps its speakers when the corpus grows.
+        First hash of each set and the one after its last; a set that keeps its range keeps its speakers when the corpus grows.
 
     Raises:
         ValueError: If a speaker is unknown, or there are fewer than three.

@@ -4,6 +4,8 @@ corpus ─ shards ─┬─ codebook ─ labels ─ train ─ export ─ probes 
                  └─ codebook ◄─ layer of the exported model ◄────┘   iteration 2, …
 """
 
+import importlib
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,16 @@ import numpy as np
 
 from openwavlm.labels.teacher import open_teacher
 from openwavlm.pipeline.corpora import shard_sets
-from openwavlm.pipeline.graph import graph
 from openwavlm.pipeline.iteration import Iteration, overrides
-from openwavlm.pipeline.published import check_with_transformers, publish
 from openwavlm.pipeline.settings import IterationSettings, iteration_settings
-from openwavlm.pipeline.stages import Chain, Stage
+from openwavlm.pipeline.stages import MARK, Chain, Stage, graph
 from openwavlm.report.content import ReportContent
 from openwavlm.report.page import write_report
 from openwavlm.runs.compose import composed, plain
 from openwavlm.runs.gather import gather
 from openwavlm.runs.init_from import check_same_architecture
-from openwavlm.runtime.atomic import write_json, writer_lock
+from openwavlm.runtime.atomic import atomic_file, write_json, writer_lock
+from openwavlm.runtime.sealed import read_sealed
 from openwavlm.shards.index import Index
 from openwavlm.shards.splits import shared_rows
 from openwavlm.training.config import RunConfig, with_placeholders
@@ -30,14 +31,10 @@ from openwavlm.training.run_files import read_summary
 
 
 def iterate(config: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Makes all iterations, or the part of them that is not done.
-
-    Args:
-        config: `conf/iterate.yaml` as plain values; with `dry_run` nothing is made or written.
-        directory: Run directory, `runs/NAME`.
+    """Makes all iterations in `runs/NAME`, or the part of them that is not done; with `dry_run` nothing is made or written.
 
     Returns:
-        Content of `summary.json`; of a dry run the result of `pipeline.graph.graph` as `stages`.
+        Content of `summary.json`; of a dry run the result of `pipeline.stages.graph` as `stages`.
 
     Raises:
         ValueError: If an iteration's settings are wrong, another call works in the directory, or a stage refuses its input.
@@ -57,12 +54,7 @@ def iterate(config: dict[str, Any], directory: Path) -> dict[str, Any]:
 
 
 def _check_models(config: dict[str, Any], settings: list[IterationSettings]) -> None:
-    """Refuses, before hours of labelling, settings that would fail in a later iteration.
-
-    Raises:
-        ValueError: If the training would refuse an override, a layer is not one of the model that it is taken from, or a warm start
-            is from another architecture.
-    """
+    """Refuses, before hours of labelling, overrides, layers and warm starts that would fail in a later iteration."""
     models = [
         RunConfig.of(with_placeholders(plain(composed("train", overrides(config, *one))))).model for one in enumerate(settings, 1)
     ]
@@ -116,11 +108,7 @@ def _all_stages(
 
 
 def _check_disjoint(shards: dict[str, Stage]) -> None:
-    """Refuses, before any training, development and test sets that hold training audio.
-
-    Raises:
-        ValueError: With the set and some of its rows.
-    """
+    """Refuses, before any training, development and test sets that hold training audio."""
     if not shards["train"].done:
         return
     train = Index.open(shards["train"].folder)
@@ -137,7 +125,7 @@ def _check_disjoint(shards: dict[str, Stage]) -> None:
             )
 
 
-def _report(iterations: list[dict[str, Stage]], folder: Path, export: Path, name: str) -> dict[str, Any]:
+def _report(iterations: list[dict[str, Stage]], folder: Path, export: Path, name: str) -> None:
     for leftover in folder.glob("*.tmp"):  # of a call that was killed while it wrote the page
         leftover.unlink()
     parts = []
@@ -154,4 +142,38 @@ def _report(iterations: list[dict[str, Stage]], folder: Path, export: Path, name
         ("the same on your own recordings", "openwavlm iterate name=mine corpora.input=DIR"),
     ]
     write_report(folder, ReportContent(f"OpenWavLM: {name}", parts, commands=commands))
-    return {}
+
+
+def check_with_transformers(exported: Path) -> dict[str, Any]:
+    """Loads an export with Transformers, if installed, and returns its version; a `ValueError` if a key does not fit."""
+    try:
+        transformers = importlib.import_module("transformers")
+    except ImportError:
+        return {"transformers": None}
+    transformers.utils.logging.disable_progress_bar()  # it would break the log's lines
+    _, loading = transformers.WavLMModel.from_pretrained(exported, output_loading_info=True)
+    transformers.Wav2Vec2FeatureExtractor.from_pretrained(exported)
+    wrong = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
+    if wrong:
+        raise ValueError(f"Transformers does not load {exported} as it is: {', '.join(map(str, wrong))}")
+    return {"transformers": transformers.__version__}
+
+
+def publish(directory: Path, exported: Stage, reported: Stage) -> None:
+    """Copies the last model, the page and the figures into the run directory, unless those of the same stages are there already.
+
+    It gets `export/`, `report.html`, the `iterations` of `summary.json`, and `published.json` with the keys of the two stages.
+    """
+    mark, keys = directory / "published.json", {"export": exported.key, "report": reported.key}
+    wanted = [file for file in sorted(exported.folder.iterdir()) if file.name != MARK]
+    places = [directory / "export" / file.name for file in wanted] + [directory / "report.html"]
+    if mark.is_file() and read_sealed(mark, remedy="delete it") == keys and all(place.is_file() for place in places):
+        return
+    mark.unlink(missing_ok=True)
+    for file, place in zip([*wanted, reported.folder / "report.html"], places, strict=True):
+        with file.open("rb") as source, atomic_file(place) as target:
+            shutil.copyfileobj(source, target)
+    summary = directory / "summary.json"
+    kept = read_summary(summary) if summary.is_file() else {}
+    write_json(summary, kept | read_summary(reported.folder / "summary.json"))
+    write_json(mark, keys)

@@ -3,25 +3,26 @@
 import logging
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from openwavlm.batches.sources import OpenData
+from openwavlm.evaluation.features import EncoderFeatures
 from openwavlm.evaluation.measure import ProbeSettings
 from openwavlm.evaluation.paired import Sums
 from openwavlm.evaluation.probe import probe_model
 from openwavlm.evaluation.sets import ProbeSet
 from openwavlm.evaluation.shard_sets import inventory, probe_set, read_phone_times
-from openwavlm.evaluation.units import choose_layer
+from openwavlm.evaluation.units import UnitSettings, choose_layer, layer_pnmi
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
 from openwavlm.labels.teacher import forget_teacher, open_teacher
+from openwavlm.model.wavlm import WavLM
 from openwavlm.pipeline.corpora import SETS
-from openwavlm.pipeline.layers import pnmi_by_layer
-from openwavlm.pipeline.listing import fingerprint
 from openwavlm.pipeline.masked import masked_figures
 from openwavlm.pipeline.settings import IterationSettings
-from openwavlm.pipeline.stages import Chain, Stage
+from openwavlm.pipeline.stages import Chain, Stage, fingerprint
 from openwavlm.runs.compose import composed, plain, quoted
 from openwavlm.runs.export import export_run, load_run
 from openwavlm.runs.run_directory import trajectory
@@ -30,30 +31,23 @@ from openwavlm.training.config import RunConfig
 from openwavlm.training.run_files import read_config, read_summary
 
 log = logging.getLogger(__name__)
+Stages = dict[str, Stage]
 
 
 class Iteration:
-    """Stages of one iteration.
+    """Stages of one iteration, on the shard sets and the table of phone times that `shard_sets` returns."""
 
-    Args:
-        chain: Runs the stages.
-        config: The whole config as plain values.
-        shards: Name → stage of the shard set.
-        times: Table of phone times, or None.
-    """
-
-    def __init__(self, chain: Chain, config: dict[str, Any], shards: dict[str, Stage], times: Path | None) -> None:
+    def __init__(self, chain: Chain, config: dict[str, Any], shards: Stages, times: Path | None) -> None:
         self.chain, self.config, self.shards, self.times = chain, config, shards, times
 
-    def run(self, number: int, settings: IterationSettings, previous: dict[str, Stage] | None) -> dict[str, Stage]:
+    def run(self, number: int, settings: IterationSettings, previous: Stages | None) -> Stages:
         """Makes or finds all stages of iteration `number` (from 1)."""
         book = self._codebook(number, settings, previous)
         labels = {name: self._labels(number, name, book, settings, previous) for name in SETS}
         trained = self._train(number, settings, labels, previous)
         exported = self.chain.run(f"{number}/export", {}, [trained], lambda folder: self._export(trained, folder))
-        masked = self.chain.run(
-            f"{number}/masked", {}, [trained, *labels.values()], lambda folder: self._masked(trained, labels["test"])[0]
-        )
+        inputs = [trained, *labels.values()]
+        masked = self.chain.run(f"{number}/masked", {}, inputs, lambda folder: self._masked(trained, labels["test"])[0])
         stages = {"codebook": book, "train": trained, "export": exported, "masked": masked}
         if self.times is not None:
             inputs = [exported, *(self.shards[f"{name}_clean"] for name in SETS)]
@@ -63,7 +57,7 @@ class Iteration:
             stages["probe"] = self.chain.run(f"{number}/probe", wanted, inputs, lambda folder: self._probe(trained))
         return stages | {f"labels-{name}": stage for name, stage in labels.items()}
 
-    def _codebook(self, number: int, settings: IterationSettings, previous: dict[str, Stage] | None) -> Stage:
+    def _codebook(self, number: int, settings: IterationSettings, previous: Stages | None) -> Stage:
         wanted = {"features": settings.features, "clusters": settings.clusters, **settings.codebook, "seed": self.config["seed"]}
         inputs = [self.shards["train"]]
         if settings.teacher is not None:
@@ -86,7 +80,7 @@ class Iteration:
 
         return self.chain.run(f"{number}/codebook", wanted, inputs, make)
 
-    def _layer(self, number: int, settings: IterationSettings, previous: dict[str, Stage]) -> int | None:
+    def _layer(self, number: int, settings: IterationSettings, previous: Stages) -> int | None:
         """The configured layer, else that of `choose_layer`; None while the previous iteration is not done, in a dry run."""
         if settings.layer is not None:
             return settings.layer
@@ -95,9 +89,7 @@ class Iteration:
         pnmi = dict(enumerate(previous["probe"].result["pnmi_of_layers"], start=1)) if "probe" in previous else None
         return choose_layer(number - 1, int(previous["train"].result["layers"]), pnmi)
 
-    def _labels(
-        self, number: int, name: str, book: Stage, settings: IterationSettings, previous: dict[str, Stage] | None
-    ) -> Stage:
+    def _labels(self, number: int, name: str, book: Stage, settings: IterationSettings, previous: Stages | None) -> Stage:
         def make(folder: Path) -> None:
             assign_labels(
                 self.shards[name].folder,
@@ -110,9 +102,7 @@ class Iteration:
 
         return self.chain.run(f"{number}/labels-{name}", {}, [book, self.shards[name]], make)
 
-    def _train(
-        self, number: int, settings: IterationSettings, labels: dict[str, Stage], previous: dict[str, Stage] | None = None
-    ) -> Stage:
+    def _train(self, number: int, settings: IterationSettings, labels: Stages, previous: Stages | None = None) -> Stage:
         chosen, inputs = overrides(self.config, number, settings), list(labels.values())
         # The stage depends on the trajectory, presets resolved; its data are named by the stages that it builds on.
         wanted = trajectory(plain(composed("train", chosen)))
@@ -138,9 +128,8 @@ class Iteration:
 
         return self.chain.run(f"{number}/train", wanted, inputs, make)
 
-    def _export(self, trained: Stage, folder: Path) -> dict[str, Any]:
+    def _export(self, trained: Stage, folder: Path) -> None:
         export_run(trained.folder / "run", folder)
-        return {}
 
     def _masked(self, trained: Stage, test_labels: Stage, *, counted: bool = True) -> tuple[dict[str, Any], Sums]:
         """Result of `masked_figures` on the test set, which the training never opened."""
@@ -148,12 +137,9 @@ class Iteration:
         test = {"shards": str(self.shards["test"].folder), "labels": str(test_labels.folder / "labels")}
         values["data"]["validation"]["test"] = test
         config = RunConfig.of(values)
-        opened = OpenData(config.data, config.batch, config.seed)
-        try:
+        with closing(OpenData(config.data, config.batch, config.seed)) as opened:
             model, _ = load_run(trained.folder / "run")
             return masked_figures(model, config, opened, train="speech", dev="dev", test="test", counted=counted)
-        finally:
-            opened.close()
 
     def _probe(self, trained: Stage) -> dict[str, Any]:
         train, dev, test = (part.readable() for part in self._clean_sets())
@@ -178,7 +164,7 @@ def overrides(config: dict[str, Any], number: int, settings: IterationSettings) 
     return [f"name=iteration-{number}", *config["overrides"], *settings.overrides, f"seed={config['seed']}", *updates]
 
 
-def _teacher(settings: IterationSettings, previous: dict[str, Stage] | None) -> Path | None:
+def _teacher(settings: IterationSettings, previous: Stages | None) -> Path | None:
     """Folder or file of the model that provides the features."""
     if settings.teacher is not None:
         return Path(settings.teacher)
@@ -186,22 +172,26 @@ def _teacher(settings: IterationSettings, previous: dict[str, Stage] | None) -> 
 
 
 def _trained(number: int, folder: Path, words: list[str]) -> dict[str, Any]:
-    """Trains in a process of its own, which goes on where an earlier call ended; returns the run's `layers` and costs.
-
-    Raises:
-        ValueError: If the training failed or was stopped.
-    """
+    """Trains in a process of its own, which resumes an earlier call's run; returns the run's `layers` and costs."""
     program = [sys.executable, "-m", "openwavlm", "train", f"hydra.run.dir={quoted(folder / 'run')}", *words]
     forget_teacher()  # the training needs the GPU's memory
     status = run_until_saved(program, os.environ | {PARENT: str(os.getpid())})
     if status:
         how = ended(status)
-        more = ": see above; the same command goes on" if status > 0 and "goes on" not in how else ""
+        more = ": see above; the same command resumes it" if status > 0 and "the same command" not in how else ""
         raise ValueError(f"training of iteration {number} {how}{more}")
     summary = read_summary(folder / "run" / "summary.json")
     if not summary.get("complete"):
         raise ValueError(
-            f"training of iteration {number} was stopped at update {summary.get('updates', 0)}: the same command goes on"
+            f"training of iteration {number} was stopped at update {summary.get('updates', 0)}: the same command resumes it"
         )
     config = RunConfig.of(read_config(folder / "run" / "config.yaml"))
     return {"layers": config.model.layers, **summary.get("this_launch", {})}
+
+
+def pnmi_by_layer(model: WavLM, train: ProbeSet, dev: ProbeSet, settings: ProbeSettings) -> list[float]:
+    """Corrected PNMI of the units of layers 1, 2, … on development speakers, with codebooks fitted on training speakers."""
+    frames, seeds = settings.codebook_frames, settings.codebook_seeds
+    units = UnitSettings(clusters=settings.clusters, codebook_seeds=seeds, fit_frames=frames, quick=True)
+    found = layer_pnmi(EncoderFeatures(model), train, dev, units)
+    return [round(found[layer], 5) for layer in sorted(found)]

@@ -24,7 +24,7 @@ from openwavlm.training.validation import Evaluation, Unigram
 def _labels_and_masks(
     opened: OpenData, name: str, masking: SpanMasking, seed: int, enough: float = math.inf
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Labels and masks of whole micro-batches, up to the one that reaches `enough` frames."""
+    """Labels and masks of a set's micro-batches, up to the one that reaches `enough` frames."""
     labels, masks, frames = [], [], 0
     for spec in whole_set(opened, name, seed):
         for row, mask in labels_and_masks(opened, spec, masking, seed):
@@ -53,11 +53,7 @@ def masked_figures(
 
     Args:
         model: Encoder and head, on the CPU.
-        config: The run's.
-        opened: The run's data, in which `test` and `dev` are validation sets.
-        train: Name of the source.
-        dev: Name of the set on which the count table's weights are fitted.
-        test: Name of the set that is judged.
+        opened: The run's data, with the source `train` and the validation sets `dev` and `test`.
         counted: Whether the count table is fitted.
 
     Returns:

@@ -20,13 +20,12 @@ class IterationSettings:
     """One entry of `iterations`.
 
     Attributes:
-        features: Clustered features: `mfcc`, or `layer`, hidden states of the previous iteration's model.
+        features: `mfcc`, or `layer`, hidden states of the previous iteration's model.
         clusters: K.
         layer: Number of the layer; None = chosen by the previous iteration's figures.
         teacher: Checkpoint of any dialect that provides the layer; None = the previous iteration's model.
         updates: Length of the training; None = the preset's.
-        start: Start of the encoder: `scratch`, random weights; `warm`, the encoder of the previous iteration. The head is always new,
-            since its labels are.
+        start: Encoder: `scratch`, random weights; `warm`, the previous iteration's. The head is always new, since its labels are.
         overrides: Of `train.py` for this iteration, after those for all.
         codebook: Further arguments of `labels.fit.fit_codebook`.
     """

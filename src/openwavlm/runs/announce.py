@@ -1,56 +1,39 @@
 """Log lines at the start of a training."""
 
 import logging
-from pathlib import Path
 
 from openwavlm.batches.plan import PlanStatistics
 from openwavlm.batches.sources import OpenData
 from openwavlm.evaluation.live import LiveProbe
 from openwavlm.planning.budget import GIB, Recipe, wasted_share
+from openwavlm.runs.beginning import Beginning, Launch
 from openwavlm.training.config import RunConfig
 
 log = logging.getLogger(__name__)
 
 
-def announce(
-    config: RunConfig,
-    opened: OpenData,
-    plan: PlanStatistics,
-    start: int,
-    world_size: int,
-    directory: Path,
-    probes: LiveProbe | None = None,
-) -> None:
-    """Logs the size, data, plan and cost of a run.
-
-    Args:
-        config: The training config.
-        opened: The data.
-        plan: Of the first epochs.
-        start: Updates that are done.
-        world_size: Processes.
-        directory: The run directory.
-        probes: Probes while training.
-    """
+def announce(launch: Launch, beginning: Beginning, plan: PlanStatistics, probes: LiveProbe | None) -> None:
+    """Logs the size, data, plan and cost of a launch."""
+    config, opened = launch.config, beginning.data
     recipe = Recipe(config, opened.classes)
     log.info(
         "%s %s at update %d of %d: %.2f M parameters, %s classes",
-        "resuming" if start else "starting",
-        directory,
-        start,
+        "resuming" if beginning.step else "starting",
+        launch.directory,
+        beginning.step,
         config.optim.updates,
         sum(recipe.parameters.values()) / 1e6,
         " + ".join(map(str, opened.classes)),
     )
     _announce_data(config, opened, plan)
-    for line in cost_lines(recipe, world_size):
+    for line in cost_lines(recipe, launch.world_size):
         log.info("%s", line)
     if probes is not None:
         log.info(
             "probes: every %d updates %.0f s of audio on each process, %.2f %% of the work of training (by seconds of audio)",
             probes.settings.every,
             probes.audio_seconds,
-            100 * probes.share_of_training(config.batch.seconds, world_size),
+            100 * probes.share_of_training(config.batch.seconds, launch.world_size),
         )
 
 
@@ -78,12 +61,7 @@ def _announce_data(config: RunConfig, opened: OpenData, plan: PlanStatistics) ->
 
 
 def cost_lines(recipe: Recipe, world_size: int) -> list[str]:
-    """Log lines: the cost of an update, and its distribution over the processes.
-
-    Args:
-        recipe: The training.
-        world_size: Processes.
-    """
+    """Cost of an update, and its distribution over the processes."""
     batching = recipe.config.batch
     slots, rounds = batching.slots, -(-batching.slots // world_size)
     lines = [

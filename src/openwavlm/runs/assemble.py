@@ -1,4 +1,4 @@
-"""The third act of a launch: model, batches, records, health rules and step, put together from config, data and checkpoint."""
+"""The third act of a launch: assembly of model, batches, records, health rules and step from config, data and checkpoint."""
 
 import os
 import time
@@ -16,12 +16,11 @@ from openwavlm.evaluation.live import LiveProbe
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runs.announce import announce
-from openwavlm.runs.beginning import Beginning, Launch, Opened
+from openwavlm.runs.beginning import Beginning, Launch
 from openwavlm.runs.init_from import begin_from, check_same_beginning
 from openwavlm.runs.monitoring import make_figures, make_monitor
 from openwavlm.runs.run_directory import RunRecord, names_in
-from openwavlm.runs.segment import segment_entry
-from openwavlm.runs.segments import names_of_checkpoint
+from openwavlm.runs.segments import names_of_checkpoint, segment_entry
 from openwavlm.runs.trainer import device_type
 from openwavlm.runtime.collectives import on_rank_zero, together
 from openwavlm.runtime.watchdog import Watchdog
@@ -43,17 +42,7 @@ from openwavlm.training.validation import Evaluation, Unigram
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a launch.
-
-    Attributes:
-        module: The step.
-        loader: Its micro-batches.
-        boundary: Side jobs between two updates.
-        control: Signals and requests.
-        watch: Background check of the labels.
-        run_log: Records, on rank 0.
-        monitor: Health rules, on rank 0.
-    """
+    """The parts of a launch; further ranks have no `run_log` and no `monitor`."""
 
     module: PretrainingModule
     loader: StepLoader
@@ -64,11 +53,11 @@ class Parts:
     monitor: HealthMonitor | None
 
 
-def assemble(launch: Launch, opened: Opened, beginning: Beginning) -> Parts:
-    """Act 3: puts model, batches, records, health rules and step together; nothing is written to the run yet."""
-    config, data, directory = launch.config, opened.data, launch.directory
-    model = _model(launch, opened, beginning)
-    schedule = _schedule(launch, opened, beginning)
+def assemble(launch: Launch, beginning: Beginning) -> Parts:
+    """Act 3: assembles model, batches, records, health rules and step; nothing is written to the run yet."""
+    config, data, directory = launch.config, beginning.data, launch.directory
+    model = _model(config, beginning)
+    schedule = _schedule(config, beginning)
     control = Control(directory)
     watch = LabelWatch(
         [store for stores in data.label_sets.values() for store in stores],
@@ -89,8 +78,8 @@ def assemble(launch: Launch, opened: Opened, beginning: Beginning) -> Parts:
     clock = WallClock((lambda: loader.waited_s) if config.loader.workers else None, CoreWait() if on_cpu else None)
     run_log, monitor = None, None
     if launch.rank == 0:
-        run_log = _run_log(launch, data, beginning)
-        announce(config, data, schedule.statistics(), beginning.step, launch.world_size, directory, live)
+        run_log = _run_log(launch, beginning)
+        announce(launch, beginning, schedule.statistics(), live)
         monitor = make_monitor(
             config,
             data,
@@ -102,7 +91,7 @@ def assemble(launch: Launch, opened: Opened, beginning: Beginning) -> Parts:
             start=beginning.step,
             state=beginning.state if beginning.own else None,
         )
-    module = _module(launch, opened, model, schedule, control, run_log, monitor)
+    module = _module(launch, beginning, model, schedule, control, run_log, monitor)
     boundary = StepBoundary(
         config.callbacks,
         directory,
@@ -110,57 +99,56 @@ def assemble(launch: Launch, opened: Opened, beginning: Beginning) -> Parts:
         stop_after=config.stop_after,
         evaluation=_evaluation(config, data, control),
         log=run_log,
-        on_start=lambda: _begin(launch, opened, beginning, schedule, control, watch, run_log),
+        on_start=lambda: _begin(launch, beginning, schedule, control, watch, run_log),
         probe=_probe(live, run_log),
         probe_every=config.probes.every,
         paused=clock.paused,
         before_save=lambda: together(watch.confirm),
-        after_save=opened.record.note_checkpoint,
+        after_save=beginning.record.note_checkpoint,
     )
     return Parts(module, loader, boundary, control, watch, run_log, monitor)
 
 
-def _model(launch: Launch, opened: Opened, beginning: Beginning) -> WavLMForPretraining:
+def _model(config: RunConfig, beginning: Beginning) -> WavLMForPretraining:
     """Random weights by the config's seed; the encoder of `init_from` in a run's first launch."""
-    config = launch.config
     torch.manual_seed(config.seed)
-    model = make_model(config, opened.data.classes)
+    model = make_model(config, beginning.data.classes)
     if beginning.checkpoint is None and config.init_from:
-        _begin_from(model.wavlm, config, opened.record)
+        _begin_from(model.wavlm, config, beginning.record)
     if config.model.compile_layers:
         model.wavlm.compile_layers()
     return model
 
 
 def _begin_from(encoder: WavLM, config: RunConfig, record: RunRecord) -> None:
-    """Copies the checkpoint `init_from`, the same one on every rank, into the encoder, and notes it in `run.json`."""
+    """Initialises the encoder from the checkpoint `init_from`, the same one on every rank, and records it in `run.json`."""
     path = config.init_from
     assert path is not None
     begun = together(lambda: begin_from(encoder, path))
     if together(lambda: begun["model"]) != on_rank_zero(lambda: begun["model"]):
         raise ValueError(
-            f"the ranks begin from different models: {path} on this node differs from rank 0's; copy it to every node again"
+            f"the ranks are initialised from different models: {path} on this node differs from rank 0's; copy it to every node again"
         )
     check_same_beginning(record.content.get("init_from"), begun, config.allow_change)
     record.content["init_from"] = begun
 
 
-def _schedule(launch: Launch, opened: Opened, beginning: Beginning) -> Schedule:
+def _schedule(config: RunConfig, beginning: Beginning) -> Schedule:
     """The plan of the data, at the checkpoint's place in it."""
-    schedule, state = opened.data.schedule(), beginning.state
+    data, state = beginning.data, beginning.state
+    schedule = data.schedule()
     if state is not None:
         assert beginning.checkpoint is not None
         names = names_of_checkpoint(beginning.checkpoint, state.get("fingerprints", {}))
-        same_names = names == names_in(opened.fingerprints)
-        allowed = launch.config.allow_change
-        _resume_plan(schedule, state["plan"], opened.plan_key, beginning.step, allowed, same_names=same_names)
+        same_names = names == names_in(data.fingerprints())
+        _resume_plan(schedule, state["plan"], data.plan_key(), beginning.step, config.allow_change, same_names=same_names)
     return schedule
 
 
 def _resume_plan(
     schedule: Schedule, state: dict[str, Any], key: str, start: int, allow_change: list[str], *, same_names: bool
 ) -> None:
-    """Goes on in the checkpoint's plan; if an allowed change made it another one, begins the next data epoch of each stream."""
+    """Continues the checkpoint's plan; if an allowed change made it another one, begins the next data epoch of each stream."""
     if state["plan_version"] != PLAN_VERSION and "plan" not in allow_change:
         raise ValueError(
             f"the checkpoint follows plan version {state['plan_version']}, this version plans by {PLAN_VERSION}: install the version that "
@@ -172,7 +160,7 @@ def _resume_plan(
         schedule.begin_at(start, state)
 
 
-def _run_log(launch: Launch, data: OpenData, beginning: Beginning) -> RunLog:
+def _run_log(launch: Launch, beginning: Beginning) -> RunLog:
     config = launch.config
     return RunLog(
         launch.directory,
@@ -180,7 +168,7 @@ def _run_log(launch: Launch, data: OpenData, beginning: Beginning) -> RunLog:
         last_step=beginning.step,
         updates=config.optim.updates,
         penalty_weight=config.loss.feature_penalty,
-        target_weights=config.loss.target_weights(len(data.classes)),
+        target_weights=config.loss.target_weights(len(beginning.data.classes)),
         trackers=open_trackers(config.logger, launch.directory, flatten(launch.values)),
         prefixes=known_records(beginning.state, own=beginning.own),
     )
@@ -188,14 +176,14 @@ def _run_log(launch: Launch, data: OpenData, beginning: Beginning) -> RunLog:
 
 def _module(
     launch: Launch,
-    opened: Opened,
+    beginning: Beginning,
     model: WavLMForPretraining,
     schedule: Schedule,
     control: Control,
     run_log: RunLog | None,
     monitor: HealthMonitor | None,
 ) -> PretrainingModule:
-    config, record, plan_key = launch.config, opened.record, opened.plan_key
+    config, data, content, plan_key = launch.config, beginning.data, beginning.record.content, beginning.data.plan_key()
 
     def on_record(step: StepRecord) -> None:
         if run_log is not None:
@@ -211,37 +199,30 @@ def _module(
         seed=config.seed,
         control=control,
         on_record=on_record,
-        target_weights=config.loss.target_weights(len(opened.data.classes)),
+        target_weights=config.loss.target_weights(len(data.classes)),
         unmasked_every=config.callbacks.unmasked_every,
         max_skip_rate=config.data.max_skip_rate,
         float16=config.precision == "16-mixed",
-        fingerprints=opened.fingerprints,
+        fingerprints=data.fingerprints(),
         plan_state=lambda step: {"plan_version": PLAN_VERSION, "key": plan_key, **schedule.state(step)},
-        health=make_figures(config, opened.data, launch.rank),
+        health=make_figures(config, data, launch.rank),
         health_state=lambda: monitor.state() if monitor is not None else None,
-        records=lambda: (
-            run_log.tables.record(len(record.content["segments"]), record.content["run"]) if run_log is not None else {}
-        ),
+        records=lambda: run_log.tables.record(len(content["segments"]), content["run"]) if run_log is not None else {},
     )
 
 
 def _begin(
-    launch: Launch,
-    opened: Opened,
-    beginning: Beginning,
-    schedule: Schedule,
-    control: Control,
-    watch: LabelWatch,
-    run_log: RunLog | None,
+    launch: Launch, beginning: Beginning, schedule: Schedule, control: Control, watch: LabelWatch, run_log: RunLog | None
 ) -> None:
     """Begins the launch in `run.json`, after all checks; on training start."""
     patience = launch.config.trainer.watchdog_s
     control.listen(Watchdog(patience, launch.rank, log_file(launch.directory, launch.rank)) if patience else None)
     if launch.rank == 0:
-        plan = {"key": opened.plan_key, **schedule.beginning()}
+        data = beginning.data
+        plan = {"key": data.plan_key(), **schedule.beginning()}
         damaged = {"damaged": run_log.tables.damaged} if run_log is not None and run_log.tables.damaged else {}
-        entry = segment_entry(beginning.step, launch.world_size, beginning.changes, opened.fingerprints, plan)
-        opened.record.begin_segment(entry | damaged)
+        entry = segment_entry(beginning.step, launch.world_size, beginning.changes, data.fingerprints(), plan)
+        beginning.record.begin_segment(entry | damaged)
     watch.start()
 
 

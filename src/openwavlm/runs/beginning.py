@@ -1,6 +1,7 @@
 """The first two acts of a launch: open the data and the run's record, and find the checkpoint to begin at."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,7 @@ from openwavlm.training.config import RunConfig
 
 @dataclass(frozen=True)
 class Launch:
-    """One process of one launch.
-
-    Attributes:
-        config: Typed config.
-        values: The same as plain values, for the records.
-        directory: Run directory.
-        rank: Of this process.
-        world_size: Processes.
-    """
+    """One process of one launch; `values` are the config as plain values, for the records."""
 
     config: RunConfig
     values: dict[str, Any]
@@ -34,33 +27,20 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """Data and record of a run.
+class Beginning:
+    """Data, record and state that a launch begins with.
 
     Attributes:
         data: Shards and labels, open.
-        fingerprints: Their content, equal on all ranks.
         record: The run's `run.json`.
-        plan_key: Hash of all that decides the plan.
-    """
-
-    data: OpenData
-    fingerprints: dict[str, str]
-    record: RunRecord
-    plan_key: str
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """The state that a launch begins with.
-
-    Attributes:
-        checkpoint: The checkpoint that it goes on from; None = the first launch of a run of its own.
+        checkpoint: The checkpoint that it resumes; None = the first launch of a run of its own.
         state: The checkpoint's entries beside weights and optimiser.
         own: Whether the checkpoint is of this run, and not of the run that this one branches from.
         changes: Config keys that differ from the launch or the run before: key → (before, now).
     """
 
+    data: OpenData
+    record: RunRecord
     checkpoint: Path | None
     state: dict[str, Any] | None
     own: bool
@@ -73,16 +53,12 @@ class Beginning:
 
     @property
     def skipped(self) -> int:
-        """Updates of these that were skipped."""
+        """Skipped updates among them."""
         return int(self.state["voids"]) if self.state else 0
 
 
-def open_run(launch: Launch) -> Opened:
-    """Act 1: opens data and record, and refuses what does not fit the config, the machine or the launches before.
-
-    Raises:
-        ValueError: If something does not fit.
-    """
+def open_run(launch: Launch) -> tuple[OpenData, RunRecord]:
+    """Act 1: opens data and record; a `ValueError` if they do not fit the config, the machine or the launches before."""
     config = launch.config
     check_world_size(launch.world_size, config.batch)
     if config.model.layer_drop_mode == "skip" and launch.world_size > 1:
@@ -96,17 +72,17 @@ def open_run(launch: Launch) -> Opened:
     record = RunRecord(launch.directory)
     record.add_training_data(launch.values["data"], fingerprints, data.source_names())
     record.check_fingerprints(fingerprints, config.allow_change, data.places())
-    return Opened(data, fingerprints, record, data.plan_key())
+    return data, record
 
 
-def resume(launch: Launch, opened: Opened, changes: dict[str, Any]) -> Beginning:
-    """Act 2: finds the checkpoint to go on from, of this run or of the one that it branches from.
+def resume(launch: Launch, data: OpenData, record: RunRecord, changes: dict[str, Any]) -> Beginning:
+    """Act 2: finds the checkpoint to resume, of this run or of the one that it branches from.
 
     Raises:
         ValueError: If the checkpoints are lost, or their head does not fit the labels.
     """
-    config, record, fingerprints = launch.config, opened.record, opened.fingerprints
-    embeddings = embeddings_of(config, opened.data.classes)
+    config, fingerprints = launch.config, data.fingerprints()
+    embeddings = embeddings_of(config, data.classes)
     found = on_rank_zero(lambda: newest_checkpoint(launch.directory / "checkpoints"))
     own = found is not None
     if not own:
@@ -116,15 +92,9 @@ def resume(launch: Launch, opened: Opened, changes: dict[str, Any]) -> Beginning
         check_head(found, embeddings, fingerprints)
     elif config.branch_from:
         found = Path(config.branch_from)
+        check = partial(check_head, found, embeddings, fingerprints)
         changes = on_rank_zero(
-            lambda: begin_branch(
-                found,
-                launch.directory,
-                launch.values,
-                config.optim,
-                config.allow_change,
-                lambda: check_head(found, embeddings, fingerprints),
-            )
+            partial(begin_branch, found, launch.directory, launch.values, config.optim, config.allow_change, check)
         )
         record.inherit(RunRecord(found.resolve().parents[1]))
-    return Beginning(found, read_checkpoint(found)["openwavlm"] if found else None, own, changes)
+    return Beginning(data, record, found, read_checkpoint(found)["openwavlm"] if found else None, own, changes)

@@ -1,4 +1,4 @@
-"""A run that begins at another run's checkpoint: the same trajectory up to there, then another one, such as a decay from a stable rate."""
+"""Branches: runs that share another run's trajectory up to a checkpoint, such as a decay from a stable learning rate."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -17,22 +17,26 @@ _OWN = ("name", "branch_from", "optim.updates")  # may differ in a branch withou
 log = logging.getLogger(__name__)
 
 
+def head_sizes(state: dict[str, Any], prefix: str = "") -> list[int]:
+    """Number of label embeddings of each head in a state dict."""
+    heads = [state[f"{prefix}label_embeddings"]]
+    while (key := f"{prefix}other_heads.{len(heads) - 1}.label_embeddings") in state:
+        heads.append(state[key])
+    return [len(head) for head in heads]
+
+
 def check_head(checkpoint: Path, embeddings: Sequence[int], fingerprints: dict[str, str]) -> None:
     """Refuses a checkpoint with a head of another size than the run's, and warns of a head that was trained on another codebook.
 
     Args:
-        checkpoint: A whole checkpoint.
-        embeddings: Label embeddings that the run's heads need, one number a label set.
+        embeddings: Number of label embeddings that the run needs, of each label set.
         fingerprints: Of the data as they are.
 
     Raises:
         ValueError: If the numbers differ, even with allow_change=[data].
     """
     content = read_checkpoint(checkpoint)
-    heads = [content["state_dict"]["model.label_embeddings"]]
-    while (key := f"model.other_heads.{len(heads) - 1}.label_embeddings") in content["state_dict"]:
-        heads.append(content["state_dict"][key])
-    found = [len(head) for head in heads]
+    found = head_sizes(content["state_dict"], "model.")
     if found != list(embeddings):
         was, wanted = (" and ".join(map(str, sizes)) for sizes in (found, embeddings))
         raise ValueError(
@@ -42,7 +46,7 @@ def check_head(checkpoint: Path, embeddings: Sequence[int], fingerprints: dict[s
     known: dict[str, str] = content["openwavlm"]["fingerprints"]
     if any(known.get(key) != value for key, value in fingerprints.items() if key.split(".")[0] == "codebook"):
         log.warning(
-            "the head of %s was trained on another codebook, as allow_change permits: it is trained anew on these labels",
+            "the head of %s was trained on another codebook, which allow_change permits: it is retrained",
             checkpoint,
         )
 
@@ -50,22 +54,14 @@ def check_head(checkpoint: Path, embeddings: Sequence[int], fingerprints: dict[s
 def begin_branch(
     checkpoint: Path, directory: Path, config: dict[str, Any], optim: Optim, allow_change: list[str], check: Callable[[], None]
 ) -> dict[str, Any]:
-    """Checks that a new run may go on from another run's checkpoint, and copies the records up to there.
-
-    Args:
-        checkpoint: `runs/OTHER/checkpoints/step-….ckpt`.
-        directory: The new run's directory.
-        config: Its composed config.
-        optim: Its optimiser.
-        allow_change: Keys that may differ from the other run's.
-        check: Raises for other reasons (`check_head`), before anything is copied.
+    """Copies the records up to another run's checkpoint into a new run's directory, after all checks, `check` the last one.
 
     Returns:
         The differences, for `run.json`: key → (there, here).
 
     Raises:
-        ValueError: If the checkpoint is missing, damaged or not of a run; if its run differs in a key that is not allowed to; if it
-            is after the end or in the decay of this run.
+        ValueError: If the checkpoint is missing, damaged or not of a run; if its run differs in a key that is not in `allow_change`;
+            if it is after the end or in the decay of this run.
     """
     changes = check_branch(checkpoint, config, optim, allow_change)
     parent = checkpoint.resolve().parents[1]
@@ -78,11 +74,7 @@ def begin_branch(
 
 
 def check_branch(checkpoint: Path, config: dict[str, Any], optim: Optim, allow_change: list[str]) -> dict[str, Any]:
-    """The checks of `begin_branch` that need no data; writes nothing, and returns the differences: key → (there, here).
-
-    Raises:
-        ValueError: As `begin_branch`.
-    """
+    """The checks of `begin_branch` that need no data; writes nothing, and returns the differences: key → (there, here)."""
     if not checkpoint.is_file() or not verified(checkpoint):
         raise ValueError(
             f"branch_from must be a whole checkpoint, as in runs/NAME/checkpoints/step-00001000.ckpt, but is {checkpoint}"
@@ -101,7 +93,7 @@ def check_branch(checkpoint: Path, config: dict[str, Any], optim: Optim, allow_c
 def _check_rate(step: int, optim: Optim, parent: Optim, checkpoint: Path) -> None:
     if step >= optim.updates:
         raise ValueError(
-            f"a branch goes on after {checkpoint}, but optim.updates={optim.updates} is not above its {step} updates: raise it"
+            f"a branch begins after {checkpoint}, but optim.updates={optim.updates} is not above its {step} updates: raise it"
         )
     decays_from = optim.updates - optim.decay_updates
     if optim.schedule == "wsd" and step > decays_from:

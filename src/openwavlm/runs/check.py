@@ -38,18 +38,12 @@ def open_data(config: RunConfig) -> OpenData:
 
 
 def embeddings_of(config: RunConfig, classes: Sequence[int]) -> list[int]:
-    """Number of label embeddings of the run's heads, one a label set."""
+    """Number of label embeddings of the run's heads, one per label set."""
     return [config.head.special_rows + size for size in classes]
 
 
 class CheckedData(NamedTuple):
-    """Facts of data that were checked.
-
-    Attributes:
-        classes: Labels of each label set.
-        fingerprints: As of `OpenData`.
-        places: As of `OpenData`.
-    """
+    """Classes, fingerprints and places of an `OpenData` that was checked."""
 
     classes: tuple[int, ...]
     fingerprints: dict[str, str]
@@ -60,8 +54,7 @@ def check_launch(values: dict[str, Any], directory: Path, opened: dict[str, Chec
     """Makes the checks of a launch before its first update; trains and writes nothing.
 
     Args:
-        values: The training config as plain values.
-        directory: Run directory, which may not exist.
+        directory: Run directory; may not exist.
         opened: Data that were checked, by their part of the config; new ones are added.
 
     Raises:

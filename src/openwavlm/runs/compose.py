@@ -24,11 +24,7 @@ from openwavlm.training.key_names import nearest_key
 
 
 def conf_dir() -> Path:
-    """Folder of the configuration: `conf/` of a checkout, or the copy inside an installed wheel.
-
-    Raises:
-        ValueError: If neither exists.
-    """
+    """Folder of the configuration: `conf/` of a checkout, or the copy inside an installed wheel."""
     package = Path(__file__).resolve().parents[1]
     for candidate in (package / "conf", package.parents[1] / "conf"):
         if (candidate / "train.yaml").is_file():
@@ -73,22 +69,14 @@ def paths(value: Any) -> list[Path]:
 
 
 def check_complete(config: DictConfig) -> None:
-    """Checks that every mandatory value is given.
-
-    Raises:
-        ValueError: If one is missing.
-    """
+    """Raises a `ValueError` if a mandatory value is missing."""
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"the config needs a value for {', '.join(missing)}, as in {missing[0]}=...")
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The composed config as plain values, interpolations resolved.
-
-    Raises:
-        ValueError: If a mandatory value is missing.
-    """
+    """The composed config as plain values, interpolations resolved; a `ValueError` if a mandatory value is missing."""
     check_complete(config)
     return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
@@ -109,13 +97,13 @@ _QUOTES = (
 
 
 def sentence_of_value(error: OmegaConfBaseException) -> str:
-    """The error of a value, in one sentence; of our resolvers their own sentence."""
+    """The error of a value in one sentence; for our resolvers, their own message."""
     text = str(error).split("full_key:")[0].removeprefix("ValueError raised while resolving interpolation: ")
     return " ".join(text.split())
 
 
 def sentence_of(error: Exception, config_name: str) -> str:
-    """The error of a command line, in one sentence; for a misspelt key with the nearest key."""
+    """The error of a command line in one sentence, with the nearest key for a misspelt one."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):  # Hydra's error of a missing option is both
         return explained(error)
     if isinstance(error, OmegaConfBaseException):
@@ -154,11 +142,7 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig:
 
 
 def composed(config_name: str, overrides: list[str]) -> DictConfig:
-    """Composes a config, from within a command too.
-
-    Raises:
-        ValueError: If an override is refused.
-    """
+    """Composes a config, from within a command too; a `ValueError` if an override is refused."""
     try:
         return _compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException) as error:

@@ -15,6 +15,7 @@ from openwavlm.checkpoints.torchaudio import sidecar_of, torchaudio_bytes
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
+from openwavlm.runs.branch import head_sizes
 from openwavlm.runs.run_directory import RunRecord, of_other_data, training_data
 from openwavlm.runtime.atomic import write_atomically
 from openwavlm.training.build import make_model
@@ -37,7 +38,6 @@ def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") ->
     """The model of one of a run's checkpoints, in eval mode, and the checkpoint's own entries (`openwavlm`).
 
     Args:
-        run: Run directory.
         checkpoint: `newest` that verifies, `best` by cross-entropy on held-out speakers, or a number of updates.
         weights: `trained`, or `ema`, their running mean in a run with optim.ema.
 
@@ -58,10 +58,7 @@ def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") ->
         raise ValueError(f"{run} has no running mean of its weights: train with optim.ema=0.999, or use weights=trained")
     config = RunConfig.of(values)
     try:
-        embeddings = [state["label_embeddings"]]
-        while (key := f"other_heads.{len(embeddings) - 1}.label_embeddings") in state:
-            embeddings.append(state[key])
-        model = make_model(config, [len(of_set) - config.head.special_rows for of_set in embeddings])
+        model = make_model(config, [size - config.head.special_rows for size in head_sizes(state)])
         model.load_state_dict(state, strict=True)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -74,18 +71,15 @@ def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") ->
 def export_run(
     run: Path, output: Path | None = None, *, checkpoint: str = "newest", weights: str = "trained", format: str = "huggingface"
 ) -> Path:
-    """Writes the encoder in one of `FORMATS`, and the prediction head in a file beside it.
+    """Writes the encoder in one of `FORMATS`, and the prediction head in a file beside it; returns their folder.
+
+    Besides the files of `format` it gets pretraining_head.safetensors, openwavlm.json and README.md.
 
     Args:
-        run: Run directory.
+        run: Run directory; `checkpoint` and `weights` as in `load_run`.
         output: Folder to write; by default `run/export`, of the other formats `run/export-FORMAT`.
-        checkpoint: As in `load_run`.
-        weights: As in `load_run`.
         format: `huggingface`: model.safetensors, config.json, preprocessor_config.json; `microsoft`: model.pt; `torchaudio`: model.pt,
             model.json.
-
-    Returns:
-        The folder, with pretraining_head.safetensors, openwavlm.json and README.md.
 
     Raises:
         ValueError: If the format is unknown, the output holds another one, or there is nothing to export.
@@ -95,6 +89,7 @@ def export_run(
     output = output or run / ("export" if format == "huggingface" else f"export-{format}")
     _check_format_of(output, format)
     model, bound = load_run(run, checkpoint, weights)
+    record = RunRecord(run)
     output.mkdir(parents=True, exist_ok=True)
     _write_encoder(model.wavlm, output, format)
     heads = model.heads()  # those of several label sets one after another, as in fairseq
@@ -109,12 +104,11 @@ def export_run(
         "updates": bound["step"],
         "weights": weights,
         "fingerprints": bound["fingerprints"],
-        "trained_on": _trained_on(run, bound["fingerprints"]),
+        "trained_on": _trained_on(run, record, bound["fingerprints"]),
     }
     if len(heads) > 1:
         about["label_embeddings"] = [len(of_set.label_embeddings) for of_set in heads]
-    begun = RunRecord(run).content.get("init_from")
-    if begun is not None:
+    if (begun := record.content.get("init_from")) is not None:
         about["init_from"] = {name: begun[name] for name in ("model", "dialect")}
     write_atomically(output / "README.md", _readme(output, format, about, model.wavlm.config).encode())
     names = ("config.json", "preprocessor_config.json", "model.safetensors", SINGLE_FILE, sidecar_of(Path(SINGLE_FILE)).name)
@@ -141,17 +135,13 @@ def _readme(output: Path, format: str, about: dict[str, Any], config: WavLMConfi
     )
 
 
-def _trained_on(run: Path, fingerprints: dict[str, str]) -> dict[str, Any]:
-    """Training data of the model: the run's split, shard sets and sources, and, as `before`, other data of earlier launches and of
-    the model that the run began from."""
-    found = training_data(read_config(run / "config.yaml")["data"], fingerprints)
-    noted = RunRecord(run).content
+def _trained_on(run: Path, record: RunRecord, fingerprints: dict[str, str]) -> dict[str, Any]:
+    """The run's split, shard sets and sources, and, as `before`, other data of earlier launches and of the initial model."""
+    found, noted = training_data(read_config(run / "config.yaml")["data"], fingerprints), record.content
     before = {"before": noted["init_from"].get("trained_on")} if "init_from" in noted else {}
-    for earlier in of_other_data(RunRecord(run).trained_on, found):
+    for earlier in of_other_data(record.trained_on, found):
         before = {"before": earlier | before}
-    if "sources" in noted:
-        found["sources"] = noted["sources"]
-    return found | before
+    return found | ({"sources": noted["sources"]} if "sources" in noted else {}) | before
 
 
 def _check_format_of(output: Path, format: str) -> None:

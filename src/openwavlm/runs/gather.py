@@ -32,12 +32,10 @@ def gather(
     """Records of a run directory and figures of its data; data that cannot be opened are noted in the iteration.
 
     Args:
-        run: Run directory.
-        name: Its name on the page; by default the folder's.
-        micro_batches: How many batches are built again to measure masking and mixing.
-        probes: Result of `probe_model`; None: `probes.json` of the run, if there is one.
-        masked: Masked prediction with its controls, in place of the last row of `validation.csv`; without a `cross_entropy` of its
-            own it adds controls to that row.
+        name: The run's name on the page; by default the folder's.
+        micro_batches: Number of batches that are built again to measure masking and mixing.
+        probes: Result of `probe_model`; by default `probes.json` of the run, if there is one.
+        masked: Masked prediction with its controls, in place of the last row of `validation.csv`, or controls alone, added to that row.
 
     Raises:
         ValueError: If the folder is no run directory.
@@ -66,24 +64,18 @@ def _open_data(iteration: Iteration, micro_batches: int) -> None:
         with torch.device("meta"):
             iteration.parameters = sum(p.numel() for p in make_model(data.config, opened.classes).parameters())
         plan = data.schedule.statistics()
-        iteration.plan = {
-            "padding_share": plan.padding_share,
-            "lost_share": plan.lost_share,
-            "too_short": plan.too_short,
-            "codebook": opened.num_classes,
-        }
+        figures = {name: getattr(plan, name) for name in ("padding_share", "lost_share", "too_short")}
+        iteration.plan = {**figures, "codebook": opened.num_classes}
         iteration.realised = measure_realised(data, iteration.metrics, micro_batches=micro_batches)
         iteration.mixtures = find_mixtures(data, micro_batches=2 * micro_batches)
 
 
 def report_runs(runs: Sequence[Path], output: Path | None = None, *, title: str | None = None, micro_batches: int = 16) -> Path:
-    """Writes the report of one run, or of several that are compared in order.
+    """Writes the report of one run, or of several, each compared with the one before; `micro_batches` as in `gather`.
 
     Args:
-        runs: Run directories; each is compared with the one before.
         output: Folder to write; by default that of the run, or of several `reports/A+B` beside the last one.
         title: Title of the page; by default of the runs' names.
-        micro_batches: As in `gather`.
 
     Raises:
         ValueError: If a folder is no run directory.

@@ -1,4 +1,4 @@
-"""A new run that begins with the encoder of a checkpoint of any dialect: domain adaptation, or WavLM from a HuBERT."""
+"""Initialisation of a new run from the encoder of a checkpoint of any dialect: domain adaptation, or WavLM from a HuBERT."""
 
 import logging
 from dataclasses import fields
@@ -27,11 +27,7 @@ _FREE = frozenset(
 
 
 def begin_from(model: WavLM, path: Path | str) -> dict[str, Any]:
-    """Copies a checkpoint's encoder into a new run's; the prediction head stays random.
-
-    Args:
-        model: The run's encoder; overwritten.
-        path: A checkpoint that `load_checkpoint` reads.
+    """Copies the encoder of a checkpoint that `load_checkpoint` reads into a new run's `model`; the prediction head stays random.
 
     Returns:
         Entry for `run.json`: path, dialect, hash of the model, tensors that were left out and made, and the training data if the
@@ -47,7 +43,7 @@ def begin_from(model: WavLM, path: Path | str) -> dict[str, Any]:
     if neutral:  # all zeros, so any buckets fit
         state[_TABLE] = torch.zeros_like(model.state_dict()[_TABLE])
     model.load_state_dict(state)
-    log.info("the encoder begins as %s (%s), the prediction head is new", path, account.dialect)
+    log.info("the encoder is initialised from %s (%s), the prediction head is random", path, account.dialect)
     about = read_about(Path(path) if Path(path).is_dir() else Path(path).parent) or {}
     return {
         "path": str(path),
@@ -60,29 +56,19 @@ def begin_from(model: WavLM, path: Path | str) -> dict[str, Any]:
 
 
 def check_same_beginning(before: dict[str, Any] | None, now: dict[str, Any], allow_change: list[str]) -> None:
-    """Refuses another encoder than that in `run.json`.
-
-    Raises:
-        ValueError: If `run.json` names another model and `init_from` was not allowed to change.
-    """
+    """Raises a `ValueError` if `run.json` names another initial model and `init_from` is not allowed to change."""
     if before is not None and before["model"] != now["model"] and "init_from" not in allow_change:
         raise ValueError(
-            f"this run began as the model {before['model'][:12]} of {before['path']}, but {now['path']} now holds {now['model'][:12]}: "
-            "restore it, start a new run under another name, or allow_change=[init_from]"
+            f"this run was initialised from the model {before['model'][:12]} of {before['path']}, but {now['path']} now holds "
+            f"{now['model'][:12]}: restore it, start a new run under another name, or allow_change=[init_from]"
         )
 
 
 def check_same_architecture(run: WavLMConfig, checkpoint: WavLMConfig, origin: Path | str, *, neutral: bool = False) -> None:
-    """Refuses a checkpoint of another architecture.
+    """Raises a `ValueError` if the checkpoint, named `origin`, has another architecture than the run's model.
 
     Args:
-        run: Config of the run's model.
-        checkpoint: Config of the checkpoint's model.
-        origin: The checkpoint, for the message.
         neutral: Whether the gated bias was made neutral, so that any buckets fit.
-
-    Raises:
-        ValueError: If the architectures differ.
     """
     free = _FREE | ({"num_buckets", "max_distance"} if neutral else set())
     names = [field.name for field in fields(run) if field.name not in free]
@@ -90,8 +76,8 @@ def check_same_architecture(run: WavLMConfig, checkpoint: WavLMConfig, origin: P
     if other:
         overrides = " ".join(f"model.{name}={_written(getattr(checkpoint, name))}" for name in other)
         raise ValueError(
-            f"a run that begins from a checkpoint must have its architecture and normalisation, but {origin} differs from this run's model "
-            f"in {', '.join(other)}: add {overrides}"
+            f"a run that is initialised from a checkpoint must have its architecture and normalisation, but {origin} differs from this "
+            f"run's model in {', '.join(other)}: add {overrides}"
         )
 
 

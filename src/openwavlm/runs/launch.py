@@ -1,6 +1,7 @@
-"""A training run from a composed config, in four acts: open the data, find where to begin, put the parts together, fit."""
+"""A training run from a composed config, in four acts: open the data, find the checkpoint, assemble the parts, fit."""
 
 import contextlib
+import json
 import logging
 import time
 from pathlib import Path
@@ -10,17 +11,19 @@ import torch
 from omegaconf import DictConfig
 
 from openwavlm.runs.assemble import Parts, assemble
-from openwavlm.runs.beginning import Beginning, Launch, Opened, open_run, resume
+from openwavlm.runs.beginning import Beginning, Launch, open_run, resume
 from openwavlm.runs.compose import plain
 from openwavlm.runs.lock import RunLock
 from openwavlm.runs.run_directory import accept_config
-from openwavlm.runs.summary import write_summary
 from openwavlm.runs.trainer import make_trainer
+from openwavlm.runtime.atomic import write_atomically
 from openwavlm.runtime.collectives import on_rank_zero
 from openwavlm.training.config import RunConfig
 from openwavlm.training.control import forget_requests, keep_early_signals
 from openwavlm.training.log_file import write_log
 from openwavlm.training.ranks import join_processes, requeue_job
+from openwavlm.training.records import last_row
+from openwavlm.training.run_files import read_summary
 from openwavlm.training.skipped_updates import check_learned
 
 log = logging.getLogger(__name__)
@@ -52,29 +55,16 @@ def train(config: DictConfig, run_directory: Path) -> dict[str, Any]:
 
 def run_launch(launch: Launch, changes: dict[str, Any]) -> dict[str, Any]:
     """Runs the four acts in a run directory that is locked; `changes` are config keys that differ from the launch before."""
-    opened = open_run(launch)
-    beginning = resume(launch, opened, changes)
+    beginning = resume(launch, *open_run(launch), changes)
     optim, stop_after = launch.config.optim, launch.config.stop_after
     if beginning.step >= optim.updates or (stop_after is not None and beginning.step >= stop_after):
-        return _nothing_to_do(launch, beginning)
-    return fit(launch, opened, beginning, assemble(launch, opened, beginning))
+        log.info("%s has %d updates already; nothing to do", launch.directory, beginning.step)
+        return write_summary(launch, beginning.step, beginning.skipped)
+    return fit(launch, beginning, assemble(launch, beginning))
 
 
-def _nothing_to_do(launch: Launch, beginning: Beginning) -> dict[str, Any]:
-    done, updates = beginning.step, launch.config.optim.updates
-    log.info("%s has %d updates already; nothing to do", launch.directory, done)
-    summary = write_summary(launch.directory, done, updates, 0.0, 0.0, launch.rank, skipped=beginning.skipped)
-    if done >= updates:
-        check_learned(done, beginning.skipped)
-    return summary
-
-
-def fit(launch: Launch, opened: Opened, beginning: Beginning, parts: Parts) -> dict[str, Any]:
-    """Act 4: trains to the end or to a stop, and writes the summary.
-
-    Raises:
-        ValueError: If no update had a finite gradient.
-    """
+def fit(launch: Launch, beginning: Beginning, parts: Parts) -> dict[str, Any]:
+    """Act 4: trains to the end or to a stop, and writes the summary; a `ValueError` if no update had a finite gradient."""
     config, directory, control, run_log = launch.config, launch.directory, parts.control, parts.run_log
     updates, began = config.optim.updates, time.monotonic()
     checkpoint = str(beginning.checkpoint) if beginning.checkpoint else None
@@ -85,22 +75,59 @@ def fit(launch: Launch, opened: Opened, beginning: Beginning, parts: Parts) -> d
         raise KeyboardInterrupt from error
     finally:
         parts.watch.close()
-        opened.data.close()
+        beginning.data.close()
         control.close()
         if run_log is not None:
             run_log.close()
     done, skipped = trainer.global_step, parts.module.skipped.count
     if launch.rank == 0 and done < updates:
         why = "stop_after" if done == config.stop_after else control.why or "a request to another rank"
-        log.info("stopped after update %d of %d by %s; the same command goes on", done, updates, why)
+        log.info("stopped after update %d of %d by %s; the same command resumes it", done, updates, why)
         if parts.boundary.requeue and config.trainer.requeue:
             requeue_job()
     elif launch.rank == 0 and skipped < done:
         log.info("finished; openwavlm export run=%s writes the model for Transformers", directory)
     audio_s = run_log.audio_s_total if run_log is not None else 0.0
     health = parts.monitor.summary() if parts.monitor is not None else None
-    seconds = time.monotonic() - began
-    summary = write_summary(directory, done, updates, audio_s, seconds, launch.rank, health, skipped=skipped)
-    if done >= updates:
-        check_learned(done, skipped)
+    return write_summary(launch, done, skipped, audio_s, time.monotonic() - began, health)
+
+
+def write_summary(
+    launch: Launch, step: int, skipped: int, audio_s: float = 0.0, seconds: float = 0.0, health: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Writes `summary.json` on rank 0, with its entries of other commands; returns it.
+
+    Args:
+        step: Updates that are done, `skipped` of them without effect.
+        audio_s: Audio of this launch.
+        seconds: Wall time of this launch; 0 = it did not train.
+        health: State of each health rule.
+
+    Raises:
+        ValueError: If all updates of a finished run were skipped; the summary is written before.
+    """
+    updates, directory = launch.config.optim.updates, launch.directory
+    path = directory / "summary.json"
+    kept: dict[str, Any] = {}
+    if path.exists():
+        try:
+            kept = read_summary(path)
+        except ValueError as error:
+            log.warning("the summary is damaged and written again, without its other entries: %s", error)
+    trained = {"audio_seconds": round(audio_s, 1), "wall_seconds": round(seconds, 1)}
+    summary = {
+        **kept,
+        "format_version": 1,
+        "updates": step,
+        "complete": step >= updates and skipped < step,
+        "skipped_updates": skipped,
+        "validation": last_row(directory / "validation.csv"),
+        "this_launch": trained if seconds else kept.get("this_launch", trained),
+    }
+    if health is not None:
+        summary["health"] = health
+    if launch.rank == 0:
+        write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
+    if step >= updates:
+        check_learned(step, skipped)
     return summary

@@ -14,16 +14,15 @@ _TAIL_BYTES = 8192  # of a table: holds its last row
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run.
+    """One run; None = unknown.
 
     Attributes:
         name: Its folder below the root.
         state: `training`, `finished`, `stopped`, `chain` (of `openwavlm iterate` or `studies/learn.py`) or `damaged`.
-        step: Updates that are done; None if unknown.
-        updates: Updates of the whole run.
+        step: Updates that are done, of `updates` in all.
         loss: Masked cross-entropy of the last update, nats.
         audio_s_per_s: Speed of the last launch that ended.
-        age_s: Seconds since its records changed.
+        age_s: Time since its records changed.
     """
 
     name: str
@@ -70,7 +69,7 @@ def _row(folder: Path, root: Path, now: float) -> RunRow:
 
 
 def _is_held(lock: Path, now: float) -> bool:
-    """Whether a launch holds the run: it renews its record in the lock regularly."""
+    """True while a launch holds the run: it renews its record in the lock regularly."""
     return lock.is_file() and lock.stat().st_size > 0 and now - lock.stat().st_mtime < DEAD_AFTER_S
 
 

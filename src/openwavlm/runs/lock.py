@@ -1,10 +1,9 @@
 """One run, one writer: an advisory file lock on this host, a heartbeat for the others.
 
 The record in the file names the writer and is renewed every 15 s. The lock of a writer on another host, or on a file system without
-locks, is invisible, so a launch watches the record: if it changes, the launch is refused; after 120 s without a change, by the launch's
-own monotonic clock, the launch takes over. The time in the record is never compared with a clock, since hosts differ by days.
-A writer that was suspended for that long finds another record in place of its own and ends at once. A writer that finds its file deleted
-writes it anew, and ends if another launch has written one meanwhile.
+locks, is invisible, so a launch watches the record: a change refuses the launch; after 120 s without one, by the launch's own monotonic
+clock, it takes over. The time in the record is never compared with a clock, since hosts differ by days. A writer ends at once if it finds
+another's record in place of its own, after a suspension; it writes a deleted file again.
 """
 
 import contextlib
@@ -29,13 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class RunLock:
-    """Lock of a run directory.
-
-    The lock is one of `fcntl`, which belongs to the process alone: with `flock` a killed run stays locked as long as its forked
-    loader workers live.
-
-    Args:
-        directory: The run directory.
+    """Lock of a run directory, by `fcntl`: with `flock` a killed run stays locked as long as its forked loader workers live.
 
     Raises:
         ValueError: If a live launch holds the run.
@@ -61,19 +54,18 @@ class RunLock:
         return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def _enter(self) -> None:
-        """Locks the open file, if need be after a wait for its holder's end.
-
-        Raises:
-            ValueError: If a live launch holds the run.
-        """
+        """Locks the open file, if need be after a wait for its holder's end."""
         free = self._lock()
         holder = self._holder()
         if free is False or (holder and not _is_dead(holder, locked=bool(free)) and self._lives(holder)):
             os.close(self._file)
-            raise ValueError(self._refusal(holder))
+            raise ValueError(
+                f"the run {self.path.parent} is being written by {_who(holder)}: wait for it, stop it, or choose another name "
+                f"(a writer on another host counts as dead when a launch has seen no heartbeat of it for {DEAD_AFTER_S:.0f} s)"
+            )
 
     def _is_in_place(self) -> bool:
-        """Whether the open file is the one at the path: a lock on a deleted file refuses no launch."""
+        """True if the open file is the one at the path: a lock on a deleted file refuses no launch."""
         try:
             found = self.path.stat()
         except FileNotFoundError:
@@ -94,12 +86,7 @@ class RunLock:
     def _lives(self, holder: dict[str, Any]) -> bool:
         """Waits until the holder's record changes (True), has not changed for 120 s, or is released."""
         began = logged = time.monotonic()
-        log.warning(
-            "%s is held by %s: waiting %.0f s for its next heartbeat",
-            self.path,
-            _who(holder),
-            DEAD_AFTER_S,
-        )
+        log.warning("%s is held by %s: waiting %.0f s for its next heartbeat", self.path, _who(holder), DEAD_AFTER_S)
         while (now := time.monotonic()) - began < DEAD_AFTER_S:
             if now - logged >= _PROGRESS_S:
                 logged = now
@@ -120,12 +107,6 @@ class RunLock:
             return {}
         return holder if isinstance(holder, dict) else {}
 
-    def _refusal(self, holder: dict[str, Any]) -> str:
-        return (
-            f"the run {self.path.parent} is being written by {_who(holder)}: wait for it, stop it, or choose another name "
-            f"(a writer on another host counts as dead when a launch has seen no heartbeat of it for {DEAD_AFTER_S:.0f} s)"
-        )
-
     def _write(self) -> None:
         record = {**self._ours, "job": os.environ.get("SLURM_JOB_ID"), "heartbeat": time.time()}
         # One write of constant length, so that no reader finds half a record.
@@ -137,7 +118,7 @@ class RunLock:
                 if not self._is_in_place():
                     deleted, self._file = self._file, self._open()
                     os.close(deleted)
-                    log.warning("%s was deleted while this run trains: it is written anew", self.path)
+                    log.warning("%s was deleted while this run trains: it is written again", self.path)
                     if self._lock() is False:
                         self._end(self._holder())
                 holder = self._holder()
@@ -159,17 +140,15 @@ class RunLock:
 
 
 def _is_dead(holder: dict[str, Any], *, locked: bool) -> bool:
-    """Whether a holder on this host has ended: it has no lock or, without locks, no process."""
+    """True if a holder on this host has ended: it has no lock or, without locks, no process."""
     if holder.get("host") != socket.gethostname():
         return False
     if locked:
         return True
     try:
         os.kill(int(holder["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return isinstance(error, ProcessLookupError)
     return False
 
 

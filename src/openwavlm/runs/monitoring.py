@@ -36,19 +36,12 @@ def make_monitor(
     start: int,
     state: Mapping[str, Any] | None,
 ) -> HealthMonitor | None:
-    """Judge on rank 0; None where the rules are switched off.
+    """Health rules on rank 0; None where they are switched off.
 
     The baselines of the labels are computed once; a resumed run on the same data reads them from its checkpoint.
 
     Args:
-        config: The run's.
-        opened: Its data.
-        schedule: Its schedule.
-        run_log: Writes findings and figures.
-        control: Stops the run.
-        clock: Wall time.
-        on_cpu: Whether the step runs on a CPU.
-        start: Update that the launch begins at, from 0.
+        start: Updates that are done.
         state: `openwavlm` of this run's checkpoint; None for a new run.
     """
     settings, updates = config.health, config.optim.updates
@@ -59,13 +52,8 @@ def make_monitor(
     references = References(**kept["references"]) if same and kept else None
     if references is None or not references.complete(settings, updates):
         references = label_references(opened, schedule, config.masking, config.seed, settings, start=start, updates=updates)
-    known = Known(
-        settings,
-        updates,
-        from_random=not (config.branch_from or config.init_from),
-        references=references,
-        on_cpu=on_cpu,
-    )
+    from_random = not (config.branch_from or config.init_from)
+    known = Known(settings, updates, from_random=from_random, references=references, on_cpu=on_cpu)
     return HealthMonitor(
         known,
         clock,

@@ -20,14 +20,7 @@ _OF_GROUP = re.compile(rf"\b({'|'.join(_TEXT)})(\s*:\s*)({_NUMBER})(?=\s*[,}}])"
 
 
 def as_text(word: str) -> str:
-    """An override with quotes if its key is text and Hydra would read another type.
-
-    Args:
-        word: As given, `name=1e3`, or a sweep, `name=1e3,2e3`.
-
-    Returns:
-        `name='1e3'`; any other word as it is.
-    """
+    """An override or a sweep, quoted if its key is text and Hydra would read another type: `name='1e3'` for `name=1e3`."""
     found = _WORD.fullmatch(word)
     if found is None:
         return word
@@ -45,14 +38,7 @@ def as_text(word: str) -> str:
 
 
 def run_folder(name: object) -> Path:
-    """`runs/NAME`.
-
-    Args:
-        name: A name, or several with `/` between them.
-
-    Raises:
-        ValueError: If it is empty, leads out of `runs/`, or cannot be a folder's name everywhere.
-    """
+    """`runs/NAME`; a `ValueError` if the name leads out of `runs/` or cannot be a folder's name everywhere."""
     text = str(name)
     parts = text.split("/") if isinstance(name, str | int | float) else [""]
     if any(not part.strip() or part.endswith((".", " ")) or part.startswith(" ") for part in parts) or not text.isprintable():
@@ -62,7 +48,7 @@ def run_folder(name: object) -> Path:
         )
     if any(len(os.fsencode(part)) > _LONGEST_PART for part in parts) or len(os.fsencode(text)) > _LONGEST:
         raise ValueError(
-            f"name must have at most {_LONGEST_PART} bytes between two / and {_LONGEST} in all, which file systems allow, but has "
+            f"name must have at most {_LONGEST_PART} bytes between two / and {_LONGEST} in all, the limits of file systems, but has "
             f"{len(os.fsencode(text))}: shorten it"
         )
     return Path("runs", *parts)

@@ -40,9 +40,8 @@ class MicroBatch:
     """One micro-batch of an update.
 
     Attributes:
-        batch: Bit-equal to what was trained on.
+        batch: Bit-equal to the one that was trained on.
         prepared: Float (batch, samples), waveforms as the model received them: mixed, and normalised where the config says so.
-        rows: Its rows.
     """
 
     batch: PretrainBatch
@@ -52,29 +51,16 @@ class MicroBatch:
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """An update that was built again.
-
-    Attributes:
-        step: The update, from 1.
-        segment: The launch that trained it.
-        recorded: Its row of `metrics.csv`.
-        micro_batches: In slot order.
-        fingerprints: The data, by content.
-    """
+    """An update, counted from 1, that was built again: its launch, its row of `metrics.csv`, its micro-batches in slot order."""
 
     step: int
     segment: Segment
     recorded: dict[str, float]
     micro_batches: list[MicroBatch]
-    fingerprints: dict[str, str]
 
 
 def rebuild_update(run: Path, step: int) -> Update:
-    """Builds the micro-batches of an update again, and compares their counts with `metrics.csv`.
-
-    Args:
-        run: Run directory.
-        step: The update, from 1 as in `metrics.csv`.
+    """Builds the micro-batches of an update, counted from 1, again, and compares their counts with `metrics.csv`.
 
     Raises:
         ValueError: If the folder is no run directory; the run has not reached this update; the data is missing or has other content;
@@ -94,13 +80,13 @@ def rebuild_update(run: Path, step: int) -> Update:
                 prepared = prepare_waveforms(built.batch, config.mixing, normalised=config.model.normalise_waveform)
             rows = describe_rows(built, config.mixing, data.opened.indexes[built.batch.id.source])
             micro_batches.append(MicroBatch(built.batch, prepared, rows))
-    update = Update(step, segment, recorded, micro_batches, data.opened.fingerprints())
+    update = Update(step, segment, recorded, micro_batches)
     _check_figures(update)
     return update
 
 
 def _recorded(run: Path, step: int) -> dict[str, float]:
-    """The update's row of `metrics.csv`, a table that is compared with the newest checkpoint's record of it."""
+    """The update's row of `metrics.csv`; the table must agree with the newest checkpoint's record of it."""
     table = run / "metrics.csv"
     metrics = read_table(table, prefix=known_tables(run, RunRecord(run).content["segments"]).get(table.name))
     if not len(metrics.get("step", ())):
@@ -119,7 +105,7 @@ def _recorded(run: Path, step: int) -> dict[str, float]:
 
 
 def _found(segment: Segment, step: int) -> dict[str, Any]:
-    """The launch's data node; a missing folder is replaced by that of the run's newest config."""
+    """The launch's data node, with that of the run's newest config in place of a missing folder."""
     data, newest = copy.deepcopy(segment.config["data"]), segment.newest["data"]
     places = [
         (node, key, (newest.get(group) or {}).get(name) or {}, f"data.{group}.{name}.{key}")
@@ -134,25 +120,24 @@ def _found(segment: Segment, step: int) -> dict[str, Any]:
         for folder in label_folders(node[key]):
             if folder.exists():
                 continue
-            where = "" if folder.is_absolute() else f" (below {Path.cwd()}, where this command was given)"
+            where = "" if folder.is_absolute() else f" (below {Path.cwd()}, where this command was run)"
             raise ValueError(
-                f"update {step} was trained on {name}={folder}, but there is no such folder{where}: give the command where train.py was "
-                f"given, move the folder back, or put a link in its place with ln -s"
+                f"update {step} was trained on {name}={folder}, but there is no such folder{where}: run the command where train.py was "
+                "run, move the folder back, or put a link in its place with ln -s"
             )
     return data
 
 
 def _check_fingerprints(opened: OpenData, segment: Segment, step: int) -> None:
-    found, expected = opened.fingerprints(), segment.fingerprints
-    if expected is not None and lacks_names(expected, found) and same_data(expected, found):
+    found, expected = opened.fingerprints(), segment.record["fingerprints"]
+    if lacks_names(expected, found) and same_data(expected, found):
         raise ValueError(
             f"the launch that trained update {step} has no record of the speakers and other names of its shards (a run of an older "
             "format): add it by `openwavlm upgrade` and the run's folder"
         )
-    if expected is not None and found != expected:
+    if found != expected:
         names = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
-        named = [(source["shards"], *label_folders(source["labels"])) for source in opened.data.all_sets.values()]
-        folders = [str(folder) for one in named for folder in one] + ([str(opened.data.noise)] if opened.data.noise else [])
+        folders = dict.fromkeys([*opened.places().values(), *([str(opened.data.noise)] if opened.data.noise else [])])
         raise ValueError(
             f"update {step} was trained on other data than there is now ({', '.join(names)} differ): restore the data of that launch "
             f"in {', '.join(folders)}"
@@ -179,9 +164,8 @@ def _check_figures(update: Update) -> None:
         "mixed_rows": sum(len(batch.mix) for batch in batches),
         "audio_s": sum(batch.valid_samples for batch in batches) / SAMPLE_RATE_HZ,
     }
-    wrong = [
-        f"{name} {value:g}, not {update.recorded[name]:g}" for name, value in built.items() if value != update.recorded[name]
-    ]
+    recorded = update.recorded
+    wrong = [f"{name} {value:g}, not {recorded[name]:g}" for name, value in built.items() if value != recorded[name]]
     if wrong:
         record = update.segment.record
         raise ValueError(
@@ -200,7 +184,7 @@ def record_of(update: Update, run: Path) -> dict[str, Any]:
         "step": update.step,
         "recorded": {name: value if np.isfinite(value) else None for name, value in update.recorded.items()},
         "launch": {"number": segment.number, **segment.record},
-        "fingerprints": update.fingerprints,
+        "fingerprints": segment.record["fingerprints"],
         "micro_batches": [
             {
                 "slot": slot,
@@ -218,22 +202,18 @@ def record_of(update: Update, run: Path) -> dict[str, Any]:
 
 
 def _shown(counts: list[int], limit: int) -> list[tuple[int, int]]:
-    """(slot, row) of at most `limit` rows: the first ones of each micro-batch, equally many of each as far as they go."""
+    """(slot, row) of at most `limit` rows: the first ones of each micro-batch, equally many of each where it has as many."""
     places = [(place, slot) for slot, count in enumerate(counts) for place in range(count)]
     return sorted((slot, place) for place, slot in sorted(places)[:limit])
 
 
 def replay(run: Path, step: int, *, rows: int = 32, output: Path | None = None) -> Path:
-    """Writes the batches of an update: `batch.json`, `page.html` and `audio/`.
+    """Writes the batches of an update: `batch.json`, `page.html` and `audio/`; returns their folder.
 
     Args:
-        run: Run directory.
         step: The update, from 1 as in `metrics.csv`.
         rows: Number of rows with pictures and audio; `batch.json` has all.
         output: Folder to write; `run/replay/step-…` by default.
-
-    Returns:
-        The folder.
 
     Raises:
         ValueError: If `rows` is negative, or as `rebuild_update`.

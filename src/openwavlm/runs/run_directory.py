@@ -40,33 +40,25 @@ def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tup
 
 
 def refuse_changes(changes: dict[str, tuple[Any, Any]], allow_change: list[str], run: str) -> None:
-    """Refuses differences that are not in `allow_change`.
-
-    Raises:
-        ValueError: If there are some; it lists each with both values.
-    """
-    refused = {
-        key: values for key, values in changes.items() if not any(key == a or key.startswith(a + ".") for a in allow_change)
-    }
+    """Raises a `ValueError` that lists the differences that are not in `allow_change`, each with both values."""
+    allowed = tuple(f"{key}." for key in allow_change)
+    refused = {key: values for key, values in changes.items() if not f"{key}.".startswith(allowed)}
     if refused:
         lines = "".join(f"\n  {key}: {old!r} -> {new!r}" for key, (old, new) in refused.items())
         raise ValueError(
             f"this launch differs from {run}:{lines}\nUse another name for a new run, or allow_change="
-            f"[{','.join(refused)}] to go on with the change (it is recorded in run.json)"
+            f"[{','.join(refused)}] to continue with the change (it is recorded in run.json)"
         )
 
 
 def accept_config(directory: Path, config: dict[str, Any], allow_change: list[str]) -> dict[str, tuple[Any, Any]]:
-    """Compares the composed config with the run's, and writes it beside, to become the run's when a segment begins.
+    """Compares the composed config with the run's, and returns the allowed changes, empty on the first launch.
 
-    So a launch that is refused later (a folder is missing, the data changed) leaves the run's config as it is.
-
-    Returns:
-        The allowed changes of this launch, empty on the first.
+    Writes the new config beside, to replace the run's when a segment begins: a launch that is refused later leaves the run's as it is.
 
     Raises:
-        ValueError: If the run's config or `run.json` is missing or cannot be read, or both are and there are checkpoints; if a key
-            differs that was not allowed: the message lists each with both values.
+        ValueError: If the run's config or `run.json` is missing or cannot be read, or both are and there are checkpoints; as
+            `refuse_changes`.
     """
     path = directory / "config.yaml"
     _finish_rename(directory)
@@ -108,11 +100,7 @@ def _finish_rename(directory: Path) -> None:
 
 
 def training_data(data: dict[str, Any], fingerprints: dict[str, str]) -> dict[str, Any]:
-    """The speakers that a launch trains on, by its split and its shard sets.
-
-    Args:
-        data: The data node of its config.
-        fingerprints: Of its data.
+    """Identity of the speakers that a launch trains on, from its data node and fingerprints.
 
     Returns:
         `validation_share` and `split_seed`; fingerprints of the training shard sets, `indexes`, and of the held-out ones,
@@ -131,7 +119,7 @@ def training_data(data: dict[str, Any], fingerprints: dict[str, str]) -> dict[st
 
 
 def of_other_data(earlier: list[dict[str, Any]], now: dict[str, Any]) -> list[dict[str, Any]]:
-    """Entries of `RunRecord.trained_on` of other data or another split than `now`, `sources` aside."""
+    """Entries of `RunRecord.trained_on` that differ from `now` in data or split, `sources` aside."""
     return [
         entry for entry in earlier if any(entry.get(name, value) != value for name, value in now.items() if name != "sources")
     ]
@@ -143,24 +131,17 @@ def names_in(fingerprints: dict[str, str]) -> dict[str, str]:
 
 
 def lacks_names(known: dict[str, str], now: dict[str, str]) -> bool:
-    """Whether fingerprints are of format 1, without those of the shards' names."""
+    """True for fingerprints of format 1, which lack those of the shards' names."""
     return bool(names_in(now)) and not names_in(known) and any(name.startswith("shards.") for name in known)
 
 
 def same_data(known: dict[str, str], now: dict[str, str]) -> bool:
-    """Whether fingerprints are equal, apart from names that format 1 lacks."""
+    """True if fingerprints are equal, apart from names that format 1 lacks."""
     return (known | names_in(now) if lacks_names(known, now) else known) == now
 
 
 class RunRecord:
-    """`run.json`: identity of the run, versions, fingerprints, and one segment a launch.
-
-    Args:
-        directory: The run directory.
-
-    Raises:
-        ValueError: If it is damaged or was written by a newer version.
-    """
+    """`run.json` of a run directory: identity of the run, versions, fingerprints, and one segment per launch."""
 
     def __init__(self, directory: Path) -> None:
         self._path, self._staged_config = directory / "run.json", _staged(directory)
@@ -171,24 +152,19 @@ class RunRecord:
     def check_fingerprints(
         self, fingerprints: dict[str, str], allow_change: list[str], places: Mapping[str, str] | None = None
     ) -> None:
-        """Refuses to go on with other data than the run began with.
-
-        Args:
-            fingerprints: Of the data.
-            allow_change: Keys that may differ from the launch before.
-            places: The folder of each of the data, for the message.
+        """Refuses other data than those that the run began with, in the folders `places`, and records their fingerprints.
 
         Raises:
             ValueError: If shards, their names (`metadata`), labels or noise differ and `data` is not allowed to change; if the run is
                 of format 1, without the names.
         """
-        known = self.content.get("fingerprints")
-        if known is not None and lacks_names(known, fingerprints) and "data" not in allow_change:
+        known = fingerprints if "data" in allow_change else self.content.get("fingerprints", fingerprints)
+        if lacks_names(known, fingerprints):
             raise ValueError(
                 f"{self._path} lacks the checksums of speakers and other names of the run's shards (a run of format 1): add them by "
-                f"`openwavlm upgrade {self._path.parent}`, and the run goes on"
+                f"`openwavlm upgrade {self._path.parent}`, and the same command resumes the run"
             )
-        if known is not None and known != fingerprints and "data" not in allow_change:
+        if known != fingerprints:
             names = sorted(k for k in set(known) | set(fingerprints) if known.get(k) != fingerprints.get(k))
             named = [f"{name} in {places[name]}" if places and name in places else name for name in names]
             raise ValueError(
@@ -223,7 +199,7 @@ class RunRecord:
         # Both, since a kill between the two writes leaves the config of the launch before.
         configs = [parse_config(file) for file in (config, self._staged_config) if file.exists()]
         self.content["configs"] = [config_checksum(one) for one in configs]
-        # A hash of the beginning, not random, so that a run that was killed and went on has the bytes of one that was not.
+        # A hash of the beginning, not random, so that a run that was killed and resumed has the bytes of one that was not.
         beginning = {"config": trajectory(configs[-1]) if configs else {}, "data": self.content.get("fingerprints", {})}
         self.content.setdefault("run", checksum_of(beginning))
         self.save()
@@ -231,11 +207,7 @@ class RunRecord:
             self._staged_config.replace(config)
 
     def refuse_lost_checkpoints(self) -> None:
-        """Refuses a run that has lost all of its checkpoints, instead of training it from the start.
-
-        Raises:
-            ValueError: If there was one.
-        """
+        """Raises a `ValueError` for a run that has lost all of its checkpoints, instead of training it from the start."""
         newest = max([self.content.get("first_checkpoint", 0), *(segment["from_step"] for segment in self.content["segments"])])
         if newest > self._first_step:
             raise ValueError(
@@ -264,7 +236,7 @@ class RunRecord:
         return int(segments[0]["from_step"]) if segments else 0
 
     def note_checkpoint(self, step: int) -> None:
-        """Notes the run's first checkpoint, so that a loss of all is noticed."""
+        """Records the run's first checkpoint, so that a loss of all checkpoints is detected."""
         if "first_checkpoint" not in self.content:
             self.content["first_checkpoint"] = step
             self.save()

@@ -1,10 +1,16 @@
-"""The launch that trained an update, with its config, data and plan, from `run.json` and the checkpoints."""
+"""Launches in `run.json`: the entry of a new one, and the one that trained an update, with its config, data and plan."""
 
 import logging
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from openwavlm.batches.plan import PLAN_VERSION
 from openwavlm.batches.schedule import Schedule
@@ -21,26 +27,59 @@ class Segment:
     """One launch of a run.
 
     Attributes:
-        config: Its config.
         newest: The run's newest config, for folders that were moved since.
-        record: Its entry in `run.json`.
-        fingerprints: The content of its data.
+        record: Its entry in `run.json`, as of `segment_entry`.
         number: Its place among the launches, from 0.
     """
 
     config: dict[str, Any]
     newest: dict[str, Any]
     record: dict[str, Any]
-    fingerprints: dict[str, str]
     number: int
 
 
-def segment_of(directory: Path, step: int) -> Segment:
-    """The launch of the update `step` in `metrics.csv`.
+def _commit() -> str | None:
+    """The commit of this package's checkout; None for an installed package or without git."""
+    checkout = Path(__file__).resolve().parents[3]
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return found.stdout.strip() or None
 
-    Args:
-        directory: Run directory; nothing in it is locked or written.
-        step: The update, from 1.
+
+def _version(package: str) -> str:
+    """Version of a package; a checkout on PYTHONPATH has none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def segment_entry(
+    step: int, world_size: int, changes: dict[str, Any], fingerprints: dict[str, str], plan: dict[str, Any]
+) -> dict[str, Any]:
+    """Entry of a launch that begins after update `step`."""
+    return {
+        "from_step": step,
+        "world_size": world_size,
+        "threads": torch.get_num_threads(),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("openwavlm", "torch", "lightning", "numpy", "soundfile")},
+        "commit": _commit(),
+        "plan_version": PLAN_VERSION,
+        "plan": plan,
+        "fingerprints": fingerprints,
+        "changes": {key: list(values) for key, values in changes.items()},
+        "command": " ".join(sys.argv),
+    }
+
+
+def segment_of(directory: Path, step: int) -> Segment:
+    """The launch of an update, counted from 1 as in `metrics.csv`; nothing is locked or written.
 
     Raises:
         ValueError: If the folder is no run directory, its records are damaged or of a newer version, or this version plans otherwise
@@ -70,18 +109,13 @@ def segment_of(directory: Path, step: int) -> Segment:
             f"update {step} was planned by plan version {record['plan_version']}, this version plans by {PLAN_VERSION}: install "
             f"openwavlm {record['versions']['openwavlm']}, which trained it as run.json says"
         )
-    return Segment(configs[number], config, record, record["fingerprints"], number)
+    return Segment(configs[number], config, record, number)
 
 
 def names_of_checkpoint(checkpoint: Path, fingerprints: dict[str, str]) -> dict[str, str]:
-    """The names of the shards (`metadata`) that a checkpoint was trained with.
+    """Fingerprints of the names (`metadata`) of the shards that a checkpoint was trained on, if there are some.
 
-    Args:
-        checkpoint: A run's checkpoint.
-        fingerprints: Its own; of format 1 without names, which `openwavlm upgrade` added to the launches.
-
-    Returns:
-        Fingerprint by name; empty if there are none.
+    Those of a checkpoint of format 1 lack the names, which `openwavlm upgrade` added to the launches.
     """
     kept = RunRecord(checkpoint.resolve().parents[1]).content
     step = int(checkpoint.stem.split("-")[1])
@@ -107,19 +141,15 @@ def _changed(flat: dict[str, Any], record: dict[str, Any], which: int) -> dict[s
 
 
 def follow_plan(schedule: Schedule, segment: Segment, key: str, directory: Path, step: int) -> None:
-    """Sets a schedule to the plan that a launch followed.
+    """Sets a schedule to the plan that a launch followed; the checkpoints of the run save planning the past epochs again.
 
     Args:
         schedule: The schedule of that launch's config and data, as if it were the run's first.
-        segment: The launch.
         key: Plan key of that config and data.
-        directory: Run directory, whose checkpoints spare planning the past epochs again.
-        step: The update, from 1, for messages.
 
     Raises:
         ValueError: If the plan is another one.
     """
-    states = [state for state in _checkpoint_plans(directory / "checkpoints") if state["key"] == key]
     plan = segment.record["plan"]
     if plan["key"] != key:
         raise ValueError(
@@ -127,14 +157,13 @@ def follow_plan(schedule: Schedule, segment: Segment, key: str, directory: Path,
             f"was {plan['key']}): restore config.yaml and run.json from a copy of the run"
         )
     schedule.begin_as(plan)
-    states = [state for state in states if _beginning(state) == schedule.beginning()]
+    states = [
+        state
+        for state in _checkpoint_plans(directory / "checkpoints")
+        if state["key"] == key and _beginning(state) == schedule.beginning()
+    ]
     if states:
-        schedule.restore(max(states, key=lambda state: sum(len(stream["starts"]) for stream in _streams(state))))
-
-
-def _streams(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for members in state["streams"].values():
-        yield from members
+        schedule.restore(max(states, key=lambda state: sum(len(one["starts"]) for of in state["streams"].values() for one in of)))
 
 
 def _beginning(state: dict[str, Any]) -> dict[str, Any]:
@@ -143,27 +172,25 @@ def _beginning(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checkpoint_plans(directory: Path) -> Iterator[dict[str, Any]]:
-    """The plans in the checkpoints. A damaged checkpoint is named and passed over; the run may delete one at this moment."""
+    """The plans in the checkpoints, except damaged ones, of which it warns, and those that the run deletes meanwhile."""
     for path in checkpoints_in(directory):
         try:
             state = read_checkpoint(path)["openwavlm"]["plan"]
         except FileNotFoundError:
             continue
         except ValueError as error:
-            log.warning("the plan in %s is passed over: %s", path.name, error)
+            log.warning("the plan in %s is skipped: %s", path.name, error)
             continue
         if _is_plan(state) and state["plan_version"] == PLAN_VERSION:
             yield state
 
 
 def _is_plan(state: dict[str, Any]) -> bool:
-    """Whether a checkpoint's plan has the entries that `follow_plan` compares."""
+    """True if a checkpoint's plan has the entries that `follow_plan` compares."""
     streams = state.get("streams")
     return (
         {"key", "plan_version", "origin"} <= state.keys()
         and isinstance(streams, dict)
         and all(isinstance(members, list) for members in streams.values())
-        and all(
-            isinstance(stream, dict) and {"first_epoch", "starts"} <= stream.keys() for of in streams.values() for stream in of
-        )
+        and all(isinstance(one, dict) and {"first_epoch", "starts"} <= one.keys() for of in streams.values() for one in of)
     )

@@ -1,10 +1,11 @@
-"""Upgrade of shard sets, labels and runs of format 1 to the present formats, in place.
+"""Upgrade of shard sets, labels, codebooks and runs of format 1 to the present formats, in place.
 
-Shard sets get a second identity, of their names (`metadata`), and checksums; labels, codebooks and runs are bound to it. Tars, labels,
-centroids and weights are not written.
+Shard sets get checksums and a second identity, of their names (`metadata`), to which the others are bound. Tars, labels, centroids and
+weights are not written.
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,24 +24,20 @@ _REMEDY = "restore it from a copy"
 
 
 def upgrade(paths: Sequence[Path]) -> dict[Path, bool]:
-    """Upgrades shard sets, labels, codebooks and runs.
+    """Upgrades shard sets, labels, codebooks and runs; returns for each folder whether it was changed, in the order of the work.
 
     Args:
-        paths: Folders of them, or folders that they lie below, in any order; those that a run names are upgraded too.
-
-    Returns:
-        Of each folder whether anything in it had to be changed, in the order of the work.
+        paths: Their folders, or folders above them, in any order; data that a run names are upgraded too.
 
     Raises:
-        ValueError: If a folder is none of these and holds none, is damaged, of a newer format or in use; if the shard sets that labels
-            or a codebook are of were not given; if the data of a run are not those that it was trained on.
+        ValueError: If a folder is none of these and holds none, is damaged, of a newer format or in use; if the shard sets of labels or
+            of a codebook were not given; if the data of a run are not those that it was trained on.
     """
     kinds = {folder: kind for path in paths for folder, kind in _found(path).items()}
-    runs = [path for path, kind in kinds.items() if kind == "run"]
-    configs = {run: read_config(run / "config.yaml") for run in runs}
+    runs = {path: read_config(path / "config.yaml") for path, kind in kinds.items() if kind == "run"}
     shards = [path for path, kind in kinds.items() if kind == "shards"]
     labels = [path for path, kind in kinds.items() if kind == "meta"]
-    for run, config in configs.items():
+    for run, config in runs.items():
         named_shards, named_labels = _named(run, config)
         shards += named_shards
         labels += named_labels
@@ -51,30 +48,21 @@ def upgrade(paths: Sequence[Path]) -> dict[Path, bool]:
         changed[folder] = upgrade_shards(folder)
         indexes[place] = Index.open(folder)
     for folder in {folder.resolve(): folder for folder in labels[::-1]}.values():
-        changed[folder] = _upgrade_meta(folder, list(indexes.values()))
-    for run in runs:
-        changed[run] = _upgrade_run(run, configs[run], indexes)
+        changed[folder] = _upgrade_meta(folder, indexes.values())
+    for run, config in runs.items():
+        changed[run] = _upgrade_run(run, config, indexes)
     return changed
 
 
 def _found(path: Path) -> dict[Path, str]:
-    """The folders to upgrade and their kinds: the path itself, or all below it; links are not followed.
-
-    Below it, a folder of another program may have an `index/` or a `meta.json` too, so further files are required.
-    """
+    """Folders to upgrade and their kinds: the path itself, or all below it; links are not followed."""
     if kind := _kind(path):
         return {path: kind}
     found: dict[Path, str] = {}
     for place, folders, _ in os.walk(path):
         folders.sort()
-        folder = Path(place)
-        kind = _kind(folder)
-        if kind == "shards" and not any((folder / name).is_file() for name in ("index/shards.json", "settings.json")):
-            kind = None
-        if kind == "meta" and not [*folder.glob("codebook.npy"), *folder.glob("pack-*.u16")]:
-            kind = None
-        if kind:
-            found[folder] = kind
+        if kind := _kind(Path(place), below=True):
+            found[Path(place)] = kind
             folders.clear()
     if found:
         return found
@@ -84,13 +72,14 @@ def _found(path: Path) -> dict[Path, str]:
     )
 
 
-def _kind(path: Path) -> str | None:
+def _kind(path: Path, *, below: bool = False) -> str | None:
+    """Kind of a folder; `below` a given one it must hold more, since `index/` and `meta.json` may be another program's."""
     if (path / "run.json").is_file() and (path / "config.yaml").is_file():
         return "run"
     if (path / "meta.json").is_file():
-        return "meta"
+        return "meta" if not below or [*path.glob("codebook.npy"), *path.glob("pack-*.u16")] else None
     if (path / "index").is_dir() or (path / "tasks.jsonl").is_file():
-        return "shards"
+        return "shards" if not below or any((path / name).is_file() for name in ("index/shards.json", "settings.json")) else None
     return None
 
 
@@ -114,16 +103,19 @@ def _named(run: Path, config: dict[str, Any]) -> tuple[list[Path], list[Path]]:
     for folder in (*map(Path, shards), *labels):
         if not folder.is_dir():
             raise ValueError(
-                f"{run / 'config.yaml'} names {folder}, but there is no such folder: give the command where train.py was given, or move "
+                f"{run / 'config.yaml'} names {folder}, but there is no such folder: run the command where train.py was run, or move "
                 "the folder back"
             )
     return [Path(folder) for folder in shards], labels
 
 
-def _upgrade_meta(path: Path, indexes: Sequence[Index]) -> bool:
+def _upgrade_meta(path: Path, indexes: Iterable[Index]) -> bool:
     """Adds the names' hash to each shard of labels, and to each shard set of a codebook, as far as the shard sets are known."""
-    by_identity = _by_key((shard.identity, shard.metadata) for index in indexes for shard in index.shards)
-    by_fingerprint = _by_key((index.fingerprint, index.metadata) for index in indexes)
+    by_identity, by_fingerprint = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+    for index in indexes:
+        by_fingerprint[index.fingerprint].add(index.metadata)
+        for of_shard in index.shards:
+            by_identity[of_shard.identity].add(of_shard.metadata)
 
     def add(meta: dict[str, Any]) -> None:
         shards = [shard for pack in meta["packs"] for shard in pack["shards"]]
@@ -161,17 +153,10 @@ def _not_given(path: Path) -> ValueError:
     )
 
 
-def _by_key(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    for key, value in pairs:
-        found.setdefault(key, set()).add(value)
-    return found
-
-
 def _only(values: set[str], path: Path) -> str:
     if len(values) > 1:
         raise ValueError(
-            f"{path} is of audio that several of the given shard sets hold under other names: give only the one that it was made from"
+            f"{path} was made from audio that several of the given shard sets hold under different names: give only the right one"
         )
     return next(iter(values))
 
@@ -188,8 +173,8 @@ def _upgrade_run(run: Path, config: dict[str, Any], indexes: dict[Path, Index]) 
             index = indexes[Path(source["shards"]).resolve()]
             if fingerprints.get(f"shards.{name}", index.fingerprint) != index.fingerprint:
                 raise ValueError(
-                    f"{run / 'run.json'} is of other audio than {index.path} holds now (shards.{name}): put the shard set that the run was "
-                    "trained on back"
+                    f"{run / 'run.json'} records other audio than {index.path} holds now (shards.{name}): put back the shard set that the "
+                    "run was trained on"
                 )
         changed = _add_names(fingerprints, by_fingerprint)
         for segment in record.content["segments"]:

@@ -134,24 +134,24 @@ def decode_or_stop(path: Path, **arguments: Any) -> Decoded:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[int, int]]:
     """Opens a regular file, yields its descriptor and size, and adds its name to an OSError from within the block."""
-    try:
-        kind = stat.S_IFMT(path.stat().st_mode)
-        if kind != stat.S_IFREG:
-            raise AudioError("unreadable", f"it is {_FILE_TYPES.get(kind, 'no regular file')}, not a file of audio")
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        reason = _PATH_ERRORS.get(error.errno or 0)
-        if reason is None:
-            raise
-        raise AudioError(reason, "no such file" if reason == "missing" else error.strerror or str(error)) from error
-    try:
-        with naming(path):
+    with naming(path):
+        try:
+            kind = stat.S_IFMT(path.stat().st_mode)
+            if kind != stat.S_IFREG:
+                raise AudioError("unreadable", f"it is {_FILE_TYPES.get(kind, 'no regular file')}, not a file of audio")
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            reason = _PATH_ERRORS.get(error.errno or 0)
+            if reason is None:
+                raise
+            raise AudioError(reason, "no such file" if reason == "missing" else error.strerror or str(error)) from error
+        try:
             size = os.fstat(descriptor).st_size
             if size == 0:
                 raise AudioError("zero-length", "the file is empty")
             yield descriptor, size
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _source(descriptor: int, size: int) -> _Source:

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from openwavlm.checkpoints.values import check_conv_front_end, shown, typed
+from openwavlm.checkpoints.values import built, check_conv_front_end, read_fields, shown, typed
 from openwavlm.model.config import WavLMConfig
 
 # Our field → their key and their classes' default (Microsoft's WavLM.py; fairseq's wav2vec 2.0).
@@ -70,12 +70,6 @@ def read_fairseq_config(content: Mapping[str, Any], *, normalise_waveform: bool,
     Raises:
         ValueError: If `WavLMConfig` cannot represent the model or refuses its numbers.
     """
-    for key, values in _FIXED.items():
-        found = content.get(key, values[0])
-        if found not in values:
-            raise ValueError(
-                f"{key} must be {values[0]!r}, but is {shown(found)} in {origin}; this encoder has no such variant, so it cannot be read"
-            )
     gated, biased = (typed(content.get(key, False), False, key, origin) for key in ("gru_rel_pos", "relative_position_embedding"))
     if gated != biased:
         raise ValueError(
@@ -87,21 +81,10 @@ def read_fairseq_config(content: Mapping[str, Any], *, normalise_waveform: bool,
         raise ValueError(
             f"extractor_mode must be default or layer_norm, but is {shown(mode)} in {origin}; another extractor cannot be read"
         )
-    keys = _KEYS | (_GATED_KEYS if gated else {})
-    fields = {field: typed(content.get(key, default), default, key, origin) for field, (key, default) in keys.items()}
-    convolutions = _convolutions(content.get("conv_feature_layers", _CONVOLUTIONS), origin)
-    try:
-        config = WavLMConfig(
-            **fields,
-            extractor_norm=_NORMS[mode],  # type: ignore[arg-type]
-            conv_dims=convolutions[0],
-            conv_kernels=convolutions[1],
-            conv_strides=convolutions[2],
-            normalise_waveform=normalise_waveform,
-        )
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{origin} must describe an encoder of WavLM's family, but {error}") from error
-    return config, gated
+    fields = read_fields(content, _KEYS | (_GATED_KEYS if gated else {}), _FIXED, origin)
+    fields |= {"extractor_norm": _NORMS[mode], "normalise_waveform": normalise_waveform}
+    fields |= _convolutions(content.get("conv_feature_layers", _CONVOLUTIONS), origin)
+    return built(fields, origin), gated
 
 
 def microsoft_config(config: WavLMConfig) -> dict[str, Any]:
@@ -111,8 +94,7 @@ def microsoft_config(config: WavLMConfig) -> dict[str, Any]:
         ValueError: If the model has no waveform extractor.
     """
     check_conv_front_end(config, "Microsoft's")
-    content = dict(_WRITTEN)
-    content |= {key: getattr(config, field) for field, (key, _) in (_KEYS | _GATED_KEYS).items()}
+    content = _WRITTEN | {key: getattr(config, field) for field, (key, _) in (_KEYS | _GATED_KEYS).items()}
     layers = list(zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True))
     published = layers == _convolution_list(_CONVOLUTIONS)
     content["conv_feature_layers"] = _CONVOLUTIONS if published else str(layers)
@@ -121,7 +103,7 @@ def microsoft_config(config: WavLMConfig) -> dict[str, Any]:
     return dict(sorted(content.items()))
 
 
-def _convolutions(expression: Any, origin: str) -> tuple[tuple[int, ...], ...]:
+def _convolutions(expression: Any, origin: str) -> dict[str, tuple[int, ...]]:
     try:
         layers = _convolution_list(expression) if isinstance(expression, str) else [tuple(layer) for layer in expression]
         dims, kernels, strides = zip(*layers, strict=True)
@@ -129,7 +111,7 @@ def _convolutions(expression: Any, origin: str) -> tuple[tuple[int, ...], ...]:
         raise ValueError(
             f"conv_feature_layers must be a sum of lists of (channels, kernel, stride), but is {shown(expression)} in {origin}"
         ) from error
-    return dims, kernels, strides
+    return {"conv_dims": dims, "conv_kernels": kernels, "conv_strides": strides}
 
 
 def _convolution_list(expression: str) -> list[tuple[int, ...]]:

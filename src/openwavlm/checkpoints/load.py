@@ -6,8 +6,7 @@ from pathlib import Path
 from openwavlm.checkpoints.about import ABOUT, check_files
 from openwavlm.checkpoints.account import Loaded
 from openwavlm.checkpoints.fairseq import is_fairseq, load_fairseq
-from openwavlm.checkpoints.huggingface import load_huggingface
-from openwavlm.checkpoints.huggingface_weights import weights_files
+from openwavlm.checkpoints.huggingface import load_huggingface, weights_files
 from openwavlm.checkpoints.pickles import read_pickle
 from openwavlm.checkpoints.torchaudio import is_torchaudio, load_torchaudio, sidecar_of
 

@@ -1,10 +1,11 @@
 """Checks of a checkpoint's files, tensors and configuration values."""
 
-import re
-from collections.abc import Iterable
+import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from openwavlm.model.config import WavLMConfig
@@ -20,17 +21,55 @@ def typed(value: Any, like: Any, key: str, origin: str) -> Any:
         ValueError: If it is of another type; with its `key` and the file, `origin`.
     """
     kind = type(like)
-    if kind is bool and isinstance(value, int) and value in (0, 1):
-        return bool(value)
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind is str and isinstance(value, str):
-        return value
-    if kind is tuple and isinstance(value, list | tuple) and all(isinstance(one, int) for one in value):
-        return tuple(value)
-    raise ValueError(f"{key} must be {_KINDS[kind]}, but is {shown(value)} in {origin}")
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    fits = {
+        bool: isinstance(value, int) and value in (0, 1),
+        int: is_number,
+        float: is_number or isinstance(value, float),
+        str: isinstance(value, str),
+        tuple: isinstance(value, list | tuple) and all(isinstance(one, int) for one in value),
+    }
+    if not fits[kind]:
+        raise ValueError(f"{key} must be {_KINDS[kind]}, but is {shown(value)} in {origin}")
+    return kind(value)
+
+
+def read_fields(
+    content: Mapping[str, Any], keys: Mapping[str, tuple[str, Any]], fixed: Mapping[str, tuple[Any, ...]], origin: str
+) -> dict[str, Any]:
+    """Fields of our configuration from another program's.
+
+    Args:
+        content: Their configuration.
+        keys: Our field → their key and its default.
+        fixed: Their key → the values that this encoder implements, the default first.
+        origin: The file, for messages.
+
+    Raises:
+        ValueError: If a value is of another type, or not implemented.
+    """
+    for key, values in fixed.items():
+        found = content.get(key, values[0])
+        if found not in values:
+            raise ValueError(
+                f"{key} must be {values[0]!r}, but is {shown(found)} in {origin}; this encoder has no such variant, so it cannot be read"
+            )
+    return {field: typed(content.get(key, default), default, key, origin) for field, (key, default) in keys.items()}
+
+
+def built(fields: Mapping[str, Any], origin: str) -> WavLMConfig:
+    """The configuration with these fields; raises a ValueError that names the file if they are none of WavLM's family."""
+    try:
+        return WavLMConfig(**fields)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{origin} must describe an encoder of WavLM's family, but {error}") from error
+
+
+def saved(content: Mapping[str, Any]) -> bytes:
+    """Bytes of `torch.save`."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def shown(value: Any) -> str:
@@ -60,17 +99,8 @@ def check_conv_front_end(config: WavLMConfig, whose: str) -> None:
         )
 
 
-def first_match(name: str, patterns: Iterable[tuple[str, str]]) -> str | None:
-    """Reason of the first pattern that matches the beginning of a tensor's name; None without one."""
-    return next((reason for pattern, reason in patterns if re.match(pattern, name)), None)
-
-
 def check_is_weights(path: Path) -> None:
-    """Refuses files that are often found in place of weights, by their first bytes.
-
-    Raises:
-        ValueError: If it is a pointer of git-lfs, a web page, compressed, JSON, or of the form safetensors under another name.
-    """
+    """Raises a ValueError for a git-lfs pointer, a web page, gzip, JSON, or safetensors under another name, by the first bytes."""
 
     def beginning() -> bytes:
         with path.open("rb") as file:

@@ -26,8 +26,8 @@ _KEYS: dict[str, tuple[str, Any]] = {
 }
 # For models with the gated relative bias. 1280 is the class's default; the published models write 800.
 _GATED_KEYS: dict[str, tuple[str, Any]] = {"num_buckets": ("num_buckets", 320), "max_distance": ("max_distance", 1280)}
-# Values that this encoder always has.
-_FIXED: dict[str, tuple[Any, ...]] = {
+# Values that this encoder implements, the classes' default first.
+_ALLOWED: dict[str, tuple[Any, ...]] = {
     "activation_fn": ("gelu",),
     "layer_type": ("transformer",),
     "conv_pos_batch_norm": (False,),
@@ -36,6 +36,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "quantize_input": (False,),
     "expand_attention_head_size": (-1, 0, None),
     "use_conformer": (False,),
+    "extractor_mode": ("default", "layer_norm"),
 }
 _CONVOLUTIONS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 _NORMS = {"default": "group", "layer_norm": "layer"}
@@ -73,16 +74,11 @@ def read_fairseq_config(content: Mapping[str, Any], *, normalise_waveform: bool,
     gated, biased = (typed(content.get(key, False), False, key, origin) for key in ("gru_rel_pos", "relative_position_embedding"))
     if gated != biased:
         raise ValueError(
-            f"gru_rel_pos and relative_position_embedding must both be on (WavLM) or both off (HuBERT), but only one is in {origin}; "
-            "a relative bias without its gate cannot be represented"
+            f"gru_rel_pos and relative_position_embedding must both be on (WavLM) or both off (HuBERT), but only one is in {origin}"
         )
-    mode = typed(content.get("extractor_mode", "default"), "default", "extractor_mode", origin)
-    if mode not in _NORMS:
-        raise ValueError(
-            f"extractor_mode must be default or layer_norm, but is {shown(mode)} in {origin}; another extractor cannot be read"
-        )
-    fields = read_fields(content, _KEYS | (_GATED_KEYS if gated else {}), _FIXED, origin)
-    fields |= {"extractor_norm": _NORMS[mode], "normalise_waveform": normalise_waveform}
+    fields = read_fields(content, _KEYS | (_GATED_KEYS if gated else {}), _ALLOWED, origin)
+    norm = _NORMS[content.get("extractor_mode", "default")]
+    fields |= {"extractor_norm": norm, "normalise_waveform": normalise_waveform}
     fields |= _convolutions(content.get("conv_feature_layers", _CONVOLUTIONS), origin)
     return built(fields, origin), gated
 

@@ -100,10 +100,9 @@ def _normalises(directory: Path) -> bool:
     found = {value for value in values if isinstance(value, bool)}
     if len(found) != 1:
         raise ValueError(
-            f"whether a model expects normalised waveforms must be known, but {directory} "
-            + ("has both in" if found else "has it neither in")
-            + " preprocessor_config.json (do_normalize) and processor_config.json (do_normalize of feature_extractor); add it as the model "
-            "was trained (published Base models false, Large ones true), or pass normalise_waveform"
+            f"do_normalize must be true or false in preprocessor_config.json, or under feature_extractor in processor_config.json, but "
+            f"{directory} has {'two values' if found else 'no value'}; write the value of training (published Base models: false, Large: true), "
+            "or pass normalise_waveform"
         )
     return found.pop()
 

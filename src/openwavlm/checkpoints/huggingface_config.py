@@ -31,22 +31,13 @@ _KEYS: dict[str, tuple[str, Any]] = {
 }
 KINDS = ("wavlm", "hubert", "wav2vec2")
 # Values that this encoder always has, which are the classes' defaults too.
-_FIXED: dict[str, Any] = {
-    "hidden_act": "gelu",
-    "feat_extract_activation": "gelu",
-    "layer_norm_eps": 1e-5,
-    "add_adapter": False,
-}
+_FIXED = {"hidden_act": "gelu", "feat_extract_activation": "gelu", "layer_norm_eps": 1e-5, "add_adapter": False}
 # The same, in other classes than WavLM's.
 _FIXED_ELSEWHERE = {"adapter_attn_dim": None, "conv_pos_batch_norm": False, "feat_proj_layer_norm": True}
 
 
 def huggingface_config(config: WavLMConfig) -> dict[str, Any]:
-    """Content of `config.json`: every value explicit, since the class's defaults are not those of the published models.
-
-    Raises:
-        ValueError: If the model has no waveform extractor.
-    """
+    """Content of `config.json`: every value explicit, since the class's defaults are not those of the published models."""
     check_conv_front_end(config, "Hugging Face's")
     content: dict[str, Any] = {"architectures": ["WavLMModel"], "model_type": "wavlm"} | _FIXED
     for field, (key, _) in _KEYS.items():
@@ -99,15 +90,11 @@ def preprocessor_config(config: WavLMConfig) -> dict[str, Any]:
 def read_config(content: Mapping[str, Any], *, normalise_waveform: bool, origin: str) -> WavLMConfig:
     """Our configuration from the content of a `config.json`; keys of heads, masking and older models are ignored.
 
-    Fields that Hugging Face lacks have our defaults.
-
     Raises:
         ValueError: If the file describes another model, or numbers that `WavLMConfig` refuses.
     """
     kind = content.get("model_type")
     if kind not in KINDS:
-        raise ValueError(
-            f"model_type must be one of {', '.join(KINDS)}, but is {shown(kind)} in {origin}; only these encoders can be read"
-        )
-    fixed = {key: (value,) for key, value in (_FIXED | _FIXED_ELSEWHERE).items()}
-    return built(read_fields(content, _KEYS, fixed, origin) | {"normalise_waveform": normalise_waveform}, origin)
+        raise ValueError(f"model_type must be one of {', '.join(KINDS)}, but is {shown(kind)} in {origin}")
+    allowed = {key: (value,) for key, value in (_FIXED | _FIXED_ELSEWHERE).items()}
+    return built(read_fields(content, _KEYS, allowed, origin) | {"normalise_waveform": normalise_waveform}, origin)

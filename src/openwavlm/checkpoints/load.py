@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 def load_checkpoint(path: Path | str, *, normalise_waveform: bool | None = None) -> Loaded:
     """Loads an encoder of WavLM's family.
 
-    HuBERT and wav2vec 2.0 get a neutral gated bias and equal their source (`account.fill`). Pickles are read as data, nothing in them
-    is run (`pickles.read_pickle`). The log and the account name the tensors that are left out or created.
+    HuBERT and wav2vec 2.0 get a neutral gated bias and equal their source. Pickles are read as data; nothing in them is run. The log and
+    the account name the tensors that are left out or created.
 
     Args:
         path: A Hugging Face directory; a folder that `openwavlm export` wrote; a `.pt` file.
-        normalise_waveform: Whether the model expects normalised waveforms; None = as the checkpoint says.
+        normalise_waveform: True if the model expects normalised waveforms; None for the value in the checkpoint.
 
     Raises:
         ValueError: If the path does not exist or its dialect is unknown; if it is damaged, differs from `openwavlm.json` beside it, or

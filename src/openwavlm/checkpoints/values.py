@@ -15,11 +15,7 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def typed(value: Any, like: Any, key: str, origin: str) -> Any:
-    """A value of a configuration, converted to the type of `like`: 0 or 1 to bool, int to float, list to tuple.
-
-    Raises:
-        ValueError: If it is of another type; with its `key` and the file, `origin`.
-    """
+    """The value of `key` in the file `origin`, converted to the type of `like`: 0 or 1 to bool, int to float, list to tuple."""
     kind = type(like)
     is_number = isinstance(value, int) and not isinstance(value, bool)
     fits = {
@@ -35,24 +31,24 @@ def typed(value: Any, like: Any, key: str, origin: str) -> Any:
 
 
 def read_fields(
-    content: Mapping[str, Any], keys: Mapping[str, tuple[str, Any]], fixed: Mapping[str, tuple[Any, ...]], origin: str
+    content: Mapping[str, Any], keys: Mapping[str, tuple[str, Any]], allowed: Mapping[str, tuple[Any, ...]], origin: str
 ) -> dict[str, Any]:
     """Fields of our configuration from another program's.
 
     Args:
         content: Their configuration.
         keys: Our field → their key and its default.
-        fixed: Their key → the values that this encoder implements, the default first.
+        allowed: Their key → the values that this encoder implements, the default first.
         origin: The file, for messages.
 
     Raises:
         ValueError: If a value is of another type, or not implemented.
     """
-    for key, values in fixed.items():
+    for key, values in allowed.items():
         found = content.get(key, values[0])
         if found not in values:
             raise ValueError(
-                f"{key} must be {values[0]!r}, but is {shown(found)} in {origin}; this encoder has no such variant, so it cannot be read"
+                f"{key} must be {' or '.join(map(repr, values))}, but is {shown(found)} in {origin}; this encoder has no such variant"
             )
     return {field: typed(content.get(key, default), default, key, origin) for field, (key, default) in keys.items()}
 
@@ -90,12 +86,11 @@ def check_tensors(state: Any, what: str) -> None:
         raise ValueError(f"{what} must hold tensors by name and nothing else, but does not; save the model's state_dict() alone")
 
 
-def check_conv_front_end(config: WavLMConfig, whose: str) -> None:
-    """Refuses to export a model without the waveform extractor, which the class of another program has."""
+def check_conv_front_end(config: WavLMConfig, owner: str) -> None:
+    """Refuses to export a model without the waveform extractor, which `owner`'s class has."""
     if config.front_end != "conv":
         raise ValueError(
-            f"{whose} WavLM has a convolutional front end, but this model's is {config.front_end}: it is a control and cannot be "
-            "exported; train with model.front_end=conv"
+            f"{owner} WavLM has a convolutional front end, but this model's is {config.front_end}; train with model.front_end=conv"
         )
 
 
@@ -111,13 +106,15 @@ def check_is_weights(path: Path) -> None:
     if first[8:9] == b"{" and int.from_bytes(first[:8], "little") < path.stat().st_size:
         if path.suffix == ".safetensors":
             return
-        raise ValueError(f"{path} must be a weights file of torch.save, but is of the form safetensors; name it so")
+        raise ValueError(
+            f"{path} must be a weights file of torch.save, but is of the form safetensors; rename it to .safetensors"
+        )
     kinds = {
         b"version https://git-lfs": "a pointer of git-lfs, in place of the file; fetch it with `git lfs pull`",
         b"<!doctype": "a web page, in place of the file; fetch it again",
         b"<html": "a web page, in place of the file; fetch it again",
         b"\x1f\x8b": "compressed by gzip; unpack it",
-        b"{": "JSON; give the directory that it is in, or the file of weights",
+        b"{": "JSON; give its directory, or the file of weights",
     }
     what = next((what for start, what in kinds.items() if first.lstrip().lower().startswith(start)), None)
     if what is not None:

@@ -101,7 +101,7 @@ def _normalises(directory: Path) -> bool:
     if len(found) != 1:
         raise ValueError(
             f"do_normalize must be true or false in preprocessor_config.json, or under feature_extractor in processor_config.json, but "
-            f"{directory} has {'two values' if found else 'no value'}; write the value of training (published Base models: false, Large: true), "
+            f"{directory} has {'two values' if found else 'no value'}; write it as in training (published Base models: false, Large: true) "
             "or pass normalise_waveform"
         )
     return found.pop()

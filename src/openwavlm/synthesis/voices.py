@@ -1,8 +1,8 @@
 """Speakers of the embedded corpus: voices (a voice variant of espeak-ng with pitch and rate) in accents (its English voices).
 
-Three splits share no voice: train; dev with two voices, used to choose layers and rates; test with four voices, used only for the
-final figures. One accent occurs in test only. Variants with an echo are left out, since the room belongs to the channel; so are
-Klatt synthesis and whispers, which draw their noise from the C library's global generator.
+The splits share no voice: train; dev with two, for choices of layers and rates; test with four, for the final figures. One accent occurs
+in test only. Variants with an echo are left out, since the room belongs to the channel; so are Klatt synthesis and whispers, which draw
+their noise from the C library's global generator.
 """
 
 from dataclasses import dataclass
@@ -22,14 +22,7 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Voice:
-    """A voice of espeak-ng.
-
-    Attributes:
-        name: Name of the variant in espeak-ng.
-        split: `train`, `dev` or `test`.
-        pitch: 0 … 99, where 50 is the variant's own.
-        rate_wpm: Words a minute.
-    """
+    """A voice of espeak-ng: name of the variant, split, pitch (0 … 99, 50 is the variant's own), words a minute."""
 
     name: str
     split: str

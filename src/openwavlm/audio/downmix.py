@@ -25,7 +25,7 @@ class Decoded:
         samples: int16 (samples,) at 16 kHz, mono.
         num_clipped: Samples beyond full scale after mixing down and resampling, which were clipped.
         channel: The decoded channel, from 0; None for the mean of all.
-        out_of_phase: Whether `channel` replaces the mean because the channels cancel each other.
+        out_of_phase: True if `channel` replaces the mean because the channels cancel each other.
     """
 
     samples: np.ndarray
@@ -145,8 +145,6 @@ class Samples:
     def finish(self) -> np.ndarray:
         """All samples, int16 (samples,); an AudioError (`over-scale`) if most of them were clipped."""
         if 2 * self.num_clipped > self._length:
-            raise AudioError(
-                "over-scale", f"{self.num_clipped} of {self._length} samples exceed full scale: scale the file to ±1"
-            )
+            raise AudioError("over-scale", f"{self.num_clipped} of {self._length} samples exceed full scale: scale them to ±1")
         self._buffer.resize(self._length, refcheck=False)
         return self._buffer

@@ -28,7 +28,7 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     kinds = {"files": dict, "fingerprints": dict, "trained_on": dict | None}
     wrong = [name for name, kind in kinds.items() if name in content and not isinstance(content[name], kind)]
     if wrong or not all(isinstance(checksum, str) for checksum in content.get("files", {}).values()):
-        raise ValueError(f"{path} is damaged ({(wrong or ['files'])[0]} is of another kind than an export writes): {_AGAIN}")
+        raise ValueError(f"{path} is damaged ({(wrong or ['files'])[0]} has another type than in an export): {_AGAIN}")
     return content
 
 

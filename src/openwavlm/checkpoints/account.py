@@ -13,7 +13,7 @@ from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
 
 log = logging.getLogger(__name__)
-# A configuration below these sizes is built without a check.
+# A configuration may exceed its file by these sizes.
 _FREE_NUMBERS, _FREE_LAYERS = 50_000_000, 100
 
 # Reasons to leave out an entry of a file; docs/checkpoints.md lists the same.
@@ -121,10 +121,7 @@ def fill(
         found["mask_embedding"] = torch.rand(shapes["mask_embedding"], generator=generator)
         account.created["mask_embedding"] = NO_MASK_EMBEDDING
     if missing := {name_of(name) for name in shapes.keys() - found.keys()}:
-        raise ValueError(
-            f"a checkpoint must hold every tensor of the encoder, but {origin} lacks {len(missing)}, first {min(missing)}; "
-            "save it again from the complete model"
-        )
+        raise ValueError(f"a checkpoint must hold the whole encoder, but {origin} lacks {len(missing)}, first {min(missing)}")
     model = model.to_empty(device="cpu")
     model.load_state_dict(found)
     account.log()
@@ -134,8 +131,8 @@ def fill(
 def _known(reason: str | None, name: str, origin: str) -> str:
     if reason is None:
         raise ValueError(
-            f"every tensor of a checkpoint must belong to the encoder or to a known head, but {origin} has {name}; if it is a "
-            "head, remove it from the file, otherwise its configuration describes another architecture"
+            f"every tensor must belong to the encoder or to a known head, but {origin} has {name}; if it is a head, remove it from the "
+            "file, otherwise its configuration describes another architecture"
         )
     return reason
 
@@ -146,8 +143,7 @@ def _take(found: dict[str, Tensor], name: str, tensor: Tensor, shapes: Mapping[s
     shape, origin = (len(shapes) * first, *rest), account.origin
     if tensor.shape != shape:
         raise ValueError(
-            f"tensors must have the shapes that their configuration implies, but {name} of {origin} has {tuple(tensor.shape)} "
-            f"instead of {shape}; use the configuration that was saved with the weights"
+            f"{name} of {origin} has {tuple(tensor.shape)} instead of {shape}; use the configuration that was saved with the weights"
         )
     twice = shapes.keys() & found.keys()
     if twice:
@@ -176,8 +172,8 @@ def _check_size(config: WavLMConfig, state: Mapping[str, Tensor], origin: str, *
     # A file that lacks some tensors is refused by their names.
     if described > 4 * held + _FREE_NUMBERS or config.layers > len(state) + _FREE_LAYERS:
         raise ValueError(
-            f"configuration and tensors must be of one model, but that of {origin} describes {described:.3g} numbers ({config.layers:,} "
-            f"layers of width {config.dim:,}), and the file holds {held:,}; use the configuration that was saved with the weights"
+            f"the configuration of {origin} describes {described:.3g} numbers ({config.layers:,} layers of width {config.dim:,}), and "
+            f"the file holds {held:,}; use the configuration that was saved with the weights"
         )
 
 
@@ -191,8 +187,8 @@ def _make_neutral(found: dict[str, Tensor], shapes: Mapping[str, torch.Size], ac
         if name.startswith("encoder.relative_bias.") or ".attention.gate" in name:
             if name in found:
                 raise ValueError(
-                    f"configuration and tensors must be of one model, but that of {account.origin} has no gated relative bias, which "
-                    f"{account.source_of(name)} belongs to; use the configuration that was saved with the weights"
+                    f"the configuration of {account.origin} has no gated relative bias, which {account.source_of(name)} belongs to; use "
+                    "the configuration that was saved with the weights"
                 )
             found[name] = torch.ones(shape) if name.endswith("gate_scale") else torch.zeros(shape)
             account.created[name] = NO_GATED_BIAS

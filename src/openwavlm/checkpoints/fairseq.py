@@ -30,14 +30,12 @@ def load_fairseq(content: Mapping[str, Any], *, origin: str, normalise_waveform:
     check_tensors(state or None, f"{entry} in {origin}")
     dialect, keys, normalise = _configuration(content, origin)
     normalise = normalise if normalise_waveform is None else normalise_waveform
-    if isinstance(normalise, int | float) and normalise in (0, 1):
-        normalise = bool(normalise)
-    if not isinstance(normalise, bool):
+    if not isinstance(normalise, int | float) or normalise not in (0, 1):
         raise ValueError(
-            f"whether a model expects normalised waveforms must be known, but {origin} lacks it (normalize); pass "
-            "normalise_waveform: false for Base models, true for Large ones"
+            f"normalize must be true or false in the task's configuration, but {origin} lacks it (normalize); pass normalise_waveform: "
+            "false for Base models, true for Large ones"
         )
-    config, gated = read_fairseq_config(keys, normalise_waveform=normalise, origin=origin)
+    config, gated = read_fairseq_config(keys, normalise_waveform=bool(normalise), origin=origin)
     prefix = prefix_of(state, _PREFIXES)
     others = {str(name): TRAINING_STATE for name in content if name not in (entry, "cfg", "args", "task_cfg", "model_cfg")}
 
@@ -95,14 +93,13 @@ def _configuration(content: Mapping[str, Any], origin: str) -> tuple[str, dict[s
         dialect += ", fine-tuned"
     if not isinstance(keys, dict):
         raise ValueError(
-            f"a single file must hold the model's configuration beside its weights, but {origin} has none (cfg, args or model_cfg); use "
-            "the file that the training program wrote"
+            f"a single file must hold the model's configuration beside its weights, but {origin} has none (cfg, args or model_cfg)"
         )
     if dialect != "Microsoft" and "encoder_layers" not in keys:
         # fairseq writes all keys; without this one the configuration is another model's, and defaults would be guesses.
         raise ValueError(
-            f"a fairseq file must describe its encoder (encoder_layers, …), but the configuration in {origin} does not; of a fine-tuned "
-            "model give a file with w2v_args, or the pre-trained one"
+            f"a fairseq file must describe its encoder (encoder_layers, …), but {origin} does not; of a fine-tuned model give a file "
+            "with w2v_args, or the pre-trained one"
         )
     # Microsoft's class defaults to false; fairseq's tasks always write the key.
     normalise = task.get("normalize", False if dialect == "Microsoft" else None) if isinstance(task, dict) else None

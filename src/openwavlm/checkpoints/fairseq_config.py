@@ -66,16 +66,14 @@ def read_fairseq_config(content: Mapping[str, Any], *, normalise_waveform: bool,
     """Our configuration from the keys of a Microsoft or fairseq model; those of heads, masks and the loss are ignored.
 
     Returns:
-        The configuration; whether the model has the gated relative bias (HuBERT and wav2vec 2.0 have none).
+        The configuration; True if the model has the gated relative bias (HuBERT and wav2vec 2.0 have none).
 
     Raises:
         ValueError: If `WavLMConfig` cannot represent the model or refuses its numbers.
     """
     gated, biased = (typed(content.get(key, False), False, key, origin) for key in ("gru_rel_pos", "relative_position_embedding"))
     if gated != biased:
-        raise ValueError(
-            f"gru_rel_pos and relative_position_embedding must both be on (WavLM) or both off (HuBERT), but only one is in {origin}"
-        )
+        raise ValueError(f"gru_rel_pos and relative_position_embedding must both be on or both off, but only one is in {origin}")
     fields = read_fields(content, _KEYS | (_GATED_KEYS if gated else {}), _ALLOWED, origin)
     norm = _NORMS[content.get("extractor_mode", "default")]
     fields |= {"extractor_norm": norm, "normalise_waveform": normalise_waveform}

@@ -75,8 +75,7 @@ def load_huggingface(directory: Path | str, *, normalise_waveform: bool | None =
     config_path = directory / "config.json"
     if not config_path.is_file():
         raise ValueError(
-            f"a Hugging Face directory must hold config.json, but {directory} has none; give the directory that save_pretrained "
-            "or export wrote"
+            f"a directory must hold config.json, but {directory} has none; give what save_pretrained or export wrote"
         )
     if normalise_waveform is None:
         normalise_waveform = _normalises(directory)
@@ -118,8 +117,8 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
     path = next((directory / name for name in _CANDIDATES if (directory / name).is_file()), None)
     if path is None:
         raise ValueError(
-            f"a Hugging Face directory must hold model.safetensors or pytorch_model.bin, or one of them in parts with its "
-            f".index.json, but {directory} has none of these; give the directory that save_pretrained or export wrote"
+            f"a directory must hold model.safetensors or pytorch_model.bin, or one of them in parts with its .index.json, but "
+            f"{directory} has none of these; give what save_pretrained or export wrote"
         )
     return path, _read_parts(path) if path.suffix == ".json" else _read_file(path)
 

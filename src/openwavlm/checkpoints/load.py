@@ -39,9 +39,7 @@ def load_checkpoint(path: Path | str, *, normalise_waveform: bool | None = None)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError) as error:
         # A damaged configuration can hold anything.
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ValueError(
-            f"{path} must hold an encoder of WavLM's family, but cannot be read ({reason}); fetch or save it again"
-        ) from error
+        raise ValueError(f"{path} must hold an encoder, but cannot be read ({reason}); fetch or save it again") from error
 
 
 def _load(path: Path, *, known: bool, normalise_waveform: bool | None) -> Loaded:
@@ -60,8 +58,8 @@ def _load(path: Path, *, known: bool, normalise_waveform: bool | None) -> Loaded
         return load_torchaudio(content, origin=path, normalise_waveform=normalise_waveform)
     if isinstance(content, dict) and {"openwavlm", "state_dict"} <= content.keys():
         raise ValueError(
-            f"a model must be an exported one, but {path} is a checkpoint of a run of OpenWavLM; write its model by `openwavlm export "
-            "run=RUN` (checkpoint= names one of several) and give that folder"
+            f"{path} is a checkpoint of a run of OpenWavLM; write its model by `openwavlm export run=RUN` (checkpoint= names one of "
+            "several) and give that folder"
         )
     held = ", ".join(sorted(map(str, content))[:4]) if isinstance(content, dict) else type(content).__name__
     raise ValueError(

@@ -1,7 +1,7 @@
 """State dicts of torchaudio's models, with a JSON file beside them for the rest of the configuration.
 
 NAME.pt     the state dict of torchaudio.models.wavlm_model, hubert_… or wav2vec2_…
-NAME.json   arguments of that function, and normalize_waveform; ours has mask_embedding too, which torchaudio's WavLM lacks
+NAME.json   arguments of that function, normalize_waveform, and in our exports mask_embedding, which torchaudio's WavLM lacks
 """
 
 import json
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, Loaded, fill
 from openwavlm.checkpoints.names import new_spelling, old_spelling, prefix_of, torchaudio_name
-from openwavlm.checkpoints.values import check_conv_front_end, check_tensors, saved
+from openwavlm.checkpoints.values import check_conv_front_end, check_tensors, saved, shown
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runtime.files import read_json
@@ -70,7 +70,7 @@ def load_torchaudio(state: Mapping[str, Any], *, origin: Path, normalise_wavefor
     mask = sidecar.get("mask_embedding")
     if mask is not None:
         if not isinstance(mask, list) or not all(type(value) in (int, float) for value in mask):
-            raise ValueError(f"{sidecar_of(origin)} must have a list of numbers as mask_embedding, but has none; write it again")
+            raise ValueError(f"mask_embedding must be a list of numbers, but is {shown(mask)} in {sidecar_of(origin)}")
         state = {_MASK: torch.tensor(mask, dtype=torch.float32), **state}
     config = _config(bare, sidecar, origin, normalise_waveform=normalise_waveform)
     return fill(
@@ -90,7 +90,7 @@ def load_torchaudio(state: Mapping[str, Any], *, origin: Path, normalise_wavefor
 def torchaudio_bytes(model: WavLM) -> tuple[bytes, bytes]:
     """Bytes of the state dict, which `torchaudio.models.wavlm_model(**arguments)` loads strictly, and of the JSON file.
 
-    The weight norm has its old spelling, which every torchaudio reads. A model without a waveform extractor is a ValueError.
+    A model without a waveform extractor is a ValueError.
     """
     config = model.config
     check_conv_front_end(config, "torchaudio's")
@@ -98,7 +98,7 @@ def torchaudio_bytes(model: WavLM) -> tuple[bytes, bytes]:
     for name, tensor in model.state_dict().items():
         if name == "mask_embedding":  # its WavLM lacks it: the JSON file holds it
             continue
-        theirs = old_spelling(torchaudio_name(name, fused=True))
+        theirs = old_spelling(torchaudio_name(name, fused=True))  # every torchaudio reads the old one
         part = tensor.detach().float().cpu()
         state[theirs] = torch.cat([state[theirs], part]) if theirs in state else part.contiguous()
     sidecar: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in _ARGUMENTS.items()}
@@ -120,10 +120,10 @@ def _read_sidecar(origin: Path, *, gated: bool, normalise_waveform: bool | None)
     sidecar = read_json(path, remedy="write it again").values if path.exists() else {}
     missing = [name for name, kind in needed.items() if type(sidecar.get(name)) is not kind]
     if missing:
-        state = "does not" if path.is_file() else "is missing"
+        state = "lacks them" if path.is_file() else "is missing"
         raise ValueError(
-            f"torchaudio's tensors lack {', '.join(missing)}, which {path} must have, but it {state}; write it as one JSON object, for a "
-            "bundle {**bundle._params, 'normalize_waveform': bundle._normalize_waveform}"
+            f"torchaudio's tensors lack {', '.join(missing)}, which {path} must have, but it {state}; write it as JSON, for a bundle "
+            "{**bundle._params, 'normalize_waveform': bundle._normalize_waveform}"
         )
     return sidecar
 

@@ -47,9 +47,8 @@ def read_fields(
     for key, values in allowed.items():
         found = content.get(key, values[0])
         if found not in values:
-            raise ValueError(
-                f"{key} must be {' or '.join(map(repr, values))}, but is {shown(found)} in {origin}; this encoder has no such variant"
-            )
+            known = " or ".join(map(repr, values))
+            raise ValueError(f"{key} must be {known}, but is {shown(found)} in {origin}; this encoder has no such variant")
     return {field: typed(content.get(key, default), default, key, origin) for field, (key, default) in keys.items()}
 
 
@@ -106,9 +105,7 @@ def check_is_weights(path: Path) -> None:
     if first[8:9] == b"{" and int.from_bytes(first[:8], "little") < path.stat().st_size:
         if path.suffix == ".safetensors":
             return
-        raise ValueError(
-            f"{path} must be a weights file of torch.save, but is of the form safetensors; rename it to .safetensors"
-        )
+        raise ValueError(f"{path} must be a weights file of torch.save, but is of the form safetensors; rename it")
     kinds = {
         b"version https://git-lfs": "a pointer of git-lfs, in place of the file; fetch it with `git lfs pull`",
         b"<!doctype": "a web page, in place of the file; fetch it again",

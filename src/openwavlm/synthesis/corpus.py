@@ -20,6 +20,7 @@ from typing import Any
 from openwavlm.audio.encode import encode_flac
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.runtime.atomic import atomic_file, remove_temporaries, write_atomically, write_json, writer_lock
+from openwavlm.runtime.files import read_json
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.resources import check_of_the_file
 from openwavlm.synthesis import espeak
@@ -130,10 +131,7 @@ def _bind_settings(output: Path, settings: dict[str, Any]) -> None:
             raise ValueError(f"{output} holds a corpus without its settings.json: give another output")
         write_json(path, settings)
         return
-    try:
-        bound = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: give another output") from error
+    bound = read_json(path, remedy="give another output").values
     changed = sorted(name for name in settings.keys() | bound.keys() if settings.get(name) != bound.get(name))
     if changed:
         was, now = (", ".join(f"{name}={values.get(name)}" for name in changed) for values in (bound, settings))

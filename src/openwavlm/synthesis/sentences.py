@@ -1,7 +1,4 @@
-"""Sentences for the embedded corpus: a small grammar over the project's own word lists, drawn by key.
-
-The sentences need no meaning, but every English sound in many contexts and hardly a repetition.
-"""
+"""Sentences of the embedded corpus, drawn by key from a small grammar: every English sound in many contexts, few repetitions."""
 
 import re
 

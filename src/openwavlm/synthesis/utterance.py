@@ -33,13 +33,7 @@ _NAMES = {
     "m": "m", "n": "n n-", "ng": "N", "l": "l l#", "r": "r r-", "w": "w w#", "j": "j ;",
 }  # fmt: skip
 _CLASS_OF = {name: phone for phone, names in _NAMES.items() for name in names.split()}
-_ACCENTS_OWN = {
-    "us": {"0": "aa", "3": "er"},
-    "rp": {"aa": "aa", "U@": "ao"},
-    "scotland": {"3": "er"},
-    "lancaster": {"V": "uh"},
-}
-
+_OF_ACCENT = {"us": {"0": "aa", "3": "er"}, "rp": {"aa": "aa", "U@": "ao"}, "scotland": {"3": "er"}, "lancaster": {"V": "uh"}}
 CLASSES = (SILENCE, *sorted(_NAMES))
 
 # espeak-ng counts the silent closure of a stop to the phone before it.
@@ -61,7 +55,7 @@ def phone_class(name: str, accent: str) -> str:
     bare = name.lstrip(_STRESS)
     if bare in _PAUSES or not bare:
         return SILENCE
-    phone = _ACCENTS_OWN.get(accent, {}).get(bare) or _CLASS_OF.get(bare)
+    phone = _OF_ACCENT.get(accent, {}).get(bare) or _CLASS_OF.get(bare)
     if phone is None:
         raise ValueError(
             f"espeak-ng's phone {name!r} has no class: install espeakng-loader 0.2, or add it to synthesis/utterance.py"
@@ -136,9 +130,7 @@ def _in_seconds(cut: list[PhoneSegment], lead: int, num_samples: int) -> list[tu
     first, last = cut.index(inner[0]), cut.index(inner[-1])
     borders = [round(lead_s + segment.start / espeak.SAMPLE_RATE_HZ, 6) for segment in cut[first : last + 1]]
     borders.append(round(lead_s + cut[last].end / espeak.SAMPLE_RATE_HZ, 6))
-    spoken = [
-        (start_s, end_s, segment.phone, segment.name)
-        for start_s, end_s, segment in zip(borders, borders[1:], cut[first:], strict=False)
-    ]
+    times = zip(borders, borders[1:], cut[first:], strict=False)
+    spoken = [(start_s, end_s, segment.phone, segment.name) for start_s, end_s, segment in times]
     silence = (SILENCE, "_")
     return [(0.0, borders[0], *silence), *spoken, (borders[-1], round(num_samples / SAMPLE_RATE_HZ, 6), *silence)]

@@ -8,15 +8,10 @@ their noise from the C library's global generator.
 from dataclasses import dataclass
 
 # Name of ours → voice file of espeak-ng.
-TRAINING_ACCENTS = {
-    "us": "gmw/en-US",
-    "rp": "gmw/en-GB-x-rp",
-    "scotland": "gmw/en-GB-scotland",
-    "lancaster": "gmw/en-GB-x-gbclan",
-}
+_BRITISH = {"rp": "gmw/en-GB-x-rp", "scotland": "gmw/en-GB-scotland", "lancaster": "gmw/en-GB-x-gbclan"}
+TRAINING_ACCENTS = {"us": "gmw/en-US"} | _BRITISH
 HELD_OUT_ACCENTS = {"caribbean": "gmw/en-029"}
 ACCENTS = TRAINING_ACCENTS | HELD_OUT_ACCENTS
-
 SPLITS = ("train", "dev", "test")
 
 
@@ -67,6 +62,6 @@ class Speaker:
 
 
 def speakers_of(split: str) -> list[Speaker]:
-    """Every voice of a split in each of its accents: the training accents, in `test` the held-out accent as well."""
+    """Every voice of a split in each of its accents: those of training, in `test` the held-out accent too."""
     accents = ACCENTS if split == "test" else TRAINING_ACCENTS
     return [Speaker(voice, accent) for voice in VOICES if voice.split == split for accent in accents]

@@ -56,9 +56,7 @@ def _check_boxes(content: FileBytes) -> None:
     if descriptions == 0:
         raise AudioError("truncated", "the file has no moov box: the recording was not finished")
     if descriptions > 1:
-        raise AudioError(
-            "undecoded", f"{descriptions} recordings are joined in one MP4 file, of which FFmpeg reads one: split it"
-        )
+        raise AudioError("undecoded", f"{descriptions} recordings are joined in one MP4 file, and FFmpeg reads one: split it")
     check_rest(content.descriptor, position, len(content))
 
 
@@ -76,7 +74,7 @@ def _check_asf(content: FileBytes) -> None:
             raise AudioError("truncated", f"the object at byte {position} exceeds the end of the file")
         position += length
     if names.count(_ASF_DATA) > 1:
-        raise AudioError("undecoded", "several recordings are joined in one ASF file, of which FFmpeg reads one: split it")
+        raise AudioError("undecoded", "several recordings are joined in one ASF file, and FFmpeg reads one: split it")
     check_rest(content.descriptor, position, len(content))
 
 

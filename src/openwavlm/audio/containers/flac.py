@@ -41,11 +41,9 @@ def flac_md5(payload: bytes) -> bytes:
 
 
 def stored_bytes(block: np.ndarray, bits: int) -> bytes:
-    """Bytes whose MD5 FLAC stores: interleaved, little-endian, each sample in whole bytes.
+    """Input of FLAC's MD5: interleaved, little-endian samples of 4 to 32 `bits` in whole bytes.
 
-    Args:
-        block: (frames, channels), int16 or int32, the samples in the highest bits, as libsndfile returns them.
-        bits: Bits of a sample, 4 to 32.
+    `block` is (frames, channels), int16 or int32, with the samples in the highest bits, as libsndfile returns them.
     """
     width = (bits + 7) // 8
     values = np.ascontiguousarray(block >> (8 * block.itemsize - bits)).astype(block.dtype.newbyteorder("<"), copy=False)

@@ -100,7 +100,7 @@ class _Stream:
         """Adds the next page; a missing one is an AudioError (`unreadable`)."""
         if self._next_number is not None and number != self._next_number:
             raise AudioError(
-                "unreadable", f"Ogg pages are missing before byte {position}: {number} follows {self._next_number - 1}"
+                "unreadable", f"Ogg pages before byte {position} are missing: {number} follows {self._next_number - 1}"
             )
         self._next_number = number + 1 & 0xFFFF_FFFF
         self.open_packet = bool(table) and table[-1] == 255

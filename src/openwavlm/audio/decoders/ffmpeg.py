@@ -60,9 +60,7 @@ class MediaSource:
         try:
             import av
         except ImportError as error:
-            raise AudioError(
-                "no-decoder", "PyAV decodes this format, but is not installed: pip install 'openwavlm[media]'"
-            ) from error
+            raise AudioError("no-decoder", "PyAV must be installed to decode it: pip install 'openwavlm[media]'") from error
         os.lseek(descriptor, 0, os.SEEK_SET)
         options = {"fd": str(descriptor), "protocol_whitelist": "fd", "format_whitelist": _FORMATS}
         with ffmpeg_errors("unknown audio format"):
@@ -138,7 +136,12 @@ class MediaSource:
             yield from (frame.samples for frame in frames)
 
     def _frame(self, frame: Any) -> Frame:
-        samples = self._checked(frame)
+        before, now = (self.rate, self.channels), (frame.sample_rate, len(frame.layout.channels))
+        if now != before:
+            raise AudioError("unreadable", f"rate (Hz) and channels change from {before} to {now} within the file: split it")
+        if frame.is_corrupt:
+            raise AudioError("unreadable", f"packet {self._count} is damaged")
+        samples = samples_of(frame)
         delay, padding = skips_of(frame)
         begins, self._begins = self._begins or delay > 0, False
         if begins and self._stream.codec_context.name == "vorbis":
@@ -196,9 +199,7 @@ class MediaSource:
         if start is not None and self.format in _FRAMES_ONLY and start != self._end:
             unknown = start - after_tags(self._descriptor, self._end, start)
             if unknown > (0 if self._count else _LONGEST_FRAME):
-                raise AudioError(
-                    "unreadable", f"{unknown} bytes before byte {start} are no frames of {self.format}: repair the file"
-                )
+                raise AudioError("unreadable", f"{unknown} bytes before byte {start} are no frames of {self.format}: repair it")
         if packet.is_corrupt and not (self._is_pcm and self._extent is not None and not self._extent.announced):
             raise AudioError("truncated", f"packet {self._count + 1} is incomplete")
         if self._is_speech and packet.size > 2 and not any(bytes(packet)):
@@ -211,25 +212,18 @@ class MediaSource:
         if self.format == "amr" and bytes(packet)[:5] == b"#!AMR":
             raise AudioError("undecoded", f"another AMR file follows at byte {start}: split the file")
 
-    def _checked(self, frame: Any) -> np.ndarray:
-        """Samples of a decoded frame, (frames, channels)."""
-        before, now = (self.rate, self.channels), (frame.sample_rate, len(frame.layout.channels))
-        if now != before:
-            raise AudioError("unreadable", f"rate (Hz) and channels change from {before} to {now} within the file: split it")
-        if frame.is_corrupt:
-            raise AudioError("unreadable", f"packet {self._count} is damaged")
-        return samples_of(frame)
-
     def _check_end(self, position: int) -> None:
         """Compares the number of decoded samples with the header and the size of the file."""
-        seconds, announced = position / self.rate, self._announced_s()
+        is_mp4 = self.format.startswith("mov")
+        is_exact = self._links or is_mp4 or self.format in ("caf", "asf", "wv", "tta", "ape", "flac")
+        seconds, announced = position / self.rate, self.claimed_s if is_exact else None
         if announced is not None and seconds < announced - _LOSSY_TOLERANCE_S:
             raise AudioError("truncated", f"{seconds:.2f} s could be decoded where the file announces {announced:.2f} s")
         if position == 0:
             raise AudioError("unreadable", "no audio could be decoded")
         if len(self._blocks) > len(self._container.streams):
             raise AudioError("unreadable", "some blocks belong to no track of the file: repair it")
-        packets, is_mp4 = self._announced_packets(), self.format.startswith("mov")
+        packets = self._announced_packets()
         found = position if is_mp4 and self._is_pcm else self._count
         missing = packets - found
         if missing > 0 and missing * position / found > _LOSSY_TOLERANCE_S * self.rate:
@@ -245,24 +239,15 @@ class MediaSource:
         elif self.format in (*_FRAMES_ONLY, "wv", "tta", "flac"):
             check_rest(self._descriptor, self._end, self._size, slack=0)
 
-    def _announced_s(self) -> float | None:
-        if self._links or self.format.startswith("mov") or self.format in ("caf", "asf", "wv", "tta", "ape", "flac"):
-            return self.claimed_s
-        return None
-
     def _announced_packets(self) -> int:
-        """Number of packets, or of PCM samples, in the container's header; 0 if unknown."""
+        """Number of packets, or of PCM samples, in the header (for MP3: Xing or Info, before the first frame); 0 if unknown."""
         if self.format == "mp3":
-            return self._xing_frames()
+            head = read_at(self._descriptor, min(self._begin, _LONGEST_FRAME), max(0, self._begin - _LONGEST_FRAME))
+            found = re.search(rb"(?:Xing|Info)\0\0\0(.)(.{4})", head, re.DOTALL)
+            return int.from_bytes(found[2], "big") if found and found[1][0] & 1 else 0
         if self.format.startswith("mov"):
             return int(self._stream.frames)
         return self._blocks.total() if len(self._container.streams) == 1 else 0
-
-    def _xing_frames(self) -> int:
-        """Number of frames in the Xing or Info header before the first frame of an MP3; 0 without one."""
-        head = read_at(self._descriptor, min(self._begin, _LONGEST_FRAME), max(0, self._begin - _LONGEST_FRAME))
-        found = re.search(rb"(?:Xing|Info)\0\0\0(.)(.{4})", head, re.DOTALL)
-        return int.from_bytes(found[2], "big") if found and found[1][0] & 1 else 0
 
     def _last_is_whole(self) -> bool:
         """True if the last packet of an MP3 is a whole frame; FFmpeg decodes incomplete ones too."""

@@ -25,9 +25,7 @@ def samples_of(frame: Any) -> np.ndarray:
     """Samples of a frame, (frames, channels), int16 or float32 in [−1, 1]; too many planes are an AudioError (`unreadable`)."""
     channels = len(frame.layout.channels)
     if frame.format.is_planar and channels > _MOST_PLANES:
-        raise AudioError(
-            "unreadable", f"{channels} compressed channels, more than {_MOST_PLANES}: convert the file to WAV or FLAC"
-        )
+        raise AudioError("unreadable", f"{channels} compressed channels, more than {_MOST_PLANES}: convert the file to WAV")
     values = frame.to_ndarray()
     values = values.T if frame.format.is_planar else values.reshape(-1, channels)
     kind = frame.format.name.removesuffix("p")
@@ -55,7 +53,7 @@ class Frame:
         samples: (frames, channels).
         delay: Samples to drop from here on.
         padding: Samples to drop at the end of this frame.
-        begins: True for the first of a stream of an Ogg file.
+        begins: True for the first packet of a stream of an Ogg file.
     """
 
     samples: np.ndarray

@@ -151,9 +151,7 @@ class SoundFileSource:
             self._sound.seek(first)
         except (soundfile.SoundFileError, RuntimeError) as error:
             _raise_system_error(error)
-            raise AudioError(
-                "unreadable", f"sample {first} cannot be reached ({_message(error)}): the file is damaged"
-            ) from error
+            raise AudioError("unreadable", f"sample {first} is not found ({_message(error)}): the file is damaged") from error
 
     def _read(self, count: int, position: int) -> np.ndarray:
         kind = "int16" if self._plain else "int32" if self._flac else "float32"

@@ -88,15 +88,13 @@ def fill(
         name_of: Their name of one of our tensors, without the prefix; several of ours with one name are cut from one tensor, along
             its first dimension, in the order of the model.
         reason_of: Reason to leave out one of their tensors; None for an unknown one.
-        prefix: Prefix of the encoder's tensors.
-        unprefixed: Tensors of the encoder that lack the prefix.
+        prefix: Prefix of the encoder's tensors, except those of `unprefixed`.
         gated: True if the source has the gated relative bias; otherwise the model gets a neutral one.
         may_lack_mask: True if the source may lack the mask embedding.
         others: Entries of the file that are no tensors of the model → reason to leave them out.
 
     Raises:
-        ValueError: If a tensor is unknown, has another shape than the configuration says, is there twice, is missing, holds other
-            than finite floating-point numbers, or belongs to a gated bias although the source is not `gated`.
+        ValueError: If a tensor is unknown, missing, doubled, of another shape, not finite, or of a gated bias without `gated`.
     """
     _check_size(config, state, origin, gated=gated)
     with torch.device("meta"):

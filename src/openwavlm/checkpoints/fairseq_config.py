@@ -82,11 +82,7 @@ def read_fairseq_config(content: Mapping[str, Any], *, normalise_waveform: bool,
 
 
 def microsoft_config(config: WavLMConfig) -> dict[str, Any]:
-    """The `cfg` of Microsoft's file, with every key of the released ones.
-
-    Raises:
-        ValueError: If the model has no waveform extractor.
-    """
+    """The `cfg` of Microsoft's file, with every key of the released ones; a ValueError for a model without a waveform extractor."""
     check_conv_front_end(config, "Microsoft's")
     content = _WRITTEN | {key: getattr(config, field) for field, (key, _) in (_KEYS | _GATED_KEYS).items()}
     layers = list(zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True))

@@ -120,7 +120,7 @@ class MediaSource:
             yield np.concatenate(pending)
 
     def close(self) -> None:
-        """Closes FFmpeg's side; the descriptor stays open."""
+        """Closes the decoder; the descriptor stays open."""
         self._container.close()
 
     def _frames(self) -> Iterator[np.ndarray]:

@@ -173,7 +173,7 @@ class SoundFileSource:
             yield _from_bytes(content[: len(content) // align * align], subtype).reshape(-1, self.channels)
 
     def close(self) -> None:
-        """Closes libsndfile's side; the descriptor stays open."""
+        """Closes the decoder; the descriptor stays open."""
         self._sound.close()
 
 

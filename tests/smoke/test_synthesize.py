@@ -20,7 +20,7 @@ from openwavlm.labels.minibatch import fit_minibatch_kmeans
 from openwavlm.labels.quality import joint_histogram, pnmi
 from openwavlm.shards.prepare import make_shards
 from openwavlm.synthesis.corpus import PHONE_COLUMNS, synthesize
-from openwavlm.synthesis.phones import CLASSES
+from openwavlm.synthesis.utterance import CLASSES
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("espeakng_loader") is None, reason="espeak-ng is not installed: pip install 'openwavlm[demo]'"

@@ -112,9 +112,7 @@ def test_the_feature_penalty_and_the_warm_up_loss_reach_the_map():
 
 
 def test_such_a_model_cannot_be_exported_and_nothing_is_written(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"this model's is logmel: it is a control and cannot be exported; train with"
-    ) as refusal:
+    with pytest.raises(ValueError, match=r"this model's is logmel; train with") as refusal:
         save_huggingface(model(), tmp_path / "export")
     assert "\n" not in str(refusal.value) and not list((tmp_path / "export").iterdir())
     save_huggingface(model(CONV), tmp_path / "export")

@@ -517,7 +517,7 @@ def test_damaged_and_foreign_directories_are_refused_in_a_sentence(tmp_path):
         load_huggingface(tmp_path)
     config.write_text(described)
     preprocessor.unlink()
-    with pytest.raises(ValueError, match="whether a model expects normalised waveforms must be known"):
+    with pytest.raises(ValueError, match=r"do_normalize must be true or false .* has no value"):
         load_huggingface(tmp_path)
     assert load_huggingface(tmp_path, normalise_waveform=True)[0].config.normalise_waveform
     preprocessor.write_text(prepared)

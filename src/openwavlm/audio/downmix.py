@@ -9,12 +9,11 @@ import soxr
 from openwavlm.audio.errors import AudioError
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 
-# The sum of independent channels has the sum of their energies, that of equal ones more. Below half of it they cancel each other.
+# Channels cancel where the energy of their sum is below this share of the sum of their energies, which independent channels have.
 _CANCELLING_ENERGY_SHARE = 0.5
 # Largest share of a recording's energy in stretches that cancel for which the mean is used.
 _CANCELLING_STRETCHES_SHARE = 0.1
-# Samples of a stretch: half a second at 16 kHz, independent of the blocks of the decoders.
-_STRETCH = 1 << 13
+_STRETCH = 1 << 13  # samples: half a second at 16 kHz, independent of the blocks of the decoders
 _LEAST_CHANNEL_SHARE = 0.1
 
 
@@ -24,9 +23,9 @@ class Decoded:
 
     Attributes:
         samples: int16 (samples,) at 16 kHz, mono.
-        num_clipped: Samples beyond full scale after mixing down and resampling, which were cut to it.
-        channel: Number of the decoded channel, from 0; None for the mean of all channels.
-        out_of_phase: Whether `channel` replaces the mean because the channels cancel each other.
+        num_clipped: Samples beyond full scale after mixing down and resampling, which were clipped.
+        channel: The decoded channel, from 0; None for the mean of all.
+        out_of_phase: True if `channel` replaces the mean because the channels cancel each other.
     """
 
     samples: np.ndarray
@@ -45,11 +44,7 @@ class MixDown:
         self._rest: np.ndarray | None = None
 
     def __call__(self, block: np.ndarray) -> np.ndarray:
-        """One channel (frames,) of int16 or float32 (frames, channels); int16 stays so unless channels are averaged.
-
-        Raises:
-            AudioError: With reason `not-finite`.
-        """
+        """One channel (frames,) of int16 or float32 (frames, channels); NaN and infinity are an AudioError (`not-finite`)."""
         if self._channel is not None or block.shape[1] == 1:
             mono = block[:, self._channel or 0]
         else:
@@ -77,7 +72,7 @@ class MixDown:
         self._cancelled += float(energies[of_sums < _CANCELLING_ENERGY_SHARE * energies.sum(axis=1)].sum())
 
     def replacement(self) -> int | None:
-        """Channel to take instead of a mean that cancels; None where the mean can be used."""
+        """Channel to use instead of a mean that cancels; None where the mean can be used."""
         if self._rest is not None:
             self._add(self._rest[None])
             self._rest = None
@@ -92,14 +87,13 @@ class Resampler:
     """Resamples a range of a recording so that it equals that range of the whole recording resampled.
 
     Attributes:
-        lead: First sample to feed, before `first`: the filter needs a margin, and the output grid must be that of the whole recording.
+        lead: First sample to feed, before `first`: the filter needs a margin, and the output the grid of the whole recording.
         tail: Sample to stop before, after `last`; None for the end of the recording.
     """
 
     def __init__(self, rate: int, first: int, last: int | None) -> None:
         self.lead, self.tail = first, last
-        self._stream = None
-        self._drop, self._left = 0, None
+        self._stream, self._drop, self._left = None, 0, None
         if rate == SAMPLE_RATE_HZ:
             return
         self._stream = soxr.ResampleStream(rate, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
@@ -149,14 +143,8 @@ class Samples:
         self._length = end
 
     def finish(self) -> np.ndarray:
-        """All samples, int16 (samples,).
-
-        Raises:
-            AudioError: With reason `over-scale` if most of them were clipped.
-        """
+        """All samples, int16 (samples,); an AudioError (`over-scale`) if most of them were clipped."""
         if 2 * self.num_clipped > self._length:
-            raise AudioError(
-                "over-scale", f"{self.num_clipped} of {self._length} samples lie beyond full scale: scale the file to ±1 first"
-            )
+            raise AudioError("over-scale", f"{self.num_clipped} of {self._length} samples exceed full scale: scale them to ±1")
         self._buffer.resize(self._length, refcheck=False)
         return self._buffer

@@ -1,4 +1,4 @@
-"""Samples → files in memory: the FLAC payload that shards store, other containers for listening."""
+"""Encodes samples as files in memory: the FLAC payload that shards store, other containers for listening."""
 
 import hashlib
 import os

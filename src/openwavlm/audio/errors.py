@@ -5,9 +5,8 @@ class AudioError(ValueError):
     """A recording or segment that cannot become an utterance.
 
     Attributes:
-        reason: One of `missing`, `unreadable`, `truncated`, `undecoded` (bytes remain that the decoder does not take),
-            `no-decoder` (the extra `media` is not installed), `zero-length`, `all-zero`, `not-finite`, `too-short`, `too-long`,
-            `out-of-range`, `over-scale`, `no-such-channel`.
+        reason: `missing`, `unreadable`, `truncated`, `undecoded` (bytes remain after decoding), `no-decoder` (the extra `media` is not
+            installed), `zero-length`, `all-zero`, `not-finite`, `too-short`, `too-long`, `out-of-range`, `over-scale`, `no-such-channel`.
         detail: The values found.
         recording_s: With `out-of-range`: duration of the recording, seconds.
     """

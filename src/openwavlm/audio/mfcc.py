@@ -24,8 +24,7 @@ LOW_HZ = 20.0
 PRE_EMPHASIS = 0.97
 LIFTER = 22.0
 ENERGY_FLOOR = torch.finfo(torch.float32).eps
-# Frames computed at a time: 40 s of audio in 35 MB, however long the recording.
-FRAMES_AT_A_TIME = 4000
+FRAMES_AT_A_TIME = 4000  # 40 s of audio in 35 MB, however long the recording
 
 # Part of every label pack's identity, Kaldi's defaults included.
 KALDI_SETTINGS: dict[str, float | int | bool | str] = {
@@ -60,8 +59,8 @@ MFCC_SETTINGS: dict[str, object] = {
 def _tables() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Window (400,), mel bands (23, 257), cosine transform (23, 13) and lifter (13,), float32 as in Kaldi's `feature-functions`.
 
-    Povey's window is a Hann window to the power of .85, which reaches 0 at both ends. The triangular bands are of equal width on the
-    scale 1127 ln(1 + f / 700) and exclude the Nyquist frequency. The transform is orthonormal (type II).
+    Povey's window is a Hann window to the power of .85. The triangular bands have equal width on the scale 1127 ln(1 + f / 700) and
+    exclude the Nyquist frequency. The transform is orthonormal (type II).
     """
     window = torch.hann_window(RECEPTIVE_FIELD_SAMPLES, periodic=False).pow(0.85)
     lowest, highest = (1127 * math.log(1 + hertz / 700) for hertz in (LOW_HZ, SAMPLE_RATE_HZ / 2))
@@ -103,16 +102,13 @@ def _deltas(frames: Tensor) -> Tensor:
 
 
 def mfcc_features(waveform: np.ndarray | Tensor) -> Tensor:
-    """Computes 13 cepstra with their first and second differences, one row a model frame.
+    """Computes 13 cepstra with their first and second differences, one row a model frame, not normalised.
 
     Args:
-        waveform: (samples,) at 16 kHz; int16, or floating point in [-1, 1).
+        waveform: (samples,) at 16 kHz, int16, or floating point in [-1, 1); any other shape or type is a ValueError.
 
     Returns:
-        float32 (frames, 39) with exactly `frames.num_frames(samples)` rows; no normalisation of mean or variance.
-
-    Raises:
-        ValueError: If the waveform is not one-dimensional, or neither int16 nor floating point.
+        float32 (frames, 39) with exactly `frames.num_frames(samples)` rows.
     """
     samples = torch.as_tensor(waveform)
     if samples.ndim != 1:

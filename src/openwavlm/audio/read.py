@@ -1,7 +1,7 @@
 """Reads any recording as 16 kHz mono int16, and names the fault of a bad file.
 
-`_source` chooses the decoder: libsndfile for PCM containers and FLAC (`decoders.libsndfile`), FFmpeg for everything else
-(`decoders.ffmpeg`, the extra `media`). Each decoder checks that the file is complete (`containers`). soxr (HQ) resamples.
+libsndfile decodes PCM containers and FLAC, FFmpeg (the extra `media`) everything else; each decoder checks that the file is complete
+(`containers`). soxr (HQ) resamples.
 """
 
 import errno
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import soundfile
@@ -23,7 +23,7 @@ from openwavlm.audio.decoders.libsndfile import SoundFileSource, UnsupportedForm
 from openwavlm.audio.downmix import Decoded, MixDown, Resampler, Samples
 from openwavlm.audio.errors import AudioError
 from openwavlm.audio.frames import RECEPTIVE_FIELD_SAMPLES, SAMPLE_RATE_HZ
-from openwavlm.runtime.resources import retried
+from openwavlm.runtime.resources import naming, retried
 
 # Errors in opening that describe the file; others (EMFILE, EIO, ESTALE, ENOMEM …) describe the machine and are raised.
 _PATH_ERRORS = {
@@ -44,34 +44,8 @@ _CONTENT_REASONS = {"unreadable", "truncated", "undecoded", "zero-length", "not-
 _LONGEST_CLAIM_S = 1e6
 _LOWEST_RATE_HZ, _HIGHEST_RATE_HZ = 1_000, 1_000_000
 
+_Source = SoundFileSource | MediaSource
 _Found = TypeVar("_Found")
-
-
-class Source(Protocol):
-    """An open recording.
-
-    Attributes:
-        rate: Samples a second.
-        channels: Number of channels.
-        frames: Samples of each channel; None if unknown before decoding.
-        claimed_s: Duration in the header, seconds; None if unknown.
-    """
-
-    rate: int
-    channels: int
-    frames: int | None
-    claimed_s: float | None
-
-    def blocks(self, first: int, last: int | None) -> Iterator[np.ndarray]:
-        """Decodes samples `first` to `last` (None: to the end): int16, or float32 in [−1, 1], (frames, channels).
-
-        Raises:
-            AudioError: If the file cannot be decoded, or holds more audio than is decoded.
-            OSError: If it cannot be read.
-        """
-
-    def close(self) -> None:
-        """Closes the decoder."""
 
 
 def decoders() -> dict[str, str]:
@@ -84,25 +58,17 @@ def decoders() -> dict[str, str]:
 
 
 def probe_seconds(path: Path) -> float | None:
-    """Duration in the header, seconds, None if unknown; never decodes.
-
-    Raises:
-        OSError: If the machine fails to read the file.
-    """
+    """Duration in the header, seconds, None if unknown; never decodes, and raises an OSError only if the machine fails."""
     claimed_s = _probe(path, lambda source: source.claimed_s)
     return claimed_s if claimed_s is not None and 0 < claimed_s < _LONGEST_CLAIM_S else None
 
 
 def probe_channels(path: Path) -> int | None:
-    """Number of channels, None for an unreadable file; never decodes.
-
-    Raises:
-        OSError: If the machine fails to read the file.
-    """
+    """Number of channels, None for an unreadable file; never decodes, and raises an OSError only if the machine fails."""
     return _probe(path, lambda source: source.channels)
 
 
-def _probe(path: Path, read: Callable[[Source], _Found]) -> _Found | None:
+def _probe(path: Path, read: Callable[[_Source], _Found]) -> _Found | None:
     """A value from a file's header; None if the file cannot be opened as audio."""
     try:
         with _opened(path) as (descriptor, size), closing(_source(descriptor, size)) as source:
@@ -123,8 +89,8 @@ def decode(
         start_s: Beginning of the range, seconds.
         end_s: End of the range, seconds, at most half a second after that of the recording; None for the end of the recording.
         max_hours: Longest range.
-        channel: The only channel to decode, from 0; None for the mean of all channels. Channels that cancel each other, as with one
-            microphone reversed, are not averaged: one is taken, and `out_of_phase` set.
+        channel: Channel to decode, from 0; None for the mean of all. Where channels cancel each other, as with one microphone reversed,
+            one of them replaces the mean, and `out_of_phase` is set.
 
     Raises:
         AudioError: With reason `missing`, `zero-length`, `unreadable`, `no-decoder`, `no-such-channel`, `out-of-range`, `too-long`,
@@ -146,15 +112,11 @@ def decode(
 
 
 def decode_or_stop(path: Path, **arguments: Any) -> Decoded:
-    """Runs `decode` for a command that skips bad files: a file is bad if it fails twice, and a failing disk stops the command.
-
-    Args:
-        path: The recording.
-        arguments: Those of `decode`.
+    """Runs `decode`, with its arguments, for a command that skips bad files: a file is bad if it fails twice.
 
     Raises:
         AudioError: If the file is bad.
-        OSError: If the machine fails repeatedly (too many open files, a disk or file server), with the file.
+        OSError: If the machine fails repeatedly (too many open files, a disk or file server); names the file.
         MemoryError: If memory runs out.
     """
 
@@ -172,7 +134,7 @@ def decode_or_stop(path: Path, **arguments: Any) -> Decoded:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[int, int]]:
     """Opens a regular file, yields its descriptor and size, and adds its name to an OSError from within the block."""
-    try:
+    with naming(path):
         try:
             kind = stat.S_IFMT(path.stat().st_mode)
             if kind != stat.S_IFREG:
@@ -190,14 +152,10 @@ def _opened(path: Path) -> Iterator[tuple[int, int]]:
             yield descriptor, size
         finally:
             os.close(descriptor)
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
-def _source(descriptor: int, size: int) -> Source:
-    """Chooses the decoder of a file by its content."""
+def _source(descriptor: int, size: int) -> _Source:
+    """Opens a file with the decoder of its content."""
     try:
         return SoundFileSource(descriptor, size)
     except UnsupportedFormat:

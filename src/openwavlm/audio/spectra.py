@@ -51,18 +51,13 @@ def log_mel(waveforms: Tensor) -> Tensor:
     """Logarithms of the energies in 40 mel bands, not normalised; float32 under autocast too.
 
     Args:
-        waveforms: Floating point (…, samples) at 16 kHz in [−1, 1).
+        waveforms: Floating point (…, samples) at 16 kHz in [−1, 1); any other type is a ValueError.
 
     Returns:
         float32 (…, frames, 40) with exactly `frames.num_frames(samples)` frames, on the waveforms' device.
-
-    Raises:
-        ValueError: If the waveforms are not floating point.
     """
     if not waveforms.is_floating_point():
-        raise ValueError(
-            f"waveforms must be floating point in [-1, 1), but are {waveforms.dtype}: divide 16-bit samples by 32768"
-        )
+        raise ValueError(f"waveforms must be floating point, but are {waveforms.dtype}: divide 16-bit samples by 32768")
     if num_frames(waveforms.shape[-1]) == 0:
         return waveforms.new_zeros((*waveforms.shape[:-1], 0, NUM_BANDS), dtype=torch.float32)
     window, bands = _window_and_bands(waveforms.device)
@@ -73,17 +68,9 @@ def log_mel(waveforms: Tensor) -> Tensor:
 
 
 def normalised_log_mel(waveforms: Tensor, num_samples: Tensor | None = None) -> Tensor:
-    """`log_mel` with mean 0 and variance 1 of each band over the utterance, which removes the channel's colour.
+    """`log_mel` with mean 0 and variance 1 of each band over the utterance, which removes the channel's spectral envelope.
 
-    Args:
-        waveforms: Floating point (…, samples) at 16 kHz in [−1, 1).
-        num_samples: int64 (…,), valid samples; None = all. Frames beyond are 0.
-
-    Returns:
-        float32 (…, frames, 40).
-
-    Raises:
-        ValueError: As `log_mel` does.
+    `num_samples`, int64 (…,), are the valid samples (None: all); frames beyond them are 0.
     """
     spectra = log_mel(waveforms)
     if num_samples is not None:

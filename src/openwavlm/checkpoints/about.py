@@ -20,11 +20,7 @@ def about_bytes(content: Mapping[str, Any], files: Iterable[Path]) -> bytes:
 
 
 def read_about(folder: Path) -> dict[str, Any] | None:
-    """Content of `openwavlm.json`, None without one.
-
-    Raises:
-        ValueError: If it is damaged.
-    """
+    """Content of `openwavlm.json`, None without one; a damaged one is a ValueError."""
     path = folder / ABOUT
     if not path.exists():
         return None
@@ -32,12 +28,12 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     kinds = {"files": dict, "fingerprints": dict, "trained_on": dict | None}
     wrong = [name for name, kind in kinds.items() if name in content and not isinstance(content[name], kind)]
     if wrong or not all(isinstance(checksum, str) for checksum in content.get("files", {}).values()):
-        raise ValueError(f"{path} is damaged ({(wrong or ['files'])[0]} is of another kind than an export writes): {_AGAIN}")
+        raise ValueError(f"{path} is damaged ({(wrong or ['files'])[0]} has another type than in an export): {_AGAIN}")
     return content
 
 
 def check_files(folder: Path) -> bool:
-    """Compares the files of an exported model with the checksums beside them; returns whether there are any.
+    """Compares the files of an exported model with the checksums beside them; returns False if there are none.
 
     Raises:
         ValueError: If a file differs or is missing.
@@ -49,8 +45,7 @@ def check_files(folder: Path) -> bool:
             raise ValueError(f"{file} is missing, but {ABOUT} beside it names it: {_AGAIN}")
         if _checksum(file) != expected:
             raise ValueError(
-                f"{file} is not the exported file ({ABOUT} beside it has another checksum): {_AGAIN}; if you changed the file, delete "
-                f"{folder / ABOUT}"
+                f"{file} is not the exported file ({ABOUT} has another checksum): {_AGAIN}; if you changed it, delete {folder / ABOUT}"
             )
     return bool(files)
 

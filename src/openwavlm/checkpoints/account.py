@@ -13,16 +13,17 @@ from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
 
 log = logging.getLogger(__name__)
-# A configuration below these sizes is built without a check.
+# A configuration may exceed its file by these sizes.
 _FREE_NUMBERS, _FREE_LAYERS = 50_000_000, 100
 
-# Reasons to leave an entry of a file out; docs/checkpoints.md lists the same.
+# Reasons to leave out an entry of a file; docs/checkpoints.md lists the same.
 PREDICTION_HEAD = "prediction head of pre-training: a new run draws its own"
 FINE_TUNED_HEAD = "head of fine-tuning, for which the encoder has no place"
 QUANTISER = "quantiser and projections of wav2vec 2.0's loss, which masked prediction does not have"
 TRAINING_STATE = "state of the training that wrote the file, or its dictionaries"
 NO_GATED_BIAS = "neutral: the source has no gated relative bias"
 NO_MASK_EMBEDDING = "drawn from U(0, 1) by a fixed seed: the source has none; features do not depend on it"
+QUANTISER_HEADS = dict.fromkeys(("quantizer", "project_q", "project_hid"), QUANTISER)
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Account:
         origin: The file.
         loaded: Their tensor → our tensors that it was copied to (three of a fused projection).
         ignored: Their entry → reason to leave it out.
-        created: Our tensor that the source lacks → its value.
+        created: Our tensor that the source lacks → origin of its value.
     """
 
     dialect: str
@@ -47,20 +48,13 @@ class Account:
         """Their tensor that was copied to one of ours."""
         return next(theirs for theirs, loaded in self.loaded.items() if ours in loaded)
 
-    def sentences(self) -> list[str]:
-        """Log messages, one for each reason; none if the file is the encoder alone."""
-        found = []
-        for entries, verb in ((self.ignored, "left out"), (self.created, "made")):
+    def log(self) -> None:
+        """Logs a warning for each reason; none if the file is the encoder alone."""
+        for entries, verb in ((self.ignored, "left out"), (self.created, "created")):
             for reason in sorted(set(entries.values())):
                 listed = sorted(name for name in entries if entries[name] == reason)
                 shown = ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")
-                found.append(f"{self.origin} ({self.dialect}): {verb} {shown}: {reason}")
-        return found
-
-    def log(self) -> None:
-        """Logs `sentences` as warnings."""
-        for sentence in self.sentences():
-            log.warning("%s", sentence)
+                log.warning("%s (%s): %s %s: %s", self.origin, self.dialect, verb, shown, reason)
 
 
 class Loaded(NamedTuple):
@@ -94,14 +88,13 @@ def fill(
         name_of: Their name of one of our tensors, without the prefix; several of ours with one name are cut from one tensor, along
             its first dimension, in the order of the model.
         reason_of: Reason to leave out one of their tensors; None for an unknown one.
-        prefix: Prefix of the encoder's tensors, but for those of `unprefixed`.
-        gated: Whether the source has the gated relative bias; otherwise the model gets a neutral one.
-        may_lack_mask: Whether the source may lack the mask embedding.
+        prefix: Prefix of the encoder's tensors, except those of `unprefixed`.
+        gated: True if the source has the gated relative bias; otherwise the model gets a neutral one.
+        may_lack_mask: True if the source may lack the mask embedding.
         others: Entries of the file that are no tensors of the model → reason to leave them out.
 
     Raises:
-        ValueError: If a tensor is unknown, has another shape than the configuration says, is there twice, is missing, holds other
-            than finite floating-point numbers, or belongs to a gated bias although the source is not `gated`.
+        ValueError: If a tensor is unknown, missing, doubled, of another shape, not finite, or of a gated bias without `gated`.
     """
     _check_size(config, state, origin, gated=gated)
     with torch.device("meta"):
@@ -118,35 +111,28 @@ def fill(
         if bare in ours_of:
             _take(found, name, tensor, {ours: shapes[ours] for ours in ours_of[bare]}, account)
         else:
-            _leave_out(name, reason_of(name), account)
+            account.ignored[name] = _known(reason_of(name), name, origin)
     if not gated:
         _make_neutral(found, shapes, account)
     if may_lack_mask and "mask_embedding" not in found:
         generator = torch.Generator().manual_seed(0)
         found["mask_embedding"] = torch.rand(shapes["mask_embedding"], generator=generator)
         account.created["mask_embedding"] = NO_MASK_EMBEDDING
-    _check_none_missing({name_of(name) for name in shapes.keys() - found.keys()}, origin)
+    if missing := {name_of(name) for name in shapes.keys() - found.keys()}:
+        raise ValueError(f"a checkpoint must hold the whole encoder, but {origin} lacks {len(missing)}, first {min(missing)}")
     model = model.to_empty(device="cpu")
     model.load_state_dict(found)
     account.log()
     return Loaded(model.eval(), account)
 
 
-def _leave_out(name: str, reason: str | None, account: Account) -> None:
+def _known(reason: str | None, name: str, origin: str) -> str:
     if reason is None:
         raise ValueError(
-            f"every tensor of a checkpoint must belong to the encoder or to a known head, but {account.origin} has {name}; if it is a "
-            "head, remove it from the file, otherwise its configuration describes another architecture"
+            f"every tensor must belong to the encoder or to a known head, but {origin} has {name}; if it is a head, remove it from the "
+            "file, otherwise its configuration describes another architecture"
         )
-    account.ignored[name] = reason
-
-
-def _check_none_missing(missing: set[str], origin: str) -> None:
-    if missing:
-        raise ValueError(
-            f"a checkpoint must hold every tensor of the encoder, but {origin} lacks {len(missing)}, first {min(missing)}; "
-            "save it again from the complete model"
-        )
+    return reason
 
 
 def _take(found: dict[str, Tensor], name: str, tensor: Tensor, shapes: Mapping[str, torch.Size], account: Account) -> None:
@@ -155,20 +141,16 @@ def _take(found: dict[str, Tensor], name: str, tensor: Tensor, shapes: Mapping[s
     shape, origin = (len(shapes) * first, *rest), account.origin
     if tensor.shape != shape:
         raise ValueError(
-            f"tensors must have the shapes that their configuration implies, but {name} of {origin} has {tuple(tensor.shape)} "
-            f"instead of {shape}; use the configuration that was saved with the weights"
+            f"{name} of {origin} has {tuple(tensor.shape)} instead of {shape}; use the configuration that was saved with the weights"
         )
     twice = shapes.keys() & found.keys()
     if twice:
-        raise ValueError(
-            f"a checkpoint must hold each tensor once, but {origin} has {account.source_of(min(twice))} and {name}, which are the same "
-            "one; remove the wrong one"
-        )
+        other = account.source_of(min(twice))
+        raise ValueError(f"a checkpoint must hold each tensor once, but {origin} has {other} and {name}, which are the same one")
     if not tensor.is_floating_point() or not bool(tensor.float().isfinite().all()):
         what = "has values that are not" if tensor.is_floating_point() else f"is {tensor.dtype}"
         raise ValueError(
-            f"tensors must be finite floating-point numbers, but {name} of {origin} {what}; use the file before it was quantised, or "
-            "an earlier one of that training"
+            f"tensors must be finite floating-point numbers, but {name} of {origin} {what}; use an earlier or unquantised checkpoint"
         )
     found |= dict(zip(shapes, tensor.float().chunk(len(shapes)), strict=True))
     account.loaded[name] = tuple(shapes)
@@ -188,24 +170,23 @@ def _check_size(config: WavLMConfig, state: Mapping[str, Tensor], origin: str, *
     # A file that lacks some tensors is refused by their names.
     if described > 4 * held + _FREE_NUMBERS or config.layers > len(state) + _FREE_LAYERS:
         raise ValueError(
-            f"configuration and tensors must be of one model, but that of {origin} describes {described:.3g} numbers ({config.layers:,} "
-            f"layers of width {config.dim:,}), and the file holds {held:,}; use the configuration that was saved with the weights"
+            f"the configuration of {origin} describes {described:.3g} numbers ({config.layers:,} layers of width {config.dim:,}), and "
+            f"the file holds {held:,}; use the configuration that was saved with the weights"
         )
 
 
 def _make_neutral(found: dict[str, Tensor], shapes: Mapping[str, torch.Size], account: Account) -> None:
     """Adds a neutral gated relative bias, for a source without one (HuBERT, wav2vec 2.0).
 
-    The bias table is zero, so it adds nothing to the logits, and all hidden states equal the source's, to float rounding. Training can
-    still change it: the table's gradient is that of the logits times the gate, and a neutral gate is 1.75, so the first update moves the
-    table; the gates' gradients are proportional to the table, so the second update moves the gates.
+    The bias table is zero, so all hidden states equal the source's, to float rounding. Training can change it: a neutral gate is 1.75,
+    so the first update moves the table; the gates' gradients are proportional to the table, so the second update moves the gates.
     """
     for name, shape in shapes.items():
         if name.startswith("encoder.relative_bias.") or ".attention.gate" in name:
             if name in found:
                 raise ValueError(
-                    f"configuration and tensors must be of one model, but that of {account.origin} has no gated relative bias, which "
-                    f"{account.source_of(name)} belongs to; use the configuration that was saved with the weights"
+                    f"the configuration of {account.origin} has no gated relative bias, which {account.source_of(name)} belongs to; use "
+                    "the configuration that was saved with the weights"
                 )
             found[name] = torch.ones(shape) if name.endswith("gate_scale") else torch.zeros(shape)
             account.created[name] = NO_GATED_BIAS

@@ -1,37 +1,20 @@
 """Single files of Microsoft (`cfg`, `model`), fairseq and UniSpeech (`cfg` or `args`, `model`, …) and s3prl (`model_cfg`, …)."""
 
-import io
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, QUANTISER, TRAINING_STATE, Loaded, fill
+from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, QUANTISER_HEADS, TRAINING_STATE, Loaded, fill
 from openwavlm.checkpoints.fairseq_config import microsoft_config, read_fairseq_config
 from openwavlm.checkpoints.names import fairseq_name, old_spelling, prefix_of
-from openwavlm.checkpoints.values import check_tensors, first_match
+from openwavlm.checkpoints.values import check_tensors, saved
 from openwavlm.model.wavlm import WavLM
 
 _PREFIXES = ("w2v_encoder.w2v_model.", "w2v_model.", "encoder.w2v_model.")
-_HEADS = (
-    (r"(final_proj|label_embs_concat|label_embs|target_glu)(\.|$)", PREDICTION_HEAD),
-    (r"(quantizer|project_q|project_hid)(\.|$)", QUANTISER),
-)
-
-
-class _Parts(NamedTuple):
-    """Parts of one of these files: dialect, the model's keys, whether waveforms are normalised, tensors, name of their entry."""
-
-    dialect: str
-    keys: dict[str, Any]
-    normalise: Any
-    state: dict[str, Tensor]
-    entry: str
+_HEADS = dict.fromkeys(("final_proj", "label_embs_concat", "label_embs", "target_glu"), PREDICTION_HEAD) | QUANTISER_HEADS
 
 
 def is_fairseq(content: Any) -> bool:
-    """Whether a file's content looks like one of these dialects."""
+    """True if a file's content looks like one of these dialects."""
     return isinstance(content, dict) and ("model" in content or "model_weight" in content)
 
 
@@ -39,31 +22,32 @@ def load_fairseq(content: Mapping[str, Any], *, origin: str, normalise_waveform:
     """Builds the encoder of a file of one of these dialects, from the result of `pickles.read_pickle`.
 
     Raises:
-        ValueError: If the configuration or the normalisation is missing (unless `normalise_waveform` gives it); as
-            `read_fairseq_config` and `fill` do.
+        ValueError: If the configuration is missing, or the normalisation without `normalise_waveform`; as `read_fairseq_config` and
+            `fill` do.
     """
-    parts = _parts(content, origin)
-    normalise = parts.normalise if normalise_waveform is None else normalise_waveform
-    if isinstance(normalise, int | float) and normalise in (0, 1):
-        normalise = bool(normalise)
-    if not isinstance(normalise, bool):
+    entry = "model_weight" if "model_weight" in content else "model"
+    state = content[entry]
+    check_tensors(state or None, f"{entry} in {origin}")
+    dialect, keys, normalise = _configuration(content, origin)
+    normalise = normalise if normalise_waveform is None else normalise_waveform
+    if not isinstance(normalise, int | float) or normalise not in (0, 1):
         raise ValueError(
-            f"whether a model expects normalised waveforms must be known, but {origin} lacks it (normalize); pass "
-            "normalise_waveform: false for Base models, true for Large ones"
+            f"normalize must be true or false in the task's configuration, but {origin} lacks it (normalize); pass normalise_waveform: "
+            "false for Base models, true for Large ones"
         )
-    config, gated = read_fairseq_config(parts.keys, normalise_waveform=normalise, origin=origin)
-    prefix = prefix_of(parts.state, _PREFIXES)
-    others = {str(name): TRAINING_STATE for name in content if name not in (parts.entry, "cfg", "args", "task_cfg", "model_cfg")}
+    config, gated = read_fairseq_config(keys, normalise_waveform=bool(normalise), origin=origin)
+    prefix = prefix_of(state, _PREFIXES)
+    others = {str(name): TRAINING_STATE for name in content if name not in (entry, "cfg", "args", "task_cfg", "model_cfg")}
 
     def reason_of(name: str) -> str | None:
         if prefix and not name.startswith(prefix):
             return FINE_TUNED_HEAD
-        return first_match(name.removeprefix(prefix), _HEADS)
+        return _HEADS.get(name.removeprefix(prefix).split(".")[0])
 
     return fill(
         config,
-        parts.state,
-        dialect=parts.dialect,
+        state,
+        dialect=dialect,
         origin=origin,
         name_of=lambda name: fairseq_name(name, extractor_norm=config.extractor_norm),
         reason_of=reason_of,
@@ -76,10 +60,8 @@ def load_fairseq(content: Mapping[str, Any], *, origin: str, normalise_waveform:
 def microsoft_bytes(model: WavLM) -> bytes:
     """Bytes of a file like Microsoft's releases: `cfg`, a dict, and `model`, float32; equal models give equal bytes.
 
-    Their code loads it: `WavLM(WavLMConfig(content["cfg"])).load_state_dict(content["model"])`.
-
-    Raises:
-        ValueError: If the model has no waveform extractor.
+    Their code loads it: `WavLM(WavLMConfig(content["cfg"])).load_state_dict(content["model"])`. A model without a waveform extractor is
+    a ValueError.
     """
     config = microsoft_config(model.config)
     norm = model.config.extractor_norm
@@ -87,16 +69,12 @@ def microsoft_bytes(model: WavLM) -> bytes:
         old_spelling(fairseq_name(name, extractor_norm=norm)): tensor.detach().float().cpu().contiguous()
         for name, tensor in model.state_dict().items()
     }
-    buffer = io.BytesIO()
-    torch.save({"cfg": config, "model": state}, buffer)
-    return buffer.getvalue()
+    return saved({"cfg": config, "model": state})
 
 
-def _parts(content: Mapping[str, Any], origin: str) -> _Parts:
-    entry = "model_weight" if "model_weight" in content else "model"
-    state = content[entry]
-    check_tensors(state or None, f"{entry} in {origin}")
-    if entry == "model_weight":
+def _configuration(content: Mapping[str, Any], origin: str) -> tuple[str, dict[str, Any], Any]:
+    """Dialect of a file, the model's keys, and the value of `normalize`, None if unknown."""
+    if "model_weight" in content:
         keys, task = content.get("model_cfg"), content.get("task_cfg")
         dialect = "s3prl's conversion of fairseq"
     else:
@@ -115,15 +93,14 @@ def _parts(content: Mapping[str, Any], origin: str) -> _Parts:
         dialect += ", fine-tuned"
     if not isinstance(keys, dict):
         raise ValueError(
-            f"a single file must hold the model's configuration beside its weights, but {origin} has none (cfg, args or model_cfg); use "
-            "the file that the training program wrote"
+            f"a single file must hold the model's configuration beside its weights, but {origin} has none (cfg, args or model_cfg)"
         )
     if dialect != "Microsoft" and "encoder_layers" not in keys:
         # fairseq writes all keys; without this one the configuration is another model's, and defaults would be guesses.
         raise ValueError(
-            f"a fairseq file must describe its encoder (encoder_layers, …), but the configuration in {origin} does not; of a fine-tuned "
-            "model give a file with w2v_args, or the pre-trained one"
+            f"a fairseq file must describe its encoder (encoder_layers, …), but {origin} does not; of a fine-tuned model give a file "
+            "with w2v_args, or the pre-trained one"
         )
     # Microsoft's class defaults to false; fairseq's tasks always write the key.
     normalise = task.get("normalize", False if dialect == "Microsoft" else None) if isinstance(task, dict) else None
-    return _Parts(dialect, keys, normalise, state, entry)
+    return dialect, keys, normalise

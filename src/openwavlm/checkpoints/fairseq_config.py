@@ -4,7 +4,7 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from openwavlm.checkpoints.values import check_conv_front_end, shown, typed
+from openwavlm.checkpoints.values import built, check_conv_front_end, read_fields, shown, typed
 from openwavlm.model.config import WavLMConfig
 
 # Our field → their key and their classes' default (Microsoft's WavLM.py; fairseq's wav2vec 2.0).
@@ -26,8 +26,8 @@ _KEYS: dict[str, tuple[str, Any]] = {
 }
 # For models with the gated relative bias. 1280 is the class's default; the published models write 800.
 _GATED_KEYS: dict[str, tuple[str, Any]] = {"num_buckets": ("num_buckets", 320), "max_distance": ("max_distance", 1280)}
-# Values that this encoder always has.
-_FIXED: dict[str, tuple[Any, ...]] = {
+# Values that this encoder implements, the classes' default first.
+_ALLOWED: dict[str, tuple[Any, ...]] = {
     "activation_fn": ("gelu",),
     "layer_type": ("transformer",),
     "conv_pos_batch_norm": (False,),
@@ -36,6 +36,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "quantize_input": (False,),
     "expand_attention_head_size": (-1, 0, None),
     "use_conformer": (False,),
+    "extractor_mode": ("default", "layer_norm"),
 }
 _CONVOLUTIONS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 _NORMS = {"default": "group", "layer_norm": "layer"}
@@ -65,54 +66,25 @@ def read_fairseq_config(content: Mapping[str, Any], *, normalise_waveform: bool,
     """Our configuration from the keys of a Microsoft or fairseq model; those of heads, masks and the loss are ignored.
 
     Returns:
-        The configuration; whether the model has the gated relative bias (HuBERT and wav2vec 2.0 have none).
+        The configuration; True if the model has the gated relative bias (HuBERT and wav2vec 2.0 have none).
 
     Raises:
         ValueError: If `WavLMConfig` cannot represent the model or refuses its numbers.
     """
-    for key, values in _FIXED.items():
-        found = content.get(key, values[0])
-        if found not in values:
-            raise ValueError(
-                f"{key} must be {values[0]!r}, but is {shown(found)} in {origin}; this encoder has no such variant, so it cannot be read"
-            )
     gated, biased = (typed(content.get(key, False), False, key, origin) for key in ("gru_rel_pos", "relative_position_embedding"))
     if gated != biased:
-        raise ValueError(
-            f"gru_rel_pos and relative_position_embedding must both be on (WavLM) or both off (HuBERT), but only one is in {origin}; "
-            "a relative bias without its gate cannot be represented"
-        )
-    mode = typed(content.get("extractor_mode", "default"), "default", "extractor_mode", origin)
-    if mode not in _NORMS:
-        raise ValueError(
-            f"extractor_mode must be default or layer_norm, but is {shown(mode)} in {origin}; another extractor cannot be read"
-        )
-    keys = _KEYS | (_GATED_KEYS if gated else {})
-    fields = {field: typed(content.get(key, default), default, key, origin) for field, (key, default) in keys.items()}
-    convolutions = _convolutions(content.get("conv_feature_layers", _CONVOLUTIONS), origin)
-    try:
-        config = WavLMConfig(
-            **fields,
-            extractor_norm=_NORMS[mode],  # type: ignore[arg-type]
-            conv_dims=convolutions[0],
-            conv_kernels=convolutions[1],
-            conv_strides=convolutions[2],
-            normalise_waveform=normalise_waveform,
-        )
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{origin} must describe an encoder of WavLM's family, but {error}") from error
-    return config, gated
+        raise ValueError(f"gru_rel_pos and relative_position_embedding must both be on or both off, but only one is in {origin}")
+    fields = read_fields(content, _KEYS | (_GATED_KEYS if gated else {}), _ALLOWED, origin)
+    norm = _NORMS[content.get("extractor_mode", "default")]
+    fields |= {"extractor_norm": norm, "normalise_waveform": normalise_waveform}
+    fields |= _convolutions(content.get("conv_feature_layers", _CONVOLUTIONS), origin)
+    return built(fields, origin), gated
 
 
 def microsoft_config(config: WavLMConfig) -> dict[str, Any]:
-    """The `cfg` of Microsoft's file, with every key of the released ones.
-
-    Raises:
-        ValueError: If the model has no waveform extractor.
-    """
+    """The `cfg` of Microsoft's file, with every key of the released ones; a ValueError for a model without a waveform extractor."""
     check_conv_front_end(config, "Microsoft's")
-    content = dict(_WRITTEN)
-    content |= {key: getattr(config, field) for field, (key, _) in (_KEYS | _GATED_KEYS).items()}
+    content = _WRITTEN | {key: getattr(config, field) for field, (key, _) in (_KEYS | _GATED_KEYS).items()}
     layers = list(zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True))
     published = layers == _convolution_list(_CONVOLUTIONS)
     content["conv_feature_layers"] = _CONVOLUTIONS if published else str(layers)
@@ -121,7 +93,7 @@ def microsoft_config(config: WavLMConfig) -> dict[str, Any]:
     return dict(sorted(content.items()))
 
 
-def _convolutions(expression: Any, origin: str) -> tuple[tuple[int, ...], ...]:
+def _convolutions(expression: Any, origin: str) -> dict[str, tuple[int, ...]]:
     try:
         layers = _convolution_list(expression) if isinstance(expression, str) else [tuple(layer) for layer in expression]
         dims, kernels, strides = zip(*layers, strict=True)
@@ -129,7 +101,7 @@ def _convolutions(expression: Any, origin: str) -> tuple[tuple[int, ...], ...]:
         raise ValueError(
             f"conv_feature_layers must be a sum of lists of (channels, kernel, stride), but is {shown(expression)} in {origin}"
         ) from error
-    return dims, kernels, strides
+    return {"conv_dims": dims, "conv_kernels": kernels, "conv_strides": strides}
 
 
 def _convolution_list(expression: str) -> list[tuple[int, ...]]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
-from openwavlm.checkpoints.values import check_conv_front_end, shown, typed
+from openwavlm.checkpoints.values import built, check_conv_front_end, read_fields, shown
 from openwavlm.model.config import WavLMConfig
 
 # Our field → Hugging Face's key and the class's default (transformers 5.23).
@@ -30,29 +30,16 @@ _KEYS: dict[str, tuple[str, Any]] = {
     "layer_drop": ("layerdrop", 0.1),
 }
 KINDS = ("wavlm", "hubert", "wav2vec2")
-# Values that this encoder always has.
-_FIXED: dict[str, Any] = {
-    "hidden_act": "gelu",
-    "feat_extract_activation": "gelu",
-    "layer_norm_eps": 1e-5,
-    "add_adapter": False,
-    "adapter_attn_dim": None,
-    "conv_pos_batch_norm": False,
-    "feat_proj_layer_norm": True,
-}
-# Keys of other classes than WavLM's.
-_UNWRITTEN = ("adapter_attn_dim", "conv_pos_batch_norm", "feat_proj_layer_norm")
+# Values that this encoder always has, which are the classes' defaults too.
+_FIXED = {"hidden_act": "gelu", "feat_extract_activation": "gelu", "layer_norm_eps": 1e-5, "add_adapter": False}
+# The same, in other classes than WavLM's.
+_FIXED_ELSEWHERE = {"adapter_attn_dim": None, "conv_pos_batch_norm": False, "feat_proj_layer_norm": True}
 
 
 def huggingface_config(config: WavLMConfig) -> dict[str, Any]:
-    """Content of `config.json`: every value explicit, since the class's defaults are not those of the published models.
-
-    Raises:
-        ValueError: If the model has no waveform extractor.
-    """
+    """Content of `config.json`: every value explicit, since the class's defaults are not those of the published models."""
     check_conv_front_end(config, "Hugging Face's")
-    content: dict[str, Any] = {"architectures": ["WavLMModel"], "model_type": "wavlm"}
-    content |= {key: value for key, value in _FIXED.items() if key not in _UNWRITTEN}
+    content: dict[str, Any] = {"architectures": ["WavLMModel"], "model_type": "wavlm"} | _FIXED
     for field, (key, _) in _KEYS.items():
         value = getattr(config, field)
         content[key] = list(value) if isinstance(value, tuple) else value
@@ -103,24 +90,11 @@ def preprocessor_config(config: WavLMConfig) -> dict[str, Any]:
 def read_config(content: Mapping[str, Any], *, normalise_waveform: bool, origin: str) -> WavLMConfig:
     """Our configuration from the content of a `config.json`; keys of heads, masking and older models are ignored.
 
-    Fields that Hugging Face lacks have our defaults.
-
     Raises:
         ValueError: If the file describes another model, or numbers that `WavLMConfig` refuses.
     """
     kind = content.get("model_type")
     if kind not in KINDS:
-        raise ValueError(
-            f"model_type must be one of {', '.join(KINDS)}, but is {shown(kind)} in {origin}; only these encoders can be read"
-        )
-    for key, value in _FIXED.items():
-        found = content.get(key, value)  # the classes' defaults equal these
-        if found != value:
-            raise ValueError(
-                f"{key} must be {value!r}, but is {shown(found)} in {origin}; this encoder has no such variant, so the model cannot be read"
-            )
-    fields = {field: typed(content.get(key, default), default, key, origin) for field, (key, default) in _KEYS.items()}
-    try:
-        return WavLMConfig(**fields, normalise_waveform=normalise_waveform)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{origin} must describe a WavLM encoder, but {error}") from error
+        raise ValueError(f"model_type must be one of {', '.join(KINDS)}, but is {shown(kind)} in {origin}")
+    allowed = {key: (value,) for key, value in (_FIXED | _FIXED_ELSEWHERE).items()}
+    return built(read_fields(content, _KEYS, allowed, origin) | {"normalise_waveform": normalise_waveform}, origin)

@@ -6,8 +6,7 @@ from pathlib import Path
 from openwavlm.checkpoints.about import ABOUT, check_files
 from openwavlm.checkpoints.account import Loaded
 from openwavlm.checkpoints.fairseq import is_fairseq, load_fairseq
-from openwavlm.checkpoints.huggingface import load_huggingface
-from openwavlm.checkpoints.huggingface_weights import weights_files
+from openwavlm.checkpoints.huggingface import load_huggingface, weights_files
 from openwavlm.checkpoints.pickles import read_pickle
 from openwavlm.checkpoints.torchaudio import is_torchaudio, load_torchaudio, sidecar_of
 
@@ -20,12 +19,12 @@ log = logging.getLogger(__name__)
 def load_checkpoint(path: Path | str, *, normalise_waveform: bool | None = None) -> Loaded:
     """Loads an encoder of WavLM's family.
 
-    HuBERT and wav2vec 2.0 get a neutral gated bias and equal their source (`account.fill`). Pickles are read as data, nothing in them
-    is run (`pickles.read_pickle`). The log and the account name the tensors that are left out or created.
+    HuBERT and wav2vec 2.0 get a neutral gated bias and equal their source. Pickles are read as data; nothing in them is run. The log and
+    the account name the tensors that are left out or created.
 
     Args:
         path: A Hugging Face directory; a folder that `openwavlm export` wrote; a `.pt` file.
-        normalise_waveform: Whether the model expects normalised waveforms; None = as the checkpoint says.
+        normalise_waveform: True if the model expects normalised waveforms; None for the value in the checkpoint.
 
     Raises:
         ValueError: If the path does not exist or its dialect is unknown; if it is damaged, differs from `openwavlm.json` beside it, or
@@ -40,9 +39,7 @@ def load_checkpoint(path: Path | str, *, normalise_waveform: bool | None = None)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError) as error:
         # A damaged configuration can hold anything.
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ValueError(
-            f"{path} must hold an encoder of WavLM's family, but cannot be read ({reason}); fetch or save it again"
-        ) from error
+        raise ValueError(f"{path} must hold an encoder, but cannot be read ({reason}); fetch or save it again") from error
 
 
 def _load(path: Path, *, known: bool, normalise_waveform: bool | None) -> Loaded:
@@ -61,8 +58,8 @@ def _load(path: Path, *, known: bool, normalise_waveform: bool | None) -> Loaded
         return load_torchaudio(content, origin=path, normalise_waveform=normalise_waveform)
     if isinstance(content, dict) and {"openwavlm", "state_dict"} <= content.keys():
         raise ValueError(
-            f"a model must be an exported one, but {path} is a checkpoint of a run of OpenWavLM; write its model by `openwavlm export "
-            "run=RUN` (checkpoint= names one of several) and give that folder"
+            f"{path} is a checkpoint of a run of OpenWavLM; write its model by `openwavlm export run=RUN` (checkpoint= names one of "
+            "several) and give that folder"
         )
     held = ", ".join(sorted(map(str, content))[:4]) if isinstance(content, dict) else type(content).__name__
     raise ValueError(

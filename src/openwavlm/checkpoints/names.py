@@ -1,86 +1,66 @@
 """Names of the encoder's tensors: ours, Hugging Face's, fairseq's (also Microsoft's) and torchaudio's."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Literal
 
-# Ours → theirs, as prefixes; `{}` is a layer's number.
-_HUGGINGFACE = {
-    "mask_embedding": "masked_spec_embed",
-    "extractor.layers.{}.conv": "feature_extractor.conv_layers.{}.conv",
-    "extractor.layers.{}.norm": "feature_extractor.conv_layers.{}.layer_norm",
-    "feature_norm": "feature_projection.layer_norm",
-    "projection": "feature_projection.projection",
-    "encoder.positional.conv": "encoder.pos_conv_embed.conv",
-    "encoder.norm": "encoder.layer_norm",
-    "encoder.relative_bias.embedding": "encoder.layers.0.attention.rel_attn_embed",
-    "encoder.layers.{}.attention.query": "encoder.layers.{}.attention.q_proj",
-    "encoder.layers.{}.attention.key": "encoder.layers.{}.attention.k_proj",
-    "encoder.layers.{}.attention.value": "encoder.layers.{}.attention.v_proj",
-    "encoder.layers.{}.attention.output": "encoder.layers.{}.attention.out_proj",
-    "encoder.layers.{}.attention.gate": "encoder.layers.{}.attention.gru_rel_pos_linear",
-    "encoder.layers.{}.attention.gate_scale": "encoder.layers.{}.attention.gru_rel_pos_const",
-    "encoder.layers.{}.attention_norm": "encoder.layers.{}.layer_norm",
-    "encoder.layers.{}.feed_forward.expand": "encoder.layers.{}.feed_forward.intermediate_dense",
-    "encoder.layers.{}.feed_forward.contract": "encoder.layers.{}.feed_forward.output_dense",
-    "encoder.layers.{}.feed_forward_norm": "encoder.layers.{}.final_layer_norm",
+# Ours → Hugging Face's and fairseq's, as prefixes; `{}` is a layer's number.
+_NAMES = {
+    "mask_embedding": ("masked_spec_embed", "mask_emb"),
+    "extractor.layers.{}.conv": ("feature_extractor.conv_layers.{}.conv", "feature_extractor.conv_layers.{}.0"),
+    "extractor.layers.{}.norm": ("feature_extractor.conv_layers.{}.layer_norm", "feature_extractor.conv_layers.{}.2"),
+    "feature_norm": ("feature_projection.layer_norm", "layer_norm"),
+    "projection": ("feature_projection.projection", "post_extract_proj"),
+    "encoder.positional.conv": ("encoder.pos_conv_embed.conv", "encoder.pos_conv.0"),
+    "encoder.norm": ("encoder.layer_norm", "encoder.layer_norm"),
+    "encoder.relative_bias.embedding": (
+        "encoder.layers.0.attention.rel_attn_embed",
+        "encoder.layers.0.self_attn.relative_attention_bias",
+    ),
 }
-_FAIRSEQ = {
-    "mask_embedding": "mask_emb",
-    "extractor.layers.{}.conv": "feature_extractor.conv_layers.{}.0",
-    "feature_norm": "layer_norm",
-    "projection": "post_extract_proj",
-    "encoder.positional.conv": "encoder.pos_conv.0",
-    "encoder.norm": "encoder.layer_norm",
-    "encoder.relative_bias.embedding": "encoder.layers.0.self_attn.relative_attention_bias",
-    "encoder.layers.{}.attention.query": "encoder.layers.{}.self_attn.q_proj",
-    "encoder.layers.{}.attention.key": "encoder.layers.{}.self_attn.k_proj",
-    "encoder.layers.{}.attention.value": "encoder.layers.{}.self_attn.v_proj",
-    "encoder.layers.{}.attention.output": "encoder.layers.{}.self_attn.out_proj",
-    "encoder.layers.{}.attention.gate": "encoder.layers.{}.self_attn.grep_linear",
-    "encoder.layers.{}.attention.gate_scale": "encoder.layers.{}.self_attn.grep_a",
-    "encoder.layers.{}.attention_norm": "encoder.layers.{}.self_attn_layer_norm",
-    "encoder.layers.{}.feed_forward.expand": "encoder.layers.{}.fc1",
-    "encoder.layers.{}.feed_forward.contract": "encoder.layers.{}.fc2",
-    "encoder.layers.{}.feed_forward_norm": "encoder.layers.{}.final_layer_norm",
+_LAYER_NAMES = {
+    "attention.query": ("attention.q_proj", "self_attn.q_proj"),
+    "attention.key": ("attention.k_proj", "self_attn.k_proj"),
+    "attention.value": ("attention.v_proj", "self_attn.v_proj"),
+    "attention.output": ("attention.out_proj", "self_attn.out_proj"),
+    "attention.gate": ("attention.gru_rel_pos_linear", "self_attn.grep_linear"),
+    "attention.gate_scale": ("attention.gru_rel_pos_const", "self_attn.grep_a"),
+    "attention_norm": ("layer_norm", "self_attn_layer_norm"),
+    "feed_forward.expand": ("feed_forward.intermediate_dense", "fc1"),
+    "feed_forward.contract": ("feed_forward.output_dense", "fc2"),
+    "feed_forward_norm": ("final_layer_norm", "final_layer_norm"),
 }
-# An index of a Sequential: the layer norm stands between two transpositions, the group norm alone.
-_FAIRSEQ_NORM = {"group": "feature_extractor.conv_layers.{}.2", "layer": "feature_extractor.conv_layers.{}.2.1"}
+_LAYER = "encoder.layers.{}."
+_NAMES |= {_LAYER + ours: (_LAYER + first, _LAYER + second) for ours, (first, second) in _LAYER_NAMES.items()}
 _SUFFIXES = ("", ".weight", ".bias", ".parametrizations.weight.original0", ".parametrizations.weight.original1")
 # torch.nn.utils.weight_norm wrote the old names before parametrizations existed; most published files have them.
 _WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
 
-def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+def _renamed(name: str, column: int) -> str:
     number = re.search(r"(?<=layers\.)\d+", name)
-    for suffix in _SUFFIXES:
-        stem = name.removesuffix(suffix) if suffix else name
-        pattern = re.sub(r"(?<=layers\.)\d+", "{}", stem)
-        if name.endswith(suffix) and pattern in prefixes:
-            return prefixes[pattern].format(number.group() if number else "") + suffix
-    raise AssertionError(f"no other name for {name}")
+    pattern = re.sub(r"(?<=layers\.)\d+", "{}", name)
+    suffix = next(suffix for suffix in _SUFFIXES if pattern.endswith(suffix) and pattern.removesuffix(suffix) in _NAMES)
+    return _NAMES[pattern.removesuffix(suffix)][column].format(number.group() if number else "") + suffix
 
 
 def huggingface_name(name: str) -> str:
     """Hugging Face's name of one of our parameters (`WavLMModel`, no prefix)."""
-    return _renamed(name, _HUGGINGFACE)
+    return _renamed(name, 0)
 
 
 def fairseq_name(name: str, *, extractor_norm: Literal["group", "layer"]) -> str:
     """Microsoft's and fairseq's name of one of our parameters, with the weight norm in today's spelling."""
-    return _renamed(name, _FAIRSEQ | {"extractor.layers.{}.norm": _FAIRSEQ_NORM[extractor_norm]})
+    theirs = _renamed(name, 1)
+    # In their Sequential the layer norm stands between two transpositions, the group norm alone.
+    return re.sub(r"(conv_layers\.\d+\.2)\.", r"\1.1.", theirs) if extractor_norm == "layer" else theirs
 
 
 def torchaudio_name(name: str, *, fused: bool) -> str:
-    """torchaudio's name of one of our parameters.
-
-    Args:
-        name: Ours.
-        fused: Whether query, key and value are one tensor (its WavLM) or three (its HuBERT and wav2vec 2.0).
-    """
+    """torchaudio's name of one of our parameters; `fused` if query, key and value are one tensor, as in its WavLM."""
     if name == "mask_embedding":
         return "mask_generator.mask_embedding"
-    theirs = _renamed(name, _HUGGINGFACE)
+    theirs = huggingface_name(name)
     theirs = re.sub(r"^feature_projection", "encoder.feature_projection", theirs)
     theirs = re.sub(r"^encoder\.(?=layer|pos_conv)", "encoder.transformer.", theirs)
     if fused:

@@ -1,8 +1,8 @@
-"""Reads pickled files without running anything in them: tensors, plain containers, and other objects as inert data.
+"""Reads pickled files without running anything in them.
 
-A pickle names functions for its reader to call. Here a name resolves to the constructor of a tensor or container out of a short list,
-or, for the classes that training programs save with their weights (argparse, omegaconf, fairseq, …), to an object that only stores its
-arguments. Every other name is refused before anything is imported or called.
+A pickle names functions for its reader to call. Here a name resolves to a constructor of tensors or containers from a short list, or, for
+classes that training programs save with their weights (argparse, omegaconf, fairseq, …), to an object that stores its arguments. Every
+other name is refused before anything is imported or called.
 """
 
 import collections
@@ -44,8 +44,6 @@ _SAFELY = (
 _ENTRIES = "('cfg', 'args', 'model', 'task_cfg', 'model_cfg', 'model_weight')"
 _PARTS = f"{{name: value for name, value in content.items() if name in {_ENTRIES} or torch.is_tensor(value)}}"
 _TENSORS = "{name: value for name, value in content.items() if torch.is_tensor(value)}"
-
-
 _UNSEEN = "damage in its numbers would not be noticed; load and save it with today's torch"
 _MOST_OBJECTS = 10_000_000
 log = logging.getLogger(__name__)
@@ -55,7 +53,6 @@ class Inert:
     """Stand-in for an object of a class that is not loaded: class name, arguments, state and items."""
 
     kind = ""
-
     args: tuple[Any, ...]
     state: Any
     listed: list[Any]
@@ -87,7 +84,7 @@ class _RefusedError(Exception):
 
 
 def _rebuilt(function: Any) -> Any:
-    """A wrapper of one of torch's constructors, so that a pickle cannot change the function itself."""
+    """Wraps a constructor, so that a pickle cannot change the function itself."""
     return lambda *args: function(*args)
 
 
@@ -154,11 +151,10 @@ def read_pickle(path: Path, *, tensors_alone: bool = False) -> Any:
 
     Args:
         path: The file.
-        tensors_alone: Whether it should hold no configuration, for the message about a safe conversion.
+        tensors_alone: True if it should hold no configuration, for the message about a safe conversion.
 
     Returns:
-        Tensors on the CPU (mapped from a file of today's format), dicts, lists and values; configurations of argparse and
-        omegaconf as dicts; other objects of known training programs as None.
+        Tensors on the CPU (mapped from a file of today's format) and what `plain` returns.
 
     Raises:
         ValueError: If the file is a TorchScript or tar archive, asks for code to be run, or is damaged or incomplete.
@@ -169,7 +165,7 @@ def read_pickle(path: Path, *, tensors_alone: bool = False) -> Any:
         _check_archive(path)
     if _is_tar(path):
         raise ValueError(
-            f"{path} must be a file of torch.save, but is a tar archive; unpack it, or load and save it with a newer torch"
+            f"{path} must be a file of torch.save, but is a tar archive; unpack it, or save it again by a newer torch"
         )
     if not zipped:
         log.warning("%s is of the format from before torch 1.6, which has no checksums: %s", path, _UNSEEN)
@@ -179,8 +175,8 @@ def read_pickle(path: Path, *, tensors_alone: bool = False) -> Any:
     except _RefusedError as refused:
         safely = _SAFELY.replace("{}", _TENSORS if tensors_alone else _PARTS)
         raise ValueError(
-            f"{path} asks for {refused} to be run or loaded, which no weights need; nothing in it was run. If you trust the origin of the "
-            f'file, convert it where it was written, on a machine without anything of value: python -c "{safely}"'
+            f"{path} asks for {refused} to be run or loaded, which no weights need; nothing in it was run. If you trust its origin, "
+            f'convert it where it was written, on a machine without anything of value: python -c "{safely}"'
         ) from None
     except Exception as error:  # a damaged file can raise almost anything on its way through torch and pickle
         check_of_the_file(error, path)
@@ -195,7 +191,7 @@ def _is_tar(path: Path) -> bool:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuses damaged archives, and archives other than those of `torch.save`; torch does not compare an archive with its checksums."""
+    """Refuses archives that are damaged, which torch does not notice, or not of `torch.save`."""
     try:
         names, unchecked = read_again(lambda: _read_through(path), path)
     except Exception as error:  # zipfile and zlib have errors of many kinds
@@ -204,9 +200,8 @@ def _check_archive(path: Path) -> None:
     if any(name.endswith("/constants.pkl") for name in names):
         raise ValueError(f"{path} must hold weights, but is a TorchScript program; save the model's state_dict() instead")
     if not any(name.endswith("/data.pkl") for name in names):
-        raise ValueError(
-            f"{path} must be a file of torch.save, but is an archive with {names[0] if names else 'nothing'}; unpack it"
-        )
+        found = names[0] if names else "nothing"
+        raise ValueError(f"{path} must be a file of torch.save, but is an archive with {found}; unpack it")
     if unchecked:
         log.warning("%s was written without checksums (%s and others): %s", path, unchecked, _UNSEEN)
 

@@ -1,10 +1,9 @@
 """State dicts of torchaudio's models, with a JSON file beside them for the rest of the configuration.
 
 NAME.pt     the state dict of torchaudio.models.wavlm_model, hubert_… or wav2vec2_…
-NAME.json   arguments of that function, and normalize_waveform; ours has mask_embedding too, which torchaudio's WavLM lacks
+NAME.json   arguments of that function, normalize_waveform, and in our exports mask_embedding, which torchaudio's WavLM lacks
 """
 
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from openwavlm.checkpoints.account import FINE_TUNED_HEAD, PREDICTION_HEAD, Loaded, fill
 from openwavlm.checkpoints.names import new_spelling, old_spelling, prefix_of, torchaudio_name
-from openwavlm.checkpoints.values import check_conv_front_end, check_tensors, first_match
+from openwavlm.checkpoints.values import check_conv_front_end, check_tensors, saved, shown
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runtime.files import read_json
@@ -43,14 +42,11 @@ _MASK = "mask_generator.mask_embedding"
 _NORMS = {"group_norm": "group", "layer_norm": "layer"}
 _STRIDES = (5, 2, 2, 2, 2, 2, 2)
 _PREFIXES = ("wav2vec2.", "model.")
-_HEADS = (
-    (r"logit_generator\.", PREDICTION_HEAD),
-    (r"aux\.", FINE_TUNED_HEAD),
-)
+_HEADS = {"logit_generator": PREDICTION_HEAD, "aux": FINE_TUNED_HEAD}
 
 
 def is_torchaudio(content: Any) -> bool:
-    """Whether a file's content is a state dict with torchaudio's names."""
+    """True if a file's content is a state dict with torchaudio's names."""
     return isinstance(content, dict) and any(str(name).endswith("encoder.transformer.layer_norm.weight") for name in content)
 
 
@@ -63,8 +59,7 @@ def load_torchaudio(state: Mapping[str, Any], *, origin: Path, normalise_wavefor
     """Builds the encoder of a state dict; the numbers come from its shapes, the rest from the JSON file beside `origin`.
 
     Raises:
-        ValueError: If the content is not tensors alone; if the JSON file is missing, damaged or incomplete (`normalise_waveform` replaces
-            its entry); as `WavLMConfig` and `fill` do.
+        ValueError: If the content is not tensors alone; if the JSON file is missing, damaged or incomplete; as `fill` does.
     """
     check_tensors(state, str(origin))
     prefix = prefix_of(state, _PREFIXES)
@@ -75,7 +70,7 @@ def load_torchaudio(state: Mapping[str, Any], *, origin: Path, normalise_wavefor
     mask = sidecar.get("mask_embedding")
     if mask is not None:
         if not isinstance(mask, list) or not all(type(value) in (int, float) for value in mask):
-            raise ValueError(f"{sidecar_of(origin)} must have a list of numbers as mask_embedding, but has none; write it again")
+            raise ValueError(f"mask_embedding must be a list of numbers, but is {shown(mask)} in {sidecar_of(origin)}")
         state = {_MASK: torch.tensor(mask, dtype=torch.float32), **state}
     config = _config(bare, sidecar, origin, normalise_waveform=normalise_waveform)
     return fill(
@@ -84,7 +79,7 @@ def load_torchaudio(state: Mapping[str, Any], *, origin: Path, normalise_wavefor
         dialect="torchaudio",
         origin=str(origin),
         name_of=lambda name: torchaudio_name(name, fused=fused),
-        reason_of=lambda name: first_match(name.removeprefix(prefix), _HEADS),
+        reason_of=lambda name: _HEADS.get(name.removeprefix(prefix).split(".")[0]),
         prefix=prefix,
         unprefixed=(_MASK,),
         gated=gated,
@@ -95,33 +90,26 @@ def load_torchaudio(state: Mapping[str, Any], *, origin: Path, normalise_wavefor
 def torchaudio_bytes(model: WavLM) -> tuple[bytes, bytes]:
     """Bytes of the state dict, which `torchaudio.models.wavlm_model(**arguments)` loads strictly, and of the JSON file.
 
-    The weight norm has its old spelling, which every torchaudio reads.
-
-    Raises:
-        ValueError: If the model has no waveform extractor.
+    A model without a waveform extractor is a ValueError.
     """
     config = model.config
     check_conv_front_end(config, "torchaudio's")
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        if name == "mask_embedding":  # which its WavLM lacks: it goes into the JSON file
+        if name == "mask_embedding":  # its WavLM lacks it: the JSON file holds it
             continue
-        theirs = old_spelling(torchaudio_name(name, fused=True))
+        theirs = old_spelling(torchaudio_name(name, fused=True))  # every torchaudio reads the old one
         part = tensor.detach().float().cpu()
         state[theirs] = torch.cat([state[theirs], part]) if theirs in state else part.contiguous()
     sidecar: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in _ARGUMENTS.items()}
     sidecar |= {
         "extractor_mode": f"{config.extractor_norm}_norm",
-        "extractor_conv_layer_config": [
-            list(layer) for layer in zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True)
-        ],
+        "extractor_conv_layer_config": list(zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True)),
         "aux_num_out": None,
         "normalize_waveform": config.normalise_waveform,
         "mask_embedding": model.mask_embedding.detach().float().cpu().tolist(),
     }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue(), (json.dumps(sidecar, sort_keys=True) + "\n").encode()
+    return saved(state), (json.dumps(sidecar, sort_keys=True) + "\n").encode()
 
 
 def _read_sidecar(origin: Path, *, gated: bool, normalise_waveform: bool | None) -> dict[str, Any]:
@@ -132,10 +120,10 @@ def _read_sidecar(origin: Path, *, gated: bool, normalise_waveform: bool | None)
     sidecar = read_json(path, remedy="write it again").values if path.exists() else {}
     missing = [name for name, kind in needed.items() if type(sidecar.get(name)) is not kind]
     if missing:
-        state = "does not" if path.is_file() else "is missing"
+        state = "lacks them" if path.is_file() else "is missing"
         raise ValueError(
-            f"torchaudio's tensors lack {', '.join(missing)}, which {path} must have, but it {state}; write it as one JSON object, for a "
-            "bundle {**bundle._params, 'normalize_waveform': bundle._normalize_waveform}"
+            f"torchaudio's tensors lack {', '.join(missing)}, which {path} must have, but it {state}; write it as JSON, for a bundle "
+            "{**bundle._params, 'normalize_waveform': bundle._normalize_waveform}"
         )
     return sidecar
 

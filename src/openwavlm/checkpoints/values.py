@@ -1,10 +1,11 @@
 """Checks of a checkpoint's files, tensors and configuration values."""
 
-import re
-from collections.abc import Iterable
+import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from openwavlm.model.config import WavLMConfig
@@ -14,23 +15,56 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def typed(value: Any, like: Any, key: str, origin: str) -> Any:
-    """A value of a configuration, converted to the type of `like`: 0 or 1 to bool, int to float, list to tuple.
+    """The value of `key` in the file `origin`, converted to the type of `like`: 0 or 1 to bool, int to float, list to tuple."""
+    kind = type(like)
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    fits = {
+        bool: isinstance(value, int) and value in (0, 1),
+        int: is_number,
+        float: is_number or isinstance(value, float),
+        str: isinstance(value, str),
+        tuple: isinstance(value, list | tuple) and all(isinstance(one, int) for one in value),
+    }
+    if not fits[kind]:
+        raise ValueError(f"{key} must be {_KINDS[kind]}, but is {shown(value)} in {origin}")
+    return kind(value)
+
+
+def read_fields(
+    content: Mapping[str, Any], keys: Mapping[str, tuple[str, Any]], allowed: Mapping[str, tuple[Any, ...]], origin: str
+) -> dict[str, Any]:
+    """Fields of our configuration from another program's.
+
+    Args:
+        content: Their configuration.
+        keys: Our field → their key and its default.
+        allowed: Their key → the values that this encoder implements, the default first.
+        origin: The file, for messages.
 
     Raises:
-        ValueError: If it is of another type; with its `key` and the file, `origin`.
+        ValueError: If a value is of another type, or not implemented.
     """
-    kind = type(like)
-    if kind is bool and isinstance(value, int) and value in (0, 1):
-        return bool(value)
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind is str and isinstance(value, str):
-        return value
-    if kind is tuple and isinstance(value, list | tuple) and all(isinstance(one, int) for one in value):
-        return tuple(value)
-    raise ValueError(f"{key} must be {_KINDS[kind]}, but is {shown(value)} in {origin}")
+    for key, values in allowed.items():
+        found = content.get(key, values[0])
+        if found not in values:
+            known = " or ".join(map(repr, values))
+            raise ValueError(f"{key} must be {known}, but is {shown(found)} in {origin}; this encoder has no such variant")
+    return {field: typed(content.get(key, default), default, key, origin) for field, (key, default) in keys.items()}
+
+
+def built(fields: Mapping[str, Any], origin: str) -> WavLMConfig:
+    """The configuration with these fields; raises a ValueError that names the file if they are none of WavLM's family."""
+    try:
+        return WavLMConfig(**fields)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{origin} must describe an encoder of WavLM's family, but {error}") from error
+
+
+def saved(content: Mapping[str, Any]) -> bytes:
+    """Bytes of `torch.save`."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def shown(value: Any) -> str:
@@ -51,26 +85,16 @@ def check_tensors(state: Any, what: str) -> None:
         raise ValueError(f"{what} must hold tensors by name and nothing else, but does not; save the model's state_dict() alone")
 
 
-def check_conv_front_end(config: WavLMConfig, whose: str) -> None:
-    """Refuses to export a model without the waveform extractor, which the class of another program has."""
+def check_conv_front_end(config: WavLMConfig, owner: str) -> None:
+    """Refuses to export a model without the waveform extractor, which `owner`'s class has."""
     if config.front_end != "conv":
         raise ValueError(
-            f"{whose} WavLM has a convolutional front end, but this model's is {config.front_end}: it is a control and cannot be "
-            "exported; train with model.front_end=conv"
+            f"{owner} WavLM has a convolutional front end, but this model's is {config.front_end}; train with model.front_end=conv"
         )
 
 
-def first_match(name: str, patterns: Iterable[tuple[str, str]]) -> str | None:
-    """Reason of the first pattern that matches the beginning of a tensor's name; None without one."""
-    return next((reason for pattern, reason in patterns if re.match(pattern, name)), None)
-
-
 def check_is_weights(path: Path) -> None:
-    """Refuses files that are often found in place of weights, by their first bytes.
-
-    Raises:
-        ValueError: If it is a pointer of git-lfs, a web page, compressed, JSON, or of the form safetensors under another name.
-    """
+    """Raises a ValueError for a git-lfs pointer, a web page, gzip, JSON, or safetensors under another name, by the first bytes."""
 
     def beginning() -> bytes:
         with path.open("rb") as file:
@@ -81,13 +105,13 @@ def check_is_weights(path: Path) -> None:
     if first[8:9] == b"{" and int.from_bytes(first[:8], "little") < path.stat().st_size:
         if path.suffix == ".safetensors":
             return
-        raise ValueError(f"{path} must be a weights file of torch.save, but is of the form safetensors; name it so")
+        raise ValueError(f"{path} must be a weights file of torch.save, but is of the form safetensors; rename it")
     kinds = {
         b"version https://git-lfs": "a pointer of git-lfs, in place of the file; fetch it with `git lfs pull`",
         b"<!doctype": "a web page, in place of the file; fetch it again",
         b"<html": "a web page, in place of the file; fetch it again",
         b"\x1f\x8b": "compressed by gzip; unpack it",
-        b"{": "JSON; give the directory that it is in, or the file of weights",
+        b"{": "JSON; give its directory, or the file of weights",
     }
     what = next((what for start, what in kinds.items() if first.lstrip().lower().startswith(start)), None)
     if what is not None:

@@ -31,21 +31,21 @@ class Channel:
     """Channel of one recording.
 
     Attributes:
-        tilt_db_per_octave: Slope of the equaliser, which has 0 dB at 1 kHz.
-        ripple_db: (ripples,) amplitudes of the cosines over the octaves that are added to the slope.
+        tilt_db_per_octave: Slope of the equaliser, with 0 dB at 1 kHz.
         rt60_s: Reverberation time (decay by 60 dB).
         direct_to_reverberant_db: Energy of the direct path over that of all reflections.
         snr_db: Mean power of the reverberant speech over that of the noise, both over the whole recording.
         noise_slope: Exponent a of the noise's power spectrum 1 / f^a: 0 white, 1 pink, 2 brown.
+        ripple_db: (ripples,) amplitudes of cosines over the octaves, added to the equaliser's slope.
         key: Key of the reflections and of the noise.
     """
 
     tilt_db_per_octave: float
-    ripple_db: tuple[float, ...]
     rt60_s: float
     direct_to_reverberant_db: float
     snr_db: float
     noise_slope: float
+    ripple_db: tuple[float, ...]
     key: int
 
     @classmethod
@@ -55,10 +55,10 @@ class Channel:
         at = uniform(raw)
         ranges = (TILT_DB_PER_OCTAVE, RT60_S, DIRECT_TO_REVERBERANT_DB, SNR_DB, NOISE_SLOPE)
         tilt, rt60_s, ratio_db, snr_db, slope = (
-            low + share * (high - low) for (low, high), share in zip(ranges, at, strict=False)
+            float(low + share * (high - low)) for (low, high), share in zip(ranges, at, strict=False)
         )
         ripples = tuple(float(RIPPLE_DB * (2 * share - 1) / (1 + n / 2)) for n, share in enumerate(at[5 : 5 + _RIPPLES]))
-        return cls(float(tilt), ripples, float(rt60_s), float(ratio_db), float(snr_db), float(slope), int(raw[-1]))
+        return cls(tilt, rt60_s, ratio_db, snr_db, slope, ripples, int(raw[-1]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Synthesises the embedded corpus: sentences × voices × accents × channels → FLAC files, manifests and phone times.
+"""Synthesises the embedded corpus of sentences, voices, accents and channels as FLAC files, manifests and phone times.
 
     OUTPUT/train/m1_us/0000.flac …     dev/… test/…            each with its own channel
     OUTPUT/train_clean/… dev_clean/… test_clean/…              the same utterances without a channel (of train, some)
@@ -20,11 +20,12 @@ from typing import Any
 from openwavlm.audio.encode import encode_flac
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.runtime.atomic import atomic_file, remove_temporaries, write_atomically, write_json, writer_lock
+from openwavlm.runtime.files import read_json
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.resources import check_of_the_file
-from openwavlm.synthesis import espeak, phones
+from openwavlm.synthesis import espeak
 from openwavlm.synthesis.channel import Channel, clean_recording, to_pcm, transmit
-from openwavlm.synthesis.utterance import Utterance, utterance
+from openwavlm.synthesis.utterance import CLASSES, Utterance, utterance
 from openwavlm.synthesis.voices import ACCENTS, HELD_OUT_ACCENTS, SPLITS, VOICES, Speaker, speakers_of
 
 FORMAT_VERSION = 1
@@ -38,28 +39,36 @@ _HALF_UTTERANCE_S = 1.9
 
 @dataclass(frozen=True)
 class Part:
-    """Utterances of one speaker in one split, the unit of resuming.
-
-    Attributes:
-        output: Folder of the corpus.
-        split: `train`, `dev` or `test`.
-        speaker: The speaker.
-        seconds: Target duration, reached to half an utterance.
-        clean_seconds: Audio with a clean twin, from the first utterance on.
-        seed: Seed of the corpus.
-    """
+    """Utterances of one speaker in one split of the corpus in `output`, the unit of resuming."""
 
     output: Path
     split: str
     speaker: Speaker
-    seconds: float
-    clean_seconds: float
+    seconds: float  # target duration, reached to half an utterance
+    clean_seconds: float  # audio with a clean twin, from the first utterance on
     seed: int
 
     @property
     def done_file(self) -> Path:
         """Path of the part's done-file."""
         return self.output / "parts" / self.split / f"{self.speaker.name}.json"
+
+    def read_done(self) -> list[dict[str, Any]] | None:
+        """Utterances in the done-file; None if it is missing or damaged."""
+        try:
+            done: list[dict[str, Any]] = json.loads(self.done_file.read_text())["utterances"]
+        except (OSError, ValueError, KeyError) as error:
+            check_of_the_file(error, self.done_file)
+            return None
+        return done
+
+    def is_done(self) -> bool:
+        """True if the done-file exists and all audio files have their size."""
+        done = self.read_done()
+        if done is None:
+            return False
+        files = [(self.output / path, nbytes) for row in done for path, nbytes in row["nbytes"].items()]
+        return all(file.is_file() and file.stat().st_size == nbytes for file, nbytes in files)
 
 
 def synthesize(
@@ -76,7 +85,7 @@ def synthesize(
 
     Args:
         output: Folder to write.
-        minutes: Training audio, but at least one utterance (about 4 s) of each of the 128 speakers.
+        minutes: Training audio; at least one utterance (about 4 s) of each of the 128 speakers.
         dev_minutes: Audio of the development voices.
         test_minutes: Audio of the held-out voices.
         clean_minutes: Training audio with a clean twin, for probes; dev and test have a clean twin of all audio.
@@ -97,17 +106,18 @@ def synthesize(
             raise ValueError(f"{name} must be above 0, but is {amount}")
     settings = {**amounts, "seed": seed}
     espeak.check_available()
-    wanted_s = dict(zip(SPLITS, (60 * minutes, 60 * dev_minutes, 60 * test_minutes), strict=True))
-    clean_s = dict.fromkeys(SPLITS, math.inf) | {"train": 60 * clean_minutes}
+    of_splits = zip(SPLITS, (minutes, dev_minutes, test_minutes), (clean_minutes, math.inf, math.inf), strict=True)
     with writer_lock(output):
         _bind_settings(output, settings)
         remove_temporaries(output, _FILES.fullmatch)
         parts = [
-            Part(output, split, speaker, wanted_s[split] / count, clean_s[split] / count, seed)
-            for split, count in ((split, len(speakers_of(split))) for split in SPLITS)
-            for speaker in speakers_of(split)
+            Part(output, split, speaker, 60 * wanted / len(speakers), 60 * clean / len(speakers), seed)
+            for split, wanted, clean in of_splits
+            for speakers in [speakers_of(split)]
+            for speaker in speakers
         ]
-        for _ in run_jobs(run_part, [part for part in parts if not is_done(part)], workers=workers, description="synthesising"):
+        missing = [part for part in parts if not part.is_done()]
+        for _ in run_jobs(run_part, missing, workers=workers, description="synthesising"):
             pass
         return _finish(output, parts, settings)
 
@@ -121,33 +131,11 @@ def _bind_settings(output: Path, settings: dict[str, Any]) -> None:
             raise ValueError(f"{output} holds a corpus without its settings.json: give another output")
         write_json(path, settings)
         return
-    try:
-        bound = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: give another output") from error
+    bound = read_json(path, remedy="give another output").values
     changed = sorted(name for name in settings.keys() | bound.keys() if settings.get(name) != bound.get(name))
     if changed:
-        was = ", ".join(f"{name}={bound.get(name)}" for name in changed)
-        now = ", ".join(f"{name}={settings.get(name)}" for name in changed)
+        was, now = (", ".join(f"{name}={values.get(name)}" for name in changed) for values in (bound, settings))
         raise ValueError(f"{output} was made with {was}, but this run has {now}: repeat the settings, or give another output")
-
-
-def is_done(part: Part) -> bool:
-    """True if a part's done-file exists and all its audio files have their size."""
-    done = _read_done(part)
-    if done is None:
-        return False
-    files = [(part.output / path, nbytes) for row in done for path, nbytes in row["nbytes"].items()]
-    return all(file.is_file() and file.stat().st_size == nbytes for file, nbytes in files)
-
-
-def _read_done(part: Part) -> list[dict[str, Any]] | None:
-    try:
-        done: list[dict[str, Any]] = json.loads(part.done_file.read_text())["utterances"]
-    except (OSError, ValueError, KeyError) as error:
-        check_of_the_file(error, part.done_file)
-        return None
-    return done
 
 
 def run_part(part: Part) -> int:
@@ -186,25 +174,15 @@ def _finish(output: Path, parts: list[Part], settings: dict[str, Any]) -> dict[s
     manifests: dict[str, list[tuple[str, ...]]] = {}
     times: list[tuple[str, ...]] = []
     seconds: dict[str, float] = {}
-    phone_seconds = dict.fromkeys(phones.CLASSES, 0.0)
+    phone_seconds = dict.fromkeys(CLASSES, 0.0)
     for part in parts:
-        for row in _read_done(part) or ():
+        speaker = part.speaker
+        for row in part.read_done() or ():
+            length_s = row["num_samples"] / SAMPLE_RATE_HZ
             for path in row["nbytes"]:
-                name = path.split("/", 1)[0]
-                length_s = row["num_samples"] / SAMPLE_RATE_HZ
-                recording, speaker = path.removesuffix(".flac"), part.speaker
-                cells = (
-                    path,
-                    speaker.name,
-                    recording,
-                    row["text"],
-                    "en",
-                    name,
-                    speaker.accent,
-                    speaker.voice.name,
-                    f"{length_s:.4f}",
-                )
-                manifests.setdefault(name, []).append(cells)
+                name, recording = path.split("/", 1)[0], path.removesuffix(".flac")
+                of_speaker = (speaker.accent, speaker.voice.name, f"{length_s:.4f}")
+                manifests.setdefault(name, []).append((path, speaker.name, recording, row["text"], "en", name, *of_speaker))
                 seconds[name] = seconds.get(name, 0.0) + length_s
                 times += [(path, f"{start:.6f}", f"{end:.6f}", phone, raw) for start, end, phone, raw in row["segments"]]
             if part.split == "train":
@@ -222,7 +200,7 @@ def _finish(output: Path, parts: list[Part], settings: dict[str, Any]) -> dict[s
         "voices": {split: [voice.name for voice in VOICES if voice.split == split] for split in SPLITS},
         "accents": sorted(ACCENTS),
         "held_out_accents": sorted(HELD_OUT_ACCENTS),
-        "phone_classes": len(phones.CLASSES),
+        "phone_classes": len(CLASSES),
         "train_phone_seconds": {phone: round(length, 3) for phone, length in phone_seconds.items()},
     }
     write_json(output / "stats.json", stats)

@@ -1,8 +1,7 @@
 """espeak-ng through ctypes: text → 16-bit speech with the time of every phone, a pure function of its arguments.
 
-The library keeps state between utterances (oscillator phases, position in its flutter, random numbers), and neither
-`espeak_Terminate` nor `espeak_ng_SetRandSeed` resets all of it. So every utterance loads the library again (10 ms).
-Without Klatt voices nothing draws from the C library's global `rand`.
+The library keeps state between utterances (oscillator phases, position in its flutter, random numbers), and neither `espeak_Terminate`
+nor `espeak_ng_SetRandSeed` resets all of it. So every utterance loads the library again (10 ms).
 """
 
 import ctypes
@@ -11,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -46,17 +46,11 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @dataclass(frozen=True)
 class Speech:
-    """Speech of espeak-ng.
+    """Speech of espeak-ng."""
 
-    Attributes:
-        samples: int16 (samples,) at 22.05 kHz.
-        starts: int64 (phones,): first sample of each phone; a phone ends where the next one starts.
-        phones: espeak-ng's names with stress marks; pauses are `_` and `_:`.
-    """
-
-    samples: np.ndarray
-    starts: np.ndarray
-    phones: tuple[str, ...]
+    samples: np.ndarray  # int16 (samples,) at 22.05 kHz
+    starts: np.ndarray  # int64 (phones,): first sample of each phone, where the previous one ends
+    phones: tuple[str, ...]  # espeak-ng's names with stress marks; pauses are `_` and `_:`
 
 
 def check_available() -> None:
@@ -66,7 +60,7 @@ def check_available() -> None:
 
 
 def speak(text: str, voice: str, *, pitch: int = 50, rate_wpm: int = 175, seed: int = 0) -> Speech:
-    """Synthesises one sentence.
+    """Synthesises one sentence; equal arguments give equal samples, independent of earlier calls.
 
     Args:
         text: The sentence.
@@ -74,9 +68,6 @@ def speak(text: str, voice: str, *, pitch: int = 50, rate_wpm: int = 175, seed: 
         pitch: 0 … 99, where 50 is the voice's own.
         rate_wpm: 80 … 450 words a minute.
         seed: Seed of the noise in the voice.
-
-    Returns:
-        Speech; equal arguments give equal samples, independent of earlier calls.
 
     Raises:
         ValueError: If pitch or rate are out of range, the library is missing or in use, or there is no such voice.
@@ -89,12 +80,10 @@ def speak(text: str, voice: str, *, pitch: int = 50, rate_wpm: int = 175, seed: 
     def receive(samples: Any, count: int, events: Any) -> int:
         if samples and count > 0:
             chunks.append(ctypes.string_at(samples, 2 * count))
-        place = 0
-        while events[place].type != _EVENT_END:
-            event = events[place]
-            if event.type == _EVENT_PHONEME:
-                found.append((event.sample, event.id.string.decode("utf-8", "replace")))
-            place += 1
+        current = takewhile(lambda event: event.type != _EVENT_END, events)
+        found.extend(
+            (event.sample, event.id.string.decode("utf-8", "replace")) for event in current if event.type == _EVENT_PHONEME
+        )
         return 0
 
     callback = _Callback(receive)

@@ -1,7 +1,4 @@
-"""Sentences for the embedded corpus: a small grammar over the project's own word lists, drawn by key.
-
-The sentences need no meaning, but every English sound in many contexts and hardly a repetition.
-"""
+"""Sentences of the embedded corpus, drawn by key from a small grammar: every English sound in many contexts, few repetitions."""
 
 import re
 
@@ -9,63 +6,61 @@ import numpy as np
 
 from openwavlm.runtime.randomness import integers, stable_hash, words
 
-
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-PEOPLE = _words("""
+_TEXTS = {
+    "who": """
 gardener teacher sailor doctor painter baker farmer neighbour captain lawyer singer shepherd carpenter driver student nurse cousin
 uncle grandmother soldier pilot waiter butcher tailor judge barber fisherman librarian engineer merchant miner plumber musician
 stranger visitor goalkeeper photographer treasurer beekeeper locksmith
-""")
-ANIMALS = _words("""
+""",
+    "animal": """
 horse donkey rabbit pigeon turtle beaver fox goose mouse lizard monkey otter hedgehog squirrel whale spider eagle kitten puppy parrot
 zebra vulture badger crow
-""")
-THINGS = _words("""
+""",
+    "thing": """
 basket ladder window candle bottle letter hammer engine wagon blanket mirror pillow needle carpet lantern bucket shovel saddle
 trumpet kettle cushion envelope umbrella notebook violin compass helmet parcel ribbon treasure feather jacket suitcase picture
 machine cottage garage pancake orange cherry potato onion cheese sandwich pudding biscuit lemon pepper mushroom barrel rope boat
 bicycle telescope chimney curtain drawer hinge oyster toy voice vase garland wheel shoe thimble feature
-""")
-PLACES = _words("""
+""",
+    "place": """
 river bridge kitchen harbour market forest garden station village mountain valley castle library hospital island meadow tunnel
 factory church theatre beach cellar orchard museum airport courtyard lighthouse quarry stadium bakery
-""")
-DESCRIPTIONS = _words("""
+""",
+    "adj": """
 old young heavy yellow purple quiet noisy broken wooden silver golden narrow dusty clever stubborn cheerful hungry gentle empty
 crooked shiny frozen rusty smooth famous lazy tiny enormous curious strange careful faithful thirsty weary jealous usual valuable
 northern southern soft round fresh bitter royal joyful beige pleasant vague thorough
-""")
-# Base form and past tense of verbs that take an object.
-ACTIONS = _words("""
+""",
+    # Base form and past tense of verbs with an object.
+    "do": """
 carry:carried paint:painted find:found push:pushed watch:watched borrow:borrowed repair:repaired lose:lost hide:hid catch:caught
 throw:threw measure:measured choose:chose steal:stole bury:buried lift:lifted sell:sold buy:bought clean:cleaned drop:dropped
 notice:noticed follow:followed describe:described deliver:delivered collect:collected destroy:destroyed admire:admired bring:brought
 forget:forgot examine:examined polish:polished mention:mentioned weigh:weighed employ:employed avoid:avoided touch:touched
 surround:surrounded imagine:imagined join:joined
-""")
-# Verbs without an object.
-DOINGS = _words("""
+""",
+    # The same without an object.
+    "went": """
 laugh:laughed whistle:whistled sleep:slept arrive:arrived stumble:stumbled wait:waited shout:shouted vanish:vanished tremble:trembled
 dance:danced argue:argued listen:listened sneeze:sneezed wander:wandered hesitate:hesitated return:returned yawn:yawned swim:swam
-""")
-MANNERS = _words("""
+""",
+    "how": """
 slowly quickly quietly happily badly gently proudly secretly eagerly rarely usually together again anyway outdoors carefully
 thoughtfully nervously suddenly
-""")
-MOMENTS = [
-    "yesterday", "this morning", "last winter", "on Thursday", "before breakfast", "after the storm", "at midnight", "every spring",
-    "in the evening", "long ago", "on Monday", "during the parade", "at noon", "late in July", "on the third of August",
-    "by Wednesday", "without delay", "once upon a time",
-]  # fmt: skip
-NUMBERS = _words("two three four five six seven eight nine ten eleven twelve thirteen twenty thirty forty fifty sixty")
-NAMES = _words("""
+""",
+    "number": "two three four five six seven eight nine ten eleven twelve thirteen twenty thirty forty fifty sixty",
+    "name": """
 Martha Oliver Judith Harvey Zoe George Bridget Vincent Thea Hugh Ursula Wallace Yvonne Leroy Agnes Floyd
-""")
-NEAR = _words("near behind under beside above across from towards inside around beyond through")
-OWNERS = _words("the the the a my your his her our their this that another every")
+""",
+    "near": "near behind under beside above across from towards inside around beyond through",
+    "the": "the the the a my your his her our their this that another every",
+}
+_MOMENTS = (
+    "yesterday,this morning,last winter,on Thursday,before breakfast,after the storm,at midnight,every spring,in the evening,long ago,"
+    "on Monday,during the parade,at noon,late in July,on the third of August,by Wednesday,without delay,once upon a time"
+)
+# Slot of a template → its words.
+WORDS = {slot: text.split() for slot, text in _TEXTS.items()} | {"when": _MOMENTS.split(",")}
 
 TEMPLATES = (
     "{the} {adj} {who} {did} {the} {adj} {thing} {near} the {place}.",
@@ -97,12 +92,6 @@ def plural(noun: str) -> str:
     return noun[:-1] + "ies" if re.search(r"[^aeiou]y$", noun) else noun + "s"
 
 
-def content_words() -> set[str]:
-    """All words that may fill a template."""
-    verbs = [form for verb in ACTIONS + DOINGS for form in verb.split(":")]
-    return {*PEOPLE, *ANIMALS, *THINGS, *PLACES, *DESCRIPTIONS, *verbs, *MANNERS, *NUMBERS, *NAMES}
-
-
 def sentence(seed: int, key: str) -> str:
     """Draws a sentence by the seed of the corpus and the key of the utterance."""
     raw = words(seed, "synthesis.sentence", _DRAWS, source=stable_hash(key))
@@ -119,12 +108,7 @@ def with_articles(text: str) -> str:
 
 def _fill(slot: str, raw: np.uint64) -> str:
     """Draws a word for a slot of a template."""
-    lists = {
-        "the": OWNERS, "adj": DESCRIPTIONS, "who": PEOPLE, "animal": ANIMALS, "animals": ANIMALS, "thing": THINGS, "things": THINGS,
-        "place": PLACES, "do": ACTIONS, "did": ACTIONS, "went": DOINGS, "how": MANNERS, "when": MOMENTS, "number": NUMBERS,
-        "name": NAMES, "near": NEAR,
-    }  # fmt: skip
-    choices = lists[slot]
+    choices = WORDS[{"animals": "animal", "things": "thing", "did": "do"}.get(slot, slot)]
     word = choices[int(integers(np.array([raw]), len(choices))[0])]
     if slot in ("animals", "things"):
         return plural(word)

@@ -1,35 +1,23 @@
 """Speakers of the embedded corpus: voices (a voice variant of espeak-ng with pitch and rate) in accents (its English voices).
 
-Three splits share no voice: train; dev with two voices, used to choose layers and rates; test with four voices, used only for the
-final figures. One accent occurs in test only. Variants with an echo are left out, since the room belongs to the channel; so are
-Klatt synthesis and whispers, which draw their noise from the C library's global generator.
+The splits share no voice: train; dev with two, for choices of layers and rates; test with four, for the final figures. One accent occurs
+in test only. Variants with an echo are left out, since the room belongs to the channel; so are Klatt synthesis and whispers, which draw
+their noise from the C library's global generator.
 """
 
 from dataclasses import dataclass
 
 # Name of ours → voice file of espeak-ng.
-TRAINING_ACCENTS = {
-    "us": "gmw/en-US",
-    "rp": "gmw/en-GB-x-rp",
-    "scotland": "gmw/en-GB-scotland",
-    "lancaster": "gmw/en-GB-x-gbclan",
-}
+_BRITISH = {"rp": "gmw/en-GB-x-rp", "scotland": "gmw/en-GB-scotland", "lancaster": "gmw/en-GB-x-gbclan"}
+TRAINING_ACCENTS = {"us": "gmw/en-US"} | _BRITISH
 HELD_OUT_ACCENTS = {"caribbean": "gmw/en-029"}
 ACCENTS = TRAINING_ACCENTS | HELD_OUT_ACCENTS
-
 SPLITS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
 class Voice:
-    """A voice of espeak-ng.
-
-    Attributes:
-        name: Name of the variant in espeak-ng.
-        split: `train`, `dev` or `test`.
-        pitch: 0 … 99, where 50 is the variant's own.
-        rate_wpm: Words a minute.
-    """
+    """A voice of espeak-ng: name of the variant, split, pitch (0 … 99, 50 is the variant's own), words a minute."""
 
     name: str
     split: str
@@ -74,6 +62,6 @@ class Speaker:
 
 
 def speakers_of(split: str) -> list[Speaker]:
-    """Every voice of a split in each of its accents: the training accents, in `test` the held-out accent as well."""
+    """Every voice of a split in each of its accents: those of training, in `test` the held-out accent too."""
     accents = ACCENTS if split == "test" else TRAINING_ACCENTS
     return [Speaker(voice, accent) for voice in VOICES if voice.split == split for accent in accents]

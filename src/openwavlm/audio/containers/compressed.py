@@ -1,7 +1,4 @@
-"""Completeness of compressed files: chooses the check by the first bytes; MP4, ASF and Monkey's Audio are checked here.
-
-FFmpeg skips what it cannot read and ends where the first of two joined files ends; it reports neither.
-"""
+"""Completeness of compressed files. FFmpeg does not report bytes that it skips, nor the second of two joined files."""
 
 import re
 import struct
@@ -18,10 +15,10 @@ _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b
 
 
 def check_structure(descriptor: int, size: int) -> tuple[list[Link], Counter[int]]:
-    """Walks a file of compressed audio from its first byte to its last.
+    """Walks a file of compressed audio from its first byte to its last, by the kind that its first bytes name.
 
     Returns:
-        The audio streams of an Ogg file, one after another; the number of blocks of each track of a Matroska file; empty for others.
+        The audio streams of an Ogg file in their order; the number of blocks of each track of a Matroska file; empty for others.
 
     Raises:
         AudioError: With reason `truncated`, `undecoded` or `unreadable`.
@@ -53,17 +50,13 @@ def _check_boxes(content: FileBytes) -> None:
         elif length == 0:
             length = len(content) - position
         if length < 8 or position + length > len(content):
-            raise AudioError(
-                "truncated", f"the box {name.decode('latin-1')} at byte {position} goes on beyond the end of the file"
-            )
+            raise AudioError("truncated", f"the box {name.decode('latin-1')} at byte {position} exceeds the end of the file")
         descriptions += name == b"moov"
         position += length
     if descriptions == 0:
         raise AudioError("truncated", "the file has no moov box: the recording was not finished")
     if descriptions > 1:
-        raise AudioError(
-            "undecoded", f"{descriptions} recordings were joined in one MP4 file, of which one would be read: split it"
-        )
+        raise AudioError("undecoded", f"{descriptions} recordings are joined in one MP4 file, and FFmpeg reads one: split it")
     check_rest(content.descriptor, position, len(content))
 
 
@@ -74,14 +67,14 @@ def _check_asf(content: FileBytes) -> None:
         names.append(content[position : position + 16])
         length = int.from_bytes(content[position + 16 : position + 24], "little")
         if length == 0 and names[-1] == _ASF_DATA:
-            return  # A live recording without its length goes on to the end.
+            return  # a live recording, which extends to the end
         if length < 24:
             break
         if position + length > len(content):
-            raise AudioError("truncated", f"the object at byte {position} goes on beyond the end of the file")
+            raise AudioError("truncated", f"the object at byte {position} exceeds the end of the file")
         position += length
     if names.count(_ASF_DATA) > 1:
-        raise AudioError("undecoded", "several recordings were joined in one ASF file, of which one would be read: split it")
+        raise AudioError("undecoded", "several recordings are joined in one ASF file, and FFmpeg reads one: split it")
     check_rest(content.descriptor, position, len(content))
 
 

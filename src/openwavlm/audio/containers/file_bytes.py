@@ -32,11 +32,7 @@ class FileBytes:
 
 
 def read_at(descriptor: int, nbytes: int, offset: int) -> bytes:
-    """Reads up to `nbytes` at `offset`, fewer only at the end of the file; does not move the descriptor's position.
-
-    Raises:
-        OSError: If the file cannot be read.
-    """
+    """Reads up to `nbytes` at `offset`, fewer only at the end of the file; does not move the descriptor's position."""
     parts: list[bytes] = []
     while nbytes > 0 and (part := os.pread(descriptor, nbytes, offset)):
         parts.append(part)
@@ -46,22 +42,14 @@ def read_at(descriptor: int, nbytes: int, offset: int) -> bytes:
 
 
 def read_parts(descriptor: int, offset: int = 0) -> Iterator[bytes]:
-    """Reads a file from `offset` to its end.
-
-    Raises:
-        OSError: If it cannot be read.
-    """
+    """Reads a file from `offset` to its end."""
     while part := read_at(descriptor, 1 << 22, offset):
         yield part
         offset += len(part)
 
 
 def check_rest(descriptor: int, end: int, size: int, *, slack: int = SLACK_BYTES) -> None:
-    """Refuses bytes after the last one that a decoder or the container accounts for, unless they are padding or a tag.
-
-    Raises:
-        AudioError: With reason `undecoded`.
-    """
+    """Raises an AudioError (`undecoded`) if bytes follow `end`, the end of the audio, that are neither padding nor tags."""
     end = after_tags(descriptor, end, size)
     rest = size - end
     if rest <= 0 or (rest <= slack and not BEGINNINGS.match(read_at(descriptor, 12, end))):

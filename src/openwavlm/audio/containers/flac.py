@@ -3,8 +3,8 @@
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,19 +19,12 @@ _LONGEST_HEADER = 16
 _READ_AHEAD = 1 << 16
 
 
-@dataclass(frozen=True)
-class StreamInfo:
-    """The STREAMINFO block (§8.2).
+class StreamInfo(NamedTuple):
+    """The STREAMINFO block (§8.2)."""
 
-    Attributes:
-        block_size: Samples in a frame of a file with frames of one size.
-        bits: Bits of a sample.
-        md5: MD5 (16 bytes) of all samples; zeros if unknown.
-    """
-
-    block_size: int
-    bits: int
-    md5: bytes
+    block_size: int  # samples in a frame of a file with frames of one size
+    bits: int  # of a sample
+    md5: bytes  # 16, of all samples; zeros if unknown
 
 
 def stream_info(head: bytes) -> StreamInfo | None:
@@ -48,11 +41,9 @@ def flac_md5(payload: bytes) -> bytes:
 
 
 def stored_bytes(block: np.ndarray, bits: int) -> bytes:
-    """Bytes whose MD5 FLAC stores: interleaved, little-endian, each sample in whole bytes.
+    """Input of FLAC's MD5: interleaved, little-endian samples of 4 to 32 `bits` in whole bytes.
 
-    Args:
-        block: (frames, channels), int16 or int32, the samples in the highest bits, as libsndfile returns them.
-        bits: Bits of a sample, 4 to 32.
+    `block` is (frames, channels), int16 or int32, with the samples in the highest bits, as libsndfile returns them.
     """
     width = (bits + 7) // 8
     values = np.ascontiguousarray(block >> (8 * block.itemsize - bits)).astype(block.dtype.newbyteorder("<"), copy=False)
@@ -60,16 +51,13 @@ def stored_bytes(block: np.ndarray, bits: int) -> bytes:
 
 
 def check_end(descriptor: int, size: int, info: StreamInfo, position: int) -> None:
-    """Checks that nothing follows the last decoded sample.
+    """Raises an AudioError (`undecoded`) if anything follows the last sample that the header announces.
 
     Args:
-        descriptor: The file; its position is that of libFLAC, which has decoded all samples that the header announces.
-        size: Its bytes.
+        descriptor: The file, with its position where libFLAC stopped after that sample.
+        size: Bytes of the file.
         info: Its STREAMINFO block.
         position: Number of decoded samples.
-
-    Raises:
-        AudioError: With reason `undecoded`.
     """
     consumed = os.lseek(descriptor, 0, os.SEEK_CUR)
     tail = read_at(descriptor, 2 * _READ_AHEAD, max(_MD5.stop, consumed - _READ_AHEAD))
@@ -77,17 +65,12 @@ def check_end(descriptor: int, size: int, info: StreamInfo, position: int) -> No
         raise AudioError("undecoded", f"another FLAC file follows the first {position} samples: split the file")
     end = _last_frame_end(tail, info)
     if end is not None and end > position:
-        raise AudioError("undecoded", f"the header announces {position} samples, but the frames go on to {end}: repair it")
+        raise AudioError("undecoded", f"the header announces {position} samples, but the frames extend to {end}: repair it")
     check_rest(descriptor, consumed, size, slack=0)
 
 
 def check_frames(descriptor: int, until: int) -> None:
-    """Checks that no frame before sample `until` is missing; libFLAC puts silence in its place.
-
-    Raises:
-        AudioError: With reason `unreadable`.
-        OSError: If the file cannot be read.
-    """
+    """Raises an AudioError (`unreadable`) if a frame before sample `until` is missing, which libFLAC replaces by silence."""
     position, header = 4, read_at(descriptor, 4, 4)
     while len(header) == 4:
         position += 4 + int.from_bytes(header[1:], "big")
@@ -110,12 +93,7 @@ def _last_frame_end(tail: bytes, info: StreamInfo) -> int | None:
 
 
 def missing_frame(parts: Iterable[bytes], until: int) -> int | None:
-    """First sample before `until` that lies in no frame of the file; None if all do.
-
-    Args:
-        parts: The file from its first frame on, in parts of any size.
-        until: Number of samples, from 0.
-    """
+    """First sample before `until` that no frame contains; `parts` are the file from its first frame on. None if all are there."""
     expected, block_size, rest = 0, 0, b""
     for part in chain(parts, [bytes(_LONGEST_HEADER)]):
         content = rest + part
@@ -136,11 +114,7 @@ def missing_frame(parts: Iterable[bytes], until: int) -> int | None:
 
 
 def _frame(header: bytes) -> tuple[int, int] | None:
-    """Number of a frame (of its first sample, in a file with frames of several sizes) and its samples, from its header (§9.1).
-
-    Returns:
-        None if these bytes are no header.
-    """
+    """Number of a frame (of its first sample, if frames differ in size) and its samples, from its header (§9.1); None if it is none."""
     if len(header) < _LONGEST_HEADER:
         return None
     lead = header[4]

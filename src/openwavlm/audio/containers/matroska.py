@@ -14,10 +14,7 @@ _LEVEL_2 = {0xE7, 0xA7, 0xAB, _SIMPLE_BLOCK, _BLOCK_GROUP, 0x5854, 0xAF, 0xEC, 0
 
 
 def check_matroska(content: FileBytes) -> Counter[int]:
-    """Walks the elements of a file down to the blocks; recordings may follow one another.
-
-    Returns:
-        Number of blocks by the number of their track.
+    """Walks the elements of a file, which may hold several recordings, and returns the number of blocks by track.
 
     Raises:
         AudioError: With reason `truncated` or `unreadable`.
@@ -39,8 +36,8 @@ def check_matroska(content: FileBytes) -> Counter[int]:
         end = len(content) + 1 if unknown else start + length
         if not unknown and end > (open_elements[-1][1] if open_elements else len(content)):
             if end > len(content):
-                raise AudioError("truncated", f"the element at byte {position} goes on beyond the end of the file")
-            raise AudioError("unreadable", f"the element at byte {position} goes on beyond its parent element: repair the file")
+                raise AudioError("truncated", f"the element at byte {position} exceeds the end of the file")
+            raise AudioError("unreadable", f"the element at byte {position} exceeds its parent element: repair the file")
         if name in (_SEGMENT, _CLUSTER):
             open_elements.append((name, end))
             position = start

@@ -19,7 +19,7 @@ class Link:
     Attributes:
         samples: Samples of each channel by the positions of the pages, or by the header.
         rate: Samples a second.
-        exact: Whether they begin at 0; a stream that was recorded from its middle on holds up to a page more.
+        exact: True if they begin at 0; a stream that was recorded from its middle on holds up to a page more.
     """
 
     samples: int
@@ -28,10 +28,7 @@ class Link:
 
 
 def check_ogg(content: FileBytes) -> list[Link]:
-    """Checks that whole pages follow one another without a gap.
-
-    Returns:
-        The audio streams, one after another.
+    """Checks that whole pages follow one another without a gap, and returns the audio streams in their order.
 
     Raises:
         AudioError: With reason `truncated`, `undecoded` or `unreadable`.
@@ -55,9 +52,7 @@ def check_ogg(content: FileBytes) -> list[Link]:
                 finished.append(links.pop(serial))
             links[serial] = _Stream(content[end - sum(table) : end])
         elif serial not in links:
-            raise AudioError(
-                "unreadable", f"the Ogg page at byte {position} belongs to no stream: the file's beginning is missing"
-            )
+            raise AudioError("unreadable", f"the Ogg page at byte {position} belongs to no stream: the file's start is missing")
         links[serial].add(number, granule, table, position)
         position = end
     finished += links.values()
@@ -74,39 +69,38 @@ class _Stream:
     """One logical stream of an Ogg file, page by page."""
 
     def __init__(self, header: bytes) -> None:
-        self.rate, self._start, self.codec, self.channels = 0, 0, "", 0
+        def number(start: int, stop: int) -> int:
+            return int.from_bytes(header[start:stop], "little")
+
+        self.codec, self.rate, self.channels, self._start = "", 0, 0, 0
         if header[:8] == b"OpusHead" and len(header) >= 12:
-            self.rate, self._start = 48_000, int.from_bytes(header[10:12], "little")
-            self.codec, self.channels = "Opus", header[9]
+            self.codec, self.rate, self.channels, self._start = "Opus", 48_000, header[9], number(10, 12)
         elif header[:7] == b"\x01vorbis":
-            self.rate = int.from_bytes(header[12:16], "little")
-            self.codec, self.channels = "Vorbis", int.from_bytes(header[11:12], "little")
+            self.codec, self.rate, self.channels = "Vorbis", number(12, 16), number(11, 12)
         elif header[:5] == b"\x7fFLAC":
-            self.rate = int.from_bytes(header[27:30], "big") >> 4
-            self.codec, self.channels = "FLAC", (int.from_bytes(header[29:30], "little") >> 1 & 7) + 1
+            self.codec, self.rate, self.channels = (
+                "FLAC",
+                int.from_bytes(header[27:30], "big") >> 4,
+                (number(29, 30) >> 1 & 7) + 1,
+            )
         elif header[:8] == b"Speex   ":
-            self.rate = int.from_bytes(header[36:40], "little")
-            self.codec, self.channels = "Speex", int.from_bytes(header[48:52], "little")
+            self.codec, self.rate, self.channels = "Speex", number(36, 40), number(48, 52)
         self.open_packet = False
         self._next_number: int | None = None
         self._first: int | None = None
         self._last = 0
 
     def link(self) -> Link:
-        """Length by the position in the last page, less that of the first page if the stream was recorded from its middle on."""
+        """Length by the position in the last page, less that in the first if the stream was recorded from its middle on."""
         exact = self._first is None or self._first < _START_S * self.rate
         start = self._start if exact or self._first is None else self._first
         return Link(max(0, self._last - start), self.rate, exact)
 
     def add(self, number: int, granule: int, table: bytes, position: int) -> None:
-        """Adds the next page.
-
-        Raises:
-            AudioError: With reason `unreadable` if one is missing.
-        """
+        """Adds the next page; a missing one is an AudioError (`unreadable`)."""
         if self._next_number is not None and number != self._next_number:
             raise AudioError(
-                "unreadable", f"Ogg pages are missing before byte {position}: {number} follows {self._next_number - 1}"
+                "unreadable", f"Ogg pages before byte {position} are missing: {number} follows {self._next_number - 1}"
             )
         self._next_number = number + 1 & 0xFFFF_FFFF
         self.open_packet = bool(table) and table[-1] == 255

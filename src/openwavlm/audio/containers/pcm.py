@@ -1,7 +1,7 @@
-"""Completeness of WAV, RF64, W64, AIFF, CAF, AU and NIST SPHERE files: the place of their samples, nothing missing, nothing left over.
+"""Completeness of WAV, RF64, W64, AIFF, CAF, AU and NIST SPHERE files.
 
-libsndfile reads the samples that a header announces. A file can hold fewer (it was cut off) or more (its length was never filled in, or
-another file was appended); libsndfile reports neither.
+libsndfile reads the samples that a header announces. It does not report a file that holds fewer (it was cut off) or more (its length was
+never filled in, or another file was appended).
 """
 
 import re
@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from openwavlm.audio.containers.file_bytes import BEGINNINGS, SLACK_BYTES, check_rest, read_at
 from openwavlm.audio.errors import AudioError
@@ -27,7 +28,7 @@ class Extent:
     Attributes:
         start: Offset of the first.
         length: Their number.
-        announced: Whether the header gives this number; otherwise they go on to the end of the file.
+        announced: True if the header states this number; otherwise they extend to the end of the file.
     """
 
     start: int
@@ -35,8 +36,7 @@ class Extent:
     announced: bool = True
 
 
-@dataclass(frozen=True)
-class _Chunk:
+class _Chunk(NamedTuple):
     name: bytes
     start: int
     length: int
@@ -44,10 +44,7 @@ class _Chunk:
 
 
 def audio_extent(descriptor: int, size: int) -> Extent | None:
-    """Finds the samples of a WAV, RF64, W64, AIFF, CAF, AU or NIST SPHERE file.
-
-    Returns:
-        Their extent; None for any other format, and for a file without samples.
+    """Finds the samples of a file; None for another format, and for a file without samples.
 
     Raises:
         AudioError: With reason `truncated` if the file ends before them, `undecoded` if audio follows them.
@@ -66,7 +63,7 @@ def audio_extent(descriptor: int, size: int) -> Extent | None:
 
 
 def holds_mp3(descriptor: int, size: int) -> bool:
-    """Whether a file is a WAV, RF64 or W64 container of MP3 (WAVE_FORMAT_MPEGLAYER3, 0x55)."""
+    """True for a WAV, RF64 or W64 container of MP3 (WAVE_FORMAT_MPEGLAYER3, 0x55)."""
     for chunk in _chunks(descriptor, size, read_at(descriptor, 40, 0)):
         if chunk.name == b"fmt ":
             head = read_at(descriptor, 26, chunk.start)
@@ -76,16 +73,11 @@ def holds_mp3(descriptor: int, size: int) -> bool:
 
 def _chunks(descriptor: int, size: int, head: bytes) -> Iterator[_Chunk]:
     """Walks the chunks of an IFF-like container, whose lengths have 32 or 64 bits."""
-    order, position, shortest, kind = "<", 12, 8, head[:4]
-    if kind in (b"RIFX", b"FORM"):
-        order = ">"
-    elif kind == b"caff":
-        position, shortest = 8, 12
-    elif kind == b"riff":
-        position, shortest = 40, 24
-    elif kind not in (b"RIFF", b"RF64", b"BW64"):
+    kind, long_length = head[:4], None
+    if kind not in (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"caff", b"riff"):
         return
-    long_length = None
+    order = ">" if kind in (b"RIFX", b"FORM") else "<"
+    position, shortest = {b"caff": (8, 12), b"riff": (40, 24)}.get(kind, (12, 8))
     while position < size and len(header := read_at(descriptor, 40, position)) >= shortest:
         if kind == b"riff":
             name, length = header[:4], struct.unpack("<Q", header[16:24])[0] - 24

@@ -1,7 +1,7 @@
 """Decoder of compressed audio: FFmpeg (PyAV, the extra `media`), for MP3, Ogg, MP4, Matroska, AAC, WMA, AMR, and WAV with a codec.
 
-FFmpeg gets a descriptor, opens nothing else (no play lists, no network), and decodes from the first packet on: a range is a slice of the
-decoded whole. The end, gaps and ignored errors are compared with the file's bytes.
+FFmpeg reads a descriptor, opens nothing else (no play lists, no network), and decodes from the first packet on: a range is a slice of
+the decoded whole. The file's bytes show where FFmpeg ended early, left gaps or ignored errors.
 """
 
 import os
@@ -16,8 +16,7 @@ from openwavlm.audio.containers.file_bytes import after_tags, check_rest, read_a
 from openwavlm.audio.containers.ogg import Link
 from openwavlm.audio.containers.pcm import audio_extent
 from openwavlm.audio.decoders.ffmpeg_errors import ffmpeg_errors, signals_blocked
-from openwavlm.audio.decoders.ffmpeg_frames import samples_of, skips_of
-from openwavlm.audio.decoders.gapless import Frame, trim_links, trim_mp3
+from openwavlm.audio.decoders.ffmpeg_frames import Frame, samples_of, skips_of, trim_links, trim_mp3
 from openwavlm.audio.errors import AudioError
 
 _FORMATS = "mp3,aac,amr,ogg,mov,matroska,asf,wav,w64,aiff,caf,au,nistsphere,flac,wv,tta,ape"
@@ -44,7 +43,7 @@ def media_version() -> str:
 
 
 class MediaSource:
-    """An open file of compressed audio, a `read.Source`; `claimed_s` may be an estimate from the bit rate."""
+    """An open file of compressed audio, with the attributes of `SoundFileSource`; `claimed_s` may be an estimate from the bit rate."""
 
     frames: int | None = None
 
@@ -61,26 +60,28 @@ class MediaSource:
         try:
             import av
         except ImportError as error:
-            raise AudioError(
-                "no-decoder", "compressed audio is decoded by PyAV, which is not installed: pip install 'openwavlm[media]'"
-            ) from error
+            raise AudioError("no-decoder", "PyAV must be installed to decode it: pip install 'openwavlm[media]'") from error
         os.lseek(descriptor, 0, os.SEEK_SET)
         options = {"fd": str(descriptor), "protocol_whitelist": "fd", "format_whitelist": _FORMATS}
         with ffmpeg_errors("unknown audio format"):
             self._container = av.open("fd:", options=options, metadata_errors="ignore")
-        streams = self._container.streams.audio
-        if len(streams) != 1:
+        try:
+            self._prepare(self._container.streams.audio, av.codec.context.Flags2.skip_manual)
+        except BaseException:
             self._container.close()
+            raise
+
+    def _prepare(self, streams: Any, skip_manual: Any) -> None:
+        """Chooses the audio stream and sets up its decoder."""
+        if len(streams) != 1:
             reason = "undecoded" if streams else "unreadable"
             raise AudioError(reason, f"the file has {len(streams)} audio streams, but one is needed: extract one of them")
         self._stream = streams[0]
         context = self._stream.codec_context
         if context is None:
-            self._container.close()
             raise AudioError("unreadable", "the codec that the file announces has no decoder here")
         self.rate, self.channels, self.format = context.sample_rate or 0, context.channels, self._container.format.name
         if context.name == "g726" and self.format == "wav" and not context.codec_tag.startswith(_G726_TAG):
-            self._container.close()
             raise AudioError("unreadable", "G.721 or G.726 in an order of bits that WAV does not name: convert the file to PCM")
         duration, base = self._stream.duration, self._stream.time_base
         self.claimed_s: float | None = self._container.duration / 1e6 if self._container.duration else None
@@ -95,18 +96,13 @@ class MediaSource:
         # FFmpeg conceals errors in lossy codecs, which are common; in a lossless codec they are refused.
         context.options = {"err_detect": "crccheck+explode" if context.name in _LOSSLESS else "crccheck"}
         if self.format in ("mp3", "ogg", "caf"):
-            context.flags2 |= av.codec.context.Flags2.skip_manual
+            context.flags2 |= skip_manual
         self._count, self._begin, self._end = 0, 0, 0  # packets; bytes of the first and after the last one
         self._last: Any = None
         self._begins = True
 
     def blocks(self, first: int, last: int | None) -> Iterator[np.ndarray]:
-        """Decodes from the beginning and yields samples `first` to `last`; int16 if the codec has 16 bits (see `read.Source`).
-
-        Raises:
-            AudioError: With reason `truncated`, `undecoded` or `unreadable`.
-            OSError: If the file cannot be read.
-        """
+        """Decodes from the beginning and yields samples `first` to `last`, as `SoundFileSource.blocks` does."""
         position = 0
         pending: list[np.ndarray] = []
         for frame in self._frames():
@@ -124,7 +120,7 @@ class MediaSource:
             yield np.concatenate(pending)
 
     def close(self) -> None:
-        """Closes FFmpeg's side; the descriptor stays open."""
+        """Closes the decoder; the descriptor stays open."""
         self._container.close()
 
     def _frames(self) -> Iterator[np.ndarray]:
@@ -140,7 +136,12 @@ class MediaSource:
             yield from (frame.samples for frame in frames)
 
     def _frame(self, frame: Any) -> Frame:
-        samples = self._checked(frame)
+        before, now = (self.rate, self.channels), (frame.sample_rate, len(frame.layout.channels))
+        if now != before:
+            raise AudioError("unreadable", f"rate (Hz) and channels change from {before} to {now} within the file: split it")
+        if frame.is_corrupt:
+            raise AudioError("unreadable", f"packet {self._count} is damaged")
+        samples = samples_of(frame)
         delay, padding = skips_of(frame)
         begins, self._begins = self._begins or delay > 0, False
         if begins and self._stream.codec_context.name == "vorbis":
@@ -198,9 +199,7 @@ class MediaSource:
         if start is not None and self.format in _FRAMES_ONLY and start != self._end:
             unknown = start - after_tags(self._descriptor, self._end, start)
             if unknown > (0 if self._count else _LONGEST_FRAME):
-                raise AudioError(
-                    "unreadable", f"{unknown} bytes before byte {start} are not frames of {self.format}: repair the file"
-                )
+                raise AudioError("unreadable", f"{unknown} bytes before byte {start} are no frames of {self.format}: repair it")
         if packet.is_corrupt and not (self._is_pcm and self._extent is not None and not self._extent.announced):
             raise AudioError("truncated", f"packet {self._count + 1} is incomplete")
         if self._is_speech and packet.size > 2 and not any(bytes(packet)):
@@ -213,35 +212,23 @@ class MediaSource:
         if self.format == "amr" and bytes(packet)[:5] == b"#!AMR":
             raise AudioError("undecoded", f"another AMR file follows at byte {start}: split the file")
 
-    def _checked(self, frame: Any) -> np.ndarray:
-        """Samples of a decoded frame, (frames, channels)."""
-        channels = len(frame.layout.channels)
-        if (frame.sample_rate, channels) != (self.rate, self.channels):
-            raise AudioError(
-                "unreadable",
-                f"the file changes from {self.rate} Hz and {self.channels} channels to {frame.sample_rate} Hz and {channels}: split it",
-            )
-        if frame.is_corrupt:
-            raise AudioError("unreadable", f"packet {self._count} is damaged")
-        return samples_of(frame)
-
     def _check_end(self, position: int) -> None:
         """Compares the number of decoded samples with the header and the size of the file."""
-        seconds, announced = position / self.rate, self._announced_s()
+        is_mp4 = self.format.startswith("mov")
+        is_exact = self._links or is_mp4 or self.format in ("caf", "asf", "wv", "tta", "ape", "flac")
+        seconds, announced = position / self.rate, self.claimed_s if is_exact else None
         if announced is not None and seconds < announced - _LOSSY_TOLERANCE_S:
             raise AudioError("truncated", f"{seconds:.2f} s could be decoded where the file announces {announced:.2f} s")
         if position == 0:
             raise AudioError("unreadable", "no audio could be decoded")
         if len(self._blocks) > len(self._container.streams):
             raise AudioError("unreadable", "some blocks belong to no track of the file: repair it")
-        packets, is_mp4 = self._announced_packets(), self.format.startswith("mov")
+        packets = self._announced_packets()
         found = position if is_mp4 and self._is_pcm else self._count
         missing = packets - found
         if missing > 0 and missing * position / found > _LOSSY_TOLERANCE_S * self.rate:
             if is_mp4 and announced is not None:
-                raise AudioError(
-                    "undecoded", f"an edit list leaves out {missing} of {packets} packets: convert the file to WAV or FLAC"
-                )
+                raise AudioError("undecoded", f"an edit list leaves out {missing} of {packets} packets: convert the file to WAV")
             raise AudioError("truncated", f"{found} packets were found where the file announces {packets}")
         if self.format == "mp3" and not self._last_is_whole():
             raise AudioError("truncated", "the last frame is incomplete")
@@ -252,27 +239,18 @@ class MediaSource:
         elif self.format in (*_FRAMES_ONLY, "wv", "tta", "flac"):
             check_rest(self._descriptor, self._end, self._size, slack=0)
 
-    def _announced_s(self) -> float | None:
-        if self._links or self.format.startswith("mov") or self.format in ("caf", "asf", "wv", "tta", "ape", "flac"):
-            return self.claimed_s
-        return None
-
     def _announced_packets(self) -> int:
-        """Number of packets, or of PCM samples, in the container's header; 0 if unknown."""
+        """Number of packets, or of PCM samples, in the header (for MP3: Xing or Info, before the first frame); 0 if unknown."""
         if self.format == "mp3":
-            return self._xing_frames()
+            head = read_at(self._descriptor, min(self._begin, _LONGEST_FRAME), max(0, self._begin - _LONGEST_FRAME))
+            found = re.search(rb"(?:Xing|Info)\0\0\0(.)(.{4})", head, re.DOTALL)
+            return int.from_bytes(found[2], "big") if found and found[1][0] & 1 else 0
         if self.format.startswith("mov"):
             return int(self._stream.frames)
         return self._blocks.total() if len(self._container.streams) == 1 else 0
 
-    def _xing_frames(self) -> int:
-        """Number of frames in the Xing or Info header before the first frame of an MP3; 0 without one."""
-        head = read_at(self._descriptor, min(self._begin, _LONGEST_FRAME), max(0, self._begin - _LONGEST_FRAME))
-        found = re.search(rb"(?:Xing|Info)\0\0\0(.)(.{4})", head, re.DOTALL)
-        return int.from_bytes(found[2], "big") if found and found[1][0] & 1 else 0
-
     def _last_is_whole(self) -> bool:
-        """Whether the last packet of an MP3 is a whole frame; FFmpeg decodes incomplete ones too."""
+        """True if the last packet of an MP3 is a whole frame; FFmpeg decodes incomplete ones too."""
         import av
 
         parser = av.CodecContext.create(self._stream.codec_context.name, "r")

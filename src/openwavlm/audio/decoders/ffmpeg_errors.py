@@ -27,15 +27,7 @@ def signals_blocked() -> Iterator[None]:
 
 @contextmanager
 def ffmpeg_errors(what: str) -> Iterator[None]:
-    """Turns errors of FFmpeg into `AudioError` or `OSError`.
-
-    Args:
-        what: Failed action, for the message; empty for FFmpeg's own words alone.
-
-    Raises:
-        AudioError: With reason `unreadable`.
-        OSError: If the machine failed.
-    """
+    """Turns errors of FFmpeg into an AudioError (`unreadable`) that names the failed action, `what`, or an OSError of the machine."""
     import av
 
     try:
@@ -51,7 +43,7 @@ def ffmpeg_errors(what: str) -> Iterator[None]:
 
 
 def _has_memory() -> bool:
-    """Whether 256 MiB are free; a damaged file that asks FFmpeg for more than 2 GiB fails like a full memory."""
+    """True if 256 MiB are free; a damaged file that asks FFmpeg for more than 2 GiB fails like a full memory."""
     try:
         bytearray(1 << 28)
     except MemoryError:

@@ -1,7 +1,7 @@
-"""Decoder of PCM containers and FLAC: libsndfile.
+"""Decoder of PCM containers and FLAC: libsndfile, which opens files by descriptor.
 
-libsndfile gets a descriptor. With a Python file it would swallow an exception in a callback (Ctrl-C, an I/O error), which then looks like
-the end of the file; with a path it would take some formats from the name (a text file `x.au` for µ-law).
+A Python file would turn an exception in its methods (Ctrl-C, an I/O error) into the end of the file; a path would decide some formats by
+the name (a text file `x.au` would be µ-law).
 """
 
 import errno
@@ -24,13 +24,7 @@ _BLOCK_VALUES = 1 << 22
 _UNKNOWN_FRAMES = 1 << 62
 _SYSTEM_ERROR = 2
 _MAGIC = re.compile(rb"fLaC|RIFF|RIFX|RF64|BW64|riff|FORM|caff|\.snd|NIST_1A")
-_WIDTHS = dict.fromkeys(("PCM_S8", "PCM_U8", "ULAW", "ALAW"), 1) | {
-    "PCM_16": 2,
-    "PCM_24": 3,
-    "PCM_32": 4,
-    "FLOAT": 4,
-    "DOUBLE": 8,
-}
+_WIDTHS = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 
 
 class SequentialFile(soundfile.SoundFile):
@@ -66,15 +60,17 @@ class UnsupportedFormat(ValueError):  # noqa: N818
 
 
 class SoundFileSource:
-    """An open PCM or FLAC file, a `read.Source`."""
+    """An open PCM or FLAC file.
+
+    Attributes:
+        rate: Samples a second.
+        channels: Number of channels.
+        frames: Samples of each channel; None if unknown before decoding.
+        claimed_s: Duration in the header, seconds; None if unknown.
+    """
 
     def __init__(self, descriptor: int, size: int) -> None:
-        """Opens a file.
-
-        Raises:
-            AudioError: With reason `truncated` or `undecoded` if header and bytes disagree, `zero-length`, `unreadable`.
-            UnsupportedFormat: If it is no PCM or FLAC file.
-        """
+        """Opens a file; raises `UnsupportedFormat`, or an AudioError (`truncated`, `undecoded`) if header and bytes disagree."""
         # libsndfile would search any file for MP3 frames and print errors about them.
         if not _MAGIC.match(read_at(descriptor, 12, 0)) or holds_mp3(descriptor, size):
             raise UnsupportedFormat("no PCM or FLAC file")
@@ -106,12 +102,8 @@ class SoundFileSource:
             raise UnsupportedFormat(f"{self._sound.format} with {self._sound.subtype}")
         align = self.channels * _WIDTHS[self._sound.subtype]
         held = extent.length // align
-        if (
-            held != self.frames
-            and not extent.announced
-            and self._sound.format in ("WAV", "WAVEX")
-            and "LAW" not in self._sound.subtype
-        ):
+        is_raw = self._sound.format in ("WAV", "WAVEX") and "LAW" not in self._sound.subtype
+        if is_raw and not extent.announced and held != self.frames:
             self.frames, self._raw = held, extent
         elif self.frames is not None and held <= self.frames:
             # In W64 and SPHERE libsndfile counts bytes after the samples as samples.
@@ -120,7 +112,7 @@ class SoundFileSource:
             raise AudioError("undecoded", f"the file has {held} samples, but its header announces {self.frames}: repair it")
 
     def blocks(self, first: int, last: int | None) -> Iterator[np.ndarray]:
-        """Decodes samples `first` to `last`; int16 if the file has 16 bits (see `read.Source`).
+        """Decodes samples `first` to `last` (None: to the end): (frames, channels), int16 if the file has 16 bits, else float32 in [−1, 1].
 
         Raises:
             AudioError: With reason `truncated`, `undecoded` or `unreadable`.
@@ -159,9 +151,7 @@ class SoundFileSource:
             self._sound.seek(first)
         except (soundfile.SoundFileError, RuntimeError) as error:
             _raise_system_error(error)
-            raise AudioError(
-                "unreadable", f"sample {first} cannot be reached ({_message(error)}): the file was cut off or is damaged"
-            ) from error
+            raise AudioError("unreadable", f"sample {first} is not found ({_message(error)}): the file is damaged") from error
 
     def _read(self, count: int, position: int) -> np.ndarray:
         kind = "int16" if self._plain else "int32" if self._flac else "float32"
@@ -183,7 +173,7 @@ class SoundFileSource:
             yield _from_bytes(content[: len(content) // align * align], subtype).reshape(-1, self.channels)
 
     def close(self) -> None:
-        """Closes libsndfile's side; the descriptor stays open."""
+        """Closes the decoder; the descriptor stays open."""
         self._sound.close()
 
 

@@ -25,7 +25,7 @@ def run_jobs(
     """Yields `function(job)` for every job in the order in which they finish.
 
     Args:
-        function: A function of a module, so that it can be sent to another process.
+        function: A function of a module, so that it can be sent to another process, or a `partial` of one.
         jobs: Its arguments.
         workers: Number of processes; 1 runs everything in this process.
         description: Title of the progress bar.
@@ -47,7 +47,7 @@ def run_jobs(
 def _in_pool(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
     # A fork server imports numpy and webdataset once (about four seconds) and forks workers without threads.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([function.__module__])
+    context.set_forkserver_preload([getattr(function, "func", function).__module__])
     start_fork_server()
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)

@@ -22,7 +22,7 @@ import numpy as np
 
 from openwavlm.runtime.atomic import sha256_of
 from openwavlm.runtime.files import Fields, read_array, read_lines
-from openwavlm.runtime.sealed import read_newest
+from openwavlm.runtime.sealed import read_sealed
 
 FORMAT_VERSION = 2
 COLUMNS: dict[str, type[np.unsignedinteger[Any]]] = {
@@ -100,9 +100,30 @@ def read_record(file: Path, path: Path, *, what: str = "", remedy: str) -> Field
 
     Raises:
         ValueError: If the file is missing, damaged or of another format.
+        OSError: If the machine fails to read it; names the file.
     """
-    upgrade = f"openwavlm upgrade {path}"
-    return read_newest(file, newest=FORMAT_VERSION, what=what or str(file), upgrade=upgrade, remedy=remedy)
+    content = read_sealed(file, remedy=remedy, newest=FORMAT_VERSION, sealed_since=FORMAT_VERSION)
+    found = Fields(content, str(file), remedy)
+    if check_not_newer(found, what) < FORMAT_VERSION:
+        raise ValueError(
+            f"{what or file} has format {content['format_version']}, in which speakers and other names have no checksum: upgrade it to "
+            f"format {FORMAT_VERSION}, which does not change the audio, by `openwavlm upgrade {path}`"
+        )
+    return found
+
+
+def check_not_newer(found: Fields, what: str = "") -> int:
+    """Returns the format of a record; a newer one than ours is a ValueError."""
+    version = found.integer("format_version", 1)
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{what or found.where} has format {version}, but this version of OpenWavLM reads up to {FORMAT_VERSION}: update OpenWavLM"
+        )
+    return version
+
+
+def _table(name: str) -> cached_property[list[str]]:
+    return cached_property(lambda index: index._lines(name))
 
 
 class Index:
@@ -117,6 +138,9 @@ class Index:
         metadata: Hash over the sorted shard identities and metadata (names).
         shards: Tars in index order.
         first_row: int64 (shards + 1,): the rows of shard s are `first_row[s]:first_row[s + 1]`.
+        speakers, recordings: Names `SOURCE/name` by id; these and the other texts are read on first use.
+        sources, languages: Names of the sources, and language codes, by id.
+        keys: Key of every row, as in the tars; empty for an index written without keys.
     """
 
     shard: np.ndarray
@@ -129,6 +153,11 @@ class Index:
     recording: np.ndarray
     source: np.ndarray
     language: np.ndarray
+    speakers = _table("speakers")
+    recordings = _table("recordings")
+    sources = _table("sources")
+    languages = _table("languages")
+    keys = _table("keys")
 
     def __init__(self, path: Path, shards: list[ShardInfo], columns: Mapping[str, np.ndarray], files: dict[str, Fields]) -> None:
         self.path = path
@@ -195,7 +224,7 @@ class Index:
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Index.open, check=False), (self.path,)
 
-    def _table(self, name: str) -> list[str]:
+    def _lines(self, name: str) -> list[str]:
         path, again = self.path / "index" / f"{name}.txt", _again(self.path)
         lines, wanted = read_lines(path, remedy=again), self._files[path.name].integer("lines")
         if len(lines) != wanted:
@@ -214,31 +243,6 @@ class Index:
                 )
             found[name] = look_up(texts, ids)
         return found
-
-    @cached_property
-    def speakers(self) -> list[str]:
-        """Names `SOURCE/speaker` by id; read on first use."""
-        return self._table("speakers")
-
-    @cached_property
-    def recordings(self) -> list[str]:
-        """Names `SOURCE/recording` by id; read on first use."""
-        return self._table("recordings")
-
-    @cached_property
-    def sources(self) -> list[str]:
-        """Names of the sources by id."""
-        return self._table("sources")
-
-    @cached_property
-    def languages(self) -> list[str]:
-        """Language codes by id."""
-        return self._table("languages")
-
-    @cached_property
-    def keys(self) -> list[str]:
-        """Key of every row, as in the tars; read on first use. Empty for an index written without keys."""
-        return self._table("keys")
 
     @cached_property
     def members(self) -> np.ndarray:

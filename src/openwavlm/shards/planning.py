@@ -92,7 +92,7 @@ def _split_channels(corpus: Corpus, workers: int) -> list[Utterance]:
     An utterance of an unreadable file is not split, so that it is skipped by name later.
     """
     whole = sorted({utterance.path for utterance in corpus.utterances if utterance.channel is None})
-    number_of = _of_headers(_count_channels, whole, corpus.root, workers)
+    number_of = _of_headers(probe_channels, whole, corpus.root, workers)
     apart: list[Utterance] = []
     for utterance in corpus.utterances:
         number = 1 if utterance.channel is not None else number_of[utterance.path] or 1
@@ -137,7 +137,7 @@ def _guessed_seconds(path: Path) -> float:
 def _durations(utterances: Sequence[Utterance], root: Path, workers: int) -> list[float | None]:
     """Durations from segments or file headers."""
     unknown = sorted({utterance.path for utterance in utterances if utterance.end_s is None})
-    header = _of_headers(_probe_all, unknown, root, workers)
+    header = _of_headers(probe_seconds, unknown, root, workers)
     seconds: list[float | None] = []
     for utterance in utterances:
         end_s = header[utterance.path] if utterance.end_s is None else utterance.end_s
@@ -145,20 +145,14 @@ def _durations(utterances: Sequence[Utterance], root: Path, workers: int) -> lis
     return seconds
 
 
-def _of_headers(
-    read: Callable[[list[Path]], dict[Path, Value]], paths: Sequence[str], root: Path, workers: int
-) -> dict[str, Value]:
+def _of_headers(probe: Callable[[Path], Value], paths: Sequence[str], root: Path, workers: int) -> dict[str, Value]:
     """Reads a value from the header of each file, by its path below `root`."""
-    chunks = [[root / path for path in paths[start : start + 512]] for start in range(0, len(paths), 512)]
-    found: dict[Path, Value] = {}
-    for part in run_jobs(read, chunks, workers=workers, description="reading headers"):
+    chunks = [paths[start : start + 512] for start in range(0, len(paths), 512)]
+    found: dict[str, Value] = {}
+    for part in run_jobs(partial(_probe_all, probe, root), chunks, workers=workers, description="reading headers"):
         found |= part
-    return {path: found[root / path] for path in paths}
+    return found
 
 
-def _probe_all(paths: list[Path]) -> dict[Path, float | None]:
-    return {path: retried(partial(probe_seconds, path), path) for path in paths}
-
-
-def _count_channels(paths: list[Path]) -> dict[Path, int | None]:
-    return {path: retried(partial(probe_channels, path), path) for path in paths}
+def _probe_all(probe: Callable[[Path], Value], root: Path, paths: Sequence[str]) -> dict[str, Value]:
+    return {path: retried(partial(probe, root / path), root / path) for path in paths}

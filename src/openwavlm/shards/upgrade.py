@@ -14,7 +14,7 @@ from openwavlm.runtime.atomic import writer_lock
 from openwavlm.runtime.files import Fields, read_array, read_json, read_lines
 from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards.done import check_task_done, is_done
-from openwavlm.shards.index import COLUMNS, FORMAT_VERSION, MEMBER, NAMES, TABLES, Index, shard_metadata
+from openwavlm.shards.index import COLUMNS, FORMAT_VERSION, MEMBER, NAMES, TABLES, Index, check_not_newer, shard_metadata
 from openwavlm.shards.index_writer import build_index, index_content, write_index
 from openwavlm.shards.tasks import task_lines
 
@@ -55,12 +55,7 @@ def upgrade_shards(path: Path) -> bool:
 
 
 def _version(file: Path) -> int:
-    version = read_json(file, remedy=_REMEDY).integer("format_version", 1)
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{file} has format {version}, but this version of OpenWavLM reads up to {FORMAT_VERSION}: update OpenWavLM"
-        )
-    return version
+    return check_not_newer(read_json(file, remedy=_REMEDY))
 
 
 def _seal(file: Path, version: int) -> None:

@@ -14,7 +14,7 @@ changes it.
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -124,61 +124,43 @@ def _segment(utterance: Utterance, clip: np.ndarray) -> dict[str, float]:
     return {"start_s": utterance.start_s, "end_s": round(utterance.start_s + len(clip) / SAMPLE_RATE_HZ, 6)}
 
 
-@dataclass(frozen=True)
-class ShardJob:
-    """Arguments of `run_task`.
-
-    Attributes:
-        output: The shard set.
-        root: Folder that the audio paths are relative to.
-        line: Place of the task in `tasks.jsonl`.
-        source, seed, min_seconds, max_hours, utterances_per_shard, channels: As in `make_shards`.
-    """
-
-    output: Path
-    root: Path
-    line: TaskLine
-    source: str
-    seed: int
-    min_seconds: float
-    max_hours: float
-    utterances_per_shard: int
-    channels: str = "mean"
-
-
-def run_task(job: ShardJob) -> dict[str, Any]:
-    """Decodes, shuffles and writes one task; returns the content of its done-file."""
+def run_task(output: Path, root: Path, settings: Mapping[str, Any], line: TaskLine) -> dict[str, Any]:
+    """Decodes the files of one task below `root`, shuffles and writes it; returns the content of its done-file."""
     # Joined clips have one channel, so a group holds one channel of a long file in memory.
     groups: dict[tuple[str, int | None], list[Item]] = defaultdict(list)
-    task = read_task(job.output / "tasks.jsonl", job.line)
+    task = read_task(output / "tasks.jsonl", line)
     for item in task.items:
         groups[item[0].path, item[0].channel].append(item)
     rows: list[_StoredRow] = []
-    decoder = TaskDecoder(job.root, job.channels, job.max_hours)
-    with SpooledTemporaryFile(dir=str(job.output)) as payloads:
+    decoder = TaskDecoder(root, settings["channels"], settings["max_hours"])
+    with SpooledTemporaryFile(dir=str(output)) as payloads:
         for group in groups.values():
             try:
-                rows += [_store(make_row(clips, job.source), payloads) for clips in decoder.decode_items(group)]
+                rows += [_store(make_row(clips, settings["source"]), payloads) for clips in decoder.decode_items(group)]
             except OSError as error:
                 if error.filename is None:  # a full disk
-                    raise OSError(error.errno, error.strerror, str(job.output / "shards")) from error
+                    raise OSError(error.errno, error.strerror, str(output / "shards")) from error
                 raise
-        rows.sort(key=lambda stored: (stable_hash(f"{job.seed}/shuffle/{stored.row.key}"), stored.row.key))
-        number_of_shards = -(-len(rows) // job.utterances_per_shard)
+        rows.sort(key=lambda stored: (stable_hash(f"{settings['seed']}/shuffle/{stored.row.key}"), stored.row.key))
+        number_of_shards = -(-len(rows) // settings["utterances_per_shard"])
         borders = [len(rows) * part // number_of_shards for part in range(number_of_shards + 1)] if rows else [0]
-        tars = [_write_shard(job, part, rows[start:end], payloads) for part, (start, end) in enumerate(pairwise(borders))]
-    _remove_other_parts(job, len(tars))
+        name = f"shards/{line.number // 1000:03d}/{line.number:06d}"
+        tars = [
+            _write_shard(output, f"{name}-{part:03d}.tar", rows[start:end], payloads)
+            for part, (start, end) in enumerate(pairwise(borders))
+        ]
+    _remove_other_parts(output / name, len(tars))
     lengths = [stored.row.fields["num_samples"] for stored in rows]
     result = {
         "format_version": FORMAT_VERSION,
-        "task": job.line.number,
+        "task": line.number,
         "shards": dict(tars),
         "planned": sum(len(item) for item in task.items),
         "utterances": len(rows),
         "samples": sum(lengths),
         "joined": sum(bool(stored.row.members) for stored in rows),
         "joined_clips": sum(len(stored.row.members) for stored in rows),
-        "short": sum(length < job.min_seconds * SAMPLE_RATE_HZ for length in lengths),
+        "short": sum(length < settings["min_seconds"] * SAMPLE_RATE_HZ for length in lengths),
         "clipped_samples": sum(decoder.clipped.values()),
         "clipped_files": len(decoder.clipped),
         "out_of_phase": sorted(decoder.out_of_phase),
@@ -187,18 +169,17 @@ def run_task(job: ShardJob) -> dict[str, Any]:
         "skipped": decoder.skipped,
         "again": task.again,
     }
-    write_sealed(task_file(job.output, job.line.number), result)
+    write_sealed(task_file(output, line.number), result)
     return result
 
 
-def _remove_other_parts(job: ShardJob, parts: int) -> None:
-    """Removes shards of an earlier attempt beyond the present number; they would enter the index."""
-    number = job.line.number
-    folder = job.output / "shards" / f"{number // 1000:03d}"
-    for mark in sorted(folder.glob(f"{number:06d}-*.json")) + sorted(folder.glob(f"{number:06d}-*.tar")):
-        part = mark.stem.removeprefix(f"{number:06d}-")
-        if part.isdecimal() and int(part) >= parts:
-            mark.unlink()
+def _remove_other_parts(task: Path, parts: int) -> None:
+    """Removes shards `task`-PART of an earlier attempt beyond the present number; they would enter the index."""
+    for suffix in ("json", "tar"):
+        for file in task.parent.glob(f"{task.name}-*.{suffix}"):
+            part = file.stem.removeprefix(f"{task.name}-")
+            if part.isdecimal() and int(part) >= parts:
+                file.unlink()
 
 
 @dataclass
@@ -234,11 +215,9 @@ class _HashingFile:
         return self._file.write(data)
 
 
-def _write_shard(job: ShardJob, part: int, rows: list[_StoredRow], payloads: IO[bytes]) -> tuple[str, int]:
+def _write_shard(output: Path, name: str, rows: list[_StoredRow], payloads: IO[bytes]) -> tuple[str, int]:
     """Writes one tar and its done-file; returns its name and size."""
-    number = job.line.number
-    name = f"shards/{number // 1000:03d}/{number:06d}-{part:03d}.tar"
-    path = job.output / name
+    path = output / name
     columns: dict[str, list[Any]] = defaultdict(list)
     with atomic_file(path) as file:
         hashing = _HashingFile(file)

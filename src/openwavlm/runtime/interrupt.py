@@ -18,7 +18,7 @@ from types import FrameType
 Handler = Callable[[int, FrameType | None], object]
 
 INTERRUPTED = 130
-_LINE = "interrupted: run the same command again to go on"
+_LINE = "interrupted: run the same command again to resume"
 # The parent process, or the first rank, writes the line.
 _SILENT = "OPENWAVLM_PARENT" in os.environ or os.environ.get("RANK", "0") != "0"
 

@@ -1,7 +1,4 @@
-"""JSON records with a checksum of themselves, so that a value that changed on the disk is noticed.
-
-Arguments called `remedy` are the last part of an error, as in `files`.
-"""
+"""JSON records with a checksum of themselves, so that a value that changed on the disk is noticed."""
 
 import hashlib
 import json
@@ -20,22 +17,23 @@ def read_sealed(path: Path, *, remedy: str, newest: int | None = None, sealed_si
 
     Args:
         path: The file.
-        remedy: See the module.
+        remedy: Last part of an error, as in `files`.
         newest: The newest `format_version` that the caller reads; the checksum of a newer one, which it refuses, is not compared.
         sealed_since: The first `format_version` that must have a checksum; None if it is always optional.
 
     Raises:
         ValueError: If the file is missing, is not one JSON object, or its checksum differs.
-        OSError: If the machine fails to read it; names the file.
+        OSError: If the machine fails to read the file.
     """
     content = read_json(path, remedy=remedy).values
     version = content.get("format_version")
+    version = version if isinstance(version, int) else 0
     has_seal, seal = CHECKSUM in content, content.pop(CHECKSUM, None)
-    if newest is not None and isinstance(version, int) and version > newest:
+    if newest is not None and version > newest:
         return content
     if has_seal and seal != checksum_of(content):
         raise ValueError(f"{path} is damaged (its checksum differs): {remedy}")
-    if not has_seal and sealed_since is not None and isinstance(version, int) and version >= sealed_since:
+    if not has_seal and sealed_since is not None and version >= sealed_since:
         raise ValueError(f"{path} is damaged (it has no checksum): {remedy}")
     return content
 

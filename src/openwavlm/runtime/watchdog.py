@@ -22,14 +22,7 @@ _GRACE_S = 30.0
 
 
 class Watchdog:
-    """Watches one process.
-
-    Args:
-        timeout_s: Longest time without a note, seconds.
-        rank: Rank of the process, for the message.
-        report: File for a copy of the report on standard error.
-        now: The clock, in seconds.
-    """
+    """Ends the process of this rank after `timeout_s` seconds without a note; writes its report also to the file `report`."""
 
     def __init__(self, timeout_s: float, rank: int, report: Path, *, now: Callable[[], float] = time.monotonic) -> None:
         self._timeout_s, self._rank, self._report, self._now = timeout_s, rank, report, now

@@ -1,8 +1,7 @@
-"""Ctrl-C: a program ends at once, with one line and status 130.
+"""Ctrl-C: a program ends at once, with one line and status 130; every command can resume after a kill.
 
-Every command can resume after a kill, so it needs no cleaning up. KeyboardInterrupt is no replacement: callbacks of C libraries and
-finalisers lose it, and a half-finished import turns it into another error. This module imports nothing slow, so that a program can call
-it first.
+KeyboardInterrupt is no replacement: callbacks of C libraries and finalisers lose it, and a half-finished import turns it into another
+error. This module imports nothing slow, so that a program can call it first.
 """
 
 import atexit

@@ -1,7 +1,6 @@
 """Watchdog: reports where a process hangs and ends it, so that it does not occupy a cluster until its time limit.
 
-A Python thread checks the time since the last note of progress. If a C call holds the interpreter's lock, the thread of `faulthandler`
-prints the stacks and ends the process a little later.
+A Python thread checks the time; where a C call holds the interpreter's lock, the thread of `faulthandler` ends the process a little later.
 """
 
 import faulthandler

@@ -26,10 +26,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """Comparison of a corpus with the tasks of a shard set.
+    """Comparison of a corpus, with an utterance a channel if its channels are split, with the tasks of a shard set.
 
     Attributes:
-        corpus: The corpus, with an utterance a channel if its channels are split.
         total: Number of utterances in all tasks.
         changed: Number of utterances with other times, names or text in the corpus than in their task; the task keeps its own.
         gone: Number of utterances of the tasks that are not in the corpus; the shard set keeps them.
@@ -87,10 +86,7 @@ def plan_tasks(corpus: Corpus, output: Path, settings: Mapping[str, Any], max_sk
 
 
 def _split_channels(corpus: Corpus, workers: int) -> list[Utterance]:
-    """Splits every utterance that names no channel into one a channel of its file, each with a speaker of its own.
-
-    An utterance of an unreadable file is not split, so that it is skipped by name later.
-    """
+    """Splits every utterance of a readable file that names no channel into one a channel, each with a speaker of its own."""
     whole = sorted({utterance.path for utterance in corpus.utterances if utterance.channel is None})
     number_of = _of_headers(probe_channels, whole, corpus.root, workers)
     apart: list[Utterance] = []
@@ -101,10 +97,8 @@ def _split_channels(corpus: Corpus, workers: int) -> list[Utterance]:
 
 
 def _differ(planned: Utterance, listed: Utterance) -> bool:
-    return any(
-        getattr(planned, name) != getattr(listed, name)
-        for name in ("start_s", "end_s", "channel", "speaker", "recording", "text", "language")
-    )
+    names = ("start_s", "end_s", "channel", "speaker", "recording", "text", "language")
+    return any(getattr(planned, name) != getattr(listed, name) for name in names)
 
 
 def _append(
@@ -121,11 +115,8 @@ def _append(
     tasks = cut_tasks(items, lengths, seed=settings["seed"], source=settings["source"], task_hours=settings["task_hours"])
     append_tasks(listing, tasks, first, again)
     logger.info("%d new utterances, %.1f hours, in %d tasks", len(fresh), sum(lengths) / 3600, len(tasks))
-    if (
-        settings["layout"] == "folder"
-        and not settings["speaker_folder"]
-        and any(0 < length < settings["min_seconds"] for length in lengths)
-    ):
+    short = any(0 < length < settings["min_seconds"] for length in lengths)
+    if settings["layout"] == "folder" and not settings["speaker_folder"] and short:
         logger.info("short clips of different files are not joined, since speakers are unknown: speaker_folder=1 names speakers")
 
 
@@ -138,11 +129,8 @@ def _durations(utterances: Sequence[Utterance], root: Path, workers: int) -> lis
     """Durations from segments or file headers."""
     unknown = sorted({utterance.path for utterance in utterances if utterance.end_s is None})
     header = _of_headers(probe_seconds, unknown, root, workers)
-    seconds: list[float | None] = []
-    for utterance in utterances:
-        end_s = header[utterance.path] if utterance.end_s is None else utterance.end_s
-        seconds.append(None if end_s is None else max(0.0, end_s - utterance.start_s))
-    return seconds
+    ends = [header[utterance.path] if utterance.end_s is None else utterance.end_s for utterance in utterances]
+    return [None if end_s is None else max(0.0, end_s - one.start_s) for one, end_s in zip(utterances, ends, strict=True)]
 
 
 def _of_headers(probe: Callable[[Path], Value], paths: Sequence[str], root: Path, workers: int) -> dict[str, Value]:

@@ -7,15 +7,14 @@
                 done/000/000007.json           done-file of the task: its shards and its skipped utterances
                 index/                         see `index.py`
 
-Every byte is a function of the task's line, the settings and the audio: neither the process nor the time of a run nor a repetition
-changes it.
+Every byte is a function of the task's line, the settings and the audio.
 """
 
 import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -52,20 +51,26 @@ class Row:
     flac: bytes
     fields: dict[str, Any]
     members: list[tuple[int, int, int, int]] = field(default_factory=list)
+    stored: tuple[int, int] = (0, 0)
 
-    def append_to(self, columns: dict[str, list[Any]], offset: int) -> None:
-        """Appends the row, whose FLAC begins at byte `offset` of the tar, to the columns of a done-file.
+    def store(self, payloads: SpooledTemporaryFile[bytes]) -> None:
+        """Moves the FLAC to a file, so that a task of many hours needs little memory; `stored` is its place there."""
+        self.stored = payloads.tell(), len(self.flac)
+        if sum(self.stored) > _MOST_BYTES_IN_MEMORY:
+            payloads.rollover()  # Before the write, since a row of hours would be in memory twice.
+        payloads.write(self.flac)
+        self.flac = b""
 
-        Names become `SOURCE/name`, unknown names stay empty.
-        """
+    def append_to(self, columns: dict[str, list[Any]], offset: int, flac: bytes) -> None:
+        """Appends the row to the columns of a done-file: its FLAC begins at byte `offset` of the tar, its names become `SOURCE/name`."""
         source = self.fields["source"]
         names = {name: f"{source}/{self.fields[name]}" if self.fields[name] else "" for name in ("speaker", "recording")}
         values = {
             "offset": offset,
-            "nbytes": len(self.flac),
+            "nbytes": len(flac),
             "num_samples": self.fields["num_samples"],
             "key": stable_hash(self.key),
-            "pcm": pcm_id(flac_md5(self.flac)),
+            "pcm": pcm_id(flac_md5(flac)),
             "keys": self.key,
             **names,
             "source": source,
@@ -83,10 +88,14 @@ def make_row(good: list[tuple[Utterance, np.ndarray]], source: str) -> Row:
     if len(good) > 1:
         pieces, offset = [], 0
         for utterance, clip in good:
-            key = utterance_key(source, utterance.name)
-            member = {"key": key, "offset": offset, "num_samples": len(clip), "pcm": pcm_id(pcm_md5(clip))}
-            member |= {**_segment(utterance, clip), "recording": utterance.recording}
-            member |= {"text": utterance.text, "language": utterance.language}
+            member = {
+                "key": utterance_key(source, utterance.name),
+                "offset": offset,
+                "num_samples": len(clip),
+                "pcm": pcm_id(pcm_md5(clip)),
+                **_segment(utterance, clip),
+                **{name: getattr(utterance, name) for name in ("recording", "text", "language")},
+            }
             members.append(_extra(utterance, member.keys()) | member)
             pieces += [clip, _JOIN_SILENCE]
             offset += len(clip) + len(_JOIN_SILENCE)
@@ -131,17 +140,19 @@ def run_task(output: Path, root: Path, settings: Mapping[str, Any], line: TaskLi
     task = read_task(output / "tasks.jsonl", line)
     for item in task.items:
         groups[item[0].path, item[0].channel].append(item)
-    rows: list[_StoredRow] = []
+    rows: list[Row] = []
     decoder = TaskDecoder(root, settings["channels"], settings["max_hours"])
     with SpooledTemporaryFile(dir=str(output)) as payloads:
         for group in groups.values():
             try:
-                rows += [_store(make_row(clips, settings["source"]), payloads) for clips in decoder.decode_items(group)]
+                for clips in decoder.decode_items(group):
+                    rows.append(make_row(clips, settings["source"]))
+                    rows[-1].store(payloads)
             except OSError as error:
                 if error.filename is None:  # a full disk
                     raise OSError(error.errno, error.strerror, str(output / "shards")) from error
                 raise
-        rows.sort(key=lambda stored: (stable_hash(f"{settings['seed']}/shuffle/{stored.row.key}"), stored.row.key))
+        rows.sort(key=lambda row: (stable_hash(f"{settings['seed']}/shuffle/{row.key}"), row.key))
         number_of_shards = -(-len(rows) // settings["utterances_per_shard"])
         borders = [len(rows) * part // number_of_shards for part in range(number_of_shards + 1)] if rows else [0]
         name = f"shards/{line.number // 1000:03d}/{line.number:06d}"
@@ -150,7 +161,7 @@ def run_task(output: Path, root: Path, settings: Mapping[str, Any], line: TaskLi
             for part, (start, end) in enumerate(pairwise(borders))
         ]
     _remove_other_parts(output / name, len(tars))
-    lengths = [stored.row.fields["num_samples"] for stored in rows]
+    lengths = [row.fields["num_samples"] for row in rows]
     result = {
         "format_version": FORMAT_VERSION,
         "task": line.number,
@@ -158,8 +169,8 @@ def run_task(output: Path, root: Path, settings: Mapping[str, Any], line: TaskLi
         "planned": sum(len(item) for item in task.items),
         "utterances": len(rows),
         "samples": sum(lengths),
-        "joined": sum(bool(stored.row.members) for stored in rows),
-        "joined_clips": sum(len(stored.row.members) for stored in rows),
+        "joined": sum(bool(row.members) for row in rows),
+        "joined_clips": sum(len(row.members) for row in rows),
         "short": sum(length < settings["min_seconds"] * SAMPLE_RATE_HZ for length in lengths),
         "clipped_samples": sum(decoder.clipped.values()),
         "clipped_files": len(decoder.clipped),
@@ -182,27 +193,6 @@ def _remove_other_parts(task: Path, parts: int) -> None:
                 file.unlink()
 
 
-@dataclass
-class _StoredRow:
-    """A row with its FLAC in the file of payloads, so that a task of many hours needs little memory."""
-
-    row: Row
-    start: int
-    nbytes: int
-
-    def load(self, payloads: IO[bytes]) -> Row:
-        payloads.seek(self.start)
-        return replace(self.row, flac=payloads.read(self.nbytes))
-
-
-def _store(row: Row, payloads: SpooledTemporaryFile[bytes]) -> _StoredRow:
-    start = payloads.tell()
-    if start + len(row.flac) > _MOST_BYTES_IN_MEMORY:
-        payloads.rollover()  # Before the write, since a row of hours would be in memory twice.
-    payloads.write(row.flac)
-    return _StoredRow(replace(row, flac=b""), start, len(row.flac))
-
-
 class _HashingFile:
     """Hashes the bytes that it writes."""
 
@@ -215,7 +205,7 @@ class _HashingFile:
         return self._file.write(data)
 
 
-def _write_shard(output: Path, name: str, rows: list[_StoredRow], payloads: IO[bytes]) -> tuple[str, int]:
+def _write_shard(output: Path, name: str, rows: list[Row], payloads: IO[bytes]) -> tuple[str, int]:
     """Writes one tar and its done-file; returns its name and size."""
     path = output / name
     columns: dict[str, list[Any]] = defaultdict(list)
@@ -223,15 +213,16 @@ def _write_shard(output: Path, name: str, rows: list[_StoredRow], payloads: IO[b
         hashing = _HashingFile(file)
         # An integer time avoids a PAX header for every member and gives equal bytes for equal input.
         with webdataset.TarWriter(hashing, encoder=False, mtime=0) as tar:
-            for stored in rows:
-                row = stored.load(payloads)
+            for row in rows:
+                payloads.seek(row.stored[0])
+                flac = payloads.read(row.stored[1])
                 offset = tar.tarstream.offset + _TAR_BLOCK
                 text = json.dumps(row.fields, ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace")
-                tar.write({"__key__": row.key, "flac": row.flac, "json": text})
-                blocks = [-(-len(member) // _TAR_BLOCK) for member in (row.flac, text)]
+                tar.write({"__key__": row.key, "flac": flac, "json": text})
+                blocks = [-(-len(member) // _TAR_BLOCK) for member in (flac, text)]
                 assert tar.tarstream.offset == offset + _TAR_BLOCK * (sum(blocks) + 1)
-                row.append_to(columns, offset)
+                row.append_to(columns, offset, flac)
         nbytes = file.tell()
-    members = [(number, *member) for number, stored in enumerate(rows) for member in stored.row.members]
+    members = [(number, *member) for number, row in enumerate(rows) for member in row.members]
     write_done_file(path, name, nbytes, hashing.digest.hexdigest(), columns, members)
     return name, nbytes

@@ -78,7 +78,7 @@ def test_a_row_of_joined_clips_has_a_tenth_of_a_second_of_silence_between_them()
     silence = np.zeros(1600, dtype=np.int16)
     expected = np.concatenate([parts[0][1], silence, parts[1][1], silence, parts[2][1]])
     columns: dict[str, list] = {name: [] for name in (*COLUMNS, "keys") if name != "shard"}
-    row.append_to(columns, 512)
+    row.append_to(columns, 512, row.flac)
     assert {name: values[0] for name, values in columns.items()} == {
         "offset": 512,
         "nbytes": len(row.flac),

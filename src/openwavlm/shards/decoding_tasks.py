@@ -99,8 +99,8 @@ class TaskDecoder:
 
     def _skip(self, utterance: Utterance, error: AudioError) -> None:
         stamp = file_stamp(self.root / utterance.path)
-        entry = {"name": utterance.name, "path": utterance.path, "reason": error.reason, "detail": error.detail, "stamp": stamp}
-        self.skipped.append(entry)
+        entry = {"name": utterance.name, "path": utterance.path, "reason": error.reason, "detail": error.detail}
+        self.skipped.append(entry | {"stamp": stamp})
 
 
 def file_stamp(path: Path) -> list[int] | None:

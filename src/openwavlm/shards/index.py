@@ -1,10 +1,4 @@
-"""Index of a shard set: memory-mapped columns, so that a row is found without opening a tar.
-
-<shard set>/index/shard.npy … language.npy   one array a column, one entry a row, rows in shard order
-                  members.npy                clips inside joined rows
-                  speakers.txt …             text tables: line `id` of the columns speaker, recording, source, language
-                  keys.txt                   key of every row
-                  shards.json                format version, both identities, one entry a shard, a checksum a file; written last
+"""Index of a shard set (docs/data.md): memory-mapped columns, so that a row is found without opening a tar.
 
 Two identities: the fingerprint hashes the audio (PCM, key, length), `metadata` the names that decide a split, a probe's speakers or a
 source's share (speaker, recording, source, language). The checksums in `shards.json` cover every other byte of the folder.
@@ -51,9 +45,7 @@ class ShardInfo:
 
     Attributes:
         name: Path relative to the shard set.
-        rows: Number of utterances.
-        nbytes: Size of the tar.
-        checksum: SHA-256 of the tar.
+        rows, nbytes, checksum: Number of utterances; size and SHA-256 of the tar.
         identity: Hash over its rows in order, to which labels are bound.
         metadata: Hash over the names of its rows in order; `write_index` computes it.
     """
@@ -80,7 +72,7 @@ def shard_identity(pcm: np.ndarray, key: np.ndarray, num_samples: np.ndarray) ->
 
 
 def shard_metadata(names: Mapping[str, Sequence[str]]) -> str:
-    """Hash over the names of a shard's rows in order: `names` are texts without line feed of all of `NAMES`, (rows,) each."""
+    """Hash over the names of a shard's rows in order: texts without line feed of all of `NAMES`, (rows,) each."""
     rows = zip(*(names[name] for name in NAMES), strict=True)
     return hashlib.blake2b("".join(["\n".join((*row, "")) for row in rows]).encode(), digest_size=16).hexdigest()
 
@@ -100,7 +92,7 @@ def read_record(file: Path, path: Path, *, what: str = "", remedy: str) -> Field
 
     Raises:
         ValueError: If the file is missing, damaged or of another format.
-        OSError: If the machine fails to read it; names the file.
+        OSError: If the machine fails to read the file.
     """
     content = read_sealed(file, remedy=remedy, newest=FORMAT_VERSION, sealed_since=FORMAT_VERSION)
     found = Fields(content, str(file), remedy)
@@ -173,10 +165,8 @@ class Index:
     def open(cls, path: Path | str, *, check: bool = True) -> "Index":
         """Opens the index of a shard set.
 
-        Args:
-            path: Folder that `make_shards` wrote.
-            check: True reads every file once and compares it with its checksum (a second for some millions of rows); False only maps
-                the columns, for the workers of a process that has checked the index.
+        With `check`, every file is read once and compared with its checksum (a second for some millions of rows); workers of a process
+        that has checked the index leave it out.
 
         Raises:
             ValueError: If there is no finished index, it has another format, or a file is missing or has another type, shape, size or
@@ -211,11 +201,11 @@ class Index:
 
     def _file_problem(self, name: str) -> str | None:
         path = self.path / "index" / name
-        size = path.stat().st_size if path.is_file() else None
-        if size is None:
+        if not path.is_file():
             return f"{path} is missing"
-        if size != self._files[name].integer("nbytes"):
-            return f"{path} must have {self._files[name].integer('nbytes')} bytes, but has {size}"
+        size, expected = path.stat().st_size, self._files[name].integer("nbytes")
+        if size != expected:
+            return f"{path} must have {expected} bytes, but has {size}"
         return None if sha256_of(path) == self._files[name].text("sha256") else f"{path} does not have its checksum"
 
     def __len__(self) -> int:
@@ -241,7 +231,7 @@ class Index:
                     f"{self.path / 'index' / name}.npy must name lines of {table}.txt, which has {len(texts)}, but names line "
                     f"{int(ids.max())}: {_again(self.path)}"
                 )
-            found[name] = look_up(texts, ids)
+            found[name] = [texts[number] for number in ids.tolist()]
         return found
 
     @cached_property
@@ -252,8 +242,3 @@ class Index:
 
 def _again(path: Path) -> str:
     return f"delete {path / 'index'} and run openwavlm make-shards again"
-
-
-def look_up(table: Sequence[str], ids: np.ndarray) -> list[str]:
-    """Texts of some ids."""
-    return [table[number] for number in ids.tolist()]

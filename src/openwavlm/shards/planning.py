@@ -71,11 +71,8 @@ def plan_tasks(corpus: Corpus, output: Path, settings: Mapping[str, Any], max_sk
         )
     if changed:
         logger.warning(
-            "%d utterances have other times, names or text in the input than in %s, which is not changed (first: %s): "
-            "prepare into another output to change them",
-            len(changed),
-            output,
-            min(changed),
+            f"{len(changed)} utterances have other times, names or text in the input than in {output}, which is not changed (first: "
+            f"{min(changed)}): prepare into another output to change them"
         )
     unusable = skipped(output, lines).items()
     again = {name for name, skip in unusable if name in present and file_stamp(corpus.root / skip["path"]) != skip["stamp"]}
@@ -107,10 +104,10 @@ def _append(
     """Joins short utterances, cuts tasks and appends them."""
     seconds = _durations(fresh, root, workers)
     items = join_short_clips(fresh, seconds, settings["min_seconds"]) if settings["join_short"] else [[u] for u in fresh]
-    by_name = {
-        utterance.name: _guessed_seconds(root / utterance.path) if length is None else length
-        for utterance, length in zip(fresh, seconds, strict=True)
-    }
+    by_name = {}
+    for utterance, length in zip(fresh, seconds, strict=True):
+        stamp = file_stamp(root / utterance.path) if length is None else None
+        by_name[utterance.name] = length or (stamp[0] / _GUESSED_BYTES_PER_SECOND if stamp else 0.0)
     lengths = [sum(by_name[utterance.name] for utterance in item) for item in items]
     tasks = cut_tasks(items, lengths, seed=settings["seed"], source=settings["source"], task_hours=settings["task_hours"])
     append_tasks(listing, tasks, first, again)
@@ -118,11 +115,6 @@ def _append(
     short = any(0 < length < settings["min_seconds"] for length in lengths)
     if settings["layout"] == "folder" and not settings["speaker_folder"] and short:
         logger.info("short clips of different files are not joined, since speakers are unknown: speaker_folder=1 names speakers")
-
-
-def _guessed_seconds(path: Path) -> float:
-    stamp = file_stamp(path)
-    return stamp[0] / _GUESSED_BYTES_PER_SECOND if stamp else 0.0
 
 
 def _durations(utterances: Sequence[Utterance], root: Path, workers: int) -> list[float | None]:

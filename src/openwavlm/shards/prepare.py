@@ -68,12 +68,12 @@ def make_shards(
         subfolders: Layouts `folder` and `librispeech`: parts of the input to take, empty for all.
         language: Language of utterances for which the corpus names none.
         columns: Layout `manifest`: column of each field, and as `ignore` the columns that are no part of a segment's definition.
-        channels: Several channels: their `mean` (the first where they cancel each other), the `first`, or `split`: a row for each
-            channel, with the speaker `SPEAKER#CHANNEL` (`RECORDING#CHANNEL` where unknown).
+        channels: Several channels: their `mean` (one where they cancel each other), the `first`, or `split`: a row for each channel, with
+            the speaker `SPEAKER#CHANNEL` (`RECORDING#CHANNEL` where unknown).
         max_skip_rate: Largest share of unreadable utterances.
         workers: Local processes.
         speakers: Only those with a `split_hash` from the first to below the second; None for all.
-        num_tasks: Number of jobs of an array that share the work.
+        num_tasks: Number of jobs of an array that share the work; 0 only lists the tasks.
         task_index: Number of this job in the array; it runs its part of the tasks and builds no index. None for a single run.
 
     Returns:

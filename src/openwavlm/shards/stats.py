@@ -33,11 +33,7 @@ _FAULTS = {
 def shard_set_stats(
     index: Index, done: Sequence[Mapping[str, Any]], unusable: Mapping[str, Mapping[str, Any]], *, source: str, seed: int
 ) -> dict[str, Any]:
-    """Statistics of a shard set for `stats.json`, from its index, its tasks' done-files and its skipped utterances by name.
-
-    Returns:
-        Counts (`joined` rows are made of `joined_clips`; `short` rows stayed below `min_seconds`), hours, bytes and shares.
-    """
+    """Statistics of a shard set for `stats.json`, from its index, its tasks' done-files and its skipped utterances by name."""
     samples = int(index.num_samples.sum(dtype=np.int64))
     return {
         "source": source,

@@ -1,7 +1,6 @@
 """Tasks of a shard set: joins short clips, groups recordings into tasks, reads and writes the task list.
 
-A task is one line of `tasks.jsonl`: `{"task": 7, "items": [[utterance, …], …], "again": []}`; an item becomes one row of a shard
-and has several utterances only if short clips are joined. Lines of the list never change; new input appends tasks.
+A task is one line of `tasks.jsonl`; an item of it becomes one row of a shard and has several utterances only if short clips are joined.
 """
 
 import json

@@ -1,8 +1,4 @@
-"""Upgrades a shard set of format 1 in place: writes done-files, index and settings again, opens no tar.
-
-Format 1 had no identity of the names and no checksums over the index. The names of the done-files are compared with those of the index
-before the index is written, so that a later change of the index is an error and not overwritten.
-"""
+"""Upgrades a shard set of format 1, without checksums over names and index, in place; opens no tar."""
 
 import json
 from pathlib import Path
@@ -64,7 +60,7 @@ def _seal(file: Path, version: int) -> None:
 
 
 def _seal_done_file(file: Path) -> None:
-    """Adds the identity of the names to a shard's done-file; its content is checked when the index is built from it."""
+    """Adds the identity of the names to a shard's done-file, which is checked when the index is built from it."""
     found = read_json(file, remedy=_REMEDY)
     columns = Fields(found.mapping("columns"), f"{file}, columns", _REMEDY)
     names = {name: columns.texts(name, found.integer("rows")) for name in NAMES}
@@ -73,7 +69,7 @@ def _seal_done_file(file: Path) -> None:
 
 
 def _compare(path: Path, content: dict[str, Any]) -> None:
-    """Compares the files of an index of format 1 with the content of the done-files."""
+    """Compares an index of format 1 with the content of the done-files, so that a later change of the index is not overwritten."""
     folder, rows = path / "index", len(content["columns"]["shard"])
     arrays, types = content["columns"] | {"members": content["members"]}, {**COLUMNS, "members": MEMBER}
     same = {

@@ -47,9 +47,6 @@ def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, worke
         seed: Seed of the sample.
         workers: Local processes.
 
-    Returns:
-        Problems of the index, then in shard order.
-
     Raises:
         ValueError: If `share` is outside [0, 1], or there is no readable index.
     """
@@ -85,7 +82,7 @@ def _verify_shard(path: Path, share: float, seed: int, shard: int) -> tuple[int,
     rows = np.arange(index.first_row[shard], index.first_row[shard + 1])
     if shard_identity(index.pcm[rows], index.key[rows], index.num_samples[rows]) != info.identity:
         problems.append(f"the index rows of {tar} do not have their identity")
-    problems += _done_file_problems(tar, info)
+    problems += _done_file_problems(tar.with_suffix(".json"), info)
     members = _count_members(tar)
     if members != 2 * len(rows):
         problems.append(f"{tar} must hold {2 * len(rows)} members, but a tar reader finds {members}")
@@ -121,9 +118,8 @@ def _name_problems(index: Index) -> list[str]:
     return problems
 
 
-def _done_file_problems(tar: Path, info: ShardInfo) -> list[str]:
+def _done_file_problems(file: Path, info: ShardInfo) -> list[str]:
     """Problems of a shard's done-file; a set without done-files can be used, but not extended."""
-    file = tar.with_suffix(".json")
     try:
         same = not file.is_file() or read_done_file(file).info == info
     except ValueError as error:

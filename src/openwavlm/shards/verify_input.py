@@ -47,8 +47,7 @@ def verify_input(
         path: The shard set.
         input: Folder or manifest that it was made from.
         share: Share of the recordings that is decoded; at least one of each task.
-        seed: Seed of the sample.
-        workers: Local processes.
+        seed, workers: As in `verify_shards`.
 
     Raises:
         ValueError: If the input does not exist, or `settings.json` or `tasks.jsonl` of the set is missing or damaged.

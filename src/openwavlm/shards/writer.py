@@ -1,13 +1,6 @@
 """Runs a task: decodes its recordings once, shuffles their utterances and writes them as webdataset tars with done-files.
 
-    <shard set>/settings.json                  settings that may not change between runs
-                tasks.jsonl                    recordings of each task
-                shards/000/000007-000.tar      shard 0 of task 7: KEY.flac and KEY.json of every utterance
-                shards/000/000007-000.json     its done-file: count, bytes, checksum, identities, index rows
-                done/000/000007.json           done-file of the task: its shards and its skipped utterances
-                index/                         see `index.py`
-
-Every byte is a function of the task's line, the settings and the audio.
+Every byte is a function of the task's line, the settings and the audio (formats: docs/data.md).
 """
 
 import hashlib

@@ -12,8 +12,6 @@ from openwavlm.shards.corpora import manifest
 from openwavlm.shards.corpora.files import FolderFiles, counted, find_files
 from openwavlm.shards.corpora.utterance import Utterance, portable
 
-LAYOUTS = ("folder", "manifest", "librispeech")
-
 logger = logging.getLogger(__name__)
 
 
@@ -59,7 +57,12 @@ def list_corpus(input: Path, settings: Mapping[str, Any], subfolders: Sequence[s
     else:
         speaker_folder = settings["speaker_folder"]
         found = list(folder_utterances(input, files.audio, speaker_folder=speaker_folder, language=language))
-    _log_notes(files, notes)
+    for path in files.linked_again[:10]:
+        logger.warning(f"{path} is a link to a folder that is listed already: ignored")
+    for path in files.special[:10]:
+        logger.warning(f"{path} is a FIFO, a socket or a device: ignored")
+    for sentence, number in sorted((+notes).items()):
+        logger.log(logging.INFO if sentence.endswith(manifest.ONLY_KEPT) else logging.WARNING, f"{number} {sentence}")
     if not found and layout == "manifest":
         raise ValueError(
             f"the manifest {input} has no rows: give each utterance a line, in .tsv and .csv below a first line of column names"
@@ -138,13 +141,3 @@ def _transcripts(path: Path) -> dict[str, str]:
         if key:
             texts[key] = text.strip()
     return texts
-
-
-def _log_notes(files: FolderFiles, notes: Counter[str]) -> None:
-    for path in files.linked_again[:10]:
-        logger.warning("%s is a link to a folder that is listed already: ignored", path)
-    for path in files.special[:10]:
-        logger.warning("%s is a FIFO, a socket or a device: ignored", path)
-    for sentence, number in sorted(notes.items()):
-        if number:
-            logger.log(logging.INFO if sentence.endswith(manifest.ONLY_KEPT) else logging.WARNING, "%d %s", number, sentence)

@@ -238,7 +238,7 @@ def test_an_empty_or_missing_corpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist: give input=FILE"):
         list_corpus(tmp_path / "absent.tsv", {"layout": "manifest", "language": "", "columns": {}})
     (tmp_path / "m.tsv").write_text("path\tspeaker\n")
-    with pytest.raises(ValueError, match=r"m\.tsv has no rows: give each utterance a line"):
+    with pytest.raises(ValueError, match=r"m\.tsv has no rows: give one line per utterance"):
         list_corpus(tmp_path / "m.tsv", {"layout": "manifest", "language": "", "columns": {}})
 
 

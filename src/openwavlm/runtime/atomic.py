@@ -41,7 +41,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_temporaries(folder: Path, is_own: Callable[[str], object]) -> None:
-    """Removes temporary files of killed writers below a folder; `is_own` is true of their relative paths, without the suffix."""
+    """Removes temporary files that killed writers left below a folder, if `is_own` is true of their relative path without the suffix."""
     for path in sorted(folder.rglob("*.tmp")):
         name = re.fullmatch(r"(.+)\.\d+\.tmp", path.relative_to(folder).as_posix())
         if name and is_own(name[1]) and path.is_file():

@@ -155,7 +155,7 @@ class Fields:
         """A whole number in [low, high]."""
         value = self._get(name)
         if type(value) is not int or not low <= value <= high:
-            what = f"a whole number from {low} on" if high == 2**63 - 1 else f"a whole number in [{low}, {high}]"
+            what = f"a whole number of at least {low}" if high == 2**63 - 1 else f"a whole number in [{low}, {high}]"
             raise self.refusal(name, what, value)
         return value
 

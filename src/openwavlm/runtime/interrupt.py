@@ -70,7 +70,7 @@ def _ending() -> Handler:
 
 
 def say_interrupted() -> None:
-    """Writes the line."""
+    """Writes that the program was interrupted and how to resume."""
     if not _SILENT:
         shown = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress bar hides the cursor
         os.write(2, f"{shown}{_LINE}\n".encode())

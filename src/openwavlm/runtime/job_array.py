@@ -59,7 +59,7 @@ class Slurm:
 
 
 def is_array(launcher: str, task_index: int | None) -> bool:
-    """Whether a command submits jobs instead of doing the work itself.
+    """True if a command submits jobs instead of doing the work itself.
 
     Raises:
         ValueError: If the launcher is unknown, or a job of an array would submit another.

@@ -32,7 +32,7 @@ def end_with_parent(number: signal.Signals) -> None:
 
 
 def answer_parent() -> None:
-    """Requests a SIGTERM, which saves and stops, for the end of the command or torchrun that started this program, if one did.
+    """Requests a SIGTERM, which saves and stops, for the moment when the command or torchrun that started this program ends.
 
     Raises:
         SystemExit: If that process has already ended.

@@ -30,5 +30,5 @@ class ProgressBar:
         self._bar.update(self._task, advance=amount, description=description)
 
     def set(self, done: float, description: str, figure: str = "") -> None:
-        """Sets the finished work, the title, and a figure behind the bar."""
+        """Sets the finished work, the title, and a figure after the bar."""
         self._bar.update(self._task, completed=done, description=description, figure=figure)

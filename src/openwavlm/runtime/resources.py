@@ -56,7 +56,7 @@ def raise_descriptor_limit() -> int:
 
 
 def of_the_file(error: OSError) -> bool:
-    """Whether an error describes the file (absent, forbidden, malformed), not the machine."""
+    """True if an error describes the file (absent, forbidden, malformed), not the machine."""
     return error.errno is None or error.errno in _OF_THE_FILE
 
 
@@ -85,7 +85,7 @@ def read_again(action: Callable[[], Result], path: Path) -> Result:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a zip archive; an `OSError` if the machine fails to read it, where `zipfile` alone returns False."""
+    """True if a file is a zip archive; raises an `OSError` if the machine fails to read it, where `zipfile` returns False."""
     if not zipfile.is_zipfile(path):
         _check_reads(path)
     return zipfile.is_zipfile(path)
@@ -136,7 +136,10 @@ def naming(path: Path | str) -> Iterator[None]:
 
 
 def explained(error: BaseException, *, debug_key: bool = True) -> str:
-    """Message of an error; for an error of the machine with its errno, the file (else the key `debug`, if there is one) and a remedy."""
+    """Message of an error; for an error of the machine with errno, file and remedy.
+
+    Where the file is unknown, the message names the key `debug` of the command, unless `debug_key` is False.
+    """
     if isinstance(error, MemoryError):
         return f"memory ran out{f' ({error})' if str(error) else ''}: use fewer workers, or give the job more memory"
     if isinstance(error, OSError) and error.errno in _REMEDIES and error.strerror:

@@ -1,4 +1,4 @@
-"""Done-files: one a task (finished shards, skipped utterances) and one a shard (everything that the index holds of its rows)."""
+"""Done-files: one per task (finished shards, skipped utterances) and one per shard (everything that the index holds of its rows)."""
 
 import logging
 from collections.abc import Mapping, Sequence

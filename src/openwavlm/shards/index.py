@@ -105,7 +105,7 @@ def read_record(file: Path, path: Path, *, what: str = "", remedy: str) -> Field
 
 
 def check_not_newer(found: Fields, what: str = "") -> int:
-    """Returns the format of a record; a newer one than ours is a ValueError."""
+    """Returns the format of a record; raises a ValueError if it is newer than `FORMAT_VERSION`."""
     version = found.integer("format_version", 1)
     if version > FORMAT_VERSION:
         raise ValueError(
@@ -121,7 +121,7 @@ def _table(name: str) -> cached_property[list[str]]:
 class Index:
     """Read-only view of a shard set's index.
 
-    Columns are memory-mapped 1-d arrays with one entry a row (types in `COLUMNS`); ids of `speaker`, `recording`, `source` and
+    Columns are memory-mapped 1-d arrays with one entry per row (types in `COLUMNS`); ids of `speaker`, `recording`, `source` and
     `language` point into the text tables, 0 is unknown. A pickled index is its path.
 
     Attributes:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """Comparison of a corpus, with an utterance a channel if its channels are split, with the tasks of a shard set.
+    """Comparison of a corpus, after the split of its channels, with the tasks of a shard set.
 
     Attributes:
         total: Number of utterances in all tasks.
@@ -83,7 +83,7 @@ def plan_tasks(corpus: Corpus, output: Path, settings: Mapping[str, Any], max_sk
 
 
 def _split_channels(corpus: Corpus, workers: int) -> list[Utterance]:
-    """Splits every utterance of a readable file that names no channel into one a channel, each with a speaker of its own."""
+    """Splits every utterance of a readable file that names no channel into one per channel, each with a speaker of its own."""
     whole = sorted({utterance.path for utterance in corpus.utterances if utterance.channel is None})
     number_of = _of_headers(probe_channels, whole, corpus.root, workers)
     apart: list[Utterance] = []

@@ -43,7 +43,7 @@ def validation_rows(index: Index, *, share: float, split_seed: int) -> np.ndarra
 
 
 def check_same_names(index: Index, bound: Mapping[str, str], what: str) -> None:
-    """Raises a ValueError if speakers, recordings, sources or languages differ from those at the fit of `what`, so that the split differs.
+    """Raises a ValueError if speakers, recordings, sources or languages differ from those that `what` was fitted with.
 
     `bound` holds the `metadata` of the shard sets of the fit by fingerprint; other sets are not checked.
     """
@@ -55,7 +55,7 @@ def check_same_names(index: Index, bound: Mapping[str, str], what: str) -> None:
 
 
 def audio_in(pcm: np.ndarray, index: Index, rows: np.ndarray | None = None) -> np.ndarray:
-    """Marks the audios that a shard set contains, equal in every sample, as rows or as clips inside joined rows.
+    """Marks audio that a shard set contains, equal in every sample, as a row or as a clip inside a joined row; bool (audios,).
 
     Args:
         pcm: uint64 (audios,), identities as in the index; held in memory.
@@ -77,7 +77,7 @@ def audio_in(pcm: np.ndarray, index: Index, rows: np.ndarray | None = None) -> n
 
 
 def shared_rows(index: Index, other: Index) -> np.ndarray:
-    """Marks rows of `index`, held in memory, with audio (their own, or of a clip in a joined row) that `audio_in` finds in `other`."""
+    """Marks rows with audio (their own, or of a clip in a joined row) that `audio_in` finds in `other`; bool (rows of `index`,)."""
     members = index.members
     found = audio_in(np.concatenate([index.pcm, members["pcm"]]), other)
     shared, of_members = found[: len(index)], found[len(index) :]

@@ -72,7 +72,7 @@ def join_short_clips(utterances: Sequence[Utterance], seconds: Sequence[float | 
 
 
 def cut_tasks(items: Sequence[Item], seconds: Sequence[float], *, seed: int, source: str, task_hours: float) -> list[list[Item]]:
-    """Permutes audio files by hash of seed and source, and cuts the sequence into tasks of about `task_hours`, each a list of items.
+    """Permutes audio files by a hash of seed, source and name, and cuts the sequence into tasks of about `task_hours`.
 
     All segments of one file go into one task, so that the file is decoded once. `seconds` are the durations of the items.
     """

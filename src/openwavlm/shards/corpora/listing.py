@@ -65,7 +65,7 @@ def list_corpus(input: Path, settings: Mapping[str, Any], subfolders: Sequence[s
         logger.log(logging.INFO if sentence.endswith(manifest.ONLY_KEPT) else logging.WARNING, f"{number} {sentence}")
     if not found and layout == "manifest":
         raise ValueError(
-            f"the manifest {input} has no rows: give each utterance a line, in .tsv and .csv below a first line of column names"
+            f"the manifest {input} has no rows: give one line per utterance, in .tsv and .csv after a first line of column names"
         )
     if not found:
         beside = f" ({counted(files.ignored)})" if files.ignored else ""
@@ -76,7 +76,7 @@ def list_corpus(input: Path, settings: Mapping[str, Any], subfolders: Sequence[s
 
 
 def folder_utterances(root: Path, paths: Iterable[Path], *, speaker_folder: int = 0, language: str = "") -> Iterator[Utterance]:
-    """Makes an utterance, which is also its own recording, of each file; folder number `speaker_folder` below the root names the speaker.
+    """Yields each file as an utterance and recording of its own; the folder at depth `speaker_folder` names its speaker (0: unknown).
 
     Raises:
         ValueError: If a file is not deep enough to have a speaker's folder.
@@ -96,7 +96,7 @@ def folder_utterances(root: Path, paths: Iterable[Path], *, speaker_folder: int 
 def librispeech_utterances(
     root: Path, paths: Iterable[Path], notes: Counter[str], *, language: str = "en"
 ) -> Iterator[Utterance]:
-    """Lists `…/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac` beside `SPEAKER-CHAPTER.trans.txt`; a recording is a speaker's chapter.
+    """Yields `…/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac` with its text in `SPEAKER-CHAPTER.trans.txt`; a recording is a chapter.
 
     Args:
         root: The tree (`LibriSpeech`) or one part of it (`LibriSpeech/train-clean-100`).

@@ -1,4 +1,4 @@
-"""Reads a table of utterances: TSV (no quoting), CSV or JSON lines, one utterance a row, paths relative to the table's folder."""
+"""Reads a table of utterances: TSV (no quoting), CSV or JSON lines, one utterance per row, paths relative to the table's folder."""
 
 import csv
 import json

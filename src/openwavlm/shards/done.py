@@ -121,11 +121,7 @@ def write_done_file(tar: Path, name: str, nbytes: int, checksum: str, columns: M
 
 
 def read_done_file(file: Path) -> ShardDone:
-    """Reads the done-file of a shard and compares both identities with its columns.
-
-    Raises:
-        ValueError: If it is missing, damaged or of another format.
-    """
+    """Reads the done-file of a shard and checks it against itself; a ValueError if it is missing, damaged or of another format."""
     found = read_record(file, file.parents[2], remedy=_REMEDY)
     info = ShardInfo.of(found)
     columns = Fields(found.mapping("columns"), f"{file}, columns", _REMEDY)

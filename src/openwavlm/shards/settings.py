@@ -16,11 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def source_name(source: str | None, input: Path) -> str:
-    """Name of a corpus: `source`, else the name of the input with `_` in place of characters that are not allowed.
-
-    Raises:
-        ValueError: If `source` has other characters than letters, digits, - and _.
-    """
+    """Name of a corpus: `source` (a ValueError if it has other characters than letters, digits, - and _), else made of the input's name."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", input.resolve().with_suffix("").name) if source is None else source
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(f"a source name consists of letters, digits, - and _, but is {name!r}: give source=NAME")

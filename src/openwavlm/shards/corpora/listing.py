@@ -76,11 +76,7 @@ def list_corpus(input: Path, settings: Mapping[str, Any], subfolders: Sequence[s
 
 
 def folder_utterances(root: Path, paths: Iterable[Path], *, speaker_folder: int = 0, language: str = "") -> Iterator[Utterance]:
-    """Yields each file as an utterance and recording of its own; the folder at depth `speaker_folder` names its speaker (0: unknown).
-
-    Raises:
-        ValueError: If a file is not deep enough to have a speaker's folder.
-    """
+    """Yields each file as an utterance and recording of its own; the folder at depth `speaker_folder` names its speaker (0: unknown)."""
     for path in paths:
         relative = path.relative_to(root)
         if len(relative.parts) <= speaker_folder:

@@ -22,7 +22,7 @@ from synthetic import make_corpus, make_shard_set
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="moments are told by /proc")
 
-LINE = "interrupted: run the same command again to go on"
+LINE = "interrupted: run the same command again to resume"
 # Before its first statement a program of Python cannot answer: site and the parser take some hundredths of a second.
 EARLIEST_CPU_S = 0.15
 TICKS = os.sysconf("SC_CLK_TCK")

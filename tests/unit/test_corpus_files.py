@@ -16,7 +16,7 @@ import soundfile
 
 from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards.corpora.files import counted, find_files
-from openwavlm.shards.corpora.librispeech import utterances
+from openwavlm.shards.corpora.listing import librispeech_utterances
 from openwavlm.shards.index import Index
 from openwavlm.shards.prepare import make_shards
 from openwavlm.shards.reader import ShardReader, read_fields
@@ -206,7 +206,7 @@ def test_transcripts_without_audio_and_audio_without_transcript_are_counted(tmp_
     touch(tmp_path, "19/198/19-198-0000.flac", "19/198/19-198-0001.flac", "19/199/19-199-0000.flac")
     (tmp_path / "19/198/19-198.trans.txt").write_text("\ufeff19-198-0000\tSO IT IS\r\n19-198-0007 LOST\n", encoding="utf-8")
     notes: Counter[str] = Counter()
-    found = list(utterances(tmp_path, find_files(tmp_path).audio, notes=notes))
+    found = list(librispeech_utterances(tmp_path, find_files(tmp_path).audio, notes))
     assert [utterance.text for utterance in found] == ["SO IT IS", "", ""]
     assert notes == {"files without a transcript": 2, "transcripts without an audio file": 1}
 
@@ -219,7 +219,7 @@ def test_damaged_transcripts_are_refused_by_name(tmp_path, content, message):
     touch(tmp_path, "19/198/19-198-0000.flac")
     (tmp_path / "19/198/19-198.trans.txt").write_bytes(content)
     with pytest.raises(ValueError, match=rf"19-198\.trans\.txt.*{message}"):
-        list(utterances(tmp_path, find_files(tmp_path).audio))
+        list(librispeech_utterances(tmp_path, find_files(tmp_path).audio, Counter()))
 
 
 # --- audio that is there more than once ---------------------------------------------------------------------------------

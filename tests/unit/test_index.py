@@ -262,7 +262,7 @@ def test_an_error_of_the_machine_is_not_taken_for_a_damaged_index(whole_set: Pat
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("openwavlm.runtime.files.map_bytes", fail)
+    monkeypatch.setattr("openwavlm.runtime.files.map_open", fail)
     with pytest.raises(OSError, match=rf"Input/output error: '{whole_set}/index/shard.npy'"):
         Index.open(whole_set)
 

@@ -181,7 +181,7 @@ def test_a_quotation_mark_that_is_never_closed_does_not_swallow_the_rows_behind_
     notes: Counter[str] = Counter()
     found = read(tmp_path, 'path,text,start_s\na.wav,"one\ntwo",0\nb.wav,x,soon\n'.replace("soon", "1"), "m.csv", notes=notes)
     assert [utterance.text for utterance in found] == ["one\ntwo", "x"]
-    assert notes == {"rows whose quoted cells span several lines of the file": 1}
+    assert notes == {"rows with quoted cells of several lines of the file": 1}
     with pytest.raises(ValueError, match=r"m\.csv, line 4: start_s"):
         read(tmp_path, 'path,text,start_s\na.wav,"one\ntwo",0\nb.wav,x,soon\n', "m.csv")
 
@@ -191,7 +191,7 @@ def test_names_that_programs_write_for_unknown_are_no_names_and_are_counted(tmp_
     notes: Counter[str] = Counter()
     found = read(tmp_path, "path\tspeaker\n" + "".join(f"{n}.wav\t{word}\n" for n, word in enumerate(words)), notes=notes)
     assert [utterance.speaker for utterance in found] == ["", "", "", "", "", "", "", "0", "Nan"]
-    assert sum(notes.values()) == 5 and notes["rows whose speaker is 'nan', which is read as unknown"] == 1
+    assert sum(notes.values()) == 5 and notes["rows with the speaker 'nan', which is read as unknown"] == 1
     text = '{"path": "a.wav", "speaker": NaN, "text": NaN, "snr": NaN}\n{"path": "b.wav", "speaker": 0, "snr": [1, Infinity]}\n'
     first, second = read(tmp_path, text, "m.jsonl")
     assert (first.speaker, first.text, first.extra) == ("", "", {"snr": None})

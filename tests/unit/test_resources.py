@@ -23,8 +23,7 @@ from openwavlm.checkpoints.pickles import read_pickle
 from openwavlm.labels.unfinished import tidy
 from openwavlm.runtime import open_files, resources
 from openwavlm.runtime.atomic import sha256_of
-from openwavlm.runtime.files import read_array
-from openwavlm.runtime.mapped import map_bytes
+from openwavlm.runtime.files import map_open, read_array
 from openwavlm.runtime.open_files import OpenFiles
 from openwavlm.runtime.resources import (
     check_of_the_file,
@@ -279,7 +278,7 @@ def test_a_file_that_is_gone_or_forbidden_is_an_unreadable_row(shard_set, monkey
 def test_a_failing_machine_is_no_damaged_index_and_no_missing_shard(shard_set, monkeypatch, slept, code):
     index = Index.open(shard_set)
     with monkeypatch.context() as patch:
-        patch.setattr("openwavlm.runtime.mapped.os.open", failing(os.open, code))
+        patch.setattr("openwavlm.runtime.files.map_open", failing(map_open, code))
         with pytest.raises(OSError) as failure:
             Index.open(shard_set)
         assert failure.value.errno == code and failure.value.filename.startswith(str(shard_set / "index"))
@@ -371,7 +370,9 @@ def test_a_mapped_array_equals_its_file_and_holds_no_descriptor(tmp_path):
         assert mapped.dtype == array.dtype and not mapped.flags.writeable
         arrays[name] = mapped  # still there
     assert open_descriptors() == before
-    assert bytes(map_bytes(tmp_path / "flat.npy")) == (tmp_path / "flat.npy").read_bytes()
+    with (tmp_path / "flat.npy").open("rb") as file:
+        content = file.read()
+        assert bytes(map_open(file.fileno(), len(content), tmp_path)) == content
 
 
 def test_a_file_that_was_cut_is_no_array(tmp_path):

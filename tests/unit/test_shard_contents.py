@@ -29,8 +29,10 @@ from openwavlm.shards.reader import ShardReader, read_fields
 from openwavlm.shards.stats import partner_shares
 from openwavlm.shards.tasks import append_tasks, cut_tasks, join_short_clips, read_task, task_lines
 from openwavlm.shards.verify import verify_shards
-from openwavlm.shards.writer import ShardJob, make_row, run_task
+from openwavlm.shards.writer import make_row, run_task
 from synthetic import make_shard_set, speech_like
+
+SETTINGS = {"source": "set", "seed": 6, "min_seconds": 1.0, "max_hours": 1.0, "channels": "mean"}
 
 
 def number_of(text: str) -> int:
@@ -76,7 +78,7 @@ def test_a_row_of_joined_clips_has_a_tenth_of_a_second_of_silence_between_them()
     silence = np.zeros(1600, dtype=np.int16)
     expected = np.concatenate([parts[0][1], silence, parts[1][1], silence, parts[2][1]])
     columns: dict[str, list] = {name: [] for name in (*COLUMNS, "keys") if name != "shard"}
-    row.append_to(columns, 512)
+    row.append_to(columns, 512, row.flac)
     assert {name: values[0] for name, values in columns.items()} == {
         "offset": 512,
         "nbytes": len(row.flac),
@@ -171,8 +173,7 @@ def written(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     (folder / "out").mkdir()
     append_tasks(folder / "out" / "tasks.jsonl", [[[utterance] for utterance in utterances]], 0)
     (line,) = task_lines(folder / "out" / "tasks.jsonl")
-    job = ShardJob(folder / "out", folder, line, "set", seed=6, min_seconds=1.0, max_hours=1.0, utterances_per_shard=3)
-    return folder / "out", run_task(job)
+    return folder / "out", run_task(folder / "out", folder, {**SETTINGS, "utterances_per_shard": 3}, line)
 
 
 def test_a_task_counts_what_it_wrote_and_what_it_left_out(written):
@@ -208,7 +209,7 @@ def test_rows_lie_in_the_order_of_their_hashes_in_shards_of_nearly_equal_size(wr
 def test_a_task_has_as_few_shards_as_its_rows_need(written, tmp_path, most, sizes):
     shutil.copy(written[0] / "tasks.jsonl", tmp_path)
     (line,) = task_lines(tmp_path / "tasks.jsonl")
-    run_task(ShardJob(tmp_path, written[0].parent, line, "set", 6, 1.0, 1.0, most))
+    run_task(tmp_path, written[0].parent, {**SETTINGS, "utterances_per_shard": most}, line)
     assert [shard.rows for shard in build_index(tmp_path).shards] == sizes
 
 

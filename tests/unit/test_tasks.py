@@ -1,6 +1,7 @@
 """Planning the preparation: which clips are joined, which go together, and how corpora are listed."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -10,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openwavlm.shards.corpora import folder, librispeech, manifest
+from openwavlm.shards.corpora import manifest
 from openwavlm.shards.corpora.files import find_files
-from openwavlm.shards.corpora.listing import list_corpus
+from openwavlm.shards.corpora.listing import folder_utterances, librispeech_utterances, list_corpus
 from openwavlm.shards.corpora.utterance import Utterance, utterance_key
 from openwavlm.shards.tasks import append_tasks, cut_tasks, join_short_clips, read_task, task_lines
 
@@ -127,16 +128,16 @@ def test_keys_are_plain_stable_and_different() -> None:
 def test_a_folder_is_listed_in_order_with_speakers_from_a_folder(tmp_path: Path) -> None:
     touch(tmp_path, "b/x.FLAC", "a/s/y.wav", "a/z.m4a", "a/notes.txt", ".hidden/q.wav", "a/._x.wav")
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
-    found = list(folder.utterances(tmp_path, find_files(tmp_path).audio, speaker_folder=1, language="de"))
+    found = list(folder_utterances(tmp_path, find_files(tmp_path).audio, speaker_folder=1, language="de"))
     assert [(u.name, u.path, u.speaker, u.recording) for u in found] == [
         ("a/z", "a/z.m4a", "a", "a/z"),
         ("a/s/y", "a/s/y.wav", "a", "a/s/y"),
         ("b/x", "b/x.FLAC", "b", "b/x"),
     ]
     assert {u.language for u in found} == {"de"}
-    assert [u.name for u in folder.utterances(tmp_path, find_files(tmp_path, ["b"]).audio)] == ["b/x"]
+    assert [u.name for u in folder_utterances(tmp_path, find_files(tmp_path, ["b"]).audio)] == ["b/x"]
     with pytest.raises(ValueError, match="with speaker_folder=2 every file needs"):
-        list(folder.utterances(tmp_path, find_files(tmp_path).audio, speaker_folder=2))
+        list(folder_utterances(tmp_path, find_files(tmp_path).audio, speaker_folder=2))
     with pytest.raises(ValueError, match="sub-folder c does not exist"):
         find_files(tmp_path, ["c"])
 
@@ -144,7 +145,7 @@ def test_a_folder_is_listed_in_order_with_speakers_from_a_folder(tmp_path: Path)
 def test_librispeech_gives_readers_chapters_and_transcripts(tmp_path: Path) -> None:
     touch(tmp_path, "dev/19/198/19-198-0000.flac", "dev/19/198/19-198-0001.flac", "dev/20/1/20-1-0000.flac")
     (tmp_path / "dev/19/198/19-198.trans.txt").write_text("19-198-0000 IT'S A \n19-198-0001 B\n")
-    found = list(librispeech.utterances(tmp_path, find_files(tmp_path).audio))
+    found = list(librispeech_utterances(tmp_path, find_files(tmp_path).audio, Counter()))
     assert [(u.speaker, u.recording, u.text, u.language) for u in found] == [
         ("19", "19-198", "IT'S A", "en"),
         ("19", "19-198", "B", "en"),
@@ -152,7 +153,7 @@ def test_librispeech_gives_readers_chapters_and_transcripts(tmp_path: Path) -> N
     ]
     touch(tmp_path, "dev/other.flac")
     with pytest.raises(ValueError, match=r"but found dev/other.flac: use layout=folder"):
-        list(librispeech.utterances(tmp_path, find_files(tmp_path).audio))
+        list(librispeech_utterances(tmp_path, find_files(tmp_path).audio, Counter()))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_an_empty_or_missing_corpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist: give input=FILE"):
         list_corpus(tmp_path / "absent.tsv", {"layout": "manifest", "language": "", "columns": {}})
     (tmp_path / "m.tsv").write_text("path\tspeaker\n")
-    with pytest.raises(ValueError, match=r"m\.tsv has no rows: give each utterance a line"):
+    with pytest.raises(ValueError, match=r"m\.tsv has no rows: give one line per utterance"):
         list_corpus(tmp_path / "m.tsv", {"layout": "manifest", "language": "", "columns": {}})
 
 

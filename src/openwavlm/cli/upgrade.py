@@ -29,5 +29,5 @@ def main() -> None:
         print(f"error: {explained(error, debug_key=False)}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr, flush=True)
+        print("interrupted: run the same command again to resume", file=sys.stderr, flush=True)
         raise SystemExit(130) from None

@@ -9,7 +9,7 @@ import numpy as np
 
 from openwavlm.audio.frames import num_frames
 from openwavlm.labels.label_packs import AGAIN, MADE_BY, ROW_DTYPE, labels_file, new_checksum, rows_file
-from openwavlm.runtime.mapped import map_open, release
+from openwavlm.runtime.files import map_open, release
 from openwavlm.shards.index import Index
 
 _BLOCK_BYTES = 1 << 24

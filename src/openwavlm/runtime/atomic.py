@@ -25,10 +25,8 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a binary file, and renames it to `path` when the block ends without an error; makes its folder.
-
-    The temporary name contains the process id, so that a process that outlives its parent cannot disturb its successor.
-    """
+    """Opens a binary file, and renames it to `path` when the block ends without an error; makes its folder."""
+    # A process that outlives its parent must not disturb its successor, so the name has the process id.
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -43,12 +41,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_temporaries(folder: Path, is_own: Callable[[str], object]) -> None:
-    """Removes temporary files of killed writers; files that other programs called `.tmp` stay.
-
-    Args:
-        folder: Searched with its sub-folders.
-        is_own: Whether a path, relative to the folder, belongs to these writers and to no running process.
-    """
+    """Removes temporary files that killed writers left below a folder, if `is_own` is true of their relative path without the suffix."""
     for path in sorted(folder.rglob("*.tmp")):
         name = re.fullmatch(r"(.+)\.\d+\.tmp", path.relative_to(folder).as_posix())
         if name and is_own(name[1]) and path.is_file():
@@ -63,8 +56,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     """Writes a value as JSON, atomically; equal values give equal bytes."""
-    with atomic_file(path) as file:
-        file.write((json.dumps(value, indent=indent, sort_keys=True) + "\n").encode())
+    write_atomically(path, (json.dumps(value, indent=indent, sort_keys=True) + "\n").encode())
 
 
 def sha256_of(path: Path) -> str:
@@ -84,11 +76,9 @@ def digest_of(path: Path, digest: str | Callable[[], Any]) -> str:
 
 @contextmanager
 def writer_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Locks a folder against other writers during the block; the lock ends with the process.
+    """Makes a folder and locks it against other writers during the block; the lock ends with the process.
 
-    Args:
-        folder: Made if it does not exist.
-        shared: True for writers of disjoint parts, which exclude only an exclusive writer.
+    With `shared`, for writers of disjoint parts, it excludes only an exclusive writer.
 
     Raises:
         ValueError: If another process holds the lock.

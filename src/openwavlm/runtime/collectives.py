@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank of this process, from 0, and the size of its group."""
+    """Rank of this process, from 0, and the number of processes."""
 
     rank: int = 0
     size: int = 1

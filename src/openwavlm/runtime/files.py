@@ -1,22 +1,22 @@
 """Readers of stored files: `.npy` arrays, JSON objects, lines of text.
 
-Shape, type, range and size are checked here. A missing or damaged file raises a `ValueError` of one sentence with the file and the
-caller's `remedy` at its end; an error of the machine (`EMFILE`, `EIO`, `ESTALE`) stays an `OSError` with the file, since it does not
-depend on the content.
+A missing or damaged file is a `ValueError` that names it and ends with the caller's `remedy`; an error of the machine (`EMFILE`, `EIO`,
+`ESTALE`) stays an `OSError` with the file.
 """
 
+import ctypes
 import errno
 import json
+import mmap
 import os
 import tokenize
-from collections.abc import Callable
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openwavlm.runtime.mapped import map_bytes
 from openwavlm.runtime.resources import retried
 
 # Errors of numpy's header parser, which evaluates the header as a Python literal.
@@ -24,12 +24,16 @@ _BAD_HEADER = (
     *(ValueError, SyntaxError, TypeError, KeyError, IndexError, AttributeError, OverflowError),
     *(MemoryError, RecursionError, tokenize.TokenError),
 )
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def _unreadable(path: Path, error: OSError, remedy: str) -> Exception:
     """Error to raise for a file that cannot be opened or read."""
-    if error.errno in _ABSENT:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
         found = "is a folder" if error.errno == errno.EISDIR else "is missing"
         return ValueError(f"{path} {found}: {remedy}")
     return OSError(error.errno, error.strerror or str(error), str(path))
@@ -48,18 +52,13 @@ def read_array(
 ) -> np.ndarray:
     """Reads a `.npy` file as a C-contiguous array; compares the file's size with its header before it allocates memory.
 
-    Args:
-        path: The file.
-        dtype: Expected type, byte order included.
-        shape: Expected shape; None for any length of an axis.
-        remedy: See the module.
-        memory_map: Whether the array is a read-only view of the file instead of a copy.
+    `shape` has None for an axis of any length; with `memory_map` the array is a read-only view of the file.
     """
     dtype = np.dtype(dtype)
     try:
         with path.open("rb") as file:
-            found, begin = _read_header(file, path, remedy)
-            rows, fortran, stored = found
+            rows, fortran, stored = _read_header(file, path, remedy)
+            begin = file.tell()
             if stored != dtype or len(rows) != len(shape) or any(n not in (None, m) for n, m in zip(shape, rows, strict=True)):
                 wanted = "×".join("any" if length is None else str(length) for length in shape)
                 raise ValueError(
@@ -72,29 +71,49 @@ def read_array(
             size = os.fstat(file.fileno()).st_size
             if size != expected:
                 raise ValueError(f"{path} must have {expected} bytes by its header, but has {size}: {remedy}")
-            if size == begin:  # an empty file cannot be mapped
-                return np.zeros(rows, dtype)
             if memory_map:
-                return map_bytes(path)[begin:].view(dtype).reshape(rows)
+                return map_open(file.fileno(), size, path)[begin:].view(dtype).reshape(rows)
             return np.fromfile(file, dtype, int(np.prod(rows))).reshape(rows)
     except OSError as error:
         raise _unreadable(path, error, remedy) from error
 
 
-def _read_header(file: Any, path: Path, remedy: str) -> tuple[tuple[tuple[int, ...], bool, np.dtype[Any]], int]:
-    """Shape, order and type in the header, and the offset of the data."""
+def map_open(descriptor: int, nbytes: int, path: Path) -> np.ndarray:
+    """Maps an open file: uint8 (bytes,), read-only; the descriptor may be closed afterwards.
+
+    Python's `mmap` keeps a descriptor open per mapping: two sources with 256 label packs each would need 1,024, the limit of a process on
+    many machines.
+    """
+    if nbytes == 0:  # nothing to map
+        return np.zeros(0, np.uint8)
+    address = _libc.mmap(None, nbytes, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    if address == ctypes.c_void_p(-1).value:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(path))
+    buffer: Any = (ctypes.c_uint8 * nbytes).from_address(address)
+    weakref.finalize(buffer, _libc.munmap, address, nbytes)
+    array = np.frombuffer(buffer, np.uint8)
+    array.flags.writeable = False
+    return array
+
+
+def release(content: np.ndarray) -> None:
+    """Frees the memory of mapped bytes; the next access reads them from the file again."""
+    if len(content):
+        _libc.madvise(content.ctypes.data, len(content), mmap.MADV_DONTNEED)
+
+
+def _read_header(file: Any, path: Path, remedy: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type of the array; leaves the file at its data."""
     try:
         version = np.lib.format.read_magic(file)
-        reader: Callable[..., Any] = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        rows, fortran, dtype = reader(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        rows, fortran, dtype = readers[version](file)
         if not all(type(length) is int and 0 <= length < 2**48 for length in rows) or dtype.hasobject:
             raise ValueError(f"shape {rows}, type {dtype}")
     except _BAD_HEADER as error:
         raise ValueError(f"{path} is damaged (no array begins there): {remedy}") from error
-    return (tuple(rows), bool(fortran), dtype), file.tell()
+    return tuple(rows), bool(fortran), dtype
 
 
 def _name(dtype: np.dtype[Any]) -> str:
@@ -126,13 +145,7 @@ def read_json(path: Path, *, remedy: str) -> "Fields":
 
 @dataclass(frozen=True)
 class Fields:
-    """Fields of a JSON object, read by name with type and range; each error names file and field.
-
-    Attributes:
-        values: The object.
-        where: File, and place in it.
-        remedy: See the module.
-    """
+    """Fields of a JSON object, read by name with type and range; errors name `where` (file, and place in it) and the field."""
 
     values: dict[str, Any]
     where: str
@@ -142,7 +155,7 @@ class Fields:
         """A whole number in [low, high]."""
         value = self._get(name)
         if type(value) is not int or not low <= value <= high:
-            what = f"a whole number from {low} on" if high == 2**63 - 1 else f"a whole number in [{low}, {high}]"
+            what = f"a whole number of at least {low}" if high == 2**63 - 1 else f"a whole number in [{low}, {high}]"
             raise self.refusal(name, what, value)
         return value
 

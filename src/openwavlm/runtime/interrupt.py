@@ -1,8 +1,7 @@
-"""Ctrl-C: a program ends at once, with one line and status 130.
+"""Ctrl-C: a program ends at once, with one line and status 130; every command can resume after a kill.
 
-Every command can resume after a kill, so it needs no cleaning up. KeyboardInterrupt is no replacement: callbacks of C libraries and
-finalisers lose it, and a half-finished import turns it into another error. This module imports nothing slow, so that a program can call
-it first.
+KeyboardInterrupt is no replacement: callbacks of C libraries and finalisers lose it, and a half-finished import turns it into another
+error. This module imports nothing slow, so that a program can call it first.
 """
 
 import atexit
@@ -18,7 +17,7 @@ from types import FrameType
 Handler = Callable[[int, FrameType | None], object]
 
 INTERRUPTED = 130
-_LINE = "interrupted: run the same command again to go on"
+_LINE = "interrupted: run the same command again to resume"
 # The parent process, or the first rank, writes the line.
 _SILENT = "OPENWAVLM_PARENT" in os.environ or os.environ.get("RANK", "0") != "0"
 
@@ -71,7 +70,7 @@ def _ending() -> Handler:
 
 
 def say_interrupted() -> None:
-    """Writes the line."""
+    """Writes that the program was interrupted and how to resume."""
     if not _SILENT:
         shown = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress bar hides the cursor
         os.write(2, f"{shown}{_LINE}\n".encode())

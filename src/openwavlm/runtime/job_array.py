@@ -1,7 +1,4 @@
-"""A stage as a Slurm job array, through submitit: one call of the stage's function per job, with the job's `task_index`.
-
-Done-files record the progress: a job that was preempted, timed out or failed resumes where it stopped.
-"""
+"""A stage as a Slurm job array, through submitit: one call of the stage's function per job, which resumes by its done-files."""
 
 import logging
 import shutil
@@ -15,8 +12,8 @@ from openwavlm.runtime.progress import ProgressBar
 
 log = logging.getLogger(__name__)
 
-LAUNCHERS = ("local", "slurm")
-CLUSTERS = ("slurm", "local")  # submitit's debug executor stops in a debugger where a job fails
+_LAUNCHERS = ("local", "slurm")
+_CLUSTERS = ("slurm", "local")  # submitit's debug executor stops in a debugger where a job fails
 
 
 @dataclass(frozen=True)
@@ -57,18 +54,18 @@ class Slurm:
                 raise ValueError(f"slurm.{name} must be positive, but is {value}")
         if self.gpus < 0:
             raise ValueError(f"slurm.gpus must not be negative, but is {self.gpus}")
-        if self.cluster not in CLUSTERS:
-            raise ValueError(f"slurm.cluster must be one of {', '.join(CLUSTERS)}, but is {self.cluster!r}")
+        if self.cluster not in _CLUSTERS:
+            raise ValueError(f"slurm.cluster must be one of {', '.join(_CLUSTERS)}, but is {self.cluster!r}")
 
 
 def is_array(launcher: str, task_index: int | None) -> bool:
-    """Whether a command submits jobs instead of doing the work itself.
+    """True if a command submits jobs instead of doing the work itself.
 
     Raises:
         ValueError: If the launcher is unknown, or a job of an array would submit another.
     """
-    if launcher not in LAUNCHERS:
-        raise ValueError(f"launcher must be one of {', '.join(LAUNCHERS)}, but is {launcher!r}")
+    if launcher not in _LAUNCHERS:
+        raise ValueError(f"launcher must be one of {', '.join(_LAUNCHERS)}, but is {launcher!r}")
     if launcher == "slurm" and task_index is not None:
         raise ValueError(
             f"launcher=slurm sets the task_index of every job, but task_index is {task_index}: leave it out, or use launcher=local under "
@@ -77,11 +74,11 @@ def is_array(launcher: str, task_index: int | None) -> bool:
     return launcher == "slurm"
 
 
+@dataclass
 class ArrayTask:
     """A stage's function as a job that is requeued after preemption or a timeout."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+    function: Callable[..., Any]
 
     def __call__(self, **arguments: Any) -> None:
         """Calls the function and drops its result."""
@@ -106,15 +103,9 @@ def _submitit() -> Any:
 def run_array(
     function: Callable[..., Any], arguments: dict[str, Any], *, num_tasks: int, workers: int, folder: Path, slurm: Slurm
 ) -> bool:
-    """Submits an array whose job i calls `function(**arguments, num_tasks=num_tasks, task_index=i)`, and waits for it.
+    """Submits an array in which job i calls `function(**arguments, num_tasks=num_tasks, task_index=i)`, and waits for it.
 
-    Args:
-        function: A function of a module that the nodes can import.
-        arguments: Its other arguments; relative paths are made absolute.
-        num_tasks: Number of jobs.
-        workers: Processes of each job, the default of `slurm.cpus`.
-        folder: Default of `slurm.folder`.
-        slurm: Resources of each job.
+    Relative paths among the arguments are made absolute. `workers` and `folder` are the defaults of `slurm.cpus` and `slurm.folder`.
 
     Returns:
         True if all jobs succeeded; False with `slurm.wait=false`.

@@ -16,11 +16,7 @@ _SHARE = 4  # a quarter of the descriptors at most: sockets and batches from wor
 
 
 class OpenFiles:
-    """Descriptors by reader and number of the file.
-
-    Attributes:
-        most: Largest number of open files; None = a quarter of the soft limit at the first use, at most 1,024.
-    """
+    """Descriptors by reader and number of the file: `most` at once, by default a quarter of the soft limit, at most 1,024."""
 
     def __init__(self, most: int | None = None) -> None:
         self.most = most

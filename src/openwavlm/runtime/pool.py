@@ -15,21 +15,15 @@ Result = TypeVar("Result")
 
 
 def run_jobs(
-    function: Callable[[Job], Result],
-    jobs: Sequence[Job],
-    *,
-    workers: int = 1,
-    description: str = "working",
-    visible: bool = True,
+    function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int = 1, description: str = "", visible: bool = True
 ) -> Generator[Result, None, None]:
-    """Yields `function(job)` for every job in the order in which they finish.
+    """Yields `function(job)` for every job in the order in which they finish, and shows a progress bar.
 
     Args:
-        function: A function of a module, so that it can be sent to another process.
+        function: A function of a module, so that it can be sent to another process, or a `partial` of one.
         jobs: Its arguments.
         workers: Number of processes; 1 runs everything in this process.
-        description: Title of the progress bar.
-        visible: Whether to show the bar on a terminal.
+        description, visible: As in `ProgressBar`.
 
     Raises:
         ValueError: If `workers` is below 1.
@@ -47,7 +41,7 @@ def run_jobs(
 def _in_pool(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
     # A fork server imports numpy and webdataset once (about four seconds) and forks workers without threads.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([function.__module__])
+    context.set_forkserver_preload([getattr(function, "func", function).__module__])
     start_fork_server()
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)

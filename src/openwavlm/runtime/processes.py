@@ -26,16 +26,13 @@ _LEAKED = "ignore:resource_tracker:UserWarning"
 
 
 def end_with_parent(number: signal.Signals) -> None:
-    """Lets the kernel send this signal to this process when its parent ends; on Linux only, and kept by `exec`.
-
-    Source: prctl(2), PR_SET_PDEATHSIG.
-    """
+    """Lets the kernel send this signal to this process when its parent ends (prctl(2), Linux only); kept by `exec`."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def answer_parent() -> None:
-    """Requests a SIGTERM, which saves and stops, for the end of the command or torchrun that started this program, if one did.
+    """Requests a SIGTERM, which saves and stops, for the moment when the command or torchrun that started this program ends.
 
     Raises:
         SystemExit: If that process has already ended.
@@ -51,19 +48,13 @@ def answer_parent() -> None:
 
 
 def run_handing_on_signals(command: list[str]) -> int:
-    """Runs a launcher and forwards SIGTERM, SIGINT and SIGUSR1 of this process to the launcher's children.
+    """Runs a launcher and forwards SIGTERM, SIGINT and SIGUSR1 of this process to the launcher's children; returns its exit status.
 
     A launcher that gets a signal kills its children after a delay; without one it waits until they have saved. The launcher gets SIGTERM
     if this process is killed.
-
-    Returns:
-        The launcher's exit status.
     """
-    child = subprocess.Popen(
-        command,
-        start_new_session=True,  # a terminal's Ctrl-C reaches only this process
-        preexec_fn=lambda: end_with_parent(signal.SIGTERM),
-    )
+    # In a session of its own, a terminal's Ctrl-C reaches only this process.
+    child = subprocess.Popen(command, start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGTERM))
 
     def hand_on(number: int, frame: object) -> None:
         for process in children_of(child.pid) or [child.pid]:
@@ -76,10 +67,7 @@ def run_handing_on_signals(command: list[str]) -> int:
 
 
 def run_until_saved(command: list[str], environment: Mapping[str, str]) -> int:
-    """Runs a training in this process's group; an interrupt of this process stops the training, which saves first.
-
-    Returns:
-        The training's exit status.
+    """Runs a training in this process's group; an interrupt of this process stops it, and it saves first. Returns its exit status.
 
     Raises:
         KeyboardInterrupt: After an interrupted training has ended, or was killed by a second interrupt.
@@ -146,9 +134,9 @@ def killed_worker(error: BaseException) -> str | None:
     if found is None:
         return None
     how = f" ({found[2].strip()})" if found[2] else ""
-    lacking, way_out = "memory", "give the job more memory"
-    if "Bus error" in how:
-        lacking, way_out = "shared memory", "enlarge /dev/shm (docker: --shm-size=8g)"
+    shared = "Bus error" in how
+    lacking = "shared memory" if shared else "memory"
+    way_out = "enlarge /dev/shm (docker: --shm-size=8g)" if shared else "give the job more memory"
     return (
         f"the loader worker of process {found[1].strip()} was killed{how}, probably for lack of {lacking}: lower loader.workers or "
         f"loader.prefetch, or {way_out}; the same command resumes"

@@ -5,15 +5,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 
 
 class ProgressBar:
-    """A bar shown during a `with` block.
-
-    Args:
-        total: Amount of work.
-        description: Title.
-        visible: False = no bar.
-        counts: Whether to show `done/total`.
-        transient: Whether the bar disappears at the end.
-    """
+    """A bar shown during a `with` block if it is `visible`; `counts` adds `done/total`, a `transient` bar disappears at the end."""
 
     def __init__(
         self, total: float, description: str = "", *, visible: bool = True, counts: bool = True, transient: bool = False
@@ -38,5 +30,5 @@ class ProgressBar:
         self._bar.update(self._task, advance=amount, description=description)
 
     def set(self, done: float, description: str, figure: str = "") -> None:
-        """Sets the finished work, the title, and a figure behind the bar."""
+        """Sets the finished work, the title, and a figure after the bar."""
         self._bar.update(self._task, completed=done, description=description, figure=figure)

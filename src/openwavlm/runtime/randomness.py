@@ -19,7 +19,7 @@ def stable_hash(text: str) -> int:
 
 
 def words(seed: int, purpose: str, count: int, *, source: int = 0, epoch: int = 0, micro: int = 0) -> np.ndarray:
-    """Draws raw 64-bit words.
+    """Draws raw 64-bit words, uint64 (count,).
 
     Args:
         seed: The run's seed.
@@ -28,9 +28,6 @@ def words(seed: int, purpose: str, count: int, *, source: int = 0, epoch: int = 
         source: Stable hash of the data source's name.
         epoch: Data epoch of that source.
         micro: Identity of the micro-batch within the epoch (stream and index).
-
-    Returns:
-        uint64 array (count,).
     """
     key = np.array([seed & _MASK_64, stable_hash(purpose)], dtype=np.uint64)
     counter = np.array([0, micro & _MASK_64, source & _MASK_64, epoch & _MASK_64], dtype=np.uint64)

@@ -56,34 +56,25 @@ def raise_descriptor_limit() -> int:
 
 
 def of_the_file(error: OSError) -> bool:
-    """Whether an error describes the file (absent, forbidden, malformed), not the machine."""
+    """True if an error describes the file (absent, forbidden, malformed), not the machine."""
     return error.errno is None or error.errno in _OF_THE_FILE
 
 
-def check_of_the_file(error: BaseException, path: Path | str | None = None) -> None:
-    """Raises an error again if it describes the machine; the first call where a failed read is taken for a damaged or missing file.
-
-    Args:
-        error: The caught error.
-        path: The file, for an error without a name.
-    """
+def check_of_the_file(error: BaseException, path: Path | str = "") -> None:
+    """Raises a caught error again if it describes the machine, with the file's name, so that no file is taken for damaged or missing."""
     if isinstance(error, MemoryError):
         raise error
-    hidden = _OF_TORCH.search(str(error)) if isinstance(error, RuntimeError) else None
-    if hidden is not None:
+    if isinstance(error, RuntimeError) and (hidden := _OF_TORCH.search(str(error))):
         error = OSError(int(hidden[1]), os.strerror(int(hidden[1])))
     if isinstance(error, OSError) and not of_the_file(error):
-        with naming(path or ""):
+        with naming(path):
             raise error
 
 
 def read_again(action: Callable[[], Result], path: Path) -> Result:
     """Calls `action`, which reads a file through a library, and calls it again if it fails although the file is readable.
 
-    Libraries report a failed read as a damaged file.
-
-    Raises:
-        OSError: If the machine fails to read the file; with its name. Otherwise as `action` does.
+    Libraries report a failed read as a damaged file; if the machine fails to read it, an `OSError` with its name is raised.
     """
     try:
         return action()
@@ -94,11 +85,7 @@ def read_again(action: Callable[[], Result], path: Path) -> Result:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a zip archive; where reading fails, `zipfile` alone returns False.
-
-    Raises:
-        OSError: If the machine fails to read the file; with its name.
-    """
+    """True if a file is a zip archive; raises an `OSError` if the machine fails to read it, where `zipfile` returns False."""
     if not zipfile.is_zipfile(path):
         _check_reads(path)
     return zipfile.is_zipfile(path)
@@ -149,11 +136,9 @@ def naming(path: Path | str) -> Iterator[None]:
 
 
 def explained(error: BaseException, *, debug_key: bool = True) -> str:
-    """Message of an error; for an error of the machine with its errno, the file and a remedy.
+    """Message of an error; for an error of the machine with errno, file and remedy.
 
-    Args:
-        error: The error.
-        debug_key: Whether the command has the key `debug`, which the message names if the file is unknown.
+    Where the file is unknown, the message names the key `debug` of the command, unless `debug_key` is False.
     """
     if isinstance(error, MemoryError):
         return f"memory ran out{f' ({error})' if str(error) else ''}: use fewer workers, or give the job more memory"

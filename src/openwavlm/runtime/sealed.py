@@ -1,17 +1,13 @@
-"""JSON records with a checksum of themselves, so that a value that changed on the disk is noticed.
-
-Arguments called `remedy` are the last part of an error, as in `files`.
-"""
+"""JSON records with a checksum of themselves, so that a value that changed on the disk is noticed."""
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from openwavlm.runtime.atomic import write_json
-from openwavlm.runtime.files import Fields, read_json
+from openwavlm.runtime.files import read_json
 
 CHECKSUM = "seal"
 
@@ -21,52 +17,25 @@ def read_sealed(path: Path, *, remedy: str, newest: int | None = None, sealed_si
 
     Args:
         path: The file.
-        remedy: See the module.
+        remedy: Last part of an error, as in `files`.
         newest: The newest `format_version` that the caller reads; the checksum of a newer one, which it refuses, is not compared.
         sealed_since: The first `format_version` that must have a checksum; None if it is always optional.
 
     Raises:
         ValueError: If the file is missing, is not one JSON object, or its checksum differs.
-        OSError: If the machine fails to read it; names the file.
+        OSError: If the machine fails to read the file.
     """
     content = read_json(path, remedy=remedy).values
     version = content.get("format_version")
+    version = version if isinstance(version, int) else 0
     has_seal, seal = CHECKSUM in content, content.pop(CHECKSUM, None)
-    if newest is not None and isinstance(version, int) and version > newest:
+    if newest is not None and version > newest:
         return content
     if has_seal and seal != checksum_of(content):
         raise ValueError(f"{path} is damaged (its checksum differs): {remedy}")
-    if not has_seal and sealed_since is not None and isinstance(version, int) and version >= sealed_since:
+    if not has_seal and sealed_since is not None and version >= sealed_since:
         raise ValueError(f"{path} is damaged (it has no checksum): {remedy}")
     return content
-
-
-def read_newest(path: Path, *, newest: int, what: str, upgrade: str, remedy: str) -> Fields:
-    """Reads a JSON object of the newest format and compares it with its checksum; returns it without the checksum.
-
-    Args:
-        path: The file.
-        newest: The only `format_version` that is read.
-        what: Subject of errors: `{what} has format …`.
-        upgrade: Command that upgrades an older format.
-        remedy: See the module.
-
-    Raises:
-        ValueError: If the file is missing or damaged, or its format is newer or older.
-        OSError: If the machine fails to read it; names the file.
-    """
-    found = read_json(path, remedy=remedy)
-    version = found.integer("format_version", 1)
-    if version > newest:
-        raise ValueError(f"{what} has format {version}, but this version of OpenWavLM reads up to {newest}: update OpenWavLM")
-    if version < newest:
-        raise ValueError(
-            f"{what} has format {version}, in which speakers and other names have no checksum: upgrade it to format {newest}, which "
-            f"does not change the audio, by `{upgrade}`"
-        )
-    if found.text(CHECKSUM) != checksum_of(found.values):
-        raise ValueError(f"{path} is damaged (its content does not have its checksum): {remedy}")
-    return replace(found, values={name: value for name, value in found.values.items() if name != CHECKSUM})
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

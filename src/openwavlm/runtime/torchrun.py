@@ -1,7 +1,4 @@
-"""torchrun for `trainer.devices` above 1, with one sentence for a failed process.
-
-`python -m openwavlm.runtime.torchrun` takes the arguments of `python -m torch.distributed.run`.
-"""
+"""`python -m torch.distributed.run` with one sentence for a failed process, for `trainer.devices` above 1."""
 
 import logging
 import signal
@@ -12,11 +9,7 @@ from openwavlm.runtime.processes import ended
 
 
 def main() -> None:
-    """Runs the processes; exits with the status of the first that failed.
-
-    Raises:
-        SystemExit: If one failed, or a signal ended the launcher.
-    """
+    """Runs the processes; exits with the status of the first that failed, or of a signal."""
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

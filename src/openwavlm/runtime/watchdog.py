@@ -1,7 +1,6 @@
 """Watchdog: reports where a process hangs and ends it, so that it does not occupy a cluster until its time limit.
 
-A Python thread checks the time since the last note of progress. If a C call holds the interpreter's lock, the thread of `faulthandler`
-prints the stacks and ends the process a little later.
+A Python thread checks the time; where a C call holds the interpreter's lock, the thread of `faulthandler` ends the process a little later.
 """
 
 import faulthandler
@@ -22,14 +21,7 @@ _GRACE_S = 30.0
 
 
 class Watchdog:
-    """Watches one process.
-
-    Args:
-        timeout_s: Longest time without a note, seconds.
-        rank: Rank of the process, for the message.
-        report: File for a copy of the report on standard error.
-        now: The clock, in seconds.
-    """
+    """Ends the process of this rank after `timeout_s` seconds without a note; writes its report also to the file `report`."""
 
     def __init__(self, timeout_s: float, rank: int, report: Path, *, now: Callable[[], float] = time.monotonic) -> None:
         self._timeout_s, self._rank, self._report, self._now = timeout_s, rank, report, now

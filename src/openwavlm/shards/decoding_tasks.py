@@ -21,12 +21,9 @@ Clip = tuple[Utterance, np.ndarray]
 
 @dataclass
 class TaskDecoder:
-    """Decodes items of a task.
+    """Decodes items of a task, with paths relative to `root`; `channels` and `max_hours` are those of `make_shards`.
 
     Attributes:
-        root: Folder that the audio paths are relative to.
-        channels: Treatment of several channels: `mean`, `first`, or `split` (utterances then name their channels).
-        max_hours: Longest recording that is decoded.
         skipped: Unusable utterances: `name`, `path`, `reason`, `detail`, `stamp`.
         clipped: Number of clipped samples by file, of files that have any.
         out_of_phase: Files with channels that cancel each other, of which one channel was taken.
@@ -88,9 +85,8 @@ class TaskDecoder:
         """Decodes the range that holds all utterances."""
         name, channel = utterances[0].path, utterances[0].channel
         path = self.root / name
-        ends = [utterance.end_s for utterance in utterances]
-        known = [end for end in ends if end is not None]
-        end_s = max(known) if len(known) == len(ends) else None
+        known = [utterance.end_s for utterance in utterances if utterance.end_s is not None]
+        end_s = max(known) if len(known) == len(utterances) else None
         wanted = 0 if channel is None and self.channels == "first" else channel
         audio = decode_or_stop(path, start_s=start_s, end_s=end_s, max_hours=self.max_hours, channel=wanted)
         if channel is None and self.channels == "split" and (number := probe_channels(path)) != 1:
@@ -103,8 +99,8 @@ class TaskDecoder:
 
     def _skip(self, utterance: Utterance, error: AudioError) -> None:
         stamp = file_stamp(self.root / utterance.path)
-        entry = {"name": utterance.name, "path": utterance.path, "reason": error.reason, "detail": error.detail, "stamp": stamp}
-        self.skipped.append(entry)
+        entry = {"name": utterance.name, "path": utterance.path, "reason": error.reason, "detail": error.detail}
+        self.skipped.append(entry | {"stamp": stamp})
 
 
 def file_stamp(path: Path) -> list[int] | None:

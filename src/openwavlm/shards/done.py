@@ -1,4 +1,4 @@
-"""Done-files: one a task (finished shards, skipped utterances) and one a shard (everything that the index holds of its rows)."""
+"""Done-files: one per task (finished shards, skipped utterances) and one per shard (everything that the index holds of its rows)."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -26,11 +26,7 @@ def task_file(output: Path, number: int) -> Path:
 
 
 def task_done(output: Path, number: int) -> dict[str, Any] | None:
-    """Content of the done-file of a task; None if the task is not finished or the file is damaged, so that the task is done again.
-
-    Raises:
-        OSError: If the machine cannot read it; names the file.
-    """
+    """Content of the done-file of a task; None if the task is not finished or the file is damaged, so that the task is done again."""
     file = task_file(output, number)
     if not file.is_file():
         return None
@@ -44,11 +40,7 @@ def task_done(output: Path, number: int) -> dict[str, Any] | None:
 
 
 def check_task_done(found: Fields) -> None:
-    """Checks types and ranges of the fields of a task's done-file.
-
-    Raises:
-        ValueError: Naming file and field.
-    """
+    """Checks types and ranges of the fields of a task's done-file; a ValueError names file and field."""
     shards = Fields(found.mapping("shards"), f"{found.where}, shards", found.remedy)
     for name in shards.values:
         shards.integer(name)
@@ -108,15 +100,7 @@ def refuse_many_skipped(output: Path, unusable: Mapping[str, Mapping[str, Any]],
 
 @dataclass(frozen=True)
 class ShardDone:
-    """Content of the done-file of a shard.
-
-    Attributes:
-        info: Entry of the shard in `shards.json`.
-        columns: Columns `offset`, `nbytes`, `num_samples`, `key` and `pcm`, (rows,) each.
-        names: Texts of the columns `speaker`, `recording`, `source` and `language`, (rows,) each.
-        keys: Key of every row.
-        members: Clips of joined rows, dtype `MEMBER`, rows from 0.
-    """
+    """Content of the done-file of a shard: columns of numbers and of names, (rows,) each, and `members` (dtype `MEMBER`, rows from 0)."""
 
     info: ShardInfo
     columns: dict[str, np.ndarray]
@@ -128,9 +112,7 @@ class ShardDone:
 def write_done_file(tar: Path, name: str, nbytes: int, checksum: str, columns: Mapping[str, Sequence[Any]], members: Any) -> None:
     """Writes the done-file of the shard `tar`, with the path `name` in its set.
 
-    Args:
-        columns: Lists by name, filled by `Row.append_to`.
-        members: `(row, offset, num_samples, key, pcm)` of every clip of a joined row.
+    `columns` are lists by name, as `Row.append_to` fills them, `members` are as `MEMBER`.
     """
     identity = shard_identity(*(np.array(columns[column], np.uint64) for column in ("pcm", "key", "num_samples")))
     info = ShardInfo(name, len(columns["keys"]), nbytes, checksum, identity, shard_metadata(columns))
@@ -139,11 +121,7 @@ def write_done_file(tar: Path, name: str, nbytes: int, checksum: str, columns: M
 
 
 def read_done_file(file: Path) -> ShardDone:
-    """Reads the done-file of a shard and compares both identities with its columns.
-
-    Raises:
-        ValueError: If it is missing, damaged or of another format.
-    """
+    """Reads the done-file of a shard and checks it against itself; a ValueError if it is missing, damaged or of another format."""
     found = read_record(file, file.parents[2], remedy=_REMEDY)
     info = ShardInfo.of(found)
     columns = Fields(found.mapping("columns"), f"{file}, columns", _REMEDY)

@@ -1,10 +1,4 @@
-"""Index of a shard set: memory-mapped columns, so that a row is found without opening a tar.
-
-<shard set>/index/shard.npy … language.npy   one array a column, one entry a row, rows in shard order
-                  members.npy                clips inside joined rows
-                  speakers.txt …             text tables: line `id` of the columns speaker, recording, source, language
-                  keys.txt                   key of every row
-                  shards.json                format version, both identities, one entry a shard, a checksum a file; written last
+"""Index of a shard set (docs/data.md): memory-mapped columns, so that a row is found without opening a tar.
 
 Two identities: the fingerprint hashes the audio (PCM, key, length), `metadata` the names that decide a split, a probe's speakers or a
 source's share (speaker, recording, source, language). The checksums in `shards.json` cover every other byte of the folder.
@@ -22,7 +16,7 @@ import numpy as np
 
 from openwavlm.runtime.atomic import sha256_of
 from openwavlm.runtime.files import Fields, read_array, read_lines
-from openwavlm.runtime.sealed import read_newest
+from openwavlm.runtime.sealed import read_sealed
 
 FORMAT_VERSION = 2
 COLUMNS: dict[str, type[np.unsignedinteger[Any]]] = {
@@ -51,9 +45,7 @@ class ShardInfo:
 
     Attributes:
         name: Path relative to the shard set.
-        rows: Number of utterances.
-        nbytes: Size of the tar.
-        checksum: SHA-256 of the tar.
+        rows, nbytes, checksum: Number of utterances; size and SHA-256 of the tar.
         identity: Hash over its rows in order, to which labels are bound.
         metadata: Hash over the names of its rows in order; `write_index` computes it.
     """
@@ -80,7 +72,7 @@ def shard_identity(pcm: np.ndarray, key: np.ndarray, num_samples: np.ndarray) ->
 
 
 def shard_metadata(names: Mapping[str, Sequence[str]]) -> str:
-    """Hash over the names of a shard's rows in order: `names` are texts without line feed of all of `NAMES`, (rows,) each."""
+    """Hash over the names of a shard's rows in order: texts without line feed of all of `NAMES`, (rows,) each."""
     rows = zip(*(names[name] for name in NAMES), strict=True)
     return hashlib.blake2b("".join(["\n".join((*row, "")) for row in rows]).encode(), digest_size=16).hexdigest()
 
@@ -100,15 +92,36 @@ def read_record(file: Path, path: Path, *, what: str = "", remedy: str) -> Field
 
     Raises:
         ValueError: If the file is missing, damaged or of another format.
+        OSError: If the machine fails to read the file.
     """
-    upgrade = f"openwavlm upgrade {path}"
-    return read_newest(file, newest=FORMAT_VERSION, what=what or str(file), upgrade=upgrade, remedy=remedy)
+    content = read_sealed(file, remedy=remedy, newest=FORMAT_VERSION, sealed_since=FORMAT_VERSION)
+    found = Fields(content, str(file), remedy)
+    if check_not_newer(found, what) < FORMAT_VERSION:
+        raise ValueError(
+            f"{what or file} has format {content['format_version']}, in which speakers and other names have no checksum: upgrade it to "
+            f"format {FORMAT_VERSION}, which does not change the audio, by `openwavlm upgrade {path}`"
+        )
+    return found
+
+
+def check_not_newer(found: Fields, what: str = "") -> int:
+    """Returns the format of a record; raises a ValueError if it is newer than `FORMAT_VERSION`."""
+    version = found.integer("format_version", 1)
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{what or found.where} has format {version}, but this version of OpenWavLM reads up to {FORMAT_VERSION}: update OpenWavLM"
+        )
+    return version
+
+
+def _table(name: str) -> cached_property[list[str]]:
+    return cached_property(lambda index: index._lines(name))
 
 
 class Index:
     """Read-only view of a shard set's index.
 
-    Columns are memory-mapped 1-d arrays with one entry a row (types in `COLUMNS`); ids of `speaker`, `recording`, `source` and
+    Columns are memory-mapped 1-d arrays with one entry per row (types in `COLUMNS`); ids of `speaker`, `recording`, `source` and
     `language` point into the text tables, 0 is unknown. A pickled index is its path.
 
     Attributes:
@@ -117,6 +130,9 @@ class Index:
         metadata: Hash over the sorted shard identities and metadata (names).
         shards: Tars in index order.
         first_row: int64 (shards + 1,): the rows of shard s are `first_row[s]:first_row[s + 1]`.
+        speakers, recordings: Names `SOURCE/name` by id; these and the other texts are read on first use.
+        sources, languages: Names of the sources, and language codes, by id.
+        keys: Key of every row, as in the tars; empty for an index written without keys.
     """
 
     shard: np.ndarray
@@ -129,6 +145,11 @@ class Index:
     recording: np.ndarray
     source: np.ndarray
     language: np.ndarray
+    speakers = _table("speakers")
+    recordings = _table("recordings")
+    sources = _table("sources")
+    languages = _table("languages")
+    keys = _table("keys")
 
     def __init__(self, path: Path, shards: list[ShardInfo], columns: Mapping[str, np.ndarray], files: dict[str, Fields]) -> None:
         self.path = path
@@ -144,10 +165,8 @@ class Index:
     def open(cls, path: Path | str, *, check: bool = True) -> "Index":
         """Opens the index of a shard set.
 
-        Args:
-            path: Folder that `make_shards` wrote.
-            check: True reads every file once and compares it with its checksum (a second for some millions of rows); False only maps
-                the columns, for the workers of a process that has checked the index.
+        With `check`, every file is read once and compared with its checksum (a second for some millions of rows); workers of a process
+        that has checked the index leave it out.
 
         Raises:
             ValueError: If there is no finished index, it has another format, or a file is missing or has another type, shape, size or
@@ -182,11 +201,11 @@ class Index:
 
     def _file_problem(self, name: str) -> str | None:
         path = self.path / "index" / name
-        size = path.stat().st_size if path.is_file() else None
-        if size is None:
+        if not path.is_file():
             return f"{path} is missing"
-        if size != self._files[name].integer("nbytes"):
-            return f"{path} must have {self._files[name].integer('nbytes')} bytes, but has {size}"
+        size, expected = path.stat().st_size, self._files[name].integer("nbytes")
+        if size != expected:
+            return f"{path} must have {expected} bytes, but has {size}"
         return None if sha256_of(path) == self._files[name].text("sha256") else f"{path} does not have its checksum"
 
     def __len__(self) -> int:
@@ -195,7 +214,7 @@ class Index:
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Index.open, check=False), (self.path,)
 
-    def _table(self, name: str) -> list[str]:
+    def _lines(self, name: str) -> list[str]:
         path, again = self.path / "index" / f"{name}.txt", _again(self.path)
         lines, wanted = read_lines(path, remedy=again), self._files[path.name].integer("lines")
         if len(lines) != wanted:
@@ -212,33 +231,8 @@ class Index:
                     f"{self.path / 'index' / name}.npy must name lines of {table}.txt, which has {len(texts)}, but names line "
                     f"{int(ids.max())}: {_again(self.path)}"
                 )
-            found[name] = look_up(texts, ids)
+            found[name] = [texts[number] for number in ids.tolist()]
         return found
-
-    @cached_property
-    def speakers(self) -> list[str]:
-        """Names `SOURCE/speaker` by id; read on first use."""
-        return self._table("speakers")
-
-    @cached_property
-    def recordings(self) -> list[str]:
-        """Names `SOURCE/recording` by id; read on first use."""
-        return self._table("recordings")
-
-    @cached_property
-    def sources(self) -> list[str]:
-        """Names of the sources by id."""
-        return self._table("sources")
-
-    @cached_property
-    def languages(self) -> list[str]:
-        """Language codes by id."""
-        return self._table("languages")
-
-    @cached_property
-    def keys(self) -> list[str]:
-        """Key of every row, as in the tars; read on first use. Empty for an index written without keys."""
-        return self._table("keys")
 
     @cached_property
     def members(self) -> np.ndarray:
@@ -248,8 +242,3 @@ class Index:
 
 def _again(path: Path) -> str:
     return f"delete {path / 'index'} and run openwavlm make-shards again"
-
-
-def look_up(table: Sequence[str], ids: np.ndarray) -> list[str]:
-    """Texts of some ids."""
-    return [table[number] for number in ids.tolist()]

@@ -1,8 +1,9 @@
-"""Builds the index of a shard set from the done-files beside its tars: columns, tables and `shards.json`, in place of an earlier index."""
+"""Builds the index of a shard set from the done-files beside its tars, in place of an earlier index."""
 
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,17 @@ from openwavlm.shards.index import (
     ShardInfo,
     index_fingerprint,
     index_metadata,
-    look_up,
     shard_metadata,
 )
 
 
 def build_index(path: Path | str) -> Index:
-    """Writes the index of a shard set from its done-files; raises what `index_content` and `write_index` do."""
+    """Writes the index of a shard set from its done-files; raises as `index_content` and `write_index`."""
     return write_index(path, **index_content(Path(path)))
 
 
 def index_content(path: Path) -> dict[str, Any]:
-    """Collects the content of the index of a shard set from its done-files.
-
-    Returns:
-        The arguments of `write_index`: `columns`, `tables`, `shards`, `keys`, `members`.
+    """Collects the arguments of `write_index` from the done-files of a shard set.
 
     Raises:
         ValueError: If there is no finished shard, or a done-file is damaged, of another format or of a tar of another size.
@@ -51,7 +48,12 @@ def index_content(path: Path) -> dict[str, Any]:
     members: list[np.ndarray] = []
     for number, file in enumerate(files):
         done = read_done_file(file)
-        _check_size(file, done.info.nbytes)
+        tar = file.with_suffix(".tar")
+        if tar.is_file() and tar.stat().st_size != done.info.nbytes:
+            raise ValueError(
+                f"{file} must describe {tar.name}, which has {tar.stat().st_size} bytes, but describes a tar of {done.info.nbytes}: delete "
+                "both and run openwavlm make-shards again"
+            )
         shards.append(done.info)
         for name, table in NAMES.items():
             known = ids[table]
@@ -72,15 +74,6 @@ def index_content(path: Path) -> dict[str, Any]:
     }
 
 
-def _check_size(file: Path, nbytes: int) -> None:
-    tar = file.with_suffix(".tar")
-    if tar.is_file() and tar.stat().st_size != nbytes:
-        raise ValueError(
-            f"{file} must describe {tar.name}, which has {tar.stat().st_size} bytes, but describes a tar of {nbytes}: delete both and run "
-            "openwavlm make-shards again"
-        )
-
-
 def write_index(
     path: Path | str,
     *,
@@ -96,7 +89,7 @@ def write_index(
         columns: All of `COLUMNS`, each (rows,), rows in shard order.
         tables: All of `TABLES`; entry 0 must be the empty text.
         shards: The tars in order.
-        keys: Key of every row; may be left out for synthetic indexes.
+        keys: Key of every row; empty for synthetic indexes.
         members: Clips of joined rows, dtype `MEMBER`.
 
     Raises:
@@ -110,8 +103,8 @@ def write_index(
     texts = {**{name: tables[name] for name in TABLES}, "keys": keys}
     borders = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
     described = []
-    for shard, first, last in zip(shards, borders, borders[1:], strict=False):
-        names = {name: look_up(tables[table], arrays[name][first:last]) for name, table in NAMES.items()}
+    for shard, (first, last) in zip(shards, pairwise(borders), strict=True):
+        names = {name: [tables[table][number] for number in arrays[name][first:last].tolist()] for name, table in NAMES.items()}
         described.append(replace(shard, metadata=shard_metadata(names)))
     final, building, old = path / "index", path / "index.tmp", path / "index.old"
     for leftover in (building, old):

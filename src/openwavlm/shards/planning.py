@@ -26,10 +26,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """Comparison of a corpus with the tasks of a shard set.
+    """Comparison of a corpus, after the split of its channels, with the tasks of a shard set.
 
     Attributes:
-        corpus: The corpus, with an utterance a channel if its channels are split.
         total: Number of utterances in all tasks.
         changed: Number of utterances with other times, names or text in the corpus than in their task; the task keeps its own.
         gone: Number of utterances of the tasks that are not in the corpus; the shard set keeps them.
@@ -72,11 +71,8 @@ def plan_tasks(corpus: Corpus, output: Path, settings: Mapping[str, Any], max_sk
         )
     if changed:
         logger.warning(
-            "%d utterances have other times, names or text in the input than in %s, which is not changed (first: %s): "
-            "prepare into another output to change them",
-            len(changed),
-            output,
-            min(changed),
+            f"{len(changed)} utterances have other times, names or text in the input than in {output}, which is not changed (first: "
+            f"{min(changed)}): prepare into another output to change them"
         )
     unusable = skipped(output, lines).items()
     again = {name for name, skip in unusable if name in present and file_stamp(corpus.root / skip["path"]) != skip["stamp"]}
@@ -87,12 +83,9 @@ def plan_tasks(corpus: Corpus, output: Path, settings: Mapping[str, Any], max_sk
 
 
 def _split_channels(corpus: Corpus, workers: int) -> list[Utterance]:
-    """Splits every utterance that names no channel into one a channel of its file, each with a speaker of its own.
-
-    An utterance of an unreadable file is not split, so that it is skipped by name later.
-    """
+    """Splits every utterance of a readable file that names no channel into one per channel, each with a speaker of its own."""
     whole = sorted({utterance.path for utterance in corpus.utterances if utterance.channel is None})
-    number_of = _of_headers(_count_channels, whole, corpus.root, workers)
+    number_of = _of_headers(probe_channels, whole, corpus.root, workers)
     apart: list[Utterance] = []
     for utterance in corpus.utterances:
         number = 1 if utterance.channel is not None else number_of[utterance.path] or 1
@@ -101,10 +94,8 @@ def _split_channels(corpus: Corpus, workers: int) -> list[Utterance]:
 
 
 def _differ(planned: Utterance, listed: Utterance) -> bool:
-    return any(
-        getattr(planned, name) != getattr(listed, name)
-        for name in ("start_s", "end_s", "channel", "speaker", "recording", "text", "language")
-    )
+    names = ("start_s", "end_s", "channel", "speaker", "recording", "text", "language")
+    return any(getattr(planned, name) != getattr(listed, name) for name in names)
 
 
 def _append(
@@ -113,52 +104,35 @@ def _append(
     """Joins short utterances, cuts tasks and appends them."""
     seconds = _durations(fresh, root, workers)
     items = join_short_clips(fresh, seconds, settings["min_seconds"]) if settings["join_short"] else [[u] for u in fresh]
-    by_name = {
-        utterance.name: _guessed_seconds(root / utterance.path) if length is None else length
-        for utterance, length in zip(fresh, seconds, strict=True)
-    }
+    by_name = {}
+    for utterance, length in zip(fresh, seconds, strict=True):
+        stamp = file_stamp(root / utterance.path) if length is None else None
+        by_name[utterance.name] = length or (stamp[0] / _GUESSED_BYTES_PER_SECOND if stamp else 0.0)
     lengths = [sum(by_name[utterance.name] for utterance in item) for item in items]
     tasks = cut_tasks(items, lengths, seed=settings["seed"], source=settings["source"], task_hours=settings["task_hours"])
     append_tasks(listing, tasks, first, again)
     logger.info("%d new utterances, %.1f hours, in %d tasks", len(fresh), sum(lengths) / 3600, len(tasks))
-    if (
-        settings["layout"] == "folder"
-        and not settings["speaker_folder"]
-        and any(0 < length < settings["min_seconds"] for length in lengths)
-    ):
+    short = any(0 < length < settings["min_seconds"] for length in lengths)
+    if settings["layout"] == "folder" and not settings["speaker_folder"] and short:
         logger.info("short clips of different files are not joined, since speakers are unknown: speaker_folder=1 names speakers")
-
-
-def _guessed_seconds(path: Path) -> float:
-    stamp = file_stamp(path)
-    return stamp[0] / _GUESSED_BYTES_PER_SECOND if stamp else 0.0
 
 
 def _durations(utterances: Sequence[Utterance], root: Path, workers: int) -> list[float | None]:
     """Durations from segments or file headers."""
     unknown = sorted({utterance.path for utterance in utterances if utterance.end_s is None})
-    header = _of_headers(_probe_all, unknown, root, workers)
-    seconds: list[float | None] = []
-    for utterance in utterances:
-        end_s = header[utterance.path] if utterance.end_s is None else utterance.end_s
-        seconds.append(None if end_s is None else max(0.0, end_s - utterance.start_s))
-    return seconds
+    header = _of_headers(probe_seconds, unknown, root, workers)
+    ends = [header[utterance.path] if utterance.end_s is None else utterance.end_s for utterance in utterances]
+    return [None if end_s is None else max(0.0, end_s - one.start_s) for one, end_s in zip(utterances, ends, strict=True)]
 
 
-def _of_headers(
-    read: Callable[[list[Path]], dict[Path, Value]], paths: Sequence[str], root: Path, workers: int
-) -> dict[str, Value]:
+def _of_headers(probe: Callable[[Path], Value], paths: Sequence[str], root: Path, workers: int) -> dict[str, Value]:
     """Reads a value from the header of each file, by its path below `root`."""
-    chunks = [[root / path for path in paths[start : start + 512]] for start in range(0, len(paths), 512)]
-    found: dict[Path, Value] = {}
-    for part in run_jobs(read, chunks, workers=workers, description="reading headers"):
+    chunks = [paths[start : start + 512] for start in range(0, len(paths), 512)]
+    found: dict[str, Value] = {}
+    for part in run_jobs(partial(_probe_all, probe, root), chunks, workers=workers, description="reading headers"):
         found |= part
-    return {path: found[root / path] for path in paths}
+    return found
 
 
-def _probe_all(paths: list[Path]) -> dict[Path, float | None]:
-    return {path: retried(partial(probe_seconds, path), path) for path in paths}
-
-
-def _count_channels(paths: list[Path]) -> dict[Path, int | None]:
-    return {path: retried(partial(probe_channels, path), path) for path in paths}
+def _probe_all(probe: Callable[[Path], Value], root: Path, paths: Sequence[str]) -> dict[str, Value]:
+    return {path: retried(partial(probe, root / path), root / path) for path in paths}

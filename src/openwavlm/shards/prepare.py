@@ -2,9 +2,10 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,12 @@ from openwavlm.shards.settings import bind_settings, check_settings, source_name
 from openwavlm.shards.splits import split_hash
 from openwavlm.shards.stats import corpus_stats, shard_set_stats
 from openwavlm.shards.tasks import TaskLine, task_lines
-from openwavlm.shards.writer import ShardJob, run_task
+from openwavlm.shards.writer import run_task
 
 logger = logging.getLogger(__name__)
 
 # Files of a shard set, of which a killed run may leave temporaries.
 _FILES = re.compile(r"(settings|stats)\.json|tasks\.jsonl|skipped\.tsv|shards/\d+/\d+-\d+\.(tar|json)|done/\d+/\d+\.json")
-_OF_TASKS = ("source", "seed", "min_seconds", "max_hours", "utterances_per_shard", "channels")
 
 
 def make_shards(
@@ -68,12 +68,12 @@ def make_shards(
         subfolders: Layouts `folder` and `librispeech`: parts of the input to take, empty for all.
         language: Language of utterances for which the corpus names none.
         columns: Layout `manifest`: column of each field, and as `ignore` the columns that are no part of a segment's definition.
-        channels: Several channels: their `mean` (the first where they cancel each other), the `first`, or `split`: a row for each
-            channel, with the speaker `SPEAKER#CHANNEL` (`RECORDING#CHANNEL` where unknown).
+        channels: Several channels: their `mean` (one where they cancel each other), the `first`, or `split`: a row for each channel, with
+            the speaker `SPEAKER#CHANNEL` (`RECORDING#CHANNEL` where unknown).
         max_skip_rate: Largest share of unreadable utterances.
         workers: Local processes.
         speakers: Only those with a `split_hash` from the first to below the second; None for all.
-        num_tasks: Number of jobs of an array that share the work.
+        num_tasks: Number of jobs of an array that share the work; 0 only lists the tasks.
         task_index: Number of this job in the array; it runs its part of the tasks and builds no index. None for a single run.
 
     Returns:
@@ -120,25 +120,24 @@ def make_shards(
             logger.info("%d tasks are listed in %s", len(lines), listing)
             return {"tasks": len(lines)}
         mine = [line for line in lines if task_index is None or line.number % num_tasks == task_index]
-        root = corpus_root(input, layout)
-        of_tasks = {name: settings[name] for name in _OF_TASKS}
-        jobs = [ShardJob(output, root, line, **of_tasks) for line in mine if not is_done(output, line.number)]
-        _run(output, jobs, plan.total if plan else None, max_skip_rate, workers)
+        todo = [line for line in mine if not is_done(output, line.number)]
+        run = partial(run_task, output, corpus_root(input, layout), settings)
+        # Closing ends the pool at once after an error; otherwise it would finish all tasks first.
+        with closing(run_jobs(run, todo, workers=workers, description="writing shards")) as results:
+            _stop_at_many_skipped(results, output, plan, max_skip_rate)
         if plan is None:
-            return {"tasks": len(jobs)}
+            return {"tasks": len(todo)}
         return _finish(output, lines, settings, plan, max_skip_rate)
 
 
-def _run(output: Path, jobs: list[ShardJob], total: int | None, max_skip_rate: float, workers: int) -> None:
-    """Runs tasks; stops when too many of `total` utterances are skipped (None in a job of an array, which has no total)."""
+def _stop_at_many_skipped(results: Iterator[dict[str, Any]], output: Path, plan: Plan | None, max_skip_rate: float) -> None:
+    """Runs the tasks; stops when too many utterances are skipped, except in a job of an array, which has no plan."""
     found: dict[str, dict[str, Any]] = {}
-    # Closing ends the pool at once after an error; otherwise it would finish all tasks first.
-    with closing(run_jobs(run_task, jobs, workers=workers, description="writing shards")) as results:
-        for result in results:
-            found |= {entry["name"]: entry for entry in result["skipped"]}
-            if total is not None and len(found) > max_skip_rate * total:
-                write_skipped(output, found)
-                refuse_many_skipped(output, found, total, max_skip_rate)
+    for result in results:
+        found |= {entry["name"]: entry for entry in result["skipped"]}
+        if plan is not None and len(found) > max_skip_rate * plan.total:
+            write_skipped(output, found)
+            refuse_many_skipped(output, found, plan.total, max_skip_rate)
 
 
 def _finish(

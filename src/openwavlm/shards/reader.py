@@ -26,11 +26,7 @@ class UnreadableAudio(ValueError):  # noqa: N818
 
 
 class ShardReader:
-    """Reader of a shard set's audio.
-
-    Files are opened on first use and stay open as `OPEN_FILES` allows. `pread` shares no file position, so a reader survives `fork`;
-    a pickled reader opens its files again.
-    """
+    """Reader of a shard set's audio; survives `fork`, since `pread` shares no file position. Files stay open as `OPEN_FILES` allows."""
 
     def __init__(self, index: Index | Path | str) -> None:
         self.index = index if isinstance(index, Index) else Index.open(index, check=False)
@@ -39,16 +35,13 @@ class ShardReader:
     def read(
         self, row: int, start_sample: int = 0, num_samples: int | None = None, *, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Reads an utterance or a piece of it.
+        """Reads a row's utterance or a piece of it: int16 (num_samples,).
 
         Args:
             row: Row of the index.
             start_sample: First sample.
             num_samples: Number of samples; None for the rest of the utterance.
-            out: int16 (num_samples,), contiguous, to decode into; after an error it may hold part of the audio.
-
-        Returns:
-            int16 (num_samples,); `out` where it was given.
+            out: Array to decode into and to return, contiguous; after an error it may hold part of the audio.
 
         Raises:
             UnreadableAudio: If the shard is missing or too short, holds another utterance at this place, or does not decode.
@@ -104,11 +97,7 @@ def _decode(payload: bytes, start_sample: int, out: np.ndarray) -> int:
 
 
 def read_fields(index: Index, row: int) -> dict[str, Any]:
-    """Reads `KEY.json` of a row, which holds more than the index (place in the original file, names of members).
-
-    Raises:
-        ValueError: If no JSON follows the row's audio, so that the shard is not that of the index.
-    """
+    """Reads `KEY.json` of a row, which holds more than the index; a ValueError if no JSON follows the row's audio."""
     shard = index.path / index.shards[int(index.shard[row])].name
     payload = -(-int(index.nbytes[row]) // _TAR_BLOCK) * _TAR_BLOCK
     with naming(shard), shard.open("rb") as file:
@@ -125,12 +114,10 @@ def read_fields(index: Index, row: int) -> dict[str, Any]:
 
 
 def check_shards(index: Index) -> None:
-    """Checks that every shard exists, has its size and begins with its own first utterance.
-
-    A tar reader does not notice that a tar was cut between two members, so the size is compared.
+    """Checks that every shard exists, has its size (a tar reader misses a cut between two members) and begins with its first utterance.
 
     Raises:
-        ValueError: Naming the first shard that is missing, has another size, or holds other audio.
+        ValueError: For the first shard that is missing, has another size, or holds other audio.
         OSError: If the machine fails repeatedly; names the file.
     """
     for number, shard in enumerate(index.shards):

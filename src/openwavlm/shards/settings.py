@@ -8,20 +8,15 @@ from typing import Any
 
 from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards.corpora.columns import FIELDS
-from openwavlm.shards.corpora.listing import LAYOUTS
 from openwavlm.shards.index import FORMAT_VERSION, read_record
 
-CHANNELS = ("mean", "first", "split")
+_CHOICES = {"layout": ("folder", "manifest", "librispeech"), "channels": ("mean", "first", "split")}
 
 logger = logging.getLogger(__name__)
 
 
 def source_name(source: str | None, input: Path) -> str:
-    """Name of a corpus: `source`, else the name of the input with `_` in place of characters that are not allowed.
-
-    Raises:
-        ValueError: If `source` has other characters than letters, digits, - and _.
-    """
+    """Name of a corpus: `source` (a ValueError if it has other characters than letters, digits, - and _), else made of the input's name."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", input.resolve().with_suffix("").name) if source is None else source
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(f"a source name consists of letters, digits, - and _, but is {name!r}: give source=NAME")
@@ -29,12 +24,8 @@ def source_name(source: str | None, input: Path) -> str:
 
 
 def check_settings(settings: Mapping[str, Any], max_skip_rate: float, num_tasks: int, task_index: int | None) -> None:
-    """Checks ranges and choices.
-
-    Raises:
-        ValueError: At the first setting that is out of range.
-    """
-    for name, choices in (("layout", LAYOUTS), ("channels", CHANNELS)):
+    """Raises a ValueError at the first setting that is out of range."""
+    for name, choices in _CHOICES.items():
         if settings[name] not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {settings[name]!r}")
     for field in settings["columns"].keys() - {*FIELDS, "ignore"}:
@@ -52,9 +43,7 @@ def check_settings(settings: Mapping[str, Any], max_skip_rate: float, num_tasks:
 
 
 def bind_settings(output: Path, settings: Mapping[str, Any], decoders: Mapping[str, str]) -> dict[str, Any]:
-    """Writes the settings of a new shard set, or compares them with those of an existing one.
-
-    Changed versions of the decoders are logged; `stats.json` counts the tasks of each version.
+    """Writes the settings of a new shard set, or compares them with those of an existing one; logs other versions of the decoders.
 
     Returns:
         The settings, with `columns_by_name` False for a set that was begun before manifests' columns were found by name.
@@ -81,11 +70,10 @@ def bind_settings(output: Path, settings: Mapping[str, Any], decoders: Mapping[s
         now = ", ".join(f"{name}={settings.get(name)}" for name in changed)
         raise ValueError(f"{output} was made with {was}, but this run has {now}: repeat the settings, or give another output")
     if earlier != dict(decoders):
+        begun = _versions(earlier) if isinstance(earlier, dict) else "unknown decoders"
         logger.warning(
-            "%s was begun with %s, but this run decodes with %s: samples of lossy files may differ; stats.json counts the tasks of each",
-            output,
-            _versions(earlier) if isinstance(earlier, dict) else "unknown decoders",
-            _versions(decoders),
+            f"{output} was begun with {begun}, but this run decodes with {_versions(decoders)}: samples of lossy files may differ; "
+            "stats.json counts the tasks of each"
         )
     return settings
 

@@ -25,14 +25,11 @@ def validation_rows(index: Index, *, share: float, split_seed: int) -> np.ndarra
 
     Args:
         index: The shard set.
-        share: Expected share of the speakers that is held out, in [0, 1).
+        share: Expected share of the speakers that is held out, in [0, 1); else a ValueError.
         split_seed: Seed of the split; separate from the run's seed, so that runs with other seeds hold out the same speakers.
 
     Returns:
         bool (rows,), True = validation.
-
-    Raises:
-        ValueError: If `share` is outside [0, 1).
     """
     if not 0 <= share < 1:
         raise ValueError(f"the validation share must lie in [0, 1), but is {share}")
@@ -46,9 +43,9 @@ def validation_rows(index: Index, *, share: float, split_seed: int) -> np.ndarra
 
 
 def check_same_names(index: Index, bound: Mapping[str, str], what: str) -> None:
-    """Raises a ValueError if speakers, recordings, sources or languages differ from those at a fit, so that the split differs.
+    """Raises a ValueError if speakers, recordings, sources or languages differ from those that `what` was fitted with.
 
-    `bound` holds the `metadata` of the shard sets of the fit by fingerprint (other sets are not checked), `what` names the fitted object.
+    `bound` holds the `metadata` of the shard sets of the fit by fingerprint; other sets are not checked.
     """
     if index.fingerprint in bound and bound[index.fingerprint] != index.metadata:
         raise ValueError(
@@ -58,15 +55,12 @@ def check_same_names(index: Index, bound: Mapping[str, str], what: str) -> None:
 
 
 def audio_in(pcm: np.ndarray, index: Index, rows: np.ndarray | None = None) -> np.ndarray:
-    """Finds audio in a shard set, equal in every sample: as rows, or as clips inside joined rows.
+    """Marks audio that a shard set contains, equal in every sample, as a row or as a clip inside a joined row; bool (audios,).
 
     Args:
         pcm: uint64 (audios,), identities as in the index; held in memory.
         index: A shard set of any size, read once.
         rows: bool (rows of `index`,), rows to search; None for all rows.
-
-    Returns:
-        bool (audios,).
     """
     wanted, place_of = np.unique(pcm, return_inverse=True)
     found = np.zeros(len(wanted), dtype=bool)
@@ -83,10 +77,7 @@ def audio_in(pcm: np.ndarray, index: Index, rows: np.ndarray | None = None) -> n
 
 
 def shared_rows(index: Index, other: Index) -> np.ndarray:
-    """Marks rows with audio (their own, or of a clip in a joined row) that `audio_in` finds in another set; bool (rows of `index`,).
-
-    `index` is the smaller set, since it is held in memory.
-    """
+    """Marks rows with audio (their own, or of a clip in a joined row) that `audio_in` finds in `other`; bool (rows of `index`,)."""
     members = index.members
     found = audio_in(np.concatenate([index.pcm, members["pcm"]]), other)
     shared, of_members = found[: len(index)], found[len(index) :]

@@ -17,16 +17,23 @@ from openwavlm.shards.corpora.overlaps import find_overlaps
 from openwavlm.shards.index import Index
 
 _SUMMED = ("joined", "joined_clips", "short", "clipped_samples", "clipped_files")
+# Sentence of each count of a possible fault of the corpus.
+_FAULTS = {
+    "out_of_phase_files": "{out_of_phase_files} files have channels that cancel each other: one channel is used",
+    "hours_outside_segments": "{hours_outside_segments:.2f} hours of the listed files lie outside all segments and are not used",
+    "overlapping_segments": "{overlapping_segments} segments overlap an earlier segment of their file ({overlapping_hours:.2f} hours are "
+    "counted twice), {overlapping_speakers} of them a segment of another speaker",
+    "repeated_audio": "{repeated_audio} clips repeat the audio of another clip sample for sample ({repeated_hours:.2f} hours are counted "
+    "twice); {audio_of_several_speakers} clips are listed under several speakers",
+    "changed_in_input": "{changed_in_input} utterances changed in the input after they were prepared; the shard set is not changed",
+    "gone_from_input": "{gone_from_input} utterances are no longer in the input; the shard set keeps them",
+}
 
 
 def shard_set_stats(
     index: Index, done: Sequence[Mapping[str, Any]], unusable: Mapping[str, Mapping[str, Any]], *, source: str, seed: int
 ) -> dict[str, Any]:
-    """Statistics of a shard set for `stats.json`, from its index, its tasks' done-files and its skipped utterances by name.
-
-    Returns:
-        Counts (`joined` rows are made of `joined_clips`; `short` rows stayed below `min_seconds`), hours, bytes and shares.
-    """
+    """Statistics of a shard set for `stats.json`, from its index, its tasks' done-files and its skipped utterances by name."""
     samples = int(index.num_samples.sum(dtype=np.int64))
     return {
         "source": source,
@@ -85,30 +92,8 @@ def corpus_stats(corpus: Corpus, done: Sequence[Mapping[str, Any]], unusable: Ab
 def sentences(stats: Mapping[str, Any]) -> list[str]:
     """Sentences for the terminal from `stats.json`: counts of files, then each positive count of a possible fault of the corpus."""
     kinds = f" ({counted(stats['ignored_by_suffix'])})" if stats["files_ignored"] else ""
-    found = [
-        f"{stats['files']} files: {stats['files_used']} used, {stats['files_skipped']} skipped, {stats['files_ignored']} ignored{kinds}"
-    ]
-    if stats["out_of_phase_files"]:
-        found.append(f"{stats['out_of_phase_files']} files have channels that cancel each other: one channel is used")
-    if stats["hours_outside_segments"]:
-        found.append(f"{stats['hours_outside_segments']:.2f} hours of the listed files lie outside all segments and are not used")
-    if stats["overlapping_segments"]:
-        found.append(
-            f"{stats['overlapping_segments']} segments overlap an earlier segment of their file ({stats['overlapping_hours']:.2f} hours "
-            f"are counted twice), {stats['overlapping_speakers']} of them a segment of another speaker"
-        )
-    if stats["repeated_audio"]:
-        found.append(
-            f"{stats['repeated_audio']} clips repeat the audio of another clip sample for sample ({stats['repeated_hours']:.2f} hours "
-            f"are counted twice); {stats['audio_of_several_speakers']} clips are listed under several speakers"
-        )
-    if stats["changed_in_input"]:
-        found.append(
-            f"{stats['changed_in_input']} utterances changed in the input after they were prepared; the shard set is not changed"
-        )
-    if stats["gone_from_input"]:
-        found.append(f"{stats['gone_from_input']} utterances are no longer in the input; the shard set keeps them")
-    return found
+    files = "{files} files: {files_used} used, {files_skipped} skipped, {files_ignored} ignored".format_map(stats)
+    return [files + kinds, *(sentence.format_map(stats) for name, sentence in _FAULTS.items() if stats[name])]
 
 
 def repeated_audio(index: Index) -> dict[str, Any]:
@@ -138,9 +123,7 @@ def repeated_audio(index: Index) -> dict[str, Any]:
 
 
 def partner_shares(index: Index, *, seed: int = 0, block_shards: int = 20) -> dict[str, float | None]:
-    """Expected share of random pairs within a plan's block that have the same speaker, and the same recording.
-
-    Blocks are made of `block_shards` shards in permuted order, as in the training plan; pairs with an unknown name are not counted.
+    """Expected share of random pairs in a block of shards, as the training plan makes them, with the same speaker or recording.
 
     Returns:
         `same_speaker_share` and `same_recording_share`, each in [0, 1], or None where no pair has known names.

@@ -1,7 +1,6 @@
 """Tasks of a shard set: joins short clips, groups recordings into tasks, reads and writes the task list.
 
-A task is one line of `tasks.jsonl`: `{"task": 7, "items": [[utterance, …], …], "again": []}`; an item becomes one row of a shard
-and has several utterances only if short clips are joined. Lines of the list never change; new input appends tasks.
+A task is one line of `tasks.jsonl`; an item of it becomes one row of a shard and has several utterances only if short clips are joined.
 """
 
 import json
@@ -40,19 +39,11 @@ class Task:
 
 
 def join_short_clips(utterances: Sequence[Utterance], seconds: Sequence[float | None], min_seconds: float) -> list[Item]:
-    """Groups clips shorter than `min_seconds` with their neighbours until they are long enough together.
+    """Groups clips shorter than `min_seconds` with their neighbours until they are long enough together; keeps the corpus order.
 
     Neighbours are the next short clips of the same speaker (of the same recording if the speaker is unknown); segments of one
     audio file are joined only with each other, and channels only with those of the same number. If the last item of a group stays
-    too short, it is added to the item before it; a clip without a short neighbour stays alone.
-
-    Args:
-        utterances: In corpus order.
-        seconds: Duration of each utterance; None where unknown (such a clip stays alone).
-        min_seconds: Length below which a clip is short.
-
-    Returns:
-        Items in corpus order, each of one or more utterances.
+    too short, it is added to the item before it; a clip without a short neighbour or of unknown duration (None) stays alone.
     """
     uses: dict[tuple[str, int | None], int] = defaultdict(int)
     for utterance in utterances:
@@ -81,19 +72,9 @@ def join_short_clips(utterances: Sequence[Utterance], seconds: Sequence[float | 
 
 
 def cut_tasks(items: Sequence[Item], seconds: Sequence[float], *, seed: int, source: str, task_hours: float) -> list[list[Item]]:
-    """Permutes audio files by hash and cuts the sequence into tasks of about equal duration.
+    """Permutes audio files by a hash of seed, source and name, and cuts the sequence into tasks of about `task_hours`.
 
-    All segments of one file go into one task, so that the file is decoded once.
-
-    Args:
-        items: Future rows.
-        seconds: Duration of each item.
-        seed: Seed of the permutation.
-        source: Name of the corpus.
-        task_hours: Target duration of a task, hours.
-
-    Returns:
-        Items of each task.
+    All segments of one file go into one task, so that the file is decoded once. `seconds` are the durations of the items.
     """
     units: dict[str, list[int]] = defaultdict(list)
     for position, item in enumerate(items):
@@ -135,11 +116,7 @@ def task_lines(path: Path) -> list[TaskLine]:
 
 
 def read_task(path: Path, line: TaskLine) -> Task:
-    """Reads one task.
-
-    Raises:
-        ValueError: If the list is damaged.
-    """
+    """Reads one task; a damaged list is a ValueError."""
     with naming(path), path.open("rb") as file:
         file.seek(line.start)
         text = file.read(line.nbytes)
@@ -160,12 +137,15 @@ def _utterance(fields: dict[str, Any]) -> Utterance:
     utterance = Utterance(**fields)
     texts = (utterance.name, utterance.path, utterance.speaker, utterance.recording, utterance.text, utterance.language)
     times = (utterance.start_s, 0.0 if utterance.end_s is None else utterance.end_s)
-    if not all(isinstance(text, str) for text in texts) or not utterance.name or not utterance.path:
-        raise TypeError("text")
-    if not all(isinstance(time, float | int) and 0 <= time < float("inf") for time in times):
-        raise TypeError("time")
-    if not isinstance(utterance.extra, dict) or not isinstance(utterance.channel, int | None):
-        raise TypeError("extra")
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and utterance.name
+        and utterance.path
+        and all(isinstance(time, float | int) and 0 <= time < float("inf") for time in times)
+        and isinstance(utterance.extra, dict)
+        and isinstance(utterance.channel, int | None)
+    ):
+        raise TypeError("a field of another type or range")
     return utterance
 
 

@@ -1,8 +1,4 @@
-"""Upgrades a shard set of format 1 in place: writes done-files, index and settings again, opens no tar.
-
-Format 1 had no identity of the names and no checksums over the index. The names of the done-files are compared with those of the index
-before the index is written, so that a later change of the index is an error and not overwritten.
-"""
+"""Upgrades a shard set of format 1, without checksums over names and index, in place; opens no tar."""
 
 import json
 from pathlib import Path
@@ -14,7 +10,7 @@ from openwavlm.runtime.atomic import writer_lock
 from openwavlm.runtime.files import Fields, read_array, read_json, read_lines
 from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards.done import check_task_done, is_done
-from openwavlm.shards.index import COLUMNS, FORMAT_VERSION, MEMBER, NAMES, TABLES, Index, shard_metadata
+from openwavlm.shards.index import COLUMNS, FORMAT_VERSION, MEMBER, NAMES, TABLES, Index, check_not_newer, shard_metadata
 from openwavlm.shards.index_writer import build_index, index_content, write_index
 from openwavlm.shards.tasks import task_lines
 
@@ -55,12 +51,7 @@ def upgrade_shards(path: Path) -> bool:
 
 
 def _version(file: Path) -> int:
-    version = read_json(file, remedy=_REMEDY).integer("format_version", 1)
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{file} has format {version}, but this version of OpenWavLM reads up to {FORMAT_VERSION}: update OpenWavLM"
-        )
-    return version
+    return check_not_newer(read_json(file, remedy=_REMEDY))
 
 
 def _seal(file: Path, version: int) -> None:
@@ -69,7 +60,7 @@ def _seal(file: Path, version: int) -> None:
 
 
 def _seal_done_file(file: Path) -> None:
-    """Adds the identity of the names to a shard's done-file; its content is checked when the index is built from it."""
+    """Adds the identity of the names to a shard's done-file, which is checked when the index is built from it."""
     found = read_json(file, remedy=_REMEDY)
     columns = Fields(found.mapping("columns"), f"{file}, columns", _REMEDY)
     names = {name: columns.texts(name, found.integer("rows")) for name in NAMES}
@@ -78,7 +69,7 @@ def _seal_done_file(file: Path) -> None:
 
 
 def _compare(path: Path, content: dict[str, Any]) -> None:
-    """Compares the files of an index of format 1 with the content of the done-files."""
+    """Compares an index of format 1 with the content of the done-files, so that a later change of the index is not overwritten."""
     folder, rows = path / "index", len(content["columns"]["shard"])
     arrays, types = content["columns"] | {"members": content["members"]}, {**COLUMNS, "members": MEMBER}
     same = {

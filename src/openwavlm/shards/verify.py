@@ -3,6 +3,7 @@
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,37 +22,17 @@ from openwavlm.shards.verify_input import MAKE_AGAIN, RESTORE, audio_by_key
 
 @dataclass(frozen=True)
 class ShardVerification:
-    """Comparison of a shard set with its checksums.
-
-    Attributes:
-        shards: Number of tars read.
-        rows: Number of rows in the index.
-        decoded: Number of rows of which the audio was decoded and compared.
-        problems: One sentence for each damage found.
-    """
+    """Numbers of tars read, of rows in the index and of rows decoded and compared, and a sentence for each damage found."""
 
     shards: int
     rows: int
     decoded: int
     problems: list[str]
 
-    @property
-    def passed(self) -> bool:
-        """True if nothing is damaged."""
-        return not self.problems
-
     def sentence(self) -> str:
         """Verdict for the terminal."""
         verdict = f"{self.shards} shards with {self.rows} utterances read, {self.decoded} decoded: "
-        return verdict + ("no problems" if self.passed else f"{len(self.problems)} problems, first: {self.problems[0]}")
-
-
-@dataclass(frozen=True)
-class _ShardJob:
-    path: Path
-    shard: int
-    share: float
-    seed: int
+        return verdict + (f"{len(self.problems)} problems, first: {self.problems[0]}" if self.problems else "no problems")
 
 
 def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, workers: int = 1) -> ShardVerification:
@@ -66,9 +47,6 @@ def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, worke
         seed: Seed of the sample.
         workers: Local processes.
 
-    Returns:
-        Problems of the index, then in shard order.
-
     Raises:
         ValueError: If `share` is outside [0, 1], or there is no readable index.
     """
@@ -76,8 +54,8 @@ def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, worke
         raise ValueError(f"share must lie in [0, 1], but is {share}")
     index = Index.open(path, check=False)
     problems = index.problems() + _name_problems(index)
-    jobs = [_ShardJob(index.path, shard, share, seed) for shard in range(len(index.shards))]
-    found = sorted(run_jobs(_verify_shard, jobs, workers=workers, description="reading shards"))
+    numbers, verify = range(len(index.shards)), partial(_verify_shard, index.path, share, seed)
+    found = sorted(run_jobs(verify, numbers, workers=workers, description="reading shards"))
     problems += [problem for _, _, part in found for problem in part]
     listed = {shard.name for shard in index.shards}
     problems += [
@@ -86,30 +64,30 @@ def verify_shards(path: Path | str, *, share: float = 0.01, seed: int = 0, worke
         if tar.relative_to(index.path).as_posix() not in listed
     ]
     problems += _growth_problems(index)
-    return ShardVerification(len(jobs), len(index), sum(decoded for _, decoded, _ in found), problems)
+    return ShardVerification(len(numbers), len(index), sum(decoded for _, decoded, _ in found), problems)
 
 
-def _verify_shard(job: _ShardJob) -> tuple[int, int, list[str]]:
+def _verify_shard(path: Path, share: float, seed: int, shard: int) -> tuple[int, int, list[str]]:
     """Returns the shard's number, the number of decoded rows, and the problems."""
-    index = Index.open(job.path, check=False)
-    info = index.shards[job.shard]
+    index = Index.open(path, check=False)
+    info = index.shards[shard]
     tar = index.path / info.name
     if not tar.is_file():
-        return job.shard, 0, [f"{tar} is missing"]
+        return shard, 0, [f"{tar} is missing"]
     problems = []
     if tar.stat().st_size != info.nbytes:
         problems.append(f"{tar} must have {info.nbytes} bytes, but has {tar.stat().st_size}")
     elif sha256_of(tar) != info.checksum:
         problems.append(f"{tar} does not have its checksum")
-    rows = np.arange(index.first_row[job.shard], index.first_row[job.shard + 1])
+    rows = np.arange(index.first_row[shard], index.first_row[shard + 1])
     if shard_identity(index.pcm[rows], index.key[rows], index.num_samples[rows]) != info.identity:
         problems.append(f"the index rows of {tar} do not have their identity")
-    problems += _done_file_problems(tar, info)
+    problems += _done_file_problems(tar.with_suffix(".json"), info)
     members = _count_members(tar)
     if members != 2 * len(rows):
         problems.append(f"{tar} must hold {2 * len(rows)} members, but a tar reader finds {members}")
-    draws = uniform(words(job.seed, "verify", len(rows), micro=job.shard))
-    chosen = np.flatnonzero(draws < max(job.share, draws.min(initial=1) + 1e-12))
+    draws = uniform(words(seed, "verify", len(rows), micro=shard))
+    chosen = np.flatnonzero(draws < max(share, draws.min(initial=1) + 1e-12))
     reader = ShardReader(index)
     for row in rows[chosen]:
         try:
@@ -120,7 +98,7 @@ def _verify_shard(job: _ShardJob) -> tuple[int, int, list[str]]:
         if pcm_id(pcm_md5(samples)) != int(index.pcm[row]):
             problems.append(f"row {row} of {tar} does not decode to the samples of its MD5")
     reader.close()
-    return job.shard, len(chosen), problems
+    return shard, len(chosen), problems
 
 
 def _name_problems(index: Index) -> list[str]:
@@ -140,9 +118,8 @@ def _name_problems(index: Index) -> list[str]:
     return problems
 
 
-def _done_file_problems(tar: Path, info: ShardInfo) -> list[str]:
+def _done_file_problems(file: Path, info: ShardInfo) -> list[str]:
     """Problems of a shard's done-file; a set without done-files can be used, but not extended."""
-    file = tar.with_suffix(".json")
     try:
         same = not file.is_file() or read_done_file(file).info == info
     except ValueError as error:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,7 @@ MAKE_AGAIN = "restore it from a copy, or run openwavlm make-shards with the same
 
 @dataclass(frozen=True)
 class InputVerification:
-    """Comparison of a shard set with its input.
-
-    Attributes:
-        rows: Rows that were made again from the input.
-        all_rows: Rows of the shard set.
-        problems: One sentence for each recording that is missing or has other audio.
-    """
+    """Numbers of rows made again from the input and of all rows, and a sentence for each recording that is missing or has other audio."""
 
     rows: int
     all_rows: int
@@ -39,16 +34,6 @@ class InputVerification:
         """Verdict for the terminal."""
         verdict = f"{self.rows} of {self.all_rows} rows made again from the input: "
         return verdict + (f"{len(self.problems)} recordings have changed" if self.problems else "all recordings are unchanged")
-
-
-@dataclass(frozen=True)
-class _InputJob:
-    path: Path
-    root: Path
-    settings: dict[str, Any]
-    line: TaskLine
-    share: float
-    seed: int
 
 
 def verify_input(
@@ -62,8 +47,7 @@ def verify_input(
         path: The shard set.
         input: Folder or manifest that it was made from.
         share: Share of the recordings that is decoded; at least one of each task.
-        seed: Seed of the sample.
-        workers: Local processes.
+        seed, workers: As in `verify_shards`.
 
     Raises:
         ValueError: If the input does not exist, or `settings.json` or `tasks.jsonl` of the set is missing or damaged.
@@ -76,37 +60,39 @@ def verify_input(
         settings.text(name)
     settings.number("max_hours")
     root = corpus_root(input, settings.text("layout"))
-    jobs = [_InputJob(path, root, settings.values, line, share, seed) for line in task_lines(path / "tasks.jsonl")]
-    found = list(run_jobs(_verify_task, jobs, workers=workers, description="decoding the input"))
+    verify = partial(_verify_task, path, root, settings.values, share, seed)
+    found = list(run_jobs(verify, task_lines(path / "tasks.jsonl"), workers=workers, description="decoding the input"))
     all_rows = len(Index.open(path, check=False))
     return InputVerification(sum(rows for rows, _ in found), all_rows, sorted(problem for _, part in found for problem in part))
 
 
-def _verify_task(job: _InputJob) -> tuple[int, list[str]]:
+def _verify_task(
+    path: Path, root: Path, settings: dict[str, Any], share: float, seed: int, line: TaskLine
+) -> tuple[int, list[str]]:
     """Makes rows of a task again; returns their number, and a sentence for each recording that differs."""
-    done = read_record(task_file(job.path, job.line.number), job.path, remedy=MAKE_AGAIN)
+    done = read_record(task_file(path, line.number), path, remedy=MAKE_AGAIN)
     skipped = {entry.text("name") for entry in done.objects("skipped")}
-    index, shards = Index.open(job.path, check=False), done.mapping("shards")
+    index, shards = Index.open(path, check=False), done.mapping("shards")
     pcm_of_key = audio_by_key(index, [number for number, info in enumerate(index.shards) if info.name in shards])
     groups: dict[str, list[Item]] = defaultdict(list)
-    for item in read_task(job.path / "tasks.jsonl", job.line).items:
+    for item in read_task(path / "tasks.jsonl", line).items:
         if usable := [utterance for utterance in item if utterance.name not in skipped]:
             groups[usable[0].path].append(usable)
-    draws = {path: stable_hash(f"{job.seed}/input/{path}") / 2**64 for path in groups}
-    bound = max(job.share, min(draws.values(), default=1.0) + 1e-12)
+    draws = {name: stable_hash(f"{seed}/input/{name}") / 2**64 for name in groups}
+    bound = max(share, min(draws.values(), default=1.0) + 1e-12)
     rows = 0
     other: set[str] = set()
     lost: dict[str, str] = {}
-    for path in sorted(path for path, draw in draws.items() if draw < bound):
-        decoder = TaskDecoder(job.root, job.settings["channels"], job.settings["max_hours"])
-        for clips in decoder.decode_items(groups[path]):
-            row = make_row(clips, job.settings["source"])
+    for name in sorted(name for name, draw in draws.items() if draw < bound):
+        decoder = TaskDecoder(root, settings["channels"], settings["max_hours"])
+        for clips in decoder.decode_items(groups[name]):
+            row = make_row(clips, settings["source"])
             rows += 1
             if pcm_of_key.get(stable_hash(row.key)) != pcm_id(flac_md5(row.flac)):
                 other |= {utterance.path for utterance, _ in clips}
         lost |= {entry["path"]: entry["detail"] for entry in decoder.skipped}
-    problems = [f"{job.root / path} cannot be decoded as before ({detail})" for path, detail in lost.items()]
-    return rows, problems + [f"{job.root / path} has other audio than {job.path}" for path in sorted(other - lost.keys())]
+    problems = [f"{root / name} cannot be decoded as before ({detail})" for name, detail in lost.items()]
+    return rows, problems + [f"{root / name} has other audio than {path}" for name in sorted(other - lost.keys())]
 
 
 def audio_by_key(index: Index, shards: Iterable[int]) -> dict[int, int]:

@@ -1,21 +1,13 @@
 """Runs a task: decodes its recordings once, shuffles their utterances and writes them as webdataset tars with done-files.
 
-    <shard set>/settings.json                  settings that may not change between runs
-                tasks.jsonl                    recordings of each task
-                shards/000/000007-000.tar      shard 0 of task 7: KEY.flac and KEY.json of every utterance
-                shards/000/000007-000.json     its done-file: count, bytes, checksum, identities, index rows
-                done/000/000007.json           done-file of the task: its shards and its skipped utterances
-                index/                         see `index.py`
-
-Every byte is a function of the task's line, the settings and the audio: neither the process nor the time of a run nor a repetition
-changes it.
+Every byte is a function of the task's line, the settings and the audio (formats: docs/data.md).
 """
 
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -52,20 +44,26 @@ class Row:
     flac: bytes
     fields: dict[str, Any]
     members: list[tuple[int, int, int, int]] = field(default_factory=list)
+    stored: tuple[int, int] = (0, 0)
 
-    def append_to(self, columns: dict[str, list[Any]], offset: int) -> None:
-        """Appends the row, whose FLAC begins at byte `offset` of the tar, to the columns of a done-file.
+    def store(self, payloads: SpooledTemporaryFile[bytes]) -> None:
+        """Moves the FLAC to a file, so that a task of many hours needs little memory; `stored` is its place there."""
+        self.stored = payloads.tell(), len(self.flac)
+        if sum(self.stored) > _MOST_BYTES_IN_MEMORY:
+            payloads.rollover()  # Before the write, since a row of hours would be in memory twice.
+        payloads.write(self.flac)
+        self.flac = b""
 
-        Names become `SOURCE/name`, unknown names stay empty.
-        """
+    def append_to(self, columns: dict[str, list[Any]], offset: int, flac: bytes) -> None:
+        """Appends the row to the columns of a done-file: its FLAC begins at byte `offset` of the tar, its names become `SOURCE/name`."""
         source = self.fields["source"]
         names = {name: f"{source}/{self.fields[name]}" if self.fields[name] else "" for name in ("speaker", "recording")}
         values = {
             "offset": offset,
-            "nbytes": len(self.flac),
+            "nbytes": len(flac),
             "num_samples": self.fields["num_samples"],
             "key": stable_hash(self.key),
-            "pcm": pcm_id(flac_md5(self.flac)),
+            "pcm": pcm_id(flac_md5(flac)),
             "keys": self.key,
             **names,
             "source": source,
@@ -83,10 +81,14 @@ def make_row(good: list[tuple[Utterance, np.ndarray]], source: str) -> Row:
     if len(good) > 1:
         pieces, offset = [], 0
         for utterance, clip in good:
-            key = utterance_key(source, utterance.name)
-            member = {"key": key, "offset": offset, "num_samples": len(clip), "pcm": pcm_id(pcm_md5(clip))}
-            member |= {**_segment(utterance, clip), "recording": utterance.recording}
-            member |= {"text": utterance.text, "language": utterance.language}
+            member = {
+                "key": utterance_key(source, utterance.name),
+                "offset": offset,
+                "num_samples": len(clip),
+                "pcm": pcm_id(pcm_md5(clip)),
+                **_segment(utterance, clip),
+                **{name: getattr(utterance, name) for name in ("recording", "text", "language")},
+            }
             members.append(_extra(utterance, member.keys()) | member)
             pieces += [clip, _JOIN_SILENCE]
             offset += len(clip) + len(_JOIN_SILENCE)
@@ -124,61 +126,45 @@ def _segment(utterance: Utterance, clip: np.ndarray) -> dict[str, float]:
     return {"start_s": utterance.start_s, "end_s": round(utterance.start_s + len(clip) / SAMPLE_RATE_HZ, 6)}
 
 
-@dataclass(frozen=True)
-class ShardJob:
-    """Arguments of `run_task`.
-
-    Attributes:
-        output: The shard set.
-        root: Folder that the audio paths are relative to.
-        line: Place of the task in `tasks.jsonl`.
-        source, seed, min_seconds, max_hours, utterances_per_shard, channels: As in `make_shards`.
-    """
-
-    output: Path
-    root: Path
-    line: TaskLine
-    source: str
-    seed: int
-    min_seconds: float
-    max_hours: float
-    utterances_per_shard: int
-    channels: str = "mean"
-
-
-def run_task(job: ShardJob) -> dict[str, Any]:
-    """Decodes, shuffles and writes one task; returns the content of its done-file."""
+def run_task(output: Path, root: Path, settings: Mapping[str, Any], line: TaskLine) -> dict[str, Any]:
+    """Decodes the files of one task below `root`, shuffles and writes it; returns the content of its done-file."""
     # Joined clips have one channel, so a group holds one channel of a long file in memory.
     groups: dict[tuple[str, int | None], list[Item]] = defaultdict(list)
-    task = read_task(job.output / "tasks.jsonl", job.line)
+    task = read_task(output / "tasks.jsonl", line)
     for item in task.items:
         groups[item[0].path, item[0].channel].append(item)
-    rows: list[_StoredRow] = []
-    decoder = TaskDecoder(job.root, job.channels, job.max_hours)
-    with SpooledTemporaryFile(dir=str(job.output)) as payloads:
+    rows: list[Row] = []
+    decoder = TaskDecoder(root, settings["channels"], settings["max_hours"])
+    with SpooledTemporaryFile(dir=str(output)) as payloads:
         for group in groups.values():
             try:
-                rows += [_store(make_row(clips, job.source), payloads) for clips in decoder.decode_items(group)]
+                for clips in decoder.decode_items(group):
+                    rows.append(make_row(clips, settings["source"]))
+                    rows[-1].store(payloads)
             except OSError as error:
                 if error.filename is None:  # a full disk
-                    raise OSError(error.errno, error.strerror, str(job.output / "shards")) from error
+                    raise OSError(error.errno, error.strerror, str(output / "shards")) from error
                 raise
-        rows.sort(key=lambda stored: (stable_hash(f"{job.seed}/shuffle/{stored.row.key}"), stored.row.key))
-        number_of_shards = -(-len(rows) // job.utterances_per_shard)
+        rows.sort(key=lambda row: (stable_hash(f"{settings['seed']}/shuffle/{row.key}"), row.key))
+        number_of_shards = -(-len(rows) // settings["utterances_per_shard"])
         borders = [len(rows) * part // number_of_shards for part in range(number_of_shards + 1)] if rows else [0]
-        tars = [_write_shard(job, part, rows[start:end], payloads) for part, (start, end) in enumerate(pairwise(borders))]
-    _remove_other_parts(job, len(tars))
-    lengths = [stored.row.fields["num_samples"] for stored in rows]
+        name = f"shards/{line.number // 1000:03d}/{line.number:06d}"
+        tars = [
+            _write_shard(output, f"{name}-{part:03d}.tar", rows[start:end], payloads)
+            for part, (start, end) in enumerate(pairwise(borders))
+        ]
+    _remove_other_parts(output / name, len(tars))
+    lengths = [row.fields["num_samples"] for row in rows]
     result = {
         "format_version": FORMAT_VERSION,
-        "task": job.line.number,
+        "task": line.number,
         "shards": dict(tars),
         "planned": sum(len(item) for item in task.items),
         "utterances": len(rows),
         "samples": sum(lengths),
-        "joined": sum(bool(stored.row.members) for stored in rows),
-        "joined_clips": sum(len(stored.row.members) for stored in rows),
-        "short": sum(length < job.min_seconds * SAMPLE_RATE_HZ for length in lengths),
+        "joined": sum(bool(row.members) for row in rows),
+        "joined_clips": sum(len(row.members) for row in rows),
+        "short": sum(length < settings["min_seconds"] * SAMPLE_RATE_HZ for length in lengths),
         "clipped_samples": sum(decoder.clipped.values()),
         "clipped_files": len(decoder.clipped),
         "out_of_phase": sorted(decoder.out_of_phase),
@@ -187,39 +173,17 @@ def run_task(job: ShardJob) -> dict[str, Any]:
         "skipped": decoder.skipped,
         "again": task.again,
     }
-    write_sealed(task_file(job.output, job.line.number), result)
+    write_sealed(task_file(output, line.number), result)
     return result
 
 
-def _remove_other_parts(job: ShardJob, parts: int) -> None:
-    """Removes shards of an earlier attempt beyond the present number; they would enter the index."""
-    number = job.line.number
-    folder = job.output / "shards" / f"{number // 1000:03d}"
-    for mark in sorted(folder.glob(f"{number:06d}-*.json")) + sorted(folder.glob(f"{number:06d}-*.tar")):
-        part = mark.stem.removeprefix(f"{number:06d}-")
-        if part.isdecimal() and int(part) >= parts:
-            mark.unlink()
-
-
-@dataclass
-class _StoredRow:
-    """A row with its FLAC in the file of payloads, so that a task of many hours needs little memory."""
-
-    row: Row
-    start: int
-    nbytes: int
-
-    def load(self, payloads: IO[bytes]) -> Row:
-        payloads.seek(self.start)
-        return replace(self.row, flac=payloads.read(self.nbytes))
-
-
-def _store(row: Row, payloads: SpooledTemporaryFile[bytes]) -> _StoredRow:
-    start = payloads.tell()
-    if start + len(row.flac) > _MOST_BYTES_IN_MEMORY:
-        payloads.rollover()  # Before the write, since a row of hours would be in memory twice.
-    payloads.write(row.flac)
-    return _StoredRow(replace(row, flac=b""), start, len(row.flac))
+def _remove_other_parts(task: Path, parts: int) -> None:
+    """Removes shards `task`-PART of an earlier attempt beyond the present number; they would enter the index."""
+    for suffix in ("json", "tar"):
+        for file in task.parent.glob(f"{task.name}-*.{suffix}"):
+            part = file.stem.removeprefix(f"{task.name}-")
+            if part.isdecimal() and int(part) >= parts:
+                file.unlink()
 
 
 class _HashingFile:
@@ -234,25 +198,24 @@ class _HashingFile:
         return self._file.write(data)
 
 
-def _write_shard(job: ShardJob, part: int, rows: list[_StoredRow], payloads: IO[bytes]) -> tuple[str, int]:
+def _write_shard(output: Path, name: str, rows: list[Row], payloads: IO[bytes]) -> tuple[str, int]:
     """Writes one tar and its done-file; returns its name and size."""
-    number = job.line.number
-    name = f"shards/{number // 1000:03d}/{number:06d}-{part:03d}.tar"
-    path = job.output / name
+    path = output / name
     columns: dict[str, list[Any]] = defaultdict(list)
     with atomic_file(path) as file:
         hashing = _HashingFile(file)
         # An integer time avoids a PAX header for every member and gives equal bytes for equal input.
         with webdataset.TarWriter(hashing, encoder=False, mtime=0) as tar:
-            for stored in rows:
-                row = stored.load(payloads)
+            for row in rows:
+                payloads.seek(row.stored[0])
+                flac = payloads.read(row.stored[1])
                 offset = tar.tarstream.offset + _TAR_BLOCK
                 text = json.dumps(row.fields, ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace")
-                tar.write({"__key__": row.key, "flac": row.flac, "json": text})
-                blocks = [-(-len(member) // _TAR_BLOCK) for member in (row.flac, text)]
+                tar.write({"__key__": row.key, "flac": flac, "json": text})
+                blocks = [-(-len(member) // _TAR_BLOCK) for member in (flac, text)]
                 assert tar.tarstream.offset == offset + _TAR_BLOCK * (sum(blocks) + 1)
-                row.append_to(columns, offset)
+                row.append_to(columns, offset, flac)
         nbytes = file.tell()
-    members = [(number, *member) for number, stored in enumerate(rows) for member in stored.row.members]
+    members = [(number, *member) for number, row in enumerate(rows) for member in row.members]
     write_done_file(path, name, nbytes, hashing.digest.hexdigest(), columns, members)
     return name, nbytes

@@ -25,26 +25,16 @@ _OTHER_UNITS = rf"{_COUNTED}|[uµn]s(ec)?|(micro|nano)sec(ond)?s?|m|mins?|minute
 # A length without a unit in its name.
 _LENGTH = rf"{_OF_A_SEGMENT}(length|len)|(n|num)_?({_COUNTED})"
 _OTHER_NAMES = {"path": r"audio_file_?path", "channel": r"channel(_?(id|index|number|selector))?"}
+_WAY_OUT = "name the columns with columns.path=…, columns.speaker=…"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a manifest.
-
-    Attributes:
-        of: Name of the column of each field; a field without a column is absent.
-        scale: Seconds of one unit of `start_s`, `end_s` and `duration_s`.
-        unused: Unused columns that seem to define a part of the audio.
-    """
+    """Column `of` each field that has one, seconds of one unit (`scale`) of its times, and `unused` columns that look like times."""
 
     of: Mapping[str, str]
     scale: Mapping[str, float]
     unused: tuple[str, ...]
-
-    @property
-    def used(self) -> frozenset[str]:
-        """All columns that hold a field."""
-        return frozenset(self.of.values())
 
     def naming(self, field: str) -> str:
         """Name of a field for messages, with its column if that has another name."""
@@ -60,15 +50,12 @@ def check_distinct(names: Sequence[str], where: str) -> None:
 
 
 def find_columns(names: Sequence[str], asked: Mapping[str, Any], where: str, *, by_name: bool = True) -> Columns:
-    """Finds the column of each field.
-
-    A field that `asked` does not map is found by its own name (without regard to case and surrounding blanks), then by its names in
-    common manifests: `audio_filepath`; `start`, `begin`, `offset`, `onset`; `end`, `stop`; `duration`; each of these also with
-    `_time`, and with a unit (`_s`, `_sec`, `_ms`); `tmin`, `tmax`; `length` with a unit; `channel`.
+    """Finds the column of each field: by `asked`, else by its own name, else by its names in common manifests (docs/data.md).
 
     Args:
         names: Columns of the manifest.
-        asked: Column of each field, None to find it by name; `ignore` is a list of columns that do not define a part of the audio.
+        asked: Columns by field, as `{"path": "file", "start_s": "begin"}`, and as `ignore` a list of columns that do not define a part of
+            the audio.
         where: File and line, for messages.
         by_name: False for shard sets that were begun when a field was found by its own name only.
 
@@ -102,7 +89,8 @@ def find_columns(names: Sequence[str], asked: Mapping[str, Any], where: str, *, 
         if field in _PARTS:
             unused += [name for name in (*named, *also) if name not in chosen.values()]
     if "path" not in chosen:
-        way_out = _WAY_OUT if len(names) > 1 else f"{_WAY_OUT}; {_SEPARATORS}"
+        separators = "; cells are separated by tabs in .tsv and by commas in .csv, and the first line holds the names"
+        way_out = _WAY_OUT + (separators if len(names) == 1 else "")
         raise ValueError(f"{where}: there is no column 'path' among {_listed(names)}: {way_out}")
     for field in ("start_s", "end_s", "duration_s"):
         numbers = [name for name in free if _has_other_unit(field, name)]
@@ -117,10 +105,6 @@ def find_columns(names: Sequence[str], asked: Mapping[str, Any], where: str, *, 
         unused += numbers if field != "duration_s" or "start_s" in chosen else ()
     unused += [name for name in free if _WORDS & set(_plain(name).split("_"))]
     return Columns(chosen, scale, tuple(sorted(set(unused) - set(chosen.values()))))
-
-
-_WAY_OUT = "name the columns with columns.path=…, columns.speaker=…"
-_SEPARATORS = "cells are separated by tabs in .tsv and by commas in .csv, and the first line holds the names"
 
 
 def _listed(names: Sequence[str]) -> str:

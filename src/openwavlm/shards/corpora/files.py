@@ -9,10 +9,6 @@ from pathlib import Path
 from openwavlm.audio.formats import EXTENSIONS, UNREADABLE_EXTENSIONS
 from openwavlm.runtime.resources import check_of_the_file
 
-HIDDEN = "hidden"
-NO_SUFFIX = "no suffix"
-SPECIAL = "special file"
-
 
 @dataclass
 class FolderFiles:
@@ -20,9 +16,8 @@ class FolderFiles:
 
     Attributes:
         audio: Files with the suffix of an audio format, those of a folder before those of its sub-folders, both sorted.
-        ignored: Number of all other files by lower-case suffix, or by `hidden`, `no suffix` and `special file` (FIFOs, sockets,
-            devices).
-        special: Special files without an audio suffix; they are never opened.
+        ignored: Number of all other files by lower-case suffix, or by `hidden`, `no suffix` and `special file`.
+        special: FIFOs, sockets and devices without an audio suffix; they are never opened.
         linked_again: Omitted folders, which are links to a folder that is listed already.
     """
 
@@ -33,14 +28,9 @@ class FolderFiles:
 
 
 def find_files(root: Path, subfolders: Sequence[str] = ()) -> FolderFiles:
-    """Walks a corpus, follows each link to a folder once, and opens no file.
+    """Walks a corpus, or these sub-folders of it, follows each link to a folder once, and opens no file.
 
-    Files of unsupported formats, and FIFOs, sockets and devices with an audio suffix, are among `audio`, so that preparation lists
-    them by name as skipped.
-
-    Args:
-        root: Folder of the corpus.
-        subfolders: Folders below the root to which the walk is limited; empty for all.
+    Files of unsupported formats, and special files with an audio suffix, are among `audio`: preparation lists them by name as skipped.
 
     Raises:
         ValueError: If the root or one of the sub-folders does not exist, or a folder cannot be listed.
@@ -86,14 +76,14 @@ def _sort_entries(found: FolderFiles, folder: Path, *, hidden: bool) -> list[tup
         if _is(entry.is_dir):
             folders.append((path, is_hidden))
         elif is_hidden:
-            found.ignored[HIDDEN] += 1
+            found.ignored["hidden"] += 1
         elif kind in EXTENSIONS or kind in UNREADABLE_EXTENSIONS:
             found.audio.append(path)
         elif not (_is(entry.is_file) or entry.is_symlink()):
             found.special.append(path)
-            found.ignored[SPECIAL] += 1
+            found.ignored["special file"] += 1
         else:
-            found.ignored[kind or NO_SUFFIX] += 1
+            found.ignored[kind or "no suffix"] += 1
     return folders
 
 

@@ -1,4 +1,4 @@
-"""Reads a table of utterances: TSV (no quoting), CSV or JSON lines, one utterance a row, paths relative to the table's folder."""
+"""Reads a table of utterances: TSV (no quoting), CSV or JSON lines, one utterance per row, paths relative to the table's folder."""
 
 import csv
 import json
@@ -35,11 +35,9 @@ def utterances(
     the audio file is the recording. Columns that hold no field are copied to the shard's JSON.
 
     Args:
-        manifest: `.tsv` (tab-separated, quotes are ordinary characters), `.csv` or `.jsonl`; UTF-8, the first two with a header.
-        columns: Column of each field, as `{"path": "file", "start_s": "begin"}`, and as `ignore` a list of columns that hold no field;
-            the column of a field that is absent or None is found by name (`find_columns`).
+        manifest: `.tsv`, `.csv` or `.jsonl`; UTF-8, the first two with a header.
+        columns, by_name: As `asked` and `by_name` in `find_columns`.
         language: Language of the rows that name none.
-        by_name: As in `find_columns`.
         notes: Collects sentences for the log, each with its number of rows.
 
     Raises:
@@ -105,19 +103,15 @@ def _csv_cells(file: TextIO, manifest: Path, notes: Counter[str]) -> Iterator[tu
     # Not strict, an unclosed quotation mark would make one cell of all following rows.
     table = csv.reader(file, strict=True)
     last = 0
-    while True:
-        try:
-            cells = next(table)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise ValueError(
-                f"{manifest}, line {last + 1}: not valid CSV ({error}): quote a cell that has quotation marks, and double them"
-            ) from error
-        if table.line_num > last + 1:
-            notes["rows whose quoted cells span several lines of the file"] += 1
-        yield last + 1, cells
-        last = table.line_num
+    try:
+        for cells in table:
+            notes["rows with quoted cells of several lines of the file"] += table.line_num > last + 1
+            yield last + 1, cells
+            last = table.line_num
+    except csv.Error as error:
+        raise ValueError(
+            f"{manifest}, line {last + 1}: not valid CSV ({error}): quote a cell that has quotation marks, and double them"
+        ) from error
 
 
 def _json_row(text: str, where: str) -> dict[str, Any]:
@@ -142,7 +136,7 @@ def _utterance(row: dict[str, Any], columns: Columns, language: str, where: str,
     for field, column in columns.of.items():
         cell = _cell(row[column], column, where, unknown="nan" if field in columns.scale else "")
         if field in _NAMES and cell.strip() in _UNKNOWN - {"", "-"}:
-            notes[f"rows whose {field} is {cell.strip()!r}, which is read as unknown"] += 1
+            notes[f"rows with the {field} {cell.strip()!r}, which is read as unknown"] += 1
         elif cell.strip() not in ("", "-"):
             known[field] = cell if field == "text" else cell.strip()
     for column in columns.unused:
@@ -157,7 +151,7 @@ def _utterance(row: dict[str, Any], columns: Columns, language: str, where: str,
     name = file_name
     if start_s or end_s is not None:
         name += f"@{start_s:.3f}-" + ("" if end_s is None else f"{end_s:.3f}")
-    extra = {column: _plain(value) for column, value in row.items() if column not in columns.used}
+    extra = {column: _plain(value) for column, value in row.items() if column not in columns.of.values()}
     for column in extra.keys() - set(columns.unused):
         notes[f"rows with a column {column!r} {ONLY_KEPT}"] += 1
     utterance = Utterance(

@@ -15,14 +15,13 @@ _ROUNDED_S = 0.5
 
 @dataclass(frozen=True)
 class Overlaps:
-    """Amount of audio of a corpus that is listed more than once, or not at all.
+    """Amount of audio that a corpus lists more than once, or not at all.
 
     Attributes:
         segments: Number of utterances that share a stretch of their file with one that begins before them.
         of_several_speakers: Number of these that share it with another known speaker.
         seconds: Audio that is listed again.
-        outside_seconds: Audio outside all segments of its file, of files of known duration; less than half a second of a file does
-            not count.
+        outside_seconds: Audio outside all segments of its file, from half a second a file, of files of known duration.
     """
 
     segments: int = 0
@@ -45,7 +44,8 @@ def find_overlaps(utterances: Iterable[Utterance], seconds_of_file: Callable[[st
         if not (of_file[0].start_s or of_file[0].end_s is not None or len(of_file) > 1):
             continue
         length_s = seconds_of_file(of_file[0].path)
-        ends = [_end(utterance, float("inf") if length_s is None else length_s) for utterance in of_file]
+        longest_s = float("inf") if length_s is None else length_s
+        ends = [max(u.start_s, longest_s if u.end_s is None else min(u.end_s, longest_s)) for u in of_file]
         found = _sweep(sorted(zip(of_file, ends, strict=True), key=lambda pair: (pair[0].start_s, pair[1])))
         segments, several, seconds = segments + found.segments, several + found.of_several_speakers, seconds + found.seconds
         if length_s is not None:
@@ -54,17 +54,11 @@ def find_overlaps(utterances: Iterable[Utterance], seconds_of_file: Callable[[st
     return Overlaps(segments, several, seconds, outside)
 
 
-def _end(utterance: Utterance, length_s: float) -> float:
-    end_s = length_s if utterance.end_s is None else min(utterance.end_s, length_s)
-    return max(end_s, utterance.start_s)
-
-
 def _sweep(segments: list[tuple[Utterance, float]]) -> Overlaps:
     """Measures the overlaps of segments of one file, sorted by start."""
     open_ones: list[tuple[float, str]] = []
-    covered_s = 0.0
+    covered_s = seconds = 0.0
     count = several = 0
-    seconds = 0.0
     for utterance, end_s in segments:
         while open_ones and open_ones[0][0] <= utterance.start_s + _TOLERANCE_S:
             heapq.heappop(open_ones)

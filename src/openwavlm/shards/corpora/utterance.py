@@ -14,12 +14,8 @@ class Utterance:
     Attributes:
         name: Identity within its source, on every machine: the relative path without extension, plus the segment and the channel.
         path: Audio file relative to the corpus root (absolute if it lies elsewhere).
-        start_s: Start in the file, seconds.
-        end_s: End in the file; None for the end of the file.
-        speaker: Name within the source; empty when unknown.
-        recording: Name of the uninterrupted recording.
-        text: Transcript; empty when unknown.
-        language: Language code; empty when unknown.
+        start_s, end_s: Place in the file, seconds; None for the end of the file.
+        speaker, recording, text, language: Names within the source, transcript and language code; empty when unknown.
         extra: Other fields of the corpus, copied to the shard's JSON.
         channel: Channel of the file, from 0; None for the setting `channels`.
     """

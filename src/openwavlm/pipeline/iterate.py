@@ -17,7 +17,6 @@ from openwavlm.pipeline.iteration import Iteration, overrides
 from openwavlm.pipeline.published import check_with_transformers, publish
 from openwavlm.pipeline.settings import IterationSettings, iteration_settings
 from openwavlm.pipeline.stages import Chain, Stage
-from openwavlm.report.content import ReportContent
 from openwavlm.report.page import write_report
 from openwavlm.runs.compose import composed, plain
 from openwavlm.runs.gather import gather
@@ -153,5 +152,5 @@ def _report(iterations: list[dict[str, Stage]], folder: Path, export: Path, name
         ("the model in Python", f"transformers.WavLMModel.from_pretrained({str(export)!r})"),
         ("the same on your own recordings", "openwavlm iterate name=mine corpora.input=DIR"),
     ]
-    write_report(folder, ReportContent(f"OpenWavLM: {name}", parts, commands=commands))
+    write_report(folder, f"OpenWavLM: {name}", parts, commands)
     return {}

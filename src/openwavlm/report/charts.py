@@ -24,26 +24,13 @@ from openwavlm.training.records import read_record
 
 BLUE, PALE, ORANGE, GREY, GREEN, RED = "#1f5fa8", "#a9c4e4", "#c8641b", "#8a8f98", "#2c7a4b", "#a83232"
 LINE, _INK = "#d5d9df", "#1c2128"
-_PAGE_COLOURS = {
-    BLUE: "var(--blue)",
-    PALE: "var(--pale)",
-    ORANGE: "var(--orange)",
-    GREY: "var(--grey)",
-    GREEN: "var(--green)",
-    RED: "var(--red)",
-    LINE: "var(--line)",
-    _INK: "currentColor",
-}
+_OF_PAGE = {BLUE: "blue", PALE: "pale", ORANGE: "orange", GREY: "grey", GREEN: "green", RED: "red", LINE: "line"}
 CHART_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "openwavlm",
     "font.family": "sans-serif",
     "font.size": 9,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
@@ -91,8 +78,9 @@ def inline_svg(figure: Figure, name: str, label: str) -> Markup:
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = body.replace('xlink:href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
     body = re.sub(r' xmlns(?::xlink)?="[^"]*"', "", body)
-    for colour, of_page in _PAGE_COLOURS.items():
-        body = body.replace(colour, of_page)
+    for colour, name_in_page in _OF_PAGE.items():
+        body = body.replace(colour, f"var(--{name_in_page})")
+    body = body.replace(_INK, "currentColor")
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
 
 

@@ -139,21 +139,6 @@ class Iteration:
         return self.audio_seconds / self.wall_seconds if self.wall_seconds and self.audio_seconds else None
 
 
-@dataclass(eq=False)
-class ReportContent:
-    """All that a report shows.
-
-    Attributes:
-        title: Name of the job.
-        iterations: Runs in order; the last one is the result.
-        commands: (purpose, command) of the next steps; empty: made from the last run's record.
-    """
-
-    title: str
-    iterations: list[Iteration]
-    commands: list[tuple[str, str]] = field(default_factory=list)
-
-
 def _read(path: Path, prefix: Mapping[str, Any] | None, notes: list[str] | None, columns: list[str] | None = None) -> Record:
     record = read_record(path, prefix=prefix, columns=columns) if path.is_file() else Record([])
     if record.faults:
@@ -269,17 +254,12 @@ def _masked_of(validation: dict[str, np.ndarray]) -> dict[str, Any] | None:
     if not len(validation.get("step", ())):
         return None
     last = {name: float(column[-1]) for name, column in validation.items()}
-    found: dict[str, Any] = {
+    controls = ["unigram", *(["count_table"] if "count_table_cross_entropy" in last else [])]
+    return {
         "cross_entropy": last["cross_entropy"],
         "accuracy": last["accuracy"],
-        "unigram": {"cross_entropy": last["unigram_cross_entropy"], "accuracy": last["unigram_accuracy"]},
+        **{name: {figure: last[f"{name}_{figure}"] for figure in ("cross_entropy", "accuracy")} for name in controls},
         "nearest_label": {"accuracy": last["repeat_nearest_accuracy"]},
         "frames": int(last["masked_frames"]),
         "step": int(last["step"]),
     }
-    if "count_table_cross_entropy" in last:
-        found["count_table"] = {
-            "cross_entropy": last["count_table_cross_entropy"],
-            "accuracy": last["count_table_accuracy"],
-        }
-    return found

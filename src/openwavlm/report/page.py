@@ -1,6 +1,6 @@
 """`report.html`: one self-contained page for a reader who did not make the run, with the verdicts in its first lines."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ import numpy as np
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.labels.quality import perplexity, used_clusters
 from openwavlm.report import charts, pictures
-from openwavlm.report.content import Example, Iteration, Realised, ReportContent
+from openwavlm.report.content import Example, Iteration, Realised
 from openwavlm.report.facts import warnings_of, what_ran
 from openwavlm.report.health import health_rows, health_said, health_warnings
 from openwavlm.report.probe_tables import phone_table, phones_note, speakers_note, units_table
 from openwavlm.report.recipe import commands_of, differences, recipe_of
-from openwavlm.report.summary import iteration_summary, merge_summary
+from openwavlm.report.summary import iteration_summary
 from openwavlm.report.templating import render_page
 from openwavlm.report.verdicts import (
     Verdict,
@@ -27,15 +27,18 @@ from openwavlm.report.verdicts import (
     wins,
 )
 from openwavlm.report.words import grouped, number, plural
-from openwavlm.runtime.atomic import atomic_file
+from openwavlm.runtime.atomic import write_atomically, write_json
+from openwavlm.training.run_files import read_summary
 
 
-def write_report(directory: Path, content: ReportContent) -> Path:
-    """Writes `report.html`, and puts the figures into `summary.json` beside it, whose other entries stay.
+def write_report(directory: Path, title: str, iterations: list[Iteration], commands: Sequence[tuple[str, str]] = ()) -> Path:
+    """Writes `report.html`, and the figures into `summary.json` beside it; the other entries of that file stay.
 
     Args:
-        directory: Where both go; made if it does not exist.
-        content: The content of the page.
+        directory: Folder of both; made if it does not exist.
+        title: Title of the page.
+        iterations: Runs in order; the last one is the result.
+        commands: (purpose, command) of the next steps; empty: made from the last run's record.
 
     Returns:
         Path of the page.
@@ -43,24 +46,22 @@ def write_report(directory: Path, content: ReportContent) -> Path:
     Raises:
         ValueError: If there is no iteration.
     """
-    if not content.iterations:
+    if not iterations:
         raise ValueError("a report needs at least one run, but got none: give the folder of a run, as in run=runs/NAME")
-    directory.mkdir(parents=True, exist_ok=True)
-    page = directory / "report.html"
-    with atomic_file(page) as file:
-        file.write(render(content).encode())
-    merge_summary(directory / "summary.json", content.iterations)
-    return page
+    write_atomically(directory / "report.html", render(title, iterations, commands).encode())
+    path = directory / "summary.json"
+    kept = read_summary(path) if path.is_file() else {"format_version": 1}
+    write_json(path, kept | {"iterations": [iteration_summary(iteration) for iteration in iterations]})
+    return directory / "report.html"
 
 
-def render(content: ReportContent) -> str:
+def render(title: str, iterations: list[Iteration], commands: Sequence[tuple[str, str]] = ()) -> str:
     """The page as text."""
-    iterations, last = content.iterations, content.iterations[-1]
-    figures = [iteration_summary(iteration) for iteration in iterations]
+    figures, last = [iteration_summary(iteration) for iteration in iterations], iterations[-1]
     several, verdicts = len(iterations) > 1, beats(figures[-1])
     return render_page(
         "report.html.j2",
-        content.title,
+        title,
         several=several,
         names=[iteration.name for iteration in iterations],
         subject=f"The last run ({last.name}):" if several else "",
@@ -79,7 +80,7 @@ def render(content: ReportContent) -> str:
         runs=[_run(iterations[place], figures[place], f"i{place}") for place in reversed(range(len(figures)))],
         mixture=_mixture(last.mixtures) if last.mixtures else None,
         machine=_of_each(iterations, partial(health_warnings, of_machine=True)),
-        commands=content.commands or commands_of(last),
+        commands=commands or commands_of(last),
     )
 
 

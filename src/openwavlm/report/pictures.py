@@ -8,13 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from openwavlm.audio.encode import encode
 from openwavlm.audio.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from openwavlm.report.charts import CHART_STYLE
 from openwavlm.report.content import Example
+
+
+def png(figure: Figure, *, dpi: int = 150) -> bytes:
+    """A figure as PNG, the same bytes at every call."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def _spectrogram_db(signal: np.ndarray) -> np.ndarray:
@@ -36,7 +42,6 @@ def mixture_picture(examples: Sequence[Example], *, wide: bool = False) -> str:
     size = (9.6, 1.0 + 1.5 * (1 + mixed)) if wide else (5.2, 4.4)
     with rc_context(CHART_STYLE):
         figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
         heights = [4.0] * (1 + mixed) + [0.8, 0.8]
         *above, mask, labels = figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
         for axes, title in zip(above, ("before mixing", "after mixing") if mixed else ("audio",), strict=True):
@@ -57,9 +62,8 @@ def mixture_picture(examples: Sequence[Example], *, wide: bool = False) -> str:
         for axes in (mask, labels):
             axes.set_yticks([])
         labels.set(xlabel="seconds", xlim=(0, ends_s[-1]))
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110 if wide else 150, metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        image_png = png(figure, dpi=110 if wide else 150)
+    return "data:image/png;base64," + base64.b64encode(image_png).decode()
 
 
 def _draw_frames(mask: Axes, labels: Axes, example: Example, begin_s: float) -> None:
@@ -80,10 +84,7 @@ def _write_labels(axes: Axes, labels: np.ndarray, begin_s: float, *, inches_a_fr
 
 def runs_of(values: np.ndarray) -> list[tuple[int, int]]:
     """(value, length) of each stretch of equal neighbours."""
-    if not len(values):
-        return []
-    edges = np.concatenate([[0], np.flatnonzero(np.diff(values.astype(np.int64))) + 1, [len(values)]])
-    return [(int(values[begin]), int(end - begin)) for begin, end in itertools.pairwise(edges)]
+    return [(value, len(list(group))) for value, group in itertools.groupby(values.tolist())]
 
 
 def audio_uri(signal: np.ndarray, peak: float, *, flac: bool = False) -> str:

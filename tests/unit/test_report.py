@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from openwavlm.report.content import Example, Iteration, Realised, read_findings, read_iteration, read_table
-from openwavlm.report.facts import warnings_of, what_ran
-from openwavlm.report.health import health_rows, health_said, health_warnings
+from openwavlm.report.facts import health_note, health_rows, health_warnings, warnings_of, what_ran
 from openwavlm.report.page import render, write_report
 from openwavlm.report.recipe import commands_of, differences, overrides_of, recipe_of
 from openwavlm.report.reference_points import POINTS, comparable
@@ -489,7 +488,7 @@ def test_a_rule_that_fired_often_shows_its_first_value_and_is_warned_of_once(tmp
     ]
     assert health_warnings(found, of_machine=False) == ["Health, update 100: predictions at 100."]
     assert health_warnings(found, of_machine=True) == ["Health, update 100: speed at 100."]
-    assert health_said(found).startswith("2 of 11 rules fired.")
+    assert health_note(found).startswith("2 of 11 rules fired.")
 
 
 def test_one_window_is_no_windows(tmp_path):

@@ -61,9 +61,7 @@ def _chart(drawn: list[Markup], name: str, title: str, x: str, y: str) -> Iterat
 
 
 def inline_svg(figure: Figure, name: str, label: str) -> Markup:
-    """A figure as an SVG element of a page, the same bytes at every call.
-
-    Prologue and metadata are left out because they name addresses in the network.
+    """A figure as an SVG element of a page, the same bytes at every call; without its metadata, which name addresses in the network.
 
     Args:
         figure: The figure.
@@ -135,9 +133,7 @@ def probe_map(iteration: Iteration, name: str) -> Markup | None:
 
 def points_of(iteration: Iteration) -> list[ReferencePoint]:
     """Published points that stand beside this run."""
-    clusters = (iteration.plan or {}).get("codebook")
-    updates = (iteration.config.get("optim") or {}).get("updates", 0)
-    return comparable(int(clusters) if clusters else None, int(updates))
+    return comparable((iteration.plan or {}).get("codebook"), (iteration.config.get("optim") or {}).get("updates", 0))
 
 
 def _reference_points(axes: Axes, iteration: Iteration, figure: str) -> None:
@@ -148,10 +144,7 @@ def _reference_points(axes: Axes, iteration: Iteration, figure: str) -> None:
 
 
 def _smoothed(metrics: dict[str, np.ndarray], column: str, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and means of neighbouring updates, at most `points` and the breaks; updates without a figure are left out.
-
-    Where updates have no row, as in a damaged table, a NaN breaks the line.
-    """
+    """Steps and means of neighbouring updates with a figure, at most `points`; a NaN breaks the line where updates have no row."""
     steps, values = metrics["step"], metrics[column]
     gaps = steps[:-1][np.diff(steps) > 1] + 0.5
     kept = np.isfinite(values)
@@ -165,7 +158,7 @@ def _smoothed(metrics: dict[str, np.ndarray], column: str, points: int = 200) ->
 
 
 def _held_out_curve(axes: Axes, iteration: Iteration, figure: str) -> None:
-    """The validation curve, and a star for the last model on a test set of its own, which the baselines' lines belong to."""
+    """The validation curve, and a star for the last model on the test set, to which the baselines' lines belong."""
     validation, masked = iteration.validation, iteration.masked or {}
     tested = masked.get("set")
     label = "development speakers" if tested else "held-out speakers"

@@ -1,12 +1,13 @@
-"""A run's configuration and the limits of its figures in words, from its own records."""
+"""A run's configuration, the limits of its figures and its health in words, from its own records."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from openwavlm.report.content import Iteration
-from openwavlm.report.health import health_warnings
 from openwavlm.report.words import duration, number, plural
+from openwavlm.training.health.rules import RULES
 
 
 def what_ran(iteration: Iteration) -> list[tuple[str, str]]:
@@ -144,3 +145,45 @@ def warnings_of(iteration: Iteration) -> list[str]:
             "levels below are not the run's own."
         )
     return found
+
+
+def health_rows(findings: Sequence[Mapping[str, str]], states: Mapping[str, Any] | None) -> list[list[str]]:
+    """One line a rule, those that fired first: the rule, its result, when it was judged or fired, its first finding.
+
+    `states` is `health` of `summary.json`; None for a run that has not ended in order.
+    """
+    lines = []
+    for rule in RULES:
+        fired = [row for row in findings if row["rule"] == rule.name]
+        judged = ((states or {}).get(rule.name) or {}).get("judged")
+        if fired:
+            steps = ", ".join(row["step"] for row in fired[:3])
+            more = f" and {plural(len(fired) - 3, 'more update')}" if len(fired) > 3 else ""
+            lines.append([rule.title, "✗ fired", f"update {steps}{more}", fired[0]["sentence"]])
+        elif judged:
+            lines.append([rule.title, "✓ held", f"in {plural(judged, 'window')}", ""])
+        elif states is None:
+            lines.append([rule.title, "did not fire", "", ""])
+        else:
+            lines.append([rule.title, "not judged", f"judged {rule.judged}", ""])
+    return sorted(lines, key=lambda line: line[1] != "✗ fired")
+
+
+def health_warnings(iteration: Iteration, *, of_machine: bool) -> list[str]:
+    """The first finding of each rule that fired: of the rules on the machine's speed, or of those on the training."""
+    wanted = {rule.name for rule in RULES if rule.of_machine == of_machine}
+    first: dict[str, str] = {}
+    for row in iteration.findings:
+        if row["rule"] in wanted:
+            first.setdefault(row["rule"], f"Health, update {row['step']}: {row['sentence']}.")
+    return list(first.values())
+
+
+def health_note(iteration: Iteration) -> str:
+    """First sentences of the section."""
+    settings = iteration.config.get("health") or {}
+    if not settings.get("enabled"):
+        return "The run was not watched (health.enabled)."
+    fired = {row["rule"] for row in iteration.findings}
+    verdict = f"{len(fired)} of {len(RULES)} rules fired." if fired else "No rule fired."
+    return f"{verdict} Each rule states what a sound run keeps, and is judged in windows of {settings['window']} updates."

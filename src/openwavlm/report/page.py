@@ -11,8 +11,7 @@ from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.labels.quality import perplexity, used_clusters
 from openwavlm.report import charts, pictures
 from openwavlm.report.content import Example, Iteration, Realised
-from openwavlm.report.facts import warnings_of, what_ran
-from openwavlm.report.health import health_rows, health_said, health_warnings
+from openwavlm.report.facts import health_note, health_rows, health_warnings, warnings_of, what_ran
 from openwavlm.report.probe_tables import phone_table, phones_note, speakers_note, units_table
 from openwavlm.report.recipe import commands_of, differences, recipe_of
 from openwavlm.report.summary import iteration_summary
@@ -91,7 +90,7 @@ def _outcomes(verdicts: list[Verdict], outcome: str) -> list[tuple[str, str]]:
 
 
 def _note(iteration: Iteration, verdicts: list[Verdict]) -> str:
-    held_out = verdicts and iteration.data is not None and iteration.data["validation_speakers"]
+    held_out = verdicts and (iteration.data or {}).get("validation_speakers")
     note = "All figures are of held-out speakers, which the model was not trained on." if held_out else ""
     if any(verdict.interval for verdict in verdicts):
         note += " Ranges after “difference” are 95 % intervals over the test speakers."
@@ -136,11 +135,11 @@ def _side_by_side(figures: list[dict[str, Any]]) -> list[list[str]]:
 
 def _progress(iterations: list[Iteration], figures: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     """(title, sentences) of each iteration against the one before."""
-    found = [
-        (f"{iterations[place].name} against {iterations[place - 1].name}", compare_iterations(figures[place - 1], figures[place]))
+    return [
+        (f"{iterations[place].name} against {iterations[place - 1].name}", sentences)
         for place in range(1, len(iterations))
+        if (sentences := compare_iterations(figures[place - 1], figures[place]))
     ]
-    return [(title, sentences) for title, sentences in found if sentences]
 
 
 def _run(iteration: Iteration, figures: dict[str, Any], name: str) -> dict[str, Any]:
@@ -166,7 +165,7 @@ def _run(iteration: Iteration, figures: dict[str, Any], name: str) -> dict[str, 
         "labels_note": _labels_note(counts),
         "realised_note": _measured(iteration.realised),
         "data_charts": charts.data_charts(iteration, name),
-        "health_note": health_said(iteration),
+        "health_note": health_note(iteration),
         "fired": bool(iteration.findings),
         "health": health_rows(iteration.findings, iteration.health) if watched else [],
     }

@@ -31,11 +31,8 @@ def _spectrogram_db(signal: np.ndarray) -> np.ndarray:
 
 
 def mixture_picture(examples: Sequence[Example], *, wide: bool = False) -> str:
-    """Spectrograms before and after mixing over the mask and the labels, one time axis; a PNG data URI.
-
-    Args:
-        examples: Rows, drawn one after the other; where none was mixed there is one spectrogram.
-        wide: Over the page's whole width, with the numbers of the labels where there is room.
+    """Spectrograms before and after mixing over mask and labels as a PNG data URI, rows one after the other; one spectrogram if none
+    was mixed; `wide`: over the page's whole width, with the numbers of the labels where there is room.
     """
     ends_s = np.cumsum([len(example.clean) for example in examples]) / SAMPLE_RATE_HZ
     mixed = any(example.length for example in examples)
@@ -88,7 +85,7 @@ def runs_of(values: np.ndarray) -> list[tuple[int, int]]:
 
 
 def audio_uri(signal: np.ndarray, peak: float, *, flac: bool = False) -> str:
-    """A signal as a 16-bit WAV or FLAC data URI, divided by `peak`: give two signals the same one to keep their levels comparable."""
+    """A signal as a 16-bit WAV or FLAC data URI, divided by `peak`: equal peaks keep the levels of two signals comparable."""
     kind = "flac" if flac else "wav"
     content = encode(0.9 * signal / max(peak, 1e-6), kind.upper(), "PCM_16")
     return f"data:audio/{kind};base64," + base64.b64encode(content).decode()

@@ -1,14 +1,9 @@
 """Device memory of one training process, estimated from the counted activations (`model/costs.py`).
 
-States: parameters, gradients and AdamW's moments in float32; under a mixed precision a 16-bit copy of the weights for as long as the
-step lasts; with several processes DDP's buckets or FSDP2's gathered groups. Activations: what autograd keeps from the forward. The
-backward takes more at one of two moments: at its beginning, when everything is still kept, by two gradients of the encoder's largest
+The backward peaks at one of two moments: at its beginning, when everything is still kept, by two gradients of the encoder's largest
 tensor (and one layer computed again); or at its end, when only the extractor's activations are left (kept, or computed again), by two
-gradients of the largest of these.
-
-Assumed: rows of equal length; `where` LayerDrop; no compiled layers (fewer tensors). Not counted: the CUDA context (half a GiB or so),
-the allocator's fragmentation, cuDNN's workspaces, batches read ahead. The peak is compared with torch's memory tracker on a CPU in
-`tests/unit/test_costs.py`; not yet with a GPU's peak.
+gradients of the largest of these. Assumed: rows of equal length, `where` LayerDrop, no compiled layers. Not counted: the CUDA context,
+fragmentation, cuDNN's workspaces, batches read ahead. `tests/unit/test_costs.py` compares the peak with torch's memory tracker on a CPU.
 """
 
 from dataclasses import dataclass

@@ -90,15 +90,10 @@ def learning_charts(iteration: Iteration, name: str) -> list[Markup]:
         with _chart(drawn, f"{name}loss", "Masked cross-entropy (lower is better)", "updates", "nats a masked frame") as axes:
             if trained:
                 axes.plot(*_smoothed(metrics, "cross_entropy"), color=PALE, linewidth=1.2, label="training batches, mixed")
-            if validated:
-                _held_out_curve(axes, iteration, "cross_entropy")
-            _control_lines(axes, iteration, "cross_entropy")
-            _reference_points(axes, iteration, "nats")
+            _held_out(axes, iteration, "cross_entropy", "nats")
     if validated:
         with _chart(drawn, f"{name}acc", "Masked accuracy (higher is better)", "updates", "share of masked frames") as axes:
-            _held_out_curve(axes, iteration, "accuracy")
-            _control_lines(axes, iteration, "accuracy")
-            _reference_points(axes, iteration, "accuracy")
+            _held_out(axes, iteration, "accuracy", "accuracy")
             axes.set_ylim(0, None)
     if _has(metrics, "lr"):
         with _chart(drawn, f"{name}rate", "Learning rate", "updates", "learning rate") as axes:
@@ -136,13 +131,6 @@ def points_of(iteration: Iteration) -> list[ReferencePoint]:
     return comparable((iteration.plan or {}).get("codebook"), (iteration.config.get("optim") or {}).get("updates", 0))
 
 
-def _reference_points(axes: Axes, iteration: Iteration, figure: str) -> None:
-    places = [(float(point.updates), getattr(point, figure)) for point in points_of(iteration) if point.updates is not None]
-    known = np.array([place for place in places if place[1] is not None])
-    if len(known):
-        axes.plot(known[:, 0], known[:, 1], "D", color=GREY, markersize=4, label="other runs (table below)")
-
-
 def _smoothed(metrics: dict[str, np.ndarray], column: str, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """Steps and means of neighbouring updates with a figure, at most `points`; a NaN breaks the line where updates have no row."""
     steps, values = metrics["step"], metrics[column]
@@ -157,23 +145,26 @@ def _smoothed(metrics: dict[str, np.ndarray], column: str, points: int = 200) ->
     return np.insert(ends.astype(np.float64), places, gaps), np.insert(means, places, np.nan)
 
 
-def _held_out_curve(axes: Axes, iteration: Iteration, figure: str) -> None:
-    """The validation curve, and a star for the last model on the test set, to which the baselines' lines belong."""
+def _held_out(axes: Axes, iteration: Iteration, figure: str, published: str) -> None:
+    """The validation curve, and a star for the last model on the test set; baselines of that set as lines; published points."""
     validation, masked = iteration.validation, iteration.masked or {}
-    tested = masked.get("set")
-    label = "development speakers" if tested else "held-out speakers"
-    axes.plot(validation["step"], validation[figure], "o-", color=BLUE, markersize=4, label=label)
-    if tested:
-        axes.plot(validation["step"][-1:], [masked[figure]], "*", color=BLUE, markersize=12, label="test speakers, as the lines")
-
-
-def _control_lines(axes: Axes, iteration: Iteration, figure: str) -> None:
-    masked = iteration.masked or {}
+    if _has(validation, "step"):
+        tested = masked.get("set")
+        label = "development speakers" if tested else "held-out speakers"
+        axes.plot(validation["step"], validation[figure], "o-", color=BLUE, markersize=4, label=label)
+        if tested:
+            axes.plot(
+                validation["step"][-1:], [masked[figure]], "*", color=BLUE, markersize=12, label="test speakers, as the lines"
+            )
     lines = (("unigram", "label frequencies", GREY, ":"), ("count_table", "count table", ORANGE, "--"))
     for control, label, colour, style in (*lines, ("nearest_label", "nearest unmasked label", GREEN, "-.")):
         value = (masked.get(control) or {}).get(figure)
         if value is not None:
             axes.axhline(value, color=colour, linestyle=style, linewidth=1.4, label=label)
+    points = [(point.updates, getattr(point, published)) for point in points_of(iteration) if point.updates is not None]
+    known = [point for point in points if point[1] is not None]
+    if known:
+        axes.plot(*zip(*known, strict=True), "D", color=GREY, markersize=4, label="other runs (table below)")
 
 
 def layer_charts(phones: dict[str, Any], speakers: dict[str, Any], name: str) -> list[Markup]:

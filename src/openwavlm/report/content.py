@@ -51,14 +51,10 @@ class Realised:
     """Realised masking and mixing, measured on micro-batches that were built again.
 
     Attributes:
-        steps: Updates whose batches were built, from 1.
-        micro_batches: How many of them.
-        rows: Readable rows.
-        mixed_rows: Rows with a mixture.
-        noise_rows: Those among them that were mixed with noise.
+        steps: Updates of these batches, from 1.
+        rows: Readable rows; `noise_rows` are part of the mixed ones.
         mask_coverage: Masked share of the valid frames.
-        energy_ratio_db: float64 (mixtures,), ratio over whole utterances, measured on the audio.
-        overlap_snr_db: float64 (mixtures,), ratio within the overlap.
+        energy_ratio_db: float64 (mixtures,), ratio over whole utterances, measured on the audio; `overlap_snr_db` within the overlap.
         overlap_share: float64 (mixtures,), overlap over the primary's length.
         as_recorded: True if masked frames and mixed rows of whole steps equal those of `metrics.csv`; None if unknown.
     """
@@ -191,11 +187,7 @@ def known_tables(run: Path, launches: list[dict[str, Any]]) -> dict[str, dict[st
 
 
 def read_iteration(run: Path, name: str | None = None) -> Iteration:
-    """Reads the records of a run directory, without its data; damage in a table is noted.
-
-    Args:
-        run: Run directory.
-        name: Its name on the page; by default the folder's.
+    """Reads the records of a run directory, without its data; damage in a table is noted. The default name is the folder's.
 
     Raises:
         ValueError: If the folder is no run directory, or `config.yaml`, `run.json` or `summary.json` is damaged.

@@ -1,11 +1,12 @@
-"""A run's configuration, the limits of its figures and its health in words, from its own records."""
+"""A run's configuration, data, limits and health in words, from its own records."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from openwavlm.report.content import Iteration
+from openwavlm.labels.quality import perplexity, used_clusters
+from openwavlm.report.content import Iteration, Realised
 from openwavlm.report.words import duration, number, plural
 from openwavlm.training.health.rules import RULES
 
@@ -112,6 +113,40 @@ def _speed(iteration: Iteration, config: dict[str, Any]) -> str:
         lost, short = 100 * iteration.plan["lost_share"], iteration.plan["too_short"]
         parts.append(f"{lost:.2f} % of the audio was left out ({plural(short, 'utterance')} too short)")
     return "; ".join(parts)
+
+
+def labels_note(counts: np.ndarray | None) -> str:
+    """Sentences on the frequencies of the labels."""
+    if counts is None:
+        return "The labels were not opened, so their frequencies are not known."
+    return (
+        f"{used_clusters(counts)} of {len(counts)} labels occur in the training rows, with the entropy of {perplexity(counts):.1f} "
+        f"equally frequent ones. The commonest label has {100 * counts.max() / counts.sum():.1f} % of the frames."
+    )
+
+
+def realised_note(realised: Realised | None) -> str:
+    """Sentences on the realised masking and mixing."""
+    if realised is None:
+        return "Masking and mixing were not measured: the data were not opened."
+    steps = realised.steps
+    updates = f"update {steps[0]}" if len(steps) == 1 else f"updates {steps[0]} to {steps[-1]}"
+    text = (
+        f"On {plural(realised.micro_batches, 'micro-batch')} ({plural(realised.rows, 'row')}) of {updates}, built again from the plan: "
+        f"{100 * realised.mask_coverage:.1f} % of the valid frames hidden, {plural(realised.mixed_rows, 'row')} mixed "
+        f"({realised.noise_rows} with noise)"
+    )
+    within = realised.overlap_snr_db[np.isfinite(realised.overlap_snr_db)]
+    if len(within):
+        low, middle, high = np.quantile(within, [0.1, 0.5, 0.9])
+        text += (
+            f", overlapping {100 * realised.overlap_share.mean():.0f} % of their row on average; within the overlap the main speaker is "
+            f"{number(middle, 1)} dB above the added sound (median; 10 % below {number(low, 1)}, 10 % above {number(high, 1)})"
+        )
+    if realised.as_recorded is None:
+        return f"{text}."
+    agree = "agree" if realised.as_recorded else "do not agree"
+    return f"{text}. Masked frames and mixed rows {agree} with metrics.csv."
 
 
 def warnings_of(iteration: Iteration) -> list[str]:

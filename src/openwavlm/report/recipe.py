@@ -15,7 +15,7 @@ def recipe_of(iteration: Iteration) -> list[tuple[str, str]]:
     """(topic, text) on how a run was made, from `config.yaml`, `run.json` and its log; topics without a record are left out."""
     optim, segments = iteration.config.get("optim") or {}, iteration.record.get("segments") or []
     last = segments[-1] if segments else {}
-    later = f"{len(segments)}; from updates {_listed(segment['from_step'] for segment in segments)}"
+    later = f"{len(segments)}; from updates {', '.join(str(segment['from_step']) for segment in segments)}"
     rows = {
         "optimiser": _optimiser(optim),
         "learning rate": _learning_rate(optim),
@@ -29,17 +29,14 @@ def recipe_of(iteration: Iteration) -> list[tuple[str, str]]:
     return [(topic, text) for topic, text in rows.items() if text]
 
 
-def _listed(values: Any) -> str:
-    return ", ".join(str(value) for value in values)
-
-
 def _optimiser(optim: dict[str, Any]) -> str:
     if not {"betas", "eps", "weight_decay", "clip_norm"} <= optim.keys():
         return ""
+    betas = ", ".join(map(str, optim["betas"]))
     decayed = " (matrices only)" if optim.get("decay") == "matrices" else ""
     average = f"; running mean of the weights with decay {optim['ema']:g}" if optim.get("ema") else ""
     return (
-        f"AdamW, betas {_listed(optim['betas'])}, epsilon {optim['eps']:g}, weight decay {optim['weight_decay']:g}{decayed}; gradient "
+        f"AdamW, betas {betas}, epsilon {optim['eps']:g}, weight decay {optim['weight_decay']:g}{decayed}; gradient "
         f"clipped at a norm of {optim['clip_norm']:g}{average}"
     )
 
@@ -78,12 +75,8 @@ def _dates(log: Path) -> str:
 
 
 def _software(launch: dict[str, Any]) -> str:
-    versions = [f"{name} {version}" for name, version in (launch.get("versions") or {}).items()]
-    if launch.get("python"):
-        versions.append(f"Python {launch['python']}")
-    if launch.get("commit"):
-        versions.append(f"commit {launch['commit']}")
-    return ", ".join(versions)
+    versions = {**(launch.get("versions") or {}), "Python": launch.get("python"), "commit": launch.get("commit")}
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
 def _machine(launch: dict[str, Any]) -> str:

@@ -15,12 +15,7 @@ _FIGURES = ("loss", "accuracy", "grad_norm", "lr")
 
 
 def render_replay(record: Mapping[str, Any], examples: Mapping[tuple[int, int], Example]) -> str:
-    """The page as text.
-
-    Args:
-        record: Content of `batch.json`.
-        examples: (slot, row) → audio, mask and labels of the rows that are to be shown.
-    """
+    """The page as text, from the content of `batch.json` and (slot, row) → audio, mask and labels of the rows to be shown."""
     micro_batches = record["micro_batches"]
     rows = sum(len(micro["rows"]) for micro in micro_batches)
     counts = f"{plural(len(micro_batches), 'micro-batch')}, {plural(rows, 'row')}, {record['recorded']['audio_s']:.1f} s of audio"

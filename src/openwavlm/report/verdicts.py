@@ -34,11 +34,8 @@ class Verdict:
     Attributes:
         outcome: `beats`, `ties` (no clear difference) or `behind`.
         measure: "masked cross-entropy", "phones", "units (clean speech)".
-        control: Key of the baseline.
-        baseline: Its name.
-        sentence: The comparison with its figures.
-        ours: The model's figure.
-        theirs: The baseline's figure.
+        control: Key of the baseline; `baseline` is its name.
+        sentence: The comparison with its figures: `ours` of the model, `theirs` of the baseline.
         interval: Lower and upper end of the difference over speakers, if there is one.
     """
 
@@ -60,9 +57,6 @@ def beats(iteration: dict[str, Any]) -> list[Verdict]:
 
     Args:
         iteration: An entry of `summary.json`'s `iterations`: `masked`, `phones`, `units`, each of which may be missing or None.
-
-    Returns:
-        One verdict a baseline and measure, in the order masked labels, phones, units.
     """
     found = [*_masked(iteration.get("masked") or {}), *_phones(iteration.get("phones") or {})]
     for condition, units in (iteration.get("units") or {}).items():

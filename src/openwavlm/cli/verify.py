@@ -15,10 +15,11 @@ from openwavlm.shards.verify_input import verify_input
 @command("prep/verify")
 def main(config: DictConfig) -> None:
     """Verifies shards and labels, prints the result, and fails on damage."""
-    result = verify_shards(config.shards, share=config.share, seed=config.seed, workers=config.workers)
+    sample = {"share": config.share, "seed": config.seed, "workers": config.workers}
+    result = verify_shards(config.shards, **sample)
     checked = [(config.shards, result.sentence(), list(result.problems))]
     if config.input is not None:
-        made = verify_input(config.shards, config.input, share=config.share, seed=config.seed, workers=config.workers)
+        made = verify_input(config.shards, config.input, **sample)
         checked.append((config.input, made.sentence(), list(made.problems)))
     if config.labels is not None:
         from openwavlm.labels.verify import labels_of_teacher, verify_labels
@@ -27,16 +28,8 @@ def main(config: DictConfig) -> None:
         folders = paths(config.labels)
         of_teacher = labels_of_teacher(folders, teacher)
         for folder in folders:
-            labels = verify_labels(
-                folder,
-                index,
-                teacher=teacher if folder in of_teacher else None,
-                share=config.share,
-                seed=config.seed,
-                device=config.device,
-                tolerance=config.tolerance,
-                workers=config.workers,
-            )
+            model = teacher if folder in of_teacher else None
+            labels = verify_labels(folder, index, teacher=model, device=config.device, tolerance=config.tolerance, **sample)
             verdict = labels.sentence() if len(folders) == 1 else f"{folder}: {labels.sentence()}"
             checked.append((folder, verdict, [] if labels.passed else [verdict]))
     verdicts = [verdict for _, verdict, _ in checked]

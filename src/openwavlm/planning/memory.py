@@ -32,7 +32,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All bytes."""
+        """Sum of all."""
         return sum(self.states.values()) + sum(self.kept.values()) + self.backward
 
 
@@ -51,11 +51,11 @@ def estimate_memory(
 
     Args:
         config: The encoder, with its `recompute`.
-        parameters: Of encoder and head.
-        costs: Of the micro-batch, counted at this precision.
+        parameters: Number of parameters of encoder and head.
+        costs: Costs of the micro-batch, counted at this precision.
         batch: The micro-batch.
         precision: `32-true`, `bf16-mixed` or `16-mixed`.
-        processes: Of the run; more than one keeps DDP's buckets, or FSDP2's shards and the two groups that are whole at a time.
+        processes: Number; more than one keeps DDP's buckets, or FSDP2's shards and the two groups that are whole at a time.
         strategy: `ddp` or `fsdp`.
         ema: Whether a running mean of the weights is kept.
     """

@@ -24,13 +24,8 @@ def find_mixtures(data: TrainingData, *, micro_batches: int = 32, seconds: float
 
     A row counts if its overlap lasts .3 s or longer and neither speaker is more than 12 dB above the other in it.
 
-    Args:
-        data: The run's training data.
-        micro_batches: Number of micro-batches to search.
-        seconds: Wanted duration.
-
     Returns:
-        The first such row of at least that duration; else the first ones that reach it together; else the first row that a speaker
+        The first such row that lasts `seconds`; else the first ones that reach it together; else the first row that a speaker
         was mixed into; empty without any.
     """
     clear: list[Example] = []

@@ -151,7 +151,7 @@ def read_table(path: Path, *, prefix: Mapping[str, Any] | None = None, notes: li
     Args:
         path: The table.
         prefix: A checkpoint's record of its beginning.
-        notes: Receives a sentence on each damaged part, which is left out; without it a damaged table is refused.
+        notes: List for a sentence on each damaged part, which is left out; without it a damaged table is refused.
 
     Raises:
         ValueError: If it is damaged and there are no `notes`.
@@ -173,15 +173,15 @@ def read_findings(path: Path, *, prefix: Mapping[str, Any] | None = None, notes:
 
 
 def known_tables(run: Path, launches: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Record of the run's tables in the newest checkpoint of the present launch, or in the one that it goes on from."""
-    goes_on_from = launches[-1]["from_step"] if launches else 0
+    """Record of the run's tables in the newest checkpoint of the present launch, or in the one from which it resumed."""
+    begun_after = launches[-1]["from_step"] if launches else 0
     for path in reversed(checkpoints_in(run / "checkpoints")):
         try:
             description = read_description(path)
         except ValueError:
             continue
         # A later one of an earlier launch was passed over as damaged: the tables were written again since then.
-        if description.launch == len(launches) or (description.step or 0) <= goes_on_from:
+        if description.launch == len(launches) or (description.step or 0) <= begun_after:
             return description.tables
     return {}
 
@@ -198,7 +198,7 @@ def read_iteration(run: Path, name: str | None = None) -> Iteration:
     launches, notes = record.get("segments", []), []
     known = known_tables(run, launches)
     for launch in launches:
-        notes += [f"When the run went on: {sentence}." for sentence in launch.get("damaged", {}).values()]
+        notes += [f"When the run resumed: {sentence}." for sentence in launch.get("damaged", {}).values()]
     iteration = Iteration(
         name or run.absolute().name,
         run,
@@ -221,7 +221,7 @@ def read_iteration(run: Path, name: str | None = None) -> Iteration:
         notes.append(f"{run / 'checkpoints'} has no checkpoint, but the run wrote some: its weights are lost.")
     if _probes_changed(run / "probe_baselines.json"):
         notes.append(
-            f"{run / 'probes.csv'}: the probes' sets or alignments changed on the way, so its rows are not all of the same speech."
+            f"{run / 'probes.csv'}: the probes' sets or alignments changed during the run: its rows are not all of the same speech."
         )
     notes += [f"{run / table} is missing: its figures are not shown." for table in known if not (run / table).is_file()]
     audio, wall = iteration.launch.get("audio_seconds", 0.0), iteration.launch.get("wall_seconds", 0.0)

@@ -215,7 +215,7 @@ def health_warnings(iteration: Iteration, *, of_machine: bool) -> list[str]:
 
 
 def health_note(iteration: Iteration) -> str:
-    """First sentences of the section."""
+    """First sentences of the health section."""
     settings = iteration.config.get("health") or {}
     if not settings.get("enabled"):
         return "The run was not watched (health.enabled)."

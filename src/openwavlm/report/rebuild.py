@@ -116,13 +116,7 @@ def mixtures(batch: PretrainBatch, mixing: Mixing | None) -> Iterator[dict[str, 
 
 
 def measure_realised(data: TrainingData, metrics: dict[str, np.ndarray] | None, *, micro_batches: int) -> Realised:
-    """Measures masking and mixing on a run's first micro-batches.
-
-    Args:
-        data: The run's training data.
-        metrics: Columns of `metrics.csv`, with which the batches are compared; None: they are not.
-        micro_batches: Number of micro-batches.
-    """
+    """Measures masking and mixing on a run's first micro-batches, and compares them with the columns of `metrics.csv`, if given."""
     sums: Counter[str] = Counter()
     levels: dict[str, list[float]] = {"energy_ratio_db": [], "overlap_snr_db": [], "overlap_share": []}
     of_step: dict[int, tuple[int, int]] = {}

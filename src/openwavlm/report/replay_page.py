@@ -40,7 +40,7 @@ def _proof(record: Mapping[str, Any]) -> list[str]:
     recorded, launch = record["recorded"], record["launch"]
     figures = ", ".join(f"{name} {recorded[name]:.4g}" for name in _FIGURES if recorded.get(name) is not None)
     versions = launch["versions"]
-    began = f"went on after update {launch['from_step']}" if launch["from_step"] else "began it"
+    began = f"resumed after update {launch['from_step']}" if launch["from_step"] else "began it"
     said = [
         "Built again from the run's records and its shards, labels and noise, which have the content they had at launch. The number of "
         f"rows, of masked frames ({recorded['masked_frames']:.0f}) and of mixed rows ({recorded['mixed_rows']:.0f}) and the seconds of "
@@ -87,9 +87,9 @@ def _row(row: Mapping[str, Any], example: Example) -> dict[str, Any]:
     end_s, spans = row["start_s"] + row["duration_s"], row["mask_spans"]
     share = 100 * row["masked_frames"] / max(1, row["frames"])
     peak = max(1.0, float(np.abs(example.mixed).max()), float(np.abs(example.clean).max()))
-    sounds = (
-        {"before mixing": example.clean, "after mixing": example.mixed} if row["mixture"] else {"as trained on": example.clean}
-    )
+    sounds = {"before mixing": example.clean, "after mixing": example.mixed}
+    if not row["mixture"]:
+        sounds = {"as trained on": example.clean}
     return found | {
         "said": (
             f"{row['key']}, {row['start_s']:.2f} to {end_s:.2f} s. {row['masked_frames']} of {row['frames']} frames masked "

@@ -295,7 +295,7 @@ class Machine:
 
 def tuned(machine: Machine, *overrides: str, **settings: Any) -> Search:
     found = Search(values_of(*overrides), machine, margin=0.03)
-    search(found.values, found, **{"on_gpu": True, "with_data": False, "cores": 4, **settings})
+    search(found, **{"on_gpu": True, "with_data": False, "cores": 4, **settings})
     return found
 
 
@@ -321,7 +321,7 @@ def test_the_smallest_micro_batch_is_one_longest_row():
     assert found.chosen == {"batch.micro_seconds": 5}
     smaller = Search(values_of(*sizes), Machine(lambda values: 1.0, largest=4.9), margin=0.03)
     with pytest.raises(ValueError, match="no trial ran to its end"):
-        search(smaller.values, smaller, on_gpu=True, with_data=False, cores=4)
+        search(smaller, on_gpu=True, with_data=False, cores=4)
     assert [row["value"] for row in smaller.rows if row["knob"] == "batch.micro_seconds"] == [10, 5]
 
 

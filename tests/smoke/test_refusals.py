@@ -349,6 +349,8 @@ def test_a_run_stops_when_too_many_rows_cannot_be_read(place):
         (["experiment=naon"], "experiment has no option 'naon': choose one of hubert_base_it1"),
         (["trainer=null"], "trainer must be a group of keys, but is None: take the override away"),
         (["~seed"], "the config lacks seed: take the override away that removes it"),
+        (["~loss"], "the config lacks loss: take the override away that removes it"),
+        (["-m", "~masking", "seed=1,2"], "the config lacks masking: take the override away that removes it"),
         (["optim.lr=fast"], "optim.lr must be a number, but is 'fast'"),
         (["optim.updates=oops oops"], "optim.updates must be a whole number, but is 'oops oops'"),
         (["name=???"], "the config needs a value for name, as in name=..."),

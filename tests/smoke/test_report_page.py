@@ -92,7 +92,7 @@ def test_the_example_is_a_mixture_with_speech_that_changes_the_overlap_alone(run
 
 def test_measured_levels_of_whole_utterances_are_those_drawn(run):
     with opened_run(run) as data:
-        found = [m for part in rebuild_steps(data) for m in mixtures(part.batch, data.builder.draws.mixing)]
+        found = [m for part in rebuild_steps(data, 16) for m in mixtures(part.batch, data.builder.draws.mixing)]
     audible = [m for m in found if np.isfinite(m["energy_ratio_db"])]
     assert len(audible) > 5 and {m["noise"] for m in audible} == {True, False}
     assert max(abs(m["energy_ratio_db"] - m["drawn_db"]) for m in audible) < 0.1

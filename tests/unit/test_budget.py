@@ -13,10 +13,9 @@ from openwavlm.batches.settings import Batching, SpanMasking
 from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
-from openwavlm.planning.budget import GPUS, Recipe, disk_bytes, peak_flops, seconds_of_run, wasted_share
+from openwavlm.planning.budget import GPUS, PUBLISHED, Recipe, disk_bytes, peak_flops, seconds_of_run, wasted_share
 from openwavlm.planning.memory import estimate_memory
 from openwavlm.planning.plan import Question, lines_of, plan_run
-from openwavlm.planning.published import PUBLISHED
 from openwavlm.runs.compose import plain
 from openwavlm.training.config import RunConfig, with_placeholders
 from runs import compose

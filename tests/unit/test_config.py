@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from openwavlm.cli.help import _attributes
+from openwavlm.runs.compose import composed as compose_within
 from openwavlm.runs.compose import conf_dir, plain, quoted
 from openwavlm.training.build import make_model
 from openwavlm.training.config import RunConfig, default_values, settings_of
@@ -263,6 +264,13 @@ def test_a_part_that_was_removed_is_named(config, key):
         RunConfig.of(values)
     with pytest.raises(ValueError, match=f"{key} must be .*, but is None"):
         RunConfig.of(values | {key: None})
+
+
+def test_a_group_may_not_be_removed_and_a_source_may():
+    with pytest.raises(ValueError, match="the config lacks loss: take the override away that removes it"):
+        compose_within("train", [*PLACES, "~loss"])
+    other = ["+data.sources.other={shards: a, labels: b}", "~data.sources.speech"]
+    assert list(compose_within("train", ["name=test", *other]).data.sources) == ["other"]
 
 
 def test_a_config_names_no_python_class(config):

@@ -475,7 +475,7 @@ def test_a_report_repeats_what_was_said_when_the_run_went_on(run):
     record = RunRecord(run)
     record.content["segments"][-1]["damaged"] = {"metrics.csv": "metrics.csv is damaged before update 6"}
     record.save()
-    assert reported(run, lambda text: text) == ["When the run went on: metrics.csv is damaged before update 6."]
+    assert reported(run, lambda text: text) == ["When the run resumed: metrics.csv is damaged before update 6."]
 
 
 # --- models of other programs -------------------------------------------------------------------------------------------

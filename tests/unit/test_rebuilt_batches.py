@@ -160,8 +160,8 @@ def test_the_first_update_is_number_one_and_its_batches_are_built_in_slot_order(
     data = training_data([batch(place) for place in range(6)], [0, 1], [2, 3], [4, 5])
     assert [part.batch.id.index for part in rebuild_step(data, 2)] == [2, 3]
     assert [part.noise for part in rebuild_step(data, 2)] == [[("rain", 0.0), ("hum", 2.0)], [("rain", 0.0), ("hum", 3.0)]]
-    built = [(part.step, part.batch.id.index, part.ends_step) for part in rebuild_steps(data, first=2, micro_batches=3)]
-    assert built == [(2, 2, False), (2, 3, True), (3, 4, False)]
+    built = [(part.step, part.batch.id.index, part.ends_step) for part in rebuild_steps(data, 5)]
+    assert built == [(1, 0, False), (1, 1, True), (2, 2, False), (2, 3, True), (3, 4, False)]
 
 
 def test_what_masking_and_mixing_did_is_summed_over_batches_and_compared_by_whole_updates():

@@ -6,9 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from openwavlm.report.content import Example, Iteration, Realised, ReportContent, read_findings, read_iteration, read_table
-from openwavlm.report.facts import warnings_of, what_ran
-from openwavlm.report.health import health_rows, health_said, health_warnings
+from openwavlm.report.content import Example, Iteration, Realised, read_findings, read_iteration, read_table
+from openwavlm.report.facts import health_note, health_rows, health_warnings, warnings_of, what_ran
 from openwavlm.report.page import render, write_report
 from openwavlm.report.recipe import commands_of, differences, overrides_of, recipe_of
 from openwavlm.report.reference_points import POINTS, comparable
@@ -177,7 +176,7 @@ def test_other_frames_or_speakers_are_not_compared_in_pairs():
 
 
 def test_a_report_of_nothing_is_a_page_of_sentences(tmp_path):
-    page = write_report(tmp_path, ReportContent("bare", [iteration(tmp_path)])).read_text()
+    page = write_report(tmp_path, "bare", [iteration(tmp_path)]).read_text()
     for sentence in (
         "No figures on held-out speakers yet",
         "No probe was run",
@@ -191,7 +190,7 @@ def test_a_report_of_nothing_is_a_page_of_sentences(tmp_path):
 
 def test_a_report_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="needs at least one run"):
-        write_report(tmp_path, ReportContent("none", []))
+        write_report(tmp_path, "none", [])
 
 
 def full(tmp_path) -> Iteration:
@@ -214,7 +213,7 @@ def full(tmp_path) -> Iteration:
 
 
 def test_a_full_page_loads_nothing_and_names_no_training_accuracy(tmp_path):
-    page = render(ReportContent("a & b", [full(tmp_path), full(tmp_path)]))
+    page = render("a & b", [full(tmp_path), full(tmp_path)])
     assert not re.search(r"https?://|<script|<link|@import|url\((?!#)", page)
     assert len(re.findall(r'src="data:audio/wav;base64,', page)) == 2, "the example stands once"
     drawn = re.findall(r"<(?:svg|img)\b[^>]*>", page)
@@ -228,7 +227,7 @@ def test_a_full_page_loads_nothing_and_names_no_training_accuracy(tmp_path):
 
 
 def test_the_first_lines_hold_the_verdicts(tmp_path):
-    page = render(ReportContent("run", [full(tmp_path)]))
+    page = render("run", [full(tmp_path)])
     first = re.sub(r"<[^>]+>", " ", page[page.index("</h1>") :])[:1200]
     assert "better in 6, equal in 2, worse in 3" in first and "worse than log-mel ± 5 frames in phones" in first
 
@@ -245,19 +244,19 @@ def test_text_of_users_is_escaped_everywhere(tmp_path):
     found.findings = [{"step": bad, "rule": "perplexity", "value": "1", "threshold": "1", "sentence": bad}]
     other = full(tmp_path)
     other.config["data"] = {"sources": {}}
-    page = render(ReportContent(bad, [other, found], commands=[(bad, bad)]))
+    page = render(bad, [other, found], [(bad, bad)])
     assert "<script" not in page and page.count("&lt;script&gt;") > 12
     assert "&amp;lt;" not in page, "and once only"
 
 
 def test_the_contents_name_every_section_in_its_order(tmp_path):
-    page = render(ReportContent("run", [full(tmp_path), full(tmp_path)]))
+    page = render("run", [full(tmp_path), full(tmp_path)])
     navigation = re.search(r"<nav.*?</nav>", page, re.DOTALL)[0]
     assert re.findall(r'href="#([^"]+)"', navigation) == ["verdict", *re.findall(r'<h2 id="([^"]+)"', page)]
 
 
 def test_charts_take_the_colours_of_the_page(tmp_path):
-    page = render(ReportContent("run", [full(tmp_path)]))
+    page = render("run", [full(tmp_path)])
     drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     colours = {colour.lower() for colour in re.findall(r"#[0-9a-fA-F]{6}\b", drawn)}
     assert "currentColor" in drawn and "var(--blue)" in drawn and colours <= {"#ffffff"}, colours
@@ -328,12 +327,12 @@ def test_what_differs_between_runs_is_shown_and_nothing_else(tmp_path):
 
 
 def test_the_page_is_a_function_of_its_content(tmp_path):
-    assert render(ReportContent("run", [full(tmp_path)])) == render(ReportContent("run", [full(tmp_path)]))
+    assert render("run", [full(tmp_path)]) == render("run", [full(tmp_path)])
 
 
 def test_the_summary_keeps_what_others_wrote(tmp_path):
     (tmp_path / "summary.json").write_text('{"format_version": 1, "complete": true}')
-    write_report(tmp_path, ReportContent("run", [full(tmp_path)]))
+    write_report(tmp_path, "run", [full(tmp_path)])
     kept = json.loads((tmp_path / "summary.json").read_text())
     assert (
         kept["complete"] and kept["iterations"][0]["phones"]["chosen"] == 0.46 and kept["iterations"][0]["audio_seconds"] == 300
@@ -468,7 +467,7 @@ def test_each_health_rule_is_shown_as_fired_held_or_not_judged(tmp_path):
     assert rows["predictions spread over the labels"] == ["✗ fired", "update 200, 2400", "predictions, all alike"]
     assert rows["masked loss below guessing by label frequency"] == ["✓ held", "in 3 windows", ""]
     assert rows["not slower than before"][0] == "not judged"
-    page = render(ReportContent("run", [found]))
+    page = render("run", [found])
     assert "1 of 11 rules fired" in page and "✗ fired" in page
     assert warnings_of(found).count("Health, update 200: predictions, all alike.") == 1
 
@@ -489,7 +488,7 @@ def test_a_rule_that_fired_often_shows_its_first_value_and_is_warned_of_once(tmp
     ]
     assert health_warnings(found, of_machine=False) == ["Health, update 100: predictions at 100."]
     assert health_warnings(found, of_machine=True) == ["Health, update 100: speed at 100."]
-    assert health_said(found).startswith("2 of 11 rules fired.")
+    assert health_note(found).startswith("2 of 11 rules fired.")
 
 
 def test_one_window_is_no_windows(tmp_path):
@@ -507,16 +506,16 @@ def test_a_slow_machine_stands_in_a_place_of_its_own(tmp_path):
     row = {"step": "100", "rule": "throughput", "value": "1", "threshold": "2", "sentence": "40 s of audio a second"}
     validation = {"step": np.array([1.0]), "cross_entropy": np.ones(1), "accuracy": np.ones(1)}
     found = watched(tmp_path, findings=[row], metrics={"step": np.array([1.0])}, validation=validation)
-    page = render(ReportContent("run", [found]))
+    page = render("run", [found])
     assert "Limits of these figures" not in page
     assert "40 s of audio a second" in page[page.index('id="machine"') : page.index('id="next"')]
 
 
 def test_a_run_that_was_not_watched_or_was_killed_says_so(tmp_path):
-    assert "not watched" in render(ReportContent("run", [iteration(tmp_path, config={"health": {"enabled": False}})]))
-    assert "not watched" in render(ReportContent("run", [iteration(tmp_path)]))
+    assert "not watched" in render("run", [iteration(tmp_path, config={"health": {"enabled": False}})])
+    assert "not watched" in render("run", [iteration(tmp_path)])
     assert {row[1] for row in health_rows([], None)} == {"did not fire"}
-    assert "No rule fired." in render(ReportContent("run", [watched(tmp_path)]))
+    assert "No rule fired." in render("run", [watched(tmp_path)])
 
 
 def _long(tmp_path, clusters: int, updates: int = 400_000) -> Iteration:
@@ -527,19 +526,19 @@ def _long(tmp_path, clusters: int, updates: int = 400_000) -> Iteration:
 
 
 def test_points_of_others_stand_beside_a_long_run_with_as_many_clusters(tmp_path):
-    page = render(ReportContent("title", [_long(tmp_path, 100)]))
+    page = render("title", [_long(tmp_path, 100)])
     assert "fairseq #4907" in page and page.count("twice the paper") == 2 and "no run passes or fails by it" in page
     assert "2.31" in page and "2.18" in page, "3.329 and 3.144 bits, in nats"
     assert "1.53" not in page, "that point has 500 clusters"
     for other in (_long(tmp_path, 50), _long(tmp_path, 100, updates=2_000)):
-        assert "fairseq #4907" not in render(ReportContent("title", [other]))
+        assert "fairseq #4907" not in render("title", [other])
 
 
 def test_a_run_that_was_probed_shows_its_layers_over_the_updates(tmp_path):
-    assert "Probes while training" not in render(ReportContent("title", [iteration(tmp_path)]))
+    assert "Probes while training" not in render("title", [iteration(tmp_path)])
     (tmp_path / "probes.csv").write_text("step,layer_0,layer_1\n100,0.2,0.3\n200,0.3,0.5\n")
     (tmp_path / "probe_baselines.json").write_text('{"baselines": {"logmel_context": 0.42}}')
-    page = render(ReportContent("title", [iteration(tmp_path)]))
+    page = render("title", [iteration(tmp_path)])
     assert "Probes while training" in page and "log-mel ± 5 0.420" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
 

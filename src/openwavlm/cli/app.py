@@ -5,17 +5,20 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from openwavlm.cli.multirun import check_has_trials, check_trials, is_first_trial
+from openwavlm.cli.multirun import Check, check_has_trials, check_trials, is_first_trial
 from openwavlm.cli.terminal import log_handler
-from openwavlm.runs.compose import check_complete, conf_dir, sentence_of, sentence_of_value
+from openwavlm.runs.compose import check_complete, check_removes_nothing, conf_dir, paths, plain, sentence_of, sentence_of_value
 from openwavlm.runs.names import as_text
 from openwavlm.runtime.interrupt import INTERRUPTED, ending_at_interrupt, ending_with_reader, say_interrupted
 from openwavlm.runtime.processes import killed_worker
@@ -41,8 +44,23 @@ def refusal_of(error: BaseException) -> str | None:
     return killed_worker(error)
 
 
+def arguments_of(function: Callable[..., object], config: DictConfig) -> dict[str, Any]:
+    """The values of a config for the parameters of a function, with those that are annotated as texts or paths as such."""
+    values, hints = plain(config), typing.get_type_hints(function)
+    return {name: _converted(values[name], hint) for name, hint in hints.items() if name in values}
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value in (None, "") and types.NoneType in kinds:
+        return None
+    if Sequence[Path] in kinds:
+        return paths(value)
+    return Path(str(value)) if Path in kinds else str(value) if hint is str else value
+
+
 def command(
-    config_name: str, check: Callable[[DictConfig, Path], None] = lambda config, folder: None
+    config_name: str, check: Check = lambda config, folder: None
 ) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Turns `function(config)` into a command-line program configured by `conf/<config_name>.yaml`.
 
@@ -74,18 +92,13 @@ def command(
     return wrap
 
 
-def _call(function: Callable[[DictConfig], None], config: DictConfig, check: Callable[[DictConfig, Path], None]) -> None:
+def _call(function: Callable[[DictConfig], None], config: DictConfig, check: Check) -> None:
     """Calls a command with its composed config; in a sweep all trials are checked before the first."""
-
-    def check_trial(config: DictConfig, folder: Path) -> None:
-        check_complete(config)
-        check(config, folder)
-
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[log_handler()], force=True)
     try:
         check_complete(config)
         if is_first_trial():
-            check_trials(check_trial)
+            check_trials(check)
         with ending_with_reader():
             function(config)
     except Exception as error:
@@ -97,13 +110,7 @@ def _call(function: Callable[[DictConfig], None], config: DictConfig, check: Cal
 
 
 def _run(program: Callable[[], None], began: list[bool], config_name: str) -> None:
-    """Runs a Hydra program.
-
-    Args:
-        program: The program.
-        began: Filled by it once a config is composed.
-        config_name: Name of the config.
-    """
+    """Runs a Hydra program, which fills `began` once a config is composed."""
     raise_descriptor_limit()
     # Otherwise Hydra prints its own message, of several lines and with its search path, and ends with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -111,6 +118,7 @@ def _run(program: Callable[[], None], began: list[bool], config_name: str) -> No
     sys.argv[1:] = map(as_text, sorted(sys.argv[1:], key=lambda word: not _FLAG.fullmatch(word)))
     with ending_at_interrupt():
         try:
+            check_removes_nothing(sys.argv[1:])
             program()
             if not began:
                 check_has_trials(sys.argv[1:])

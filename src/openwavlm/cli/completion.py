@@ -1,14 +1,15 @@
 """Tab completion: `eval "$(openwavlm --completion bash)"` in a shell, or in its start-up file."""
 
 import typing
+from pathlib import Path
 
 import yaml
 
-from openwavlm.cli.help import config_file
+from openwavlm.cli.help import TRAINS, config_file
 from openwavlm.runs.compose import conf_dir
 from openwavlm.training.config import RunConfig, all_keys, settings_of
 
-# Bash breaks words at "=": what is offered for `key=val` is the value alone. Without an offer bash completes file names.
+# Bash breaks words at "=": a completion of `key=val` is the value alone. Without one bash completes file names.
 BASH = """_openwavlm() {
     local line="${COMP_LINE:0:COMP_POINT}"
     mapfile -t COMPREPLY < <(openwavlm --complete "$line" 2>/dev/null)
@@ -19,29 +20,23 @@ complete -o nospace -o default -F _openwavlm openwavlm
 
 
 def candidates(line: str, commands: list[str]) -> list[str]:
-    """What may stand in place of the last word of a command line.
-
-    Args:
-        line: The command line up to the cursor, program included.
-        commands: All commands.
-    """
+    """Words for the place of the last one of a command line, which includes the program and ends at the cursor."""
     words = line.split(" ")[1:]
     if len(words) < 2:
         return [name for name in commands if name.startswith(words[0] if words else "")]
     command, word = words[0], words[-1]
-    if command not in commands or config_file(command) is None:
+    file = config_file(command) if command in commands else None
+    if file is None:
         return []
     key, equals, begun = word.partition("=")
     if equals:
         return [value for value in _values(key) if value.startswith(begun)]
-    return [f"{name}=" for name in _keys(command) if name.startswith(word)]
+    return [f"{name}=" for name in _keys(command, file) if name.startswith(word)]
 
 
-def _keys(command: str) -> list[str]:
-    path = config_file(command)
-    assert path is not None
-    own = [name for name in yaml.safe_load(path.read_text()) if name not in ("defaults", "hydra")]
-    if command not in ("train", "plan", "tune"):
+def _keys(command: str, file: Path) -> list[str]:
+    own = [name for name in yaml.safe_load(file.read_text()) if name not in ("defaults", "hydra")]
+    if command not in TRAINS:
         return own
     groups = [folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name != "prep"]
     return sorted({*own, *groups, *all_keys()})

@@ -13,24 +13,19 @@ import yaml
 from openwavlm.runs.compose import conf_dir
 from openwavlm.training.config import RunConfig, default_values, settings_of
 
-_TRAINS = ("train", "plan", "tune")  # take every key of train.py
+TRAINS = ("train", "plan", "tune")  # take every key of train.py
 _CONFIG_OF = {"import-labels", "import-codebook", "make-shards", "fit-kmeans", "assign-labels", "verify", "synthesize"}
 
 
 def help_text(command: str, purpose: str) -> str:
-    """Purpose, usage and keys of a command.
-
-    Args:
-        command: Name of the command.
-        purpose: One line.
-    """
+    """Purpose, usage and keys of a command; the purpose is one line."""
     path = config_file(command)
     assert path is not None
     lines = path.read_text().splitlines()
     usage = [line.removeprefix("# ") for line in lines[: _first_key(lines)] if line.startswith("# ") and "@package" not in line]
     text = [f"openwavlm {command}: {purpose}", "", *(f"  {line}" for line in usage), ""]
     own = [line for line in _body(lines) if line]
-    if command not in _TRAINS:
+    if command not in TRAINS:
         return "\n".join([*text, "Keys and defaults (??? must be given):", "", *own, ""])
     text += ["Keys that stand alone, and their defaults (??? must be given):", "", *own]
     if command != "train":
@@ -67,14 +62,11 @@ def presets() -> list[str]:
 
 def _groups() -> list[str]:
     """The choices of each group and its keys."""
-    choices = {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in sorted(conf_dir().iterdir())
-        if folder.is_dir() and folder.name not in ("prep", "experiment")
-    }
     text = ["Presets:", "", *presets()]
     text += ["", "Choices (described in the first lines of conf/GROUP/NAME.yaml):", ""]
-    text += [f"  {group}={' | '.join(options)}" for group, options in choices.items()]
+    for folder in sorted(conf_dir().iterdir()):
+        if folder.is_dir() and folder.name not in ("prep", "experiment"):
+            text.append(f"  {folder.name}={' | '.join(sorted(file.stem for file in folder.glob('*.yaml')))}")
     text += ["", "Keys by group; defaults are those of the classes, which a preset or a choice may change:"]
     defaults, comments = default_values(), _attributes(RunConfig)
     for place, settings in settings_of().items():
@@ -83,12 +75,9 @@ def _groups() -> list[str]:
             values = values[part]
         text += ["", f"{place}: {comments[place.rpartition('.')[2]]}"]
         of_keys = _attributes(settings)
-        text += [
-            line
-            for key, value in values.items()
-            if f"{place}.{key}" not in settings_of()
-            for line in _entry(f"{place}.{key}={_shown(value)}", of_keys[key])
-        ]
+        for key, value in values.items():
+            if f"{place}.{key}" not in settings_of():
+                text += _entry(f"{place}.{key}={_shown(value)}", of_keys[key])
     return text
 
 

@@ -4,18 +4,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from openwavlm.cli.app import command
+from openwavlm.cli.app import arguments_of, command
 from openwavlm.labels.import_codebook import import_codebook
 
 
 @command("prep/import_codebook")
 def main(config: DictConfig) -> None:
     """Runs `import_codebook`."""
-    import_codebook(
-        Path(config.input),
-        Path(config.output),
-        trust=config.trust,
-        features=config.features,
-        teacher=Path(config.teacher) if config.teacher else None,
-        layer=config.layer,
-    )
+    import_codebook(Path(config.input), **arguments_of(import_codebook, config))

@@ -55,11 +55,7 @@ def main() -> None:
 
 
 def run(name: str) -> None:
-    """Runs one command with the arguments of this program.
-
-    Args:
-        name: A key of `COMMANDS`.
-    """
+    """Runs a command of `COMMANDS` with the arguments of this program."""
     end_at_interrupt()
     if _HELP & set(sys.argv[1:]) and name not in _WITHOUT_CONFIG:
         from openwavlm.cli.help import help_text

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from openwavlm.cli.app import command
+from openwavlm.runs.compose import plain
 from openwavlm.runtime.job_array import Slurm, is_array, run_array
 from openwavlm.shards.prepare import make_shards
 from openwavlm.shards.stats import sentences
@@ -14,9 +15,9 @@ from openwavlm.shards.stats import sentences
 def _as_array(arguments: dict[str, Any], slurm: Slurm) -> bool:
     """Lists the tasks and runs them as a job array; returns True after the last job, when the caller builds the index."""
     num_tasks = arguments.pop("num_tasks")
-    arguments |= {"input": Path(arguments["input"]).resolve(), "output": Path(arguments["output"]).resolve(), "task_index": None}
-    make_shards(**arguments, num_tasks=0)
+    arguments |= {name: Path(arguments[name]).resolve() for name in ("input", "output")}
     arguments.pop("task_index")
+    make_shards(**arguments, num_tasks=0)
     folder, workers = Path(f"{arguments['output']}.jobs"), arguments["workers"]
     return run_array(make_shards, arguments, num_tasks=num_tasks, workers=workers, folder=folder, slurm=slurm)
 
@@ -24,9 +25,7 @@ def _as_array(arguments: dict[str, Any], slurm: Slurm) -> bool:
 @command("prep/make_shards")
 def main(config: DictConfig) -> None:
     """Prepares the shard set and prints its statistics."""
-    settings = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(settings, dict)
-    arguments = {str(name): value for name, value in settings.items() if name not in ("debug", "launcher", "slurm")}
+    arguments = {name: value for name, value in plain(config).items() if name not in ("debug", "launcher", "slurm")}
     if is_array(config.launcher, config.task_index) and not _as_array(arguments, Slurm(**config.slurm)):
         return
     stats = make_shards(**arguments)

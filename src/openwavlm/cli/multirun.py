@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
+from openwavlm.runs.compose import check_complete
 from openwavlm.runtime.resources import explained
 
 Check = Callable[[DictConfig, Path], None]
@@ -25,13 +26,10 @@ def is_first_trial() -> bool:
 
 
 def check_has_trials(words: Sequence[str]) -> None:
-    """Checks a command line after which Hydra has run no trial.
-
-    Args:
-        words: The arguments of the program.
+    """Checks a command line after which Hydra has run no trial: its own sweeper and launcher ignore an empty sweep silently.
 
     Raises:
-        ValueError: If it is a sweep of Hydra's own sweeper and launcher, which ignores a sweep without trials silently.
+        ValueError: If it is such a sweep.
     """
     asked = any(re.match(r"-(-help|-cfg|-info|-version|-resolve|-hydra-help|[hci])", word) for word in words)
     others = any(
@@ -42,14 +40,10 @@ def check_has_trials(words: Sequence[str]) -> None:
 
 
 def check_trials(check: Check) -> None:
-    """Composes and checks every trial of this process's sweep; for a sweeper other than Hydra's own, every named value and the ends of
-    every range.
-
-    Args:
-        check: Called with a trial's config and folder; raises if it is refused.
+    """Composes and checks every trial of this process's sweep; of other sweepers than Hydra's, every named value and ends of ranges.
 
     Raises:
-        ValueError: Of the first trial that is refused, with the trial.
+        ValueError: Of the first trial that lacks a value, shares its folder or is refused by `check`; it names the trial.
     """
     loader, words = GlobalHydra.instance().config_loader(), get_args().overrides
     master = loader.load_configuration(HydraConfig.get().job.config_name, overrides=words, run_mode=RunMode.MULTIRUN)
@@ -74,6 +68,7 @@ def check_trials(check: Check) -> None:
             )
         folders[folder] = varied
         try:
+            check_complete(config)
             check(config, folder)
         except (ValueError, OSError) as error:
             raise ValueError(f"{explained(error)} (in the trial {varied}; none was begun)") from error
@@ -101,5 +96,5 @@ def _named(override: Override) -> list[str]:
         return [str(value.start), str(value.end)]
     if isinstance(value, RangeSweep) or (override.is_sweep_override() and override.is_discrete_sweep()):
         found = list(override.sweep_string_iterator())
-        return found if not isinstance(value, RangeSweep) else [found[0], found[-1]]
+        return [found[0], found[-1]] if isinstance(value, RangeSweep) else found
     return [override.get_value_element_as_str()]

@@ -30,6 +30,5 @@ def main(config: DictConfig) -> None:
     sys.stdout.write("\n".join(lines_of(figures)) + "\n")
     if question.json:
         path = Path(str(question.json))
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(figures, indent=1) + "\n").encode())
         log.info("wrote %s", path)

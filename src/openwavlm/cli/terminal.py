@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: coloured log lines, and the config of a run as a tree. Elsewhere plain text."""
+"""Coloured log lines and the config of a run as a tree, on a terminal; elsewhere plain text."""
 
 import logging
 import sys
@@ -22,12 +22,7 @@ def log_handler() -> logging.Handler:
 
 
 def config_tree(values: Mapping[str, Any], title: str) -> Tree:
-    """A config as a tree, a branch for each group.
-
-    Args:
-        values: The config as plain values.
-        title: Label of the root.
-    """
+    """A config of plain values as a tree with this title, a branch for each group."""
     tree = Tree(f"[bold]{title}[/bold]")
     _grow(tree, values)
     return tree

@@ -31,13 +31,8 @@ def _under_torchrun(devices: int) -> int:
     return run_handing_on_signals([sys.executable, "-m", "openwavlm.runtime.torchrun", *arguments])
 
 
-def _settings(config: RunConfig, *, sweeps: bool) -> TrainerSettings:
-    """Settings of device and processes.
-
-    Raises:
-        ValueError: If they are impossible on this machine.
-    """
-    settings: TrainerSettings = config.trainer
+def _check_devices(settings: TrainerSettings, *, sweeps: bool) -> None:
+    """Refuses settings of device and processes that are impossible on this machine."""
     if settings.accelerator == "gpu" and not torch.cuda.is_available():
         raise ValueError(
             "trainer.accelerator is gpu, but torch finds no GPU here: see `nvidia-smi`, or use trainer.accelerator=auto"
@@ -47,14 +42,13 @@ def _settings(config: RunConfig, *, sweeps: bool) -> TrainerSettings:
             "a sweep with trainer.devices > 1 needs a launcher that starts torchrun for each trial; run the trials one by one, or "
             "with trainer.devices=1"
         )
-    return settings
 
 
 def _check_trial(config: DictConfig, folder: Path) -> None:
     """Makes all checks of a sweep's trial that are possible before training."""
     run_folder(config.name)
     values = plain(config)
-    _settings(RunConfig.of(values), sweeps=True)
+    _check_devices(RunConfig.of(values).trainer, sweeps=True)
     check_launch(values, folder, _checked)
 
 
@@ -65,14 +59,14 @@ def main(config: DictConfig) -> None:
     hydra = HydraConfig.get()
     run_folder(config.name)
     run = RunConfig.of(plain(config))  # a misspelt key is refused here, by one process
-    settings = _settings(run, sweeps=hydra.mode == RunMode.MULTIRUN)
-    if settings.devices > 1 and "WORLD_SIZE" not in os.environ:
-        check_world_size(settings.devices, run.batch)
-        sys.exit(_under_torchrun(settings.devices))
+    _check_devices(run.trainer, sweeps=hydra.mode == RunMode.MULTIRUN)
+    if run.trainer.devices > 1 and "WORLD_SIZE" not in os.environ:
+        check_world_size(run.trainer.devices, run.batch)
+        sys.exit(_under_torchrun(run.trainer.devices))
     folder = Path(hydra.runtime.output_dir)
     if os.environ.get("RANK", "0") == "0":
         show_config(plain(config), str(folder))
     train(config, folder)
     if hydra.mode == RunMode.MULTIRUN and signalled():
-        log.info("the sweep ends with this trial; the same command goes on")
+        log.info("the sweep ends with this trial; the same command resumes it")
         sys.exit(0)  # else Hydra begins the next trial

@@ -28,6 +28,3 @@ def main() -> None:
     except (ValueError, OSError) as error:
         print(f"error: {explained(error, debug_key=False)}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to resume", file=sys.stderr, flush=True)
-        raise SystemExit(130) from None

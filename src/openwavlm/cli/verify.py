@@ -15,14 +15,12 @@ from openwavlm.shards.verify_input import verify_input
 @command("prep/verify")
 def main(config: DictConfig) -> None:
     """Verifies shards and labels, prints the result, and fails on damage."""
-    result = verify_shards(config.shards, share=config.share, seed=config.seed, workers=config.workers)
-    problems = list(result.problems)
-    verdicts, damaged = [result.sentence()], [str(config.shards)] if problems else []
+    sample = {"share": config.share, "seed": config.seed, "workers": config.workers}
+    result = verify_shards(config.shards, **sample)
+    checked = [(config.shards, result.sentence(), list(result.problems))]
     if config.input is not None:
-        made = verify_input(config.shards, config.input, share=config.share, seed=config.seed, workers=config.workers)
-        verdicts.append(made.sentence())
-        problems += made.problems
-        damaged += [str(config.input)] if made.problems else []
+        made = verify_input(config.shards, config.input, **sample)
+        checked.append((config.input, made.sentence(), list(made.problems)))
     if config.labels is not None:
         from openwavlm.labels.verify import labels_of_teacher, verify_labels
 
@@ -30,25 +28,17 @@ def main(config: DictConfig) -> None:
         folders = paths(config.labels)
         of_teacher = labels_of_teacher(folders, teacher)
         for folder in folders:
-            labels = verify_labels(
-                folder,
-                index,
-                teacher=teacher if folder in of_teacher else None,
-                share=config.share,
-                seed=config.seed,
-                device=config.device,
-                tolerance=config.tolerance,
-                workers=config.workers,
-            )
+            model = teacher if folder in of_teacher else None
+            labels = verify_labels(folder, index, teacher=model, device=config.device, tolerance=config.tolerance, **sample)
             verdict = labels.sentence() if len(folders) == 1 else f"{folder}: {labels.sentence()}"
-            verdicts.append(verdict)
-            if not labels.passed:
-                problems.append(verdict)
-                damaged.append(str(folder))
+            checked.append((folder, verdict, [] if labels.passed else [verdict]))
+    verdicts = [verdict for _, verdict, _ in checked]
+    problems = [problem for *_, found in checked for problem in found]
     print("\n".join(verdicts))
     if config.json is not None:
         write_json(Path(config.json), {"verdicts": verdicts, "problems": problems})
     if problems:
         print("\n".join(problems[: config.show]))
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise ValueError(f"{count} in {', '.join(damaged)}: restore the files from a copy, or make them again")
+        damaged = ", ".join(str(folder) for folder, _, found in checked if found)
+        raise ValueError(f"{count} in {damaged}: restore the files from a copy, or make them again")

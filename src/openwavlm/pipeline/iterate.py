@@ -17,7 +17,6 @@ from openwavlm.pipeline.corpora import shard_sets
 from openwavlm.pipeline.iteration import Iteration, overrides
 from openwavlm.pipeline.settings import IterationSettings, iteration_settings
 from openwavlm.pipeline.stages import MARK, Chain, Stage, graph
-from openwavlm.report.content import ReportContent
 from openwavlm.report.page import write_report
 from openwavlm.runs.compose import composed, plain
 from openwavlm.runs.gather import gather
@@ -141,7 +140,7 @@ def _report(iterations: list[dict[str, Stage]], folder: Path, export: Path, name
         ("the model in Python", f"transformers.WavLMModel.from_pretrained({str(export)!r})"),
         ("the same on your own recordings", "openwavlm iterate name=mine corpora.input=DIR"),
     ]
-    write_report(folder, ReportContent(f"OpenWavLM: {name}", parts, commands=commands))
+    write_report(folder, f"OpenWavLM: {name}", parts, commands)
 
 
 def check_with_transformers(exported: Path) -> dict[str, Any]:

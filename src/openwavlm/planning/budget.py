@@ -20,15 +20,7 @@ _BYTES_A_LABEL = 2
 
 @dataclass(frozen=True)
 class Gpu:
-    """A device of the table.
-
-    Attributes:
-        memory_gib: Memory.
-        tflops_16_bit: Dense peak of the matrix units in float16, and in bfloat16 where they support it, 10¹² operations a second.
-        tflops_32_bit: Peak in float32 without TF32, as `precision: 32-true` computes matrix products.
-        bfloat16: Whether its matrix units support bfloat16.
-        source: Source of the figures.
-    """
+    """Peaks of a device: dense, of its matrix units in 16 bits, and in float32 without TF32, as `precision: 32-true` computes."""
 
     memory_gib: float
     tflops_16_bit: float
@@ -47,13 +39,31 @@ GPUS = {
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Cost of a training's updates.
+class PublishedRun:
+    """A published pre-training: model, hardware and speed; source of the speed; utilisation."""
 
-    Attributes:
-        config: The training config.
-        classes: Pseudo-labels of each label set.
-    """
+    what: str
+    source: str
+    utilisation: float
+
+
+# Utilisation: operations a second, counted as by `Recipe` in rows of 15.6 s, over the GPU's dense peak in 16 bits;
+# `tests/unit/test_budget.py` derives each from the published speed. The last two crop their batches: upper bounds.
+PUBLISHED = (
+    # 100,000 · 2,800 s / (32 · 9.5 h) = 256 s of audio a second and GPU
+    PublishedRun("HuBERT Base, 32 V100, 9.5 h for 100,000 updates of 2,800 s", "HuBERT, arXiv 2106.07447", 0.094),
+    # 400,000 · 2,800 s / 160 h = 1,944; an easier model: no gated bias, no mixing
+    PublishedRun("HuBERT Base, 16 H100, 10 h for 400,000 updates of 2,800 s", "README of github.com/mxmpl/minimal_hubert", 0.091),
+    PublishedRun(
+        "WavLM Large, 8 H100, compiled layers, 605 s of audio a second and GPU", "timing notes of ESPnet's wavlm1 recipe", 0.073
+    ),
+    PublishedRun("the same without compiled layers, 452 s of audio a second and GPU", "the same notes", 0.055),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Cost of a training's updates; `classes` is the number of pseudo-labels of each label set."""
 
     config: RunConfig
     classes: tuple[int, ...]
@@ -66,9 +76,8 @@ class Recipe:
     @functools.cached_property
     def micro_batch(self) -> MicroBatchShape:
         """A full micro-batch of the longest rows: the one with the most operations and bytes per second of audio."""
-        batching = self.config.batch
-        frames = batching.max_frames
-        rows = batching.micro_frames // frames
+        frames = self.config.batch.max_frames
+        rows = self.config.batch.micro_frames // frames
         masked = int(draw_span_mask(self.config.masking, np.full(rows, frames), 0, source=0, epoch=0, micro=0).sum())
         predicted = rows * frames if self.config.loss.unmasked > 0 else masked
         return MicroBatchShape(rows=rows, samples=num_samples_of(frames), predicted_frames=predicted)
@@ -115,8 +124,7 @@ class Recipe:
     def fitting_slots(self, gigabytes: float, processes: int) -> int | None:
         """The fewest micro-batches of a step, a multiple of `processes`, of which one fits into a GPU of `gigabytes` GiB.
 
-        Returns:
-            Their number; None if not even micro-batches of a single longest row fit.
+        None if not even micro-batches of a single longest row fit.
         """
         usable = USABLE_SHARE * gigabytes * GIB
         numbers = range(processes, self.most_slots + 1, processes)
@@ -131,11 +139,7 @@ def wasted_share(slots: int, processes: int) -> float:
 
 
 def peak_flops(gpu: Gpu, precision: str) -> float:
-    """Peak operations a second of a GPU in a precision.
-
-    Raises:
-        ValueError: If the GPU does not support the precision.
-    """
+    """Peak operations a second of a GPU in a precision; `ValueError` if it does not support it."""
     if precision == "bf16-mixed" and not gpu.bfloat16:
         raise ValueError(
             "the matrix units of this GPU have no bfloat16, but precision is bf16-mixed: use precision=32-true, or another gpu"
@@ -152,7 +156,7 @@ def seconds_of_run(recipe: Recipe, processes: int, flops_per_second: float) -> f
 
 
 def disk_bytes(hours: float, flac_share: float, parameters: int, checkpoints: int, *, ema: bool = False) -> dict[str, float]:
-    """Bytes of a corpus and of a run.
+    """Bytes of the shards and labels of a corpus, and of a run's checkpoints.
 
     Args:
         hours: Of audio.
@@ -160,9 +164,6 @@ def disk_bytes(hours: float, flac_share: float, parameters: int, checkpoints: in
         parameters: Of the model; a checkpoint holds each with its two moments.
         checkpoints: Number kept, the newest included.
         ema: Whether a checkpoint holds a running mean too.
-
-    Returns:
-        `shards`, `labels` and `checkpoints`.
     """
     seconds = 3600 * hours
     return {

@@ -1,14 +1,9 @@
 """Device memory of one training process, estimated from the counted activations (`model/costs.py`).
 
-States: parameters, gradients and AdamW's moments in float32; under a mixed precision a 16-bit copy of the weights for as long as the
-step lasts; with several processes DDP's buckets or FSDP2's gathered groups. Activations: what autograd keeps from the forward. The
-backward takes more at one of two moments: at its beginning, when everything is still kept, by two gradients of the encoder's largest
+The backward peaks at one of two moments: at its beginning, when everything is still kept, by two gradients of the encoder's largest
 tensor (and one layer computed again); or at its end, when only the extractor's activations are left (kept, or computed again), by two
-gradients of the largest of these.
-
-Assumed: rows of equal length; `where` LayerDrop; no compiled layers (fewer tensors). Not counted: the CUDA context (half a GiB or so),
-the allocator's fragmentation, cuDNN's workspaces, batches read ahead. The peak is compared with torch's memory tracker on a CPU in
-`tests/unit/test_costs.py`; not yet with a GPU's peak.
+gradients of the largest of these. Assumed: rows of equal length, `where` LayerDrop, no compiled layers. Not counted: the CUDA context,
+fragmentation, cuDNN's workspaces, batches read ahead. `tests/unit/test_costs.py` compares the peak with torch's memory tracker on a CPU.
 """
 
 from dataclasses import dataclass
@@ -37,7 +32,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All bytes."""
+        """Sum of all."""
         return sum(self.states.values()) + sum(self.kept.values()) + self.backward
 
 
@@ -56,11 +51,11 @@ def estimate_memory(
 
     Args:
         config: The encoder, with its `recompute`.
-        parameters: Of encoder and head.
-        costs: Of the micro-batch, counted at this precision.
+        parameters: Number of parameters of encoder and head.
+        costs: Costs of the micro-batch, counted at this precision.
         batch: The micro-batch.
         precision: `32-true`, `bf16-mixed` or `16-mixed`.
-        processes: Of the run; more than one keeps DDP's buckets, or FSDP2's shards and the two groups that are whole at a time.
+        processes: Number; more than one keeps DDP's buckets, or FSDP2's shards and the two groups that are whole at a time.
         strategy: `ddp` or `fsdp`.
         ema: Whether a running mean of the weights is kept.
     """

@@ -1,11 +1,20 @@
 """`openwavlm plan`: cost of a training run, with every assumption."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
-from openwavlm.planning.budget import GIB, GPUS, USABLE_SHARE, Recipe, disk_bytes, peak_flops, seconds_of_run, wasted_share
-from openwavlm.planning.published import PUBLISHED
+from openwavlm.planning.budget import (
+    GIB,
+    GPUS,
+    PUBLISHED,
+    USABLE_SHARE,
+    Recipe,
+    disk_bytes,
+    peak_flops,
+    seconds_of_run,
+    wasted_share,
+)
 
 _LIBRISPEECH_HOURS = 960.0
 _PUBLISHED_HOURS = {"wavlm_base_plus": 94_000.0, "wavlm_large": 94_000.0}  # WavLM §V-A
@@ -13,11 +22,7 @@ _PUBLISHED_HOURS = {"wavlm_base_plus": 94_000.0, "wavlm_large": 94_000.0}  # Wav
 
 @dataclass(frozen=True)
 class Question:
-    """The keys of `conf/plan.yaml` that are not the training's.
-
-    Raises:
-        ValueError: If the GPU is unknown or a number is out of range.
-    """
+    """The keys of `conf/plan.yaml` that are not the training's; `ValueError` if the GPU is unknown or a number is out of range."""
 
     hours: float | None
     classes: int
@@ -64,15 +69,9 @@ def _is_positive(value: object) -> bool:
 
 
 def plan_run(recipe: Recipe, question: Question, checkpoints: int) -> dict[str, Any]:
-    """All figures of a run.
+    """All figures of a run that keeps so many checkpoints, the content of `json=FILE`.
 
-    Args:
-        recipe: The training.
-        question: Hardware and corpus.
-        checkpoints: Number kept.
-
-    Returns:
-        Content of `json=FILE`. Without a given utilisation, hours and days are a list of the fewest and the most.
+    Without a given utilisation, hours and days are a list of the fewest and the most.
 
     Raises:
         ValueError: If there are more GPUs than micro-batches, or the GPU does not support the precision.
@@ -120,9 +119,7 @@ def _memory(recipe: Recipe, question: Question) -> dict[str, Any]:
     slots = recipe.fitting_slots(question.memory_gib, question.gpus)
     return {
         "total": memory.total,
-        "states": memory.states,
-        "kept": memory.kept,
-        "backward": memory.backward,
+        **asdict(memory),
         "gpu": question.memory_gib * GIB,
         "fits": memory.total <= USABLE_SHARE * question.memory_gib * GIB,
         "fitting_micro_seconds": recipe.config.batch.seconds / slots if slots else None,

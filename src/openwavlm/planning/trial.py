@@ -1,4 +1,4 @@
-"""One timed trial of `openwavlm tune`: some micro-batches of a config in a fresh process; its death is a result too."""
+"""One timed trial of `openwavlm tune`: some micro-batches of a config in a fresh process; its end by a signal is a result too."""
 
 import contextlib
 import itertools
@@ -113,7 +113,7 @@ def measure(values: dict[str, Any], classes: Sequence[int], seconds: float, *, w
 
     Args:
         values: The training config as plain values.
-        classes: Of the synthetic labels, one number for each label set.
+        classes: Number of synthetic labels of each label set.
         seconds: Timed seconds, after one micro-batch and one update that are not timed.
         with_data: Whether to read the config's data through its loader workers, instead of repeating one synthetic batch.
 
@@ -130,8 +130,7 @@ def measure(values: dict[str, Any], classes: Sequence[int], seconds: float, *, w
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     with contextlib.ExitStack() as stack:
         if with_data:
-            opened = OpenData(config.data, config.batch, config.seed)
-            stack.callback(opened.close)
+            opened = stack.enter_context(contextlib.closing(OpenData(config.data, config.batch, config.seed)))
             classes, batches = opened.classes, _read(config, opened)
         else:
             batches = itertools.repeat(synthetic_batch(Recipe(config, tuple(classes))))
@@ -191,18 +190,7 @@ def _child(path: str, values: dict[str, Any], classes: Sequence[int], seconds: f
 def run_trial(
     values: dict[str, Any], classes: Sequence[int], seconds: float, timeout: float, *, with_data: bool
 ) -> dict[str, Any]:
-    """Runs `measure` in a process of its own, which may run out of memory or out of time.
-
-    Args:
-        values: The training config as plain values.
-        classes: Of the synthetic labels, one number for each label set.
-        seconds: Timed seconds.
-        timeout: Seconds after which the trial is ended.
-        with_data: Whether to read the config's data.
-
-    Returns:
-        Figures of `measure`, or `failed` with the reason.
-    """
+    """Runs `measure` in a process of its own; returns its figures, or `failed` with the reason, as after `timeout` seconds."""
     # The fork server has imported everything and initialised no GPU: each trial starts clean in a fraction of a second.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["openwavlm.planning.trial"])
@@ -215,13 +203,7 @@ def run_trial(
 
 
 def outcome_of(process: Any, path: Path, timeout: float) -> dict[str, Any]:
-    """Result of a started trial, or `failed` with the reason.
-
-    Args:
-        process: Process of the trial.
-        path: File of its result.
-        timeout: Seconds after which it is ended.
-    """
+    """Result of a started trial from its file, or `failed` with the reason; ends a trial that takes longer than `timeout` seconds."""
     process.join(timeout)
     if process.is_alive():
         process.kill()

@@ -1,7 +1,6 @@
 """`openwavlm tune`: the fastest settings on this machine, by short timed trials, as a file for a new run.
 
-One setting after another, each with those chosen before it: attention backend, compiled layers and size of the micro-batch (on a GPU),
-threads (on a CPU), loader workers (with data). A value replaces the one before only if it is faster by `margin`.
+Settings are tried in turn, each with those chosen before it. A value replaces the one before only if it is faster by `margin`.
 """
 
 import json
@@ -9,6 +8,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,7 @@ Trial = Callable[[dict[str, Any], bool], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Settings:
-    """The keys of `conf/tune.yaml` that are not the training's.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
+    """The keys of `conf/tune.yaml` that are not the training's; `ValueError` if a number is out of range."""
 
     classes: int
     seconds: float
@@ -74,7 +70,8 @@ class Search:
     def measure(self, knob: str, value: Any, *, with_data: bool = False) -> float:
         """Runs one trial of the chosen settings with `knob` at `value`; returns audio seconds a second, 0 if it failed."""
         tried = {**self.chosen, **({knob: value} if knob else {})}
-        figures = self.trial(with_settings(self.values, tried), with_data)
+        groups = {group: self.values[group] | keys for group, keys in _by_group(tried).items()}
+        figures = self.trial(self.values | groups, with_data)
         self.rows.append({"knob": knob or "as given", "value": value, "with_data": with_data, **figures})
         log.info("%s", line_of(self.rows[-1]))
         self.on_row(self.rows)
@@ -88,33 +85,27 @@ class Search:
         return rate
 
 
-def with_settings(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a config with dotted keys `group.key` set."""
-    copy = {key: dict(node) if isinstance(node, dict) else node for key, node in values.items()}
+def _by_group(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Dotted keys `group.key` and their values as a config."""
+    nested: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         group, key = name.split(".")
-        copy[group][key] = value
-    return copy
+        nested.setdefault(group, {})[key] = value
+    return nested
 
 
-def search(values: dict[str, Any], found: Search, *, on_gpu: bool, with_data: bool, cores: int) -> None:
-    """Runs all trials.
-
-    Args:
-        values: The training config.
-        found: Receives the results.
-        on_gpu: Whether training runs on a GPU.
-        with_data: Whether the config names data.
-        cores: CPU cores of this process.
+def search(found: Search, *, on_gpu: bool, with_data: bool, cores: int) -> None:
+    """Runs all trials: attention backend, compiled layers and micro-batches (on a GPU), threads (on a CPU), loader workers (with data).
 
     Raises:
         ValueError: If no trial ran to its end.
     """
-    model = values["model"]
+    values = found.values
+    model, workers_given = values["model"], values["loader"]["workers"]
     found.rate = found.measure("", None)
     out_of_memory = found.rows[0].get("failed") == "out of memory"
     if on_gpu and out_of_memory:
-        _smaller(values, found)
+        _smaller(found)
     backends = ["eager", "sdpa"] + (["flex"] if on_gpu and model["attention_dropout"] == 0 else [])
     for backend in backends:
         if backend != choose_backend(model["attention_backend"]):
@@ -122,17 +113,16 @@ def search(values: dict[str, Any], found: Search, *, on_gpu: bool, with_data: bo
     if on_gpu:
         found.offer("model.compile_layers", not model["compile_layers"])
     if on_gpu and not out_of_memory:
-        _larger(values, found)
-    if not on_gpu:
-        for threads in _powers(cores):
-            if threads != (values["trainer"]["threads"] or cores):
-                found.offer("trainer.threads", threads)
+        _larger(found)
+    for threads in [] if on_gpu else _powers(cores):
+        if threads != (values["trainer"]["threads"] or cores):
+            found.offer("trainer.threads", threads)
     if not found.rate:
         raise ValueError(f"no trial ran to its end; the first: {found.rows[0]['failed']}")
     if with_data:
-        found.rate = found.measure("loader.workers", values["loader"]["workers"], with_data=True)
+        found.rate = found.measure("loader.workers", workers_given, with_data=True)
         for workers in [0, *_powers(cores)]:
-            if workers != values["loader"]["workers"]:
+            if workers != workers_given:
                 found.offer("loader.workers", workers, with_data=True)
 
 
@@ -141,18 +131,19 @@ def _powers(most: int) -> list[int]:
     return sorted({1 << power for power in range(most.bit_length()) if 1 << power <= most} | {most})
 
 
-def _larger(values: dict[str, Any], found: Search) -> None:
+def _larger(found: Search) -> None:
     """Halves the number of micro-batches until one does not fit."""
-    slots = round(values["batch"]["seconds"] / values["batch"]["micro_seconds"])
+    batch = found.values["batch"]
+    slots = round(batch["seconds"] / batch["micro_seconds"])
     while slots > 1:
         slots //= 2
-        if not found.offer("batch.micro_seconds", values["batch"]["seconds"] / slots):
+        if not found.offer("batch.micro_seconds", batch["seconds"] / slots):
             return
 
 
-def _smaller(values: dict[str, Any], found: Search) -> None:
+def _smaller(found: Search) -> None:
     """Doubles the number of micro-batches until one fits."""
-    batch = values["batch"]
+    batch = found.values["batch"]
     slots = 2 * round(batch["seconds"] / batch["micro_seconds"])
     while batch["seconds"] / slots >= batch["max_seconds"]:
         if found.offer("batch.micro_seconds", batch["seconds"] / slots):
@@ -179,17 +170,7 @@ def pasted(chosen: dict[str, Any]) -> str:
 
 
 def write_settings(folder: Path, chosen: dict[str, Any], machine: str) -> Path:
-    """Writes `machine/tuned.yaml` below `folder`, which `--config-dir=FOLDER +machine=tuned` adds to a training's config.
-
-    Args:
-        folder: The config folder.
-        chosen: Dotted keys and values.
-        machine: Name of the machine that was measured.
-    """
-    nested: dict[str, Any] = {}
-    for name, value in chosen.items():
-        group, key = name.split(".")
-        nested.setdefault(group, {})[key] = value
+    """Writes `machine/tuned.yaml` below `folder`, which `--config-dir=FOLDER +machine=tuned` adds to a training's config."""
     head = (
         "# @package _global_\n"
         f"# Measured by openwavlm tune on {machine}; for a new run on that machine:\n"
@@ -197,16 +178,12 @@ def write_settings(folder: Path, chosen: dict[str, Any], machine: str) -> Path:
         f"# or paste: {pasted(chosen) or '(nothing is faster than the settings as given)'}\n"
     )
     path = folder / "machine" / "tuned.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (head + yaml.safe_dump(nested, sort_keys=False)).encode())
+    write_atomically(path, (head + yaml.safe_dump(_by_group(chosen), sort_keys=False)).encode())
     return path
 
 
 def tune(values: dict[str, Any]) -> None:
-    """Searches by short trials, and writes the fastest settings and every trial.
-
-    Args:
-        values: `conf/tune.yaml` as plain values.
+    """Searches by short trials, and writes the fastest settings and every trial; `values` is `conf/tune.yaml` as plain values.
 
     Raises:
         ValueError: If a setting or the training config is refused, or no trial succeeds.
@@ -215,12 +192,14 @@ def tune(values: dict[str, Any]) -> None:
     named = any(source.get(key) for source in values["data"]["sources"].values() for key in ("shards", "labels"))
     values = values if named else with_placeholders(values)
     config = RunConfig.of(values)
-    classes = _classes(config) if named else (int(settings.classes),)
-    recipe = Recipe(config, classes)
+    classes: tuple[int, ...] = (int(settings.classes),)
+    if named:
+        with closing(OpenData(config.data, config.batch, config.seed)) as opened:  # refuses damaged data before the first trial
+            classes = opened.classes
     on_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
-    machine = (
-        f"{platform.node()}, {torch.cuda.get_device_name() if on_gpu else f'CPU, {_cores()} cores'}, torch {torch.__version__}"
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpu = torch.cuda.get_device_name() if on_gpu else None
+    machine = f"{platform.node()}, {gpu or f'CPU, {cores} cores'}, torch {torch.__version__}"
     folder = Path(str(settings.output))
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -233,37 +212,20 @@ def tune(values: dict[str, Any]) -> None:
 
     log.info("%s; %s", machine, "with data" if named else "synthetic batches, so loader workers are not tried")
     found = Search(values, trial, settings.margin, save)
-    search(values, found, on_gpu=on_gpu, with_data=named, cores=_cores())
+    search(found, on_gpu=on_gpu, with_data=named, cores=cores)
     save(found.rows)
     path = write_settings(folder, found.chosen, machine)
     log.info("chosen: %s", pasted(found.chosen) or "the settings as given")
-    reached = max(row.get("audio_seconds_a_second", 0.0) for row in found.rows) * recipe.flops_a_second()
-    log.info("%s", speed_line(reached, torch.cuda.get_device_name() if on_gpu else None, values["precision"]))
+    reached = max(row.get("audio_seconds_a_second", 0.0) for row in found.rows) * Recipe(config, classes).flops_a_second()
+    log.info("%s", speed_line(reached, gpu, config.precision))
     log.info("wrote %s; for a new run: python train.py --config-dir=%s +machine=tuned name=NAME ...", path, folder)
 
 
 def speed_line(flops_per_second: float, gpu_name: str | None, precision: str) -> str:
-    """Log line: the speed in operations a second, and for a GPU in plan's table as the `utilisation` of `openwavlm plan`.
-
-    Args:
-        flops_per_second: Of the fastest trial.
-        gpu_name: Name by torch; None on a CPU.
-        precision: Of the config.
-    """
+    """Log line of the fastest trial's speed; for a GPU in plan's table, by its name in torch, as the `utilisation` of a plan too."""
     line = f"the fastest trial does {flops_per_second:.3g} operations a second"
     known = next((name for name in GPUS if gpu_name and name in gpu_name.lower()), None)
     if known is None:
         return line
     share = flops_per_second / peak_flops(GPUS[known], precision)
     return f"{line}, {share:.2f} of the peak: openwavlm plan gpu={known} utilisation={share:.2f}"
-
-
-def _classes(config: RunConfig) -> tuple[int, ...]:
-    """Clusters of the data's codebooks; opening the data refuses them as training would, before the first trial."""
-    opened = OpenData(config.data, config.batch, config.seed)
-    opened.close()
-    return opened.classes
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Rows of a training batch that was built again: speaker, mask, labels, and the sound that was mixed in."""
+"""Rows of a training batch that was built again: speaker, mask, labels, and the added sound."""
 
 from typing import Any
 
@@ -13,16 +13,7 @@ from openwavlm.shards.index import Index
 
 
 def describe_rows(built: Rebuilt, mixing: Mixing | None, index: Index) -> list[Example]:
-    """Describes the rows of a micro-batch.
-
-    Args:
-        built: The micro-batch.
-        mixing: How its mixtures are applied.
-        index: The index of its source.
-
-    Returns:
-        One entry a row, in the batch's order.
-    """
+    """Describes the rows of a micro-batch in its order; `index` is that of its source."""
     mixed = {mixture["row"]: mixture for mixture in mixtures(built.batch, mixing)}
     named = [_name(index, int(row)) for row in built.batch.rows]
     return [_row(built, place, named, mixed.get(place)) for place in range(len(named))]
@@ -33,18 +24,13 @@ def find_mixtures(data: TrainingData, *, micro_batches: int = 32, seconds: float
 
     A row counts if its overlap lasts .3 s or longer and neither speaker is more than 12 dB above the other in it.
 
-    Args:
-        data: The run's training data.
-        micro_batches: How many micro-batches are searched.
-        seconds: Wanted duration.
-
     Returns:
-        The first such row of at least that duration; else the first ones that reach it together; else the first row that a speaker
+        The first such row that lasts `seconds`; else the first ones that reach it together; else the first row that a speaker
         was mixed into; empty without any.
     """
     clear: list[Example] = []
     faint: list[Example] = []
-    for built in rebuild_steps(data, micro_batches=micro_batches):
+    for built in rebuild_steps(data, micro_batches):
         for example in describe_rows(built, data.builder.draws.mixing, data.opened.indexes[built.batch.id.source]):
             mixture = example.facts["mixture"]
             if mixture is None or mixture["with"] != "speech":
@@ -73,6 +59,7 @@ def _row(built: Rebuilt, place: int, named: list[dict[str, Any]], mixture: dict[
     frames = num_frames(size)
     clean = batch.waveforms[place, :size].numpy().astype(np.float32) / 32768
     mask = batch.mask[place, :frames].numpy()
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
     labels = batch.labels[0, place, :frames].numpy().astype(np.int64)
     facts = {
         "place": place,
@@ -82,8 +69,8 @@ def _row(built: Rebuilt, place: int, named: list[dict[str, Any]], mixture: dict[
         "readable": size > 0,
         "frames": frames,
         "masked_frames": int(mask.sum()),
-        "mask_spans": _spans(mask),
-        "label_runs": [list(run) for run in runs_of(labels)],
+        "mask_spans": [[begin, end - begin] for begin, end in edges.reshape(-1, 2).tolist()],
+        "label_runs": [[label, length] for label, length in runs_of(labels)],
         "mixture": _mixture(mixture, built, named) if mixture else None,
     }
     return Example(
@@ -101,27 +88,20 @@ def _row(built: Rebuilt, place: int, named: list[dict[str, Any]], mixture: dict[
     )
 
 
-def _spans(mask: np.ndarray) -> list[list[int]]:
-    """[first frame, frames] of each masked stretch."""
-    spans, begin = [], 0
-    for masked, frames in runs_of(mask):
-        if masked:
-            spans.append([begin, frames])
-        begin += frames
-    return spans
-
-
 def _mixture(mixture: dict[str, Any], built: Rebuilt, named: list[dict[str, Any]]) -> dict[str, Any]:
     partner, rows = mixture["partner"], len(named)
     if mixture["noise"]:
         key, begins = built.noise[partner - rows]
-        added = {"with": "noise", "partner_place": None, "partner_key": key, "partner_speaker": None}
+        kind, place, speaker = "noise", None, None
     else:
-        added = {"with": "speech", "partner_place": partner, "partner_key": named[partner]["key"]}
-        added |= {"partner_speaker": named[partner]["speaker"]}
+        kind, place, key, speaker = "speech", partner, named[partner]["key"], named[partner]["speaker"]
         begins = int(built.batch.start_frame[partner]) / FRAME_RATE_HZ
     snr_db = mixture["overlap_snr_db"]
-    return added | {
+    return {
+        "with": kind,
+        "partner_place": place,
+        "partner_key": key,
+        "partner_speaker": speaker,
         "start_s": mixture["start"] / SAMPLE_RATE_HZ,
         "length_s": mixture["length"] / SAMPLE_RATE_HZ,
         "partner_start_s": begins + mixture["partner_start"] / SAMPLE_RATE_HZ,

@@ -24,26 +24,13 @@ from openwavlm.training.records import read_record
 
 BLUE, PALE, ORANGE, GREY, GREEN, RED = "#1f5fa8", "#a9c4e4", "#c8641b", "#8a8f98", "#2c7a4b", "#a83232"
 LINE, _INK = "#d5d9df", "#1c2128"
-_PAGE_COLOURS = {
-    BLUE: "var(--blue)",
-    PALE: "var(--pale)",
-    ORANGE: "var(--orange)",
-    GREY: "var(--grey)",
-    GREEN: "var(--green)",
-    RED: "var(--red)",
-    LINE: "var(--line)",
-    _INK: "currentColor",
-}
+_OF_PAGE = {BLUE: "blue", PALE: "pale", ORANGE: "orange", GREY: "grey", GREEN: "green", RED: "red", LINE: "line"}
 CHART_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "openwavlm",
     "font.family": "sans-serif",
     "font.size": 9,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
@@ -74,9 +61,7 @@ def _chart(drawn: list[Markup], name: str, title: str, x: str, y: str) -> Iterat
 
 
 def inline_svg(figure: Figure, name: str, label: str) -> Markup:
-    """A figure as an SVG element of a page, the same bytes at every call.
-
-    Prologue and metadata are left out because they name addresses in the network.
+    """A figure as an SVG element of a page, the same bytes at every call; without its metadata, which name addresses in the network.
 
     Args:
         figure: The figure.
@@ -91,8 +76,9 @@ def inline_svg(figure: Figure, name: str, label: str) -> Markup:
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = body.replace('xlink:href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
     body = re.sub(r' xmlns(?::xlink)?="[^"]*"', "", body)
-    for colour, of_page in _PAGE_COLOURS.items():
-        body = body.replace(colour, of_page)
+    for colour, name_in_page in _OF_PAGE.items():
+        body = body.replace(colour, f"var(--{name_in_page})")
+    body = body.replace(_INK, "currentColor")
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
 
 
@@ -104,15 +90,10 @@ def learning_charts(iteration: Iteration, name: str) -> list[Markup]:
         with _chart(drawn, f"{name}loss", "Masked cross-entropy (lower is better)", "updates", "nats a masked frame") as axes:
             if trained:
                 axes.plot(*_smoothed(metrics, "cross_entropy"), color=PALE, linewidth=1.2, label="training batches, mixed")
-            if validated:
-                _held_out_curve(axes, iteration, "cross_entropy")
-            _control_lines(axes, iteration, "cross_entropy")
-            _reference_points(axes, iteration, "nats")
+            _held_out(axes, iteration, "cross_entropy", "nats")
     if validated:
         with _chart(drawn, f"{name}acc", "Masked accuracy (higher is better)", "updates", "share of masked frames") as axes:
-            _held_out_curve(axes, iteration, "accuracy")
-            _control_lines(axes, iteration, "accuracy")
-            _reference_points(axes, iteration, "accuracy")
+            _held_out(axes, iteration, "accuracy", "accuracy")
             axes.set_ylim(0, None)
     if _has(metrics, "lr"):
         with _chart(drawn, f"{name}rate", "Learning rate", "updates", "learning rate") as axes:
@@ -147,23 +128,11 @@ def probe_map(iteration: Iteration, name: str) -> Markup | None:
 
 def points_of(iteration: Iteration) -> list[ReferencePoint]:
     """Published points that stand beside this run."""
-    clusters = (iteration.plan or {}).get("codebook")
-    updates = (iteration.config.get("optim") or {}).get("updates", 0)
-    return comparable(int(clusters) if clusters else None, int(updates))
-
-
-def _reference_points(axes: Axes, iteration: Iteration, figure: str) -> None:
-    places = [(float(point.updates), getattr(point, figure)) for point in points_of(iteration) if point.updates is not None]
-    known = np.array([place for place in places if place[1] is not None])
-    if len(known):
-        axes.plot(known[:, 0], known[:, 1], "D", color=GREY, markersize=4, label="other runs (table below)")
+    return comparable((iteration.plan or {}).get("codebook"), (iteration.config.get("optim") or {}).get("updates", 0))
 
 
 def _smoothed(metrics: dict[str, np.ndarray], column: str, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and means of neighbouring updates, at most `points` and the breaks; updates without a figure are left out.
-
-    Where updates have no row, as in a damaged table, a NaN breaks the line.
-    """
+    """Steps and means of neighbouring updates with a figure, at most `points`; a NaN breaks the line where updates have no row."""
     steps, values = metrics["step"], metrics[column]
     gaps = steps[:-1][np.diff(steps) > 1] + 0.5
     kept = np.isfinite(values)
@@ -176,23 +145,26 @@ def _smoothed(metrics: dict[str, np.ndarray], column: str, points: int = 200) ->
     return np.insert(ends.astype(np.float64), places, gaps), np.insert(means, places, np.nan)
 
 
-def _held_out_curve(axes: Axes, iteration: Iteration, figure: str) -> None:
-    """The validation curve, and a star for the last model on a test set of its own, which the baselines' lines belong to."""
+def _held_out(axes: Axes, iteration: Iteration, figure: str, published: str) -> None:
+    """The validation curve, and a star for the last model on the test set; baselines of that set as lines; published points."""
     validation, masked = iteration.validation, iteration.masked or {}
-    tested = masked.get("set")
-    label = "development speakers" if tested else "held-out speakers"
-    axes.plot(validation["step"], validation[figure], "o-", color=BLUE, markersize=4, label=label)
-    if tested:
-        axes.plot(validation["step"][-1:], [masked[figure]], "*", color=BLUE, markersize=12, label="test speakers, as the lines")
-
-
-def _control_lines(axes: Axes, iteration: Iteration, figure: str) -> None:
-    masked = iteration.masked or {}
+    if _has(validation, "step"):
+        tested = masked.get("set")
+        label = "development speakers" if tested else "held-out speakers"
+        axes.plot(validation["step"], validation[figure], "o-", color=BLUE, markersize=4, label=label)
+        if tested:
+            axes.plot(
+                validation["step"][-1:], [masked[figure]], "*", color=BLUE, markersize=12, label="test speakers, as the lines"
+            )
     lines = (("unigram", "label frequencies", GREY, ":"), ("count_table", "count table", ORANGE, "--"))
     for control, label, colour, style in (*lines, ("nearest_label", "nearest unmasked label", GREEN, "-.")):
         value = (masked.get(control) or {}).get(figure)
         if value is not None:
             axes.axhline(value, color=colour, linestyle=style, linewidth=1.4, label=label)
+    points = [(point.updates, getattr(point, published)) for point in points_of(iteration) if point.updates is not None]
+    known = [point for point in points if point[1] is not None]
+    if known:
+        axes.plot(*zip(*known, strict=True), "D", color=GREY, markersize=4, label="other runs (table below)")
 
 
 def layer_charts(phones: dict[str, Any], speakers: dict[str, Any], name: str) -> list[Markup]:

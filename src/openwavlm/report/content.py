@@ -51,14 +51,10 @@ class Realised:
     """Realised masking and mixing, measured on micro-batches that were built again.
 
     Attributes:
-        steps: Updates whose batches were built, from 1.
-        micro_batches: How many of them.
-        rows: Readable rows.
-        mixed_rows: Rows with a mixture.
-        noise_rows: Those among them that were mixed with noise.
+        steps: Updates of these batches, from 1.
+        rows: Readable rows; `noise_rows` are part of the mixed ones.
         mask_coverage: Masked share of the valid frames.
-        energy_ratio_db: float64 (mixtures,), ratio over whole utterances, measured on the audio.
-        overlap_snr_db: float64 (mixtures,), ratio within the overlap.
+        energy_ratio_db: float64 (mixtures,), ratio over whole utterances, measured on the audio; `overlap_snr_db` within the overlap.
         overlap_share: float64 (mixtures,), overlap over the primary's length.
         as_recorded: True if masked frames and mixed rows of whole steps equal those of `metrics.csv`; None if unknown.
     """
@@ -139,21 +135,6 @@ class Iteration:
         return self.audio_seconds / self.wall_seconds if self.wall_seconds and self.audio_seconds else None
 
 
-@dataclass(eq=False)
-class ReportContent:
-    """All that a report shows.
-
-    Attributes:
-        title: Name of the job.
-        iterations: Runs in order; the last one is the result.
-        commands: (purpose, command) of the next steps; empty: made from the last run's record.
-    """
-
-    title: str
-    iterations: list[Iteration]
-    commands: list[tuple[str, str]] = field(default_factory=list)
-
-
 def _read(path: Path, prefix: Mapping[str, Any] | None, notes: list[str] | None, columns: list[str] | None = None) -> Record:
     record = read_record(path, prefix=prefix, columns=columns) if path.is_file() else Record([])
     if record.faults:
@@ -170,7 +151,7 @@ def read_table(path: Path, *, prefix: Mapping[str, Any] | None = None, notes: li
     Args:
         path: The table.
         prefix: A checkpoint's record of its beginning.
-        notes: Receives a sentence on each damaged part, which is left out; without it a damaged table is refused.
+        notes: List for a sentence on each damaged part, which is left out; without it a damaged table is refused.
 
     Raises:
         ValueError: If it is damaged and there are no `notes`.
@@ -192,25 +173,21 @@ def read_findings(path: Path, *, prefix: Mapping[str, Any] | None = None, notes:
 
 
 def known_tables(run: Path, launches: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Record of the run's tables in the newest checkpoint of the present launch, or in the one that it goes on from."""
-    goes_on_from = launches[-1]["from_step"] if launches else 0
+    """Record of the run's tables in the newest checkpoint of the present launch, or in the one from which it resumed."""
+    begun_after = launches[-1]["from_step"] if launches else 0
     for path in reversed(checkpoints_in(run / "checkpoints")):
         try:
             description = read_description(path)
         except ValueError:
             continue
         # A later one of an earlier launch was passed over as damaged: the tables were written again since then.
-        if description.launch == len(launches) or (description.step or 0) <= goes_on_from:
+        if description.launch == len(launches) or (description.step or 0) <= begun_after:
             return description.tables
     return {}
 
 
 def read_iteration(run: Path, name: str | None = None) -> Iteration:
-    """Reads the records of a run directory, without its data; damage in a table is noted.
-
-    Args:
-        run: Run directory.
-        name: Its name on the page; by default the folder's.
+    """Reads the records of a run directory, without its data; damage in a table is noted. The default name is the folder's.
 
     Raises:
         ValueError: If the folder is no run directory, or `config.yaml`, `run.json` or `summary.json` is damaged.
@@ -221,7 +198,7 @@ def read_iteration(run: Path, name: str | None = None) -> Iteration:
     launches, notes = record.get("segments", []), []
     known = known_tables(run, launches)
     for launch in launches:
-        notes += [f"When the run went on: {sentence}." for sentence in launch.get("damaged", {}).values()]
+        notes += [f"When the run resumed: {sentence}." for sentence in launch.get("damaged", {}).values()]
     iteration = Iteration(
         name or run.absolute().name,
         run,
@@ -244,7 +221,7 @@ def read_iteration(run: Path, name: str | None = None) -> Iteration:
         notes.append(f"{run / 'checkpoints'} has no checkpoint, but the run wrote some: its weights are lost.")
     if _probes_changed(run / "probe_baselines.json"):
         notes.append(
-            f"{run / 'probes.csv'}: the probes' sets or alignments changed on the way, so its rows are not all of the same speech."
+            f"{run / 'probes.csv'}: the probes' sets or alignments changed during the run: its rows are not all of the same speech."
         )
     notes += [f"{run / table} is missing: its figures are not shown." for table in known if not (run / table).is_file()]
     audio, wall = iteration.launch.get("audio_seconds", 0.0), iteration.launch.get("wall_seconds", 0.0)
@@ -269,17 +246,12 @@ def _masked_of(validation: dict[str, np.ndarray]) -> dict[str, Any] | None:
     if not len(validation.get("step", ())):
         return None
     last = {name: float(column[-1]) for name, column in validation.items()}
-    found: dict[str, Any] = {
+    controls = ["unigram", *(["count_table"] if "count_table_cross_entropy" in last else [])]
+    return {
         "cross_entropy": last["cross_entropy"],
         "accuracy": last["accuracy"],
-        "unigram": {"cross_entropy": last["unigram_cross_entropy"], "accuracy": last["unigram_accuracy"]},
+        **{name: {figure: last[f"{name}_{figure}"] for figure in ("cross_entropy", "accuracy")} for name in controls},
         "nearest_label": {"accuracy": last["repeat_nearest_accuracy"]},
         "frames": int(last["masked_frames"]),
         "step": int(last["step"]),
     }
-    if "count_table_cross_entropy" in last:
-        found["count_table"] = {
-            "cross_entropy": last["count_table_cross_entropy"],
-            "accuracy": last["count_table_accuracy"],
-        }
-    return found

@@ -1,12 +1,14 @@
-"""A run's configuration and the limits of its figures in words, from its own records."""
+"""A run's configuration, data, limits and health in words, from its own records."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from openwavlm.report.content import Iteration
-from openwavlm.report.health import health_warnings
+from openwavlm.labels.quality import perplexity, used_clusters
+from openwavlm.report.content import Iteration, Realised
 from openwavlm.report.words import duration, number, plural
+from openwavlm.training.health.rules import RULES
 
 
 def what_ran(iteration: Iteration) -> list[tuple[str, str]]:
@@ -113,6 +115,40 @@ def _speed(iteration: Iteration, config: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def labels_note(counts: np.ndarray | None) -> str:
+    """Sentences on the frequencies of the labels."""
+    if counts is None:
+        return "The labels were not opened, so their frequencies are not known."
+    return (
+        f"{used_clusters(counts)} of {len(counts)} labels occur in the training rows, with the entropy of {perplexity(counts):.1f} "
+        f"equally frequent ones. The commonest label has {100 * counts.max() / counts.sum():.1f} % of the frames."
+    )
+
+
+def realised_note(realised: Realised | None) -> str:
+    """Sentences on the realised masking and mixing."""
+    if realised is None:
+        return "Masking and mixing were not measured: the data were not opened."
+    steps = realised.steps
+    updates = f"update {steps[0]}" if len(steps) == 1 else f"updates {steps[0]} to {steps[-1]}"
+    text = (
+        f"On {plural(realised.micro_batches, 'micro-batch')} ({plural(realised.rows, 'row')}) of {updates}, built again from the plan: "
+        f"{100 * realised.mask_coverage:.1f} % of the valid frames hidden, {plural(realised.mixed_rows, 'row')} mixed "
+        f"({realised.noise_rows} with noise)"
+    )
+    within = realised.overlap_snr_db[np.isfinite(realised.overlap_snr_db)]
+    if len(within):
+        low, middle, high = np.quantile(within, [0.1, 0.5, 0.9])
+        text += (
+            f", overlapping {100 * realised.overlap_share.mean():.0f} % of their row on average; within the overlap the main speaker is "
+            f"{number(middle, 1)} dB above the added sound (median; 10 % below {number(low, 1)}, 10 % above {number(high, 1)})"
+        )
+    if realised.as_recorded is None:
+        return f"{text}."
+    agree = "agree" if realised.as_recorded else "do not agree"
+    return f"{text}. Masked frames and mixed rows {agree} with metrics.csv."
+
+
 def warnings_of(iteration: Iteration) -> list[str]:
     """Limits of a run's figures, from its own records."""
     found, metrics = list(iteration.notes), iteration.metrics
@@ -144,3 +180,45 @@ def warnings_of(iteration: Iteration) -> list[str]:
             "levels below are not the run's own."
         )
     return found
+
+
+def health_rows(findings: Sequence[Mapping[str, str]], states: Mapping[str, Any] | None) -> list[list[str]]:
+    """One line a rule, those that fired first: the rule, its result, when it was judged or fired, its first finding.
+
+    `states` is `health` of `summary.json`; None for a run that has not ended in order.
+    """
+    lines = []
+    for rule in RULES:
+        fired = [row for row in findings if row["rule"] == rule.name]
+        judged = ((states or {}).get(rule.name) or {}).get("judged")
+        if fired:
+            steps = ", ".join(row["step"] for row in fired[:3])
+            more = f" and {plural(len(fired) - 3, 'more update')}" if len(fired) > 3 else ""
+            lines.append([rule.title, "✗ fired", f"update {steps}{more}", fired[0]["sentence"]])
+        elif judged:
+            lines.append([rule.title, "✓ held", f"in {plural(judged, 'window')}", ""])
+        elif states is None:
+            lines.append([rule.title, "did not fire", "", ""])
+        else:
+            lines.append([rule.title, "not judged", f"judged {rule.judged}", ""])
+    return sorted(lines, key=lambda line: line[1] != "✗ fired")
+
+
+def health_warnings(iteration: Iteration, *, of_machine: bool) -> list[str]:
+    """The first finding of each rule that fired: of the rules on the machine's speed, or of those on the training."""
+    wanted = {rule.name for rule in RULES if rule.of_machine == of_machine}
+    first: dict[str, str] = {}
+    for row in iteration.findings:
+        if row["rule"] in wanted:
+            first.setdefault(row["rule"], f"Health, update {row['step']}: {row['sentence']}.")
+    return list(first.values())
+
+
+def health_note(iteration: Iteration) -> str:
+    """First sentences of the health section."""
+    settings = iteration.config.get("health") or {}
+    if not settings.get("enabled"):
+        return "The run was not watched (health.enabled)."
+    fired = {row["rule"] for row in iteration.findings}
+    verdict = f"{len(fired)} of {len(RULES)} rules fired." if fired else "No rule fired."
+    return f"{verdict} Each rule states what a sound run keeps, and is judged in windows of {settings['window']} updates."

@@ -1,21 +1,19 @@
 """`report.html`: one self-contained page for a reader who did not make the run, with the verdicts in its first lines."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
-from openwavlm.labels.quality import perplexity, used_clusters
 from openwavlm.report import charts, pictures
-from openwavlm.report.content import Example, Iteration, Realised, ReportContent
-from openwavlm.report.facts import warnings_of, what_ran
-from openwavlm.report.health import health_rows, health_said, health_warnings
+from openwavlm.report.content import Example, Iteration
+from openwavlm.report.facts import health_note, health_rows, health_warnings, labels_note, realised_note, warnings_of, what_ran
 from openwavlm.report.probe_tables import phone_table, phones_note, speakers_note, units_table
 from openwavlm.report.recipe import commands_of, differences, recipe_of
-from openwavlm.report.summary import iteration_summary, merge_summary
 from openwavlm.report.templating import render_page
 from openwavlm.report.verdicts import (
     Verdict,
@@ -26,16 +24,19 @@ from openwavlm.report.verdicts import (
     unmeasured,
     wins,
 )
-from openwavlm.report.words import grouped, number, plural
-from openwavlm.runtime.atomic import atomic_file
+from openwavlm.report.words import grouped, number
+from openwavlm.runtime.atomic import write_atomically, write_json
+from openwavlm.training.run_files import read_summary
 
 
-def write_report(directory: Path, content: ReportContent) -> Path:
-    """Writes `report.html`, and puts the figures into `summary.json` beside it, whose other entries stay.
+def write_report(directory: Path, title: str, iterations: list[Iteration], commands: Sequence[tuple[str, str]] = ()) -> Path:
+    """Writes `report.html`, and the figures into `summary.json` beside it; the other entries of that file stay.
 
     Args:
-        directory: Where both go; made if it does not exist.
-        content: The content of the page.
+        directory: Folder of both; made if it does not exist.
+        title: Title of the page.
+        iterations: Runs in order; the last one is the result.
+        commands: (purpose, command) of the next steps; empty: made from the last run's record.
 
     Returns:
         Path of the page.
@@ -43,24 +44,45 @@ def write_report(directory: Path, content: ReportContent) -> Path:
     Raises:
         ValueError: If there is no iteration.
     """
-    if not content.iterations:
+    if not iterations:
         raise ValueError("a report needs at least one run, but got none: give the folder of a run, as in run=runs/NAME")
-    directory.mkdir(parents=True, exist_ok=True)
-    page = directory / "report.html"
-    with atomic_file(page) as file:
-        file.write(render(content).encode())
-    merge_summary(directory / "summary.json", content.iterations)
-    return page
+    write_atomically(directory / "report.html", render(title, iterations, commands).encode())
+    path = directory / "summary.json"
+    kept = read_summary(path) if path.is_file() else {"format_version": 1}
+    write_json(path, kept | {"iterations": [_summary(iteration) for iteration in iterations]})
+    return directory / "report.html"
 
 
-def render(content: ReportContent) -> str:
+def _summary(iteration: Iteration) -> dict[str, Any]:
+    """An iteration's entry: figures on held-out speakers alone, None where not measured."""
+    probes, realised = iteration.probes or {}, iteration.realised
+    kept = ("micro_batches", "mixed_rows", "rows", "as_recorded")
+    measured = realised and {
+        "mask_coverage": round(realised.mask_coverage, 5),
+        **{name: getattr(realised, name) for name in kept},
+    }
+    return {
+        "name": iteration.name,
+        "run": str(iteration.run),
+        "updates": iteration.updates,
+        "masked": iteration.masked,
+        "phones": probes.get("phones"),
+        "units": probes.get("units"),
+        "speakers": probes.get("speakers"),
+        "realised": measured,
+        "health": sorted({row["rule"] for row in iteration.findings}) if iteration.health is not None else None,
+        "audio_seconds": round(iteration.audio_seconds, 1),
+        "wall_seconds": None if iteration.wall_seconds is None else round(iteration.wall_seconds, 1),
+    }
+
+
+def render(title: str, iterations: list[Iteration], commands: Sequence[tuple[str, str]] = ()) -> str:
     """The page as text."""
-    iterations, last = content.iterations, content.iterations[-1]
-    figures = [iteration_summary(iteration) for iteration in iterations]
+    figures, last = [_summary(iteration) for iteration in iterations], iterations[-1]
     several, verdicts = len(iterations) > 1, beats(figures[-1])
     return render_page(
         "report.html.j2",
-        content.title,
+        title,
         several=several,
         names=[iteration.name for iteration in iterations],
         subject=f"The last run ({last.name}):" if several else "",
@@ -75,11 +97,15 @@ def render(content: ReportContent) -> str:
         recipes=_recipes(iterations),
         differences=differences(iterations),
         side_by_side=_side_by_side(figures),
-        progress=_progress(iterations, figures),
+        progress=[
+            (f"{later['name']} against {earlier['name']}", sentences)
+            for earlier, later in pairwise(figures)
+            if (sentences := compare_iterations(earlier, later))
+        ],
         runs=[_run(iterations[place], figures[place], f"i{place}") for place in reversed(range(len(figures)))],
         mixture=_mixture(last.mixtures) if last.mixtures else None,
         machine=_of_each(iterations, partial(health_warnings, of_machine=True)),
-        commands=content.commands or commands_of(last),
+        commands=commands or commands_of(last),
     )
 
 
@@ -90,7 +116,7 @@ def _outcomes(verdicts: list[Verdict], outcome: str) -> list[tuple[str, str]]:
 
 
 def _note(iteration: Iteration, verdicts: list[Verdict]) -> str:
-    held_out = verdicts and iteration.data is not None and iteration.data["validation_speakers"]
+    held_out = verdicts and (iteration.data or {}).get("validation_speakers")
     note = "All figures are of held-out speakers, which the model was not trained on." if held_out else ""
     if any(verdict.interval for verdict in verdicts):
         note += " Ranges after “difference” are 95 % intervals over the test speakers."
@@ -133,15 +159,6 @@ def _side_by_side(figures: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def _progress(iterations: list[Iteration], figures: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """(title, sentences) of each iteration against the one before."""
-    found = [
-        (f"{iterations[place].name} against {iterations[place - 1].name}", compare_iterations(figures[place - 1], figures[place]))
-        for place in range(1, len(iterations))
-    ]
-    return [(title, sentences) for title, sentences in found if sentences]
-
-
 def _run(iteration: Iteration, figures: dict[str, Any], name: str) -> dict[str, Any]:
     """Values of one run in the template."""
     phones, units, speakers = (figures.get(key) or {} for key in ("phones", "units", "speakers"))
@@ -162,10 +179,10 @@ def _run(iteration: Iteration, figures: dict[str, Any], name: str) -> dict[str, 
         "phones_header": phones_header,
         "phones": phone_rows,
         "units": units_table(units),
-        "labels_note": _labels_note(counts),
-        "realised_note": _measured(iteration.realised),
+        "labels_note": labels_note(counts),
+        "realised_note": realised_note(iteration.realised),
         "data_charts": charts.data_charts(iteration, name),
-        "health_note": health_said(iteration),
+        "health_note": health_note(iteration),
         "fired": bool(iteration.findings),
         "health": health_rows(iteration.findings, iteration.health) if watched else [],
     }
@@ -193,38 +210,6 @@ def _other_runs(iteration: Iteration) -> list[list[str]]:
         ]
         for point in charts.points_of(iteration)
     ]
-
-
-def _labels_note(counts: np.ndarray | None) -> str:
-    if counts is None:
-        return "The labels were not opened, so their frequencies are not known."
-    return (
-        f"{used_clusters(counts)} of {len(counts)} labels occur in the training rows, with the entropy of {perplexity(counts):.1f} "
-        f"equally frequent ones. The commonest label has {100 * counts.max() / counts.sum():.1f} % of the frames."
-    )
-
-
-def _measured(realised: Realised | None) -> str:
-    if realised is None:
-        return "Masking and mixing were not measured: the data were not opened."
-    steps = realised.steps
-    updates = f"update {steps[0]}" if len(steps) == 1 else f"updates {steps[0]} to {steps[-1]}"
-    text = (
-        f"On {plural(realised.micro_batches, 'micro-batch')} ({plural(realised.rows, 'row')}) of {updates}, built again from the plan: "
-        f"{100 * realised.mask_coverage:.1f} % of the valid frames hidden, {plural(realised.mixed_rows, 'row')} mixed "
-        f"({realised.noise_rows} with noise)"
-    )
-    within = realised.overlap_snr_db[np.isfinite(realised.overlap_snr_db)]
-    if len(within):
-        low, middle, high = np.quantile(within, [0.1, 0.5, 0.9])
-        text += (
-            f", overlapping {100 * realised.overlap_share.mean():.0f} % of their row on average; within the overlap the main speaker is "
-            f"{number(middle, 1)} dB above the added sound (median; 10 % below {number(low, 1)}, 10 % above {number(high, 1)})"
-        )
-    if realised.as_recorded is None:
-        return f"{text}."
-    agree = "agree" if realised.as_recorded else "do not agree"
-    return f"{text}. Masked frames and mixed rows {agree} with metrics.csv."
 
 
 def _mixture(examples: list[Example]) -> dict[str, Any]:

@@ -8,13 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from openwavlm.audio.encode import encode
 from openwavlm.audio.frames import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from openwavlm.report.charts import CHART_STYLE
 from openwavlm.report.content import Example
+
+
+def png(figure: Figure, *, dpi: int = 150) -> bytes:
+    """A figure as PNG, the same bytes at every call."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def _spectrogram_db(signal: np.ndarray) -> np.ndarray:
@@ -25,18 +31,14 @@ def _spectrogram_db(signal: np.ndarray) -> np.ndarray:
 
 
 def mixture_picture(examples: Sequence[Example], *, wide: bool = False) -> str:
-    """Spectrograms before and after mixing over the mask and the labels, one time axis; a PNG data URI.
-
-    Args:
-        examples: Rows, drawn one after the other; where none was mixed there is one spectrogram.
-        wide: Over the page's whole width, with the numbers of the labels where there is room.
+    """Spectrograms before and after mixing over mask and labels as a PNG data URI, rows one after the other; one spectrogram if none
+    was mixed; `wide`: over the page's whole width, with the numbers of the labels where there is room.
     """
     ends_s = np.cumsum([len(example.clean) for example in examples]) / SAMPLE_RATE_HZ
     mixed = any(example.length for example in examples)
     size = (9.6, 1.0 + 1.5 * (1 + mixed)) if wide else (5.2, 4.4)
     with rc_context(CHART_STYLE):
         figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
         heights = [4.0] * (1 + mixed) + [0.8, 0.8]
         *above, mask, labels = figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
         for axes, title in zip(above, ("before mixing", "after mixing") if mixed else ("audio",), strict=True):
@@ -57,9 +59,8 @@ def mixture_picture(examples: Sequence[Example], *, wide: bool = False) -> str:
         for axes in (mask, labels):
             axes.set_yticks([])
         labels.set(xlabel="seconds", xlim=(0, ends_s[-1]))
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110 if wide else 150, metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        image_png = png(figure, dpi=110 if wide else 150)
+    return "data:image/png;base64," + base64.b64encode(image_png).decode()
 
 
 def _draw_frames(mask: Axes, labels: Axes, example: Example, begin_s: float) -> None:
@@ -80,14 +81,11 @@ def _write_labels(axes: Axes, labels: np.ndarray, begin_s: float, *, inches_a_fr
 
 def runs_of(values: np.ndarray) -> list[tuple[int, int]]:
     """(value, length) of each stretch of equal neighbours."""
-    if not len(values):
-        return []
-    edges = np.concatenate([[0], np.flatnonzero(np.diff(values.astype(np.int64))) + 1, [len(values)]])
-    return [(int(values[begin]), int(end - begin)) for begin, end in itertools.pairwise(edges)]
+    return [(value, len(list(group))) for value, group in itertools.groupby(values.tolist())]
 
 
 def audio_uri(signal: np.ndarray, peak: float, *, flac: bool = False) -> str:
-    """A signal as a 16-bit WAV or FLAC data URI, divided by `peak`: give two signals the same one to keep their levels comparable."""
+    """A signal as a 16-bit WAV or FLAC data URI, divided by `peak`: equal peaks keep the levels of two signals comparable."""
     kind = "flac" if flac else "wav"
     content = encode(0.9 * signal / max(peak, 1e-6), kind.upper(), "PCM_16")
     return f"data:audio/{kind};base64," + base64.b64encode(content).decode()

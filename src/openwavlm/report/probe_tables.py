@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from openwavlm.report.verdicts import CONDITIONS, CONTROLS
+from openwavlm.report.verdicts import CONDITIONS, PHONE_CONTROLS
 from openwavlm.report.words import grouped, number, plural
 
 
@@ -30,8 +30,7 @@ def speakers_note(speakers: dict[str, Any]) -> str:
 
 def phone_table(phones: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: the model, its baselines, the commonest phone."""
-    names = {"chosen": "model, chosen layer", **{key: CONTROLS[key] for key in CONTROLS if key in phones}}
-    names |= {"majority": "always the commonest phone"}
+    names = {"chosen": "model, chosen layer", **PHONE_CONTROLS, "majority": "always the commonest phone"}
     conditions = [condition for condition in CONDITIONS if condition != "clean" and phones.get(condition)]
     intervals, gains = phones.get("intervals") or {}, phones.get("differences") or {}
     rows = []
@@ -49,9 +48,6 @@ def _range(ends: Sequence[float | None] | None) -> str:
     return "" if low is None or high is None else f"{number(low)} … {number(high)}"
 
 
-_WORDS = {"higher": "model higher", "equal": "equal", "lower": "model lower"}
-
-
 def units_table(units: dict[str, Any]) -> list[list[str]]:
     """Rows: condition, model, MFCC, log-mel, untrained, spread."""
     rows = []
@@ -60,8 +56,8 @@ def units_table(units: dict[str, Any]) -> list[list[str]]:
             continue
         cells = [CONDITIONS.get(condition, condition), number(figures["chosen"])]
         for control in ("mfcc", "logmel", "untrained"):
-            value = figures.get(control)
-            word = _WORDS.get((figures.get("verdicts") or {}).get(control, ""), "")
-            cells.append("" if value is None else number(value) + (f" ({word})" if word else ""))
+            value, word = figures.get(control), (figures.get("verdicts") or {}).get(control)
+            compared = f" ({'' if word == 'equal' else 'model '}{word})" if word else ""
+            cells.append("" if value is None else number(value) + compared)
         rows.append([*cells, number(figures.get("spread") or 0.0)])
     return rows

@@ -1,29 +1,29 @@
 """`quality.html` and `quality.png`: labels and layers beside their baselines."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from openwavlm.evaluation.probe import summary
 from openwavlm.evaluation.quality_rows import COLUMNS, QualityRow, cells, tsv
 from openwavlm.report.charts import BLUE, CHART_STYLE, GREY, LINE, ORANGE, inline_svg
+from openwavlm.report.pictures import png
 from openwavlm.report.templating import render_page
-from openwavlm.runtime.atomic import atomic_file, write_json
+from openwavlm.runtime.atomic import write_atomically, write_json
 
-_PANELS = (("pnmi", "phones: PNMI, corrected (higher is better)"), ("speaker_information", "speakers: information in a unit"))
+_PHONES = ("pnmi", "phones: PNMI, corrected (higher is better)")
+_SPEAKERS = ("speaker_information", "speakers: information in a unit")
 _WITHOUT_PHONES = ("perplexity", "use: as many evenly used units (perplexity)")
 
 
-def _panels(rows: Sequence[QualityRow]) -> tuple[tuple[str, str], ...]:
+def _panels(rows: Sequence[QualityRow]) -> list[tuple[str, str]]:
     """(figure, title) of each panel."""
     has_phones = any(row.figures.phones for row in rows if row.condition == "clean")
-    return _PANELS if has_phones else (_WITHOUT_PHONES, *_PANELS[1:])
+    return [_PHONES if has_phones else _WITHOUT_PHONES, _SPEAKERS]
 
 
 def _draw(axes: Axes, rows: Sequence[QualityRow], name: str, title: str) -> None:
@@ -48,32 +48,21 @@ def _points(axes: Axes, rows: Sequence[QualityRow], name: str) -> None:
         if name == "pnmi":
             low, high = ([getattr(rows[place].figures, end) for place in places] for end in ("pnmi_low", "pnmi_high"))
             axes.vlines(places, low, high, color=colour, linewidth=4, alpha=0.25)
-    axes.set_xticks(
-        range(len(rows)),
-        [str(row.layer) if row.layer is not None else row.name for row in rows],
-        rotation=0 if len(rows) < 8 else 45,
-    )
+    names = [row.name if row.layer is None else str(row.layer) for row in rows]
+    axes.set_xticks(range(len(rows)), names, rotation=0 if len(rows) < 8 else 45)
 
 
 def chart_png(rows: Sequence[QualityRow]) -> bytes:
     """The chart of the clean rows as PNG."""
     with rc_context(CHART_STYLE):
         figure = Figure(figsize=(9.6, 3.4), layout="constrained")
-        FigureCanvasAgg(figure)
         for axes, (name, title) in zip(figure.subplots(1, 2), _panels(rows), strict=True):
             _draw(axes, rows, name, title)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return buffer.getvalue()
+        return png(figure)
 
 
 def render_quality(result: Mapping[str, Any], rows: Sequence[QualityRow]) -> str:
-    """The page as text.
-
-    Args:
-        result: Content of `quality.json`.
-        rows: The same rows as objects.
-    """
+    """The page as text; `result` is the content of `quality.json`, `rows` are its rows."""
     charts = []
     with rc_context(CHART_STYLE):
         for name, title in _panels(rows):
@@ -92,19 +81,8 @@ def render_quality(result: Mapping[str, Any], rows: Sequence[QualityRow]) -> str
 
 
 def write_quality(output: Path, result: dict[str, Any], table: Sequence[QualityRow]) -> None:
-    """Writes quality.json, quality.tsv, quality.png and quality.html.
-
-    Args:
-        output: Their folder.
-        result: The figures, as `evaluation.quality.judge` returns them.
-        table: Its rows.
-    """
-    contents = {
-        "quality.tsv": tsv(table).encode(),
-        "quality.png": chart_png(table),
-        "quality.html": render_quality(result, table).encode(),
-    }
-    for name, content in contents.items():
-        with atomic_file(output / name) as file:
-            file.write(content)
+    """Writes quality.tsv, quality.png, quality.html and quality.json, from what `evaluation.quality.judge` returns."""
+    write_atomically(output / "quality.tsv", tsv(table).encode())
+    write_atomically(output / "quality.png", chart_png(table))
+    write_atomically(output / "quality.html", render_quality(result, table).encode())
     write_json(output / "quality.json", summary(result))

@@ -8,7 +8,6 @@ from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
-import torch
 
 from openwavlm.audio.frames import SAMPLE_RATE_HZ, num_frames
 from openwavlm.batches.batch import PretrainBatch
@@ -23,14 +22,7 @@ from openwavlm.training.config import RunConfig
 
 
 class TrainingData:
-    """Data, plan and draws of a run's config.
-
-    Args:
-        config: A config of the run.
-
-    Attributes:
-        opened: Its data. The caller compares its fingerprints with the run's record before a batch is built.
-    """
+    """Data, plan and draws of a run's config; the caller compares `opened.fingerprints()` with the run's record before it builds."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -53,7 +45,7 @@ class TrainingData:
 
 @dataclass(frozen=True, eq=False)
 class Rebuilt:
-    """A micro-batch.
+    """A micro-batch that was built again.
 
     Attributes:
         step: The update that trained on it, from 1.
@@ -77,17 +69,9 @@ def rebuild_step(data: TrainingData, step: int) -> Iterator[Rebuilt]:
         yield Rebuilt(step, data.builder[spec], noise, number == len(specs))
 
 
-def rebuild_steps(data: TrainingData, *, first: int = 1, micro_batches: int = 16) -> Iterator[Rebuilt]:
-    """So many micro-batches of the updates from `first` on."""
-    return islice(chain.from_iterable(rebuild_step(data, step) for step in count(first)), micro_batches)
-
-
-def before_and_after(batch: PretrainBatch, mixing: Mixing | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Waveforms in −1 … 1, clean and mixed; (batch, samples) each."""
-    clean = batch.waveforms.float() / 32768
-    if mixing is None:
-        return clean, clean
-    return clean, mix(clean, batch.num_samples, batch.mix, batch.noise.float() / 32768, batch.noise_num_samples, mode=mixing.mode)
+def rebuild_steps(data: TrainingData, micro_batches: int) -> Iterator[Rebuilt]:
+    """The first micro-batches of a run."""
+    return islice(chain.from_iterable(rebuild_step(data, step) for step in count(1)), micro_batches)
 
 
 def _decibel(primary: float, secondary: float) -> float:
@@ -96,15 +80,18 @@ def _decibel(primary: float, secondary: float) -> float:
 
 def mixtures(batch: PretrainBatch, mixing: Mixing | None) -> Iterator[dict[str, Any]]:
     """Every mixture of a batch with its levels, measured on the waveforms."""
-    clean, mixed = before_and_after(batch, mixing)
+    if mixing is None:
+        return
+    clean, clips = batch.waveforms.float() / 32768, batch.noise.float() / 32768
+    mixed = mix(clean, batch.num_samples, batch.mix, clips, batch.noise_num_samples, mode=mixing.mode)
     record, rows = batch.mix, len(batch.rows)
+    columns = (record.row, record.partner, record.start, record.partner_start, record.length)
     for number in range(len(record)):
-        row, partner, start, length = (int(x[number]) for x in (record.row, record.partner, record.start, record.length))
-        size = int(batch.num_samples[row])
-        noise = partner >= rows
-        secondary = batch.noise[partner - rows].float() / 32768 if noise else clean[partner]
-        whole = int(batch.noise_num_samples[partner - rows]) if noise else int(batch.num_samples[partner])
-        taken = secondary[int(record.partner_start[number]) :][:length]
+        row, partner, start, partner_start, length = (int(column[number]) for column in columns)
+        size, noise = int(batch.num_samples[row]), partner >= rows
+        secondary = clips[partner - rows] if noise else clean[partner]
+        whole = int(batch.noise_num_samples[partner - rows] if noise else batch.num_samples[partner])
+        taken = secondary[partner_start:][:length]
         overlap = slice(start, start + length)
         added = (mixed[row, overlap] - clean[row, overlap]).square().mean().item()
         excerpt = taken.square().mean().item() if len(taken) else 0.0
@@ -114,7 +101,7 @@ def mixtures(batch: PretrainBatch, mixing: Mixing | None) -> Iterator[dict[str, 
             "row": row,
             "noise": noise,
             "partner": partner,
-            "partner_start": int(record.partner_start[number]),
+            "partner_start": partner_start,
             "start": start,
             "length": length,
             "drawn_db": float(record.energy_ratio_db[number]),
@@ -128,19 +115,13 @@ def mixtures(batch: PretrainBatch, mixing: Mixing | None) -> Iterator[dict[str, 
         }
 
 
-def measure_realised(data: TrainingData, metrics: dict[str, np.ndarray] | None = None, *, micro_batches: int = 16) -> Realised:
-    """Measures masking and mixing on a run's first batches.
-
-    Args:
-        data: The run's training data.
-        metrics: Columns of `metrics.csv`, to check that the batches are those that were trained on; None: not checked.
-        micro_batches: How many micro-batches are built.
-    """
+def measure_realised(data: TrainingData, metrics: dict[str, np.ndarray] | None, *, micro_batches: int) -> Realised:
+    """Measures masking and mixing on a run's first micro-batches, and compares them with the columns of `metrics.csv`, if given."""
     sums: Counter[str] = Counter()
     levels: dict[str, list[float]] = {"energy_ratio_db": [], "overlap_snr_db": [], "overlap_share": []}
     of_step: dict[int, tuple[int, int]] = {}
     whole = []
-    for built in rebuild_steps(data, micro_batches=micro_batches):
+    for built in rebuild_steps(data, micro_batches):
         batch, (masked, mixed) = built.batch, of_step.get(built.step, (0, 0))
         of_step[built.step] = (masked + batch.num_masked, mixed + len(batch.mix))
         whole += [built.step] if built.ends_step else []

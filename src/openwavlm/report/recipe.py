@@ -15,6 +15,7 @@ def recipe_of(iteration: Iteration) -> list[tuple[str, str]]:
     """(topic, text) on how a run was made, from `config.yaml`, `run.json` and its log; topics without a record are left out."""
     optim, segments = iteration.config.get("optim") or {}, iteration.record.get("segments") or []
     last = segments[-1] if segments else {}
+    later = f"{len(segments)}; from updates {', '.join(str(segment['from_step']) for segment in segments)}"
     rows = {
         "optimiser": _optimiser(optim),
         "learning rate": _learning_rate(optim),
@@ -22,25 +23,20 @@ def recipe_of(iteration: Iteration) -> list[tuple[str, str]]:
         "date": _dates(iteration.run / "logs" / "rank-0000.log"),
         "software": _software(last),
         "machine": _machine(last),
-        "launches": f"{len(segments)}; from updates {_listed(segment['from_step'] for segment in segments)}"
-        if segments[1:]
-        else "",
+        "launches": later if segments[1:] else "",
         "command": str(segments[0].get("command", "")) if segments else "",
     }
     return [(topic, text) for topic, text in rows.items() if text]
 
 
-def _listed(values: Any) -> str:
-    return ", ".join(str(value) for value in values)
-
-
 def _optimiser(optim: dict[str, Any]) -> str:
     if not {"betas", "eps", "weight_decay", "clip_norm"} <= optim.keys():
         return ""
+    betas = ", ".join(map(str, optim["betas"]))
     decayed = " (matrices only)" if optim.get("decay") == "matrices" else ""
     average = f"; running mean of the weights with decay {optim['ema']:g}" if optim.get("ema") else ""
     return (
-        f"AdamW, betas {_listed(optim['betas'])}, epsilon {optim['eps']:g}, weight decay {optim['weight_decay']:g}{decayed}; gradient "
+        f"AdamW, betas {betas}, epsilon {optim['eps']:g}, weight decay {optim['weight_decay']:g}{decayed}; gradient "
         f"clipped at a norm of {optim['clip_norm']:g}{average}"
     )
 
@@ -48,13 +44,11 @@ def _optimiser(optim: dict[str, Any]) -> str:
 def _learning_rate(optim: dict[str, Any]) -> str:
     if not {"lr", "warmup_updates", "schedule", "updates"} <= optim.keys():
         return ""
-    constant = optim["schedule"] == "wsd"
-    over = (
-        f"over the last {100 * optim.get('decay_share', 0):g} % of the updates"
-        if constant
-        else f"until update {optim['updates']}"
-    )
-    down = f"{'constant, then ' if constant else ''}linear decay to {100 * optim.get('final_share', 0):g} % {over}"
+    down = f"linear decay to {100 * optim.get('final_share', 0):g} %"
+    if optim["schedule"] == "wsd":
+        down = f"constant, then {down} over the last {100 * optim.get('decay_share', 0):g} % of the updates"
+    else:
+        down += f" until update {optim['updates']}"
     return f"{optim['lr']:g} at its peak: linear warm-up over {plural(optim['warmup_updates'], 'update')}, {down}"
 
 
@@ -81,12 +75,8 @@ def _dates(log: Path) -> str:
 
 
 def _software(launch: dict[str, Any]) -> str:
-    versions = [f"{name} {version}" for name, version in (launch.get("versions") or {}).items()]
-    if launch.get("python"):
-        versions.append(f"Python {launch['python']}")
-    if launch.get("commit"):
-        versions.append(f"commit {launch['commit']}")
-    return ", ".join(versions)
+    versions = {**(launch.get("versions") or {}), "Python": launch.get("python"), "commit": launch.get("commit")}
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
 def _machine(launch: dict[str, Any]) -> str:
@@ -104,14 +94,10 @@ def differences(iterations: Sequence[Iteration]) -> list[list[str]]:
         flat.append(flatten({**iteration.config, "launch": last}))
     rows = []
     for key in dict.fromkeys(key for values in flat for key in values):
-        values = [_text(each.get(key)) for each in flat]
+        values = ["–" if each.get(key) is None else str(each[key]) for each in flat]
         if key != "name" and len(set(values)) > 1:
             rows.append([key, *values])
     return rows
-
-
-def _text(value: Any) -> str:
-    return "–" if value is None else str(value)
 
 
 def overrides_of(record: dict[str, Any]) -> list[str]:
@@ -133,20 +119,19 @@ def _quoted(word: str) -> str:
 
 def commands_of(iteration: Iteration) -> list[tuple[str, str]]:
     """(purpose, command) of the next steps with a run."""
-    run = _quoted(str(iteration.run))
-    found = [("Export the encoder for Transformers", f"openwavlm export run={run}")]
+    run, export = _quoted(str(iteration.run)), str(iteration.run / "export")
     layer = ((iteration.probes or {}).get("phones") or {}).get("chosen_layer")
     layers = "" if layer is None else f" {_quoted(f'layers=[{layer}]')}"
     extract = f"openwavlm extract encoder={run}/export input=RECORDINGS output=FEATURES{layers}"
-    found.append(("Features of your own recordings, from the exported encoder", extract))
+    found = [
+        ("Export the encoder for Transformers", f"openwavlm export run={run}"),
+        ("Features of your own recordings, from the exported encoder", extract),
+    ]
     overrides = [word for word in overrides_of(iteration.record) if word.split("=")[0] not in ("optim.updates", "allow_change")]
     updates = (iteration.config.get("optim") or {}).get("updates")
     if any(word.startswith("data.sources") for word in overrides) and updates:
         longer = [*overrides, f"optim.updates={2 * int(updates)}", "allow_change=[optim.updates]"]
         found.append(("Train longer (in the folder of the first launch)", "openwavlm train " + " ".join(map(_quoted, longer))))
+    load = f"transformers.WavLMModel.from_pretrained({export!r})"
     found.append(("Watch the curves", f"tensorboard --logdir {run}/tensorboard"))
-    export = str(iteration.run / "export")
-    found.append(
-        ("Load the exported encoder, to fine-tune it with your own code", f"transformers.WavLMModel.from_pretrained({export!r})")
-    )
-    return found
+    return [*found, ("Load the exported encoder, to fine-tune it with your own code", load)]

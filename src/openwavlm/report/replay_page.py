@@ -15,12 +15,7 @@ _FIGURES = ("loss", "accuracy", "grad_norm", "lr")
 
 
 def render_replay(record: Mapping[str, Any], examples: Mapping[tuple[int, int], Example]) -> str:
-    """The page as text.
-
-    Args:
-        record: Content of `batch.json`.
-        examples: (slot, row) → audio, mask and labels of the rows that are to be shown.
-    """
+    """The page as text, from the content of `batch.json` and (slot, row) → audio, mask and labels of the rows to be shown."""
     micro_batches = record["micro_batches"]
     rows = sum(len(micro["rows"]) for micro in micro_batches)
     counts = f"{plural(len(micro_batches), 'micro-batch')}, {plural(rows, 'row')}, {record['recorded']['audio_s']:.1f} s of audio"
@@ -45,7 +40,7 @@ def _proof(record: Mapping[str, Any]) -> list[str]:
     recorded, launch = record["recorded"], record["launch"]
     figures = ", ".join(f"{name} {recorded[name]:.4g}" for name in _FIGURES if recorded.get(name) is not None)
     versions = launch["versions"]
-    began = f"went on after update {launch['from_step']}" if launch["from_step"] else "began it"
+    began = f"resumed after update {launch['from_step']}" if launch["from_step"] else "began it"
     said = [
         "Built again from the run's records and its shards, labels and noise, which have the content they had at launch. The number of "
         f"rows, of masked frames ({recorded['masked_frames']:.0f}) and of mixed rows ({recorded['mixed_rows']:.0f}) and the seconds of "
@@ -92,9 +87,9 @@ def _row(row: Mapping[str, Any], example: Example) -> dict[str, Any]:
     end_s, spans = row["start_s"] + row["duration_s"], row["mask_spans"]
     share = 100 * row["masked_frames"] / max(1, row["frames"])
     peak = max(1.0, float(np.abs(example.mixed).max()), float(np.abs(example.clean).max()))
-    sounds = (
-        {"before mixing": example.clean, "after mixing": example.mixed} if row["mixture"] else {"as trained on": example.clean}
-    )
+    sounds = {"before mixing": example.clean, "after mixing": example.mixed}
+    if not row["mixture"]:
+        sounds = {"as trained on": example.clean}
     return found | {
         "said": (
             f"{row['key']}, {row['start_s']:.2f} to {end_s:.2f} s. {row['masked_frames']} of {row['frames']} frames masked "

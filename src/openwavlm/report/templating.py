@@ -10,12 +10,6 @@ _TEMPLATES = Environment(
 
 
 def render_page(template: str, title: str, **values: Any) -> str:
-    """A whole page, which fetches nothing.
-
-    Args:
-        template: File in `templates/`.
-        title: Title of the window; above the page too unless there is a `heading`.
-        values: Values of the names in the template.
-    """
+    """A whole page, which fetches nothing; `title` is that of the window, and of the page unless there is a `heading`."""
     page = _TEMPLATES.get_template(template).render(title=title, contents=[], **{"heading": "", **values})
     return "\n".join(line for line in page.split("\n") if line.strip()) + "\n"

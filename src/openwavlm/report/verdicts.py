@@ -11,17 +11,19 @@ from openwavlm.report.words import number
 
 Outcome = Literal["beats", "ties", "behind"]
 
-CONTROLS = {
+_MASKED_CONTROLS = {
     "unigram": "the label frequencies (unigram)",
     "count_table": "the count table",
     "nearest_label": "repeating the nearest unmasked label",
+}
+PHONE_CONTROLS = {
     "mfcc": "one MFCC frame",
     "mfcc_context": "MFCC ± 5 frames",
     "logmel": "one log-mel frame",
     "logmel_context": "log-mel ± 5 frames",
     "untrained": "the untrained encoder",
 }
-UNIT_CONTROLS = {"mfcc": "units of MFCC", "logmel": "units of log-mel", "untrained": "units of the untrained encoder"}
+_UNIT_CONTROLS = {"mfcc": "units of MFCC", "logmel": "units of log-mel", "untrained": "units of the untrained encoder"}
 CONDITIONS = {"clean": "clean speech", "telephone": "telephone band", "noise10": "10 dB noise"}
 
 
@@ -32,16 +34,15 @@ class Verdict:
     Attributes:
         outcome: `beats`, `ties` (no clear difference) or `behind`.
         measure: "masked cross-entropy", "phones", "units (clean speech)".
-        control: Key of the baseline.
-        sentence: The comparison with its figures.
-        ours: The model's figure.
-        theirs: The baseline's figure.
+        control: Key of the baseline; `baseline` is its name.
+        sentence: The comparison with its figures: `ours` of the model, `theirs` of the baseline.
         interval: Lower and upper end of the difference over speakers, if there is one.
     """
 
     outcome: Outcome
     measure: str
     control: str
+    baseline: str
     sentence: str
     ours: float
     theirs: float
@@ -56,9 +57,6 @@ def beats(iteration: dict[str, Any]) -> list[Verdict]:
 
     Args:
         iteration: An entry of `summary.json`'s `iterations`: `masked`, `phones`, `units`, each of which may be missing or None.
-
-    Returns:
-        One verdict a baseline and measure, in the order masked labels, phones, units.
     """
     found = [*_masked(iteration.get("masked") or {}), *_phones(iteration.get("phones") or {})]
     for condition, units in (iteration.get("units") or {}).items():
@@ -66,8 +64,13 @@ def beats(iteration: dict[str, Any]) -> list[Verdict]:
     return found
 
 
-def _plain(outcome_of: float) -> Outcome:
-    return "beats" if outcome_of > 0 else "behind" if outcome_of < 0 else "ties"
+def _outcome(gain: float) -> Outcome:
+    return "beats" if gain > 0 else "behind" if gain < 0 else "ties"
+
+
+def _measured(figures: dict[str, Any], controls: Iterable[str]) -> list[tuple[str, float, float]]:
+    """(baseline, the model's figure, the baseline's) of each baseline that was measured."""
+    return [(key, figures["chosen"], figures[key]) for key in controls if _has(figures, "chosen") and _has(figures, key)]
 
 
 _SAYS = {"beats": "better than", "ties": "no clear difference from", "behind": "worse than"}
@@ -75,30 +78,28 @@ _SAYS = {"beats": "better than", "ties": "no clear difference from", "behind": "
 
 def _masked(masked: dict[str, Any]) -> list[Verdict]:
     verdicts = []
-    for control in ("unigram", "count_table", "nearest_label"):
+    for control, name in _MASKED_CONTROLS.items():
         theirs = masked.get(control) or {}
         for figure, sign in (("cross_entropy", -1), ("accuracy", 1)):
             if not _has(masked, figure) or not _has(theirs, figure):
                 continue
             ours, other = masked[figure], theirs[figure]
-            outcome, words = _plain(sign * (ours - other)), f"{number(ours)} against {number(other)}"
+            outcome, words = _outcome(sign * (ours - other)), f"{number(ours)} against {number(other)}"
             if figure == "cross_entropy":
                 share = 100 * abs(1 - ours / other)
                 words = f"{number(ours)} nats against {number(other)}, {share:.1f} % {'lower' if ours < other else 'higher'}"
             measure = f"masked {figure.replace('_', '-')}"
-            sentence = f"{_SAYS[outcome]} {CONTROLS[control]} in {measure}: {words}"
-            verdicts.append(Verdict(outcome, measure, control, sentence, ours, other))
+            verdicts.append(
+                Verdict(outcome, measure, control, name, f"{_SAYS[outcome]} {name} in {measure}: {words}", ours, other)
+            )
     return verdicts
 
 
 def _phones(phones: dict[str, Any]) -> list[Verdict]:
-    verdicts: list[Verdict] = []
-    for control in ("mfcc", "mfcc_context", "logmel", "logmel_context", "untrained"):
-        if not _has(phones, "chosen") or not _has(phones, control):
-            continue
-        ours, theirs = phones["chosen"], phones[control]
+    verdicts = []
+    for control, ours, theirs in _measured(phones, PHONE_CONTROLS):
         words = f"{number(ours)} against {number(theirs)} of the frames right"
-        outcome, interval = _plain(ours - theirs), None
+        outcome, interval = _outcome(ours - theirs), None
         given = (phones.get("differences") or {}).get(control)
         if given and None not in given:
             difference, low, high = given
@@ -108,8 +109,10 @@ def _phones(phones: dict[str, Any]) -> list[Verdict]:
             words += ", which contains 0" if outcome == "ties" else ""
         else:
             words += "; no interval"
-        sentence = f"{_SAYS[outcome]} {CONTROLS[control]} in phones: {words}"
-        verdicts.append(Verdict(outcome, "phones", control, sentence, ours, theirs, interval))
+        name = PHONE_CONTROLS[control]
+        verdicts.append(
+            Verdict(outcome, "phones", control, name, f"{_SAYS[outcome]} {name} in phones: {words}", ours, theirs, interval)
+        )
     return verdicts
 
 
@@ -117,24 +120,21 @@ _OF_WORD: dict[str, Outcome] = {"higher": "beats", "equal": "ties", "lower": "be
 
 
 def _units(condition: str, units: dict[str, Any]) -> list[Verdict]:
-    verdicts: list[Verdict] = []
-    spread = units.get("spread") or 0.0
-    for control in UNIT_CONTROLS:
-        if not _has(units, "chosen") or not _has(units, control):
-            continue
-        ours, theirs = units["chosen"], units[control]
+    verdicts, spread = [], units.get("spread") or 0.0
+    for control, ours, theirs in _measured(units, _UNIT_CONTROLS):
         word = (units.get("verdicts") or {}).get(control)
         apart = abs(ours - theirs) >= 2 * spread and ours != theirs
-        outcome = _OF_WORD[word] if word in _OF_WORD else _plain(ours - theirs) if apart else "ties"
+        outcome = _OF_WORD[word] if word in _OF_WORD else _outcome(ours - theirs) if apart else "ties"
         words = f"PNMI {number(ours)} against {number(theirs)}, spread over codebook seeds {number(spread)}"
         words += " (equal: closer than twice the spread)" if outcome == "ties" else ""
-        sentence = f"{_SAYS[outcome]} {UNIT_CONTROLS[control]} on {condition}: {words}"
-        verdicts.append(Verdict(outcome, f"units ({condition})", control, sentence, ours, theirs))
+        name = _UNIT_CONTROLS[control]
+        sentence = f"{_SAYS[outcome]} {name} on {condition}: {words}"
+        verdicts.append(Verdict(outcome, f"units ({condition})", control, name, sentence, ours, theirs))
     return verdicts
 
 
 def compare_iterations(earlier: dict[str, Any], later: dict[str, Any]) -> list[str]:
-    """Differences between two models on the same test speakers; phones with a paired interval where the sums by speaker are given."""
+    """Differences between two models on the same test speakers; of phones with a paired interval if there are sums by speaker."""
     sentences = []
     first, second = earlier.get("phones") or {}, later.get("phones") or {}
     if _has(first, "chosen") and _has(second, "chosen"):
@@ -171,22 +171,20 @@ def headline(verdicts: Iterable[Verdict]) -> str:
 
 
 def good_for(iteration: dict[str, Any]) -> str:
-    """One sentence on the use of a model, by its strongest baseline in phones, or by its masked predictions.
-
-    Args:
-        iteration: As in `beats`.
-    """
+    """One sentence on the use of a model, by its strongest baseline in phones, or by its masked predictions."""
     phones = iteration.get("phones") or {}
     verdicts = _phones(phones)
     if verdicts:
         rival = max(verdicts, key=lambda verdict: verdict.theirs)
-        layer, name = phones.get("chosen_layer"), CONTROLS[rival.control]
+        layer = phones.get("chosen_layer")
         model = "the model" if layer is None else f"layer {layer}"
-        words = f"{model} names the phone of {100 * rival.ours:.1f} % of the frames, {name} of {100 * rival.theirs:.1f} %"
+        words = (
+            f"{model} names the phone of {100 * rival.ours:.1f} % of the frames, {rival.baseline} of {100 * rival.theirs:.1f} %"
+        )
         ahead = [
             text
             for condition, text in CONDITIONS.items()
-            if condition != "clean" and _ahead(phones.get(condition) or {}, rival.control)
+            if any(ours > theirs for _, ours, theirs in _measured(phones.get(condition) or {}, [rival.control]))
         ]
         more = f"; it is ahead on {' and '.join(ahead)}" if ahead else ""
         return {
@@ -202,10 +200,6 @@ def good_for(iteration: dict[str, Any]) -> str:
     return "It is not ready for use: label statistics still predict hidden labels as well in places; train it longer."
 
 
-def _ahead(figures: dict[str, Any], control: str) -> bool:
-    return _has(figures, "chosen") and _has(figures, control) and figures["chosen"] > figures[control]
-
-
 def wins(verdicts: Iterable[Verdict]) -> list[tuple[str, str]]:
     """Comparisons with a better outcome, one (measure with the model's figure, baselines with theirs) a measure."""
     grouped: dict[str, list[Verdict]] = {}
@@ -214,9 +208,8 @@ def wins(verdicts: Iterable[Verdict]) -> list[tuple[str, str]]:
             grouped.setdefault(verdict.measure, []).append(verdict)
     lines = []
     for measure, members in grouped.items():
-        names = UNIT_CONTROLS if measure.startswith("units") else CONTROLS
         controls = [
-            f"{names[verdict.control]} ({number(verdict.theirs)}"
+            f"{verdict.baseline} ({number(verdict.theirs)}"
             + (f"; difference {number(verdict.interval[0])} … {number(verdict.interval[1])})" if verdict.interval else ")")
             for verdict in members
         ]

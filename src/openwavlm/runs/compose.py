@@ -4,7 +4,7 @@ import re
 import sys
 import threading
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,17 @@ def check_complete(config: DictConfig) -> None:
         raise ValueError(f"the config needs a value for {', '.join(missing)}, as in {missing[0]}=...")
 
 
+def check_removes_nothing(overrides: Iterable[str]) -> None:
+    """Refuses to remove a group or a key that stands alone: a removed group would have the defaults of its class.
+
+    Raises:
+        ValueError: With the first such key.
+    """
+    removed = [word[1:].partition("=")[0] for word in overrides if re.match(r"~\w+(=|$)", word)]
+    if removed:
+        raise ValueError(f"the config lacks {removed[0]}: take the override away that removes it")
+
+
 def plain(config: DictConfig) -> dict[str, Any]:
     """The composed config as plain values, interpolations resolved; a `ValueError` if a mandatory value is missing."""
     check_complete(config)
@@ -143,6 +154,7 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig:
 
 def composed(config_name: str, overrides: list[str]) -> DictConfig:
     """Composes a config, from within a command too; a `ValueError` if an override is refused."""
+    check_removes_nothing(overrides)
     try:
         return _compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException) as error:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from openwavlm.report.batch_rows import find_mixtures
-from openwavlm.report.content import Iteration, ReportContent, read_iteration
+from openwavlm.report.content import Iteration, read_iteration
 from openwavlm.report.page import write_report
 from openwavlm.report.rebuild import TrainingData, measure_realised
 from openwavlm.runtime.resources import check_of_the_file
@@ -85,12 +85,12 @@ def report_runs(runs: Sequence[Path], output: Path | None = None, *, title: str 
         iteration.name = name
     names = [iteration.name for iteration in iterations]
     if len(runs) == 1:
-        return write_report(output or runs[0], ReportContent(title or f"OpenWavLM: run {names[0]}", iterations))
+        return write_report(output or runs[0], title or f"OpenWavLM: run {names[0]}", iterations)
     folder = re.sub(r"[^\w.+-]+", "-", "+".join(names)).strip("-")
     if len(folder) > _LONGEST_FOLDER:
         folder = f"{len(names)}-runs-{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
     title = title or f"OpenWavLM: runs {', '.join(names[:-1])} and {names[-1]}"
-    return write_report(output or runs[-1].parent / "reports" / folder, ReportContent(title, iterations))
+    return write_report(output or runs[-1].parent / "reports" / folder, title, iterations)
 
 
 def _names(iterations: Sequence[Iteration]) -> list[str]:

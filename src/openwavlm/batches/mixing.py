@@ -59,7 +59,7 @@ def draw_mixing(
     noise_num_samples: np.ndarray | None = None,
     **place: int,
 ) -> MixRecord:
-    """Draws the mixtures of one micro-batch, keyed by `seed` and `place` as `randomness.words`.
+    """Draws the mixtures of one micro-batch, at most one per row, keyed by `seed` and `place` as `randomness.words`.
 
     Every purpose has one word per planned row, used or not: an unreadable row takes part in no mixture and does not change other
     rows' draws. A row without a possible partner (alone in its batch, partner not readable) stays as it is.
@@ -69,9 +69,6 @@ def draw_mixing(
         readable: bool (batch,).
         noise_num_samples: Integers (noises,), samples of the clips that `draw_noise_clips` chose, in the order of their rows;
             0 for an unreadable clip.
-
-    Returns:
-        The record, at most one mixture per row.
 
     Raises:
         ValueError: If the number of noise clips is not the number that was chosen.

@@ -173,9 +173,7 @@ class WavLM(nn.Module):
                 f"{tuple(num_samples.shape)} and type {num_samples.dtype}; count the samples before padding"
             )
         if until_layer is not None and not 0 <= until_layer <= self.config.layers:
-            raise ValueError(
-                f"until_layer must lie in 0…{self.config.layers}, but is {until_layer}; choose a layer of this model"
-            )
+            raise ValueError(f"until_layer must lie in 0…{self.config.layers}, but is {until_layer}")
 
     def _features(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
         factor = self.config.feature_grad_mult
@@ -216,8 +214,7 @@ class WavLM(nn.Module):
         wanted = list(range(self.config.layers + 1)) if layers == "all" else [int(layer) for layer in layers]
         if not wanted or min(wanted) < 0 or max(wanted) > self.config.layers:
             raise ValueError(
-                f"layers must name at least one of 0…{self.config.layers} (0 is the encoder's input), but is {layers}; "
-                "choose layers of this model"
+                f"layers must name at least one of 0…{self.config.layers} (0 is the encoder's input), but is {layers}"
             )
         self._check(waveforms, num_samples, None)
         if num_samples is not None and bool(((num_samples < 0) | (num_samples > waveforms.shape[1])).any()):

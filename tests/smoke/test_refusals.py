@@ -164,7 +164,7 @@ def test_sources_of_different_codebooks_are_refused(place):
 
 @pytest.mark.parametrize("override", ["data.split_seed=1", "data.validation_share=0.4"])
 def test_a_codebook_that_heard_held_out_speakers_is_refused(place, override):
-    sentence = r"codebook of source speech was fitted with validation_share=0\.3 and split_seed=0, so it may have seen speakers"
+    sentence = r"codebook of source speech was fitted with validation_share=0\.3 and split_seed=0, perhaps on speakers that this run holds out"
     message = refused(place, sentence, *place.data(), override)
     assert "set data.validation_share and data.split_seed to the codebook's, or fit the codebook again" in message
 

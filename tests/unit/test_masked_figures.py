@@ -61,10 +61,10 @@ def sequences(parts: RunConfig, opened: OpenData, name: str) -> tuple[list[np.nd
             opened.data.split_seed,
             source=stable_hash(name),
             epoch=spec.id.epoch,
-            micro=spec.id.key,
+            micro=spec.id.stream << 32 | spec.id.index,
         )
         for place, (row, start, frames) in enumerate(zip(spec.rows, spec.start_frame, spec.num_frames, strict=True)):
-            labels.append(opened.stores[name].read(int(row)).astype(np.int64)[int(start) : int(start) + int(frames)])
+            labels.append(opened.label_sets[name][0].read(int(row)).astype(np.int64)[int(start) : int(start) + int(frames)])
             masks.append(drawn[place, : int(frames)])
     return labels, masks
 

@@ -107,8 +107,12 @@ def count_costs(
     storages: dict[int, tuple[str, torch.UntypedStorage]] = {}  # held, so that no address is used twice
     model = build_without_data(replace(config, recompute="none", layers=min(2, config.layers)), head, classes)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device), _autocast(device, precision):
-            model = model.to_empty(device=device).train()
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            torch.device("cpu"),  # torch without CUDA ends the process at a tensor of a GPU, even one without data
+            torch.autocast("cpu", dtype=LOW_PRECISION.get(precision, torch.bfloat16), enabled=precision in LOW_PRECISION),
+        ):
+            model = model.to_empty(device="cpu").train()
             waveforms, index = torch.empty(batch.rows, batch.samples), torch.empty(batch.predicted_frames, dtype=torch.int64)
             excluded = {tensor.untyped_storage()._cdata for tensor in (waveforms, *model.parameters())}
 
@@ -142,13 +146,6 @@ def _is_copy_of_parameter(tensor: Tensor) -> bool:
     return made_by is not None and made_by.name() == "ToCopyBackward0" and hasattr(made_by.next_functions[0][0], "variable")
 
 
-def _autocast(device: str, precision: str) -> torch.autocast:
-    """Autocast that is on for `cuda` on a machine without a GPU too, where its constructor refuses to enable it."""
-    context = torch.autocast(device, dtype=LOW_PRECISION.get(precision, torch.bfloat16), enabled=False)
-    context._enabled = precision in LOW_PRECISION
-    return context
-
-
 class _FusedAttention(torch.autograd.Function):
     """Stands in for a GPU's attention kernel: eager's two products, and the tensors that a fused kernel keeps."""
 
@@ -160,10 +157,14 @@ class _FusedAttention(torch.autograd.Function):
         return attended
 
 
-class _FusedSdpa(TorchFunctionMode):
+class _AsOnGpu(TorchFunctionMode):
+    """Keeps what a GPU's kernels keep: of attention no scores, of dropout a mask of one byte an element."""
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
             return _FusedAttention.apply(*args, kwargs["attn_mask"])
+        if func is F.dropout and kwargs["p"] > 0:
+            return torch.native_dropout(args[0], kwargs["p"], kwargs["training"])[0]
         return func(*args, **(kwargs or {}))
 
 
@@ -174,7 +175,7 @@ def _fused_kernels(device: str) -> Iterator[None]:
     def flex(query: Tensor, key: Tensor, value: Tensor, gate: Tensor, table: Tensor, key_padding: Tensor | None) -> Tensor:
         return _FusedAttention.apply(query, key, value, gate, table)
 
-    with patch.object(attention, "flex_gated_attention", flex), _FusedSdpa() if device == "cuda" else contextlib.nullcontext():
+    with patch.object(attention, "flex_gated_attention", flex), _AsOnGpu() if device == "cuda" else contextlib.nullcontext():
         yield
 
 

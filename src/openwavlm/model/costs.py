@@ -158,7 +158,7 @@ class _FusedAttention(torch.autograd.Function):
 
 
 class _AsOnGpu(TorchFunctionMode):
-    """Keeps what a GPU's kernels keep: of attention no scores, of dropout a mask of one byte an element."""
+    """Keeps the tensors of a GPU's kernels: no scores of attention, a mask of one byte per element of dropout."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:

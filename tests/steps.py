@@ -12,7 +12,7 @@ from openwavlm.audio.frames import num_frames
 from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
 from openwavlm.batches.loader import StepBatch
 from openwavlm.batches.settings import Mixing
-from openwavlm.model.config import WavLMConfig
+from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.training.control import Control, StepTotals
@@ -143,10 +143,8 @@ def model(classes: Sequence[int] = (7,), *, special_rows: int = 0, seed: int = 5
     torch.manual_seed(seed)
     made = WavLMForPretraining(
         WavLM(WavLMConfig(**CONFIG | config)),
+        Head(final_dim=5, logit_temperature=TEMPERATURE, special_rows=special_rows),
         num_classes=list(classes),
-        final_dim=5,
-        logit_temperature=TEMPERATURE,
-        special_rows=special_rows,
     )
     with torch.no_grad():
         for name, parameter in made.named_parameters():

@@ -17,7 +17,7 @@ from gpu_parts.setting import Setting
 from openwavlm.audio.frames import num_frames
 from openwavlm.batches.masking import draw_span_mask
 from openwavlm.batches.settings import SpanMasking
-from openwavlm.model.config import WavLMConfig
+from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runs.compose import composed, plain
@@ -142,12 +142,14 @@ def measure(setting: Setting, report: Reporter) -> None:
     classes, found = setting.classes, {}
     for shape, (config, final_dim) in shapes(setting).items():
         off = replace(config, **_OFF, attention_backend="eager")
-        model = randomise(WavLMForPretraining(WavLM(off), num_classes=classes, final_dim=final_dim)).train()
+        model = randomise(WavLMForPretraining(WavLM(off), Head(final_dim=final_dim), num_classes=classes)).train()
         inputs = make_inputs(4.0 if setting.full else 1.0, classes)
         seconds, expected = timed(run, model, inputs)
         rows = found[shape] = {"reference": {"device": "cpu", "loss": expected.loss, "seconds": seconds}, "backends": {}}
         for name, backend, compiled in _variants(setting):
-            other = WavLMForPretraining(WavLM(replace(off, attention_backend=backend)), num_classes=classes, final_dim=final_dim)
+            other = WavLMForPretraining(
+                WavLM(replace(off, attention_backend=backend)), Head(final_dim=final_dim), num_classes=classes
+            )
             other.load_state_dict(model.state_dict())
             if compiled:
                 other.wavlm.compile_layers()

@@ -221,7 +221,7 @@ def test_a_planted_difference_is_found_by_the_comparison_of_passes():
     setting = Setting(Path(), "cpu", "toy", 1, 100.0)
     config, final_dim = parity.shapes(setting)["base"]
     torch.manual_seed(0)
-    model = parity.WavLMForPretraining(parity.WavLM(config), num_classes=20, final_dim=final_dim).eval()
+    model = parity.WavLMForPretraining(parity.WavLM(config), parity.Head(final_dim=final_dim), num_classes=20).eval()
     first = parity.run(model, parity.make_inputs(0.5, 20))
     same = parity.compared(first, first)
     assert same["largest_of_hidden_states"] == same["largest_of_gradients"] == same["loss"] == 0

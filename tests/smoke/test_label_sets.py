@@ -13,7 +13,7 @@ from openwavlm.batches.settings import Data
 from openwavlm.batches.sources import OpenData
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
-from openwavlm.model.config import WavLMConfig
+from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runs.export import export_run, load_run
@@ -72,14 +72,14 @@ def run(place: Place) -> Path:
 
 def test_each_head_gives_what_it_gives_alone() -> None:
     torch.manual_seed(0)
-    both = WavLMForPretraining(WavLM(WavLMConfig(**SHAPE)), num_classes=[10, 6], final_dim=8).eval()
+    both = WavLMForPretraining(WavLM(WavLMConfig(**SHAPE)), Head(final_dim=8), num_classes=[10, 6]).eval()
     waveforms, index = torch.randn(2, 4000), torch.arange(3, 17)
     labels = [torch.randint(0, classes, (len(index),)) for classes in (10, 6)]
     apart = torch.arange(3), [torch.randint(0, classes, (3,)) for classes in (10, 6)]
     output = both(waveforms, None, None, index, labels, None, *apart)
     assert len(both.heads()) == 2 and both.num_classes == 10
     for number, figures in enumerate(output.sets):
-        alone = WavLMForPretraining(both.wavlm, num_classes=(10, 6)[number], final_dim=8).eval()
+        alone = WavLMForPretraining(both.wavlm, Head(final_dim=8), num_classes=(10, 6)[number]).eval()
         alone.final_proj, alone.label_embeddings = both.heads()[number].final_proj, both.heads()[number].label_embeddings
         (expected,) = alone(waveforms, None, None, index, [labels[number]], None, apart[0], [apart[1][number]]).sets
         for name in ("cross_entropy_sum", "num_correct", "unmasked_cross_entropy_sum", "num_unmasked_correct"):
@@ -106,7 +106,7 @@ def test_a_further_head_is_drawn_after_the_first() -> None:
     models = []
     for classes in (10, [10, 6]):
         torch.manual_seed(3)
-        models.append(WavLMForPretraining(WavLM(WavLMConfig(**SHAPE)), num_classes=classes, final_dim=8).state_dict())
+        models.append(WavLMForPretraining(WavLM(WavLMConfig(**SHAPE)), Head(final_dim=8), num_classes=classes).state_dict())
     assert set(models[1]) - set(models[0]) == {
         f"other_heads.0.{name}" for name in ("final_proj.weight", "final_proj.bias", "label_embeddings")
     }

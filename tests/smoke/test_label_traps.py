@@ -104,16 +104,14 @@ def test_another_codebook_for_validation_is_refused(place: Place, tmp_path: Path
     assert launch([*SETTINGS, *common, dev + "10}", "stop_after=1"], tmp_path / "run") == [0]
 
 
-def test_a_codebook_that_heard_the_validation_set_is_refused(place: Place, tmp_path: Path) -> None:
+def test_a_codebook_that_was_fitted_on_the_validation_set_is_refused(place: Place, tmp_path: Path) -> None:
     both = [place.shards, place.heldout]
     fit_codebook(both, tmp_path / "codebook", clusters=10, min_frames_per_cluster=20, validation_share=0)
     for shards, name in zip(both, ("labels", "dev"), strict=True):
         assign_labels(shards, tmp_path / "codebook", tmp_path / name)
     dev = f"+data.validation.dev={{shards: {place.heldout}, labels: {tmp_path}/dev}}"
     settings = [*place.data(tmp_path / "labels"), "data.validation_share=0", dev]
-    refused(
-        "that of validation set dev was fitted on 6 of its 6 rows: fit the codebook again without", settings, tmp_path / "run"
-    )
+    refused("that of validation set dev was fitted on 6 of its 6 rows: fit it again without", settings, tmp_path / "run")
 
 
 def test_a_validation_set_that_is_trained_on_is_refused(place: Place, tmp_path: Path) -> None:

@@ -163,10 +163,10 @@ def test_sources_of_different_codebooks_are_refused(place):
 
 
 @pytest.mark.parametrize("override", ["data.split_seed=1", "data.validation_share=0.4"])
-def test_a_codebook_that_heard_held_out_speakers_is_refused(place, override):
-    sentence = r"codebook of source speech was fitted with validation_share=0\.3 and split_seed=0, so it may have seen speakers"
+def test_a_codebook_that_was_fitted_on_held_out_speakers_is_refused(place, override):
+    sentence = r"codebook of source speech was fitted with validation_share=0\.3 and split_seed=0, perhaps on speakers that"
     message = refused(place, sentence, *place.data(), override)
-    assert "set data.validation_share and data.split_seed to the codebook's, or fit the codebook again" in message
+    assert "set data.validation_share and data.split_seed to the codebook's, or fit it again" in message
 
 
 def test_unfinished_labels_are_refused(place):

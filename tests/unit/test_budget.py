@@ -60,7 +60,7 @@ def question(**changes: object) -> Question:
 
 def counted(model: WavLMConfig, rows: int, samples: int, predicted: int) -> int:
     """Operations of forward and backward that torch counts while the model runs."""
-    made = WavLMForPretraining(WavLM(model), num_classes=CLASSES, final_dim=WIDTH).train()
+    made = WavLMForPretraining(WavLM(model), Head(final_dim=WIDTH), num_classes=CLASSES).train()
     frames = 1 + (samples - 400) // 320
     index = torch.arange(predicted)
     mask = (torch.arange(rows * frames) < predicted).view(rows, frames)
@@ -155,7 +155,7 @@ def test_masked_frames_are_those_of_a_draw_and_all_are_predicted_where_unmasked_
 def test_a_plan_holds_the_parts_of_parameters_operations_and_memory():
     made = recipe(dataclasses.replace(MODEL, recompute="extractor"), precision="bf16-mixed", ema=0.9)
     plan, costs, memory = plan_run(made, question(gpus=2, gpu="l40s"), 5), made.costs, made.memory(2)
-    total = sum(p.numel() for p in WavLMForPretraining(WavLM(MODEL), num_classes=CLASSES, final_dim=WIDTH).parameters())
+    total = sum(p.numel() for p in WavLMForPretraining(WavLM(MODEL), Head(final_dim=WIDTH), num_classes=CLASSES).parameters())
     assert plan["format_version"] == 1 and plan["parameters"] == {"total": total, **made.parameters}
     found = plan["flops"]
     assert (found["forward"], found["backward"], found["recomputed"]) == (costs.forward, costs.backward, costs.recomputed)

@@ -378,7 +378,7 @@ class Names:
 
 def pieces(batch: PretrainBatch | list[Piece]) -> list[Piece]:
     if isinstance(batch, list):
-        return batch
+        return [tuple(piece) for piece in batch]  # torch makes lists of tuples
     columns = (batch.rows.tolist(), batch.start_frame.tolist(), batch.num_samples.tolist())
     return [(*piece, batch.id.epoch) for piece in zip(*columns, strict=True)] if batch.weight else []
 

@@ -36,7 +36,7 @@ def config_of(model: str, **changes: object) -> WavLMConfig:
 
 
 def built(config: WavLMConfig) -> WavLMForPretraining:
-    return WavLMForPretraining(WavLM(config), num_classes=CLASSES, final_dim=32)
+    return WavLMForPretraining(WavLM(config), Head(final_dim=32), num_classes=CLASSES)
 
 
 def shape_of(rows: int, frames: int, predicted: int | None = None) -> MicroBatchShape:

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from openwavlm.model.attention import GatedAttention, eager_attention, flex_gated_attention, sdpa_attention, toeplitz
 from openwavlm.model.config import WavLMConfig
-from openwavlm.model.conv_extractor import scale_gradient
+from openwavlm.model.front_ends import scale_gradient
 from openwavlm.model.norms import Float32GroupNorm, Float32LayerNorm
-from openwavlm.model.positional import PositionalConv
-from openwavlm.model.transformer import FeedForward, TransformerEncoder, TransformerLayer
+from openwavlm.model.transformer import FeedForward, PositionalConv, TransformerEncoder, TransformerLayer
 from openwavlm.model.wavlm import WavLM, normalise
 
 CONFIG = WavLMConfig(
@@ -189,10 +188,24 @@ def affine(x: np.ndarray, linear: nn.Linear) -> np.ndarray:
     return x @ double(linear.weight).T + double(linear.bias)
 
 
+SMALL = {
+    "dim": 6,
+    "ffn_dim": 10,
+    "heads": 2,
+    "layers": 2,
+    "positional_kernel": 3,
+    "positional_groups": 2,
+    "num_buckets": 8,
+    "max_distance": 10,
+    "dropout": 0.1,
+    "attention_dropout": 0.2,
+    "activation_dropout": 0.3,
+    "attention_backend": "eager",
+}
+
+
 def make_layer(*, pre_norm: bool) -> TransformerLayer:
-    layer = TransformerLayer(
-        6, 10, 2, pre_norm=pre_norm, dropout=0.1, attention_dropout=0.2, activation_dropout=0.3, recompute=False
-    )
+    layer = TransformerLayer(WavLMConfig(**SMALL, pre_norm=pre_norm))
     layer.attention, layer.dropout, layer.feed_forward.dropout = Times(6), Factor(0.5), Factor(0.25)
     return randomised(layer, scale=0.7)
 
@@ -236,21 +249,7 @@ def test_the_positional_convolution_sums_over_the_taps_around_a_frame(kernel):
 
 
 def make_encoder(*, pre_norm: bool) -> TransformerEncoder:
-    return TransformerEncoder(
-        6,
-        10,
-        2,
-        2,
-        pre_norm=pre_norm,
-        positional_kernel=3,
-        positional_groups=2,
-        num_buckets=8,
-        max_distance=10,
-        dropout=0.1,
-        attention_dropout=0.2,
-        activation_dropout=0.3,
-        attention_backend="eager",
-    )
+    return TransformerEncoder(WavLMConfig(**SMALL, pre_norm=pre_norm))
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])

@@ -35,7 +35,9 @@ def spec(step: int, source: str = "speech") -> MicroBatchSpec:
 
 def opened(counts: np.ndarray | None = None) -> Any:
     label_counts = np.array([8, 4, 2, 2]) if counts is None else counts
-    return SimpleNamespace(stores={"speech": Store(), "calls": Store()}, num_classes=CLASSES, label_counts=lambda: label_counts)
+    return SimpleNamespace(
+        label_sets={"speech": [Store()], "calls": [Store()]}, num_classes=CLASSES, label_counts=lambda: label_counts
+    )
 
 
 class Table:

@@ -12,6 +12,7 @@ from openwavlm.batches.sources import OpenData
 from openwavlm.evaluation.counts import CountTable
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
+from openwavlm.model.config import Head
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.pipeline import masked as masked_module
@@ -45,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, An
     )
     parts = RunConfig.of(plain(values))
     opened = OpenData(parts.data, parts.batch, 3)
-    model = WavLMForPretraining(randomise(WavLM(parts.model)), num_classes=opened.num_classes, final_dim=8, special_rows=4)
+    model = WavLMForPretraining(randomise(WavLM(parts.model)), Head(final_dim=8, special_rows=4), num_classes=opened.num_classes)
     yield parts, opened, model.eval()
     opened.close()
 
@@ -60,10 +61,10 @@ def sequences(parts: RunConfig, opened: OpenData, name: str) -> tuple[list[np.nd
             opened.data.split_seed,
             source=stable_hash(name),
             epoch=spec.id.epoch,
-            micro=spec.id.key,
+            micro=spec.id.stream << 32 | spec.id.index,
         )
         for place, (row, start, frames) in enumerate(zip(spec.rows, spec.start_frame, spec.num_frames, strict=True)):
-            labels.append(opened.stores[name].read(int(row)).astype(np.int64)[int(start) : int(start) + int(frames)])
+            labels.append(opened.label_sets[name][0].read(int(row)).astype(np.int64)[int(start) : int(start) + int(frames)])
             masks.append(drawn[place, : int(frames)])
     return labels, masks
 

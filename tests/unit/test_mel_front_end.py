@@ -10,7 +10,7 @@ from openwavlm.audio.frames import num_frames
 from openwavlm.audio.spectra import NUM_BANDS, normalised_log_mel
 from openwavlm.batches.settings import Mixing
 from openwavlm.checkpoints.huggingface import save_huggingface
-from openwavlm.model.config import WavLMConfig
+from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.training.control import Control
@@ -92,7 +92,7 @@ def test_the_gradient_multiplier_scales_the_map_and_zero_freezes_it():
 
 
 def test_the_feature_penalty_and_the_warm_up_loss_reach_the_map():
-    learner = WavLMForPretraining(model(), num_classes=5, final_dim=8)
+    learner = WavLMForPretraining(model(), Head(final_dim=8), num_classes=5)
     module = PretrainingModule(
         learner,
         Optim(updates=10, warmup_updates=1),

@@ -8,7 +8,7 @@ import torch
 
 from openwavlm.batches import mixing as mixing_module
 from openwavlm.batches.batch import MixRecord
-from openwavlm.batches.mixing import apply_mixing, apply_mixing_unispeech, check_noise_bank, draw_mixing, draw_noise_clips, mix
+from openwavlm.batches.mixing import check_noise_bank, draw_mixing, draw_noise_clips, mix
 from openwavlm.batches.settings import Mixing
 from openwavlm.runtime.randomness import words
 
@@ -477,8 +477,8 @@ def test_the_unispeech_mode_mixes_with_what_is_already_mixed_and_leaves_its_inpu
     waveforms, valid = signals([1000] * 3)
     before = waveforms.clone()
     record = record_of((0, 1, 0, 0, 500, 0.0), (2, 0, 0, 0, 500, 0.0))
-    dirty = apply_mixing_unispeech(waveforms, record, normalise=False)
-    clean = apply_mixing(waveforms, valid, record)
+    dirty = mix(waveforms, valid, record, mode="unispeech")
+    clean = mix(waveforms, valid, record)
     assert torch.equal(waveforms, before)
     torch.testing.assert_close(dirty[0], clean[0])
     assert (dirty[2] - clean[2]).abs().max() > 0.1

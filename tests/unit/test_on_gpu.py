@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from openwavlm.model.config import Head
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.planning.trial import synthetic_batch
@@ -36,8 +37,10 @@ def without_tf32(monkeypatch):
 def test_hidden_states_and_gradients_of_a_gpu_are_those_of_eager_attention_on_a_cpu(config, backend, compiled):
     torch.manual_seed(0)
     config = replace(config, **NO_DROPOUT)
-    reference = randomise(WavLMForPretraining(WavLM(replace(config, attention_backend="eager")), num_classes=20, final_dim=16))
-    other = WavLMForPretraining(WavLM(replace(config, attention_backend=backend)), num_classes=20, final_dim=16).eval()
+    reference = randomise(
+        WavLMForPretraining(WavLM(replace(config, attention_backend="eager")), Head(final_dim=16), num_classes=20)
+    )
+    other = WavLMForPretraining(WavLM(replace(config, attention_backend=backend)), Head(final_dim=16), num_classes=20).eval()
     other.load_state_dict(reference.state_dict())
     if compiled:
         other.wavlm.compile_layers()

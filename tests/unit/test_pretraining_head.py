@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from openwavlm.model.config import Head
 from openwavlm.model.losses import cosine_logits
 from openwavlm.model.pretraining import WavLMForPretraining
 
@@ -30,7 +31,7 @@ class TinyEncoder(nn.Module):
 
 def case(**settings):
     torch.manual_seed(0)
-    model = WavLMForPretraining(TinyEncoder(), num_classes=7, final_dim=3, **settings)
+    model = WavLMForPretraining(TinyEncoder(), Head(final_dim=3, **settings), num_classes=7)
     mask = torch.rand(2, 10) < 0.5
     labels = torch.randint(7, (2, 10), dtype=torch.int32)
     masked, unmasked = mask.flatten().nonzero()[:, 0], (~mask).flatten().nonzero()[:, 0]
@@ -99,14 +100,14 @@ def test_special_rows_are_wrong_answers_in_front_of_the_labels():
 @pytest.mark.parametrize(("label_init", "mean", "deviation"), [("uniform", 0.5, 12**-0.5), ("normal", 0.0, 1.0)])
 def test_label_embeddings_are_drawn_as_asked(label_init, mean, deviation):
     torch.manual_seed(0)
-    model = WavLMForPretraining(TinyEncoder(), num_classes=500, final_dim=64, label_init=label_init)
+    model = WavLMForPretraining(TinyEncoder(), Head(final_dim=64, label_init=label_init), num_classes=500)
     assert model.label_embeddings.mean().item() == pytest.approx(mean, abs=0.02)
     assert model.label_embeddings.std().item() == pytest.approx(deviation, abs=0.02)
 
 
 def test_a_model_on_the_meta_device_gets_the_same_head_when_it_is_initialised_later():
     with torch.device("meta"):
-        later = WavLMForPretraining(TinyEncoder(), num_classes=7, final_dim=3)
+        later = WavLMForPretraining(TinyEncoder(), Head(final_dim=3), num_classes=7)
     assert later.label_embeddings.is_meta
     torch.manual_seed(3)
     later.to_empty(device="cpu").initialise_head()
@@ -116,7 +117,7 @@ def test_a_model_on_the_meta_device_gets_the_same_head_when_it_is_initialised_la
 
 
 def test_every_label_set_has_a_head_of_its_size_that_initialising_draws_anew():
-    model = WavLMForPretraining(TinyEncoder(), num_classes=[7, 5], final_dim=3, special_rows=4)
+    model = WavLMForPretraining(TinyEncoder(), Head(final_dim=3, special_rows=4), num_classes=[7, 5])
     assert [head.label_embeddings.shape for head in model.heads()] == [(11, 3), (9, 3)] and model.num_classes == 7
     with torch.no_grad():
         for head in model.heads():
@@ -135,7 +136,7 @@ def test_the_head_has_the_published_number_of_parameters():
     for dim, final_dim, count in ((768, 256, 196_864 + 129_024), (1024, 768, 787_200 + 387_072)):
         encoder = TinyEncoder()
         encoder.config.dim = dim
-        model = WavLMForPretraining(encoder, num_classes=500, final_dim=final_dim, special_rows=4)
+        model = WavLMForPretraining(encoder, Head(final_dim=final_dim, special_rows=4), num_classes=500)
         assert sum(p.numel() for name, p in model.named_parameters() if not name.startswith("wavlm.")) == count
 
 
@@ -156,9 +157,10 @@ def test_the_logits_are_float32_under_autocast():
         ({"final_dim": 0}, "final_dim must be at least 1, but is 0"),
         ({"special_rows": -1}, "special_rows must be at least 0, but is -1"),
         ({"logit_temperature": 0.0}, "logit_temperature must be positive, but is 0.0"),
-        ({"label_init": "zeros"}, "label_init must be uniform or normal, but is 'zeros'"),
+        ({"label_init": "zeros"}, "label_init must be one of uniform, normal, but is 'zeros'"),
     ],
 )
 def test_arguments_out_of_range_are_refused_by_name(setting, message):
+    setting = {"num_classes": 7, **setting}
     with pytest.raises(ValueError, match=message):
-        WavLMForPretraining(TinyEncoder(), **{"num_classes": 7, "final_dim": 3, **setting})
+        WavLMForPretraining(TinyEncoder(), num_classes=setting.pop("num_classes"), head=Head(**setting))

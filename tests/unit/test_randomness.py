@@ -50,8 +50,8 @@ def test_no_two_keys_share_a_word(change):
 
 
 def test_a_micro_batch_is_keyed_by_its_stream_above_its_index():
-    assert MicroBatchId("a", 9, 0, 5).key == 5
-    assert MicroBatchId("a", 9, 3, 5).key == 3 * 2**32 + 5
+    assert MicroBatchId("a", 9, 0, 5).place == {"source": stable_hash("a"), "epoch": 9, "micro": 5}
+    assert MicroBatchId("a", 9, 3, 5).place["micro"] == 3 * 2**32 + 5
 
 
 def test_words_become_numbers_by_their_high_bits():

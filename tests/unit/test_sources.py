@@ -171,7 +171,7 @@ def test_labels_are_counted_over_the_training_rows(sets):
         assert data.training_rows()[list(sets).index(name)][1].tolist() == (~held_out(source)).tolist()
     expected = np.zeros(CLASSES, dtype=int)
     for name, source in sets.items():
-        store = data.stores[name]
+        store = data.label_sets[name][0]
         for row in np.flatnonzero(~held_out(source)):
             expected += np.bincount(store.read(int(row)), minlength=CLASSES)
     assert data.label_counts().tolist() == expected.tolist() and expected.min() > 0
@@ -339,7 +339,9 @@ def test_figures_of_one_label_set_are_of_the_first(sets, tmp_path):
     second = str(write_labels(tmp_path / "second", Path(known["shards"]), shift=1.0))
     data = opened({"known": {**known, "labels": [known["labels"], second]}})
     assert (
-        data.stores["known"].path == Path(known["labels"]) and data.num_classes == CLASSES and data.classes == (CLASSES, CLASSES)
+        data.label_sets["known"][0].path == Path(known["labels"])
+        and data.num_classes == CLASSES
+        and data.classes == (CLASSES, CLASSES)
     )
 
 
@@ -347,7 +349,7 @@ def test_labels_of_many_rows_are_counted_in_a_regular_sample(sets, monkeypatch):
     monkeypatch.setattr("openwavlm.batches.sources._UNIGRAM_ROWS", 5)
     data = opened({"known": sets["known"]})
     rows = np.flatnonzero(~held_out(sets["known"]))
-    expected = sum(np.bincount(data.stores["known"].read(int(row)), minlength=CLASSES) for row in rows[:: len(rows) // 5])
+    expected = sum(np.bincount(data.label_sets["known"][0].read(int(row)), minlength=CLASSES) for row in rows[:: len(rows) // 5])
     assert data.label_counts().tolist() == expected.tolist()
 
 

@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openwavlm.runtime.randomness import stable_hash
+
 _BY_VALUE_BYTES = 1 << 18
-
-
-def _rebuild(cls: type, values: dict[str, Any]) -> Any:
-    return cls(**{name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in values.items()})
 
 
 class _Movable:
@@ -25,7 +23,13 @@ class _Movable:
         for name, value in values.items():
             if isinstance(value, Tensor) and value.device.type == "cpu" and value.nbytes <= _BY_VALUE_BYTES:
                 values[name] = value.numpy()
-        return _rebuild, (type(self), values)
+        return self._rebuild, (values,)
+
+    @classmethod
+    def _rebuild(cls, values: dict[str, Any]) -> Self:
+        return cls(
+            **{name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in values.items()}
+        )
 
     def _apply(self, function: Any) -> Self:
         moved: dict[str, Any] = {}
@@ -63,25 +67,15 @@ class _Movable:
 
 @dataclass(frozen=True)
 class MixRecord(_Movable):
-    """Mixtures of one micro-batch, one entry a mixture (WavLM §III-B, Algorithm 1).
+    """Mixtures of one micro-batch, one entry per mixture (WavLM §III-B, Algorithm 1)."""
 
-    Attributes:
-        row: int64 (mixtures,), the primary's row, ascending.
-        partner: int64 (mixtures,), the secondary: a row of the batch, or `batch + i` for row `i` of the noise.
-        start: int64 (mixtures,), first overlapped sample in the primary.
-        partner_start: int64 (mixtures,), first sample taken from the secondary.
-        length: int64 (mixtures,), overlapped samples.
-        energy_ratio_db: float32 (mixtures,), primary over scaled secondary, whole-utterance mean energies.
-        max_length: Longest overlap, known on the host so that applying needs no synchronisation.
-    """
-
-    row: Tensor
-    partner: Tensor
-    start: Tensor
-    partner_start: Tensor
-    length: Tensor
-    energy_ratio_db: Tensor
-    max_length: int
+    row: Tensor  # int64 (mixtures,), the primary's row, ascending
+    partner: Tensor  # int64 (mixtures,), the secondary: a row of the batch, or `batch + i` for row `i` of the noise
+    start: Tensor  # int64 (mixtures,), first overlapped sample in the primary
+    partner_start: Tensor  # int64 (mixtures,), first sample taken from the secondary
+    length: Tensor  # int64 (mixtures,), overlapped samples
+    energy_ratio_db: Tensor  # float32 (mixtures,), primary over scaled secondary, whole-utterance mean energies
+    max_length: int  # longest overlap, known on the host so that applying needs no synchronisation
 
     @classmethod
     def empty(cls) -> "MixRecord":
@@ -95,65 +89,39 @@ class MixRecord(_Movable):
 
 @dataclass(frozen=True)
 class MicroBatchId:
-    """Name of a micro-batch in the plan, the key of all its random draws.
+    """Name of a micro-batch in the plan, the key of all its random draws."""
 
-    Attributes:
-        source: Name of the data source.
-        epoch: The source's data epoch, from 0.
-        stream: Number of the source's shard stream.
-        index: Position within the stream's epoch.
-    """
-
-    source: str
-    epoch: int
-    stream: int
-    index: int
+    source: str  # name of the data source
+    epoch: int  # the source's data epoch, from 0
+    stream: int  # number of the source's shard stream
+    index: int  # position within the stream's epoch
 
     @property
-    def key(self) -> int:
-        """Stream and index as one integer, the `micro` of `randomness.words`."""
-        return self.stream << 32 | self.index
+    def place(self) -> dict[str, int]:
+        """The keys `source`, `epoch` and `micro` of `randomness.words`."""
+        return {"source": stable_hash(self.source), "epoch": self.epoch, "micro": self.stream << 32 | self.index}
 
 
 @dataclass(frozen=True)
 class PretrainBatch(_Movable):
-    """One micro-batch of masked-prediction training.
+    """One micro-batch of masked-prediction training."""
 
-    Attributes:
-        waveforms: int16 (batch, samples), zero-padded at the end.
-        num_samples: int64 (batch,), valid samples; 0 for an unreadable row.
-        labels: int32 (sets, batch, frames), pseudo-labels of the clean audio in each label set; −1 = none.
-        mask: bool (batch, frames), True = masked.
-        masked_index: int64 (masked,), flat positions batch · frames that enter the loss.
-        unmasked_index: int64 (unmasked,), flat positions of valid frames that are not masked.
-        layer_keep: bool (layers,), LayerDrop's draw; all True in evaluation.
-        mix: The mixtures to apply.
-        noise: int16 (noises, samples), noise clips that `mix` refers to, zero-padded.
-        noise_num_samples: int64 (noises,), their valid samples.
-        rows: int64 (batch,), rows of the source's index.
-        start_frame: int64 (batch,), first frame of each piece in its utterance.
-        id: Name of the micro-batch in the plan.
-        weight: 1, or 0 for a padding micro-batch that only keeps the collectives aligned.
-        num_unreadable: Number of unreadable rows.
-        valid_samples: Sum of `num_samples`, on the host.
-    """
-
-    waveforms: Tensor
-    num_samples: Tensor
-    labels: Tensor
-    mask: Tensor
-    masked_index: Tensor
-    unmasked_index: Tensor
-    layer_keep: Tensor
-    mix: MixRecord
-    noise: Tensor
-    noise_num_samples: Tensor
-    rows: Tensor
-    start_frame: Tensor
-    id: MicroBatchId
-    weight: float = 1.0
-    num_unreadable: int = 0
-    valid_samples: int = 0
+    waveforms: Tensor  # int16 (batch, samples), zero-padded at the end
+    num_samples: Tensor  # int64 (batch,), valid samples; 0 for an unreadable row
+    labels: Tensor  # int32 (sets, batch, frames), pseudo-labels of the clean audio in each label set; −1 = none
+    mask: Tensor  # bool (batch, frames), True = masked
+    masked_index: Tensor  # int64 (masked,), flat positions batch · frames that enter the loss
+    unmasked_index: Tensor  # int64 (unmasked,), flat positions of valid frames that are not masked
+    layer_keep: Tensor  # bool (layers,), LayerDrop's draw; all True in evaluation
+    mix: MixRecord  # the mixtures to apply
+    noise: Tensor  # int16 (noises, samples), noise clips that `mix` refers to, zero-padded
+    noise_num_samples: Tensor  # int64 (noises,), their valid samples
+    rows: Tensor  # int64 (batch,), rows of the source's index
+    start_frame: Tensor  # int64 (batch,), first frame of each piece in its utterance
+    id: MicroBatchId  # name of the micro-batch in the plan
+    weight: float = 1.0  # 1, or 0 for a padding micro-batch that only keeps the collectives aligned
+    num_unreadable: int = 0  # number of unreadable rows
+    valid_samples: int = 0  # sum of `num_samples`, on the host
 
     @property
     def num_masked(self) -> int:

@@ -1,7 +1,6 @@
 """Planned micro-batch to tensors: reads the pieces, makes the random draws, and finds the frames that enter the loss.
 
-Runs in the loader's workers. All draws are for the *planned* rows, whether readable or not, so an unreadable row does not change other
-rows' crops, masks or mixtures.
+All draws are for the *planned* rows, so an unreadable row does not change other rows' crops, masks or mixtures.
 """
 
 import logging
@@ -19,7 +18,7 @@ from openwavlm.batches.mixing import draw_mixing, draw_noise_clips
 from openwavlm.batches.plan import MicroBatchSpec
 from openwavlm.batches.settings import Mixing, SpanMasking
 from openwavlm.labels.store import LabelStore
-from openwavlm.runtime.randomness import integers, stable_hash, uniform, words
+from openwavlm.runtime.randomness import integers, uniform, words
 from openwavlm.shards.index import Index
 from openwavlm.shards.reader import ShardReader, UnreadableAudio
 
@@ -46,10 +45,6 @@ class Draws:
     noise_seconds: float = 30.0
 
 
-def _key(spec: MicroBatchSpec) -> dict[str, int]:
-    return {"source": stable_hash(spec.id.source), "epoch": spec.id.epoch, "micro": spec.id.key}
-
-
 @dataclass
 class MicroBatchBuilder:
     """A map from `MicroBatchSpec` to `PretrainBatch`; audio is opened lazily in each worker, labels are those that were checked.
@@ -72,12 +67,12 @@ class MicroBatchBuilder:
     def __getitem__(self, spec: MicroBatchSpec) -> PretrainBatch:
         waveforms, num_samples, labels = self._read(spec)
         readable = num_samples > 0
-        key = _key(spec)
-        mask = draw_span_mask(self.draws.masking, spec.num_frames, self.draws.seed, **key)
+        seed, place = self.draws.seed, spec.id.place
+        mask = draw_span_mask(self.draws.masking, spec.num_frames, seed, **place)
         valid = (labels[0] >= 0) & readable[:, None]
         mask &= readable[:, None]
-        record, noise, noise_num_samples = self._mixtures(spec, readable, key)
-        keep = uniform(words(self.draws.seed, "layer_drop", self.draws.layers, **key)) >= self.draws.layer_drop
+        record, noise, noise_num_samples = self._mixtures(spec, readable)
+        keep = uniform(words(seed, "layer_drop", self.draws.layers, **place)) >= self.draws.layer_drop
         return PretrainBatch(
             waveforms=torch.from_numpy(waveforms),
             num_samples=torch.from_numpy(num_samples),
@@ -112,13 +107,11 @@ class MicroBatchBuilder:
         for place, (row, start, frames, size) in enumerate(planned):
             try:
                 reader.read(row, start * HOP_SAMPLES, size, out=waveforms[place, :size])
+                units = [store.read(row, start, frames) for store in stores]
+                if any(len(of_set) != frames for of_set in units):
+                    raise UnreadableAudio(f"row {row} of {spec.id.source} has no labels: it was unreadable when it was labelled")
             except UnreadableAudio as error:
                 self._report(str(error))
-                waveforms[place] = 0
-                continue
-            units = [store.read(row, start, frames) for store in stores]
-            if any(len(of_set) != frames for of_set in units):
-                self._report(f"row {row} of {spec.id.source} has no labels: it was unreadable when it was labelled")
                 waveforms[place] = 0
                 continue
             for number, of_set in enumerate(units):
@@ -126,7 +119,7 @@ class MicroBatchBuilder:
             num_samples[place] = size
         return waveforms, num_samples, labels
 
-    def _mixtures(self, spec: MicroBatchSpec, readable: np.ndarray, key: dict) -> tuple[MixRecord, np.ndarray, np.ndarray]:
+    def _mixtures(self, spec: MicroBatchSpec, readable: np.ndarray) -> tuple[MixRecord, np.ndarray, np.ndarray]:
         mixing, clips = self.draws.mixing, self._noise_clips(spec)
         sizes = np.array([len(clip) for clip in clips], dtype=np.int64)
         noise = np.zeros((len(clips), int(sizes.max(initial=0))), dtype=np.int16)
@@ -134,12 +127,10 @@ class MicroBatchBuilder:
             noise[place, : len(clip)] = clip
         if mixing is None or mixing.prob == 0:
             return MixRecord.empty(), noise, sizes
-        planned = num_samples_of(spec.num_frames)
-        record = draw_mixing(mixing, planned, readable, self.draws.seed, **key, noise_num_samples=sizes)
-        return record, noise, sizes
+        planned, seed = num_samples_of(spec.num_frames), self.draws.seed
+        return draw_mixing(mixing, planned, readable, seed, noise_num_samples=sizes, **spec.id.place), noise, sizes
 
     def _noise_clips(self, spec: MicroBatchSpec) -> list[np.ndarray]:
-        """Reads the noise of every row that draws one."""
         clips = []
         for row, start, size in self.noise_excerpts(spec):
             assert self.noise is not None
@@ -158,11 +149,11 @@ class MicroBatchBuilder:
         mixing = self.draws.mixing
         if self.noise is None or mixing is None or mixing.prob == 0 or mixing.noise_prob == 0:
             return []
-        key = _key(spec)
+        place = spec.id.place
         index = self._open(self.noise).index
-        chosen = draw_noise_clips(mixing, len(spec.rows), len(index), self.draws.seed, **key)
+        chosen = draw_noise_clips(mixing, len(spec.rows), len(index), self.draws.seed, **place)
         longest = int(self.draws.noise_seconds * 16_000)
-        offsets = words(self.draws.seed, "mix.clip_start", len(chosen), **key)
+        offsets = words(self.draws.seed, "mix.clip_start", len(chosen), **place)
         excerpts = []
         for row, raw in zip(chosen.tolist(), offsets, strict=True):
             if row < 0:

@@ -8,10 +8,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
-from multiprocessing.process import BaseProcess
 from typing import Any, Self
 
 import torch
@@ -28,17 +27,11 @@ from openwavlm.runtime.resources import raise_descriptor_limit
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One global step of one rank, a batch of Lightning.
+    """One global step of one rank, a batch of Lightning."""
 
-    Attributes:
-        step: The update, from 0.
-        digest: 40-bit hash of the plans of the step.
-        micro_batches: In the order in which they run; equally many on every rank.
-    """
-
-    step: int
-    digest: int
-    micro_batches: list[PretrainBatch]
+    step: int  # the update, from 0
+    digest: int  # 40-bit hash of the plans of the step
+    micro_batches: list[PretrainBatch]  # in the order in which they run; equally many on every rank
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """Copies the micro-batches to `device`."""
@@ -46,18 +39,8 @@ class StepBatch:
         return type(self)(self.step, self.digest, moved)
 
 
-def _identity(batch: Any) -> Any:
-    return batch
-
-
-# Signal by which the trainer ends a worker: workers ignore SIGTERM, and Python would wait for them for ever at its exit.
+# Signal by which the trainer ends a worker: workers ignore SIGTERM, and Python would wait for them at exit without end.
 _END = signal.SIGUSR2
-
-
-class _Worker(ForkProcess):
-    @staticmethod
-    def _Popen(process: BaseProcess) -> Popen:  # noqa: N802
-        return _Ended(process)
 
 
 class _Ended(Popen):
@@ -65,12 +48,16 @@ class _Ended(Popen):
         self._send_signal(_END)  # type: ignore[attr-defined]
 
 
+class _Worker(ForkProcess):
+    _Popen = _Ended
+
+
 class _Workers(ForkContext):
     Process = _Worker
 
 
 def _prepare_worker(worker: int) -> None:
-    """Ignores signals to the process group, which the trainer handles, and ends the worker when its trainer is killed."""
+    """Makes a worker ignore signals to the process group, which the trainer handles, and end when its trainer is killed."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(_END, lambda number, frame: os._exit(0))  # torch reports any other status, and a kill, as a failure
@@ -80,7 +67,7 @@ def _prepare_worker(worker: int) -> None:
 
 @dataclass(frozen=True)
 class _Sent:
-    """Map of a worker: returns errors as values, since torch would send only the text of the traceback."""
+    """Dataset of the workers; returns errors as values, because torch would send only the text of the traceback."""
 
     builder: MicroBatchBuilder
 
@@ -98,19 +85,16 @@ def received(batches: Iterator[PretrainBatch | Exception]) -> Iterator[PretrainB
         ValueError: If the data are not as planned.
         OSError: If the machine fails, with the file; if a worker was killed.
     """
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            ended = killed_worker(error)
-            if ended is None:
-                raise
-            raise OSError(ended) from error
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
+    try:
+        for batch in batches:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        ended = killed_worker(error)
+        if ended is None:
+            raise
+        raise OSError(ended) from error
 
 
 def micro_batch_loader(builder: MicroBatchBuilder, specs: Any, loading: Loading) -> DataLoader:
@@ -119,7 +103,6 @@ def micro_batch_loader(builder: MicroBatchBuilder, specs: Any, loading: Loading)
         _Sent(builder),  # type: ignore[arg-type]
         sampler=specs,
         batch_size=None,
-        collate_fn=_identity,
         num_workers=loading.workers,
         prefetch_factor=loading.prefetch if loading.workers else None,
         # A forked worker starts in milliseconds and is a child of the trainer; no worker uses a GPU.
@@ -130,59 +113,49 @@ def micro_batch_loader(builder: MicroBatchBuilder, specs: Any, loading: Loading)
     )
 
 
+@dataclass(eq=False)
 class StepLoader:
-    """Iterates over global steps from `start_step`; its length is that of the whole run, for Lightning's progress.
-
-    Args:
-        start_step: First step to yield.
-        num_steps: Steps of the whole run.
-        now: The clock, in seconds.
+    """Iterates over global steps from `start_step`; its length is `num_steps`, those of the whole run, for Lightning's progress.
 
     Attributes:
+        now: The clock, in seconds.
         waited_s: Seconds spent fetching micro-batches so far.
     """
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        builder: MicroBatchBuilder,
-        loading: Loading,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        start_step: int = 0,
-        num_steps: int,
-        now: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._now = now
-        self._schedule, self._builder, self._loading = schedule, builder, loading
-        self._rank, self._world_size = rank, world_size
-        self._start, self._num_steps = start_step, num_steps
-        self.waited_s = 0.0
+    schedule: Schedule
+    builder: MicroBatchBuilder
+    loading: Loading
+    _: KW_ONLY
+    rank: int = 0
+    world_size: int = 1
+    start_step: int = 0
+    num_steps: int
+    now: Callable[[], float] = time.monotonic
+    waited_s: float = field(default=0.0, init=False)
 
     def __len__(self) -> int:
-        return self._num_steps
+        return self.num_steps
 
     def __iter__(self) -> Iterator[StepBatch]:
-        per_step = -(-self._schedule.slots // self._world_size)
+        per_step = -(-self.schedule.slots // self.world_size)
         digests: dict[int, int] = {}
 
         def specs() -> Iterator[MicroBatchSpec]:
-            for step in range(self._start, self._num_steps):
-                plan = self._schedule.step(step, self._rank, self._world_size)
+            for step in range(self.start_step, self.num_steps):
+                plan = self.schedule.step(step, self.rank, self.world_size)
                 digests[step] = plan.digest
                 yield from plan.specs
 
-        batches = received(iter(micro_batch_loader(self._builder, specs(), self._loading)))
-        for step in range(self._start, self._num_steps):
-            began = self._now()
+        batches = received(iter(micro_batch_loader(self.builder, specs(), self.loading)))
+        for step in range(self.start_step, self.num_steps):
+            began = self.now()
             micro_batches = [next(batches) for _ in range(per_step)]
-            self.waited_s += self._now() - began
+            self.waited_s += self.now() - began
             yield StepBatch(step, digests.pop(step), micro_batches)
 
-    # With these two methods Lightning treats the loader as resumable; the start is decided before the fit.
+    # By these two methods Lightning treats the loader as resumable; `start_step` is the position.
     def state_dict(self) -> dict[str, int]:
-        """Nothing to save: the step counter is the position."""
+        """Nothing to save."""
         return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

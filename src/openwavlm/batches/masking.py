@@ -15,13 +15,12 @@ from openwavlm.runtime.randomness import uniform, words
 _NEVER = np.uint64((1 << 64) - 1)
 
 
-def draw_span_mask(masking: SpanMasking, num_frames: np.ndarray, seed: int, *, source: int, epoch: int, micro: int) -> np.ndarray:
-    """Draws the mask of one micro-batch, keyed as `randomness.words`.
+def draw_span_mask(masking: SpanMasking, num_frames: np.ndarray, seed: int, **place: int) -> np.ndarray:
+    """Draws the mask of one micro-batch, keyed by `seed` and `place` as `randomness.words`.
 
-    A row of `n` frames gets `max(min_masks, ⌊prob · n / length + u⌋)` spans, u ~ U[0, 1) for each row, whose starts are drawn
-    without replacement from the first `n − length` frames (one more frame than spans in a row too short for that); spans may
-    overlap and are clipped at the row's end. The starts are the frames with the smallest random words, so every set of starts
-    is equally probable.
+    A row of `n` frames gets `max(min_masks, ⌊prob · n / length + u⌋)` spans, u ~ U[0, 1) for each row. Their starts are drawn without
+    replacement from the first `n − length` frames (one more frame than spans in a row too short for that): the frames with the
+    smallest random words. Spans may overlap and are clipped at the row's end.
 
     Args:
         num_frames: Integers (batch,), frames of the planned rows, readable or not.
@@ -31,7 +30,6 @@ def draw_span_mask(masking: SpanMasking, num_frames: np.ndarray, seed: int, *, s
     """
     frames = np.asarray(num_frames).astype(np.int64)
     width = int(frames.max(initial=0))
-    place = {"source": source, "epoch": epoch, "micro": micro}
     rounding = uniform(words(seed, "mask.count", len(frames), **place))
     spans = np.floor(masking.prob * frames / masking.length + rounding).astype(np.int64)
     spans = np.clip(spans, masking.min_masks, np.maximum(frames - 1, 0))

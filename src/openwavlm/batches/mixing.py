@@ -1,8 +1,5 @@
 """Utterance mixing: a second utterance or noise over a part of each mixed utterance; labels stay those of the clean audio
-(WavLM §III-B, Algorithm 1).
-
-Drawing (NumPy, in the loader's worker) and applying (torch, on the device) are separate; the `MixRecord` between them can be
-replayed and measured.
+(WavLM §III-B, Algorithm 1). NumPy draws in the loader's worker, torch applies on the device, with a `MixRecord` between them.
 
 `mode="paper"` is Algorithm 1 with three holes closed: the partner is another row, taken from the clean batch, and energies
 and positions keep to the valid samples. `mode="unispeech"` is what Microsoft's UniSpeech code does instead, for ablation:
@@ -31,16 +28,15 @@ def check_noise_bank(mixing: Mixing, bank_size: int) -> None:
         )
 
 
-def _noise_rows(mixing: Mixing, batch: int, seed: int, source: int, epoch: int, micro: int) -> tuple[np.ndarray, np.ndarray]:
+def _mixed_rows(mixing: Mixing, batch: int, seed: int, **place: int) -> tuple[np.ndarray, np.ndarray]:
     """Marks the planned rows that are mixed with speech, and those mixed with noise; two bool (batch,)."""
-    place = {"source": source, "epoch": epoch, "micro": micro}
     mixed = uniform(words(seed, "mix.trigger", batch, **place)) < mixing.prob
     noisy = uniform(words(seed, "mix.kind", batch, **place)) < mixing.noise_prob
     return mixed & ~noisy, mixed & noisy
 
 
-def draw_noise_clips(mixing: Mixing, batch: int, bank_size: int, seed: int, *, source: int, epoch: int, micro: int) -> np.ndarray:
-    """Chooses the noise clips of one micro-batch, which have to be read before `draw_mixing` can place them; keyed as `randomness.words`.
+def draw_noise_clips(mixing: Mixing, batch: int, bank_size: int, seed: int, **place: int) -> np.ndarray:
+    """Chooses the noise clips of one micro-batch, which have to be read before `draw_mixing` can place them; keyed as `draw_mixing`.
 
     Returns:
         int64 (batch,), the row's clip in the noise bank, or −1 for a row that takes none.
@@ -49,8 +45,8 @@ def draw_noise_clips(mixing: Mixing, batch: int, bank_size: int, seed: int, *, s
         ValueError: If the settings use noise and there is none.
     """
     check_noise_bank(mixing, bank_size)
-    _, noisy = _noise_rows(mixing, batch, seed, source, epoch, micro)
-    clip = integers(words(seed, "mix.clip", batch, source=source, epoch=epoch, micro=micro), bank_size)
+    _, noisy = _mixed_rows(mixing, batch, seed, **place)
+    clip = integers(words(seed, "mix.clip", batch, **place), bank_size)
     return np.where(noisy, clip, -1)
 
 
@@ -60,14 +56,12 @@ def draw_mixing(
     readable: np.ndarray,
     seed: int,
     *,
-    source: int,
-    epoch: int,
-    micro: int,
     noise_num_samples: np.ndarray | None = None,
+    **place: int,
 ) -> MixRecord:
-    """Draws the mixtures of one micro-batch, keyed as `randomness.words`.
+    """Draws the mixtures of one micro-batch, at most one per row, keyed by `seed` and `place` as `randomness.words`.
 
-    Every purpose has one word a planned row, used or not: an unreadable row takes part in no mixture and does not change other
+    Every purpose has one word per planned row, used or not: an unreadable row takes part in no mixture and does not change other
     rows' draws. A row without a possible partner (alone in its batch, partner not readable) stays as it is.
 
     Args:
@@ -76,26 +70,28 @@ def draw_mixing(
         noise_num_samples: Integers (noises,), samples of the clips that `draw_noise_clips` chose, in the order of their rows;
             0 for an unreadable clip.
 
-    Returns:
-        The record, at most one mixture a row.
-
     Raises:
         ValueError: If the number of noise clips is not the number that was chosen.
     """
     planned = np.asarray(num_samples).astype(np.int64)
     clips = np.asarray([] if noise_num_samples is None else noise_num_samples).astype(np.int64)
     batch = len(planned)
-    speech, noisy = _noise_rows(mixing, batch, seed, source, epoch, micro)
-    _check_clips(len(clips), int(np.count_nonzero(noisy)))
+    speech, noisy = _mixed_rows(mixing, batch, seed, **place)
+    if len(clips) != np.count_nonzero(noisy):
+        raise ValueError(
+            f"noise_num_samples needs a number for each clip that draw_noise_clips chose, {np.count_nonzero(noisy)}, but has {len(clips)}"
+        )
 
     def raw(purpose: str) -> np.ndarray:
-        return words(seed, f"mix.{purpose}", batch, source=source, epoch=epoch, micro=micro)
+        return words(seed, f"mix.{purpose}", batch, **place)
 
     row, paper = np.arange(batch), mixing.mode == "paper"
     extent, shortest = (planned, 1) if paper else (np.full(batch, planned.max(initial=0)), 0)
-    partner = _other_rows(batch, raw("partner")) if paper else integers(raw("partner"), batch)
-    if paper:
-        speech &= partner != row  # only a row alone in its batch is its own partner here
+    if paper:  # another row; only a row alone in its batch is its own partner
+        partner = (row + 1 + integers(raw("partner"), max(batch - 1, 1))) % max(batch, 1)
+        speech &= partner != row
+    else:
+        partner = integers(raw("partner"), batch)
     partner = np.where(noisy, batch + np.cumsum(noisy) - 1, partner)
     partner_extent = np.concatenate([np.where(readable, extent, 0), clips])[partner]
 
@@ -104,7 +100,8 @@ def draw_mixing(
     length = np.minimum(length, partner_extent)
     start = integers(raw("start"), extent - length + 1)
     partner_start = integers(raw("partner_start"), partner_extent - length + 1)
-    ratio = _between(np.where(noisy[:, None], mixing.noise_db, mixing.speech_db), raw("ratio"))
+    lowest, highest = np.where(noisy[:, None], mixing.noise_db, mixing.speech_db).T
+    ratio = (lowest + (highest - lowest) * uniform(raw("ratio"))).astype(np.float32)
 
     kept = np.flatnonzero((speech | noisy) & readable & (partner_extent > 0) & (longest >= shortest))
     columns = {"row": row, "partner": partner, "start": start, "partner_start": partner_start, "length": length}
@@ -113,25 +110,6 @@ def draw_mixing(
         energy_ratio_db=torch.from_numpy(ratio[kept]),
         max_length=int(length[kept].max(initial=0)),
     )
-
-
-def _check_clips(given: int, chosen: int) -> None:
-    if given != chosen:
-        raise ValueError(
-            f"draw_mixing needs the samples of every clip that draw_noise_clips chose, {chosen}, but has {given}; pass one number a "
-            "chosen clip, 0 for an unreadable clip."
-        )
-
-
-def _other_rows(batch: int, raw: np.ndarray) -> np.ndarray:
-    """For each row one of the others; itself in a batch of one."""
-    return (np.arange(batch) + 1 + integers(raw, max(batch - 1, 1))) % max(batch, 1)
-
-
-def _between(limits: np.ndarray, raw: np.ndarray) -> np.ndarray:
-    """Maps words to float32 between the two columns of `limits`."""
-    lowest, highest = limits[:, 0], limits[:, 1]
-    return (lowest + (highest - lowest) * uniform(raw)).astype(np.float32)
 
 
 def mix(
@@ -144,7 +122,10 @@ def mix(
     mode: Mode = "paper",
     normalise: bool = False,
 ) -> Tensor:
-    """Applies the mixtures of a micro-batch in the mode of the settings.
+    """Adds every mixture's scaled secondary to its primary, all secondaries taken from the clean input (WavLM §III-B).
+
+    The secondary is scaled to the drawn ratio of mean energies, each over all valid samples of its utterance or clip. Where
+    one of the two is silent nothing is added. Runs on any device without synchronisation, except in the mode `unispeech`.
 
     Args:
         waveforms: Float (batch, samples); left as it is.
@@ -152,28 +133,14 @@ def mix(
         record: The mixtures, drawn in the same mode.
         noise: Float (noises, samples), on the waveforms' scale.
         noise_num_samples: int64 (noises,), valid samples of the noise.
-        normalise: In the mode `unispeech`: whether mixed rows are normalised again, for models with normalised input.
+        mode: That of the settings.
+        normalise: Normalises mixed rows again in the mode `unispeech`, for models with normalised input.
 
     Returns:
         Float (batch, samples); `waveforms` itself if there is nothing to mix.
     """
-    if mode == "paper":
-        return apply_mixing(waveforms, num_samples, record, noise, noise_num_samples)
-    return apply_mixing_unispeech(waveforms, record, noise, noise_num_samples, normalise=normalise)
-
-
-def apply_mixing(
-    waveforms: Tensor,
-    num_samples: Tensor,
-    record: MixRecord,
-    noise: Tensor | None = None,
-    noise_num_samples: Tensor | None = None,
-) -> Tensor:
-    """Adds every mixture's scaled secondary to its primary, all secondaries taken from the clean input (WavLM §III-B).
-
-    The secondary is scaled to the drawn ratio of mean energies, each over all valid samples of its utterance or clip. Where
-    one of the two is silent nothing is added. Runs on any device without synchronisation. Arguments as in `mix`.
-    """
+    if mode == "unispeech":
+        return _mix_as_unispeech(waveforms, record, noise, noise_num_samples, normalise=normalise)
     if record.max_length == 0:
         return waveforms
     batch, samples = waveforms.shape
@@ -207,15 +174,10 @@ def _energy(signals: Tensor, num_samples: Tensor, row: Tensor) -> Tensor:
     return torch.where(valid, signals[row].float(), 0.0).square().sum(1) / valid_samples.clamp(min=1)
 
 
-def apply_mixing_unispeech(
-    waveforms: Tensor,
-    record: MixRecord,
-    noise: Tensor | None = None,
-    noise_num_samples: Tensor | None = None,
-    *,
-    normalise: bool,
+def _mix_as_unispeech(
+    waveforms: Tensor, record: MixRecord, noise: Tensor | None, noise_num_samples: Tensor | None, *, normalise: bool
 ) -> Tensor:
-    """Mixes row after row as Microsoft's UniSpeech code does (top of this file); slow, for ablations. Arguments as in `mix`."""
+    """Mixes row after row as Microsoft's UniSpeech code does (top of this file); slow, for ablations."""
     mixed = waveforms.clone()
     batch = len(mixed)
     columns = (record.row, record.partner, record.start, record.partner_start, record.length, record.energy_ratio_db)

@@ -10,15 +10,15 @@ an epoch of 23.5 million utterances costs megabytes. Everything is integer arith
 """
 
 import hashlib
-from collections import OrderedDict
 from dataclasses import astuple, dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from openwavlm.audio.frames import num_frames
 from openwavlm.batches.batch import MicroBatchId
 from openwavlm.batches.settings import Batching
-from openwavlm.runtime.randomness import integers, permutation, stable_hash, words
+from openwavlm.runtime.randomness import integers, permutation, words
 
 PLAN_VERSION = 1
 _POSITION_BITS = 22
@@ -28,30 +28,13 @@ _TARGET_SHARE = 0.9  # target length of pieces, as a share of the longest piece,
 
 @dataclass(frozen=True)
 class MicroBatchSpec:
-    """Planned rows of one micro-batch.
+    """Planned rows of one micro-batch."""
 
-    Attributes:
-        id: Name, the key of its random draws.
-        rows: uint32 (batch,), rows of the source's index, longest piece first.
-        start_frame: int64 (batch,), first frame of each piece in its utterance.
-        num_frames: int64 (batch,), frames of each piece.
-        weight: 0 for a padding micro-batch.
-    """
-
-    id: MicroBatchId
-    rows: np.ndarray
-    start_frame: np.ndarray
-    num_frames: np.ndarray
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class _Block:
-    rows: np.ndarray
-    start: np.ndarray
-    frames: np.ndarray
-    bounds: np.ndarray  # (micro-batches + 1,) in sorted order
-    order: np.ndarray  # (micro-batches,) shuffled → sorted
+    id: MicroBatchId  # name, the key of its random draws
+    rows: np.ndarray  # uint32 (batch,), rows of the source's index, longest piece first
+    start_frame: np.ndarray  # int64 (batch,), first frame of each piece in its utterance
+    num_frames: np.ndarray  # int64 (batch,), frames of each piece
+    weight: float = 1.0  # 0 for a padding micro-batch
 
 
 @dataclass
@@ -77,6 +60,16 @@ class PlanStatistics:
         return 1 - self.planned / max(1, self.available)
 
 
+@dataclass(frozen=True)
+class _Block:
+    rows: np.ndarray
+    start: np.ndarray
+    frames: np.ndarray
+    bounds: np.ndarray  # (micro-batches + 1,) in sorted order
+    order: np.ndarray  # (micro-batches,) shuffled → sorted
+    statistics: PlanStatistics
+
+
 class EpochPlan:
     """One data epoch of one stream of one source.
 
@@ -84,8 +77,7 @@ class EpochPlan:
         num_samples: Integer (rows,), lengths of the index (a memory map is fine).
         first_row: int64 (shards + 1,), rows of shard s are first_row[s]:first_row[s + 1].
         usable: bool (rows,), the rows of this view (training or validation).
-        stream: This stream, of `streams`.
-        streams: Number of streams that the permuted shards are dealt to.
+        stream: Number of this stream; the permuted shards are dealt to `streams` of them.
     """
 
     def __init__(
@@ -106,16 +98,16 @@ class EpochPlan:
         shards = permutation(self._words("plan.shards", len(first_row) - 1, stream=0))[stream::streams]
         size = batching.shards_per_block
         self._shards = [shards[i : i + size] for i in range(0, len(shards), size)]
-        self._cache: OrderedDict[int, _Block] = OrderedDict()
+        self._block = lru_cache(maxsize=2)(self._derive)
         self.statistics = PlanStatistics()
         digest = hashlib.blake2b(f"{PLAN_VERSION} {source} {epoch} {stream}".encode(), digest_size=8)
         counts = []
         for number in range(len(self._shards)):
-            block = self._derive(number, count=True)
+            block = self._block(number)
             for array in (block.rows, block.start, block.frames, block.bounds, block.order):
                 digest.update(array.data)
             counts.append(len(block.order))
-            self._remember(number, block)
+            self.statistics += block.statistics
         self._ends = np.cumsum(np.array(counts, dtype=np.int64))
         self.digest = int.from_bytes(digest.digest(), "little")
 
@@ -137,26 +129,14 @@ class EpochPlan:
 
     def _words(self, purpose: str, count: int, *, stream: int | None = None, block: int = 0) -> np.ndarray:
         stream = self.stream if stream is None else stream
-        source = stable_hash(self.source)
-        return words(self.seed, purpose, count, source=source, epoch=self.epoch, micro=stream << 32 | block)
+        return words(self.seed, purpose, count, **MicroBatchId(self.source, self.epoch, stream, block).place)
 
-    def _block(self, number: int) -> _Block:
-        if number not in self._cache:
-            self._remember(number, self._derive(number))
-        self._cache.move_to_end(number)
-        return self._cache[number]
-
-    def _remember(self, number: int, block: _Block) -> None:
-        self._cache[number] = block
-        while len(self._cache) > 2:
-            self._cache.popitem(last=False)
-
-    def _derive(self, number: int, *, count: bool = False) -> _Block:
+    def _derive(self, number: int) -> _Block:
         shards = self._shards[number]
         rows = np.concatenate([np.arange(self._first_row[s], self._first_row[s + 1], dtype=np.uint32) for s in shards])
         rows = rows[self._usable[rows]]
         frames = num_frames(self._num_samples[rows].astype(np.int64))
-        available = int(frames.sum()) if count else 0
+        available = int(frames.sum())
         kept = frames >= self.batching.min_frames
         rows, frames = rows[kept], frames[kept]
         if self.batching.policy == "split":
@@ -172,18 +152,10 @@ class EpochPlan:
             if self.batching.policy == "fairseq_crop":
                 frames = np.repeat(np.minimum.reduceat(frames, bounds[:-1]), np.diff(bounds))
             start = integers(self._words("plan.crop", len(rows), block=number), whole - frames + 1)
-        if count:
-            self.statistics.available += available
-            self.statistics.planned += int(frames.sum())
-            self.statistics.padded += int((frames[bounds[:-1]] * np.diff(bounds)).sum()) if len(rows) else 0
-            self.statistics.too_short += int((~kept).sum())
-        return _Block(
-            rows,
-            start.astype(np.uint32),
-            frames.astype(np.uint16),
-            bounds,
-            self._shuffled(len(bounds) - 1, number).astype(np.uint32),
-        )
+        padded = int((frames[bounds[:-1]] * np.diff(bounds)).sum()) if len(rows) else 0
+        statistics = PlanStatistics(available, int(frames.sum()), padded, int((~kept).sum()))
+        shuffled = self._shuffled(len(bounds) - 1, number).astype(np.uint32)
+        return _Block(rows, start.astype(np.uint32), frames.astype(np.uint16), bounds, shuffled, statistics)
 
     def _split(self, rows: np.ndarray, frames: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Cuts long utterances into nearly equal pieces; all inner borders of an utterance move by one keyed offset."""

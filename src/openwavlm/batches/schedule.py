@@ -1,9 +1,8 @@
 """Schedule of a run: the micro-batch in each slot of each global step, independent of processes and interruptions.
 
-A step has M slots. With several sources, each step gives source k its share M·p_k to within one micro-batch: the whole part at every
-step, the fractional parts dealt by a low-discrepancy sequence, so the shares also hold over any stretch of steps. Slot j of a source
-reads stream j mod S of that source; each stream is the concatenation of its data epochs, so a step can contain two of them. With
-several sources and streams the assignment rotates by one slot a step, so that every stream of every source is read.
+Each of several sources gets its share of a step's M slots to within one: the whole part at every step, the fractional parts dealt by
+a low-discrepancy sequence (docs/decisions/0003). Slot j of a source reads stream j mod S of that source. With several sources and
+streams the assignment rotates by one slot a step, so that every stream of every source is read.
 """
 
 import bisect
@@ -38,11 +37,7 @@ class SourceStream:
         self._next: Future[EpochPlan] | None = None
 
     def at(self, position: int) -> tuple[EpochPlan, int]:
-        """Plan of the epoch, and index within it, of the stream's micro-batch `position`.
-
-        Raises:
-            ValueError: If the stream has no usable audio.
-        """
+        """Plan of the epoch, and index within it, of the stream's micro-batch `position`; a ValueError without usable audio."""
         epoch = bisect.bisect_right(self.epoch_starts, position) - 1  # epochs with a known end are skipped without planning them
         while True:
             plan = self._plan_of(epoch)
@@ -70,38 +65,26 @@ class SourceStream:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One global step of one rank.
+    """One global step of one rank."""
 
-    Attributes:
-        step: The update, from 0.
-        specs: The rank's micro-batches in order.
-        digest: 40-bit hash of all plans of the step; the run stops if ranks differ.
-    """
-
-    step: int
-    specs: list[MicroBatchSpec]
-    digest: int
+    step: int  # the update, from 0
+    specs: list[MicroBatchSpec]  # the rank's micro-batches in order
+    digest: int  # 40-bit hash of all plans of the step; the run stops if ranks differ
 
 
 class Schedule:
     """Maps steps to micro-batches.
 
     Args:
-        sources: Name → (share, streams); shares are positive and need not sum to 1.
-        slots: M, micro-batches of a global step.
+        sources: Name → (share, streams), at least one; shares are positive and need not sum to 1.
+        slots: M, micro-batches of a global step, ≥ 1.
 
     Raises:
-        ValueError: If there is no source, a share is not positive, or the streams of the sources do not divide the slots.
+        ValueError: If the streams of a source do not divide the slots.
     """
 
     def __init__(self, sources: dict[str, tuple[float, list[SourceStream]]], slots: int) -> None:
-        if not sources:
-            raise ValueError("data.sources is empty: name at least one shard set")
-        if slots < 1:
-            raise ValueError(f"a step must hold at least one micro-batch, but batch.seconds / micro_seconds gives {slots}")
-        for name, (share, streams) in sources.items():
-            if not share > 0:
-                raise ValueError(f"the share of source {name} must be positive, but is {share}")
+        for _, streams in sources.values():
             if slots % len(streams):
                 raise ValueError(f"data.streams must divide the {slots} micro-batches of a step, but is {len(streams)}")
         self.slots = slots
@@ -124,15 +107,11 @@ class Schedule:
         return self._whole + np.diff((self._borders + phase[..., None]) // _UNIT, axis=-1)
 
     def step(self, step: int, rank: int = 0, world_size: int = 1) -> StepPlan:
-        """Micro-batches of `rank` of `world_size` at `step`: slots rank, rank + W, …, filled to equal numbers.
-
-        Raises:
-            ValueError: If there are more processes than slots.
-        """
+        """Micro-batches of `rank` of W processes at `step`: slots rank, rank + W, …, filled to equal numbers; a ValueError if W > M."""
         if world_size > self.slots:
             raise ValueError(
-                f"{world_size} processes but only {self.slots} micro-batches a step: use at most {self.slots} processes, "
-                "or lower batch.micro_seconds (which changes the micro-batches, so start a new run)"
+                f"{world_size} processes but only {self.slots} micro-batches per step: use at most {self.slots} processes, or start a new "
+                "run with a lower batch.micro_seconds"
             )
         self._seek(step)
         located: list[tuple[EpochPlan, int]] = [None] * self.slots  # type: ignore[list-item]
@@ -148,11 +127,9 @@ class Schedule:
         for plan_digest in dict.fromkeys(plan.digest for plan, _ in located):
             digest.update(plan_digest.to_bytes(8, "little"))
         specs = []
-        for first in range(0, self.slots, world_size):
-            mine = first + rank
+        for mine in range(rank, rank + self.slots, world_size):
             plan, index = located[mine if mine < self.slots else 0]
-            spec = plan.spec(index)
-            specs.append(spec if mine < self.slots else replace(spec, weight=0.0))
+            specs.append(plan.spec(index) if mine < self.slots else replace(plan.spec(index), weight=0.0))
         return StepPlan(step, specs, int.from_bytes(digest.digest(), "little"))
 
     def state(self, step: int) -> dict[str, Any]:
@@ -160,26 +137,23 @@ class Schedule:
 
         The same for every number of processes and however far the loader has read ahead.
         """
-        taken = self._given(self._origin, step)
-        streams: dict[str, list[dict[str, Any]]] = {}
-        for number, (name, members) in enumerate(self._streams.items()):
-            streams[name] = []
-            for which, stream in enumerate(members):
-                known = bisect.bisect_left(stream.epoch_starts, max(1, int(taken[number, which])))
-                streams[name].append({"first_epoch": stream.first_epoch, "starts": stream.epoch_starts[:known]})
-        return {"origin": self._origin, "streams": streams}
+
+        def begun(stream: SourceStream, taken: int) -> dict[str, Any]:
+            known = bisect.bisect_left(stream.epoch_starts, max(1, taken))
+            return {"first_epoch": stream.first_epoch, "starts": stream.epoch_starts[:known]}
+
+        given = zip(self._streams.items(), self._given(self._origin, step).tolist(), strict=True)
+        return {"origin": self._origin, "streams": {name: list(map(begun, members, taken)) for (name, members), taken in given}}
 
     def beginning(self) -> dict[str, Any]:
-        """Beginning of this plan: `origin`, its first step, and `first_epochs`, the data epoch of each stream of each source there."""
+        """Beginning of this plan: `origin`, its first step, and `first_epochs`, the data epoch of each stream there."""
         epochs = {name: [stream.first_epoch for stream in members] for name, members in self._streams.items()}
         return {"origin": self._origin, "first_epochs": epochs}
 
     def begin_as(self, beginning: dict[str, Any]) -> None:
         """Follows the plan with this `beginning`, from its first step on."""
-        streams = {
-            name: [{"first_epoch": epoch, "starts": [0]} for epoch in epochs]
-            for name, epochs in beginning["first_epochs"].items()
-        }
+        first_epochs = beginning["first_epochs"].items()
+        streams = {name: [{"first_epoch": epoch, "starts": [0]} for epoch in epochs] for name, epochs in first_epochs}
         self.restore({"origin": beginning["origin"], "streams": streams})
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -192,12 +166,11 @@ class Schedule:
 
     def begin_at(self, step: int, state: dict[str, Any]) -> None:
         """Begins another plan at `step`: each stream with the epoch after the last one begun in `state` of the old plan."""
-        self._origin = step
+        first_epochs = {}
         for name, members in self._streams.items():
-            begun = [kept["first_epoch"] + len(kept["starts"]) for kept in state["streams"].get(name, [])]
-            for stream in members:
-                stream.first_epoch, stream.epoch_starts = max(begun, default=0), [0]
-        self._reset()
+            begun = (kept["first_epoch"] + len(kept["starts"]) for kept in state["streams"].get(name, []))
+            first_epochs[name] = [max(begun, default=0)] * len(members)
+        self.begin_as({"origin": step, "first_epochs": first_epochs})
 
     def statistics(self) -> PlanStatistics:
         """Frames planned, padded and left out in the epochs of the first step."""

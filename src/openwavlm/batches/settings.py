@@ -1,7 +1,4 @@
-"""Settings of data and batches: sources, lengths, span masks, mixing, loader.
-
-Imports no torch, so a command line is checked in a fraction of a second.
-"""
+"""Settings of data and batches: sources, lengths, span masks, mixing, loader; without torch, so that a command starts quickly."""
 
 import math
 from dataclasses import dataclass, field
@@ -19,13 +16,13 @@ class Data:
     """Data of a run.
 
     Attributes:
-        sources: Name → {shards: folder, labels: folder or, for several heads, a list of folders of as many codebooks, weight: factor
-            on its hours (1), share: instead of hours × weight}.
+        sources: Name → {shards: folder, labels: folder, or a list of folders, one for each head's codebook, weight: factor on its
+            hours (1), share: instead of hours × weight}.
         validation: Name → {shards, labels}: separate sets for validation; then `validation_share` must be 0.
         noise: Shard set of noise clips, or None.
         validation_share: Expected share of the speakers that is held out.
         split_seed: Seed of that split and of the validation masks; separate from the run's seed.
-        validation_seconds: Most held-out audio that a validation pass reads.
+        validation_seconds: Most seconds of audio in a validation pass.
         streams: Shard streams for the slots of a step; more than 1 only for large remote shard sets.
         max_skip_rate: Share of rows that may be unreadable before the run stops.
 
@@ -49,30 +46,11 @@ class Data:
             )
         self._check_validation()
         for name, source in self.sources.items():
-            unknown = set(source) - set(_SOURCE_KEYS)
-            if unknown:
-                raise ValueError(
-                    f"data.sources.{name}.{min(unknown)} is not a known key; a source takes {', '.join(_SOURCE_KEYS)}"
-                )
-            for key in ("shards", "labels"):
-                if not source.get(key):
-                    raise ValueError(
-                        f"data.sources.{name}.{key} must name a folder, as in data.sources.{name}.{key}={key}/NAME (or remove the "
-                        f"source with ~data.sources.{name})"
-                    )
-            _check_label_folders(f"data.sources.{name}.labels", source["labels"])
-            for key in ("weight", "share"):
-                value = source.get(key)
-                if value is not None and (not isinstance(value, int | float) or not 0 < value < math.inf):
-                    raise ValueError(
-                        f"data.sources.{name}.{key} must be a positive number, but is {value!r}: remove the source with "
-                        f"~data.sources.{name} if it is not used"
-                    )
-        if len({source.get("share") is None for source in self.sources.values()}) > 1:
-            raise ValueError(
-                "data.sources must all have a share or none (a share takes the place of hours × weight), but only "
-                f"{', '.join(name for name, source in self.sources.items() if source.get('share') is not None)} has one: set it for all"
-            )
+            _check_source(f"data.sources.{name}", source)
+        shared = [name for name, source in self.sources.items() if source.get("share") is not None]
+        if shared and len(shared) < len(self.sources):
+            only = f"only {', '.join(shared)} has one: set it for all"
+            raise ValueError(f"data.sources must all have a share or none (a share replaces hours × weight), but {only}")
         if not (0 <= self.validation_share < 1 and self.streams >= 1 and 0 <= self.max_skip_rate < 1):
             raise ValueError(
                 "data.validation_share and data.max_skip_rate must lie in [0, 1) and data.streams be at least 1, but are "
@@ -80,8 +58,7 @@ class Data:
             )
         if not self.validation_seconds > 0:
             raise ValueError(
-                f"data.validation_seconds must be positive, but is {self.validation_seconds}: to validate nothing, use "
-                "callbacks.validate_every=0"
+                f"data.validation_seconds must be positive, but is {self.validation_seconds}: callbacks.validate_every=0 validates nothing"
             )
 
     def _check_validation(self) -> None:
@@ -93,8 +70,7 @@ class Data:
                 raise ValueError(f"data.validation.{name} has the name of a training source: choose another name")
         if self.validation and self.validation_share:
             raise ValueError(
-                f"data.validation names held-out sets, so data.validation_share must be 0, but is {self.validation_share:g}: set it to 0, "
-                "or drop data.validation"
+                f"data.validation names held-out sets, so data.validation_share must be 0, but is {self.validation_share:g}"
             )
 
     @property
@@ -108,11 +84,26 @@ def label_folders(labels: Any) -> list[Path]:
     return [Path(folder) for folder in (labels if isinstance(labels, list | tuple) else [labels])]
 
 
+def _check_source(place: str, source: dict[str, Any]) -> None:
+    unknown = set(source) - set(_SOURCE_KEYS)
+    if unknown:
+        raise ValueError(f"{place}.{min(unknown)} is not a known key; a source takes {', '.join(_SOURCE_KEYS)}")
+    for key in ("shards", "labels"):
+        if not source.get(key):
+            raise ValueError(
+                f"{place}.{key} must name a folder, as in {place}.{key}={key}/NAME (or remove the source with ~{place})"
+            )
+    _check_label_folders(f"{place}.labels", source["labels"])
+    for key in ("weight", "share"):
+        value = source.get(key)
+        if value is not None and (not isinstance(value, int | float) or not 0 < value < math.inf):
+            raise ValueError(f"{place}.{key} must be a positive number, but is {value!r}: ~{place} removes the source")
+
+
 def _check_label_folders(key: str, labels: Any) -> None:
     folders = labels if isinstance(labels, list | tuple) else [labels]
-    if not all(isinstance(folder, str | Path) and str(folder) for folder in folders) or len(set(map(str, folders))) < len(
-        folders
-    ):
+    named = {str(folder) for folder in folders if isinstance(folder, str | Path) and str(folder)}
+    if len(named) < len(folders):
         raise ValueError(f"{key} must be a folder or a list of different folders, one for each codebook, but is {labels!r}")
 
 
@@ -129,7 +120,7 @@ class Batching:
         policy: `split` cuts long utterances into nearly equal pieces; `fairseq_crop` crops every row of a micro-batch to its shortest
             (HuBERT's and WavLM's rule); `pad` crops only to `max_seconds` and pads.
         shards_per_block: Shards of one block, the range of sorting and shuffling.
-        group: Neighbouring (equally long) micro-batches that stay together, so that the ranks of a step get equal lengths.
+        group: Micro-batches of about equal length that stay together, so that the ranks of a step get equal lengths.
 
     Raises:
         ValueError: If a length is not positive, the order min ≤ max ≤ micro is broken, or the policy is unknown.
@@ -155,7 +146,7 @@ class Batching:
                 f"{self.seconds / self.micro_seconds:.3f}: {max(1, self.slots) * self.micro_seconds:g} is the nearest"
             )
         if self.max_seconds > 1200:
-            raise ValueError(f"max_seconds must be at most 1200, but is {self.max_seconds}: rows that long do not fit any memory")
+            raise ValueError(f"max_seconds must be at most 1200, but is {self.max_seconds}")
         if self.policy not in ("split", "fairseq_crop", "pad"):
             raise ValueError(f"batch.policy must be split, fairseq_crop or pad, but is {self.policy!r}")
         if self.shards_per_block < 1 or self.group < 1:
@@ -186,7 +177,7 @@ class Batching:
 class SpanMasking:
     """Settings of the static span mask.
 
-    Args:
+    Attributes:
         prob: Summed length of the spans over the row's frames, 0 … `length`. Spans overlap, so the masked share is smaller:
             about `1 − exp(−prob)`, .57 at .80 (fairseq: mask_prob).
         length: Frames of a span, ≥ 1 (fairseq: mask_length).
@@ -210,7 +201,7 @@ class SpanMasking:
             raise ValueError(f"masking.min_masks must be at least 0, but is {self.min_masks}: 2 is usual")
         if not (math.isfinite(self.prob) and 0 <= self.prob <= self.length):
             raise ValueError(
-                "masking.prob (summed length of the spans over the frames) must lie in 0 … masking.length, one span a frame at most, "
+                "masking.prob (summed length of the spans over the frames) must lie in 0 … masking.length, "
                 f"but is {self.prob} with length {self.length}: 0.8 is usual"
             )
 
@@ -219,7 +210,7 @@ class SpanMasking:
 class Mixing:
     """Settings of utterance mixing.
 
-    Args:
+    Attributes:
         prob: Probability that a row is mixed (UniSpeech: mixing_prob).
         noise_prob: Probability that a mixed row takes noise instead of speech (UniSpeech: mixing_noise_prob).
         speech_db: Lowest and highest energy ratio, primary over scaled secondary, of a mixture with speech.
@@ -246,14 +237,11 @@ class Mixing:
         for name in ("speech_db", "noise_db"):
             limits = tuple(float(limit) for limit in getattr(self, name))
             if len(limits) != 2 or not -math.inf < limits[0] <= limits[1] < math.inf:
-                raise ValueError(
-                    f"mixing.{name} must be two finite limits in dB, the lower one first, but is {list(limits)}: [-5, 5] is an example"
-                )
+                raise ValueError(f"mixing.{name} must be two finite limits in dB, the lower one first, but is {list(limits)}")
             object.__setattr__(self, name, limits)
         if not 0 < self.max_share <= 1:
             raise ValueError(
-                f"mixing.max_share (longest overlap as a share of the primary) must lie in (0, 1], but is {self.max_share}: "
-                "0.5 is usual, and mixing.prob=0 switches mixing off"
+                f"mixing.max_share must lie in (0, 1], but is {self.max_share}: 0.5 is usual, and mixing.prob=0 switches mixing off"
             )
         if self.mode not in ("paper", "unispeech"):
             raise ValueError(f"mixing.mode must be paper or unispeech, but is {self.mode!r}")
@@ -280,7 +268,8 @@ class Loading:
     label_check_mib: int = 512
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or self.prefetch < 1:
-            raise ValueError(f"loader.workers must be ≥ 0 and loader.prefetch ≥ 1, but are {self.workers}, {self.prefetch}")
-        if self.label_check_mib < 0:
-            raise ValueError(f"loader.label_check_mib must be ≥ 0, but is {self.label_check_mib}: 0 checks a sample at the start")
+        if self.workers < 0 or self.prefetch < 1 or self.label_check_mib < 0:
+            raise ValueError(
+                "loader.workers must be ≥ 0 and loader.prefetch ≥ 1 and loader.label_check_mib ≥ 0, but are "
+                f"{self.workers}, {self.prefetch}, {self.label_check_mib}"
+            )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -28,9 +29,9 @@ class OpenData:
         labels_at_once_bytes: Bytes of each labelling that are compared with their checksums at once (`LabelStore.open`).
 
     Raises:
-        ValueError: If a folder is missing, damaged, of a newer format, or labels and shards do not belong together; if the codebooks
-            differ, use one cluster only or were fitted on held-out speakers; if a validation set has audio of a source; if nothing of
-            a source is left to train on.
+        ValueError: If a folder is missing, damaged or of a newer format, labels and shards do not belong together, the codebooks
+            differ, use one cluster only or were fitted on held-out speakers, a validation set has audio of a source, or nothing of a
+            source is left to train on.
     """
 
     def __init__(self, data: Data, batching: Batching, seed: int, *, labels_at_once_bytes: int = AT_ONCE_BYTES) -> None:
@@ -59,9 +60,8 @@ class OpenData:
             long_enough = num_frames(np.asarray(self.indexes[name].num_samples, dtype=np.int64)) >= batching.min_frames
             if not (long_enough & ~self._held_out[name]).any():
                 raise ValueError(
-                    f"source {name} has no usable audio: every utterance is shorter than "
-                    f"batch.min_seconds={batching.min_seconds:g} or held out (data.validation_share="
-                    f"{data.validation_share:g}); lower one of them or give more audio"
+                    f"source {name} has no usable audio: every utterance is shorter than batch.min_seconds={batching.min_seconds:g} or "
+                    f"held out (data.validation_share={data.validation_share:g}); lower one of them or give more audio"
                 )
         self._background = ThreadPoolExecutor(1, thread_name_prefix="plan")
 
@@ -78,7 +78,7 @@ class OpenData:
                 where = f" (label set {number + 1})" if number or len(self.classes) > 1 else ""
                 raise ValueError(
                     f"the labels of the sources {', '.join(sorted(codebooks.values()))} come from different codebooks{where}, so equal "
-                    "numbers mean different sounds: assign all of them with one codebook"
+                    "numbers mean different sounds: assign all with one codebook"
                 )
 
     def _check_codebook_was_fitted_on_no_held_out_speaker(self, name: str, store: LabelStore) -> None:
@@ -93,15 +93,14 @@ class OpenData:
             if fitted_on:
                 raise ValueError(
                     f"no codebook may be fitted on speakers that a run is validated on, but that of validation set {name} was fitted on "
-                    f"{fitted_on} of its {len(index)} rows: fit the codebook again without {index.path}"
+                    f"{fitted_on} of its {len(index)} rows: fit it again without {index.path}"
                 )
         same_split = fitted["split_seed"] == self.data.split_seed
         if not (same_split and self.data.validation_share <= fitted["validation_share"]):
             raise ValueError(
                 f"the codebook of source {name} was fitted with validation_share={fitted['validation_share']} and split_seed="
-                f"{fitted['split_seed']}, so it may have seen speakers that this run holds out (validation_share="
-                f"{self.data.validation_share}, split_seed={self.data.split_seed}): set data.validation_share and data.split_seed to the "
-                "codebook's, or fit the codebook again with the run's"
+                f"{fitted['split_seed']}, perhaps on speakers that this run holds out ({self.data.validation_share}, "
+                f"{self.data.split_seed}): set data.validation_share and data.split_seed to the codebook's, or fit it again with the run's"
             )
 
     def _check_validation_is_not_trained_on(self) -> None:
@@ -112,14 +111,8 @@ class OpenData:
                 if shared:
                     raise ValueError(
                         f"a validation set must not be trained on, but {shared} of the {len(index)} rows of data.validation.{name} "
-                        f"({index.path}) have audio of data.sources.{source} ({self.indexes[source].path}): take them out of one of the "
-                        "two, or name other shards"
+                        f"({index.path}) have audio of data.sources.{source} ({self.indexes[source].path}): remove them from one"
                     )
-
-    @property
-    def stores(self) -> dict[str, LabelStore]:
-        """First label set of each source, for figures of one label set only."""
-        return {name: stores[0] for name, stores in self.label_sets.items()}
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -132,51 +125,44 @@ class OpenData:
         return self.classes[0]
 
     def source_names(self) -> set[str]:
-        """Names that the training recordings were prepared under (`source=` of make_shards), the empty name included."""
+        """Names under which the training recordings were prepared (`source=` of make_shards), the empty name included."""
         return {name for training in self.data.sources for name in self.indexes[training].sources}
 
     def fingerprints(self) -> dict[str, str]:
         """Identity of the run's data: shards, their names (`metadata`, on which the split depends), labels, codebook, noise."""
-        found = {f"shards.{name}": index.fingerprint for name, index in self.indexes.items()}
-        found |= {f"metadata.{name}": index.metadata for name, index in self.indexes.items()}
-        for number, which in self._label_sets():
-            found |= {f"labels.{name}{which}": stores[number].fingerprint for name, stores in self.label_sets.items()}
-            found[f"codebook{which}"] = next(iter(self.label_sets.values()))[number].codebook_hash
-        if self.noise_index is not None:
-            found["noise"] = self.noise_index.fingerprint
-        return found
+        return {key: fingerprint for key, fingerprint, _ in self._identities()}
 
     def places(self) -> dict[str, str]:
-        """Folder of each of `fingerprints` except codebooks."""
-        found = {f"{kind}.{name}": str(index.path) for kind in ("shards", "metadata") for name, index in self.indexes.items()}
-        for number, which in self._label_sets():
-            found |= {f"labels.{name}{which}": str(stores[number].path) for name, stores in self.label_sets.items()}
-        return found
+        """Folder of each of `fingerprints` except codebooks and noise."""
+        return {key: str(path) for key, _, path in self._identities() if path is not None}
 
-    def _label_sets(self) -> list[tuple[int, str]]:
-        """Number of each label set and the ending of its keys."""
-        return [(number, f".{number + 1}" if number else "") for number in range(len(self.classes))]
+    def _identities(self) -> Iterator[tuple[str, str, Path | None]]:
+        """Key, fingerprint and folder of each part of the data."""
+        yield from ((f"shards.{name}", index.fingerprint, index.path) for name, index in self.indexes.items())
+        yield from ((f"metadata.{name}", index.metadata, index.path) for name, index in self.indexes.items())
+        for number in range(len(self.classes)):
+            which = f".{number + 1}" if number else ""
+            for name, stores in self.label_sets.items():
+                yield f"labels.{name}{which}", stores[number].fingerprint, stores[number].path
+            yield f"codebook{which}", next(iter(self.label_sets.values()))[number].codebook_hash, None
+        if self.noise_index is not None:
+            yield "noise", self.noise_index.fingerprint, None
 
     def _plan(self, name: str, usable: np.ndarray, seed: int, stream: int, streams: int, epoch: int) -> EpochPlan:
         index, place = self.indexes[name], {"epoch": epoch, "stream": stream, "streams": streams}
         return EpochPlan(index.num_samples, index.first_row, usable, self.batching, seed=seed, source=name, **place)
 
     def schedule(self) -> Schedule:
-        """Training schedule over all sources.
-
-        Raises:
-            ValueError: If a source has fewer shards than streams.
-        """
+        """Training schedule over all sources; a ValueError if one has fewer shards than streams."""
         sources: dict[str, tuple[float, list[SourceStream]]] = {}
         streams = self.data.streams
         for name, source in self.data.sources.items():
             index, usable = self.indexes[name], ~self._held_out[name]
             if len(index.shards) < streams:
                 raise ValueError(
-                    f"source {name} has {len(index.shards)} shards, fewer than data.streams={streams}: lower data.streams"
+                    f"source {name} has {len(index.shards)} shards, fewer than data.streams={streams}: lower the latter"
                 )
-            hours = _hours(index, usable)
-            share = source.get("share") or hours * (source.get("weight") or 1.0)
+            share = source.get("share") or _hours(index, usable) * (source.get("weight") or 1.0)
             plans = [partial(self._plan, name, usable, self.seed, which, streams) for which in range(streams)]
             sources[name] = share, [SourceStream(plan, f"source {name}", self._background) for plan in plans]
         return Schedule(sources, self.batching.slots)
@@ -184,10 +170,7 @@ class OpenData:
     def validation_specs(self) -> list[MicroBatchSpec]:
         """Micro-batches of the held-out speakers, at most `validation_seconds` of audio, shared out over the sources by their hours."""
         specs: list[MicroBatchSpec] = []
-        frames = {
-            name: float(np.sum(self.indexes[name].num_samples, where=held_out, dtype=np.float64)) / HOP_SAMPLES
-            for name, held_out in self._held_out.items()
-        }
+        frames = {name: _samples(self.indexes[name], held_out) / HOP_SAMPLES for name, held_out in self._held_out.items()}
         share = min(1.0, self.data.validation_seconds * FRAME_RATE_HZ / max(1.0, sum(frames.values())))
         for name, held_out in self._held_out.items():
             if not held_out.any():
@@ -204,17 +187,14 @@ class OpenData:
         return specs
 
     def plan_key(self) -> str:
-        """Hash of everything that the plan depends on except the names in the shards (`metadata` of `fingerprints`).
-
-        Two launches with the same key and names train on the same micro-batches.
-        """
+        """Hash of all that the plan depends on, except the names in the shards (`metadata` of `fingerprints`)."""
         sources = {name: [source.get("weight"), source.get("share")] for name, source in self.data.sources.items()}
         shards = {name: index.fingerprint for name, index in self.indexes.items()}
         settings = [self.data.streams, self.data.validation_share, self.data.split_seed, self.seed, asdict(self.batching)]
         return hashlib.sha256(json.dumps([sources, shards, settings]).encode()).hexdigest()[:32]
 
     def close(self) -> None:
-        """Stops planning in the background."""
+        """Stops planning ahead."""
         self._background.shutdown(wait=False, cancel_futures=True)
 
     def training_rows(self) -> list[tuple[Index, np.ndarray]]:
@@ -231,20 +211,15 @@ class OpenData:
         return counts
 
     def summary(self) -> dict[str, float | int]:
-        """Hours and speakers of both parts, for the start of a run."""
-        hours = {False: 0.0, True: 0.0}
-        speakers: dict[bool, set[int]] = {False: set(), True: set()}
-        for name, index in self.indexes.items():
-            for held in (False, True):
-                part = self._held_out[name] == held
-                hours[held] += _hours(index, part)
-                speakers[held] |= {hash((name, s)) for s in np.unique(index.speaker[part]).tolist() if s}
+        """Hours and speakers of training and validation, for the start of a run."""
+        training = [(index, ~self._held_out[name]) for name, index in self.indexes.items()]
+        validation = [(index, self._held_out[name]) for name, index in self.indexes.items()]
         return {
-            "training_hours": round(hours[False], 3),
-            "validation_hours": round(hours[True], 3),
-            "training_speakers": len(speakers[False]),
-            "validation_rows": sum(int(held_out.sum()) for held_out in self._held_out.values()),
-            "validation_speakers": len(speakers[True]),
+            "training_hours": round(sum(_hours(*part) for part in training), 3),
+            "validation_hours": round(sum(_hours(*part) for part in validation), 3),
+            "training_speakers": sum(map(_speakers, training)),
+            "validation_rows": sum(int(held_out.sum()) for _, held_out in validation),
+            "validation_speakers": sum(map(_speakers, validation)),
         }
 
 
@@ -255,14 +230,23 @@ def _open(shards: str) -> Index:
 
 
 def _check_used(store: LabelStore) -> None:
-    """Refuses constant labels: they are predicted at once, with a loss of 0, as from an empty dictionary (fairseq #4521)."""
+    """Refuses labels of one cluster: a model learns nothing from them, and its loss is 0 at once (fairseq #4521)."""
     used = int((store.label_counts > 0).sum())
     if used < 2:
         raise ValueError(
-            f"labels must use at least two clusters, but {store.path} uses {used} of its {store.num_classes} clusters, so nothing would be "
-            "learned: check how they were made, and make them again"
+            f"labels must use at least two clusters, but {store.path} uses {used} of its {store.num_classes} clusters: make them again"
         )
 
 
+def _samples(index: Index, rows: np.ndarray) -> float:
+    return float(np.sum(index.num_samples, where=rows, dtype=np.float64))
+
+
 def _hours(index: Index, rows: np.ndarray) -> float:
-    return float(np.sum(index.num_samples, where=rows, dtype=np.float64)) / SAMPLE_RATE_HZ / 3600
+    return _samples(index, rows) / SAMPLE_RATE_HZ / 3600
+
+
+def _speakers(part: tuple[Index, np.ndarray]) -> int:
+    """Number of named speakers in the chosen rows."""
+    index, rows = part
+    return int(np.count_nonzero(np.unique(index.speaker[rows])))

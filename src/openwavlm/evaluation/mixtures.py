@@ -10,7 +10,7 @@ from torch import Tensor
 
 from openwavlm.audio.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, num_frames
 from openwavlm.batches.batch import MixRecord
-from openwavlm.batches.mixing import apply_mixing, draw_mixing
+from openwavlm.batches.mixing import draw_mixing, mix
 from openwavlm.batches.settings import Mixing
 from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
 from openwavlm.evaluation.conditions import to_int16
@@ -104,7 +104,7 @@ def mix_set(probe_set: ProbeSet, *, seed: int, energy_ratio_db: float = 0.0, max
             batch[row, : len(waveform)] = torch.from_numpy(waveform.astype(np.float32))
         record = _first_only(draw_mixing(mixing, num_samples, np.ones(2, dtype=bool), seed, source=0, epoch=0, micro=number))
         valid = torch.from_numpy(num_samples)
-        mixed = apply_mixing(batch, valid, record)[0, : len(pair[0])].numpy()
+        mixed = mix(batch, valid, record)[0, : len(pair[0])].numpy()
         utterances.append(replace(utterance, audio=to_int16(mixed)))
         overlapped.append(audible_overlap(batch, valid, record)[0, : utterance.frames].numpy())
     return Mixtures(ProbeSet(tuple(utterances), probe_set.inventory), tuple(overlapped))

@@ -58,19 +58,14 @@ class RelativePositionBias(nn.Module):
 
 
 def toeplitz(table: Tensor) -> Tensor:
-    """Spreads a table (heads, 2 · frames − 1) to (heads, query, key).
-
-    Sliding windows of the table are the rows in reverse order; their backward sums in a fixed order, where a gather's adds
-    atomically.
-    """
+    """Spreads a table (heads, 2 · frames − 1) to (heads, query, key)."""
     frames = (table.shape[-1] + 1) // 2
+    # Sliding windows are the rows in reverse order; their backward sums in a fixed order, where a gather's adds atomically.
     return table.unfold(-1, frames, 1).flip(1)
 
 
 def choose_backend(backend: str) -> str:
-    """Resolves `auto` to a backend for every recipe: `flex` cannot drop attention weights and has not been run on a GPU yet, so it is
-    chosen by name only.
-    """
+    """Resolves `auto` to `sdpa`; `flex` cannot drop attention weights and has not been run on a GPU yet."""
     return "sdpa" if backend == "auto" else backend
 
 
@@ -132,11 +127,7 @@ def flex_gated_attention(
 
 
 class GatedAttention(nn.Module):
-    """Multi-head self-attention with a relative bias gated by the layer's input.
-
-    Args:
-        heads: Attention heads; each reads `dim / heads` channels of the input for its gate.
-    """
+    """Multi-head self-attention; the relative bias of each head is gated by its `dim / heads` channels of the input."""
 
     def __init__(self, dim: int, heads: int, *, dropout: float):
         super().__init__()
@@ -159,15 +150,11 @@ class GatedAttention(nn.Module):
         return (update * (reset * self.gate_scale.view(-1) - 1) + 2).transpose(1, 2)
 
     def forward(self, x: Tensor, relative_bias: Tensor, key_padding: Tensor | None, *, backend: str) -> Tensor:
-        """Attends.
+        """Maps (batch, frames, dim) to (batch, frames, dim).
 
         Args:
-            x: (batch, frames, dim).
             relative_bias: The table (heads, 2 · frames − 1) for `flex`, its Toeplitz form (heads, frames, frames) otherwise.
             key_padding: bool (batch, frames), True = not attended to; never True over a whole row.
-
-        Returns:
-            (batch, frames, dim).
         """
         query, key, value = (
             project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.query, self.key, self.value)

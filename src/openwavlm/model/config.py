@@ -19,7 +19,7 @@ class WavLMConfig:
         conv_dims: Channels of the extractor's layers (conv_feature_layers, first of each triple).
         conv_kernels: Kernels of the same (second of each triple); with the strides they must give a receptive field of 400 samples.
         conv_strides: Strides of the same (third of each triple), with product 320.
-        conv_bias: Whether the extractor's convolutions have a bias (conv_bias).
+        conv_bias: Convolutions with a bias (conv_bias).
         extractor_norm: `group`, GroupNorm on the first layer, or `layer`, LayerNorm on every layer (extractor_mode: default, layer_norm).
         dim: Width of the encoder (encoder_embed_dim).
         ffn_dim: Inner width of a layer's feed-forward part (encoder_ffn_embed_dim).
@@ -38,16 +38,16 @@ class WavLMConfig:
         layer_drop_mode: `where` computes a dropped layer and discards it, so that all processes do the same work; `skip` does
             not compute it, for training on one process only.
         feature_grad_mult: Factor of the extractor's gradient; 0 freezes it (feature_grad_mult).
-        normalise_waveform: Whether the model expects waveforms with mean 0 and variance 1 (normalize).
+        normalise_waveform: The model expects waveforms with mean 0 and variance 1 (normalize).
         attention_backend: `auto`, `eager`, `sdpa` or `flex`; changes speed and memory, never the recipe.
         recompute: Activations that the backward pass computes again instead of keeping: `none`, `extractor` (the convolutions; their
             first layers take most of the memory) or `all` (also each encoder layer); same losses and gradients.
-        compile_layers: Whether training compiles the encoder layers (torch.compile): faster after minutes of compiling; the same
-            gradients to rounding, and other draws of dropout.
+        compile_layers: Compile the encoder layers in training (torch.compile): faster after minutes of compiling; the same gradients
+            to rounding, and other draws of dropout.
 
     Raises:
-        ValueError: If the extractor does not lie on the 320-sample grid; if a number is out of its range; if the width does not
-            divide; if a name is unknown; if `flex` is asked to drop attention weights.
+        ValueError: If the extractor does not lie on the 320-sample grid, a number is out of its range, the width does not divide, a
+            name is unknown, or `flex` would have to drop attention weights.
     """
 
     front_end: Literal["conv", "logmel"] = "conv"
@@ -82,14 +82,13 @@ class WavLMConfig:
             object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
         self._check_extractor()
         self._check_ranges()
-        self._check_choices()
 
     def _check_extractor(self) -> None:
         lengths = (len(self.conv_dims), len(self.conv_kernels), len(self.conv_strides))
         if len(set(lengths)) != 1:
             raise ValueError(
                 "conv_dims, conv_kernels and conv_strides must have one entry for each convolution, but have "
-                f"{lengths[0]}, {lengths[1]} and {lengths[2]}; make them equally long"
+                f"{lengths[0]}, {lengths[1]} and {lengths[2]}"
             )
         for name in ("conv_dims", "conv_kernels", "conv_strides"):
             if any(value < 1 for value in getattr(self, name)):
@@ -100,18 +99,18 @@ class WavLMConfig:
             hop *= stride
         if (hop, receptive_field) != (HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES):
             raise ValueError(
-                f"the extractor must have a hop of {HOP_SAMPLES} samples and a receptive field of {RECEPTIVE_FIELD_SAMPLES} (labels "
-                f"and masks live on that grid), but its kernels {self.conv_kernels} and strides {self.conv_strides} give {hop} and "
+                f"the extractor must have a hop of {HOP_SAMPLES} samples and a receptive field of {RECEPTIVE_FIELD_SAMPLES} (the "
+                f"grid of labels and masks), but its kernels {self.conv_kernels} and strides {self.conv_strides} give {hop} and "
                 f"{receptive_field}; use kernels 10-3-3-3-3-2-2 with strides 5-2-2-2-2-2-2"
             )
 
     def _check_ranges(self) -> None:
         for name in ("dim", "ffn_dim", "heads", "layers", "positional_kernel", "positional_groups"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}; give a positive number")
+                raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}")
         for name, parts in (("heads", self.heads), ("positional_groups", self.positional_groups)):
             if self.dim % parts:
-                raise ValueError(f"dim must be a multiple of {name}, but is {self.dim} with {parts}; change one of the two")
+                raise ValueError(f"dim must be a multiple of {name}, but is {self.dim} with {parts}")
         if self.num_buckets < 4 or self.num_buckets % 4:
             raise ValueError(f"num_buckets must be a positive multiple of 4, but is {self.num_buckets}; published models use 320")
         if self.max_distance <= self.num_buckets // 4:
@@ -127,11 +126,7 @@ class WavLMConfig:
                 f"feature_grad_mult must be finite and not negative, but is {self.feature_grad_mult}; 0 freezes the extractor"
             )
 
-    def _check_choices(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            choices = get_args(hint)
-            if get_origin(hint) is Literal and getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {getattr(self, name)!r}")
+        _check_choices(self)
         if self.attention_backend == "flex" and self.attention_dropout > 0:
             raise ValueError(
                 f"attention_backend=flex cannot drop attention weights, but attention_dropout is {self.attention_dropout}; "
@@ -144,13 +139,31 @@ class Head:
     """Prediction head.
 
     Attributes:
-        final_dim: Width of projection and label embeddings (fairseq: final_dim).
-        logit_temperature: Divides the cosine (fairseq: logit_temp).
-        special_rows: Never-positive embeddings; 4 as in fairseq's checkpoints.
+        final_dim: Width of projection and label embeddings: 256 (Base, Base+), 768 (Large) (fairseq: final_dim).
+        logit_temperature: Divides the cosine, > 0 (fairseq: logit_temp).
+        special_rows: Embeddings before those of the labels that are never correct; 4 as in fairseq's checkpoints.
         label_init: `uniform` U(0, 1) as the references, or `normal` N(0, 1).
+
+    Raises:
+        ValueError: If a value is out of its range.
     """
 
     final_dim: int = 256
     logit_temperature: float = 0.1
     special_rows: int = 0
     label_init: Literal["uniform", "normal"] = "uniform"
+
+    def __post_init__(self) -> None:
+        for name, least in (("final_dim", 1), ("special_rows", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, but is {getattr(self, name)}")
+        if not self.logit_temperature > 0:
+            raise ValueError(f"logit_temperature must be positive, but is {self.logit_temperature}; published models use 0.1")
+        _check_choices(self)
+
+
+def _check_choices(settings: WavLMConfig | Head) -> None:
+    for name, hint in get_type_hints(type(settings)).items():
+        choices = get_args(hint)
+        if get_origin(hint) is Literal and getattr(settings, name) not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {getattr(settings, name)!r}")

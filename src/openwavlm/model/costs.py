@@ -1,7 +1,7 @@
-"""What a model costs: parameters, operations and kept activations of a micro-batch, counted by torch on tensors without data.
+"""Costs of a model: parameters, operations and kept activations of a micro-batch, counted by torch on tensors without data.
 
-A multiply-add is two operations. Counted are matrix products and convolutions. Not counted: normalisations, GELU, softmax, dropout,
-mixing, the optimiser, and the scores that fused attention kernels compute again in their backward.
+Counts matrix products and convolutions, a multiply-add as two operations; not normalisations, GELU, softmax, dropout, mixing, the
+optimiser, or the scores that fused attention kernels compute again in their backward.
 """
 
 import contextlib
@@ -34,17 +34,11 @@ _PART_NAMES = {"feature_norm": "features", "encoder.layers": "layers", "": "enco
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatchShape:
-    """The sizes of a micro-batch.
+    """Sizes of a micro-batch."""
 
-    Attributes:
-        rows: Waveforms.
-        samples: Of each row, padding included.
-        predicted_frames: Frames whose labels are predicted with a gradient: the masked ones of all rows.
-    """
-
-    rows: int
-    samples: int
-    predicted_frames: int
+    rows: int  # waveforms
+    samples: int  # of each row, padding included
+    predicted_frames: int  # frames whose labels are predicted with a gradient: the masked ones of all rows
 
     @property
     def frames(self) -> int:
@@ -54,22 +48,13 @@ class MicroBatchShape:
 
 @dataclass(frozen=True)
 class Costs:
-    """Operations and kept bytes of a micro-batch by part of the model.
-
-    Attributes:
-        forward: Operations.
-        backward: Operations of both gradients.
-        recomputed: Operations of the forward that the backward repeats to save memory.
-        kept: Bytes that autograd keeps from the forward if nothing is recomputed, without parameters, their 16-bit copies and the
-            waveforms.
-        largest: Bytes of the largest of these tensors.
-    """
+    """Operations and kept bytes of a micro-batch by part of the model."""
 
     forward: dict[str, int]
-    backward: dict[str, int]
-    recomputed: int
-    kept: dict[str, int]
-    largest: dict[str, int]
+    backward: dict[str, int]  # operations of both gradients
+    recomputed: int  # operations of the forward that the backward repeats to save memory
+    kept: dict[str, int]  # bytes that autograd keeps without recomputing, except parameters, their 16-bit copies, waveforms
+    largest: dict[str, int]  # bytes of the largest of these tensors
 
     @property
     def operations(self) -> int:
@@ -78,13 +63,13 @@ class Costs:
 
 
 def build_without_data(config: WavLMConfig, head: Head, classes: tuple[int, ...]) -> WavLMForPretraining:
-    """The model on the meta device, where parameters have shapes only."""
+    """Makes the model on the meta device, where parameters have shapes only."""
     with torch.device("meta"):
-        return WavLMForPretraining(WavLM(config), num_classes=classes, final_dim=head.final_dim, special_rows=head.special_rows)
+        return WavLMForPretraining(WavLM(config), head, classes)
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Parameters by part of the model."""
+    """Counts parameters by part of the model."""
     counts = Counter[str]()
     for name, parameter in model.named_parameters():
         counts[_part_of(name)] += parameter.numel()
@@ -107,19 +92,16 @@ def count_costs(
     precision: str,
     device: Literal["cuda", "cpu"] = "cuda",
 ) -> Costs:
-    """Operations and kept bytes of one micro-batch, by one forward pass of tensors without data, which takes a fraction of a second.
+    """Counts operations and kept bytes of one real step's micro-batch, by one forward pass of tensors without data.
 
-    Both equal those of a real step. Two layers are run: the third and all further ones equal the second. The backward is not run: it
-    takes twice the forward's operations, except in the extractor. With `layer_drop_mode: skip` the layers count with their probability
-    to run.
+    Runs two layers: all further ones equal the second. Does not run the backward: it takes twice the forward's operations, except in
+    the extractor. With `layer_drop_mode: skip` the layers count with their probability to run.
 
     Args:
         config: The encoder; its `recompute` changes `recomputed` only.
-        head: The head.
         classes: Classes of each label set.
-        batch: The micro-batch.
         precision: `32-true`, `bf16-mixed` or `16-mixed`.
-        device: Device of the step; dropout and attention keep other tensors on a GPU than on a CPU. No GPU is needed to count.
+        device: Device of the step; dropout and attention keep other tensors on a GPU than on a CPU. Counting needs no GPU.
     """
     counter = FlopCounterMode(display=False)
     storages: dict[int, tuple[str, torch.UntypedStorage]] = {}  # held, so that no address is used twice
@@ -159,7 +141,7 @@ def count_costs(
 
 
 def _is_copy_of_parameter(tensor: Tensor) -> bool:
-    """Whether autocast cast a parameter to this tensor, or to the one that it is a view of."""
+    """True if autocast cast a parameter to this tensor, or to the one that it is a view of."""
     made_by = (tensor if tensor._base is None else tensor._base).grad_fn
     return made_by is not None and made_by.name() == "ToCopyBackward0" and hasattr(made_by.next_functions[0][0], "variable")
 
@@ -176,7 +158,7 @@ class _FusedAttention(torch.autograd.Function):
 
 
 class _AsOnGpu(TorchFunctionMode):
-    """Keeps what a GPU's kernels keep: of attention no scores, of dropout a mask of one byte an element."""
+    """Keeps the tensors of a GPU's kernels: no scores of attention, a mask of one byte per element of dropout."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
@@ -198,21 +180,14 @@ def _fused_kernels(device: str) -> Iterator[None]:
 
 
 def _operations(config: WavLMConfig, counts: dict[str, dict[Any, int]]) -> tuple[dict[str, int], dict[str, int], int]:
-    """Operations of the forward and of the backward by part, and those of the forward that the backward repeats.
-
-    Args:
-        config: The encoder.
-        counts: Module → operator → operations of one forward, of which the first layer counts for all.
-    """
+    """`forward`, `backward` and `recomputed` of `Costs`, from the operations of one forward: module → operator → count."""
 
     def of(module: str, operator: str = "") -> int:
         modules = [found for name, found in counts.items() if re.fullmatch(rf"WavLMForPretraining{module}", name)]
         return sum(count for found in modules for name, count in found.items() if operator in str(name))
 
-    layer, run = (
-        r"\.wavlm\.encoder\.layers\.0",
-        config.layers * (1 - config.layer_drop if config.layer_drop_mode == "skip" else 1),
-    )
+    layer = r"\.wavlm\.encoder\.layers\.0"  # counts for all
+    run = config.layers * (1 - config.layer_drop if config.layer_drop_mode == "skip" else 1)
     scores = of(rf"{layer}\.attention", "bmm")  # query · key and weights · value; the others are linear maps
     forward = {
         "extractor": of(r"\.wavlm\.extractor"),

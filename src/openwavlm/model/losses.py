@@ -26,14 +26,14 @@ def cosine_logits(projected: Tensor, label_embeddings: Tensor, temperature: floa
 
 
 def masked_prediction(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and correct predictions of a set of frames; zeros, connected to the graph, without frames.
+    """Cross-entropy and correct predictions of a set of frames; without frames both are 0, and gradients are zero, not missing.
 
     Args:
         logits: (frames, classes).
         labels: Integers (frames,), each 0 … classes − 1.
 
     Returns:
-        Sum of the frames' cross-entropies in nats, float32 (), and number of frames with the largest logit at their label, int64 ().
+        Sum of cross-entropies in nats, float32 (), and number of frames with the largest logit at their label, int64 ().
     """
     targets = labels.long()
     cross_entropy_sum = F.cross_entropy(logits.float(), targets, reduction="sum")
@@ -41,12 +41,5 @@ def masked_prediction(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def feature_penalty(features: Tensor) -> Tensor:
-    """Mean square of the convolutional features, padding included as in fairseq.
-
-    Args:
-        features: (batch, channels, frames), after the gradient multiplier.
-
-    Returns:
-        float32 ().
-    """
+    """Mean square of the convolutional features (after the gradient multiplier, padding included, as in fairseq); float32 ()."""
     return features.float().square().sum() / max(features.numel(), 1)

@@ -13,7 +13,7 @@ class Float32LayerNorm(nn.LayerNorm):
 
 
 class Float32GroupNorm(nn.GroupNorm):
-    """GroupNorm with statistics and affine map in float32; with one group a channel, an instance norm over time."""
+    """GroupNorm with statistics and affine map in float32; with one group per channel, an instance norm over time."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises `x` (batch, channels, frames)."""

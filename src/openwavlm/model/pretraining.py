@@ -6,50 +6,34 @@ and the four embeddings of fairseq's special symbols, which are never correct, e
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openwavlm.model.config import Head
 from openwavlm.model.losses import cosine_logits, feature_penalty, masked_prediction
 from openwavlm.model.wavlm import WavLM
 
 
 class SetFigures(NamedTuple):
-    """Sums of one micro-batch over one label set, tensors of one element on the model's device.
+    """Sums of one micro-batch over one label set, tensors of one element on the model's device."""
 
-    Attributes:
-        cross_entropy_sum: float32, over the masked frames, in nats.
-        num_correct: int64, masked frames with the largest logit at their label.
-        unmasked_cross_entropy_sum: float32, over the unmasked frames; None without `unmasked_index`.
-        num_unmasked_correct: int64, likewise.
-    """
-
-    cross_entropy_sum: Tensor
-    num_correct: Tensor
-    unmasked_cross_entropy_sum: Tensor | None
-    num_unmasked_correct: Tensor | None
+    cross_entropy_sum: Tensor  # float32, over the masked frames, in nats
+    num_correct: Tensor  # int64, masked frames with the largest logit at their label
+    unmasked_cross_entropy_sum: Tensor | None  # float32, over the unmasked frames; None without `unmasked_index`
+    num_unmasked_correct: Tensor | None  # int64, likewise
 
 
 class PretrainingOutput(NamedTuple):
-    """Result of one micro-batch, on the model's device.
+    """Result of one micro-batch, on the model's device."""
 
-    Attributes:
-        sets: Sums of each label set.
-        feature_penalty: float32 (), mean square of the convolutional features.
-        features: (batch, channels, frames), the extractor's output.
-        marginal: float32 (classes,), probabilities that the first label set's head predicts, summed over the masked frames; None
-            without `with_marginal`.
-        frame_cross_entropies: float32 (masked,), cross-entropy of each masked frame under the first label set's head; None without
-            `with_frames`.
-    """
-
-    sets: tuple[SetFigures, ...]
-    feature_penalty: Tensor
-    features: Tensor
-    marginal: Tensor | None = None
-    frame_cross_entropies: Tensor | None = None
+    sets: tuple[SetFigures, ...]  # sums over the frames of each label set
+    feature_penalty: Tensor  # float32 (), mean square of the convolutional features
+    features: Tensor  # (batch, channels, frames), the extractor's output
+    marginal: Tensor | None = None  # float32 (classes,), sums of the first head's probabilities; needs `with_marginal`
+    frame_cross_entropies: Tensor | None = None  # float32 (masked,), under the first head; needs `with_frames`
 
 
 class LabelHead(nn.Module):
@@ -63,50 +47,27 @@ class LabelHead(nn.Module):
 
 
 class WavLMForPretraining(nn.Module):
-    """Encoder, projection of its masked frames, and one embedding a pseudo-label.
+    """Encoder, projection of its masked frames, and one embedding per pseudo-label.
 
     Args:
-        num_classes: Clusters of the codebook, ≥ 1; of each codebook with several label sets.
-        final_dim: Width of projection and embeddings: 256 (Base, Base+), 768 (Large).
-        logit_temperature: Divides the cosine, > 0.
-        special_rows: Embeddings before those of the labels that are never correct; 4 in fairseq's checkpoints.
-        label_init: `uniform`, U(0, 1) as in fairseq, or `normal`, N(0, 1).
+        num_classes: Clusters of the codebook, ≥ 1, or of each codebook.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If a codebook has no cluster.
     """
 
-    def __init__(
-        self,
-        wavlm: WavLM,
-        *,
-        num_classes: int | Sequence[int],
-        final_dim: int,
-        logit_temperature: float = 0.1,
-        special_rows: int = 0,
-        label_init: Literal["uniform", "normal"] = "uniform",
-    ):
+    def __init__(self, wavlm: WavLM, head: Head, num_classes: int | Sequence[int]):
         super().__init__()
         classes = (num_classes,) if isinstance(num_classes, int) else tuple(num_classes)
-        for name, value, least in (
-            ("num_classes", min(classes), 1),
-            ("final_dim", final_dim, 1),
-            ("special_rows", special_rows, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, but is {value}; give a larger number")
-        if not logit_temperature > 0:
-            raise ValueError(f"logit_temperature must be positive, but is {logit_temperature}; published models use 0.1")
-        if label_init not in ("uniform", "normal"):
-            raise ValueError(f"label_init must be uniform or normal, but is {label_init!r}; choose one of them")
+        if min(classes) < 1:
+            raise ValueError(f"num_classes must be at least 1, but is {min(classes)}")
         self.num_classes = classes[0]
-        self.logit_temperature = logit_temperature
-        self.special_rows = special_rows
-        self.label_init = label_init
+        self.logit_temperature, self.special_rows, self.label_init = head.logit_temperature, head.special_rows, head.label_init
         self.wavlm = wavlm
-        self.final_proj = nn.Linear(wavlm.config.dim, final_dim)
-        self.label_embeddings = nn.Parameter(torch.empty(special_rows + classes[0], final_dim))
-        self.other_heads = nn.ModuleList(LabelHead(wavlm.config.dim, final_dim, special_rows + size) for size in classes[1:])
+        dim, final_dim = wavlm.config.dim, head.final_dim
+        self.final_proj = nn.Linear(dim, final_dim)
+        self.label_embeddings = nn.Parameter(torch.empty(head.special_rows + classes[0], final_dim))
+        self.other_heads = nn.ModuleList(LabelHead(dim, final_dim, head.special_rows + size) for size in classes[1:])
         if not self.label_embeddings.is_meta:
             self.initialise_head()
 
@@ -152,12 +113,9 @@ class WavLMForPretraining(nn.Module):
             layer_keep: bool (layers,), LayerDrop's draw.
             unmasked_index: int64 (unmasked,), flat positions of other frames, for the unmasked sums.
             unmasked_labels: For each label set integers (unmasked,), their pseudo-labels.
-            learn_unmasked: Whether their cross-entropy has a gradient.
-            with_marginal: Whether the predicted probabilities are summed too, without a gradient.
-            with_frames: Whether the cross-entropy of each masked frame is returned too, without a gradient.
-
-        Returns:
-            Sums over the frames, and the feature penalty.
+            learn_unmasked: Gives their cross-entropy a gradient.
+            with_marginal: Also sums the predicted probabilities, without a gradient.
+            with_frames: Also returns the cross-entropy of each masked frame, without a gradient.
         """
         encoded = self.wavlm(waveforms, num_samples, mask=mask, layer_keep=layer_keep)
         frames = encoded.final.flatten(0, 1)

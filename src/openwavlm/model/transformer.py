@@ -1,13 +1,16 @@
 """Transformer encoder: positional convolution, layers, LayerDrop (WavLM §III-A)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from openwavlm.model.attention import GatedAttention, RelativePositionBias, choose_backend, toeplitz
+from openwavlm.model.config import WavLMConfig
 from openwavlm.model.norms import Float32LayerNorm
-from openwavlm.model.positional import PositionalConv
 
 
 class FeedForward(nn.Module):
@@ -27,26 +30,15 @@ class FeedForward(nn.Module):
 class TransformerLayer(nn.Module):
     """Attention and feed-forward, each with a residual, normalised before (`pre_norm`, Large) or after (Base)."""
 
-    def __init__(
-        self,
-        dim: int,
-        ffn_dim: int,
-        heads: int,
-        *,
-        pre_norm: bool,
-        dropout: float,
-        attention_dropout: float,
-        activation_dropout: float,
-        recompute: bool = False,
-    ):
+    def __init__(self, config: WavLMConfig):
         super().__init__()
-        self.pre_norm = pre_norm
-        self.recompute = recompute
-        self.attention = GatedAttention(dim, heads, dropout=attention_dropout)
-        self.attention_norm = Float32LayerNorm(dim)
-        self.feed_forward = FeedForward(dim, ffn_dim, dropout=activation_dropout)
-        self.feed_forward_norm = Float32LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.pre_norm = config.pre_norm
+        self.recompute = config.recompute == "all"
+        self.attention = GatedAttention(config.dim, config.heads, dropout=config.attention_dropout)
+        self.attention_norm = Float32LayerNorm(config.dim)
+        self.feed_forward = FeedForward(config.dim, config.ffn_dim, dropout=config.activation_dropout)
+        self.feed_forward_norm = Float32LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, relative_bias: Tensor, key_padding: Tensor | None, *, backend: str) -> Tensor:
         """Maps (batch, frames, dim) to (batch, frames, dim); the other arguments are `GatedAttention.forward`'s."""
@@ -63,55 +55,56 @@ class TransformerLayer(nn.Module):
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
+class PositionalConv(nn.Module):
+    """Positional embedding (wav2vec 2.0 §2): grouped convolution over time, weight-normalised for each tap, then GELU."""
+
+    def __init__(self, dim: int, kernel: int, groups: int):
+        super().__init__()
+        self.conv = weight_norm(nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups), dim=2)
+        self.surplus = 1 - kernel % 2  # frames that an even kernel gives too many, at the end
+
+    @property
+    def gain(self) -> nn.Parameter:
+        """Norm of each tap, (1, 1, kernel)."""
+        return self.conv.parametrizations.weight.original0
+
+    @property
+    def direction(self) -> nn.Parameter:
+        """Un-normalised weight, (dim, dim / groups, kernel)."""
+        return self.conv.parametrizations.weight.original1
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Weight ~ N(0, 4 / (kernel · dim)), bias 0 (fairseq's `make_conv_pos`)."""
+        dim, kernel = self.conv.out_channels, self.conv.kernel_size[0]
+        drawn = torch.empty(self.direction.shape, device="cpu").normal_(0, math.sqrt(4 / (kernel * dim)))
+        self.direction.copy_(drawn)
+        self.gain.copy_(drawn.norm(dim=(0, 1), keepdim=True))
+        self.conv.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (batch, frames, dim) to (batch, frames, dim)."""
+        y = self.conv(x.transpose(1, 2))
+        return F.gelu(y[..., : y.shape[-1] - self.surplus]).transpose(1, 2)
+
+
 class TransformerEncoder(nn.Module):
     """Positional convolution and a stack of layers over one shared relative position bias.
 
-    Args:
-        pre_norm: Normalise before each part and once at the end, instead of after each part and once at the start.
-        skip_dropped_layers: Whether a dropped layer is not computed at all; reads the draw on the host.
-        recompute_layers: Whether the backward pass computes each layer again instead of keeping what is inside it.
+    With `pre_norm` the encoder normalises once at the end, otherwise once at the start. With `layer_drop_mode: skip` it reads
+    LayerDrop's draw on the host.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        ffn_dim: int,
-        heads: int,
-        layers: int,
-        *,
-        pre_norm: bool,
-        positional_kernel: int,
-        positional_groups: int,
-        num_buckets: int,
-        max_distance: int,
-        dropout: float,
-        attention_dropout: float,
-        activation_dropout: float,
-        attention_backend: str,
-        skip_dropped_layers: bool = False,
-        recompute_layers: bool = False,
-    ):
+    def __init__(self, config: WavLMConfig):
         super().__init__()
-        self.pre_norm = pre_norm
-        self.attention_backend = attention_backend
-        self.skip_dropped_layers = skip_dropped_layers
-        self.positional = PositionalConv(dim, positional_kernel, positional_groups)
-        self.norm = Float32LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
-        self.relative_bias = RelativePositionBias(heads, num_buckets=num_buckets, max_distance=max_distance)
-        self.layers = nn.ModuleList(
-            TransformerLayer(
-                dim,
-                ffn_dim,
-                heads,
-                pre_norm=pre_norm,
-                dropout=dropout,
-                attention_dropout=attention_dropout,
-                activation_dropout=activation_dropout,
-                recompute=recompute_layers,
-            )
-            for _ in range(layers)
-        )
+        self.pre_norm = config.pre_norm
+        self.attention_backend = config.attention_backend
+        self.skip_dropped_layers = config.layer_drop_mode == "skip"
+        self.positional = PositionalConv(config.dim, config.positional_kernel, config.positional_groups)
+        self.norm = Float32LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.relative_bias = RelativePositionBias(config.heads, num_buckets=config.num_buckets, max_distance=config.max_distance)
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
 
     def forward(
         self,
@@ -127,7 +120,7 @@ class TransformerEncoder(nn.Module):
             x: (batch, frames, dim).
             padding_mask: bool (batch, frames), True = padding.
             layer_keep: bool (layers,), False = the layer is an identity; None = all layers.
-            until_layer: How many layers to run; None = all.
+            until_layer: Number of layers to run; None = all.
 
         Returns:
             The stream before the first layer and after each layer (after its residual), (batch, frames, dim) each; the

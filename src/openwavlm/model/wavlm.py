@@ -31,8 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from openwavlm.audio.frames import RECEPTIVE_FIELD_SAMPLES, num_frames
 from openwavlm.model.attention import GatedAttention
 from openwavlm.model.config import WavLMConfig
-from openwavlm.model.conv_extractor import ConvExtractor, ConvLayer, scale_gradient
-from openwavlm.model.mel_front_end import MelFrontEnd
+from openwavlm.model.front_ends import ConvExtractor, MelFrontEnd, draw_linear, scale_gradient
 from openwavlm.model.norms import Float32LayerNorm
 from openwavlm.model.transformer import TransformerEncoder
 
@@ -56,20 +55,12 @@ def normalise(waveforms: Tensor, num_samples: Tensor | None = None) -> Tensor:
 
 
 class WavLMOutput(NamedTuple):
-    """Output of one forward pass.
+    """Output of one forward pass."""
 
-    Attributes:
-        hidden_states: The encoder's input (after the positional convolution) and each layer's output after its residual,
-            (batch, frames, dim) each; `layers + 1` entries unless `until_layer` was given.
-        final: (batch, frames, dim): the last hidden state, through the closing norm if the model is `pre_norm` and all layers ran.
-        features: (batch, channels, frames): the extractor's output, with its gradient scaled by `feature_grad_mult`.
-        padding_mask: bool (batch, frames), True = padding; None without `num_samples`.
-    """
-
-    hidden_states: list[Tensor]
-    final: Tensor
-    features: Tensor
-    padding_mask: Tensor | None
+    hidden_states: list[Tensor]  # (batch, frames, dim) each: the encoder's input, and each layer's output after its residual
+    final: Tensor  # (batch, frames, dim): the last one, through the closing norm if the model is `pre_norm` and all layers ran
+    features: Tensor  # (batch, channels, frames): the extractor's output, with its gradient scaled by `feature_grad_mult`
+    padding_mask: Tensor | None  # bool (batch, frames), True = padding; None without `num_samples`
 
 
 class WavLM(nn.Module):
@@ -78,28 +69,12 @@ class WavLM(nn.Module):
     def __init__(self, config: WavLMConfig):
         super().__init__()
         self.config = config
-        self.extractor = _extractor(config)
+        self.extractor = ConvExtractor(config) if config.front_end == "conv" else MelFrontEnd(config.conv_dims[-1])
         self.feature_norm = Float32LayerNorm(config.conv_dims[-1])
         self.projection = nn.Linear(config.conv_dims[-1], config.dim)
         self.input_dropout = nn.Dropout(config.input_dropout)
         self.mask_embedding = nn.Parameter(torch.empty(config.dim))
-        self.encoder = TransformerEncoder(
-            config.dim,
-            config.ffn_dim,
-            config.heads,
-            config.layers,
-            pre_norm=config.pre_norm,
-            positional_kernel=config.positional_kernel,
-            positional_groups=config.positional_groups,
-            num_buckets=config.num_buckets,
-            max_distance=config.max_distance,
-            dropout=config.dropout,
-            attention_dropout=config.attention_dropout,
-            activation_dropout=config.activation_dropout,
-            attention_backend=config.attention_backend,
-            skip_dropped_layers=config.layer_drop_mode == "skip",
-            recompute_layers=config.recompute == "all",
-        )
+        self.encoder = TransformerEncoder(config)
         if config.feature_grad_mult == 0:
             self.extractor.requires_grad_(False)
         if not self.mask_embedding.is_meta:
@@ -112,15 +87,8 @@ class WavLM(nn.Module):
         Linear maps of the encoder and the relative bias ~ N(0, 0.02²) with zero biases, convolutions by He's rule, the mask
         embedding ~ U(0, 1); without the N(0, 0.02²) learning suffers measurably (torchaudio #2716).
         """
-        if isinstance(self.extractor, MelFrontEnd):
-            _draw_linear(self.extractor.map)
-        else:
-            for layer in self.extractor.layers:
-                assert isinstance(layer, ConvLayer)
-                layer.conv.weight.copy_(nn.init.kaiming_normal_(torch.empty(layer.conv.weight.shape, device="cpu")))
-                if layer.conv.bias is not None:
-                    layer.conv.bias.zero_()
-        _draw_linear(self.projection)
+        self.extractor.initialise()
+        draw_linear(self.projection)
         self.mask_embedding.copy_(torch.empty(self.mask_embedding.shape, device="cpu").uniform_(0, 1))
         for module in self.modules():
             if isinstance(module, nn.LayerNorm | nn.GroupNorm):
@@ -151,7 +119,7 @@ class WavLM(nn.Module):
             num_samples: int64 (batch,), valid samples; None = all.
             mask: bool (batch, frames), True = replaced by the mask embedding.
             layer_keep: bool (layers,), LayerDrop's draw; read in training only.
-            until_layer: How many layers to run; None = all.
+            until_layer: Number of layers to run; None = all.
 
         Returns:
             Hidden states, final output, features and padding mask.
@@ -205,17 +173,14 @@ class WavLM(nn.Module):
                 f"{tuple(num_samples.shape)} and type {num_samples.dtype}; count the samples before padding"
             )
         if until_layer is not None and not 0 <= until_layer <= self.config.layers:
-            raise ValueError(
-                f"until_layer must lie in 0…{self.config.layers}, but is {until_layer}; choose a layer of this model"
-            )
+            raise ValueError(f"until_layer must lie in 0…{self.config.layers}, but is {until_layer}")
 
     def _features(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
         factor = self.config.feature_grad_mult
         with torch.no_grad() if factor == 0 else nullcontext():
-            inputs = (waveforms, num_samples) if isinstance(self.extractor, MelFrontEnd) else (waveforms,)
             if self.config.recompute != "none" and torch.is_grad_enabled():
-                return scale_gradient(checkpoint(self.extractor, *inputs, use_reentrant=False), factor)
-            return scale_gradient(self.extractor(*inputs), factor)
+                return scale_gradient(checkpoint(self.extractor, waveforms, num_samples, use_reentrant=False), factor)
+            return scale_gradient(self.extractor(waveforms, num_samples), factor)
 
     @torch.no_grad()
     def extract(
@@ -235,9 +200,9 @@ class WavLM(nn.Module):
         Args:
             waveforms: float (batch, samples) in [−1, 1], 16 kHz, zero-padded at the end.
             num_samples: int64 (batch,), valid samples; None = all.
-            layers: Which layers, 0 = the encoder's input; no layer above the highest is run.
-            final_norm: Whether a `pre_norm` model's last layer passes the closing norm (Hugging Face's `last_hidden_state`).
-            with_padding: Whether rows of different lengths are run together whatever the norm, as Transformers does.
+            layers: Numbers of layers, 0 = the encoder's input; no layer above the highest is run.
+            final_norm: Applies the closing norm to a `pre_norm` model's last layer (Hugging Face's `last_hidden_state`).
+            with_padding: Runs rows of different lengths together with every norm, as Transformers does.
 
         Returns:
             (batch, frames, dim) for each entry of `layers`, after the residual.
@@ -249,8 +214,7 @@ class WavLM(nn.Module):
         wanted = list(range(self.config.layers + 1)) if layers == "all" else [int(layer) for layer in layers]
         if not wanted or min(wanted) < 0 or max(wanted) > self.config.layers:
             raise ValueError(
-                f"layers must name at least one of 0…{self.config.layers} (0 is the encoder's input), but is {layers}; "
-                "choose layers of this model"
+                f"layers must name at least one of 0…{self.config.layers} (0 is the encoder's input), but is {layers}"
             )
         self._check(waveforms, num_samples, None)
         if num_samples is not None and bool(((num_samples < 0) | (num_samples > waveforms.shape[1])).any()):
@@ -258,8 +222,8 @@ class WavLM(nn.Module):
                 f"num_samples must lie in 0…{waveforms.shape[1]}, the samples of a row, but are {num_samples.tolist()}; count the samples "
                 "before padding"
             )
-        sees_padding = self.config.front_end == "conv" and self.config.extractor_norm == "group" and not with_padding
-        if sees_padding and num_samples is not None and bool((num_samples < waveforms.shape[1]).any()):
+        depends_on_padding = self.config.front_end == "conv" and self.config.extractor_norm == "group" and not with_padding
+        if depends_on_padding and num_samples is not None and bool((num_samples < waveforms.shape[1]).any()):
             return self._extract_by_length(waveforms, num_samples, wanted, final_norm=final_norm)
         if self.config.normalise_waveform:
             waveforms = normalise(waveforms, num_samples)
@@ -283,21 +247,6 @@ class WavLM(nn.Module):
             for all_rows, of_length in zip(found, states, strict=True):
                 all_rows[rows, : of_length.shape[1]] = of_length.to(all_rows.dtype)
         return found
-
-
-def _extractor(config: WavLMConfig) -> ConvExtractor | MelFrontEnd:
-    if config.front_end == "logmel":
-        return MelFrontEnd(config.conv_dims[-1])
-    return ConvExtractor(
-        config.conv_dims, config.conv_kernels, config.conv_strides, norm=config.extractor_norm, bias=config.conv_bias
-    )
-
-
-def _draw_linear(module: nn.Linear) -> None:
-    """U(±1/√inputs) for weights and biases, on the CPU."""
-    bound = module.in_features**-0.5
-    for parameter in (module.weight, module.bias):
-        parameter.copy_(torch.empty(parameter.shape, device="cpu").uniform_(-bound, bound))
 
 
 @contextmanager

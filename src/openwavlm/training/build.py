@@ -12,15 +12,7 @@ from openwavlm.training.config import RunConfig
 
 def make_model(config: RunConfig, num_classes: int | Sequence[int]) -> WavLMForPretraining:
     """Encoder and head, or a head for each label set's number of classes."""
-    head = config.head
-    return WavLMForPretraining(
-        WavLM(config.model),
-        num_classes=num_classes,
-        final_dim=head.final_dim,
-        logit_temperature=head.logit_temperature,
-        special_rows=head.special_rows,
-        label_init=head.label_init,
-    )
+    return WavLMForPretraining(WavLM(config.model), config.head, num_classes)
 
 
 def make_builder(config: RunConfig, opened: OpenData, *, training: bool) -> MicroBatchBuilder:

@@ -8,7 +8,7 @@ from openwavlm.batches.mixing import mix
 from openwavlm.batches.settings import Mixing
 from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.model.wavlm import normalise
-from openwavlm.runtime.randomness import stable_hash, words
+from openwavlm.runtime.randomness import words
 
 
 def prepare_waveforms(batch: PretrainBatch, mixing: Mixing | None, *, normalised: bool) -> Tensor:
@@ -27,8 +27,7 @@ def prepare_waveforms(batch: PretrainBatch, mixing: Mixing | None, *, normalised
 
 def seed_dropout(device: torch.device, seed: int, batch: PretrainBatch) -> None:
     """Seeds the device's default generator for one micro-batch, so that dropout depends on the plan alone."""
-    source = stable_hash(batch.id.source)
-    key = int(words(seed, "dropout", 1, source=source, epoch=batch.id.epoch, micro=batch.id.key)[0] >> 1)
+    key = int(words(seed, "dropout", 1, **batch.id.place)[0] >> 1)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(key)
     else:

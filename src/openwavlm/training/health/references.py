@@ -12,7 +12,6 @@ from openwavlm.batches.settings import SpanMasking
 from openwavlm.batches.sources import OpenData
 from openwavlm.evaluation.counts import CountTable
 from openwavlm.labels.quality import perplexity, unigram
-from openwavlm.runtime.randomness import stable_hash
 from openwavlm.training.health.judgement import References
 from openwavlm.training.health.settings import Health
 
@@ -28,10 +27,10 @@ def labels_and_masks(
     A row without labels has −1 throughout.
     """
     name = spec.id.source
-    mask = draw_span_mask(masking, spec.num_frames, seed, source=stable_hash(name), epoch=spec.id.epoch, micro=spec.id.key)
+    mask = draw_span_mask(masking, spec.num_frames, seed, **spec.id.place)
     planned = zip(spec.rows.tolist(), spec.start_frame.tolist(), spec.num_frames.tolist(), strict=True)
     for place, (row, start, frames) in enumerate(planned):
-        labels = opened.stores[name].read(row, start, frames).astype(np.int64)
+        labels = opened.label_sets[name][0].read(row, start, frames).astype(np.int64)
         yield labels if len(labels) == frames else np.full(frames, -1), mask[place, :frames]
 
 

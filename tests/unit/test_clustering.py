@@ -25,7 +25,6 @@ from openwavlm.labels.sample import (
     _UTTERANCES_A_TASK,
     draw_sample,
     keyed_hash,
-    num_places,
     quotas,
     sampled_frames,
     thinned_places,
@@ -509,7 +508,7 @@ def test_kmeans_is_given_the_thinned_features_of_the_sample_and_what_was_asked_f
         for number, row, samples in zip(sample.source.tolist(), sample.row.tolist(), sample.num_samples.tolist(), strict=True)
         for frame in range(num_frames(samples))
     ]
-    assert num_places(sample, 400) == 400 < len(stream) and num_places(sample, 10**6) == len(stream)
+    assert 400 < sample.frames == len(stream)
     wanted = [stream[at] for at in range(len(stream)) if (at + 1) * 400 // len(stream) > at * 400 // len(stream)]
     assert [tuple(map(int, frame)) for frame in given.pop("frames").tolist()] == wanted
     passes = {"iterations": 9, "tolerance": 0.25} if engine == "lloyd" else {}
@@ -622,8 +621,8 @@ def test_places_of_an_utterance_that_cannot_be_read_stay_empty(
             sample,
             {"name": "mfcc", "dim": 39},
             None,
-            max_frames=700,
-            chunk=64,
+            700,
+            64,
             workers=1,
             device=CPU,
             clustered_on=CPU,

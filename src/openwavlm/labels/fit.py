@@ -17,7 +17,7 @@ from openwavlm.labels.features import feature_settings
 from openwavlm.labels.kmeans import Codebook
 from openwavlm.labels.lloyd import check_passes, fit_lloyd_kmeans
 from openwavlm.labels.minibatch import fit_minibatch_kmeans, standardise
-from openwavlm.labels.sample import draw_sample, num_places, sampled_frames
+from openwavlm.labels.sample import draw_sample, sampled_frames
 from openwavlm.runtime.atomic import write_json
 from openwavlm.runtime.collectives import Ranks
 from openwavlm.runtime.devices import choose_device
@@ -63,12 +63,12 @@ def fit_codebook(
     (`torchrun`) all processes draw the same sample, each computes and keeps its share of the frames, and rank 0 writes.
 
     Args:
-        shards: Shard-set directories.
+        shards: Shard sets.
         output: Folder of the codebook.
-        features: One of `features.FEATURES`.
-        teacher: With `features="layer"`: the model, a checkpoint of any dialect; each process loads it.
-        layer: With `features="layer"`: its number.
-        feature_norm: With `features="layer"`: `auto`, `standardise` or `none`, as in `features.feature_settings`.
+        features: One of `features.FEATURES`; `layer` needs the next two.
+        teacher: Checkpoint of any dialect; each process loads it.
+        layer: Number of the layer.
+        feature_norm: See `features.feature_settings`.
         clusters: Number of clusters K.
         min_frames_per_cluster: Sampled frames that each cluster must have on average; else K is lowered, with a warning.
         sample_hours: Hours of audio to sample, as whole utterances; all audio if there is less.
@@ -82,14 +82,14 @@ def fit_codebook(
         n_init: Starts of k-means; by default 1 with `lloyd`, 5 with `minibatch`.
         iterations: With `lloyd`: largest number of passes.
         tolerance: With `lloyd`: share of the squared distance; the fit stops when a pass gains less.
-        device: Device of a teacher and of `lloyd`: `cpu`, `cuda`, or `auto`, a GPU if there is one.
-        workers: Worker processes that compute features on a CPU, for each process of torchrun.
+        device: Device of a teacher and of `lloyd`: `cpu`, `cuda` or `auto`.
+        workers: Processes that compute features on a CPU, for each process of torchrun.
         max_skip_rate: Largest share of utterances that may be unreadable.
 
     Raises:
-        ValueError: If an engine or a device does not exist; if the features or their teacher do not; if a number is out of range; if
-            the folder has another codebook; if a shard set is damaged; if no training speaker is left; if the frames are too few or
-            take too much memory; if too many utterances are unreadable.
+        ValueError: If an argument is out of range; if the engine, the device, the features or their teacher do not exist; if the
+            folder has another codebook; if a shard set is damaged; if no training speaker is left; if the frames are too few or take
+            too much memory; if too many utterances are unreadable.
     """
     ranks = Ranks.current()
     if engine not in ENGINES:
@@ -105,12 +105,11 @@ def fit_codebook(
     starts = _STARTS[engine] if n_init is None else n_init
     check_passes(starts, iterations, tolerance)
     indexes = ranks.together(lambda: [Index.open(path) for path in shards])
-    request = {
+    split: dict[str, Any] = {"validation_share": validation_share, "split_seed": split_seed}
+    request = split | {
         "indexes": sorted(index.fingerprint for index in indexes),
         "sample_hours": sample_hours,
         "max_frames": max_frames,
-        "validation_share": validation_share,
-        "split_seed": split_seed,
         "source_weights": dict(sorted((source_weights or {}).items())),
         "clusters_wanted": clusters,
         "min_frames_per_cluster": min_frames_per_cluster,
@@ -123,30 +122,14 @@ def fit_codebook(
     if any(ranks.gather((output / "meta.json").is_file())):
         return ranks.together(lambda: _finished(output, key, metadata))
     ranks.together(lambda: list(map(check_shards, indexes)))
-    sample = draw_sample(
-        indexes,
-        sample_hours=sample_hours,
-        seed=seed,
-        validation_share=validation_share,
-        split_seed=split_seed,
-        source_weights=source_weights,
-    )
-    places = num_places(sample, max_frames)
+    sample = draw_sample(indexes, sample_hours=sample_hours, seed=seed, source_weights=source_weights, **split)
+    places = min(sample.frames, max_frames)
     fitted_clusters = affordable_clusters(places, clusters, min_frames_per_cluster)
     clustered_on = where if engine == "lloyd" else torch.device("cpu")
     chunk = chunk_frames(fitted_clusters, clustered_on)
     _check_memory(places, settings["dim"], chunk, max_memory_gib, ranks)
     frames, unreadable = sampled_frames(
-        indexes,
-        sample,
-        settings,
-        teacher,
-        max_frames=max_frames,
-        chunk=chunk,
-        workers=workers,
-        device=where,
-        clustered_on=clustered_on,
-        ranks=ranks,
+        indexes, sample, settings, teacher, places, chunk, workers=workers, device=where, clustered_on=clustered_on, ranks=ranks
     )
     check_skip_rate(unreadable, len(sample), max_skip_rate)
     codebook = _fit(frames, fitted_clusters, method, standardised=settings.get("feature_norm") == "standardise")

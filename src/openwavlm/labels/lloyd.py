@@ -7,7 +7,8 @@ codebook is the same, bit for bit, at any number of threads and processes (`chun
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +21,7 @@ from openwavlm.labels.seeding import SEEDING_FRAMES_PER_CLUSTER, greedy_seeds
 from openwavlm.runtime.progress import ProgressBar
 
 log = logging.getLogger(__name__)
+Report = Callable[[str, int, float | None], None]
 _LINE_EVERY_S = 30.0
 _SEEDING_ITERATIONS = 10
 
@@ -81,7 +83,7 @@ def fit_lloyd_kmeans(
     sample = frames.at(frames.even_places(SEEDING_FRAMES_PER_CLUSTER * clusters))
     squares = _squares(frames)
     best: _Fit | None = None
-    with _Reporter(iterations, visible=frames.ranks.rank == 0) as report:
+    with _reporting(iterations, visible=frames.ranks.rank == 0) as report:
         for start in range(n_init):
             report(f"start {start + 1} of {n_init}", 0, None)
             if len(sample) < clusters:  # most of the evenly spread places are empty
@@ -138,14 +140,7 @@ def _settled_seeds(frames: ChunkedFrames, sample: Tensor, clusters: int, seed: i
         return _lloyd(own, _squares(own), seeds, _SEEDING_ITERATIONS, 1e-3, lambda *_: None).centroids
 
 
-def _lloyd(
-    frames: ChunkedFrames,
-    squares: Tensor,
-    centroids: Tensor,
-    iterations: int,
-    tolerance: float,
-    report: Callable[[str, int, float | None], None],
-) -> _Fit:
+def _lloyd(frames: ChunkedFrames, squares: Tensor, centroids: Tensor, iterations: int, tolerance: float, report: Report) -> _Fit:
     inertias: list[float] = []
     reseeded = 0
     found: _Pass | None = None
@@ -214,27 +209,21 @@ def _farthest(frames: ChunkedFrames, squares: Tensor, distances: Tensor, wanted:
     return frames.at(torch.tensor([place for _, place in chosen], dtype=torch.int64))
 
 
-class _Reporter:
-    """Progress bar on a terminal; elsewhere a log line every half minute."""
+@contextmanager
+def _reporting(iterations: int, *, visible: bool) -> Iterator[Report]:
+    """Shows a progress bar on a terminal; elsewhere logs a line every half minute."""
+    logged = time.monotonic()
+    with ProgressBar(iterations, "k-means", visible=visible) as bar:
 
-    def __init__(self, iterations: int, *, visible: bool) -> None:
-        self._bar = ProgressBar(iterations, "k-means", visible=visible)
-        self._logs = visible and not self._bar.on_terminal
-        self._logged = time.monotonic()
+        def report(what: str, iteration: int, mean: float | None) -> None:
+            nonlocal logged
+            figure = "" if mean is None else f"mean squared distance {mean:.6g}"
+            bar.set(iteration, what, figure)
+            if visible and not bar.on_terminal and time.monotonic() - logged > _LINE_EVERY_S:
+                logged = time.monotonic()
+                log.info(f"{what}: iteration {iteration}, {figure}" if figure else what)
 
-    def __enter__(self) -> "_Reporter":
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.__exit__(*error)
-
-    def __call__(self, what: str, iteration: int, mean: float | None) -> None:
-        figure = "" if mean is None else f"mean squared distance {mean:.6g}"
-        self._bar.set(iteration, what, figure)
-        if self._logs and time.monotonic() - self._logged > _LINE_EVERY_S:
-            self._logged = time.monotonic()
-            log.info(f"{what}: iteration {iteration}, {figure}" if figure else what)
+        yield report
 
 
 def whole(features: Tensor, clusters: int, *, device: str | torch.device = "cpu") -> ChunkedFrames:

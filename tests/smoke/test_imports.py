@@ -133,7 +133,7 @@ def test_labels_without_centroids_are_verified_by_their_files_and_lengths(shards
     report = verify_labels(labels, index)
     assert report.passed and (report.rows, report.all_rows, report.frames) == (0, 16, 0)
     assert "16 rows have labels" in report.sentence() and "imported without their codebook" in report.sentence()
-    with pytest.raises(ValueError, match=r"no teacher can compute the labels of .* but teacher was given: leave teacher out"):
+    with pytest.raises(ValueError, match=r"cannot be computed again, but teacher was given for .*: leave teacher out"):
         verify_labels(labels, index, teacher=Path("teacher"))
     made = run_program(tmp_path, "data_prep/verify.py", f"shards={shards}", "labels=labels")
     assert made.status == 0 and "nothing was computed again" in made.stdout, made

@@ -23,7 +23,7 @@ from openwavlm.labels.kmeans import MAX_CLUSTERS, Codebook, UnknownCodebook, rea
 from openwavlm.runtime.atomic import atomic_file, digest_of, write_json
 from openwavlm.runtime.files import Fields
 from openwavlm.runtime.sealed import CHECKSUM, checksum_of, sealed
-from openwavlm.shards.index import Index
+from openwavlm.shards.index import Index, ShardInfo
 
 # 1 and 2 (of labels without centroids) have no checksum of `meta.json` itself; `labels.upgrade` adds it.
 FORMAT_VERSION = 3
@@ -83,7 +83,7 @@ def write_packs(
     labels_of_row: Callable[[int], Sequence[np.ndarray | None]],
     num_classes: Sequence[int],
 ) -> list[PackResult]:
-    """Writes the pack of the same shards in several labellings, row by row, so that each row is read once.
+    """Writes the pack of the same shards in several labellings; each row is read once.
 
     Args:
         folders: Labellings.
@@ -93,32 +93,28 @@ def write_packs(
         labels_of_row: Labels (frames,) of an index row in each labelling; None where its audio is unreadable.
         num_classes: Number of clusters K of each labelling.
     """
-    rows = np.concatenate([np.arange(index.first_row[shard], index.first_row[shard + 1]) for shard in shards])
+    parts = [np.arange(index.first_row[shard], index.first_row[shard + 1]) for shard in shards]
+    rows = np.concatenate(parts)
     expected = num_frames(np.asarray(index.num_samples[rows], dtype=np.int64))
-    empty = np.zeros(len(rows), dtype=ROW_DTYPE)
-    empty["key"], empty["pcm"] = index.key[rows], index.pcm[rows]
     with ExitStack() as stack:
-        writers = [
-            _PackWriter(stack.enter_context(atomic_file(labels_file(folder, pack))), empty.copy(), classes)
-            for folder, classes in zip(folders, num_classes, strict=True)
-        ]
-        place = 0
-        for shard in shards:
-            for row in range(int(index.first_row[shard]), int(index.first_row[shard + 1])):
-                for writer, labels in zip(writers, labels_of_row(row), strict=True):
-                    writer.add(labels, int(expected[place]))
-                place += 1
-            for writer in writers:
-                writer.end_shard(index.shards[shard].identity, index.shards[shard].metadata)
+        files = [stack.enter_context(atomic_file(labels_file(folder, pack))) for folder in folders]
+        writers = [_PackWriter(file, classes) for file, classes in zip(files, num_classes, strict=True)]
+        for shard, part in zip(shards, parts, strict=True):
+            found = [labels_of_row(row) for row in part.tolist()]
+            for number, writer in enumerate(writers):
+                writer.add(index.shards[shard], [of_row[number] for of_row in found], expected[len(writer.frames) :])
     results = []
     for folder, writer in zip(folders, writers, strict=True):
+        table = np.zeros(len(rows), dtype=ROW_DTYPE)
+        table["key"], table["pcm"], table["frames"] = index.key[rows], index.pcm[rows], writer.frames
+        table["offset"] = np.cumsum(writer.frames, dtype=np.int64) - writer.frames
         with atomic_file(rows_file(folder, pack)) as file:
-            np.save(file, writer.table)
+            np.save(file, table)
         record = {
             "name": pack,
-            "rows": len(writer.table),
-            "frames": int(writer.table["frames"].sum()),
-            "unreadable_rows": int(np.count_nonzero((writer.table["frames"] == 0) & (expected > 0))),
+            "rows": len(table),
+            "frames": sum(writer.frames),
+            "unreadable_rows": int(np.count_nonzero((table["frames"] == 0) & (expected > 0))),
             "labels_bytes": labels_file(folder, pack).stat().st_size,
             "labels_checksum": file_checksum(labels_file(folder, pack)),
             "rows_bytes": rows_file(folder, pack).stat().st_size,
@@ -130,38 +126,37 @@ def write_packs(
 
 
 class _PackWriter:
-    """Writer of one pack, row by row.
+    """Writer of one pack: frames of each row, frames of each label, and the entry in `meta.json` of each shard so far."""
 
-    Attributes:
-        table: One `ROW_DTYPE` record a row; keys are set from the start, places as rows are added.
-        counts: int64 (classes,) frames of each label so far.
-        shards: Entry in `meta.json` of each finished shard.
-    """
-
-    def __init__(self, file: BinaryIO, table: np.ndarray, num_classes: int) -> None:
-        self._file, self.table = file, table
-        self.counts = np.zeros(num_classes, dtype=np.int64)
+    def __init__(self, file: BinaryIO, num_classes: int) -> None:
+        self._file, self.counts = file, np.zeros(num_classes, dtype=np.int64)
+        self.frames: list[int] = []
         self.shards: list[dict[str, Any]] = []
-        self._place, self._first, self._checksum = 0, 0, new_checksum()
 
-    def add(self, found: np.ndarray | None, frames: int) -> None:
-        """Appends the labels of the next row; `frames` is their number, unless they are None."""
-        labels = np.zeros(0, dtype="<u2") if found is None else np.ascontiguousarray(found, dtype="<u2")
-        assert found is None or len(labels) == frames
-        self.table["offset"][self._place] = self._file.tell() // labels.itemsize
-        self.table["frames"][self._place] = len(labels)
+    def add(self, shard: ShardInfo, found: Sequence[np.ndarray | None], expected: np.ndarray) -> None:
+        """Appends the labels of a shard's rows, of these lengths unless they are None."""
+        rows = [np.zeros(0, dtype="<u2") if of_row is None else of_row.astype("<u2") for of_row in found]
+        frames = [len(row) for row in rows]
+        assert all(of_row is None or len(of_row) == count for of_row, count in zip(found, expected.tolist(), strict=False))
+        labels = np.concatenate([np.zeros(0, dtype="<u2"), *rows])
         self.counts += np.bincount(labels, minlength=len(self.counts))
-        # The length is part of the checksum, so that a moved border between rows changes it.
-        self._checksum.update(len(labels).to_bytes(4, "little") + labels.tobytes())
+        record = {
+            "rows": len(rows),
+            "frames": len(labels),
+            "checksum": checksum_of_rows(labels, np.array(frames, dtype=np.int64)),
+        }
+        self.shards.append({"identity": shard.identity, "metadata": shard.metadata, **record})
+        self.frames += frames
         self._file.write(labels.tobytes())
-        self._place += 1
 
-    def end_shard(self, identity: str, metadata: str) -> None:
-        """Records the rows since the end of the last shard as one shard."""
-        frames = int(self.table["frames"][self._first : self._place].sum())
-        checksum, rows = self._checksum.hexdigest(), self._place - self._first
-        self.shards.append({"identity": identity, "metadata": metadata, "rows": rows, "frames": frames, "checksum": checksum})
-        self._first, self._checksum = self._place, new_checksum()
+
+def checksum_of_rows(labels: np.ndarray, frames: np.ndarray) -> str:
+    """Checksum of a shard's labels; it covers the number of labels of each row (uint32) too, so that a moved border changes it."""
+    begins = np.cumsum(frames, dtype=np.int64) - frames
+    lengths = np.ascontiguousarray(frames, dtype="<u4").view("<u2")
+    checksum = new_checksum()
+    checksum.update(np.insert(labels, np.repeat(begins, 2), lengths).data)
+    return checksum.hexdigest()
 
 
 def write_labels_meta(folder: Path, codebook: Codebook, packs: list[dict[str, Any]], label_counts: np.ndarray) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from openwavlm.audio.frames import num_frames
-from openwavlm.labels.label_packs import AGAIN, MADE_BY, ROW_DTYPE, labels_file, new_checksum, rows_file
+from openwavlm.labels.label_packs import AGAIN, MADE_BY, ROW_DTYPE, checksum_of_rows, labels_file, new_checksum, rows_file
 from openwavlm.runtime.mapped import map_open, release
 from openwavlm.shards.index import Index
 
@@ -105,7 +105,7 @@ class Pack:
                 f"labels must be below the {self._num_classes} clusters of their codebook, but {self.labels_file} has the label "
                 f"{largest}: {AGAIN}"
             )
-        if int(frames.sum(dtype=np.uint64)) != len(labels) or _checksum_of_rows(labels, frames) != shard["checksum"]:
+        if int(frames.sum(dtype=np.uint64)) != len(labels) or checksum_of_rows(labels, frames) != shard["checksum"]:
             raise ValueError(
                 f"{self.labels_file} must hold the labels that meta.json names, but those of its shard {number + 1} (identity "
                 f"{shard['identity'][:12]}) have another checksum: {AGAIN}"
@@ -178,15 +178,6 @@ class Pack:
             raise ValueError(
                 f"{file} must have the checksum {expected[:12]} that meta.json names, but has {checksum.hexdigest()[:12]}: {AGAIN}"
             )
-
-
-def _checksum_of_rows(labels: np.ndarray, frames: np.ndarray) -> str:
-    """Checksum of a shard, over the number of labels (uint32) and the labels of each row."""
-    begins = np.cumsum(frames, dtype=np.int64) - frames
-    lengths = np.ascontiguousarray(frames, dtype="<u4").view("<u2")
-    checksum = new_checksum()
-    checksum.update(np.insert(labels, np.repeat(begins, 2), lengths).data)
-    return checksum.hexdigest()
 
 
 State = tuple[int, int, int, int]

@@ -148,7 +148,9 @@ def test_labels_beyond_the_codebook_are_refused(place):
 
 def test_a_codebook_that_was_exchanged_is_refused(place):
     shutil.copy(place.folder / "labels-2/codebook.npy", place.folder / "labels/codebook.npy")
-    refused(place, r"labels/codebook\.npy must have the hash .* that meta\.json names, but has .*: copy the folder again")
+    refused(
+        place, r"labels/codebook\.npy must have the hash .* clusters that meta\.json names, but has .*: copy the folder again"
+    )
 
 
 def test_sources_of_different_codebooks_are_refused(place):

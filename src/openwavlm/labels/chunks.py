@@ -165,8 +165,10 @@ class ChunkedFrames:
         return self.ranks.sum(frames)[found]
 
 
-def standardise_chunks(frames: ChunkedFrames) -> Tensor:
-    """Brings each dimension to mean 0 and deviation 1 in place, as `minibatch.standardise`; the same at any number of processes.
+def standardise(frames: ChunkedFrames) -> Tensor:
+    """Brings each dimension to mean 0 and deviation 1, in place; the same at any number of processes.
+
+    A constant dimension (deviation below 1e-6 of its largest value) is only centred.
 
     Returns:
         float32 (2, dim): means and deviations.

@@ -12,11 +12,11 @@ import sklearn
 import torch
 
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
-from openwavlm.labels.chunks import ChunkedFrames, chunk_frames, own_places, standardise_chunks
+from openwavlm.labels.chunks import ChunkedFrames, chunk_frames, own_places, standardise
 from openwavlm.labels.features import feature_settings
 from openwavlm.labels.kmeans import Codebook
 from openwavlm.labels.lloyd import check_passes, fit_lloyd_kmeans
-from openwavlm.labels.minibatch import fit_minibatch_kmeans, standardise
+from openwavlm.labels.minibatch import fit_minibatch_kmeans
 from openwavlm.labels.sample import draw_sample, sampled_frames
 from openwavlm.runtime.atomic import write_json
 from openwavlm.runtime.collectives import Ranks
@@ -183,14 +183,13 @@ def _check_memory(places: int, dim: int, chunk: int, max_memory_gib: float, rank
 
 def _fit(frames: ChunkedFrames, clusters: int, method: dict[str, Any], *, standardised: bool) -> Codebook:
     seed, n_init = method["seed"], method["n_init"]
+    norm = standardise(frames) if standardised else None
     if method["engine"] == "lloyd":
-        norm = standardise_chunks(frames) if standardised else None
         settings = {name: method[name] for name in ("iterations", "tolerance")}
         codebook = fit_lloyd_kmeans(frames, clusters, seed, n_init=n_init, **settings)
         program = {"device": frames.device.type, "torch": torch.__version__}
     else:
         held = (frames.features if frames.filled is None else frames.features[frames.filled]).numpy()
-        norm = standardise(held) if standardised else None
         codebook = fit_minibatch_kmeans(held, clusters, seed, n_init=n_init)
         program = {"engine": "minibatch", "scikit_learn": sklearn.__version__}
     return replace(codebook, norm=norm, fitted=codebook.fitted | program)

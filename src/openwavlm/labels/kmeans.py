@@ -151,15 +151,14 @@ class Codebook:
             ValueError: If the folder is not a finished codebook, has a newer format, or an array differs from its hash.
         """
         folder = Path(folder)
-        meta = read_meta(folder, kind="codebook", newest=FORMAT_VERSION, made_by="openwavlm fit-kmeans")
-        fields = Fields(meta, str(folder / "meta.json"), "copy the folder again or fit it again")
-        if CHECKSUM in meta and fields.text(CHECKSUM) != checksum_of(meta):
+        fields = read_meta(folder, kind="codebook", newest=FORMAT_VERSION, made_by="openwavlm fit-kmeans")
+        if CHECKSUM in fields.values and fields.text(CHECKSUM) != checksum_of(fields.values):
             raise ValueError(f"{fields.where} is damaged (its checksum differs): {fields.remedy}")
         codebook = cls.load_arrays(folder, fields.mapping("features"), fields.mapping("fitted"))
         if codebook.hash != fields.text("hash"):
             raise ValueError(
-                f"the array in {folder / 'codebook.npy'} must have the hash {meta['hash'][:12]} that its meta.json names, but has "
-                f"{codebook.hash[:12]}: copy the folder again or fit it again"
+                f"the array in {folder / 'codebook.npy'} must have the hash {fields.text('hash')[:12]} that its meta.json names, but "
+                f"has {codebook.hash[:12]}: {fields.remedy}"
             )
         return codebook
 
@@ -248,17 +247,11 @@ def check_amount(frames: int, clusters: int) -> None:
         )
 
 
-def read_meta(folder: Path, *, kind: str, newest: int, made_by: str) -> dict[str, Any]:
-    """Reads the finished mark `meta.json` of a codebook or a labelling.
-
-    Args:
-        folder: Folder of the codebook or labelling.
-        kind: `codebook` or `labels`.
-        newest: Newest `format_version` that this program reads.
-        made_by: Script that makes such a folder, for the message.
+def read_meta(folder: Path, *, kind: str, newest: int, made_by: str) -> Fields:
+    """Reads the finished mark `meta.json` of a codebook or a labelling, which `made_by` makes.
 
     Raises:
-        ValueError: If it is absent, unreadable, of another kind or of a newer format.
+        ValueError: If it is absent, unreadable, of another `kind` or of a newer format than `newest`.
     """
     path = folder / "meta.json"
     if not path.is_file():
@@ -266,8 +259,8 @@ def read_meta(folder: Path, *, kind: str, newest: int, made_by: str) -> dict[str
             f"a folder of {kind} must have meta.json, written last as its finished mark, but {folder} has none: "
             f"run {made_by} (again; finished work is kept) or correct the path"
         )
-    fields = read_json(path, remedy=f"copy the folder again or make it again with {made_by}")
-    meta, version, found = fields.values, fields.integer("format_version", 1), fields.text("kind")
+    fields = read_json(path, remedy=f"copy the folder again, or delete it and make it again with {made_by}")
+    version, found = fields.integer("format_version", 1), fields.text("kind")
     if found != kind:
         raise ValueError(f"{folder} must hold {kind}, but its meta.json names {found}: correct the path")
     if version > newest:
@@ -275,4 +268,4 @@ def read_meta(folder: Path, *, kind: str, newest: int, made_by: str) -> dict[str
             f"{folder} has {kind} of format_version {version}, but this OpenWavLM reads up to {newest}: update OpenWavLM, or restore "
             f"{path.name} if it is damaged"
         )
-    return meta
+    return fields

@@ -31,7 +31,7 @@ MAX_PACKS = 256
 ROW_DTYPE = np.dtype([("offset", "<u8"), ("key", "<u8"), ("pcm", "<u8"), ("frames", "<u4")])
 GRID = {"hop_samples": HOP_SAMPLES, "receptive_field_samples": RECEPTIVE_FIELD_SAMPLES, "label_rate_hz": FRAME_RATE_HZ}
 MADE_BY = "openwavlm assign-labels"
-AGAIN = f"copy the folder again, or delete it and make the labels again with {MADE_BY}"
+AGAIN = f"copy the folder again, or delete it and make it again with {MADE_BY}"
 _FIRST_WITH_CHECKSUM = 3
 _TOTALS = ("rows", "frames", "unreadable_rows")
 
@@ -198,8 +198,7 @@ def read_labels_meta(folder: Path) -> dict[str, Any]:
         ValueError: If the labelling is not finished, has a newer format or another frame grid, or its `meta.json` is damaged or
             contradicts itself.
     """
-    meta = read_meta(folder, kind="labels", newest=FORMAT_VERSION, made_by=MADE_BY)
-    head = Fields(meta, str(folder / "meta.json"), AGAIN)
+    head = read_meta(folder, kind="labels", newest=FORMAT_VERSION, made_by=MADE_BY)
     for name, expected in GRID.items():
         if (found := head.number(name)) != expected:
             raise ValueError(
@@ -220,10 +219,10 @@ def read_labels_meta(folder: Path) -> dict[str, Any]:
     _check_sum(head, "shards", len(identities))
     for name in _TOTALS:
         _check_sum(head, name, sum(pack.integer(name) for pack in packs))
-    has_checksum = head.integer("format_version", 1) >= _FIRST_WITH_CHECKSUM or CHECKSUM in meta
-    if has_checksum and head.text(CHECKSUM) != checksum_of(meta):
+    has_checksum = head.integer("format_version", 1) >= _FIRST_WITH_CHECKSUM or CHECKSUM in head.values
+    if has_checksum and head.text(CHECKSUM) != checksum_of(head.values):
         raise ValueError(f"{head.where} is damaged (its own checksum does not hold): {AGAIN}")
-    return meta
+    return head.values
 
 
 def _check_head(head: Fields) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from openwavlm.audio.frames import FRAME_RATE_HZ
 from openwavlm.labels.kmeans import IMPORTED, Codebook, UnknownCodebook
-from openwavlm.labels.label_packs import AGAIN, FORMAT_VERSION, MADE_BY, read_labels_meta
+from openwavlm.labels.label_packs import AGAIN, FORMAT_VERSION, read_labels_meta
 from openwavlm.labels.pack import Pack, check_sizes
 from openwavlm.labels.quality import perplexity, used_clusters
 from openwavlm.runtime.atomic import write_json, writer_lock
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
-    """Place of a shard's labels: number of the pack, of the shard in the pack, and of its first row in the pack's table."""
+    """Place of a shard's labels: numbers of the pack, of the shard in the pack, and of its first row in the pack's table."""
 
     pack: int
     shard: int
@@ -59,16 +59,17 @@ class LabelPacks:
         """
         path = Path(path)
         meta = read_labels_meta(path)
-        codebook = _codebook_of(path, meta)
-        if len(codebook) != meta["num_classes"]:
+        classes, content, features, fitted = (
+            meta[name] for name in ("num_classes", "codebook_hash", "features", "codebook_fitted")
+        )
+        if meta.get("centroids") == "unknown" and features.get("name") == IMPORTED:
+            codebook: Codebook = UnknownCodebook.of(classes, content, features, fitted)
+        else:
+            codebook = Codebook.load_arrays(path, features, fitted)
+        if len(codebook) != classes or codebook.hash != content:
             raise ValueError(
-                f"{path / 'codebook.npy'} must have the {meta['num_classes']} clusters that meta.json names, but has "
-                f"{len(codebook)}: copy the folder again or make the labels again with {MADE_BY}"
-            )
-        if codebook.hash != meta["codebook_hash"]:
-            raise ValueError(
-                f"{path / 'codebook.npy'} must have the hash {meta['codebook_hash'][:12]} that meta.json names, but has "
-                f"{codebook.hash[:12]}: copy the folder again or make the labels again with {MADE_BY}"
+                f"{path / 'codebook.npy'} must have the hash {content[:12]} and the {classes} clusters that meta.json names, but has "
+                f"{codebook.hash[:12]} and {len(codebook)}: {AGAIN}"
             )
         for pack in meta["packs"]:
             check_sizes(path, pack)
@@ -93,13 +94,6 @@ class LabelPacks:
     def missing(self, index: Index) -> list[int]:
         """Shards of the index that have no labels here, in index order."""
         return [number for number, shard in enumerate(index.shards) if shard.identity not in self.place]
-
-
-def _codebook_of(path: Path, meta: dict[str, Any]) -> Codebook:
-    """Codebook of a labelling; for labels imported without centroids their number and the hash of the files."""
-    if meta.get("centroids") == "unknown" and meta["features"].get("name") == IMPORTED:
-        return UnknownCodebook.of(meta["num_classes"], meta["codebook_hash"], meta["features"], meta["codebook_fitted"])
-    return Codebook.load_arrays(path, meta["features"], meta["codebook_fitted"])
 
 
 def check_names(packs: LabelPacks, index: Index) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwavlm.labels.kmeans import CHUNK_FRAMES, Codebook, check_amount, one_torch_thread
+from openwavlm.labels.kmeans import Codebook, check_amount, one_torch_thread
 from openwavlm.labels.quality import perplexity, used_clusters
 
 
@@ -65,37 +65,3 @@ def fit_minibatch_kmeans(
         "perplexity": perplexity(counts),
     }
     return replace(codebook, fitted=fitted)
-
-
-def standardise(frames: np.ndarray) -> Tensor:
-    """Brings each dimension to mean 0 and deviation 1, in place.
-
-    A constant dimension (deviation below 1e-6 of its largest value) is only centred.
-
-    Args:
-        frames: float32 (frames, dim); overwritten.
-
-    Returns:
-        float32 (2, dim): means and deviations, as in `Codebook.norm`.
-
-    Raises:
-        ValueError: If there are no frames, or some are not finite.
-    """
-    mean = frames.mean(axis=0, dtype=np.float64) if len(frames) else np.full(frames.shape[1], np.nan)
-    if not np.isfinite(mean).all():
-        raise ValueError(
-            f"features must be finite and at least one frame, but are {frames.shape} with a mean that is not: look at the audio and "
-            "at the teacher"
-        )
-    variance = np.zeros_like(mean)
-    chunks = [frames[start : start + CHUNK_FRAMES] for start in range(0, len(frames), CHUNK_FRAMES)]
-    for chunk in chunks:
-        variance += np.square(chunk - mean).sum(axis=0)
-    deviation = np.sqrt(variance / len(frames))
-    # No copies: the features of a large sample fill the memory once.
-    deviation[deviation <= 1e-6 * np.maximum(frames.max(axis=0), -frames.min(axis=0))] = 1
-    norm = np.stack([mean, deviation]).astype(np.float32)
-    for chunk in chunks:
-        chunk -= norm[0]
-        chunk /= norm[1]
-    return torch.from_numpy(norm)

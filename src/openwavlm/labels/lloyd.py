@@ -1,8 +1,7 @@
-"""k-means by full passes over all frames (Lloyd 1982), on a CPU, a GPU or in several processes, with one result.
+"""k-means by full passes over all frames (Lloyd 1982), on a CPU, a GPU or in several processes.
 
-A pass finds the nearest centroid of each frame by one matrix product a chunk; the new centroids are the means of their frames, summed
-in float64 and rounded to float32 once. A cluster without frames takes the frame that is farthest from its own centroid. On a CPU the
-codebook is the same, bit for bit, at any number of threads and processes (`chunks`).
+Centroids are means summed in float64 and rounded to float32 once. A cluster without frames takes the frame that is farthest from its
+own centroid. On a CPU the codebook is the same, bit for bit, at any number of threads and processes (`chunks`).
 """
 
 import logging
@@ -50,7 +49,7 @@ class _Pass:
 
 @dataclass(frozen=True)
 class _Fit:
-    """Centroids of one start, the inertia after each pass, frames of each cluster, and the number of reseeded clusters."""
+    """Centroids of one start, inertia of each pass, frames of each cluster, and number of reseeded clusters."""
 
     centroids: Tensor
     inertias: list[float]
@@ -70,9 +69,6 @@ def fit_lloyd_kmeans(
         n_init: Starts, of which the one with the lowest inertia is kept.
         iterations: Largest number of passes that move the centroids.
         tolerance: The fit stops when a pass lowers the squared distance by less than this share and no cluster is empty.
-
-    Returns:
-        Codebook; `fitted` has frames, seeds, the mean squared distance after each pass, usage and perplexity.
 
     Raises:
         ValueError: If a number is not positive; if there are fewer frames than clusters; if the features are not finite.
@@ -133,7 +129,7 @@ def _squares(frames: ChunkedFrames) -> Tensor:
 
 
 def _settled_seeds(frames: ChunkedFrames, sample: Tensor, clusters: int, seed: int, start: int) -> Tensor:
-    """Seeds after some passes over the seeding frames only: each saves a pass over all frames, which costs many times as much."""
+    """Seeds after some passes over the seeding frames only, each of which saves a costlier pass over all frames."""
     seeds = greedy_seeds(sample, clusters, seed, start, device=frames.device)
     own = ChunkedFrames(sample.to(frames.device), len(sample), frames.chunk, device=frames.device)
     with own.threads():
@@ -164,7 +160,7 @@ def _lloyd(frames: ChunkedFrames, squares: Tensor, centroids: Tensor, iterations
 
 
 def _pass(frames: ChunkedFrames, squares: Tensor, centroids: Tensor, before: _Pass | None) -> _Pass:
-    """One pass. Sums are exact, so those of the pass before are updated by the frames that changed their cluster."""
+    """One pass. Sums are exact, so only frames that changed their cluster are added to those of the pass before."""
     clusters, dim = centroids.shape
     there = centroids.to(frames.device)
     own_squares, directions = there.square().sum(dim=1), there.T.contiguous()

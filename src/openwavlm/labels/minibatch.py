@@ -15,7 +15,7 @@ def fit_minibatch_kmeans(
 ) -> Codebook:
     """Fits k-means by mini-batches with k-means++ starts (SPEC §4.4; fairseq's `learn_kmeans.py`).
 
-    Runs on one thread, so that sums have one order and the codebook is the same on any number of cores.
+    Runs on one thread, so that the codebook is the same on any number of cores.
 
     Args:
         features: float32 (frames, dim).
@@ -24,9 +24,6 @@ def fit_minibatch_kmeans(
         n_init: Starts, of which the best is kept; 20 in fairseq, where they are most of the cost of wide features.
         batch_size: Frames a mini-batch.
         max_iter: Largest number of passes; the fit stops after 100 mini-batches without improvement.
-
-    Returns:
-        The codebook; `fitted` has frames, seed, mean squared distance, usage and perplexity.
 
     Raises:
         ValueError: If the features are not finite (frames, dim), or there are fewer frames than clusters.

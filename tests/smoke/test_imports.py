@@ -228,7 +228,7 @@ def test_what_editors_and_fairseq_add_to_the_files_changes_nothing(shards, files
 def test_an_import_that_was_killed_begins_anew_and_gives_the_same_bytes(shards, files, tmp_path, monkeypatch):
     import_labels(shards, tmp_path / "whole", **files.arguments)
     for count in range(1, 5):
-        real, calls = import_module.write_pack, []
+        real, calls = import_module.write_packs, []
 
         def deadly(*arguments, real=real, calls=calls, count=count):
             calls.append(1)
@@ -237,10 +237,10 @@ def test_an_import_that_was_killed_begins_anew_and_gives_the_same_bytes(shards, 
                 raise KeyboardInterrupt
             return real(*arguments)
 
-        monkeypatch.setattr(import_module, "write_pack", deadly)
+        monkeypatch.setattr(import_module, "write_packs", deadly)
         with contextlib.suppress(KeyboardInterrupt):
             import_labels(shards, tmp_path / "labels", **files.arguments)
-        monkeypatch.setattr(import_module, "write_pack", real)
+        monkeypatch.setattr(import_module, "write_packs", real)
     import_labels(shards, tmp_path / "labels", **files.arguments)
     found, whole = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("labels", "whole"))
     assert found == whole

@@ -14,7 +14,7 @@ import torch
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
-from openwavlm.labels.label_packs import write_labels_meta, write_pack
+from openwavlm.labels.label_packs import write_labels_meta
 from openwavlm.labels.labelling import LabelPacks
 from openwavlm.labels.verify import verify_labels
 from openwavlm.model.config import WavLMConfig
@@ -23,6 +23,7 @@ from openwavlm.runs.launch import train
 from openwavlm.shards.index import Index
 from runs import TINY_MODEL, compose, launch
 from synthetic import make_corpus, make_shard_set
+from synthetic_labels import write_pack
 
 SETTINGS = [
     "experiment=wavlm_nano",

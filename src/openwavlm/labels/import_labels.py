@@ -11,7 +11,7 @@ import numpy as np
 from openwavlm.audio.frames import FRAME_RATE_HZ
 from openwavlm.labels.fairseq_labels import RATES_HZ, Lines, read_dictionary, read_lines
 from openwavlm.labels.kmeans import IMPORTED, Codebook, UnknownCodebook
-from openwavlm.labels.label_packs import MAX_PACKS, write_labels_meta, write_pack
+from openwavlm.labels.label_packs import MAX_PACKS, write_labels_meta, write_packs
 from openwavlm.labels.labelling import LabelPacks, check_names, write_stats
 from openwavlm.labels.unfinished import FILES
 from openwavlm.runtime.atomic import remove_temporaries, sha256_of, writer_lock
@@ -71,7 +71,10 @@ def import_labels(
         book.save_array(output)
         count = min(len(index.shards), MAX_PACKS // 2)
         parts = np.array_split(np.arange(len(index.shards)), count)
-        done = [write_pack(output, f"pack-{n:05d}", index, part.tolist(), label_row, classes) for n, part in enumerate(parts)]
+        done = []
+        for number, part in enumerate(parts):
+            name = f"pack-{number:05d}"
+            done += write_packs([output], name, index, part.tolist(), lambda row: [label_row(row)], [classes])
         counts = np.sum([result.label_counts for result in done], axis=0)
         meta = write_labels_meta(output, book, [result.record for result in done], counts)
         write_stats(output, meta, "import_labels")

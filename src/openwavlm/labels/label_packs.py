@@ -63,18 +63,6 @@ class PackResult(NamedTuple):
     label_counts: np.ndarray
 
 
-def write_pack(
-    folder: Path,
-    pack: str,
-    index: Index,
-    shards: Sequence[int],
-    label_row: Callable[[int], np.ndarray | None],
-    num_classes: int,
-) -> PackResult:
-    """Writes the labels of whole shards in one labelling; see `write_packs`."""
-    return write_packs([folder], pack, index, shards, lambda row: [label_row(row)], [num_classes])[0]
-
-
 def write_packs(
     folders: Sequence[Path],
     pack: str,
@@ -160,16 +148,13 @@ def checksum_of_rows(labels: np.ndarray, frames: np.ndarray) -> str:
 
 
 def write_labels_meta(folder: Path, codebook: Codebook, packs: list[dict[str, Any]], label_counts: np.ndarray) -> dict[str, Any]:
-    """Writes `meta.json`, the finished mark, by rename; all files that it names must exist.
+    """Writes and returns `meta.json`, the finished mark; all files that it names must exist.
 
     Args:
         folder: Labelling.
-        codebook: Its codebook; the record of its fit is kept, so that training can check whether held-out speakers were part of it.
+        codebook: Its codebook; training reads in the record of its fit which speakers were held out.
         packs: `PackResult.record` of every pack, in order.
         label_counts: int64 (classes,) frames of each label, over all packs.
-
-    Returns:
-        Content of `meta.json`.
     """
     meta = {
         "format_version": FORMAT_VERSION,
@@ -192,11 +177,10 @@ def write_labels_meta(folder: Path, codebook: Codebook, packs: list[dict[str, An
 
 
 def read_labels_meta(folder: Path) -> dict[str, Any]:
-    """Reads `meta.json` of a labelling, of any format version up to the newest; checks names, types, ranges, totals and checksum.
+    """Reads `meta.json` of a labelling of any format; checks names, types, ranges, totals and checksum.
 
     Raises:
-        ValueError: If the labelling is not finished, has a newer format or another frame grid, or its `meta.json` is damaged or
-            contradicts itself.
+        ValueError: If the labelling is not finished, has a newer format or another frame grid, or its `meta.json` is damaged.
     """
     head = read_meta(folder, kind="labels", newest=FORMAT_VERSION, made_by=MADE_BY)
     for name, expected in GRID.items():
@@ -207,15 +191,12 @@ def read_labels_meta(folder: Path) -> dict[str, Any]:
             )
     _check_head(head)
     packs = head.objects("packs")
-    names: set[str] = set()
-    identities: set[str] = set()
     for pack in packs:
         check_record(pack)
-        own = [shard.text("identity") for shard in pack.objects("shards")]
-        if pack.text("name") in names or len(set(own) - identities) < len(own):
-            raise ValueError(f"{pack.where} names a pack or a shard that was named before: {AGAIN}")
-        names.add(pack.text("name"))
-        identities.update(own)
+    names = [pack.text("name") for pack in packs]
+    identities = [shard.text("identity") for pack in packs for shard in pack.objects("shards")]
+    if len(set(names)) < len(names) or len(set(identities)) < len(identities):
+        raise ValueError(f"{head.where} names a pack or a shard twice: {AGAIN}")
     _check_sum(head, "shards", len(identities))
     for name in _TOTALS:
         _check_sum(head, name, sum(pack.integer(name) for pack in packs))
@@ -246,7 +227,7 @@ def _check_head(head: Fields) -> None:
 
 
 def check_record(pack: Fields) -> None:
-    """Raises `ValueError` if a field of a pack's record is absent or out of range, or its shards do not add up to the pack."""
+    """Raises `ValueError` if a field of a pack's record is absent or out of range, or its shards do not add up."""
     # Files are opened by this name, so it must not contain the path of another folder.
     if not re.fullmatch(r"pack-[0-9]{5,9}|shard-[0-9a-f]{32}", pack.text("name")):
         raise pack.refusal("name", "a name as pack-00000", pack.values["name"])

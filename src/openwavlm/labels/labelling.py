@@ -54,8 +54,7 @@ class LabelPacks:
         """Opens a labelling.
 
         Raises:
-            ValueError: If it is not finished, has a newer format or another frame grid, or its codebook or the size of a file
-                differs from `meta.json`.
+            ValueError: If `read_labels_meta` refuses it, or its codebook or the size of a file differs from `meta.json`.
         """
         path = Path(path)
         meta = read_labels_meta(path)
@@ -76,7 +75,7 @@ class LabelPacks:
         return cls(path, meta, codebook)
 
     def pack(self, number: int) -> Pack:
-        """One pack, mapped on first use; its content is not checked. Raises `ValueError` as `Pack` does."""
+        """One pack, mapped on first use; its content is not checked."""
         if number not in self._packs:
             self._packs[number] = Pack(self.path, self.meta["packs"][number], self.meta["num_classes"])
         return self._packs[number]
@@ -132,14 +131,11 @@ def write_stats(folder: Path, meta: dict[str, Any], command: str, **more: float)
 
 
 def upgrade_labels(folder: Path | str, add: Callable[[dict[str, Any]], None] = lambda meta: None) -> bool:
-    """Checks a labelling of an older format and writes its `meta.json` in the newest format; labels and tables do not change.
+    """Checks a labelling of an older format and writes its `meta.json` in the newest; returns True if that changed it.
 
     Args:
         folder: Labelling; a kill leaves it unchanged or upgraded.
         add: Adds missing values to the content of `meta.json`, in place.
-
-    Returns:
-        True if `meta.json` was changed.
 
     Raises:
         ValueError: If it is not finished, has a newer format or is damaged, or another process writes to it.

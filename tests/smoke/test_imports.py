@@ -289,7 +289,7 @@ def test_a_published_pickle_becomes_a_codebook_that_labels_as_it_does(shards, te
     same = import_codebook(tmp_path / "km.npy", tmp_path / "again", teacher=teacher, layer=1)
     assert same.hash == book.hash
     assert assign_labels(shards, tmp_path / "km", tmp_path / "labels", teacher=teacher) is not None
-    with pytest.raises(ValueError, match="one folder holds one codebook"):
+    with pytest.raises(ValueError, match="holds another codebook already"):
         import_codebook(tmp_path / "km.npy", tmp_path / "km", teacher=teacher, layer=2)
 
 

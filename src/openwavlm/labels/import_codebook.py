@@ -37,8 +37,8 @@ def import_codebook(
         layer: With `layer`: its number, after its residual; 0 is the encoder's input.
 
     Raises:
-        ValueError: If the file is neither an array nor trusted, or holds no centroids; see `feature_settings`; if centroids and
-            features differ in their number of dimensions; if the output holds another codebook.
+        ValueError: If the file is neither an array nor trusted, or holds no centroids of these features; if the features are wrong
+            (`feature_settings`); if the output holds another codebook.
     """
     centroids = _centroids(file, trust=trust)
     if centroids.dtype.kind != "f":
@@ -62,9 +62,7 @@ def import_codebook(
         if (output / "meta.json").is_file():
             there = Codebook.load(output)
             if there.hash != book.hash or there.features != book.features:
-                raise ValueError(
-                    f"one folder holds one codebook, but {output} already has another: name another output or delete it"
-                )
+                raise ValueError(f"{output} holds another codebook already: name another output, or delete it")
             return there
         book.save(output)
     log.info("%d clusters of %d dimensions -> %s", len(book), centroids.shape[1], output)

@@ -49,15 +49,15 @@ class PackTarget:
 
     def done(self) -> dict[str, Any] | None:
         """Content of the done-file; None if it is absent, damaged or of another task, or the pack's files are missing."""
-        done = read_done(self.done_file, self.output, self.pack, classes=len(self.codebook), task=self.key)
-        return None if done is None else done.values
+        try:
+            return read_done(self.done_file, self.output, self.pack, classes=len(self.codebook), task=self.key).values
+        except ValueError:
+            return None
 
     def check_unfinished(self, own: AbstractSet[str]) -> None:
-        """Refuses to overwrite the pack of an unfinished call that labels other shards, or has another codebook.
+        """Refuses to overwrite the pack of an unfinished call that labels shards not in `own`, or has another codebook.
 
-        Args:
-            own: Identity and names of all shards that this call labels. A pack with a different selection of them (the set has grown
-                since, or `packs` differs) may be overwritten: its labels are the same.
+        A pack with another selection of `own` may be overwritten: its labels are the same.
 
         Raises:
             ValueError: If the done-file belongs to such a call.
@@ -86,10 +86,9 @@ class PackTask:
         shards_path: Shard set.
         shards: Numbers of the pack's shards in the index.
         targets: Labellings without this pack.
-        carry_from: Older labelling with labels to carry over; None: all labels are computed.
-        teacher: Model of layer features.
-        device: Device of the teacher.
-        mode: As in `assign.assign_labels`.
+        carry_from: Labelling with labels to carry over; None: all labels are computed.
+
+    The other attributes are arguments of `assign.assign_labels`.
     """
 
     shards_path: Path
@@ -148,7 +147,7 @@ def _gpus(task: PackTask) -> list[str | None]:
 
 
 def _computer(index: Index, task: PackTask, some: Sequence[int]) -> Callable[[int], Sequence[np.ndarray | None]]:
-    """Function that labels a row for some targets of a task: by carrying over labels of the same audio, or by computing them."""
+    """Function that labels a row for some targets of a task: it carries over labels of the same audio, or computes them."""
     reader = ShardReader(index)
     books = [task.targets[number].codebook for number in some]
     carried = carrier(index, task.carry_from) if task.carry_from else lambda row: None

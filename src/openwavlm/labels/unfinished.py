@@ -26,7 +26,7 @@ FILES = re.compile(
 )
 
 
-def read_done(mark: Path, folder: Path, pack: str, *, classes: int | None = None, **key: str) -> Fields | None:
+def read_done(mark: Path, folder: Path, pack: str, *, classes: int | None = None, **key: str) -> Fields:
     """Reads a done-file.
 
     Args:
@@ -36,29 +36,24 @@ def read_done(mark: Path, folder: Path, pack: str, *, classes: int | None = None
         classes: Length of the field `label_counts`, if the file has one.
         key: Name and value of the field that identifies the work.
 
-    Returns:
-        Its fields; None if it is absent, damaged or of other work, or a file of the pack has another size: the work is done again.
+    Raises:
+        ValueError: If it is absent, damaged or of other work, or a file of the pack has another size: the work is done again.
     """
-    try:
-        done = read_json(mark, remedy=AGAIN)
-        record = Fields(done.mapping("record"), done.where, AGAIN)
-        check_record(record)
-        check_sizes(folder, record.values)
-        if classes is not None:
-            done.integers("label_counts", np.int64, classes)
-        return done if record.text("name") == pack and all(done.text(name) == value for name, value in key.items()) else None
-    except ValueError:
-        return None
+    done = read_json(mark, remedy=AGAIN)
+    record = Fields(done.mapping("record"), done.where, AGAIN)
+    check_record(record)
+    check_sizes(folder, record.values)
+    if classes is not None:
+        done.integers("label_counts", np.int64, classes)
+    if record.text("name") != pack or any(done.text(name) != value for name, value in key.items()):
+        raise ValueError(f"{mark} must be of {pack} and of this call's audio and codebook, but is not: {AGAIN}")
+    return done
 
 
 class ShardParts:
-    """Labels of single shards of one labelling, under `tasks/shards/` until their pack is complete.
+    """Labels of single shards of the labelling `output`, under `tasks/shards/` until their pack is complete.
 
-    Args:
-        output: Labelling.
-        index: Index of the shard set.
-        book_key: Hash of the codebook and of the settings of its features.
-        num_classes: Number of clusters K.
+    `book_key` is a hash of the codebook and of the settings of its features.
     """
 
     def __init__(self, output: Path, index: Index, book_key: str, num_classes: int):
@@ -68,15 +63,15 @@ class ShardParts:
 
     def done(self, shard: int) -> bool:
         """True if a shard is finished; False also if it is of other audio or another codebook, or damaged."""
-        record = self._record(shard)
         try:
-            return record is not None and self._pack(record) is not None
+            self._pack(shard)
         except ValueError:
             return False
+        return True
 
     def computed_on(self, shard: int) -> str | None:
         """GPU that computed a finished shard; None for a CPU."""
-        return (self._record(shard) or {}).get("computed_on")
+        return self._pack(shard).record.get("computed_on")
 
     def finish(self, shard: int, record: dict[str, Any], computed_on: str | None) -> None:
         """Marks a shard as finished; `record` is the `PackResult.record` of its files."""
@@ -87,9 +82,7 @@ class ShardParts:
         """Labels of a row of a finished shard; None if its audio was unreadable."""
         shard = int(self.index.shard[row])
         if self._open is None or self._open[0] != shard:
-            record = self._record(shard)
-            assert record is not None
-            self._open = (shard, self._pack(record))
+            self._open = (shard, self._pack(shard))
         pack = self._open[1]
         place = row - int(self.index.first_row[shard])
         offset, count = int(pack.offset[place]), int(pack.frames[place])
@@ -103,18 +96,15 @@ class ShardParts:
                 file.unlink(missing_ok=True)
 
     def name(self, shard: int) -> str:
-        """Name of a shard's files, from its identity, so that calls for other shards use other files."""
+        """Name of a shard's files, by its identity, so that calls for other shards use other files."""
         return f"shard-{self.index.shards[shard].identity}"
 
-    def _pack(self, record: dict[str, Any]) -> Pack:
+    def _pack(self, shard: int) -> Pack:
+        done = read_done(self._mark(shard), self.folder, self.name(shard), key=self._key(shard))
         # Unchecked, a damaged shard would become part of a pack with valid checksums.
-        pack = Pack(self.folder, record, self.num_classes)
+        pack = Pack(self.folder, done.mapping("record"), self.num_classes)
         pack.check()
         return pack
-
-    def _record(self, shard: int) -> dict[str, Any] | None:
-        done = read_done(self._mark(shard), self.folder, self.name(shard), key=self._key(shard))
-        return None if done is None else done.mapping("record")
 
     def _mark(self, shard: int) -> Path:
         return self.folder / f"{self.name(shard)}.json"
@@ -129,13 +119,9 @@ def write_parts(
     computer: Callable[[Sequence[int]], Callable[[int], Sequence[np.ndarray | None]]],
     computed_on: Sequence[str | None],
 ) -> None:
-    """Labels the unfinished ones of some shards, one after another.
+    """Labels the unfinished ones of some shards in all labellings that lack them, one shard after another.
 
-    Args:
-        parts: Shards of each labelling.
-        shards: Shards of the index.
-        computer: Returns, for the numbers of some labellings, the function that labels a row for them.
-        computed_on: GPU that computes each labelling, for the record.
+    `computer` returns, for the numbers of some labellings, the function that labels a row for them; `computed_on` are the GPUs.
     """
     for shard in shards:
         numbers = [number for number, part in enumerate(parts) if not part.done(shard)]

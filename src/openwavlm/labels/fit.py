@@ -114,9 +114,9 @@ def fit_codebook(
         "clusters_wanted": clusters,
         "min_frames_per_cluster": min_frames_per_cluster,
     }
-    method = {"engine": engine, "seed": seed, "n_init": starts}
-    method |= {"iterations": iterations, "tolerance": tolerance} if engine == "lloyd" else {}
-    content = json.dumps({"request": request, "features": settings, "method": method}, sort_keys=True)
+    options: dict[str, Any] = {"seed": seed, "n_init": starts}
+    options |= {"iterations": iterations, "tolerance": tolerance} if engine == "lloyd" else {}
+    content = json.dumps({"request": request, "features": settings, "method": {"engine": engine, **options}}, sort_keys=True)
     key = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
     metadata = {index.fingerprint: index.metadata for index in indexes}
     if any(ranks.gather((output / "meta.json").is_file())):
@@ -132,7 +132,7 @@ def fit_codebook(
         indexes, sample, settings, teacher, places, chunk, workers=workers, device=where, clustered_on=clustered_on, ranks=ranks
     )
     check_skip_rate(unreadable, len(sample), max_skip_rate)
-    codebook = _fit(frames, fitted_clusters, method, standardised=settings.get("feature_norm") == "standardise")
+    codebook = _fit(frames, fitted_clusters, engine, options, standardised=settings.get("feature_norm") == "standardise")
     seconds = round(float(sample.num_samples.sum()) / SAMPLE_RATE_HZ, 3)
     fitted = codebook.fitted | request | {"utterances": len(sample), "unreadable_utterances": unreadable, "seconds": seconds}
     fitted |= {"hours_by_source": sample.hours, "request": key, "metadata": metadata}
@@ -147,7 +147,7 @@ def fit_codebook(
 
 
 def affordable_clusters(frames: int, clusters: int, min_frames_per_cluster: int) -> int:
-    """Number of clusters, at most `clusters`, that have `min_frames_per_cluster` frames on average; logs a warning if it is lower.
+    """Lowers the number of clusters, with a warning, until each has `min_frames_per_cluster` frames on average.
 
     Raises:
         ValueError: If a number is not positive; if the frames are too few for one cluster.
@@ -181,16 +181,14 @@ def _check_memory(places: int, dim: int, chunk: int, max_memory_gib: float, rank
     log.info(f"{places} frames of {dim} numbers are kept: {gib:.2f} GiB" + (" a process" if ranks.size > 1 else ""))
 
 
-def _fit(frames: ChunkedFrames, clusters: int, method: dict[str, Any], *, standardised: bool) -> Codebook:
-    seed, n_init = method["seed"], method["n_init"]
+def _fit(frames: ChunkedFrames, clusters: int, engine: str, options: dict[str, Any], *, standardised: bool) -> Codebook:
     norm = standardise(frames) if standardised else None
-    if method["engine"] == "lloyd":
-        settings = {name: method[name] for name in ("iterations", "tolerance")}
-        codebook = fit_lloyd_kmeans(frames, clusters, seed, n_init=n_init, **settings)
+    if engine == "lloyd":
+        codebook = fit_lloyd_kmeans(frames, clusters, **options)
         program = {"device": frames.device.type, "torch": torch.__version__}
     else:
         held = (frames.features if frames.filled is None else frames.features[frames.filled]).numpy()
-        codebook = fit_minibatch_kmeans(held, clusters, seed, n_init=n_init)
+        codebook = fit_minibatch_kmeans(held, clusters, **options)
         program = {"engine": "minibatch", "scikit_learn": sklearn.__version__}
     return replace(codebook, norm=norm, fitted=codebook.fitted | program)
 
@@ -223,5 +221,5 @@ def check_skip_rate(unreadable: int, rows: int, max_skip_rate: float) -> None:
     if unreadable > max_skip_rate * rows:
         raise ValueError(
             f"at most a share of {max_skip_rate:g} of the utterances may be unreadable, but {unreadable} of {rows} are: repair the "
-            "shards, or raise max_skip_rate if that loss is acceptable"
+            "shards, or raise max_skip_rate"
         )

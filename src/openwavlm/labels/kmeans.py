@@ -62,7 +62,7 @@ class Codebook:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of shape and little-endian bytes of the centroids and, if there is one, of the feature norm."""
+        """SHA-256 of shape and little-endian bytes of the centroids and of the feature norm, if there is one."""
         digest = hashlib.sha256()
         for tensor in (self.centroids,) if self.norm is None else (self.centroids, self.norm):
             array = np.ascontiguousarray(tensor.cpu().numpy(), dtype="<f4")
@@ -79,13 +79,9 @@ class Codebook:
         return torch.addmm(squares, features, directions, alpha=-2)
 
     def assign(self, features: Tensor | np.ndarray) -> np.ndarray:
-        """Nearest centroid of every frame.
+        """Nearest centroid of every frame of float32 (frames, dim), not yet standardised: uint16 (frames,).
 
-        Args:
-            features: float32 (frames, dim), not yet standardised.
-
-        Returns:
-            uint16 (frames,); of equally near centroids the one with the lowest number.
+        Of equally near centroids it is the one with the lowest number.
 
         Raises:
             ValueError: If the features have another number of dimensions than the centroids, or some are not finite.
@@ -164,11 +160,7 @@ class Codebook:
 
     @classmethod
     def load_arrays(cls, folder: Path, features: dict[str, Any], fitted: dict[str, Any]) -> "Codebook":
-        """Reads the arrays of a codebook or a labelling; the caller checks the hash.
-
-        Raises:
-            ValueError: If an array is missing or damaged.
-        """
+        """Reads the arrays of a codebook or a labelling; the caller checks the hash."""
         norm = _load_array(folder / "feature_norm.npy") if features.get("feature_norm") == "standardise" else None
         file = folder / "codebook.npy"
         centroids = _load_array(file)
@@ -180,13 +172,9 @@ class Codebook:
 
 @dataclass(frozen=True, eq=False)
 class UnknownCodebook(Codebook):
-    """Codebook of labels that were imported without their centroids: number of clusters and a hash.
+    """Codebook of labels that were imported without their centroids: number of clusters and the hash of the label files.
 
     Its labels can be trained on, carried over and compared by their hash, but not computed.
-
-    Attributes:
-        num_classes: Number of clusters K.
-        content_hash: SHA-256 of the imported label files; two imports of the same files have the same codebook.
     """
 
     num_classes: int = 1

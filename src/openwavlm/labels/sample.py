@@ -76,13 +76,7 @@ def draw_sample(
 ) -> Sample:
     """Chooses training utterances by the hash of their audio until each source has its part of `sample_hours`.
 
-    Args:
-        indexes: Indexes of the shard sets; a source may lie in several of them.
-        sample_hours: Hours of all sources together.
-        seed: Seed of the hashes.
-        validation_share: Share of speakers that is held out.
-        split_seed: Seed of that split.
-        source_weights: Source → factor on its hours; 1 for unnamed sources.
+    Arguments are those of `fit.fit_codebook`; a source may lie in several indexes.
 
     Raises:
         ValueError: If no row belongs to a training speaker; see `quotas`.
@@ -168,8 +162,7 @@ class _Block:
 def thinned_places(first: int, count: int, *, total: int, keep: int) -> np.ndarray:
     """Places of frames [first, first + count] of a stream of `total` frames that is thinned evenly to `keep` frames.
 
-    Returns:
-        int64 (count + 1,); frame i is kept if the next entry is larger.
+    int64 (count + 1,); frame i is kept if the next entry is larger.
     """
     return np.arange(first, first + count + 1, dtype=np.int64) * min(keep, total) // total
 
@@ -187,19 +180,16 @@ def sampled_frames(
     clustered_on: torch.device,
     ranks: Ranks,
 ) -> tuple[ChunkedFrames, int]:
-    """Computes this process's share of the frames of a sample.
+    """Computes this process's share of the frames of a sample, in chunks for k-means on `clustered_on`.
 
     Args:
         indexes: Indexes of the shard sets.
         sample: Utterances.
         settings: Settings of the features.
-        teacher: Model of layer features.
+        teacher: Model of layer features, on `device`.
         keep: Frames to keep, at most `sample.frames`; the sample is thinned evenly.
         chunk: Frames a chunk.
         workers: Worker processes; with a teacher on a GPU there are none.
-        device: Device of the teacher.
-        clustered_on: Device of k-means.
-        ranks: This process in its group.
 
     Returns:
         The frames, and the number of unreadable utterances over all processes.

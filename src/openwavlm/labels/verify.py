@@ -81,11 +81,7 @@ class LabelVerification:
 
 
 def labels_of_teacher(labels: Sequence[Path], teacher: Path | None) -> list[Path]:
-    """Labellings that were made from a layer of a teacher; all of them if none was, so that a superfluous teacher is refused.
-
-    Raises:
-        ValueError: See `LabelPacks.open`.
-    """
+    """Labellings that were made from a layer of a teacher; all of them if none was, so that a superfluous teacher is refused."""
     of_layers = [path for path in labels if LabelPacks.open(path).codebook.features.get("name") == "layer"]
     return of_layers or (list(labels) if teacher is not None else [])
 
@@ -120,8 +116,8 @@ def verify_labels(
         workers: Processes that compute the sample; with a teacher on a GPU there is one.
 
     Raises:
-        ValueError: If `share` or `tolerance` is outside [0, 1], the device does not exist, `workers` is below 1, a teacher is given
-            for labels without a codebook, or `LabelStore.open` or `check_reproducible` refuse the labels.
+        ValueError: If an argument is out of range, the device does not exist, a teacher is given for labels without a codebook, or
+            `LabelStore.open` or `check_reproducible` refuse the labels.
     """
     if not (0 <= share <= 1 and 0 <= tolerance <= 1):
         raise ValueError(f"the share of rows and the tolerance must lie in [0, 1], but are {share} and {tolerance}")

@@ -124,7 +124,7 @@ def test_units_are_the_codebooks_labels_and_merge_into_runs(model: Path, recordi
         assert spread == lines[name].split()
     before = (tmp_path / "out" / "units.tsv").read_bytes()
     message = run_program(tmp_path, "openwavlm", "extract", *asked, "merge=true").error()
-    assert "one kind of units, but out has others (by merge): name another output" in message
+    assert "out already holds other units (by merge): name another output" in message
     with pytest.raises(ValueError, match=r"others \(by codebook\)"):
         extract_units_of_folder(None, recordings, tmp_path / "out", codebook_of(tmp_path / "mfcc"))
     assert (tmp_path / "out" / "units.tsv").read_bytes() == before
@@ -163,8 +163,8 @@ def test_unreadable_recordings_are_named_and_past_the_rate_refused(model: Path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layers": [3]}, r"out of 0…2"),
-        ({"layers": []}, r"out of 0…2"),
+        ({"layers": [3]}, r"of 0…2"),
+        ({"layers": []}, r"of 0…2"),
         ({"dtype": "int8"}, "one of float32, float16"),
         ({"folder": Path("/nowhere")}, "does not exist"),
     ],

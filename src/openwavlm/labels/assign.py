@@ -118,9 +118,7 @@ def _label(
             labelling.codebook.save_array(labelling.output)
     todo = [task for task in map(PackTask.undone, tasks[share]) if task.targets]
     names = ", ".join(str(labelling.output) for labelling in labellings)
-    log.info(
-        f"{len(labellings[0].new)} shards of {index.path} need labels in {names}: {len(tasks)} packs, {len(todo)} to do here"
-    )
+    log.info(f"{len(labellings[0].new)} shards of {index.path} need labels in {names}: {len(todo)} of {len(tasks)} packs to do")
     for _ in run_jobs(label_pack, todo, workers=workers, description="labels"):
         pass
     return targets
@@ -132,15 +130,11 @@ def _check_arguments(
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, but is {mode!r}")
     if mode == "rebind" and (carry_from is None or codebooks or len(outputs) != 1):
-        raise ValueError(
-            "mode=rebind needs carry_from (the labelling of the same audio), one output and no codebook: it keeps that labelling's"
-        )
+        raise ValueError("mode=rebind needs carry_from, a labelling of the same audio, one output and no codebook")
     if mode == "assign" and not codebooks:
         raise ValueError("mode=assign needs a codebook: fit one with openwavlm fit-kmeans, or use mode=rebind")
     if carry_from is not None and len(outputs) != 1:
-        raise ValueError(
-            f"carry_from is one labelling for one output, but there are {len(outputs)} outputs: carry over into one after another"
-        )
+        raise ValueError(f"carry_from needs one output, but there are {len(outputs)}: carry labels over into one after another")
     if carry_from is not None and carry_from.resolve() == outputs[0].resolve():
         raise ValueError(f"labels are carried from one folder into another, but carry_from and output are both {carry_from}")
     if mode == "assign" and not len(codebooks) == len(outputs) == len(set(outputs)):

@@ -38,9 +38,7 @@ def read_dictionary(path: Path) -> int:
     listed = [name for name in listed if not re.fullmatch(r"madeupword\d+", name)]
     wrong = next((name for name in listed if not name.isdecimal()), None)
     if wrong is not None:
-        raise ValueError(
-            f"the dictionary must list clusters by number, but {path} has {wrong!r}: give the dictionary of the labels"
-        )
+        raise ValueError(f"the dictionary must list clusters by number, but {path} has {wrong!r}: give that of the labels")
     absent = set(range(len(listed))) - {int(name) for name in listed}
     if not listed or absent:
         what = f"has {len(listed)} lines and lacks {min(absent)}" if absent else "is empty"

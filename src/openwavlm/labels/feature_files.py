@@ -88,9 +88,7 @@ def extract_features_of_folder(
     top = teacher.model.config.layers
     chosen = tuple(range(top + 1)) if layers == "all" else tuple(int(layer) for layer in layers)
     if not chosen or not all(0 <= layer <= top for layer in chosen):
-        raise ValueError(
-            f"layers must be all or a list out of 0…{top} for {model} (0 is the encoder's input), but is {list(chosen)}"
-        )
+        raise ValueError(f"layers must be all or a list of 0…{top} for {model} (0 is the encoder's input), but is {list(chosen)}")
     names = _names(folder)
     request = {
         "format_version": 1,
@@ -184,9 +182,7 @@ def _check_same(path: Path, request: dict[str, Any], kind: str) -> None:
         write_json(path, request)
     elif found != request:
         other = ", ".join(sorted(key for key in found.keys() | request.keys() if found.get(key) != request.get(key)))
-        raise ValueError(
-            f"one folder holds one kind of {kind}, but {path.parent} has others (by {other}): name another output or delete it"
-        )
+        raise ValueError(f"{path.parent} already holds other {kind} (by {other}): name another output, or delete it")
 
 
 def _run(jobs: Sequence[_Job], files: int, workers: int, max_skip_rate: float) -> Extracted:

@@ -80,9 +80,7 @@ def _centroids(file: Path, *, trust: bool) -> np.ndarray:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{file} must be an array of centroids, but cannot be read ({reason}): save it again") from error
     if zipfile.is_zipfile(file):  # numpy's .npz and torch's .pt
-        raise ValueError(
-            f"{file} is an archive, not an array or a joblib file: save the centroids alone by numpy.save, and give the .npy"
-        )
+        raise ValueError(f"{file} is an archive, not an array or a joblib file: save the centroids alone by numpy.save")
     if not trust:
         raise ValueError(
             f"{file} is a pickle, which can run any code when it is read, so it is read only with trust=true. Or convert it where it may "

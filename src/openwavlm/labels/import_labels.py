@@ -83,9 +83,7 @@ def import_labels(
 
 def _check_arguments(tsv: Sequence[Path], km: Sequence[Path], label_rate: int, *, decimate: bool) -> None:
     if not tsv or len(tsv) != len(km):
-        raise ValueError(
-            f"tsv and km must name the same splits in the same order, but are {len(tsv)} and {len(km)} files: pair them"
-        )
+        raise ValueError(f"tsv and km must name the same splits in the same order, but are {len(tsv)} and {len(km)} files")
     if label_rate not in RATES_HZ:
         raise ValueError(f"label_rate must be one of {', '.join(map(str, RATES_HZ))}, but is {label_rate}")
     if (label_rate == 100) != decimate:
@@ -128,9 +126,7 @@ def _reader(lines: Sequence[Lines], index: Index, label_rate: int, max_missing_r
         known = np.flatnonzero(part.rows >= 0)
         rows = part.rows[known]
         if len(np.unique(rows)) != len(rows) or (file_of[rows] >= 0).any():
-            raise ValueError(
-                f"an utterance must be labelled once, but {part.file} has one that was labelled before: give each split once"
-            )
+            raise ValueError(f"an utterance must be labelled once, but {part.file} repeats one: give each split once")
         file_of[rows], line_of[rows] = number, known
     missing = np.flatnonzero(file_of < 0)
     if len(missing) > max_missing_rate * len(index):

@@ -230,9 +230,7 @@ def check_amount(frames: int, clusters: int) -> None:
     if clusters < 1:
         raise ValueError(f"the number of clusters must be positive, but is {clusters}")
     if frames < clusters:
-        raise ValueError(
-            f"k-means needs a frame for every cluster, but has {frames} for {clusters}: give more audio or ask for fewer"
-        )
+        raise ValueError(f"k-means needs a frame for each cluster, but has {frames} for {clusters}: add audio or lower clusters")
 
 
 def read_meta(folder: Path, *, kind: str, newest: int, made_by: str) -> Fields:

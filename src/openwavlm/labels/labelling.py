@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,13 +40,12 @@ class LabelPacks:
     def __init__(self, path: Path, meta: dict[str, Any], codebook: Codebook):
         self.path, self.meta, self.codebook = path, meta, codebook
         self._packs: dict[int, Pack] = {}
-        self.place = {
-            shard["identity"]: Place(pack, number, first_row)
-            for pack, record in enumerate(meta["packs"])
-            for number, (shard, first_row) in enumerate(
-                zip(record["shards"], accumulate((shard["rows"] for shard in record["shards"]), initial=0), strict=False)
-            )
-        }
+        self.place: dict[str, Place] = {}
+        for pack, record in enumerate(meta["packs"]):
+            first_row = 0
+            for number, shard in enumerate(record["shards"]):
+                self.place[shard["identity"]] = Place(pack, number, first_row)
+                first_row += shard["rows"]
 
     @classmethod
     def open(cls, path: Path | str) -> "LabelPacks":
@@ -58,9 +56,8 @@ class LabelPacks:
         """
         path = Path(path)
         meta = read_labels_meta(path)
-        classes, content, features, fitted = (
-            meta[name] for name in ("num_classes", "codebook_hash", "features", "codebook_fitted")
-        )
+        classes, content = meta["num_classes"], meta["codebook_hash"]
+        features, fitted = meta["features"], meta["codebook_fitted"]
         if meta.get("centroids") == "unknown" and features.get("name") == IMPORTED:
             codebook: Codebook = UnknownCodebook.of(classes, content, features, fitted)
         else:

@@ -137,9 +137,7 @@ class Pack:
             found.append(before if now is None or now[:2] != before[:2] else now)
             replaced |= now is None or now[:2] != before[:2]
             if found[-1][2] != before[2]:  # a read beyond the end of a mapped file would kill the process
-                raise ValueError(
-                    f"{file} must keep its {before[2]} bytes while it is in use, but has {found[-1][2]} now: {AGAIN}"
-                )
+                raise ValueError(f"{file} must keep its {before[2]} bytes while in use, but has {found[-1][2]} now: {AGAIN}")
         self.check()
         self.state = (found[0], found[1])
         return replaced

@@ -145,7 +145,7 @@ def _length(samples: int, label_rate: int) -> int:
 def _check_length(path: str, samples: int, here: int, labels: np.ndarray, label_rate: int, km: Path) -> None:
     if samples != here:
         raise ValueError(
-            f"{path} must be the same audio in manifest and shards, but has {samples} samples there and {here} here: label it anew"
+            f"{path} must be the same audio in manifest and shards, but has {samples} samples there and {here} here: label it again"
         )
     expected = _length(samples, label_rate)
     if len(labels) == expected:

@@ -27,7 +27,6 @@ from openwavlm.shards.reader import check_shards
 log = logging.getLogger(__name__)
 
 ENGINES = ("lloyd", "minibatch")
-MIN_FRAMES_PER_CLUSTER = 1000
 # The 20 starts of fairseq's mini-batches are most of the cost of wide features; full passes need one.
 _STARTS = {"lloyd": 1, "minibatch": 5}
 
@@ -41,7 +40,7 @@ def fit_codebook(
     layer: int | None = None,
     feature_norm: str = "auto",
     clusters: int = 100,
-    min_frames_per_cluster: int = MIN_FRAMES_PER_CLUSTER,
+    min_frames_per_cluster: int = 1000,
     sample_hours: float = 100.0,
     source_weights: Mapping[str, float] | None = None,
     max_frames: int = 5_000_000,

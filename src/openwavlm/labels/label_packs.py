@@ -1,10 +1,4 @@
-"""Label format on disk: writers of packs, writer and reader of `meta.json`, the finished mark.
-
-    labels/NAME/pack-00000.u16        labels of whole consecutive shards, one little-endian uint16 a model frame
-                pack-00000.rows.npy   one record a row: offset (first label), key, pcm, frames
-                codebook.npy          float32 (clusters, dim); absent for labels imported without their centroids
-                feature_norm.npy      float32 (2, dim), mean and deviation; only of standardised features
-                meta.json             codebook, features, totals, and the shards (by identity) of each pack
+"""Label format on disk (docs/data.md): writer of packs, writer and reader of `meta.json`, the finished mark.
 
 A row of unreadable audio has 0 frames; the loader treats it as unreadable.
 """
@@ -25,7 +19,7 @@ from openwavlm.runtime.files import Fields
 from openwavlm.runtime.sealed import CHECKSUM, checksum_of, sealed
 from openwavlm.shards.index import Index, ShardInfo
 
-# 1 and 2 (of labels without centroids) have no checksum of `meta.json` itself; `labels.upgrade` adds it.
+# 1 and 2 (of labels without centroids) have no checksum of `meta.json` itself; `labelling.upgrade_labels` adds it.
 FORMAT_VERSION = 3
 MAX_PACKS = 256
 ROW_DTYPE = np.dtype([("offset", "<u8"), ("key", "<u8"), ("pcm", "<u8"), ("frames", "<u4")])

@@ -11,11 +11,11 @@ from openwavlm.labels.quality import perplexity, used_clusters
 
 
 def fit_minibatch_kmeans(
-    features: Tensor | np.ndarray, clusters: int, seed: int, *, n_init: int = 5, batch_size: int = 10_000, max_iter: int = 100
+    features: Tensor | np.ndarray, clusters: int, seed: int, *, n_init: int = 5, batch_size: int = 10_000
 ) -> Codebook:
     """Fits k-means by mini-batches with k-means++ starts (SPEC §4.4; fairseq's `learn_kmeans.py`).
 
-    Runs on one thread, so that the codebook is the same on any number of cores.
+    Makes at most 100 passes, on one thread, so that the codebook is the same on any number of cores.
 
     Args:
         features: float32 (frames, dim).
@@ -23,7 +23,6 @@ def fit_minibatch_kmeans(
         seed: Seed of the starts and of the mini-batches.
         n_init: Starts, of which the best is kept; 20 in fairseq, where they are most of the cost of wide features.
         batch_size: Frames a mini-batch.
-        max_iter: Largest number of passes; the fit stops after 100 mini-batches without improvement.
 
     Raises:
         ValueError: If the features are not finite (frames, dim), or there are fewer frames than clusters.
@@ -40,7 +39,7 @@ def fit_minibatch_kmeans(
             n_clusters=clusters,
             init="k-means++",
             n_init=n_init,
-            max_iter=max_iter,
+            max_iter=100,
             batch_size=batch_size,
             tol=0.0,
             max_no_improvement=100,

@@ -118,17 +118,13 @@ class Pack:
         if not self._whole:
             self.check()
 
-    def changed(self) -> bool:
-        """True if size, time or inode of a file differs from that of the mapped one."""
-        return self.state != (_state(self.labels_file), _state(self.rows_file))
-
     def check_changed(self) -> bool:
-        """Checks the pack again if its files have changed since they were mapped; returns True if files were replaced.
+        """Checks the pack again if size, time or inode of a mapped file has changed; returns True if files were replaced.
 
         Raises:
             ValueError: If the content or size of a mapped file has changed.
         """
-        if not self.changed():
+        if self.state == (_state(self.labels_file), _state(self.rows_file)):
             return False
         replaced = False
         found = []

@@ -80,16 +80,7 @@ class PackTarget:
 
 @dataclass(frozen=True)
 class PackTask:
-    """Pack to write in one or several labellings.
-
-    Attributes:
-        shards_path: Shard set.
-        shards: Numbers of the pack's shards in the index.
-        targets: Labellings without this pack.
-        carry_from: Labelling with labels to carry over; None: all labels are computed.
-
-    The other attributes are arguments of `assign.assign_labels`.
-    """
+    """Pack to write: numbers of its shards in the index, and the labellings that lack it; the rest is as in `assign_labels`."""
 
     shards_path: Path
     shards: tuple[int, ...]

@@ -90,7 +90,7 @@ def test_a_second_call_does_what_is_missing_or_older_than_its_recording(model: P
     again = extract_features_of_folder(model, recordings, tmp_path, **settings)
     assert (again.files, again.kept) == (5, 3)
     assert (tmp_path / "a.wav.npy").read_bytes() == before
-    with pytest.raises(ValueError, match=r"others \(by dtype, layers\): name another output"):
+    with pytest.raises(ValueError, match=r"holds other features \(by dtype, layers\): name another output"):
         extract_features_of_folder(model, recordings, tmp_path)
 
 

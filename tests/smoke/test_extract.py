@@ -125,7 +125,7 @@ def test_units_are_the_codebooks_labels_and_merge_into_runs(model: Path, recordi
     before = (tmp_path / "out" / "units.tsv").read_bytes()
     message = run_program(tmp_path, "openwavlm", "extract", *asked, "merge=true").error()
     assert "out already holds other units (by merge): name another output" in message
-    with pytest.raises(ValueError, match=r"others \(by codebook\)"):
+    with pytest.raises(ValueError, match=r"other units \(by codebook\)"):
         extract_units_of_folder(None, recordings, tmp_path / "out", codebook_of(tmp_path / "mfcc"))
     assert (tmp_path / "out" / "units.tsv").read_bytes() == before
     message = run_program(tmp_path, "openwavlm", "extract", *asked, "layers=[1]").error()

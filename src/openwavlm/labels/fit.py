@@ -193,7 +193,6 @@ def _fit(frames: ChunkedFrames, clusters: int, engine: str, options: dict[str, A
 
 
 def _write(codebook: Codebook, output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
     stats = {"command": "fit_kmeans", "hash": codebook.hash, "num_classes": len(codebook)}
     write_json(output / "stats.json", stats | codebook.fitted)
     codebook.save(output)

@@ -47,8 +47,7 @@ def import_codebook(
         )
     with np.errstate(over="ignore"):
         centroids = np.ascontiguousarray(centroids, dtype=np.float32)
-    norm = "auto" if features == "mfcc" else "none"
-    settings = feature_settings(features, teacher=teacher, layer=layer, feature_norm=norm)
+    settings = feature_settings(features, teacher=teacher, layer=layer, feature_norm="auto" if features == "mfcc" else "none")
     if not np.isfinite(centroids).all():
         raise ValueError(f"centroids must be finite in float32, but some of {file} are not: fit the codebook again")
     if centroids.ndim != 2 or centroids.shape[1] != settings["dim"]:
@@ -56,8 +55,7 @@ def import_codebook(
             f"centroids must be of the shape (clusters, {settings['dim']}) for these features, but those of {file} are "
             f"{centroids.shape}: give the teacher and layer that they were fitted on"
         )
-    imported = {"file": file.name, "sha256": sha256_of(file)}
-    book = Codebook(torch.from_numpy(centroids), settings, {"imported": imported})
+    book = Codebook(torch.from_numpy(centroids), settings, {"imported": {"file": file.name, "sha256": sha256_of(file)}})
     with writer_lock(output):
         if (output / "meta.json").is_file():
             there = Codebook.load(output)

@@ -34,7 +34,7 @@ def import_labels(
     codebook: Path | None = None,
     max_missing_rate: float = 0.0,
 ) -> dict[str, Any]:
-    """Writes a labelling with the labels of fairseq's files; a call after a kill starts again and gives the same bytes.
+    """Writes a labelling with the labels of fairseq's files and returns its `meta.json`; a call after a kill starts again.
 
     An utterance is found by its path in the `.tsv`, without leading folders where needed, and must have the same number of samples.
     Memory: about 50 bytes an utterance.
@@ -50,12 +50,9 @@ def import_labels(
         codebook: Folder of their codebook; None: it is unknown, and the hash of the files identifies it.
         max_missing_rate: Largest share of the shard set's rows that may have no labels; training treats them as unreadable.
 
-    Returns:
-        Content of `meta.json`.
-
     Raises:
-        ValueError: If the arguments contradict each other; if a file is missing or damaged, the dictionary is empty or lacks
-            clusters, a label is not in it, lengths or rates do not fit the audio, or too many rows have no labels.
+        ValueError: If the arguments contradict each other, a file is missing or damaged, the dictionary is empty or lacks a cluster,
+            a label is not in it, lengths or rates do not fit the audio, or too many rows have no labels.
     """
     _check_arguments(tsv, km, label_rate, decimate=decimate)
     index = Index.open(shards)

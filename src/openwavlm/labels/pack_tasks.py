@@ -74,7 +74,7 @@ class PackTarget:
             what = "other shards" if same_codebook else "another codebook"
             raise ValueError(
                 f"{self.done_file} is a finished pack of a call that labels {what} and has not ended: finish that call first (the same "
-                f"command continues it), name another output, or delete {self.done_file.parent} to discard its work"
+                f"command resumes it), name another output, or delete {self.done_file.parent} to discard its work"
             )
 
 

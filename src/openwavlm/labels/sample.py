@@ -162,7 +162,7 @@ class _Block:
 def thinned_places(first: int, count: int, *, total: int, keep: int) -> np.ndarray:
     """Places of frames [first, first + count] of a stream of `total` frames that is thinned evenly to `keep` frames.
 
-    int64 (count + 1,); frame i is kept if the next entry is larger.
+    int64 (count + 1,); frame i is kept if entry i + 1 is larger than entry i.
     """
     return np.arange(first, first + count + 1, dtype=np.int64) * min(keep, total) // total
 

@@ -1,6 +1,6 @@
 """Unfinished work of a labelling, under `tasks/`: done-files of packs, finished shards of a pack in the making, and their removal.
 
-A killed task continues after its last finished shard; the shards become the bytes of the pack at its end.
+A killed task resumes after its last finished shard; when all shards are finished, the pack is written from them.
 """
 
 import json
@@ -96,7 +96,7 @@ class ShardParts:
                 file.unlink(missing_ok=True)
 
     def name(self, shard: int) -> str:
-        """Name of a shard's files, by its identity, so that calls for other shards use other files."""
+        """Name of a shard's files, from its identity: calls for other shards use other files."""
         return f"shard-{self.index.shards[shard].identity}"
 
     def _pack(self, shard: int) -> Pack:
@@ -121,7 +121,8 @@ def write_parts(
 ) -> None:
     """Labels the unfinished ones of some shards in all labellings that lack them, one shard after another.
 
-    `computer` returns, for the numbers of some labellings, the function that labels a row for them; `computed_on` are the GPUs.
+    `computer` returns, for the numbers of some labellings, the function that labels a row for them; `computed_on` names the GPU of each
+    labelling, if there is one.
     """
     for shard in shards:
         numbers = [number for number, part in enumerate(parts) if not part.done(shard)]

@@ -81,7 +81,7 @@ class LabelVerification:
 
 
 def labels_of_teacher(labels: Sequence[Path], teacher: Path | None) -> list[Path]:
-    """Labellings that were made from a layer of a teacher; all of them if none was, so that a superfluous teacher is refused."""
+    """Labellings that were made from a layer of a teacher; all if none was, so that a superfluous teacher is refused."""
     of_layers = [path for path in labels if LabelPacks.open(path).codebook.features.get("name") == "layer"]
     return of_layers or (list(labels) if teacher is not None else [])
 

@@ -193,7 +193,7 @@ def test_a_teacher_with_another_normalisation_is_another_teacher(place: Place, t
     preprocessor = json.loads(file.read_text())
     assert preprocessor["do_normalize"] is True
     file.write_text(json.dumps(preprocessor | {"do_normalize": False}))
-    sentence = "must come from the model .*other holds the model .*: give the folder of the model that the codebook was fitted on"
+    sentence = "must come from the model .*other holds the model .*: give the model that the codebook was fitted on"
     with pytest.raises(ValueError, match=sentence):
         assign_labels(place.shards, tmp_path / "codebook", tmp_path / "again", teacher=other)
     with pytest.raises(ValueError, match=sentence):

@@ -129,7 +129,8 @@ def test_labels_of_another_shard_set_are_refused(place):
 def test_labels_of_another_hop_are_refused(place):
     place.change("labels/meta.json", hop_samples=160)
     refused(
-        place, r"frame grid, hop_samples = 320, but those in .*/labels have hop_samples = 160: make them again with data_prep/"
+        place,
+        r"frame grid, hop_samples = 320, but those in .*/labels have hop_samples = 160: make them again with openwavlm assign-labels",
     )
 
 

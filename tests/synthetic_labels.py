@@ -1,6 +1,6 @@
 """Indexes and labellings without audio, for tests of the label store."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 
 from openwavlm.audio.frames import num_frames
 from openwavlm.labels.kmeans import Codebook
-from openwavlm.labels.label_packs import write_labels_meta, write_pack
+from openwavlm.labels.label_packs import PackResult, write_labels_meta, write_packs
 from openwavlm.shards.index import COLUMNS, TABLES, Index, ShardInfo, shard_identity
 from openwavlm.shards.index_writer import write_index
 
@@ -35,6 +35,13 @@ def make_index(path: Path, shard_rows: dict[int, int], *, seed: int = 0, num_sam
 
 def true_labels(index: Index, row: int) -> np.ndarray:
     return np.random.default_rng(int(index.pcm[row])).integers(CLUSTERS, size=num_frames(int(index.num_samples[row])))
+
+
+def write_pack(
+    folder: Path, pack: str, index: Index, shards: Sequence[int], label_row: Callable[[int], np.ndarray | None], classes: int
+) -> PackResult:
+    """Writes a pack of one labelling."""
+    return write_packs([folder], pack, index, shards, lambda row: [label_row(row)], [classes])[0]
 
 
 def write_labels(

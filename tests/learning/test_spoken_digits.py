@@ -19,7 +19,7 @@ from openwavlm.batches.sources import OpenData
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
 from openwavlm.labels.kmeans import Codebook
-from openwavlm.labels.label_packs import write_labels_meta, write_pack
+from openwavlm.labels.label_packs import write_labels_meta
 from openwavlm.pipeline.masked import masked_figures
 from openwavlm.runs.compose import plain
 from openwavlm.runs.export import load_run
@@ -29,6 +29,7 @@ from openwavlm.synthesis import espeak
 from openwavlm.synthesis.voices import speakers_of
 from openwavlm.training.config import RunConfig
 from runs import compose, launch
+from synthetic_labels import write_pack
 
 pytestmark = [
     pytest.mark.skipif(

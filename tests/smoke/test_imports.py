@@ -133,7 +133,7 @@ def test_labels_without_centroids_are_verified_by_their_files_and_lengths(shards
     report = verify_labels(labels, index)
     assert report.passed and (report.rows, report.all_rows, report.frames) == (0, 16, 0)
     assert "16 rows have labels" in report.sentence() and "imported without their codebook" in report.sentence()
-    with pytest.raises(ValueError, match=r"no teacher can compute the labels of .* but teacher was given: leave teacher out"):
+    with pytest.raises(ValueError, match=r"cannot be computed again, but teacher was given for .*: leave teacher out"):
         verify_labels(labels, index, teacher=Path("teacher"))
     made = run_program(tmp_path, "data_prep/verify.py", f"shards={shards}", "labels=labels")
     assert made.status == 0 and "nothing was computed again" in made.stdout, made
@@ -228,7 +228,7 @@ def test_what_editors_and_fairseq_add_to_the_files_changes_nothing(shards, files
 def test_an_import_that_was_killed_begins_anew_and_gives_the_same_bytes(shards, files, tmp_path, monkeypatch):
     import_labels(shards, tmp_path / "whole", **files.arguments)
     for count in range(1, 5):
-        real, calls = import_module.write_pack, []
+        real, calls = import_module.write_packs, []
 
         def deadly(*arguments, real=real, calls=calls, count=count):
             calls.append(1)
@@ -237,10 +237,10 @@ def test_an_import_that_was_killed_begins_anew_and_gives_the_same_bytes(shards, 
                 raise KeyboardInterrupt
             return real(*arguments)
 
-        monkeypatch.setattr(import_module, "write_pack", deadly)
+        monkeypatch.setattr(import_module, "write_packs", deadly)
         with contextlib.suppress(KeyboardInterrupt):
             import_labels(shards, tmp_path / "labels", **files.arguments)
-        monkeypatch.setattr(import_module, "write_pack", real)
+        monkeypatch.setattr(import_module, "write_packs", real)
     import_labels(shards, tmp_path / "labels", **files.arguments)
     found, whole = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("labels", "whole"))
     assert found == whole
@@ -289,7 +289,7 @@ def test_a_published_pickle_becomes_a_codebook_that_labels_as_it_does(shards, te
     same = import_codebook(tmp_path / "km.npy", tmp_path / "again", teacher=teacher, layer=1)
     assert same.hash == book.hash
     assert assign_labels(shards, tmp_path / "km", tmp_path / "labels", teacher=teacher) is not None
-    with pytest.raises(ValueError, match="one folder holds one codebook"):
+    with pytest.raises(ValueError, match="holds another codebook already"):
         import_codebook(tmp_path / "km.npy", tmp_path / "km", teacher=teacher, layer=2)
 
 

@@ -14,7 +14,7 @@ import torch
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
-from openwavlm.labels.label_packs import write_labels_meta, write_pack
+from openwavlm.labels.label_packs import write_labels_meta
 from openwavlm.labels.labelling import LabelPacks
 from openwavlm.labels.verify import verify_labels
 from openwavlm.model.config import WavLMConfig
@@ -23,6 +23,7 @@ from openwavlm.runs.launch import train
 from openwavlm.shards.index import Index
 from runs import TINY_MODEL, compose, launch
 from synthetic import make_corpus, make_shard_set
+from synthetic_labels import write_pack
 
 SETTINGS = [
     "experiment=wavlm_nano",
@@ -190,7 +191,7 @@ def test_a_teacher_with_another_normalisation_is_another_teacher(place: Place, t
     preprocessor = json.loads(file.read_text())
     assert preprocessor["do_normalize"] is True
     file.write_text(json.dumps(preprocessor | {"do_normalize": False}))
-    sentence = "must come from the model .*other holds the model .*: give the folder of the model that the codebook was fitted on"
+    sentence = "must come from the model .*other holds the model .*: give the model that the codebook was fitted on"
     with pytest.raises(ValueError, match=sentence):
         assign_labels(place.shards, tmp_path / "codebook", tmp_path / "again", teacher=other)
     with pytest.raises(ValueError, match=sentence):

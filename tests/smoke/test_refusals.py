@@ -129,7 +129,8 @@ def test_labels_of_another_shard_set_are_refused(place):
 def test_labels_of_another_hop_are_refused(place):
     place.change("labels/meta.json", hop_samples=160)
     refused(
-        place, r"frame grid, hop_samples = 320, but those in .*/labels have hop_samples = 160: make them again with data_prep/"
+        place,
+        r"frame grid, hop_samples = 320, but those in .*/labels have hop_samples = 160: make them again with openwavlm assign-labels",
     )
 
 
@@ -148,7 +149,9 @@ def test_labels_beyond_the_codebook_are_refused(place):
 
 def test_a_codebook_that_was_exchanged_is_refused(place):
     shutil.copy(place.folder / "labels-2/codebook.npy", place.folder / "labels/codebook.npy")
-    refused(place, r"labels/codebook\.npy must have the hash .* that meta\.json names, but has .*: copy the folder again")
+    refused(
+        place, r"labels/codebook\.npy must have the hash .* clusters that meta\.json names, but has .*: copy the folder again"
+    )
 
 
 def test_sources_of_different_codebooks_are_refused(place):

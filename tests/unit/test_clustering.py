@@ -16,16 +16,15 @@ from openwavlm.audio.frames import num_frames
 from openwavlm.audio.mfcc import mfcc_features
 from openwavlm.labels import fit as fit_module
 from openwavlm.labels import lloyd
-from openwavlm.labels.chunks import ChunkedFrames, standardise_chunks
+from openwavlm.labels.chunks import ChunkedFrames, standardise
 from openwavlm.labels.fit import affordable_clusters, check_skip_rate, fit_codebook
 from openwavlm.labels.kmeans import Codebook, check_amount
 from openwavlm.labels.lloyd import fit_lloyd_kmeans, whole
-from openwavlm.labels.minibatch import fit_minibatch_kmeans, standardise
+from openwavlm.labels.minibatch import fit_minibatch_kmeans
 from openwavlm.labels.sample import (
     _UTTERANCES_A_TASK,
     draw_sample,
     keyed_hash,
-    num_places,
     quotas,
     sampled_frames,
     thinned_places,
@@ -312,11 +311,10 @@ def test_deviations_are_of_all_frames() -> None:
     frames[:, 1] *= 1e-4  # small, but it moves
     frames[:, 2] = 3 + 1e-5 * frames[:, 2]  # a deviation above a millionth of the value
     wanted = np.stack([frames.mean(axis=0, dtype=np.float64), frames.std(axis=0, dtype=np.float64)])
-    np.testing.assert_allclose(standardise(frames.copy()).numpy(), wanted, rtol=1e-5)
-    many = np.tile(frames[:, :2], (1700, 1))  # more than a chunk of 65,536
+    many = whole(torch.from_numpy(np.tile(frames[:, :2], (1700, 1))), 2)  # 34 chunks
     np.testing.assert_allclose(standardise(many).numpy(), wanted[:, :2], rtol=1e-5)
     chunked = whole(torch.from_numpy(frames), 2)
-    np.testing.assert_allclose(standardise_chunks(chunked).numpy(), wanted, rtol=1e-5)
+    np.testing.assert_allclose(standardise(chunked).numpy(), wanted, rtol=1e-5)
     np.testing.assert_allclose(chunked.features.numpy(), (frames - wanted[0]) / wanted[1], atol=2e-2, rtol=1e-3)
 
 
@@ -509,7 +507,7 @@ def test_kmeans_is_given_the_thinned_features_of_the_sample_and_what_was_asked_f
         for number, row, samples in zip(sample.source.tolist(), sample.row.tolist(), sample.num_samples.tolist(), strict=True)
         for frame in range(num_frames(samples))
     ]
-    assert num_places(sample, 400) == 400 < len(stream) and num_places(sample, 10**6) == len(stream)
+    assert 400 < sample.frames == len(stream)
     wanted = [stream[at] for at in range(len(stream)) if (at + 1) * 400 // len(stream) > at * 400 // len(stream)]
     assert [tuple(map(int, frame)) for frame in given.pop("frames").tolist()] == wanted
     passes = {"iterations": 9, "tolerance": 0.25} if engine == "lloyd" else {}
@@ -622,8 +620,8 @@ def test_places_of_an_utterance_that_cannot_be_read_stay_empty(
             sample,
             {"name": "mfcc", "dim": 39},
             None,
-            max_frames=700,
-            chunk=64,
+            700,
+            64,
             workers=1,
             device=CPU,
             clustered_on=CPU,

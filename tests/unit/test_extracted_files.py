@@ -81,7 +81,7 @@ def test_layers_from_the_encoders_input_to_its_last_may_be_asked_for(tmp_path, l
         extract_features_of_folder(Path("model"), tmp_path / "in", tmp_path / "out", layers=layers)
         assert np.load(tmp_path / "out" / "a.wav.npy")[0, 2, 0] == figure(layers[0], 2, 0)
     else:
-        with pytest.raises(ValueError, match=r"out of 0…4"):
+        with pytest.raises(ValueError, match=r"a list of 0…4"):
             extract_features_of_folder(Path("model"), tmp_path / "in", tmp_path / "out", layers=layers)
 
 

@@ -150,8 +150,8 @@ def swap_shards_in_place(place: Place) -> None:
     [
         (lambda place: place.flip(3), r"pack-00001\.u16 must hold the labels"),
         (swap_shards_in_place, r"pack-00001\.u16 must hold the labels"),
-        (cut, r"pack-00001\.u16 must keep its \d+ bytes while it is in use, but has 10 now"),
-        (cut_table, r"pack-00001\.rows\.npy must keep its \d+ bytes while it is in use, but has 10 now"),
+        (cut, r"pack-00001\.u16 must keep its \d+ bytes while in use, but has 10 now"),
+        (cut_table, r"pack-00001\.rows\.npy must keep its \d+ bytes while in use, but has 10 now"),
     ],
 )
 def test_a_pack_that_is_changed_in_place_is_noticed_before_the_next_checkpoint(

@@ -352,7 +352,7 @@ def test_a_killed_pack_goes_on_behind_its_finished_shards_of_the_same_audio_and_
             return labels_of_row
 
         part = ShardParts(tmp_path / "labels", index, key, 16)
-        write_parts([part], index, shards, computer, [16], [None])
+        write_parts([part], shards, computer, [None])
         for shard in shards:
             assert all((part.labels(row) == row).all() for row in range(index.first_row[shard], index.first_row[shard + 1]))
         return asked

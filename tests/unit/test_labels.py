@@ -180,7 +180,7 @@ def test_a_truncated_pack_is_refused(index: Index, labels: Path) -> None:
 
 def test_a_codebook_of_another_size_is_refused(index: Index, labels: Path) -> None:
     np.save(labels / "codebook.npy", np.zeros((CLUSTERS + 1, 3), np.float32))
-    with pytest.raises(ValueError, match=r"must have the 10 clusters that meta\.json names, but has 11"):
+    with pytest.raises(ValueError, match=r"must have the hash .* and the 10 clusters that meta\.json names, but has .* and 11"):
         LabelStore.open(labels, index)
 
 
@@ -383,8 +383,8 @@ def test_a_finished_shard_of_a_pack_reads_back_by_row_and_is_of_its_audio_and_co
 
         return labels
 
-    write_parts(parts, index, [2], computer, [CLUSTERS, CLUSTERS], ["a GPU", None])
-    write_parts(parts, index, [2, 0], computer, [CLUSTERS, CLUSTERS], ["another GPU", None])
+    write_parts(parts, [2], computer, ["a GPU", None])
+    write_parts(parts, [2, 0], computer, ["another GPU", None])
     rows = [*range(int(index.first_row[2]), int(index.first_row[3])), *range(int(index.first_row[1]))]
     for row in rows:
         first, second = (part.labels(row) for part in parts)
@@ -392,16 +392,15 @@ def test_a_finished_shard_of_a_pack_reads_back_by_row_and_is_of_its_audio_and_co
             assert first is None and second is None
         else:
             assert np.array_equal(first, true_labels(index, row)) and np.array_equal(second, CLUSTERS - 1 - first)
-    frames = sum(len(true_labels(index, row)) for row in rows[: ROWS[2]] if row != unreadable)
-    assert parts[0].done(2) == frames and parts[0].done(1) is None
+    assert parts[0].done(2) and not parts[0].done(1)
     assert (parts[0].computed_on(2), parts[0].computed_on(0), parts[1].computed_on(2)) == ("a GPU", "another GPU", None)
-    assert ShardParts(tmp_path / "first", index, "other book", CLUSTERS).done(2) is None
+    assert not ShardParts(tmp_path / "first", index, "other book", CLUSTERS).done(2)
     other = make_index(tmp_path / "other", ROWS, seed=1)
-    assert ShardParts(tmp_path / "first", other, "book", CLUSTERS).done(2) is None
+    assert not ShardParts(tmp_path / "first", other, "book", CLUSTERS).done(2)
     labels_file(parts[0].folder, parts[0].name(2)).write_bytes(b"short")
-    assert parts[0].done(2) is None and parts[0].done(0) is not None
+    assert not parts[0].done(2) and parts[0].done(0)
     parts[1].remove([2])
-    assert parts[1].done(2) is None and parts[1].done(0) is not None
+    assert not parts[1].done(2) and parts[1].done(0)
     assert not list(parts[1].folder.glob(f"{parts[1].name(2)}*"))
 
 

@@ -13,6 +13,7 @@ import openwavlm
 from openwavlm.audio.frames import num_frames
 from openwavlm.audio.mfcc import mfcc_features
 from openwavlm.checkpoints.huggingface import save_huggingface
+from openwavlm.labels.chunks import standardise
 from openwavlm.labels.features import (
     assign_in_chunks,
     check_reproducible,
@@ -20,7 +21,8 @@ from openwavlm.labels.features import (
     feature_settings,
 )
 from openwavlm.labels.kmeans import IMPORTED, Codebook, UnknownCodebook
-from openwavlm.labels.minibatch import fit_minibatch_kmeans, standardise
+from openwavlm.labels.lloyd import whole
+from openwavlm.labels.minibatch import fit_minibatch_kmeans
 from openwavlm.labels.teacher import CHUNK_SECONDS, layer_chunks, model_hash, open_teacher
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
@@ -206,9 +208,9 @@ def frames_of_blobs() -> np.ndarray:
 
 
 def fitted(frames: np.ndarray) -> Codebook:
-    own = frames.copy()
+    own = whole(torch.from_numpy(frames), 5)
     norm = standardise(own)
-    return replace(fit_minibatch_kmeans(own, 5, seed=0), norm=norm)
+    return replace(fit_minibatch_kmeans(own.features, 5, seed=0), norm=norm)
 
 
 def test_standardised_labels_do_not_see_the_scale_of_a_dimension() -> None:
@@ -224,14 +226,14 @@ def test_standardised_labels_do_not_see_the_scale_of_a_dimension() -> None:
 def test_standardising_gives_mean_zero_and_deviation_one_and_leaves_a_constant_dimension_at_zero() -> None:
     frames = frames_of_blobs()
     frames[:, 2] = 0.1
-    own = frames.copy()
-    norm = standardise(own).numpy()
+    standard = whole(torch.from_numpy(frames), 5)
+    norm, own = standardise(standard).numpy(), standard.features.numpy()
     np.testing.assert_allclose(norm[0], frames.mean(axis=0, dtype=np.float64), rtol=1e-6)
     np.testing.assert_allclose(own.mean(axis=0, dtype=np.float64), 0, atol=1e-6)
     np.testing.assert_allclose(own.std(axis=0, dtype=np.float64), [1, 1, 0, 1, 1, 1], atol=1e-6)
     assert norm[1, 2] == 1
     with pytest.raises(ValueError, match="must be finite"):
-        standardise(np.full((3, 2), np.inf, dtype=np.float32))
+        standardise(whole(torch.full((3, 2), torch.inf), 5))
 
 
 def test_a_codebook_keeps_its_norm_and_its_hash_binds_it(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openwavlm.labels.chunks import ChunkedFrames, chunk_frames, own_places, snap_to_grid, standardise_chunks
+from openwavlm.labels.chunks import ChunkedFrames, chunk_frames, own_places, snap_to_grid, standardise
 from openwavlm.labels.lloyd import _lloyd, _squares, fit_lloyd_kmeans, whole
-from openwavlm.labels.minibatch import fit_minibatch_kmeans, standardise
+from openwavlm.labels.minibatch import fit_minibatch_kmeans
 from openwavlm.labels.seeding import greedy_seeds
 from openwavlm.runtime.collectives import Ranks
 from patience import HANG_S
@@ -80,7 +80,7 @@ def _process(rank: int, size: int, folder: Path, holes: bool) -> None:
     features = crowded()
     filled = torch.arange(len(features)) % 700 > 9 if holes else None
     frames = held(features, 512, filled, Ranks.current())
-    norm = standardise_chunks(frames)
+    norm = standardise(frames)
     book = fit_lloyd_kmeans(frames, 30, 0, n_init=2)
     torch.save([norm, book.centroids, book.fitted], folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -91,7 +91,7 @@ def test_two_and_three_processes_give_the_codebook_of_one_bit_for_bit(tmp_path: 
     features = crowded()
     filled = torch.arange(len(features)) % 700 > 9 if holes else None
     frames = held(features, 512, filled)
-    norm = standardise_chunks(frames)
+    norm = standardise(frames)
     alone = fit_lloyd_kmeans(frames, 30, 0, n_init=2)
     assert alone.fitted["frames"] == (len(features) if filled is None else int(filled.sum()))
     context = multiprocessing.get_context("forkserver")
@@ -162,14 +162,14 @@ def test_sums_of_frames_on_the_grid_are_exact_in_any_order(seed: int, frames: in
     assert bool(((own.features - features).abs() <= 2.0**-40 * largest).all()), "for 400 frames the grid is 2⁻⁴⁴ of the largest"
 
 
-def test_standardised_chunks_are_what_standardise_makes() -> None:
+def test_standardised_chunks_have_the_mean_and_deviation_of_all_and_a_constant_dimension_is_only_centred() -> None:
     features = crowded() + 3
     features[:, 5] = 7
-    reference = features.numpy().copy()
-    norm = standardise(reference)
+    mean, deviation = (of(features.double().numpy(), axis=0).astype(np.float32) for of in (np.mean, np.std))
+    deviation[5] = 1
     frames = held(features, 512)
-    assert torch.equal(standardise_chunks(frames), norm)
-    np.testing.assert_array_equal(frames.features.numpy(), reference)
+    np.testing.assert_array_equal(standardise(frames).numpy(), np.stack([mean, deviation]))
+    np.testing.assert_array_equal(frames.features.numpy(), (features.numpy() - mean) / deviation)
 
 
 def test_the_scores_of_a_chunk_stay_below_4_mib() -> None:
@@ -190,4 +190,4 @@ def test_wrong_numbers_and_features_are_refused() -> None:
     with pytest.raises(ValueError, match="features must be finite"):
         fit_lloyd_kmeans(whole(features, 4), 4, 0)
     with pytest.raises(ValueError, match="mean that is not"):
-        standardise_chunks(held(features, 64))
+        standardise(held(features, 64))

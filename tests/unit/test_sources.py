@@ -14,11 +14,12 @@ from openwavlm.batches.collate import Draws
 from openwavlm.batches.settings import Batching, Data, Mixing, SpanMasking
 from openwavlm.batches.sources import OpenData
 from openwavlm.labels.kmeans import Codebook
-from openwavlm.labels.label_packs import write_labels_meta, write_pack
+from openwavlm.labels.label_packs import write_labels_meta
 from openwavlm.model.config import WavLMConfig
 from openwavlm.shards.index import Index
 from openwavlm.training.build import make_builder
 from synthetic import make_corpus, make_shard_set
+from synthetic_labels import write_pack
 
 CLASSES, SHARE = 10, 0.4
 BATCHING = Batching(seconds=16.0, micro_seconds=4.0, max_seconds=2.0, min_seconds=0.5)

@@ -1,13 +1,9 @@
-"""Labels a shard set: one stateless task a pack, each with a done-file; then `meta.json`, the finished mark.
-
-Several codebooks of one teacher share one pass over the audio. A task then writes the pack of the same shards in each labelling; each
-labelling has its own done-files and the same bytes as if it were made alone.
-"""
+"""Labels a shard set: one stateless task a pack, each with a done-file; then `meta.json`, the finished mark."""
 
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +31,7 @@ MODES = ("assign", "rebind")
 
 @dataclass(frozen=True)
 class _Labelling:
-    """Labelling to be made or grown.
-
-    Attributes:
-        output: Folder.
-        codebook: Its codebook.
-        existing: Finished labelling in the folder, or None.
-        new: Shards of the index without labels, in index order.
-    """
+    """Folder to label, the finished labelling in it, if there is one, and the shards of the index that it lacks, in index order."""
 
     output: Path
     codebook: Codebook
@@ -69,74 +58,70 @@ def assign_labels(
     num_tasks: int = 1,
     task_index: int | None = None,
 ) -> dict[str, Any] | None:
-    """Labels every shard without labels; can be killed and called again, with the same resulting bytes.
-
-    Labels are computed on whole, clean, stored utterances. A row of unreadable audio gets no labels (0 frames).
+    """Labels every shard without labels, from whole, stored utterances; called again after a kill, gives the same bytes.
 
     Args:
-        shards: Shard-set directory.
-        codebook: Codebook folder, or several that share one pass over the audio; None with `mode="rebind"`, which keeps the codebook
-            of `carry_from`.
+        shards: Shard set.
+        codebook: Codebook, or several of one teacher that share a pass over the audio, with the bytes of separate passes; None with
+            `mode="rebind"`, which keeps the codebook of `carry_from`.
         output: Labelling, or one for each codebook; an existing one is grown by the shards that it lacks.
         teacher: With a codebook of layer features: the model that it was fitted on; each process loads it.
-        device: Device of the teacher: `cpu`, `cuda`, or `auto` for `cuda` where there is one. Labels of a GPU can differ from those
-            of a CPU in single frames, so `meta.json` names the GPU of each pack.
+        device: Device of the teacher: `cpu`, `cuda` or `auto`. Labels of a GPU can differ from those of a CPU in single frames, so
+            `meta.json` names the GPU of each pack.
         mode: `assign` computes labels; `rebind` carries those of `carry_from` over by the MD5 of the audio, without reading it.
-        carry_from: With `rebind`: a labelling of the same audio in other shards. With `assign`: a labelling by the same codebook;
-            only audio that it lacks is read.
+        carry_from: Labelling of the same audio; with `assign` by the same codebook, and only audio that it lacks is read.
         workers: Processes.
         packs: Packs for the new shards; None: half of those that are left of 256, at most one a shard.
-        max_skip_rate: Largest share of rows that may be unreadable.
-        num_tasks: Jobs of an array that share the packs; the one that finds all packs done writes `meta.json`.
-        task_index: Number of this job: it writes packs `task_index`, `task_index + num_tasks`, …; None for a single run, which
-            writes all packs that are not done.
+        max_skip_rate: Largest share of rows with unreadable audio, which get no labels.
+        num_tasks: Jobs of an array that share the packs; the last one to finish writes `meta.json`.
+        task_index: This job, which writes packs `task_index`, `task_index + num_tasks`, …; None: a single run, which writes all.
 
     Returns:
         Content of the (first) `meta.json`; None if packs of other jobs are still missing.
 
     Raises:
-        ValueError: If the mode or its arguments are wrong, the codebooks' features cannot be computed (no teacher or another one), a
-            labelling has another codebook, the shards are damaged, audio has no labels to carry over, or too many rows are
-            unreadable.
+        ValueError: If arguments contradict each other, the features cannot be computed, a labelling has another codebook, the shards
+            are damaged, audio has no labels to carry over, or too many rows are unreadable.
     """
     codebooks = [codebook] if isinstance(codebook, Path) else list(codebook or [])
     outputs = [output] if isinstance(output, Path) else list(output)
     _check_arguments(mode, codebooks, outputs, carry_from, teacher)
     if num_tasks < 1 or (task_index is not None and not 0 <= task_index < num_tasks):
         raise ValueError(f"task_index must lie in [0, num_tasks), but is {task_index} with num_tasks={num_tasks}")
-    device = named_device(device)
+    work = PackTask(shards, (), (), carry_from, teacher, named_device(device), mode)
     index = Index.open(shards)
     check_shards(index)
     books = _books(codebooks, carry_from, teacher)
-    alone = task_index is None
+    share = slice(None) if task_index is None else slice(task_index, None, num_tasks)
     with ExitStack() as stack:
         for folder in outputs:
-            stack.enter_context(writer_lock(folder, shared=not alone))
+            stack.enter_context(writer_lock(folder, shared=task_index is not None))
         labellings = [_labelling(folder, book, index) for folder, book in zip(outputs, books, strict=True)]
-        tasks: dict[Path, list[PackTask]] = {}
-        for together in _alike(labellings):
-            if mode == "rebind" and carry_from and together[0].new:
-                check_carried(index, list(together[0].new), carry_from)
-            cut = _cut(index, together, packs, carry_from=carry_from, teacher=teacher, device=device, mode=mode)
-            own = frozenset(shard for task in cut for target in task.targets for shard in target.shards)
-            for target in (target for task in cut for target in task.targets):
-                target.check_unfinished(own)
-            for labelling in together:
-                if labelling.new:
-                    labelling.codebook.save_array(labelling.output)
-                tasks[labelling.output] = cut
-            mine = [task for number, task in enumerate(cut) if alone or number % num_tasks == task_index]
-            todo = [task for task in map(PackTask.undone, mine) if task.targets]
-            names = ", ".join(str(labelling.output) for labelling in together)
-            log.info(
-                f"{len(together[0].new)} shards of {shards} need labels in {names}: {len(cut)} packs, {len(todo)} to do here"
-            )
-            for _ in run_jobs(label_pack, todo, workers=workers, description="labels"):
-                pass
-        finished = [
-            _finish_in_turn(labelling, index, tasks[labelling.output], max_skip_rate, alone=alone) for labelling in labellings
-        ]
+        targets = [target for group in _alike(labellings) for target in _label(group, index, work, packs, share, workers)]
+        finished = [_finish_in_turn(each, index, targets, max_skip_rate, alone=task_index is None) for each in labellings]
         return finished[0] if all(finished) else None
+
+
+def _label(
+    labellings: list[_Labelling], index: Index, work: PackTask, packs: int | None, share: slice, workers: int
+) -> list[PackTarget]:
+    """Writes this job's share of the packs of labellings that lack the same shards; returns the targets of all packs."""
+    if work.mode == "rebind" and work.carry_from and labellings[0].new:
+        check_carried(index, list(labellings[0].new), work.carry_from)
+    tasks = _cut(index, labellings, packs, work)
+    targets = [target for task in tasks for target in task.targets]
+    own = frozenset(shard for target in targets for shard in target.shards)
+    for target in targets:
+        target.check_unfinished(own)
+    for labelling in labellings:
+        if labelling.new:
+            labelling.codebook.save_array(labelling.output)
+    todo = [task for task in map(PackTask.undone, tasks[share]) if task.targets]
+    names = ", ".join(str(labelling.output) for labelling in labellings)
+    log.info(f"{len(labellings[0].new)} shards of {index.path} need labels in {names}: {len(todo)} of {len(tasks)} packs to do")
+    for _ in run_jobs(label_pack, todo, workers=workers, description="labels"):
+        pass
+    return targets
 
 
 def _check_arguments(
@@ -145,15 +130,11 @@ def _check_arguments(
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, but is {mode!r}")
     if mode == "rebind" and (carry_from is None or codebooks or len(outputs) != 1):
-        raise ValueError(
-            "mode=rebind needs carry_from (the labelling of the same audio), one output and no codebook: it keeps that labelling's"
-        )
+        raise ValueError("mode=rebind needs carry_from, a labelling of the same audio, one output and no codebook")
     if mode == "assign" and not codebooks:
         raise ValueError("mode=assign needs a codebook: fit one with openwavlm fit-kmeans, or use mode=rebind")
     if carry_from is not None and len(outputs) != 1:
-        raise ValueError(
-            f"carry_from is one labelling for one output, but there are {len(outputs)} outputs: carry over into one after another"
-        )
+        raise ValueError(f"carry_from needs one output, but there are {len(outputs)}: carry labels over into one after another")
     if carry_from is not None and carry_from.resolve() == outputs[0].resolve():
         raise ValueError(f"labels are carried from one folder into another, but carry_from and output are both {carry_from}")
     if mode == "assign" and not len(codebooks) == len(outputs) == len(set(outputs)):
@@ -209,16 +190,7 @@ def _alike(labellings: list[_Labelling]) -> list[list[_Labelling]]:
     return list(groups.values())
 
 
-def _cut(
-    index: Index,
-    labellings: list[_Labelling],
-    packs: int | None,
-    *,
-    carry_from: Path | None,
-    teacher: Path | None,
-    device: str,
-    mode: str,
-) -> list[PackTask]:
+def _cut(index: Index, labellings: list[_Labelling], packs: int | None, work: PackTask) -> list[PackTask]:
     """Splits the new shards, in index order, into packs of about equally many shards."""
     first_pack, new = labellings[0].first_pack, labellings[0].new
     if not new and labellings[0].existing:
@@ -232,33 +204,31 @@ def _cut(
             + ("lower packs" if left else f"label the whole set into another output, with carry_from={labellings[0].output}")
         )
     tasks = []
-    for number, part in enumerate(np.array_split(np.array(new), count), start=first_pack):
-        numbers = tuple(int(shard) for shard in part)
-        targets = tuple(
-            PackTarget.of(labelling.output, labelling.codebook, f"pack-{number:05d}", index, numbers) for labelling in labellings
-        )
-        tasks.append(PackTask(index.path, numbers, targets, carry_from, teacher, device, mode))
+    for number, part in enumerate(np.array_split(new, count), start=first_pack):
+        name, numbers = f"pack-{number:05d}", tuple(part.tolist())
+        targets = tuple(PackTarget.of(each.output, each.codebook, name, index, numbers) for each in labellings)
+        tasks.append(replace(work, shards=numbers, targets=targets))
     return tasks
 
 
 def _finish_in_turn(
-    labelling: _Labelling, index: Index, tasks: list[PackTask], max_skip_rate: float, *, alone: bool
+    labelling: _Labelling, index: Index, targets: list[PackTarget], max_skip_rate: float, *, alone: bool
 ) -> dict[str, Any] | None:
-    """Finishes a labelling unless another job of the array, which found all packs done at the same time, has finished it."""
+    """Finishes a labelling, unless another job of the array, which saw all packs done at the same time, has finished it."""
     with taking_turns(labelling.output):
         if labelling.new and (labelling.output / "meta.json").is_file():
             found = LabelPacks.open(labelling.output)
             if not found.missing(index):
                 return found.meta
-        return _finish(labelling, tasks, max_skip_rate, alone=alone)
+        own = [target for target in targets if target.output == labelling.output]
+        return _finish(labelling, own, max_skip_rate, alone=alone)
 
 
-def _finish(labelling: _Labelling, tasks: list[PackTask], max_skip_rate: float, *, alone: bool) -> dict[str, Any] | None:
+def _finish(labelling: _Labelling, targets: list[PackTarget], max_skip_rate: float, *, alone: bool) -> dict[str, Any] | None:
     """Writes a labelling's `meta.json` once every pack is done."""
     output, existing = labelling.output, labelling.existing
     if existing and not labelling.new:
         return _close(output, existing.meta, alone=alone)
-    targets = [target for task in tasks for target in task.targets if target.output == output]
     results = [result for target in targets if (result := target.done()) is not None]
     if len(results) < len(targets):
         log.info(f"{len(results)} of {len(targets)} packs are done; the last call to finish writes {output / 'meta.json'}")

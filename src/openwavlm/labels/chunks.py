@@ -1,8 +1,7 @@
-"""Frames to be clustered, in chunks that depend neither on threads nor on the number of processes.
+"""Frames to cluster, in chunks with one result at any number of threads and processes.
 
-Two rules make results independent of the division of work. One torch thread computes a chunk, so that its products have one order of
-sums. Sums over chunks are either taken in the order of the chunks, or consist of numbers on a grid on which float64 sums are exact in
-any order.
+One torch thread computes a chunk, so its products have one order of sums. Sums over chunks are taken in the order of the chunks, or
+are of numbers on a grid on which float64 sums are exact in any order.
 """
 
 import queue
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,13 +40,7 @@ def own_places(total: int, chunk: int, ranks: Ranks) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Neighbouring frames.
-
-    Attributes:
-        number: Number of the chunk over all processes.
-        places: Places of the frames in this process: int64 (frames,), or a slice.
-        frames: float32 (frames, dim).
-    """
+    """Neighbouring frames, float32 (frames, dim), their places in this process, and the chunk's number over all processes."""
 
     number: int
     places: slice | Tensor
@@ -78,8 +71,7 @@ class ChunkedFrames:
         first, stop = own_places(self.total, self.chunk, self.ranks)
         assert len(self.features) == stop - first
         self.first = first
-        self._ready = False
-        self._pool: ThreadPoolExecutor | None = None
+        self._run: Callable[..., Iterator[Any]] | None = None
         self.num_chunks = -(-self.total // self.chunk)
         held = len(self.features) if self.filled is None else int(self.filled.sum())
         self.count = int(self.ranks.sum(torch.tensor(held)))
@@ -100,29 +92,22 @@ class ChunkedFrames:
         """Keeps the threads of `each` for several calls: the first matrix product of a new thread costs milliseconds."""
         number = min(torch.get_num_threads(), -(-len(self.features) // self.chunk)) if self.device.type == "cpu" else 1
         with one_torch_thread(), ThreadPoolExecutor(max(number, 1)) as pool:
-            self._pool = pool if number > 1 else None
-            self._ready = True
+            self._run = pool.map if number > 1 else map
             try:
                 yield
             finally:
-                self._ready = False
+                self._run = None
 
     def each(self, function: Callable[[Chunk], Result]) -> list[Result]:
         """Calls `function` for each chunk of this process on one torch thread each, in as many threads as torch may use."""
-        if not self._ready:
+        if self._run is None:
             with self.threads():
                 return self.each(function)
         starts = range(0, len(self.features), self.chunk)
-        run = map if self._pool is None else self._pool.map
-        return list(run(lambda start: function(self._chunk(start)), starts))
+        return list(self._run(lambda start: function(self._chunk(start)), starts))
 
     def accumulated(self, function: Callable[[Chunk, Tensor], None], shape: tuple[int, ...]) -> Tensor:
-        """Exact float64 sums over the chunks of all processes.
-
-        Args:
-            function: Adds numbers of a chunk, on a grid (`snap_to_grid`), to a float64 tensor.
-            shape: Shape of the sums.
-        """
+        """Exact float64 sums, of a shape, over the chunks of all processes; `function` adds a chunk's numbers, which lie on a grid."""
         made: list[Tensor] = []
         free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
 
@@ -165,8 +150,10 @@ class ChunkedFrames:
         return self.ranks.sum(frames)[found]
 
 
-def standardise_chunks(frames: ChunkedFrames) -> Tensor:
-    """Brings each dimension to mean 0 and deviation 1 in place, as `minibatch.standardise`; the same at any number of processes.
+def standardise(frames: ChunkedFrames) -> Tensor:
+    """Brings each dimension to mean 0 and deviation 1, in place; the same at any number of processes.
+
+    A constant dimension (deviation below 1e-6 of its largest value) is only centred.
 
     Returns:
         float32 (2, dim): means and deviations.
@@ -204,8 +191,8 @@ def _largest(frames: ChunkedFrames) -> Tensor:
 def snap_to_grid(frames: ChunkedFrames) -> None:
     """Rounds the features, in place, to a grid on which any sum of all frames is exact in float64.
 
-    The step of each dimension is a power of two, for eight million frames 2⁻³⁰ of the largest value, so that values above a hundredth
-    of the largest do not change.
+    The step of each dimension is a power of two: for eight million frames 2⁻³⁰ of the largest value, so that values above a hundredth
+    of it do not change.
 
     Raises:
         ValueError: If a feature is not finite.

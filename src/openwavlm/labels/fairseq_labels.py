@@ -18,13 +18,7 @@ RATES_HZ = (50, 100)
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines of one `.km`.
-
-    Attributes:
-        file: Path of the `.km`.
-        rows: int64 (lines,) row of the index, −1 where the shard set lacks the utterance.
-        offsets: Offset of each line in the file, bytes.
-    """
+    """Lines of one `.km`: int64 (lines,) row of the index, −1 where the shard set lacks the utterance, and place in bytes."""
 
     file: Path
     rows: np.ndarray
@@ -44,16 +38,10 @@ def read_dictionary(path: Path) -> int:
     listed = [name for name in listed if not re.fullmatch(r"madeupword\d+", name)]
     wrong = next((name for name in listed if not name.isdecimal()), None)
     if wrong is not None:
-        raise ValueError(
-            f"the dictionary must list clusters by number, but {path} has {wrong!r}: give the dictionary of the labels"
-        )
-    found = {int(name) for name in listed}
-    if not listed or len(found) != len(listed) or found != set(range(len(listed))):
-        what = (
-            "is empty"
-            if not listed
-            else f"has {len(listed)} lines and lacks {min(set(range(len(listed))) - found, default='none')}"
-        )
+        raise ValueError(f"the dictionary must list clusters by number, but {path} has {wrong!r}: give that of the labels")
+    absent = set(range(len(listed))) - {int(name) for name in listed}
+    if not listed or absent:
+        what = f"has {len(listed)} lines and lacks {min(absent)}" if absent else "is empty"
         raise ValueError(
             f"the dictionary must list every cluster 0 … K − 1 once, but {path} {what}: fairseq would map all absent labels to one "
             "symbol; write it again, one line `CLUSTER 1` for each"
@@ -104,14 +92,7 @@ def _rows_of(path: str, index: Index, keys: np.ndarray, order: np.ndarray) -> li
 
 
 def read_lines(tsv: Path, km: Path, index: Index, classes: int, label_rate: int) -> Lines:
-    """Finds the row of each line and checks its length and labels.
-
-    Args:
-        tsv: Manifest.
-        km: Its labels.
-        index: Index of the shard set.
-        classes: Number of clusters in the dictionary.
-        label_rate: Labels a second, 50 or 100.
+    """Finds the row of each line of the manifest `tsv`, and checks its length and labels in `km`.
 
     Raises:
         ValueError: If a line is missing or damaged, a path names several rows, or samples, labels or lengths do not match.
@@ -164,7 +145,7 @@ def _length(samples: int, label_rate: int) -> int:
 def _check_length(path: str, samples: int, here: int, labels: np.ndarray, label_rate: int, km: Path) -> None:
     if samples != here:
         raise ValueError(
-            f"{path} must be the same audio in manifest and shards, but has {samples} samples there and {here} here: label it anew"
+            f"{path} must be the same audio in manifest and shards, but has {samples} samples there and {here} here: label it again"
         )
     expected = _length(samples, label_rate)
     if len(labels) == expected:

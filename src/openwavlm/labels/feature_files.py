@@ -29,9 +29,9 @@ class Extracted:
     """Result of extracting one folder.
 
     Attributes:
-        files: Recordings that have features or units.
-        kept: Recordings with features of an earlier call.
-        frames: Frames that this call computed.
+        files: Number of recordings that have features or units.
+        kept: Number of recordings with features of an earlier call.
+        frames: Number of frames that this call computed.
         skipped: Unreadable recordings, relative to the folder, and the reason.
         units: Units of each recording, uint16 (frames,); empty when features are extracted.
     """
@@ -52,14 +52,6 @@ class _Job:
     layers: tuple[int, ...] = ()
     dtype: str = "float32"
     codebook: Codebook | None = None
-
-
-@dataclass(frozen=True)
-class _Done:
-    name: str
-    frames: int = 0
-    units: np.ndarray | None = None
-    refusal: str = ""
 
 
 def extract_features_of_folder(
@@ -96,9 +88,7 @@ def extract_features_of_folder(
     top = teacher.model.config.layers
     chosen = tuple(range(top + 1)) if layers == "all" else tuple(int(layer) for layer in layers)
     if not chosen or not all(0 <= layer <= top for layer in chosen):
-        raise ValueError(
-            f"layers must be all or a list out of 0…{top} for {model} (0 is the encoder's input), but is {list(chosen)}"
-        )
+        raise ValueError(f"layers must be all or a list of 0…{top} for {model} (0 is the encoder's input), but is {list(chosen)}")
     names = _names(folder)
     request = {
         "format_version": 1,
@@ -114,7 +104,7 @@ def extract_features_of_folder(
         gone = sorted(set(output.rglob("*.npy")) - {_features_file(output, name) for name in names})
         if gone:
             log.warning(f"features of {len(gone)} deleted recordings remain, first {gone[0]}; delete them if nothing needs them")
-        todo = [name for name in names if not _is_newer(_features_file(output, name), folder / name)]
+        todo = [name for name in names if _is_older(_features_file(output, name), folder / name)]
         jobs = [_Job(folder, name, model, output, chosen, dtype) for name in todo]
         return _run(jobs, len(names), workers, max_skip_rate)
 
@@ -131,26 +121,18 @@ def extract_units_of_folder(
 ) -> Extracted:
     """Writes `output/units.tsv`: for each recording its path in the folder, a tab, and one unit a frame (50 a second).
 
-    `output/units.json` names the codebook. Called again, computes all units again.
+    `output/units.json` names the codebook. Called again, computes all units again. Other arguments and errors are those of
+    `extract_features_of_folder`.
 
     Args:
         model: The model that the codebook was fitted on; None for a codebook of MFCC.
-        folder: Recordings, in sub-folders too.
         output: Folder of the units, all of one codebook.
         codebook: Codebook folder; it names the layer.
         merge: Whether equal neighbours become one unit; a third column then has the frames of each.
-        workers: Processes; each loads the model.
-        max_skip_rate: Largest share of recordings that may be unreadable.
-
-    Raises:
-        ValueError: If the codebook cannot be loaded or was fitted on another model, the folder has no recordings, the output holds
-            other units, or too many recordings are unreadable.
     """
     book = Codebook.load(codebook)
     if model is None and book.features.get("name") == "layer":
-        raise ValueError(
-            f"{codebook} has units of a model's layer, but no model was given: add encoder=DIR, the folder of that model"
-        )
+        raise ValueError(f"{codebook} has units of a model's layer, but no model was given: add encoder=DIR")
     check_reproducible(book.features, codebook, model)
     names = _names(folder)
     request = {"format_version": 1, "codebook": book.hash, "merge": merge, "input": str(folder.resolve())}
@@ -190,8 +172,8 @@ def _features_file(output: Path, name: str) -> Path:
     return output / f"{name}.npy"
 
 
-def _is_newer(made: Path, source: Path) -> bool:
-    return made.is_file() and made.stat().st_mtime_ns >= source.stat().st_mtime_ns
+def _is_older(made: Path, source: Path) -> bool:
+    return not made.is_file() or made.stat().st_mtime_ns < source.stat().st_mtime_ns
 
 
 def _check_same(path: Path, request: dict[str, Any], kind: str) -> None:
@@ -200,22 +182,22 @@ def _check_same(path: Path, request: dict[str, Any], kind: str) -> None:
         write_json(path, request)
     elif found != request:
         other = ", ".join(sorted(key for key in found.keys() | request.keys() if found.get(key) != request.get(key)))
-        raise ValueError(
-            f"one folder holds one kind of {kind}, but {path.parent} has others (by {other}): name another output or delete it"
-        )
+        raise ValueError(f"{path.parent} already holds other {kind} (by {other}): name another output, or delete it")
 
 
 def _run(jobs: Sequence[_Job], files: int, workers: int, max_skip_rate: float) -> Extracted:
     skipped: dict[str, str] = {}
     units: dict[str, np.ndarray] = {}
     frames = 0
-    for done in run_jobs(_extract, jobs, workers=workers, description="recordings"):
-        frames += done.frames
-        if done.refusal:
-            skipped[done.name] = done.refusal
-            log.warning(f"skipped {done.name}: {done.refusal}")
-        elif done.units is not None:
-            units[done.name] = done.units
+    for name, found in run_jobs(_extract, jobs, workers=workers, description="recordings"):
+        if isinstance(found, str):
+            skipped[name] = found
+            log.warning(f"skipped {name}: {found}")
+        elif isinstance(found, int):
+            frames += found
+        else:
+            frames += len(found)
+            units[name] = found
     if len(skipped) > max_skip_rate * files:
         raise ValueError(
             f"at most a share of {max_skip_rate:g} of the recordings may be unreadable, but {len(skipped)} of {files} are (named "
@@ -224,16 +206,16 @@ def _run(jobs: Sequence[_Job], files: int, workers: int, max_skip_rate: float) -
     return Extracted(files - len(skipped), files - len(jobs), frames, dict(sorted(skipped.items())), units)
 
 
-def _extract(job: _Job) -> _Done:
+def _extract(job: _Job) -> tuple[str, np.ndarray | int | str]:
+    """A recording's name, and its units, its number of frames in the written features, or the reason why it is unreadable."""
     try:
         samples = decode_or_stop(job.root / job.name).samples
     except AudioError as error:
-        return _Done(job.name, refusal=str(error))
+        return job.name, str(error)
     with one_torch_thread():
         if job.codebook is None:
-            return _Done(job.name, _write_features(job, samples))
-        (units,) = assign_in_chunks([job.codebook], samples, job.model)
-    return _Done(job.name, len(units), units)
+            return job.name, _write_features(job, samples)
+        return job.name, assign_in_chunks([job.codebook], samples, job.model)[0]
 
 
 def _write_features(job: _Job, samples: np.ndarray) -> int:

@@ -23,24 +23,20 @@ def feature_settings(
     """Settings that determine the values of features; part of the `meta.json` of codebooks and labellings.
 
     Args:
-        features: One of `FEATURES`.
-        teacher: With `layer`: the model, a checkpoint of any dialect.
-        layer: With `layer`: its number; 0 is the encoder's input, the stream before the first layer.
-        feature_norm: With `layer`: `standardise` (each dimension to mean 0 and deviation 1 over the fitting sample), `none`, or
-            `auto`: `standardise` for pre-norm models, in which few dimensions dominate, `none` for the others.
+        features: `mfcc`, or `layer`, which needs the other arguments.
+        teacher: Checkpoint of any dialect.
+        layer: Number of the layer; 0 is the encoder's input, the stream before the first layer.
+        feature_norm: `standardise` (each dimension to mean 0 and deviation 1 over the fitting sample), `none`, or `auto`: `standardise`
+            for pre-norm models, in which few dimensions dominate, `none` for the others.
 
     Raises:
-        ValueError: If `features` is unknown; if `teacher`, `layer` or `feature_norm` are missing, superfluous or wrong; if the
-            teacher cannot be loaded.
+        ValueError: If an argument is missing, superfluous or wrong, or the teacher cannot be loaded.
     """
     if features not in FEATURES:
         raise ValueError(f"features must be one of {', '.join(FEATURES)}, but is {features!r}")
     if features == "mfcc":
         if teacher is not None or layer is not None or feature_norm != "auto":
-            raise ValueError(
-                "teacher, layer and feature_norm belong to features=layer, but features is mfcc: leave them out, or set "
-                "features=layer"
-            )
+            raise ValueError("teacher, layer and feature_norm belong to features=layer, but features is mfcc: leave them out")
         return dict(MFCC_SETTINGS)
     if teacher is None or layer is None:
         raise ValueError("features=layer needs teacher (a folder that export wrote) and layer: add teacher=DIR layer=NUMBER")
@@ -82,8 +78,7 @@ def extract_feature_chunks(
         device: Device of the teacher.
 
     Yields:
-        First frame of the piece, and float32 (frames, dim) on the CPU for each kind, equal to that of the kind alone. One empty
-        piece for an utterance without a frame.
+        First frame of the piece, and float32 (frames, dim) on the CPU for each kind; one empty piece if there is no frame.
 
     Raises:
         ValueError: If the teacher is missing, cannot be loaded or is another model.
@@ -129,14 +124,7 @@ def assign_in_chunks(
 ) -> list[np.ndarray]:
     """Nearest centroids of one utterance in each codebook, uint16 (frames,); equal to `Codebook.assign` of all its features.
 
-    Args:
-        books: Codebooks of features that `extract_feature_chunks` computes.
-        waveform: int16 (samples,) at 16 kHz.
-        teacher: Model of layer features.
-        device: Device of the teacher.
-
-    Raises:
-        ValueError: See `extract_feature_chunks` and `Codebook.assign`.
+    Arguments and errors are those of `extract_feature_chunks` and `Codebook.assign`.
     """
     chunks = extract_feature_chunks([book.features for book in books], waveform, teacher, device=device)
     labels = [[book.assign(part) for book, part in zip(books, parts, strict=True)] for _, parts in chunks]
@@ -155,18 +143,13 @@ def _bound_teacher(settings: dict[str, Any], origin: object, path: Path | None) 
     if teacher.hash != wanted:
         raise ValueError(
             f"the features of {origin} must come from the model {wanted[:12]}, but {path} holds the model {teacher.hash[:12]}: give "
-            "the folder of the model that the codebook was fitted on"
+            "the model that the codebook was fitted on"
         )
     return teacher
 
 
 def check_reproducible(settings: dict[str, Any], origin: object, teacher: Path | None = None) -> None:
-    """Refuses settings under which this version would compute other features.
-
-    Args:
-        settings: Features in `meta.json`.
-        origin: Codebook or labelling, for messages.
-        teacher: Model of layer features.
+    """Refuses settings in the `meta.json` of a codebook or labelling, the `origin`, for which this version computes other features.
 
     Raises:
         ValueError: If a teacher is missing, superfluous or another model; if `settings` differ from those of this version.

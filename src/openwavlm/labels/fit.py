@@ -12,12 +12,12 @@ import sklearn
 import torch
 
 from openwavlm.audio.frames import SAMPLE_RATE_HZ
-from openwavlm.labels.chunks import ChunkedFrames, chunk_frames, own_places, standardise_chunks
+from openwavlm.labels.chunks import ChunkedFrames, chunk_frames, own_places, standardise
 from openwavlm.labels.features import feature_settings
 from openwavlm.labels.kmeans import Codebook
 from openwavlm.labels.lloyd import check_passes, fit_lloyd_kmeans
-from openwavlm.labels.minibatch import fit_minibatch_kmeans, standardise
-from openwavlm.labels.sample import draw_sample, num_places, sampled_frames
+from openwavlm.labels.minibatch import fit_minibatch_kmeans
+from openwavlm.labels.sample import draw_sample, sampled_frames
 from openwavlm.runtime.atomic import write_json
 from openwavlm.runtime.collectives import Ranks
 from openwavlm.runtime.devices import choose_device
@@ -27,7 +27,6 @@ from openwavlm.shards.reader import check_shards
 log = logging.getLogger(__name__)
 
 ENGINES = ("lloyd", "minibatch")
-MIN_FRAMES_PER_CLUSTER = 1000
 # The 20 starts of fairseq's mini-batches are most of the cost of wide features; full passes need one.
 _STARTS = {"lloyd": 1, "minibatch": 5}
 
@@ -41,7 +40,7 @@ def fit_codebook(
     layer: int | None = None,
     feature_norm: str = "auto",
     clusters: int = 100,
-    min_frames_per_cluster: int = MIN_FRAMES_PER_CLUSTER,
+    min_frames_per_cluster: int = 1000,
     sample_hours: float = 100.0,
     source_weights: Mapping[str, float] | None = None,
     max_frames: int = 5_000_000,
@@ -63,12 +62,12 @@ def fit_codebook(
     (`torchrun`) all processes draw the same sample, each computes and keeps its share of the frames, and rank 0 writes.
 
     Args:
-        shards: Shard-set directories.
+        shards: Shard sets.
         output: Folder of the codebook.
-        features: One of `features.FEATURES`.
-        teacher: With `features="layer"`: the model, a checkpoint of any dialect; each process loads it.
-        layer: With `features="layer"`: its number.
-        feature_norm: With `features="layer"`: `auto`, `standardise` or `none`, as in `features.feature_settings`.
+        features: One of `features.FEATURES`; `layer` needs the next two.
+        teacher: Checkpoint of any dialect; each process loads it.
+        layer: Number of the layer.
+        feature_norm: See `features.feature_settings`.
         clusters: Number of clusters K.
         min_frames_per_cluster: Sampled frames that each cluster must have on average; else K is lowered, with a warning.
         sample_hours: Hours of audio to sample, as whole utterances; all audio if there is less.
@@ -82,14 +81,14 @@ def fit_codebook(
         n_init: Starts of k-means; by default 1 with `lloyd`, 5 with `minibatch`.
         iterations: With `lloyd`: largest number of passes.
         tolerance: With `lloyd`: share of the squared distance; the fit stops when a pass gains less.
-        device: Device of a teacher and of `lloyd`: `cpu`, `cuda`, or `auto`, a GPU if there is one.
-        workers: Worker processes that compute features on a CPU, for each process of torchrun.
+        device: Device of a teacher and of `lloyd`: `cpu`, `cuda` or `auto`.
+        workers: Processes that compute features on a CPU, for each process of torchrun.
         max_skip_rate: Largest share of utterances that may be unreadable.
 
     Raises:
-        ValueError: If an engine or a device does not exist; if the features or their teacher do not; if a number is out of range; if
-            the folder has another codebook; if a shard set is damaged; if no training speaker is left; if the frames are too few or
-            take too much memory; if too many utterances are unreadable.
+        ValueError: If an argument is out of range; if the engine, the device, the features or their teacher do not exist; if the
+            folder has another codebook; if a shard set is damaged; if no training speaker is left; if the frames are too few or take
+            too much memory; if too many utterances are unreadable.
     """
     ranks = Ranks.current()
     if engine not in ENGINES:
@@ -105,51 +104,34 @@ def fit_codebook(
     starts = _STARTS[engine] if n_init is None else n_init
     check_passes(starts, iterations, tolerance)
     indexes = ranks.together(lambda: [Index.open(path) for path in shards])
-    request = {
+    split: dict[str, Any] = {"validation_share": validation_share, "split_seed": split_seed}
+    request = split | {
         "indexes": sorted(index.fingerprint for index in indexes),
         "sample_hours": sample_hours,
         "max_frames": max_frames,
-        "validation_share": validation_share,
-        "split_seed": split_seed,
         "source_weights": dict(sorted((source_weights or {}).items())),
         "clusters_wanted": clusters,
         "min_frames_per_cluster": min_frames_per_cluster,
     }
-    method = {"engine": engine, "seed": seed, "n_init": starts}
-    method |= {"iterations": iterations, "tolerance": tolerance} if engine == "lloyd" else {}
-    content = json.dumps({"request": request, "features": settings, "method": method}, sort_keys=True)
+    options: dict[str, Any] = {"seed": seed, "n_init": starts}
+    options |= {"iterations": iterations, "tolerance": tolerance} if engine == "lloyd" else {}
+    content = json.dumps({"request": request, "features": settings, "method": {"engine": engine, **options}}, sort_keys=True)
     key = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
     metadata = {index.fingerprint: index.metadata for index in indexes}
     if any(ranks.gather((output / "meta.json").is_file())):
         return ranks.together(lambda: _finished(output, key, metadata))
     ranks.together(lambda: list(map(check_shards, indexes)))
-    sample = draw_sample(
-        indexes,
-        sample_hours=sample_hours,
-        seed=seed,
-        validation_share=validation_share,
-        split_seed=split_seed,
-        source_weights=source_weights,
-    )
-    places = num_places(sample, max_frames)
+    sample = draw_sample(indexes, sample_hours=sample_hours, seed=seed, source_weights=source_weights, **split)
+    places = min(sample.frames, max_frames)
     fitted_clusters = affordable_clusters(places, clusters, min_frames_per_cluster)
     clustered_on = where if engine == "lloyd" else torch.device("cpu")
     chunk = chunk_frames(fitted_clusters, clustered_on)
     _check_memory(places, settings["dim"], chunk, max_memory_gib, ranks)
     frames, unreadable = sampled_frames(
-        indexes,
-        sample,
-        settings,
-        teacher,
-        max_frames=max_frames,
-        chunk=chunk,
-        workers=workers,
-        device=where,
-        clustered_on=clustered_on,
-        ranks=ranks,
+        indexes, sample, settings, teacher, places, chunk, workers=workers, device=where, clustered_on=clustered_on, ranks=ranks
     )
     check_skip_rate(unreadable, len(sample), max_skip_rate)
-    codebook = _fit(frames, fitted_clusters, method, standardised=settings.get("feature_norm") == "standardise")
+    codebook = _fit(frames, fitted_clusters, engine, options, standardised=settings.get("feature_norm") == "standardise")
     seconds = round(float(sample.num_samples.sum()) / SAMPLE_RATE_HZ, 3)
     fitted = codebook.fitted | request | {"utterances": len(sample), "unreadable_utterances": unreadable, "seconds": seconds}
     fitted |= {"hours_by_source": sample.hours, "request": key, "metadata": metadata}
@@ -164,7 +146,7 @@ def fit_codebook(
 
 
 def affordable_clusters(frames: int, clusters: int, min_frames_per_cluster: int) -> int:
-    """Number of clusters, at most `clusters`, that have `min_frames_per_cluster` frames on average; logs a warning if it is lower.
+    """Lowers the number of clusters, with a warning, until each has `min_frames_per_cluster` frames on average.
 
     Raises:
         ValueError: If a number is not positive; if the frames are too few for one cluster.
@@ -198,23 +180,19 @@ def _check_memory(places: int, dim: int, chunk: int, max_memory_gib: float, rank
     log.info(f"{places} frames of {dim} numbers are kept: {gib:.2f} GiB" + (" a process" if ranks.size > 1 else ""))
 
 
-def _fit(frames: ChunkedFrames, clusters: int, method: dict[str, Any], *, standardised: bool) -> Codebook:
-    seed, n_init = method["seed"], method["n_init"]
-    if method["engine"] == "lloyd":
-        norm = standardise_chunks(frames) if standardised else None
-        settings = {name: method[name] for name in ("iterations", "tolerance")}
-        codebook = fit_lloyd_kmeans(frames, clusters, seed, n_init=n_init, **settings)
+def _fit(frames: ChunkedFrames, clusters: int, engine: str, options: dict[str, Any], *, standardised: bool) -> Codebook:
+    norm = standardise(frames) if standardised else None
+    if engine == "lloyd":
+        codebook = fit_lloyd_kmeans(frames, clusters, **options)
         program = {"device": frames.device.type, "torch": torch.__version__}
     else:
         held = (frames.features if frames.filled is None else frames.features[frames.filled]).numpy()
-        norm = standardise(held) if standardised else None
-        codebook = fit_minibatch_kmeans(held, clusters, seed, n_init=n_init)
+        codebook = fit_minibatch_kmeans(held, clusters, **options)
         program = {"engine": "minibatch", "scikit_learn": sklearn.__version__}
     return replace(codebook, norm=norm, fitted=codebook.fitted | program)
 
 
 def _write(codebook: Codebook, output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
     stats = {"command": "fit_kmeans", "hash": codebook.hash, "num_classes": len(codebook)}
     write_json(output / "stats.json", stats | codebook.fitted)
     codebook.save(output)
@@ -241,5 +219,5 @@ def check_skip_rate(unreadable: int, rows: int, max_skip_rate: float) -> None:
     if unreadable > max_skip_rate * rows:
         raise ValueError(
             f"at most a share of {max_skip_rate:g} of the utterances may be unreadable, but {unreadable} of {rows} are: repair the "
-            "shards, or raise max_skip_rate if that loss is acceptable"
+            "shards, or raise max_skip_rate"
         )

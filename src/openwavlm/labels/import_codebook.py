@@ -37,8 +37,8 @@ def import_codebook(
         layer: With `layer`: its number, after its residual; 0 is the encoder's input.
 
     Raises:
-        ValueError: If the file is neither an array nor trusted, or holds no centroids; see `feature_settings`; if centroids and
-            features differ in their number of dimensions; if the output holds another codebook.
+        ValueError: If the file is neither an array nor trusted, or holds no centroids of these features; if the features are wrong
+            (`feature_settings`); if the output holds another codebook.
     """
     centroids = _centroids(file, trust=trust)
     if centroids.dtype.kind != "f":
@@ -47,8 +47,7 @@ def import_codebook(
         )
     with np.errstate(over="ignore"):
         centroids = np.ascontiguousarray(centroids, dtype=np.float32)
-    norm = "auto" if features == "mfcc" else "none"
-    settings = feature_settings(features, teacher=teacher, layer=layer, feature_norm=norm)
+    settings = feature_settings(features, teacher=teacher, layer=layer, feature_norm="auto" if features == "mfcc" else "none")
     if not np.isfinite(centroids).all():
         raise ValueError(f"centroids must be finite in float32, but some of {file} are not: fit the codebook again")
     if centroids.ndim != 2 or centroids.shape[1] != settings["dim"]:
@@ -56,15 +55,12 @@ def import_codebook(
             f"centroids must be of the shape (clusters, {settings['dim']}) for these features, but those of {file} are "
             f"{centroids.shape}: give the teacher and layer that they were fitted on"
         )
-    imported = {"file": file.name, "sha256": sha256_of(file)}
-    book = Codebook(torch.from_numpy(centroids), settings, {"imported": imported})
+    book = Codebook(torch.from_numpy(centroids), settings, {"imported": {"file": file.name, "sha256": sha256_of(file)}})
     with writer_lock(output):
         if (output / "meta.json").is_file():
             there = Codebook.load(output)
             if there.hash != book.hash or there.features != book.features:
-                raise ValueError(
-                    f"one folder holds one codebook, but {output} already has another: name another output or delete it"
-                )
+                raise ValueError(f"{output} holds another codebook already: name another output, or delete it")
             return there
         book.save(output)
     log.info("%d clusters of %d dimensions -> %s", len(book), centroids.shape[1], output)
@@ -82,9 +78,7 @@ def _centroids(file: Path, *, trust: bool) -> np.ndarray:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{file} must be an array of centroids, but cannot be read ({reason}): save it again") from error
     if zipfile.is_zipfile(file):  # numpy's .npz and torch's .pt
-        raise ValueError(
-            f"{file} is an archive, not an array or a joblib file: save the centroids alone by numpy.save, and give the .npy"
-        )
+        raise ValueError(f"{file} is an archive, not an array or a joblib file: save the centroids alone by numpy.save")
     if not trust:
         raise ValueError(
             f"{file} is a pickle, which can run any code when it is read, so it is read only with trust=true. Or convert it where it may "

@@ -11,7 +11,7 @@ import numpy as np
 from openwavlm.audio.frames import FRAME_RATE_HZ
 from openwavlm.labels.fairseq_labels import RATES_HZ, Lines, read_dictionary, read_lines
 from openwavlm.labels.kmeans import IMPORTED, Codebook, UnknownCodebook
-from openwavlm.labels.label_packs import MAX_PACKS, write_labels_meta, write_pack
+from openwavlm.labels.label_packs import MAX_PACKS, write_labels_meta, write_packs
 from openwavlm.labels.labelling import LabelPacks, check_names, write_stats
 from openwavlm.labels.unfinished import FILES
 from openwavlm.runtime.atomic import remove_temporaries, sha256_of, writer_lock
@@ -34,7 +34,7 @@ def import_labels(
     codebook: Path | None = None,
     max_missing_rate: float = 0.0,
 ) -> dict[str, Any]:
-    """Writes a labelling with the labels of fairseq's files; a call after a kill starts again and gives the same bytes.
+    """Writes a labelling with the labels of fairseq's files and returns its `meta.json`; a call after a kill starts again.
 
     An utterance is found by its path in the `.tsv`, without leading folders where needed, and must have the same number of samples.
     Memory: about 50 bytes an utterance.
@@ -50,12 +50,9 @@ def import_labels(
         codebook: Folder of their codebook; None: it is unknown, and the hash of the files identifies it.
         max_missing_rate: Largest share of the shard set's rows that may have no labels; training treats them as unreadable.
 
-    Returns:
-        Content of `meta.json`.
-
     Raises:
-        ValueError: If the arguments contradict each other; if a file is missing or damaged, the dictionary is empty or lacks
-            clusters, a label is not in it, lengths or rates do not fit the audio, or too many rows have no labels.
+        ValueError: If the arguments contradict each other, a file is missing or damaged, the dictionary is empty or lacks a cluster,
+            a label is not in it, lengths or rates do not fit the audio, or too many rows have no labels.
     """
     _check_arguments(tsv, km, label_rate, decimate=decimate)
     index = Index.open(shards)
@@ -71,7 +68,10 @@ def import_labels(
         book.save_array(output)
         count = min(len(index.shards), MAX_PACKS // 2)
         parts = np.array_split(np.arange(len(index.shards)), count)
-        done = [write_pack(output, f"pack-{n:05d}", index, part.tolist(), label_row, classes) for n, part in enumerate(parts)]
+        done = []
+        for number, part in enumerate(parts):
+            name = f"pack-{number:05d}"
+            done += write_packs([output], name, index, part.tolist(), lambda row: [label_row(row)], [classes])
         counts = np.sum([result.label_counts for result in done], axis=0)
         meta = write_labels_meta(output, book, [result.record for result in done], counts)
         write_stats(output, meta, "import_labels")
@@ -80,9 +80,7 @@ def import_labels(
 
 def _check_arguments(tsv: Sequence[Path], km: Sequence[Path], label_rate: int, *, decimate: bool) -> None:
     if not tsv or len(tsv) != len(km):
-        raise ValueError(
-            f"tsv and km must name the same splits in the same order, but are {len(tsv)} and {len(km)} files: pair them"
-        )
+        raise ValueError(f"tsv and km must name the same splits in the same order, but are {len(tsv)} and {len(km)} files")
     if label_rate not in RATES_HZ:
         raise ValueError(f"label_rate must be one of {', '.join(map(str, RATES_HZ))}, but is {label_rate}")
     if (label_rate == 100) != decimate:
@@ -125,9 +123,7 @@ def _reader(lines: Sequence[Lines], index: Index, label_rate: int, max_missing_r
         known = np.flatnonzero(part.rows >= 0)
         rows = part.rows[known]
         if len(np.unique(rows)) != len(rows) or (file_of[rows] >= 0).any():
-            raise ValueError(
-                f"an utterance must be labelled once, but {part.file} has one that was labelled before: give each split once"
-            )
+            raise ValueError(f"an utterance must be labelled once, but {part.file} repeats one: give each split once")
         file_of[rows], line_of[rows] = number, known
     missing = np.flatnonzero(file_of < 0)
     if len(missing) > max_missing_rate * len(index):

@@ -62,7 +62,7 @@ class Codebook:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of shape and little-endian bytes of the centroids and, if there is one, of the feature norm."""
+        """SHA-256 of shape and little-endian bytes of the centroids and of the feature norm, if there is one."""
         digest = hashlib.sha256()
         for tensor in (self.centroids,) if self.norm is None else (self.centroids, self.norm):
             array = np.ascontiguousarray(tensor.cpu().numpy(), dtype="<f4")
@@ -79,13 +79,9 @@ class Codebook:
         return torch.addmm(squares, features, directions, alpha=-2)
 
     def assign(self, features: Tensor | np.ndarray) -> np.ndarray:
-        """Nearest centroid of every frame.
+        """Nearest centroid of every frame of float32 (frames, dim), not yet standardised: uint16 (frames,).
 
-        Args:
-            features: float32 (frames, dim), not yet standardised.
-
-        Returns:
-            uint16 (frames,); of equally near centroids the one with the lowest number.
+        Of equally near centroids it is the one with the lowest number.
 
         Raises:
             ValueError: If the features have another number of dimensions than the centroids, or some are not finite.
@@ -151,25 +147,20 @@ class Codebook:
             ValueError: If the folder is not a finished codebook, has a newer format, or an array differs from its hash.
         """
         folder = Path(folder)
-        meta = read_meta(folder, kind="codebook", newest=FORMAT_VERSION, made_by="openwavlm fit-kmeans")
-        fields = Fields(meta, str(folder / "meta.json"), "copy the folder again or fit it again")
-        if CHECKSUM in meta and fields.text(CHECKSUM) != checksum_of(meta):
+        fields = read_meta(folder, kind="codebook", newest=FORMAT_VERSION, made_by="openwavlm fit-kmeans")
+        if CHECKSUM in fields.values and fields.text(CHECKSUM) != checksum_of(fields.values):
             raise ValueError(f"{fields.where} is damaged (its checksum differs): {fields.remedy}")
         codebook = cls.load_arrays(folder, fields.mapping("features"), fields.mapping("fitted"))
         if codebook.hash != fields.text("hash"):
             raise ValueError(
-                f"the array in {folder / 'codebook.npy'} must have the hash {meta['hash'][:12]} that its meta.json names, but has "
-                f"{codebook.hash[:12]}: copy the folder again or fit it again"
+                f"the array in {folder / 'codebook.npy'} must have the hash {fields.text('hash')[:12]} that its meta.json names, but "
+                f"has {codebook.hash[:12]}: {fields.remedy}"
             )
         return codebook
 
     @classmethod
     def load_arrays(cls, folder: Path, features: dict[str, Any], fitted: dict[str, Any]) -> "Codebook":
-        """Reads the arrays of a codebook or a labelling; the caller checks the hash.
-
-        Raises:
-            ValueError: If an array is missing or damaged.
-        """
+        """Reads the arrays of a codebook or a labelling; the caller checks the hash."""
         norm = _load_array(folder / "feature_norm.npy") if features.get("feature_norm") == "standardise" else None
         file = folder / "codebook.npy"
         centroids = _load_array(file)
@@ -181,13 +172,9 @@ class Codebook:
 
 @dataclass(frozen=True, eq=False)
 class UnknownCodebook(Codebook):
-    """Codebook of labels that were imported without their centroids: number of clusters and a hash.
+    """Codebook of labels that were imported without their centroids: number of clusters and the hash of the label files.
 
     Its labels can be trained on, carried over and compared by their hash, but not computed.
-
-    Attributes:
-        num_classes: Number of clusters K.
-        content_hash: SHA-256 of the imported label files; two imports of the same files have the same codebook.
     """
 
     num_classes: int = 1
@@ -243,22 +230,14 @@ def check_amount(frames: int, clusters: int) -> None:
     if clusters < 1:
         raise ValueError(f"the number of clusters must be positive, but is {clusters}")
     if frames < clusters:
-        raise ValueError(
-            f"k-means needs a frame for every cluster, but has {frames} for {clusters}: give more audio or ask for fewer"
-        )
+        raise ValueError(f"k-means needs a frame for each cluster, but has {frames} for {clusters}: add audio or lower clusters")
 
 
-def read_meta(folder: Path, *, kind: str, newest: int, made_by: str) -> dict[str, Any]:
-    """Reads the finished mark `meta.json` of a codebook or a labelling.
-
-    Args:
-        folder: Folder of the codebook or labelling.
-        kind: `codebook` or `labels`.
-        newest: Newest `format_version` that this program reads.
-        made_by: Script that makes such a folder, for the message.
+def read_meta(folder: Path, *, kind: str, newest: int, made_by: str) -> Fields:
+    """Reads the finished mark `meta.json` of a codebook or a labelling, which `made_by` makes.
 
     Raises:
-        ValueError: If it is absent, unreadable, of another kind or of a newer format.
+        ValueError: If it is absent, unreadable, of another `kind` or of a newer format than `newest`.
     """
     path = folder / "meta.json"
     if not path.is_file():
@@ -266,8 +245,8 @@ def read_meta(folder: Path, *, kind: str, newest: int, made_by: str) -> dict[str
             f"a folder of {kind} must have meta.json, written last as its finished mark, but {folder} has none: "
             f"run {made_by} (again; finished work is kept) or correct the path"
         )
-    fields = read_json(path, remedy=f"copy the folder again or make it again with {made_by}")
-    meta, version, found = fields.values, fields.integer("format_version", 1), fields.text("kind")
+    fields = read_json(path, remedy=f"copy the folder again, or delete it and make it again with {made_by}")
+    version, found = fields.integer("format_version", 1), fields.text("kind")
     if found != kind:
         raise ValueError(f"{folder} must hold {kind}, but its meta.json names {found}: correct the path")
     if version > newest:
@@ -275,4 +254,4 @@ def read_meta(folder: Path, *, kind: str, newest: int, made_by: str) -> dict[str
             f"{folder} has {kind} of format_version {version}, but this OpenWavLM reads up to {newest}: update OpenWavLM, or restore "
             f"{path.name} if it is damaged"
         )
-    return meta
+    return fields

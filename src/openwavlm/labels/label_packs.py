@@ -1,10 +1,4 @@
-"""Label format on disk: writers of packs, writer and reader of `meta.json`, the finished mark.
-
-    labels/NAME/pack-00000.u16        labels of whole consecutive shards, one little-endian uint16 a model frame
-                pack-00000.rows.npy   one record a row: offset (first label), key, pcm, frames
-                codebook.npy          float32 (clusters, dim); absent for labels imported without their centroids
-                feature_norm.npy      float32 (2, dim), mean and deviation; only of standardised features
-                meta.json             codebook, features, totals, and the shards (by identity) of each pack
+"""Label format on disk (docs/data.md): writer of packs, writer and reader of `meta.json`, the finished mark.
 
 A row of unreadable audio has 0 frames; the loader treats it as unreadable.
 """
@@ -23,15 +17,15 @@ from openwavlm.labels.kmeans import MAX_CLUSTERS, Codebook, UnknownCodebook, rea
 from openwavlm.runtime.atomic import atomic_file, digest_of, write_json
 from openwavlm.runtime.files import Fields
 from openwavlm.runtime.sealed import CHECKSUM, checksum_of, sealed
-from openwavlm.shards.index import Index
+from openwavlm.shards.index import Index, ShardInfo
 
-# 1 and 2 (of labels without centroids) have no checksum of `meta.json` itself; `labels.upgrade` adds it.
+# 1 and 2 (of labels without centroids) have no checksum of `meta.json` itself; `labelling.upgrade_labels` adds it.
 FORMAT_VERSION = 3
 MAX_PACKS = 256
 ROW_DTYPE = np.dtype([("offset", "<u8"), ("key", "<u8"), ("pcm", "<u8"), ("frames", "<u4")])
 GRID = {"hop_samples": HOP_SAMPLES, "receptive_field_samples": RECEPTIVE_FIELD_SAMPLES, "label_rate_hz": FRAME_RATE_HZ}
 MADE_BY = "openwavlm assign-labels"
-AGAIN = f"copy the folder again, or delete it and make the labels again with {MADE_BY}"
+AGAIN = f"copy the folder again, or delete it and make it again with {MADE_BY}"
 _FIRST_WITH_CHECKSUM = 3
 _TOTALS = ("rows", "frames", "unreadable_rows")
 
@@ -63,18 +57,6 @@ class PackResult(NamedTuple):
     label_counts: np.ndarray
 
 
-def write_pack(
-    folder: Path,
-    pack: str,
-    index: Index,
-    shards: Sequence[int],
-    label_row: Callable[[int], np.ndarray | None],
-    num_classes: int,
-) -> PackResult:
-    """Writes the labels of whole shards in one labelling; see `write_packs`."""
-    return write_packs([folder], pack, index, shards, lambda row: [label_row(row)], [num_classes])[0]
-
-
 def write_packs(
     folders: Sequence[Path],
     pack: str,
@@ -83,7 +65,7 @@ def write_packs(
     labels_of_row: Callable[[int], Sequence[np.ndarray | None]],
     num_classes: Sequence[int],
 ) -> list[PackResult]:
-    """Writes the pack of the same shards in several labellings, row by row, so that each row is read once.
+    """Writes the pack of the same shards in several labellings; each row is read once.
 
     Args:
         folders: Labellings.
@@ -93,32 +75,28 @@ def write_packs(
         labels_of_row: Labels (frames,) of an index row in each labelling; None where its audio is unreadable.
         num_classes: Number of clusters K of each labelling.
     """
-    rows = np.concatenate([np.arange(index.first_row[shard], index.first_row[shard + 1]) for shard in shards])
+    parts = [np.arange(index.first_row[shard], index.first_row[shard + 1]) for shard in shards]
+    rows = np.concatenate(parts)
     expected = num_frames(np.asarray(index.num_samples[rows], dtype=np.int64))
-    empty = np.zeros(len(rows), dtype=ROW_DTYPE)
-    empty["key"], empty["pcm"] = index.key[rows], index.pcm[rows]
     with ExitStack() as stack:
-        writers = [
-            _PackWriter(stack.enter_context(atomic_file(labels_file(folder, pack))), empty.copy(), classes)
-            for folder, classes in zip(folders, num_classes, strict=True)
-        ]
-        place = 0
-        for shard in shards:
-            for row in range(int(index.first_row[shard]), int(index.first_row[shard + 1])):
-                for writer, labels in zip(writers, labels_of_row(row), strict=True):
-                    writer.add(labels, int(expected[place]))
-                place += 1
-            for writer in writers:
-                writer.end_shard(index.shards[shard].identity, index.shards[shard].metadata)
+        files = [stack.enter_context(atomic_file(labels_file(folder, pack))) for folder in folders]
+        writers = [_PackWriter(file, classes) for file, classes in zip(files, num_classes, strict=True)]
+        for shard, part in zip(shards, parts, strict=True):
+            found = [labels_of_row(row) for row in part.tolist()]
+            for number, writer in enumerate(writers):
+                writer.add(index.shards[shard], [of_row[number] for of_row in found], expected[len(writer.frames) :])
     results = []
     for folder, writer in zip(folders, writers, strict=True):
+        table = np.zeros(len(rows), dtype=ROW_DTYPE)
+        table["key"], table["pcm"], table["frames"] = index.key[rows], index.pcm[rows], writer.frames
+        table["offset"] = np.cumsum(writer.frames, dtype=np.int64) - writer.frames
         with atomic_file(rows_file(folder, pack)) as file:
-            np.save(file, writer.table)
+            np.save(file, table)
         record = {
             "name": pack,
-            "rows": len(writer.table),
-            "frames": int(writer.table["frames"].sum()),
-            "unreadable_rows": int(np.count_nonzero((writer.table["frames"] == 0) & (expected > 0))),
+            "rows": len(table),
+            "frames": sum(writer.frames),
+            "unreadable_rows": int(np.count_nonzero((table["frames"] == 0) & (expected > 0))),
             "labels_bytes": labels_file(folder, pack).stat().st_size,
             "labels_checksum": file_checksum(labels_file(folder, pack)),
             "rows_bytes": rows_file(folder, pack).stat().st_size,
@@ -130,51 +108,47 @@ def write_packs(
 
 
 class _PackWriter:
-    """Writer of one pack, row by row.
+    """Writer of one pack: frames of each row, frames of each label, and the entry in `meta.json` of each shard so far."""
 
-    Attributes:
-        table: One `ROW_DTYPE` record a row; keys are set from the start, places as rows are added.
-        counts: int64 (classes,) frames of each label so far.
-        shards: Entry in `meta.json` of each finished shard.
-    """
-
-    def __init__(self, file: BinaryIO, table: np.ndarray, num_classes: int) -> None:
-        self._file, self.table = file, table
-        self.counts = np.zeros(num_classes, dtype=np.int64)
+    def __init__(self, file: BinaryIO, num_classes: int) -> None:
+        self._file, self.counts = file, np.zeros(num_classes, dtype=np.int64)
+        self.frames: list[int] = []
         self.shards: list[dict[str, Any]] = []
-        self._place, self._first, self._checksum = 0, 0, new_checksum()
 
-    def add(self, found: np.ndarray | None, frames: int) -> None:
-        """Appends the labels of the next row; `frames` is their number, unless they are None."""
-        labels = np.zeros(0, dtype="<u2") if found is None else np.ascontiguousarray(found, dtype="<u2")
-        assert found is None or len(labels) == frames
-        self.table["offset"][self._place] = self._file.tell() // labels.itemsize
-        self.table["frames"][self._place] = len(labels)
+    def add(self, shard: ShardInfo, found: Sequence[np.ndarray | None], expected: np.ndarray) -> None:
+        """Appends the labels of a shard's rows, of these lengths unless they are None."""
+        rows = [np.zeros(0, dtype="<u2") if of_row is None else of_row.astype("<u2") for of_row in found]
+        frames = [len(row) for row in rows]
+        assert all(of_row is None or len(of_row) == count for of_row, count in zip(found, expected.tolist(), strict=False))
+        labels = np.concatenate([np.zeros(0, dtype="<u2"), *rows])
         self.counts += np.bincount(labels, minlength=len(self.counts))
-        # The length is part of the checksum, so that a moved border between rows changes it.
-        self._checksum.update(len(labels).to_bytes(4, "little") + labels.tobytes())
+        record = {
+            "rows": len(rows),
+            "frames": len(labels),
+            "checksum": checksum_of_rows(labels, np.array(frames, dtype=np.int64)),
+        }
+        self.shards.append({"identity": shard.identity, "metadata": shard.metadata, **record})
+        self.frames += frames
         self._file.write(labels.tobytes())
-        self._place += 1
 
-    def end_shard(self, identity: str, metadata: str) -> None:
-        """Records the rows since the end of the last shard as one shard."""
-        frames = int(self.table["frames"][self._first : self._place].sum())
-        checksum, rows = self._checksum.hexdigest(), self._place - self._first
-        self.shards.append({"identity": identity, "metadata": metadata, "rows": rows, "frames": frames, "checksum": checksum})
-        self._first, self._checksum = self._place, new_checksum()
+
+def checksum_of_rows(labels: np.ndarray, frames: np.ndarray) -> str:
+    """Checksum of a shard's labels; it covers the number of labels of each row (uint32) too, so that a moved border changes it."""
+    begins = np.cumsum(frames, dtype=np.int64) - frames
+    lengths = np.ascontiguousarray(frames, dtype="<u4").view("<u2")
+    checksum = new_checksum()
+    checksum.update(np.insert(labels, np.repeat(begins, 2), lengths).data)
+    return checksum.hexdigest()
 
 
 def write_labels_meta(folder: Path, codebook: Codebook, packs: list[dict[str, Any]], label_counts: np.ndarray) -> dict[str, Any]:
-    """Writes `meta.json`, the finished mark, by rename; all files that it names must exist.
+    """Writes and returns `meta.json`, the finished mark; all files that it names must exist.
 
     Args:
         folder: Labelling.
-        codebook: Its codebook; the record of its fit is kept, so that training can check whether held-out speakers were part of it.
+        codebook: Its codebook; training reads in the record of its fit which speakers were held out.
         packs: `PackResult.record` of every pack, in order.
         label_counts: int64 (classes,) frames of each label, over all packs.
-
-    Returns:
-        Content of `meta.json`.
     """
     meta = {
         "format_version": FORMAT_VERSION,
@@ -197,14 +171,12 @@ def write_labels_meta(folder: Path, codebook: Codebook, packs: list[dict[str, An
 
 
 def read_labels_meta(folder: Path) -> dict[str, Any]:
-    """Reads `meta.json` of a labelling, of any format version up to the newest; checks names, types, ranges, totals and checksum.
+    """Reads `meta.json` of a labelling of any format; checks names, types, ranges, totals and checksum.
 
     Raises:
-        ValueError: If the labelling is not finished, has a newer format or another frame grid, or its `meta.json` is damaged or
-            contradicts itself.
+        ValueError: If the labelling is not finished, has a newer format or another frame grid, or its `meta.json` is damaged.
     """
-    meta = read_meta(folder, kind="labels", newest=FORMAT_VERSION, made_by=MADE_BY)
-    head = Fields(meta, str(folder / "meta.json"), AGAIN)
+    head = read_meta(folder, kind="labels", newest=FORMAT_VERSION, made_by=MADE_BY)
     for name, expected in GRID.items():
         if (found := head.number(name)) != expected:
             raise ValueError(
@@ -213,22 +185,19 @@ def read_labels_meta(folder: Path) -> dict[str, Any]:
             )
     _check_head(head)
     packs = head.objects("packs")
-    names: set[str] = set()
-    identities: set[str] = set()
     for pack in packs:
         check_record(pack)
-        own = [shard.text("identity") for shard in pack.objects("shards")]
-        if pack.text("name") in names or len(set(own) - identities) < len(own):
-            raise ValueError(f"{pack.where} names a pack or a shard that was named before: {AGAIN}")
-        names.add(pack.text("name"))
-        identities.update(own)
+    names = [pack.text("name") for pack in packs]
+    identities = [shard.text("identity") for pack in packs for shard in pack.objects("shards")]
+    if len(set(names)) < len(names) or len(set(identities)) < len(identities):
+        raise ValueError(f"{head.where} names a pack or a shard twice: {AGAIN}")
     _check_sum(head, "shards", len(identities))
     for name in _TOTALS:
         _check_sum(head, name, sum(pack.integer(name) for pack in packs))
-    has_checksum = head.integer("format_version", 1) >= _FIRST_WITH_CHECKSUM or CHECKSUM in meta
-    if has_checksum and head.text(CHECKSUM) != checksum_of(meta):
+    has_checksum = head.integer("format_version", 1) >= _FIRST_WITH_CHECKSUM or CHECKSUM in head.values
+    if has_checksum and head.text(CHECKSUM) != checksum_of(head.values):
         raise ValueError(f"{head.where} is damaged (its own checksum does not hold): {AGAIN}")
-    return meta
+    return head.values
 
 
 def _check_head(head: Fields) -> None:
@@ -252,7 +221,7 @@ def _check_head(head: Fields) -> None:
 
 
 def check_record(pack: Fields) -> None:
-    """Raises `ValueError` if a field of a pack's record is absent or out of range, or its shards do not add up to the pack."""
+    """Raises `ValueError` if a field of a pack's record is absent or out of range, or its shards do not add up."""
     # Files are opened by this name, so it must not contain the path of another folder.
     if not re.fullmatch(r"pack-[0-9]{5,9}|shard-[0-9a-f]{32}", pack.text("name")):
         raise pack.refusal("name", "a name as pack-00000", pack.values["name"])

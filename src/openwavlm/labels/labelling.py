@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from openwavlm.audio.frames import FRAME_RATE_HZ
 from openwavlm.labels.kmeans import IMPORTED, Codebook, UnknownCodebook
-from openwavlm.labels.label_packs import AGAIN, FORMAT_VERSION, MADE_BY, read_labels_meta
+from openwavlm.labels.label_packs import AGAIN, FORMAT_VERSION, read_labels_meta
 from openwavlm.labels.pack import Pack, check_sizes
 from openwavlm.labels.quality import perplexity, used_clusters
 from openwavlm.runtime.atomic import write_json, writer_lock
@@ -21,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
-    """Place of a shard's labels: number of the pack, of the shard in the pack, and of its first row in the pack's table."""
+    """Place of a shard's labels: numbers of the pack, of the shard in the pack, and of its first row in the pack's table."""
 
     pack: int
     shard: int
@@ -41,41 +40,39 @@ class LabelPacks:
     def __init__(self, path: Path, meta: dict[str, Any], codebook: Codebook):
         self.path, self.meta, self.codebook = path, meta, codebook
         self._packs: dict[int, Pack] = {}
-        self.place = {
-            shard["identity"]: Place(pack, number, first_row)
-            for pack, record in enumerate(meta["packs"])
-            for number, (shard, first_row) in enumerate(
-                zip(record["shards"], accumulate((shard["rows"] for shard in record["shards"]), initial=0), strict=False)
-            )
-        }
+        self.place: dict[str, Place] = {}
+        for pack, record in enumerate(meta["packs"]):
+            first_row = 0
+            for number, shard in enumerate(record["shards"]):
+                self.place[shard["identity"]] = Place(pack, number, first_row)
+                first_row += shard["rows"]
 
     @classmethod
     def open(cls, path: Path | str) -> "LabelPacks":
         """Opens a labelling.
 
         Raises:
-            ValueError: If it is not finished, has a newer format or another frame grid, or its codebook or the size of a file
-                differs from `meta.json`.
+            ValueError: If `read_labels_meta` refuses it, or its codebook or the size of a file differs from `meta.json`.
         """
         path = Path(path)
         meta = read_labels_meta(path)
-        codebook = _codebook_of(path, meta)
-        if len(codebook) != meta["num_classes"]:
+        classes, content = meta["num_classes"], meta["codebook_hash"]
+        features, fitted = meta["features"], meta["codebook_fitted"]
+        if meta.get("centroids") == "unknown" and features.get("name") == IMPORTED:
+            codebook: Codebook = UnknownCodebook.of(classes, content, features, fitted)
+        else:
+            codebook = Codebook.load_arrays(path, features, fitted)
+        if len(codebook) != classes or codebook.hash != content:
             raise ValueError(
-                f"{path / 'codebook.npy'} must have the {meta['num_classes']} clusters that meta.json names, but has "
-                f"{len(codebook)}: copy the folder again or make the labels again with {MADE_BY}"
-            )
-        if codebook.hash != meta["codebook_hash"]:
-            raise ValueError(
-                f"{path / 'codebook.npy'} must have the hash {meta['codebook_hash'][:12]} that meta.json names, but has "
-                f"{codebook.hash[:12]}: copy the folder again or make the labels again with {MADE_BY}"
+                f"{path / 'codebook.npy'} must have the hash {content[:12]} and the {classes} clusters that meta.json names, but has "
+                f"{codebook.hash[:12]} and {len(codebook)}: {AGAIN}"
             )
         for pack in meta["packs"]:
             check_sizes(path, pack)
         return cls(path, meta, codebook)
 
     def pack(self, number: int) -> Pack:
-        """One pack, mapped on first use; its content is not checked. Raises `ValueError` as `Pack` does."""
+        """One pack, mapped on first use; its content is not checked."""
         if number not in self._packs:
             self._packs[number] = Pack(self.path, self.meta["packs"][number], self.meta["num_classes"])
         return self._packs[number]
@@ -93,13 +90,6 @@ class LabelPacks:
     def missing(self, index: Index) -> list[int]:
         """Shards of the index that have no labels here, in index order."""
         return [number for number, shard in enumerate(index.shards) if shard.identity not in self.place]
-
-
-def _codebook_of(path: Path, meta: dict[str, Any]) -> Codebook:
-    """Codebook of a labelling; for labels imported without centroids their number and the hash of the files."""
-    if meta.get("centroids") == "unknown" and meta["features"].get("name") == IMPORTED:
-        return UnknownCodebook.of(meta["num_classes"], meta["codebook_hash"], meta["features"], meta["codebook_fitted"])
-    return Codebook.load_arrays(path, meta["features"], meta["codebook_fitted"])
 
 
 def check_names(packs: LabelPacks, index: Index) -> None:
@@ -138,14 +128,11 @@ def write_stats(folder: Path, meta: dict[str, Any], command: str, **more: float)
 
 
 def upgrade_labels(folder: Path | str, add: Callable[[dict[str, Any]], None] = lambda meta: None) -> bool:
-    """Checks a labelling of an older format and writes its `meta.json` in the newest format; labels and tables do not change.
+    """Checks a labelling of an older format and writes its `meta.json` in the newest; returns True if that changed it.
 
     Args:
         folder: Labelling; a kill leaves it unchanged or upgraded.
         add: Adds missing values to the content of `meta.json`, in place.
-
-    Returns:
-        True if `meta.json` was changed.
 
     Raises:
         ValueError: If it is not finished, has a newer format or is damaged, or another process writes to it.

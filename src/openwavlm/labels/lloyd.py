@@ -1,13 +1,13 @@
-"""k-means by full passes over all frames (Lloyd 1982), on a CPU, a GPU or in several processes, with one result.
+"""k-means by full passes over all frames (Lloyd 1982), on a CPU, a GPU or in several processes.
 
-A pass finds the nearest centroid of each frame by one matrix product a chunk; the new centroids are the means of their frames, summed
-in float64 and rounded to float32 once. A cluster without frames takes the frame that is farthest from its own centroid. On a CPU the
-codebook is the same, bit for bit, at any number of threads and processes (`chunks`).
+Centroids are means summed in float64 and rounded to float32 once. A cluster without frames takes the frame that is farthest from its
+own centroid. On a CPU the codebook is the same, bit for bit, at any number of threads and processes (`chunks`).
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +20,7 @@ from openwavlm.labels.seeding import SEEDING_FRAMES_PER_CLUSTER, greedy_seeds
 from openwavlm.runtime.progress import ProgressBar
 
 log = logging.getLogger(__name__)
+Report = Callable[[str, int, float | None], None]
 _LINE_EVERY_S = 30.0
 _SEEDING_ITERATIONS = 10
 
@@ -48,7 +49,7 @@ class _Pass:
 
 @dataclass(frozen=True)
 class _Fit:
-    """Centroids of one start, the inertia after each pass, frames of each cluster, and the number of reseeded clusters."""
+    """Centroids of one start, inertia of each pass, frames of each cluster, and number of reseeded clusters."""
 
     centroids: Tensor
     inertias: list[float]
@@ -69,9 +70,6 @@ def fit_lloyd_kmeans(
         iterations: Largest number of passes that move the centroids.
         tolerance: The fit stops when a pass lowers the squared distance by less than this share and no cluster is empty.
 
-    Returns:
-        Codebook; `fitted` has frames, seeds, the mean squared distance after each pass, usage and perplexity.
-
     Raises:
         ValueError: If a number is not positive; if there are fewer frames than clusters; if the features are not finite.
     """
@@ -81,7 +79,7 @@ def fit_lloyd_kmeans(
     sample = frames.at(frames.even_places(SEEDING_FRAMES_PER_CLUSTER * clusters))
     squares = _squares(frames)
     best: _Fit | None = None
-    with _Reporter(iterations, visible=frames.ranks.rank == 0) as report:
+    with _reporting(iterations, visible=frames.ranks.rank == 0) as report:
         for start in range(n_init):
             report(f"start {start + 1} of {n_init}", 0, None)
             if len(sample) < clusters:  # most of the evenly spread places are empty
@@ -131,21 +129,14 @@ def _squares(frames: ChunkedFrames) -> Tensor:
 
 
 def _settled_seeds(frames: ChunkedFrames, sample: Tensor, clusters: int, seed: int, start: int) -> Tensor:
-    """Seeds after some passes over the seeding frames only: each saves a pass over all frames, which costs many times as much."""
+    """Seeds after some passes over the seeding frames only, each of which saves a costlier pass over all frames."""
     seeds = greedy_seeds(sample, clusters, seed, start, device=frames.device)
     own = ChunkedFrames(sample.to(frames.device), len(sample), frames.chunk, device=frames.device)
     with own.threads():
         return _lloyd(own, _squares(own), seeds, _SEEDING_ITERATIONS, 1e-3, lambda *_: None).centroids
 
 
-def _lloyd(
-    frames: ChunkedFrames,
-    squares: Tensor,
-    centroids: Tensor,
-    iterations: int,
-    tolerance: float,
-    report: Callable[[str, int, float | None], None],
-) -> _Fit:
+def _lloyd(frames: ChunkedFrames, squares: Tensor, centroids: Tensor, iterations: int, tolerance: float, report: Report) -> _Fit:
     inertias: list[float] = []
     reseeded = 0
     found: _Pass | None = None
@@ -169,7 +160,7 @@ def _lloyd(
 
 
 def _pass(frames: ChunkedFrames, squares: Tensor, centroids: Tensor, before: _Pass | None) -> _Pass:
-    """One pass. Sums are exact, so those of the pass before are updated by the frames that changed their cluster."""
+    """One pass. Sums are exact, so only frames that changed their cluster are added to those of the pass before."""
     clusters, dim = centroids.shape
     there = centroids.to(frames.device)
     own_squares, directions = there.square().sum(dim=1), there.T.contiguous()
@@ -214,27 +205,21 @@ def _farthest(frames: ChunkedFrames, squares: Tensor, distances: Tensor, wanted:
     return frames.at(torch.tensor([place for _, place in chosen], dtype=torch.int64))
 
 
-class _Reporter:
-    """Progress bar on a terminal; elsewhere a log line every half minute."""
+@contextmanager
+def _reporting(iterations: int, *, visible: bool) -> Iterator[Report]:
+    """Shows a progress bar on a terminal; elsewhere logs a line every half minute."""
+    logged = time.monotonic()
+    with ProgressBar(iterations, "k-means", visible=visible) as bar:
 
-    def __init__(self, iterations: int, *, visible: bool) -> None:
-        self._bar = ProgressBar(iterations, "k-means", visible=visible)
-        self._logs = visible and not self._bar.on_terminal
-        self._logged = time.monotonic()
+        def report(what: str, iteration: int, mean: float | None) -> None:
+            nonlocal logged
+            figure = "" if mean is None else f"mean squared distance {mean:.6g}"
+            bar.set(iteration, what, figure)
+            if visible and not bar.on_terminal and time.monotonic() - logged > _LINE_EVERY_S:
+                logged = time.monotonic()
+                log.info(f"{what}: iteration {iteration}, {figure}" if figure else what)
 
-    def __enter__(self) -> "_Reporter":
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.__exit__(*error)
-
-    def __call__(self, what: str, iteration: int, mean: float | None) -> None:
-        figure = "" if mean is None else f"mean squared distance {mean:.6g}"
-        self._bar.set(iteration, what, figure)
-        if self._logs and time.monotonic() - self._logged > _LINE_EVERY_S:
-            self._logged = time.monotonic()
-            log.info(f"{what}: iteration {iteration}, {figure}" if figure else what)
+        yield report
 
 
 def whole(features: Tensor, clusters: int, *, device: str | torch.device = "cpu") -> ChunkedFrames:

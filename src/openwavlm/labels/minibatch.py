@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwavlm.labels.kmeans import CHUNK_FRAMES, Codebook, check_amount, one_torch_thread
+from openwavlm.labels.kmeans import Codebook, check_amount, one_torch_thread
 from openwavlm.labels.quality import perplexity, used_clusters
 
 
 def fit_minibatch_kmeans(
-    features: Tensor | np.ndarray, clusters: int, seed: int, *, n_init: int = 5, batch_size: int = 10_000, max_iter: int = 100
+    features: Tensor | np.ndarray, clusters: int, seed: int, *, n_init: int = 5, batch_size: int = 10_000
 ) -> Codebook:
     """Fits k-means by mini-batches with k-means++ starts (SPEC §4.4; fairseq's `learn_kmeans.py`).
 
-    Runs on one thread, so that sums have one order and the codebook is the same on any number of cores.
+    Makes at most 100 passes, on one thread, so that the codebook is the same on any number of cores.
 
     Args:
         features: float32 (frames, dim).
@@ -23,10 +23,6 @@ def fit_minibatch_kmeans(
         seed: Seed of the starts and of the mini-batches.
         n_init: Starts, of which the best is kept; 20 in fairseq, where they are most of the cost of wide features.
         batch_size: Frames a mini-batch.
-        max_iter: Largest number of passes; the fit stops after 100 mini-batches without improvement.
-
-    Returns:
-        The codebook; `fitted` has frames, seed, mean squared distance, usage and perplexity.
 
     Raises:
         ValueError: If the features are not finite (frames, dim), or there are fewer frames than clusters.
@@ -43,7 +39,7 @@ def fit_minibatch_kmeans(
             n_clusters=clusters,
             init="k-means++",
             n_init=n_init,
-            max_iter=max_iter,
+            max_iter=100,
             batch_size=batch_size,
             tol=0.0,
             max_no_improvement=100,
@@ -65,37 +61,3 @@ def fit_minibatch_kmeans(
         "perplexity": perplexity(counts),
     }
     return replace(codebook, fitted=fitted)
-
-
-def standardise(frames: np.ndarray) -> Tensor:
-    """Brings each dimension to mean 0 and deviation 1, in place.
-
-    A constant dimension (deviation below 1e-6 of its largest value) is only centred.
-
-    Args:
-        frames: float32 (frames, dim); overwritten.
-
-    Returns:
-        float32 (2, dim): means and deviations, as in `Codebook.norm`.
-
-    Raises:
-        ValueError: If there are no frames, or some are not finite.
-    """
-    mean = frames.mean(axis=0, dtype=np.float64) if len(frames) else np.full(frames.shape[1], np.nan)
-    if not np.isfinite(mean).all():
-        raise ValueError(
-            f"features must be finite and at least one frame, but are {frames.shape} with a mean that is not: look at the audio and "
-            "at the teacher"
-        )
-    variance = np.zeros_like(mean)
-    chunks = [frames[start : start + CHUNK_FRAMES] for start in range(0, len(frames), CHUNK_FRAMES)]
-    for chunk in chunks:
-        variance += np.square(chunk - mean).sum(axis=0)
-    deviation = np.sqrt(variance / len(frames))
-    # No copies: the features of a large sample fill the memory once.
-    deviation[deviation <= 1e-6 * np.maximum(frames.max(axis=0), -frames.min(axis=0))] = 1
-    norm = np.stack([mean, deviation]).astype(np.float32)
-    for chunk in chunks:
-        chunk -= norm[0]
-        chunk /= norm[1]
-    return torch.from_numpy(norm)

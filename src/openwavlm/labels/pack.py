@@ -8,26 +8,18 @@ from typing import Any
 import numpy as np
 
 from openwavlm.audio.frames import num_frames
-from openwavlm.labels.label_packs import AGAIN, MADE_BY, ROW_DTYPE, labels_file, new_checksum, rows_file
+from openwavlm.labels.label_packs import AGAIN, MADE_BY, ROW_DTYPE, checksum_of_rows, labels_file, new_checksum, rows_file
 from openwavlm.runtime.files import map_open, release
 from openwavlm.shards.index import Index
 
-_BLOCK_BYTES = 1 << 24
 _MAGIC = b"\x93NUMPY\x01\x00"
 
 
 class Pack:
-    """One pack. Its files are mapped once, so a file that is replaced later does not change the labels that are read.
-
-    Args:
-        folder: Labelling.
-        record: Entry of the pack in `meta.json`.
-        num_classes: Number of clusters K.
+    """One pack, by its entry in `meta.json`. Its files are mapped once, so that a file replaced later does not change what is read.
 
     Attributes:
-        table: One `ROW_DTYPE` record a row.
-        offset: First label of each row, uint64 (rows,).
-        frames: Labels of each row, uint32 (rows,).
+        table: One `ROW_DTYPE` record a row; `offset` and `frames` are its columns.
         labels: uint16 (frames,), labels of all rows in their order; read-only.
 
     Raises:
@@ -50,21 +42,14 @@ class Pack:
     def check_rows(self) -> None:
         """Raises `ValueError` if the table of rows differs from its checksum, or a row's place from the lengths before it."""
         self._check_checksum(self.rows_file, self._row_bytes, self.record["rows_checksum"])
-        begins = np.cumsum(self.frames, dtype=np.uint64)
-        wrong = np.flatnonzero(self.offset[1:] != begins[:-1]) + 1
-        if len(self.offset) and self.offset[0]:
-            wrong = np.array([0])
-        if len(wrong) or (int(begins[-1]) if len(begins) else 0) != self.record["frames"]:
-            where = f"row {wrong[0]} of the table" if len(wrong) else "the last row"
+        found = np.append(self.offset, np.uint64(self.record["frames"]))
+        wrong = np.flatnonzero(found != np.insert(np.cumsum(self.frames, dtype=np.uint64), 0, 0))
+        if len(wrong):
+            where = f"row {wrong[0]} of the table" if wrong[0] < len(self.offset) else "the last row"
             raise ValueError(f"{self.rows_file} must list the rows without gaps, but {where} does not fit: {AGAIN}")
 
     def check_audio(self, number: int, index: Index, shard: int) -> None:
-        """Compares the rows of a shard with those of an index, and each row's place with the lengths before it.
-
-        Args:
-            number: Number of the shard in the pack.
-            index: Index of a shard set.
-            shard: Number of the same shard in the index.
+        """Compares the rows of the pack's shard `number` with those of an index's `shard`, and each place with the lengths before.
 
         Raises:
             ValueError: If rows belong to other audio, differ from it in their number of frames, or are not contiguous.
@@ -105,17 +90,14 @@ class Pack:
                 f"labels must be below the {self._num_classes} clusters of their codebook, but {self.labels_file} has the label "
                 f"{largest}: {AGAIN}"
             )
-        if int(frames.sum(dtype=np.uint64)) != len(labels) or _checksum_of_rows(labels, frames) != shard["checksum"]:
+        if int(frames.sum(dtype=np.uint64)) != len(labels) or checksum_of_rows(labels, frames) != shard["checksum"]:
             raise ValueError(
                 f"{self.labels_file} must hold the labels that meta.json names, but those of its shard {number + 1} (identity "
                 f"{shard['identity'][:12]}) have another checksum: {AGAIN}"
             )
 
     def check(self) -> np.ndarray:
-        """Compares the whole pack with `meta.json`.
-
-        Returns:
-            int64 (classes,): frames of each label.
+        """Compares the whole pack with `meta.json`; returns int64 (classes,), frames of each label.
 
         Raises:
             ValueError: If a file differs from its checksum.
@@ -136,20 +118,13 @@ class Pack:
         if not self._whole:
             self.check()
 
-    def changed(self) -> bool:
-        """Whether size, time or inode of a file differs from that of the mapped file."""
-        return self.state != (_state(self.labels_file), _state(self.rows_file))
-
     def check_changed(self) -> bool:
-        """Checks the pack again if its files have changed since they were mapped.
-
-        Returns:
-            True if files were replaced; the mapped ones are used further.
+        """Checks the pack again if size, time or inode of a mapped file has changed; returns True if files were replaced.
 
         Raises:
             ValueError: If the content or size of a mapped file has changed.
         """
-        if not self.changed():
+        if self.state == (_state(self.labels_file), _state(self.rows_file)):
             return False
         replaced = False
         found = []
@@ -158,9 +133,7 @@ class Pack:
             found.append(before if now is None or now[:2] != before[:2] else now)
             replaced |= now is None or now[:2] != before[:2]
             if found[-1][2] != before[2]:  # a read beyond the end of a mapped file would kill the process
-                raise ValueError(
-                    f"{file} must keep its {before[2]} bytes while it is in use, but has {found[-1][2]} now: {AGAIN}"
-                )
+                raise ValueError(f"{file} must keep its {before[2]} bytes while in use, but has {found[-1][2]} now: {AGAIN}")
         self.check()
         self.state = (found[0], found[1])
         return replaced
@@ -172,21 +145,11 @@ class Pack:
     @staticmethod
     def _check_checksum(file: Path, content: np.ndarray, expected: str) -> None:
         checksum = new_checksum()
-        for start in range(0, len(content), _BLOCK_BYTES):
-            checksum.update(content[start : start + _BLOCK_BYTES].data)
+        checksum.update(content.data)
         if checksum.hexdigest() != expected:
             raise ValueError(
                 f"{file} must have the checksum {expected[:12]} that meta.json names, but has {checksum.hexdigest()[:12]}: {AGAIN}"
             )
-
-
-def _checksum_of_rows(labels: np.ndarray, frames: np.ndarray) -> str:
-    """Checksum of a shard, over the number of labels (uint32) and the labels of each row."""
-    begins = np.cumsum(frames, dtype=np.int64) - frames
-    lengths = np.ascontiguousarray(frames, dtype="<u4").view("<u2")
-    checksum = new_checksum()
-    checksum.update(np.insert(labels, np.repeat(begins, 2), lengths).data)
-    return checksum.hexdigest()
 
 
 State = tuple[int, int, int, int]

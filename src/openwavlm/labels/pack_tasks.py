@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,15 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PackTarget:
-    """One labelling's part of a task.
-
-    Attributes:
-        output: Labelling.
-        codebook: Its codebook.
-        pack: Name of the pack.
-        key: Hash of all that the pack depends on.
-        shards: Identity and hash of the names of each shard of the pack.
-    """
+    """Pack of one labelling: its name, a hash of all that it depends on, and identity and hash of the names of each of its shards."""
 
     output: Path
     codebook: Codebook
@@ -46,30 +38,26 @@ class PackTarget:
 
     @classmethod
     def of(cls, output: Path, codebook: Codebook, pack: str, index: Index, shards: Sequence[int]) -> "PackTarget":
-        """Target of the pack with these shards of the index."""
+        """Target of the pack with some shards of an index."""
         of_shards = tuple(f"{index.shards[shard].identity} {index.shards[shard].metadata}" for shard in shards)
-        return cls(output, codebook, pack, _hashed([*_entries(codebook), *of_shards]), of_shards)
+        return cls(output, codebook, pack, _key(codebook, of_shards), of_shards)
 
     @property
     def done_file(self) -> Path:
-        """Path of the finished pack's record."""
+        """Path of the record of the finished pack."""
         return self.output / "tasks" / f"{self.pack}.json"
 
     def done(self) -> dict[str, Any] | None:
         """Content of the done-file; None if it is absent, damaged or of another task, or the pack's files are missing."""
         try:
-            done, _ = read_done(self.done_file, self.output, self.pack)
-            done.integers("label_counts", np.int64, len(self.codebook))
-            return done.values if done.text("task") == self.key else None
-        except ValueError:  # absent or damaged: the task is done again
+            return read_done(self.done_file, self.output, self.pack, classes=len(self.codebook), task=self.key).values
+        except ValueError:
             return None
 
     def check_unfinished(self, own: AbstractSet[str]) -> None:
-        """Refuses to overwrite the pack of an unfinished call that labels other shards, or has another codebook.
+        """Refuses to overwrite the pack of an unfinished call that labels shards not in `own`, or has another codebook.
 
-        Args:
-            own: Identity and names of all shards that this call labels. A pack with a different selection of them (the set has grown
-                since, or `packs` differs) may be overwritten: its labels are the same.
+        A pack with another selection of `own` may be overwritten: its labels are the same.
 
         Raises:
             ValueError: If the done-file belongs to such a call.
@@ -81,28 +69,18 @@ class PackTarget:
         except (OSError, ValueError, KeyError, TypeError) as error:  # absent or damaged
             check_of_the_file(error, self.done_file)
             return
-        same_codebook = task == _hashed([*_entries(self.codebook), *theirs])
+        same_codebook = task == _key(self.codebook, theirs)
         if not same_codebook or not set(theirs) <= own:
             what = "other shards" if same_codebook else "another codebook"
             raise ValueError(
                 f"{self.done_file} is a finished pack of a call that labels {what} and has not ended: finish that call first (the same "
-                f"command continues it), name another output, or delete {self.done_file.parent} to discard its work"
+                f"command resumes it), name another output, or delete {self.done_file.parent} to discard its work"
             )
 
 
 @dataclass(frozen=True)
 class PackTask:
-    """Pack to write in one or several labellings.
-
-    Attributes:
-        shards_path: Shard set.
-        shards: Numbers of the pack's shards in the index.
-        targets: Labellings without this pack.
-        carry_from: Older labelling with labels to carry over; None: all labels are computed.
-        teacher: Model of layer features.
-        device: Device of the teacher.
-        mode: As in `assign.assign_labels`.
-    """
+    """Pack to write: numbers of its shards in the index, and the labellings that lack it; the rest is as in `assign_labels`."""
 
     shards_path: Path
     shards: tuple[int, ...]
@@ -117,33 +95,26 @@ class PackTask:
         return replace(self, targets=tuple(target for target in self.targets if target.done() is None))
 
 
-def _entries(book: Codebook) -> list[str]:
-    return [book.hash, json.dumps(book.features, sort_keys=True)]
-
-
-def _hashed(entries: list[str]) -> str:
+def _key(book: Codebook, shards: Iterable[str] = ()) -> str:
+    entries = [book.hash, json.dumps(book.features, sort_keys=True), *shards]
     return hashlib.blake2b("\n".join(entries).encode(), digest_size=16).hexdigest()
 
 
 def label_pack(task: PackTask) -> None:
-    """Writes the pack of a task, then its done-files; the result is the same in every process and on every machine."""
+    """Writes the pack of a task, then its done-files."""
     index = Index.open(task.shards_path, check=False)
-    folders, sizes = [target.output for target in task.targets], [len(target.codebook) for target in task.targets]
+    folders, books = [target.output for target in task.targets], [target.codebook for target in task.targets]
+    pack, sizes = task.targets[0].pack, [len(book) for book in books]
     with one_torch_thread():
         if task.mode == "rebind":
             assert task.carry_from is not None
             carried = carrier(index, task.carry_from)
-            results = write_packs(folders, task.targets[0].pack, index, task.shards, lambda row: [carried(row)], sizes)
             parts: list[ShardParts] = []
+            results = write_packs(folders, pack, index, task.shards, lambda row: [carried(row)], sizes)
         else:
-            parts = [
-                ShardParts(target.output, index, _hashed(_entries(target.codebook)), len(target.codebook))
-                for target in task.targets
-            ]
-            write_parts(parts, index, task.shards, lambda some: _computer(index, task, some), sizes, _gpus(task))
-            results = write_packs(
-                folders, task.targets[0].pack, index, task.shards, lambda row: [part.labels(row) for part in parts], sizes
-            )
+            parts = [ShardParts(folder, index, _key(book), len(book)) for folder, book in zip(folders, books, strict=True)]
+            write_parts(parts, task.shards, lambda some: _computer(index, task, some), _gpus(task))
+            results = write_packs(folders, pack, index, task.shards, lambda row: [part.labels(row) for part in parts], sizes)
     gpus = _gpus_of_carried(task.carry_from)
     for number, (target, result) in enumerate(zip(task.targets, results, strict=True)):
         own = {gpu for shard in task.shards if parts and (gpu := parts[number].computed_on(shard))}
@@ -167,7 +138,7 @@ def _gpus(task: PackTask) -> list[str | None]:
 
 
 def _computer(index: Index, task: PackTask, some: Sequence[int]) -> Callable[[int], Sequence[np.ndarray | None]]:
-    """Function that labels a row for some targets of a task: by carrying over labels of the same audio, or by computing them."""
+    """Function that labels a row for some targets of a task: it carries over labels of the same audio, or computes them."""
     reader = ShardReader(index)
     books = [task.targets[number].codebook for number in some]
     carried = carrier(index, task.carry_from) if task.carry_from else lambda row: None

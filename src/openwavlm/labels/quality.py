@@ -11,14 +11,11 @@ _NO_ENTROPY = 1e-12
 
 
 def unigram(counts: np.ndarray, reference: np.ndarray | None = None) -> tuple[float, float]:
-    """Unigram baseline of masked-prediction loss and accuracy: predicts labels by their frequency.
+    """Cross-entropy (nats) and accuracy of the unigram baseline, which predicts labels by their frequency.
 
     Args:
         counts: (classes,) frames of each label in evaluation.
         reference: (classes,) counts in training, to each of which one is added; None: `counts`, unchanged.
-
-    Returns:
-        Cross-entropy in nats (the entropy without `reference`), and accuracy of the most frequent label.
 
     Raises:
         ValueError: If there are no frames.
@@ -34,7 +31,7 @@ def unigram(counts: np.ndarray, reference: np.ndarray | None = None) -> tuple[fl
 
 
 def perplexity(counts: np.ndarray) -> float:
-    """Perplexity of `counts` (classes,): number of evenly used clusters with the same entropy; 0 without frames."""
+    """Number of evenly used clusters with the entropy of `counts` (classes,); 0 without frames."""
     return float(np.exp(unigram(counts)[0])) if np.sum(counts) > 0 else 0.0
 
 
@@ -44,15 +41,13 @@ def used_clusters(counts: np.ndarray) -> int:
 
 
 def repeat_nearest(labels: Tensor, mask: Tensor) -> Tensor:
-    """Baseline without audio: predicts the label of the nearest unmasked frame.
+    """Baseline without audio: int64 (batch, frames), the label of the nearest unmasked, labelled frame.
+
+    Of two equally near frames the left one counts; rows without one have −1.
 
     Args:
         labels: integers (batch, frames), −1 where there is none.
         mask: bool (batch, frames), True = masked.
-
-    Returns:
-        int64 (batch, frames): label of the nearest unmasked, labelled frame (of two equally near, the left one); −1 in rows
-        without one.
     """
     frames = labels.shape[1]
     position = torch.arange(frames, device=labels.device).expand_as(labels)
@@ -124,12 +119,7 @@ class PhoneQuality:
 
 
 def phone_quality(joint: np.ndarray, *, seed: int = 0, shuffles: int = 5) -> PhoneQuality:
-    """Measures clusters against phones.
-
-    Args:
-        joint: (phones, classes) frames by phone and cluster.
-        seed: Seed of the shuffles.
-        shuffles: Number of shuffled histograms in the mean of the finite-sample correction.
+    """Measures clusters against phones by (phones, classes) frames; the correction is the mean of some shuffles.
 
     Raises:
         ValueError: If the histogram is empty.

@@ -33,15 +33,10 @@ def _tables_of(path: Path, _version: str) -> tuple[list[Pack], np.ndarray, np.nd
 
 
 def carrier(index: Index, path: Path) -> Callable[[int], np.ndarray | None]:
-    """Finds labels of an index's rows in another labelling, by the MD5 of their audio.
+    """Function from a row of an index to the labels (frames,) of its audio in the labelling at `path`.
 
-    Args:
-        index: Index of the shard set.
-        path: Other labelling.
-
-    Returns:
-        Function from a row to its labels (frames,); None if the labelling lacks the audio or it was unreadable. Raises `ValueError`
-        where equal audio has another number of frames.
+    It returns None if the labelling lacks the audio or it was unreadable; raises `ValueError` where equal audio has another number of
+    frames.
     """
     packs, pcm, pack, place = _carried_tables(path)
 

@@ -1,14 +1,13 @@
 """Sample of a codebook: utterances chosen by the hash of their audio, and their frames, computed on the fly and kept in memory.
 
-Each source contributes in proportion to its hours and its weight. Each process computes the frames of its own places. An utterance
-goes through a teacher alone: a group norm would see padding, and the last bits would depend on the batch; fifteen seconds of audio
-are enough work for a GPU in float32.
+An utterance goes through a teacher alone: a group norm would see padding, and the last bits would depend on the batch; fifteen seconds
+of audio are enough work for a GPU in float32.
 """
 
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,9 @@ class Sample:
     """Sampled utterances in the order of their hashes.
 
     Attributes:
-        source: int64 (utterances,), number of the index.
-        row: int64 (utterances,), row of that index.
-        num_samples: int64 (utterances,), audio samples.
+        source: Number of the index; this and the next two are int64 (utterances,).
+        row: Row of that index.
+        num_samples: Audio samples.
         hours: Sampled hours of each source, by name; the empty name is an unknown source.
     """
 
@@ -51,6 +50,11 @@ class Sample:
 
     def __len__(self) -> int:
         return len(self.row)
+
+    @property
+    def frames(self) -> int:
+        """Frames of all utterances."""
+        return int(num_frames(self.num_samples).sum())
 
 
 def keyed_hash(pcm: np.ndarray, seed: int) -> np.ndarray:
@@ -72,13 +76,7 @@ def draw_sample(
 ) -> Sample:
     """Chooses training utterances by the hash of their audio until each source has its part of `sample_hours`.
 
-    Args:
-        indexes: Indexes of the shard sets. A source (`source=` of make_shards) may lie in several of them.
-        sample_hours: Hours of all sources together.
-        seed: Seed of the hashes.
-        validation_share: Share of speakers that is held out.
-        split_seed: Seed of that split.
-        source_weights: Source → factor on its hours; 1 for unnamed sources.
+    Arguments are those of `fit.fit_codebook`; a source may lie in several indexes.
 
     Raises:
         ValueError: If no row belongs to a training speaker; see `quotas`.
@@ -145,37 +143,28 @@ def quotas(held: Mapping[str, float], wanted: float, weights: Mapping[str, float
 
 @dataclass(frozen=True)
 class _Block:
-    """Neighbouring utterances of the sample, for one task; arrays have an entry an utterance.
+    """Neighbouring utterances of the sample, for one task.
 
-    `first_frame` counts in the stream of all sampled frames, of which `keep` of `total` are kept; `places` are those of this process.
+    `utterances` is int64 (utterances, 5): number in the sample, number of the index, row, first frame and frames, counted in the
+    stream of all sampled frames. Of these `total` frames `keep` have a place; `places` are those of this process, first and end.
     """
 
     indexes: tuple[Path, ...]
     settings: dict[str, Any]
     teacher: Path | None
     device: str
-    numbers: np.ndarray
-    source: np.ndarray
-    row: np.ndarray
-    first_frame: np.ndarray
-    count: np.ndarray
     places: tuple[int, int]
     total: int
     keep: int
+    utterances: np.ndarray
 
 
 def thinned_places(first: int, count: int, *, total: int, keep: int) -> np.ndarray:
     """Places of frames [first, first + count] of a stream of `total` frames that is thinned evenly to `keep` frames.
 
-    Returns:
-        int64 (count + 1,); frame i is kept if the next entry is larger.
+    int64 (count + 1,); frame i is kept if entry i + 1 is larger than entry i.
     """
     return np.arange(first, first + count + 1, dtype=np.int64) * min(keep, total) // total
-
-
-def num_places(sample: Sample, max_frames: int) -> int:
-    """Number of frames that are kept of a sample, if all its audio is readable."""
-    return min(int(num_frames(sample.num_samples).sum()), max_frames)
 
 
 def sampled_frames(
@@ -183,27 +172,24 @@ def sampled_frames(
     sample: Sample,
     settings: dict[str, Any],
     teacher: Path | None,
-    *,
-    max_frames: int,
+    keep: int,
     chunk: int,
+    *,
     workers: int,
     device: torch.device,
     clustered_on: torch.device,
     ranks: Ranks,
 ) -> tuple[ChunkedFrames, int]:
-    """Computes this process's share of the frames of a sample.
+    """Computes this process's share of the frames of a sample, in chunks for k-means on `clustered_on`.
 
     Args:
         indexes: Indexes of the shard sets.
         sample: Utterances.
         settings: Settings of the features.
-        teacher: Model of layer features.
-        max_frames: Largest number of frames; more are thinned evenly.
+        teacher: Model of layer features, on `device`.
+        keep: Frames to keep, at most `sample.frames`; the sample is thinned evenly.
         chunk: Frames a chunk.
         workers: Worker processes; with a teacher on a GPU there are none.
-        device: Device of the teacher.
-        clustered_on: Device of k-means.
-        ranks: This process in its group.
 
     Returns:
         The frames, and the number of unreadable utterances over all processes.
@@ -211,16 +197,22 @@ def sampled_frames(
     Raises:
         ValueError: If the teacher differs from that of `settings`.
     """
-    places = num_places(sample, max_frames)
     on = str(device) if settings["name"] == "layer" else "cpu"
-    own = own_places(places, chunk, ranks)
-    blocks = _blocks(indexes, sample, settings, teacher, max_frames, own, on)
+    own = own_places(keep, chunk, ranks)
+    total, frames = sample.frames, num_frames(sample.num_samples)
+    before = np.cumsum(frames) - frames
+    # Frames i and i + 1 have the same place if frame i is dropped.
+    wanted = ((before + frames) * keep // total > own[0]) & (before * keep // total < own[1])
+    utterances = np.stack([np.arange(len(sample)), sample.source, sample.row, before, frames], axis=1)[wanted]
+    work = _Block(tuple(index.path for index in indexes), settings, teacher, on, own, total, keep, utterances)
+    step = _UTTERANCES_A_TASK[settings["name"]]
+    blocks = [replace(work, utterances=utterances[start : start + step]) for start in range(0, len(utterances), step)]
     features, filled, unreadable = ranks.together(
         lambda: _computed(blocks, own, settings["dim"], workers if on == "cpu" else 1, ranks)
     )
     lost = set[int]().union(*ranks.gather(unreadable))
     mask = None if filled.all() else torch.from_numpy(filled)
-    return ChunkedFrames(_placed(features, clustered_on), places, chunk, mask, ranks, clustered_on), len(lost)
+    return ChunkedFrames(_placed(features, clustered_on), keep, chunk, mask, ranks, clustered_on), len(lost)
 
 
 def _computed(
@@ -251,49 +243,25 @@ def _placed(features: torch.Tensor, device: torch.device) -> torch.Tensor:
     return features.to(device)
 
 
-def _blocks(
-    indexes: Sequence[Index],
-    sample: Sample,
-    settings: dict[str, Any],
-    teacher: Path | None,
-    max_frames: int,
-    places: tuple[int, int],
-    device: str,
-) -> list[_Block]:
-    frames = num_frames(sample.num_samples)
-    total = int(frames.sum())
-    keep = min(max_frames, total)
-    before = np.cumsum(frames) - frames
-    # Frames i and i + 1 have the same place if frame i is dropped.
-    wanted = np.flatnonzero(((before + frames) * keep // total > places[0]) & (before * keep // total < places[1]))
-    step = _UTTERANCES_A_TASK[settings["name"]]
-    paths = tuple(index.path for index in indexes)
-    blocks = []
-    for start in range(0, len(wanted), step):
-        numbers = wanted[start : start + step]
-        own = (numbers, sample.source[numbers], sample.row[numbers], before[numbers], frames[numbers])
-        blocks.append(_Block(paths, settings, teacher, device, *own, places, total, keep))
-    return blocks
-
-
 def _block_features(block: _Block) -> tuple[int, np.ndarray, np.ndarray, list[int]]:
     """First place of a block, features (places, dim), mask of the filled places, and numbers of unreadable utterances."""
     readers = [ShardReader(path) for path in block.indexes]
-    ends = (int(block.first_frame[0]), int(block.first_frame[-1] + block.count[-1]))
+    utterances = block.utterances
+    ends = (int(utterances[0, 3]), int(utterances[-1, 3:].sum()))
     first, stop = (min(max(end * block.keep // block.total, block.places[0]), block.places[1]) for end in ends)
     features = np.zeros((stop - first, block.settings["dim"]), dtype=np.float32)
     filled, unreadable = np.zeros(stop - first, dtype=bool), []
     # The longest utterance first: the allocator reuses its memory for the shorter ones.
-    for item in np.argsort(-block.count, kind="stable"):
-        standing = thinned_places(int(block.first_frame[item]), int(block.count[item]), total=block.total, keep=block.keep)
+    for number, source, row, frame, count in utterances[np.argsort(-utterances[:, 4], kind="stable")].tolist():
+        standing = thinned_places(frame, count, total=block.total, keep=block.keep)
         stays = (np.diff(standing) > 0) & (standing[:-1] >= first) & (standing[:-1] < stop)
         if not stays.any():
             continue
         try:
-            waveform = readers[block.source[item]].read(int(block.row[item]))
+            waveform = readers[source].read(row)
         except UnreadableAudio as error:
             log.warning(f"skipped: {error}")
-            unreadable.append(int(block.numbers[item]))
+            unreadable.append(number)
             continue
         with one_torch_thread():
             for start, (found,) in extract_feature_chunks([block.settings], waveform, block.teacher, device=block.device):

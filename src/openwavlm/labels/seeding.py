@@ -23,10 +23,7 @@ def greedy_seeds(frames: Tensor, clusters: int, seed: int, start: int, *, device
         clusters: Number of clusters K.
         seed: Seed of the draws.
         start: Number of the start; each has its own draws.
-        device: Device that computes distances.
-
-    Returns:
-        float32 (clusters, dim) on the CPU.
+        device: Device that computes distances; the result is on the CPU.
     """
     # Small chunks, for many threads; a GPU takes all frames at once.
     chunk = _CHUNK_FRAMES if device.type == "cpu" else len(frames)
@@ -37,7 +34,7 @@ def greedy_seeds(frames: Tensor, clusters: int, seed: int, start: int, *, device
 
 
 def _chosen(own: ChunkedFrames, clusters: int, seed: int, start: int) -> list[int]:
-    """Numbers of the chosen frames. One matrix product serves a round of several choices, each of which considers all before it."""
+    """Numbers of the chosen frames. One matrix product serves a round of several choices, each of which depends on those before."""
     frames, device = own.features, own.device
     squares = torch.cat(own.each(lambda part: part.frames.square().sum(dim=1)))
     trials = 2 + int(math.log(clusters))

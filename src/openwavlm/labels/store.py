@@ -20,8 +20,6 @@ AT_ONCE_BYTES = 512 << 20
 class LabelStore:
     """Labels of one index's rows. Pickles as a path and small tables; maps packs on first use.
 
-    The labels of a shard are compared with their checksum before one of its rows is read.
-
     Attributes:
         path: Labelling.
         num_classes: Number of clusters K.
@@ -62,12 +60,16 @@ class LabelStore:
                 shard of each pack; the other shards are compared before one of their rows is read. None: nothing is compared.
 
         Raises:
-            ValueError: If `LabelPacks.open` refuses it; if a shard has no labels, or other speakers, recordings, sources or languages
-                than when it was labelled; if a row is of other audio, has another number of frames, or is not contiguous with the
-                row before it; if a label is not in the codebook; if a file differs from its checksum.
+            ValueError: If `LabelPacks.open` or `check_names` refuse it; if a shard has no labels; if a row is of other audio, has
+                another number of frames, or leaves a gap; if a label is not in the codebook; if a file differs from its checksum.
         """
         packs = LabelPacks.open(path)
-        _check_covered(packs, index)
+        if missing := packs.missing(index):
+            raise ValueError(
+                f"every shard of {index.path} must have labels in {packs.path}, but {len(missing)} of {len(index.shards)} have none "
+                f"(for example {index.shards[missing[0]].name}): label them with `{MADE_BY} shards={index.path} codebook=FOLDER "
+                f"output={packs.path}`, by the codebook of those labels, or carry labels of the same audio over with mode=rebind"
+            )
         check_names(packs, index)
         store = cls(packs, index)
         for shard, number in enumerate(store._pack_of_shard):
@@ -84,15 +86,9 @@ class LabelStore:
         return sorted(set(self._pack_of_shard))
 
     def read(self, row: int, start_frame: int = 0, num_frames: int | None = None) -> np.ndarray:
-        """Labels of a row of the index, or of some of its frames.
+        """Labels of a row of the index, or of `num_frames` of its frames: uint16 (frames,), read-only, mapped from the file.
 
-        Args:
-            row: Row of the index.
-            start_frame: First frame.
-            num_frames: Number of frames; None: to the end.
-
-        Returns:
-            uint16 (frames,), read-only, mapped from the file. Empty for a row whose audio was unreadable when it was labelled.
+        Empty for a row that had unreadable audio when it was labelled.
 
         Raises:
             ValueError: If the row has fewer frames, or the labels of its shard differ from their checksum.
@@ -162,13 +158,3 @@ class LabelStore:
     def _check_shard(self, shard: int) -> None:
         self._packs[self._pack_of_shard[shard]].check_shard(self._shard_of_pack[shard])
         self._checked[shard] = True
-
-
-def _check_covered(packs: LabelPacks, index: Index) -> None:
-    missing = packs.missing(index)
-    if missing:
-        raise ValueError(
-            f"every shard of {index.path} must have labels in {packs.path}, but {len(missing)} of {len(index.shards)} have none (for "
-            f"example {index.shards[missing[0]].name}): label them with `{MADE_BY} shards={index.path} codebook=FOLDER "
-            f"output={packs.path}`, by the codebook of those labels, or carry labels of the same audio over with mode=rebind"
-        )

@@ -1,7 +1,6 @@
 """Hidden states of a model as features for k-means: HuBERT's later iterations (HuBERT §III-B, WavLM §IV-B, SPEC §4.3).
 
 Utterances are neither padded nor batched: a group norm would see the padding, and the last bits would depend on the batch.
-Utterances above 30 s are cut on the frame grid into equal parts, which are processed independently.
 """
 
 import gc
@@ -24,11 +23,9 @@ from openwavlm.model.wavlm import WavLM
 CHUNK_SECONDS = 30
 _CHUNK_FRAMES = frames_of_seconds(CHUNK_SECONDS)
 # Settings without effect in evaluation mode: models that differ only in them are the same teacher.
-_WITHOUT_EFFECT = frozenset(
-    {
-        *("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop", "layer_drop_mode"),
-        *("feature_grad_mult", "attention_backend"),
-    }
+_WITHOUT_EFFECT = (
+    *("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_drop", "layer_drop_mode"),
+    *("feature_grad_mult", "attention_backend"),
 )
 
 
@@ -77,7 +74,7 @@ def forget_teacher() -> None:
 
 
 def layer_chunks(model: WavLM, layers: Sequence[int], waveform: np.ndarray) -> Iterator[tuple[int, list[Tensor]]]:
-    """Features of one utterance: one part up to 30 s, independent parts of equal length above.
+    """Features of one utterance; above 30 s it is cut on the frame grid into equal parts, which are processed independently.
 
     Args:
         model: Model on any device.

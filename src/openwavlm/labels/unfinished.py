@@ -1,6 +1,6 @@
 """Unfinished work of a labelling, under `tasks/`: done-files of packs, finished shards of a pack in the making, and their removal.
 
-A killed task continues after its last finished shard; the shards become the bytes of the pack at its end.
+A killed task resumes after its last finished shard; when all shards are finished, the pack is written from them.
 """
 
 import json
@@ -26,53 +26,52 @@ FILES = re.compile(
 )
 
 
-def read_done(mark: Path, folder: Path, pack: str) -> tuple[Fields, Fields]:
-    """Reads a done-file and its record.
+def read_done(mark: Path, folder: Path, pack: str, *, classes: int | None = None, **key: str) -> Fields:
+    """Reads a done-file.
 
     Args:
         mark: Done-file.
         folder: Folder of the pack's files.
         pack: Name of the pack.
+        classes: Length of the field `label_counts`, if the file has one.
+        key: Name and value of the field that identifies the work.
 
     Raises:
-        ValueError: If it is absent, damaged or of another pack, or a file of the pack has another size.
+        ValueError: If it is absent, damaged or of other work, or a file of the pack has another size: the work is done again.
     """
     done = read_json(mark, remedy=AGAIN)
     record = Fields(done.mapping("record"), done.where, AGAIN)
     check_record(record)
-    if record.text("name") != pack:
-        raise record.refusal("name", pack, record.values["name"])
     check_sizes(folder, record.values)
-    return done, record
+    if classes is not None:
+        done.integers("label_counts", np.int64, classes)
+    if record.text("name") != pack or any(done.text(name) != value for name, value in key.items()):
+        raise ValueError(f"{mark} must be of {pack} and of this call's audio and codebook, but is not: {AGAIN}")
+    return done
 
 
 class ShardParts:
-    """Labels of single shards of one labelling, under `tasks/shards/` until their pack is complete.
+    """Labels of single shards of the labelling `output`, under `tasks/shards/` until their pack is complete.
 
-    Args:
-        output: Labelling.
-        index: Index of the shard set.
-        book_key: Hash of the codebook and of the settings of its features.
-        num_classes: Number of clusters K.
+    `book_key` is a hash of the codebook and of the settings of its features.
     """
 
     def __init__(self, output: Path, index: Index, book_key: str, num_classes: int):
-        self.folder, self._index, self._book_key = output / "tasks" / "shards", index, book_key
-        self._num_classes = num_classes
+        self.folder, self.index, self.num_classes = output / "tasks" / "shards", index, num_classes
+        self._book_key = book_key
         self._open: tuple[int, Pack] | None = None
 
-    def done(self, shard: int) -> int | None:
-        """Frames of a finished shard; None if it is not finished, of other audio or another codebook, or damaged."""
-        record = self._record(shard)
+    def done(self, shard: int) -> bool:
+        """True if a shard is finished; False also if it is of other audio or another codebook, or damaged."""
         try:
-            return None if record is None else len(self._pack(record).labels)
+            self._pack(shard)
         except ValueError:
-            return None
+            return False
+        return True
 
     def computed_on(self, shard: int) -> str | None:
         """GPU that computed a finished shard; None for a CPU."""
-        record = self._record(shard)
-        return record.text("computed_on") if record is not None and "computed_on" in record.values else None
+        return self._pack(shard).record.get("computed_on")
 
     def finish(self, shard: int, record: dict[str, Any], computed_on: str | None) -> None:
         """Marks a shard as finished; `record` is the `PackResult.record` of its files."""
@@ -81,13 +80,11 @@ class ShardParts:
 
     def labels(self, row: int) -> np.ndarray | None:
         """Labels of a row of a finished shard; None if its audio was unreadable."""
-        shard = int(self._index.shard[row])
+        shard = int(self.index.shard[row])
         if self._open is None or self._open[0] != shard:
-            record = self._record(shard)
-            assert record is not None
-            self._open = (shard, self._pack(record))
+            self._open = (shard, self._pack(shard))
         pack = self._open[1]
-        place = row - int(self._index.first_row[shard])
+        place = row - int(self.index.first_row[shard])
         offset, count = int(pack.offset[place]), int(pack.frames[place])
         return pack.labels[offset : offset + count] if count else None
 
@@ -99,55 +96,42 @@ class ShardParts:
                 file.unlink(missing_ok=True)
 
     def name(self, shard: int) -> str:
-        """Name of a shard's files, from its identity, so that calls for other shards use other files."""
-        return f"shard-{self._index.shards[shard].identity}"
+        """Name of a shard's files, from its identity: calls for other shards use other files."""
+        return f"shard-{self.index.shards[shard].identity}"
 
-    def _pack(self, record: Fields) -> Pack:
+    def _pack(self, shard: int) -> Pack:
+        done = read_done(self._mark(shard), self.folder, self.name(shard), key=self._key(shard))
         # Unchecked, a damaged shard would become part of a pack with valid checksums.
-        pack = Pack(self.folder, record.values, self._num_classes)
+        pack = Pack(self.folder, done.mapping("record"), self.num_classes)
         pack.check()
         return pack
-
-    def _record(self, shard: int) -> Fields | None:
-        """Record of a finished shard; None if it is not finished, or of other audio or another codebook."""
-        try:
-            mark, record = read_done(self._mark(shard), self.folder, self.name(shard))
-            return record if mark.text("key") == self._key(shard) else None
-        except ValueError:  # absent or damaged: the shard is labelled again
-            return None
 
     def _mark(self, shard: int) -> Path:
         return self.folder / f"{self.name(shard)}.json"
 
     def _key(self, shard: int) -> str:
-        return f"{self._book_key} {self._index.shards[shard].identity}"
+        return f"{self._book_key} {self.index.shards[shard].identity}"
 
 
 def write_parts(
     parts: Sequence[ShardParts],
-    index: Index,
     shards: Sequence[int],
     computer: Callable[[Sequence[int]], Callable[[int], Sequence[np.ndarray | None]]],
-    num_classes: Sequence[int],
     computed_on: Sequence[str | None],
 ) -> None:
-    """Labels the unfinished ones of some shards, one after another.
+    """Labels the unfinished ones of some shards in all labellings that lack them, one shard after another.
 
-    Args:
-        parts: Shards of each labelling.
-        index: Index of the shard set.
-        shards: Shards of the index.
-        computer: Returns, for the numbers of some labellings, the function that labels a row for them.
-        num_classes: Number of clusters of each labelling.
-        computed_on: GPU that computes each labelling, for the record.
+    `computer` returns, for the numbers of some labellings, the function that labels a row for them; `computed_on` names the GPU of each
+    labelling, if there is one.
     """
     for shard in shards:
-        lacking = [number for number, part in enumerate(parts) if part.done(shard) is None]
-        if not lacking:
+        numbers = [number for number, part in enumerate(parts) if not part.done(shard)]
+        if not numbers:
             continue
-        folders, sizes = [parts[number].folder for number in lacking], [num_classes[number] for number in lacking]
-        results = write_packs(folders, parts[0].name(shard), index, [shard], computer(lacking), sizes)
-        for number, result in zip(lacking, results, strict=True):
+        lacking = [parts[number] for number in numbers]
+        folders, sizes = [part.folder for part in lacking], [part.num_classes for part in lacking]
+        results = write_packs(folders, lacking[0].name(shard), lacking[0].index, [shard], computer(numbers), sizes)
+        for number, result in zip(numbers, results, strict=True):
             parts[number].finish(shard, result.record, computed_on[number])
 
 
@@ -171,7 +155,7 @@ def tidy(output: Path, meta: dict[str, Any], *, alone: bool) -> None:
 
     remove_temporaries(output, is_own)
     for mark in (output / "tasks").glob("pack-*.json"):
-        if mark.stem in named or not _is_unfinished(mark, _shards_of_pack, covered, alone=alone):
+        if mark.stem in named or not _is_unfinished(mark, covered, alone=alone):
             mark.unlink(missing_ok=True)
     if alone:
         kept = named | {mark.stem for mark in (output / "tasks").glob("pack-*.json")}
@@ -179,7 +163,7 @@ def tidy(output: Path, meta: dict[str, Any], *, alone: bool) -> None:
             if file.name.partition(".")[0] not in kept:
                 file.unlink(missing_ok=True)
     parts = output / "tasks" / "shards"
-    unfinished = {mark.stem for mark in parts.glob("*.json") if _is_unfinished(mark, _shard_of_part, covered, alone=alone)}
+    unfinished = {mark.stem for mark in parts.glob("*.json") if _is_unfinished(mark, covered, alone=alone)}
     for file in parts.glob("shard-*"):
         stem = file.name.partition(".")[0]
         if stem.removeprefix("shard-") in covered or (alone and stem not in unfinished):
@@ -189,18 +173,10 @@ def tidy(output: Path, meta: dict[str, Any], *, alone: bool) -> None:
             folder.rmdir()
 
 
-def _is_unfinished(mark: Path, shards_of: Callable[[Any], set[str]], covered: AbstractSet[str], *, alone: bool) -> bool:
-    """Whether a done-file names shards without labels. An unreadable one counts as such if another process may be writing it."""
+def _is_unfinished(mark: Path, covered: AbstractSet[str], *, alone: bool) -> bool:
+    """True if a done-file names shards without labels, or is unreadable while another process may be writing it."""
     try:
-        return not shards_of(json.loads(mark.read_text())) <= covered
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return not {shard["identity"] for shard in json.loads(mark.read_text())["record"]["shards"]} <= covered
+    except (OSError, ValueError, KeyError, TypeError) as error:
         check_of_the_file(error, mark)
         return not alone
-
-
-def _shards_of_pack(done: Any) -> set[str]:
-    return {shard["identity"] for shard in done["record"]["shards"]}
-
-
-def _shard_of_part(done: Any) -> set[str]:
-    return {done["key"].rpartition(" ")[2]}

@@ -38,11 +38,11 @@ class LabelVerification:
     """Result of verifying a labelling.
 
     Attributes:
-        rows: Rows that were computed again.
-        all_rows: Rows of the index.
-        frames: Frames that were computed again.
+        rows: Number of rows that were computed again.
+        all_rows: Number of rows of the index.
+        frames: Number of frames that were computed again.
         differing_rows: Rows with at least one differing label, or with labels on one side only.
-        differing_frames: Frames with a differing label.
+        differing_frames: Number of frames with a differing label.
         damaged_files: Files that differ from their checksum in `meta.json`.
         tolerance: Share of the frames that may differ.
         computable: False for labels imported without their codebook, which cannot be computed again.
@@ -64,28 +64,24 @@ class LabelVerification:
 
     def sentence(self) -> str:
         """The result as one sentence."""
-        if self.computable:
-            share = self.rows / max(1, self.all_rows)
-            verdict = f"{self.rows} of {self.all_rows} rows ({share:.1%}, {self.frames} frames) computed again: "
-            verdict += f"{len(self.differing_rows)} rows ({self.differing_frames} frames) differ"
-            if self.differing_rows:
-                verdict += f", first row {self.differing_rows[0]}"
-                verdict += f"; a share of {self.tolerance:g} of the frames may" if self.tolerance else ""
-        else:
+        verdict = (
+            f"{self.rows} of {self.all_rows} rows ({self.rows / max(1, self.all_rows):.1%}, {self.frames} frames) computed again: "
+            f"{len(self.differing_rows)} rows ({self.differing_frames} frames) differ"
+        )
+        if self.differing_rows:
+            verdict += f", first row {self.differing_rows[0]}"
+            verdict += f"; a share of {self.tolerance:g} of the frames may" if self.tolerance else ""
+        if not self.computable:
             verdict = (
                 f"{self.all_rows} rows have labels of the length of their audio, or none where it was unreadable; nothing was "
+                "computed again, since the labels were imported without their codebook"
             )
-            verdict += "computed again, since the labels were imported without their codebook"
         damaged = self.damaged_files
         return verdict + (f"; {len(damaged)} files are damaged, first {damaged[0]}" if damaged else "")
 
 
 def labels_of_teacher(labels: Sequence[Path], teacher: Path | None) -> list[Path]:
-    """Labellings that were made from a layer of a teacher; all of them if none was, so that a superfluous teacher is refused.
-
-    Raises:
-        ValueError: See `LabelPacks.open`.
-    """
+    """Labellings that were made from a layer of a teacher; all if none was, so that a superfluous teacher is refused."""
     of_layers = [path for path in labels if LabelPacks.open(path).codebook.features.get("name") == "layer"]
     return of_layers or (list(labels) if teacher is not None else [])
 
@@ -105,7 +101,7 @@ def verify_labels(
 ) -> LabelVerification:
     """Opens a labelling with all checks, compares its files with their checksums and computes a sample of rows again.
 
-    For labels that were imported without their codebook only files, coverage and lengths are checked.
+    Labels that were imported without their codebook are not computed again.
 
     Args:
         labels: Labelling.
@@ -116,29 +112,29 @@ def verify_labels(
         min_rows: Smallest number of rows, if the index has as many.
         checksums: Whether to compare the checksums of all files.
         device: Device of the teacher: `cpu`, `cuda` or `auto`.
-        tolerance: Share of the frames that may differ. Labels of a GPU or another type of CPU can differ in single frames between two
-            centroids; 0 if they were made on the same machine.
+        tolerance: Share of the frames that may differ: another type of CPU or GPU can label single frames otherwise.
         workers: Processes that compute the sample; with a teacher on a GPU there is one.
 
     Raises:
-        ValueError: If `share` or `tolerance` is outside [0, 1], the device does not exist, `workers` is below 1, a teacher is given
-            for labels without a codebook, or `LabelStore.open` or `check_reproducible` refuse the labels.
+        ValueError: If an argument is out of range, the device does not exist, a teacher is given for labels without a codebook, or
+            `LabelStore.open` or `check_reproducible` refuse the labels.
     """
     if not (0 <= share <= 1 and 0 <= tolerance <= 1):
         raise ValueError(f"the share of rows and the tolerance must lie in [0, 1], but are {share} and {tolerance}")
     device = named_device(device)
     # No checksums here: all damaged files are named at the end, and differing frames in them are counted.
     packs, store = LabelPacks.open(labels), LabelStore.open(labels, index, at_once_bytes=None)
-    if isinstance(packs.codebook, UnknownCodebook):
-        if teacher is not None:
-            raise ValueError(
-                f"no teacher can compute the labels of {labels} again, which were imported without their codebook, but {teacher} was "
-                "given: leave teacher out"
-            )
-        damaged = _damaged_files(packs) if checksums else []
-        return LabelVerification(0, len(index), 0, [], 0, damaged, tolerance, computable=False)
-    check_reproducible(packs.codebook.features, labels, teacher)
+    computable = not isinstance(packs.codebook, UnknownCodebook)
+    if computable:
+        check_reproducible(packs.codebook.features, labels, teacher)
+    elif teacher is not None:
+        raise ValueError(
+            f"labels that were imported without their codebook cannot be computed again, but {teacher} was given for {labels}: "
+            "leave teacher out"
+        )
     damaged = _damaged_files(packs) if checksums else []
+    if not computable:
+        return LabelVerification(0, len(index), 0, [], 0, damaged, tolerance, computable=False)
     order = np.argsort(keyed_hash(np.asarray(index.pcm[:]), seed), kind="stable")
     rows = np.sort(order[: min(len(index), max(min_rows, round(share * len(index))))])
     parts = np.array_split(rows, max(1, min(len(rows), max(_JOBS_A_WORKER * workers, -(-len(rows) // _ROWS_A_JOB)))))
@@ -151,7 +147,7 @@ def verify_labels(
 
 
 def _compared(job: _Sampled) -> tuple[list[int], int, int]:
-    """Differing rows, number of computed frames, and number of differing frames."""
+    """Differing rows, and the numbers of computed and of differing frames."""
     reader = ShardReader(job.index)
     differing, frames, differing_frames = [], 0, 0
     with one_torch_thread():

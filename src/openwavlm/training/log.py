@@ -5,6 +5,7 @@ import logging
 import statistics
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,32 +16,12 @@ from openwavlm.runtime.resources import naming
 from openwavlm.training.heat_map import heat_map
 from openwavlm.training.records import Value
 from openwavlm.training.settings import Logging
-from openwavlm.training.sums import StepRecord, of_further_sets, of_set
+from openwavlm.training.sums import StepRecord, of_set
 from openwavlm.training.tables import RunTables
-from openwavlm.training.trackers import MlflowTracker, Tracker, WandbTracker
-from openwavlm.training.validation import VALIDATION_COLUMNS
+from openwavlm.training.trackers import Tracker
+from openwavlm.training.validation import validation_figures
 
 log = logging.getLogger(__name__)
-
-METRIC_COLUMNS = [
-    "step",
-    "loss",
-    "cross_entropy",
-    "accuracy",
-    "unmasked_accuracy",
-    "feature_penalty",
-    "logmel_error",
-    "grad_norm",
-    "lr",
-    "masked_frames",
-    "mask_coverage",
-    "mixed_rows",
-    "rows",
-    "audio_s",
-    "padding_share",
-    "unreadable_rows",
-    "void",
-]
 
 
 def _let_the_main_thread_raise() -> None:
@@ -57,22 +38,8 @@ def _let_the_main_thread_raise() -> None:
     threading.excepthook = hook
 
 
-def open_trackers(settings: Logging, directory: Path, config: dict[str, Any]) -> list[Tracker]:
-    """Opens the trackers of the settings; the flat `config` becomes the run's parameters there.
-
-    Raises:
-        ValueError: If a package is missing.
-    """
-    trackers: list[Tracker] = []
-    if settings.wandb != "off":
-        trackers.append(WandbTracker(directory, settings.project, settings.wandb, config))
-    if settings.mlflow is not None:
-        trackers.append(MlflowTracker(directory, settings.project, settings.mlflow, config))
-    return trackers
-
-
 def metrics_row(record: StepRecord, penalty_weight: float, target_weights: Sequence[float] = (1.0,)) -> dict[str, Value]:
-    """Figures of one update, independent of time and machine.
+    """A row of `metrics.csv`: figures of one update, independent of time and machine.
 
     A column without a number at its end is of the first label set, except the loss, which is of all.
     """
@@ -115,16 +82,13 @@ class RunLog:
     Args:
         directory: The run directory.
         settings: Intervals.
-        last_step: Step of the checkpoint that the run goes on from, 0 for a new run.
+        last_step: Step of the checkpoint that the run resumes from, 0 for a new run.
         updates: Updates of the whole run.
         penalty_weight: Weight of the feature penalty in the logged loss.
         target_weights: Weight of each label set in it.
         trackers: Trackers beside TensorBoard; closed with the log.
         prefixes: Lengths and checksums of the tables in the checkpoint (`records.known_records`).
         now: The clock, in seconds.
-
-    Attributes:
-        tables: The tables.
     """
 
     def __init__(
@@ -142,9 +106,9 @@ class RunLog:
     ) -> None:
         self._trackers, self._now = trackers, now
         self._settings, self._updates, self._penalty_weight = settings, updates, penalty_weight
-        self._target_weights, sets = target_weights, len(target_weights)
-        measured = [*METRIC_COLUMNS, *of_further_sets(("cross_entropy", "accuracy"), sets)]
-        validated = [*VALIDATION_COLUMNS, *of_further_sets(("cross_entropy", "accuracy", "unigram_cross_entropy"), sets)]
+        self._target_weights, nothing = target_weights, defaultdict[str, float](float)
+        measured = list(metrics_row(StepRecord(0, nothing, 0.0, 0.0, with_unmasked=False), 0.0, target_weights))
+        validated = ["step", *validation_figures(nothing, len(target_weights))]
         self.tables = RunTables(directory, metrics=measured, validation=validated, last_step=last_step, prefixes=prefixes or {})
         self._directory = directory
         _let_the_main_thread_raise()

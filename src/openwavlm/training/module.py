@@ -26,7 +26,7 @@ from openwavlm.training.control import Control, StepTotals
 from openwavlm.training.faults import reach
 from openwavlm.training.fitting import fitting_weights
 from openwavlm.training.forward import forward_micro_batch, prepare_waveforms, seed_dropout
-from openwavlm.training.health.figures import HealthFigures, PendingFigures
+from openwavlm.training.health.figures import HealthFigures
 from openwavlm.training.loss import logmel_error, micro_batch_loss, over_sets
 from openwavlm.training.loss_scale import LossScale
 from openwavlm.training.optim import Optim
@@ -98,7 +98,7 @@ class PretrainingModule(lightning.LightningModule):
         self.pace = Pace(on_gpu=False)
         self.validation: float | None = None  # cross-entropy on the held-out set, if this step was validated
         self.totals: StepTotals | None = None
-        self._pending: tuple[int, Tensor, Tensor, float, bool, MicroBatchLosses, PendingFigures | None] | None = None
+        self._pending: tuple[int, Tensor, Tensor, float, bool, MicroBatchLosses, Tensor | None] | None = None
 
     def configure_model(self) -> None:
         """Shards the parameters where the strategy made a device mesh."""
@@ -245,12 +245,12 @@ class PretrainingModule(lightning.LightningModule):
         """Reads back the last step's figures, whose device work is finished by now, and passes the record on."""
         if self._pending is None:
             return
-        step, sums, norm, lr, with_unmasked, losses, pending = self._pending
+        step, sums, norm, lr, with_unmasked, losses, measured = self._pending
         self._pending = None
         # One vector, so that there is one copy from the device.
-        total = self.control.sum((sums if pending is None else torch.cat([sums, pending.measured])).cpu())
+        total = self.control.sum((sums if measured is None else torch.cat([sums, measured])).cpu())
         figures = self.sums.named(total[: len(self.sums)])
-        health = pending.record(total[len(self.sums) :].numpy()) if pending is not None else None
+        health = self.health.record(total[len(self.sums) :].numpy()) if self.health is not None and measured is not None else None
         self.on_record(StepRecord(step + 1, figures, float(norm), lr, with_unmasked, health))
         self._check_unreadable(figures)
         self.skipped.check(step + 1, float(norm), losses)

@@ -30,10 +30,7 @@ class HealthRecord:
 
 
 def block_of(name: str) -> str | None:
-    """Block of a parameter of the training module; None outside the model.
-
-    The map to log-mels is left out, whose loss falls to 0 by design, as is a running mean of the weights.
-    """
+    """Block of a parameter of the training module; None outside the model (the log-mel map, a running mean of the weights)."""
     if not name.startswith("model."):
         return None
     parts = name.removeprefix("model.").split(".")
@@ -112,31 +109,16 @@ class HealthFigures:
             self._squares = block_gradients(module, count=self._rank == 0)
 
     @torch.no_grad()
-    def end(self) -> "PendingFigures | None":
-        """The update's figures, without waiting for the device; None unless it is measured."""
+    def end(self) -> Tensor | None:
+        """The update's figures, float64 (classes + channels + blocks,) on the device; None unless it is measured."""
         if self._parts is None:
             return None
         squares = torch.stack(list(self._squares.values()))
         # A rank that ran only padding has no part.
         first = torch.stack(self._parts).sum(0) if self._parts else squares.new_zeros(sum(self._sizes))
-        return PendingFigures(torch.cat([first, squares]), self._sizes, list(self._squares))
-
-
-@dataclass(frozen=True, eq=False)
-class PendingFigures:
-    """One rank's figures of an update, on their way to the host.
-
-    Attributes:
-        measured: float64 (classes + channels + blocks,), on the device.
-        sizes: Numbers of classes and of channels.
-        blocks: Names of the blocks.
-    """
-
-    measured: Tensor
-    sizes: tuple[int, int]
-    blocks: list[str]
+        return torch.cat([first, squares])
 
     def record(self, values: np.ndarray) -> HealthRecord:
-        """The record of `measured`, summed over ranks."""
-        marginal, activations, squares = np.split(values, np.cumsum(self.sizes))
-        return HealthRecord(marginal, activations, dict(zip(self.blocks, np.sqrt(squares).tolist(), strict=True)))
+        """The record of the last measured update, from its figures summed over ranks."""
+        marginal, activations, squares = np.split(values, np.cumsum(self._sizes))
+        return HealthRecord(marginal, activations, dict(zip(self._squares, np.sqrt(squares).tolist(), strict=True)))

@@ -9,25 +9,13 @@ from typing import Any
 
 from openwavlm.training.health.core_wait import CoreWait
 from openwavlm.training.health.judgement import Judgement, Known, Lap
-from openwavlm.training.health.machine import speed_of
-from openwavlm.training.health.network import median
-from openwavlm.training.health.rules import RULES
+from openwavlm.training.health.rules import RULES, current_name, median, speed_of
 from openwavlm.training.health.window import Window
+from openwavlm.training.records import Value
 from openwavlm.training.sums import StepRecord
 
 log = logging.getLogger(__name__)
 _HISTORY = 20  # windows that a block's gradient is compared with
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A rule that fired: a row of `health.csv`."""
-
-    step: int
-    rule: str
-    value: float
-    threshold: float
-    sentence: str
 
 
 @dataclass
@@ -92,7 +80,7 @@ class HealthMonitor:
     Args:
         known: Thresholds and references.
         clock: Wall time.
-        on_finding: Called with each rule that fires.
+        on_finding: Called with a row of `health.csv` for each rule that fires.
         on_figures: Called with (update, figures by name) for TensorBoard.
         stop: Ends the run at the next step boundary.
         state: `state()` of the checkpoint.
@@ -103,7 +91,7 @@ class HealthMonitor:
         known: Known,
         clock: WallClock,
         *,
-        on_finding: Callable[[Finding], None],
+        on_finding: Callable[[dict[str, Value]], None],
         on_figures: Callable[[int, dict[str, float]], None],
         stop: Callable[[], None],
         state: dict[str, Any] | None = None,
@@ -113,7 +101,8 @@ class HealthMonitor:
         self._rules = {rule.name: RuleState() for rule in RULES}
         self._window: Window | None = None
         if state is not None:
-            self._rules |= {name: RuleState(**kept) for name, kept in state["rules"].items() if name in self._rules}
+            kept = {current_name(name): RuleState(**rule) for name, rule in state["rules"].items()}
+            self._rules |= {name: rule for name, rule in kept.items() if name in self._rules}
             known.gradients = {block: list(norms) for block, norms in state["gradients"].items()}
             if state["window"] is not None and state["size"] == [known.settings.window, known.settings.every]:
                 self._window = Window.restored(state["window"])
@@ -158,7 +147,8 @@ class HealthMonitor:
         state.broken = True
         state.fired += 1
         log.warning("health, update %d: %s: %s", step, name, judgement.sentence)
-        self._on_finding(Finding(step, name, state.value, state.threshold, judgement.sentence))
+        figures = {"value": state.value, "threshold": state.threshold}
+        self._on_finding({"step": step, "rule": name, **figures, "sentence": judgement.sentence})
         if self._known.settings.action == "stop":
             self._stop()
 
@@ -175,9 +165,9 @@ class HealthMonitor:
         """Plain values for a checkpoint."""
         settings = self._known.settings
         return {
-            "rules": {name: asdict(state) for name, state in self._rules.items()},
+            "rules": self.summary(),
             "gradients": self._known.gradients,
-            "window": None if self._window is None else self._window.state(),
+            "window": None if self._window is None else asdict(self._window),
             "size": [settings.window, settings.every],
             "references": asdict(self._known.references),
         }

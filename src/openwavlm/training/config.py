@@ -12,6 +12,7 @@ from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.training.health.settings import Health
 from openwavlm.training.key_names import nearest_key
 from openwavlm.training.optim import Optim
+from openwavlm.training.run_files import has_type
 from openwavlm.training.settings import Logging, Loss, Schedules, TrainerSettings
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -121,29 +122,8 @@ def _checked(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _check_type(value: Any, hint: Any, where: str) -> None:
-    if not _is_of(value, hint):
+    if not has_type(value, hint):
         raise ValueError(f"{where} must be {_described(hint)}, but is {value!r}")
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a plain value has an annotated type; a whole number is a float too, a truth value is no number."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin is Literal:
-        return isinstance(value, str) and value in inner
-    if origin in (types.UnionType, typing.Union):
-        return any(_is_of(value, choice) for choice in inner)
-    if origin in (list, tuple):
-        if not isinstance(value, list | tuple):
-            return False
-        kinds = inner[:1] * len(value) if origin is list or inner[-1] is ... else inner
-        return len(value) == len(kinds) and all(_is_of(v, kind) for v, kind in zip(value, kinds, strict=True))
-    if origin is dict:
-        return isinstance(value, dict) and all(_is_of(v, inner[1]) for v in value.values())
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def _described(hint: Any) -> str:

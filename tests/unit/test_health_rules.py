@@ -119,10 +119,9 @@ def test_rules_wait_for_their_time():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"action": "shout"}, "health.action must be warn or stop"),
         ({"every": 0}, "health.every must lie in 1"),
         ({"every": 101}, "health.every must lie in 1"),
-        ({"recovery": -1}, "health.recovery must not be negative"),
+        ({"recovery": -1}, "health.recovery must be a number that is not negative"),
         ({"skipped_share": 1.5}, "health.skipped_share is a share"),
         ({"chance": -1.0}, "health.chance must be a number that is not negative"),
         ({"unigram_ratio": 0.0}, "health.unigram_ratio must be a positive number"),

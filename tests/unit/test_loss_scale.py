@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from openwavlm.batches.batch import MicroBatchId
-from openwavlm.training.loss_scale import LossScale
-from openwavlm.training.skipped_updates import MicroBatchLosses, SkippedUpdates
+from openwavlm.training.skipped_updates import LossScale, MicroBatchLosses, SkippedUpdates
 
 
 def test_a_skipped_update_halves_the_scale_and_two_thousand_sound_ones_in_a_row_double_it():

@@ -98,9 +98,8 @@ def test_on_a_gpu_the_forward_passes_of_the_step_before_count(monkeypatch):
     for passes in ([5.0, 7.0], [1.0], []):
         pace.begin()
         for milliseconds in passes:
-            pace.forward_begins()
-            Event.now += milliseconds
-            pace.forward_ends()
+            with pace.forward():
+                Event.now += milliseconds
         pace.hold()
         pace.end()
         own_ms.append(pace.own_ms)

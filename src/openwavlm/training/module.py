@@ -25,15 +25,20 @@ from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.training.control import Control, StepTotals
 from openwavlm.training.faults import reach
 from openwavlm.training.fitting import fitting_weights
-from openwavlm.training.forward import forward_micro_batch, prepare_waveforms, seed_dropout
+from openwavlm.training.forward import (
+    forward_micro_batch,
+    logmel_error,
+    micro_batch_loss,
+    over_sets,
+    prepare_waveforms,
+    seed_dropout,
+)
 from openwavlm.training.health.figures import HealthFigures
-from openwavlm.training.loss import logmel_error, micro_batch_loss, over_sets
-from openwavlm.training.loss_scale import LossScale
 from openwavlm.training.optim import Optim
 from openwavlm.training.pace import Pace
 from openwavlm.training.settings import Loss
 from openwavlm.training.sharding import set_gradient_sync, shard_model, state_by_name, state_by_position
-from openwavlm.training.skipped_updates import MicroBatchLosses, SkippedUpdates
+from openwavlm.training.skipped_updates import LossScale, MicroBatchLosses, SkippedUpdates
 from openwavlm.training.sums import StepRecord, micro_batch_sums, step_sums
 
 _TOLERATED = 5  # fewer unreadable rows give no rate
@@ -140,9 +145,8 @@ class PretrainingModule(lightning.LightningModule):
         losses = MicroBatchLosses()
         for number, micro in enumerate(batch.micro_batches):
             with self._gradient_sync(wanted=number == last):
-                pace.forward_begins()
-                output, logmel, loss = self.micro_batch(micro, warm, with_unmasked=with_unmasked, with_marginal=measured)
-                pace.forward_ends()
+                with pace.forward():
+                    output, logmel, loss = self.micro_batch(micro, warm, with_unmasked=with_unmasked, with_marginal=measured)
                 if number == 0:
                     self.totals = self._exchange(batch.step)
                 assert self.totals is not None

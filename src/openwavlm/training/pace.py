@@ -4,7 +4,8 @@ On a GPU the host runs ahead of the device, so the time of the forward passes is
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -44,17 +45,17 @@ class Pace:
         """Starts the watch again."""
         self._mark = self._now()
 
-    def forward_begins(self) -> None:
-        """Marks the start of a forward pass on the device."""
-        if self._on_gpu:
-            pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-            pair[0].record()
-            self._events.append(pair)
-
-    def forward_ends(self) -> None:
-        """Marks its end."""
-        if self._on_gpu:
-            self._events[-1][1].record()
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Marks the start and end of a forward pass on the device."""
+        if not self._on_gpu:
+            yield
+            return
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        yield
+        end.record()
+        self._events.append((begin, end))
 
     def end(self) -> None:
         """Ends a step and computes `own_ms`."""

@@ -1,15 +1,21 @@
-"""Skipped updates: those whose gradient is not finite. The device skips them; they are counted and named here one step later."""
+"""Updates without a finite gradient, and the loss scale that keeps them few in float16.
+
+The device skips such an update; one step later it is counted here, and its micro-batches are named.
+"""
 
 import logging
 import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from openwavlm.batches.batch import MicroBatchId
 
 _TOLERATED = 20  # fewer give no rate: in float16 the first updates search for the loss scale
+INITIAL = 2.0**7  # fairseq's
+GROWTH_INTERVAL = 2_000
 log = logging.getLogger(__name__)
 
 
@@ -71,3 +77,34 @@ def check_learned(updates: int, skipped: int) -> None:
             f"all {updates} updates were skipped (their gradients were not finite), so the weights are the initial ones: start a new run "
             "under another name with precision=32-true or bf16-mixed, or a lower optim.lr"
         )
+
+
+class LossScale(nn.Module):
+    """Dynamic scale of the loss for float16, adjusted on the device without synchronisation.
+
+    It doubles after `GROWTH_INTERVAL` sound updates and halves with every skipped one (Micikevicius et al. 2018, §3.2). It is a power of
+    two, so that scaling and unscaling change no digit, and part of the checkpoint.
+
+    Attributes:
+        scale: float32 ().
+        growth: int32 (), sound updates since it changed.
+    """
+
+    scale: Tensor
+    growth: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(INITIAL))
+        self.register_buffer("growth", torch.tensor(0, dtype=torch.int32))
+
+    @torch.no_grad()
+    def unscale(self, gradients: list[Tensor]) -> None:
+        """Divides gradients, sharded or whole, in place."""
+        whole = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+        torch._foreach_mul_(whole, 1 / self.scale)
+
+    @torch.no_grad()
+    def update(self, skipped: Tensor) -> None:
+        """Adjusts the scale after an update; `skipped` is float32 (), 1 or 0, on the device."""
+        torch._amp_update_scale_(self.scale, self.growth, skipped, 2.0, 0.5, GROWTH_INTERVAL)

@@ -60,21 +60,9 @@ class NamedSums:
 
 
 _OF_SETS = ("cross_entropy", "correct")
-SUMS = (
-    *_OF_SETS,
-    "masked",
-    "penalty",
-    "unmasked_correct",
-    "unmasked",
-    "samples",
-    "padded_samples",
-    "rows",
-    "unreadable",
-    "mixtures",
-    "mask_frames",
-    "valid_frames",
-    "logmel_error",
-)
+_MEASURED = ("penalty", "unmasked_correct", "logmel_error")
+_COUNTED = ("masked", "unmasked", "samples", "padded_samples", "rows", "unreadable", "mixtures", "mask_frames", "valid_frames")
+SUMS = (*_OF_SETS, *_MEASURED, *_COUNTED)
 
 
 @dataclass(frozen=True)

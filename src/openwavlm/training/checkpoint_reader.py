@@ -1,4 +1,4 @@
-"""Reader of a run's checkpoints: the description beside the file, and the file itself."""
+"""Readers of a run's checkpoint and of the description beside it."""
 
 import pickle
 import re
@@ -15,7 +15,7 @@ from openwavlm.runtime.sealed import read_sealed
 from openwavlm.training.run_files import Count, has_type
 
 FORMAT_VERSION = 1
-_CURE = "restore it from a copy, or go on from another checkpoint"
+CURE = "restore it from a copy, or resume from another checkpoint"
 _DESCRIBED = {"format_version?": Count, "bytes": Count, "sha256": str, "step?": Count | None, "validation?": float | None}
 _STATE = {"step": Count, "fingerprints": dict[str, str], "plan": dict}
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -64,17 +64,14 @@ def step_of(path: Path) -> int | None:
 
 
 def read_description(path: Path) -> Description:
-    """Reads a checkpoint's description.
-
-    Args:
-        path: The checkpoint, `step-….ckpt`.
+    """Reads the description of a checkpoint, `path`.
 
     Raises:
         NewerFormatError: If a newer version wrote it.
         ValueError: If the description is missing, damaged or of another step than that in the name.
     """
     file = description_file(path)
-    content = read_sealed(file, remedy=_CURE, newest=FORMAT_VERSION)
+    content = read_sealed(file, remedy=CURE, newest=FORMAT_VERSION)
     version = content.get("format_version", 0)
     if has_type(version, Count) and version > FORMAT_VERSION:
         raise NewerFormatError(
@@ -83,10 +80,10 @@ def read_description(path: Path) -> Description:
         )
     step, validation, records = content.get("step"), content.get("validation"), content.get("records") or {}
     if not (has_type(content, _DESCRIBED) and _HEX.fullmatch(content["sha256"]) and _are_records(records)):
-        raise ValueError(f"{file} is damaged (bytes, sha256 or step of the checkpoint are missing or wrong): {_CURE}")
+        raise ValueError(f"{file} is damaged (bytes, sha256 or step of the checkpoint are missing or wrong): {CURE}")
     named = step_of(path)
     if named is not None and step is not None and named != step:
-        raise ValueError(f"{path} is named after update {named}, but {file.name} describes one after update {step}: {_CURE}")
+        raise ValueError(f"{path} is named after update {named}, but {file.name} describes one after update {step}: {CURE}")
     figure = None if validation is None else float(validation)
     tables, launch = records.get("tables", {}), records.get("launch", 0)
     return Description(content["bytes"], content["sha256"], step, figure, tables, launch, records.get("run", ""))
@@ -116,12 +113,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     fits = has_type(ours, _STATE) and _are_records(ours.get("records") or {}) and has_type(state, dict[str, Tensor])
     if not (fits and all(isinstance(name, str) for name in (*ours["fingerprints"], *state))):
         raise ValueError(
-            f"{path} must hold a run's state_dict and, under openwavlm, its step, fingerprints and plan, but lacks some: {_CURE}"
+            f"{path} must hold a run's state_dict and, under openwavlm, its step, fingerprints and plan, but lacks some: {CURE}"
         )
     named = step_of(path)
     if named is not None and named != content["openwavlm"]["step"]:
         raise ValueError(
-            f"{path} is named after update {named}, but holds the state after update {content['openwavlm']['step']}: {_CURE}"
+            f"{path} is named after update {named}, but holds the state after update {content['openwavlm']['step']}: {CURE}"
         )
     return content
 
@@ -153,11 +150,11 @@ def load(path: Path, *, map_location: Any = None, mapped: bool = True) -> dict[s
         raise
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split(". ")[0].split())
-        raise ValueError(f"{path} must hold tensors and plain values alone ({reason}): {_CURE}") from error
+        raise ValueError(f"{path} must hold tensors and plain values alone ({reason}): {CURE}") from error
     except Exception as error:  # zipfile, torch and pickle raise almost anything on a damaged archive
         check_of_the_file(error, path)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged ({reason}): {_CURE}") from error
+        raise ValueError(f"{path} is damaged ({reason}): {CURE}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a checkpoint's entries by name, but holds {type(content).__name__}: {_CURE}")
+        raise ValueError(f"{path} must hold a checkpoint's entries by name, but holds {type(content).__name__}: {CURE}")
     return content

@@ -1,7 +1,7 @@
 """The exchange between ranks, once a step: masked frames, hash of the plan, requests to save or stop, and the last step's time.
 
-It is one all-reduce of a few integers on the host (gloo), started before the first forward and finished before the first backward. So
-it needs no device synchronisation, and all ranks act on a signal at the same step boundary.
+It is one all-reduce on the host (gloo) from the first forward to the first backward: no device synchronisation, and all ranks act on a
+signal at the same step boundary.
 """
 
 import logging
@@ -71,9 +71,7 @@ class Control:
 
     def __init__(self, directory: Path | None = None) -> None:
         self._directory = directory
-        self._stop = False
-        self._save = False
-        self._requeue = False
+        self._stop = self._save = self._requeue = False
         self.why = ""  # source of this rank's request to stop; empty without one
         self._watchdog: Watchdog | None = None
         self._at_interrupt: Any = None
@@ -90,8 +88,7 @@ class Control:
     def listen(self, watchdog: Watchdog | None = None) -> None:
         """Turns SIGTERM, SIGINT and SIGUSR1 into a checkpoint and a stop at the next step boundary; a second SIGINT ends at once.
 
-        Args:
-            watchdog: Gets a note of each phase of a step.
+        `watchdog` gets a note of each phase of a step.
         """
         self._watchdog = watchdog
         self._at_interrupt = signal.getsignal(signal.SIGINT)
@@ -128,10 +125,7 @@ class Control:
         self.why = self.why or why
 
     def _touched(self, name: str) -> bool:
-        if self._directory is None or self.rank != 0:
-            return False
-        path = self._directory / name
-        if not path.exists():
+        if self._directory is None or self.rank != 0 or not (path := self._directory / name).exists():
             return False
         path.unlink(missing_ok=True)
         return True
@@ -167,7 +161,7 @@ class Control:
         masked, stop, save, requeue, digests, *own_us = self._vector.tolist()
         if digests != self._digest * self.world_size:
             raise RuntimeError(
-                "the ranks planned different data, so their shards, labels or versions differ: compare run.json's fingerprints with the "
+                "the ranks planned different data, since their shards, labels or versions differ: compare run.json's fingerprints with the "
                 "index on every node"
             )
         return StepTotals(masked, stop > 0, save > 0, requeue > 0, tuple(own_us))

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors for a launch with another precision or running mean than the launch before."""
+"""A checkpoint's tensors for a launch with another precision or running mean than the one before."""
 
 from collections.abc import Mapping
 
@@ -8,12 +8,9 @@ _MODEL, _MEAN, _SCALE = "model.", "ema.", "loss_scale."
 
 
 def fitting_weights(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Adds or leaves out the tensors of precision=16-mixed (`loss_scale`) and of optim.ema (`ema`).
+    """The tensors of the module: those of precision=16-mixed (`loss_scale`) and of optim.ema (`ema`) are added or left out.
 
     A new running mean begins with the weights, a new loss scale with its initial value.
-
-    Returns:
-        Exactly the tensors of the module.
 
     Raises:
         ValueError: If they are of another model.

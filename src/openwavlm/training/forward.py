@@ -77,10 +77,7 @@ def over_sets(output: PretrainingOutput, name: str, weights: Sequence[float]) ->
 
 
 def logmel_error(logmel_map: nn.Linear, features: Tensor, waveforms: Tensor, num_samples: Tensor) -> Tensor:
-    """Mean squared error of the linear map over valid frames and bands.
-
-    It is computed at a weight of 0 too, so that the map's parameters have a gradient on every rank.
-    """
+    """Mean squared error of the linear map over valid frames and bands; computed at a weight of 0 too, for a gradient on every rank."""
     target = normalised_log_mel(waveforms, num_samples)
     frames = num_frames(num_samples)
     valid = torch.arange(target.shape[1], device=target.device) < frames[:, None]
@@ -97,15 +94,9 @@ def micro_batch_loss(
     num_masked: int,
     warm: float,
 ) -> Tensor:
-    """Sum over the masked frames of a micro-batch.
+    """Loss of a micro-batch, summed over its `num_masked` masked frames.
 
-    Args:
-        output: The model's.
-        logmel: `logmel_error`; None without the map.
-        loss: Weights.
-        target_weights: Part of each label set.
-        num_masked: Masked frames, by which the means are multiplied.
-        warm: Factor of the warm-up losses (`Loss.warm`).
+    `logmel` is the `logmel_error`, None without the map; `warm` the factor of the warm-up losses (`Loss.warm`).
     """
     total = over_sets(output, "cross_entropy_sum", target_weights)
     total = total + loss.feature_penalty * output.feature_penalty * num_masked

@@ -82,12 +82,11 @@ class RunLog:
     Args:
         directory: The run directory.
         settings: Intervals.
-        last_step: Step of the checkpoint that the run resumes from, 0 for a new run.
+        last_step: Step of the checkpoint from which the run resumes, 0 for a new run.
         updates: Updates of the whole run.
-        penalty_weight: Weight of the feature penalty in the logged loss.
-        target_weights: Weight of each label set in it.
+        penalty_weight: Weight of the feature penalty in the logged loss; `target_weights` those of the label sets.
         trackers: Trackers beside TensorBoard; closed with the log.
-        prefixes: Lengths and checksums of the tables in the checkpoint (`records.known_records`).
+        prefixes: Of `records.known_records`.
         now: The clock, in seconds.
     """
 
@@ -135,9 +134,7 @@ class RunLog:
     def _scalars(self, group: str, values: Mapping[str, Value], step: int) -> None:
         """Writes the figures that are not None to TensorBoard and the trackers."""
         known = {f"{group}/{name}": float(value) for name, value in values.items() if value is not None}
-        with self._to_board():
-            for name, value in known.items():
-                self._board.add_scalar(name, value, step)
+        self.figures(step, known)
         for tracker in self._trackers:
             tracker.scalars(known, step)
 
@@ -180,12 +177,12 @@ class RunLog:
         )
 
     def finding(self, row: dict[str, Value]) -> None:
-        """Writes a health rule that fired, by the names of `HEALTH_COLUMNS`."""
+        """Writes a row of `health.csv`."""
         self.tables.health.write(row)
         self.tables.health.sync()
 
     def figures(self, step: int, values: dict[str, float]) -> None:
-        """Writes further figures of an update to TensorBoard alone."""
+        """Writes figures of an update to TensorBoard alone."""
         with self._to_board():
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -193,8 +190,9 @@ class RunLog:
     def probes(self, step: int, layers: list[float], baselines: dict[str, float], seconds: float) -> None:
         """Writes each layer's phone accuracy on development speakers, and the seconds that the probe took."""
         columns = ["step", *(f"layer_{layer}" for layer in range(len(layers)))]
-        self.tables.probes(columns).write({"step": step, **dict(zip(columns[1:], layers, strict=True))})
-        self._scalars("probes", dict(zip(columns[1:], layers, strict=True)), step)
+        figures = dict(zip(columns[1:], layers, strict=True))
+        self.tables.probes(columns).write({"step": step, **figures})
+        self._scalars("probes", figures, step)
         best = max(range(len(layers)), key=layers.__getitem__)
         context = baselines.get("logmel_context", 0.0)
         log.info(

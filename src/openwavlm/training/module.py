@@ -1,8 +1,7 @@
 """The global step: masked prediction over the rank's micro-batches, normalised by the masked frames of all ranks.
 
-for each micro-batch:   loss = (Σ cross-entropy + λ · penalty · n) · W / N        n its masked frames, N those of the whole step
-gradients averaged over W ranks  ⇒  Σ over everything / N   (fairseq's rule; the same at every number of processes)
-norm → finite? → clip → AdamW (an update that is not finite is skipped on the device, without synchronisation)
+Loss of a micro-batch: (Σ cross-entropy + λ · penalty · n) · W / N, with its n masked frames of the N of the whole step; its gradient is
+averaged over W ranks (fairseq's rule; the same at every number of processes).
 """
 
 import contextlib
@@ -58,12 +57,10 @@ class PretrainingModule(lightning.LightningModule):
         target_weights: Weight of each label set in the loss.
         unmasked_every: Steps between two measurements of the accuracy on unmasked frames; 0 = never.
         max_skip_rate: Share of rows that may be unreadable before the run stops.
-        float16: Whether the loss is scaled (`loss_scale`), as float16 needs it.
-        fingerprints: Of the data, for checkpoints.
-        plan_state: Step → state of the plan, for a checkpoint.
+        float16: Whether the loss is scaled (`LossScale`).
         health: Collects figures for the health rules; None = no rules.
-        health_state: State of the health rules (on rank 0), for a checkpoint.
-        records: Length and checksum of each of the run's tables (on rank 0), for a checkpoint.
+        fingerprints, plan_state, health_state, records: For checkpoints: fingerprints of the data, state of the plan at a step, and,
+            on rank 0, state of the health rules and of the run's tables.
     """
 
     def __init__(
@@ -189,10 +186,10 @@ class PretrainingModule(lightning.LightningModule):
     def micro_batch(
         self, micro: PretrainBatch, warm: float, *, with_unmasked: bool = False, with_marginal: bool = False
     ) -> tuple[PretrainingOutput, Tensor | None, Tensor]:
-        """Forward pass of one micro-batch.
+        """Forward pass of one micro-batch on the model's device.
 
         Args:
-            micro: The micro-batch, on the model's device.
+            micro: The micro-batch.
             warm: Factor of the warm-up losses (`Loss.warm`).
             with_unmasked: Whether unmasked frames are predicted even if their loss has no weight.
             with_marginal: Whether the predicted probabilities are summed.
@@ -246,12 +243,12 @@ class PretrainingModule(lightning.LightningModule):
         return norm
 
     def flush(self) -> None:
-        """Reads back the last step's figures, whose device work is finished by now, and passes the record on."""
+        """Reads back the last step's figures, which the device has computed by now, and passes the record on."""
         if self._pending is None:
             return
         step, sums, norm, lr, with_unmasked, losses, measured = self._pending
         self._pending = None
-        # One vector, so that there is one copy from the device.
+        # One copy from the device.
         total = self.control.sum((sums if measured is None else torch.cat([sums, measured])).cpu())
         figures = self.sums.named(total[: len(self.sums)])
         health = self.health.record(total[len(self.sums) :].numpy()) if self.health is not None and measured is not None else None

@@ -1,7 +1,7 @@
-"""The optimiser and its schedules: AdamW, linear warm-up from 0, and then
+"""The optimiser, AdamW, and its learning rate: linear warm-up from 0, then one of two schedules.
 
-linear   straight down to the last update (fairseq's `polynomial_decay` with power 1)
-wsd      constant, and straight down over the last share: until then a run can be extended, or ended from any checkpoint by a branch
+`linear` falls straight to the last update (fairseq's `polynomial_decay` with power 1). `wsd` is constant and falls straight over the last
+share: until then a run can be extended, or ended from any checkpoint by a branch.
 """
 
 import math

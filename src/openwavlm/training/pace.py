@@ -1,7 +1,4 @@
-"""Time of a rank's own part of a step: waiting for data and computing, without waiting for other ranks.
-
-On a GPU the host runs ahead of the device, so the time of the forward passes is taken on the device and read a step later.
-"""
+"""Time of a rank's own part of a step: waiting for data and computing, without waiting for other ranks."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,11 +8,9 @@ import torch
 
 
 class Pace:
-    """A stopwatch that is held while a rank waits for the others.
+    """A stopwatch that is held while a rank waits for the others; `now` is the clock, in seconds.
 
-    Args:
-        on_gpu: Whether the step runs on a GPU.
-        now: The clock, in seconds.
+    With `on_gpu` the host runs ahead of the device, so the forward passes are timed on the device and read a step later.
     """
 
     def __init__(self, *, on_gpu: bool, now: Callable[[], float] = time.monotonic) -> None:
@@ -59,7 +54,7 @@ class Pace:
 
     def end(self) -> None:
         """Ends a step and computes `own_ms`."""
-        # The figures of the step before were read during this one, so the device has passed that step's events.
+        # The device has passed the events of the step before, since its figures were read during this one.
         on_device = sum(begin.elapsed_time(end) for begin, end in self._before)
         self._before, self._events = self._events, []
         self.own_ms = 1000 * (self._data + self._computed) + on_device

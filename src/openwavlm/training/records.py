@@ -1,7 +1,7 @@
 """`metrics.csv`, `validation.csv`, `probes.csv`, `health.csv`: rows by step, exact floats, flushed; rows past a checkpoint are cut.
 
-A checkpoint has the length and checksum of each table at its step. A launch that goes on from it compares them: a table that was damaged
-before that step is logged and copied to a file beside, never cut silently.
+A checkpoint has the length and checksum of each table. A launch that resumes from it compares them: a damaged table is logged and copied
+to a file beside, never cut silently.
 """
 
 import csv
@@ -27,10 +27,6 @@ def _field(value: Value) -> str:
     if isinstance(value, str):
         return '"' + value.replace('"', '""').replace("\n", " ") + '"'
     return "" if value is None else repr(value)
-
-
-def _new_checksum() -> "hashlib.blake2b":
-    return hashlib.blake2b(digest_size=16)
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ def read_record(
         raise ValueError(f"{path} is no file: restore it from a copy")
     raw = retried(path.read_bytes, path)
     faults = []
-    differs = prefix is not None and _state(raw[: prefix["bytes"]]) != dict(prefix)
+    differs = prefix is not None and _prefix(raw[: prefix["bytes"]]) != dict(prefix)
     if prefix is not None and differs:
         short = len(raw) < prefix["bytes"]
         faults.append(
@@ -169,11 +165,9 @@ def last_row(path: Path) -> dict[str, float]:
 
 
 def known_records(state: Mapping[str, Any] | None, *, own: bool) -> dict[str, Mapping[str, Any]]:
-    """Prefixes in a checkpoint of the tables of the run that goes on from it.
+    """Prefixes of the tables in a checkpoint (`state` is its `openwavlm`, None without one).
 
-    Args:
-        state: `openwavlm` of the checkpoint; None for none.
-        own: Whether the checkpoint is the run's own; a branch has only copies of `BRANCHED`.
+    Unless the checkpoint is the run's `own`, only those of `BRANCHED`, which a branch copies.
     """
     tables = ((state or {}).get("records") or {}).get("tables", {})
     return {name: prefix for name, prefix in tables.items() if own or name in BRANCHED}
@@ -185,10 +179,8 @@ def missing_steps(steps: list[int], last_step: int) -> str | None:
     return _listed("update", missing) if missing else None
 
 
-def _state(content: bytes) -> dict[str, Any]:
-    checksum = _new_checksum()
-    checksum.update(content)
-    return {"bytes": len(content), "checksum": checksum.hexdigest()}
+def _prefix(content: bytes) -> dict[str, Any]:
+    return {"bytes": len(content), "checksum": hashlib.blake2b(content, digest_size=16).hexdigest()}
 
 
 class CsvRecord:
@@ -202,7 +194,7 @@ class CsvRecord:
         every_update: Whether the table has a row for every update.
 
     Attributes:
-        damage: Damage before `last_step`, one sentence; None without. A copy of the damaged file is kept beside.
+        damage: Damage before `last_step`, one sentence; None without.
 
     Raises:
         ValueError: If an existing file has other columns.
@@ -226,8 +218,7 @@ class CsvRecord:
                 raise ValueError(f"{path} has other columns than this version writes: start a new run (another name)")
         self.damage = self._damage(record, last_step, prefix, every_update=every_update)
         content = "".join([header, *record.lines]).encode()
-        self._bytes, self._checksum = len(content), _new_checksum()
-        self._checksum.update(content)
+        self._bytes, self._checksum = len(content), hashlib.blake2b(content, digest_size=16)
         write_atomically(path, content)
         self._file = path.open("a")
 
@@ -246,7 +237,7 @@ class CsvRecord:
         kept = self._keep_aside(last_step)
         lost = f" {missing} {'has' if missing.startswith('update ') else 'have'} no figures;" if missing else ""
         sentence = (
-            f"{found} before update {last_step}, which the run goes on from:{lost} the rows that can be read are kept"
+            f"{found} before update {last_step}, from which the run resumes:{lost} the rows that can be read are kept"
             + (f", and the file as it was is {kept.name}" if kept else "")
             + "; training is not affected"
         )
@@ -254,7 +245,6 @@ class CsvRecord:
         return sentence
 
     def _keep_aside(self, last_step: int) -> Path | None:
-        """Copies the damaged file to a new name."""
         if not self.path.is_file():
             return None
         number = 0

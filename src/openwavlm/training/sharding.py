@@ -1,7 +1,6 @@
 """FSDP2 under Lightning: parameters, gradients and moments in shards, checkpoints whole, so that any strategy resumes any other.
 
-Lightning's own strategy keys AdamW's state by the parameters' order, which is another one where there are two parameter groups; here
-it is keyed by name, as our checkpoints are under every strategy.
+Checkpoints key AdamW's state by name; Lightning keys it by position, which differs between strategies with two parameter groups.
 """
 
 from pathlib import Path
@@ -25,10 +24,7 @@ from openwavlm.training.fitting import fitting_weights
 
 
 def shard_model(model: WavLMForPretraining, mesh: DeviceMesh) -> None:
-    """Shards every encoder layer, the rest of the encoder, and the head as one group each, in place.
-
-    Source: torch.distributed.fsdp.fully_shard.
-    """
+    """Shards every encoder layer, the rest of the encoder, and the head as one group each, in place."""
     for layer in model.wavlm.encoder.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model.wavlm, mesh=mesh)
@@ -45,15 +41,7 @@ def set_gradient_sync(module: nn.Module, *, wanted: bool) -> None:
 
 
 def state_by_name(state: dict[str, Any], groups: list[list[str]]) -> dict[str, Any]:
-    """An optimiser's state dict keyed by parameter names instead of positions.
-
-    Args:
-        state: Of `Optimizer.state_dict`.
-        groups: Names of the parameters of each group, in the optimiser's order.
-
-    Returns:
-        The same with names; unchanged if it has names already.
-    """
+    """The `state` of `Optimizer.state_dict`, keyed by parameter names; `groups` are the names of each group, in the optimiser's order."""
     names: dict[Any, str] = {}
     for group, named in zip(state["param_groups"], groups, strict=True):
         names |= dict(zip(group["params"], named, strict=True))
@@ -64,7 +52,7 @@ def state_by_name(state: dict[str, Any], groups: list[list[str]]) -> dict[str, A
 
 
 def state_by_position(state: dict[str, Any], groups: list[list[str]]) -> dict[str, Any]:
-    """The inverse of `state_by_name`, for an optimiser whose groups hold `groups`.
+    """The inverse of `state_by_name`.
 
     Raises:
         ValueError: If the state is of other parameters or groups.

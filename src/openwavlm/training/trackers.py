@@ -1,4 +1,4 @@
-"""Experiment trackers beside TensorBoard: Weights & Biases and MLflow, both optional and both usable without a network."""
+"""Experiment trackers beside TensorBoard: Weights & Biases and MLflow, both optional and usable without a network."""
 
 import importlib
 import json

@@ -57,7 +57,7 @@ class Evaluation:
         specs: All micro-batches of the validation plan.
         builder: Makes them, without mixing.
         loading: Workers.
-        label_counts: int64 (classes,), label counts of the training rows, an array a label set.
+        label_counts: int64 (classes,) of each label set: label counts of the training rows.
         control: Sums over ranks.
     """
 
@@ -83,10 +83,7 @@ class Evaluation:
     ) -> dict[str, float | int]:
         """Evaluates in eval mode, without draws from the training generators.
 
-        Args:
-            model: Encoder and head.
-            device: Where they are.
-            each: Called with every micro-batch and the model's output, which then has the cross-entropy of each frame.
+        `each` is called with every micro-batch and the model's output, which then has the cross-entropy of each frame.
         """
         was_training = model.training
         model.eval()

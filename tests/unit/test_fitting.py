@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from openwavlm.training.fitting import fitting_weights
+from openwavlm.training.sharding import fitting_weights
 from openwavlm.training.skipped_updates import LossScale
 
 

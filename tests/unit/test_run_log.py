@@ -273,7 +273,7 @@ class Boundary:
             "model": None,
             "flush": lambda: self.note("flush"),
             "control": SimpleNamespace(note=lambda text: None),
-            "pace": SimpleNamespace(rest=lambda: None),
+            "pace": SimpleNamespace(go=lambda: None),
         }.items():
             object.__setattr__(self.module, name, value)
         self.trainer: Any = SimpleNamespace(

@@ -69,7 +69,7 @@ def test_waiting_for_others_is_not_a_ranks_own_time():
     pace.end()
     assert pace.own_ms == 1000 * (1 + 2 + 4)
     now[0] = 300.0
-    pace.rest()
+    pace.go()
     now[0] = 300.5
     pace.begin()
     pace.hold()

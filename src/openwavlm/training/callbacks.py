@@ -19,8 +19,6 @@ class StepBoundary(lightning.Callback):
     """Acts after each update, on all ranks alike.
 
     Args:
-        schedules: Updates between two of each job.
-        directory: Run directory.
         updates: Updates of the whole run.
         stop_after: Update after which this launch ends, resumable; None = run to the end.
         evaluation: The pass over the held-out set; None = no validation.
@@ -91,7 +89,7 @@ class StepBoundary(lightning.Callback):
         if stop and not at_end:
             self.requeue = totals.requeue
             trainer.should_stop = True
-        pl_module.pace.rest()
+        pl_module.pace.go()
 
     def _save(self, trainer: lightning.Trainer, module: PretrainingModule, step: int) -> None:
         module.control.note(f"saving after update {step}")

@@ -22,8 +22,7 @@ from openwavlm.training.checkpoint_reader import (
     CURE,
     FORMAT_VERSION,
     Description,
-    NewerFormatError,
-    OtherRunError,
+    ForeignCheckpointError,
     description_file,
     load,
     read_description,
@@ -64,7 +63,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """Writes `path` so that a kill at any instant leaves either nothing or a whole file with its description.
 
         Raises:
-            ValueError: If the disk is full; the checkpoints before this one stay.
+            ValueError: If the disk is full; earlier checkpoints stay.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,8 +120,8 @@ def check(path: Path) -> Description:
     """Compares a checkpoint with its description.
 
     Raises:
-        ValueError: If it is missing, damaged or of another step than that in its name; if it was written by a newer version
-            (`NewerFormatError`) or by another run than that of its folder (`OtherRunError`).
+        ForeignCheckpointError: If it was written by a newer version, or by another run than that of its folder.
+        ValueError: If it is missing, damaged or of another step than that in its name.
     """
     description = read_description(path)
     if not path.is_file():
@@ -132,7 +131,7 @@ def check(path: Path) -> Description:
     record = path.absolute().parents[1] / "run.json"
     known = read_run(record).get("run") if description.run and record.is_file() else None
     if known and known != description.run:
-        raise OtherRunError(
+        raise ForeignCheckpointError(
             f"{path} was written by another run than that of {record}: move it out of the folder, and restore the run's own checkpoint "
             "from a copy if it was replaced; to begin a new run at this one, give branch_from"
         )
@@ -143,11 +142,11 @@ def verified(path: Path) -> bool:
     """Whether a checkpoint is whole (`check`); the reason is logged if it is not.
 
     Raises:
-        ValueError: If it was written by a newer version or by another run.
+        ForeignCheckpointError: If it was written by a newer version or by another run.
     """
     try:
         check(path)
-    except (NewerFormatError, OtherRunError):
+    except ForeignCheckpointError:
         raise
     except ValueError as error:
         log.warning("checkpoint %s is passed over: %s", path.name, error)

@@ -44,12 +44,8 @@ class Description:
     run: str
 
 
-class NewerFormatError(ValueError):
-    """A checkpoint of a newer version. It is never passed over in favour of an older one."""
-
-
-class OtherRunError(ValueError):
-    """A checkpoint of another run. It is never passed over, since pruning would delete it."""
+class ForeignCheckpointError(ValueError):
+    """A checkpoint of a newer version or of another run. It is never passed over, since pruning would delete it."""
 
 
 def description_file(path: Path) -> Path:
@@ -67,14 +63,14 @@ def read_description(path: Path) -> Description:
     """Reads the description of a checkpoint, `path`.
 
     Raises:
-        NewerFormatError: If a newer version wrote it.
+        ForeignCheckpointError: If a newer version wrote it.
         ValueError: If the description is missing, damaged or of another step than that in the name.
     """
     file = description_file(path)
     content = read_sealed(file, remedy=CURE, newest=FORMAT_VERSION)
     version = content.get("format_version", 0)
     if has_type(version, Count) and version > FORMAT_VERSION:
-        raise NewerFormatError(
+        raise ForeignCheckpointError(
             f"{path} has checkpoint format {version}, this version reads up to {FORMAT_VERSION}: install a newer openwavlm, "
             f"or restore {file.name} if it is damaged"
         )
@@ -99,10 +95,10 @@ def _are_records(value: Any) -> bool:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a run's checkpoint: tensors, mapped from the file, and plain values; no code in it is ever run.
 
-    Checksums are compared here for all but tensors; those of tensors are in the description (`checkpoint.verified`).
+    Checksums are compared here for all but tensors; `checkpoint.verified` compares those of tensors.
 
     Returns:
-        Its content: `state_dict` (tensors by name), `openwavlm` (`step`, `fingerprints`, `plan`, …) and what Lightning adds.
+        `state_dict` (tensors by name), `openwavlm` (`step`, `fingerprints`, `plan`, …) and the entries of Lightning.
 
     Raises:
         ValueError: If it is damaged, not of a run, or of another step than that in its name.

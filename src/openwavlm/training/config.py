@@ -1,4 +1,4 @@
-"""The typed config of a training run, checked key by key."""
+"""The typed config of a training run."""
 
 import inspect
 import types
@@ -12,7 +12,7 @@ from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.training.health.settings import Health
 from openwavlm.training.key_names import nearest_key
 from openwavlm.training.optim import Optim
-from openwavlm.training.run_files import has_type
+from openwavlm.training.run_files import has_type, nested
 from openwavlm.training.settings import Logging, Loss, Schedules, TrainerSettings
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -72,10 +72,7 @@ class RunConfig:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "RunConfig":
-        """Checks a config of plain values, and makes the objects of its groups.
-
-        Args:
-            values: As composed from `conf/train.yaml`, or as a run's `config.yaml` holds it.
+        """Checks plain values, composed from `conf/train.yaml` or read from a run's `config.yaml`, and makes the objects of the groups.
 
         Raises:
             ValueError: If a key is unknown or missing, or a value is refused; the message names the key.
@@ -89,7 +86,7 @@ class RunConfig:
         for name, hint in _FIELDS.items():
             if not is_dataclass(hint):
                 _check_type(values[name], hint, name)
-        # Names and types of all groups before any value, so that a misspelt key is reported before a missing folder.
+        # Names and types before any value, so that a misspelt key is reported before a missing folder.
         checked = {name: _checked(values, name) for name, hint in _FIELDS.items() if is_dataclass(hint)}
         groups = {name: _FIELDS[name](**of_group) for name, of_group in checked.items()}
         return cls(**groups, **{name: values[name] for name in names if name not in groups})
@@ -165,10 +162,7 @@ def settings_of() -> dict[str, type]:
 
 def default_values() -> dict[str, Any]:
     """Every group with the defaults of its class, as plain values; `???` for a value that has to be given."""
-    groups = {place.rpartition(".")[2]: _defaults(settings) for place, settings in settings_of().items()}
-    for name, outer in _INNER.items():
-        groups[outer][name] = groups.pop(name)
-    return groups
+    return nested({place: _defaults(settings) for place, settings in settings_of().items()})
 
 
 def _defaults(settings: type) -> dict[str, Any]:

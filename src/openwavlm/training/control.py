@@ -63,11 +63,7 @@ def forget_requests(directory: Path) -> None:
 
 
 class Control:
-    """The per-step exchange, and the flags that signals and touched files set.
-
-    Args:
-        directory: Run directory; a file `save_now` or `stop` in it is a request, which rank 0 removes.
-    """
+    """The per-step exchange, and the flags that signals and the files `save_now` and `stop` in the run directory set."""
 
     def __init__(self, directory: Path | None = None) -> None:
         self._directory = directory
@@ -101,8 +97,7 @@ class Control:
         if number == signal.SIGINT and self._stop:
             raise KeyboardInterrupt
         _signals.append(number)
-        self._stop = True
-        self.why = self.why or signal.Signals(number).name
+        self.ask_stop(signal.Signals(number).name)
         self._requeue = self._requeue or number == signal.SIGUSR1
 
     def note(self, doing: str) -> None:
@@ -136,7 +131,7 @@ class Control:
         Args:
             masked_frames: Those of this rank's part of the step.
             digest: Hash of the plans that the step draws from.
-            own_ms: Milliseconds of this rank's own part of the step before.
+            own_ms: Time of this rank's own part of the step before, milliseconds.
         """
         if self._touched("stop"):
             self.ask_stop("the file stop")

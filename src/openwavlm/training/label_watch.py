@@ -16,7 +16,6 @@ class LabelWatch:
     If a rename replaces a file, the old content stays in use. A change in place is noticed by time and size.
 
     Args:
-        stores: The labels of the run.
         reads: Whether this process checks files; one of each node does.
         on_damage: Called from the background, once, with the message of the first damaged pack.
     """

@@ -80,8 +80,6 @@ class RunLog:
     """Writes the records of a run on the one process that may (rank 0).
 
     Args:
-        directory: The run directory.
-        settings: Intervals.
         last_step: Step of the checkpoint from which the run resumes, 0 for a new run.
         updates: Updates of the whole run.
         penalty_weight: Weight of the feature penalty in the logged loss; `target_weights` those of the label sets.

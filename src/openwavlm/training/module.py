@@ -17,13 +17,12 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from openwavlm.audio.spectra import NUM_BANDS
-from openwavlm.batches.batch import PretrainBatch
+from openwavlm.batches.batch import MicroBatchId, PretrainBatch
 from openwavlm.batches.loader import StepBatch
 from openwavlm.batches.settings import Mixing
 from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.training.control import Control, StepTotals
 from openwavlm.training.faults import reach
-from openwavlm.training.fitting import fitting_weights
 from openwavlm.training.forward import (
     forward_micro_batch,
     logmel_error,
@@ -36,8 +35,8 @@ from openwavlm.training.health.figures import HealthFigures
 from openwavlm.training.optim import Optim
 from openwavlm.training.pace import Pace
 from openwavlm.training.settings import Loss
-from openwavlm.training.sharding import set_gradient_sync, shard_model, state_by_name, state_by_position
-from openwavlm.training.skipped_updates import LossScale, MicroBatchLosses, SkippedUpdates
+from openwavlm.training.sharding import fitting_weights, set_gradient_sync, shard_model, state_by_name, state_by_position
+from openwavlm.training.skipped_updates import LossScale, SkippedUpdates
 from openwavlm.training.sums import StepRecord, micro_batch_sums, step_sums
 
 _TOLERATED = 5  # fewer unreadable rows give no rate
@@ -47,12 +46,8 @@ class PretrainingModule(lightning.LightningModule):
     """Lightning's module of a run: one batch is one global step, optimised by hand.
 
     Args:
-        model: Encoder and prediction head.
-        optim: Optimiser and schedule.
         loss: Loss weights; with `logmel` the module has the linear map, which no export contains.
         mixing: Settings by which drawn mixtures are applied.
-        seed: The run's seed.
-        control: The per-step exchange between ranks.
         on_record: Called with each finished step's record, one step late.
         target_weights: Weight of each label set in the loss.
         unmasked_every: Steps between two measurements of the accuracy on unmasked frames; 0 = never.
@@ -100,7 +95,7 @@ class PretrainingModule(lightning.LightningModule):
         self.pace = Pace(on_gpu=False)
         self.validation: float | None = None  # cross-entropy on the held-out set, if this step was validated
         self.totals: StepTotals | None = None
-        self._pending: tuple[int, Tensor, Tensor, float, bool, MicroBatchLosses, Tensor | None] | None = None
+        self._pending: tuple[int, Tensor, Tensor, float, bool, list[tuple[MicroBatchId, Tensor]], Tensor | None] | None = None
 
     def configure_model(self) -> None:
         """Shards the parameters where the strategy made a device mesh."""
@@ -139,7 +134,7 @@ class PretrainingModule(lightning.LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         sums = self.sums.zeros(self.device)
-        losses = MicroBatchLosses()
+        losses: list[tuple[MicroBatchId, Tensor]] = []
         for number, micro in enumerate(batch.micro_batches):
             with self._gradient_sync(wanted=number == last):
                 with pace.forward():
@@ -152,7 +147,7 @@ class PretrainingModule(lightning.LightningModule):
                     control.note(
                         f"update {batch.step + 1}: backward of the last micro-batch, with the sum of gradients over all ranks"
                     )
-                losses.add(micro.id, over_sets(output, "cross_entropy_sum", self.target_weights))
+                losses.append((micro.id, over_sets(output, "cross_entropy_sum", self.target_weights).detach()))
                 loss = loss * (micro.weight * control.world_size / max(1, self.totals.masked_frames))
                 self.manual_backward(loss if self.loss_scale is None else loss * self.loss_scale.scale)
                 if micro.weight:
@@ -265,15 +260,11 @@ class PretrainingModule(lightning.LightningModule):
                 f"{self.max_skip_rate:g} allows: run openwavlm verify on the shards, restore the files that it names, and start again"
             )
 
-    def _groups(self) -> list[list[str]]:
-        """Names of the parameters of each group of the optimiser."""
-        return [list(group) for group in self.optim.groups(self)]
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the data's fingerprints and the place in the plan; keys the optimiser's state by name."""
         if self.device_mesh is None:
             states = checkpoint["optimizer_states"]
-            checkpoint["optimizer_states"] = [state_by_name(state, self._groups()) for state in states]
+            checkpoint["optimizer_states"] = [state_by_name(state, self.optim.groups(self)) for state in states]
         checkpoint["openwavlm"] = {
             "format_version": 1,
             "step": self.trainer.global_step,
@@ -292,6 +283,6 @@ class PretrainingModule(lightning.LightningModule):
         if self.device_mesh is None:
             checkpoint["state_dict"] = fitting_weights(checkpoint["state_dict"], self)
             states = checkpoint["optimizer_states"]
-            checkpoint["optimizer_states"] = [state_by_position(state, self._groups()) for state in states]
+            checkpoint["optimizer_states"] = [state_by_position(state, self.optim.groups(self)) for state in states]
         self._rows, self._unreadable = checkpoint["openwavlm"]["rows"], checkpoint["openwavlm"]["unreadable"]
         self.skipped.count = checkpoint["openwavlm"]["voids"]

@@ -21,10 +21,6 @@ class Pace:
         self._data = self._computed = 0.0
         self.own_ms = 0.0
 
-    def rest(self) -> None:
-        """Leaves validation, saving and other side jobs out."""
-        self._mark = self._now()
-
     def begin(self) -> None:
         """Starts a step, whose batch has arrived."""
         now = self._now()
@@ -37,7 +33,7 @@ class Pace:
         self._mark = now
 
     def go(self) -> None:
-        """Starts the watch again."""
+        """Starts the watch again, after a wait for others or after side jobs."""
         self._mark = self._now()
 
     @contextmanager

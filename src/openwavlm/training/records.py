@@ -62,7 +62,6 @@ def read_record(
     is a fault.
 
     Args:
-        path: The table.
         prefix: `bytes` and `checksum` of its beginning, from a checkpoint.
         columns: Its columns, if known; a header that differs is a fault.
         last_step: Rows past this step are left out; unreadable lines after the last row up to it are no fault.
@@ -77,10 +76,8 @@ def read_record(
     faults = []
     differs = prefix is not None and _prefix(raw[: prefix["bytes"]]) != dict(prefix)
     if prefix is not None and differs:
-        short = len(raw) < prefix["bytes"]
-        faults.append(
-            f"it has {len(raw)} bytes, not {prefix['bytes']} or more" if short else "its content is not what was written"
-        )
+        short = f"it has {len(raw)} bytes, not {prefix['bytes']} or more" if len(raw) < prefix["bytes"] else None
+        faults.append(short or "its content is not what was written")
     elif prefix is not None and last_step is not None:
         raw = raw[: prefix["bytes"]]  # the rest was written after the checkpoint
     lines = raw.decode(errors="replace").split("\n")[:-1]
@@ -159,9 +156,8 @@ def _listed(what: str, numbers: list[int], most: int = 5) -> str:
 def last_row(path: Path) -> dict[str, float]:
     """Figures of a table's last row; empty without a table or a row."""
     record = read_record(path) if path.is_file() else Record([])
-    return (
-        {name: float(value) for name, value in zip(record.columns, record.rows[-1], strict=True) if value} if record.rows else {}
-    )
+    last = zip(record.columns, record.rows[-1], strict=True) if record.rows else ()
+    return {name: float(value) for name, value in last if value}
 
 
 def known_records(state: Mapping[str, Any] | None, *, own: bool) -> dict[str, Mapping[str, Any]]:
@@ -187,7 +183,6 @@ class CsvRecord:
     """An append-only table keyed by its first column, `step`.
 
     Args:
-        path: The file.
         columns: Names; the first is `step`.
         last_step: Rows past this step are cut (the run starts again after it), as is a torn last line.
         prefix: Length and checksum of the table in the checkpoint at `last_step`; None if unknown.
@@ -231,13 +226,11 @@ class CsvRecord:
         missing = missing_steps(record.steps, last_step) if every_update else None
         if exists and not record.faults and not missing:
             return None
-        found = (
-            f"{self.path} is damaged ({'; '.join(record.faults or ['it ends early'])})" if exists else f"{self.path} is missing"
-        )
+        fault = f"damaged ({'; '.join(record.faults or ['it ends early'])})" if exists else "missing"
         kept = self._keep_aside(last_step)
         lost = f" {missing} {'has' if missing.startswith('update ') else 'have'} no figures;" if missing else ""
         sentence = (
-            f"{found} before update {last_step}, from which the run resumes:{lost} the rows that can be read are kept"
+            f"{self.path} is {fault} before update {last_step}, from which the run resumes:{lost} the rows that can be read are kept"
             + (f", and the file as it was is {kept.name}" if kept else "")
             + "; training is not affected"
         )

@@ -50,10 +50,7 @@ def has_type(value: Any, hint: Any) -> bool:
 
 
 def config_checksum(config: Any) -> str:
-    """Checksum of a config for `run.json`, without its paths, which change where a run and its data are moved.
-
-    A wrong path is noticed when it is opened: by its absence, or by the fingerprints of the data.
-    """
+    """Checksum of a config for `run.json`, without its paths, which change where a run and its data are moved."""
     return hashlib.blake2b(json.dumps(_without_paths(config), sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -66,10 +63,7 @@ def _without_paths(value: Any) -> Any:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Reads a run's `config.yaml`, and compares it with the checksums in `run.json`, if there are some.
-
-    Returns:
-        The config under the keys of this version.
+    """Reads a run's `config.yaml` under the keys of this version, and compares it with the checksums in `run.json`, if there are some.
 
     Raises:
         ValueError: If it is missing or damaged, or if no launch of this run wrote it.
@@ -83,8 +77,8 @@ def read_config(path: Path) -> dict[str, Any]:
     known = read_run(record).get("configs") if record.exists() else None
     if known and config_checksum(config) not in known:
         raise ValueError(
-            f"{path} is damaged or was edited (no launch in run.json wrote it): restore it from a copy; to go on with another "
-            "config give allow_change=[…] to train.py"
+            f"{path} is damaged or was edited (no launch in run.json wrote it): restore it from a copy; to resume with another config "
+            "give allow_change=[…] to train.py"
         )
     return _in_current_form(config)
 
@@ -104,20 +98,22 @@ def current_key(key: str) -> str | None:
 
 
 def _in_current_form(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config under today's keys."""
-    found = {key: _without_classes(value) for key, value in config.items()}
+    found = _without_classes(config)
     for old, new in _RENAMED.items():
         group, key = old.split(".")
-        if not isinstance(found.get(group), dict) or key not in found[group]:
-            continue
-        value = found[group].pop(key)
-        if new is not None:
-            *path, last = new.split(".")
-            node = found
-            for name in path:
-                node = node.setdefault(name, {})
-            node[last] = value
+        if isinstance(found.get(group), dict) and key in found[group]:
+            value = found[group].pop(key)
+            if new is not None:
+                _put(found, new, value)
     return {key: value for key, value in found.items() if key != "head"}
+
+
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a value of a nested config by its flattened key."""
+    *path, last = key.split(".")
+    for name in path:
+        config = config.setdefault(name, {})
+    config[last] = value
 
 
 def _without_classes(value: Any) -> Any:
@@ -141,16 +137,12 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
     """The inverse of `flatten`."""
     found: dict[str, Any] = {}
     for key, value in flat.items():
-        *path, last = key.split(".")
-        node = found
-        for name in path:
-            node = node.setdefault(name, {})
-        node[last] = value
+        _put(found, key, value)
     return found
 
 
 def parse_config(path: Path) -> dict[str, Any]:
-    """Reads a file of a config by itself.
+    """Reads a config file by itself.
 
     Raises:
         ValueError: If it is damaged.

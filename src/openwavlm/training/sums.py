@@ -43,7 +43,6 @@ class NamedSums:
         Args:
             known: Figures on the host, copied at once, without waiting.
             measured: Tensors of one element on the device.
-            device: Where the sums are.
         """
         values = torch.tensor([known.get(name, 0.0) for name in self.names], dtype=torch.float64).to(device, non_blocking=True)
         for name, value in (measured or {}).items():

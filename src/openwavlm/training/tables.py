@@ -13,7 +13,6 @@ class RunTables:
     """`metrics.csv`, `validation.csv`, `health.csv` and, if the run is probed, `probes.csv`.
 
     Args:
-        directory: The run directory.
         metrics: Columns of `metrics.csv`.
         validation: Columns of `validation.csv`.
         last_step: Step of the checkpoint from which the run resumes, 0 for a new run.

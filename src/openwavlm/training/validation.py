@@ -56,9 +56,7 @@ class Evaluation:
     Args:
         specs: All micro-batches of the validation plan.
         builder: Makes them, without mixing.
-        loading: Workers.
         label_counts: int64 (classes,) of each label set: label counts of the training rows.
-        control: Sums over ranks.
     """
 
     def __init__(
@@ -109,15 +107,14 @@ class Evaluation:
     def _sums(self, batch: PretrainBatch, output: PretrainingOutput) -> Tensor:
         hidden = batch.masked_index.numpy()
         figures: dict[str, float] = {"masked": float(len(hidden)), "unmasked": float(len(batch.unmasked_index))}
-        for number, (found, log_prob) in enumerate(zip(output.sets, self._log_probs, strict=True)):
-            truth = batch.labels[number].numpy().reshape(-1)[hidden]
+        truths = [labels.numpy().reshape(-1)[hidden] for labels in batch.labels]
+        for number, (found, log_prob, truth) in enumerate(zip(output.sets, self._log_probs, truths, strict=True)):
             figures[of_set("cross_entropy", number)] = float(found.cross_entropy_sum)
             figures[of_set("correct", number)] = float(found.num_correct)
             figures[of_set("unigram_cross_entropy", number)] = float(-log_prob[truth].sum())
-        truth = batch.labels[0].numpy().reshape(-1)[hidden]
         nearest = repeat_nearest(batch.labels[0], batch.mask).numpy().reshape(-1)[hidden]
-        figures["unigram_correct"] = float((truth == self._commonest).sum())
-        figures["nearest_correct"] = float((nearest == truth).sum())
+        figures["unigram_correct"] = float((truths[0] == self._commonest).sum())
+        figures["nearest_correct"] = float((nearest == truths[0]).sum())
         if (seen := output.sets[0].num_unmasked_correct) is not None:
             figures["unmasked_correct"] = float(seen)
         return self._layout.vector(figures)

@@ -1,7 +1,4 @@
-"""Figures for the health rules, taken at every `health.every` updates: predictions, channels and gradients.
-
-They are summed over ranks in the vector of the step's other figures, one step late: no further synchronisation.
-"""
+"""Figures for the health rules at every `health.every` updates, summed over ranks in the vector of the step's other figures."""
 
 import math
 from dataclasses import dataclass
@@ -44,11 +41,9 @@ def block_of(name: str) -> str | None:
 
 
 def block_gradients(module: nn.Module, *, count: bool) -> dict[str, Tensor]:
-    """Squared gradient norms by block, float64 () each: this rank's share, which sums to the whole over ranks.
+    """Squared gradient norms of the training module by block, float64 () each: this rank's share, which sums to the whole over ranks.
 
-    Args:
-        module: The training module, after its last backward and before clipping.
-        count: Whether gradients that every rank holds whole count here (on one rank only).
+    Gradients that every rank holds whole `count` on one rank only.
     """
     squares: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
@@ -72,14 +67,7 @@ def _local_square(gradient: Tensor | None, device: torch.device, *, count: bool)
 
 
 class HealthFigures:
-    """Collects an update's figures on one rank.
-
-    Args:
-        every: Updates between two measurements.
-        num_classes: Labels.
-        channels: Output channels of the extractor.
-        rank: This process.
-    """
+    """Collects an update's figures on one rank, at every `every` updates; `channels` are the extractor's outputs."""
 
     def __init__(self, every: int, *, num_classes: int, channels: int, rank: int = 0) -> None:
         self._every, self._rank = every, rank
@@ -104,7 +92,7 @@ class HealthFigures:
 
     @torch.no_grad()
     def gradients(self, module: nn.Module) -> None:
-        """Adds the gradients, unscaled and not clipped yet, where this update is measured."""
+        """Adds the unscaled gradients, before clipping, where this update is measured."""
         if self._parts is not None:
             self._squares = block_gradients(module, count=self._rank == 0)
 

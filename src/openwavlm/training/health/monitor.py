@@ -1,4 +1,4 @@
-"""The judge of a run, window by window, on rank 0: a rule that fires is logged, written to `health.csv`, and may stop the run."""
+"""Monitor of a run, window by window, on rank 0: a rule that fires is logged, written to `health.csv`, and may stop the run."""
 
 import logging
 import time
@@ -32,7 +32,7 @@ class RuleState:
 
 
 class WallClock:
-    """Wall time of the windows of this launch, on rank 0; validation and saving do not count.
+    """Wall time of the windows of this launch, on rank 0, without validation and saving.
 
     Args:
         waited: Seconds of waiting for the loader so far; None if the process reads by itself.
@@ -41,11 +41,7 @@ class WallClock:
     """
 
     def __init__(
-        self,
-        waited: Callable[[], float] | None,
-        core_wait: CoreWait | None = None,
-        *,
-        now: Callable[[], float] = time.monotonic,
+        self, waited: Callable[[], float] | None, core_wait: CoreWait | None = None, *, now: Callable[[], float] = time.monotonic
     ) -> None:
         self._waited, self._paused, self._before = waited, 0.0, 0.0
         self._core_wait, self._now = core_wait, now
@@ -53,7 +49,7 @@ class WallClock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time within does not count."""
+        """Leaves the time within out."""
         began = self._now()
         try:
             yield
@@ -74,12 +70,10 @@ class WallClock:
 class HealthMonitor:
     """Adds up windows of updates and judges each by every rule.
 
-    A rule that fires is silent until it has held for `recovery` windows; then it may fire again. All rules but the two of wall time
-    depend on the updates alone, so a resumed run has the findings of an uninterrupted one.
+    A rule that fires can fire again after it has held for `recovery` windows. All rules but the two of wall time depend on the updates
+    alone, so a resumed run has the findings of an uninterrupted one.
 
     Args:
-        known: Thresholds and references.
-        clock: Wall time.
         on_finding: Called with a row of `health.csv` for each rule that fires.
         on_figures: Called with (update, figures by name) for TensorBoard.
         stop: Ends the run at the next step boundary.
@@ -144,8 +138,7 @@ class HealthMonitor:
         state.held = 0
         if state.broken:
             return
-        state.broken = True
-        state.fired += 1
+        state.broken, state.fired = True, state.fired + 1
         log.warning("health, update %d: %s: %s", step, name, judgement.sentence)
         figures = {"value": state.value, "threshold": state.threshold}
         self._on_finding({"step": step, "rule": name, **figures, "sentence": judgement.sentence})
@@ -163,12 +156,11 @@ class HealthMonitor:
 
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        settings = self._known.settings
         return {
             "rules": self.summary(),
             "gradients": self._known.gradients,
             "window": None if self._window is None else asdict(self._window),
-            "size": [settings.window, settings.every],
+            "size": [self._known.settings.window, self._known.settings.every],
             "references": asdict(self._known.references),
         }
 

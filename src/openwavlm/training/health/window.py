@@ -1,4 +1,4 @@
-"""Figures of a window of updates, added up; plain values, so that a checkpoint carries a window that is half full."""
+"""Sums over a window of updates; plain values, so that a checkpoint can hold a part of a window."""
 
 import math
 from collections.abc import Mapping

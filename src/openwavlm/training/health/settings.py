@@ -38,8 +38,8 @@ class Health:
         skipped_share: Largest share of updates that may be skipped; ESPnet's overflow guard never fired while its loss scale grew to
             1e29.
         wait_share: Largest share of wall time for waiting for the loader's workers; ESPnet lost 76 % to label files.
-        throughput_share: Least seconds of audio per second, over the launch's median; at most .5 on a CPU, whose clock and caches are
-            shared.
+        throughput_share: Least seconds of audio per second, over the launch's median; at most .5 on a CPU, since other
+            programs share its clock and caches.
         unreadable_share: Largest share of rows that may be unreadable; data.max_skip_rate of all rows ends the run.
 
     Raises:

@@ -19,7 +19,6 @@ class StepBoundary(lightning.Callback):
     """Acts after each update, on all ranks alike.
 
     Args:
-        updates: Updates of the whole run.
         stop_after: Update after which this launch ends, resumable; None = run to the end.
         evaluation: The pass over the held-out set; None = no validation.
         log: The run's records on rank 0, None elsewhere.

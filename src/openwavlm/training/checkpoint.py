@@ -106,9 +106,8 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         """Deletes a checkpoint and its description."""
-        path = Path(path)
-        path.unlink(missing_ok=True)
-        description_file(path).unlink(missing_ok=True)
+        Path(path).unlink(missing_ok=True)
+        description_file(Path(path)).unlink(missing_ok=True)
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:

@@ -81,7 +81,6 @@ class RunLog:
 
     Args:
         last_step: Step of the checkpoint from which the run resumes, 0 for a new run.
-        updates: Updates of the whole run.
         penalty_weight: Weight of the feature penalty in the logged loss; `target_weights` those of the label sets.
         trackers: Trackers beside TensorBoard; closed with the log.
         prefixes: Of `records.known_records`.

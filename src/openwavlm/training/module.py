@@ -184,7 +184,6 @@ class PretrainingModule(lightning.LightningModule):
         """Forward pass of one micro-batch on the model's device.
 
         Args:
-            micro: The micro-batch.
             warm: Factor of the warm-up losses (`Loss.warm`).
             with_unmasked: Whether unmasked frames are predicted even if their loss has no weight.
             with_marginal: Whether the predicted probabilities are summed.
@@ -243,7 +242,6 @@ class PretrainingModule(lightning.LightningModule):
             return
         step, sums, norm, lr, with_unmasked, losses, measured = self._pending
         self._pending = None
-        # One copy from the device.
         total = self.control.sum((sums if measured is None else torch.cat([sums, measured])).cpu())
         figures = self.sums.named(total[: len(self.sums)])
         health = self.health.record(total[len(self.sums) :].numpy()) if self.health is not None and measured is not None else None

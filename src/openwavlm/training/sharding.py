@@ -121,10 +121,9 @@ class ShardedStrategy(ModelParallelStrategy):
         """Reads a whole checkpoint of any strategy on rank 0 and gives every rank its shards."""
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = load(path)
-        weights: dict[str, Any]
-        weights, states = checkpoint.pop("state_dict"), checkpoint.pop("optimizer_states")
         assert self.model is not None
-        weights = dict(fitting_weights(weights, self.model))
+        weights: dict[str, Any] = fitting_weights(checkpoint.pop("state_dict"), self.model)
+        states = checkpoint.pop("optimizer_states")
         first = self.global_rank == 0
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=True)
         set_model_state_dict(self.model, weights if first else {}, options=options)

@@ -64,14 +64,10 @@ class LossScale(nn.Module):
 
     It doubles after `GROWTH_INTERVAL` sound updates and halves with every skipped one (Micikevicius et al. 2018, §3.2). It is a power of
     two, so that scaling and unscaling change no digit, and part of the checkpoint.
-
-    Attributes:
-        scale: float32 ().
-        growth: int32 (), sound updates since it changed.
     """
 
-    scale: Tensor
-    growth: Tensor
+    scale: Tensor  # float32 ()
+    growth: Tensor  # int32 (), sound updates since it changed
 
     def __init__(self) -> None:
         super().__init__()

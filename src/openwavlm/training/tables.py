@@ -13,8 +13,7 @@ class RunTables:
     """`metrics.csv`, `validation.csv`, `health.csv` and, if the run is probed, `probes.csv`.
 
     Args:
-        metrics: Columns of `metrics.csv`.
-        validation: Columns of `validation.csv`.
+        metrics, validation: Columns of these tables.
         last_step: Step of the checkpoint from which the run resumes, 0 for a new run.
         prefixes: Of `records.known_records`.
 

@@ -119,7 +119,7 @@ FAULTS = {
     "gradient_flow": (blocked_layer, SHORT),
     "gradient_growth": (partial(growing_gradient, 24), WINDOWS),
     "dead_channels": (dead_channels, SHORT),
-    "void_updates": (infinite_gradients, SHORT),
+    "skipped_updates": (infinite_gradients, SHORT),
     "data_wait": (slow_loader, [*SHORT, "loader.workers=1"]),
     "throughput": (partial(slower_updates, 24), WINDOWS),
     "unreadable_rows": (unreadable_rows, SHORT),

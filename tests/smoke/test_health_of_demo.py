@@ -43,7 +43,7 @@ FAULTS: dict[str, tuple[Callable[[], None], list[str]]] = {
     "gradient_flow": (blocked_layer, ONE_WINDOW),
     "gradient_growth": (partial(growing_gradient, 600), EIGHT_WINDOWS),
     "dead_channels": (dead_channels, ONE_WINDOW),
-    "void_updates": (infinite_gradients, ONE_WINDOW),
+    "skipped_updates": (infinite_gradients, ONE_WINDOW),
     "data_wait": (partial(slow_loader, 0.1), ["stop_after=200", "loader.workers=1"]),
     "throughput": (partial(slower_updates, 600), EIGHT_WINDOWS),
     "unreadable_rows": (unreadable_rows, [*ONE_WINDOW, "data.max_skip_rate=0.5"]),

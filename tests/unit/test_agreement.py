@@ -100,7 +100,7 @@ def test_every_process_knows_the_sums_of_the_step_and_each_ranks_own_time(answer
 def test_two_processes_with_different_plans_both_stop(answers, other):
     for found in answers:
         assert found[other].startswith(
-            "RuntimeError: the ranks planned different data, so their shards, labels or versions differ"
+            "RuntimeError: the ranks planned different data, since their shards, labels or versions differ"
         )
 
 

@@ -267,7 +267,7 @@ def test_a_part_that_was_removed_is_named(config, key):
 
 
 def test_a_group_may_not_be_removed_and_a_source_may():
-    with pytest.raises(ValueError, match="the config lacks loss: take the override away that removes it"):
+    with pytest.raises(ValueError, match="the config lacks loss: leave out the override that deletes it"):
         compose_within("train", [*PLACES, "~loss"])
     other = ["+data.sources.other={shards: a, labels: b}", "~data.sources.speech"]
     assert list(compose_within("train", ["name=test", *other]).data.sources) == ["other"]

@@ -105,7 +105,7 @@ def test_a_table_that_is_missing_is_said(tmp_path, caplog):
     path = tmp_path / "metrics.csv"
     prefix = table(path)
     path.unlink()
-    assert goes_on(path, prefix).damage.startswith(f"{path} is missing before update 6, which the run goes on from: updates 1-6")
+    assert goes_on(path, prefix).damage.startswith(f"{path} is missing before update 6, from which the run resumes: updates 1-6")
     assert len(caplog.messages) == 1
 
 

@@ -9,7 +9,7 @@ import torch
 
 from openwavlm.batches.plan import MicroBatchSpec
 from openwavlm.batches.settings import Loading
-from openwavlm.training.validation import Evaluation, Unigram
+from openwavlm.training.validation import Evaluation, unigram_log_prob
 from steps import Ranks, log_probabilities, micro_batch, mixtures, model, prepared
 
 CLASSES = (7, 4, 5)
@@ -38,14 +38,13 @@ class Batches:
 def evaluation(batches: Batches, sets: int, control: Ranks) -> Evaluation:
     none = np.zeros(0, dtype=np.int64)
     specs = [MicroBatchSpec(made.id, none, none, none) for made in batches.made]
-    unigrams = [Unigram.of(counts) for counts in COUNTS[:sets]]
-    return Evaluation(specs, batches, Loading(workers=0), unigrams, control)
+    return Evaluation(specs, batches, Loading(workers=0), COUNTS[:sets], control)
 
 
 def test_the_unigram_is_smoothed_by_one_and_its_guess_is_the_commonest_label():
-    found = Unigram.of(np.array([5, 0, 3, 9, 9, 1, 0]))
-    assert found.commonest == 3
-    assert np.exp(found.log_prob) == pytest.approx(np.array([6, 1, 4, 10, 10, 2, 1]) / 34)
+    counts = np.array([5, 0, 3, 9, 9, 1, 0])
+    assert Evaluation([], Batches(CLASSES), Loading(workers=0), [counts], Ranks())._commonest == 3
+    assert np.exp(unigram_log_prob(counts)) == pytest.approx(np.array([6, 1, 4, 10, 10, 2, 1]) / 34)
 
 
 def expected_figures(learner, batches: Batches, sets: int, *, normalised: bool) -> dict[str, float]:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from openwavlm.training.fitting import fitting_weights
-from openwavlm.training.loss_scale import LossScale
+from openwavlm.training.sharding import fitting_weights
+from openwavlm.training.skipped_updates import LossScale
 
 
 def module(*, ema: bool = False, scale: bool = False) -> nn.Module:

@@ -179,7 +179,7 @@ def test_a_pack_that_another_file_replaces_is_read_on_as_it_was(place: Place, ca
     for row, labels in enumerate(before):
         np.testing.assert_array_equal(place.store.read(row), labels)
         np.testing.assert_array_equal(labels, true_labels(place.index, row))
-    assert [record.message.split(" has been replaced")[0] for record in caplog.records] == [
+    assert [record.message.split(" was replaced")[0] for record in caplog.records] == [
         str(labels_file(place.folder, pack)) for pack in ("pack-00000", "pack-00001")
     ]
     with pytest.raises(ValueError, match=r"pack-00000\.u16 must hold the labels"):

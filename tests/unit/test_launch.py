@@ -7,10 +7,8 @@ from typing import Any
 
 import hydra
 import pytest
-import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from openwavlm.batches.batch import MicroBatchId
 from openwavlm.batches.plan import PLAN_VERSION
 from openwavlm.cli.app import command
 from openwavlm.runs import monitoring
@@ -20,7 +18,6 @@ from openwavlm.runs.compose import composed, conf_dir, plain, swept
 from openwavlm.runs.launch import write_summary
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, named_checkpoint
 from openwavlm.training.config import RunConfig, with_placeholders
-from openwavlm.training.skipped_updates import MicroBatchLosses
 
 
 def test_as_many_processes_as_micro_batches_may_share_a_step():
@@ -103,12 +100,6 @@ def test_of_equal_figures_the_earlier_checkpoint_is_the_best(tmp_path):
         content = {"openwavlm": {"step": step, "validation": figure}}
         AtomicCheckpointIO().save_checkpoint(content, checkpoint_path(tmp_path, step))
     assert named_checkpoint(tmp_path, "best") == checkpoint_path(tmp_path, 20)
-
-
-def test_the_losses_that_are_kept_for_naming_hold_no_graph():
-    losses = MicroBatchLosses()
-    losses.add(MicroBatchId("speech", 0, 0, 0), torch.ones((), requires_grad=True) * 2)
-    assert not losses.losses[0].requires_grad
 
 
 def test_a_trial_is_called_by_what_its_sweep_varies(monkeypatch):

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from openwavlm.batches.batch import MicroBatchId
-from openwavlm.training.loss_scale import LossScale
-from openwavlm.training.skipped_updates import MicroBatchLosses, SkippedUpdates
+from openwavlm.training.skipped_updates import LossScale, SkippedUpdates
 
 
 def test_a_skipped_update_halves_the_scale_and_two_thousand_sound_ones_in_a_row_double_it():
@@ -40,11 +39,8 @@ def test_the_scale_is_part_of_the_state():
     assert torch.equal(other.scale, scale.scale) and set(scale.state_dict()) == {"scale", "growth"}
 
 
-def of(*losses: float) -> MicroBatchLosses:
-    made = MicroBatchLosses()
-    for number, loss in enumerate(losses):
-        made.add(MicroBatchId("speech", 2, 0, number + 5), torch.tensor(loss))
-    return made
+def of(*losses: float) -> list[tuple[MicroBatchId, torch.Tensor]]:
+    return [(MicroBatchId("speech", 2, 0, number + 5), torch.tensor(loss)) for number, loss in enumerate(losses)]
 
 
 def test_a_skipped_update_is_named_with_its_step_and_its_micro_batch(caplog):

@@ -14,7 +14,7 @@ from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.training.control import Control
-from openwavlm.training.loss import logmel_error
+from openwavlm.training.forward import logmel_error
 from openwavlm.training.module import PretrainingModule
 from openwavlm.training.optim import Optim
 from openwavlm.training.settings import Loss

@@ -192,10 +192,10 @@ def test_a_first_launch_gives_every_part_its_settings(launch: Launch) -> None:
     (_, builder, loading), steps = launch.given["StepLoader"]
     assert steps == {"rank": 0, "world_size": 1, "start_step": 0, "num_steps": 20} and loading.workers >= 0
     assert builder.draws.seed == 11 and builder.draws.mixing is mixing and builder.draws.layers == 2
-    (specs, judged, _, unigrams, _), _ = launch.given["Evaluation"]
+    (specs, judged, _, counts, _), _ = launch.given["Evaluation"]
     assert specs == ["spec"] and judged.draws.mixing is None and judged.draws.layer_drop == 0
     assert judged.draws.seed == 5, "masks of validation are of the split's seed, not of the run's"
-    assert [(len(one.log_prob), one.commonest) for one in unigrams] == [(10, 2), (7, 3)]
+    assert [(len(one), int(one.argmax())) for one in counts] == [(10, 2), (7, 3)]
 
     (where, _), log = launch.given["RunLog"]
     assert where == launch.directory and log["last_step"] == 0 and log["updates"] == 20

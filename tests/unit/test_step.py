@@ -370,6 +370,13 @@ def test_a_micro_batch_whose_loss_is_not_finite_is_named_whichever_label_set_it_
     assert "micro-batch 5" not in caplog.text and module.skipped.count == 1
 
 
+def test_the_losses_that_are_kept_for_naming_hold_no_graph(monkeypatch):
+    module, kept = training_module(model()), []
+    monkeypatch.setattr(module.skipped, "check", lambda step, norm, losses: kept.extend(losses))
+    fit(module, [StepBatch(0, 0, [micro_batch(0, [3000])])])
+    assert len(kept) == 1 and not kept[0][1].requires_grad
+
+
 # --- what is drawn ------------------------------------------------------------------------------------------------------
 
 
@@ -510,7 +517,7 @@ def test_a_rank_counts_whole_gradients_only_where_it_is_the_first():
         figures = HealthFigures(1, num_classes=7, channels=8, rank=rank)
         assert figures.begin(0)
         figures.gradients(module)
-        measured = figures.end().measured  # a rank that ran padding alone has no predictions
+        measured = figures.end()  # a rank that ran padding alone has no predictions
         assert not measured[:15].any() and bool(measured[15:].any()) == (rank == 0) and len(measured) == 15 + len(counted)
 
 

@@ -45,7 +45,7 @@ class Boundary:
         self.control = Noted()
         self.module = training_module(model(), control=self.control)
         self.module.flush = lambda: self.events.append("flush")
-        self.module.pace = SimpleNamespace(rest=lambda: self.events.append("rest"))
+        self.module.pace = SimpleNamespace(go=lambda: self.events.append("rest"))
         log = SimpleNamespace(
             paces=lambda own_us: self.events.append(f"paces {own_us}"),
             validation=lambda step, figures: self.events.append(f"log validation {step} {figures['cross_entropy']}"),

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import pytest
 
-from openwavlm.training.log import open_trackers
 from openwavlm.training.settings import Logging
+from openwavlm.training.trackers import open_trackers
 
 
 class Wandb:

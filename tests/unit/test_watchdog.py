@@ -69,7 +69,7 @@ def test_waiting_for_others_is_not_a_ranks_own_time():
     pace.end()
     assert pace.own_ms == 1000 * (1 + 2 + 4)
     now[0] = 300.0
-    pace.rest()
+    pace.go()
     now[0] = 300.5
     pace.begin()
     pace.hold()
@@ -98,9 +98,8 @@ def test_on_a_gpu_the_forward_passes_of_the_step_before_count(monkeypatch):
     for passes in ([5.0, 7.0], [1.0], []):
         pace.begin()
         for milliseconds in passes:
-            pace.forward_begins()
-            Event.now += milliseconds
-            pace.forward_ends()
+            with pace.forward():
+                Event.now += milliseconds
         pace.hold()
         pace.end()
         own_ms.append(pace.own_ms)

@@ -18,7 +18,7 @@ from openwavlm.training.build import make_builder
 from openwavlm.training.config import RunConfig
 from openwavlm.training.control import Control
 from openwavlm.training.health.references import labels_and_masks
-from openwavlm.training.validation import Evaluation, Unigram
+from openwavlm.training.validation import Evaluation
 
 
 def _labels_and_masks(
@@ -71,9 +71,9 @@ def masked_figures(
         nats[:] += np.bincount(speakers, weights=losses, minlength=len(nats))
         frames[:] += np.bincount(speakers, minlength=len(frames))
 
-    unigrams = [Unigram.of(opened.label_counts(number)) for number in range(len(opened.classes))]
+    counts = [opened.label_counts(number) for number in range(len(opened.classes))]
     evaluation = Evaluation(
-        whole_set(opened, test, seed), make_builder(config, opened, training=False), Loading(workers=0), unigrams, Control()
+        whole_set(opened, test, seed), make_builder(config, opened, training=False), Loading(workers=0), counts, Control()
     )
     found = evaluation.run(model, torch.device("cpu"), add)
     present = np.flatnonzero(frames)

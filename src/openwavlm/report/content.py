@@ -10,6 +10,7 @@ import numpy as np
 from openwavlm.evaluation.live import read_baselines
 from openwavlm.training.checkpoint import checkpoints_in
 from openwavlm.training.checkpoint_reader import read_description
+from openwavlm.training.health.rules import current_name
 from openwavlm.training.records import TEXT_COLUMNS, Record, missing_steps, read_record
 from openwavlm.training.run_files import read_config, read_run, read_summary
 from openwavlm.training.tables import HEALTH_COLUMNS
@@ -169,7 +170,8 @@ def read_table(path: Path, *, prefix: Mapping[str, Any] | None = None, notes: li
 def read_findings(path: Path, *, prefix: Mapping[str, Any] | None = None, notes: list[str] | None = None) -> list[dict[str, str]]:
     """Rows of `health.csv` as text; a missing file is empty. `prefix` and `notes` as in `read_table`."""
     record = _read(path, prefix, notes, HEALTH_COLUMNS)
-    return [dict(zip(record.columns, row, strict=True)) for row in record.rows]
+    rows = [dict(zip(record.columns, row, strict=True)) for row in record.rows]
+    return [{**row, "rule": current_name(row["rule"])} for row in rows]
 
 
 def known_tables(run: Path, launches: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -195,7 +197,7 @@ def read_iteration(run: Path, name: str | None = None) -> Iteration:
     config = read_config(run / "config.yaml")
     summary = read_summary(run / "summary.json") if (run / "summary.json").exists() else {}
     record = read_run(run / "run.json") if (run / "run.json").exists() else {}
-    launches, notes = record.get("segments", []), []
+    launches, notes, health = record.get("segments", []), [], summary.get("health")
     known = known_tables(run, launches)
     for launch in launches:
         notes += [f"When the run resumed: {sentence}." for sentence in launch.get("damaged", {}).values()]
@@ -208,7 +210,7 @@ def read_iteration(run: Path, name: str | None = None) -> Iteration:
         record=record,
         launch=summary.get("this_launch", {}),
         findings=read_findings(run / "health.csv", prefix=known.get("health.csv"), notes=notes),
-        health=summary.get("health"),
+        health=None if health is None else {current_name(rule): state for rule, state in health.items()},
         notes=notes,
     )
     steps = iteration.metrics.get("step", np.zeros(0)).astype(int).tolist()

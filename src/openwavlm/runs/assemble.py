@@ -31,13 +31,14 @@ from openwavlm.training.control import Control
 from openwavlm.training.health.core_wait import CoreWait
 from openwavlm.training.health.monitor import HealthMonitor, WallClock
 from openwavlm.training.label_watch import LabelWatch
-from openwavlm.training.log import RunLog, open_trackers
+from openwavlm.training.log import RunLog
 from openwavlm.training.log_file import log_file
 from openwavlm.training.module import PretrainingModule
 from openwavlm.training.records import known_records
 from openwavlm.training.run_files import flatten
 from openwavlm.training.sums import StepRecord
-from openwavlm.training.validation import Evaluation, Unigram
+from openwavlm.training.trackers import open_trackers
+from openwavlm.training.validation import Evaluation
 
 
 @dataclass(frozen=True)
@@ -245,5 +246,5 @@ def _evaluation(config: RunConfig, data: OpenData, control: Control) -> Evaluati
     specs = data.validation_specs()
     if not specs:
         return None
-    unigrams = [Unigram.of(data.label_counts(number)) for number in range(len(data.classes))]
-    return Evaluation(specs, make_builder(config, data, training=False), config.loader, unigrams, control)
+    counts = [data.label_counts(number) for number in range(len(data.classes))]
+    return Evaluation(specs, make_builder(config, data, training=False), config.loader, counts, control)

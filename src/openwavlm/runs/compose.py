@@ -83,7 +83,7 @@ def check_removes_nothing(overrides: Iterable[str]) -> None:
     """
     removed = [word[1:].partition("=")[0] for word in overrides if re.match(r"~\w+(=|$)", word)]
     if removed:
-        raise ValueError(f"the config lacks {removed[0]}: take the override away that removes it")
+        raise ValueError(f"the config lacks {removed[0]}: leave out the override that deletes it")
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The health rules of one run, from its config and data (docs/training.md, "Is this normal?")."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from openwavlm.batches.schedule import Schedule
@@ -57,7 +56,7 @@ def make_monitor(
     return HealthMonitor(
         known,
         clock,
-        on_finding=lambda finding: run_log.finding(asdict(finding)),
+        on_finding=run_log.finding,
         on_figures=run_log.figures,
         stop=lambda: control.ask_stop("health.action=stop"),
         state=kept,

@@ -19,16 +19,12 @@ class StepBoundary(lightning.Callback):
     """Acts after each update, on all ranks alike.
 
     Args:
-        schedules: Updates between two of each job.
-        directory: Run directory.
-        updates: Updates of the whole run.
         stop_after: Update after which this launch ends, resumable; None = run to the end.
         evaluation: The pass over the held-out set; None = no validation.
-        probe: Called with the module and the step at each probe, on every rank.
-        probe_every: Updates between two probes.
         log: The run's records on rank 0, None elsewhere.
-        on_start: Called when training begins.
+        on_start: Called when training begins, to install the run's signal handlers in place of Lightning's.
         paused: Context that leaves validation and saving out of the wall time.
+        probe: Called on every rank with the module and the step, every `probe_every` updates; None = no probes.
         before_save: Called on every rank before a checkpoint is written; if it raises, none is written.
         after_save: Called on rank 0 with the step after one was written.
     """
@@ -56,7 +52,7 @@ class StepBoundary(lightning.Callback):
         self.requeue = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Installs the run's signal handlers in place of Lightning's."""
+        """As of Lightning."""
         self._on_start()
 
     def on_train_batch_end(
@@ -92,7 +88,7 @@ class StepBoundary(lightning.Callback):
         if stop and not at_end:
             self.requeue = totals.requeue
             trainer.should_stop = True
-        pl_module.pace.rest()
+        pl_module.pace.go()
 
     def _save(self, trainer: lightning.Trainer, module: PretrainingModule, step: int) -> None:
         module.control.note(f"saving after update {step}")

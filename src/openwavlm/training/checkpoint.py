@@ -1,10 +1,6 @@
 """Checkpoints that survive a kill: written beside, synced, described, renamed; the newest one that verifies is taken.
 
-step-00012000.ckpt        Lightning's full checkpoint (tensors and plain values, loaded with weights_only=True)
-step-00012000.ckpt.json   size, checksum, step, fingerprints, checksums of the run's tables and of itself; written first, so a .ckpt
-                          without it never exists
-
-`checkpoint_reader` reads both.
+`step-….ckpt` is Lightning's full checkpoint, `step-….ckpt.json` its description, which is written first.
 """
 
 import errno
@@ -23,10 +19,10 @@ from openwavlm.runtime.atomic import digest_of, sync_folder, write_atomically
 from openwavlm.runtime.resources import naming
 from openwavlm.runtime.sealed import sealed
 from openwavlm.training.checkpoint_reader import (
+    CURE,
     FORMAT_VERSION,
     Description,
-    NewerFormatError,
-    OtherRunError,
+    ForeignCheckpointError,
     description_file,
     load,
     read_description,
@@ -39,29 +35,24 @@ _FULL_BYTES = 2**20
 log = logging.getLogger(__name__)
 
 
-def _disk_is_full(folder: Path, error: BaseException | None) -> bool:
-    """Whether a full disk caused an error; torch's writer may replace the error of the file with its own."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def _of_the_file(error: BaseException | None) -> OSError | None:
+    """Error of the file behind an error of torch's writer, which replaces it when it closes."""
+    while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
-    return shutil.disk_usage(folder).free < _FULL_BYTES
+    return error
+
+
+def _disk_is_full(folder: Path, error: Exception) -> bool:
+    found = _of_the_file(error)
+    return found.errno in (errno.ENOSPC, errno.EDQUOT) if found else shutil.disk_usage(folder).free < _FULL_BYTES
 
 
 def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
-    """Writes with torch, whose writer replaces an error of the file with its own when it closes.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
     try:
         torch.save(checkpoint, watched(file, "save.writing"))
     except RuntimeError as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, OSError):
-                raise cause from error
-            cause = cause.__cause__ or cause.__context__
+        if (cause := _of_the_file(error)) is not None:
+            raise cause from error
         raise
 
 
@@ -72,7 +63,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """Writes `path` so that a kill at any instant leaves either nothing or a whole file with its description.
 
         Raises:
-            ValueError: If the disk is full; the checkpoints before this one stay.
+            ValueError: If the disk is full; earlier checkpoints stay.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,8 +93,8 @@ class AtomicCheckpointIO(CheckpointIO):
             if not full:
                 raise
             raise ValueError(
-                f"{path.parent} is full, so {path.name} was not written; the checkpoints before it are whole: free some space and give the "
-                "same command again"
+                f"{path.parent} is full, so {path.name} was not written; earlier checkpoints are whole: free some space and give the same "
+                "command again"
             ) from error
         temporary.replace(path)
         sync_folder(path.parent)
@@ -115,9 +106,8 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         """Deletes a checkpoint and its description."""
-        path = Path(path)
-        path.unlink(missing_ok=True)
-        description_file(path).unlink(missing_ok=True)
+        Path(path).unlink(missing_ok=True)
+        description_file(Path(path)).unlink(missing_ok=True)
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
@@ -129,41 +119,33 @@ def check(path: Path) -> Description:
     """Compares a checkpoint with its description.
 
     Raises:
-        ValueError: If it is missing, damaged or of another step than that in its name; if it was written by a newer version
-            (`NewerFormatError`) or by another run than that of its folder (`OtherRunError`).
+        ForeignCheckpointError: If it was written by a newer version, or by another run than that of its folder.
+        ValueError: If it is missing, damaged or of another step than that in its name.
     """
     description = read_description(path)
     if not path.is_file():
-        raise ValueError(f"{path} is no file: restore it from a copy, or go on from another checkpoint")
+        raise ValueError(f"{path} is no file: {CURE}")
     if path.stat().st_size != description.nbytes or digest_of(path, "sha256") != description.sha256:
-        raise ValueError(
-            f"{path} is damaged (its size or checksum is not that in {description_file(path).name}): restore it from a copy, or go on "
-            "from another checkpoint"
-        )
-    _check_run(path, description)
-    return description
-
-
-def _check_run(path: Path, description: Description) -> None:
-    """Compares the run that wrote a checkpoint with the run of its folder, where both are known."""
+        raise ValueError(f"{path} is damaged (its size or checksum is not that in {description_file(path).name}): {CURE}")
     record = path.absolute().parents[1] / "run.json"
     known = read_run(record).get("run") if description.run and record.is_file() else None
     if known and known != description.run:
-        raise OtherRunError(
+        raise ForeignCheckpointError(
             f"{path} was written by another run than that of {record}: move it out of the folder, and restore the run's own checkpoint "
-            "from a copy if it was replaced; to go on from this one in a new run, give branch_from"
+            "from a copy if it was replaced; to begin a new run at this one, give branch_from"
         )
+    return description
 
 
 def verified(path: Path) -> bool:
     """Whether a checkpoint is whole (`check`); the reason is logged if it is not.
 
     Raises:
-        ValueError: If it was written by a newer version or by another run.
+        ForeignCheckpointError: If it was written by a newer version or by another run.
     """
     try:
         check(path)
-    except (NewerFormatError, OtherRunError):
+    except ForeignCheckpointError:
         raise
     except ValueError as error:
         log.warning("checkpoint %s is passed over: %s", path.name, error)
@@ -213,13 +195,12 @@ def named_checkpoint(directory: Path, which: str) -> Path | None:
     if which == "newest":
         return newest_checkpoint(directory)
     if which == "best":
-        figures = _validation_figures(directory, warn=True)
-        if not figures:
+        ranked = _best_first(directory, warn=True)
+        if not ranked:
             raise ValueError(f"no checkpoint in {directory} was validated, so there is no best one: use checkpoint=newest")
-        path = min(figures, key=lambda path: (figures[path], path.name))
-        check(path)
-        return path
-    named = checkpoint_path(directory, int(which)) if which.isdecimal() else None
+        named: Path | None = ranked[0]
+    else:
+        named = checkpoint_path(directory, int(which)) if which.isdecimal() else None
     if named is None or not named.exists():
         steps = ", ".join(str(step_of(found)) for found in checkpoints_in(directory))
         raise ValueError(f"checkpoint must be newest, best or one of {steps or 'none yet'}, but is {which}")
@@ -227,13 +208,8 @@ def named_checkpoint(directory: Path, which: str) -> Path | None:
     return named
 
 
-def _validation_figures(directory: Path, *, warn: bool = False) -> dict[Path, float]:
-    """Cross-entropy on held-out speakers by checkpoint, of those with a finite figure.
-
-    Args:
-        directory: Folder of the checkpoints.
-        warn: Whether to log those with a figure that cannot be read.
-    """
+def _best_first(directory: Path, *, warn: bool = False) -> list[Path]:
+    """The validated checkpoints, the lowest cross-entropy first; with `warn`, unreadable descriptions are logged."""
     figures = {}
     for path in checkpoints_in(directory):
         try:
@@ -244,7 +220,7 @@ def _validation_figures(directory: Path, *, warn: bool = False) -> dict[Path, fl
             continue
         if figure is not None and math.isfinite(figure):
             figures[path] = figure
-    return figures
+    return sorted(figures, key=lambda path: (figures[path], path.name))
 
 
 def prune(newest: Path, keep_last: int, *, keep_every: int = 0, keep_best: int = 0) -> None:
@@ -252,9 +228,7 @@ def prune(newest: Path, keep_last: int, *, keep_every: int = 0, keep_best: int =
 
     Args:
         newest: The checkpoint that was just written; those of later steps were passed over as damaged.
-        keep_last: Number of those of the last steps up to it that are kept.
-        keep_every: Those after a multiple of so many updates are kept; 0 = none.
-        keep_best: Number of those with the lowest cross-entropy on held-out speakers that are kept.
+        keep_last: Number of those of the last steps up to it that are kept; `keep_every` and `keep_best` as of `Schedules`.
     """
     directory = newest.parent
     for leftover in directory.glob("*.tmp"):
@@ -263,8 +237,7 @@ def prune(newest: Path, keep_last: int, *, keep_every: int = 0, keep_best: int =
     # By step, not by time: clocks differ between hosts, and copies have times of their own.
     kept = {newest, *[path for path in found if _by_step(path) <= _by_step(newest)][-keep_last:]}
     kept |= {path for path in found if keep_every and (step_of(path) or 0) % keep_every == 0}
-    figures = _validation_figures(directory)
-    kept |= set(sorted(figures, key=lambda path: (figures[path], path.name))[:keep_best])
+    kept |= set(_best_first(directory)[:keep_best])
     for path in found:
         if path not in kept and not path.is_dir():
             AtomicCheckpointIO().remove_checkpoint(path)

@@ -1,4 +1,4 @@
-"""Reader of a run's checkpoints: the description beside the file, and the file itself."""
+"""Readers of a run's checkpoint and of the description beside it."""
 
 import pickle
 import re
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from openwavlm.runtime.resources import check_of_the_file, naming, read_again
 from openwavlm.runtime.sealed import read_sealed
-from openwavlm.training.run_files import are_texts, is_count
+from openwavlm.training.run_files import Count, has_type
 
 FORMAT_VERSION = 1
-_CURE = "restore it from a copy, or go on from another checkpoint"
+CURE = "restore it from a copy, or resume from another checkpoint"
+_DESCRIBED = {"format_version?": Count, "bytes": Count, "sha256": str, "step?": Count | None, "validation?": float | None}
+_STATE = {"step": Count, "fingerprints": dict[str, str], "plan": dict}
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
@@ -42,12 +44,8 @@ class Description:
     run: str
 
 
-class NewerFormatError(ValueError):
-    """A checkpoint of a newer version. It is never passed over in favour of an older one."""
-
-
-class OtherRunError(ValueError):
-    """A checkpoint of another run. It is never passed over, since pruning would delete it."""
+class ForeignCheckpointError(ValueError):
+    """A checkpoint of a newer version or of another run. It is never passed over, since pruning would delete it."""
 
 
 def description_file(path: Path) -> Path:
@@ -62,85 +60,61 @@ def step_of(path: Path) -> int | None:
 
 
 def read_description(path: Path) -> Description:
-    """Reads a checkpoint's description.
-
-    Args:
-        path: The checkpoint, `step-….ckpt`.
+    """Reads the description of a checkpoint, `path`.
 
     Raises:
-        NewerFormatError: If a newer version wrote it.
+        ForeignCheckpointError: If a newer version wrote it.
         ValueError: If the description is missing, damaged or of another step than that in the name.
     """
     file = description_file(path)
-    content = read_sealed(file, remedy=_CURE, newest=FORMAT_VERSION)
+    content = read_sealed(file, remedy=CURE, newest=FORMAT_VERSION)
     version = content.get("format_version", 0)
-    if is_count(version) and version > FORMAT_VERSION:
-        raise NewerFormatError(
+    if has_type(version, Count) and version > FORMAT_VERSION:
+        raise ForeignCheckpointError(
             f"{path} has checkpoint format {version}, this version reads up to {FORMAT_VERSION}: install a newer openwavlm, "
             f"or restore {file.name} if it is damaged"
         )
     step, validation, records = content.get("step"), content.get("validation"), content.get("records") or {}
-    sha256 = content.get("sha256")
-    fits = (
-        is_count(version)
-        and is_count(content.get("bytes"))
-        and isinstance(sha256, str)
-        and _HEX.fullmatch(sha256)
-        and (step is None or is_count(step))
-        and (validation is None or (isinstance(validation, int | float) and not isinstance(validation, bool)))
-        and _fits_records(records)
-    )
-    if not fits:
-        raise ValueError(f"{file} is damaged (bytes, sha256 or step of the checkpoint are missing or wrong): {_CURE}")
+    if not (has_type(content, _DESCRIBED) and _HEX.fullmatch(content["sha256"]) and _are_records(records)):
+        raise ValueError(f"{file} is damaged (bytes, sha256 or step of the checkpoint are missing or wrong): {CURE}")
     named = step_of(path)
     if named is not None and step is not None and named != step:
-        raise ValueError(f"{path} is named after update {named}, but {file.name} describes one after update {step}: {_CURE}")
+        raise ValueError(f"{path} is named after update {named}, but {file.name} describes one after update {step}: {CURE}")
     figure = None if validation is None else float(validation)
     tables, launch = records.get("tables", {}), records.get("launch", 0)
-    return Description(content["bytes"], str(sha256), step, figure, tables, launch, records.get("run", ""))
+    return Description(content["bytes"], content["sha256"], step, figure, tables, launch, records.get("run", ""))
 
 
-def _fits_records(records: Any) -> bool:
+def _are_records(value: Any) -> bool:
     """Whether a value has the form of `tables.RunTables.record`."""
-    if not isinstance(records, dict) or not is_count(records.get("launch", 0)) or not isinstance(records.get("run", ""), str):
-        return False
-    tables = records.get("tables", {})
-    return isinstance(tables, dict) and all(
-        isinstance(of, dict) and of.keys() == {"bytes", "checksum"} and is_count(of["bytes"]) and isinstance(of["checksum"], str)
-        for of in tables.values()
-    )
+    known = has_type(value, {"tables?": dict[str, dict[str, Any]], "launch?": Count, "run?": str})
+    exact = {"bytes": Count, "checksum": str}
+    return known and all(has_type(of, exact) and len(of) == len(exact) for of in value.get("tables", {}).values())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a run's checkpoint: tensors, mapped from the file, and plain values; no code in it is ever run.
 
-    Checksums are compared here for all but tensors; those of tensors are in the description (`checkpoint.verified`).
+    Checksums are compared here for all but tensors; `checkpoint.verified` compares those of tensors.
 
     Returns:
-        Its content: `state_dict` (tensors by name), `openwavlm` (`step`, `fingerprints`, `plan`, …) and what Lightning adds.
+        `state_dict` (tensors by name), `openwavlm` (`step`, `fingerprints`, `plan`, …) and the entries of Lightning.
 
     Raises:
         ValueError: If it is damaged, not of a run, or of another step than that in its name.
     """
     content = load(path)
-    ours, state = content.get("openwavlm"), content.get("state_dict")
-    fits = (
-        isinstance(ours, dict)
-        and is_count(ours.get("step"))
-        and are_texts(ours.get("fingerprints"))
-        and isinstance(ours.get("plan"), dict)
-        and _fits_records(ours.get("records") or {})
-        and isinstance(state, dict)
-        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items())
-    )
-    if not fits:
+    ours: Any = content.get("openwavlm")
+    state: Any = content.get("state_dict")
+    fits = has_type(ours, _STATE) and _are_records(ours.get("records") or {}) and has_type(state, dict[str, Tensor])
+    if not (fits and all(isinstance(name, str) for name in (*ours["fingerprints"], *state))):
         raise ValueError(
-            f"{path} must hold a run's state_dict and, under openwavlm, its step, fingerprints and plan, but lacks some: {_CURE}"
+            f"{path} must hold a run's state_dict and, under openwavlm, its step, fingerprints and plan, but lacks some: {CURE}"
         )
     named = step_of(path)
     if named is not None and named != content["openwavlm"]["step"]:
         raise ValueError(
-            f"{path} is named after update {named}, but holds the state after update {content['openwavlm']['step']}: {_CURE}"
+            f"{path} is named after update {named}, but holds the state after update {content['openwavlm']['step']}: {CURE}"
         )
     return content
 
@@ -172,11 +146,11 @@ def load(path: Path, *, map_location: Any = None, mapped: bool = True) -> dict[s
         raise
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split(". ")[0].split())
-        raise ValueError(f"{path} must hold tensors and plain values alone ({reason}): {_CURE}") from error
+        raise ValueError(f"{path} must hold tensors and plain values alone ({reason}): {CURE}") from error
     except Exception as error:  # zipfile, torch and pickle raise almost anything on a damaged archive
         check_of_the_file(error, path)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged ({reason}): {_CURE}") from error
+        raise ValueError(f"{path} is damaged ({reason}): {CURE}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a checkpoint's entries by name, but holds {type(content).__name__}: {_CURE}")
+        raise ValueError(f"{path} must hold a checkpoint's entries by name, but holds {type(content).__name__}: {CURE}")
     return content

@@ -1,4 +1,4 @@
-"""The typed config of a training run, checked key by key."""
+"""The typed config of a training run."""
 
 import inspect
 import types
@@ -12,6 +12,7 @@ from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.training.health.settings import Health
 from openwavlm.training.key_names import nearest_key
 from openwavlm.training.optim import Optim
+from openwavlm.training.run_files import has_type, nested
 from openwavlm.training.settings import Logging, Loss, Schedules, TrainerSettings
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -71,10 +72,7 @@ class RunConfig:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "RunConfig":
-        """Checks a config of plain values, and makes the objects of its groups.
-
-        Args:
-            values: As composed from `conf/train.yaml`, or as a run's `config.yaml` holds it.
+        """Checks plain values, composed from `conf/train.yaml` or read from a run's `config.yaml`, and makes the objects of the groups.
 
         Raises:
             ValueError: If a key is unknown or missing, or a value is refused; the message names the key.
@@ -84,11 +82,11 @@ class RunConfig:
         _refuse_unknown(values, names, "")
         absent = [key for key in names if key not in values]
         if absent:
-            raise ValueError(f"the config lacks {', '.join(absent)}: take the override away that removes it")
+            raise ValueError(f"the config lacks {', '.join(absent)}: leave out the override that deletes it")
         for name, hint in _FIELDS.items():
             if not is_dataclass(hint):
                 _check_type(values[name], hint, name)
-        # Names and types of all groups before any value, so that a misspelt key is reported before a missing folder.
+        # Names and types before any value, so that a misspelt key is reported before a missing folder.
         checked = {name: _checked(values, name) for name, hint in _FIELDS.items() if is_dataclass(hint)}
         groups = {name: _FIELDS[name](**of_group) for name, of_group in checked.items()}
         return cls(**groups, **{name: values[name] for name in names if name not in groups})
@@ -121,29 +119,8 @@ def _checked(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _check_type(value: Any, hint: Any, where: str) -> None:
-    if not _is_of(value, hint):
+    if not has_type(value, hint):
         raise ValueError(f"{where} must be {_described(hint)}, but is {value!r}")
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a plain value has an annotated type; a whole number is a float too, a truth value is no number."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin is Literal:
-        return isinstance(value, str) and value in inner
-    if origin in (types.UnionType, typing.Union):
-        return any(_is_of(value, choice) for choice in inner)
-    if origin in (list, tuple):
-        if not isinstance(value, list | tuple):
-            return False
-        kinds = inner[:1] * len(value) if origin is list or inner[-1] is ... else inner
-        return len(value) == len(kinds) and all(_is_of(v, kind) for v, kind in zip(value, kinds, strict=True))
-    if origin is dict:
-        return isinstance(value, dict) and all(_is_of(v, inner[1]) for v in value.values())
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def _described(hint: Any) -> str:
@@ -185,10 +162,7 @@ def settings_of() -> dict[str, type]:
 
 def default_values() -> dict[str, Any]:
     """Every group with the defaults of its class, as plain values; `???` for a value that has to be given."""
-    groups = {place.rpartition(".")[2]: _defaults(settings) for place, settings in settings_of().items()}
-    for name, outer in _INNER.items():
-        groups[outer][name] = groups.pop(name)
-    return groups
+    return nested({place: _defaults(settings) for place, settings in settings_of().items()})
 
 
 def _defaults(settings: type) -> dict[str, Any]:

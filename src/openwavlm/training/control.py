@@ -1,7 +1,7 @@
 """The exchange between ranks, once a step: masked frames, hash of the plan, requests to save or stop, and the last step's time.
 
-It is one all-reduce of a few integers on the host (gloo), started before the first forward and finished before the first backward. So
-it needs no device synchronisation, and all ranks act on a signal at the same step boundary.
+It is one all-reduce on the host (gloo) from the first forward to the first backward: no device synchronisation, and all ranks act on a
+signal at the same step boundary.
 """
 
 import logging
@@ -63,17 +63,11 @@ def forget_requests(directory: Path) -> None:
 
 
 class Control:
-    """The per-step exchange, and the flags that signals and touched files set.
-
-    Args:
-        directory: Run directory; a file `save_now` or `stop` in it is a request, which rank 0 removes.
-    """
+    """The per-step exchange, and the flags that signals and the files `save_now` and `stop` in the run directory set."""
 
     def __init__(self, directory: Path | None = None) -> None:
         self._directory = directory
-        self._stop = False
-        self._save = False
-        self._requeue = False
+        self._stop = self._save = self._requeue = False
         self.why = ""  # source of this rank's request to stop; empty without one
         self._watchdog: Watchdog | None = None
         self._at_interrupt: Any = None
@@ -90,8 +84,7 @@ class Control:
     def listen(self, watchdog: Watchdog | None = None) -> None:
         """Turns SIGTERM, SIGINT and SIGUSR1 into a checkpoint and a stop at the next step boundary; a second SIGINT ends at once.
 
-        Args:
-            watchdog: Gets a note of each phase of a step.
+        `watchdog` gets a note of each phase of a step.
         """
         self._watchdog = watchdog
         self._at_interrupt = signal.getsignal(signal.SIGINT)
@@ -104,8 +97,7 @@ class Control:
         if number == signal.SIGINT and self._stop:
             raise KeyboardInterrupt
         _signals.append(number)
-        self._stop = True
-        self.why = self.why or signal.Signals(number).name
+        self.ask_stop(signal.Signals(number).name)
         self._requeue = self._requeue or number == signal.SIGUSR1
 
     def note(self, doing: str) -> None:
@@ -128,10 +120,7 @@ class Control:
         self.why = self.why or why
 
     def _touched(self, name: str) -> bool:
-        if self._directory is None or self.rank != 0:
-            return False
-        path = self._directory / name
-        if not path.exists():
+        if self._directory is None or self.rank != 0 or not (path := self._directory / name).exists():
             return False
         path.unlink(missing_ok=True)
         return True
@@ -142,7 +131,7 @@ class Control:
         Args:
             masked_frames: Those of this rank's part of the step.
             digest: Hash of the plans that the step draws from.
-            own_ms: Milliseconds of this rank's own part of the step before.
+            own_ms: Time of this rank's own part of the step before, milliseconds.
         """
         if self._touched("stop"):
             self.ask_stop("the file stop")
@@ -167,7 +156,7 @@ class Control:
         masked, stop, save, requeue, digests, *own_us = self._vector.tolist()
         if digests != self._digest * self.world_size:
             raise RuntimeError(
-                "the ranks planned different data, so their shards, labels or versions differ: compare run.json's fingerprints with the "
+                "the ranks planned different data, since their shards, labels or versions differ: compare run.json's fingerprints with the "
                 "index on every node"
             )
         return StepTotals(masked, stop > 0, save > 0, requeue > 0, tuple(own_us))

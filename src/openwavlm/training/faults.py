@@ -1,7 +1,6 @@
 """Planted deaths for tests: a process kills itself when it reaches a named point for the n-th time.
 
 `OPENWAVLM_FAULT=save.renamed:2:KILL` sends SIGKILL when the second checkpoint has been renamed and the old ones are not yet pruned.
-Without the variable every point returns at once.
 """
 
 import os
@@ -18,7 +17,7 @@ def _planted() -> tuple[str, int, int] | None:
         return None
     point, count, name = text.split(":")
     if point not in POINTS:
-        raise ValueError(f"OPENWAVLM_FAULT names the point {point}, but there are {', '.join(POINTS)}: correct it or unset it")
+        raise ValueError(f"OPENWAVLM_FAULT names the point {point}, but there are {', '.join(POINTS)}")
     return point, int(count), signal.Signals[f"SIG{name}"].value
 
 

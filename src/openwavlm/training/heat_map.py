@@ -17,12 +17,7 @@ def read_probes(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def heat_map(path: Path, baselines: dict[str, float]) -> Figure:
-    """Draws `probes.csv`; the title names the baselines.
-
-    Args:
-        path: The table.
-        baselines: Accuracies of `logmel_context`, `mfcc` and `untrained` on the same frames.
-    """
+    """Draws `probes.csv`; the title names the baselines, accuracies of `logmel_context`, `mfcc` and `untrained` on the same frames."""
     steps, accuracy = read_probes(path)
     figure = Figure(figsize=(5.4, 0.9 + 0.22 * max(4, len(accuracy))), layout="constrained")
     axes = figure.subplots()
@@ -35,8 +30,6 @@ def heat_map(path: Path, baselines: dict[str, float]) -> Figure:
     axes.set_ylabel("layer")
     named = {"logmel_context": "log-mel ± 5", "mfcc": "MFCC", "untrained": "untrained"}
     without = ", ".join(f"{title} {baselines[name]:.3f}" for name, title in named.items() if name in baselines)
-    axes.set_title(
-        f"phone accuracy, share of frames ({without})" if without else "phone accuracy, share of frames", fontsize="small"
-    )
+    axes.set_title("phone accuracy, share of frames" + (f" ({without})" if without else ""), fontsize="small")
     figure.colorbar(image, ax=axes)
     return figure

@@ -1,4 +1,4 @@
-"""The key that a misspelt key probably means: by its name in other programs, by its last part, by spelling."""
+"""Suggestions for misspelt config keys."""
 
 import difflib
 from collections.abc import Iterable
@@ -50,15 +50,10 @@ _KEY_OF = {word: key for key, words in _SYNONYMS.items() for word in words.split
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str | None:
-    """The key that a misspelt key probably means.
+    """The key of `known` that a misspelt key, such as `optim.learning_rate`, probably means; None if nothing is near.
 
-    Args:
-        key: Unknown key with its groups, as in `optim.learning_rate`.
-        known: All keys.
-
-    Returns:
-        One of `known`: the one with this name in other programs; else the one with the same last part; else the one of nearest
-        spelling, in the same group if there is one. None if nothing is near.
+    It is the one with this name in other programs; else the one with the same last part; else the one of nearest spelling, in the same
+    group if there is one.
     """
     known = list(known)
     group, _, leaf = key.rpartition(".")

@@ -1,4 +1,4 @@
-"""Comparison of a run's labels with their checksums, in the background of the training and before each checkpoint."""
+"""Comparison of a run's labels with their checksums, in the background of training and before each checkpoint."""
 
 import logging
 import threading
@@ -13,10 +13,9 @@ log = logging.getLogger(__name__)
 class LabelWatch:
     """Reads the packs that `LabelStore.open` left unread, and notices packs that change while a run reads them.
 
-    If a rename replaces a file, the old content is read on. A change in place is noticed by time and size.
+    If a rename replaces a file, the old content stays in use. A change in place is noticed by time and size.
 
     Args:
-        stores: The labels of the run.
         reads: Whether this process checks files; one of each node does.
         on_damage: Called from the background, once, with the message of the first damaged pack.
     """
@@ -30,10 +29,9 @@ class LabelWatch:
         self._thread: threading.Thread | None = None
         self._replaced: set[Pack] = set()
         for store in stores:
-            unchecked = store.unchecked
             if reads:
                 self._packs += [store.pack(number) for number in store.used]
-                self._unread += [store.pack(number) for number in unchecked]
+                self._unread += [store.pack(number) for number in store.unchecked]
             store.leave_to_watch()
 
     def start(self) -> None:
@@ -50,25 +48,26 @@ class LabelWatch:
             ValueError: If a pack is damaged.
             OSError: If one cannot be read.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._join()
         if self._error is not None:
             raise self._error
         for pack in self._packs:
             if pack.check_changed() and pack not in self._replaced:
                 self._replaced.add(pack)
                 log.warning(
-                    "%s has been replaced or removed; this launch goes on with the labels that it opened, the next one reads the new "
-                    "file",
+                    "%s was replaced or removed; this launch continues with the old content, the next one reads the new file",
                     pack.labels_file,
                 )
 
     def close(self) -> None:
         """Ends the background thread."""
         self._ended.set()
+        self._join()
+
+    def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
+            self._thread = None
 
     def _read(self) -> None:
         try:

@@ -5,6 +5,7 @@ import logging
 import statistics
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,32 +16,12 @@ from openwavlm.runtime.resources import naming
 from openwavlm.training.heat_map import heat_map
 from openwavlm.training.records import Value
 from openwavlm.training.settings import Logging
-from openwavlm.training.sums import StepRecord, of_further_sets, of_set
+from openwavlm.training.sums import StepRecord, of_set
 from openwavlm.training.tables import RunTables
-from openwavlm.training.trackers import MlflowTracker, Tracker, WandbTracker
-from openwavlm.training.validation import VALIDATION_COLUMNS
+from openwavlm.training.trackers import Tracker
+from openwavlm.training.validation import validation_figures
 
 log = logging.getLogger(__name__)
-
-METRIC_COLUMNS = [
-    "step",
-    "loss",
-    "cross_entropy",
-    "accuracy",
-    "unmasked_accuracy",
-    "feature_penalty",
-    "logmel_error",
-    "grad_norm",
-    "lr",
-    "masked_frames",
-    "mask_coverage",
-    "mixed_rows",
-    "rows",
-    "audio_s",
-    "padding_share",
-    "unreadable_rows",
-    "void",
-]
 
 
 def _let_the_main_thread_raise() -> None:
@@ -57,22 +38,8 @@ def _let_the_main_thread_raise() -> None:
     threading.excepthook = hook
 
 
-def open_trackers(settings: Logging, directory: Path, config: dict[str, Any]) -> list[Tracker]:
-    """Opens the trackers of the settings; the flat `config` becomes the run's parameters there.
-
-    Raises:
-        ValueError: If a package is missing.
-    """
-    trackers: list[Tracker] = []
-    if settings.wandb != "off":
-        trackers.append(WandbTracker(directory, settings.project, settings.wandb, config))
-    if settings.mlflow is not None:
-        trackers.append(MlflowTracker(directory, settings.project, settings.mlflow, config))
-    return trackers
-
-
 def metrics_row(record: StepRecord, penalty_weight: float, target_weights: Sequence[float] = (1.0,)) -> dict[str, Value]:
-    """Figures of one update, independent of time and machine.
+    """A row of `metrics.csv`: figures of one update, independent of time and machine.
 
     A column without a number at its end is of the first label set, except the loss, which is of all.
     """
@@ -113,18 +80,11 @@ class RunLog:
     """Writes the records of a run on the one process that may (rank 0).
 
     Args:
-        directory: The run directory.
-        settings: Intervals.
-        last_step: Step of the checkpoint that the run goes on from, 0 for a new run.
-        updates: Updates of the whole run.
-        penalty_weight: Weight of the feature penalty in the logged loss.
-        target_weights: Weight of each label set in it.
+        last_step: Step of the checkpoint from which the run resumes, 0 for a new run.
+        penalty_weight: Weight of the feature penalty in the logged loss; `target_weights` those of the label sets.
         trackers: Trackers beside TensorBoard; closed with the log.
-        prefixes: Lengths and checksums of the tables in the checkpoint (`records.known_records`).
+        prefixes: Of `records.known_records`.
         now: The clock, in seconds.
-
-    Attributes:
-        tables: The tables.
     """
 
     def __init__(
@@ -142,9 +102,9 @@ class RunLog:
     ) -> None:
         self._trackers, self._now = trackers, now
         self._settings, self._updates, self._penalty_weight = settings, updates, penalty_weight
-        self._target_weights, sets = target_weights, len(target_weights)
-        measured = [*METRIC_COLUMNS, *of_further_sets(("cross_entropy", "accuracy"), sets)]
-        validated = [*VALIDATION_COLUMNS, *of_further_sets(("cross_entropy", "accuracy", "unigram_cross_entropy"), sets)]
+        self._target_weights, nothing = target_weights, defaultdict[str, float](float)
+        measured = list(metrics_row(StepRecord(0, nothing, 0.0, 0.0, with_unmasked=False), 0.0, target_weights))
+        validated = ["step", *validation_figures(nothing, len(target_weights))]
         self.tables = RunTables(directory, metrics=measured, validation=validated, last_step=last_step, prefixes=prefixes or {})
         self._directory = directory
         _let_the_main_thread_raise()
@@ -171,9 +131,7 @@ class RunLog:
     def _scalars(self, group: str, values: Mapping[str, Value], step: int) -> None:
         """Writes the figures that are not None to TensorBoard and the trackers."""
         known = {f"{group}/{name}": float(value) for name, value in values.items() if value is not None}
-        with self._to_board():
-            for name, value in known.items():
-                self._board.add_scalar(name, value, step)
+        self.figures(step, known)
         for tracker in self._trackers:
             tracker.scalars(known, step)
 
@@ -216,12 +174,12 @@ class RunLog:
         )
 
     def finding(self, row: dict[str, Value]) -> None:
-        """Writes a health rule that fired, by the names of `HEALTH_COLUMNS`."""
+        """Writes a row of `health.csv`."""
         self.tables.health.write(row)
         self.tables.health.sync()
 
     def figures(self, step: int, values: dict[str, float]) -> None:
-        """Writes further figures of an update to TensorBoard alone."""
+        """Writes figures of an update to TensorBoard alone."""
         with self._to_board():
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -229,8 +187,9 @@ class RunLog:
     def probes(self, step: int, layers: list[float], baselines: dict[str, float], seconds: float) -> None:
         """Writes each layer's phone accuracy on development speakers, and the seconds that the probe took."""
         columns = ["step", *(f"layer_{layer}" for layer in range(len(layers)))]
-        self.tables.probes(columns).write({"step": step, **dict(zip(columns[1:], layers, strict=True))})
-        self._scalars("probes", dict(zip(columns[1:], layers, strict=True)), step)
+        figures = dict(zip(columns[1:], layers, strict=True))
+        self.tables.probes(columns).write({"step": step, **figures})
+        self._scalars("probes", figures, step)
         best = max(range(len(layers)), key=layers.__getitem__)
         context = baselines.get("logmel_context", 0.0)
         log.info(

@@ -12,7 +12,7 @@ def log_file(directory: Path, rank: int) -> Path:
 
 
 class _LogFile(logging.FileHandler):
-    """A file of messages. If it cannot be written, one line is printed on standard error, and the run goes on."""
+    """A file of messages. If it cannot be written, one line is printed on standard error, and the run continues."""
 
     _failed = False
 

@@ -1,8 +1,7 @@
 """The global step: masked prediction over the rank's micro-batches, normalised by the masked frames of all ranks.
 
-for each micro-batch:   loss = (Σ cross-entropy + λ · penalty · n) · W / N        n its masked frames, N those of the whole step
-gradients averaged over W ranks  ⇒  Σ over everything / N   (fairseq's rule; the same at every number of processes)
-norm → finite? → clip → AdamW (an update that is not finite is skipped on the device, without synchronisation)
+Loss of a micro-batch: (Σ cross-entropy + λ · penalty · n) · W / N, with its n masked frames of the N of the whole step; its gradient is
+averaged over W ranks (fairseq's rule; the same at every number of processes).
 """
 
 import contextlib
@@ -18,22 +17,26 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from openwavlm.audio.spectra import NUM_BANDS
-from openwavlm.batches.batch import PretrainBatch
+from openwavlm.batches.batch import MicroBatchId, PretrainBatch
 from openwavlm.batches.loader import StepBatch
 from openwavlm.batches.settings import Mixing
 from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.training.control import Control, StepTotals
 from openwavlm.training.faults import reach
-from openwavlm.training.fitting import fitting_weights
-from openwavlm.training.forward import forward_micro_batch, prepare_waveforms, seed_dropout
-from openwavlm.training.health.figures import HealthFigures, PendingFigures
-from openwavlm.training.loss import logmel_error, micro_batch_loss, over_sets
-from openwavlm.training.loss_scale import LossScale
+from openwavlm.training.forward import (
+    forward_micro_batch,
+    logmel_error,
+    micro_batch_loss,
+    over_sets,
+    prepare_waveforms,
+    seed_dropout,
+)
+from openwavlm.training.health.figures import HealthFigures
 from openwavlm.training.optim import Optim
 from openwavlm.training.pace import Pace
 from openwavlm.training.settings import Loss
-from openwavlm.training.sharding import set_gradient_sync, shard_model, state_by_name, state_by_position
-from openwavlm.training.skipped_updates import MicroBatchLosses, SkippedUpdates
+from openwavlm.training.sharding import fitting_weights, set_gradient_sync, shard_model, state_by_name, state_by_position
+from openwavlm.training.skipped_updates import LossScale, SkippedUpdates
 from openwavlm.training.sums import StepRecord, micro_batch_sums, step_sums
 
 _TOLERATED = 5  # fewer unreadable rows give no rate
@@ -43,22 +46,16 @@ class PretrainingModule(lightning.LightningModule):
     """Lightning's module of a run: one batch is one global step, optimised by hand.
 
     Args:
-        model: Encoder and prediction head.
-        optim: Optimiser and schedule.
         loss: Loss weights; with `logmel` the module has the linear map, which no export contains.
         mixing: Settings by which drawn mixtures are applied.
-        seed: The run's seed.
-        control: The per-step exchange between ranks.
         on_record: Called with each finished step's record, one step late.
         target_weights: Weight of each label set in the loss.
         unmasked_every: Steps between two measurements of the accuracy on unmasked frames; 0 = never.
         max_skip_rate: Share of rows that may be unreadable before the run stops.
-        float16: Whether the loss is scaled (`loss_scale`), as float16 needs it.
-        fingerprints: Of the data, for checkpoints.
-        plan_state: Step → state of the plan, for a checkpoint.
+        float16: Whether the loss is scaled (`LossScale`).
         health: Collects figures for the health rules; None = no rules.
-        health_state: State of the health rules (on rank 0), for a checkpoint.
-        records: Length and checksum of each of the run's tables (on rank 0), for a checkpoint.
+        fingerprints, plan_state, health_state, records: For checkpoints: fingerprints of the data, state of the plan at a step, and,
+            on rank 0, state of the health rules and of the run's tables.
     """
 
     def __init__(
@@ -98,7 +95,7 @@ class PretrainingModule(lightning.LightningModule):
         self.pace = Pace(on_gpu=False)
         self.validation: float | None = None  # cross-entropy on the held-out set, if this step was validated
         self.totals: StepTotals | None = None
-        self._pending: tuple[int, Tensor, Tensor, float, bool, MicroBatchLosses, PendingFigures | None] | None = None
+        self._pending: tuple[int, Tensor, Tensor, float, bool, list[tuple[MicroBatchId, Tensor]], Tensor | None] | None = None
 
     def configure_model(self) -> None:
         """Shards the parameters where the strategy made a device mesh."""
@@ -137,12 +134,11 @@ class PretrainingModule(lightning.LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         sums = self.sums.zeros(self.device)
-        losses = MicroBatchLosses()
+        losses: list[tuple[MicroBatchId, Tensor]] = []
         for number, micro in enumerate(batch.micro_batches):
             with self._gradient_sync(wanted=number == last):
-                pace.forward_begins()
-                output, logmel, loss = self.micro_batch(micro, warm, with_unmasked=with_unmasked, with_marginal=measured)
-                pace.forward_ends()
+                with pace.forward():
+                    output, logmel, loss = self.micro_batch(micro, warm, with_unmasked=with_unmasked, with_marginal=measured)
                 if number == 0:
                     self.totals = self._exchange(batch.step)
                 assert self.totals is not None
@@ -151,7 +147,7 @@ class PretrainingModule(lightning.LightningModule):
                     control.note(
                         f"update {batch.step + 1}: backward of the last micro-batch, with the sum of gradients over all ranks"
                     )
-                losses.add(micro.id, over_sets(output, "cross_entropy_sum", self.target_weights))
+                losses.append((micro.id, over_sets(output, "cross_entropy_sum", self.target_weights).detach()))
                 loss = loss * (micro.weight * control.world_size / max(1, self.totals.masked_frames))
                 self.manual_backward(loss if self.loss_scale is None else loss * self.loss_scale.scale)
                 if micro.weight:
@@ -185,10 +181,9 @@ class PretrainingModule(lightning.LightningModule):
     def micro_batch(
         self, micro: PretrainBatch, warm: float, *, with_unmasked: bool = False, with_marginal: bool = False
     ) -> tuple[PretrainingOutput, Tensor | None, Tensor]:
-        """Forward pass of one micro-batch.
+        """Forward pass of one micro-batch on the model's device.
 
         Args:
-            micro: The micro-batch, on the model's device.
             warm: Factor of the warm-up losses (`Loss.warm`).
             with_unmasked: Whether unmasked frames are predicted even if their loss has no weight.
             with_marginal: Whether the predicted probabilities are summed.
@@ -242,15 +237,14 @@ class PretrainingModule(lightning.LightningModule):
         return norm
 
     def flush(self) -> None:
-        """Reads back the last step's figures, whose device work is finished by now, and passes the record on."""
+        """Reads back the last step's figures, which the device has computed by now, and passes the record on."""
         if self._pending is None:
             return
-        step, sums, norm, lr, with_unmasked, losses, pending = self._pending
+        step, sums, norm, lr, with_unmasked, losses, measured = self._pending
         self._pending = None
-        # One vector, so that there is one copy from the device.
-        total = self.control.sum((sums if pending is None else torch.cat([sums, pending.measured])).cpu())
+        total = self.control.sum((sums if measured is None else torch.cat([sums, measured])).cpu())
         figures = self.sums.named(total[: len(self.sums)])
-        health = pending.record(total[len(self.sums) :].numpy()) if pending is not None else None
+        health = self.health.record(total[len(self.sums) :].numpy()) if self.health is not None and measured is not None else None
         self.on_record(StepRecord(step + 1, figures, float(norm), lr, with_unmasked, health))
         self._check_unreadable(figures)
         self.skipped.check(step + 1, float(norm), losses)
@@ -264,15 +258,11 @@ class PretrainingModule(lightning.LightningModule):
                 f"{self.max_skip_rate:g} allows: run openwavlm verify on the shards, restore the files that it names, and start again"
             )
 
-    def _groups(self) -> list[list[str]]:
-        """Names of the parameters of each group of the optimiser."""
-        return [list(group) for group in self.optim.groups(self)]
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the data's fingerprints and the place in the plan; keys the optimiser's state by name."""
         if self.device_mesh is None:
             states = checkpoint["optimizer_states"]
-            checkpoint["optimizer_states"] = [state_by_name(state, self._groups()) for state in states]
+            checkpoint["optimizer_states"] = [state_by_name(state, self.optim.groups(self)) for state in states]
         checkpoint["openwavlm"] = {
             "format_version": 1,
             "step": self.trainer.global_step,
@@ -291,6 +281,6 @@ class PretrainingModule(lightning.LightningModule):
         if self.device_mesh is None:
             checkpoint["state_dict"] = fitting_weights(checkpoint["state_dict"], self)
             states = checkpoint["optimizer_states"]
-            checkpoint["optimizer_states"] = [state_by_position(state, self._groups()) for state in states]
+            checkpoint["optimizer_states"] = [state_by_position(state, self.optim.groups(self)) for state in states]
         self._rows, self._unreadable = checkpoint["openwavlm"]["rows"], checkpoint["openwavlm"]["unreadable"]
         self.skipped.count = checkpoint["openwavlm"]["voids"]

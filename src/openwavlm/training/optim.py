@@ -1,7 +1,7 @@
-"""The optimiser and its schedules: AdamW, linear warm-up from 0, and then
+"""The optimiser, AdamW, and its learning rate: linear warm-up from 0, then one of two schedules.
 
-linear   straight down to the last update (fairseq's `polynomial_decay` with power 1)
-wsd      constant, and straight down over the last share: until then a run can be extended, or ended from any checkpoint by a branch
+`linear` falls straight to the last update (fairseq's `polynomial_decay` with power 1). `wsd` is constant and falls straight over the last
+share: until then a run can be extended, or ended from any checkpoint by a branch.
 """
 
 import math
@@ -57,39 +57,31 @@ class Optim:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        if self.updates < 1:
-            raise ValueError(f"optim.updates must be at least 1, but is {self.updates}")
-        if not 0 <= self.warmup_updates < self.updates:
-            raise ValueError(
-                f"optim.warmup_updates must lie in [0, optim.updates), but is {self.warmup_updates} of {self.updates}: "
-                "8 % of the updates is the usual choice"
-            )
-        if not (0 < self.lr < math.inf and self.clip_norm > 0 and 0 <= self.final_share <= 1):
-            raise ValueError(
-                "optim.lr and optim.clip_norm must be positive and optim.final_share in [0, 1], but are "
-                f"{self.lr}, {self.clip_norm}, {self.final_share}"
-            )
-        if self.schedule not in ("linear", "wsd"):
-            raise ValueError(f"optim.schedule must be linear or wsd, but is {self.schedule!r}")
-        if not (0 < self.decay_share <= 1 and self.warmup_updates + self.decay_updates <= self.updates):
-            raise ValueError(
-                f"optim.decay_share must lie in (0, 1] and leave room for the warm-up, but is {self.decay_share} of {self.updates} "
-                f"updates with {self.warmup_updates} of warm-up: lower one of them"
-            )
-        if not 0 <= self.max_skip_rate <= 1:
-            raise ValueError(f"optim.max_skip_rate must lie in [0, 1], but is {self.max_skip_rate}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"optim.ema must lie in [0, 1), but is {self.ema}: 0.999 is a usual choice, 0 for none")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(
-                f"optim.betas must be two numbers in [0, 1), but are {list(self.betas)}: [0.9, 0.98] is the usual choice"
-            )
-        if not (self.eps > 0 and 0 <= self.weight_decay < math.inf):
-            raise ValueError(
-                f"optim.eps must be positive and optim.weight_decay not negative, but are {self.eps}, {self.weight_decay}"
-            )
-        if self.decay not in ("all", "matrices"):
-            raise ValueError(f"optim.decay must be all or matrices, but is {self.decay!r}")
+        warm_up = f"{self.warmup_updates} of {self.updates}"
+        rules = (
+            (self.updates >= 1, "updates must be at least 1", self.updates),
+            (
+                0 <= self.warmup_updates < self.updates,
+                "warmup_updates must lie in [0, optim.updates)",
+                f"{warm_up}: 8 % of the updates is the usual choice",
+            ),
+            (0 < self.lr < math.inf, "lr must be a positive number", self.lr),
+            (self.clip_norm > 0, "clip_norm must be positive", self.clip_norm),
+            (0 <= self.final_share <= 1, "final_share must lie in [0, 1]", self.final_share),
+            (
+                0 < self.decay_share <= 1 and self.warmup_updates + self.decay_updates <= self.updates,
+                "decay_share must lie in (0, 1] and leave room for the warm-up",
+                f"{self.decay_share}, with a warm-up of {warm_up} updates: lower one of them",
+            ),
+            (0 <= self.max_skip_rate <= 1, "max_skip_rate must lie in [0, 1]", self.max_skip_rate),
+            (0 <= self.ema < 1, "ema must lie in [0, 1)", f"{self.ema}: 0.999 is a usual choice, 0 for none"),
+            (all(0 <= beta < 1 for beta in self.betas), "betas must lie in [0, 1)", list(self.betas)),
+            (self.eps > 0, "eps must be positive", self.eps),
+            (0 <= self.weight_decay < math.inf, "weight_decay must not be negative", self.weight_decay),
+        )
+        for fits, rule, found in rules:
+            if not fits:
+                raise ValueError(f"optim.{rule}, but is {found}")
 
     @property
     def decay_updates(self) -> int:

@@ -1,20 +1,16 @@
-"""Time of a rank's own part of a step: waiting for data and computing, without waiting for other ranks.
-
-On a GPU the host runs ahead of the device, so the time of the forward passes is taken on the device and read a step later.
-"""
+"""Time of a rank's own part of a step: waiting for data and computing, without waiting for other ranks."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
 
 class Pace:
-    """A stopwatch that is held while a rank waits for the others.
+    """A stopwatch that is held while a rank waits for the others; `now` is the clock, in seconds.
 
-    Args:
-        on_gpu: Whether the step runs on a GPU.
-        now: The clock, in seconds.
+    With `on_gpu` the host runs ahead of the device, so the forward passes are timed on the device and read a step later.
     """
 
     def __init__(self, *, on_gpu: bool, now: Callable[[], float] = time.monotonic) -> None:
@@ -24,10 +20,6 @@ class Pace:
         self._mark = self._now()
         self._data = self._computed = 0.0
         self.own_ms = 0.0
-
-    def rest(self) -> None:
-        """Leaves validation, saving and other side jobs out."""
-        self._mark = self._now()
 
     def begin(self) -> None:
         """Starts a step, whose batch has arrived."""
@@ -41,24 +33,24 @@ class Pace:
         self._mark = now
 
     def go(self) -> None:
-        """Starts the watch again."""
+        """Starts the watch again, after a wait for others or after side jobs."""
         self._mark = self._now()
 
-    def forward_begins(self) -> None:
-        """Marks the start of a forward pass on the device."""
-        if self._on_gpu:
-            pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-            pair[0].record()
-            self._events.append(pair)
-
-    def forward_ends(self) -> None:
-        """Marks its end."""
-        if self._on_gpu:
-            self._events[-1][1].record()
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Marks the start and end of a forward pass on the device."""
+        if not self._on_gpu:
+            yield
+            return
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        yield
+        end.record()
+        self._events.append((begin, end))
 
     def end(self) -> None:
         """Ends a step and computes `own_ms`."""
-        # The figures of the step before were read during this one, so the device has passed that step's events.
+        # The device has passed the events of the step before, since its figures were read during this one.
         on_device = sum(begin.elapsed_time(end) for begin, end in self._before)
         self._before, self._events = self._events, []
         self.own_ms = 1000 * (self._data + self._computed) + on_device

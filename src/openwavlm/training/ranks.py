@@ -50,10 +50,7 @@ def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def join_processes(patience: timedelta | None = None) -> tuple[int, int]:
-    """Joins the process group of torchrun or `srun`; returns (rank, world size).
-
-    Args:
-        patience: Longest wait for the other processes; None = torch's default, minutes.
+    """Joins the process group of torchrun or `srun`, waiting at most `patience` (torch's default: minutes); returns (rank, world size).
 
     Raises:
         ValueError: As `slurm_variables`.
@@ -67,7 +64,7 @@ def join_processes(patience: timedelta | None = None) -> tuple[int, int]:
 
 
 def requeue_job() -> bool:
-    """Has Slurm queue this job again after its end; returns whether that worked. Outside of Slurm it does nothing."""
+    """Lets Slurm queue this job again after its end; returns whether that worked. Does nothing outside of Slurm."""
     job = os.environ.get("SLURM_JOB_ID")
     program = shutil.which("scontrol")
     if job is None or program is None:
@@ -76,5 +73,5 @@ def requeue_job() -> bool:
     if answer.returncode:
         log.warning("scontrol requeue %s: %s", job, answer.stderr.strip())
     else:
-        log.info("job %s is queued again and will go on from the checkpoint", job)
+        log.info("job %s is queued again and will resume from the checkpoint", job)
     return answer.returncode == 0

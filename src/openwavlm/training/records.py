@@ -1,7 +1,7 @@
 """`metrics.csv`, `validation.csv`, `probes.csv`, `health.csv`: rows by step, exact floats, flushed; rows past a checkpoint are cut.
 
-A checkpoint has the length and checksum of each table at its step. A launch that goes on from it compares them: a table that was damaged
-before that step is logged and copied to a file beside, never cut silently.
+A checkpoint has the length and checksum of each table. A launch that resumes from it compares them: a damaged table is logged and copied
+to a file beside, never cut silently.
 """
 
 import csv
@@ -27,10 +27,6 @@ def _field(value: Value) -> str:
     if isinstance(value, str):
         return '"' + value.replace('"', '""').replace("\n", " ") + '"'
     return "" if value is None else repr(value)
-
-
-def _new_checksum() -> "hashlib.blake2b":
-    return hashlib.blake2b(digest_size=16)
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,6 @@ def read_record(
     is a fault.
 
     Args:
-        path: The table.
         prefix: `bytes` and `checksum` of its beginning, from a checkpoint.
         columns: Its columns, if known; a header that differs is a fault.
         last_step: Rows past this step are left out; unreadable lines after the last row up to it are no fault.
@@ -79,12 +74,10 @@ def read_record(
         raise ValueError(f"{path} is no file: restore it from a copy")
     raw = retried(path.read_bytes, path)
     faults = []
-    differs = prefix is not None and _state(raw[: prefix["bytes"]]) != dict(prefix)
+    differs = prefix is not None and _prefix(raw[: prefix["bytes"]]) != dict(prefix)
     if prefix is not None and differs:
-        short = len(raw) < prefix["bytes"]
-        faults.append(
-            f"it has {len(raw)} bytes, not {prefix['bytes']} or more" if short else "its content is not what was written"
-        )
+        short = f"it has {len(raw)} bytes, not {prefix['bytes']} or more" if len(raw) < prefix["bytes"] else None
+        faults.append(short or "its content is not what was written")
     elif prefix is not None and last_step is not None:
         raw = raw[: prefix["bytes"]]  # the rest was written after the checkpoint
     lines = raw.decode(errors="replace").split("\n")[:-1]
@@ -163,17 +156,14 @@ def _listed(what: str, numbers: list[int], most: int = 5) -> str:
 def last_row(path: Path) -> dict[str, float]:
     """Figures of a table's last row; empty without a table or a row."""
     record = read_record(path) if path.is_file() else Record([])
-    return (
-        {name: float(value) for name, value in zip(record.columns, record.rows[-1], strict=True) if value} if record.rows else {}
-    )
+    last = zip(record.columns, record.rows[-1], strict=True) if record.rows else ()
+    return {name: float(value) for name, value in last if value}
 
 
 def known_records(state: Mapping[str, Any] | None, *, own: bool) -> dict[str, Mapping[str, Any]]:
-    """Prefixes in a checkpoint of the tables of the run that goes on from it.
+    """Prefixes of the tables in a checkpoint (`state` is its `openwavlm`, None without one).
 
-    Args:
-        state: `openwavlm` of the checkpoint; None for none.
-        own: Whether the checkpoint is the run's own; a branch has only copies of `BRANCHED`.
+    Unless the checkpoint is the run's `own`, only those of `BRANCHED`, which a branch copies.
     """
     tables = ((state or {}).get("records") or {}).get("tables", {})
     return {name: prefix for name, prefix in tables.items() if own or name in BRANCHED}
@@ -185,24 +175,21 @@ def missing_steps(steps: list[int], last_step: int) -> str | None:
     return _listed("update", missing) if missing else None
 
 
-def _state(content: bytes) -> dict[str, Any]:
-    checksum = _new_checksum()
-    checksum.update(content)
-    return {"bytes": len(content), "checksum": checksum.hexdigest()}
+def _prefix(content: bytes) -> dict[str, Any]:
+    return {"bytes": len(content), "checksum": hashlib.blake2b(content, digest_size=16).hexdigest()}
 
 
 class CsvRecord:
     """An append-only table keyed by its first column, `step`.
 
     Args:
-        path: The file.
         columns: Names; the first is `step`.
         last_step: Rows past this step are cut (the run starts again after it), as is a torn last line.
         prefix: Length and checksum of the table in the checkpoint at `last_step`; None if unknown.
         every_update: Whether the table has a row for every update.
 
     Attributes:
-        damage: Damage before `last_step`, one sentence; None without. A copy of the damaged file is kept beside.
+        damage: Damage before `last_step`, one sentence; None without.
 
     Raises:
         ValueError: If an existing file has other columns.
@@ -226,8 +213,7 @@ class CsvRecord:
                 raise ValueError(f"{path} has other columns than this version writes: start a new run (another name)")
         self.damage = self._damage(record, last_step, prefix, every_update=every_update)
         content = "".join([header, *record.lines]).encode()
-        self._bytes, self._checksum = len(content), _new_checksum()
-        self._checksum.update(content)
+        self._bytes, self._checksum = len(content), hashlib.blake2b(content, digest_size=16)
         write_atomically(path, content)
         self._file = path.open("a")
 
@@ -240,13 +226,11 @@ class CsvRecord:
         missing = missing_steps(record.steps, last_step) if every_update else None
         if exists and not record.faults and not missing:
             return None
-        found = (
-            f"{self.path} is damaged ({'; '.join(record.faults or ['it ends early'])})" if exists else f"{self.path} is missing"
-        )
+        fault = f"damaged ({'; '.join(record.faults or ['it ends early'])})" if exists else "missing"
         kept = self._keep_aside(last_step)
         lost = f" {missing} {'has' if missing.startswith('update ') else 'have'} no figures;" if missing else ""
         sentence = (
-            f"{found} before update {last_step}, which the run goes on from:{lost} the rows that can be read are kept"
+            f"{self.path} is {fault} before update {last_step}, from which the run resumes:{lost} the rows that can be read are kept"
             + (f", and the file as it was is {kept.name}" if kept else "")
             + "; training is not affected"
         )
@@ -254,7 +238,6 @@ class CsvRecord:
         return sentence
 
     def _keep_aside(self, last_step: int) -> Path | None:
-        """Copies the damaged file to a new name."""
         if not self.path.is_file():
             return None
         number = 0

@@ -4,7 +4,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, NewType, Union, get_args, get_origin
 
 import yaml
 
@@ -14,13 +15,42 @@ from openwavlm.runtime.sealed import read_sealed
 FORMAT_VERSION = 2  # 2: with a checksum of itself and of config.yaml
 _CURE = "restore it from a copy, or start a new run under another name"
 _MAX_VALUES = 100_000
+Count = NewType("Count", int)  # a whole number from 0 on
+
+
+def has_type(value: Any, hint: Any) -> bool:
+    """Whether a plain value has an annotated type; a whole number is a float too, a truth value is no number.
+
+    Two more hints: `{"key": hint, "other?": hint}`, a mapping with these entries, the second of which may be absent; `[hint]`, a list.
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if isinstance(hint, dict):
+        places = [(key.rstrip("?"), key.endswith("?"), of) for key, of in hint.items()]
+        return isinstance(value, dict) and all(has_type(value[k], of) if k in value else free for k, free, of in places)
+    if isinstance(hint, list):
+        return isinstance(value, list) and all(has_type(each, hint[0]) for each in value)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin in (UnionType, Union):
+        return any(has_type(value, choice) for choice in inner)
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            return False
+        kinds = inner[:1] * len(value) if origin is list or inner[-1] is ... else inner
+        return len(value) == len(kinds) and all(has_type(v, kind) for v, kind in zip(value, kinds, strict=True))
+    if origin is dict:
+        return isinstance(value, dict) and all(has_type(v, inner[1]) for v in value.values())
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is Count:
+        return isinstance(value, int) and value >= 0
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def config_checksum(config: Any) -> str:
-    """Checksum of a config for `run.json`, without its paths, which change where a run and its data are moved.
-
-    A wrong path is noticed when it is opened: by its absence, or by the fingerprints of the data.
-    """
+    """Checksum of a config for `run.json`, without its paths, which change where a run and its data are moved."""
     return hashlib.blake2b(json.dumps(_without_paths(config), sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -33,10 +63,7 @@ def _without_paths(value: Any) -> Any:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Reads a run's `config.yaml`, and compares it with the checksums in `run.json`, if there are some.
-
-    Returns:
-        The config under the keys of this version.
+    """Reads a run's `config.yaml` under the keys of this version, and compares it with the checksums in `run.json`, if there are some.
 
     Raises:
         ValueError: If it is missing or damaged, or if no launch of this run wrote it.
@@ -50,8 +77,8 @@ def read_config(path: Path) -> dict[str, Any]:
     known = read_run(record).get("configs") if record.exists() else None
     if known and config_checksum(config) not in known:
         raise ValueError(
-            f"{path} is damaged or was edited (no launch in run.json wrote it): restore it from a copy; to go on with another "
-            "config give allow_change=[…] to train.py"
+            f"{path} is damaged or was edited (no launch in run.json wrote it): restore it from a copy; to resume with another config "
+            "give allow_change=[…] to train.py"
         )
     return _in_current_form(config)
 
@@ -71,20 +98,22 @@ def current_key(key: str) -> str | None:
 
 
 def _in_current_form(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config under today's keys."""
-    found = {key: _without_classes(value) for key, value in config.items()}
+    found = _without_classes(config)
     for old, new in _RENAMED.items():
         group, key = old.split(".")
-        if not isinstance(found.get(group), dict) or key not in found[group]:
-            continue
-        value = found[group].pop(key)
-        if new is not None:
-            *path, last = new.split(".")
-            node = found
-            for name in path:
-                node = node.setdefault(name, {})
-            node[last] = value
+        if isinstance(found.get(group), dict) and key in found[group]:
+            value = found[group].pop(key)
+            if new is not None:
+                _put(found, new, value)
     return {key: value for key, value in found.items() if key != "head"}
+
+
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a value of a nested config by its flattened key."""
+    *path, last = key.split(".")
+    for name in path:
+        config = config.setdefault(name, {})
+    config[last] = value
 
 
 def _without_classes(value: Any) -> Any:
@@ -108,16 +137,12 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
     """The inverse of `flatten`."""
     found: dict[str, Any] = {}
     for key, value in flat.items():
-        *path, last = key.split(".")
-        node = found
-        for name in path:
-            node = node.setdefault(name, {})
-        node[last] = value
+        _put(found, key, value)
     return found
 
 
 def parse_config(path: Path) -> dict[str, Any]:
-    """Reads a file of a config by itself.
+    """Reads a config file by itself.
 
     Raises:
         ValueError: If it is damaged.
@@ -151,6 +176,28 @@ def _is_plain(config: Any) -> bool:
     return True
 
 
+# As of `run_directory.training_data`.
+_TRAINING = {
+    "indexes": list[str],
+    "validation_indexes": list[str],
+    "validation_share": float,
+    "split_seed": float,
+    "metadata?": dict[str, str],
+    "sources?": list[str],
+}
+_RUN = {
+    "format_version": Count,
+    "segments": [{"from_step": Count}],
+    "fingerprints?": dict[str, str],
+    "heard?": [_TRAINING],
+    "configs?": list[str],
+    "sources?": list[str],
+    "run?": str,
+    "first_checkpoint?": Count,
+}
+_BEGINNING = {"path": str, "model": str, "dialect": str}
+
+
 def read_run(path: Path) -> dict[str, Any]:
     """Reads a `run.json`, of this format or of 1, which had no checksum.
 
@@ -159,55 +206,37 @@ def read_run(path: Path) -> dict[str, Any]:
     """
     content = read_sealed(path, remedy=_CURE, newest=FORMAT_VERSION, sealed_since=2)
     version: Any = content.get("format_version")
-    if is_count(version) and version > FORMAT_VERSION:
+    if has_type(version, Count) and version > FORMAT_VERSION:
         raise ValueError(f"{path} has format {version}, this version reads up to {FORMAT_VERSION}: install a newer openwavlm")
-    segments, heard, configs = content.get("segments"), content.get("heard", []), content.get("configs", [])
-    fits = (
-        is_count(version)
-        and isinstance(segments, list)
-        and all(isinstance(segment, dict) and is_count(segment.get("from_step")) for segment in segments)
-        and are_texts(content.get("fingerprints", {}))
-        and isinstance(heard, list)
-        and all(isinstance(entry, dict) and _fits_training(entry) for entry in heard)
-        and isinstance(configs, list)
-        and all(isinstance(checksum, str) for checksum in configs)
-        and _is_list_of_texts(content.get("sources", []))
-        and isinstance(content.get("run", ""), str)
-        and is_count(content.get("first_checkpoint", 0))
-        and _fits_beginning(content.get("init_from"))
-    )
-    if not fits:
+    began_as = content.get("init_from")
+    if not has_type(content, _RUN) or not (began_as is None or has_type(began_as, _BEGINNING)):
         raise ValueError(f"{path} is damaged (it must hold the launches of a run and what they trained on): {_CURE}")
     return content
 
 
-def check_launches(content: Mapping[str, Any], path: Path) -> None:
-    """Checks the entries of each launch that are needed to build its updates again.
+_SEGMENT = {
+    "changes": dict[str, tuple[Any, Any]],
+    "versions": {"openwavlm": str},
+    "threads": int,
+    "plan_version": Count,
+    "commit": Any,
+    "fingerprints": dict[str, str],
+    "plan": {"key": str},
+}
 
-    Args:
-        content: Of `read_run`.
-        path: Its file, for the message.
+
+def check_launches(content: Mapping[str, Any], path: Path) -> None:
+    """Checks the entries of each launch of `read_run` from which its updates are built again; `path` is the file.
 
     Raises:
         ValueError: If a launch lacks something.
     """
     for number, segment in enumerate(content["segments"]):
-        changes, versions, plan = segment.get("changes"), segment.get("versions"), segment.get("plan")
-        fits = (
-            isinstance(changes, dict)
-            and all(isinstance(pair, list) and len(pair) == 2 for pair in changes.values())
-            and isinstance(versions, dict)
-            and isinstance(versions.get("openwavlm"), str)
-            and isinstance(segment.get("threads"), int)
-            and 0 < segment["threads"] < 10_000
-            and is_count(segment.get("plan_version"))
-            and "commit" in segment
-            and are_texts(segment.get("fingerprints"))
-            and isinstance(plan, dict)
-            and isinstance(plan.get("key"), str)
-        )
-        if not fits:
+        if not (has_type(segment, _SEGMENT) and 0 < segment["threads"] < 10_000):
             raise ValueError(f"{path} is damaged (entries of launch {number} are missing or wrong): restore it from a copy")
+
+
+_SUMMARY = {"updates?": Count, "complete?": bool, "this_launch?": dict[str, float], "health?": dict[str, Any] | None}
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -218,44 +247,6 @@ def read_summary(path: Path) -> dict[str, Any]:
     """
     cure = "delete it, and give the command that trained the run again, which writes it anew"
     content = read_sealed(path, remedy=cure)
-    launch, health = content.get("this_launch", {}), content.get("health")
-    fits = (
-        is_count(content.get("updates", 0))
-        and isinstance(content.get("complete", False), bool)
-        and isinstance(launch, dict)
-        and all(isinstance(value, int | float) and not isinstance(value, bool) for value in launch.values())
-        and (health is None or isinstance(health, dict))
-    )
-    if not fits:
+    if not has_type(content, _SUMMARY):
         raise ValueError(f"{path} is damaged (it must hold a run's updates and its last launch): {cure}")
     return content
-
-
-def is_count(value: Any) -> bool:
-    """Whether a value is a whole number from 0 on."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def are_texts(value: Any) -> bool:
-    """Whether a value is a mapping of texts to texts."""
-    return isinstance(value, dict) and all(isinstance(each, str) for pair in value.items() for each in pair)
-
-
-def _is_list_of_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
-
-
-def _fits_training(entry: dict[str, Any]) -> bool:
-    """Whether a value has the form of `run_directory.training_data`."""
-    return (
-        all(_is_list_of_texts(entry.get(name)) for name in ("indexes", "validation_indexes"))
-        and all(isinstance(entry.get(name), int | float) for name in ("validation_share", "split_seed"))
-        and are_texts(entry.get("metadata", {}))
-        and _is_list_of_texts(entry.get("sources", []))
-    )
-
-
-def _fits_beginning(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("path", "model", "dialect"))
-    )

@@ -105,7 +105,7 @@ class Logging:
         mlflow: MLflow's store of runs, a URI such as `file:///data/mlruns` or a server's; null = no MLflow.
 
     Raises:
-        ValueError: If a number is not positive or a word is unknown.
+        ValueError: If a number is not positive.
     """
 
     every_s: float = 10.0
@@ -119,8 +119,6 @@ class Logging:
             raise ValueError(
                 f"logger.every_s and logger.tensorboard_every must be positive, but are {self.every_s}, {self.tensorboard_every}"
             )
-        if self.wandb not in ("off", "offline", "online"):
-            raise ValueError(f"logger.wandb must be off, offline or online, but is {self.wandb!r}")
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """FSDP2 under Lightning: parameters, gradients and moments in shards, checkpoints whole, so that any strategy resumes any other.
 
-Lightning's own strategy keys AdamW's state by the parameters' order, which is another one where there are two parameter groups; here
-it is keyed by name, as our checkpoints are under every strategy.
+Checkpoints key AdamW's state by name; Lightning keys it by position, which differs between strategies with two parameter groups.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -21,14 +21,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.training.checkpoint_reader import load
-from openwavlm.training.fitting import fitting_weights
+
+_MODEL, _MEAN, _SCALE = "model.", "ema.", "loss_scale."
 
 
 def shard_model(model: WavLMForPretraining, mesh: DeviceMesh) -> None:
-    """Shards every encoder layer, the rest of the encoder, and the head as one group each, in place.
-
-    Source: torch.distributed.fsdp.fully_shard.
-    """
+    """Shards every encoder layer, the rest of the encoder, and the head as one group each, in place."""
     for layer in model.wavlm.encoder.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model.wavlm, mesh=mesh)
@@ -44,16 +42,8 @@ def set_gradient_sync(module: nn.Module, *, wanted: bool) -> None:
             part.set_requires_gradient_sync(wanted, recurse=False)
 
 
-def state_by_name(state: dict[str, Any], groups: list[list[str]]) -> dict[str, Any]:
-    """An optimiser's state dict keyed by parameter names instead of positions.
-
-    Args:
-        state: Of `Optimizer.state_dict`.
-        groups: Names of the parameters of each group, in the optimiser's order.
-
-    Returns:
-        The same with names; unchanged if it has names already.
-    """
+def state_by_name(state: dict[str, Any], groups: Sequence[Iterable[str]]) -> dict[str, Any]:
+    """The `state` of `Optimizer.state_dict`, keyed by parameter names; `groups` are the names of each group, in the optimiser's order."""
     names: dict[Any, str] = {}
     for group, named in zip(state["param_groups"], groups, strict=True):
         names |= dict(zip(group["params"], named, strict=True))
@@ -63,8 +53,8 @@ def state_by_name(state: dict[str, Any], groups: list[list[str]]) -> dict[str, A
     }
 
 
-def state_by_position(state: dict[str, Any], groups: list[list[str]]) -> dict[str, Any]:
-    """The inverse of `state_by_name`, for an optimiser whose groups hold `groups`.
+def state_by_position(state: dict[str, Any], groups: Sequence[Iterable[str]]) -> dict[str, Any]:
+    """The inverse of `state_by_name`.
 
     Raises:
         ValueError: If the state is of other parameters or groups.
@@ -84,6 +74,30 @@ def state_by_position(state: dict[str, Any], groups: list[list[str]]) -> dict[st
             for group, names in zip(state["param_groups"], groups, strict=True)
         ],
     }
+
+
+def fitting_weights(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the module: those of precision=16-mixed (`loss_scale`) and of optim.ema (`ema`) are added or left out.
+
+    A new running mean begins with the weights, a new loss scale with its initial value.
+
+    Raises:
+        ValueError: If they are of another model.
+    """
+    wanted = module.state_dict()
+    found = {name: tensor for name, tensor in weights.items() if name in wanted or not name.startswith((_MEAN, _SCALE))}
+    for name, tensor in wanted.items():
+        if name not in found and name.startswith(_MEAN):
+            found[name] = weights.get(_MODEL + name.removeprefix(_MEAN), tensor)
+        elif name not in found and name.startswith(_SCALE):
+            found[name] = tensor
+    odd = sorted(found.keys() ^ wanted.keys()) or sorted(name for name in wanted if found[name].shape != wanted[name].shape)
+    if odd:
+        raise ValueError(
+            f"the checkpoint is of another model ({len(odd)} tensors differ, first {odd[0]}): restore model, head and loss of the config, "
+            "or start a new run under another name"
+        )
+    return found
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -107,10 +121,9 @@ class ShardedStrategy(ModelParallelStrategy):
         """Reads a whole checkpoint of any strategy on rank 0 and gives every rank its shards."""
         path = Path(self.broadcast(checkpoint_path))
         checkpoint = load(path)
-        weights: dict[str, Any]
-        weights, states = checkpoint.pop("state_dict"), checkpoint.pop("optimizer_states")
         assert self.model is not None
-        weights = dict(fitting_weights(weights, self.model))
+        weights: dict[str, Any] = fitting_weights(checkpoint.pop("state_dict"), self.model)
+        states = checkpoint.pop("optimizer_states")
         first = self.global_rank == 0
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=True)
         set_model_state_dict(self.model, weights if first else {}, options=options)

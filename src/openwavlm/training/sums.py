@@ -17,16 +17,12 @@ def of_set(name: str, number: int) -> str:
 
 
 def of_further_sets(names: Sequence[str], sets: int) -> list[str]:
-    """`names` of every label set but the first, whose figures have the plain names."""
+    """`names` of every label set but the first, which has the plain names."""
     return [of_set(name, number) for number in range(1, sets) for name in names]
 
 
 class NamedSums:
-    """Layout of a vector of sums.
-
-    Args:
-        names: Name of each entry.
-    """
+    """Layout of a vector of sums: the name of each entry."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
@@ -42,12 +38,11 @@ class NamedSums:
     def vector(
         self, known: Mapping[str, float], measured: Mapping[str, Tensor] | None = None, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """float64 (entries,) of the figures of one micro-batch; 0 for a name that is not given.
+        """float64 (entries,) of the figures of one micro-batch on `device`; 0 for a name that is not given.
 
         Args:
-            known: What the host knows; copied at once, without waiting.
-            measured: Tensors of one element on `device`.
-            device: Where the sums are.
+            known: Figures on the host, copied at once, without waiting.
+            measured: Tensors of one element on the device.
         """
         values = torch.tensor([known.get(name, 0.0) for name in self.names], dtype=torch.float64).to(device, non_blocking=True)
         for name, value in (measured or {}).items():
@@ -60,21 +55,9 @@ class NamedSums:
 
 
 _OF_SETS = ("cross_entropy", "correct")
-SUMS = (
-    *_OF_SETS,
-    "masked",
-    "penalty",
-    "unmasked_correct",
-    "unmasked",
-    "samples",
-    "padded_samples",
-    "rows",
-    "unreadable",
-    "mixtures",
-    "mask_frames",
-    "valid_frames",
-    "logmel_error",
-)
+_MEASURED = ("penalty", "unmasked_correct", "logmel_error")
+_COUNTED = ("masked", "unmasked", "samples", "padded_samples", "rows", "unreadable", "mixtures", "mask_frames", "valid_frames")
+SUMS = (*_OF_SETS, *_MEASURED, *_COUNTED)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The four tables of a run, opened together at the step where a launch goes on, and their state for checkpoints."""
+"""The four tables of a run, opened together at the step where a launch begins, and their state for checkpoints."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +13,9 @@ class RunTables:
     """`metrics.csv`, `validation.csv`, `health.csv` and, if the run is probed, `probes.csv`.
 
     Args:
-        directory: The run directory.
-        metrics: Columns of `metrics.csv`.
-        validation: Columns of `validation.csv`.
-        last_step: Step of the checkpoint that the run goes on from, 0 for a new run.
-        prefixes: Lengths and checksums in the checkpoint, by file name (`records.known_records`).
+        metrics, validation: Columns of these tables.
+        last_step: Step of the checkpoint from which the run resumes, 0 for a new run.
+        prefixes: Of `records.known_records`.
 
     Attributes:
         damaged: Table → its damage before `last_step`, one sentence each.

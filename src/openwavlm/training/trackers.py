@@ -1,4 +1,4 @@
-"""Experiment trackers beside TensorBoard: Weights & Biases and MLflow, both optional and both usable without a network."""
+"""Experiment trackers beside TensorBoard: Weights & Biases and MLflow, both optional and usable without a network."""
 
 import importlib
 import json
@@ -9,10 +9,11 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from openwavlm.runtime.atomic import write_atomically
+from openwavlm.training.settings import Logging
 
 
 class Tracker(Protocol):
-    """Interface of a tracker."""
+    """Interface of a tracker; its id is in the run directory, so that a resumed run continues the same curve."""
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Logs named figures of one update."""
@@ -21,19 +22,21 @@ class Tracker(Protocol):
         """Sends or writes the rest."""
 
 
-class WandbTracker:
-    """Weights & Biases; its id is in the run directory, so that a resumed run goes on in the same curve.
-
-    Args:
-        directory: Run directory, also for W&B's files.
-        project: W&B's project.
-        mode: `offline` (files alone, `wandb sync` sends them later) or `online`.
-        config: The composed config.
+def open_trackers(settings: Logging, directory: Path, config: dict[str, Any]) -> list[Tracker]:
+    """Opens the trackers of the settings; the flat `config` becomes the run's parameters there.
 
     Raises:
-        ValueError: If the package is missing.
+        ValueError: If a package is missing.
     """
+    trackers: list[Tracker] = []
+    if settings.wandb != "off":
+        trackers.append(_WandbTracker(directory, settings.project, settings.wandb, config))
+    if settings.mlflow is not None:
+        trackers.append(_MlflowTracker(directory, settings.project, settings.mlflow, config))
+    return trackers
 
+
+class _WandbTracker:
     def __init__(self, directory: Path, project: str, mode: str, config: dict[str, Any]) -> None:
         wandb = _package("wandb", "logger.wandb")
         identity = _kept_identity(directory / "wandb.json", lambda: secrets.token_hex(4))
@@ -42,27 +45,13 @@ class WandbTracker:
         )
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """As `Tracker`."""
         self._run.log(values, step=step)
 
     def close(self) -> None:
-        """As `Tracker`."""
         self._run.finish()
 
 
-class MlflowTracker:
-    """MLflow; its id is in the run directory.
-
-    Args:
-        directory: Run directory.
-        project: MLflow's experiment.
-        uri: MLflow's store of runs: URI of a folder (`file:///…`) or of a server.
-        config: The composed config.
-
-    Raises:
-        ValueError: If the package is missing.
-    """
-
+class _MlflowTracker:
     def __init__(self, directory: Path, project: str, uri: str, config: dict[str, Any]) -> None:
         if uri.startswith("file:"):
             # MLflow 3 refuses folders by default; its databases need packages that a training does not.
@@ -80,12 +69,10 @@ class MlflowTracker:
                 self._client.log_param(self._id, key, value)
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """As `Tracker`."""
         for name, value in values.items():
             self._client.log_metric(self._id, name, value, step=step)
 
     def close(self) -> None:
-        """As `Tracker`."""
         self._client.set_terminated(self._id)
 
 

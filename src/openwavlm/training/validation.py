@@ -1,7 +1,7 @@
 """Masked prediction on held-out speakers beside two baselines without audio: the unigram and the nearest unmasked label."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,35 +20,34 @@ from openwavlm.training.sums import NamedSums, of_further_sets, of_set
 
 _OF_SETS = ("cross_entropy", "correct", "unigram_cross_entropy")
 _SUMS = (*_OF_SETS, "unigram_correct", "nearest_correct", "masked", "unmasked_correct", "unmasked")
-VALIDATION_COLUMNS = [
-    "step",
-    "cross_entropy",
-    "accuracy",
-    "unigram_cross_entropy",
-    "unigram_accuracy",
-    "repeat_nearest_accuracy",
-    "masked_frames",
-    "unmasked_accuracy",
-]
 
 
-@dataclass(frozen=True)
-class Unigram:
-    """Label frequencies of the training rows.
+def unigram_log_prob(counts: np.ndarray) -> np.ndarray:
+    """Add-one-smoothed log-probabilities, float64 (classes,), from label counts (classes,)."""
+    smoothed = counts.astype(np.float64) + 1
+    return np.log(smoothed / smoothed.sum())
 
-    Attributes:
-        log_prob: float64 (classes,), add-one-smoothed log-probabilities.
-        commonest: The commonest label.
+
+def validation_figures(total: Mapping[str, float], sets: int) -> dict[str, float | int]:
+    """Figures of a pass from its sums over micro-batches and ranks; without `step`, the columns of `validation.csv`.
+
+    A figure without a number at its end is of the first label set.
     """
-
-    log_prob: np.ndarray
-    commonest: int
-
-    @classmethod
-    def of(cls, counts: np.ndarray) -> "Unigram":
-        """From training counts (classes,)."""
-        smoothed = counts.astype(np.float64) + 1
-        return cls(np.log(smoothed / smoothed.sum()), int(counts.argmax()))
+    frames = max(1.0, total["masked"])
+    return {
+        "cross_entropy": total["cross_entropy"] / frames,
+        "accuracy": total["correct"] / frames,
+        "unigram_cross_entropy": total["unigram_cross_entropy"] / frames,
+        "unigram_accuracy": total["unigram_correct"] / frames,
+        "repeat_nearest_accuracy": total["nearest_correct"] / frames,
+        "masked_frames": int(total["masked"]),
+        "unmasked_accuracy": total["unmasked_correct"] / max(1.0, total["unmasked"]),
+        **{
+            of_set(name, number): total[of_set(summed, number)] / frames
+            for number in range(1, sets)
+            for name, summed in zip(("cross_entropy", "accuracy", "unigram_cross_entropy"), _OF_SETS, strict=True)
+        },
+    }
 
 
 class Evaluation:
@@ -57,17 +56,21 @@ class Evaluation:
     Args:
         specs: All micro-batches of the validation plan.
         builder: Makes them, without mixing.
-        loading: Workers.
-        unigrams: Label frequencies, one object a label set.
-        control: Sums over ranks.
+        label_counts: int64 (classes,) of each label set: label counts of the training rows.
     """
 
     def __init__(
-        self, specs: list[MicroBatchSpec], builder: MicroBatchBuilder, loading: Loading, unigrams: list[Unigram], control: Control
+        self,
+        specs: list[MicroBatchSpec],
+        builder: MicroBatchBuilder,
+        loading: Loading,
+        label_counts: list[np.ndarray],
+        control: Control,
     ) -> None:
-        self._specs, self._builder, self._loading = specs, builder, loading
-        self._unigrams, self._control = unigrams, control
-        self._layout = NamedSums([*_SUMS, *of_further_sets(_OF_SETS, len(unigrams))])
+        self._specs, self._builder, self._loading, self._control = specs, builder, loading, control
+        self._log_probs = [unigram_log_prob(counts) for counts in label_counts]
+        self._commonest = int(label_counts[0].argmax())
+        self._layout = NamedSums([*_SUMS, *of_further_sets(_OF_SETS, len(label_counts))])
 
     @torch.no_grad()
     def run(
@@ -78,10 +81,7 @@ class Evaluation:
     ) -> dict[str, float | int]:
         """Evaluates in eval mode, without draws from the training generators.
 
-        Args:
-            model: Encoder and head.
-            device: Where they are.
-            each: Called with every micro-batch and the model's output, which then has the cross-entropy of each frame.
+        `each` is called with every micro-batch and the model's output, which then has the cross-entropy of each frame.
         """
         was_training = model.training
         model.eval()
@@ -96,22 +96,7 @@ class Evaluation:
                 if each is not None:
                     each(batch, output)
         model.train(was_training)
-        total = self._layout.named(self._control.sum(sums))
-        frames = max(1.0, total["masked"])
-        return {
-            "cross_entropy": total["cross_entropy"] / frames,
-            "accuracy": total["correct"] / frames,
-            "unigram_cross_entropy": total["unigram_cross_entropy"] / frames,
-            "unigram_accuracy": total["unigram_correct"] / frames,
-            "repeat_nearest_accuracy": total["nearest_correct"] / frames,
-            "masked_frames": int(total["masked"]),
-            "unmasked_accuracy": total["unmasked_correct"] / max(1.0, total["unmasked"]),
-            **{
-                of_set(name, number): total[of_set(summed, number)] / frames
-                for number in range(1, len(self._unigrams))
-                for name, summed in zip(("cross_entropy", "accuracy", "unigram_cross_entropy"), _OF_SETS, strict=True)
-            },
-        }
+        return validation_figures(self._layout.named(self._control.sum(sums)), len(self._log_probs))
 
     def _mine(self) -> list[MicroBatchSpec]:
         """This rank's part, filled up to equal numbers, since with sharded parameters every forward is a collective."""
@@ -122,15 +107,14 @@ class Evaluation:
     def _sums(self, batch: PretrainBatch, output: PretrainingOutput) -> Tensor:
         hidden = batch.masked_index.numpy()
         figures: dict[str, float] = {"masked": float(len(hidden)), "unmasked": float(len(batch.unmasked_index))}
-        for number, (found, unigram) in enumerate(zip(output.sets, self._unigrams, strict=True)):
-            truth = batch.labels[number].numpy().reshape(-1)[hidden]
+        truths = [labels.numpy().reshape(-1)[hidden] for labels in batch.labels]
+        for number, (found, log_prob, truth) in enumerate(zip(output.sets, self._log_probs, truths, strict=True)):
             figures[of_set("cross_entropy", number)] = float(found.cross_entropy_sum)
             figures[of_set("correct", number)] = float(found.num_correct)
-            figures[of_set("unigram_cross_entropy", number)] = float(-unigram.log_prob[truth].sum())
-        truth = batch.labels[0].numpy().reshape(-1)[hidden]
+            figures[of_set("unigram_cross_entropy", number)] = float(-log_prob[truth].sum())
         nearest = repeat_nearest(batch.labels[0], batch.mask).numpy().reshape(-1)[hidden]
-        figures["unigram_correct"] = float((truth == self._unigrams[0].commonest).sum())
-        figures["nearest_correct"] = float((nearest == truth).sum())
+        figures["unigram_correct"] = float((truths[0] == self._commonest).sum())
+        figures["nearest_correct"] = float((nearest == truths[0]).sum())
         if (seen := output.sets[0].num_unmasked_correct) is not None:
             figures["unmasked_correct"] = float(seen)
         return self._layout.vector(figures)

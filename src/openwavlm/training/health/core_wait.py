@@ -31,11 +31,7 @@ def _stolen() -> float:
 
 
 class CoreWait:
-    """Measures the wait for a core, window by window.
-
-    Args:
-        processes: Process ids; by default this process and its children, the loader's workers.
-    """
+    """Measures the wait of processes for a core; by default of this process and its children, the loader's workers."""
 
     def __init__(self, processes: Callable[[], Sequence[int]] = lambda: [os.getpid(), *children_of(os.getpid())]) -> None:
         self._processes = processes

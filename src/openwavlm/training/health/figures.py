@@ -1,7 +1,4 @@
-"""Figures for the health rules, taken at every `health.every` updates: predictions, channels and gradients.
-
-They are summed over ranks in the vector of the step's other figures, one step late: no further synchronisation.
-"""
+"""Figures for the health rules at every `health.every` updates, summed over ranks in the vector of the step's other figures."""
 
 import math
 from dataclasses import dataclass
@@ -30,10 +27,7 @@ class HealthRecord:
 
 
 def block_of(name: str) -> str | None:
-    """Block of a parameter of the training module; None outside the model.
-
-    The map to log-mels is left out, whose loss falls to 0 by design, as is a running mean of the weights.
-    """
+    """Block of a parameter of the training module; None outside the model (the log-mel map, a running mean of the weights)."""
     if not name.startswith("model."):
         return None
     parts = name.removeprefix("model.").split(".")
@@ -47,11 +41,9 @@ def block_of(name: str) -> str | None:
 
 
 def block_gradients(module: nn.Module, *, count: bool) -> dict[str, Tensor]:
-    """Squared gradient norms by block, float64 () each: this rank's share, which sums to the whole over ranks.
+    """Squared gradient norms of the training module by block, float64 () each: this rank's share, which sums to the whole over ranks.
 
-    Args:
-        module: The training module, after its last backward and before clipping.
-        count: Whether gradients that every rank holds whole count here (on one rank only).
+    Gradients that every rank holds whole `count` on one rank only.
     """
     squares: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
@@ -75,14 +67,7 @@ def _local_square(gradient: Tensor | None, device: torch.device, *, count: bool)
 
 
 class HealthFigures:
-    """Collects an update's figures on one rank.
-
-    Args:
-        every: Updates between two measurements.
-        num_classes: Labels.
-        channels: Output channels of the extractor.
-        rank: This process.
-    """
+    """Collects an update's figures on one rank, at every `every` updates; `channels` are the extractor's outputs."""
 
     def __init__(self, every: int, *, num_classes: int, channels: int, rank: int = 0) -> None:
         self._every, self._rank = every, rank
@@ -107,36 +92,21 @@ class HealthFigures:
 
     @torch.no_grad()
     def gradients(self, module: nn.Module) -> None:
-        """Adds the gradients, unscaled and not clipped yet, where this update is measured."""
+        """Adds the unscaled gradients, before clipping, where this update is measured."""
         if self._parts is not None:
             self._squares = block_gradients(module, count=self._rank == 0)
 
     @torch.no_grad()
-    def end(self) -> "PendingFigures | None":
-        """The update's figures, without waiting for the device; None unless it is measured."""
+    def end(self) -> Tensor | None:
+        """The update's figures, float64 (classes + channels + blocks,) on the device; None unless it is measured."""
         if self._parts is None:
             return None
         squares = torch.stack(list(self._squares.values()))
         # A rank that ran only padding has no part.
         first = torch.stack(self._parts).sum(0) if self._parts else squares.new_zeros(sum(self._sizes))
-        return PendingFigures(torch.cat([first, squares]), self._sizes, list(self._squares))
-
-
-@dataclass(frozen=True, eq=False)
-class PendingFigures:
-    """One rank's figures of an update, on their way to the host.
-
-    Attributes:
-        measured: float64 (classes + channels + blocks,), on the device.
-        sizes: Numbers of classes and of channels.
-        blocks: Names of the blocks.
-    """
-
-    measured: Tensor
-    sizes: tuple[int, int]
-    blocks: list[str]
+        return torch.cat([first, squares])
 
     def record(self, values: np.ndarray) -> HealthRecord:
-        """The record of `measured`, summed over ranks."""
-        marginal, activations, squares = np.split(values, np.cumsum(self.sizes))
-        return HealthRecord(marginal, activations, dict(zip(self.blocks, np.sqrt(squares).tolist(), strict=True)))
+        """The record of the last measured update, from its figures summed over ranks."""
+        marginal, activations, squares = np.split(values, np.cumsum(self._sizes))
+        return HealthRecord(marginal, activations, dict(zip(self._squares, np.sqrt(squares).tolist(), strict=True)))

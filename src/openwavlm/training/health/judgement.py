@@ -1,4 +1,4 @@
-"""What a window of updates is judged by, and the judgement."""
+"""Thresholds and baselines of the health rules, and a rule's judgement."""
 
 from dataclasses import dataclass, field
 
@@ -23,7 +23,7 @@ class References:
     count_table: float | None = None
 
     def complete(self, settings: Health, updates: int) -> bool:
-        """Whether every baseline that a run of `updates` is compared with is there."""
+        """Whether no baseline is missing that a run of `updates` is compared with."""
         labels = updates < settings.settled(updates) or self.unigram is not None
         return labels and (not settings.count_rows or updates < settings.counted(updates) or self.count_table is not None)
 
@@ -33,10 +33,9 @@ class Lap:
     """Wall time of a window on rank 0, validation and saving left out.
 
     Attributes:
-        seconds: How long it took.
+        seconds: Its length.
         waited: Seconds of waiting for the loader's workers; None if the process reads by itself.
-        without_core: Seconds in which the training or a loader worker was ready to run without a free core; None if unknown, or if the
-            step runs on a GPU.
+        without_core: Longest wait of a process for a core, seconds; None if unknown, or if the step runs on a GPU.
     """
 
     seconds: float
@@ -45,7 +44,7 @@ class Lap:
 
     @property
     def shared(self) -> bool:
-        """Whether other programs took so much of the cores that the window's times are not those of this run."""
+        """Whether other programs took so much of the cores that the window's times say nothing about this run."""
         return (self.without_core or 0.0) > _SHARED_SHARE * self.seconds
 
 
@@ -58,9 +57,9 @@ class Known:
         updates: Updates of the whole run.
         from_random: Whether the run began with random weights.
         references: Baselines of the labels.
-        gradients: Median gradient norms of each block in the windows before.
-        speeds: Seconds of audio per second in the launch's windows before.
-        lap: The window's wall time, None if it was not measured.
+        gradients: Median gradient norms of each block in earlier windows.
+        speeds: Seconds of audio per second in earlier windows of the launch.
+        lap: Wall time of the window; None if not measured.
         on_cpu: Whether the step runs on a CPU.
     """
 

@@ -1,4 +1,4 @@
-"""The judge of a run, window by window, on rank 0: a rule that fires is logged, written to `health.csv`, and may stop the run."""
+"""Monitor of a run, window by window, on rank 0: a rule that fires is logged, written to `health.csv`, and may stop the run."""
 
 import logging
 import time
@@ -9,25 +9,13 @@ from typing import Any
 
 from openwavlm.training.health.core_wait import CoreWait
 from openwavlm.training.health.judgement import Judgement, Known, Lap
-from openwavlm.training.health.machine import speed_of
-from openwavlm.training.health.network import median
-from openwavlm.training.health.rules import RULES
+from openwavlm.training.health.rules import RULES, current_name, median, speed_of
 from openwavlm.training.health.window import Window
+from openwavlm.training.records import Value
 from openwavlm.training.sums import StepRecord
 
 log = logging.getLogger(__name__)
 _HISTORY = 20  # windows that a block's gradient is compared with
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A rule that fired: a row of `health.csv`."""
-
-    step: int
-    rule: str
-    value: float
-    threshold: float
-    sentence: str
 
 
 @dataclass
@@ -44,7 +32,7 @@ class RuleState:
 
 
 class WallClock:
-    """Wall time of the windows of this launch, on rank 0; validation and saving do not count.
+    """Wall time of the windows of this launch, on rank 0, without validation and saving.
 
     Args:
         waited: Seconds of waiting for the loader so far; None if the process reads by itself.
@@ -53,11 +41,7 @@ class WallClock:
     """
 
     def __init__(
-        self,
-        waited: Callable[[], float] | None,
-        core_wait: CoreWait | None = None,
-        *,
-        now: Callable[[], float] = time.monotonic,
+        self, waited: Callable[[], float] | None, core_wait: CoreWait | None = None, *, now: Callable[[], float] = time.monotonic
     ) -> None:
         self._waited, self._paused, self._before = waited, 0.0, 0.0
         self._core_wait, self._now = core_wait, now
@@ -65,7 +49,7 @@ class WallClock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time within does not count."""
+        """Leaves the time within out."""
         began = self._now()
         try:
             yield
@@ -86,13 +70,11 @@ class WallClock:
 class HealthMonitor:
     """Adds up windows of updates and judges each by every rule.
 
-    A rule that fires is silent until it has held for `recovery` windows; then it may fire again. All rules but the two of wall time
-    depend on the updates alone, so a resumed run has the findings of an uninterrupted one.
+    A rule that fires can fire again after it has held for `recovery` windows. All rules but the two of wall time depend on the updates
+    alone, so a resumed run has the findings of an uninterrupted one.
 
     Args:
-        known: Thresholds and references.
-        clock: Wall time.
-        on_finding: Called with each rule that fires.
+        on_finding: Called with a row of `health.csv` for each rule that fires.
         on_figures: Called with (update, figures by name) for TensorBoard.
         stop: Ends the run at the next step boundary.
         state: `state()` of the checkpoint.
@@ -103,7 +85,7 @@ class HealthMonitor:
         known: Known,
         clock: WallClock,
         *,
-        on_finding: Callable[[Finding], None],
+        on_finding: Callable[[dict[str, Value]], None],
         on_figures: Callable[[int, dict[str, float]], None],
         stop: Callable[[], None],
         state: dict[str, Any] | None = None,
@@ -113,7 +95,8 @@ class HealthMonitor:
         self._rules = {rule.name: RuleState() for rule in RULES}
         self._window: Window | None = None
         if state is not None:
-            self._rules |= {name: RuleState(**kept) for name, kept in state["rules"].items() if name in self._rules}
+            kept = {current_name(name): RuleState(**rule) for name, rule in state["rules"].items()}
+            self._rules |= {name: rule for name, rule in kept.items() if name in self._rules}
             known.gradients = {block: list(norms) for block, norms in state["gradients"].items()}
             if state["window"] is not None and state["size"] == [known.settings.window, known.settings.every]:
                 self._window = Window.restored(state["window"])
@@ -155,10 +138,10 @@ class HealthMonitor:
         state.held = 0
         if state.broken:
             return
-        state.broken = True
-        state.fired += 1
+        state.broken, state.fired = True, state.fired + 1
         log.warning("health, update %d: %s: %s", step, name, judgement.sentence)
-        self._on_finding(Finding(step, name, state.value, state.threshold, judgement.sentence))
+        figures = {"value": state.value, "threshold": state.threshold}
+        self._on_finding({"step": step, "rule": name, **figures, "sentence": judgement.sentence})
         if self._known.settings.action == "stop":
             self._stop()
 
@@ -173,12 +156,11 @@ class HealthMonitor:
 
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        settings = self._known.settings
         return {
-            "rules": {name: asdict(state) for name, state in self._rules.items()},
+            "rules": self.summary(),
             "gradients": self._known.gradients,
-            "window": None if self._window is None else self._window.state(),
-            "size": [settings.window, settings.every],
+            "window": None if self._window is None else asdict(self._window),
+            "size": [self._known.settings.window, self._known.settings.every],
             "references": asdict(self._known.references),
         }
 

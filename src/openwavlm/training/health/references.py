@@ -22,10 +22,7 @@ _JUDGED_SHARE = 0.25  # rows for judging the count table, over those for fitting
 def labels_and_masks(
     opened: OpenData, spec: MicroBatchSpec, masking: SpanMasking, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Labels int64 (frames,) and mask bool (frames,) of each row of a micro-batch, as the loader draws them, without reading audio.
-
-    A row without labels has −1 throughout.
-    """
+    """Labels int64 (frames,), −1 without a label, and mask bool (frames,) of each row of a micro-batch, as the loader draws them."""
     name = spec.id.source
     mask = draw_span_mask(masking, spec.num_frames, seed, **spec.id.place)
     planned = zip(spec.rows.tolist(), spec.start_frame.tolist(), spec.num_frames.tolist(), strict=True)
@@ -37,18 +34,10 @@ def labels_and_masks(
 def label_references(
     opened: OpenData, schedule: Schedule, masking: SpanMasking, seed: int, settings: Health, *, start: int, updates: int
 ) -> References:
-    """Entropy and perplexity of the training labels, and the loss of a count table, where the run is long enough for their rules.
+    """Entropy and perplexity of the training labels, and the loss of a count table, if a run of `updates` is long enough for their rules.
 
-    The count table is fitted on the rows of the next updates, under their masks, and judged on rows that follow, without audio.
-
-    Args:
-        opened: The run's data.
-        schedule: Its schedule.
-        masking: Its masks.
-        seed: Its seed.
-        settings: Updates from which a reference is used, and number of rows that are read for it.
-        start: Update from which rows are taken, from 0.
-        updates: Updates of the whole run.
+    The count table is fitted without audio on the rows of the updates from `start` on (from 0), under their masks, and judged on the rows
+    that follow.
     """
     if updates < settings.settled(updates):
         entropy, even = None, None

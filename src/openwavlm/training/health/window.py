@@ -1,8 +1,8 @@
-"""Figures of a window of updates, added up; plain values, so that a checkpoint carries a window that is half full."""
+"""Sums over a window of updates; plain values, so that a checkpoint can hold a part of a window."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,11 @@ class Window:
     activations: list[float] = field(default_factory=list)
     gradients: dict[str, list[float]] = field(default_factory=dict)
 
+    @property
+    def last(self) -> int:
+        """Its last update so far."""
+        return self.first + self.updates - 1
+
     def add(self, sums: Mapping[str, float], grad_norm: float, health: HealthRecord | None) -> None:
         """Adds one update, and its measured figures if there are any."""
         skipped = not math.isfinite(grad_norm)
@@ -57,13 +62,9 @@ class Window:
             self.marginal = np.add(self.marginal or 0.0, health.marginal).tolist()
             self.activations = np.add(self.activations or 0.0, health.activations).tolist()
 
-    def state(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
-        return asdict(self)
-
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> "Window":
-        """The window of `state`, also of an earlier version, which counted skipped updates as `void` and kept more sums."""
+        """The window of `asdict`, also of an earlier version, which counted skipped updates as `void` and kept more sums."""
         known = {each.name for each in fields(cls)}
         renamed = {"skipped" if name == "void" else name: value for name, value in state.items()}
         return cls(**{name: value for name, value in renamed.items() if name in known})

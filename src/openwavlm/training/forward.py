@@ -12,7 +12,7 @@ from openwavlm.batches.mixing import mix
 from openwavlm.batches.settings import Mixing
 from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.model.wavlm import normalise
-from openwavlm.runtime.randomness import stable_hash, words
+from openwavlm.runtime.randomness import words
 from openwavlm.training.settings import Loss
 
 

@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends bit-equal to one that nobody touched.
+"""A run that is killed again and again ends bit-equal to an undisturbed one.
 
     python benchmarks/soak.py --kills 20 --json soak.json
 

@@ -46,7 +46,7 @@ def run_of_format_one(folder: Path) -> Path:
     record = json.loads((folder / "run.json").read_text())
     for holder in (record, *record["segments"]):
         holder["fingerprints"] = {k: v for k, v in holder["fingerprints"].items() if not k.startswith("metadata.")}
-    record["heard"] = [_without(entry, "metadata") for entry in record["heard"]]
+    record["heard"] = [_without(entry, "metadata") for entry in record.pop("trained_on")]
     record = {**_without(_without(record, "seal"), "configs"), "format_version": 1}
     (folder / "run.json").write_text(json.dumps(record, indent=1) + "\n")
     return folder

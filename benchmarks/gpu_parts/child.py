@@ -82,7 +82,7 @@ def run_in_child(part: Part, setting: Setting, progress: Callable[[Result], None
 
     Args:
         part: The part.
-        setting: What it is told.
+        setting: Device, size, folders and time.
         progress: Called now and then with what the part has measured so far.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What each part is told: device, size, folders, time; and the overrides that every training of the program has."""
+"""Arguments of each part: device, size, folders, time; and the overrides that every training of the program has."""
 
 import time
 from collections.abc import Callable

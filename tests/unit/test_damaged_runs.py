@@ -406,12 +406,13 @@ def test_a_run_of_which_only_the_checkpoints_are_left_is_not_gone_on_with(run):
 
 
 @pytest.mark.parametrize("change", [{"indexes": "x"}, {"validation_indexes": None}, {"split_seed": "0"}, {"metadata": {"x": 1}}])
-def test_what_launches_trained_on_is_checked(run, change):
+@pytest.mark.parametrize("key", ["trained_on", "heard"])
+def test_what_launches_trained_on_is_checked_under_its_present_and_its_former_key(run, change, key):
     content = json.loads((run / "run.json").read_text())
     whole = {"validation_share": 0.1, "split_seed": 0, "indexes": ["x"], "validation_indexes": []}
-    (run / "run.json").write_text(json.dumps(sealed(content | {"heard": [whole]})))
+    (run / "run.json").write_text(json.dumps(sealed(content | {key: [whole]})))
     assert RunRecord(run).trained_on == [whole]
-    (run / "run.json").write_text(json.dumps(sealed(content | {"heard": [whole | change]})))
+    (run / "run.json").write_text(json.dumps(sealed(content | {key: [whole | change]})))
     with pytest.raises(ValueError, match=r"run\.json is damaged \(it must hold the launches of a run and what they trained on\)"):
         RunRecord(run)
 

@@ -107,7 +107,7 @@ def test_units_that_follow_phones_or_speakers_say_so() -> None:
     assert (
         speakers.speaker_information > 0.1 and abs(nothing.speaker_information) < 0.01 and abs(phones.speaker_information) < 0.01
     )
-    assert speakers.speaker_accuracy is not None and speakers.speaker_accuracy > 0.5 and speakers.speakers_told == 12
+    assert speakers.speaker_accuracy is not None and speakers.speaker_accuracy > 0.5 and speakers.speakers_probed == 12
     assert nothing.speaker_accuracy is not None and nothing.speaker_accuracy < 0.3
     assert nothing.used == 1 and nothing.perplexity == pytest.approx(8, abs=0.1)
     assert nothing.run_frames == pytest.approx(8 / 7, abs=0.03) and nothing.run_median == 1

@@ -280,7 +280,7 @@ def test_every_launch_of_a_run_is_bound_to_the_names(work: Path, old: Path, tmp_
     record = json.loads((run / "run.json").read_text())
     for holder in (record, *record["segments"]):
         assert holder["fingerprints"] == {"shards.a": index.fingerprint, "labels.a": "0", "metadata.a": index.metadata}
-    assert record["heard"][0]["metadata"] == {index.fingerprint: index.metadata}
+    assert record["trained_on"][0]["metadata"] == {index.fingerprint: index.metadata}
     assert threading.active_count() == threads, "the lock's thread has ended"
 
 

@@ -76,7 +76,7 @@ class UnitFigures:
         run_frames, run_median: Mean and median frames of a run of one unit.
         speaker_information: Mutual information of speaker and unit over the speakers' entropy, that of shuffled units subtracted.
         speaker_accuracy: Accuracy of the speaker probe on the units' frequencies in 2-s stretches; None with too few speakers.
-        speakers_told: Number of speakers of that probe.
+        speakers_probed: Number of speakers of that probe.
     """
 
     frames: int
@@ -98,7 +98,7 @@ class UnitFigures:
     run_median: float
     speaker_information: float
     speaker_accuracy: float | None
-    speakers_told: int
+    speakers_probed: int
 
     @classmethod
     def of(cls, tallies: Sequence[UnitTally]) -> "UnitFigures":
@@ -123,7 +123,7 @@ class UnitFigures:
             spread=_spread(corrected),
             seeds=tuple(corrected),
             speaker_accuracy=float(np.mean([found[0] for found in probed if found])) if probed[0] else None,
-            speakers_told=probed[0][1] if probed[0] else 0,
+            speakers_probed=probed[0][1] if probed[0] else 0,
             **means,
         )
 

@@ -176,18 +176,21 @@ class RunRecord:
     @property
     def trained_on(self) -> list[dict[str, Any]]:
         """Training data of its launches, oldest first: `training_data` and `sources`."""
-        return list(self.content.get("heard", []))
+        return list(self.content.get("trained_on", []))
 
     def add_training_data(self, data: dict[str, Any], fingerprints: dict[str, str], sources: set[str]) -> None:
         """Adds the training data of a launch; call it before `check_fingerprints`, which replaces those of the launch before."""
         now = training_data(data, fingerprints)
-        self.content["heard"] = [*of_other_data(self.trained_on, now), now | {"sources": sorted(sources)}]
+        self.content["trained_on"] = [*of_other_data(self.trained_on, now), now | {"sources": sorted(sources)}]
         self.content["sources"] = sorted({*self.content.get("sources", []), *sources})
 
     def inherit(self, parent: "RunRecord") -> None:
         """Copies the training data and `init_from` of the run that this one branches from."""
         own = self.trained_on
-        self.content["heard"] = [*(entry for entry in parent.trained_on if all(of_other_data([entry], now) for now in own)), *own]
+        self.content["trained_on"] = [
+            *(entry for entry in parent.trained_on if all(of_other_data([entry], now) for now in own)),
+            *own,
+        ]
         self.content["sources"] = sorted({*self.content.get("sources", []), *parent.content.get("sources", [])})
         if "init_from" in parent.content:
             self.content["init_from"] = parent.content["init_from"]

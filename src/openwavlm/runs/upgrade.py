@@ -179,7 +179,7 @@ def _upgrade_run(run: Path, config: dict[str, Any], indexes: dict[Path, Index]) 
         changed = _add_names(fingerprints, by_fingerprint)
         for segment in record.content["segments"]:
             changed |= _add_names(segment.get("fingerprints", {}), by_fingerprint)
-        for entry in record.content.get("heard", []):
+        for entry in record.content.get("trained_on", []):
             known = {name: by_fingerprint.get(name) for name in (*entry["indexes"], *entry["validation_indexes"])}
             if "metadata" not in entry and all(known.values()):
                 entry["metadata"], changed = known, True

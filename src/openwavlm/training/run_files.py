@@ -189,7 +189,7 @@ _RUN = {
     "format_version": Count,
     "segments": [{"from_step": Count}],
     "fingerprints?": dict[str, str],
-    "heard?": [_TRAINING],
+    "trained_on?": [_TRAINING],
     "configs?": list[str],
     "sources?": list[str],
     "run?": str,
@@ -205,6 +205,8 @@ def read_run(path: Path) -> dict[str, Any]:
         ValueError: If it is missing, damaged or of a newer format.
     """
     content = read_sealed(path, remedy=_CURE, newest=FORMAT_VERSION, sealed_since=2)
+    if "heard" in content:  # the key of runs that began before 2026-11-29
+        content["trained_on"] = content.pop("heard")
     version: Any = content.get("format_version")
     if has_type(version, Count) and version > FORMAT_VERSION:
         raise ValueError(f"{path} has format {version}, this version reads up to {FORMAT_VERSION}: install a newer openwavlm")

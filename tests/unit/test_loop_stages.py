@@ -405,7 +405,7 @@ def test_each_part_of_the_page_is_of_its_own_iteration(tmp_path: Path, monkeypat
             run=run, title=title, probes=probes, masked=masked, wall_seconds=None
         ),
     )
-    monkeypatch.setattr(loop, "write_report", lambda folder, content: written.append((folder, content)))
+    monkeypatch.setattr(loop, "write_report", lambda folder, title, parts, commands: written.append((folder, title, parts)))
     iterations = [
         {
             "codebook": stage("b1", {"layer": None}),
@@ -416,9 +416,9 @@ def test_each_part_of_the_page_is_of_its_own_iteration(tmp_path: Path, monkeypat
         {"codebook": stage("b2", {"layer": 0}), "train": stage("t2", seconds=22.0), "masked": stage("m2", {"m": 2})},
     ]
     loop._report(iterations, tmp_path, Path("/export"), "name")
-    ((folder, content),) = written
-    assert folder == tmp_path
-    found = [(part.run, part.title, part.probes, part.masked, part.wall_seconds) for part in content.iterations]
+    ((folder, title, parts),) = written
+    assert (folder, title) == (tmp_path, "OpenWavLM: name")
+    found = [(part.run, part.title, part.probes, part.masked, part.wall_seconds) for part in parts]
     assert found == [
         (Path("/stages/t1/run"), "iteration 1: labels from MFCC", {"p": 1}, {"m": 1}, 11.0),
         (Path("/stages/t2/run"), "iteration 2: labels from layer 0", None, {"m": 2}, 22.0),

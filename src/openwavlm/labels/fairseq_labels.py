@@ -66,7 +66,7 @@ def _lines(path: Path) -> Iterator[str]:
 def _utterances(tsv: Path) -> Iterator[tuple[str, int]]:
     """Path below the root in the first line, and number of samples, of each line."""
     if not tsv.is_file():
-        raise ValueError(f"the manifest {tsv} does not exist: correct tsv")
+        raise ValueError(f"the manifest {tsv} does not exist (key tsv)")
     lines = _lines(tsv)
     root = next(lines, "").strip()
     if "\t" in root:

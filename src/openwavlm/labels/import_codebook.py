@@ -69,7 +69,7 @@ def import_codebook(
 
 def _centroids(file: Path, *, trust: bool) -> np.ndarray:
     if not file.is_file():
-        raise ValueError(f"the codebook {file} does not exist: correct input")
+        raise ValueError(f"the codebook {file} does not exist (key input)")
     if file.suffix == ".npy":
         try:
             return np.load(file, allow_pickle=False)

@@ -93,7 +93,7 @@ def _check_arguments(tsv: Sequence[Path], km: Sequence[Path], label_rate: int, *
 def _codebook(folder: Path | None, classes: int, km: Sequence[Path], dictionary: Path, label_rate: int) -> Codebook:
     for path in km:
         if not path.is_file():
-            raise ValueError(f"the labels {path} do not exist: correct km")
+            raise ValueError(f"the labels {path} do not exist (key km)")
     if folder is not None:
         book = Codebook.load(folder)
         if len(book) != classes:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from openwavlm.runtime.interrupt import signals_blocked
 from openwavlm.runtime.processes import PARENT, answer_parent
 from patience import HANG_S
 
@@ -156,3 +157,29 @@ def test_a_second_interruption_ends_the_training_at_once():
         assert parent.stdout is not None and parent.stdout.readline() == "saving\n"
         os.kill(parent.pid, signal.SIGINT)
         assert parent.communicate(timeout=HANG_S)[0] == "interrupted\n"
+
+
+def test_a_signal_that_arrives_while_signals_are_being_blocked_leaves_none_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    set_mask = signal.pthread_sigmask
+
+    def interrupted(how: int, signals: tuple[int, ...]) -> set[int]:
+        before = set_mask(how, signals)
+        if signal.SIGINT in signals and how == signal.SIG_BLOCK:
+            raise KeyboardInterrupt  # as CPython does, after it has blocked
+        return before
+
+    monkeypatch.setattr(signal, "pthread_sigmask", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt), signals_blocked(signal.SIGINT, signal.SIGTERM):
+            pass
+        assert set_mask(signal.SIG_BLOCK, ()) == mask
+    finally:
+        set_mask(signal.SIG_SETMASK, mask)
+
+
+def test_signals_are_delayed_to_the_end_of_the_block() -> None:
+    with pytest.raises(KeyboardInterrupt), signals_blocked(signal.SIGINT):
+        signal.raise_signal(signal.SIGINT)
+        delayed = True
+    assert delayed and signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -154,7 +154,12 @@ def _held_out(axes: Axes, iteration: Iteration, figure: str, published: str) -> 
         axes.plot(validation["step"], validation[figure], "o-", color=BLUE, markersize=4, label=label)
         if tested:
             axes.plot(
-                validation["step"][-1:], [masked[figure]], "*", color=BLUE, markersize=12, label="test speakers (also the baselines)"
+                validation["step"][-1:],
+                [masked[figure]],
+                "*",
+                color=BLUE,
+                markersize=12,
+                label="test speakers (also the baselines)",
             )
     lines = (("unigram", "label frequencies", GREY, ":"), ("count_table", "count table", ORANGE, "--"))
     for control, label, colour, style in (*lines, ("nearest_label", "nearest unmasked label", GREEN, "-.")):

@@ -39,6 +39,17 @@ def raising_interrupt() -> AbstractContextManager[None]:
 
 
 @contextmanager
+def signals_blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Delays signals to this thread until the block ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # it blocks, then raises a KeyboardInterrupt that arrived just before
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _handling(handler: Handler) -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
     replaced = _replace(handler)

@@ -15,7 +15,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from openwavlm.runtime.interrupt import raising_interrupt
+from openwavlm.runtime.interrupt import raising_interrupt, signals_blocked
 
 log = logging.getLogger(__name__)
 
@@ -109,11 +109,8 @@ def start_fork_server() -> None:
     finally:
         sys.warnoptions.remove(_LEAKED)
     # The server inherits the mask, and ignores the signal as soon as it listens. In this process the signal is only delayed.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with signals_blocked(signal.SIGINT):
         forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_with_parent() -> None:

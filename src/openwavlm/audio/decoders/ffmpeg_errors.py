@@ -1,8 +1,7 @@
-"""Errors and signals around calls of FFmpeg."""
+"""Errors around calls of FFmpeg."""
 
 import errno
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,19 +9,6 @@ from openwavlm.audio.errors import AudioError
 
 # FFmpeg returns these for damaged contents too. `read.decode` finds a failing disk by reading the file through.
 _CONTENT_ERRORS = {errno.EINVAL, errno.EIO, errno.ERANGE, errno.EDOM, errno.ENOSYS, errno.EPERM, errno.ENOENT, errno.EAGAIN}
-
-
-@contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Delays signals to this thread until the block ends.
-
-    PyAV loses a KeyboardInterrupt that arrives while it builds its exception for the end of a file (PyAV 18.1: 11 of 1,300).
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 seed ─┬─ iteration_1 (MFCC) ─── export ─ layer labels ─ iteration_2         corpus and MFCC labels: one for all seeds
       └─ iteration_1 again, one thing changed: mixing_off, nano_mel, …      plan, crops, masks, mixtures: one for all arms of a seed
-      every arm: train (a process of its own) ─ probe ─ masked ─ mixtures ─► differences, seed by seed, intervals over speakers
+      every arm: train (a process of its own) ─ probe ─ masked ─ mixtures ─► differences, intervals over speakers and seeds
 """
 
 import json

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from openwavlm.evaluation.intervals import Interval, sign_places
 from openwavlm.evaluation.paired import Difference
 
 _ABSENT = "–"
@@ -64,16 +65,16 @@ def _sentence(comparisons: dict[str, Any], compared: dict[str, dict[str, Differe
 
 
 def _method(summary: dict[str, Any], compared: dict[str, dict[str, Difference]]) -> list[str]:
-    speakers = next(found.speakers for figures in compared.values() for found in figures.values())
+    speakers = next(found.interval.clusters for figures in compared.values() for found in figures.values())
     updates = " and ".join(str(count) for count in dict.fromkeys(summary["updates"]))
     return [
         f"{len(summary['seeds'])} seeds ({', '.join(map(str, summary['seeds']))}), {updates} updates each. A seed decides initialisation, "
         "plan, crops, masks and mixtures, and the arms of one seed share them; corpus and MFCC labels are the same for all. All arms but "
         "iteration 2 train on the MFCC labels. Layers were chosen on development speakers; figures are of test speakers. Masked figures "
         "are of unmixed audio, which favours an arm that trained without mixing.",
-        f"Intervals: 2,000 draws of the {speakers} test speakers, the seeds' sums averaged for each speaker. They cover other speakers, "
-        "not other seeds, of which the values stand in brackets. *Equal*: the interval contains 0. Only the primary outcome was fixed "
-        "before the run; of this many further intervals one in twenty misses by chance.",
+        f"Intervals: 95 %, over the {speakers} test speakers and {len(summary['seeds'])} seeds, both of which vary "
+        "(docs/decisions/0009). *Equal*: the interval contains 0; *visible from*: the smallest true difference that would be found with a "
+        "probability of 80 %. Only the primary outcome was fixed before the run; of the other intervals one in twenty misses by chance.",
     ]
 
 
@@ -126,14 +127,20 @@ def _cost(summary: dict[str, Any]) -> list[str]:
 
 def sentence(figure: str, of: str, against: str, found: Difference) -> str:
     """The verdict in words."""
-    title, higher_is_better, places = FIGURES[figure]
-    name = title.split(" (", 1)[0]
-    between = f"95 % interval {found.low:+.{places}f} to {found.high:+.{places}f} over {found.speakers} speakers"
-    if found.verdict == "equal":
-        words = f"{of} and {against} are equal: the difference of {found.value:+.{places}f} is within chance ({between})."
+    title, higher_is_better, _ = FIGURES[figure]
+    name, interval = title.split(" (", 1)[0], found.interval
+    places = sign_places(interval.low, interval.high, FIGURES[figure].places)
+    between = f"95 % interval {_ends(figure, interval)} over {interval.clusters} speakers and {interval.seeds} seeds"
+    if found.verdict == "unknown":
+        words = f"{of} less {against} is {interval.value:+.{places}f}; no interval, as there is one speaker."
+    elif found.verdict == "equal":
+        words = (
+            f"{of} and {against} are equal: the difference of {interval.value:+.{places}f} is within chance ({between}); "
+            f"smallest visible difference {interval.visible:.{places}f}."
+        )
     else:
         worth = "better" if (found.verdict == "higher") == higher_is_better else "worse"
-        words = f"{of} is {found.verdict}, which is {worth}, than {against} by {abs(found.value):.{places}f} ({between})."
+        words = f"{of} is {found.verdict}, which is {worth}, than {against} by {abs(interval.value):.{places}f} ({between})."
     if len(found.differences) > 1 and not found.seeds_agree:
         words += " The seeds do not agree on its sign."
     return f"{name[0].upper()}{name[1:]}: {words}"
@@ -146,17 +153,23 @@ def table(figures: dict[str, Difference], of: str, against: str) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for name, found in figures.items():
-        places = FIGURES[name].places
+        equal = f"equal (visible from {found.interval.visible:.{FIGURES[name].places}f})"
         cells = [
             FIGURES[name].title,
             seeds(name, found.of),
             seeds(name, found.against),
             seeds(name, found.differences, signed=True),
-            f"{found.low:+.{places}f} to {found.high:+.{places}f}",
-            found.verdict,
+            _ends(name, found.interval),
+            equal if found.verdict == "equal" else found.verdict,
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _ends(figure: str, interval: Interval) -> str:
+    """Both ends, with as many places as the verdict needs."""
+    places = sign_places(interval.low, interval.high, FIGURES[figure].places)
+    return f"{interval.low:+.{places}f} to {interval.high:+.{places}f}"
 
 
 def seeds(figure: str, values: Sequence[float], *, signed: bool = False) -> str:

@@ -1,33 +1,38 @@
-"""The one interval of every figure and difference: over clusters of speakers and seeds, which are crossed (DESIGN §8).
+"""Intervals of figures and differences over clusters of speakers and seeds, and the one rule for "equal" (DESIGN §8).
 
-Frames of one speaker are not independent, nor are speakers of one cluster (a synthetic name in several accents), and models or
-codebooks of one seed share its luck. The variance is that of a two-way layout of jackknife pseudo-values, and the quantile is
-Student's with Satterthwaite's degrees of freedom. Resampling both factors, as percentiles of a bootstrap, covers less than it says
-with three to five seeds: the variance of S draws is (S − 1) / S of that of the seeds.
+Frames of one speaker are not independent, and neither are the models or codebooks of one seed. Clusters and seeds are crossed: the
+variance is that of a two-way layout of jackknife pseudo-values, the quantile Student's with Satterthwaite's degrees of freedom
+(docs/decisions/0009). A percentile bootstrap is too narrow here: resampling S seeds gives (S − 1) / S of their variance.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
-Outcome = Literal["higher", "lower", "equal"]
+from openwavlm.runtime.randomness import stable_hash
+
+Outcome = Literal["higher", "lower", "equal", "unknown"]
+PLACES = 5  # of the ends in every JSON file; the outcome is that of the ends as written
+# More clusters than this are counted in groups, which bounds the memory of histograms; the interval hardly changes.
+MAX_GROUPS = 256
 _POWER = 0.8
+_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure, or a difference of two, with its interval.
+    """A figure or a difference of two figures, with its interval.
 
     Attributes:
         value: On all clusters, mean over seeds.
         low, high: Ends of the interval; NaN for a single cluster.
         visible: Smallest true difference from 0 that this design shows with a probability of 80 %; NaN for a single cluster.
-        clusters: Clusters of speakers.
-        seeds: Seeds; with one, the interval says nothing about others.
+        clusters: Number of clusters of speakers with frames.
+        seeds: Number of seeds; with one seed the interval does not cover other seeds.
     """
 
     value: float
@@ -39,26 +44,61 @@ class Interval:
 
     @property
     def outcome(self) -> Outcome:
-        """Sign of a difference: `equal` where the interval contains 0 or is unknown."""
-        if self.low > 0:
-            return "higher"
-        return "lower" if self.high < 0 else "equal"
+        """Sign of a difference; see `outcome_of`."""
+        return outcome_of(self.low, self.high)
+
+    def as_list(self) -> list[float]:
+        """Value, low, high and visible, for JSON."""
+        return [self.value, self.low, self.high, self.visible]
+
+
+def outcome_of(low: float, high: float) -> Outcome:
+    """Sign of a difference: `equal` where its interval, as written, contains 0, `unknown` where there is no interval."""
+    if isnan(low) or isnan(high):
+        return "unknown"
+    if round(low, PLACES) > 0:
+        return "higher"
+    return "lower" if round(high, PLACES) < 0 else "equal"
+
+
+def sign_places(low: float, high: float, least: int) -> int:
+    """Decimal places, at least `least`, with which an interval prints the outcome that it has."""
+    wanted = outcome_of(low, high)
+    for places in range(least, PLACES):
+        above, below = round(low, places) > 0, round(high, places) < 0
+        if wanted == ("higher" if above else "lower" if below else "equal"):
+            return places
+    return least if wanted == "unknown" else max(least, PLACES)
 
 
 def by_cluster(values: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
-    """Sums per utterance (…, utterances) → per cluster (…, clusters), clusters in order of their names."""
+    """Sums per utterance (…, utterances) → per cluster (…, clusters), clusters in order of their names; float64."""
     names, place = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.zeros((*values.shape[:-1], len(names)))
     np.add.at(sums.T, place, np.asarray(values, dtype=np.float64).T)
     return sums
 
 
-def interval(pseudo: np.ndarray, value: float, *, confidence: float = 0.95) -> Interval:
-    """Interval of a figure from its jackknife pseudo-values, float64 (seeds, clusters).
+def group_places(clusters: Sequence[str]) -> dict[str, int]:
+    """Row of each cluster in histograms by cluster: in order of the names, beyond `MAX_GROUPS` in groups by the names' hashes."""
+    names = sorted(set(clusters))
+    if len(names) > MAX_GROUPS:
+        names = sorted(names, key=stable_hash)
+    return {name: place % MAX_GROUPS for place, name in enumerate(names)}
 
-    Clusters and seeds are random and crossed: the variance is that of the clusters' means plus that of the seeds' means, less the
+
+def interval(pseudo: np.ndarray, value: float, *, confidence: float = 0.95) -> Interval:
+    """Interval of a figure from its jackknife pseudo-values.
+
+    Clusters and seeds are random and crossed. The variance is that of the clusters' means plus that of the seeds' means, less the
     interaction, which both contain.
+
+    Args:
+        pseudo: float64 (seeds, clusters); NaN for clusters without frames, which are left out.
+        value: The figure.
+        confidence: Probability with which the interval contains the figure of other clusters and seeds.
     """
+    pseudo = pseudo[:, ~np.isnan(pseudo).any(axis=0)]
     seeds, clusters = pseudo.shape
     if clusters < 2:
         return Interval(value, nan, nan, nan, clusters, seeds)
@@ -72,9 +112,9 @@ def interval(pseudo: np.ndarray, value: float, *, confidence: float = 0.95) -> I
     below = sum(part**2 / freedom for part, freedom in parts)
     freedom = max(1.0, variance**2 / below) if below > 0 else clusters - 1
     error = float(np.sqrt(variance))
-    outside = stats.t.ppf((1 + confidence) / 2, freedom)
-    half = float(outside) * error
-    return Interval(value, value - half, value + half, half + float(stats.t.ppf(_POWER, freedom)) * error, clusters, seeds)
+    half = float(stdtrit(freedom, (1 + confidence) / 2)) * error
+    visible = half + float(stdtrit(freedom, _POWER)) * error
+    return Interval(value, value - half, value + half, visible, clusters, seeds)
 
 
 def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, *, confidence: float = 0.95) -> Interval:
@@ -83,7 +123,7 @@ def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, *, confidence
     Correct frames over frames is an accuracy, the difference of two systems' correct frames over the same frames a paired difference.
 
     Args:
-        numerator: (clusters,), or (seeds, clusters).
+        numerator: (clusters,) or (seeds, clusters).
         denominator: (clusters,), not negative.
         confidence: Probability with which the interval contains the figure of other clusters and seeds.
 
@@ -103,12 +143,20 @@ def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, *, confidence
 
 
 def jackknife(joint: np.ndarray, figure: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Pseudo-values (clusters,) of a figure of summed counts.
+    """Pseudo-values of a figure of summed counts: float64 (clusters,), NaN for clusters without counts.
 
     Args:
         joint: Counts (clusters, …).
-        figure: Maps counts (number, …) to values (number,).
+        figure: Maps float64 counts (number, …) to values (number,).
     """
-    total, count = joint.sum(axis=0), len(joint)
-    whole = figure(total[None])
-    return whole if count < 2 else count * whole - (count - 1) * figure(total[None] - joint)
+    filled = np.flatnonzero(joint.reshape(len(joint), -1).any(axis=1))
+    total, count = joint.sum(axis=0, dtype=np.float64), len(filled)
+    pseudo = np.full(len(joint), np.nan)
+    if count == 0:
+        return pseudo
+    whole = figure(total[None])[0]
+    for start in range(0, count, _AT_ONCE):
+        places = filled[start : start + _AT_ONCE]
+        without = figure(total - joint[places]) if count > 1 else whole
+        pseudo[places] = count * whole - (count - 1) * without
+    return pseudo

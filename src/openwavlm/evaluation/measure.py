@@ -13,6 +13,7 @@ from torch import Tensor
 from openwavlm.audio.frames import FRAME_RATE_HZ
 from openwavlm.evaluation.conditions import CONDITIONS, Change, change_of
 from openwavlm.evaluation.features import Features, Piece, Thinning, stream
+from openwavlm.evaluation.intervals import group_places
 from openwavlm.evaluation.ridge import PENALTIES, RidgeFamily, RidgeStatistics
 from openwavlm.evaluation.sets import ProbeSet
 from openwavlm.evaluation.speakers import SpeakerMeans
@@ -22,7 +23,7 @@ from openwavlm.runtime.atomic import atomic_file
 from openwavlm.runtime.resources import check_of_the_file, read_again
 
 # To be raised when a figure of unchanged features changes: cached baselines are then measured again.
-VERSION = 1
+VERSION = 2
 _KEPT_BYTES = 1 << 29
 
 
@@ -57,7 +58,8 @@ class Measured:
         chosen: () the layer with the best dev accuracy.
         frames: int64 (conditions, utterances): test frames with a phone; 0 where an utterance is not judged in that condition.
         correct: int64 (conditions, layers, utterances): those with the right phone; −1 for layers not judged in that condition.
-        units: int64 (conditions, seeds, phones, clusters): frames by phone and unit of the unit layer.
+        units: int32 (conditions, seeds, speakers, phones, units): frames by phone and unit of the unit layer, in rows of speakers as in
+            `intervals.group_places`.
         units_layer: () layer of the units.
         speaker_dev: (layers,) accuracy of the speaker probe among dev speakers; NaN where there are too few.
         speaker_test: (layers,) the same among test speakers.
@@ -263,10 +265,12 @@ class _Measurement:
         probe_set = test if clean else shorter
         place_of = {id(utterance): place for place, utterance in enumerate(test.utterances)}
         layers = list(self._layers) if clean else sorted({chosen, self._units_layer})
+        rows = group_places(test.speakers)
         frames = np.zeros(len(test), dtype=np.int64)
         correct = np.full((len(self._layers), len(test)), -1, dtype=np.int64)
         correct[layers] = 0
-        units = np.zeros((len(self._settings.codebook_seeds), self._num_phones, self._settings.clusters), dtype=np.int64)
+        sizes = {"num_phones": self._num_phones, "num_classes": self._settings.clusters}
+        units = np.zeros((len(self._settings.codebook_seeds), max(rows.values()) + 1, *sizes.values()), dtype=np.int32)
         speakers = [SpeakerMeans() for _ in layers] if clean else []
         for piece in self._stream(probe_set, condition, layers, change_of(condition, self._settings.seed)):
             place = place_of[id(probe_set.utterances[piece.utterance])]
@@ -274,9 +278,9 @@ class _Measurement:
             frames[place] += int(known.sum())
             for layer, features in zip(layers, piece.features, strict=True):
                 correct[layer, place] += int(self._ridge[layer].correct(features[known], piece.phones[known]).sum())
-            sizes = {"num_phones": self._num_phones, "num_classes": self._settings.clusters}
             of_books = self._books.units(piece.features[layers.index(self._units_layer)])
-            units += np.stack([joint_histogram(piece.phones.cpu().numpy(), of, **sizes) for of in of_books])
+            row = rows[probe_set.utterances[piece.utterance].speaker]
+            units[:, row] += np.stack([joint_histogram(piece.phones.cpu().numpy(), of, **sizes) for of in of_books])
             if clean:
                 _add_speaker(speakers, test, piece)
         return frames, correct, units, _speaker_accuracies(speakers)

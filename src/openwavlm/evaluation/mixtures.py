@@ -12,9 +12,9 @@ from openwavlm.audio.frames import HOP_SAMPLES, RECEPTIVE_FIELD_SAMPLES, num_fra
 from openwavlm.batches.batch import MixRecord
 from openwavlm.batches.mixing import draw_mixing, mix
 from openwavlm.batches.settings import Mixing
-from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
 from openwavlm.evaluation.conditions import to_int16
 from openwavlm.evaluation.features import Features, stream
+from openwavlm.evaluation.intervals import by_cluster, ratio_interval
 from openwavlm.evaluation.probe import summary
 from openwavlm.evaluation.ridge import PENALTIES, RidgeFamily, RidgeStatistics
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
@@ -205,8 +205,8 @@ def _phone_figures(dev: _Read, test: _Read, test_set: ProbeSet) -> dict[str, Any
     figures = _chosen(on_dev, lambda layer, penalty: float(test.correct[layer, penalty].sum() / test.frames.sum()))
     layer = figures["chosen_layer"]
     speakers = [utterance.speaker for utterance in test_set.utterances]
-    ours = by_speaker(test.correct[layer, int(on_dev[layer].argmax())], speakers)
-    frames = by_speaker(test.frames, speakers)
+    ours = by_cluster(test.correct[layer, int(on_dev[layer].argmax())], speakers)
+    frames = by_cluster(test.frames, speakers)
     interval = ratio_interval(ours, frames)
     return figures | {
         "interval": [interval.low, interval.high],

@@ -1,12 +1,12 @@
-"""Paired comparison of two arms on the same held-out speakers: differences by seed, intervals over speakers."""
+"""Paired comparison of two arms on the same held-out speakers: differences by seed, interval over speakers and seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from openwavlm.evaluation.bootstrap import ratio_interval
+from openwavlm.evaluation.intervals import PLACES, Interval, Outcome, ratio_interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,25 +29,18 @@ class Difference:
 
     Attributes:
         of, against, differences: The arms' figures and their difference, by seed.
-        value: Mean difference.
-        low, high: Its 95 % interval over speakers, with the seeds' sums averaged.
-        speakers: Number of speakers.
+        interval: Mean difference with its 95 % interval over speakers and seeds.
     """
 
     of: tuple[float, ...]
     against: tuple[float, ...]
     differences: tuple[float, ...]
-    value: float
-    low: float
-    high: float
-    speakers: int
+    interval: Interval
 
     @property
-    def verdict(self) -> Literal["higher", "lower", "equal"]:
-        """`equal` where the interval contains 0."""
-        if self.low <= 0 <= self.high:
-            return "equal"
-        return "higher" if self.value > 0 else "lower"
+    def verdict(self) -> Outcome:
+        """Outcome of the interval."""
+        return self.interval.outcome
 
     @property
     def seeds_agree(self) -> bool:
@@ -55,15 +48,21 @@ class Difference:
         return len({np.sign(difference) for difference in self.differences}) == 1
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, rounded to 5 places."""
+        """Plain values, rounded to 5 places, None for an unknown end."""
         by_seed = {"of": self.of, "against": self.against, "differences": self.differences}
-        return {name: [round(value, 5) for value in values] for name, values in by_seed.items()} | {
-            "difference": round(self.value, 5),
-            "interval": [round(self.low, 5), round(self.high, 5)],
-            "speakers": self.speakers,
+        value, low, high, visible = (_rounded(number) for number in self.interval.as_list())
+        return {name: [_rounded(value) for value in values] for name, values in by_seed.items()} | {
+            "difference": value,
+            "interval": [low, high],
+            "smallest_visible": visible,
+            "speakers": self.interval.clusters,
             "verdict": self.verdict,
             "seeds_agree": self.seeds_agree,
         }
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, PLACES) if np.isfinite(value) else None
 
 
 def difference(of: Sequence[Sums], against: Sequence[Sums]) -> Difference:
@@ -85,14 +84,10 @@ def difference(of: Sequence[Sums], against: Sequence[Sums]) -> Difference:
                 "a paired comparison needs the same frames of the same speakers, but two models were measured on different ones: compare "
                 "figures of one test set, and masked figures only of one set of labels"
             )
-    pooled = np.mean([a.numerator - b.numerator for a, b in zip(of, against, strict=True)], axis=0)
-    interval = ratio_interval(pooled, first.denominator)
+    apart = np.stack([a.numerator - b.numerator for a, b in zip(of, against, strict=True)])
     return Difference(
         of=tuple(sums.value for sums in of),
         against=tuple(sums.value for sums in against),
         differences=tuple(a.value - b.value for a, b in zip(of, against, strict=True)),
-        value=interval.value,
-        low=interval.low,
-        high=interval.high,
-        speakers=interval.speakers,
+        interval=ratio_interval(apart, first.denominator),
     )

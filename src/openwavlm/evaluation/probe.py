@@ -1,17 +1,18 @@
 """Figures of a model on held-out speakers beside their baselines, the content of `summary.json` (DESIGN §8)."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
 from openwavlm.evaluation.conditions import CONDITIONS
 from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
+from openwavlm.evaluation.intervals import by_cluster, group_places, interval, ratio_interval
 from openwavlm.evaluation.measure import Measured, ProbeSettings, measure
 from openwavlm.evaluation.sets import ProbeSet
-from openwavlm.evaluation.unit_figures import unit_quality, verdict
+from openwavlm.evaluation.unit_figures import paired_pseudo_values, pnmi_pseudo_values, unit_quality
 from openwavlm.evaluation.unseen import check_disjoint_speakers
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runtime.progress import ProgressBar
@@ -44,11 +45,12 @@ def probe_model(
         For JSON, accuracies as shares, on test frames unless stated otherwise.
 
         - `phones`: `layers` (all; 0 is the encoder's input), `layers_dev`, `chosen_layer`, `chosen`, `mfcc`, `mfcc_context`,
-          `logmel`, `logmel_context`, `untrained` (its best layer on dev), `majority`; `intervals` over speakers; `differences` of
-          `chosen` less each baseline with their intervals; `by_speaker` sums for paired differences of two models; `telephone` and
-          `noise10` with the same names.
+          `logmel`, `logmel_context`, `untrained` (its best layer on dev), `majority`; `intervals`: lower and upper end of each;
+          `differences` of `chosen` less each baseline: value, lower and upper end, smallest visible difference; `by_speaker`: sums for
+          paired differences of two models; `telephone` and `noise10` with the same names.
         - `units`: for `clean`, `telephone`, `noise10` the corrected PNMI of `chosen`, `mfcc`, `logmel`, `untrained`, the largest
-          `spread` over codebook seeds, `verdicts` of `chosen` against each, `details`.
+          `spread` over codebook seeds, `differences` as above with their `verdicts`, `by_speaker`: `frames` and pseudo-values of
+          `chosen` for the difference of two models, `details`.
         - `speakers`: accuracy among the test speakers by layer; `chosen` on dev where dev has two speakers.
         - `cost`: seconds of audio and of time.
 
@@ -63,7 +65,7 @@ def probe_model(
     return summary(
         {
             "phones": _phones(measured, train, test),
-            "units": {condition: _units(measured, condition) for condition in CONDITIONS},
+            "units": {condition: _units(measured, condition, test) for condition in CONDITIONS},
             "speakers": _speakers(measured["chosen"]),
             "cost": {
                 "seconds": seconds,
@@ -132,25 +134,28 @@ def _phones(measured: dict[str, Measured], train: ProbeSet, test: ProbeSet) -> d
         "frames": int(chosen.frames[0].sum()),
         "phones": len(test.inventory),
         "speakers": len(test.speakers),
-        "intervals": {},
-        "differences": {},
     }
     for place, condition in enumerate(CONDITIONS):
         into = figures if condition == "clean" else figures.setdefault(condition, {"frames": int(chosen.frames[place].sum())})
-        for name, (of, layer) in _layers_of(measured).items():
-            if of.correct[place, layer].min() >= 0:
-                into[name] = of.accuracy(layer, condition)
-    frames = by_speaker(chosen.frames[0], speakers)
-    ours = by_speaker(chosen.correct[0, int(chosen.chosen)], speakers)
-    figures["by_speaker"] = {"speakers": list(test.speakers), "correct": ours, "frames": frames}
-    for name, (of, layer) in _layers_of(measured).items():
-        theirs = by_speaker(of.correct[0, layer], speakers)
-        interval = ratio_interval(theirs, frames)
-        figures["intervals"][name] = [interval.low, interval.high]
-        if name != "chosen":
-            difference = ratio_interval(ours - theirs, frames)
-            figures["differences"][name] = [difference.value, difference.low, difference.high]
+        into |= _phones_in(measured, place, speakers)
     return figures
+
+
+def _phones_in(measured: dict[str, Measured], place: int, speakers: Sequence[str]) -> dict[str, Any]:
+    """Accuracies in one condition, their intervals and the differences of `chosen` less each baseline; `speakers` by utterance."""
+    frames = by_cluster(measured["chosen"].frames[place], speakers)
+    correct = {
+        name: by_cluster(of.correct[place, layer], speakers)
+        for name, (of, layer) in _layers_of(measured).items()
+        if of.correct[place, layer].min() >= 0  # layers that were not judged have −1
+    }
+    ours, found = correct["chosen"], {name: ratio_interval(theirs, frames) for name, theirs in correct.items()}
+    baselines = [name for name in correct if name != "chosen"]
+    return {name: figure.value for name, figure in found.items()} | {
+        "intervals": {name: [figure.low, figure.high] for name, figure in found.items()},
+        "differences": {name: ratio_interval(ours - correct[name], frames).as_list() for name in baselines},
+        "by_speaker": {"speakers": sorted(set(speakers)), "correct": ours, "frames": frames},
+    }
 
 
 def _majority(train: ProbeSet, test: ProbeSet) -> float:
@@ -164,12 +169,30 @@ def _majority(train: ProbeSet, test: ProbeSet) -> float:
     return float(judged[counts(train).argmax()] / max(judged.sum(), 1))
 
 
-def _units(measured: dict[str, Measured], condition: str) -> dict[str, Any]:
-    details = {name: unit_quality(of.units[CONDITIONS.index(condition)]) for name, of in measured.items()}
+def _units(measured: dict[str, Measured], condition: str, test: ProbeSet) -> dict[str, Any]:
+    joints = {name: of.units[CONDITIONS.index(condition)] for name, of in measured.items()}
+    details = {name: unit_quality(joint.sum(axis=1)) for name, joint in joints.items()}
     pnmi = {name: quality["pnmi"] for name, quality in details.items()}
-    spread = max(quality["spread"] for quality in details.values())
-    verdicts = {name: verdict(pnmi["chosen"], value, spread) for name, value in pnmi.items() if name != "chosen"}
-    return {**pnmi, "spread": spread, "verdicts": verdicts, "details": details}
+    pseudo = {name: pnmi_pseudo_values(joint) for name, joint in joints.items()}
+    differences = {
+        name: interval(paired_pseudo_values(pseudo["chosen"], pseudo[name]), pnmi["chosen"] - value)
+        for name, value in pnmi.items()
+        if name != "chosen"
+    }
+    # In order of the rows: beyond MAX_GROUPS several speakers share one.
+    speakers = sorted(group_places(test.speakers).items(), key=lambda entry: entry[1])
+    return {
+        **pnmi,
+        "spread": max(quality["spread"] for quality in details.values()),
+        "differences": {name: difference.as_list() for name, difference in differences.items()},
+        "verdicts": {name: difference.outcome for name, difference in differences.items()},
+        "by_speaker": {
+            "speakers": [name for name, _ in speakers],
+            "frames": joints["chosen"][0].sum(axis=(1, 2)),
+            "pseudo_values": pseudo["chosen"],
+        },
+        "details": details,
+    }
 
 
 def _speakers(chosen: Measured) -> dict[str, Any]:

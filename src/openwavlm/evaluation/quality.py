@@ -9,6 +9,7 @@ import numpy as np
 from openwavlm.evaluation import abx
 from openwavlm.evaluation.conditions import change_of
 from openwavlm.evaluation.features import EncoderFeatures, Features, MfccFeatures
+from openwavlm.evaluation.intervals import Interval, sign_places
 from openwavlm.evaluation.phones.alignment_files import read_alignments
 from openwavlm.evaluation.quality_rows import QualityRow, rows_of
 from openwavlm.evaluation.sets import ProbeSet
@@ -174,26 +175,31 @@ def _sentences(
             "counts as a speaker: intervals are narrower than over speakers, a speaker may be on both sides, and speaker information is of "
             "recordings."
         )
-    for row in table:
-        if row.kind == "labels" and row.difference:
-            value, low, high = row.difference
-            sentences.append(
-                f"Labels {row.name}: PNMI {row.figures.pnmi:.3f}, {row.verdict} against MFCC units of the same number "
-                f"({value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})."
-            )
+    sentences += [
+        f"Labels {row.name}: PNMI {row.figures.pnmi:.3f}, {_against(row.difference, 'MFCC units of the same number')}."
+        for row in table
+        if row.kind == "labels" and row.difference
+    ]
     layers = [row for row in table if row.kind == "layer" and row.condition == "clean"]
     if chosen is not None:
         best = next(row for row in layers if row.layer == chosen)
-        near = [
-            str(row.layer)
-            for row in layers
-            if row is not best and best.figures.pnmi - row.figures.pnmi < 2 * max(row.figures.spread, best.figures.spread)
-        ]
-        equal = f"; equal within twice the seeds' spread: {', '.join(near)}" if near else ""
-        sentences.append(
-            f"Best layer on these speakers: {chosen}, PNMI {best.figures.pnmi:.3f}, {best.verdict} against MFCC units{equal}."
-        )
+        words = f"Best layer on these speakers: {chosen}, PNMI {best.figures.pnmi:.3f}"
+        if best.difference:
+            words += f", {_against(best.difference, 'MFCC units')}"
+        others = [(row.layer, best.figures.minus(row.figures)) for row in layers if row is not best]
+        near = [f"{layer} (visible from {apart.visible:.3f})" for layer, apart in others if apart.outcome == "equal"]
+        sentences.append(words + (f"; equal to the best: layers {', '.join(near)}" if near else "") + ".")
     return sentences
+
+
+def _against(difference: Interval, baseline: str) -> str:
+    """The outcome of a difference with its interval."""
+    if difference.outcome == "unknown":
+        return f"{difference.value:+.3f} against {baseline} (no interval: one speaker)"
+    places = sign_places(difference.low, difference.high, 3)
+    ends = f"{difference.value:+.{places}f}, 95 % interval {difference.low:+.{places}f} to {difference.high:+.{places}f}"
+    words = f"{difference.outcome} {'to' if difference.outcome == 'equal' else 'than'} {baseline} ({ends}"
+    return f"{words}; smallest visible difference {difference.visible:.3f})" if difference.outcome == "equal" else f"{words})"
 
 
 def _write_abx(judged: Judged, encoder: Features | None, layers: list[int], folder: Path) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Labels, layers and baselines as the rows of one table, each compared with MFCC units of the same K on the same frames."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally, pnmi_interval, shuffled_tally, verdict
+from openwavlm.evaluation.intervals import Interval, Outcome
+from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally, shuffled_tally
 
 COLUMNS = (
     ("name", "units"),
@@ -36,8 +37,7 @@ class QualityRow:
         layer: Number of the layer, where it is one.
         condition: `clean`, `telephone` or `noise10`.
         figures: On the judged speakers.
-        difference: PNMI less that of MFCC units of the same K, with its interval over speakers; None for MFCC and without phones.
-        verdict: `higher`, `lower` or `equal` (by twice the larger spread of codebook seeds); empty for MFCC and without phones.
+        difference: PNMI less that of MFCC units of the same K, with its interval; None for MFCC and without phones.
     """
 
     name: str
@@ -45,13 +45,20 @@ class QualityRow:
     layer: int | None
     condition: str
     figures: UnitFigures
-    difference: tuple[float, float, float] | None = None
-    verdict: str = ""
+    difference: Interval | None = None
+
+    @property
+    def verdict(self) -> Outcome | Literal[""]:
+        """Outcome of `difference`; empty for MFCC and without phones."""
+        return self.difference.outcome if self.difference else ""
 
     def as_json(self) -> dict[str, Any]:
-        """Everything by name."""
+        """All figures by name, without the pseudo-values."""
         own = {"name": self.name, "kind": self.kind, "layer": self.layer, "condition": self.condition}
-        return own | asdict(self.figures) | {"difference_to_mfcc": self.difference, "verdict": self.verdict}
+        figures = {name: value for name, value in vars(self.figures).items() if name != "pseudo"}
+        value, low, high, visible = self.difference.as_list() if self.difference else [None] * 4
+        ends = None if value is None else [value, low, high]
+        return own | figures | {"difference_to_mfcc": ends, "smallest_visible": visible, "verdict": self.verdict}
 
 
 def rows_of(
@@ -72,11 +79,7 @@ def rows_of(
             continue
         # The same K, unless there was too little speech for it.
         clusters = min(mfcc, key=lambda own: (abs(own - figures.clusters), own))
-        baseline = figures_of_mfcc[clusters]
-        interval = pnmi_interval(of, figures.pnmi - baseline.pnmi, mfcc[clusters])
-        difference = (interval.value, interval.low, interval.high)
-        stands = verdict(figures.pnmi, baseline.pnmi, max(figures.spread, baseline.spread))
-        rows.append(QualityRow(name, kind, layer, condition, figures, difference, stands))
+        rows.append(QualityRow(name, kind, layer, condition, figures, figures.minus(figures_of_mfcc[clusters])))
     rows += [QualityRow(f"MFCC, K = {clusters}", "mfcc", None, condition, of) for clusters, of in figures_of_mfcc.items()]
     clusters = max(mfcc)
     shuffled = [shuffled_tally(tally, seed) for seed, tally in enumerate(mfcc[clusters])]
@@ -86,8 +89,15 @@ def rows_of(
 
 def cells(row: QualityRow) -> list[str]:
     """Formats the row as text, in the order of `COLUMNS`."""
-    values = row.as_json()
+    values = row.as_json() | {"verdict": verdict_text(row.difference) if row.difference else ""}
     return [_cell(name, values[name]) for name, _ in COLUMNS]
+
+
+def verdict_text(difference: Interval) -> str:
+    """The outcome in words, for `equal` with the smallest visible difference."""
+    if difference.outcome == "unknown":
+        return "no interval: one speaker"
+    return f"equal (visible from {difference.visible:.3f})" if difference.outcome == "equal" else difference.outcome
 
 
 def _cell(name: str, value: Any) -> str:
@@ -112,7 +122,7 @@ def tsv(rows: Sequence[QualityRow]) -> str:
     lines = [[*names, "difference_to_mfcc", "difference_low", "difference_high"]]
     for row in rows:
         values = row.as_json()
-        difference = row.difference or (None, None, None)
+        difference = values["difference_to_mfcc"] or (None, None, None)
         lines.append(["" if value is None else _plain(value) for value in (*(values[name] for name in names), *difference)])
     return "".join("\t".join(line) + "\n" for line in lines)
 

@@ -1,32 +1,25 @@
 """Figures of units: information about phones and speakers, usage, run lengths, with intervals over speakers (DESIGN §8)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import nan
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from openwavlm.evaluation.bootstrap import Interval
+from openwavlm.evaluation.intervals import Interval, group_places, interval, jackknife
 from openwavlm.evaluation.speakers import SpeakerMeans
 from openwavlm.labels.quality import joint_histogram, perplexity, phone_quality, shuffled_joint, used_clusters
-from openwavlm.runtime.randomness import integers, stable_hash, words
-
-# More speakers than this are drawn in groups, so that memory is bounded; the interval hardly changes.
-MAX_GROUPS = 256
-_DRAWS = 1000
-_DRAWS_AT_ONCE = 50
 
 
 class UnitTally:
     """Counts of one labelling on utterances of `speakers`; `num_phones` is 0 without alignments."""
 
     def __init__(self, num_phones: int, clusters: int, speakers: Sequence[str]) -> None:
-        self._group = {name: place % MAX_GROUPS for place, name in enumerate(sorted(speakers, key=stable_hash))}
+        self._group = group_places(speakers)
         self._speaker = {name: place for place, name in enumerate(sorted(speakers))}
-        groups = min(len(self._group), MAX_GROUPS)
-        self.joint = np.zeros((groups, num_phones, clusters), dtype=np.int64)
+        self.joint = np.zeros((max(self._group.values(), default=-1) + 1, num_phones, clusters), dtype=np.int64)
         self.by_speaker = np.zeros((len(self._speaker), clusters), dtype=np.int64)
         self.run_lengths = np.zeros(1, dtype=np.int64)
         self._means = SpeakerMeans()
@@ -68,7 +61,7 @@ class UnitFigures:
         phones: Phones that occur.
         phone_purity, cluster_purity, pnmi_raw, pnmi_shuffled: As in `labels.quality.PhoneQuality`.
         pnmi: `pnmi_raw` less `pnmi_shuffled`: the figure to compare.
-        pnmi_low, pnmi_high: Its 95 % interval over speakers.
+        pnmi_low, pnmi_high: Its 95 % interval over speakers and seeds.
         spread: Standard deviation of `pnmi` over codebook seeds; 0 for one codebook.
         seeds: `pnmi` of each codebook.
         used: Units that occur, as a share of K.
@@ -77,6 +70,7 @@ class UnitFigures:
         speaker_information: Mutual information of speaker and unit over the speakers' entropy, that of shuffled units subtracted.
         speaker_accuracy: Accuracy of the speaker probe on the units' frequencies in 2-s stretches; None with too few speakers.
         speakers_probed: Number of speakers of that probe.
+        pseudo: Pseudo-values of PNMI, float64 (seeds, clusters of speakers): see `pnmi_pseudo_values`.
     """
 
     frames: int
@@ -99,6 +93,7 @@ class UnitFigures:
     speaker_information: float
     speaker_accuracy: float | None
     speakers_probed: int
+    pseudo: np.ndarray = field(repr=False, compare=False)
 
     @classmethod
     def of(cls, tallies: Sequence[UnitTally]) -> "UnitFigures":
@@ -111,21 +106,46 @@ class UnitFigures:
         means: dict[str, Any] = {name: float(np.mean([figures[name] for figures in each])) for name in each[0]}
         probed = [tally.speaker_accuracy for tally in tallies]
         corrected = [figures["pnmi"] for figures in each]
-        interval = pnmi_interval(tallies, float(np.mean(corrected)))
+        pseudo = pnmi_pseudo_values(tally.joint for tally in tallies)
+        around = interval(pseudo, float(np.mean(corrected)))
         first = tallies[0]
         return cls(
             frames=int((first.joint if first.joint.shape[1] else first.by_speaker).sum()),
             clusters=first.joint.shape[2],
             phones=int((first.joint.sum(axis=(0, 2)) > 0).sum()),
             speakers=len(first.by_speaker),
-            pnmi_low=interval.low,
-            pnmi_high=interval.high,
+            pnmi_low=around.low,
+            pnmi_high=around.high,
             spread=_spread(corrected),
             seeds=tuple(corrected),
             speaker_accuracy=float(np.mean([found[0] for found in probed if found])) if probed[0] else None,
             speakers_probed=probed[0][1] if probed[0] else 0,
+            pseudo=pseudo,
             **means,
         )
+
+    def minus(self, other: "UnitFigures") -> Interval:
+        """Difference of `pnmi` with its interval; one codebook stands against every seed of the other.
+
+        Raises:
+            ValueError: If the figures are of different clusters of speakers, or of several seeds that differ in number.
+        """
+        return interval(paired_pseudo_values(self.pseudo, other.pseudo), self.pnmi - other.pnmi)
+
+
+def paired_pseudo_values(of: np.ndarray, against: np.ndarray) -> np.ndarray:
+    """Pseudo-values of a difference, float64 (seeds, clusters); a single seed is repeated for every seed of the other side.
+
+    Raises:
+        ValueError: If the numbers of clusters differ, or those of seeds where neither is 1.
+    """
+    seeds = {len(of), len(against)} - {1}
+    if len(seeds) > 1 or of.shape[1] != against.shape[1]:
+        raise ValueError(
+            "a difference needs the same speakers and equally many seeds on both sides, or one, "
+            f"but has (seeds, speakers) {of.shape} and {against.shape}"
+        )
+    return of - against
 
 
 def _spread(corrected: Sequence[float]) -> float:
@@ -165,46 +185,20 @@ def shuffled_tally(tally: UnitTally, seed: int = 0) -> UnitTally:
     return shuffled
 
 
-def pnmi_interval(
-    of: Sequence[UnitTally],
-    value: float,
-    against: Sequence[UnitTally] | None = None,
-    *,
-    draws: int = _DRAWS,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Interval of the mean PNMI over speakers drawn with replacement, or of its difference to that of `against` on the same draws.
+def pnmi_pseudo_values(joints: Iterable[np.ndarray]) -> np.ndarray:
+    """Jackknife pseudo-values of PNMI, float64 (seeds, clusters), of a histogram (clusters, phones, units) a seed.
 
-    Speakers that are drawn twice raise the counted mutual information: the draws are shifted to the mean `value`. NaN for one speaker.
+    NaN for clusters without frames. PNMI before the subtraction of shuffled units: that correction hardly differs between clusters.
     """
-    found = np.mean([_drawn_pnmi(tally.joint, draws, seed) for tally in of], axis=0)
-    if against is not None:
-        found = found - np.mean([_drawn_pnmi(tally.joint, draws, seed) for tally in against], axis=0)
-    speakers = len(of[0].by_speaker)
-    if speakers < 2:
-        return Interval(value, nan, nan, speakers)
-    low, high = np.quantile(found - found.mean(), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(value, value + float(low), value + float(high), speakers)
+    return np.stack([jackknife(joint, _pnmi) for joint in joints])
 
 
-def _drawn_pnmi(joint: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """PNMI of each draw of groups of speakers; draws without phone entropy count 0."""
-    groups, phones, clusters = joint.shape
-    if not phones:
-        return np.full(draws, np.nan)
-    drawn = integers(words(seed, "quality.bootstrap", draws * groups), groups).reshape(draws, groups)
-    weight = np.zeros((draws, groups))
-    np.add.at(weight, (np.arange(draws)[:, None], drawn), 1)
-    flat = joint.reshape(groups, phones * clusters).astype(np.float64)
-    parts = []
-    for start in range(0, draws, _DRAWS_AT_ONCE):
-        counts = (weight[start : start + _DRAWS_AT_ONCE] @ flat).reshape(-1, phones, clusters)
-        of_phone, of_unit, of_both = (
-            _entropies(part) for part in (counts.sum(axis=2), counts.sum(axis=1), counts.reshape(len(counts), -1))
-        )
-        parts.append(np.divide(of_phone + of_unit - of_both, of_phone, out=np.zeros(len(counts)), where=of_phone > 1e-12))
-    return np.concatenate(parts)
+def _pnmi(counts: np.ndarray) -> np.ndarray:
+    """PNMI of histograms (number, phones, units); 0 without phone entropy."""
+    of_phone, of_unit, of_both = (
+        _entropies(part) for part in (counts.sum(axis=2), counts.sum(axis=1), counts.reshape(len(counts), -1))
+    )
+    return np.divide(of_phone + of_unit - of_both, of_phone, out=np.zeros(len(counts)), where=of_phone > 1e-12)
 
 
 def _entropies(counts: np.ndarray) -> np.ndarray:
@@ -233,10 +227,3 @@ def unit_quality(joints: np.ndarray) -> dict[str, Any]:
         "classes": mean["classes"],
         "phones": qualities[0].phones,
     }
-
-
-def verdict(figure: float, baseline: float, spread: float) -> Literal["higher", "lower", "equal"]:
-    """Compares a figure with a baseline: `equal` where they differ by less than twice the spread over codebook seeds."""
-    if abs(figure - baseline) < 2 * spread or figure == baseline:
-        return "equal"
-    return "higher" if figure > baseline else "lower"

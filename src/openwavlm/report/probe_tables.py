@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from openwavlm.report.verdicts import CONDITIONS, PHONE_CONTROLS
+from openwavlm.evaluation.intervals import outcome_of
+from openwavlm.report.verdicts import CONDITIONS, PHONE_CONTROLS, ends_text
 from openwavlm.report.words import grouped, number, plural
 
 
@@ -38,14 +39,28 @@ def phone_table(phones: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         values = [figures.get(key) for figures in (phones, *(phones[condition] for condition in conditions))]
         if any(isinstance(value, int | float) for value in values):
             cells = ["" if value is None else number(value) for value in values]
-            rows.append([label, cells[0], _range(intervals.get(key)), *cells[1:], _range((gains.get(key) or [])[1:])])
+            rows.append([label, cells[0], _range(intervals.get(key)), *cells[1:], _difference(gains.get(key))])
     header = ["phones, share of frames right", "clean", "95 % interval", *map(CONDITIONS.__getitem__, conditions)]
     return [*header, "model minus baseline, 95 % interval"], rows
 
 
 def _range(ends: Sequence[float | None] | None) -> str:
     low, high = ends if ends is not None and len(ends) == 2 else (None, None)
-    return "" if low is None or high is None else f"{number(low)} … {number(high)}"
+    return "" if low is None or high is None else ends_text(low, high)
+
+
+def _difference(given: Sequence[float | None] | None) -> str:
+    """Interval of a difference, with the outcome where it contains 0."""
+    outcome, text = _outcome(given), _range((given or [])[1:3])
+    return f"{text}: {outcome}" if outcome.startswith("equal") else text
+
+
+def _outcome(given: Sequence[float | None] | None) -> str:
+    """Outcome of a difference (value, lower and upper end, smallest visible difference), which follows `equal`; empty without it."""
+    if not given or given[1] is None or given[2] is None:
+        return ""
+    outcome, visible = outcome_of(given[1], given[2]), given[3] if len(given) > 3 else None
+    return f"equal, visible from {number(visible)}" if outcome == "equal" and visible is not None else outcome
 
 
 def units_table(units: dict[str, Any]) -> list[list[str]]:
@@ -56,8 +71,8 @@ def units_table(units: dict[str, Any]) -> list[list[str]]:
             continue
         cells = [CONDITIONS.get(condition, condition), number(figures["chosen"])]
         for control in ("mfcc", "logmel", "untrained"):
-            value, word = figures.get(control), (figures.get("verdicts") or {}).get(control)
-            compared = f" ({'' if word == 'equal' else 'model '}{word})" if word else ""
+            value, outcome = figures.get(control), _outcome((figures.get("differences") or {}).get(control))
+            compared = f" ({'' if outcome.startswith('equal') else 'model '}{outcome})" if outcome else ""
             cells.append("" if value is None else number(value) + compared)
         rows.append([*cells, number(figures.get("spread") or 0.0)])
     return rows

@@ -1,12 +1,13 @@
 """A model's figures against its baselines, as sentences computed from the figures."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from openwavlm.evaluation.bootstrap import ratio_interval
+from openwavlm.evaluation.intervals import Interval, interval, outcome_of, ratio_interval, sign_places
+from openwavlm.evaluation.unit_figures import paired_pseudo_values
 from openwavlm.report.words import number
 
 Outcome = Literal["beats", "ties", "behind"]
@@ -36,7 +37,8 @@ class Verdict:
         measure: "masked cross-entropy", "phones", "units (clean speech)".
         control: Key of the baseline; `baseline` is its name.
         sentence: The comparison with its figures: `ours` of the model, `theirs` of the baseline.
-        interval: Lower and upper end of the difference over speakers, if there is one.
+        interval: Lower and upper end of the difference over speakers and seeds, if there is one.
+        visible: Smallest visible difference, if it is known.
     """
 
     outcome: Outcome
@@ -47,13 +49,14 @@ class Verdict:
     ours: float
     theirs: float
     interval: tuple[float, float] | None = None
+    visible: float | None = None
 
 
 def beats(iteration: dict[str, Any]) -> list[Verdict]:
     """Compares an iteration's figures with every baseline that was measured.
 
-    A difference whose interval over speakers contains 0, and units closer than twice the spread over codebook seeds, are ties.
-    Masked labels have no interval: the figures are compared as they are.
+    A difference whose interval over speakers and seeds contains 0 is a tie. Figures without an interval are compared as they are:
+    masked labels, a single test speaker, units of a summary from before these intervals.
 
     Args:
         iteration: An entry of `summary.json`'s `iterations`: `masked`, `phones`, `units`, each of which may be missing or None.
@@ -96,66 +99,92 @@ def _masked(masked: dict[str, Any]) -> list[Verdict]:
 
 
 def _phones(phones: dict[str, Any]) -> list[Verdict]:
-    verdicts = []
-    for control, ours, theirs in _measured(phones, PHONE_CONTROLS):
-        words = f"{number(ours)} against {number(theirs)} of the frames right"
-        outcome, interval = _outcome(ours - theirs), None
-        given = (phones.get("differences") or {}).get(control)
-        if given and None not in given:
-            difference, low, high = given
-            interval = (low, high)
-            outcome = "beats" if low > 0 else "behind" if high < 0 else "ties"
-            words += f"; difference {number(difference)}, 95 % interval over speakers {number(low)} … {number(high)}"
-            words += ", which contains 0" if outcome == "ties" else ""
-        else:
-            words += "; no interval"
-        name = PHONE_CONTROLS[control]
-        verdicts.append(
-            Verdict(outcome, "phones", control, name, f"{_SAYS[outcome]} {name} in phones: {words}", ours, theirs, interval)
-        )
-    return verdicts
+    given = phones.get("differences") or {}
+    return [
+        _compared("phones", "in phones", control, PHONE_CONTROLS[control], ours, theirs, given.get(control))
+        for control, ours, theirs in _measured(phones, PHONE_CONTROLS)
+    ]
+
+
+def _units(condition: str, units: dict[str, Any]) -> list[Verdict]:
+    given = units.get("differences") or {}
+    return [
+        _compared(f"units ({condition})", f"on {condition}", control, _UNIT_CONTROLS[control], ours, theirs, given.get(control))
+        for control, ours, theirs in _measured(units, _UNIT_CONTROLS)
+    ]
+
+
+def _compared(
+    measure: str, where: str, control: str, name: str, ours: float, theirs: float, given: Sequence[float | None] | None
+) -> Verdict:
+    """Verdict by the interval of the difference; `given`: its value, lower and upper end, smallest visible difference."""
+    figures = f"{number(ours)} against {number(theirs)}"
+    words = f"{figures} of the frames right" if measure == "phones" else f"PNMI {figures}"
+    outcome, ends, visible = _outcome(ours - theirs), None, None
+    if given and None not in given:
+        difference, low, high, visible = (*given, None)[:4]
+        assert difference is not None and low is not None and high is not None
+        outcome, ends = _OF_WORD[outcome_of(low, high)], (low, high)
+        words += f"; difference {number(difference)}, 95 % interval {ends_text(low, high)}"
+        words += f", which contains 0{visible_text(visible)}" if outcome == "ties" else ""
+    else:
+        words += "; no interval"
+    return Verdict(outcome, measure, control, name, f"{_SAYS[outcome]} {name} {where}: {words}", ours, theirs, ends, visible)
 
 
 _OF_WORD: dict[str, Outcome] = {"higher": "beats", "equal": "ties", "lower": "behind"}
 
 
-def _units(condition: str, units: dict[str, Any]) -> list[Verdict]:
-    verdicts, spread = [], units.get("spread") or 0.0
-    for control, ours, theirs in _measured(units, _UNIT_CONTROLS):
-        word = (units.get("verdicts") or {}).get(control)
-        apart = abs(ours - theirs) >= 2 * spread and ours != theirs
-        outcome = _OF_WORD[word] if word in _OF_WORD else _outcome(ours - theirs) if apart else "ties"
-        words = f"PNMI {number(ours)} against {number(theirs)}, spread over codebook seeds {number(spread)}"
-        words += " (equal: closer than twice the spread)" if outcome == "ties" else ""
-        name = _UNIT_CONTROLS[control]
-        sentence = f"{_SAYS[outcome]} {name} on {condition}: {words}"
-        verdicts.append(Verdict(outcome, f"units ({condition})", control, name, sentence, ours, theirs))
-    return verdicts
+def ends_text(low: float, high: float) -> str:
+    """Both ends of an interval, with as many places as its outcome needs."""
+    places = sign_places(low, high, 3)
+    return f"{number(low, places)} … {number(high, places)}"
+
+
+def visible_text(visible: float | None) -> str:
+    """The smallest visible difference, as the end of a sentence; empty where it is unknown."""
+    return "" if visible is None or visible != visible else f"; smallest visible difference {number(visible)}"
 
 
 def compare_iterations(earlier: dict[str, Any], later: dict[str, Any]) -> list[str]:
-    """Differences between two models on the same test speakers; of phones with a paired interval if there are sums by speaker."""
+    """Differences between two models with their intervals; without one where the test speakers or frames differ or are unknown."""
     sentences = []
     first, second = earlier.get("phones") or {}, later.get("phones") or {}
     if _has(first, "chosen") and _has(second, "chosen"):
-        text = f"Phones: {number(second['chosen'])} after {number(first['chosen'])}"
         sums, others = second.get("by_speaker"), first.get("by_speaker")
-        if sums and others and sums["speakers"] == others["speakers"] and list(sums["frames"]) == list(others["frames"]):
+        gain = None
+        if sums and others and _same_frames(others, sums):
             gain = ratio_interval(np.subtract(sums["correct"], others["correct"]), np.asarray(sums["frames"]))
-            verdict = "higher" if gain.low > 0 else "lower" if gain.high < 0 else "no difference shown"
-            text += f" (difference {number(gain.value)}, 95 % interval {number(gain.low)} … {number(gain.high)}: {verdict})"
-        else:
-            text += " (no paired interval)"
-        sentences.append(text)
+        sentences.append(f"Phones: {number(second['chosen'])} after {number(first['chosen'])} ({_gain_text(gain)})")
     for condition in CONDITIONS:
         before, after = ((part.get("units") or {}).get(condition) or {} for part in (earlier, later))
         if _has(before, "chosen") and _has(after, "chosen"):
-            spread = max(before.get("spread") or 0.0, after.get("spread") or 0.0)
-            gain_of = after["chosen"] - before["chosen"]
-            verdict = "equal" if abs(gain_of) < 2 * spread or not gain_of else "higher" if gain_of > 0 else "lower"
-            words = f"{number(after['chosen'])} after {number(before['chosen'])}, spread {number(spread)}: {verdict}"
-            sentences.append(f"Units, {CONDITIONS[condition]}: PNMI {words}")
+            words = f"PNMI {number(after['chosen'])} after {number(before['chosen'])} ({_gain_text(_units_gain(before, after))})"
+            sentences.append(f"Units, {CONDITIONS[condition]}: {words}")
     return sentences
+
+
+def _same_frames(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """True if the sums by speaker are of the same speakers with the same numbers of frames."""
+    return first["speakers"] == second["speakers"] and list(first["frames"]) == list(second["frames"])
+
+
+def _units_gain(before: dict[str, Any], after: dict[str, Any]) -> Interval | None:
+    first, second = before.get("by_speaker"), after.get("by_speaker")
+    if not first or not second or not _same_frames(first, second):
+        return None
+    earlier, later = (np.array(part["pseudo_values"], dtype=np.float64) for part in (first, second))
+    if earlier.shape != later.shape and 1 not in (len(earlier), len(later)):
+        return None  # other numbers of codebook seeds
+    return interval(paired_pseudo_values(later, earlier), after["chosen"] - before["chosen"])
+
+
+def _gain_text(gain: Interval | None) -> str:
+    """Difference, interval and outcome in words."""
+    if gain is None or gain.outcome == "unknown":
+        return "no paired interval"
+    words = f"difference {number(gain.value)}, 95 % interval {ends_text(gain.low, gain.high)}: {gain.outcome}"
+    return words + (visible_text(gain.visible) if gain.outcome == "equal" else "")
 
 
 def headline(verdicts: Iterable[Verdict]) -> str:
@@ -184,12 +213,15 @@ def good_for(iteration: dict[str, Any]) -> str:
         ahead = [
             text
             for condition, text in CONDITIONS.items()
-            if any(ours > theirs for _, ours, theirs in _measured(phones.get(condition) or {}, [rival.control]))
+            if any(
+                verdict.control == rival.control and verdict.outcome == "beats"
+                for verdict in _phones(phones.get(condition) or {})
+            )
         ]
         more = f"; it is ahead on {' and '.join(ahead)}" if ahead else ""
         return {
             "beats": f"Good for speech sounds, beyond spectra: {words}{more}.",
-            "ties": f"Good for speech sounds, about as much as spectra: {words}{more}.",
+            "ties": f"Good for speech sounds, about as much as spectra: {words}{more}{visible_text(rival.visible)}.",
             "behind": f"For speech sounds, spectra are still the better features: {words}{more}.",
         }[rival.outcome]
     masked = _masked(iteration.get("masked") or {})
@@ -210,7 +242,7 @@ def wins(verdicts: Iterable[Verdict]) -> list[tuple[str, str]]:
     for measure, members in grouped.items():
         controls = [
             f"{verdict.baseline} ({number(verdict.theirs)}"
-            + (f"; difference {number(verdict.interval[0])} … {number(verdict.interval[1])})" if verdict.interval else ")")
+            + (f"; difference {ends_text(*verdict.interval)})" if verdict.interval else ")")
             for verdict in members
         ]
         lines.append((f"better in {measure}, at {number(members[0].ours)}", ", ".join(controls)))

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from learn_page import FIGURES, page, seeds, sentence, table
+from openwavlm.evaluation.intervals import Interval
 from openwavlm.evaluation.paired import Difference, Sums, difference
 
 SPEAKERS = tuple(f"demo/voice{number:02d}" for number in range(20))
@@ -22,15 +23,16 @@ def sums(share: float, seed: int, *, gain: float = 0.0, jitter: float = 0.0) -> 
 
 def test_a_small_gain_on_every_voice_is_found_though_voices_differ_far_more():
     found = difference([sums(0.4, s, gain=0.01) for s in range(3)], [sums(0.4, s) for s in range(3)])
-    assert found.value == pytest.approx(0.01) and found.low == pytest.approx(0.01) == found.high
-    assert found.verdict == "higher" and found.seeds_agree and found.speakers == 20
+    apart = found.interval
+    assert apart.value == pytest.approx(0.01) and apart.low == pytest.approx(0.01) == apart.high
+    assert found.verdict == "higher" and found.seeds_agree and (apart.clusters, apart.seeds) == (20, 3)
     assert found.of[0] - found.against[0] == pytest.approx(found.differences[0]) == pytest.approx(0.01)
 
 
 def test_what_is_chance_is_equal_and_its_interval_contains_zero():
     of = [sums(0.4, s, jitter=0.02) for s in range(3)]
     found = difference(of, [sums(0.4, s + 10, jitter=0.02) for s in range(3)])
-    assert found.low < 0 < found.high and found.verdict == "equal"
+    assert found.interval.low < 0 < found.interval.high and found.verdict == "equal"
     assert difference(of, of).verdict == "equal"
 
 
@@ -38,9 +40,10 @@ def test_the_value_is_the_mean_over_seeds_and_turns_its_sign_with_the_arms():
     of = [sums(0.4, s, gain=g) for s, g in enumerate((0.02, -0.01, 0.05))]
     against = [sums(0.4, s) for s in range(3)]
     found, turned = difference(of, against), difference(against, of)
-    assert found.value == pytest.approx(0.02) == pytest.approx(np.mean(found.differences))
+    assert found.interval.value == pytest.approx(0.02) == pytest.approx(np.mean(found.differences))
     assert not found.seeds_agree
-    assert (turned.value, turned.low, turned.high) == pytest.approx((-found.value, -found.high, -found.low))
+    apart, other = found.interval, turned.interval
+    assert (other.value, other.low, other.high) == pytest.approx((-apart.value, -apart.high, -apart.low))
 
 
 def test_averaging_seeds_narrows_the_interval():
@@ -48,7 +51,7 @@ def test_averaging_seeds_narrows_the_interval():
         found = difference(
             [sums(0.4, s, jitter=0.02) for s in range(count)], [sums(0.4, s + 50, jitter=0.02) for s in range(count)]
         )
-        return found.high - found.low
+        return found.interval.high - found.interval.low
 
     assert width(9) < 0.6 * width(1)
 
@@ -72,7 +75,7 @@ def test_unpaired_figures_are_refused():
     [((0.1, 0.2), True), ((-0.1, -0.2), True), ((0.1, -0.2), False), ((0.1, 0.0), False), ((0.0, 0.0), True), ((0.1,), True)],
 )
 def test_seeds_agree_where_all_differences_have_one_sign(differences: tuple[float, ...], agree: bool):
-    assert Difference((0.5,), (0.4,), differences, 0.1, 0.0, 0.2, 20).seeds_agree is agree
+    assert Difference((0.5,), (0.4,), differences, Interval(0.1, 0.0, 0.2, 0.15, 20)).seeds_agree is agree
 
 
 @pytest.mark.parametrize(
@@ -82,38 +85,37 @@ def test_seeds_agree_where_all_differences_have_one_sign(differences: tuple[floa
         (0.0, 0.1, 0.2, "equal"),
         (-0.2, -0.1, 0.0, "equal"),
         (0.0, 0.0, 0.0, "equal"),
-        (1e-9, 0.1, 0.2, "higher"),
-        (-0.2, -0.1, -1e-9, "lower"),
+        (1e-5, 0.1, 0.2, "higher"),
+        (-0.2, -0.1, -1e-5, "lower"),
+        (1e-6, 0.1, 0.2, "equal"),  # 0 as written
     ],
 )
 def test_an_interval_that_contains_zero_to_its_ends_says_equal(low: float, value: float, high: float, verdict: str):
-    assert Difference((0.5,), (0.4,), (0.1,), value, low, high, 20).verdict == verdict
+    assert Difference((0.5,), (0.4,), (0.1,), Interval(value, low, high, 0.15, 20)).verdict == verdict
 
 
-def test_intervals_are_of_the_seeds_mean_sums_with_95_percent_of_the_draws():
-    # Two speakers with the same frames: of four equally likely draws each one alone is drawn once.
+def test_the_value_is_the_mean_of_the_seeds_and_its_interval_has_students_quantile():
+    # Two speakers with the same frames; the seeds' differences are alike, so that only the speakers vary.
     one = Sums(("a", "b"), np.array([5.0, 9.0]), np.array([10.0, 10.0]))
-    other = Sums(("a", "b"), np.array([8.0, 9.0]), np.array([10.0, 10.0]))
     base = Sums(("a", "b"), np.array([1.0, 2.0]), np.array([10.0, 10.0]))
-    found = difference([one, other], [base, base])
-    # Speaker a: (4 + 7) / 2 of 10 frames; speaker b: 7 of 10.
-    assert (found.value, found.low, found.high) == pytest.approx((0.625, 0.55, 0.7))
-    assert found.of == pytest.approx((0.7, 0.85)) and found.against == pytest.approx((0.15, 0.15)) and found.speakers == 2
-    # 40 speakers of whom one differs: the share of draws that contain it k times is binomial.
-    many = Sums(tuple(f"{n:02d}" for n in range(40)), np.append(np.zeros(39), 40.0), np.ones(40))
-    interval = difference([many], [dataclasses.replace(many, numerator=np.zeros(40))])
-    draws = scipy.stats.binom(40, 1 / 40)
-    assert (interval.low, interval.high) == pytest.approx((draws.ppf(0.025), draws.ppf(0.975)))
+    found = difference([one, one], [base, base])
+    # Speaker a: 4 of 10 frames, speaker b: 7 of 10; a standard error of 0.15 with one degree of freedom.
+    half = scipy.stats.t.ppf(0.975, 1) * 0.15
+    assert (found.interval.value, found.interval.low, found.interval.high) == pytest.approx((0.55, 0.55 - half, 0.55 + half))
+    assert found.of == pytest.approx((0.7, 0.7)) and found.against == pytest.approx((0.15, 0.15)) and found.interval.clusters == 2
 
 
 def test_figures_of_a_comparison_are_written_with_five_places():
-    found = Difference((0.1234567, 0.2), (0.3, 0.4444444), (-0.1765433, -0.24444), -0.2104938, -0.3000001, -0.1234561, 7)
+    found = Difference(
+        (0.1234567, 0.2), (0.3, 0.4444444), (-0.1765433, -0.24444), Interval(-0.2104938, -0.3000001, -0.1234561, 0.1000001, 7)
+    )
     assert found.as_json() == {
         "of": [0.12346, 0.2],
         "against": [0.3, 0.44444],
         "differences": [-0.17654, -0.24444],
         "difference": -0.21049,
         "interval": [-0.3, -0.12346],
+        "smallest_visible": 0.1,
         "speakers": 7,
         "verdict": "lower",
         "seeds_agree": True,
@@ -128,8 +130,8 @@ def model(masked: float, phones: float, untrained: float, **more: float | None) 
 
 
 def test_the_page_has_every_models_figures_under_their_names():
-    gain = Difference((3.1, 3.3), (3.5, 3.6), (-0.4, -0.3), -0.35, -0.4, -0.3, 20)
-    following = Difference((0.62, 0.64), (0.5, 0.54), (0.12, 0.1), 0.11, 0.08, 0.14, 20)
+    gain = Difference((3.1, 3.3), (3.5, 3.6), (-0.4, -0.3), Interval(-0.35, -0.4, -0.3, 0.07, 20, 2))
+    following = Difference((0.62, 0.64), (0.5, 0.54), (0.12, 0.1), Interval(0.11, 0.08, 0.14, 0.04, 20, 2))
     summary = {
         "seeds": [3, 5],
         "updates": [400, 900],
@@ -177,7 +179,7 @@ def test_the_page_has_every_models_figures_under_their_names():
     ):
         assert rows[name] == ["–", "–", phones, "–", overlapped]
     lines = text.splitlines()
-    assert "2 seeds (3, 5), 400 and 900 updates each." in text and "draws of the 20 test speakers" in text
+    assert "2 seeds (3, 5), 400 and 900 updates each." in text and "over the 20 test speakers and 2 seeds" in text
     (primary,) = [line for line in lines if line.startswith("**Primary outcome")]
     assert primary.startswith(
         "**Primary outcome, fixed before the run** (gain, masked cross-entropy (nats)): Masked cross-entropy: "
@@ -196,13 +198,15 @@ def test_the_page_has_every_models_figures_under_their_names():
 
 def test_words_say_which_way_is_good():
     def found(low: float, value: float, high: float, differences: tuple[float, ...] = (0.1, 0.1)) -> Difference:
-        return Difference((0.5, 0.5), (0.4, 0.4), differences, value, low, high, 20)
+        return Difference((0.5, 0.5), (0.4, 0.4), differences, Interval(value, low, high, 0.15, 20, 2))
 
     higher, lower, equal = found(0.01, 0.1, 0.2), found(-0.2, -0.1, -0.01), found(-0.1, 0.01, 0.1, (0.1, -0.08))
     assert "one is higher, which is better, than two by 0.1000" in sentence("phones", "one", "two", higher)
     assert "one is higher, which is worse, than two by 0.100" in sentence("masked", "one", "two", higher)
     assert "one is lower, which is better, than two" in sentence("masked", "one", "two", lower)
     assert "one and two are equal" in sentence("phones", "one", "two", equal)
+    assert "; smallest visible difference 0.1500." in sentence("phones", "one", "two", equal)
+    assert table({"phones": equal}, "one", "two")[-1].endswith("| equal (visible from 0.1500) |")
     assert sentence("phones", "one", "two", equal).endswith("The seeds do not agree on its sign.")
     assert not sentence("phones", "one", "two", higher).endswith("sign.")
     lines = table({"phones": higher, "masked": lower}, "one", "two")

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
 from sklearn.linear_model import Ridge
 
 from openwavlm.audio.frames import num_frames
 from openwavlm.batches.batch import MixRecord
-from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
 from openwavlm.evaluation.conditions import add_noise, telephone
 from openwavlm.evaluation.mixtures import audible_overlap, average_precision
 from openwavlm.evaluation.phones.alignment_files import read_tsv

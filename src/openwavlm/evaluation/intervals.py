@@ -11,7 +11,7 @@ from math import isnan, nan
 from typing import Literal
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import nctdtrinc, stdtrit
 
 from openwavlm.runtime.randomness import stable_hash
 
@@ -112,9 +112,9 @@ def interval(pseudo: np.ndarray, value: float, *, confidence: float = 0.95) -> I
     below = sum(part**2 / freedom for part, freedom in parts)
     freedom = max(1.0, variance**2 / below) if below > 0 else clusters - 1
     error = float(np.sqrt(variance))
-    half = float(stdtrit(freedom, (1 + confidence) / 2)) * error
-    visible = half + float(stdtrit(freedom, _POWER)) * error
-    return Interval(value, value - half, value + half, visible, clusters, seeds)
+    outside = float(stdtrit(freedom, (1 + confidence) / 2))
+    visible = float(nctdtrinc(freedom, 1 - _POWER, outside)) * error
+    return Interval(value, value - outside * error, value + outside * error, visible, clusters, seeds)
 
 
 def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, *, confidence: float = 0.95) -> Interval:

@@ -6,17 +6,20 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from sklearn.linear_model import Ridge
 
 from openwavlm.evaluation import measure as measure_module
 from openwavlm.evaluation import probe as probe_module
 from openwavlm.evaluation.conditions import CONDITIONS, change_of
+from openwavlm.evaluation.intervals import interval, outcome_of
 from openwavlm.evaluation.measure import Measured, ProbeSettings, cache_name, development_accuracy, measure
 from openwavlm.evaluation.mixtures import _overlap_figures, _phone_figures, _Read, mix_set, probe_mixtures
 from openwavlm.evaluation.probe import probe_model, summary
 from openwavlm.evaluation.ridge import PENALTIES
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
+from openwavlm.evaluation.unit_figures import pnmi_pseudo_values
 from openwavlm.evaluation.units import UnitSettings, fit_layers, layer_pnmi, tally_layers
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
@@ -173,11 +176,12 @@ def test_units_of_a_named_layer_are_found_on_standardised_features() -> None:
     for standardise, pure in ((True, True), (False, False)):
         found = measure(Planted(LAYERS[3:] + LAYERS[3:], standardise=standardise), TRAIN, DEV, TEST, SETTINGS, units_layer=1)
         assert found.units_layer == 1 and found.chosen == 0
-        for joint in found.units[0]:
+        for joint in found.units[0].sum(axis=1):
             assert joint.sum() == found.frames[0].sum()
             assert (joint.max(axis=0).sum() / joint.sum() > 0.99) == pure
     moved = measure(Planted((LAYERS[0], LAYERS[3]), standardise=True), TRAIN, DEV, TEST, SETTINGS, units_layer=1)
-    assert moved.units[0, 0].max(axis=0).sum() / moved.units[0, 0].sum() > 0.99, "standardised by its own layer's deviations"
+    joint = moved.units[0, 0].sum(axis=0)
+    assert joint.max(axis=0).sum() / joint.sum() > 0.99, "standardised by its own layer's deviations"
 
 
 @pytest.mark.parametrize("standardise", [True, False])
@@ -356,7 +360,7 @@ def made_up(seed: int, chosen: int, layers: int = 3, speakers_dev: tuple[float, 
         chosen=np.array(chosen),
         frames=frames,
         correct=correct,
-        units=rng.poisson(20.0, (3, 2, 2, 4)),
+        units=rng.poisson(20.0, (3, 2, 2, 2, 4)),
         units_layer=np.array(chosen),
         speaker_dev=np.array(speakers_dev[:layers]),
         speaker_test=rng.random(layers),
@@ -370,7 +374,7 @@ def stood_beside(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Measured], 
     made = {"mfcc": made_up(1, 0, 2), "logmel": made_up(2, 0, 2), "untrained": made_up(3, 2), "chosen": made_up(4, 1)}
     # Units of the model follow the phone, those of the log-mels even more.
     for name, extra in (("chosen", 150), ("logmel", 900)):
-        made[name].units[:, :, [0, 1], [1, 3]] += extra
+        made[name].units[..., [0, 1], [1, 3]] += extra
     units_layers = []
 
     def planted(features, train, dev, test, settings, *, units_layer, cache, progress):
@@ -387,6 +391,13 @@ def stood_beside(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Measured], 
     return made, figures
 
 
+def two_speakers(right: np.ndarray, frames: np.ndarray) -> tuple[float, float, float]:
+    """Ratio of the sums with its interval from two pseudo-values: Student's quantile has one degree of freedom."""
+    value = right.sum() / frames.sum()
+    half = scipy.stats.t.ppf(0.975, 1) * np.std(2 * value - right / frames, ddof=1) / np.sqrt(2)
+    return value, value - half, value + half
+
+
 def test_figures_stand_under_their_names(stood_beside: tuple[dict[str, Measured], dict]) -> None:
     made, figures = stood_beside
     phones = figures["phones"]
@@ -397,19 +408,23 @@ def test_figures_stand_under_their_names(stood_beside: tuple[dict[str, Measured]
         assert phones[name] == pytest.approx(share, abs=1e-5)
         low, high = phones["intervals"][name]
         assert low <= phones[name] <= high
-    # Two speakers of four utterances each: of four equally likely draws two are the whole set's, one each is one speaker's alone.
-    for name, (of, layer) in names.items():
-        theirs = made[of].correct[0, layer].reshape(2, 4).sum(axis=1)
-        ours, frames = made["chosen"].correct[0, 1].reshape(2, 4).sum(axis=1), made["chosen"].frames[0].reshape(2, 4).sum(axis=1)
-        np.testing.assert_allclose(phones["intervals"][name], np.sort(theirs / frames), atol=1e-5)
-        if name == "chosen":
-            continue
-        value, low, high = phones["differences"][name]
-        assert value == pytest.approx((ours - theirs).sum() / frames.sum(), abs=1e-5)
-        np.testing.assert_allclose([low, high], np.sort((ours - theirs) / frames), atol=1e-5)
+    # Two speakers of four utterances each: the other's figure is each one's delete-one figure.
+    for condition, place in (("clean", 0), ("telephone", 1), ("noise10", 2)):
+        judged = phones if condition == "clean" else phones[condition]
+        frames = made["chosen"].frames[place].reshape(2, 4).sum(axis=1)
+        ours = made["chosen"].correct[place, 1].reshape(2, 4).sum(axis=1)
+        known = {name for name, (of, layer) in names.items() if made[of].correct[place, layer].min() >= 0}
+        assert judged["intervals"].keys() == known and judged["differences"].keys() == known - {"chosen"}
+        assert judged["by_speaker"] == {"speakers": ["f", "g"], "correct": ours.tolist(), "frames": frames.tolist()}
+        for name in known:
+            of, layer = names[name]
+            theirs = made[of].correct[place, layer].reshape(2, 4).sum(axis=1)
+            assert judged["intervals"][name] == pytest.approx(two_speakers(theirs, frames)[1:], abs=1e-5)
+            if name != "chosen":
+                assert judged["differences"][name][:3] == pytest.approx(two_speakers(ours - theirs, frames), abs=1e-5)
     for condition, place in (("telephone", 1), ("noise10", 2)):
         judged = phones[condition]
-        assert set(judged) == {"frames", "chosen", "mfcc", "logmel", "untrained"}, "context was not judged there"
+        assert {"chosen", "mfcc", "logmel", "untrained"} == judged.keys() & names.keys(), "context was not judged there"
         assert judged["frames"] == made["chosen"].frames[place].sum()
         share = made["untrained"].correct[place, 2].sum() / made["untrained"].frames[place].sum()
         assert judged["untrained"] == pytest.approx(share, abs=1e-5)
@@ -417,7 +432,6 @@ def test_figures_stand_under_their_names(stood_beside: tuple[dict[str, Measured]
     assert cost["set_seconds"] == {"train": 48.0, "dev": 32.0, "test": 32.0}
     assert cost["set_speakers"] == {"train": 3, "dev": 2, "test": 2} and set(cost["seconds"]) == {*made, "model"} - {"chosen"}
     assert (phones["chosen_layer"], phones["untrained_layer"], phones["speakers"]) == (1, 2, 2)
-    assert phones["by_speaker"]["correct"] == pytest.approx(made["chosen"].correct[0, 1].reshape(2, 4).sum(axis=1).tolist())
 
 
 def test_the_speakers_layer_is_the_best_on_dev(stood_beside: tuple[dict[str, Measured], dict]) -> None:
@@ -444,17 +458,24 @@ def test_the_majority_is_trainings_most_frequent_phone_though_test_has_another()
     assert probe_module._majority(train, test) == 1 / 8
 
 
-def test_units_are_equal_within_twice_the_largest_spread_of_all(stood_beside: tuple[dict[str, Measured], dict]) -> None:
+def test_units_are_compared_by_the_interval_over_speakers_and_codebook_seeds(
+    stood_beside: tuple[dict[str, Measured], dict],
+) -> None:
     made, figures = stood_beside
     for place, condition in enumerate(CONDITIONS):
         units = figures["units"][condition]
         spreads = {name: details["spread"] for name, details in units["details"].items()}
         assert units["spread"] == max(spreads.values()) > min(spreads.values())
         assert units["details"]["mfcc"]["frames"] == made["mfcc"].units[place, 0].sum()
-        for name, verdict in units["verdicts"].items():
-            apart = units["chosen"] - units[name]
-            assert verdict == ("equal" if abs(apart) < 2 * units["spread"] else "higher" if apart > 0 else "lower")
-        assert units["verdicts"] == {"mfcc": "higher", "logmel": "lower", "untrained": "higher"}
+        pseudo = {name: pnmi_pseudo_values(of.units[place]) for name, of in made.items()}
+        assert units["by_speaker"]["speakers"] == ["f", "g"]
+        assert units["by_speaker"]["frames"] == made["chosen"].units[place, 0].sum(axis=(1, 2)).tolist()
+        np.testing.assert_allclose(units["by_speaker"]["pseudo_values"], pseudo["chosen"], atol=1e-5)
+        assert units["differences"].keys() == units["verdicts"].keys() == {"mfcc", "logmel", "untrained"}
+        for name, given in units["differences"].items():
+            apart = interval(pseudo["chosen"] - pseudo[name], units["chosen"] - units[name])
+            assert given == pytest.approx(apart.as_list(), abs=1e-4)
+            assert units["verdicts"][name] == outcome_of(*given[1:3])
 
 
 def test_a_cached_measurement_is_of_one_version_of_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -600,7 +621,7 @@ def test_phone_layers_of_mixtures_are_chosen_on_dev() -> None:
     assert figures["layers"] == pytest.approx([6 / 40, 24 / 40]) and figures["layers_dev"] == pytest.approx([0.75, 0.5])
     assert figures["by_speaker"]["speakers"] == ["a", "b"]
     assert figures["by_speaker"]["correct"].tolist() == [2, 4] and figures["by_speaker"]["frames"].tolist() == [20, 20]
-    assert figures["interval"] == pytest.approx([2 / 20, 4 / 20])
+    assert figures["interval"] == pytest.approx(two_speakers(np.array([2, 4]), np.array([20, 20]))[1:])
 
 
 def test_mixtures_are_made_of_each_part_at_the_asked_ratio_and_seed() -> None:

@@ -81,7 +81,9 @@ def test_a_comparison_is_of_less_against_seed_by_seed() -> None:
     arms = {"x": [arm(1), arm(3)], "y": [arm(0), arm(10)], "z": [arm(99), arm(99)]}
     found = learning._compared({"of": "x", "against": "y", "figures": ["phones", "masked"]}, arms)
     assert list(found) == ["phones", "masked"]
-    assert found["phones"].differences == pytest.approx((1 / 200, -7 / 200)) and found["phones"].value == pytest.approx(-3 / 200)
+    assert found["phones"].differences == pytest.approx((1 / 200, -7 / 200)) and found["phones"].interval.value == pytest.approx(
+        -3 / 200
+    )
     assert found["masked"].of == pytest.approx((136 / 50, 138 / 50))
     assert found["masked"].against == pytest.approx((135 / 50, 145 / 50))
 

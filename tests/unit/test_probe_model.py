@@ -84,7 +84,9 @@ def test_the_layer_that_knows_is_chosen_and_the_one_that_does_not_finds_nothing(
     assert measured.accuracy(0) < 0.4
     known = [int((utterance.phones >= 0).sum()) for utterance in TEST.utterances]
     assert measured.frames[0].tolist() == known
-    assert measured.units[0].sum(axis=(1, 2)).tolist() == [sum(known)] * 2
+    assert measured.units[0].sum(axis=(1, 2, 3)).tolist() == [sum(known)] * 2
+    by_speaker = [sum(k for k, one in zip(known, TEST.utterances, strict=True) if one.speaker == name) for name in TEST.speakers]
+    assert measured.units[0].sum(axis=(2, 3)).tolist() == [by_speaker] * 2
 
 
 def test_degraded_audio_is_judged_for_the_chosen_layer_on_fewer_utterances(measured: Measured) -> None:
@@ -175,10 +177,12 @@ def test_a_models_figures_stand_beside_its_baselines_and_training_does_not_notic
     assert phones["logmel"] > 0.85 and phones["mfcc_context"] > phones["majority"]
     low, high = phones["intervals"]["mfcc"]
     assert low <= phones["mfcc"] <= high
-    difference, low, high = phones["differences"]["mfcc"]
+    difference, low, high, visible = phones["differences"]["mfcc"]
     assert difference == pytest.approx(phones["chosen"] - phones["mfcc"], abs=2e-5) and low <= difference <= high
+    assert visible > high - difference
     for condition in CONDITIONS:
-        assert {"chosen", "mfcc", "logmel", "untrained", "spread", "verdicts"} <= units[condition].keys()
+        assert {"chosen", "mfcc", "logmel", "untrained", "spread", "differences", "verdicts"} <= units[condition].keys()
+        assert units[condition]["by_speaker"]["speakers"] == list(TEST.speakers)
     assert {"chosen", "mfcc", "logmel", "untrained"} <= phones["noise10"].keys()
     assert figures["speakers"]["chosen"] == figures["speakers"]["layers"][figures["speakers"]["chosen_layer"]]
     assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["logmel", "mfcc", "untrained"]

@@ -5,19 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from openwavlm.evaluation.bootstrap import by_speaker, ratio_interval
 from sklearn.linear_model import Ridge
 
 from openwavlm.audio.frames import num_frames
 from openwavlm.batches.batch import MixRecord
 from openwavlm.evaluation.conditions import add_noise, telephone
+from openwavlm.evaluation.intervals import by_cluster, ratio_interval
 from openwavlm.evaluation.mixtures import audible_overlap, average_precision
 from openwavlm.evaluation.phones.alignment_files import read_tsv
 from openwavlm.evaluation.phones.alignments import Segment, frame_phones, inventory_of
 from openwavlm.evaluation.ridge import RidgeStatistics
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
 from openwavlm.evaluation.speakers import LinearDiscriminant, frame_means, speaker_accuracy
-from openwavlm.evaluation.unit_figures import unit_quality, verdict
+from openwavlm.evaluation.unit_figures import unit_quality
 from openwavlm.evaluation.units import fit_units
 from openwavlm.evaluation.unseen import check_disjoint_speakers, check_unseen_audio
 from openwavlm.shards.index import Index
@@ -143,23 +143,22 @@ def test_intervals_cover_the_truth_and_shrink_with_more_speakers() -> None:
     covered = 0
     width = {10: 0.0, 160: 0.0}
     for speakers in (10, 160):
-        for trial in range(60):
+        for _ in range(60):
             frames = generator.integers(200, 400, speakers)
             correct = frames * np.clip(generator.normal(0.6, 0.1, speakers), 0, 1)
-            interval = ratio_interval(correct, frames, draws=500, seed=trial)
+            interval = ratio_interval(correct, frames)
             covered += interval.low <= 0.6 <= interval.high
-            assert interval.low <= interval.value <= interval.high and interval.speakers == speakers
+            assert interval.low <= interval.value <= interval.high and interval.clusters == speakers
             width[speakers] += (interval.high - interval.low) / 60
-    assert covered >= 0.85 * 120
+    assert covered >= 0.9 * 120
     assert width[160] < width[10] / 2
-    assert ratio_interval(correct, frames, seed=1) == ratio_interval(correct, frames, seed=1)
 
 
 def test_sums_by_speaker_follow_the_names_order() -> None:
-    assert by_speaker(np.array([1, 2, 4]), ["b", "a", "b"]).tolist() == [2, 5]
+    assert by_cluster(np.array([1, 2, 4]), ["b", "a", "b"]).tolist() == [2, 5]
 
 
-def test_units_find_clusters_and_differences_within_the_seed_spread_are_equal() -> None:
+def test_units_find_clusters() -> None:
     generator = torch.Generator().manual_seed(0)
     phones = torch.randint(0, 5, (2000,), generator=generator)
     features = torch.eye(5)[phones] * 20 + torch.randn(2000, 5, generator=generator)
@@ -169,12 +168,6 @@ def test_units_find_clusters_and_differences_within_the_seed_spread_are_equal() 
     np.add.at(joint, (phones.numpy(), codebook.assign(features)), 1)
     quality = unit_quality(np.stack([joint, joint]))
     assert quality["pnmi"] > 0.7 and quality["spread"] == 0 and quality["frames"] == 2000 and quality["phones"] == 5
-    assert [verdict(0.5, 0.4, 0.02), verdict(0.4, 0.5, 0.02), verdict(0.5, 0.4, 0.06), verdict(0.5, 0.5, 0)] == [
-        "higher",
-        "lower",
-        "equal",
-        "equal",
-    ]
 
 
 # Audio

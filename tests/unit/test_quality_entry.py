@@ -12,6 +12,7 @@ import yaml
 
 from openwavlm.evaluation import quality
 from openwavlm.evaluation.features import MfccFeatures
+from openwavlm.evaluation.intervals import Interval
 from openwavlm.evaluation.phones.matching import Matches
 from openwavlm.evaluation.quality_rows import QualityRow
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
@@ -331,9 +332,10 @@ def test_the_best_layer_is_that_of_clean_speech_whatever_noise_says(
 
     def row(layer: int | None, condition: str, pnmi: float) -> QualityRow:
         kind = "mfcc" if layer is None else "layer"
-        return QualityRow(f"{kind} {layer}", kind, layer, condition, replace(base, pnmi=pnmi), (0.1, 0.0, 0.2), "higher")
+        return QualityRow(f"{kind} {layer}", kind, layer, condition, replace(base, pnmi=pnmi), Interval(0.1, 0.05, 0.2, 0.1, 3))
 
-    table = [QualityRow("mine", "labels", None, "clean", replace(base, pnmi=0.2), (-0.05, -0.1, 0.03), "equal")]
+    equal = Interval(-0.05, -0.1, 0.03, 0.0712, 3)
+    table = [QualityRow("mine", "labels", None, "clean", replace(base, pnmi=0.2), equal)]
     table += [row(0, "clean", 0.9), row(1, "clean", 0.3), row(2, "clean", 0.5), row(3, "clean", 0.4), row(None, "clean", 0.95)]
     table += [row(0, "noise10", 0.9), row(1, "noise10", 0.8), row(2, "noise10", 0.1), row(3, "noise10", 0.2)]
     monkeypatch.setattr(quality, "_measure", lambda *_: table)
@@ -352,7 +354,8 @@ def test_the_best_layer_is_that_of_clean_speech_whatever_noise_says(
     assert given == {"folding": "timit39", "with_silence": False, "seconds": 77.0, "max_unmatched_share": 0.2}
     labels = [sentence for sentence in result["sentences"] if "mine" in sentence]
     assert labels == [
-        "Labels mine: PNMI 0.200, equal against MFCC units of the same number (-0.050, 95 % interval -0.100 to +0.030)."
+        "Labels mine: PNMI 0.200, equal to MFCC units of the same number (-0.050, 95 % interval -0.100 to +0.030; smallest visible "
+        "difference 0.071)."
     ]
     assert result["chosen_layer"] == 2, "layer 0 is the encoder's input"
     assert any("Best layer on these speakers: 2, PNMI 0.500" in sentence for sentence in result["sentences"])
@@ -406,10 +409,18 @@ def test_rows_without_a_source_could_be_of_any() -> None:
 # What is said
 
 
-def quality_row(kind: str, layer: int | None, pnmi: float, spread: float, condition: str = "clean", **more: Any) -> QualityRow:
-    figures = replace(UnitFigures.of([some_tally(0, 4)]), pnmi=pnmi, spread=spread)
-    name = f"{kind} {layer}" if kind == "layer" else "mine"
-    return QualityRow(name, kind, layer, condition, figures, **{"difference": (0.1, 0.0, 0.2), "verdict": "higher"} | more)
+def quality_row(
+    kind: str,
+    layer: int | None,
+    pnmi: float,
+    *,
+    gains: tuple[float, ...] = (0.0, 0.0, 0.0),
+    condition: str = "clean",
+    difference: Interval | None = Interval(0.1, 0.05, 0.2, 0.11, 3),  # noqa: B008
+) -> QualityRow:
+    """A row of three speakers, whose pseudo-values differ from `pnmi` by `gains`."""
+    figures = replace(UnitFigures.of([some_tally(0, 4)]), pnmi=pnmi, pseudo=np.array([[pnmi + gain for gain in gains]]))
+    return QualityRow(f"{kind} {layer}" if kind == "layer" else "mine", kind, layer, condition, figures, difference)
 
 
 def said(table: list[QualityRow], chosen: int | None = None, speech: dict[str, Any] | None = None, **changed: Any) -> list[str]:
@@ -432,25 +443,37 @@ def test_the_first_sentence_says_on_whom_and_against_what() -> None:
     assert unknown.startswith("12 of 300 utterances are of unknown speakers")
 
 
-def test_layers_that_differ_by_less_than_twice_the_larger_spread_are_named_as_equal() -> None:
+def test_layers_are_equal_to_the_best_where_the_interval_of_the_difference_contains_0() -> None:
+    equal = Interval(0.1, -0.01, 0.21, 0.1234, 3)
     table = [
-        quality_row("layer", 0, 0.49, 0.001),  # 0.01 below the best: spreads of 0.001 and 0.004
-        quality_row("layer", 1, 0.493, 0.001),  # 0.007 is less than twice the best's 0.004
-        quality_row("layer", 2, 0.5, 0.004, verdict="equal"),
-        quality_row("layer", 3, 0.4, 0.06),  # 0.1 is less than twice its own 0.06
-        quality_row("layer", 4, 0.3, 0.06),
-        quality_row("layer", 5, 0.4999, 0.0, condition="noise10"),
-        quality_row("labels", None, 0.4999, 0.0),
+        quality_row("layer", 0, 0.4999),  # below by as much for every speaker
+        quality_row("layer", 1, 0.45, gains=(0.06, 0.0, -0.06)),
+        quality_row("layer", 2, 0.5, difference=equal),
+        quality_row("layer", 3, 0.4, gains=(0.001, 0.0, -0.001)),
+        quality_row("layer", 4, 0.5, condition="noise10"),
+        quality_row("labels", None, 0.5),
     ]
     *_, last = said(table, chosen=2)
-    assert (
-        last
-        == "Best layer on these speakers: 2, PNMI 0.500, equal against MFCC units; equal within twice the seeds' spread: 1, 3."
+    visible = table[2].figures.minus(table[1].figures).visible
+    assert last == (
+        "Best layer on these speakers: 2, PNMI 0.500, equal to MFCC units (+0.100, 95 % interval -0.010 to +0.210; smallest visible "
+        f"difference 0.123); equal to the best: layers 1 (visible from {visible:.3f})."
     )
-    *_, alone = said([quality_row("layer", 1, 0.2, 0.01), quality_row("layer", 2, 0.5, 0.01)], chosen=2)
-    assert alone == "Best layer on these speakers: 2, PNMI 0.500, higher against MFCC units."
-    without = [quality_row("labels", None, 0.4, 0.0, difference=None, verdict="")]
+    *_, alone = said([quality_row("layer", 1, 0.2), quality_row("layer", 2, 0.5)], chosen=2)
+    assert alone == (
+        "Best layer on these speakers: 2, PNMI 0.500, higher than MFCC units (+0.100, 95 % interval +0.050 to +0.200)."
+    )
+    without = [quality_row("labels", None, 0.4, difference=None)]
     assert len(said(without)) == 1, "labels without phones have no verdict"
+
+
+def test_labels_are_compared_with_mfcc_in_words_that_fit_the_interval() -> None:
+    (_, labels) = said([quality_row("labels", None, 0.4, difference=Interval(0.0302, 0.0004, 0.06, 0.04, 12))])
+    assert labels == (
+        "Labels mine: PNMI 0.400, higher than MFCC units of the same number (+0.0302, 95 % interval +0.0004 to +0.0600)."
+    )
+    (_, alone) = said([quality_row("labels", None, 0.4, difference=Interval(0.03, np.nan, np.nan, np.nan, 1))])
+    assert alone == "Labels mine: PNMI 0.400, +0.030 against MFCC units of the same number (no interval: one speaker)."
 
 
 def test_what_was_judged_and_fitted_on_is_counted(places: dict[str, Path]) -> None:
@@ -485,8 +508,8 @@ def test_a_layer_is_chosen_where_phones_and_a_model_were_given() -> None:
     def chosen(inventory: tuple[str, ...], layers: int | None) -> int | None:
         utterances = tuple(replace(one, phones=one.phones * 0 - 1) for one in two_judged().utterances.utterances)
         judged = replace(two_judged(), utterances=ProbeSet(utterances, inventory))
-        table = [quality_row("layer", layer, pnmi, 0.0) for layer, pnmi in ((0, 0.9), (1, 0.2), (2, 0.6), (3, 0.4))]
-        table += [quality_row("layer", 1, 0.95, 0.0, condition="noise10")]
+        table = [quality_row("layer", layer, pnmi) for layer, pnmi in ((0, 0.9), (1, 0.2), (2, 0.6), (3, 0.4))]
+        table += [quality_row("layer", 1, 0.95, condition="noise10")]
         index = SimpleNamespace(open=lambda path: SimpleNamespace(speaker=np.ones(20, dtype=int)))
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(quality, "Index", index)

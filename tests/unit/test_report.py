@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from openwavlm.evaluation.intervals import interval
 from openwavlm.report.content import Example, Iteration, Realised, read_findings, read_iteration, read_table
 from openwavlm.report.facts import health_note, health_rows, health_warnings, warnings_of, what_ran
 from openwavlm.report.page import render, write_report
@@ -34,9 +35,9 @@ PHONES = {
     "frames": 16200,
     "intervals": {"chosen": [0.44, 0.48]},
     "differences": {
-        "mfcc": [0.09, 0.07, 0.11],
-        "mfcc_context": [0.01, -0.01, 0.03],
-        "logmel_context": [-0.06, -0.08, -0.04],
+        "mfcc": [0.09, 0.07, 0.11, 0.028],
+        "mfcc_context": [0.01, -0.01, 0.03, 0.0284],
+        "logmel_context": [-0.06, -0.08, -0.04, 0.028],
     },
     "noise10": {"chosen": 0.4, "mfcc": 0.2, "frames": 900},
 }
@@ -46,9 +47,9 @@ UNITS = {
         "mfcc": 0.355,
         "untrained": 0.2,
         "spread": 0.004,
-        "verdicts": {"mfcc": "equal", "untrained": "higher"},
+        "differences": {"mfcc": [0.005, -0.004, 0.014, 0.013], "untrained": [0.16, 0.14, 0.18, 0.03]},
     },
-    "noise10": {"chosen": 0.15, "mfcc": 0.16, "spread": 0.004},
+    "noise10": {"chosen": 0.15, "mfcc": 0.16, "spread": 0.004, "differences": {"mfcc": [-0.01, -0.014, -0.006, 0.006]}},
 }
 
 
@@ -83,15 +84,25 @@ def test_a_difference_whose_interval_contains_0_does_not_beat():
         ("phones", "untrained"): "beats",
     }
     said = next(v.sentence for v in beats({"phones": PHONES}) if v.control == "mfcc_context")
-    assert said.startswith("no clear difference from MFCC ± 5 frames in phones") and "−0.010 … 0.030, which contains 0" in said
+    assert said.startswith("no clear difference from MFCC ± 5 frames in phones")
+    assert said.endswith("95 % interval −0.010 … 0.030, which contains 0; smallest visible difference 0.028")
+    old = PHONES | {"differences": {"mfcc_context": [0.01, -0.01, 0.03]}}
+    (said,) = (v.sentence for v in beats({"phones": old}) if v.control == "mfcc_context")
+    assert said.endswith("which contains 0"), "a summary from before the smallest visible difference"
 
 
-def test_units_closer_than_twice_the_spread_are_equal_also_without_a_written_verdict():
+def test_units_are_compared_by_the_interval_of_their_difference():
     found = outcomes(units=UNITS)
     assert found["units (clean speech)", "mfcc"] == "ties" and found["units (clean speech)", "untrained"] == "beats"
     assert found["units (10 dB noise)", "mfcc"] == "behind"
-    narrow = {"noise10": UNITS["noise10"] | {"spread": 0.006}}
-    assert outcomes(units=narrow)["units (10 dB noise)", "mfcc"] == "ties"
+    said = {(v.measure, v.control): v.sentence for v in beats({"units": UNITS})}
+    assert said["units (clean speech)", "mfcc"] == (
+        "no clear difference from units of MFCC on clean speech: PNMI 0.360 against 0.355; difference 0.005, 95 % interval "
+        "−0.004 … 0.014, which contains 0; smallest visible difference 0.013"
+    )
+    old = {"noise10": {"chosen": 0.17, "mfcc": 0.16, "spread": 0.004, "verdicts": {"mfcc": "equal"}}}
+    (verdict,) = beats({"units": old})
+    assert verdict.sentence.endswith("PNMI 0.170 against 0.160; no interval"), "a summary from before these intervals"
 
 
 def test_the_headline_counts_what_was_not_beaten():
@@ -148,21 +159,36 @@ def test_an_interval_whose_end_is_0_is_no_win():
         assert outcomes(phones=phones)["phones", "mfcc"] == outcome
 
 
-def test_units_of_a_later_iteration_are_equal_below_twice_the_larger_spread():
-    def units(chosen: float, spread: float) -> dict:
-        return {"units": {"clean": {"chosen": chosen, "spread": spread}}}
+def units_of(chosen: float, gain: float = 0.0, *, seeds: int = 3, speakers: str = "abcd") -> dict:
+    """Units of a model: pseudo-values that vary over speakers and codebook seeds in one way, and by `gain` in another."""
+    rng = np.random.default_rng(0)
+    pseudo = chosen + 0.1 * rng.standard_normal((1, len(speakers))) + 0.01 * rng.standard_normal((seeds, 1))
+    pseudo += gain * np.random.default_rng(1).standard_normal((seeds, len(speakers)))
+    by_speaker = {"speakers": list(speakers), "frames": [100] * len(speakers), "pseudo_values": pseudo.tolist()}
+    return {"units": {"clean": {"chosen": chosen, "by_speaker": by_speaker}}}
 
-    def verdict(earlier: dict, later: dict) -> str:
-        (sentence,) = compare_iterations(earlier, later)
-        return sentence.rpartition(": ")[2]
 
-    assert verdict(units(0.30, 0.01), units(0.319, 0.001)) == "equal"
-    assert verdict(units(0.30, 0.001), units(0.319, 0.01)) == "equal"
-    assert verdict(units(0.30, 0.01), units(0.321, 0.001)) == "higher"
-    assert verdict(units(0.30, 0.001), units(0.279, 0.01)) == "lower"
-    assert verdict(units(0.30, 0.0), units(0.30, 0.0)) == "equal"
-    (sentence,) = compare_iterations(units(0.30, 0.01), units(0.321, 0.002))
-    assert sentence == "Units, clean speech: PNMI 0.321 after 0.300, spread 0.010: higher"
+def test_units_of_a_later_iteration_are_compared_in_pairs_by_speaker_and_seed():
+    (said,) = compare_iterations(units_of(0.30), units_of(0.321, 0.001))
+    assert said.startswith("Units, clean speech: PNMI 0.321 after 0.300 (difference 0.021, 95 % interval 0.0")
+    assert said.endswith(": higher)")
+    (said,) = compare_iterations(units_of(0.321, 0.001), units_of(0.30))
+    assert said.endswith(": lower)")
+    (said,) = compare_iterations(units_of(0.30), units_of(0.321, 0.1))
+    before, after = (
+        np.array(of["units"]["clean"]["by_speaker"]["pseudo_values"]) for of in (units_of(0.3), units_of(0.321, 0.1))
+    )
+    apart = interval(after - before, 0.021)
+    assert said.endswith(f": equal; smallest visible difference {apart.visible:.3f})")
+    (said,) = compare_iterations(units_of(0.30), units_of(0.321, 0.001, seeds=1))
+    assert "95 % interval" in said, "one codebook against three"
+
+
+def test_units_of_other_speakers_seeds_or_an_older_summary_have_no_paired_interval():
+    without = {"units": {"clean": {"chosen": 0.321, "spread": 0.01}}}
+    for later in (units_of(0.321, speakers="abce"), units_of(0.321, seeds=2), units_of(0.321, speakers="abc"), without):
+        (said,) = compare_iterations(units_of(0.30), later)
+        assert said == "Units, clean speech: PNMI 0.321 after 0.300 (no paired interval)"
 
 
 def test_other_frames_or_speakers_are_not_compared_in_pairs():

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from openwavlm.evaluation.intervals import Interval
 from openwavlm.evaluation.quality_rows import QualityRow
 from openwavlm.evaluation.unit_figures import UnitFigures
 from openwavlm.report.content import Example
@@ -29,9 +30,10 @@ def replayed(*, readable: bool = True) -> str:
 
 
 def judged() -> list[QualityRow]:
-    figures = UnitFigures(900, 50, 40, 8, 0.4, 0.3, 0.42, 0.02, 0.4, 0.38, 0.42, 0.002, (0.4,), 1.0, 44.0, 3.0, 3.0, 0.1, 0.3, 8)
+    values = (900, 50, 40, 8, 0.4, 0.3, 0.42, 0.02, 0.4, 0.38, 0.42, 0.002, (0.4,), 1.0, 44.0, 3.0, 3.0, 0.1, 0.3, 8)
+    figures = UnitFigures(*values, pseudo=np.empty((1, 8)))
     rows = [(BAD, "labels", None), ("layer 1", "layer", 1), ("MFCC, K = 50", "mfcc", None)]
-    return [QualityRow(name, kind, layer, "clean", figures, (0.01, 0.0, 0.02), "equal") for name, kind, layer in rows]
+    return [QualityRow(name, kind, layer, "clean", figures, Interval(0.01, 0.0, 0.02, 0.014, 12)) for name, kind, layer in rows]
 
 
 def check_page(page: str) -> None:

@@ -15,7 +15,6 @@ from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
 from openwavlm.evaluation.unit_figures import (
     UnitFigures,
     UnitTally,
-    pnmi_interval,
     run_lengths,
     shuffled_tally,
 )
@@ -143,23 +142,21 @@ def test_speaker_figures_are_means_over_codebooks_and_nothing_of_shuffled_units(
 
 
 def test_an_interval_lies_around_its_figure_and_is_wider_for_fewer_speakers() -> None:
-    wide, narrow = (pnmi_interval([tally_of(0.5, 3, speakers=count)], 0.4) for count in (4, 40))
-    for interval in (wide, narrow):
-        assert interval.low < interval.value == 0.4 < interval.high
-    assert wide.high - wide.low > narrow.high - narrow.low
-    alone = pnmi_interval([tally_of(0.5, 3, speakers=1)], 0.4)
-    assert np.isnan([alone.low, alone.high]).all()
+    wide, narrow = (UnitFigures.of([tally_of(0.5, 3, speakers=count)]) for count in (4, 40))
+    for figures in (wide, narrow):
+        assert figures.pnmi_low < figures.pnmi < figures.pnmi_high
+    assert wide.pnmi_high - wide.pnmi_low > narrow.pnmi_high - narrow.pnmi_low
+    alone = UnitFigures.of([tally_of(0.5, 3, speakers=1)])
+    assert np.isnan([alone.pnmi_low, alone.pnmi_high]).all()
     crowd = UnitTally(2, 2, [f"v{number}" for number in range(700)])
     assert crowd.joint.shape[0] == 256 and crowd.by_speaker.shape[0] == 700
 
 
 def test_a_difference_is_paired() -> None:
-    better, worse = tally_of(0.6, 4), tally_of(0.4, 4)
-    interval = pnmi_interval([better], 0.2, [worse])
-    alone = pnmi_interval([better], 0.2)
-    assert interval.low > 0 and alone.speakers == 12
-    same = pnmi_interval([better], 0.0, [better])
-    assert (same.low, same.high) == (0, 0)
+    better, worse = UnitFigures.of([tally_of(0.6, 4)]), UnitFigures.of([tally_of(0.4, 4)])
+    apart, same = better.minus(worse), better.minus(better)
+    assert apart.low > 0 and apart.outcome == "higher" and apart.clusters == 12
+    assert (same.low, same.high, same.outcome) == (0, 0, "equal")
 
 
 def test_rows_stand_beside_mfcc_of_their_own_number_and_beside_shuffled_units() -> None:
@@ -167,7 +164,7 @@ def test_rows_stand_beside_mfcc_of_their_own_number_and_beside_shuffled_units() 
     mfcc = {8: [tally_of(0.3, seed) for seed in (5, 6, 7)]}
     rows = rows_of({("layer 2", "layer", 2): good, ("labels", "labels", None): mfcc[8][:1]}, mfcc, "clean")
     assert [row.kind for row in rows] == ["layer", "labels", "mfcc", "shuffled"]
-    assert rows[0].verdict == "higher" and rows[0].difference is not None and rows[0].difference[1] > 0
+    assert rows[0].verdict == "higher" and rows[0].difference is not None and rows[0].difference.low > 0
     assert rows[1].verdict == "equal" and rows[2].difference is None
     assert abs(rows[3].figures.pnmi) < 0.005 and rows[3].figures.run_frames == pytest.approx(8 / 7, abs=0.03)
     assert rows[3].figures.speaker_accuracy is None and abs(shuffled_tally(good[0]).joint.sum() - good[0].joint.sum()) == 0

@@ -214,6 +214,7 @@ def test_no_word_contradicts_the_interval_beside_it(apart: Interval) -> None:
     row = QualityRow("mine", "labels", None, "clean", UnitFigures.of([tally(0)]), apart)
     assert row.verdict == row.as_json()["verdict"] == word and cells(row)[-1].startswith(word)
     assert ("visible" in cells(row)[-1]) == (word == "equal")
+    assert holds(word, *printed(cells(row)[-2].replace("(", "interval ")))
     header, line = (entry.split("\t") for entry in tsv([row]).splitlines())
     assert holds(word, *(float(line[header.index(name)]) for name in ("difference_low", "difference_high")))
     # Sentences and tables of the report, from its files.

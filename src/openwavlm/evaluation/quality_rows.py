@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from openwavlm.evaluation.intervals import Interval, Outcome
+from openwavlm.evaluation.intervals import Interval, Outcome, sign_places
 from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally, shuffled_tally
 
 COLUMNS = (
@@ -23,6 +23,7 @@ COLUMNS = (
     ("run_frames", "run, frames"),
     ("speaker_information", "speaker inf."),
     ("speaker_accuracy", "speaker accuracy"),
+    ("difference_to_mfcc", "less MFCC (interval)"),
     ("verdict", "against MFCC"),
 )
 
@@ -89,8 +90,18 @@ def rows_of(
 
 def cells(row: QualityRow) -> list[str]:
     """Formats the row as text, in the order of `COLUMNS`."""
-    values = row.as_json() | {"verdict": verdict_text(row.difference) if row.difference else ""}
+    values = row.as_json()
+    if row.difference:
+        values |= {"difference_to_mfcc": difference_text(row.difference), "verdict": verdict_text(row.difference)}
     return [_cell(name, values[name]) for name, _ in COLUMNS]
+
+
+def difference_text(difference: Interval) -> str:
+    """A difference with its interval, with as many places as its outcome needs."""
+    places = sign_places(difference.low, difference.high, 3)
+    if difference.outcome == "unknown":
+        return f"{difference.value:+.{places}f}"
+    return f"{difference.value:+.{places}f} ({difference.low:+.{places}f} to {difference.high:+.{places}f})"
 
 
 def verdict_text(difference: Interval) -> str:

@@ -119,7 +119,7 @@ def _note(iteration: Iteration, verdicts: list[Verdict]) -> str:
     held_out = verdicts and (iteration.data or {}).get("validation_speakers")
     note = "All figures are of held-out speakers, which the model was not trained on." if held_out else ""
     if any(verdict.interval for verdict in verdicts):
-        note += " Ranges after “difference” are 95 % intervals over test speakers and codebook seeds."
+        note += " Ranges after “difference” are 95 % intervals over test speakers and codebook seeds; they do not cover other trainings."
     return note
 
 

@@ -38,8 +38,9 @@ def phone_table(phones: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for key, label in names.items():
         values = [figures.get(key) for figures in (phones, *(phones[condition] for condition in conditions))]
         if any(isinstance(value, int | float) for value in values):
-            cells = ["" if value is None else number(value) for value in values]
-            rows.append([label, cells[0], _range(intervals.get(key)), *cells[1:], _difference(gains.get(key))])
+            others = [_compared(phones[condition], key) for condition in conditions]
+            clean = "" if values[0] is None else number(values[0])
+            rows.append([label, clean, _range(intervals.get(key)), *others, _difference(gains.get(key))])
     header = ["phones, share of frames right", "clean", "95 % interval", *map(CONDITIONS.__getitem__, conditions)]
     return [*header, "model minus baseline, 95 % interval"], rows
 
@@ -70,9 +71,13 @@ def units_table(units: dict[str, Any]) -> list[list[str]]:
         if not figures or figures.get("chosen") is None:
             continue
         cells = [CONDITIONS.get(condition, condition), number(figures["chosen"])]
-        for control in ("mfcc", "logmel", "untrained"):
-            value, outcome = figures.get(control), _outcome((figures.get("differences") or {}).get(control))
-            compared = f" ({'' if outcome.startswith('equal') else 'model '}{outcome})" if outcome else ""
-            cells.append("" if value is None else number(value) + compared)
+        cells += [_compared(figures, control) for control in ("mfcc", "logmel", "untrained")]
         rows.append([*cells, number(figures.get("spread") or 0.0)])
     return rows
+
+
+def _compared(figures: dict[str, Any], name: str) -> str:
+    """A figure, for a baseline with the model's outcome against it; empty without the figure."""
+    value, outcome = figures.get(name), _outcome((figures.get("differences") or {}).get(name))
+    compared = f" ({'' if outcome.startswith('equal') else 'model '}{outcome})" if outcome else ""
+    return "" if value is None else number(value) + compared

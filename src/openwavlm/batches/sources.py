@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from openwavlm.batches.settings import Batching, Data, label_folders
 from openwavlm.labels.store import AT_ONCE_BYTES, LabelStore
 from openwavlm.shards.index import Index
 from openwavlm.shards.reader import check_shards
-from openwavlm.shards.splits import check_same_names, shared_rows, validation_rows
+from openwavlm.shards.splits import check_same_names, settled_share, shared_rows, validation_rows
 
 _UNIGRAM_ROWS = 20_000
 
@@ -26,15 +26,25 @@ class OpenData:
     """Sources of a run, opened and checked.
 
     Args:
+        data: Sources and split; the attribute `data` has the share by which the speakers are split as `validation_share`.
+        validation_share: That share, where an earlier launch settled it; None settles it by the speakers of all sources.
         labels_at_once_bytes: Bytes of each labelling that are compared with their checksums at once (`LabelStore.open`).
 
     Raises:
         ValueError: If a folder is missing, damaged or of a newer format, labels and shards do not belong together, the codebooks
-            differ, use one cluster only or were fitted on held-out speakers, a validation set has audio of a source, or nothing of a
-            source is left to train on.
+            differ, use one cluster only or were fitted on held-out speakers, a validation set has audio of a source, nothing of a
+            source is left to train on, or a share of fewer than two speakers is to be held out.
     """
 
-    def __init__(self, data: Data, batching: Batching, seed: int, *, labels_at_once_bytes: int = AT_ONCE_BYTES) -> None:
+    def __init__(
+        self,
+        data: Data,
+        batching: Batching,
+        seed: int,
+        *,
+        validation_share: float | None = None,
+        labels_at_once_bytes: int = AT_ONCE_BYTES,
+    ) -> None:
         self.data, self.batching, self.seed = data, batching, seed
         self.indexes: dict[str, Index] = {}
         self.label_sets: dict[str, list[LabelStore]] = {}
@@ -45,6 +55,12 @@ class OpenData:
             ]
         self.noise_index = _open(data.noise) if data.noise is not None else None
         self._check_codebooks()
+        if validation_share is None:
+            share, split_seed = data.validation_share, data.split_seed
+            sources = [self.indexes[name] for name in data.sources]
+            validation_share = settled_share(sources, share=share, split_seed=split_seed, key="data.validation_share")
+        self._asked_share = data.validation_share
+        self.data = data = replace(data, validation_share=validation_share)
         for name, stores in self.label_sets.items():
             for store in stores:
                 _check_used(store)
@@ -61,7 +77,7 @@ class OpenData:
             if not (long_enough & ~self._held_out[name]).any():
                 raise ValueError(
                     f"source {name} has no usable audio: every utterance is shorter than batch.min_seconds={batching.min_seconds:g} or "
-                    f"held out (data.validation_share={data.validation_share:g}); lower one of them or give more audio"
+                    f"held out (data.validation_share={data.validation_share:g}); lower one of them, to 0 if need be, or give more audio"
                 )
         self._background = ThreadPoolExecutor(1, thread_name_prefix="plan")
 
@@ -96,6 +112,12 @@ class OpenData:
                     f"{fitted_on} of its {len(index)} rows: fit it again without {index.path}"
                 )
         same_split = fitted["split_seed"] == self.data.split_seed
+        if same_split and self._asked_share <= fitted["validation_share"] < self.data.validation_share:
+            raise ValueError(
+                f"no speaker of the sources has a hash below data.validation_share={self._asked_share}, so the one with the smallest is "
+                f"held out (a share of {self.data.validation_share}), but the codebook of source {name} was perhaps fitted on it (it left "
+                f"out {fitted['validation_share']}): fit it again on these shard sets, or set data.validation_share=0"
+            )
         if not (same_split and self.data.validation_share <= fitted["validation_share"]):
             raise ValueError(
                 f"the codebook of source {name} was fitted with validation_share={fitted['validation_share']} and split_seed="
@@ -210,6 +232,11 @@ class OpenData:
                 counts += np.bincount(stores[label_set].read(row), minlength=len(counts))
         return counts
 
+    @property
+    def asked_share(self) -> float:
+        """`data.validation_share` of the config, before it was settled."""
+        return self._asked_share
+
     def summary(self) -> dict[str, float | int]:
         """Hours and speakers of training and validation, for the start of a run."""
         training = [(index, ~self._held_out[name]) for name, index in self.indexes.items()]
@@ -217,6 +244,7 @@ class OpenData:
         return {
             "training_hours": round(sum(_hours(*part) for part in training), 3),
             "validation_hours": round(sum(_hours(*part) for part in validation), 3),
+            "validation_seconds": round(3600 * sum(_hours(*part) for part in validation), 1),
             "training_speakers": sum(map(_speakers, training)),
             "validation_rows": sum(int(held_out.sum()) for _, held_out in validation),
             "validation_speakers": sum(map(_speakers, validation)),

@@ -9,7 +9,7 @@ from openwavlm.cli.app import command
 from openwavlm.runs.compose import plain
 from openwavlm.runtime.job_array import Slurm, is_array, run_array
 from openwavlm.shards.prepare import make_shards
-from openwavlm.shards.stats import sentences
+from openwavlm.shards.stats import sentences, split_sentence
 
 
 def _as_array(arguments: dict[str, Any], slurm: Slurm) -> bool:
@@ -41,3 +41,4 @@ def main(config: DictConfig) -> None:
         share = stats[f"same_{name}_share"]
         known = "is unknown" if share is None else f"is the same in {share:.2%} of the pairs that may be mixed"
         print(f"the {name} {known}")
+    print(split_sentence(stats))

@@ -13,7 +13,7 @@ from openwavlm.evaluation.settings import QualitySettings
 from openwavlm.evaluation.shard_sets import Judged, speech_set
 from openwavlm.labels.store import LabelStore
 from openwavlm.shards.index import Index
-from openwavlm.shards.splits import audio_in, check_same_names, validation_rows
+from openwavlm.shards.splits import audio_in, check_same_names, settled_share, validation_rows
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,8 @@ def judged_rows(settings: QualitySettings, index: Index, stores: Mapping[Path, L
     """Rows of held-out speakers: those that neither codebooks nor the model were fitted on, or those of the split in `settings`.
 
     Raises:
-        ValueError: If a fit may have seen all of them, or the split holds none out.
+        ValueError: If a fit may have seen all of them, or the split holds none out: neither a speaker that no fit has seen, nor, of
+            fewer than two speakers, any.
     """
     kept = np.ones(len(index), dtype=bool)
     fits = {} if settings.allow_overlap else _fits(settings, index, stores)
@@ -125,6 +126,8 @@ def judged_rows(settings: QualitySettings, index: Index, stores: Mapping[Path, L
         kept &= unseen
     share = DEFAULT_HELD_OUT if settings.held_out is None and not settings.fit and kept.all() else settings.held_out
     if share:
+        if not _is_of_older_run(settings, index):
+            share = settled_share([index], share=share, split_seed=settings.split_seed, key="held_out")
         kept &= validation_rows(index, share=share, split_seed=settings.split_seed)
     if not kept.any():
         raise ValueError(
@@ -155,6 +158,12 @@ def _fits(settings: QualitySettings, index: Index, stores: Mapping[Path, LabelSt
             "fit; or set allow_overlap=true"
         )
     return found
+
+
+def _is_of_older_run(settings: QualitySettings, index: Index) -> bool:
+    """True if `held_out` repeats the share of a run on this shard set whose export does not record its split: it was not settled."""
+    known = (read_about(Path(settings.encoder)) if settings.encoder else None) or {}
+    return "trained_on" not in known and index.fingerprint in known.get("fingerprints", {}).values()
 
 
 def _records_all(about: Mapping[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from openwavlm.runtime.collectives import Ranks
 from openwavlm.runtime.devices import choose_device
 from openwavlm.shards.index import Index
 from openwavlm.shards.reader import check_shards
+from openwavlm.shards.splits import settled_share
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ def fit_codebook(
         max_frames: Largest number of frames of all processes (4 bytes a dimension each); more are thinned evenly.
         max_memory_gib: Largest memory of the frames of one process; more is refused before anything is computed.
         seed: Seed of the sample and of k-means.
-        validation_share: Share of speakers that is held out, as in training.
+        validation_share: Share of speakers that is held out, as in training: at least one, and not all; recorded as
+            `splits.settled_share`.
         split_seed: Seed of that split, as in training.
         engine: `lloyd` (full passes, `labels.lloyd`) or `minibatch` (scikit-learn, one process).
         n_init: Starts of k-means; by default 1 with `lloyd`, 5 with `minibatch`.
@@ -86,9 +88,9 @@ def fit_codebook(
         max_skip_rate: Largest share of utterances that may be unreadable.
 
     Raises:
-        ValueError: If an argument is out of range; if the engine, the device, the features or their teacher do not exist; if the
-            folder has another codebook; if a shard set is damaged; if no training speaker is left; if the frames are too few or take
-            too much memory; if too many utterances are unreadable.
+        ValueError: If an argument is out of range; if the engine, the device, the features or their teacher do not exist; if the folder
+            has another codebook; if a shard set is damaged; if no training speaker is left, or there are fewer than two speakers for a
+            share above 0; if the frames are too few or take too much memory; if too many utterances are unreadable.
     """
     ranks = Ranks.current()
     if engine not in ENGINES:
@@ -104,7 +106,8 @@ def fit_codebook(
     starts = _STARTS[engine] if n_init is None else n_init
     check_passes(starts, iterations, tolerance)
     indexes = ranks.together(lambda: [Index.open(path) for path in shards])
-    split: dict[str, Any] = {"validation_share": validation_share, "split_seed": split_seed}
+    share = ranks.together(lambda: settled_share(indexes, share=validation_share, split_seed=split_seed, key="validation_share"))
+    split: dict[str, Any] = {"validation_share": share, "split_seed": split_seed}
     request = split | {
         "indexes": sorted(index.fingerprint for index in indexes),
         "sample_hours": sample_hours,

@@ -114,7 +114,10 @@ def speaker_ranges(corpus: dict[str, Any]) -> dict[str, tuple[int, int]]:
     ends = [int(share * 2.0**64) for share in (_HELD_OUT_SHARE, 2 * _HELD_OUT_SHARE)]
     if {sum(end <= one for end in ends) for one in hashes} != {0, 1, 2}:
         ends = hashes[1:3]
-    return {"train": (ends[1], 2**64), "dev": (0, ends[0]), "test": (ends[0], ends[1])}
+    ranges = {"train": (ends[1], 2**64), "dev": (0, ends[0]), "test": (ends[0], ends[1])}
+    sizes = {name: sum(first <= one < end for one in hashes) for name, (first, end) in ranges.items()}
+    log.info("%s is split by speaker: %s", path, ", ".join(f"{size} {name}" for name, size in sizes.items()))
+    return ranges
 
 
 def _shards(corpus: dict[str, Any], config: dict[str, Any]) -> Callable[[Path], dict[str, Any]]:

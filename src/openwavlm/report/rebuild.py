@@ -22,11 +22,14 @@ from openwavlm.training.config import RunConfig
 
 
 class TrainingData:
-    """Data, plan and draws of a run's config; the caller compares `opened.fingerprints()` with the run's record before it builds."""
+    """Data, plan and draws of a run's config; the caller compares `opened.fingerprints()` with the run's record before it builds.
 
-    def __init__(self, config: RunConfig) -> None:
+    `validation_share` is that of the launch (`segments.share_of`), or None for a run without launches.
+    """
+
+    def __init__(self, config: RunConfig, validation_share: float | None = None) -> None:
         self.config = config
-        self.opened = OpenData(config.data, config.batch, config.seed)
+        self.opened = OpenData(config.data, config.batch, config.seed, validation_share=validation_share)
 
     def close(self) -> None:
         """Closes the data."""

@@ -41,13 +41,25 @@ def _announce_data(config: RunConfig, opened: OpenData, plan: PlanStatistics) ->
     batching, data = config.batch, opened.summary()
     if not data["validation_rows"]:
         log.warning("no speaker is held out (data.validation_share=%g), so there is no validation", opened.data.validation_share)
-    elif not data["validation_speakers"]:
+    elif opened.asked_share < opened.data.validation_share:
+        log.info(
+            "no speaker has a hash below data.validation_share=%g: the one with the smallest is held out, a share of %.4g",
+            opened.asked_share,
+            opened.data.validation_share,
+        )
+    elif opened.asked_share > opened.data.validation_share:
+        log.info(
+            "all speakers have a hash below data.validation_share=%g: the one with the largest is trained on, a share of %.4g",
+            opened.asked_share,
+            opened.data.validation_share,
+        )
+    if data["validation_rows"] and not data["validation_speakers"]:
         log.warning("no speaker is known: whole recordings are held out, so a speaker may be on both sides of the split")
     log.info(
-        "data: %s h of %s speakers, %s h of %s speakers held out; about %.1f passes",
+        "data: %s h of %s speakers, %s s of %s speakers held out; about %.1f passes",
         data["training_hours"],
         data["training_speakers"],
-        data["validation_hours"],
+        data["validation_seconds"],
         data["validation_speakers"],
         config.optim.updates * batching.seconds / 3600 / max(1e-9, data["training_hours"]),
     )

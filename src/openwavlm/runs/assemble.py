@@ -222,7 +222,8 @@ def _begin(
         data = beginning.data
         plan = {"key": data.plan_key(), **schedule.beginning()}
         damaged = {"damaged": run_log.tables.damaged} if run_log is not None and run_log.tables.damaged else {}
-        entry = segment_entry(beginning.step, launch.world_size, beginning.changes, data.fingerprints(), plan)
+        split = data.data.validation_share
+        entry = segment_entry(beginning.step, launch.world_size, beginning.changes, data.fingerprints(), split, plan)
         beginning.record.begin_segment(entry | damaged)
     watch.start()
 

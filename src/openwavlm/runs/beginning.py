@@ -9,6 +9,7 @@ from openwavlm.batches.sources import OpenData
 from openwavlm.runs.branch import begin_branch, check_head
 from openwavlm.runs.check import check_world_size, embeddings_of, open_data
 from openwavlm.runs.run_directory import RunRecord
+from openwavlm.runs.segments import kept_share
 from openwavlm.runtime.collectives import on_rank_zero, together
 from openwavlm.training.checkpoint import newest_checkpoint
 from openwavlm.training.checkpoint_reader import read_checkpoint
@@ -63,14 +64,15 @@ def open_run(launch: Launch) -> tuple[OpenData, RunRecord]:
     check_world_size(launch.world_size, config.batch)
     if config.model.layer_drop_mode == "skip" and launch.world_size > 1:
         raise ValueError("model.layer_drop_mode=skip works on one process only (ranks would skip different layers): use where")
-    data: OpenData = together(lambda: open_data(config))
+    data: OpenData = together(lambda: open_data(config, kept_share(config, launch.directory)))
     fingerprints = data.fingerprints()
     if together(lambda: fingerprints) != on_rank_zero(lambda: fingerprints):
         raise ValueError(
             "the ranks read different data: the shards, labels or noise on this node differ from rank 0's; copy them to every node again"
         )
     record = RunRecord(launch.directory)
-    record.add_training_data(launch.values["data"], fingerprints, data.source_names())
+    split = launch.values["data"] | {"validation_share": data.data.validation_share}
+    record.add_training_data(split, fingerprints, data.source_names())
     record.check_fingerprints(fingerprints, config.allow_change, data.places())
     return data, record
 

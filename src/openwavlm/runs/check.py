@@ -14,6 +14,7 @@ from openwavlm.batches.sources import OpenData
 from openwavlm.runs.branch import check_branch, check_head
 from openwavlm.runs.init_from import begin_from
 from openwavlm.runs.run_directory import RunRecord, changed_keys, refuse_changes
+from openwavlm.runs.segments import kept_share
 from openwavlm.training.build import make_model
 from openwavlm.training.checkpoint import newest_checkpoint
 from openwavlm.training.config import RunConfig
@@ -29,9 +30,15 @@ def check_world_size(world_size: int, batching: Batching) -> None:
         )
 
 
-def open_data(config: RunConfig) -> OpenData:
-    """Opens the data of a run, and checks that they fit the config."""
-    opened = OpenData(config.data, config.batch, config.seed, labels_at_once_bytes=config.loader.label_check_mib << 20)
+def open_data(config: RunConfig, validation_share: float | None = None) -> OpenData:
+    """Opens the data of a run, and checks that they fit the config; `validation_share` as of `segments.kept_share`."""
+    opened = OpenData(
+        config.data,
+        config.batch,
+        config.seed,
+        validation_share=validation_share,
+        labels_at_once_bytes=config.loader.label_check_mib << 20,
+    )
     check_noise_bank(config.mixing, len(opened.noise_index) if opened.noise_index is not None else 0)
     config.loss.target_weights(len(opened.classes))  # checked here with the other data
     return opened
@@ -62,9 +69,10 @@ def check_launch(values: dict[str, Any], directory: Path, opened: dict[str, Chec
     """
     config = RunConfig.of(values)
     check_world_size(int(os.environ.get("WORLD_SIZE", "1")), config.batch)
-    data = json.dumps([values[key] for key in ("data", "batch", "mixing", "loss", "seed")], sort_keys=True)
+    share = kept_share(config, directory)
+    data = json.dumps([share, *(values[key] for key in ("data", "batch", "mixing", "loss", "seed"))], sort_keys=True)
     if data not in opened:
-        found = open_data(config)
+        found = open_data(config, share)
         opened[data] = CheckedData(tuple(found.classes), found.fingerprints(), found.places())
         found.close()
     classes, fingerprints, places = opened[data]

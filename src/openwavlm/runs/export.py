@@ -17,6 +17,7 @@ from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runs.branch import head_sizes
 from openwavlm.runs.run_directory import RunRecord, of_other_data, training_data
+from openwavlm.runs.segments import newest_share
 from openwavlm.runtime.atomic import write_atomically
 from openwavlm.training.build import make_model
 from openwavlm.training.checkpoint import named_checkpoint
@@ -137,7 +138,9 @@ def _readme(output: Path, format: str, about: dict[str, Any], config: WavLMConfi
 
 def _trained_on(run: Path, record: RunRecord, fingerprints: dict[str, str]) -> dict[str, Any]:
     """The run's split, shard sets and sources, and, as `before`, other data of earlier launches and of the initial model."""
-    found, noted = training_data(read_config(run / "config.yaml")["data"], fingerprints), record.content
+    share = newest_share(run)
+    split = read_config(run / "config.yaml")["data"] | ({} if share is None else {"validation_share": share})
+    found, noted = training_data(split, fingerprints), record.content
     before = {"before": noted["init_from"].get("trained_on")} if "init_from" in noted else {}
     for earlier in of_other_data(record.trained_on, found):
         before = {"before": earlier | before}

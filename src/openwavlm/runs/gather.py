@@ -13,6 +13,7 @@ from openwavlm.report.batch_rows import find_mixtures
 from openwavlm.report.content import Iteration, read_iteration
 from openwavlm.report.page import write_report
 from openwavlm.report.rebuild import TrainingData, measure_realised
+from openwavlm.runs.segments import newest_share
 from openwavlm.runtime.resources import check_of_the_file
 from openwavlm.runtime.sealed import read_sealed
 from openwavlm.training.build import make_model
@@ -55,7 +56,7 @@ def gather(
 
 
 def _open_data(iteration: Iteration, micro_batches: int) -> None:
-    with closing(TrainingData(RunConfig.of(iteration.config))) as data:
+    with closing(TrainingData(RunConfig.of(iteration.config), newest_share(iteration.run))) as data:
         opened = data.opened
         if iteration.record.get("fingerprints", opened.fingerprints()) != opened.fingerprints():
             raise ValueError("shards, labels or noise have other content now than when the run was launched")

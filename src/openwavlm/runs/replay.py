@@ -26,7 +26,7 @@ from openwavlm.report.content import Example, known_tables, read_table
 from openwavlm.report.rebuild import TrainingData, rebuild_step
 from openwavlm.report.replay_page import render_replay
 from openwavlm.runs.run_directory import RunRecord, lacks_names, same_data
-from openwavlm.runs.segments import Segment, follow_plan, segment_of
+from openwavlm.runs.segments import Segment, follow_plan, segment_of, share_of
 from openwavlm.runtime.atomic import atomic_file, write_json
 from openwavlm.training.checkpoint import checkpoints_in
 from openwavlm.training.config import RunConfig
@@ -72,7 +72,7 @@ def rebuild_update(run: Path, step: int) -> Update:
     segment = segment_of(run, step)
     config = RunConfig.of({**segment.config, "data": _found(segment, step)})
     micro_batches = []
-    with closing(TrainingData(config)) as data:
+    with closing(TrainingData(config, share_of(segment.record, segment.config["data"]))) as data:
         _check_fingerprints(data.opened, segment, step)
         follow_plan(data.schedule, segment, data.opened.plan_key(), run, step)
         for built in rebuild_step(data, step):

@@ -4,7 +4,7 @@ import logging
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +17,7 @@ from openwavlm.batches.schedule import Schedule
 from openwavlm.runs.run_directory import RunRecord, names_in
 from openwavlm.training.checkpoint import checkpoints_in
 from openwavlm.training.checkpoint_reader import read_checkpoint
+from openwavlm.training.config import RunConfig
 from openwavlm.training.run_files import check_launches, current_key, flatten, nested, read_config
 
 log = logging.getLogger(__name__)
@@ -59,9 +60,14 @@ def _version(package: str) -> str:
 
 
 def segment_entry(
-    step: int, world_size: int, changes: dict[str, Any], fingerprints: dict[str, str], plan: dict[str, Any]
+    step: int,
+    world_size: int,
+    changes: dict[str, Any],
+    fingerprints: dict[str, str],
+    validation_share: float,
+    plan: dict[str, Any],
 ) -> dict[str, Any]:
-    """Entry of a launch that begins after update `step`."""
+    """Entry of a launch that begins after update `step`; `validation_share` as of `splits.settled_share`."""
     return {
         "from_step": step,
         "world_size": world_size,
@@ -73,6 +79,7 @@ def segment_entry(
         "plan_version": PLAN_VERSION,
         "plan": plan,
         "fingerprints": fingerprints,
+        "validation_share": validation_share,
         "changes": {key: list(values) for key, values in changes.items()},
         "command": " ".join(sys.argv),
     }
@@ -110,6 +117,39 @@ def segment_of(directory: Path, step: int) -> Segment:
             f"openwavlm {record['versions']['openwavlm']}, which trained it as run.json says"
         )
     return Segment(configs[number], config, record, number)
+
+
+def share_of(record: Mapping[str, Any], data: Mapping[str, Any]) -> float:
+    """Share by which a launch held out its speakers, from its entry and its data node.
+
+    Launches before 2026-11-29 recorded none: `data.validation_share` itself was their share, even if it held out nobody.
+    """
+    share: float = record.get("validation_share", data["validation_share"])
+    return share
+
+
+def newest_share(run: Path) -> float | None:
+    """Share by which a run's newest launch held out its speakers; None for a folder without launches."""
+    if not (run / "config.yaml").is_file():
+        return None
+    segments = RunRecord(run).content["segments"]
+    return share_of(segments[-1], read_config(run / "config.yaml")["data"]) if segments else None
+
+
+def kept_share(config: RunConfig, directory: Path) -> float | None:
+    """Share that a launch takes over: of its run's newest launch, or of the run that it branches from, if the split in its config is equal.
+
+    None for a first launch and after a change of `data.validation_share` or `data.split_seed`.
+    """
+    branch_from = Path(config.branch_from) if config.branch_from else None
+    parents = [branch_from.resolve().parents[1]] if branch_from is not None and branch_from.is_file() else []
+    for run in [directory, *parents]:
+        share = newest_share(run)
+        if share is not None:
+            before = read_config(run / "config.yaml")["data"]
+            same = (before["validation_share"], before["split_seed"]) == (config.data.validation_share, config.data.split_seed)
+            return share if same else None
+    return None
 
 
 def names_of_checkpoint(checkpoint: Path, fingerprints: dict[str, str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
-"""Held-out rows, chosen by a hash of the speaker (else the recording), so that added data never moves a speaker."""
+"""Held-out rows, chosen by a hash of the speaker (else the recording) and a share, which is settled once by the speakers."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,24 +16,75 @@ def split_hash(name: str, split_seed: int = 0) -> int:
     return stable_hash(f"{split_seed}/split/{name}")
 
 
+def split_names(index: Index) -> list[str]:
+    """Names that a split divides, each once: speakers, and recordings of rows without a speaker."""
+    of_speakers = np.flatnonzero(np.bincount(index.speaker[:], minlength=1))
+    speakers, recordings = index.speakers, index.recordings
+    unknown = np.unique(index.recording[index.speaker[:] == 0])
+    return [speakers[speaker] for speaker in of_speakers if speaker] + [recordings[recording] for recording in unknown]
+
+
+def settled_share(indexes: Sequence[Index], *, share: float, split_seed: int, key: str) -> float:
+    """Share by which `validation_rows` holds out a speaker and leaves one; a recording where the speaker is unknown.
+
+    A share that holds out nobody is raised until it holds out the speaker with the smallest hash, and one that holds out everybody is
+    lowered until it leaves the one with the largest. Who splits by the result records it: it is a constant from then on, so that added
+    data never moves a speaker.
+
+    Args:
+        indexes: All shard sets that are split together.
+        share: Expected share of the speakers, in [0, 1); 0 holds out nobody.
+        split_seed: Seed of the split.
+        key: Name of the setting, for errors.
+
+    Raises:
+        ValueError: If the share is outside of its range, or above 0 with fewer than two speakers.
+    """
+    _check_share(share)
+    if share == 0:
+        return share
+    names = {name for index in indexes for name in split_names(index)}
+    if len(names) < 2:
+        where = ", ".join(str(index.path) for index in indexes)
+        raise ValueError(
+            f"a held-out share above 0 needs at least two speakers (or recordings of unknown speakers), but {where} has {len(names)} and "
+            f"{key} is {share:g}: set {key}=0, or add speakers"
+        )
+    hashes = [split_hash(name, split_seed) for name in names]
+    smallest, largest = min(hashes), max(hashes)
+    if smallest >= _threshold(share):
+        return math.nextafter((smallest + 1) / 2**64, 1.0)
+    if largest < _threshold(share):
+        return math.nextafter(largest / 2**64, 0.0)
+    return share
+
+
+def _check_share(share: float) -> None:
+    if not 0 <= share < 1:
+        raise ValueError(f"the validation share must lie in [0, 1), but is {share}")
+
+
+def _threshold(share: float) -> int:
+    return int(share * 2.0**64)
+
+
 def _held_out(names: list[str], share: float, split_seed: int) -> np.ndarray:
-    threshold = int(share * 2.0**64)
+    threshold = _threshold(share)
     return np.array([split_hash(name, split_seed) < threshold for name in names], dtype=bool)
 
 
 def validation_rows(index: Index, *, share: float, split_seed: int) -> np.ndarray:
-    """Marks the rows of held-out speakers.
+    """Marks the rows of held-out speakers: those with a hash below the share, a function of the name alone.
 
     Args:
         index: The shard set.
-        share: Expected share of the speakers that is held out, in [0, 1); else a ValueError.
+        share: Share below which a hash is held out, in [0, 1), of `settled_share` or of a record; else a ValueError.
         split_seed: Seed of the split; separate from the run's seed, so that runs with other seeds hold out the same speakers.
 
     Returns:
         bool (rows,), True = validation.
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"the validation share must lie in [0, 1), but is {share}")
+    _check_share(share)
     held_out = _held_out(index.speakers, share, split_seed)[index.speaker[:]]
     unknown = np.flatnonzero(index.speaker[:] == 0)
     if len(unknown):

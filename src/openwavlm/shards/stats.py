@@ -15,8 +15,10 @@ from openwavlm.shards.corpora.files import counted
 from openwavlm.shards.corpora.listing import Corpus
 from openwavlm.shards.corpora.overlaps import find_overlaps
 from openwavlm.shards.index import Index
+from openwavlm.shards.splits import settled_share, split_names, validation_rows
 
 _SUMMED = ("joined", "joined_clips", "short", "clipped_samples", "clipped_files")
+_TRIED_SHARE = 0.1  # the default of fit_kmeans
 # Sentence of each count of a possible fault of the corpus.
 _FAULTS = {
     "out_of_phase_files": "{out_of_phase_files} files have channels that cancel each other: one channel is used",
@@ -51,6 +53,7 @@ def shard_set_stats(
         "out_of_phase_files": len({path for entry in done for path in entry.get("out_of_phase", ())}),
         **repeated_audio(index),
         **partner_shares(index, seed=seed),
+        "split": split_stats(index),
         "decoders": _decoders(done),
     }
 
@@ -94,6 +97,48 @@ def sentences(stats: Mapping[str, Any]) -> list[str]:
     kinds = f" ({counted(stats['ignored_by_suffix'])})" if stats["files_ignored"] else ""
     files = "{files} files: {files_used} used, {files_skipped} skipped, {files_ignored} ignored".format_map(stats)
     return [files + kinds, *(sentence.format_map(stats) for name, sentence in _FAULTS.items() if stats[name])]
+
+
+def split_stats(index: Index, share: float = _TRIED_SHARE) -> dict[str, float | int]:
+    """Result of a held-out share on this shard set alone.
+
+    Returns:
+        `validation_share`: the share; `speakers` and `recordings` (of unknown speakers) in the set; `held_out` of them, 0 where there
+        are fewer than two; `held_out_seconds`: their audio.
+    """
+    names = split_names(index)
+    speakers = int(np.count_nonzero(np.unique(index.speaker[:])))
+    rows = np.zeros(len(index), dtype=bool)
+    if len(names) > 1:
+        settled = settled_share([index], share=share, split_seed=0, key="validation_share")
+        rows = validation_rows(index, share=settled, split_seed=0)
+    known = rows & (index.speaker[:] > 0)
+    return {
+        "validation_share": share,
+        "speakers": speakers,
+        "recordings": len(names) - speakers,
+        "held_out": len(np.unique(index.speaker[known])) + len(np.unique(index.recording[rows & ~known])),
+        "held_out_seconds": round(int(index.num_samples.sum(where=rows, dtype=np.int64)) / SAMPLE_RATE_HZ, 1),
+    }
+
+
+def split_sentence(stats: Mapping[str, Any]) -> str:
+    """Sentence for the terminal from `split` of `stats.json`."""
+    split = stats["split"]
+    names = " and ".join(
+        text
+        for text, count in (
+            (f"{split['speakers']} speakers", split["speakers"]),
+            (f"{split['recordings']} recordings of unknown speakers", split["recordings"]),
+        )
+        if count
+    )
+    if not split["held_out"]:
+        return f"the set has {names}: no one can be held out of it alone (validation_share=0)"
+    return (
+        f"validation_share={split['validation_share']:g} holds out {split['held_out']} of {names}, {split['held_out_seconds']:.1f} s of "
+        f"{3600 * stats['hours']:.1f} s"
+    )
 
 
 def repeated_audio(index: Index) -> dict[str, Any]:

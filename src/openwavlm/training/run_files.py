@@ -187,7 +187,7 @@ _TRAINING = {
 }
 _RUN = {
     "format_version": Count,
-    "segments": [{"from_step": Count}],
+    "segments": [{"from_step": Count, "validation_share?": float}],
     "fingerprints?": dict[str, str],
     "trained_on?": [_TRAINING],
     "configs?": list[str],
@@ -223,6 +223,7 @@ _SEGMENT = {
     "plan_version": Count,
     "commit": Any,
     "fingerprints": dict[str, str],
+    "validation_share?": float,
     "plan": {"key": str},
 }
 

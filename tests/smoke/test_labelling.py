@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from openwavlm.audio.mfcc import mfcc_features
+from openwavlm.evaluation.unseen import unseen_rows
 from openwavlm.labels import assign
+from openwavlm.labels import fit as fitting
 from openwavlm.labels import sample as sampled_frames
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
@@ -24,7 +27,7 @@ from openwavlm.labels.verify import verify_labels
 from openwavlm.runtime.sealed import sealed
 from openwavlm.shards.index import Index
 from openwavlm.shards.reader import ShardReader
-from openwavlm.shards.splits import validation_rows
+from openwavlm.shards.splits import settled_share, split_hash, validation_rows
 from patience import HANG_S
 from synthetic import make_corpus, make_shard_set, write_speech_like
 
@@ -434,6 +437,32 @@ def test_wrong_arguments_are_refused(shards: Path, codebook: Path, tmp_path: Pat
         assign_labels(shards, codebook, tmp_path / "labels", **arguments)
 
 
-def test_no_training_speaker_is_refused(shards: Path, tmp_path: Path) -> None:
+def test_a_share_that_leaves_no_training_speaker_leaves_the_one_with_the_largest_hash(shards: Path, tmp_path: Path) -> None:
+    book = fit_codebook([shards], tmp_path / "km", clusters=4, min_frames_per_cluster=20, validation_share=0.9999999)
+    index = Index.open(shards)
+    last = max(range(1, len(index.speakers)), key=lambda number: split_hash(index.speakers[number]))
+    assert book.fitted["utterances"] == (index.speaker[:] == last).sum() > 0
     with pytest.raises(ValueError, match="leaves no utterance"):
-        fit_codebook([shards], tmp_path / "km", clusters=4, validation_share=0.9999999)
+        draw_sample([index], sample_hours=1.0, seed=0, validation_share=0.9999999, split_seed=0)
+
+
+def test_a_codebook_records_the_share_that_its_fit_left_out_and_one_of_before_the_rule_is_of_another_request(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = Index.open(shards)
+    fit = partial(fit_codebook, [shards], clusters=4, min_frames_per_cluster=20, validation_share=1e-9)
+    share = fit(tmp_path / "km").fitted["validation_share"]
+    assert share == settled_share([index], share=1e-9, split_seed=0, key="validation_share") > 1e-9
+    assert (~unseen_rows(index, {"validation_share": share, "split_seed": 0})).sum() == fit(tmp_path / "km").fitted["utterances"]
+    monkeypatch.setattr(fitting, "settled_share", lambda indexes, *, share, split_seed, key: share)
+    assert fit(tmp_path / "before").fitted["utterances"] == len(index)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="already has one of another request"):
+        fit(tmp_path / "before")
+
+
+def test_a_codebook_of_one_speaker_is_fitted_on_it_without_a_held_out_share_alone(tmp_path: Path) -> None:
+    alone = make_shard_set(tmp_path, speakers=1, utterances=4, seconds=(1.0, 2.0))
+    with pytest.raises(ValueError, match=r"at least two speakers .* has 1 and validation_share is 0\.1: set validation_share=0"):
+        fit_codebook([alone], tmp_path / "km", clusters=4, min_frames_per_cluster=20)
+    assert len(fit_codebook([alone], tmp_path / "km", clusters=4, min_frames_per_cluster=20, validation_share=0)) == 4

@@ -138,7 +138,6 @@ def test_labels_know_nothing_of_a_clock(place: Path, tmp_path: Path) -> None:
         ({"labels": "labels", "held_out": 0.3, "fit": "x"}, "held_out must be in"),
         ({"layers": [1]}, "layers=\\[1\\] needs a model, but encoder is null: add encoder=DIR"),
         ({"encoder": "model", "layers": [3]}, "a list out of 0…2"),
-        ({"held_out": 1e-9}, "the split holds none of 6 out: set fit=DIR"),
         ({"alignments": "none.tsv"}, "none.tsv does not exist"),
         ({"folding": "ipa"}, "folding must be one of"),
         ({"conditions": ["rain"]}, "conditions must be out of clean, telephone, noise10"),

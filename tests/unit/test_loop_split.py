@@ -52,6 +52,20 @@ def test_of_few_speakers_one_is_dev_one_is_test_and_the_others_are_train(tmp_pat
     assert members(corpus, speakers) == {"train": set(ordered[2:]), "dev": {ordered[0]}, "test": {ordered[1]}}
 
 
+@pytest.mark.parametrize("speakers", [3, 5, 16])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_set_is_empty_with_three_speakers_or_more_and_the_numbers_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, speakers: int, seed: int
+) -> None:
+    corpus = names_of_files(tmp_path / "few", speakers) | {"source": f"corpus{seed}"}
+    with caplog.at_level("INFO"):
+        ranges = speaker_ranges(corpus)
+    hashes = [hash_of(f"corpus{seed}/s{number}") for number in range(speakers)]
+    sizes = {name: sum(first <= one < end for one in hashes) for name, (first, end) in ranges.items()}
+    assert min(sizes.values()) >= 1 and sum(sizes.values()) == speakers
+    assert caplog.messages[-1].endswith(f"is split by speaker: {sizes['train']} train, {sizes['dev']} dev, {sizes['test']} test")
+
+
 def test_a_corpus_that_cannot_be_split_by_speaker_is_refused(tmp_path: Path) -> None:
     two = names_of_files(tmp_path / "two", 2)
     with pytest.raises(ValueError, match=r"takes 3 speakers, but \S+two has 2: set corpora\.speaker_folder") as refusal:

@@ -53,7 +53,7 @@ class Launch:
         self.fingerprints = {"index.speech": "i", "codebook": "c"}
         self.replace("newest_checkpoint", lambda folder: self.checkpoint)
         self.replace("RunRecord", self._record)
-        self.replace("open_data", lambda config: self._opened(config.seed))
+        self.replace("open_data", lambda config, validation_share: self._opened(config.seed, validation_share))
         self.replace("make_model", self._model)
         for name, result in {
             "announce": None,
@@ -116,7 +116,7 @@ class Launch:
             begin_segment=lambda segment: self.given.update(segment=((), segment)),
         )
 
-    def _opened(self, seed: int) -> Any:
+    def _opened(self, seed: int, validation_share: float | None) -> Any:
         schedule = SimpleNamespace(
             statistics=lambda: "statistics",
             restore=lambda state: self.said.append(("plan goes on", state["key"])),
@@ -137,7 +137,12 @@ class Launch:
             validation_specs=lambda: self.held_out,
             label_counts=lambda number: torch.arange(CLASSES[number]).numpy() == number + 2,
             data=SimpleNamespace(
-                max_skip_rate=0.02, split_seed=5, all_sets={"speech": {"shards": "here"}}, label_folders=dict, noise=None
+                max_skip_rate=0.02,
+                split_seed=5,
+                validation_share=validation_share or 0.125,
+                all_sets={"speech": {"shards": "here"}},
+                label_folders=dict,
+                noise=None,
             ),
             close=lambda: self.said.append("closed"),
         )
@@ -173,7 +178,13 @@ def test_a_first_launch_gives_every_part_its_settings(launch: Launch) -> None:
     assert (summary["updates"], summary["complete"], summary["this_launch"]["audio_seconds"]) == (18, False, 7.2)
     assert launch.initial_seed == 11 and launch.given["make_model"][0][1] == CLASSES
     assert launch.said[:2] == [
-        ("data", launch.directory, plain(compose(SETTINGS))["data"], launch.fingerprints, ["speech"]),
+        (
+            "data",
+            launch.directory,
+            plain(compose(SETTINGS))["data"] | {"validation_share": 0.125},
+            launch.fingerprints,
+            ["speech"],
+        ),
         ("checked", launch.fingerprints, [], {"shards.speech": "here"}),
     ]
     assert not {"begin_branch", "_begin_from", "check_head", "compiled", "inherited"} & {str(one) for one in launch.said}

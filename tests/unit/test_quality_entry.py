@@ -26,6 +26,7 @@ from openwavlm.model.wavlm import WavLM
 from openwavlm.runs.compose import conf_dir
 from openwavlm.runtime.randomness import stable_hash
 from openwavlm.shards.index import Index
+from openwavlm.shards.splits import split_hash
 from synthetic import make_shard_set
 
 
@@ -135,8 +136,15 @@ def test_half_of_the_speakers_are_judged_unless_something_else_says_who(places: 
         assert rows(split_seed=split_seed, **changed) == expected
     assert rows(held_out=0) == list(range(len(index)))
     assert rows(fit=str(places["others"])) == list(range(len(index)))
+    first = min(speakers_of(index), key=split_hash)
+    assert rows(held_out=1e-12) == [row for row, name in enumerate(names) if name == first], "at least one speaker"
+
+
+def test_the_share_of_a_run_that_did_not_record_its_split_is_not_settled(places: dict[str, Path], tmp_path: Path) -> None:
+    index = Index.open(places["shards"])
+    (tmp_path / "openwavlm.json").write_text(json.dumps({"fingerprints": {"shards.speech": index.fingerprint}}))
     with pytest.raises(ValueError, match="the split holds none of 8 out"):
-        rows(held_out=1e-12)
+        judged_rows(asked(places, encoder=str(tmp_path), held_out=1e-12), index, {})
 
 
 def test_rows_that_a_codebook_or_a_model_was_fitted_on_are_not_judged(places: dict[str, Path], tmp_path: Path) -> None:

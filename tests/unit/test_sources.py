@@ -17,6 +17,7 @@ from openwavlm.labels.kmeans import Codebook
 from openwavlm.labels.label_packs import write_labels_meta
 from openwavlm.model.config import WavLMConfig
 from openwavlm.shards.index import Index
+from openwavlm.shards.splits import settled_share, split_hash, split_names
 from openwavlm.training.build import make_builder
 from synthetic import make_corpus, make_shard_set
 from synthetic_labels import write_pack
@@ -300,6 +301,59 @@ def test_a_codebook_fitted_on_speakers_that_the_run_holds_out_is_refused(sets, t
         return
     with pytest.raises(ValueError, match=r"set data\.validation_share and data\.split_seed to the codebook's"):
         opened(source)
+
+
+# --- the settled share --------------------------------------------------------------------------------------------------
+
+
+def labelled(folder: Path, shards: str, fitted: dict[str, Any]) -> dict[str, str]:
+    """A source whose labels are of a codebook with this record of its fit."""
+    codebook = Codebook(torch.arange(3.0 * CLASSES).reshape(CLASSES, 3), {"name": "test"}, fitted)
+    return {"shards": shards, "labels": str(write_labels(folder, Path(shards), codebook=codebook))}
+
+
+def test_a_share_that_holds_out_nobody_is_raised_to_the_speaker_with_the_smallest_hash_of_all_sources(sets):
+    data = opened(sets, validation_share=1e-9)
+    held = {name: held_out(source, share=data.data.validation_share) for name, source in sets.items()}
+    assert rows_of(data.validation_specs()) == {name: set(np.flatnonzero(rows)) for name, rows in held.items() if rows.any()}
+    names = [name for source in sets.values() for name in split_names(Index.open(source["shards"]))]
+    smallest = min(map(split_hash, names))
+    assert data.asked_share == 1e-9 and smallest / 2**64 < data.data.validation_share <= (smallest + 2**12) / 2**64
+    assert data.summary()["validation_seconds"] == pytest.approx(3600 * data.summary()["validation_hours"], abs=2)
+    assert data.plan_key() != opened(sets, validation_share=2e-9 + data.data.validation_share).plan_key()
+
+
+def test_a_share_that_an_earlier_launch_settled_is_kept_even_if_it_holds_out_nobody(sets):
+    data = OpenData(Data(sets, validation_share=1e-9), BATCHING, 3, validation_share=1e-9)
+    assert data.data.validation_share == 1e-9 and data.validation_specs() == [] and data.summary()["validation_rows"] == 0
+    assert [rows.sum() for _, rows in data.training_rows()] == [24, 24]
+    known = OpenData(Data(sets, validation_share=1e-9), BATCHING, 3, validation_share=SHARE)
+    assert known.plan_key() == opened(sets).plan_key(), "a share as the config's own gives the plan of before"
+
+
+def test_one_speaker_is_refused_with_a_share_and_trained_on_without(tmp_path):
+    shards = make_shard_set(tmp_path, speakers=1, utterances=6, seconds=(0.8, 1.5))
+    source = {"speech": {"shards": str(shards), "labels": str(write_labels(tmp_path / "labels", shards))}}
+    with pytest.raises(
+        ValueError, match=r"needs at least two speakers .* has 1 and data\.validation_share is 0\.4: set data\.valid"
+    ):
+        opened(source)
+    assert len(training_rows(opened(source, validation_share=0), 2)["speech"]) == 6
+
+
+def test_a_codebook_is_refused_exactly_if_the_speaker_that_the_rule_holds_out_may_be_in_its_fit(sets, tmp_path):
+    shards = sets["known"]["shards"]
+    index = Index.open(shards)
+    share = settled_share([index], share=1e-9, split_seed=0, key="validation_share")
+    fits = {"settled": share, "other": 0.9, "before": 1e-9}
+    labels = {name: labelled(tmp_path / name, shards, {"validation_share": of, "split_seed": 0}) for name, of in fits.items()}
+    for name in ("settled", "other"):
+        assert opened({"known": labels[name]}, validation_share=1e-9).data.validation_share == share
+    with pytest.raises(
+        ValueError, match=r"is held out .*perhaps fitted on it .*fit it again on these shard sets, or set data\.val"
+    ):
+        opened({"known": labels["before"]}, validation_share=1e-9)
+    OpenData(Data({"known": labels["before"]}, validation_share=1e-9), BATCHING, 3, validation_share=1e-9)
 
 
 def test_a_codebook_fitted_on_rows_of_a_validation_set_is_refused(sets, tmp_path):

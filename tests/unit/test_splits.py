@@ -2,6 +2,8 @@
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from openwavlm.shards import splits
 from openwavlm.shards.index import COLUMNS, MEMBER, Index, ShardInfo
 from openwavlm.shards.index_writer import write_index
-from openwavlm.shards.splits import audio_in, shared_rows, validation_rows
+from openwavlm.shards.splits import audio_in, settled_share, shared_rows, split_names, validation_rows
 
 
 def index_of(folder: Path, pcm: list[int], members: list[tuple[int, int]]) -> Index:
@@ -99,6 +101,119 @@ def test_all_rows_of_a_speaker_and_without_speaker_of_a_recording_are_on_one_sid
 def test_a_share_outside_of_its_range_is_refused(tmp_path, share):
     with pytest.raises(ValueError, match=rf"must lie in \[0, 1\), but is {share}"):
         validation_rows(index_of_names(tmp_path, ["a/1"], ["a/r"]), share=share, split_seed=0)
+
+
+# --- the settled share --------------------------------------------------------------------------------------------------
+
+SHARES = (0.01, 0.05, 0.1, 0.3, 0.5)
+
+
+def settled(*indexes: Index, share: float, split_seed: int = 0) -> float:
+    return settled_share(indexes, share=share, split_seed=split_seed, key="data.validation_share")
+
+
+def in_memory(names: list[str]) -> Any:
+    """The columns of an index that a split reads, with a row for each speaker."""
+    ids = np.arange(1, 1 + len(names))
+    return SimpleNamespace(speakers=["", *names], speaker=ids, recordings=["", "r"], recording=np.ones_like(ids), path="here")
+
+
+def speakers_held_out(names: list[str], share: float) -> set[str]:
+    """Speakers that a new split of these speakers holds out."""
+    index = in_memory(names)
+    rows = validation_rows(index, share=settled(index, share=share), split_seed=0)
+    return {name for name, held_out in zip(names, rows, strict=True) if held_out}
+
+
+def drawn_speakers(count: int, seed: int) -> list[str]:
+    return [f"here/{number}" for number in np.random.default_rng(seed).choice(10**6, count, replace=False)]
+
+
+@pytest.mark.parametrize("count", [*range(2, 17), 25, 40])
+def test_of_two_speakers_or_more_one_is_held_out_and_one_is_not_and_their_hashes_decide(count):
+    for seed in range(8):
+        names = drawn_speakers(count, seed)
+        ordered = sorted(names, key=lambda name: place_of(name, 0))
+        for share in (*SHARES, 1e-12, 0.97):
+            found = speakers_held_out(names, share)
+            below = [name for name in ordered if place_of(name, 0) < share]
+            expected = ordered[:1] if not below else ordered[:-1] if len(below) == count else below
+            assert found == set(expected)
+            assert 0 < len(found) < count
+
+
+def test_a_share_that_leaves_a_speaker_on_each_side_stays_and_a_settled_share_is_not_settled_again():
+    index = in_memory(drawn_speakers(400, 0))
+    assert [settled(index, share=share) for share in (0, 0.05, 0.1, 0.5)] == [0, 0.05, 0.1, 0.5]
+    few = in_memory(drawn_speakers(3, 1))
+    for share in (1e-9, 0.9999999):
+        once = settled(few, share=share)
+        assert once != share and settled(few, share=once) == once
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_added_speakers_move_the_one_that_only_the_rule_holds_out_and_nobody_else(share):
+    moved_to_training = 0
+    for seed in range(40):
+        names = drawn_speakers(6, seed)
+        before, after = (speakers_held_out(names[:count], share) for count in (3, 6))
+        few = sorted(names[:3], key=lambda name: place_of(name, 0))
+        below = [name for name in few if place_of(name, 0) < share]
+        if len(below) == 3:
+            # The speaker with the largest hash is trained on by the rule alone: it moves if an added one has a larger hash.
+            moves = max(place_of(name, 0) for name in names[3:]) > place_of(few[-1], 0)
+            assert (after & set(few)) - before == ({few[-1]} if moves else set()) and before <= after
+        elif below:
+            assert after & set(few) == before == set(below)
+        else:
+            # The speaker with the smallest hash is held out by the rule alone: it moves if an added one has a smaller hash.
+            moves = min(place_of(name, 0) for name in names[3:]) < place_of(few[0], 0)
+            assert before == {few[0]} and after & set(few) == (set() if moves else before)
+            moved_to_training += moves
+    assert moved_to_training or share >= 0.3
+
+
+def test_a_recorded_share_holds_out_the_same_speakers_whatever_is_added():
+    names = drawn_speakers(60, 3)
+    few, many = (in_memory(names[:count]) for count in (5, 60))
+    share = settled(few, share=0.01)
+    before = validation_rows(few, share=share, split_seed=0)
+    assert before.sum() == 1 and validation_rows(many, share=share, split_seed=0)[:5].tolist() == before.tolist()
+
+
+def test_the_speakers_of_all_sets_are_settled_together(tmp_path):
+    names = sorted(drawn_speakers(6, 0), key=lambda name: place_of(name, 0))
+    one, other = (index_of_names(tmp_path / str(first), names[first::2], ["r"] * 3) for first in (0, 1))
+    share = settled(one, other, share=1e-9)
+    assert [validation_rows(index, share=share, split_seed=0).sum() for index in (one, other)] == [1, 0]
+    same = index_of_names(tmp_path / "same", [names[0], names[5]], ["r", "r"])
+    assert settled(one, other, same, share=1e-9) == share, "a speaker of two sets counts once"
+    assert validation_rows(same, share=share, split_seed=0).tolist() == [True, False]
+
+
+def test_recordings_of_unknown_speakers_are_settled_as_speakers_are(tmp_path):
+    recordings = [f"a/{number}" for number in (3, 3, 4, 5, 5)]
+    index = index_of_names(tmp_path, [""] * 5, recordings)
+    assert sorted(split_names(index)) == ["a/3", "a/4", "a/5"]
+    held_out = validation_rows(index, share=settled(index, share=1e-9), split_seed=0)
+    smallest = min(recordings, key=lambda name: place_of(name, 0))
+    assert held_out.tolist() == [name == smallest for name in recordings]
+    mixed = index_of_names(tmp_path / "mixed", ["a/s", ""], ["a/3", "a/4"])
+    assert sorted(split_names(mixed)) == ["a/4", "a/s"], "a recording with a known speaker does not count"
+    assert validation_rows(mixed, share=settled(mixed, share=1e-9), split_seed=0).sum() == 1
+
+
+def test_a_share_of_one_speaker_or_one_recording_is_refused_and_0_is_not(tmp_path):
+    for speaker in ("a/1", ""):
+        index = index_of_names(tmp_path / (speaker or "none"), [speaker] * 3, ["a/r"] * 3)
+        assert settled(index, share=0) == 0
+        with pytest.raises(
+            ValueError, match=r"at least two speakers .* has 1 and data\.validation_share is 0\.1: set data\.val"
+        ) as no:
+            settled(index, share=0.1)
+        assert "\n" not in str(no.value)
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\), but is 1"):
+        settled(index, share=1)
 
 
 # --- audio in two sets --------------------------------------------------------------------------------------------------

@@ -39,8 +39,14 @@ def announce(launch: Launch, beginning: Beginning, plan: PlanStatistics, probes:
 
 def _announce_data(config: RunConfig, opened: OpenData, plan: PlanStatistics) -> None:
     batching, data = config.batch, opened.summary()
-    if not data["validation_rows"]:
-        log.warning("no speaker is held out (data.validation_share=%g), so there is no validation", opened.data.validation_share)
+    if not data["validation_rows"] and opened.data.validation_share:
+        log.warning(
+            "no speaker is held out, so there is no validation: the run keeps its share of %g, below which no speaker of these data has "
+            "its hash; to split anew, start a new run",
+            opened.data.validation_share,
+        )
+    elif not data["validation_rows"]:
+        log.warning("no speaker is held out (data.validation_share=0), so there is no validation")
     elif opened.asked_share < opened.data.validation_share:
         log.info(
             "no speaker has a hash below data.validation_share=%g: the one with the smallest is held out, a share of %.4g",

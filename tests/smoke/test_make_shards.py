@@ -414,5 +414,10 @@ def test_the_program_prints_figures_and_leaves_no_files_of_its_own(corpus: Path,
     done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True, check=True)
     assert "32 utterances, 0.01 hours, 4 speakers, 1 shards" in done.stdout
     assert "the speaker is the same in" in done.stdout
+    split = json.loads((tmp_path / "out" / "stats.json").read_text())["split"]
+    assert split["speakers"] == 4 and split["held_out"] >= 1
+    assert (
+        f"validation_share=0.1 holds out {split['held_out']} of 4 speakers, {split['held_out_seconds']:.1f} s of" in done.stdout
+    )
     assert not list((tmp_path / "here").iterdir())
     assert Index.open(tmp_path / "out").sources == ["", "speech"]

@@ -24,6 +24,7 @@ import yaml
 from openwavlm.runs import lock as run_lock
 from openwavlm.runs.lock import TAKEN_OVER, RunLock
 from openwavlm.runs.run_directory import RunRecord, accept_config, changed_keys, trajectory
+from openwavlm.runs.segments import kept_share, newest_share
 from openwavlm.runtime.atomic import write_atomically
 from openwavlm.runtime.sealed import checksum_of, sealed
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, named_checkpoint, newest_checkpoint, prune
@@ -568,6 +569,34 @@ def test_a_branch_inherits_what_its_run_trained_on(tmp_path):
     branch.inherit(parent)
     assert [entry["split_seed"] for entry in branch.trained_on] == [3, 4]
     assert branch.content["sources"] == ["libri", "vox"] and branch.content["init_from"] == {"hash": "h"}
+
+
+def test_a_launch_keeps_the_share_of_its_run_or_of_the_one_that_it_branches_from_if_it_asks_for_the_same_split(tmp_path):
+    def asked(share: float, split_seed: int = 0, branch_from: Path | None = None) -> Any:
+        return SimpleNamespace(
+            data=SimpleNamespace(validation_share=share, split_seed=split_seed), branch_from=branch_from and str(branch_from)
+        )
+
+    def begin(run: Path, *entries: dict[str, float]) -> None:
+        run.mkdir()
+        (run / "config.yaml").write_text(yaml.safe_dump({"data": {"validation_share": 0.1, "split_seed": 0}}))
+        record = RunRecord(run)
+        record.content["segments"] = [{"from_step": 0, **entry} for entry in entries]
+        record.save()
+
+    new, old, settled = (tmp_path / name for name in ("new", "old", "settled"))
+    begin(old, {})
+    begin(settled, {"validation_share": 0.3}, {"validation_share": 0.25})
+    assert kept_share(asked(0.1), new) is None and newest_share(new) is None
+    assert kept_share(asked(0.1), old) == 0.1 and kept_share(asked(0.1), settled) == newest_share(settled) == 0.25
+    assert kept_share(asked(0.2), settled) is None and kept_share(asked(0.1, 1), settled) is None
+    checkpoint = settled / "checkpoints" / "step-00000003.ckpt"
+    assert kept_share(asked(0.1, branch_from=checkpoint), new) is None, "there is no such checkpoint"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    assert kept_share(asked(0.1, branch_from=checkpoint), new) == 0.25
+    assert kept_share(asked(0.2, branch_from=checkpoint), new) is None
+    assert kept_share(asked(0.1, branch_from=checkpoint), old) == 0.1, "a branch that has begun has a split of its own"
 
 
 def test_data_that_may_change_must_be_named_as_data(begun):

@@ -10,7 +10,8 @@ from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards.done import is_done, refuse_many_skipped, skipped, task_file, write_skipped
 from openwavlm.shards.index import COLUMNS, TABLES, Index, ShardInfo
 from openwavlm.shards.index_writer import write_index
-from openwavlm.shards.stats import partner_shares, shard_set_stats
+from openwavlm.shards.splits import split_hash
+from openwavlm.shards.stats import partner_shares, shard_set_stats, split_sentence, split_stats
 from openwavlm.shards.tasks import TaskLine
 
 
@@ -56,6 +57,32 @@ def test_figures_of_a_shard_set_are_sums_over_its_rows_and_tasks(tmp_path):
     assert (found["utterances"], found["hours"], found["speakers"], found["recordings"], found["shards"]) == (3, 1.5, 3, 4, 2)
     assert found["nbytes"] == 2001 and [found[name] for name in names] == [11, 22, 33, 44, 55]
     assert (found["skipped"], found["skipped_by_reason"]) == (3, {"all-zero": 1, "truncated": 2})
+
+
+def test_what_a_tenth_would_hold_out_is_counted_and_said(tmp_path):
+    # None of a, b, c has a hash below .1; b has the smallest (.169).
+    index = index_of(tmp_path / "known", [[(1, 1), (2, 2), (2, 3)], [(3, 3)]])
+    found = split_stats(index)
+    first = min("abc", key=split_hash)
+    seconds = sum(name == first for name in "abbc")
+    assert min(map(split_hash, "abc")) > 0.1 * 2**64
+    assert found == {"validation_share": 0.1, "speakers": 3, "recordings": 0, "held_out": 1, "held_out_seconds": seconds}
+    assert (
+        split_sentence({"split": found, "hours": 4 / 3600})
+        == f"validation_share=0.1 holds out 1 of 3 speakers, {seconds:.1f} s of 4.0 s"
+    )
+
+
+def test_what_a_tenth_would_hold_out_of_unknown_speakers_is_recordings_and_of_one_nothing(tmp_path):
+    unknown = split_stats(index_of(tmp_path / "unknown", [[(0, 1), (0, 2)], [(1, 3)]]), 0.9999999)
+    assert (unknown["speakers"], unknown["recordings"], unknown["held_out"], unknown["held_out_seconds"]) == (1, 2, 2, 2)
+    sentence = split_sentence({"split": unknown, "hours": 3 / 3600})
+    assert sentence == "validation_share=1 holds out 2 of 1 speakers and 2 recordings of unknown speakers, 2.0 s of 3.0 s"
+    one = split_stats(index_of(tmp_path / "one", [[(1, 1), (1, 2)]]))
+    assert (one["held_out"], one["held_out_seconds"]) == (0, 0)
+    assert split_sentence({"split": one, "hours": 1}) == (
+        "the set has 1 speakers: no one can be held out of it alone (validation_share=0)"
+    )
 
 
 def entry(name: str, reason: str = "truncated") -> dict[str, str]:

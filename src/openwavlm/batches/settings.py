@@ -20,7 +20,7 @@ class Data:
             hours (1), share: instead of hours × weight}.
         validation: Name → {shards, labels}: separate sets for validation; then `validation_share` must be 0.
         noise: Shard set of noise clips, or None.
-        validation_share: Expected share of the speakers that is held out.
+        validation_share: Expected share of the speakers that is held out: at least one speaker and not all; 0 for none.
         split_seed: Seed of that split and of the validation masks; separate from the run's seed.
         validation_seconds: Most seconds of audio in a validation pass.
         streams: Shard streams for the slots of a step; more than 1 only for large remote shard sets.

@@ -125,16 +125,11 @@ def split_stats(index: Index, share: float = _TRIED_SHARE) -> dict[str, float | 
 def split_sentence(stats: Mapping[str, Any]) -> str:
     """Sentence for the terminal from `split` of `stats.json`."""
     split = stats["split"]
-    names = " and ".join(
-        text
-        for text, count in (
-            (f"{split['speakers']} speakers", split["speakers"]),
-            (f"{split['recordings']} recordings of unknown speakers", split["recordings"]),
-        )
-        if count
-    )
+    kinds = {"speaker": split["speakers"], "recording": split["recordings"]}
+    names = " and ".join(f"{count} {kind}{'s' * (count != 1)}" for kind, count in kinds.items() if count)
+    names += " of unknown speakers" if split["recordings"] else ""
     if not split["held_out"]:
-        return f"the set has {names}: no one can be held out of it alone (validation_share=0)"
+        return f"the set has {names}, and a held-out share needs at least two: train on it alone with validation_share=0"
     return (
         f"validation_share={split['validation_share']:g} holds out {split['held_out']} of {names}, {split['held_out_seconds']:.1f} s of "
         f"{3600 * stats['hours']:.1f} s"

@@ -73,7 +73,7 @@ def test_a_new_run_holds_out_the_first_speaker_says_so_and_records_the_share(dat
     rows = first_speaker(shards)
     seconds = Index.open(shards).num_samples[rows].sum() / 16_000
     assert "no speaker has a hash below data.validation_share=0.001: the one with the smallest is held out" in done.stderr
-    assert f"{seconds:.1f} s of 1 speakers held out" in done.stderr
+    assert f"{seconds:.1f} s of 1 speakers ({rows.sum()} utterances) held out" in done.stderr
     assert len(table(tmp_path / "run", "validation.csv")) == 3
     content = record(tmp_path / "run")
     share = content["segments"][0]["validation_share"]

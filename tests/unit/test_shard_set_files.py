@@ -67,21 +67,19 @@ def test_what_a_tenth_would_hold_out_is_counted_and_said(tmp_path):
     seconds = sum(name == first for name in "abbc")
     assert min(map(split_hash, "abc")) > 0.1 * 2**64
     assert found == {"validation_share": 0.1, "speakers": 3, "recordings": 0, "held_out": 1, "held_out_seconds": seconds}
-    assert (
-        split_sentence({"split": found, "hours": 4 / 3600})
-        == f"validation_share=0.1 holds out 1 of 3 speakers, {seconds:.1f} s of 4.0 s"
-    )
+    sentence = split_sentence({"split": found, "hours": 4 / 3600})
+    assert sentence == f"validation_share=0.1 holds out 1 of 3 speakers, {seconds:.1f} s of 4.0 s"
 
 
 def test_what_a_tenth_would_hold_out_of_unknown_speakers_is_recordings_and_of_one_nothing(tmp_path):
     unknown = split_stats(index_of(tmp_path / "unknown", [[(0, 1), (0, 2)], [(1, 3)]]), 0.9999999)
     assert (unknown["speakers"], unknown["recordings"], unknown["held_out"], unknown["held_out_seconds"]) == (1, 2, 2, 2)
     sentence = split_sentence({"split": unknown, "hours": 3 / 3600})
-    assert sentence == "validation_share=1 holds out 2 of 1 speakers and 2 recordings of unknown speakers, 2.0 s of 3.0 s"
+    assert sentence == "validation_share=1 holds out 2 of 1 speaker and 2 recordings of unknown speakers, 2.0 s of 3.0 s"
     one = split_stats(index_of(tmp_path / "one", [[(1, 1), (1, 2)]]))
     assert (one["held_out"], one["held_out_seconds"]) == (0, 0)
     assert split_sentence({"split": one, "hours": 1}) == (
-        "the set has 1 speakers: no one can be held out of it alone (validation_share=0)"
+        "the set has 1 speaker, and a held-out share needs at least two: train on it alone with validation_share=0"
     )
 
 

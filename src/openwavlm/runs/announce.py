@@ -62,11 +62,12 @@ def _announce_data(config: RunConfig, opened: OpenData, plan: PlanStatistics) ->
     if data["validation_rows"] and not data["validation_speakers"]:
         log.warning("no speaker is known: whole recordings are held out, so a speaker may be on both sides of the split")
     log.info(
-        "data: %s h of %s speakers, %s s of %s speakers held out; about %.1f passes",
+        "data: %s h of %s speakers, %s s of %s speakers (%d utterances) held out; about %.1f passes",
         data["training_hours"],
         data["training_speakers"],
         data["validation_seconds"],
         data["validation_speakers"],
+        data["validation_rows"],
         config.optim.updates * batching.seconds / 3600 / max(1e-9, data["training_hours"]),
     )
     log.info(

@@ -52,7 +52,7 @@ def old(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("old")
     assert launch([*FEW, *data], folder / "whole", patch=before_the_rule) == [0]
     assert launch([*FEW, *data, "stop_after=4"], folder / "part", patch=before_the_rule) == [0]
-    assert json.loads((folder / "whole" / "summary.json").read_text())["validation"] is None
+    assert json.loads((folder / "whole" / "summary.json").read_text())["validation"] == {}
     return folder
 
 

@@ -60,7 +60,7 @@ def test_figures_of_a_shard_set_are_sums_over_its_rows_and_tasks(tmp_path):
 
 
 def test_what_a_tenth_would_hold_out_is_counted_and_said(tmp_path):
-    # None of a, b, c has a hash below .1; b has the smallest (.169).
+    # None of a, b, c has a hash below .1.
     index = index_of(tmp_path / "known", [[(1, 1), (2, 2), (2, 3)], [(3, 3)]])
     found = split_stats(index)
     first = min("abc", key=split_hash)

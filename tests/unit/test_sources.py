@@ -354,6 +354,9 @@ def test_a_codebook_is_refused_exactly_if_the_speaker_that_the_rule_holds_out_ma
     ):
         opened({"known": labels["before"]}, validation_share=1e-9)
     OpenData(Data({"known": labels["before"]}, validation_share=1e-9), BATCHING, 3, validation_share=1e-9)
+    lowered = settled_share([index], share=0.9999999, split_seed=0, key="validation_share")
+    same = labelled(tmp_path / "lowered", shards, {"validation_share": lowered, "split_seed": 0})
+    assert opened({"known": same}, validation_share=0.9999999).data.validation_share == lowered
 
 
 def test_a_codebook_fitted_on_rows_of_a_validation_set_is_refused(sets, tmp_path):

@@ -261,9 +261,9 @@ def _warn_while_data_are_opened() -> None:
 
     real = beginning.open_data
 
-    def opened(config):
+    def opened(*arguments):
         os.kill(os.getpid(), signal.SIGUSR1)
-        return real(config)
+        return real(*arguments)
 
     beginning.open_data = opened
 

@@ -14,6 +14,7 @@ import torch
 
 from openwavlm.batches.plan import PLAN_VERSION
 from openwavlm.batches.schedule import Schedule
+from openwavlm.batches.settings import Data
 from openwavlm.runs.run_directory import RunRecord, names_in
 from openwavlm.training.checkpoint import checkpoints_in
 from openwavlm.training.checkpoint_reader import read_checkpoint
@@ -124,7 +125,7 @@ def share_of(record: Mapping[str, Any], data: Mapping[str, Any]) -> float:
 
     Launches before 2026-11-29 recorded none: `data.validation_share` itself was their share, even if it held out nobody.
     """
-    share: float = record.get("validation_share", data["validation_share"])
+    share: float = record.get("validation_share", data.get("validation_share", Data.validation_share))
     return share
 
 
@@ -147,7 +148,8 @@ def kept_share(config: RunConfig, directory: Path) -> float | None:
         share = newest_share(run)
         if share is not None:
             before = read_config(run / "config.yaml")["data"]
-            same = (before["validation_share"], before["split_seed"]) == (config.data.validation_share, config.data.split_seed)
+            names = ("validation_share", "split_seed")
+            same = all(before.get(name, getattr(Data, name)) == getattr(config.data, name) for name in names)
             return share if same else None
     return None
 

@@ -165,6 +165,7 @@ def _run(iteration: Iteration, figures: dict[str, Any], name: str) -> dict[str, 
     counts = iteration.cluster_counts if iteration.cluster_counts is not None and iteration.cluster_counts.sum() else None
     watched = (iteration.config.get("health") or {}).get("enabled")
     phones_header, phone_rows = phone_table(phones)
+    units_header, unit_rows = units_table(units)
     return {
         "id": name,
         "name": iteration.name,
@@ -178,7 +179,8 @@ def _run(iteration: Iteration, figures: dict[str, Any], name: str) -> dict[str, 
         "speakers_note": speakers_note(speakers),
         "phones_header": phones_header,
         "phones": phone_rows,
-        "units": units_table(units),
+        "units_header": units_header,
+        "units": unit_rows,
         "labels_note": labels_note(counts),
         "realised_note": realised_note(iteration.realised),
         "data_charts": charts.data_charts(iteration, name),

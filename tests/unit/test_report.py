@@ -657,7 +657,7 @@ def test_a_run_that_was_probed_shows_its_layers_over_the_updates(tmp_path):
     (tmp_path / "probes.csv").write_text("step,layer_0,layer_1\n100,0.2,0.3\n200,0.3,0.5\n")
     (tmp_path / "probe_baselines.json").write_text('{"baselines": {"logmel_context": 0.42}}')
     page = render("title", [iteration(tmp_path)])
-    assert "Probes while training" in page and "log-mel ± 5 0.420" in page
+    assert "Probes while training" in page and "log-mel ± 5 normalised 0.420" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 

@@ -128,8 +128,16 @@ class LogMelFeatures(_FrameFeatures):
         return normalised_log_mel(audio) if self._normalised else log_mel(audio)
 
 
+SPECTRA = {
+    "mfcc": "MFCC (raw)",
+    "mfcc_norm": "MFCC (normalised)",
+    "logmel_raw": "log-mel (raw)",
+    "logmel": "log-mel (normalised)",
+}
+
+
 def spectral_baselines() -> dict[str, Features]:
-    """MFCC and log-mel by the names of their figures, each raw and normalised over the utterance.
+    """MFCC and log-mel by the names of their figures (the keys of `SPECTRA`), each raw and normalised over the utterance.
 
     Normalisation removes the channel: at 10 dB, raw MFCC units have a PNMI of .204, normalised ones .312.
     """

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from openwavlm.evaluation.features import SPECTRA
 from openwavlm.evaluation.intervals import Interval, interval, outcome_of, ratio_interval, sign_places
 from openwavlm.evaluation.unit_figures import paired_pseudo_values
 from openwavlm.report.words import number
@@ -17,18 +18,12 @@ _MASKED_CONTROLS = {
     "count_table": "the count table",
     "nearest_label": "repeating the nearest unmasked label",
 }
-_SPECTRA = {
-    "mfcc": "MFCC (raw)",
-    "mfcc_norm": "MFCC (normalised)",
-    "logmel_raw": "log-mel (raw)",
-    "logmel": "log-mel (normalised)",
-}
 PHONE_CONTROLS = {
-    **{key: f"one frame of {name}" for key, name in _SPECTRA.items()},
-    **{f"{key}_context": name.replace(" (", " ± 5 frames (") for key, name in _SPECTRA.items()},
+    **{key: f"one frame of {name}" for key, name in SPECTRA.items()},
+    **{f"{key}_context": name.replace(" (", " ± 5 frames (") for key, name in SPECTRA.items()},
     "untrained": "the untrained encoder",
 }
-UNIT_CONTROLS = {**{key: f"units of {name}" for key, name in _SPECTRA.items()}, "untrained": "units of the untrained encoder"}
+UNIT_CONTROLS = {**{key: f"units of {name}" for key, name in SPECTRA.items()}, "untrained": "units of the untrained encoder"}
 CONDITIONS = {"clean": "clean speech", "telephone": "telephone band", "noise10": "10 dB noise"}
 
 

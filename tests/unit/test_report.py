@@ -350,6 +350,12 @@ def test_the_first_lines_hold_the_verdicts(tmp_path):
     assert "better in phones (10 dB noise), at 0.400" in first
 
 
+def test_runs_stand_side_by_side_with_their_phones_in_every_condition(tmp_path):
+    without = iteration(tmp_path, probes={"phones": {"chosen": 0.3}})
+    page = re.sub(r"(\s|<[^>]+>)+", " ", render("runs", [without, full(tmp_path)]))
+    assert "phones, share of frames right 0.300 0.460 phones in 10 dB noise – 0.400" in page
+
+
 def test_text_of_users_is_escaped_everywhere(tmp_path):
     bad = "<script>alert('x')</script>&"
     found = full(tmp_path)

@@ -145,18 +145,28 @@ def _recipes(iterations: list[Iteration]) -> list[tuple[str, list[tuple[str, str
 def _side_by_side(figures: list[dict[str, Any]]) -> list[list[str]]:
     """[figure, value of each run]; figures that no run has are left out."""
     topics = (
-        ("updates", None, "updates", 0),
-        ("masked cross-entropy, nats", "masked", "cross_entropy", 3),
-        ("masked accuracy", "masked", "accuracy", 3),
-        ("phones, share of frames right", "phones", "chosen", 3),
-        ("speakers, share of 2-s stretches right", "speakers", "chosen", 3),
+        ("updates", "updates", 0),
+        ("masked cross-entropy, nats", "masked.cross_entropy", 3),
+        ("masked accuracy", "masked.accuracy", 3),
+        ("phones, share of frames right", "phones.chosen", 3),
+        ("phones in the telephone band", "phones.telephone.chosen", 3),
+        ("phones in 10 dB noise", "phones.noise10.chosen", 3),
+        ("speakers, share of 2-s stretches right", "speakers.chosen", 3),
     )
     rows = []
-    for topic, part, key, places in topics:
-        values = [((run.get(part) or {}) if part else run).get(key) for run in figures]
+    for topic, path, places in topics:
+        values = [_figure(run, path) for run in figures]
         if any(value is not None for value in values):
             rows.append([topic, *("–" if value is None else number(value, places) for value in values)])
     return rows
+
+
+def _figure(run: dict[str, Any], path: str) -> float | None:
+    """Figure under dotted names; None where a part is missing."""
+    found: Any = run
+    for name in path.split("."):
+        found = (found or {}).get(name)
+    return found
 
 
 def _run(iteration: Iteration, figures: dict[str, Any], name: str) -> dict[str, Any]:

@@ -139,6 +139,18 @@ def test_multi_condition_probes_are_fitted_on_speech_in_the_three_conditions_in_
     assert (measured.correct_multi[:, 1] != measured.correct[:, 1]).any()
 
 
+def test_penalties_of_multi_condition_probes_are_chosen_on_such_dev_speech(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = []
+
+    def in_turn(speakers: list[str], seed: int) -> list:
+        changed.append((speakers, seed))
+        return conditions_in_turn(speakers, seed)
+
+    monkeypatch.setattr(measure_module, "conditions_in_turn", in_turn)
+    measure(MfccFeatures(), TRAIN, DEV, TEST, replace(SETTINGS, seed=7), judged_layers=[0])
+    assert changed == [([one.speaker for one in part.utterances], 7) for part in (TRAIN, DEV)]
+
+
 def test_frames_that_do_not_fit_into_memory_are_extracted_again_with_the_same_figures(
     measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,7 +43,8 @@ def heat_map(path: Path, baselines: dict[str, float]) -> Figure:
     axes.set_yticks(range(len(accuracy)))
     axes.set_xlabel("updates")
     axes.set_ylabel("layer")
-    without = baselines_text(baselines)
-    axes.set_title("phone accuracy, share of frames" + (f"\n{without}" if without else ""), fontsize="small")
+    known = baselines_text(baselines).split(", ") if baselines else []
+    lines = ["phone accuracy, share of frames", *(", ".join(known[place : place + 2]) for place in range(0, len(known), 2))]
+    axes.set_title("\n".join(lines), fontsize="small")
     figure.colorbar(image, ax=axes)
     return figure

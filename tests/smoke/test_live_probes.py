@@ -39,8 +39,10 @@ def test_a_probe_writes_each_layers_figure_beside_what_needs_no_training(probed)
     assert list(rows[0]) == ["step", "layer_0", "layer_1", "layer_2"]
     assert all(0.3 < float(row[f"layer_{layer}"]) <= 1 for row in rows for layer in range(3))
     baselines = json.loads((probed / "probe_baselines.json").read_text())["baselines"]
-    assert set(baselines) == {"mfcc", "mfcc_context", "logmel", "logmel_context", "untrained"}
+    spectral = {name + context for name in ("mfcc", "mfcc_norm", "logmel_raw", "logmel") for context in ("", "_context")}
+    assert set(baselines) == spectral | {"untrained"}
     said = (probed / "logs" / "rank-0000.log").read_text()
+    assert f"MFCC ± 5 normalised {baselines['mfcc_norm_context']:.3f}" in said and "log-mel ± 5 raw" in said
     assert "of the work of training" in said and "phones of development speakers: layer" in said
 
 
@@ -73,6 +75,8 @@ def test_development_speech_that_the_run_trains_on_is_refused(data, probes, tmp_
 def test_the_heat_map_has_a_row_a_layer_and_a_column_a_probe(probed):
     steps, accuracy = read_probes(probed / "probes.csv")
     assert steps.tolist() == [4, 8, 10] and accuracy.shape == (3, 3)
-    figure = heat_map(probed / "probes.csv", {"mfcc": 0.5})
+    figure = heat_map(probed / "probes.csv", {"mfcc": 0.6, "mfcc_context": 0.5, "logmel_raw_context": 0.7})
     (image,) = figure.axes[0].get_images()
-    assert np.array_equal(image.get_array(), accuracy) and "MFCC 0.500" in figure.axes[0].get_title()
+    assert (
+        np.array_equal(image.get_array(), accuracy) and "log-mel ± 5 raw 0.700, MFCC ± 5 raw 0.500" in figure.axes[0].get_title()
+    )

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from openwavlm.checkpoints.huggingface import save_huggingface
+from openwavlm.evaluation.features import SPECTRA
 from openwavlm.evaluation.quality import judge as measured
 from openwavlm.evaluation.quality_rows import QualityRow
 from openwavlm.evaluation.settings import QualitySettings
@@ -67,7 +68,7 @@ def test_the_program_judges_labels_and_layers_and_says_which_layer(place: Path) 
     assert outcome.status == 0, outcome
     result = json.loads((place / "out" / "quality.json").read_text())
     kinds = [(row["kind"], row["layer"], row["condition"]) for row in result["rows"]]
-    judged_layers = [("layer", 1), ("layer", 2), ("mfcc", None), ("shuffled", None)]
+    judged_layers = [("layer", 1), ("layer", 2), *((name, None) for name in SPECTRA), ("shuffled", None)]
     assert kinds == [
         ("labels", None, "clean"),
         *((*of, "clean") for of in judged_layers),
@@ -106,7 +107,7 @@ def test_without_alignments_the_phones_columns_are_empty(place: Path, tmp_path: 
     question = {"labels": str(place / "labels"), "encoder": str(place / "model"), "layers": [2]}
     result, rows = judge(asked(place, tmp_path / "with", **question))
     without, bare = judge(asked(place, tmp_path / "out", **question, alignments=None))
-    assert [row.kind for row in bare] == ["labels", "layer", "mfcc", "shuffled"] and without["chosen_layer"] is None
+    assert [row.kind for row in bare] == ["labels", "layer", *SPECTRA, "shuffled"] and without["chosen_layer"] is None
     for name in ("seconds", "speakers", "utterances"):
         assert without["judged"][name] == result["judged"][name]
     assert without["judged"]["phones"] == 0
@@ -114,7 +115,7 @@ def test_without_alignments_the_phones_columns_are_empty(place: Path, tmp_path: 
         for name in ("used", "perplexity", "run_frames", "run_median", "speaker_information", "speaker_accuracy"):
             assert getattr(row.figures, name) == getattr(other.figures, name)
     table = list(csv.DictReader((tmp_path / "out" / "quality.tsv").read_text().splitlines(), delimiter="\t"))
-    assert {row[name] for row in table for name in ("pnmi", "phone_purity", "pnmi_low", "verdict", "difference_to_mfcc")} == {""}
+    assert {row[name] for row in table for name in ("pnmi", "phone_purity", "pnmi_low", "verdict", "difference_to_best")} == {""}
     assert all(row["used"] and row["frames"] != "0" for row in table)
     written = json.loads((tmp_path / "out" / "quality.json").read_text())
     assert written["rows"][0]["pnmi"] is None and "without phones" in written["sentences"][0]
@@ -122,7 +123,7 @@ def test_without_alignments_the_phones_columns_are_empty(place: Path, tmp_path: 
 
 def test_labels_know_nothing_of_a_clock(place: Path, tmp_path: Path) -> None:
     result, rows = judge(asked(place, tmp_path / "out", labels=str(place / "labels")))
-    labels, mfcc, shuffled = rows
+    labels, mfcc, *_, shuffled = rows
     assert labels.kind == "labels" and labels.figures.frames == mfcc.figures.frames == shuffled.figures.frames
     # The made-up phones take turns every 0.2 s, whatever is heard.
     assert abs(labels.figures.pnmi) < 0.15 and result["chosen_layer"] is None
@@ -274,13 +275,13 @@ def test_published_figures_of_mfcc_on_real_speech_come_out(tmp_path: Path, name:
         output=str(tmp_path / "out"),
         folding="none",
         held_out=0,
-        mfcc_norm="utterance",
         frames_per_cluster=10,
     )
     result, rows = judge(question)
-    assert rows[0].figures.clusters == 100 and result["judged"]["without_alignment"] == 0
-    assert rows[0].figures.pnmi_raw == pytest.approx(expected, abs=tolerance)
-    assert np.isclose(rows[0].figures.pnmi, rows[0].figures.pnmi_raw - rows[0].figures.pnmi_shuffled)
+    (normalised,) = (row for row in rows if row.kind == "mfcc_norm")
+    assert normalised.figures.clusters == 100 and result["judged"]["without_alignment"] == 0
+    assert normalised.figures.pnmi_raw == pytest.approx(expected, abs=tolerance)
+    assert np.isclose(normalised.figures.pnmi, normalised.figures.pnmi_raw - normalised.figures.pnmi_shuffled)
 
 
 def damaged(place: Path, folder: Path, rows: list[int]) -> Path:

@@ -1,7 +1,7 @@
 """Whatever is chosen is chosen on development speakers: on planted data the test part would choose otherwise."""
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import numpy as np
@@ -133,8 +133,8 @@ def test_the_layer_is_the_best_on_dev_though_another_is_better_on_test(measured:
     two = measure(Planted(LAYERS[:2]), TRAIN, DEV, TEST, SETTINGS)
     assert two.chosen == two.units_layer == 0
     assert two.accuracy(0) < two.accuracy(1), "by the test part the other layer would be chosen"
-    # 12, 8 and 8 utterances of 200 frames; five of the last 8 in both degraded versions.
-    assert two.audio_seconds == pytest.approx((12 + 8 + 8 + 2 * 5) * 200 / 50)
+    # 12, 8 and 8 utterances of 200 frames, the first two sets clean and in conditions; five of the last 8 in both degraded versions.
+    assert two.audio_seconds == pytest.approx((2 * (12 + 8) + 8 + 2 * 5) * 200 / 50)
     known = np.array([(one.phones >= 0).sum() for one in TEST.utterances])
     assert two.frames[0].tolist() == known.tolist()
     assert two.accuracy(1) == pytest.approx(two.correct[0, 1].sum() / known.sum())
@@ -353,13 +353,18 @@ def made_up(seed: int, chosen: int, layers: int = 3, speakers_dev: tuple[float, 
     known = np.array([(one.phones >= 0).sum() for one in TEST.utterances])
     frames = np.stack([known, known * (np.arange(8) % 2), known * (np.arange(8) % 2)])
     correct = rng.binomial(frames[:, None, :], rng.uniform(0.3, 0.7, (3, layers, 1)))
-    correct[1:, [layer for layer in range(layers) if layer != chosen]] = -1
+    if layers == 3:  # an encoder's other layers are judged on clean speech only
+        correct[1:, [layer for layer in range(layers) if layer != chosen]] = -1
+    multi = np.where(correct >= 0, rng.binomial(frames[:, None, :], 0.5), -1)
+    multi[0] = np.where(correct[1] >= 0, multi[0], -1)  # on clean speech too
     return Measured(
         dev_accuracy=rng.random(layers),
         penalty=np.full(layers, 0.1),
         chosen=np.array(chosen),
         frames=frames,
         correct=correct,
+        correct_multi=multi,
+        penalty_multi=np.full(layers, 0.1),
         units=rng.poisson(20.0, (3, 2, 2, 2, 4)),
         units_layer=np.array(chosen),
         speaker_dev=np.array(speakers_dev[:layers]),
@@ -371,23 +376,25 @@ def made_up(seed: int, chosen: int, layers: int = 3, speakers_dev: tuple[float, 
 @pytest.fixture
 def stood_beside(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Measured], dict]:
     """Planted measurements by name, and the figures of `probe_model` made of them."""
-    made = {"mfcc": made_up(1, 0, 2), "logmel": made_up(2, 0, 2), "untrained": made_up(3, 2), "chosen": made_up(4, 1)}
+    spectral = {name: made_up(seed, 0, 2) for seed, name in enumerate(("mfcc", "mfcc_norm", "logmel_raw", "logmel"), 10)}
+    made = {**spectral, "untrained": made_up(3, 2), "chosen": made_up(4, 1)}
     # Units of the model follow the phone, those of the log-mels even more.
     for name, extra in (("chosen", 150), ("logmel", 900)):
         made[name].units[..., [0, 1], [1, 3]] += extra
     units_layers = []
 
-    def planted(features, train, dev, test, settings, *, units_layer, cache, progress):
+    def planted(features, train, dev, test, settings, *, units_layer, judged_layers, cache, progress):
         assert (train, dev, test) == (TRAIN, DEV, TEST)
         if features.settings is None:
+            assert (units_layer, list(judged_layers)) == (None, [])
             return made["chosen"]
         name = str(features.settings["name"])
-        units_layers.append((name, units_layer, features.settings.get("seed")))
+        units_layers.append((name, units_layer, list(judged_layers), features.settings.get("seed")))
         return made[name]
 
     monkeypatch.setattr(probe_module, "measure", planted)
     figures = probe_model(WavLM(CONFIG), TRAIN, DEV, TEST, SETTINGS, show_progress=False)
-    assert units_layers == [("mfcc", 0, None), ("logmel", 0, None), ("untrained", None, SETTINGS.seed)]
+    assert units_layers == [*((name, 0, [0, 1], None) for name in spectral), ("untrained", None, [], SETTINGS.seed)]
     return made, figures
 
 
@@ -401,30 +408,33 @@ def two_speakers(right: np.ndarray, frames: np.ndarray) -> tuple[float, float, f
 def test_figures_stand_under_their_names(stood_beside: tuple[dict[str, Measured], dict]) -> None:
     made, figures = stood_beside
     phones = figures["phones"]
-    names = {"chosen": ("chosen", 1), "mfcc": ("mfcc", 0), "mfcc_context": ("mfcc", 1), "logmel": ("logmel", 0)}
-    names |= {"logmel_context": ("logmel", 1), "untrained": ("untrained", 2)}
+    names = {"chosen": ("chosen", 1), "untrained": ("untrained", 2)}
+    for kind in ("mfcc", "mfcc_norm", "logmel_raw", "logmel"):
+        names |= {kind: (kind, 0), f"{kind}_context": (kind, 1)}
     for name, (of, layer) in names.items():
         share = made[of].correct[0, layer].sum() / made[of].frames[0].sum()
         assert phones[name] == pytest.approx(share, abs=1e-5)
         low, high = phones["intervals"][name]
         assert low <= phones[name] <= high
     # Two speakers of four utterances each: the other's figure is each one's delete-one figure.
-    for condition, place in (("clean", 0), ("telephone", 1), ("noise10", 2)):
-        judged = phones if condition == "clean" else phones[condition]
+    for (place, condition), fit in product(enumerate(CONDITIONS), ("correct", "correct_multi")):
+        fitted = phones if fit == "correct" else phones["multi"]
+        judged = fitted if condition == "clean" else fitted[condition]
         frames = made["chosen"].frames[place].reshape(2, 4).sum(axis=1)
-        ours = made["chosen"].correct[place, 1].reshape(2, 4).sum(axis=1)
-        known = {name for name, (of, layer) in names.items() if made[of].correct[place, layer].min() >= 0}
+        ours = vars(made["chosen"])[fit][place, 1].reshape(2, 4).sum(axis=1)
+        known = names.keys()
         assert judged["intervals"].keys() == known and judged["differences"].keys() == known - {"chosen"}
         assert judged["by_speaker"] == {"speakers": ["f", "g"], "correct": ours.tolist(), "frames": frames.tolist()}
         for name in known:
             of, layer = names[name]
-            theirs = made[of].correct[place, layer].reshape(2, 4).sum(axis=1)
+            theirs = vars(made[of])[fit][place, layer].reshape(2, 4).sum(axis=1)
+            assert judged[name] == pytest.approx(theirs.sum() / frames.sum(), abs=1e-5)
             assert judged["intervals"][name] == pytest.approx(two_speakers(theirs, frames)[1:], abs=1e-5)
             if name != "chosen":
                 assert judged["differences"][name][:3] == pytest.approx(two_speakers(ours - theirs, frames), abs=1e-5)
     for condition, place in (("telephone", 1), ("noise10", 2)):
         judged = phones[condition]
-        assert {"chosen", "mfcc", "logmel", "untrained"} == judged.keys() & names.keys(), "context was not judged there"
+        assert judged.keys() >= names.keys(), "every baseline is judged in every condition"
         assert judged["frames"] == made["chosen"].frames[place].sum()
         share = made["untrained"].correct[place, 2].sum() / made["untrained"].frames[place].sum()
         assert judged["untrained"] == pytest.approx(share, abs=1e-5)
@@ -471,7 +481,7 @@ def test_units_are_compared_by_the_interval_over_speakers_and_codebook_seeds(
         assert units["by_speaker"]["speakers"] == ["f", "g"]
         assert units["by_speaker"]["frames"] == made["chosen"].units[place, 0].sum(axis=(1, 2)).tolist()
         np.testing.assert_allclose(units["by_speaker"]["pseudo_values"], pseudo["chosen"], atol=1e-5)
-        assert units["differences"].keys() == units["verdicts"].keys() == {"mfcc", "logmel", "untrained"}
+        assert units["differences"].keys() == units["verdicts"].keys() == made.keys() - {"chosen"}
         for name, given in units["differences"].items():
             apart = interval(pseudo["chosen"] - pseudo[name], units["chosen"] - units[name])
             assert given == pytest.approx(apart.as_list(), abs=1e-4)
@@ -532,9 +542,10 @@ def test_the_name_of_a_set_says_which_audio_has_which_phones() -> None:
 def test_a_cached_measurement_is_of_its_own_features_and_of_the_layer_of_its_units() -> None:
     planted, parts = Planted(LAYERS), (TRAIN, DEV, TEST)
     names = [cache_name(planted, parts, SETTINGS, layer) for layer in (None, 0, 1)]
+    names += [cache_name(planted, parts, SETTINGS, 0, [1])]
     planted.settings = {"name": "planted", "seed": 1}
     names.append(cache_name(planted, parts, SETTINGS))
-    assert len(set(names)) == 4 and all(name.startswith("planted-") and name.endswith(".npz") for name in names)
+    assert len(set(names)) == 5 and all(name.startswith("planted-") and name.endswith(".npz") for name in names)
 
 
 def test_the_bar_of_each_kind_of_features_is_as_long_as_its_audio(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -563,12 +574,14 @@ def test_the_bar_of_each_kind_of_features_is_as_long_as_its_audio(monkeypatch: p
     parts = [ProbeSet(each.utterances[:: len(each) // size], each.inventory) for each, size in ((TRAIN, 3), (DEV, 2), (TEST, 2))]
     fast = ProbeSettings(clusters=2, codebook_seeds=(0,), codebook_frames=100, degraded_seconds=5.0)
     probe_model(WavLM(CONFIG), *parts, fast)
-    assert totals == [pytest.approx(12 + 8 + 8 + 2 * 5)], "the bar takes the seconds that were asked for"
-    assert done == {name: pytest.approx(12 + 8 + 8 + 2 * 4) for name in ("mfcc", "logmel", "untrained", "model")}
+    twice = 2 * (12 + 8) + 8  # training and dev speech is clean, then in three conditions in turn
+    assert totals == [pytest.approx(twice + 2 * 5)], "the bar takes the seconds that were asked for"
+    kinds = ("mfcc", "mfcc_norm", "logmel_raw", "logmel", "untrained", "model")
+    assert done == {name: pytest.approx(twice + 2 * 4) for name in kinds}
     totals.clear()
     done.clear()
     probe_model(WavLM(CONFIG), *parts, replace(fast, degraded_seconds=8.0))
-    assert totals == [pytest.approx(12 + 8 + 8 + 2 * 8)] and done == dict.fromkeys(done, pytest.approx(totals[0]))
+    assert totals == [pytest.approx(twice + 2 * 8)] and done == dict.fromkeys(done, pytest.approx(totals[0]))
 
 
 def test_figures_for_json_are_rounded_to_five_places_and_none_where_they_are_no_number() -> None:

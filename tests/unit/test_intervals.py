@@ -231,7 +231,7 @@ def test_no_word_contradicts_the_interval_beside_it(apart: Interval) -> None:
     noisy = {"chosen": 0.5, "mfcc": 0.4, "differences": {"mfcc": given_}}
     cell = phone_table({"chosen": 0.5, "mfcc": 0.4, "noise10": noisy})[1][1][3]
     assert word in cell and ("visible from" in cell) == (word == "equal")
-    ((_, _, cell, *_),) = units_table({"clean": {"chosen": 0.5, "mfcc": 0.4, "differences": {"mfcc": given_}}})
+    ((_, _, cell, *_),) = units_table({"clean": {"chosen": 0.5, "mfcc": 0.4, "differences": {"mfcc": given_}}})[1]
     assert word in cell and ("visible from" in cell) == (word == "equal")
 
 
@@ -467,7 +467,7 @@ def test_shuffled_units_keep_both_margins_and_have_the_runs_of_independent_draws
     assert UnitFigures.of([shuffled]).run_frames == pytest.approx(1 / (1 - np.sum(shares**2)), rel=1e-3)
 
 
-def test_a_row_stands_beside_mfcc_units_of_its_own_number() -> None:
+def test_a_row_is_compared_with_the_best_baseline_of_its_own_number() -> None:
     def of(clusters: int, agreements: tuple[float, ...]) -> list[UnitTally]:
         rng = np.random.default_rng(clusters)
         made = []
@@ -485,7 +485,12 @@ def test_a_row_stands_beside_mfcc_units_of_its_own_number() -> None:
         ("l8", "layer", 2): of(8, (0.7, 0.7, 0.7)),
         ("l7", "labels", None): of(7, (0.9,)),
     }
-    rows = rows_of(tallies, mfcc, "clean")
+    weaker = {size: of(size, (0.0, 0.0, 0.0)) for size in mfcc}
+    rows = rows_of(tallies, {"mfcc": weaker, "logmel": mfcc}, "clean")
+    assert [row.baseline for row in rows[:3]] == ["logmel"] * 3 == [row.as_json()["best_baseline"] for row in rows[:3]]
+    other_way = rows_of(tallies, {"mfcc": {**mfcc, 4: weaker[4]}, "logmel": {**weaker, 4: mfcc[4]}}, "clean")
+    assert [row.baseline for row in other_way[:3]] == ["logmel", "mfcc", "mfcc"], "the best of each K"
+    assert [row.difference for row in other_way[:3]] == [row.difference for row in rows[:3]]
     figures = {clusters: UnitFigures.of(made) for clusters, made in mfcc.items()}
     for row, clusters in zip(rows, (4, 8, 8), strict=False):
         assert row.difference is not None
@@ -494,8 +499,9 @@ def test_a_row_stands_beside_mfcc_units_of_its_own_number() -> None:
         low, high, visible = ends_by_hand(pseudo, row.figures.pnmi - figures[clusters].pnmi)
         assert (row.difference.low, row.difference.high) == pytest.approx((low, high), abs=1e-9)
         assert row.difference.visible == pytest.approx(visible, rel=1e-3) and row.verdict == row.difference.outcome
-    assert rows[0].verdict == "higher" and rows[1].verdict == "equal", "MFCC units of three very different seeds"
-    assert [row.name for row in rows[3:]] == ["MFCC, K = 4", "MFCC, K = 8", "the same, shuffled, K = 8"]
+    assert rows[0].verdict == "higher" and rows[1].verdict == "equal", "baseline units of three very different seeds"
+    spectral = [f"{name}, K = {size}" for name in ("MFCC (raw)", "log-mel (normalised)") for size in (4, 8)]
+    assert [row.name for row in rows[3:]] == [*spectral, "MFCC (raw), shuffled, K = 8"]
     assert isinstance(rows[0], QualityRow) and cells(rows[0])[2] == f"{rows[0].figures.pnmi:.3f}"
     header, *lines = (line.split("\t") for line in tsv(rows).splitlines())
     assert float(lines[0][header.index("difference_low")]) == pytest.approx(rows[0].difference.low, abs=1e-5)

@@ -12,8 +12,15 @@ from closeness import assert_close_to_scale
 from openwavlm.audio.frames import num_frames, num_samples_of
 from openwavlm.audio.mfcc import mfcc_features
 from openwavlm.evaluation import measure as measure_module
-from openwavlm.evaluation.conditions import CONDITIONS
-from openwavlm.evaluation.features import EncoderFeatures, LogMelFeatures, MfccFeatures, stream, with_context
+from openwavlm.evaluation.conditions import CONDITIONS, change_of, conditions_in_turn
+from openwavlm.evaluation.features import (
+    EncoderFeatures,
+    LogMelFeatures,
+    MfccFeatures,
+    spectral_baselines,
+    stream,
+    with_context,
+)
 from openwavlm.evaluation.measure import Measured, ProbeSettings, cache_name, measure
 from openwavlm.evaluation.mixtures import mix_set, probe_mixtures
 from openwavlm.evaluation.probe import probe_model
@@ -100,6 +107,50 @@ def test_degraded_audio_is_judged_for_the_chosen_layer_on_fewer_utterances(measu
     assert measured.accuracy(1, "noise10") < measured.accuracy(1)
 
 
+def test_named_layers_are_judged_in_degraded_audio_too(measured: Measured) -> None:
+    both = measure(NoiseThenLogMel(), TRAIN, DEV, TEST, SETTINGS, judged_layers=[0])
+    judged = both.frames[1] > 0
+    for of in (both.correct[1:], both.correct_multi[1:]):
+        assert (of[:, :, ~judged] == 0).all() and (of[:, 1, judged] > 0).any()
+        assert (of[:, 0, judged] >= 0).all() and (of[:, 0, judged] > 0).any()
+    np.testing.assert_array_equal(both.correct[:, 1], measured.correct[:, 1])
+    np.testing.assert_array_equal(both.correct[0], measured.correct[0])
+    np.testing.assert_array_equal(both.units, measured.units)
+    assert (measured.correct_multi[:, 0] == -1).all() and np.isnan(measured.penalty_multi).tolist() == [True, False]
+    np.testing.assert_array_equal(both.correct_multi[:, 1], measured.correct_multi[:, 1])
+
+
+def test_multi_condition_probes_are_fitted_on_speech_in_the_three_conditions_in_turn(measured: Measured) -> None:
+    def changed(utterance: ProbeUtterance, change: object) -> ProbeUtterance:
+        return replace(utterance, audio=change(utterance.waveform())) if change else utterance  # type: ignore[operator]
+
+    def in_turn(clean: ProbeSet) -> ProbeSet:
+        # Four utterances a speaker; the speaker in place s begins with condition s.
+        changes = [change_of(CONDITIONS[(number // 4 + number % 4) % 3], SETTINGS.seed) for number in range(len(clean))]
+        return ProbeSet(tuple(map(changed, clean.utterances, changes)), clean.inventory)
+
+    expected = [(speaker + number) % 3 for speaker in range(4) for number in range(4)]
+    found = conditions_in_turn([utterance.speaker for utterance in TRAIN.utterances], 0)
+    assert [change is None for change in found] == [turn == 0 for turn in expected]
+    assert found[1] is change_of("telephone", 0)
+    wanted = measure(NoiseThenLogMel(), in_turn(TRAIN), in_turn(DEV), TEST, SETTINGS)
+    np.testing.assert_array_equal(measured.correct_multi[:, 1], wanted.correct[:, 1])
+    assert measured.penalty_multi[1] == wanted.penalty[1] and wanted.chosen == 1
+    assert (measured.correct_multi[:, 1] != measured.correct[:, 1]).any()
+
+
+def test_penalties_of_multi_condition_probes_are_chosen_on_such_dev_speech(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = []
+
+    def in_turn(speakers: list[str], seed: int) -> list:
+        changed.append((speakers, seed))
+        return conditions_in_turn(speakers, seed)
+
+    monkeypatch.setattr(measure_module, "conditions_in_turn", in_turn)
+    measure(MfccFeatures(), TRAIN, DEV, TEST, replace(SETTINGS, seed=7), judged_layers=[0])
+    assert changed == [([one.speaker for one in part.utterances], 7) for part in (TRAIN, DEV)]
+
+
 def test_frames_that_do_not_fit_into_memory_are_extracted_again_with_the_same_figures(
     measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +168,7 @@ def test_a_cached_baseline_is_not_measured_again_unless_something_changes(tmp_pa
         calls.append(part)
 
     first = measure(MfccFeatures(), TRAIN, DEV, TEST, SETTINGS, units_layer=0, cache=tmp_path, progress=note)
-    assert set(calls) == {"training", "dev", *CONDITIONS}
+    assert set(calls) == {"training", "dev", "multi-condition training", "multi-condition dev", *CONDITIONS}
     calls.clear()
     second = measure(MfccFeatures(), TRAIN, DEV, TEST, SETTINGS, units_layer=0, cache=tmp_path, progress=note)
     assert not calls
@@ -128,8 +179,10 @@ def test_a_cached_baseline_is_not_measured_again_unless_something_changes(tmp_pa
         cache_name(MfccFeatures(), (TRAIN, DEV, DEV), SETTINGS),
         cache_name(MfccFeatures(), (TRAIN, DEV, TEST), replace(SETTINGS, clusters=6)),
         cache_name(MfccFeatures(), (TRAIN, DEV, TEST), SETTINGS, 0),
+        cache_name(MfccFeatures(normalised=True), (TRAIN, DEV, TEST), SETTINGS),
+        cache_name(LogMelFeatures(normalised=False), (TRAIN, DEV, TEST), SETTINGS),
     }
-    assert len(names) == 5
+    assert len(names) == 7
 
 
 def test_every_frame_comes_once_and_equals_its_own_utterance() -> None:
@@ -174,18 +227,20 @@ def test_a_models_figures_stand_beside_its_baselines_and_training_does_not_notic
     assert len(phones["layers"]) == len(phones["layers_dev"]) == 3
     assert phones["chosen"] == phones["layers"][phones["chosen_layer"]]
     assert phones["chosen_layer"] == int(np.argmax(phones["layers_dev"]))
-    assert phones["logmel"] > 0.85 and phones["mfcc_context"] > phones["majority"]
+    assert phones["logmel"] > 0.85 and phones["logmel_raw"] > 0.85 and phones["mfcc_context"] > phones["majority"]
     low, high = phones["intervals"]["mfcc"]
     assert low <= phones["mfcc"] <= high
     difference, low, high, visible = phones["differences"]["mfcc"]
     assert difference == pytest.approx(phones["chosen"] - phones["mfcc"], abs=2e-5) and low <= difference <= high
     assert visible > high - difference
     for condition in CONDITIONS:
-        assert {"chosen", "mfcc", "logmel", "untrained", "spread", "differences", "verdicts"} <= units[condition].keys()
+        assert {"chosen", *spectral_baselines(), "untrained", "spread", "differences", "verdicts"} <= units[condition].keys()
         assert units[condition]["by_speaker"]["speakers"] == list(TEST.speakers)
-    assert {"chosen", "mfcc", "logmel", "untrained"} <= phones["noise10"].keys()
+    baselines = {name + context for name in spectral_baselines() for context in ("", "_context")} | {"untrained"}
+    for judged in (phones, phones["noise10"], phones["multi"], phones["multi"]["telephone"]):
+        assert judged.keys() >= baselines | {"chosen"} and judged["differences"].keys() == baselines
     assert figures["speakers"]["chosen"] == figures["speakers"]["layers"][figures["speakers"]["chosen_layer"]]
-    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["logmel", "mfcc", "untrained"]
+    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == sorted([*spectral_baselines(), "untrained"])
     again = probe_model(model, TRAIN, DEV, TEST, SETTINGS, cache=tmp_path)
     assert {name: again[name] for name in ("phones", "units", "speakers")} == {
         name: figures[name] for name in ("phones", "units", "speakers")
@@ -235,3 +290,27 @@ def test_a_second_voice_is_detected_and_hurts_the_first_ones_phones() -> None:
     assert overlap["layers"][0] < overlap["share"] + 0.1 < overlap["chosen"] - 0.2
     assert 0.3 < phones["chosen"] < 0.8
     assert sum(phones["by_speaker"]["correct"]) / sum(phones["by_speaker"]["frames"]) == pytest.approx(phones["chosen"], abs=1e-4)
+
+
+def test_each_spectral_baseline_is_raw_or_normalised_over_the_utterance() -> None:
+    audio = np.stack([one.waveform() for one in TEST.utterances if one.frames == TEST.utterances[0].frames])
+    kinds = spectral_baselines()
+    found = {name: features(audio, [0, 1]) for name, features in kinds.items()}
+    for name in ("mfcc_norm", "logmel"):
+        frames = found[name][0]
+        assert frames.mean(dim=1).abs().max() < 1e-4 and (frames.var(dim=1, unbiased=False) - 1).abs().max() < 2e-2
+    for raw, normalised in (("mfcc", "mfcc_norm"), ("logmel_raw", "logmel")):
+        one, other = found[raw][0], found[normalised][0]
+        shift, scale = one.mean(dim=1, keepdim=True), one.std(dim=1, keepdim=True, unbiased=False)
+        assert (shift.abs() > 1).any()
+        assert_close_to_scale((one - shift) / scale, other, 2e-2)
+        louder, quieter = (kinds[normalised](each, [0])[0] for each in (audio, audio // 2))
+        assert (louder - quieter).abs().mean() < 0.2
+    torch.testing.assert_close(found["mfcc"][0][0], mfcc_features(audio[0]))
+    for frames, wide in found.values():
+        torch.testing.assert_close(wide, with_context(frames))
+    assert {name: features.settings["name"] for name, features in kinds.items() if features.settings} == {
+        name: name for name in kinds
+    }
+    silent = kinds["mfcc_norm"](np.zeros((1, 4000), dtype=np.int16), [0])[0]
+    assert silent.abs().max() < 0.1, "rounding is not made large"

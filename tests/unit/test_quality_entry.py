@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from openwavlm.evaluation import quality
-from openwavlm.evaluation.features import MfccFeatures
+from openwavlm.evaluation.features import SPECTRA, MfccFeatures, spectral_baselines
 from openwavlm.evaluation.intervals import Interval
 from openwavlm.evaluation.phones.matching import Matches
-from openwavlm.evaluation.quality_rows import QualityRow
+from openwavlm.evaluation.quality_rows import QualityRow, rows_of
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
 from openwavlm.evaluation.settings import QualitySettings
 from openwavlm.evaluation.shard_sets import Judged, _who, judged_set, speech_set
 from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally
-from openwavlm.evaluation.units import UtteranceNormalised
 from openwavlm.evaluation.unseen import fitted_set, judged_rows, unseen_rows
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
@@ -239,10 +240,7 @@ def some_tally(seed: int, clusters: int) -> UnitTally:
     return tally
 
 
-@pytest.mark.parametrize("mfcc_norm", ["none", "utterance"])
-def test_every_condition_is_measured_on_its_audio_with_codebooks_of_clean_speech(
-    mfcc_norm: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_condition_is_measured_on_its_audio_with_codebooks_of_clean_speech(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder: Any = SimpleNamespace(dims=(4, 4, 4))
     fits, tallies = [], []
 
@@ -258,29 +256,26 @@ def test_every_condition_is_measured_on_its_audio_with_codebooks_of_clean_speech
     monkeypatch.setattr(quality, "tally_layers", tally_layers)
     judged, fit = two_judged(), ProbeSet(two_judged().utterances.utterances[1:2], ("x", "y"))
     store: Any = SimpleNamespace(num_classes=5, read=lambda row: np.array([0, 4, 1, 2]))
-    question = QualitySettings(
-        output="o", shards="s", alignments="a", conditions=("clean", "telephone", "noise10"), mfcc_norm=mfcc_norm, clusters=7
-    )
+    question = QualitySettings(output="o", shards="s", alignments="a", conditions=("clean", "telephone", "noise10"), clusters=7)
     table = quality._measure(question, judged, fit, {Path("labels"): store}, encoder, [1, 2])
-    kind = {"none": MfccFeatures, "utterance": UtteranceNormalised}[mfcc_norm]
-    # MFCC units of every K that is compared, and the layers once; all on `fit`.
-    assert [(type(extract) is kind, layers, clusters) for extract, _, layers, clusters in fits] == [
-        (True, (0,), 5),
-        (True, (0,), 7),
-        (False, (1, 2), 7),
-    ]
+    # Units of each baseline for every K that is compared, and the layers once; all on `fit`.
+    spectral = [(name, (0,), clusters) for name in spectral_baselines() for clusters in (5, 7)]
+    fitted = [(None if extract is encoder else extract.settings["name"], layers, size) for extract, _, layers, size in fits]
+    assert fitted == [*spectral, (None, (1, 2), 7)]
+    of_clean = [None if extract is encoder else extract.settings["name"] for extract, *_ in tallies[:9]]
+    assert of_clean == [*(name for name, _, _ in spectral), None]
     assert all(of is fit for _, of, _, _ in fits) and all(of is judged.utterances for _, of, _, _ in tallies)
     sound = np.round(5000 * np.sin(0.02 * np.arange(8000) ** 1.2)).astype(np.int16)
     changes = [change for _, _, change, _ in tallies]
-    assert len(changes) == 9 and changes[:3] == [None] * 3
-    telephones, noises = ([change(sound).astype(float) for change in changes[first : first + 3]] for first in (3, 6))
+    assert len(changes) == 27 and changes[:9] == [None] * 9
+    telephones, noises = ([change(sound).astype(float) for change in changes[first : first + 9]] for first in (9, 18))
     for degraded in telephones:
         assert np.abs(np.fft.rfft(degraded)[: 8000 * 250 // 16_000]).max() < 1e-3 * np.abs(np.fft.rfft(degraded)).max()
     for degraded in noises:
         ratio_db = 10 * np.log10(np.mean(sound.astype(float) ** 2) / np.mean((degraded - sound) ** 2))
         assert ratio_db == pytest.approx(10, abs=0.1) and np.array_equal(degraded, noises[0])
     names = [(row.kind, row.layer, row.condition) for row in table]
-    others = [("layer", 1), ("layer", 2), ("mfcc", None), ("mfcc", None), ("shuffled", None)]
+    others = [("layer", 1), ("layer", 2), *((name, None) for name, *_ in spectral), ("shuffled", None)]
     assert (
         names
         == [("labels", None, "clean"), *((*of, condition) for condition in question.conditions for of in others)][: len(names)]
@@ -327,10 +322,11 @@ def test_layers_have_as_many_units_as_the_largest_labels_unless_said_otherwise(
     }
     question = QualitySettings(output="o", shards="s", alignments="a", clusters=clusters)
     table = quality._measure(question, two_judged(), two_judged().utterances, given, encoder, [1])
-    assert fitted == [(False, size) for size in mfcc] + ([(True, layer_units)] if layers else [])
+    assert fitted == [(False, size) for _ in spectral_baselines() for size in mfcc] + ([(True, layer_units)] if layers else [])
     assert [(row.name, row.figures.clusters) for row in table if row.kind == "labels"] == [(str(size), size) for size in stores]
     assert [row.figures.clusters for row in table if row.kind == "layer"] == ([layer_units] if layers else [])
-    assert [row.figures.clusters for row in table if row.kind == "mfcc"] == mfcc
+    for name in spectral_baselines():
+        assert [row.figures.clusters for row in table if row.kind == name] == mfcc
 
 
 def test_the_best_layer_is_that_of_clean_speech_whatever_noise_says(
@@ -339,11 +335,11 @@ def test_the_best_layer_is_that_of_clean_speech_whatever_noise_says(
     base = UnitFigures.of([some_tally(0, 4)])
 
     def row(layer: int | None, condition: str, pnmi: float) -> QualityRow:
-        kind = "mfcc" if layer is None else "layer"
-        return QualityRow(f"{kind} {layer}", kind, layer, condition, replace(base, pnmi=pnmi), Interval(0.1, 0.05, 0.2, 0.1, 3))
+        kind, apart = "mfcc" if layer is None else "layer", Interval(0.1, 0.05, 0.2, 0.1, 3)
+        return QualityRow(f"{kind} {layer}", kind, layer, condition, replace(base, pnmi=pnmi), apart, "logmel")
 
     equal = Interval(-0.05, -0.1, 0.03, 0.0712, 3)
-    table = [QualityRow("mine", "labels", None, "clean", replace(base, pnmi=0.2), equal)]
+    table = [QualityRow("mine", "labels", None, "clean", replace(base, pnmi=0.2), equal, "mfcc_norm")]
     table += [row(0, "clean", 0.9), row(1, "clean", 0.3), row(2, "clean", 0.5), row(3, "clean", 0.4), row(None, "clean", 0.95)]
     table += [row(0, "noise10", 0.9), row(1, "noise10", 0.8), row(2, "noise10", 0.1), row(3, "noise10", 0.2)]
     monkeypatch.setattr(quality, "_measure", lambda *_: table)
@@ -362,11 +358,17 @@ def test_the_best_layer_is_that_of_clean_speech_whatever_noise_says(
     assert given == {"folding": "timit39", "with_silence": False, "seconds": 77.0, "max_unmatched_share": 0.2}
     labels = [sentence for sentence in result["sentences"] if "mine" in sentence]
     assert labels == [
-        "Labels mine: PNMI 0.200, equal to MFCC units of the same number (-0.050, 95 % interval -0.100 to +0.030; smallest visible "
-        "difference 0.071)."
+        "Labels mine: PNMI 0.200, equal to the best baseline, units of MFCC (normalised) of the same K (-0.050, 95 % interval -0.100 "
+        "to +0.030; smallest visible difference 0.071)."
     ]
     assert result["chosen_layer"] == 2, "layer 0 is the encoder's input"
-    assert any("Best layer on these speakers: 2, PNMI 0.500" in sentence for sentence in result["sentences"])
+    best, noisy = result["sentences"][-2:]
+    assert best.startswith(
+        "Best layer on these speakers: 2, PNMI 0.500, higher than the best baseline, units of log-mel (normalised)"
+    )
+    assert noisy.startswith(
+        "Layer 2 in condition noise10: PNMI 0.100, higher than the best baseline, units of log-mel (normalised)"
+    )
 
 
 def test_the_settings_defaults_are_those_of_the_config_and_reach_the_codebooks() -> None:
@@ -428,7 +430,7 @@ def quality_row(
 ) -> QualityRow:
     """A row of three speakers, whose pseudo-values differ from `pnmi` by `gains`."""
     figures = replace(UnitFigures.of([some_tally(0, 4)]), pnmi=pnmi, pseudo=np.array([[pnmi + gain for gain in gains]]))
-    return QualityRow(f"{kind} {layer}" if kind == "layer" else "mine", kind, layer, condition, figures, difference)
+    return QualityRow(f"{kind} {layer}" if kind == "layer" else "mine", kind, layer, condition, figures, difference, "mfcc")
 
 
 def said(table: list[QualityRow], chosen: int | None = None, speech: dict[str, Any] | None = None, **changed: Any) -> list[str]:
@@ -461,27 +463,31 @@ def test_layers_are_equal_to_the_best_where_the_interval_of_the_difference_conta
         quality_row("layer", 4, 0.5, condition="noise10"),
         quality_row("labels", None, 0.5),
     ]
-    *_, last = said(table, chosen=2)
+    last, noisy = said([*table[:4], replace(table[4], layer=2), table[5]], chosen=2)[-2:]
+    assert noisy.startswith("Layer 2 in condition noise10: PNMI 0.500, higher than the best baseline, units of MFCC (raw)")
     visible = table[2].figures.minus(table[1].figures).visible
     assert last == (
-        "Best layer on these speakers: 2, PNMI 0.500, equal to MFCC units (+0.100, 95 % interval -0.010 to +0.210; smallest visible "
-        f"difference 0.123); equal to the best: layers 1 (visible from {visible:.3f})."
+        "Best layer on these speakers: 2, PNMI 0.500, equal to the best baseline, units of MFCC (raw) of the same K (+0.100, 95 % interval "
+        f"-0.010 to +0.210; smallest visible difference 0.123); equal to the best: layers 1 (visible from {visible:.3f})."
     )
     *_, alone = said([quality_row("layer", 1, 0.2), quality_row("layer", 2, 0.5)], chosen=2)
     assert alone == (
-        "Best layer on these speakers: 2, PNMI 0.500, higher than MFCC units (+0.100, 95 % interval +0.050 to +0.200)."
+        "Best layer on these speakers: 2, PNMI 0.500, higher than the best baseline, units of MFCC (raw) of the same K (+0.100, 95 % "
+        "interval +0.050 to +0.200)."
     )
     without = [quality_row("labels", None, 0.4, difference=None)]
     assert len(said(without)) == 1, "labels without phones have no verdict"
 
 
-def test_labels_are_compared_with_mfcc_in_words_that_fit_the_interval() -> None:
+def test_labels_are_compared_with_the_best_baseline_in_words_that_fit_the_interval() -> None:
     (_, labels) = said([quality_row("labels", None, 0.4, difference=Interval(0.0302, 0.0004, 0.06, 0.04, 12))])
     assert labels == (
-        "Labels mine: PNMI 0.400, higher than MFCC units of the same number (+0.0302, 95 % interval +0.0004 to +0.0600)."
+        "Labels mine: PNMI 0.400, higher than the best baseline, units of MFCC (raw) of the same K (+0.0302, 95 % interval +0.0004 "
+        "to +0.0600)."
     )
     (_, alone) = said([quality_row("labels", None, 0.4, difference=Interval(0.03, np.nan, np.nan, np.nan, 1))])
-    assert alone == "Labels mine: PNMI 0.400, +0.030 against MFCC units of the same number (no interval: one speaker)."
+    against = "the best baseline, units of MFCC (raw) of the same K"
+    assert alone == f"Labels mine: PNMI 0.400, +0.030 against {against} (no interval: one speaker)."
 
 
 def test_what_was_judged_and_fitted_on_is_counted(places: dict[str, Path]) -> None:
@@ -559,7 +565,7 @@ def test_the_bar_is_as_long_as_all_passes(monkeypatch: pytest.MonkeyPatch) -> No
     question = QualitySettings(
         output="o", shards="s", alignments="a", conditions=("clean", "telephone"), clusters=3, codebook_seeds=(0,)
     )
-    for stores, encoder, kinds in (({}, None, 1), ({Path("l"): store}, MfccFeatures(), 3), ({Path("l"): store}, None, 1)):
+    for stores, encoder, kinds in (({}, None, 4), ({Path("l"): store}, MfccFeatures(), 9), ({Path("l"): store}, None, 4)):
         totals.clear()
         done.clear()
         quality._measure(question, judged, speech("a", 3), stores, encoder, [0, 1])
@@ -631,7 +637,6 @@ def test_codebooks_are_fitted_on_as_many_seconds_as_were_asked_for(places: dict[
         ({"held_out": 1.0}, r"in \[0, 1\)"),
         ({"held_out": 0.0, "fit": "f"}, "beside fit=f"),
         ({"abx": True, "alignments": None}, "abx compares phones"),
-        ({"mfcc_norm": "speaker"}, "mfcc_norm must be out of none, utterance"),
         ({"conditions": ()}, "conditions must be out of clean, telephone, noise10, but is empty"),
         ({"conditions": ("clean", "mp3")}, "conditions must be out of"),
         ({"device": "tpu"}, "device must be out of auto, cpu, cuda"),
@@ -649,3 +654,32 @@ def test_questions_that_cannot_be_answered_are_refused(changed: dict[str, Any], 
         QualitySettings(**given | allowed)
     with pytest.raises(ValueError, match=message):
         QualitySettings(**given | changed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=6, max_size=6), st.integers(0, 2**32 - 1))
+def test_no_row_or_sentence_is_better_than_baselines_where_the_best_one_is_as_good(agreements: list[float], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+
+    def of(agreement: float, seeds: int) -> list[UnitTally]:
+        made = []
+        for _ in range(seeds):
+            tally = UnitTally(3, 4, ["a", "b", "c"])
+            for number, name in enumerate("abc"):
+                phones = rng.integers(0, 3, 60)
+                agree = rng.random(60) < agreement
+                tally.add(name, np.where(agree, phones, rng.integers(0, 4, 60)), phones, number)
+            made.append(tally)
+        return made
+
+    baselines = {key: {4: of(agreement, 2)} for key, agreement in zip(SPECTRA, agreements, strict=False)}
+    rows = rows_of(
+        {("mine", "labels", None): of(agreements[4], 1), ("layer 1", "layer", 1): of(agreements[5], 2)}, baselines, "clean"
+    )
+    figures = {key: UnitFigures.of(sizes[4]) for key, sizes in baselines.items()}
+    best = max(figures.values(), key=lambda of: of.pnmi)
+    for row, sentence in zip(rows[:2], said(rows, chosen=1)[1:], strict=True):
+        assert figures[row.baseline].pnmi == best.pnmi and row.difference == row.figures.minus(figures[row.baseline])
+        assert (row.verdict == "higher") == (" higher than the best baseline" in sentence)
+        assert row.verdict != "higher" or row.figures.pnmi > best.pnmi
+        assert SPECTRA[row.baseline] in sentence

@@ -5,14 +5,27 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from openwavlm.evaluation.intervals import interval
 from openwavlm.report.content import Example, Iteration, Realised, read_findings, read_iteration, read_table
 from openwavlm.report.facts import health_note, health_rows, health_warnings, warnings_of, what_ran
 from openwavlm.report.page import render, write_report
+from openwavlm.report.probe_tables import phone_table, units_table
 from openwavlm.report.recipe import commands_of, differences, overrides_of, recipe_of
 from openwavlm.report.reference_points import POINTS, comparable
-from openwavlm.report.verdicts import beats, compare_iterations, good_for, headline, unmeasured, wins
+from openwavlm.report.verdicts import (
+    CONDITIONS,
+    PHONE_CONTROLS,
+    UNIT_CONTROLS,
+    beats,
+    compare_iterations,
+    good_for,
+    headline,
+    unmeasured,
+    wins,
+)
 from openwavlm.report.words import duration, plural
 from openwavlm.training.health.rules import RULES
 from openwavlm.training.records import CsvRecord
@@ -39,7 +52,9 @@ PHONES = {
         "mfcc_context": [0.01, -0.01, 0.03, 0.0284],
         "logmel_context": [-0.06, -0.08, -0.04, 0.028],
     },
-    "noise10": {"chosen": 0.4, "mfcc": 0.2, "frames": 900},
+    "mfcc_norm": 0.36,
+    "noise10": {"chosen": 0.4, "mfcc": 0.2, "mfcc_norm_context": 0.35, "frames": 900},
+    "multi": {"chosen": 0.45, "mfcc": 0.33, "noise10": {"chosen": 0.43, "mfcc_norm_context": 0.44}},
 }
 UNITS = {
     "clean": {
@@ -78,27 +93,25 @@ def test_a_higher_cross_entropy_does_not_beat():
 def test_a_difference_whose_interval_contains_0_does_not_beat():
     found = outcomes(phones=PHONES)
     assert found == {
-        ("phones", "mfcc"): "beats",
-        ("phones", "mfcc_context"): "ties",
-        ("phones", "logmel_context"): "behind",
-        ("phones", "untrained"): "beats",
-    }
-    said = next(v.sentence for v in beats({"phones": PHONES}) if v.control == "mfcc_context")
-    assert said.startswith("no clear difference from MFCC ± 5 frames in phones")
+        ("phones (clean speech)", "logmel_context"): "behind",
+        ("phones (10 dB noise)", "mfcc_norm_context"): "beats",
+    }, "the best baseline of each condition alone"
+    rest = {key: value for key, value in PHONES.items() if key != "logmel_context"}
+    (said,) = (v.sentence for v in beats({"phones": rest}) if v.control == "mfcc_context")
+    assert said.startswith("no clear difference from the best baseline, MFCC ± 5 frames (raw), in phones (clean speech): 0.460")
     assert said.endswith("95 % interval −0.010 … 0.030, which contains 0; smallest visible difference 0.028")
-    old = PHONES | {"differences": {"mfcc_context": [0.01, -0.01, 0.03]}}
+    old = rest | {"differences": {"mfcc_context": [0.01, -0.01, 0.03]}}
     (said,) = (v.sentence for v in beats({"phones": old}) if v.control == "mfcc_context")
     assert said.endswith("which contains 0"), "a summary from before the smallest visible difference"
 
 
 def test_units_are_compared_by_the_interval_of_their_difference():
     found = outcomes(units=UNITS)
-    assert found["units (clean speech)", "mfcc"] == "ties" and found["units (clean speech)", "untrained"] == "beats"
-    assert found["units (10 dB noise)", "mfcc"] == "behind"
+    assert found == {("units (clean speech)", "mfcc"): "ties", ("units (10 dB noise)", "mfcc"): "behind"}
     said = {(v.measure, v.control): v.sentence for v in beats({"units": UNITS})}
     assert said["units (clean speech)", "mfcc"] == (
-        "no clear difference from units of MFCC on clean speech: PNMI 0.360 against 0.355; difference 0.005, 95 % interval "
-        "−0.004 … 0.014, which contains 0; smallest visible difference 0.013"
+        "no clear difference from the best baseline, units of MFCC (raw), in units (clean speech): PNMI 0.360 against 0.355; "
+        "difference 0.005, 95 % interval −0.004 … 0.014, which contains 0; smallest visible difference 0.013"
     )
     old = {"noise10": {"chosen": 0.17, "mfcc": 0.16, "spread": 0.004, "verdicts": {"mfcc": "equal"}}}
     (verdict,) = beats({"units": old})
@@ -108,20 +121,22 @@ def test_units_are_compared_by_the_interval_of_their_difference():
 def test_the_headline_counts_what_was_not_beaten():
     assert headline(beats({"masked": MASKED})) == "Against its baselines in 4 comparisons: better in 3, worse in 1."
     assert "all 2" in headline(beats({"masked": MASKED | {"count_table": {}}}))
-    assert headline(beats({"phones": PHONES})) == "Against its baselines in 4 comparisons: better in 2, equal in 1, worse in 1."
+    assert headline(beats({"phones": PHONES})) == "Against its baselines in 2 comparisons: better in 1, worse in 1."
     assert headline([]) == "No figures on held-out speakers yet."
 
 
 def test_the_use_of_a_model_follows_from_its_strongest_baseline_in_phones():
     said = good_for({"phones": PHONES, "masked": MASKED})
     assert said.startswith("For speech sounds, spectra are still the better features: layer 2 names the phone of 46.0 %")
-    assert "log-mel ± 5 frames of 52.0 %" in said
+    assert "log-mel ± 5 frames (normalised) of 52.0 %; ahead of the best baseline in 10 dB noise." in said
     rest = {key: value for key, value in PHONES.items() if key != "logmel_context"}
     said = good_for({"phones": rest})
     assert said.startswith("Good for speech sounds, about as much as spectra") and "MFCC ± 5" in said
     single = {"chosen": 0.46, "mfcc": 0.37, "noise10": {"chosen": 0.4, "mfcc": 0.2}, "telephone": {"chosen": 0.1, "mfcc": 0.2}}
     assert good_for({"phones": single}).startswith("Good for speech sounds, beyond spectra: the model names")
-    assert good_for({"phones": single}).endswith("it is ahead on 10 dB noise.")
+    assert good_for({"phones": single}).endswith(
+        "; ahead of the best baseline in 10 dB noise; behind the best baseline in telephone band."
+    )
 
 
 def test_without_probes_the_use_of_a_model_follows_from_its_masked_predictions():
@@ -133,12 +148,14 @@ def test_without_probes_the_use_of_a_model_follows_from_its_masked_predictions()
 def test_wins_are_listed_by_measure_with_the_figures_of_the_controls():
     lines = dict(wins(beats({"phones": PHONES})))
     assert lines == {
-        "better in phones, at 0.460": "one MFCC frame (0.370; difference 0.070 … 0.110), the untrained encoder (0.310)"
+        "better in phones (10 dB noise), at 0.400": "MFCC ± 5 frames (normalised) (0.350)",
     }
 
 
 def test_what_was_not_measured_is_said():
     assert len(unmeasured({})) == 3 and unmeasured({"masked": MASKED, "phones": PHONES, "units": UNITS}) == []
+    old = {key: value for key, value in PHONES.items() if key != "mfcc_norm"}
+    assert "older version" in unmeasured({"masked": MASKED, "phones": old, "units": UNITS})[0]
     assert "count table" in unmeasured({"masked": {"cross_entropy": 1.0}, "phones": PHONES, "units": UNITS})[0]
 
 
@@ -149,14 +166,14 @@ def test_a_later_iteration_is_compared_in_pairs_by_speaker():
     assert compare_iterations(earlier, later)[0].endswith(": higher)")
     assert compare_iterations(later, earlier)[0].endswith(": lower)")
     other = {"phones": {"chosen": 0.4, "by_speaker": sums | {"speakers": ["a", "b", "d"]}}}
-    assert compare_iterations(other, later) == ["Phones: 0.449 after 0.400 (no paired interval)"]
+    assert compare_iterations(other, later) == ["Phones, clean speech: 0.449 after 0.400 (no paired interval)"]
 
 
 def test_an_interval_whose_end_is_0_is_no_win():
     # A difference above 0 alone does not count: the lower end of its interval does.
     for low, high, outcome in ((0.001, 0.05, "beats"), (0.0, 0.05, "ties"), (-0.05, 0.0, "ties"), (-0.05, -0.001, "behind")):
         phones = {"chosen": 0.4, "mfcc": 0.3, "differences": {"mfcc": [0.1, low, high]}}
-        assert outcomes(phones=phones)["phones", "mfcc"] == outcome
+        assert outcomes(phones=phones)["phones (clean speech)", "mfcc"] == outcome
 
 
 def units_of(chosen: float, gain: float = 0.0, *, seeds: int = 3, speakers: str = "abcd") -> dict:
@@ -191,12 +208,85 @@ def test_units_of_other_speakers_seeds_or_an_older_summary_have_no_paired_interv
         assert said == "Units, clean speech: PNMI 0.321 after 0.300 (no paired interval)"
 
 
+def test_phones_of_a_later_iteration_are_compared_in_every_condition():
+    def of(right: float) -> dict:
+        return {"chosen": right / 100, "by_speaker": {"speakers": ["a", "b"], "frames": [50.0, 50.0], "correct": [right / 2] * 2}}
+
+    said = compare_iterations({"phones": of(50) | {"noise10": of(35)}}, {"phones": of(52) | {"noise10": of(28)}})
+    assert [sentence.partition(" (")[0] for sentence in said] == [
+        "Phones, clean speech: 0.520 after 0.500",
+        "Phones, 10 dB noise: 0.280 after 0.350",
+    ]
+    assert said[1].endswith(": lower)")
+
+
+FIGURES = st.dictionaries(st.sampled_from(["chosen", *PHONE_CONTROLS]), st.floats(0, 1), min_size=1)
+
+
+def with_differences(figures: dict, rng: np.random.Generator) -> dict:
+    """Figures with an interval of each difference, which is around it; some baselines have none."""
+    apart = {
+        name: figures.get("chosen", 0.5) - value for name, value in figures.items() if name != "chosen" and rng.random() < 0.8
+    }
+    halves = {name: 0.2 * rng.random() for name in apart}
+    return figures | {
+        "differences": {name: [value, value - halves[name], value + halves[name], 0.1] for name, value in apart.items()}
+    }
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(FIGURES, min_size=6, max_size=6), st.integers(0, 2**32 - 1))
+def test_no_sentence_of_superiority_is_contradicted_by_the_best_baseline(drawn: list[dict], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    conditions = list(CONDITIONS)
+    each = {condition: with_differences(figures, rng) for condition, figures in zip(conditions, drawn[:3], strict=True)}
+    phones = each["clean"] | {condition: each[condition] for condition in conditions[1:]}
+    of_units = {condition: with_differences(figures, rng) for condition, figures in zip(conditions, drawn[3:], strict=True)}
+    figures = {"phones": phones, "units": of_units}
+    verdicts = {verdict.measure: verdict for verdict in beats(figures)}
+    lines = dict(wins(verdicts.values()))
+    for kind, controls, measured in (("phones", PHONE_CONTROLS, each), ("units", UNIT_CONTROLS, of_units)):
+        for condition, own in measured.items():
+            theirs = {name: own[name] for name in controls if name in own}
+            verdict = verdicts.get(f"{kind} ({CONDITIONS[condition]})")
+            assert (verdict is None) == (not theirs or "chosen" not in own)
+            if verdict is None:
+                continue
+            best = max(theirs.values())
+            assert verdict.theirs == best and verdict.ours == own["chosen"]
+            ends = own["differences"].get(verdict.control, [0, 0, 0, 0])[1:3]
+            better = verdict.outcome == "beats"
+            assert not better or (own["chosen"] > best and (verdict.control not in own["differences"] or ends[0] > 0))
+            assert better == verdict.sentence.startswith("better than")
+            assert better == any(line.startswith(f"better in {verdict.measure}") for line in lines)
+    said, clean = good_for(figures), verdicts.get("phones (clean speech)")
+    assert ("beyond spectra" in said) == (clean is not None and clean.outcome == "beats")
+    for condition in conditions[1:] if clean else ():
+        verdict = verdicts.get(f"phones ({CONDITIONS[condition]})")
+        ahead = re.search(r"; ahead of the best baseline in ([^;.]*)", said)
+        assert (ahead is not None and CONDITIONS[condition] in ahead[1]) == (verdict is not None and verdict.outcome == "beats")
+    everywhere = bool(verdicts) and all(verdict.outcome == "beats" for verdict in verdicts.values())
+    assert headline(verdicts.values()).startswith("Better than its baselines in all") == everywhere
+
+
+def test_tables_hold_every_baseline_and_probes_of_multi_condition_speech():
+    header, rows = phone_table(PHONES)
+    assert header[3:4] == ["10 dB noise"]
+    cells = {row[0]: (row[1], row[3]) for row in rows}
+    assert cells["model, chosen layer"] == ("0.460", "0.400") and cells["MFCC ± 5 frames (normalised)"] == ("", "0.350")
+    assert cells["model, chosen layer; multi-condition probe"] == ("0.450", "0.430")
+    assert cells["MFCC ± 5 frames (normalised); multi-condition probe"] == ("", "0.440")
+    header, rows = units_table({"clean": {"chosen": 0.4, "mfcc": 0.3, "mfcc_norm": 0.2, "logmel_raw": 0.1, "untrained": 0.05}})
+    assert header[2:] == ["MFCC (raw)", "MFCC (normalised)", "log-mel (raw)", "untrained encoder", "spread"]
+    assert rows == [["clean speech", "0.400", "0.300", "0.200", "0.100", "0.050", "0.000"]]
+
+
 def test_other_frames_or_speakers_are_not_compared_in_pairs():
     sums = {"speakers": ["a", "b"], "frames": [1000.0, 2000.0], "correct": [400.0, 800.0]}
     earlier = {"phones": {"chosen": 0.4, "by_speaker": sums}}
     for change in ({"frames": [1000.0, 2001.0]}, {"speakers": ["a", "c"]}):
         later = {"phones": {"chosen": 0.45, "by_speaker": sums | change}}
-        assert compare_iterations(earlier, later) == ["Phones: 0.450 after 0.400 (no paired interval)"]
+        assert compare_iterations(earlier, later) == ["Phones, clean speech: 0.450 after 0.400 (no paired interval)"]
     gain = {"phones": {"chosen": 0.43, "by_speaker": sums | {"correct": [440.0, 850.0]}}}
     assert "difference 0.030, 95 % interval" in compare_iterations(earlier, gain)[0], "90 of 3000 frames"
 
@@ -255,7 +345,15 @@ def test_a_full_page_loads_nothing_and_names_no_training_accuracy(tmp_path):
 def test_the_first_lines_hold_the_verdicts(tmp_path):
     page = render("run", [full(tmp_path)])
     first = re.sub(r"<[^>]+>", " ", page[page.index("</h1>") :])[:1200]
-    assert "better in 6, equal in 2, worse in 3" in first and "worse than log-mel ± 5 frames in phones" in first
+    assert "better in 4, equal in 1, worse in 3" in first
+    assert "worse than the best baseline, log-mel ± 5 frames (normalised), in phones (clean speech)" in first
+    assert "better in phones (10 dB noise), at 0.400" in first
+
+
+def test_runs_stand_side_by_side_with_their_phones_in_every_condition(tmp_path):
+    without = iteration(tmp_path, probes={"phones": {"chosen": 0.3}})
+    page = re.sub(r"(\s|<[^>]+>)+", " ", render("runs", [without, full(tmp_path)]))
+    assert "phones, share of frames right 0.300 0.460 phones in 10 dB noise – 0.400" in page
 
 
 def test_text_of_users_is_escaped_everywhere(tmp_path):
@@ -565,7 +663,7 @@ def test_a_run_that_was_probed_shows_its_layers_over_the_updates(tmp_path):
     (tmp_path / "probes.csv").write_text("step,layer_0,layer_1\n100,0.2,0.3\n200,0.3,0.5\n")
     (tmp_path / "probe_baselines.json").write_text('{"baselines": {"logmel_context": 0.42}}')
     page = render("title", [iteration(tmp_path)])
-    assert "Probes while training" in page and "log-mel ± 5 0.420" in page
+    assert "Probes while training" in page and "log-mel ± 5 normalised 0.420" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 

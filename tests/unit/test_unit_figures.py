@@ -18,7 +18,7 @@ from openwavlm.evaluation.unit_figures import (
     run_lengths,
     shuffled_tally,
 )
-from openwavlm.evaluation.units import UnitSettings, UtteranceNormalised, choose_layer, fit_layers, layer_pnmi, tally_layers
+from openwavlm.evaluation.units import UnitSettings, choose_layer, fit_layers, layer_pnmi, tally_layers
 from openwavlm.labels.quality import phone_quality, pnmi
 from planted_features import Planted, planted_set
 
@@ -162,7 +162,7 @@ def test_a_difference_is_paired() -> None:
 def test_rows_stand_beside_mfcc_of_their_own_number_and_beside_shuffled_units() -> None:
     good = [tally_of(0.9, seed) for seed in range(3)]
     mfcc = {8: [tally_of(0.3, seed) for seed in (5, 6, 7)]}
-    rows = rows_of({("layer 2", "layer", 2): good, ("labels", "labels", None): mfcc[8][:1]}, mfcc, "clean")
+    rows = rows_of({("layer 2", "layer", 2): good, ("labels", "labels", None): mfcc[8][:1]}, {"mfcc": mfcc}, "clean")
     assert [row.kind for row in rows] == ["layer", "labels", "mfcc", "shuffled"]
     assert rows[0].verdict == "higher" and rows[0].difference is not None and rows[0].difference.low > 0
     assert rows[1].verdict == "equal" and rows[2].difference is None
@@ -226,8 +226,6 @@ def test_layers_are_fitted_on_some_speakers_and_judged_on_others_in_any_grouping
     assert phone_quality(both[0][0].joint.sum(axis=0)).pnmi_corrected < 0.3
     tallies = tally_layers(Toy(), fit_layers(Toy(), fit, [1], wanted), judged)
     assert [tally.joint.sum() for tally in tallies[1]] == [judged.frames] * 3
-    louder = UtteranceNormalised(Toy())(np.stack([u.waveform() for u in judged.utterances]), [1])[0]
-    assert louder[..., 0].mean(dim=1).abs().max() < 1e-5 and louder[..., 0].std(dim=1, unbiased=False).sub(1).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("numbers", "passes"), [(9, 1), (8, 2), (7, 2), (5, 2), (4, 3), (1, 3)])

@@ -1,6 +1,6 @@
 """Conditions of judged audio: clean, through a telephone's band, with noise. Pure functions of waveform and seed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,6 +22,23 @@ def change_of(condition: str, seed: int) -> Change | None:
     if condition == "telephone":
         return telephone
     return lambda waveform: add_noise(waveform, NOISE_SNR_DB, seed=seed, name=pcm_id(pcm_md5(waveform)))
+
+
+def conditions_in_turn(speakers: Sequence[str], seed: int) -> list[Change | None]:
+    """Change of each utterance such that the conditions take turns within every speaker: multi-condition speech.
+
+    Args:
+        speakers: Speaker of each utterance.
+        seed: Seed of the noise.
+    """
+    changes = [change_of(condition, seed) for condition in CONDITIONS]
+    # The first condition differs between speakers, so that speakers with one utterance do not all have clean speech.
+    turn = {speaker: place for place, speaker in enumerate(sorted(set(speakers)))}
+    found = []
+    for speaker in speakers:
+        found.append(changes[turn[speaker] % len(changes)])
+        turn[speaker] += 1
+    return found
 
 
 def telephone(waveform: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
+from openwavlm.evaluation.features import EncoderFeatures, spectral_baselines
 from openwavlm.evaluation.measure import development_accuracy
 from openwavlm.evaluation.settings import LiveProbes
 from openwavlm.evaluation.shard_sets import inventory, probe_set, read_phone_times
@@ -59,23 +59,24 @@ class LiveProbe:
     def baselines(self, model: WavLM) -> dict[str, float]:
         """Accuracies of the baselines on the same frames; computed once a run, and again, with a warning, if the sets change."""
         about = [self._train.fingerprint, self._dev.fingerprint]
+        spectral = spectral_baselines()
         kept: dict[str, Any] = {}
         if self._baselines.is_file():
             try:
                 kept = read_baselines(self._baselines)
             except ValueError as error:
                 log.warning("the baselines of the probes are measured again: %s", error)
-            if kept.get("sets") == about:
+            # An older version measured fewer of them.
+            if kept.get("sets") == about and kept["baselines"].keys() >= {f"{name}_context" for name in spectral}:
                 return kept["baselines"]
         table = self._baselines.with_name("probes.csv")
-        changed = bool(kept.get("changed")) or ("sets" in kept and table.is_file())
+        changed = bool(kept.get("changed")) or (kept.get("sets", about) != about and table.is_file())
         if changed:
             log.warning(
                 "the probes' sets or alignments have changed: the earlier rows of %s were measured on other speech", table
             )
         found: dict[str, float] = {}
-        untrainable: dict[str, Features] = {"mfcc": MfccFeatures(), "logmel": LogMelFeatures()}
-        for name, features in untrainable.items():
+        for name, features in spectral.items():
             one, context = development_accuracy(features, self._train, self._dev)
             found |= {name: float(one), f"{name}_context": float(context)}
         untrained = EncoderFeatures.untrained(model.config, 0, EncoderFeatures(model).device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from openwavlm.audio.frames import FRAME_RATE_HZ
-from openwavlm.evaluation.conditions import CONDITIONS, Change, change_of
+from openwavlm.evaluation.conditions import CONDITIONS, Change, change_of, conditions_in_turn
 from openwavlm.evaluation.features import Features, Piece, Thinning, stream
 from openwavlm.evaluation.intervals import group_places
 from openwavlm.evaluation.ridge import PENALTIES, RidgeFamily, RidgeStatistics
@@ -23,7 +23,7 @@ from openwavlm.runtime.atomic import atomic_file
 from openwavlm.runtime.resources import check_of_the_file, read_again
 
 # To be raised when a figure of unchanged features changes: cached baselines are then measured again.
-VERSION = 2
+VERSION = 3
 _KEPT_BYTES = 1 << 29
 
 
@@ -58,6 +58,9 @@ class Measured:
         chosen: () the layer with the best dev accuracy.
         frames: int64 (conditions, utterances): test frames with a phone; 0 where an utterance is not judged in that condition.
         correct: int64 (conditions, layers, utterances): those with the right phone; −1 for layers not judged in that condition.
+        correct_multi: The same of probes fitted on multi-condition training speech, with their penalties chosen on multi-condition dev
+            speech; −1 for layers without such a probe.
+        penalty_multi: (layers,) penalty of those probes; NaN without one.
         units: int32 (conditions, seeds, speakers, phones, units): frames by phone and unit of the unit layer, in rows of speakers as in
             `intervals.group_places`.
         units_layer: () layer of the units.
@@ -71,6 +74,8 @@ class Measured:
     chosen: np.ndarray
     frames: np.ndarray
     correct: np.ndarray
+    correct_multi: np.ndarray
+    penalty_multi: np.ndarray
     units: np.ndarray
     units_layer: np.ndarray
     speaker_dev: np.ndarray
@@ -107,7 +112,13 @@ class Measured:
             raise ValueError(f"{path} is damaged ({reason}): delete it, and it is measured again") from error
 
 
-def cache_name(extract: Features, sets: Sequence[ProbeSet], settings: ProbeSettings, units_layer: int | None = None) -> str:
+def cache_name(
+    extract: Features,
+    sets: Sequence[ProbeSet],
+    settings: ProbeSettings,
+    units_layer: int | None = None,
+    judged_layers: Sequence[int] = (),
+) -> str:
     """File name of a cached measurement: a hash over features, settings, sets and this module's version."""
     assert extract.settings is not None
     content = {
@@ -116,6 +127,7 @@ def cache_name(extract: Features, sets: Sequence[ProbeSet], settings: ProbeSetti
         "sets": [probe_set.fingerprint for probe_set in sets],
         "settings": asdict(settings),
         "units_layer": units_layer,
+        "judged_layers": sorted(judged_layers),
     }
     digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
     return f"{extract.settings['name']}-{digest}.npz"
@@ -129,6 +141,7 @@ def measure(
     settings: ProbeSettings,
     *,
     units_layer: int | None = None,
+    judged_layers: Sequence[int] = (),
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Measured:
@@ -139,6 +152,8 @@ def measure(
 
     Args:
         units_layer: Layer of the units; None = the one with the best phone accuracy on dev.
+        judged_layers: Layers judged, besides the chosen one and that of the units, in degraded conditions and with a probe fitted on
+            multi-condition speech.
         cache: Folder that keeps the figures of features that have `settings`.
         progress: Called with a description and the seconds of audio done since the last call.
 
@@ -147,7 +162,7 @@ def measure(
     """
     path = None
     if cache is not None and extract.settings is not None:
-        path = cache / cache_name(extract, (train, dev, test), settings, units_layer)
+        path = cache / cache_name(extract, (train, dev, test), settings, units_layer, judged_layers)
     if path is not None and path.is_file():
         return Measured.load(path)
     run = _Measurement(extract, settings, len(train.inventory), progress)
@@ -157,15 +172,19 @@ def measure(
     layer = chosen if units_layer is None else units_layer
     run.fit_codebooks(train, kept, layer)
     del kept
+    wanted = sorted({chosen, *judged_layers})
+    penalty_multi = run.fit_multi(train, dev, wanted)
     shorter = test.spread_over_speakers(settings.degraded_seconds)
-    judged = [run.judge(test, shorter, condition, chosen) for condition in CONDITIONS]
-    frames, correct, units, speakers = zip(*judged, strict=True)
+    judged = [run.judge(test, shorter, condition, wanted) for condition in CONDITIONS]
+    frames, correct, correct_multi, units, speakers = zip(*judged, strict=True)
     measured = Measured(
         dev_accuracy=dev_accuracy,
         penalty=penalty,
         chosen=np.array(chosen),
         frames=np.stack(frames),
         correct=np.stack(correct),
+        correct_multi=np.stack(correct_multi),
+        penalty_multi=penalty_multi,
         units=np.stack(units),
         units_layer=np.array(layer),
         speaker_dev=speaker_dev,
@@ -196,10 +215,13 @@ class _Measurement:
         self._layers = range(len(extract.dims))
         self.audio_seconds = 0.0
         self._ridge: list[RidgeFamily] = []
+        self._multi: dict[int, RidgeFamily] = {}
         self._books = LayerCodebooks(torch.zeros(()), torch.ones(()), ())
         self._units_layer = 0
 
-    def _stream(self, probe_set: ProbeSet, what: str, layers: Sequence[int], change: Change | None = None) -> Iterable[Piece]:
+    def _stream(
+        self, probe_set: ProbeSet, what: str, layers: Sequence[int], change: Change | Sequence[Change | None] | None = None
+    ) -> Iterable[Piece]:
         for piece in stream(self._extract, probe_set, layers, change=change):
             yield piece
             seconds = len(piece.phones) / FRAME_RATE_HZ
@@ -241,6 +263,30 @@ class _Measurement:
         accuracy = correct.amax(dim=1).cpu().numpy() / frames
         return accuracy, np.array([self._settings.penalties[penalty] for penalty in best]), _speaker_accuracies(speakers)
 
+    def fit_multi(self, train: ProbeSet, dev: ProbeSet, layers: Sequence[int]) -> np.ndarray:
+        """Fits ridge probes of `layers` on multi-condition speech; returns the best penalty of each layer on such dev speech."""
+        settings = self._settings
+
+        def pieces(probe_set: ProbeSet, what: str) -> Iterable[Piece]:
+            speakers = [utterance.speaker for utterance in probe_set.utterances]
+            return self._stream(probe_set, what, layers, conditions_in_turn(speakers, settings.seed))
+
+        statistics = [RidgeStatistics(self._extract.dims[layer], self._num_phones, self._extract.device) for layer in layers]
+        for piece in pieces(train, "multi-condition training"):
+            for part, features in zip(statistics, piece.features, strict=True):
+                part.add(features, piece.phones)
+        families = [part.solve(settings.penalties) for part in statistics]
+        correct = torch.zeros(len(layers), len(settings.penalties), dtype=torch.int64, device=self._extract.device)
+        for piece in pieces(dev, "multi-condition dev"):
+            known = piece.phones >= 0
+            for place, features in enumerate(piece.features):
+                correct[place] += families[place].correct(features[known], piece.phones[known]).sum(dim=1)
+        best = correct.argmax(dim=1).tolist()
+        self._multi = {layer: family.only(place) for layer, family, place in zip(layers, families, best, strict=True)}
+        penalty = np.full(len(self._layers), np.nan)
+        penalty[list(layers)] = [settings.penalties[place] for place in best]
+        return penalty
+
     def fit_codebooks(self, train: ProbeSet, kept: list[Tensor], layer: int) -> None:
         """Fits one codebook a seed on the layer, on standardised features where `standardise` is set."""
         if kept:
@@ -258,17 +304,21 @@ class _Measurement:
         self._books = LayerCodebooks(shift, scale, books)
 
     def judge(
-        self, test: ProbeSet, shorter: ProbeSet, condition: str, chosen: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Frames, correct frames, units and speaker accuracies; all of `test` if clean, else `shorter` and the layers with figures."""
+        self, test: ProbeSet, shorter: ProbeSet, condition: str, wanted: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Frames, correct frames of both kinds of probes, units and speaker accuracies.
+
+        Clean: of all of `test` and every layer; else of `shorter` and the `wanted` layers.
+        """
         clean = condition == "clean"
         probe_set = test if clean else shorter
         place_of = {id(utterance): place for place, utterance in enumerate(test.utterances)}
-        layers = list(self._layers) if clean else sorted({chosen, self._units_layer})
+        layers = list(self._layers) if clean else sorted({*wanted, self._units_layer})
         rows = group_places(test.speakers)
         frames = np.zeros(len(test), dtype=np.int64)
         correct = np.full((len(self._layers), len(test)), -1, dtype=np.int64)
-        correct[layers] = 0
+        multi = correct.copy()
+        correct[layers], multi[list(self._multi)] = 0, 0
         sizes = {"num_phones": self._num_phones, "num_classes": self._settings.clusters}
         units = np.zeros((len(self._settings.codebook_seeds), max(rows.values()) + 1, *sizes.values()), dtype=np.int32)
         speakers = [SpeakerMeans() for _ in layers] if clean else []
@@ -278,12 +328,14 @@ class _Measurement:
             frames[place] += int(known.sum())
             for layer, features in zip(layers, piece.features, strict=True):
                 correct[layer, place] += int(self._ridge[layer].correct(features[known], piece.phones[known]).sum())
+                if layer in self._multi:
+                    multi[layer, place] += int(self._multi[layer].correct(features[known], piece.phones[known]).sum())
             of_books = self._books.units(piece.features[layers.index(self._units_layer)])
             row = rows[probe_set.utterances[piece.utterance].speaker]
             units[:, row] += np.stack([joint_histogram(piece.phones.cpu().numpy(), of, **sizes) for of in of_books])
             if clean:
                 _add_speaker(speakers, test, piece)
-        return frames, correct, units, _speaker_accuracies(speakers)
+        return frames, correct, multi, units, _speaker_accuracies(speakers)
 
 
 def _add_speaker(speakers: Sequence[SpeakerMeans], probe_set: ProbeSet, piece: Piece) -> None:

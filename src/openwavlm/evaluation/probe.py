@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from openwavlm.evaluation.conditions import CONDITIONS
-from openwavlm.evaluation.features import EncoderFeatures, Features, LogMelFeatures, MfccFeatures
+from openwavlm.evaluation.features import EncoderFeatures, Features, spectral_baselines
 from openwavlm.evaluation.intervals import by_cluster, group_places, interval, ratio_interval
 from openwavlm.evaluation.measure import Measured, ProbeSettings, measure
 from openwavlm.evaluation.sets import ProbeSet
@@ -28,7 +28,7 @@ def probe_model(
     cache: Path | None = None,
     show_progress: bool = True,
 ) -> dict[str, Any]:
-    """Measures every layer of a model, and MFCC, log-mel and an untrained encoder of its config on the same frames.
+    """Measures every layer of a model, and spectral baselines and an untrained encoder of its config on the same frames.
 
     Ridge probes and codebooks are fitted on `train`, layers and penalties chosen on `dev`, `test` is read once. Changes neither
     torch's generators nor the model.
@@ -44,13 +44,15 @@ def probe_model(
     Returns:
         For JSON, accuracies as shares, on test frames unless stated otherwise.
 
-        - `phones`: `layers` (all; 0 is the encoder's input), `layers_dev`, `chosen_layer`, `chosen`, `mfcc`, `mfcc_context`,
-          `logmel`, `logmel_context`, `untrained` (its best layer on dev), `majority`; `intervals`: lower and upper end of each;
+        - `phones`: `layers` (all; 0 is the encoder's input), `layers_dev`, `chosen_layer`, `chosen`; the baselines of one frame `mfcc`
+          (raw), `mfcc_norm` (normalised over the utterance), `logmel_raw`, `logmel` (normalised), and each with five frames to each
+          side, as `mfcc_context`; `untrained` (its best layer on dev), `majority`; `intervals`: lower and upper end of each;
           `differences` of `chosen` less each baseline: value, lower and upper end, smallest visible difference; `by_speaker`: sums for
-          paired differences of two models; `telephone` and `noise10` with the same names.
-        - `units`: for `clean`, `telephone`, `noise10` the corrected PNMI of `chosen`, `mfcc`, `logmel`, `untrained`, the largest
-          `spread` over codebook seeds, `differences` as above with their `verdicts`, `by_speaker`: `frames` and pseudo-values of
-          `chosen` for the difference of two models, `details`.
+          paired differences of two models; `telephone` and `noise10` with the same names; `multi`: all of these, with probes fitted
+          on training speech in the three conditions in turn (codebooks are fitted on clean speech).
+        - `units`: for `clean`, `telephone`, `noise10` the corrected PNMI of `chosen`, `mfcc`, `mfcc_norm`, `logmel_raw`, `logmel`,
+          `untrained`, the largest `spread` over codebook seeds, `differences` as above with their `verdicts`,
+          `by_speaker`: `frames` and pseudo-values of `chosen` for the difference of two models, `details`.
         - `speakers`: accuracy among the test speakers by layer; `chosen` on dev where dev has two speakers.
         - `cost`: seconds of audio and of time.
 
@@ -82,24 +84,23 @@ def _measure_all(
 ) -> tuple[dict[str, Measured], dict[str, float]]:
     """Figures and seconds of the baselines and of the model (`chosen`; seconds under `model`)."""
     encoder = EncoderFeatures(model)
-    kinds: dict[str, tuple[Features, int | None]] = {
-        "mfcc": (MfccFeatures(), 0),
-        "logmel": (LogMelFeatures(), 0),
-        "untrained": (EncoderFeatures.untrained(model.config, settings.seed, encoder.device), None),
-        "model": (encoder, None),
-    }
+    untrained = EncoderFeatures.untrained(model.config, settings.seed, encoder.device)
+    kinds: dict[str, Features] = {**spectral_baselines(), "untrained": untrained, "model": encoder}
     measured: dict[str, Measured] = {}
     seconds: dict[str, float] = {}
-    total = sum(part.seconds for part in sets) + (len(CONDITIONS) - 1) * min(sets[2].seconds, settings.degraded_seconds)
+    train, dev, test = (part.seconds for part in sets)
+    total = 2 * (train + dev) + test + (len(CONDITIONS) - 1) * min(test, settings.degraded_seconds)
     with ProgressBar(total, visible=show_progress, counts=False, transient=True) as bar:
-        for name, (features, units_layer) in kinds.items():
+        for name, features in kinds.items():
+            spectral = not isinstance(features, EncoderFeatures)
             bar.set(0, f"probe {name}")
             begin = time.perf_counter()
             measured[name] = measure(
                 features,
                 *sets,
                 settings,
-                units_layer=units_layer,
+                units_layer=0 if spectral else None,
+                judged_layers=range(len(features.dims)) if spectral else (),
                 cache=cache,
                 progress=lambda part, done, name=name: bar.advance(done, f"probe {name}, {part}"),  # type: ignore[misc]
             )
@@ -110,15 +111,11 @@ def _measure_all(
 
 def _layers_of(measured: dict[str, Measured]) -> dict[str, tuple[Measured, int]]:
     """Measurement and layer of each figure, by name."""
-    untrained, chosen = measured["untrained"], measured["chosen"]
-    return {
-        "chosen": (chosen, int(chosen.chosen)),
-        "mfcc": (measured["mfcc"], 0),
-        "mfcc_context": (measured["mfcc"], 1),
-        "logmel": (measured["logmel"], 0),
-        "logmel_context": (measured["logmel"], 1),
-        "untrained": (untrained, int(untrained.chosen)),
-    }
+    found = {"chosen": (measured["chosen"], int(measured["chosen"].chosen))}
+    for name in (name for name in measured if name not in ("chosen", "untrained")):
+        found |= {name: (measured[name], 0), f"{name}_context": (measured[name], 1)}
+    untrained = measured["untrained"]
+    return found | {"untrained": (untrained, int(untrained.chosen))}
 
 
 def _phones(measured: dict[str, Measured], train: ProbeSet, test: ProbeSet) -> dict[str, Any]:
@@ -138,16 +135,17 @@ def _phones(measured: dict[str, Measured], train: ProbeSet, test: ProbeSet) -> d
     for place, condition in enumerate(CONDITIONS):
         into = figures if condition == "clean" else figures.setdefault(condition, {"frames": int(chosen.frames[place].sum())})
         into |= _phones_in(measured, place, speakers)
+    multi = {condition: _phones_in(measured, place, speakers, multi=True) for place, condition in enumerate(CONDITIONS)}
+    figures["multi"] = multi.pop("clean") | multi
     return figures
 
 
-def _phones_in(measured: dict[str, Measured], place: int, speakers: Sequence[str]) -> dict[str, Any]:
+def _phones_in(measured: dict[str, Measured], place: int, speakers: Sequence[str], *, multi: bool = False) -> dict[str, Any]:
     """Accuracies in one condition, their intervals and the differences of `chosen` less each baseline; `speakers` by utterance."""
     frames = by_cluster(measured["chosen"].frames[place], speakers)
     correct = {
-        name: by_cluster(of.correct[place, layer], speakers)
+        name: by_cluster((of.correct_multi if multi else of.correct)[place, layer], speakers)
         for name, (of, layer) in _layers_of(measured).items()
-        if of.correct[place, layer].min() >= 0  # layers that were not judged have −1
     }
     ours, found = correct["chosen"], {name: ratio_interval(theirs, frames) for name, theirs in correct.items()}
     baselines = [name for name in correct if name != "chosen"]

@@ -8,7 +8,7 @@ import numpy as np
 
 from openwavlm.evaluation import abx
 from openwavlm.evaluation.conditions import change_of
-from openwavlm.evaluation.features import EncoderFeatures, Features, MfccFeatures
+from openwavlm.evaluation.features import SPECTRA, EncoderFeatures, Features, MfccFeatures, spectral_baselines
 from openwavlm.evaluation.intervals import Interval, sign_places
 from openwavlm.evaluation.phones.alignment_files import read_alignments
 from openwavlm.evaluation.quality_rows import QualityRow, rows_of
@@ -16,7 +16,7 @@ from openwavlm.evaluation.sets import ProbeSet
 from openwavlm.evaluation.settings import QualitySettings
 from openwavlm.evaluation.shard_sets import Judged, judged_set
 from openwavlm.evaluation.unit_figures import UnitTally
-from openwavlm.evaluation.units import UnitSettings, UtteranceNormalised, choose_layer, fit_layers, tally_layers
+from openwavlm.evaluation.units import UnitSettings, choose_layer, fit_layers, tally_layers
 from openwavlm.evaluation.unseen import fitted_set, judged_rows
 from openwavlm.labels.store import LabelStore
 from openwavlm.labels.teacher import open_teacher
@@ -28,7 +28,7 @@ DEFAULT_CLUSTERS = 100
 
 
 def judge(settings: QualitySettings) -> tuple[dict[str, Any], list[QualityRow]]:
-    """Measures labels and layers beside MFCC units and shuffled ones.
+    """Measures labels and layers beside units of MFCC and log-mel, raw and normalised, and shuffled ones.
 
     Returns:
         Content of `quality.json` (`rows`, `chosen_layer`, `sentences`, the judged speech and the speech for fitting), and the rows.
@@ -87,29 +87,32 @@ def _measure(
         (str(folder), "labels", None): [_tally_labels(judged, store)] for folder, store in stores.items()
     }
     sizes = {store.num_classes for store in stores.values()} | ({clusters} if encoder or not stores else set())
-    mfcc: Features = UtteranceNormalised(MfccFeatures()) if settings.mfcc_norm == "utterance" else MfccFeatures()
-    passes = (len(sizes) + bool(encoder)) * (fit.seconds + len(settings.conditions) * judged.utterances.seconds)
+    spectral = spectral_baselines()
+    passes = (len(spectral) * len(sizes) + bool(encoder)) * (fit.seconds + len(settings.conditions) * judged.utterances.seconds)
     table: list[QualityRow] = []
     with ProgressBar(passes, counts=False, transient=True) as bar:
 
         def named(title: str) -> Callable[[str, float], None]:
             return lambda part, seconds: bar.advance(seconds, f"{title}, {part}")
 
-        of_mfcc = {size: fit_layers(mfcc, fit, [0], _units(settings, size), named(f"MFCC {size}")) for size in sorted(sizes)}
+        of_baselines = {
+            (name, size): fit_layers(features, fit, [0], _units(settings, size), named(f"{SPECTRA[name]} {size}"))
+            for name, features in spectral.items()
+            for size in sorted(sizes)
+        }
         of_model = fit_layers(encoder, fit, layers, _units(settings, clusters), named("layers")) if encoder else {}
         for condition in settings.conditions:
             change = change_of(condition, seed=0)
-            baseline = {
-                len(books[0].codebooks[0]): tally_layers(
-                    mfcc, books, judged.utterances, change=change, progress=named(f"MFCC {size}, {condition}")
-                )[0]
-                for size, books in of_mfcc.items()
-            }
+            baselines: dict[str, dict[int, list[UnitTally]]] = {name: {} for name in spectral}
+            for (name, size), books in of_baselines.items():
+                title = named(f"{SPECTRA[name]} {size}, {condition}")
+                found = tally_layers(spectral[name], books, judged.utterances, change=change, progress=title)
+                baselines[name][len(books[0].codebooks[0])] = found[0]
             tallies = dict(labels) if condition == "clean" else {}
             if encoder:
                 found = tally_layers(encoder, of_model, judged.utterances, change=change, progress=named(f"layers, {condition}"))
                 tallies |= {(f"layer {layer}", "layer", layer): of for layer, of in found.items()}
-            table += rows_of(tallies, baseline, condition)
+            table += rows_of(tallies, baselines, condition)
     return table
 
 
@@ -176,7 +179,7 @@ def _sentences(
             "recordings."
         )
     sentences += [
-        f"Labels {row.name}: PNMI {row.figures.pnmi:.3f}, {_against(row.difference, 'MFCC units of the same number')}."
+        f"Labels {row.name}: PNMI {row.figures.pnmi:.3f}, {_against(row.difference, row.baseline)}."
         for row in table
         if row.kind == "labels" and row.difference
     ]
@@ -185,15 +188,21 @@ def _sentences(
         best = next(row for row in layers if row.layer == chosen)
         words = f"Best layer on these speakers: {chosen}, PNMI {best.figures.pnmi:.3f}"
         if best.difference:
-            words += f", {_against(best.difference, 'MFCC units')}"
+            words += f", {_against(best.difference, best.baseline)}"
         others = [(row.layer, best.figures.minus(row.figures)) for row in layers if row is not best]
         near = [f"{layer} (visible from {apart.visible:.3f})" for layer, apart in others if apart.outcome == "equal"]
         sentences.append(words + (f"; equal to the best: layers {', '.join(near)}" if near else "") + ".")
+        sentences += [
+            f"Layer {chosen} in condition {row.condition}: PNMI {row.figures.pnmi:.3f}, {_against(row.difference, row.baseline)}."
+            for row in table
+            if row.layer == chosen and row.condition != "clean" and row.difference
+        ]
     return sentences
 
 
-def _against(difference: Interval, baseline: str) -> str:
-    """The outcome of a difference with its interval."""
+def _against(difference: Interval, best: str) -> str:
+    """The outcome of a difference to the best baseline with its interval."""
+    baseline = f"the best baseline, units of {SPECTRA[best]} of the same K"
     if difference.outcome == "unknown":
         return f"{difference.value:+.3f} against {baseline} (no interval: one speaker)"
     places = sign_places(difference.low, difference.high, 3)

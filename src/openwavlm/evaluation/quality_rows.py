@@ -1,9 +1,10 @@
-"""Labels, layers and baselines as the rows of one table, each compared with MFCC units of the same K on the same frames."""
+"""Labels, layers and baselines as the rows of one table, each compared with the best baseline of the same K on the same frames."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from openwavlm.evaluation.features import SPECTRA
 from openwavlm.evaluation.intervals import Interval, Outcome, sign_places
 from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally, shuffled_tally
 
@@ -23,8 +24,9 @@ COLUMNS = (
     ("run_frames", "run, frames"),
     ("speaker_information", "speaker inf."),
     ("speaker_accuracy", "speaker accuracy"),
-    ("difference_to_mfcc", "less MFCC (interval)"),
-    ("verdict", "against MFCC"),
+    ("best_baseline", "best baseline"),
+    ("difference_to_best", "less best baseline (interval)"),
+    ("verdict", "against best baseline"),
 )
 
 
@@ -34,11 +36,13 @@ class QualityRow:
 
     Attributes:
         name: Title for readers.
-        kind: `labels`, `layer`, `mfcc` or `shuffled`.
+        kind: `labels`, `layer`, `shuffled`, or a key of `features.SPECTRA` for the units of that baseline.
         layer: Number of the layer, where it is one.
         condition: `clean`, `telephone` or `noise10`.
         figures: On the judged speakers.
-        difference: PNMI less that of MFCC units of the same K, with its interval; None for MFCC and without phones.
+        difference: PNMI less that of the best baseline of the same K in this condition, with its interval; None for baselines and
+            without phones.
+        baseline: That baseline, a key of `features.SPECTRA`; empty without a difference.
     """
 
     name: str
@@ -47,10 +51,11 @@ class QualityRow:
     condition: str
     figures: UnitFigures
     difference: Interval | None = None
+    baseline: str = ""
 
     @property
     def verdict(self) -> Outcome | Literal[""]:
-        """Outcome of `difference`; empty for MFCC and without phones."""
+        """Outcome of `difference`; empty for baselines and without phones."""
         return self.difference.outcome if self.difference else ""
 
     def as_json(self) -> dict[str, Any]:
@@ -59,19 +64,27 @@ class QualityRow:
         figures = {name: value for name, value in vars(self.figures).items() if name != "pseudo"}
         value, low, high, visible = self.difference.as_list() if self.difference else [None] * 4
         ends = None if value is None else [value, low, high]
-        return own | figures | {"difference_to_mfcc": ends, "smallest_visible": visible, "verdict": self.verdict}
+        compared = {
+            "best_baseline": self.baseline,
+            "difference_to_best": ends,
+            "smallest_visible": visible,
+            "verdict": self.verdict,
+        }
+        return own | figures | compared
 
 
 def rows_of(
-    tallies: Mapping[tuple[str, str, int | None], Sequence[UnitTally]], mfcc: Mapping[int, Sequence[UnitTally]], condition: str
+    tallies: Mapping[tuple[str, str, int | None], Sequence[UnitTally]],
+    baselines: Mapping[str, Mapping[int, Sequence[UnitTally]]],
+    condition: str,
 ) -> list[QualityRow]:
-    """Rows of one condition: labels and layers in the given order, then MFCC and shuffled units.
+    """Rows of one condition: labels and layers in the given order, then baselines and shuffled units.
 
     Args:
         tallies: (name, kind, layer) → one tally a codebook seed.
-        mfcc: K → tallies of MFCC units, for every K that the others have.
+        baselines: Key of `features.SPECTRA` → K → tallies of its units, for every K that the others have; at least `mfcc`.
     """
-    figures_of_mfcc = {clusters: UnitFigures.of(of) for clusters, of in mfcc.items()}
+    figures_of = {key: {clusters: UnitFigures.of(of) for clusters, of in sizes.items()} for key, sizes in baselines.items()}
     rows = []
     for (name, kind, layer), of in tallies.items():
         figures = UnitFigures.of(of)
@@ -79,12 +92,17 @@ def rows_of(
             rows.append(QualityRow(name, kind, layer, condition, figures))
             continue
         # The same K, unless there was too little speech for it.
-        clusters = min(mfcc, key=lambda own: (abs(own - figures.clusters), own))
-        rows.append(QualityRow(name, kind, layer, condition, figures, figures.minus(figures_of_mfcc[clusters])))
-    rows += [QualityRow(f"MFCC, K = {clusters}", "mfcc", None, condition, of) for clusters, of in figures_of_mfcc.items()]
-    clusters = max(mfcc)
-    shuffled = [shuffled_tally(tally, seed) for seed, tally in enumerate(mfcc[clusters])]
-    rows.append(QualityRow(f"the same, shuffled, K = {clusters}", "shuffled", None, condition, UnitFigures.of(shuffled)))
+        rivals = {key: sizes[min(sizes, key=lambda own: (abs(own - figures.clusters), own))] for key, sizes in figures_of.items()}
+        best = max(rivals, key=lambda key: rivals[key].pnmi)
+        rows.append(QualityRow(name, kind, layer, condition, figures, figures.minus(rivals[best]), best))
+    rows += [
+        QualityRow(f"{SPECTRA[key]}, K = {clusters}", key, None, condition, of)
+        for key, sizes in figures_of.items()
+        for clusters, of in sizes.items()
+    ]
+    clusters = max(baselines["mfcc"])
+    shuffled = [shuffled_tally(tally, seed) for seed, tally in enumerate(baselines["mfcc"][clusters])]
+    rows.append(QualityRow(f"{SPECTRA['mfcc']}, shuffled, K = {clusters}", "shuffled", None, condition, UnitFigures.of(shuffled)))
     return rows
 
 
@@ -92,7 +110,8 @@ def cells(row: QualityRow) -> list[str]:
     """Formats the row as text, in the order of `COLUMNS`."""
     values = row.as_json()
     if row.difference:
-        values |= {"difference_to_mfcc": difference_text(row.difference), "verdict": verdict_text(row.difference)}
+        values |= {"difference_to_best": difference_text(row.difference), "verdict": verdict_text(row.difference)}
+    values["best_baseline"] = SPECTRA.get(row.baseline)
     return [_cell(name, values[name]) for name, _ in COLUMNS]
 
 
@@ -129,11 +148,11 @@ def text_table(rows: Sequence[QualityRow]) -> str:
 
 def tsv(rows: Sequence[QualityRow]) -> str:
     """Formats all figures of all rows, tab-separated, under their names."""
-    names = [name for name in rows[0].as_json() if name not in ("seeds", "difference_to_mfcc")]
-    lines = [[*names, "difference_to_mfcc", "difference_low", "difference_high"]]
+    names = [name for name in rows[0].as_json() if name not in ("seeds", "difference_to_best")]
+    lines = [[*names, "difference_to_best", "difference_low", "difference_high"]]
     for row in rows:
         values = row.as_json()
-        difference = values["difference_to_mfcc"] or (None, None, None)
+        difference = values["difference_to_best"] or (None, None, None)
         lines.append(["" if value is None else _plain(value) for value in (*(values[name] for name in names), *difference)])
     return "".join("\t".join(line) + "\n" for line in lines)
 

@@ -74,7 +74,6 @@ class QualitySettings:
     fit_frames: int = 50_000
     frames_per_cluster: int = 20
     memory_gb: float = 2.0
-    mfcc_norm: str = "none"
     conditions: tuple[str, ...] = ("clean",)
     abx: bool = False
     device: str = "auto"
@@ -94,7 +93,6 @@ class QualitySettings:
                 f"{' beside fit=' + self.fit if self.fit else ''}: remove one of them, or set a share of speakers"
             )
         for name, values, allowed in (
-            ("mfcc_norm", [self.mfcc_norm], ("none", "utterance")),
             ("conditions", self.conditions, CONDITIONS),
             ("device", [self.device], ("auto", "cpu", "cuda")),
         ):

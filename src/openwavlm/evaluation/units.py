@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -74,20 +73,6 @@ class UnitSettings:
                 raise ValueError(f"{name} must be positive, but is {getattr(self, name)}")
         if not self.codebook_seeds:
             raise ValueError("codebook_seeds must name at least one seed, but is empty: set [0, 1, 2] to measure the spread")
-
-
-class UtteranceNormalised:
-    """Features with mean 0 and deviation 1 in every dimension over each utterance (each 30-s part of a long one)."""
-
-    def __init__(self, features: Features) -> None:
-        self._features = features
-        self.dims, self.device, self.standardise = features.dims, features.device, features.standardise
-        self.settings: dict[str, Any] | None = None
-
-    def __call__(self, waveforms: np.ndarray, layers: Sequence[int]) -> list[Tensor]:
-        """As `Features`."""
-        states = self._features(waveforms, layers)
-        return [(s - s.mean(dim=1, keepdim=True)) / s.std(dim=1, keepdim=True, unbiased=False).clamp_min(1e-8) for s in states]
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,10 @@ CHART_STYLE: Any = {
 }
 _BASELINES = {
     "mfcc": ("one MFCC frame", GREY, ":"),
-    "mfcc_context": ("MFCC ± 5", ORANGE, "--"),
-    "logmel_context": ("log-mel ± 5", RED, "-."),
+    "mfcc_context": ("MFCC ± 5, raw", ORANGE, "--"),
+    "mfcc_norm_context": ("MFCC ± 5, normalised", ORANGE, "-."),
+    "logmel_raw_context": ("log-mel ± 5, raw", RED, "--"),
+    "logmel_context": ("log-mel ± 5, normalised", RED, "-."),
     "untrained": ("untrained", GREEN, (0, (1, 1))),
 }
 

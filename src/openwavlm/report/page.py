@@ -145,18 +145,28 @@ def _recipes(iterations: list[Iteration]) -> list[tuple[str, list[tuple[str, str
 def _side_by_side(figures: list[dict[str, Any]]) -> list[list[str]]:
     """[figure, value of each run]; figures that no run has are left out."""
     topics = (
-        ("updates", None, "updates", 0),
-        ("masked cross-entropy, nats", "masked", "cross_entropy", 3),
-        ("masked accuracy", "masked", "accuracy", 3),
-        ("phones, share of frames right", "phones", "chosen", 3),
-        ("speakers, share of 2-s stretches right", "speakers", "chosen", 3),
+        ("updates", "updates", 0),
+        ("masked cross-entropy, nats", "masked.cross_entropy", 3),
+        ("masked accuracy", "masked.accuracy", 3),
+        ("phones, share of frames right", "phones.chosen", 3),
+        ("phones in the telephone band", "phones.telephone.chosen", 3),
+        ("phones in 10 dB noise", "phones.noise10.chosen", 3),
+        ("speakers, share of 2-s stretches right", "speakers.chosen", 3),
     )
     rows = []
-    for topic, part, key, places in topics:
-        values = [((run.get(part) or {}) if part else run).get(key) for run in figures]
+    for topic, path, places in topics:
+        values = [_figure(run, path) for run in figures]
         if any(value is not None for value in values):
             rows.append([topic, *("–" if value is None else number(value, places) for value in values)])
     return rows
+
+
+def _figure(run: dict[str, Any], path: str) -> float | None:
+    """Figure under dotted names; None where a part is missing."""
+    found: Any = run
+    for name in path.split("."):
+        found = (found or {}).get(name)
+    return found
 
 
 def _run(iteration: Iteration, figures: dict[str, Any], name: str) -> dict[str, Any]:
@@ -165,6 +175,7 @@ def _run(iteration: Iteration, figures: dict[str, Any], name: str) -> dict[str, 
     counts = iteration.cluster_counts if iteration.cluster_counts is not None and iteration.cluster_counts.sum() else None
     watched = (iteration.config.get("health") or {}).get("enabled")
     phones_header, phone_rows = phone_table(phones)
+    units_header, unit_rows = units_table(units)
     return {
         "id": name,
         "name": iteration.name,
@@ -178,7 +189,8 @@ def _run(iteration: Iteration, figures: dict[str, Any], name: str) -> dict[str, 
         "speakers_note": speakers_note(speakers),
         "phones_header": phones_header,
         "phones": phone_rows,
-        "units": units_table(units),
+        "units_header": units_header,
+        "units": unit_rows,
         "labels_note": labels_note(counts),
         "realised_note": realised_note(iteration.realised),
         "data_charts": charts.data_charts(iteration, name),

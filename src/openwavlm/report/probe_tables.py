@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from openwavlm.evaluation.intervals import outcome_of
-from openwavlm.report.verdicts import CONDITIONS, PHONE_CONTROLS, ends_text
+from openwavlm.report.verdicts import CONDITIONS, PHONE_CONTROLS, UNIT_CONTROLS, ends_text
 from openwavlm.report.words import grouped, number, plural
 
 
@@ -30,19 +30,25 @@ def speakers_note(speakers: dict[str, Any]) -> str:
 
 
 def phone_table(phones: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: the model, its baselines, the commonest phone."""
-    names = {"chosen": "model, chosen layer", **PHONE_CONTROLS, "majority": "always the commonest phone"}
+    """Header and rows: the model, its baselines, the commonest phone; then probes fitted on multi-condition speech."""
     conditions = [condition for condition in CONDITIONS if condition != "clean" and phones.get(condition)]
+    rows = _phone_rows(phones, conditions, "")
+    rows += _phone_rows(phones.get("multi") or {}, conditions, "; multi-condition probe")
+    header = ["phones, share of frames right", "clean", "95 % interval", *map(CONDITIONS.__getitem__, conditions)]
+    return [*header, "model minus baseline, 95 % interval"], rows
+
+
+def _phone_rows(phones: dict[str, Any], conditions: Sequence[str], probe: str) -> list[list[str]]:
+    names = {"chosen": "model, chosen layer", **PHONE_CONTROLS, "majority": "always the commonest phone"}
     intervals, gains = phones.get("intervals") or {}, phones.get("differences") or {}
     rows = []
     for key, label in names.items():
-        values = [figures.get(key) for figures in (phones, *(phones[condition] for condition in conditions))]
+        values = [figures.get(key) for figures in (phones, *(phones.get(condition) or {} for condition in conditions))]
         if any(isinstance(value, int | float) for value in values):
-            others = [_compared(phones[condition], key) for condition in conditions]
+            others = [_compared(phones.get(condition) or {}, key) for condition in conditions]
             clean = "" if values[0] is None else number(values[0])
-            rows.append([label, clean, _range(intervals.get(key)), *others, _difference(gains.get(key))])
-    header = ["phones, share of frames right", "clean", "95 % interval", *map(CONDITIONS.__getitem__, conditions)]
-    return [*header, "model minus baseline, 95 % interval"], rows
+            rows.append([label + probe, clean, _range(intervals.get(key)), *others, _difference(gains.get(key))])
+    return rows
 
 
 def _range(ends: Sequence[float | None] | None) -> str:
@@ -64,16 +70,17 @@ def _outcome(given: Sequence[float | None] | None) -> str:
     return f"equal, visible from {number(visible)}" if outcome == "equal" and visible is not None else outcome
 
 
-def units_table(units: dict[str, Any]) -> list[list[str]]:
-    """Rows: condition, model, MFCC, log-mel, untrained, spread."""
+def units_table(units: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: condition, model, each baseline that was measured, spread."""
+    shown = {condition: figures for condition, figures in units.items() if figures and figures.get("chosen") is not None}
+    controls = [key for key in UNIT_CONTROLS if any(figures.get(key) is not None for figures in shown.values())]
     rows = []
-    for condition, figures in units.items():
-        if not figures or figures.get("chosen") is None:
-            continue
+    for condition, figures in shown.items():
         cells = [CONDITIONS.get(condition, condition), number(figures["chosen"])]
-        cells += [_compared(figures, control) for control in ("mfcc", "logmel", "untrained")]
+        cells += [_compared(figures, control) for control in controls]
         rows.append([*cells, number(figures.get("spread") or 0.0)])
-    return rows
+    names = [UNIT_CONTROLS[key].removeprefix("units of ").removeprefix("the ") for key in controls]
+    return ["PNMI of units", "model", *names, "spread"], rows
 
 
 def _compared(figures: dict[str, Any], name: str) -> str:

@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 
 from openwavlm.evaluation.probe import summary
 from openwavlm.evaluation.quality_rows import COLUMNS, QualityRow, cells, tsv
-from openwavlm.report.charts import BLUE, CHART_STYLE, GREY, LINE, ORANGE, inline_svg
+from openwavlm.report.charts import BLUE, CHART_STYLE, GREY, LINE, ORANGE, RED, inline_svg
 from openwavlm.report.pictures import png
 from openwavlm.report.templating import render_page
 from openwavlm.runtime.atomic import write_atomically, write_json
 
+_STYLES = {"mfcc": (GREY, ":"), "mfcc_norm": (GREY, "--"), "logmel_raw": (RED, ":"), "logmel": (RED, "--")}
 _PHONES = ("pnmi", "phones: PNMI, corrected (higher is better)")
 _SPEAKERS = ("speaker_information", "speakers: information in a unit")
 _WITHOUT_PHONES = ("perplexity", "use: as many evenly used units (perplexity)")
@@ -27,19 +28,21 @@ def _panels(rows: Sequence[QualityRow]) -> list[tuple[str, str]]:
 
 
 def _draw(axes: Axes, rows: Sequence[QualityRow], name: str, title: str) -> None:
-    """One figure of the clean rows, with MFCC as lines."""
+    """One figure of the clean rows, with baselines as lines."""
     clean = [row for row in rows if row.condition == "clean"]
-    mfcc = [row for row in clean if row.kind == "mfcc"]
-    _points(axes, [row for row in clean if row.kind in ("layer", "labels")] or mfcc, name)
-    for row in mfcc:
-        axes.axhline(getattr(row.figures, name), color=GREY, linestyle=":", linewidth=1.4, label=row.name)
+    baselines = [row for row in clean if row.kind in _STYLES]
+    _points(axes, [row for row in clean if row.kind in ("layer", "labels")] or baselines, name)
+    for row in baselines:
+        colour, style = _STYLES[row.kind]
+        axes.axhline(getattr(row.figures, name), color=colour, linestyle=style, linewidth=1.4, label=row.name)
     axes.axhline(0, color=LINE, linewidth=0.8)
     axes.set(title=title)
     axes.legend()
 
 
 def _points(axes: Axes, rows: Sequence[QualityRow], name: str) -> None:
-    for kind, colour, label in (("layer", BLUE, "layers of the model"), ("labels", ORANGE, "labels"), ("mfcc", GREY, "")):
+    kinds = [("layer", BLUE, "layers of the model"), ("labels", ORANGE, "labels")]
+    for kind, colour, label in [*kinds, *((kind, colour, "") for kind, (colour, _) in _STYLES.items())]:
         places = [place for place, row in enumerate(rows) if row.kind == kind]
         if not places:
             continue

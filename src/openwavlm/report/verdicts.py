@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from openwavlm.evaluation.features import SPECTRA
 from openwavlm.evaluation.intervals import Interval, interval, outcome_of, ratio_interval, sign_places
 from openwavlm.evaluation.unit_figures import paired_pseudo_values
 from openwavlm.report.words import number
@@ -18,13 +19,11 @@ _MASKED_CONTROLS = {
     "nearest_label": "repeating the nearest unmasked label",
 }
 PHONE_CONTROLS = {
-    "mfcc": "one MFCC frame",
-    "mfcc_context": "MFCC ± 5 frames",
-    "logmel": "one log-mel frame",
-    "logmel_context": "log-mel ± 5 frames",
+    **{key: f"one frame of {name}" for key, name in SPECTRA.items()},
+    **{f"{key}_context": name.replace(" (", " ± 5 frames (") for key, name in SPECTRA.items()},
     "untrained": "the untrained encoder",
 }
-_UNIT_CONTROLS = {"mfcc": "units of MFCC", "logmel": "units of log-mel", "untrained": "units of the untrained encoder"}
+UNIT_CONTROLS = {**{key: f"units of {name}" for key, name in SPECTRA.items()}, "untrained": "units of the untrained encoder"}
 CONDITIONS = {"clean": "clean speech", "telephone": "telephone band", "noise10": "10 dB noise"}
 
 
@@ -34,7 +33,7 @@ class Verdict:
 
     Attributes:
         outcome: `beats`, `ties` (no clear difference) or `behind`.
-        measure: "masked cross-entropy", "phones", "units (clean speech)".
+        measure: "masked cross-entropy", "phones (clean speech)", "units (10 dB noise)".
         control: Key of the baseline; `baseline` is its name.
         sentence: The comparison with its figures: `ours` of the model, `theirs` of the baseline.
         interval: Lower and upper end of the difference over speakers and seeds, if there is one.
@@ -53,27 +52,40 @@ class Verdict:
 
 
 def beats(iteration: dict[str, Any]) -> list[Verdict]:
-    """Compares an iteration's figures with every baseline that was measured.
+    """Compares masked prediction with every baseline, phones and units with the best baseline of each condition.
 
-    A difference whose interval over speakers and seeds contains 0 is a tie. Figures without an interval are compared as they are:
-    masked labels, a single test speaker, units of a summary from before these intervals.
+    The best baseline is the one with the highest figure of those that were measured. A difference whose interval over speakers and
+    seeds contains 0 is a tie. Figures without an interval are compared as they are: masked labels, a single test speaker, units of a
+    summary from before these intervals.
 
     Args:
         iteration: An entry of `summary.json`'s `iterations`: `masked`, `phones`, `units`, each of which may be missing or None.
     """
-    found = [*_masked(iteration.get("masked") or {}), *_phones(iteration.get("phones") or {})]
-    for condition, units in (iteration.get("units") or {}).items():
-        found += _units(CONDITIONS.get(condition, condition), units or {})
+    phones, units = iteration.get("phones") or {}, iteration.get("units") or {}
+    found = [*_masked(iteration.get("masked") or {})]
+    for condition in CONDITIONS:
+        found += _against_best("phones", condition, phones_in(phones, condition), PHONE_CONTROLS)
+    for condition in CONDITIONS:
+        found += _against_best("units", condition, units.get(condition) or {}, UNIT_CONTROLS)
     return found
+
+
+def phones_in(phones: dict[str, Any], condition: str) -> dict[str, Any]:
+    """Phone figures of one condition; those of clean speech are not in a group of their own. Empty where not measured."""
+    return phones if condition == "clean" else phones.get(condition) or {}
+
+
+def _against_best(measure: str, condition: str, figures: dict[str, Any], controls: dict[str, str]) -> list[Verdict]:
+    """Comparison with the best baseline of one condition; empty where there is none, or no figure of the model."""
+    measured = [key for key in controls if _has(figures, key)]
+    if not measured or not _has(figures, "chosen"):
+        return []
+    best = max(measured, key=lambda key: figures[key])
+    return [_compared(measure, condition, best, controls[best], figures)]
 
 
 def _outcome(gain: float) -> Outcome:
     return "beats" if gain > 0 else "behind" if gain < 0 else "ties"
-
-
-def _measured(figures: dict[str, Any], controls: Iterable[str]) -> list[tuple[str, float, float]]:
-    """(baseline, the model's figure, the baseline's) of each baseline that was measured."""
-    return [(key, figures["chosen"], figures[key]) for key in controls if _has(figures, "chosen") and _has(figures, key)]
 
 
 _SAYS = {"beats": "better than", "ties": "no clear difference from", "behind": "worse than"}
@@ -98,28 +110,13 @@ def _masked(masked: dict[str, Any]) -> list[Verdict]:
     return verdicts
 
 
-def _phones(phones: dict[str, Any]) -> list[Verdict]:
-    given = phones.get("differences") or {}
-    return [
-        _compared("phones", "in phones", control, PHONE_CONTROLS[control], ours, theirs, given.get(control))
-        for control, ours, theirs in _measured(phones, PHONE_CONTROLS)
-    ]
-
-
-def _units(condition: str, units: dict[str, Any]) -> list[Verdict]:
-    given = units.get("differences") or {}
-    return [
-        _compared(f"units ({condition})", f"on {condition}", control, _UNIT_CONTROLS[control], ours, theirs, given.get(control))
-        for control, ours, theirs in _measured(units, _UNIT_CONTROLS)
-    ]
-
-
-def _compared(
-    measure: str, where: str, control: str, name: str, ours: float, theirs: float, given: Sequence[float | None] | None
-) -> Verdict:
-    """Verdict by the interval of the difference; `given`: its value, lower and upper end, smallest visible difference."""
-    figures = f"{number(ours)} against {number(theirs)}"
-    words = f"{figures} of the frames right" if measure == "phones" else f"PNMI {figures}"
+def _compared(measure: str, condition: str, control: str, name: str, figures: dict[str, Any]) -> Verdict:
+    """Verdict by the interval of the difference, where `figures` have one."""
+    ours, theirs = figures["chosen"], figures[control]
+    # Value, lower and upper end, smallest visible difference.
+    given: Sequence[float | None] | None = (figures.get("differences") or {}).get(control)
+    both = f"{number(ours)} against {number(theirs)}"
+    words = f"{both} of the frames right" if measure == "phones" else f"PNMI {both}"
     outcome, ends, visible = _outcome(ours - theirs), None, None
     if given and None not in given:
         difference, low, high, visible = (*given, None)[:4]
@@ -129,7 +126,9 @@ def _compared(
         words += f", which contains 0{visible_text(visible)}" if outcome == "ties" else ""
     else:
         words += "; no interval"
-    return Verdict(outcome, measure, control, name, f"{_SAYS[outcome]} {name} {where}: {words}", ours, theirs, ends, visible)
+    measure = f"{measure} ({CONDITIONS[condition]})"
+    sentence = f"{_SAYS[outcome]} the best baseline, {name}, in {measure}: {words}"
+    return Verdict(outcome, measure, control, name, sentence, ours, theirs, ends, visible)
 
 
 _OF_WORD: dict[str, Outcome] = {"higher": "beats", "equal": "ties", "lower": "behind"}
@@ -149,13 +148,15 @@ def visible_text(visible: float | None) -> str:
 def compare_iterations(earlier: dict[str, Any], later: dict[str, Any]) -> list[str]:
     """Differences between two models with their intervals; without one where the test speakers or frames differ or are unknown."""
     sentences = []
-    first, second = earlier.get("phones") or {}, later.get("phones") or {}
-    if _has(first, "chosen") and _has(second, "chosen"):
-        sums, others = second.get("by_speaker"), first.get("by_speaker")
-        gain = None
-        if sums and others and _same_frames(others, sums):
-            gain = ratio_interval(np.subtract(sums["correct"], others["correct"]), np.asarray(sums["frames"]))
-        sentences.append(f"Phones: {number(second['chosen'])} after {number(first['chosen'])} ({_gain_text(gain)})")
+    for condition in CONDITIONS:
+        first, second = (phones_in(part.get("phones") or {}, condition) for part in (earlier, later))
+        if _has(first, "chosen") and _has(second, "chosen"):
+            sums, others = second.get("by_speaker"), first.get("by_speaker")
+            gain = None
+            if sums and others and _same_frames(others, sums):
+                gain = ratio_interval(np.subtract(sums["correct"], others["correct"]), np.asarray(sums["frames"]))
+            words = f"{number(second['chosen'])} after {number(first['chosen'])} ({_gain_text(gain)})"
+            sentences.append(f"Phones, {CONDITIONS[condition]}: {words}")
     for condition in CONDITIONS:
         before, after = ((part.get("units") or {}).get(condition) or {} for part in (earlier, later))
         if _has(before, "chosen") and _has(after, "chosen"):
@@ -200,25 +201,25 @@ def headline(verdicts: Iterable[Verdict]) -> str:
 
 
 def good_for(iteration: dict[str, Any]) -> str:
-    """One sentence on the use of a model, by its strongest baseline in phones, or by its masked predictions."""
+    """One sentence on the use of a model, by the best baseline in phones, or by its masked predictions."""
     phones = iteration.get("phones") or {}
-    verdicts = _phones(phones)
-    if verdicts:
-        rival = max(verdicts, key=lambda verdict: verdict.theirs)
+    verdicts = {
+        condition: verdict
+        for condition in CONDITIONS
+        for verdict in _against_best("phones", condition, phones_in(phones, condition), PHONE_CONTROLS)
+    }
+    if "clean" in verdicts:
+        rival = verdicts["clean"]
         layer = phones.get("chosen_layer")
         model = "the model" if layer is None else f"layer {layer}"
         words = (
             f"{model} names the phone of {100 * rival.ours:.1f} % of the frames, {rival.baseline} of {100 * rival.theirs:.1f} %"
         )
-        ahead = [
-            text
-            for condition, text in CONDITIONS.items()
-            if any(
-                verdict.control == rival.control and verdict.outcome == "beats"
-                for verdict in _phones(phones.get(condition) or {})
-            )
+        parts = [
+            (words, [CONDITIONS[key] for key in verdicts if key != "clean" and verdicts[key].outcome == outcome])
+            for outcome, words in (("beats", "ahead of"), ("ties", "no better than"), ("behind", "behind"))
         ]
-        more = f"; it is ahead on {' and '.join(ahead)}" if ahead else ""
+        more = "".join(f"; {words} the best baseline in {' and '.join(where)}" for words, where in parts if where)
         return {
             "beats": f"Good for speech sounds, beyond spectra: {words}{more}.",
             "ties": f"Good for speech sounds, about as much as spectra: {words}{more}{visible_text(rival.visible)}.",
@@ -258,6 +259,11 @@ def unmeasured(iteration: dict[str, Any]) -> list[str]:
         missing.append("The count table, the strongest baseline without audio, was not measured.")
     if not iteration.get("phones"):
         missing.append("Phones were not probed, so the content of the layers is unknown.")
+    elif not _has(iteration["phones"], "mfcc_norm"):
+        missing.append(
+            "The probes are of an older version, without normalised MFCC and raw log-mel, so the best baseline may be a weaker one: "
+            "probe the model again."
+        )
     if not iteration.get("units"):
         missing.append("Units (k-means of the features against phones) were not measured.")
     return missing

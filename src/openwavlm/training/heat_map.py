@@ -7,6 +7,21 @@ from matplotlib.figure import Figure
 
 from openwavlm.training.records import read_record
 
+# Of the baselines of `probe_baselines.json`, those that are shown.
+_TITLES = {
+    "mfcc_context": "MFCC ± 5 raw",
+    "mfcc_norm_context": "MFCC ± 5 normalised",
+    "logmel_raw_context": "log-mel ± 5 raw",
+    "logmel_context": "log-mel ± 5 normalised",
+    "untrained": "untrained",
+}
+
+
+def baselines_text(baselines: dict[str, float]) -> str:
+    """Accuracies of the baselines that were measured, the best one first."""
+    known = sorted((name for name in _TITLES if name in baselines), key=lambda name: -baselines[name])
+    return ", ".join(f"{_TITLES[name]} {baselines[name]:.3f}" for name in known)
+
 
 def read_probes(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """`probes.csv` as steps (probes,) and accuracies (layers, probes), NaN where empty."""
@@ -17,7 +32,7 @@ def read_probes(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def heat_map(path: Path, baselines: dict[str, float]) -> Figure:
-    """Draws `probes.csv`; the title names the baselines, accuracies of `logmel_context`, `mfcc` and `untrained` on the same frames."""
+    """Draws `probes.csv`; the title names the baselines, their accuracies on the same frames by their names in `probe_baselines.json`."""
     steps, accuracy = read_probes(path)
     figure = Figure(figsize=(5.4, 0.9 + 0.22 * max(4, len(accuracy))), layout="constrained")
     axes = figure.subplots()
@@ -28,8 +43,8 @@ def heat_map(path: Path, baselines: dict[str, float]) -> Figure:
     axes.set_yticks(range(len(accuracy)))
     axes.set_xlabel("updates")
     axes.set_ylabel("layer")
-    named = {"logmel_context": "log-mel ± 5", "mfcc": "MFCC", "untrained": "untrained"}
-    without = ", ".join(f"{title} {baselines[name]:.3f}" for name, title in named.items() if name in baselines)
-    axes.set_title("phone accuracy, share of frames" + (f" ({without})" if without else ""), fontsize="small")
+    known = baselines_text(baselines).split(", ") if baselines else []
+    lines = ["phone accuracy, share of frames", *(", ".join(known[place : place + 2]) for place in range(0, len(known), 2))]
+    axes.set_title("\n".join(lines), fontsize="small")
     figure.colorbar(image, ax=axes)
     return figure

@@ -13,7 +13,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from openwavlm.runtime.resources import naming
-from openwavlm.training.heat_map import heat_map
+from openwavlm.training.heat_map import baselines_text, heat_map
 from openwavlm.training.records import Value
 from openwavlm.training.settings import Logging
 from openwavlm.training.sums import StepRecord, of_set
@@ -191,10 +191,9 @@ class RunLog:
         self.tables.probes(columns).write({"step": step, **figures})
         self._scalars("probes", figures, step)
         best = max(range(len(layers)), key=layers.__getitem__)
-        context = baselines.get("logmel_context", 0.0)
         log.info(
-            f"step {step} | phones of development speakers: layer {best} {layers[best]:.3f} (log-mel ± 5 frames {context:.3f}, MFCC "
-            f"{baselines.get('mfcc', 0.0):.3f}, untrained {baselines.get('untrained', 0.0):.3f}); it took {seconds:.1f} s"
+            f"step {step} | phones of development speakers: layer {best} {layers[best]:.3f} (baselines: {baselines_text(baselines)}); "
+            f"it took {seconds:.1f} s"
         )
         figure = heat_map(self._directory / "probes.csv", baselines)
         with self._to_board():

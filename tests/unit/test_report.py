@@ -439,7 +439,7 @@ def test_the_command_to_train_longer_repeats_the_first_launch(tmp_path):
     record = {"segments": [{"command": command}, {"command": "train.py other=1"}]}
     assert overrides_of(record)[2] == "data.sources.speech.shards=my shards/a"
     made = "openwavlm train experiment=wavlm_nano name=n 'data.sources.speech.shards=my shards/a' optim.updates=7"
-    first = {"segments": record["segments"][:1]}
+    first = {"segments": [{"from_step": 0, "command": command}]}
     assert dict(recipe_of(iteration(tmp_path, record=first)))["command"] == made
     commands = dict(commands_of(iteration(tmp_path, record=record, config={"optim": {"updates": 7}})))
     longer = next(text for text in commands.values() if "optim.updates" in text)

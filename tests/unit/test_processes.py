@@ -179,7 +179,12 @@ def test_a_signal_that_arrives_while_signals_are_being_blocked_leaves_none_block
 
 
 def test_signals_are_delayed_to_the_end_of_the_block() -> None:
-    with pytest.raises(KeyboardInterrupt), signals_blocked(signal.SIGINT):
-        signal.raise_signal(signal.SIGINT)
-        delayed = True
-    assert delayed and signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    seen: list[str] = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: seen.append("signal"))
+    try:
+        with signals_blocked(signal.SIGUSR1):
+            signal.raise_signal(signal.SIGUSR1)
+            seen.append("end of the block")
+        assert seen == ["end of the block", "signal"]
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -429,7 +429,7 @@ def test_the_recipe_is_that_of_config_record_and_log(tmp_path):
         "software": "Python 3.11.7, commit abc",
         "machine": "box, 2 threads a process",
         "launches": "2; from updates 0, 200",
-        "command": "train.py seed=1",
+        "command": "openwavlm train seed=1",
     }
     wsd = {"optim": RECIPE["optim"] | {"schedule": "wsd", "decay_share": 0.2, "ema": 0.999}}
     found = dict(recipe_of(iteration(tmp_path, config=wsd)))
@@ -562,6 +562,9 @@ def test_the_command_to_train_longer_repeats_the_first_launch(tmp_path):
     command = "/x/train.py experiment=wavlm_nano name=n data.sources.speech.shards=my shards/a optim.updates=7"
     record = {"segments": [{"command": command}, {"command": "train.py other=1"}]}
     assert overrides_of(record)[2] == "data.sources.speech.shards=my shards/a"
+    made = "openwavlm train experiment=wavlm_nano name=n 'data.sources.speech.shards=my shards/a' optim.updates=7"
+    first = {"segments": [{"from_step": 0, "command": command}]}
+    assert dict(recipe_of(iteration(tmp_path, record=first)))["command"] == made
     commands = dict(commands_of(iteration(tmp_path, record=record, config={"optim": {"updates": 7}})))
     longer = next(text for text in commands.values() if "optim.updates" in text)
     assert (

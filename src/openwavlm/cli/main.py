@@ -30,7 +30,16 @@ COMMANDS = {
 
 
 _HELP = {"--help", "-h", "help"}
-_WITHOUT_CONFIG = ("experiments", "runs", "upgrade")  # take no key=value
+USAGE = {  # of the commands that take no key=value
+    "experiments": "usage: openwavlm experiments   (the presets of a training run, each with its purpose)",
+    "runs": "usage: openwavlm runs [FOLDER]   (a table of the runs below runs/ or FOLDER, the one that changed last first)",
+    "upgrade": """usage: openwavlm upgrade PATH ...
+
+Brings shard sets, labels, codebooks and runs of format 1 to the present formats, in place; audio, labels and weights stay as they are.
+In any other folder (of openwavlm iterate, data/, runs/) all of these below it are upgraded. The shard sets and labels of a run
+are upgraded with it. Labels and codebooks need their shard sets: name them on the same line, as in
+`openwavlm upgrade data/shards/train data/labels/km500`. After a kill, run the same command again.""",
+}
 
 
 def main() -> None:
@@ -57,11 +66,11 @@ def main() -> None:
 def run(name: str) -> None:
     """Runs a command of `COMMANDS` with the arguments of this program."""
     end_at_interrupt()
-    if _HELP & set(sys.argv[1:]) and name not in _WITHOUT_CONFIG:
+    if _HELP & set(sys.argv[1:]):
         from openwavlm.cli.help import help_text
 
         with ending_with_reader():
-            print(help_text(name, COMMANDS[name]))
+            print(USAGE[name] if name in USAGE else help_text(name, COMMANDS[name]))
         return
     with ending_with_reader():
         importlib.import_module(f"openwavlm.cli.{name.replace('-', '_')}").main()

@@ -4,9 +4,9 @@ import sys
 import time
 from pathlib import Path
 
+from openwavlm.cli.main import USAGE
 from openwavlm.runs.listing import RunRow, list_runs
 
-_USAGE = "usage: openwavlm runs [FOLDER]   (a table of the runs below runs/ or FOLDER, the one that changed last first)"
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     """The command `openwavlm runs`."""
     words = sys.argv[1:]
     if len(words) > 1 or any(word.startswith("-") or "=" in word for word in words):
-        sys.stderr.write(f"{_USAGE}\n")
+        sys.stderr.write(f"{USAGE['runs']}\n")
         raise SystemExit(2)
     root = Path(words[0] if words else "runs")
     rows = list_runs(root, time.time())

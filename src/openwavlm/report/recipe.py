@@ -24,7 +24,7 @@ def recipe_of(iteration: Iteration) -> list[tuple[str, str]]:
         "software": _software(last),
         "machine": _machine(last),
         "launches": later if segments[1:] else "",
-        "command": str(segments[0].get("command", "")) if segments else "",
+        "command": " ".join(["openwavlm train", *map(_quoted, overrides_of(iteration.record))]) if segments else "",
     }
     return [(topic, text) for topic, text in rows.items() if text]
 

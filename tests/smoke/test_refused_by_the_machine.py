@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from openwavlm.batches.loader import micro_batch_loader, received
 from openwavlm.batches.settings import Loading
 from openwavlm.cli.app import refusal_of
+from openwavlm.runtime import pool
 from openwavlm.runtime.pool import run_jobs
 from openwavlm.runtime.processes import ended, killed_worker
 from openwavlm.training.skipped_updates import check_learned
@@ -105,6 +108,47 @@ def _die(job: int) -> int:
 def test_a_killed_worker_of_a_pool_is_a_sentence():
     with pytest.raises(OSError, match="was killed, probably for lack of memory: run again with fewer workers than 2"):
         list(run_jobs(_die, [1, 2], workers=2))
+
+
+def _fail(job: int) -> int:
+    raise OSError("handle is closed")
+
+
+class Racing(ProcessPoolExecutor):
+    """A pool whose first job ends while the second is submitted; `late` then gives the second one's future."""
+
+    late: Callable[[], "Future[int]"]
+    first: "Future[int] | None" = None
+
+    def submit(self, function, /, *arguments, **options):
+        if self.first is None:
+            self.first = super().submit(function, *arguments, **options)
+            return self.first
+        if function is int:
+            return super().submit(function, *arguments, **options)
+        wait([self.first])
+        return self.late()
+
+
+def _closed() -> "Future[int]":
+    raise OSError("handle is closed")
+
+
+@pytest.mark.parametrize("late", [_closed, Future], ids=["the pipe is closed", "the job is lost"])
+def test_a_worker_killed_while_jobs_are_submitted_is_the_same_sentence(late, monkeypatch):
+    monkeypatch.setattr(Racing, "late", staticmethod(late), raising=False)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", Racing)
+    with pytest.raises(OSError, match="was killed, probably for lack of memory"):
+        list(run_jobs(_die, [1, 2], workers=2))
+
+
+def test_an_error_of_a_job_or_of_a_start_stays_itself(monkeypatch):
+    with pytest.raises(OSError, match=r"^handle is closed$"):
+        list(run_jobs(_fail, [1, 2], workers=2))
+    monkeypatch.setattr(Racing, "late", staticmethod(_closed), raising=False)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", Racing)
+    with pytest.raises(OSError, match=r"^handle is closed$"):
+        list(run_jobs(abs, [1, 2], workers=2))
 
 
 def test_how_a_process_ended_is_said():

@@ -46,9 +46,15 @@ def _in_pool(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
     try:
-        for future in as_completed([pool.submit(function, job) for job in jobs]):
+        futures = [pool.submit(function, job) for job in jobs]
+        if _is_broken(pool):  # the job that was submitted at that moment may be lost: its future never ends
+            raise BrokenProcessPool
+        for future in as_completed(futures):
             yield future.result()
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, OSError) as error:
+        # A worker that starts while another dies fails with its pipe's error ("handle is closed").
+        if not isinstance(error, BrokenProcessPool) and not _is_broken(pool):
+            raise
         raise OSError(
             f"a worker process was killed, probably for lack of memory: run again with fewer workers than {workers}; finished "
             "work is kept"
@@ -58,6 +64,15 @@ def _in_pool(function: Callable[[Job], Result], jobs: Sequence[Job], workers: in
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
+
+
+def _is_broken(pool: ProcessPoolExecutor) -> bool:
+    """True if a worker was killed: the pool then refuses jobs."""
+    try:
+        pool.submit(int)
+    except BrokenProcessPool:
+        return True
+    return False
 
 
 def _prepare_worker() -> None:

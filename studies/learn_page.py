@@ -1,23 +1,11 @@
 """The Markdown page of `learn`: every table, and its verdicts in words."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from openwavlm.evaluation.intervals import Interval, sign_places
 from openwavlm.evaluation.paired import Difference
-
-_ABSENT = "–"
-
-
-class Figure(NamedTuple):
-    """A figure that can be compared, its title in tables and the decimal places of its values."""
-
-    title: str
-    higher_is_better: bool
-    places: int
-
+from tables import ABSENT, Figure, seeds, sentence, table
 
 FIGURES = {
     "phones": Figure("phones, chosen layer (share of frames)", higher_is_better=True, places=4),
@@ -35,7 +23,7 @@ def page(summary: dict[str, Any], compared: dict[str, dict[str, Difference]]) ->
     """
     primary, comparisons = summary["primary"], summary["comparisons"]
     lines = [
-        "## `make learn`: paired comparisons",
+        "## `make study NAME=learn`: paired comparisons",
         "",
         *_method(summary, compared),
         "",
@@ -47,7 +35,7 @@ def page(summary: dict[str, Any], compared: dict[str, dict[str, Difference]]) ->
     ]
     for name, figures in compared.items():
         of, against = (_name(comparisons[name][side]) for side in ("of", "against"))
-        lines += ["", f"### {of} against {against}", "", *table(figures, of, against), ""]
+        lines += ["", f"### {of} against {against}", "", *table(figures, FIGURES, of, against), ""]
         lines += [f"- {_sentence(comparisons, compared, name, figure)}" for figure in figures]
         if "iteration_2" in (comparisons[name]["of"], comparisons[name]["against"]):
             lines.append("- Masked figures are not compared: the two iterations predict other labels.")
@@ -61,7 +49,7 @@ def _name(arm: str) -> str:
 
 def _sentence(comparisons: dict[str, Any], compared: dict[str, dict[str, Difference]], name: str, figure: str) -> str:
     sides = comparisons[name]
-    return sentence(figure, _name(sides["of"]), _name(sides["against"]), compared[name][figure])
+    return sentence(FIGURES[figure], _name(sides["of"]), _name(sides["against"]), compared[name][figure])
 
 
 def _method(summary: dict[str, Any], compared: dict[str, dict[str, Difference]]) -> list[str]:
@@ -101,18 +89,18 @@ def _all_models(summary: dict[str, Any]) -> list[str]:
         ("log-mel, one frame", "logmel", "logmel", 0),
         ("log-mel ± 5", "logmel_context", "logmel", 1),
     ):
-        overlapped = f"{mixtures[kind][layer]:.4f}" if kind in mixtures else _ABSENT
-        lines.append(f"| {title} | {_ABSENT} | {_ABSENT} | {phones[name]:.4f} | {_ABSENT} | {overlapped} |")
-    lines.append(f"| commonest phone | {_ABSENT} | {_ABSENT} | {phones['majority']:.4f} | {_ABSENT} | {_ABSENT} |")
+        overlapped = f"{mixtures[kind][layer]:.4f}" if kind in mixtures else ABSENT
+        lines.append(f"| {title} | {ABSENT} | {ABSENT} | {phones[name]:.4f} | {ABSENT} | {overlapped} |")
+    lines.append(f"| commonest phone | {ABSENT} | {ABSENT} | {phones['majority']:.4f} | {ABSENT} | {ABSENT} |")
     return lines
 
 
 def _mean(figure: str, values: list[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
-        return _ABSENT
+        return ABSENT
     # The baselines of one set of labels are the same for all seeds.
-    return seeds(figure, known if len(set(known)) > 1 else known[:1]) if len(known) > 1 else f"{known[0]:.4f}"
+    return seeds(FIGURES[figure], known if len(set(known)) > 1 else known[:1]) if len(known) > 1 else f"{known[0]:.4f}"
 
 
 def _cost(summary: dict[str, Any]) -> list[str]:
@@ -123,56 +111,3 @@ def _cost(summary: dict[str, Any]) -> list[str]:
         f"Cost: {len(models)} trainings of {train.min():.0f} to {train.max():.0f} s, {train.sum() / 60:.0f} minutes in all if one after "
         f"the other; probes {probe / 60:.0f} minutes."
     ]
-
-
-def sentence(figure: str, of: str, against: str, found: Difference) -> str:
-    """The verdict in words."""
-    title, higher_is_better, _ = FIGURES[figure]
-    name, interval = title.split(" (", 1)[0], found.interval
-    places = sign_places(interval.low, interval.high, FIGURES[figure].places)
-    between = f"95 % interval {_ends(figure, interval)} over {interval.clusters} speakers and {interval.seeds} seeds"
-    if found.verdict == "unknown":
-        words = f"{of} less {against} is {interval.value:+.{places}f}; no interval, as there is one speaker."
-    elif found.verdict == "equal":
-        words = (
-            f"{of} and {against} are equal: the difference of {interval.value:+.{places}f} is within chance ({between}); "
-            f"smallest visible difference {interval.visible:.{places}f}."
-        )
-    else:
-        worth = "better" if (found.verdict == "higher") == higher_is_better else "worse"
-        words = f"{of} is {found.verdict}, which is {worth}, than {against} by {abs(interval.value):.{places}f} ({between})."
-    if len(found.differences) > 1 and not found.seeds_agree:
-        words += " The seeds do not agree on its sign."
-    return f"{name[0].upper()}{name[1:]}: {words}"
-
-
-def table(figures: dict[str, Difference], of: str, against: str) -> list[str]:
-    """Lines of a Markdown table with a row for each figure."""
-    lines = [
-        f"| figure | {of}: mean (seeds) | {against}: mean (seeds) | difference (seeds) | 95 % interval | verdict |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, found in figures.items():
-        equal = f"equal (visible from {found.interval.visible:.{FIGURES[name].places}f})"
-        cells = [
-            FIGURES[name].title,
-            seeds(name, found.of),
-            seeds(name, found.against),
-            seeds(name, found.differences, signed=True),
-            _ends(name, found.interval),
-            equal if found.verdict == "equal" else found.verdict,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _ends(figure: str, interval: Interval) -> str:
-    """Both ends, with as many places as the verdict needs."""
-    places = sign_places(interval.low, interval.high, FIGURES[figure].places)
-    return f"{interval.low:+.{places}f} to {interval.high:+.{places}f}"
-
-
-def seeds(figure: str, values: Sequence[float], *, signed: bool = False) -> str:
-    """`mean (value, value, …)`."""
-    form = f"{'+' if signed else ''}.{FIGURES[figure].places}f"
-    return f"{np.mean(values):{form}} ({', '.join(f'{value:{form}}' for value in values)})"

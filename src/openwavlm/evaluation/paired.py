@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from openwavlm.evaluation.intervals import PLACES, Interval, Outcome, ratio_interval
+from openwavlm.evaluation.intervals import PLACES, Interval, Outcome, interval, ratio_interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +21,15 @@ class Sums:
     def value(self) -> float:
         """The figure on all speakers."""
         return float(self.numerator.sum() / self.denominator.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Pseudo:
+    """A figure of one model that is no ratio of sums (average precision), with its jackknife pseudo-values by test speaker."""
+
+    speakers: tuple[str, ...]
+    value: float
+    pseudo_values: np.ndarray  # float64 (speakers,), NaN for a speaker without an effect that can be computed
 
 
 @dataclass(frozen=True)
@@ -90,4 +99,28 @@ def difference(of: Sequence[Sums], against: Sequence[Sums]) -> Difference:
         against=tuple(sums.value for sums in against),
         differences=tuple(a.value - b.value for a, b in zip(of, against, strict=True)),
         interval=ratio_interval(apart, first.denominator),
+    )
+
+
+def pseudo_difference(of: Sequence[Pseudo], against: Sequence[Pseudo]) -> Difference:
+    """Compares two arms by pseudo-values.
+
+    Args:
+        of: Figures of one model for each seed.
+        against: Figures of the other arm, for the same seeds in the same order.
+
+    Raises:
+        ValueError: If the numbers of seeds differ, or the models were judged on different speakers.
+    """
+    if len(of) != len(against) or not of:
+        raise ValueError(f"a paired comparison needs the same seeds on both sides, but has {len(of)} and {len(against)}")
+    if any(figure.speakers != of[0].speakers for figure in (*of, *against)):
+        raise ValueError("a paired comparison needs the same speakers, but two models were measured on different ones")
+    differences = tuple(a.value - b.value for a, b in zip(of, against, strict=True))
+    apart = np.stack([a.pseudo_values - b.pseudo_values for a, b in zip(of, against, strict=True)])
+    return Difference(
+        of=tuple(figure.value for figure in of),
+        against=tuple(figure.value for figure in against),
+        differences=differences,
+        interval=interval(apart, float(np.mean(differences))),
     )

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import arms
 from arms import Labels, pool, prepared, run_study, sums, this_call, write_page, write_results
-from mixing_page import FIGURES, page
+from mixing_page import FIGURES, UNTRAINED, page
+from openwavlm.evaluation.features import EncoderFeatures
 from openwavlm.evaluation.mix_sets import mix_set
 from openwavlm.evaluation.mixed_labels import labelled_set, mixed_label_figures
 from openwavlm.evaluation.paired import Difference, Pseudo, difference, pseudo_difference
@@ -73,6 +75,15 @@ class Seed(arms.Seed):
             )
             return Arm(trained, predicted, self.probe_model("1/mixtures", trained))
 
+    def untrained(self, trained: Stage) -> Stage:
+        """`probe_mixtures` of an encoder with random weights, of the config of a training."""
+
+        def features() -> EncoderFeatures:
+            config = RunConfig.of(read_config(trained.folder / "run" / "config.yaml")).model
+            return EncoderFeatures.untrained(config, 0, torch.device("cpu"))
+
+        return self.probe_clean("mixtures-untrained", [trained], features)
+
     def _mixed_labels(self, trained: Stage, labels: Labels) -> dict[str, Any]:
         model, _ = load_run(trained.folder / "run")
         config = RunConfig.of(read_config(trained.folder / "run" / "config.yaml"))
@@ -122,8 +133,8 @@ def mixing(config: dict[str, Any], directory: Path) -> dict[str, Any]:
         },
         "arms": {name: [_arm_figures(arm, directory) for arm in of] for name, of in models.items()},
         "baselines": {
-            name: {kind: _detection(stage.result[kind], layer=1) for kind in detection}
-            | {kind: stage.result[kind]["layers"][1] for kind in ("phones", "clean_phones")}
+            name: {kind: _detection(stage.result[kind], _layer_of(name)) for kind in detection}
+            | {kind: _at(stage.result[kind], _layer_of(name)) for kind in ("phones", "clean_phones")}
             for name, stage in baselines.items()
         },
         "this_call": this_call(chain, directory, began),
@@ -164,7 +175,9 @@ def _all_arms(
         futures = [{name: jobs.submit(seed.arm, labels, words) for name, words in config["arms"].items()} for seed in seeds]
         with one:
             baselines = shared.mixture_baselines()
-        return {name: [of_seed[name].result() for of_seed in futures] for name in config["arms"]}, baselines
+        models = {name: [of_seed[name].result() for of_seed in futures] for name in config["arms"]}
+    baselines[UNTRAINED] = shared.untrained(next(iter(models.values()))[0].train)
+    return models, baselines
 
 
 def _difference(figure: str, of: list[Arm], against: list[Arm]) -> Difference:
@@ -180,10 +193,19 @@ def _difference(figure: str, of: list[Arm], against: list[Arm]) -> Difference:
     return difference(*both)
 
 
+def _layer_of(baseline: str) -> int | None:
+    """Of the spectra the frame with its context, of the untrained encoder the chosen layer."""
+    return None if baseline == UNTRAINED else 1
+
+
+def _at(found: dict[str, Any], layer: int | None) -> float:
+    """A figure of a layer; None takes the one chosen on dev."""
+    return float(found["chosen"] if layer is None else found["layers"][layer])
+
+
 def _detection(found: dict[str, Any], layer: int | None = None) -> dict[str, float]:
-    """Precision of a layer (None: the chosen one) beside that of the frame's energy and of chance."""
-    precision = found["chosen"] if layer is None else found["layers"][layer]
-    return {"precision": precision, "level": found["level"], "share": found["share"]}
+    """Precision of a layer beside that of the frame's energy and of chance."""
+    return {"precision": _at(found, layer), "level": found["level"], "share": found["share"]}
 
 
 def _arm_figures(arm: Arm, directory: Path) -> dict[str, Any]:

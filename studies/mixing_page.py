@@ -17,6 +17,8 @@ FIGURES = {
     "overlapped_phones": Figure("phones in overlapped frames (share)", higher_is_better=True, places=4),
     "clean_phones": Figure("phones of unmixed speech (share)", higher_is_better=True, places=4),
 }
+UNTRAINED = "untrained"
+_BASELINES = {name: f"{title} ± 5" for name, title in SPECTRA.items()} | {UNTRAINED: "untrained encoder"}
 _NAMES = {"mixing_off": "mixing off", "p20": "mixing p .2 (share ≤ .5)", "p80": "mixing p .8 (share ≤ 1)"}
 
 
@@ -114,7 +116,7 @@ def _all_models(summary: dict[str, Any]) -> list[str]:
     for name, found in summary["baselines"].items():
         cells = [found[kind]["precision"] for kind in ("overlap", "overlap_normalised", "target")]
         cells += [found["phones"], found["clean_phones"]]
-        lines.append(_row(f"{SPECTRA[name]} ± 5", [None, None, None, *cells]))
+        lines.append(_row(_BASELINES[name], [None, None, None, *cells]))
     first = next(iter(summary["arms"].values()))[0]
     unigram, kinds = first["overlapped"]["unigram"], [first[kind] for kind in ("overlap", "overlap_normalised", "target")]
     lines.append(_row("energy of the frame", [None] * 3 + [kind["level"] for kind in kinds] + [None] * 2))

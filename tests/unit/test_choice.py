@@ -13,9 +13,11 @@ from sklearn.linear_model import Ridge
 from openwavlm.evaluation import measure as measure_module
 from openwavlm.evaluation import probe as probe_module
 from openwavlm.evaluation.conditions import CONDITIONS, change_of
+from openwavlm.evaluation.detection import Scored, detection_figures
 from openwavlm.evaluation.intervals import interval, outcome_of
 from openwavlm.evaluation.measure import Measured, ProbeSettings, cache_name, development_accuracy, measure
-from openwavlm.evaluation.mixtures import _overlap_figures, _phone_figures, _Read, mix_set, probe_mixtures
+from openwavlm.evaluation.mix_sets import mix_set
+from openwavlm.evaluation.mixtures import _phone_figures, _Read, probe_mixtures
 from openwavlm.evaluation.probe import probe_model, summary
 from openwavlm.evaluation.ridge import PENALTIES
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
@@ -592,20 +594,18 @@ def test_figures_for_json_are_rounded_to_five_places_and_none_where_they_are_no_
 # Mixtures
 
 
-def read(scores: np.ndarray, truth: np.ndarray, correct: np.ndarray, frames: np.ndarray) -> _Read:
-    return _Read(scores, truth, correct, frames)
+def scored(scores: np.ndarray, truth: np.ndarray) -> Scored:
+    """Frames of one utterance each of "a" and "b", in turn, of rising energy."""
+    return Scored(scores, truth, np.arange(len(truth), dtype=float), np.arange(len(truth)) % 2)
 
 
 def test_overlap_layers_and_penalties_are_chosen_on_dev() -> None:
     # Two layers, two penalties: on dev layer 0 by penalty 1 is perfect, on test layer 1 by penalty 0.
     truth = np.array([True, False, True, False])
     right, inverted, medium = np.array([2.0, 0, 1, -1]), np.array([0.0, 2, -1, 1]), np.array([2.0, 1.5, 1, 0])
-    nothing = np.zeros((2, 2, 0), dtype=int)
-    dev = read(np.array([[inverted, right], [medium, inverted]]), truth, nothing, np.zeros(0, dtype=int))
-    test = read(
-        np.array([[right, inverted], [right, inverted]]), np.array([True, True, True, False]), nothing, np.zeros(0, dtype=int)
-    )
-    figures = _overlap_figures(dev, test)
+    dev = scored(np.array([[inverted, right], [medium, inverted]]), truth)
+    test = scored(np.array([[right, inverted], [right, inverted]]), np.array([True, True, True, False]))
+    figures = detection_figures(dev, test, ["a", "b"])
     # Mean precision at the positive frames, ranked by score.
     order = np.argsort(-inverted, kind="stable")
     hits = test.truth[order]
@@ -615,20 +615,20 @@ def test_overlap_layers_and_penalties_are_chosen_on_dev() -> None:
     assert figures["chosen_layer"] == 0 and figures["chosen"] == pytest.approx(by_hand)
     assert figures["layers"] == pytest.approx([by_hand, 1.0]) and figures["layers_dev"] == pytest.approx([1.0, medium_dev])
     assert figures["share"] == 0.75
+    assert figures["level"] == pytest.approx((1 / 2 + 2 / 3 + 3 / 4) / 3), (
+        "ranked by energy: the frame that is not marked comes first"
+    )
+    # Without "a" frames 1 and 3 remain, of which the marked one is ranked first; without "b" frames 0 and 2, both marked.
+    pseudo = [2 * by_hand - 1.0, 2 * by_hand - 1.0]
+    assert figures["by_speaker"] == {"speakers": ["a", "b"], "pseudo_values": pytest.approx(pseudo)}
 
 
 def test_phone_layers_of_mixtures_are_chosen_on_dev() -> None:
     utterances = tuple(ProbeUtterance(np.zeros(400, np.int16), np.zeros(1, dtype=np.int64), name) for name in ("b", "a", "b"))
     test_set = ProbeSet(utterances, ("x",))
-    dev = read(
-        np.zeros((2, 2, 0)), np.zeros(0, bool), np.array([[[2, 1], [8, 7]], [[5, 5], [1, 0]]]), np.array([10, 10])
-    )  # dev: layer 0 by penalty 1 has 15 of 20, layer 1 by penalty 0 has 10
-    test = read(
-        np.zeros((2, 2, 0)),
-        np.zeros(0, bool),
-        np.array([[[9, 9, 9], [1, 2, 3]], [[9, 8, 7], [10, 10, 10]]]),
-        np.array([10, 20, 10]),
-    )
+    # dev: layer 0 by penalty 1 has 15 of 20, layer 1 by penalty 0 has 10
+    dev = _Read(np.array([[[2, 1], [8, 7]], [[5, 5], [1, 0]]]), np.array([10, 10]))
+    test = _Read(np.array([[[9, 9, 9], [1, 2, 3]], [[9, 8, 7], [10, 10, 10]]]), np.array([10, 20, 10]))
     figures = _phone_figures(dev, test, test_set)
     assert figures["chosen_layer"] == 0 and figures["chosen"] == pytest.approx(6 / 40)
     assert figures["layers"] == pytest.approx([6 / 40, 24 / 40]) and figures["layers_dev"] == pytest.approx([0.75, 0.5])
@@ -640,14 +640,22 @@ def test_phone_layers_of_mixtures_are_chosen_on_dev() -> None:
 def test_mixtures_are_made_of_each_part_at_the_asked_ratio_and_seed() -> None:
     planted = Planted(((0,), (1,)))
     figures = probe_mixtures(planted, TRAIN, DEV, TEST, seed=4, energy_ratio_db=3.0)
-    parts = [TRAIN, *(mix_set(each, seed=4, energy_ratio_db=3.0).mixed for each in (TRAIN, DEV, TEST))]
+    raw, levelled = (
+        [mix_set(each, seed=4, energy_ratio_db=3.0, gain_normalised=normalised).mixed for each in (TRAIN, DEV, TEST)]
+        for normalised in (False, True)
+    )
+    parts = [TRAIN, *raw, *levelled, *raw[1:], DEV, TEST]  # phones, detectors raw and with the gain normalised, phones read twice
     wanted = [one.waveform().tobytes() for each in parts for one in each.utterances]
     given = [waveform.tobytes() for waveform in planted.waveforms]
     places = np.cumsum([0, *map(len, parts)])
     for first, stop in pairwise(places):
         assert sorted(given[first:stop]) == sorted(wanted[first:stop])
     mixed = mix_set(TEST, seed=4, energy_ratio_db=3.0)
-    assert figures["overlap"]["share"] == pytest.approx(np.concatenate(mixed.overlapped).mean(), abs=1e-5)
+    overlapped, active = np.concatenate(mixed.overlapped), np.concatenate(mixed.active)
+    assert figures["overlap"]["share"] == figures["overlap_normalised"]["share"] == pytest.approx(overlapped.mean(), abs=1e-5)
+    assert figures["target"]["share"] == pytest.approx(active[overlapped].mean(), abs=1e-5)
+    everywhere = [int((one.phones >= 0).sum()) for one in TEST.utterances]
+    assert figures["clean_phones"]["by_speaker"]["frames"] == pytest.approx([sum(everywhere[:4]), sum(everywhere[4:])])
     known = [int((both & (one.phones >= 0)).sum()) for both, one in zip(mixed.overlapped, TEST.utterances, strict=True)]
     assert figures["phones"]["by_speaker"]["frames"] == pytest.approx([sum(known[:4]), sum(known[4:])])
     assert figures["phones"]["by_speaker"]["speakers"] == ["f", "g"]

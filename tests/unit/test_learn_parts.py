@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import arms as shared
 import learn as learning
 from learn import Arm, Seed
 from openwavlm.evaluation.features import LogMelFeatures, MfccFeatures
@@ -29,12 +30,14 @@ def arm(number: float, *, mixtures: bool = True, counted: bool = True) -> Arm:
     clear = {"speakers": ["a", "b"], "correct": [30 + number, 40], "frames": [100, 100]}
     mixed = {"speakers": ["a", "b"], "correct": [10 + number, 15], "frames": [50, 50]}
     masked = {"speakers": ["a", "b"], "nats": [60 + number, 75], "frames": [20, 30]}
+    loud = {"chosen": 0.71, "level": 0.4, "share": 0.25, "layers": [0.7]}
+    level = {"chosen": 0.61, "level": 0.3, "share": 0.25, "layers": [0.6]}
     counts = {"count_table": {"cross_entropy": 2.5, "accuracy": 0.1}, "unigram": {"cross_entropy": 3.5, "accuracy": 0.2}}
     return Arm(
         stage("train", seconds=100.0 + number),
         stage("probe", {"phones": phones | {"by_speaker": clear}}, 7.0),
         stage("masked", {"by_speaker": masked, "figures": counts if counted else None}, 11.0),
-        stage("mixtures", {"phones": {"chosen": 0.31, "by_speaker": mixed}, "overlap": {"chosen": 0.71}}, 13.0)
+        stage("mixtures", {"phones": {"chosen": 0.31, "by_speaker": mixed}, "overlap": loud, "overlap_normalised": level}, 13.0)
         if mixtures
         else None,
     )
@@ -68,7 +71,10 @@ def test_figures_of_one_model_stand_under_their_names() -> None:
             "majority": 0.26,
         },
         "overlapped_phones": 0.31,
-        "overlap": 0.71,
+        "overlap": {
+            "raw": {"chosen": 0.71, "level": 0.4, "share": 0.25},
+            "gain_normalised": {"chosen": 0.61, "level": 0.3, "share": 0.25},
+        },
         "train_seconds": 100.001,
         "probe_seconds": 31.0,
     }
@@ -190,10 +196,10 @@ def test_the_arms_of_a_seed_train_and_are_measured_on_the_parts_that_they_are_fo
     monkeypatch.setattr(
         seed, "_masked_speakers", lambda of, test, *, counted: {"masked": of.key, "on": test.key, "counted": counted}
     )
-    monkeypatch.setattr(learning, "_encoder", lambda of: of.key)
-    monkeypatch.setattr(learning, "EncoderFeatures", lambda model: ("encoder", model))
+    monkeypatch.setattr(shared, "encoder", lambda of: of.key)
+    monkeypatch.setattr(shared, "EncoderFeatures", lambda model: ("encoder", model))
     monkeypatch.setattr(seed, "_clean_sets", lambda: ("train", "dev", "test"))
-    monkeypatch.setattr(learning, "probe_mixtures", lambda *of, **settings: {"mixed": [*of, settings]})
+    monkeypatch.setattr(shared, "probe_mixtures", lambda *of, **settings: {"mixed": [*of, settings]})
     found = seed.first(labels, ["a=1"], mixtures=True, counted=False)
     assert trained == [(1, ("a=1",), tuple(labels.values()))]
     assert found.probe.result == {"probed": "trained-1"}
@@ -222,10 +228,12 @@ def test_baselines_on_mixtures_are_mfcc_and_log_mel(tmp_path: Path, monkeypatch:
     shards = {f"{name}_clean": stage(f"shards-{name}") for name in ("train", "dev", "test")}
     seed = Seed(Chain(tmp_path), CONFIG, shards, tmp_path / "times", seed=6, one=threading.Lock())
     monkeypatch.setattr(seed, "_clean_sets", lambda: ())
-    monkeypatch.setattr(learning, "probe_mixtures", lambda features, **_: {"of": type(features).__name__})
+    monkeypatch.setattr(shared, "probe_mixtures", lambda features, **_: {"of": type(features).__name__})
     found = seed.mixture_baselines()
     assert {name: of.result["of"] for name, of in found.items()} == {
         "mfcc": MfccFeatures.__name__,
+        "mfcc_norm": MfccFeatures.__name__,
+        "logmel_raw": LogMelFeatures.__name__,
         "logmel": LogMelFeatures.__name__,
     }
 
@@ -233,7 +241,7 @@ def test_baselines_on_mixtures_are_mfcc_and_log_mel(tmp_path: Path, monkeypatch:
 def test_the_summary_has_every_comparison_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arms = {"iteration_1": [arm(1), arm(2)], "iteration_2": [arm(5), arm(7)], "v": [arm(3), arm(3)], "w": [arm(0), arm(0)]}
     baselines = {"mfcc": stage("m", {"phones": {"layers": [0.1, 0.2]}}), "logmel": stage("l", {"phones": {"layers": [0.3, 0.4]}})}
-    monkeypatch.setattr(learning, "shard_sets", lambda chain, config: ({}, Path("times")))
+    monkeypatch.setattr(shared, "shard_sets", lambda chain, config: ({}, Path("times")))
     monkeypatch.setattr(learning, "_all_arms", lambda *_: (arms, baselines))
     monkeypatch.setattr(learning, "_arm_figures", lambda of, place: [of.masked.result["by_speaker"]["nats"][0], str(place)])
     pages: list[Any] = []
@@ -251,6 +259,6 @@ def test_the_summary_has_every_comparison_and_model(tmp_path: Path, monkeypatch:
     assert (two["of"], two["against"], list(two["figures"])) == ("iteration_1", "v", ["overlapped_phones", "masked"])
     np.testing.assert_allclose(one["figures"]["phones"]["differences"], [4 / 200, 5 / 200], atol=1e-5)
     np.testing.assert_allclose(two["figures"]["masked"]["differences"], [-2 / 50, -1 / 50], atol=1e-5)
-    monkeypatch.setattr(learning, "shard_sets", lambda chain, config: ({}, None))
+    monkeypatch.setattr(shared, "shard_sets", lambda chain, config: ({}, None))
     with pytest.raises(ValueError, match="needs phone times"):
         learning.learn(CONFIG, tmp_path)

@@ -77,10 +77,10 @@ def test_mixtures_of_the_learning_comparison_are_given_the_clean_parts_in_their_
     config = {**one.config, "mixtures": {"seed": 5, "energy_ratio_db": 2.0}}
     seed = Seed(one.chain, config, one.shards, shards["phones"], seed=3, one=threading.Lock())
     given: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("learn.probe_mixtures", lambda *sets, **settings: given.append((*sets, settings)) or {})
+    monkeypatch.setattr("arms.probe_mixtures", lambda *sets, **settings: given.append((*sets, settings)) or {})
     baselines = seed.mixture_baselines()
-    assert set(baselines) == {"mfcc", "logmel"} and seed.config["seed"] == 3
-    for (extract, *sets, settings), kind in zip(given, (MfccFeatures, LogMelFeatures), strict=True):
+    assert list(baselines) == ["mfcc", "mfcc_norm", "logmel_raw", "logmel"] and seed.config["seed"] == 3
+    for (extract, *sets, settings), kind in zip(given, (MfccFeatures, MfccFeatures, LogMelFeatures, LogMelFeatures), strict=True):
         assert isinstance(extract, kind) and settings == config["mixtures"]
         assert [{name.split("/")[0] for name in part.speakers} for part in sets] == [
             {"train_clean"},

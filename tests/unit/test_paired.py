@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from learn_page import FIGURES, page, seeds, sentence, table
+from learn_page import FIGURES, page
 from openwavlm.evaluation.intervals import Interval
-from openwavlm.evaluation.paired import Difference, Sums, difference
+from openwavlm.evaluation.paired import Difference, Pseudo, Sums, difference, pseudo_difference
+from tables import seeds, sentence, table
 
 SPEAKERS = tuple(f"demo/voice{number:02d}" for number in range(20))
 FRAMES = np.full(20, 1000.0)
@@ -201,15 +202,36 @@ def test_words_say_which_way_is_good():
         return Difference((0.5, 0.5), (0.4, 0.4), differences, Interval(value, low, high, 0.15, 20, 2))
 
     higher, lower, equal = found(0.01, 0.1, 0.2), found(-0.2, -0.1, -0.01), found(-0.1, 0.01, 0.1, (0.1, -0.08))
-    assert "one is higher, which is better, than two by 0.1000" in sentence("phones", "one", "two", higher)
-    assert "one is higher, which is worse, than two by 0.100" in sentence("masked", "one", "two", higher)
-    assert "one is lower, which is better, than two" in sentence("masked", "one", "two", lower)
-    assert "one and two are equal" in sentence("phones", "one", "two", equal)
-    assert "; smallest visible difference 0.1500." in sentence("phones", "one", "two", equal)
-    assert table({"phones": equal}, "one", "two")[-1].endswith("| equal (visible from 0.1500) |")
-    assert sentence("phones", "one", "two", equal).endswith("The seeds do not agree on its sign.")
-    assert not sentence("phones", "one", "two", higher).endswith("sign.")
-    lines = table({"phones": higher, "masked": lower}, "one", "two")
+    assert "one is higher, which is better, than two by 0.1000" in sentence(FIGURES["phones"], "one", "two", higher)
+    assert "one is higher, which is worse, than two by 0.100" in sentence(FIGURES["masked"], "one", "two", higher)
+    assert "one is lower, which is better, than two" in sentence(FIGURES["masked"], "one", "two", lower)
+    assert "one and two are equal" in sentence(FIGURES["phones"], "one", "two", equal)
+    assert "; smallest visible difference 0.1500." in sentence(FIGURES["phones"], "one", "two", equal)
+    assert table({"phones": equal}, FIGURES, "one", "two")[-1].endswith("| equal (visible from 0.1500) |")
+    assert sentence(FIGURES["phones"], "one", "two", equal).endswith("The seeds do not agree on its sign.")
+    assert not sentence(FIGURES["phones"], "one", "two", higher).endswith("sign.")
+    lines = table({"phones": higher, "masked": lower}, FIGURES, "one", "two")
     assert len({line.count("|") for line in lines}) == 1 and len(lines) == 4
     assert FIGURES["masked"].title in lines[3] and lines[3].endswith("-0.200 to -0.010 | lower |")
-    assert seeds("masked", (1.0, 2.0)) == "1.500 (1.000, 2.000)"
+    assert seeds(FIGURES["masked"], (1.0, 2.0)) == "1.500 (1.000, 2.000)"
+    assert all(
+        line.endswith(")") for line in (row[:-2] for row in table({"phones": higher}, FIGURES, "a", "b", visible=True)[2:])
+    )
+    assert "visible" not in lines[2], "of a difference that is there it is said only on demand"
+
+
+def test_figures_that_are_no_ratio_are_compared_by_pseudo_values():
+    speakers = ("a", "b", "c")
+    of = [Pseudo(speakers, 0.7, np.array([0.6, 0.7, 0.8])), Pseudo(speakers, 0.6, np.array([0.5, 0.6, 0.7]))]
+    against = [Pseudo(speakers, 0.5, np.array([0.3, 0.5, 0.7])), Pseudo(speakers, 0.5, np.array([0.3, 0.5, 0.7]))]
+    found = pseudo_difference(of, against)
+    assert found.of == (0.7, 0.6) and found.against == (0.5, 0.5) and found.differences == pytest.approx((0.2, 0.1))
+    assert found.interval.value == pytest.approx(0.15) and (found.interval.clusters, found.interval.seeds) == (3, 2)
+    # One seed: Student's interval of the speakers' differences .3, .2 and .1 with two degrees of freedom.
+    half = scipy.stats.t.ppf(0.975, 2) * 0.1 / np.sqrt(3)
+    one = pseudo_difference(of[:1], against[:1]).interval
+    assert (one.low, one.high) == pytest.approx((0.2 - half, 0.2 + half))
+    with pytest.raises(ValueError, match="needs the same seeds on both sides, but has 2 and 1"):
+        pseudo_difference(of, against[:1])
+    with pytest.raises(ValueError, match="needs the same speakers"):
+        pseudo_difference(of[:1], [dataclasses.replace(against[0], speakers=("a", "b", "d"))])

@@ -15,7 +15,7 @@ from openwavlm.audio.spectra import normalised_log_mel
 from openwavlm.batches.batch import MixRecord
 from openwavlm.evaluation.conditions import add_noise, telephone
 from openwavlm.evaluation.features import EncoderFeatures, LogMelFeatures, MfccFeatures, stream
-from openwavlm.evaluation.mixtures import audible_overlap, frame_energies
+from openwavlm.evaluation.mix_sets import audible_overlap, frame_energies
 from openwavlm.evaluation.phones.alignments import Segment, frame_phones
 from openwavlm.evaluation.phones.matching import Clip, Matches
 from openwavlm.evaluation.ridge import RidgeStatistics

@@ -22,7 +22,8 @@ from openwavlm.evaluation.features import (
     with_context,
 )
 from openwavlm.evaluation.measure import Measured, ProbeSettings, cache_name, measure
-from openwavlm.evaluation.mixtures import mix_set, probe_mixtures
+from openwavlm.evaluation.mix_sets import mix_set
+from openwavlm.evaluation.mixtures import probe_mixtures
 from openwavlm.evaluation.probe import probe_model
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
 from openwavlm.model.config import WavLMConfig

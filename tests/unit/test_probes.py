@@ -10,8 +10,9 @@ from sklearn.linear_model import Ridge
 from openwavlm.audio.frames import num_frames
 from openwavlm.batches.batch import MixRecord
 from openwavlm.evaluation.conditions import add_noise, telephone
+from openwavlm.evaluation.detection import average_precision
 from openwavlm.evaluation.intervals import by_cluster, ratio_interval
-from openwavlm.evaluation.mixtures import audible_overlap, average_precision
+from openwavlm.evaluation.mix_sets import audible_overlap
 from openwavlm.evaluation.phones.alignment_files import read_tsv
 from openwavlm.evaluation.phones.alignments import Segment, frame_phones, inventory_of
 from openwavlm.evaluation.ridge import RidgeStatistics

@@ -223,12 +223,12 @@ def test_words_say_which_way_is_good():
 def test_figures_that_are_no_ratio_are_compared_by_pseudo_values():
     speakers = ("a", "b", "c")
     of = [Pseudo(speakers, 0.7, np.array([0.6, 0.7, 0.8])), Pseudo(speakers, 0.6, np.array([0.5, 0.6, 0.7]))]
-    against = [Pseudo(speakers, 0.5, np.array([0.3, 0.5, 0.7])), Pseudo(speakers, 0.5, np.array([0.3, 0.5, 0.7]))]
+    against = [Pseudo(speakers, 0.5, np.array([0.4, 0.5, 0.9])), Pseudo(speakers, 0.5, np.array([0.4, 0.5, 0.9]))]
     found = pseudo_difference(of, against)
     assert found.of == (0.7, 0.6) and found.against == (0.5, 0.5) and found.differences == pytest.approx((0.2, 0.1))
     assert found.interval.value == pytest.approx(0.15) and (found.interval.clusters, found.interval.seeds) == (3, 2)
-    # One seed: Student's interval of the speakers' differences .3, .2 and .1 with two degrees of freedom.
-    half = scipy.stats.t.ppf(0.975, 2) * 0.1 / np.sqrt(3)
+    # One seed: Student's interval of the speakers' differences .2, .2 and −.1, of deviation √.03, with two degrees of freedom.
+    half = scipy.stats.t.ppf(0.975, 2) * np.sqrt(0.03 / 3)
     one = pseudo_difference(of[:1], against[:1]).interval
     assert (one.low, one.high) == pytest.approx((0.2 - half, 0.2 + half))
     with pytest.raises(ValueError, match="needs the same seeds on both sides, but has 2 and 1"):

@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export HYDRA_FULL_ERROR ?= 0
 INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo study learn docs check test test-newest test-long test-mutants clean help
+.PHONY: setup demo study study-name learn docs check test test-newest test-long test-mutants clean help
 help: ## What the targets do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -50,9 +50,11 @@ test-newest: $(STAMP) $(NEWEST)/.current ## Shards to Transformers with the newe
 demo: $(STAMP) ## The whole job on synthetic voices, on a CPU
 	@$(BIN)/openwavlm iterate --config-name demo
 
-study: $(STAMP) ## NAME=learn or NAME=mixing: paired comparisons over seeds (about an hour each); the same command resumes it
-	@test -f "studies/$(NAME).yaml" || { echo "error: NAME must be learn or mixing, but is '$(NAME)': make study NAME=mixing" >&2; exit 2; }
+study: study-name $(STAMP) ## NAME=learn or NAME=mixing: paired comparisons over seeds (about an hour each); the same command resumes it
 	@$(BIN)/python studies/$(NAME).py
+
+study-name: # refused before anything is installed
+	@test -f "studies/$(NAME).yaml" || { echo "error: NAME must be learn or mixing, but is '$(NAME)': make study NAME=mixing" >&2; exit 2; }
 
 learn: # the name of `make study NAME=learn` in earlier pages
 	@$(MAKE) --no-print-directory study NAME=learn

@@ -115,7 +115,7 @@ def _fail(job: int) -> int:
 
 
 class Racing(ProcessPoolExecutor):
-    """A pool whose first job ends while the second is submitted; `late` then gives the second one's future."""
+    """A pool in which the first job ends while the second is submitted; `late` returns the future of the second."""
 
     late: Callable[[], "Future[int]"]
     first: "Future[int] | None" = None

@@ -15,6 +15,7 @@ from typing import Any
 import arms
 from arms import Labels, pool, prepared, run_study, sums, this_call, write_results
 from learn_page import FIGURES, page
+from openwavlm.evaluation import measure
 from openwavlm.evaluation.paired import Sums, difference
 from openwavlm.pipeline.corpora import SETS
 from openwavlm.pipeline.settings import IterationSettings, iteration_settings
@@ -71,7 +72,10 @@ class Seed(arms.Seed):
         clean = [self.shards[f"{name}_clean"] for name in SETS]
         with self.one:
             probe = self.chain.run(
-                f"{number}/probe", dict(self.config["probe"]), [trained, *clean], lambda folder: self._probe(trained)
+                f"{number}/probe",
+                dict(self.config["probe"]) | {"version": measure.VERSION},
+                [trained, *clean],
+                lambda folder: self._probe(trained),
             )
             masked = self.chain.run(
                 f"{number}/masked-speakers",

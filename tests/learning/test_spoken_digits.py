@@ -26,7 +26,7 @@ from openwavlm.runs.export import load_run
 from openwavlm.shards.index import Index
 from openwavlm.shards.prepare import make_shards
 from openwavlm.synthesis import espeak
-from openwavlm.synthesis.voices import speakers_of
+from openwavlm.synthesis.voices import SPEAKERS
 from openwavlm.training.config import RunConfig
 from runs import compose, launch
 from synthetic_labels import write_pack
@@ -50,7 +50,7 @@ RECIPE = [
 def say_digits(folder: Path, split: str, minutes: float, seed: int) -> None:
     """Writes `folder/VOICE/NNN.wav`: six digits each, by the voices of a split, with pitch, rate and vocal tract drawn anew."""
     draw = np.random.default_rng(seed)
-    voices = sorted({speaker.voice.name for speaker in speakers_of(split)})
+    voices = sorted({speaker.variant for speaker in SPEAKERS if speaker.split == split})
     made_s, number = 0.0, 0
     while made_s < 60 * minutes:
         voice = voices[number % len(voices)]

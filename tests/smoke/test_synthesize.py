@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("espeakng_loader") is None, reason="espeak-ng is not installed: pip install 'openwavlm[demo]'"
 )
 ROOT = Path(__file__).parents[2]
-# Below one utterance a speaker, so each of the 92 says one.
+# Below one utterance a voice, so each of the 212 says one.
 SMALL = {"minutes": 1.0, "dev_minutes": 0.5, "test_minutes": 1.0}
 SETS = ("train", "train_clean", "dev", "dev_clean", "test", "test_clean")
 
@@ -50,24 +50,27 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_manifests_list_every_speaker_and_their_files_have_the_announced_length(corpus: Path):
     stats = json.loads((corpus / "stats.json").read_text())
-    counts = {"train": 128, "train_clean": 128, "dev": 8, "dev_clean": 8, "test": 20, "test_clean": 20}
+    counts = {"train": 128, "train_clean": 128, "dev": 24, "dev_clean": 24, "test": 60, "test_clean": 60}
+    speakers = {"train": 64, "dev": 6, "test": 12}
     for name in SETS:
         rows = rows_of(corpus / f"{name}.tsv")
         assert len(rows) == counts[name] == stats["sets"][name]["utterances"]
         for row in rows:
-            assert row["split"] == name and row["speaker"] == f"{row['voice']}_{row['accent']}"
+            assert row["split"] == name and row["speaker"].removesuffix("-2") == row["variant"]
+            assert row["path"].split("/")[1] == f"{row['speaker']}_{row['accent']}"
             assert row["path"] == row["recording"] + ".flac" and row["text"]
+        assert len({row["speaker"] for row in rows}) == speakers[name.removesuffix("_clean")] == stats["sets"][name]["speakers"]
         for row in rows[::8]:
             samples = decode(corpus / row["path"]).samples
             assert len(samples) / SAMPLE_RATE_HZ == pytest.approx(float(row["seconds"]), abs=1e-4)
             assert 2 <= float(row["seconds"]) <= 8
 
 
-def test_held_out_voices_and_accents_are_not_in_training(corpus: Path):
+def test_held_out_speakers_and_accents_are_not_in_training(corpus: Path):
     rows = {name: rows_of(corpus / f"{name}.tsv") for name in ("train", "dev", "test")}
-    voices = {name: {row["voice"] for row in found} for name, found in rows.items()}
-    assert len(voices["train"]) == 32 and len(voices["test"]) == 4 and len(voices["dev"]) == 2
-    assert len(set.union(*voices.values())) == 38
+    variants = {name: {row["variant"] for row in found} for name, found in rows.items()}
+    assert {name: len(found) for name, found in variants.items()} == {"train": 32, "dev": 6, "test": 12}
+    assert len(set.union(*variants.values())) == 50
     accents = {name: {row["accent"] for row in found} for name, found in rows.items()}
     assert len(accents["train"]) == 4 and accents["test"] - accents["train"] == {"caribbean"}
 
@@ -88,7 +91,7 @@ def test_phone_times_are_contiguous_and_cover_the_audio(corpus: Path):
 def test_training_keeps_a_clean_twin_of_as_much_as_was_asked_for(tmp_path: Path):
     stats = synthesize(output=tmp_path / "corpus", **SMALL | {"minutes": 12.0, "clean_minutes": 1.0})
     whole, clean = (rows_of(tmp_path / "corpus" / f"{name}.tsv") for name in ("train", "train_clean"))
-    assert len(whole) > len(clean) == 128 == stats["sets"]["train_clean"]["speakers"]
+    assert len(whole) > len(clean) == 128 and stats["sets"]["train_clean"]["speakers"] == 64
     said = {row["path"].removeprefix("train/"): row["text"] for row in whole}
     assert all(said[row["path"].removeprefix("train_clean/")] == row["text"] for row in clean)
 
@@ -148,7 +151,7 @@ def test_other_settings_for_an_existing_corpus_are_refused(corpus: Path):
 
 def test_make_shards_reads_a_manifest(corpus: Path, tmp_path: Path):
     stats = make_shards(input=corpus / "test.tsv", output=tmp_path / "shards", layout="manifest", source="synthetic")
-    assert (stats["utterances"], stats["speakers"], stats["recordings"], stats["joined"]) == (20, 20, 20, 0)
+    assert (stats["utterances"], stats["speakers"], stats["recordings"], stats["joined"]) == (60, 12, 60, 0)
 
 
 def test_the_program_finishes_a_corpus_and_prints_what_is_in_it(corpus: Path):

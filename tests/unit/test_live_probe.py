@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from openwavlm.audio.frames import num_frames
+from openwavlm.audio.frames import num_frames, num_samples_of
 from openwavlm.audio.mfcc import mfcc_features
 from openwavlm.audio.spectra import log_mel, normalised_log_mel
 from openwavlm.evaluation import live
@@ -65,6 +65,8 @@ def utterances(shards: Path, seconds: float) -> list[tuple[np.ndarray, np.ndarra
         centres = 320 * np.arange(num_frames(len(waveform))) + 200
         phones = centres // 3200 % 2
         last = round(len(waveform) / 16_000, 2) * 16_000  # the table has two places
+        # The samples after the last frame are not part of it.
+        waveform = waveform[: num_samples_of(len(centres))]
         found.append((waveform, np.where(centres < max(last, 3200 * (len(waveform) // 3200)), phones, -1)))
     return found
 
@@ -129,7 +131,7 @@ def test_baselines_are_of_the_same_frames_and_kept_for_these_sets_only(
             wanted = best_on_dev(
                 *([(change(features(w))[0].numpy(), phones) for w, phones in parts[part]] for part in ("train", "dev"))
             )
-            assert found[name + suffix] == pytest.approx(wanted, abs=8 / judged), name + suffix
+            assert found[name + suffix] == pytest.approx(wanted, abs=1.5 / judged), name + suffix
     torch.manual_seed(0)
     assert found["untrained"] == pytest.approx(max(probe.run(WavLM(CONFIG).eval())), abs=3 / judged)
     kept = tmp_path / "probe_baselines.json"

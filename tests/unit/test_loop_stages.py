@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from openwavlm.evaluation import measure
 from openwavlm.pipeline import corpora, iteration
 from openwavlm.pipeline import iterate as loop
 from openwavlm.pipeline.iterate import publish
@@ -213,6 +214,10 @@ def test_synthetic_sets_are_each_of_their_own_list(tmp_path: Path, monkeypatch: 
         of = stage.result["of"]
         assert (of["input"], of["layout"], of["workers"]) == (str(corpus / "audio" / f"{name}.tsv"), "manifest", 2)
         assert of["output"] == str(stage.folder) and stage.folder.parent == tmp_path / "shards"
+    # A corpus of another version of the synthesis is another corpus.
+    monkeypatch.setattr(corpora, "FORMAT_VERSION", -1)
+    corpora.shard_sets(Chain(tmp_path), {"synthesis": settings, "workers": 2} | {"corpora": {}})
+    assert len(list(tmp_path.glob("corpus-*"))) == 2
 
 
 # The loop
@@ -255,7 +260,7 @@ def test_every_stage_of_an_iteration_builds_on_what_it_reads(tmp_path: Path, mon
         ("2/masked", {}, [trained, *labelled]),
         (
             "2/probe",
-            {"clusters": 3, "alignments": fingerprint(tmp_path / "phones.tsv")},
+            {"clusters": 3, "version": measure.VERSION, "alignments": fingerprint(tmp_path / "phones.tsv")},
             ["2/export", "shards-train_clean", "shards-dev_clean", "shards-test_clean"],
         ),
     ]
@@ -266,7 +271,7 @@ def test_every_stage_of_an_iteration_builds_on_what_it_reads(tmp_path: Path, mon
     )
     config["alignments"] = None
     one.run(1, IterationSettings("mfcc", 5), None)
-    assert asked[-1][1] == {"clusters": 3}, "phones of a synthesis are part of its corpus"
+    assert asked[-1][1] == {"clusters": 3, "version": measure.VERSION}, "phones of a synthesis are part of its corpus"
     one.times = None
     assert "probe" not in one.run(1, IterationSettings("mfcc", 5), None) and asked[-1][0] == "1/masked"
 

@@ -15,7 +15,7 @@ from openwavlm.synthesis import espeak, sentences
 from openwavlm.synthesis.channel import Channel, clean_recording, to_pcm, transmit
 from openwavlm.synthesis.sentences import plural, sentence, with_articles
 from openwavlm.synthesis.utterance import CLASSES, SILENCE, phone_class, segments, utterance
-from openwavlm.synthesis.voices import ACCENTS, HELD_OUT_ACCENTS, SPLITS, VOICES, speakers_of
+from openwavlm.synthesis.voices import ACCENTS, HELD_OUT_ACCENTS, SPEAKERS, SPLITS, Speaker, Voice, voices_of
 
 installed = importlib.util.find_spec("espeakng_loader") is not None
 with_espeak = pytest.mark.skipif(not installed, reason="espeak-ng is not installed: pip install 'openwavlm[demo]'")
@@ -57,15 +57,58 @@ def test_plurals_and_articles_are_english():
     assert with_articles(text) == "an old uncle, an uncle, a usual horse, a young eagle, an eagle, an umbrella, this a"
 
 
-def test_no_voice_is_in_two_splits_and_one_accent_is_only_tested():
-    voices = {split: {speaker.voice.name for speaker in speakers_of(split)} for split in SPLITS}
-    accents = {split: {speaker.accent for speaker in speakers_of(split)} for split in SPLITS}
-    assert {split: len(names) for split, names in voices.items()} == {"train": 32, "dev": 2, "test": 4}
-    assert len(set.union(*voices.values())) == len(VOICES) == 38
-    assert len(speakers_of("train")) == 32 * 4
+def test_no_speaker_and_no_variant_is_in_two_splits_and_one_accent_is_only_tested():
+    voices = {split: voices_of(split) for split in SPLITS}
+    for of in (lambda voice: voice.speaker.name, lambda voice: voice.speaker.variant):
+        found = [{of(voice) for voice in voices[split]} for split in SPLITS]
+        assert len(set.union(*found)) == sum(map(len, found))
+    speakers = {split: len({voice.speaker.name for voice in voices[split]}) for split in SPLITS}
+    assert speakers == {"train": 64, "dev": 6, "test": 12} and sum(speakers.values()) == len(SPEAKERS)
+    assert {split: len({voice.speaker.variant for voice in voices[split]}) for split in SPLITS} == {
+        "train": 32,
+        "dev": 6,
+        "test": 12,
+    }
+    accents = {split: {voice.accent for voice in voices[split]} for split in SPLITS}
     assert set(HELD_OUT_ACCENTS) and accents["train"] == accents["dev"] == set(ACCENTS) - set(HELD_OUT_ACCENTS)
     assert accents["test"] == set(ACCENTS)
-    assert len({speaker.name for split in SPLITS for speaker in speakers_of(split)}) == 128 + 8 + 20
+    assert len({voice.name for split in SPLITS for voice in voices[split]}) == 32 * 4 + 6 * 4 + 12 * 5
+
+
+def test_two_speakers_of_one_variant_differ_in_pitch_rate_and_vocal_tract_and_share_no_accent():
+    of_variant: dict[str, list[Speaker]] = {}
+    for speaker in SPEAKERS:
+        assert 0.88 <= speaker.formant_scale <= 1.14
+        of_variant.setdefault(speaker.variant, []).append(speaker)
+    pairs = [found for found in of_variant.values() if len(found) > 1]
+    assert len(pairs) == 32
+    for one, other in pairs:
+        assert abs(one.pitch - other.pitch) >= 10 and abs(one.rate_wpm - other.rate_wpm) >= 10
+        assert abs(one.formant_scale / other.formant_scale - 1) > 0.07
+        assert sorted(one.accents + other.accents) == sorted(set(ACCENTS) - set(HELD_OUT_ACCENTS))
+
+
+@with_espeak
+def test_the_formant_scale_moves_the_spectrum_and_keeps_the_rate():
+    """The same voice with a vocal tract 15 % shorter: formants 15 % higher, in about the same time."""
+
+    def spoken(scale: float) -> np.ndarray:
+        speaker = Speaker("one", "test", "m3", 50, 170, scale, ("us",))
+        return utterance(Voice(speaker, "us"), seed=0, key="test/3").waveform
+
+    plain, scaled = spoken(1.0), spoken(1.15)
+    assert len(scaled) == pytest.approx(len(plain), rel=0.05)
+    stretch = 1.0 + np.arange(-5, 31) / 100
+    frequency_hz = np.fft.rfftfreq(512, 1 / 16_000)
+    before, after = (
+        np.log(
+            np.mean(np.abs(np.fft.rfft(np.lib.stride_tricks.sliding_window_view(one, 512)[::160] * np.hanning(512))) ** 2, axis=0)
+        )
+        for one in (plain, scaled)
+    )
+    band = (frequency_hz > 400) & (frequency_hz < 4500)
+    fit = [np.corrcoef(np.interp(frequency_hz[band] / by, frequency_hz, before), after[band])[0, 1] for by in stretch]
+    assert stretch[int(np.argmax(fit))] == pytest.approx(1.15, abs=0.04)
 
 
 @with_espeak
@@ -238,7 +281,7 @@ def test_the_clean_twin_has_only_a_sound_cards_noise():
 
 
 def test_phone_times_are_those_of_the_sounds_in_the_padded_recording(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A click where each phone begins, at espeak-ng's 22,050 Hz, is found at the phone's time in the recording of 16,000 Hz."""
+    """A click where each phone begins, at espeak-ng's 22,050 Hz times the formant scale, is found at the phone's time."""
     starts, asked = np.array([1500, 4000, 9000, 15_000, 21_000]), []
 
     def speak(text: str, voice: str, *, pitch: int, rate_wpm: int, seed: int) -> espeak.Speech:
@@ -248,10 +291,13 @@ def test_phone_times_are_those_of_the_sounds_in_the_padded_recording(monkeypatch
         return espeak.Speech(samples, starts, ("'a", "n", "m", "i:", "_"))
 
     monkeypatch.setattr("openwavlm.synthesis.utterance.espeak.speak", speak)
-    speaker = speakers_of("dev")[0]
+    voice = voices_of("dev")[0]
+    speaker, scale = voice.speaker, voice.speaker.formant_scale
+    assert scale != 1
+    played_hz = 22_050 * scale
     leads, rests = [], []
     for number in range(60):
-        made = utterance(speaker, seed=1, key=f"dev/{number}")
+        made = utterance(voice, seed=1, key=f"dev/{number}")
         clicks = np.flatnonzero(np.abs(made.waveform) > 0.3)
         found_s = clicks[np.append(True, np.diff(clicks) > 100)] / 16_000
         names = [phone for _, _, phone, _ in made.segments]
@@ -260,14 +306,13 @@ def test_phone_times_are_those_of_the_sounds_in_the_padded_recording(monkeypatch
         np.testing.assert_allclose(begins[1:], found_s, atol=3e-4)
         assert begins[0] == 0 and all(before[1] == after[0] for before, after in pairwise(made.segments))
         assert made.segments[-1][1] == pytest.approx(len(made.waveform) / 16_000, abs=1e-6)
-        lead = begins[1] - 1500 / 22_050
+        lead = begins[1] - 1500 / played_hz
         leads.append(lead)
-        rests.append(len(made.waveform) / 16_000 - lead - 24_000 / 22_050)
+        rests.append(len(made.waveform) / 16_000 - lead - 24_000 / played_hz)
         assert not made.waveform[: round(lead * 16_000)].any()
     for pauses in (leads, rests):
         assert 0.0995 < min(pauses) < 0.12 and 0.28 < max(pauses) < 0.3005
     assert abs(np.corrcoef(leads, rests)[0, 1]) < 0.5
     pitches, rates = (np.array(values) for values in zip(*asked, strict=True))
-    voice = speaker.voice
-    assert set(pitches - voice.pitch) <= set(range(-6, 7)) and len(set(pitches)) > 8
-    assert abs(rates / voice.rate_wpm - 1).max() <= 0.083 and rates.max() / rates.min() > 1.1
+    assert set(pitches - speaker.pitch) <= set(range(-6, 7)) and len(set(pitches)) > 8
+    assert abs(rates * scale / speaker.rate_wpm - 1).max() <= 0.084 and rates.max() / rates.min() > 1.1

@@ -13,4 +13,4 @@ def main(config: DictConfig) -> None:
     for name, figures in stats["sets"].items():
         print(f"{name}: {figures['utterances']} utterances, {figures['minutes']:.1f} minutes, {figures['speakers']} speakers")
     accents = ", ".join(stats["held_out_accents"])
-    print(f"{stats['phone_classes']} phone classes; held out: the voices of test, the accent {accents}")
+    print(f"{stats['phone_classes']} phone classes; held out: the speakers of test, the accent {accents}")

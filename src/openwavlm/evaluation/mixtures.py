@@ -15,6 +15,9 @@ from openwavlm.evaluation.ridge import PENALTIES, RidgeFamily, RidgeStatistics
 from openwavlm.evaluation.sets import ProbeSet
 from openwavlm.evaluation.unseen import check_disjoint_speakers
 
+# Of the figures: results of another version are not reused by a study.
+VERSION = 2
+
 
 def probe_mixtures(
     extract: Features,

@@ -12,7 +12,7 @@ from openwavlm.shards.prepare import make_shards
 from openwavlm.shards.settings import source_name
 from openwavlm.shards.splits import split_hash
 from openwavlm.shards.stats import sentences
-from openwavlm.synthesis.corpus import synthesize
+from openwavlm.synthesis.corpus import FORMAT_VERSION, synthesize
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,10 @@ def shard_sets(chain: Chain, config: dict[str, Any]) -> tuple[dict[str, Stage], 
 def _synthesised(chain: Chain, config: dict[str, Any]) -> tuple[dict[str, Stage], Path]:
     settings = dict(config["synthesis"])
     made = chain.run(
-        "corpus", settings, [], lambda folder: synthesize(output=folder / "audio", workers=config["workers"], **settings)
+        "corpus",
+        settings | {"format_version": FORMAT_VERSION},
+        [],
+        lambda folder: synthesize(output=folder / "audio", workers=config["workers"], **settings),
     )
     audio = made.folder / "audio"
     shards = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openwavlm.batches.sources import OpenData
+from openwavlm.evaluation import measure
 from openwavlm.evaluation.features import EncoderFeatures
 from openwavlm.evaluation.measure import ProbeSettings
 from openwavlm.evaluation.paired import Sums
@@ -51,7 +52,7 @@ class Iteration:
         stages = {"codebook": book, "train": trained, "export": exported, "masked": masked}
         if self.times is not None:
             inputs = [exported, *(self.shards[f"{name}_clean"] for name in SETS)]
-            wanted = dict(self.config["probe"])
+            wanted = dict(self.config["probe"]) | {"version": measure.VERSION}
             if self.config["alignments"]:
                 wanted["alignments"] = fingerprint(self.times)
             stages["probe"] = self.chain.run(f"{number}/probe", wanted, inputs, lambda folder: self._probe(trained))

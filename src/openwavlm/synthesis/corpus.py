@@ -1,12 +1,13 @@
-"""Synthesises the embedded corpus of sentences, voices, accents and channels as FLAC files, manifests and phone times.
+"""Synthesises the embedded corpus of sentences, speakers, accents and channels as FLAC files, manifests and phone times.
 
     OUTPUT/train/m1_us/0000.flac …     dev/… test/…            each with its own channel
     OUTPUT/train_clean/… dev_clean/… test_clean/…              the same utterances without a channel (of train, some)
     OUTPUT/train.tsv train_clean.tsv dev.tsv …                 manifests of the six sets, for `make_shards layout=manifest`
     OUTPUT/phones.tsv                  path start end phone raw: seconds, without gaps
-    OUTPUT/parts/…                     done-files, one a speaker; stats.json is written last
+    OUTPUT/parts/…                     done-files, one a voice; stats.json is written last
 
-Dev and test are shard sets of their own, never mixed into training's.
+The folder is the voice, a speaker in an accent; the speaker of the manifests is the same in all accents. Dev and test are shard sets of
+their own, never mixed into training's.
 """
 
 import json
@@ -26,12 +27,12 @@ from openwavlm.runtime.resources import check_of_the_file
 from openwavlm.synthesis import espeak
 from openwavlm.synthesis.channel import Channel, clean_recording, to_pcm, transmit
 from openwavlm.synthesis.utterance import CLASSES, Utterance, utterance
-from openwavlm.synthesis.voices import ACCENTS, HELD_OUT_ACCENTS, SPLITS, VOICES, Speaker, speakers_of
+from openwavlm.synthesis.voices import ACCENTS, HELD_OUT_ACCENTS, SPEAKERS, SPLITS, Voice, voices_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _FILES = re.compile(r"(settings|stats)\.json|[^/]+\.tsv|parts/.+|[^/]+/[^/]+/\d+\.flac")
 MIN_SECONDS, MAX_SECONDS = 2.0, 8.0
-MANIFEST_COLUMNS = ("path", "speaker", "recording", "text", "language", "split", "accent", "voice", "seconds")
+MANIFEST_COLUMNS = ("path", "speaker", "recording", "text", "language", "split", "accent", "variant", "seconds")
 PHONE_COLUMNS = ("path", "start", "end", "phone", "raw")
 
 _HALF_UTTERANCE_S = 1.9
@@ -39,11 +40,11 @@ _HALF_UTTERANCE_S = 1.9
 
 @dataclass(frozen=True)
 class Part:
-    """Utterances of one speaker in one split of the corpus in `output`, the unit of resuming."""
+    """Utterances of one voice in one split of the corpus in `output`, the unit of resuming."""
 
     output: Path
     split: str
-    speaker: Speaker
+    voice: Voice
     seconds: float  # target duration, reached to half an utterance
     clean_seconds: float  # audio with a clean twin, from the first utterance on
     seed: int
@@ -51,7 +52,7 @@ class Part:
     @property
     def done_file(self) -> Path:
         """Path of the part's done-file."""
-        return self.output / "parts" / self.split / f"{self.speaker.name}.json"
+        return self.output / "parts" / self.split / f"{self.voice.name}.json"
 
     def read_done(self) -> list[dict[str, Any]] | None:
         """Utterances in the done-file; None if it is missing or damaged."""
@@ -85,9 +86,9 @@ def synthesize(
 
     Args:
         output: Folder to write.
-        minutes: Training audio; at least one utterance (about 4 s) of each of the 128 speakers.
-        dev_minutes: Audio of the development voices.
-        test_minutes: Audio of the held-out voices.
+        minutes: Training audio; at least one utterance (about 4 s) of each of the 128 voices, 64 speakers in two accents each.
+        dev_minutes: Audio of the 6 development speakers.
+        test_minutes: Audio of the 12 test speakers.
         clean_minutes: Training audio with a clean twin, for probes; dev and test have a clean twin of all audio.
         seed: Seed of sentences, prosody and channels.
         workers: Local processes; the result is the same.
@@ -111,10 +112,10 @@ def synthesize(
         _bind_settings(output, settings)
         remove_temporaries(output, _FILES.fullmatch)
         parts = [
-            Part(output, split, speaker, 60 * wanted / len(speakers), 60 * clean / len(speakers), seed)
+            Part(output, split, voice, 60 * wanted / len(voices), 60 * clean / len(voices), seed)
             for split, wanted, clean in of_splits
-            for speakers in [speakers_of(split)]
-            for speaker in speakers
+            for voices in [voices_of(split)]
+            for voice in voices
         ]
         missing = [part for part in parts if not part.is_done()]
         for _ in run_jobs(run_part, missing, workers=workers, description="synthesising"):
@@ -144,9 +145,9 @@ def run_part(part: Part) -> int:
     rows: list[dict[str, Any]] = []
     made_s, attempt = 0.0, 0
     while not rows or made_s + _HALF_UTTERANCE_S < part.seconds:
-        key = f"{part.split}/{part.speaker.name}/{attempt}"
+        key = f"{part.split}/{part.voice.name}/{attempt}"
         attempt += 1
-        said = utterance(part.speaker, seed=part.seed, key=key)
+        said = utterance(part.voice, seed=part.seed, key=key)
         seconds = len(said.waveform) / SAMPLE_RATE_HZ
         if not MIN_SECONDS <= seconds <= MAX_SECONDS:
             continue
@@ -160,7 +161,7 @@ def _write(part: Part, said: Utterance, number: int, folders: tuple[str, ...]) -
     """Writes an utterance with its channel and, in a folder `…_clean`, without."""
     nbytes = {}
     for folder in folders:
-        name = f"{folder}/{part.speaker.name}/{number:04d}"
+        name = f"{folder}/{part.voice.name}/{number:04d}"
         channel = Channel.draw(part.seed, name)
         recorded = clean_recording(said.waveform, channel.key) if folder.endswith("_clean") else transmit(said.waveform, channel)
         payload = encode_flac(to_pcm(recorded))
@@ -176,13 +177,13 @@ def _finish(output: Path, parts: list[Part], settings: dict[str, Any]) -> dict[s
     seconds: dict[str, float] = {}
     phone_seconds = dict.fromkeys(CLASSES, 0.0)
     for part in parts:
-        speaker = part.speaker
+        speaker = part.voice.speaker
         for row in part.read_done() or ():
             length_s = row["num_samples"] / SAMPLE_RATE_HZ
             for path in row["nbytes"]:
                 name, recording = path.split("/", 1)[0], path.removesuffix(".flac")
-                of_speaker = (speaker.accent, speaker.voice.name, f"{length_s:.4f}")
-                manifests.setdefault(name, []).append((path, speaker.name, recording, row["text"], "en", name, *of_speaker))
+                of_voice = (part.voice.accent, speaker.variant, f"{length_s:.4f}")
+                manifests.setdefault(name, []).append((path, speaker.name, recording, row["text"], "en", name, *of_voice))
                 seconds[name] = seconds.get(name, 0.0) + length_s
                 times += [(path, f"{start:.6f}", f"{end:.6f}", phone, raw) for start, end, phone, raw in row["segments"]]
             if part.split == "train":
@@ -197,7 +198,7 @@ def _finish(output: Path, parts: list[Part], settings: dict[str, Any]) -> dict[s
             name: {"utterances": len(rows), "minutes": round(seconds[name] / 60, 4), "speakers": len({row[1] for row in rows})}
             for name, rows in manifests.items()
         },
-        "voices": {split: [voice.name for voice in VOICES if voice.split == split] for split in SPLITS},
+        "speakers": {split: [speaker.name for speaker in SPEAKERS if speaker.split == split] for split in SPLITS},
         "accents": sorted(ACCENTS),
         "held_out_accents": sorted(HELD_OUT_ACCENTS),
         "phone_classes": len(CLASSES),

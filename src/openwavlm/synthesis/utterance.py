@@ -1,4 +1,4 @@
-"""One utterance before its channel: a sentence of a speaker with drawn prosody, pauses around it, phone times.
+"""One utterance before its channel: a sentence in a voice with drawn prosody, pauses around it, phone times.
 
 espeak-ng marks stress (`'` `,` `%` `=`) and has names for allophones (`t#` a flap, `@2` the vowel of "the"). The 45 classes are ARPAbet's
 with the British `oh` (lot), `ea` (square) and `ia` (near), `ax` (comma), `el` (little) and `sil`. A phone has the class of its
@@ -15,7 +15,7 @@ from openwavlm.audio.frames import SAMPLE_RATE_HZ
 from openwavlm.runtime.randomness import integers, stable_hash, uniform, words
 from openwavlm.synthesis import espeak
 from openwavlm.synthesis.sentences import sentence
-from openwavlm.synthesis.voices import Speaker
+from openwavlm.synthesis.voices import Voice
 
 _PAUSE_S = (0.1, 0.3)
 _PITCH_SPREAD, _RATE_SPREAD = 6, 0.08
@@ -107,29 +107,34 @@ class Utterance:
     segments: list[tuple[float, float, str, str]]
 
 
-def utterance(speaker: Speaker, *, seed: int, key: str) -> Utterance:
-    """Synthesises a sentence with pauses of .1 to .3 s around it; `seed` and `key` decide sentence, prosody and pauses."""
+def utterance(voice: Voice, *, seed: int, key: str) -> Utterance:
+    """Synthesises a sentence with pauses of .1 to .3 s around it; `seed` and `key` decide sentence, prosody and pauses.
+
+    The speaker's formant scale is a change of the sampling rate: speech of a slower rate is played faster, at higher frequencies.
+    """
+    speaker = voice.speaker
     raw = words(seed, "synthesis.prosody", 5, source=stable_hash(key))
-    pitch = speaker.voice.pitch + int(integers(raw[:1], 2 * _PITCH_SPREAD + 1)[0]) - _PITCH_SPREAD
+    pitch = speaker.pitch + int(integers(raw[:1], 2 * _PITCH_SPREAD + 1)[0]) - _PITCH_SPREAD
     rate, before, after = uniform(raw[1:4])
-    rate_wpm = round(speaker.voice.rate_wpm * (1 + _RATE_SPREAD * (2 * rate - 1)))
+    rate_wpm = round(speaker.rate_wpm * (1 + _RATE_SPREAD * (2 * rate - 1)) / speaker.formant_scale)
     text = sentence(seed, key)
     voice_seed = int(raw[4] >> np.uint64(33))
-    speech = espeak.speak(text, speaker.espeak_voice, pitch=pitch, rate_wpm=rate_wpm, seed=voice_seed)
-    said = soxr.resample(speech.samples / 32768, espeak.SAMPLE_RATE_HZ, SAMPLE_RATE_HZ, quality="HQ")
+    speech = espeak.speak(text, voice.espeak_voice, pitch=pitch, rate_wpm=rate_wpm, seed=voice_seed)
+    played_hz = round(espeak.SAMPLE_RATE_HZ * speaker.formant_scale)
+    said = soxr.resample(speech.samples / 32768, played_hz, SAMPLE_RATE_HZ, quality="HQ")
     low, high = _PAUSE_S
     lead, rest = (round((low + share * (high - low)) * SAMPLE_RATE_HZ) for share in (before, after))
     waveform = np.concatenate([np.zeros(lead), said, np.zeros(rest)])
-    return Utterance(text, waveform, _in_seconds(segments(speech, speaker.accent), lead, len(waveform)))
+    return Utterance(text, waveform, _in_seconds(segments(speech, voice.accent), played_hz, lead, len(waveform)))
 
 
-def _in_seconds(cut: list[PhoneSegment], lead: int, num_samples: int) -> list[tuple[float, float, str, str]]:
+def _in_seconds(cut: list[PhoneSegment], played_hz: int, lead: int, num_samples: int) -> list[tuple[float, float, str, str]]:
     """Segments in seconds of the padded waveform; the pauses at both ends are silence."""
     lead_s = lead / SAMPLE_RATE_HZ
     inner = [segment for segment in cut if segment.phone != SILENCE]
     first, last = cut.index(inner[0]), cut.index(inner[-1])
-    borders = [round(lead_s + segment.start / espeak.SAMPLE_RATE_HZ, 6) for segment in cut[first : last + 1]]
-    borders.append(round(lead_s + cut[last].end / espeak.SAMPLE_RATE_HZ, 6))
+    borders = [round(lead_s + segment.start / played_hz, 6) for segment in cut[first : last + 1]]
+    borders.append(round(lead_s + cut[last].end / played_hz, 6))
     times = zip(borders, borders[1:], cut[first:], strict=False)
     spoken = [(start_s, end_s, segment.phone, segment.name) for start_s, end_s, segment in times]
     silence = (SILENCE, "_")

@@ -21,8 +21,8 @@ import torch
 from omegaconf import DictConfig
 
 from openwavlm.cli.app import command
-from openwavlm.evaluation import mixtures
 from openwavlm.evaluation.features import EncoderFeatures, Features, spectral_baselines
+from openwavlm.evaluation.mixtures import VERSION, probe_mixtures
 from openwavlm.evaluation.paired import Sums
 from openwavlm.pipeline.corpora import SETS, shard_sets
 from openwavlm.pipeline.iteration import Iteration
@@ -71,13 +71,13 @@ class Seed(Iteration):
 
     def probe_clean(self, name: str, inputs: list[Stage], features: Callable[[], Features]) -> Stage:
         """Result of `probe_mixtures` on the clean sets."""
-        settings = {"mixtures": self.config["mixtures"], "probe": self.config["probe"], "version": mixtures.VERSION}
+        settings = {"mixtures": self.config["mixtures"], "probe": self.config["probe"], "version": VERSION}
         clean = [self.shards[f"{part}_clean"] for part in SETS]
         return self.chain.run(
             name,
             settings,
             [*inputs, *clean],
-            lambda folder: mixtures.probe_mixtures(features(), *self._clean_sets(), **self.config["mixtures"]),
+            lambda folder: probe_mixtures(features(), *self._clean_sets(), **self.config["mixtures"]),
         )
 
     def probe_model(self, name: str, trained: Stage) -> Stage:

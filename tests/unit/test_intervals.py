@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from learn_page import sentence, table
+from learn_page import FIGURES
 from openwavlm.evaluation.intervals import (
     MAX_GROUPS,
     Interval,
@@ -32,6 +32,7 @@ from openwavlm.evaluation.unit_figures import (
 from openwavlm.report.probe_tables import phone_table, units_table
 from openwavlm.report.verdicts import beats
 from openwavlm.runtime.randomness import stable_hash
+from tables import sentence, table
 
 RIGHT = np.array([10.0, 150.0, 33.0, 2.0, 71.0, 40.0])
 FRAMES = np.array([100.0, 200.0, 37.0, 90.0, 111.0, 300.0])
@@ -248,7 +249,7 @@ def test_no_verdict_of_two_arms_contradicts_its_interval(seeds: int, clusters: i
     found = difference(of, against)
     written = found.as_json()
     assert written["verdict"] == found.verdict and holds(found.verdict, *written["interval"])
-    words, cell = sentence("phones", "one", "other", found), table({"phones": found}, "one", "other")[-1]
+    words, cell = sentence(FIGURES["phones"], "one", "other", found), table({"phones": found}, FIGURES, "one", "other")[-1]
     assert holds(found.verdict, *printed(words)) and found.verdict in words and found.verdict in cell
     assert ("smallest visible difference" in words) == ("visible from" in cell) == (found.verdict == "equal")
 

@@ -23,11 +23,11 @@ from omegaconf import DictConfig
 from openwavlm.cli.app import command
 from openwavlm.evaluation.features import EncoderFeatures, Features, spectral_baselines
 from openwavlm.evaluation.mixtures import VERSION, probe_mixtures
-from openwavlm.evaluation.paired import Sums
+from openwavlm.evaluation.paired import Difference, Pseudo, Sums, difference, pseudo_difference
 from openwavlm.pipeline.corpora import SETS, shard_sets
 from openwavlm.pipeline.iteration import Iteration
 from openwavlm.pipeline.settings import IterationSettings, iteration_settings
-from openwavlm.pipeline.stages import Chain, Stage
+from openwavlm.pipeline.stages import Chain, Stage, fingerprint
 from openwavlm.runs.compose import plain
 from openwavlm.runs.export import load_run
 from openwavlm.runs.names import run_folder
@@ -69,9 +69,14 @@ class Seed(Iteration):
         settings = iteration_settings(1, self.config["iterations"][0])
         return replace(settings, overrides=(*settings.overrides, *overrides))
 
+    def probe_settings(self) -> dict[str, Any]:
+        """Settings of a stage of probes: those of the config, and the content of a table of phone times that was given."""
+        times = self.config.get("alignments")
+        return {"probe": self.config["probe"]} | ({"alignments": fingerprint(self.times)} if times and self.times else {})
+
     def probe_clean(self, name: str, inputs: list[Stage], features: Callable[[], Features]) -> Stage:
         """Result of `probe_mixtures` on the clean sets."""
-        settings = {"mixtures": self.config["mixtures"], "probe": self.config["probe"], "version": VERSION}
+        settings = {"mixtures": self.config["mixtures"], **self.probe_settings(), "version": VERSION}
         clean = [self.shards[f"{part}_clean"] for part in SETS]
         return self.chain.run(
             name,
@@ -100,6 +105,21 @@ def encoder(trained: Stage) -> Any:
 def sums(found: dict[str, Any], numerator: str, denominator: str = "frames") -> Sums:
     """A figure of a `by_speaker` entry."""
     return Sums(tuple(found["speakers"]), np.array(found[numerator]), np.array(found[denominator]))
+
+
+def pseudo(found: dict[str, Any], figure: str) -> Pseudo:
+    """A figure of mixtures with its pseudo-values over speakers in both roles, null where a speaker has none."""
+    of = found["pseudo_values"]
+    values = np.array([np.nan if value is None else value for value in of[figure]], dtype=np.float64)
+    return Pseudo(tuple(of["speakers"]), found[figure], values)
+
+
+def compared(of: list[Sums | Pseudo], against: list[Sums | Pseudo]) -> Difference:
+    """Paired difference of a figure of two arms, one entry a seed."""
+    sums = [[one for one in side if isinstance(one, Sums)] for side in (of, against)]
+    if len(sums[0]) == len(of):
+        return difference(*sums)
+    return pseudo_difference(*([one for one in side if isinstance(one, Pseudo)] for side in (of, against)))
 
 
 def prepared(directory: Path, config: dict[str, Any]) -> tuple[Chain, dict[str, Stage], Path]:
@@ -144,6 +164,12 @@ def write_page(path: Path, page: str) -> None:
         file.write(page.encode())
 
 
+def changed_settings(words: list[str]) -> list[str]:
+    """Overrides of a command line that make another study of it: all but the run's name and the number of parallel trainings."""
+    settings = [word for word in words if not word.startswith("-")]
+    return [word for word in settings if word.split("=", 1)[0] not in ("name", "parallel", "debug", "dry_run")]
+
+
 def run_study(
     name: str, study: Callable[[dict[str, Any], Path], dict[str, Any]], outcome: Callable[[dict[str, Any]], Any]
 ) -> None:
@@ -163,7 +189,12 @@ def run_study(
     def main(config: DictConfig) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)
-        values = plain(config)
+        values = plain(config) | {"changed": changed_settings(sys.argv[1:])}
+        if values["changed"] and values.get("page"):
+            log.warning(
+                "%s is not written, as this is another study than %s.yaml: %s", values["page"], name, ", ".join(values["changed"])
+            )
+            values["page"] = None
         directory = run_folder(values["name"])
         summary = study(values, directory.resolve())
         log.info("primary outcome: %s", json.dumps(outcome(summary)))

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import arms
-from arms import Labels, pool, prepared, run_study, sums, this_call, write_results
+from arms import Labels, compared, pool, prepared, pseudo, run_study, sums, this_call, write_results
 from learn_page import FIGURES, page
 from openwavlm.evaluation import measure
-from openwavlm.evaluation.paired import Sums, difference
+from openwavlm.evaluation.features import SPECTRA
+from openwavlm.evaluation.paired import Pseudo, Sums
 from openwavlm.pipeline.corpora import SETS
 from openwavlm.pipeline.settings import IterationSettings, iteration_settings
 from openwavlm.pipeline.stages import Chain, Stage
 
 FIRST, SECOND = "iteration_1", "iteration_2"
+
+MASKED_VERSION = 2  # of the figures of masked prediction by speaker
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,14 @@ class Arm:
     masked: Stage
     mixtures: Stage | None
 
-    def sums(self, figure: str) -> Sums:
-        """A figure by test speaker."""
-        if figure == "masked":
+    def figure(self, name: str) -> Sums | Pseudo:
+        """A figure by test speaker; of mixtures over both of their speakers."""
+        if name == "masked":
             return sums(self.masked.result["by_speaker"], "nats")
-        stage = self.probe if figure == "phones" else self.mixtures
-        assert stage is not None
-        return sums(stage.result["phones"]["by_speaker"], "correct")
+        if name == "phones":
+            return sums(self.probe.result["phones"]["by_speaker"], "correct")
+        assert self.mixtures is not None
+        return pseudo(self.mixtures.result["phones"], "chosen")
 
 
 class Seed(arms.Seed):
@@ -73,13 +77,13 @@ class Seed(arms.Seed):
         with self.one:
             probe = self.chain.run(
                 f"{number}/probe",
-                dict(self.config["probe"]) | {"version": measure.VERSION},
+                self.probe_settings() | {"version": measure.VERSION},
                 [trained, *clean],
                 lambda folder: self._probe(trained),
             )
             masked = self.chain.run(
                 f"{number}/masked-speakers",
-                {"counted": counted},
+                {"counted": counted, "version": MASKED_VERSION},
                 [trained, *labels.values()],
                 lambda folder: self._masked_speakers(trained, labels["test"], counted=counted),
             )
@@ -109,7 +113,7 @@ def learn(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     _check(config)
     chain, shards, times = prepared(directory, config)
     models, baselines = _all_arms(chain, config, shards, times)
-    compared = {name: _compared(asked, models) for name, asked in config["comparisons"].items()}
+    differences = {name: _compared(asked, models) for name, asked in config["comparisons"].items()}
     summary = {
         "format_version": 1,
         "seeds": config["seeds"],
@@ -121,13 +125,13 @@ def learn(config: dict[str, Any], directory: Path) -> dict[str, Any]:
                 "against": config["comparisons"][name]["against"],
                 "figures": {figure: found.as_json() for figure, found in figures.items()},
             }
-            for name, figures in compared.items()
+            for name, figures in differences.items()
         },
         "arms": {name: [_arm_figures(arm, directory) for arm in of] for name, of in models.items()},
         "mixture_baselines": {name: stage.result["phones"]["layers"] for name, stage in baselines.items()},
         "this_call": this_call(chain, directory, began),
     }
-    write_results(directory, summary, page(summary, compared))
+    write_results(directory, summary, page(summary, differences))
     return summary
 
 
@@ -179,7 +183,8 @@ def _all_arms(
 def _compared(asked: dict[str, Any], models: dict[str, list[Arm]]) -> dict[str, Any]:
     of, against = models[asked["of"]], models[asked["against"]]
     return {
-        figure: difference([arm.sums(figure) for arm in of], [arm.sums(figure) for arm in against]) for figure in asked["figures"]
+        figure: compared([arm.figure(figure) for arm in of], [arm.figure(figure) for arm in against])
+        for figure in asked["figures"]
     }
 
 
@@ -187,10 +192,10 @@ def _arm_figures(arm: Arm, directory: Path) -> dict[str, Any]:
     """Entry of one model in `summary.json`; `masked` beside its baselines where they were measured."""
     phones = arm.probe.result["phones"]
     counted = arm.masked.result["figures"] or {}
-    names = ("mfcc", "mfcc_context", "logmel", "logmel_context", "untrained", "majority")
+    names = [*(f"{name}{context}" for name in SPECTRA for context in ("", "_context")), "untrained", "majority"]
     return {
         "run": str((arm.train.folder / "run").relative_to(directory)),
-        "masked": round(arm.sums("masked").value, 5),
+        "masked": round(arm.figure("masked").value, 5),
         "count_table": counted.get("count_table", {}).get("cross_entropy"),
         "unigram": counted.get("unigram", {}).get("cross_entropy"),
         "phones": {"chosen": phones["chosen"], "chosen_layer": phones["chosen_layer"], **{name: phones[name] for name in names}},

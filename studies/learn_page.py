@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from openwavlm.evaluation.features import SPECTRA
 from openwavlm.evaluation.paired import Difference
 from tables import ABSENT, Figure, seeds, sentence, table
 
@@ -83,14 +84,11 @@ def _all_models(summary: dict[str, Any]) -> list[str]:
         lines.append(f"| {_name(name)} | {' | '.join(cells)} |")
     phones = next(iter(summary["arms"].values()))[0]["phones"]
     mixtures = summary["mixture_baselines"]
-    for title, name, kind, layer in (
-        ("MFCC, one frame", "mfcc", "mfcc", 0),
-        ("MFCC ± 5", "mfcc_context", "mfcc", 1),
-        ("log-mel, one frame", "logmel", "logmel", 0),
-        ("log-mel ± 5", "logmel_context", "logmel", 1),
-    ):
-        overlapped = f"{mixtures[kind][layer]:.4f}" if kind in mixtures else ABSENT
-        lines.append(f"| {title} | {ABSENT} | {ABSENT} | {phones[name]:.4f} | {ABSENT} | {overlapped} |")
+    for kind, title in SPECTRA.items():
+        for layer, context in enumerate(("one frame", "± 5")):
+            overlapped = f"{mixtures[kind][layer]:.4f}" if kind in mixtures else ABSENT
+            value = phones[f"{kind}_context" if layer else kind]
+            lines.append(f"| {title}, {context} | {ABSENT} | {ABSENT} | {value:.4f} | {ABSENT} | {overlapped} |")
     lines.append(f"| commonest phone | {ABSENT} | {ABSENT} | {phones['majority']:.4f} | {ABSENT} | {ABSENT} |")
     return lines
 

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import arms
-from arms import Labels, pool, prepared, run_study, sums, this_call, write_page, write_results
+from arms import Labels, compared, pool, prepared, pseudo, run_study, sums, this_call, write_page, write_results
 from mixing_page import FIGURES, UNTRAINED, page
+from openwavlm.evaluation import mixed_labels
 from openwavlm.evaluation.features import EncoderFeatures
 from openwavlm.evaluation.mix_sets import mix_set
 from openwavlm.evaluation.mixed_labels import labelled_set, mixed_label_figures
-from openwavlm.evaluation.paired import Difference, Pseudo, difference, pseudo_difference
+from openwavlm.evaluation.paired import Pseudo, Sums
 from openwavlm.labels.store import LabelStore
 from openwavlm.pipeline.stages import Chain, Stage
 from openwavlm.runs.export import load_run
@@ -28,14 +28,17 @@ from openwavlm.shards.index import Index
 from openwavlm.training.config import RunConfig
 from openwavlm.training.run_files import read_config
 
-# Figure → entry of a stage's result and numerator of its sums by speaker, or None for pseudo-values.
-_SUMS = {
-    "overlapped_nats": ("labels", None, "nats", "frames"),
-    "overlapped_accuracy": ("labels", None, "correct", "frames"),
-    "masked_mixed": ("labels", None, "masked_nats", "masked_frames"),
-    "overlapped_phones": ("mixtures", "phones", "correct", "frames"),
-    "clean_phones": ("mixtures", "clean_phones", "correct", "frames"),
+# Figure of mixtures → stage, entry of its result, and the name that it has there.
+_OF_MIXTURES = {
+    "overlapped_nats": ("labels", "overlapped", "cross_entropy"),
+    "overlapped_accuracy": ("labels", "overlapped", "accuracy"),
+    "masked_mixed": ("labels", "masked", "cross_entropy"),
+    "overlap_normalised": ("mixtures", "overlap_normalised", "chosen"),
+    "target": ("mixtures", "target", "chosen"),
+    "overlapped_phones": ("mixtures", "phones", "chosen"),
 }
+
+_SIDES = ("of", "against")
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,12 @@ class Arm:
     labels: Stage
     mixtures: Stage
 
-    def pseudo(self, figure: str) -> Pseudo:
-        """A precision by test speaker."""
-        found = self.mixtures.result[figure]
-        by_speaker = found["by_speaker"]
-        values = np.array([np.nan if value is None else value for value in by_speaker["pseudo_values"]], dtype=np.float64)
-        return Pseudo(tuple(by_speaker["speakers"]), found["chosen"], values)
+    def figure(self, name: str) -> Sums | Pseudo:
+        """A figure by test speaker; of mixtures over both of their speakers."""
+        if name == "clean_phones":
+            return sums(self.mixtures.result[name]["by_speaker"], "correct")
+        stage, entry, title = _OF_MIXTURES[name]
+        return pseudo(getattr(self, stage).result[entry], title)
 
 
 class Seed(arms.Seed):
@@ -69,7 +72,7 @@ class Seed(arms.Seed):
         with self.one:
             predicted = self.chain.run(
                 "1/mixed-labels",
-                {"mixtures": self.config["mixtures"]},
+                {"mixtures": self.config["mixtures"], "version": mixed_labels.VERSION},
                 [trained, labels["test"], labels["train"]],
                 lambda folder: self._mixed_labels(trained, labels),
             )
@@ -118,8 +121,8 @@ def mixing(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     chain, shards, times = prepared(directory, config)
     models, baselines = _all_arms(chain, config, shards, times)
     figures = [config["primary"]["figure"], *config["secondary"]]
-    compared = {
-        name: {figure: _difference(figure, models[asked["of"]], models[asked["against"]]) for figure in figures}
+    differences = {
+        name: {figure: compared(*([arm.figure(figure) for arm in models[asked[side]]] for side in _SIDES)) for figure in figures}
         for name, asked in config["comparisons"].items()
     }
     detection = ("overlap", "overlap_normalised", "target")
@@ -127,9 +130,10 @@ def mixing(config: dict[str, Any], directory: Path) -> dict[str, Any]:
         "format_version": 1,
         **{name: config[name] for name in ("seeds", "primary", "secondary", "frames", "head", "interpretation", "mixtures")},
         "updates": config["iterations"][0]["updates"],
+        "changed": config.get("changed") or [],
         "comparisons": {
             name: {**config["comparisons"][name], "figures": {figure: one.as_json() for figure, one in found.items()}}
-            for name, found in compared.items()
+            for name, found in differences.items()
         },
         "arms": {name: [_arm_figures(arm, directory) for arm in of] for name, of in models.items()},
         "baselines": {
@@ -139,7 +143,7 @@ def mixing(config: dict[str, Any], directory: Path) -> dict[str, Any]:
         },
         "this_call": this_call(chain, directory, began),
     }
-    text = page(summary, compared)
+    text = page(summary, differences)
     write_results(directory, summary, text)
     if config["page"]:
         write_page(Path(__file__).resolve().parents[1] / config["page"], text)
@@ -148,7 +152,7 @@ def mixing(config: dict[str, Any], directory: Path) -> dict[str, Any]:
 
 def _check(config: dict[str, Any]) -> None:
     for name, asked in config["comparisons"].items():
-        for arm in (asked["of"], asked["against"]):
+        for arm in map(asked.get, _SIDES):
             if arm not in config["arms"]:
                 raise ValueError(f"comparisons.{name} names the arm {arm}, but there are {', '.join(config['arms'])}")
     primary = config["primary"]
@@ -180,19 +184,6 @@ def _all_arms(
     return models, baselines
 
 
-def _difference(figure: str, of: list[Arm], against: list[Arm]) -> Difference:
-    if figure not in _SUMS:
-        return pseudo_difference([arm.pseudo(figure) for arm in of], [arm.pseudo(figure) for arm in against])
-    stage, entry, numerator, denominator = _SUMS[figure]
-
-    def by_speaker(arm: Arm) -> dict[str, Any]:
-        result = getattr(arm, stage).result
-        return (result[entry] if entry else result)["by_speaker"]
-
-    both = ([sums(by_speaker(arm), numerator, denominator) for arm in side] for side in (of, against))
-    return difference(*both)
-
-
 def _layer_of(baseline: str) -> int | None:
     """Of the spectra the frame with its context, of the untrained encoder the chosen layer."""
     return None if baseline == UNTRAINED else 1
@@ -213,8 +204,8 @@ def _arm_figures(arm: Arm, directory: Path) -> dict[str, Any]:
     labels, mixtures = arm.labels.result, arm.mixtures.result
     return {
         "run": str((arm.train.folder / "run").relative_to(directory)),
-        "overlapped": labels["overlapped"],
-        "masked_mixed": labels["masked"],
+        "overlapped": {name: value for name, value in labels["overlapped"].items() if name != "pseudo_values"},
+        "masked_mixed": {name: value for name, value in labels["masked"].items() if name != "pseudo_values"},
         **{kind: _detection(mixtures[kind]) for kind in ("overlap", "overlap_normalised", "target")},
         **{kind: mixtures[kind]["chosen"] for kind in ("phones", "clean_phones")},
         "train_seconds": arm.train.seconds,

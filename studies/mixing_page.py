@@ -34,8 +34,7 @@ def page(summary: dict[str, Any], compared: dict[str, dict[str, Difference]]) ->
     lines = [
         "# Does utterance mixing help under a second speaker?",
         "",
-        "Written by `make study NAME=mixing` from `runs/mixing/summary.json`. Outcomes, arms and reading were fixed in "
-        "`studies/mixing.yaml` before the first run.",
+        _origin(summary.get("changed") or []),
         "",
         f"**Primary outcome** ({title}, {summary['mixtures']['energy_ratio_db']:g} dB, test speakers):",
         "",
@@ -50,6 +49,18 @@ def page(summary: dict[str, Any], compared: dict[str, dict[str, Difference]]) ->
         lines += ["", f"## {of} against {against}", "", *table(figures, FIGURES, of, against, visible=True), ""]
         lines += [f"- {_sentence(summary, compared, name, figure)}" for figure in figures]
     return "\n".join([*lines, "", *_cost(summary)]) + "\n"
+
+
+def _origin(changed: list[str]) -> str:
+    if changed:
+        return (
+            f"Written by `studies/mixing.py` with other settings than those of `studies/mixing.yaml`: `{' '.join(changed)}`. It is not "
+            "the study that was fixed there, and names of arms may not fit."
+        )
+    return (
+        "Written by `make study NAME=mixing` from `runs/mixing/summary.json`. Outcomes, arms and reading were fixed in "
+        "`studies/mixing.yaml` before the first run."
+    )
 
 
 def reading(figures: dict[str, Difference]) -> str:

@@ -61,7 +61,8 @@ def table(
     ]
     for name, found in figures.items():
         kind = kinds[name]
-        seen = f" (visible from {found.interval.visible:.{kind.places}f})" if visible or found.verdict == "equal" else ""
+        known = not np.isnan(found.interval.visible) and (visible or found.verdict == "equal")
+        seen = f" (visible from {found.interval.visible:.{kind.places}f})" if known else ""
         cells = [
             kind.title,
             seeds(kind, found.of),
@@ -75,7 +76,9 @@ def table(
 
 
 def ends(figure: Figure, interval: Interval) -> str:
-    """Both ends, with as many places as the verdict needs."""
+    """Both ends, with as many places as the verdict needs; a dash without an interval."""
+    if np.isnan(interval.low):
+        return ABSENT
     places = sign_places(interval.low, interval.high, figure.places)
     return f"{interval.low:+.{places}f} to {interval.high:+.{places}f}"
 

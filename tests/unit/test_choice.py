@@ -16,8 +16,8 @@ from openwavlm.evaluation.conditions import CONDITIONS, change_of
 from openwavlm.evaluation.detection import Scored, detection_figures
 from openwavlm.evaluation.intervals import interval, outcome_of
 from openwavlm.evaluation.measure import Measured, ProbeSettings, cache_name, development_accuracy, measure
-from openwavlm.evaluation.mix_sets import mix_set
-from openwavlm.evaluation.mixtures import _phone_figures, _Read, probe_mixtures
+from openwavlm.evaluation.mix_sets import Mixtures, mix_set
+from openwavlm.evaluation.mixtures import _mixed_phone_figures, _phone_figures, _Read, probe_mixtures
 from openwavlm.evaluation.probe import probe_model, summary
 from openwavlm.evaluation.ridge import PENALTIES
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
@@ -605,7 +605,7 @@ def test_overlap_layers_and_penalties_are_chosen_on_dev() -> None:
     right, inverted, medium = np.array([2.0, 0, 1, -1]), np.array([0.0, 2, -1, 1]), np.array([2.0, 1.5, 1, 0])
     dev = scored(np.array([[inverted, right], [medium, inverted]]), truth)
     test = scored(np.array([[right, inverted], [right, inverted]]), np.array([True, True, True, False]))
-    figures = detection_figures(dev, test, ["a", "b"])
+    figures = detection_figures(dev, test, mixtures_of("ab", "cc"))
     # Mean precision at the positive frames, ranked by score.
     order = np.argsort(-inverted, kind="stable")
     hits = test.truth[order]
@@ -618,9 +618,10 @@ def test_overlap_layers_and_penalties_are_chosen_on_dev() -> None:
     assert figures["level"] == pytest.approx((1 / 2 + 2 / 3 + 3 / 4) / 3), (
         "ranked by energy: the frame that is not marked comes first"
     )
-    # Without "a" frames 1 and 3 remain, of which the marked one is ranked first; without "b" frames 0 and 2, both marked.
-    pseudo = [2 * by_hand - 1.0, 2 * by_hand - 1.0]
-    assert figures["by_speaker"] == {"speakers": ["a", "b"], "pseudo_values": pytest.approx(pseudo)}
+    # Without "a" frames 1 and 3 remain, of which the marked one is ranked first; without "b" frames 0 and 2, both marked; without "c" none.
+    pseudo = [3 * by_hand - 2.0, 3 * by_hand - 2.0]
+    found = figures["pseudo_values"]
+    assert found["speakers"] == ["a", "b", "c"] and found["chosen"][:2] == pytest.approx(pseudo) and np.isnan(found["chosen"][2])
 
 
 def test_phone_layers_of_mixtures_are_chosen_on_dev() -> None:
@@ -635,6 +636,23 @@ def test_phone_layers_of_mixtures_are_chosen_on_dev() -> None:
     assert figures["by_speaker"]["speakers"] == ["a", "b"]
     assert figures["by_speaker"]["correct"].tolist() == [2, 4] and figures["by_speaker"]["frames"].tolist() == [20, 20]
     assert figures["interval"] == pytest.approx(two_speakers(np.array([2, 4]), np.array([20, 20]))[1:])
+    # In mixtures each speaker is left out as the second one too.
+    mixed = _mixed_phone_figures(dev, test, mixtures_of("bab", "aca"))
+    assert {name: mixed[name] for name in ("chosen", "chosen_layer", "layers")} == {
+        name: figures[name] for name in ("chosen", "chosen_layer", "layers")
+    }
+    pseudo = mixed["pseudo_values"]
+    assert pseudo["speakers"] == ["a", "b", "c"] and np.isnan(pseudo["chosen"][0]), "a is in every mixture"
+    assert pseudo["chosen"][1:] == pytest.approx([3 * 6 / 40 - 2 * 2 / 20, 3 * 6 / 40 - 2 * 4 / 20])
+    two = interval(np.array([pseudo["chosen"]]), 6 / 40)
+    assert mixed["interval"] == [two.low, two.high] and two.clusters == 2
+
+
+def mixtures_of(first: str, second: str) -> Mixtures:
+    """Mixtures of silence, one of each pair of speakers."""
+    utterances = tuple(ProbeUtterance(np.zeros(400, np.int16), np.zeros(1, dtype=np.int64), name) for name in first)
+    nowhere = tuple(np.zeros(1, dtype=bool) for _ in first)
+    return Mixtures(ProbeSet(utterances, ("x",)), nowhere, nowhere, tuple(second))
 
 
 def test_mixtures_are_made_of_each_part_at_the_asked_ratio_and_seed() -> None:
@@ -657,8 +675,7 @@ def test_mixtures_are_made_of_each_part_at_the_asked_ratio_and_seed() -> None:
     everywhere = [int((one.phones >= 0).sum()) for one in TEST.utterances]
     assert figures["clean_phones"]["by_speaker"]["frames"] == pytest.approx([sum(everywhere[:4]), sum(everywhere[4:])])
     known = [int((both & (one.phones >= 0)).sum()) for both, one in zip(mixed.overlapped, TEST.utterances, strict=True)]
-    assert figures["phones"]["by_speaker"]["frames"] == pytest.approx([sum(known[:4]), sum(known[4:])])
-    assert figures["phones"]["by_speaker"]["speakers"] == ["f", "g"]
+    assert sum(known) > 0 and figures["phones"]["pseudo_values"]["speakers"] == ["f", "g"]
 
 
 @pytest.mark.parametrize("ratio_db", [-5.0, 0.0, 5.0])

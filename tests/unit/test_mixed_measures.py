@@ -10,8 +10,9 @@ from openwavlm.audio.frames import num_samples_of
 from openwavlm.batches.batch import MixRecord
 from openwavlm.batches.masking import draw_span_mask
 from openwavlm.batches.settings import SpanMasking
-from openwavlm.evaluation.detection import average_precision, levels, precision_by_speaker
-from openwavlm.evaluation.mix_sets import Mixtures, audible, mix_set, with_level_of
+from openwavlm.evaluation.detection import Scored, average_precision, detection_figures, levels
+from openwavlm.evaluation.intervals import interval
+from openwavlm.evaluation.mix_sets import Mixtures, audible, mix_set, share_of, with_level_of
 from openwavlm.evaluation.mixed_labels import mixed_label_figures
 from openwavlm.evaluation.mixtures import _target_marks
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
@@ -92,35 +93,67 @@ def test_the_first_speaker_is_audible_within_30_db_of_its_loudest_frame() -> Non
 
 
 def test_the_target_is_judged_where_the_second_speaker_is_audible() -> None:
-    mixtures = Mixtures(noises("ab", 1), (np.array([True, True, False, False]),) * 2, (np.array([True, False, True, False]),) * 2)
+    overlapped, active = (np.array(marks) for marks in ([True, True, False, False], [True, False, True, False]))
+    mixtures = Mixtures(noises("ab", 1), (overlapped,) * 2, (active,) * 2, ("b", "a"))
     assert [marks.tolist() for marks in _target_marks(mixtures)] == [[1, 0, -1, -1]] * 2
 
 
-def test_pseudo_values_of_a_precision_leave_one_speaker_out() -> None:
+def test_pseudo_values_leave_a_speaker_out_as_first_and_as_second_one() -> None:
     rng = np.random.default_rng(1)
-    scores, truth, speakers = rng.random(60), rng.random(60) < 0.4, np.repeat(["b", "a", "c"], 20)
-    found = precision_by_speaker(scores, truth, speakers)
-    assert found["speakers"] == ["a", "b", "c"]
+    made = mix_set(noises("abc", 4), seed=3)
+    roles = list(zip((one.speaker for one in made.mixed.utterances), made.partners, strict=True))
+    assert all(first != second for first, second in roles) and set(made.partners) == set("abc")
+    utterance = np.repeat(np.arange(len(roles)), 5)
+    scores, truth = rng.random(len(utterance)), rng.random(len(utterance)) < 0.4
 
     def by_hand(kept: np.ndarray) -> float:
         ranked = truth[kept][np.argsort(-scores[kept])]
         return float(np.mean([ranked[: place + 1].mean() for place in np.flatnonzero(ranked)]))
 
-    everything = by_hand(np.ones(60, dtype=bool))
-    wanted = [3 * everything - 2 * by_hand(speakers != name) for name in "abc"]
-    assert found["pseudo_values"] == pytest.approx(wanted)
-    only = precision_by_speaker(scores, speakers == "a", speakers)
-    assert np.isnan(only["pseudo_values"][0]) and np.isfinite(only["pseudo_values"][1:]).all()
+    scored = Scored(scores[None, None], truth, rng.random(len(utterance)), utterance)
+    found = detection_figures(scored, scored, made)
+    without = [np.array([name not in roles[number] for number in utterance]) for name in "abc"]
+    wanted = [3 * by_hand(truth | True) - 2 * by_hand(kept) for kept in without]
+    assert found["pseudo_values"] == {"speakers": ["a", "b", "c"], "chosen": pytest.approx(wanted)}
+    correct, frames = rng.integers(0, 9, len(roles)), np.full(len(roles), 9)
+    shares = made.pseudo_values(share=share_of(correct, frames))["share"]
+    kept = [np.array([name not in pair for pair in roles]) for name in "abc"]
+    assert shares == pytest.approx([3 * correct.mean() / 9 - 2 * correct[of].mean() / 9 for of in kept])
+    assert np.isnan(share_of(correct, frames)(np.zeros(len(roles), dtype=bool)))
+
+
+@pytest.mark.parametrize(("partner", "seeds"), [(0.03, 1), (0.03, 5), (0.0, 5)])
+def test_intervals_of_mixtures_cover_other_speakers_in_both_roles(partner: float, seeds: int) -> None:
+    """A difference that depends on both speakers of a mixture. Intervals of pairs are rather wide, so only the lower bound is checked."""
+    rng, inside, trials = np.random.default_rng(5), 0, 400
+    names = [f"s{number}" for number in range(12)]
+    first = np.repeat(names, 15)
+    utterances = tuple(ProbeUtterance(np.zeros(400, np.int16), np.zeros(1, dtype=np.int64), name) for name in first)
+    nowhere = tuple(np.zeros(1, dtype=bool) for _ in first)
+    for _ in range(trials):
+        second = [rng.choice([name for name in names if name != one]) for one in first]
+        made = Mixtures(ProbeSet(utterances, ("x",)), nowhere, nowhere, tuple(second))
+        effects = {
+            role: dict(zip(names, sd * rng.standard_normal(12), strict=True)) for role, sd in (("1", 0.03), ("2", partner))
+        }
+        of_pair = np.array([effects["1"][one] + effects["2"][other] for one, other in zip(first, second, strict=True)])
+        # One seed does not show how seeds differ.
+        own = of_pair + 0.01 * (seeds > 1) * rng.standard_normal((seeds, 1)) + 0.03 * rng.standard_normal((seeds, len(first)))
+        frames = np.full(len(first), 50.0)
+        pseudo = [made.pseudo_values(share=share_of(of_seed * frames, frames))["share"] for of_seed in own]
+        found = interval(np.array(pseudo), float(own.mean()))
+        inside += found.low <= 0 <= found.high
+    assert inside / trials >= 0.93
 
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_labels_in_mixtures_are_scored_as_by_hand(normalised: bool) -> None:
     torch.manual_seed(0)
     model = WavLMForPretraining(WavLM(replace(CONFIG, normalise_waveform=normalised)), Head(final_dim=8), CLASSES).eval()
-    mixtures, masking = mix_set(noises("abc", 2), seed=5), SpanMasking(prob=0.5, length=5)
+    mixtures, masking = mix_set(noises("abc", 3), seed=5), SpanMasking(prob=0.5, length=5)
     counts = np.array([5, 0, 9, 1, 2, 3])
     figures = mixed_label_figures(model, mixtures, masking, counts, mask_seed=7)
-    sums = {speaker: np.zeros(5) for speaker in "abc"}  # nats, correct, frames, masked nats, masked frames
+    sums = np.zeros((len(mixtures.mixed), 5))  # nats, correct, frames, masked nats, masked frames
     truth = []
     embeddings = model.label_embeddings.detach().double().numpy()
     special = len(embeddings) - CLASSES
@@ -137,20 +170,25 @@ def test_labels_in_mixtures_are_scored_as_by_hand(normalised: bool) -> None:
                 x, label = projected[frame], int(utterance.phones[frame])
                 cosine = embeddings @ x / np.linalg.norm(embeddings, axis=1) / np.linalg.norm(x) / model.logit_temperature
                 nats = np.log(np.exp(cosine).sum()) - cosine[special + label]
-                sums[utterance.speaker][first] += nats
+                sums[number, first] += nats
                 if spans is None:
-                    sums[utterance.speaker][1] += cosine.argmax() == special + label
+                    sums[number, 1] += cosine.argmax() == special + label
                     truth.append(label)
-                sums[utterance.speaker][2 if spans is None else 4] += 1
-    found = figures["by_speaker"]
-    assert found["speakers"] == list("abc")
-    for place, name in enumerate(("nats", "correct", "frames", "masked_nats", "masked_frames")):
-        assert found[name] == pytest.approx([sums[speaker][place] for speaker in "abc"], rel=1e-4), name
-    total = sum(sums.values())
+                sums[number, 2 if spans is None else 4] += 1
+    total = sums.sum(axis=0)
+    roles = list(zip((one.speaker for one in mixtures.mixed.utterances), mixtures.partners, strict=True))
+    without = [sums[[name not in pair for pair in roles]].sum(axis=0) for name in "abc"]
+    places = {("overlapped", "cross_entropy"): (0, 2), ("overlapped", "accuracy"): (1, 2), ("masked", "cross_entropy"): (3, 4)}
+    for (entry, title), (top, bottom) in places.items():
+        with np.errstate(invalid="ignore"):
+            wanted = [3 * total[top] / total[bottom] - 2 * of[top] / of[bottom] for of in without]
+        found = figures[entry]["pseudo_values"]
+        assert found["speakers"] == list("abc") and found[title] == pytest.approx(wanted, rel=1e-4, nan_ok=True), (entry, title)
     overlapped = figures["overlapped"]
     assert overlapped["cross_entropy"] == pytest.approx(total[0] / total[2], rel=1e-4)
     assert overlapped["accuracy"] == pytest.approx(total[1] / total[2]) and overlapped["frames"] == total[2]
-    assert figures["masked"] == {"cross_entropy": pytest.approx(total[3] / total[4], rel=1e-4), "frames": total[4]}
+    assert figures["masked"]["cross_entropy"] == pytest.approx(total[3] / total[4], rel=1e-4)
+    assert figures["masked"]["frames"] == total[4]
     share = (counts + 1) / 26
     assert overlapped["unigram"]["cross_entropy"] == pytest.approx(-np.mean(np.log(share[truth])))
     assert overlapped["unigram"]["accuracy"] == pytest.approx(np.mean(np.array(truth) == 2))

@@ -4,11 +4,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
+import arms
 import mixing as study
+import mixing_page
+from arms import compared
 from mixing import Arm
 from mixing_page import FIGURES, reading
 from openwavlm.evaluation.intervals import Interval
@@ -63,25 +65,49 @@ def test_a_study_that_cannot_be_read_is_refused(change: dict[str, Any], words: s
 
 
 def arm(number: float) -> Arm:
-    """Figures of two speakers that all differ."""
-    speakers = {"speakers": ["a", "b"]}
-    labels = speakers | {"nats": [20 + number, 30], "correct": [3 + number, 4], "frames": [10, 20]}
-    labels |= {"masked_nats": [50 + number, 60], "masked_frames": [25, 25]}
-    phones = speakers | {"correct": [7 + number, 8], "frames": [50, 50]}
-    precision = {"chosen": 0.6 + number, "by_speaker": speakers | {"pseudo_values": [0.5 + number, None]}}
+    """Figures of two speakers that all differ, each with the same pseudo-values."""
+
+    def of(*titles: str) -> dict[str, Any]:
+        values = {title: (place + 1) + number for place, title in enumerate(titles)}
+        return values | {
+            "pseudo_values": {"speakers": ["a", "b"], **{title: [value + 0.5, None] for title, value in values.items()}}
+        }
+
+    phones = {"speakers": ["a", "b"], "correct": [7 + number, 8], "frames": [50, 50]}
     results: list[dict[str, Any]] = [
         {},
-        {"by_speaker": labels},
-        {"clean_phones": {"by_speaker": phones}, "overlap_normalised": precision, "target": precision},
+        {"overlapped": of("cross_entropy", "accuracy"), "masked": of("x", "y", "cross_entropy")},
+        {"clean_phones": {"by_speaker": phones}}
+        | {name: of(*"abcdefgh"[:place], "chosen") for place, name in enumerate(("overlap_normalised", "target", "phones"), 3)},
     ]
     return Arm(*(SimpleNamespace(result=result) for result in results))  # type: ignore[arg-type]
 
 
-def test_each_figure_is_compared_by_its_own_sums() -> None:
+def test_each_figure_is_compared_by_its_own_values() -> None:
     of, against = [arm(0.3), arm(0.1)], [arm(0.0), arm(0.0)]
-    for figure, frames in (("overlapped_nats", 30), ("overlapped_accuracy", 30), ("masked_mixed", 50), ("clean_phones", 100)):
-        assert study._difference(figure, of, against).differences == pytest.approx((0.3 / frames, 0.1 / frames)), figure
-    assert study._difference("overlapped_nats", of, against).against == pytest.approx((50 / 30,) * 2)
-    precision = study._difference("target", of, against)
-    assert precision.differences == pytest.approx((0.3, 0.1)) and precision.interval.clusters == 1
-    assert np.isnan(arm(0).pseudo("target").pseudo_values[1])
+    places = ("overlapped_nats", "overlapped_accuracy", "masked_mixed", "overlap_normalised", "target", "overlapped_phones")
+    for place, figure in enumerate(places, 1):
+        found = compared([one.figure(figure) for one in of], [one.figure(figure) for one in against])
+        assert found.against == (place, place) and found.differences == pytest.approx((0.3, 0.1)), figure
+        assert found.interval.clusters == 1, "null is no cluster"
+    found = compared([one.figure("clean_phones") for one in of], [one.figure("clean_phones") for one in against])
+    assert found.differences == pytest.approx((0.3 / 100, 0.1 / 100)) and found.interval.clusters == 2
+
+
+def test_a_run_with_other_settings_does_not_replace_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    assert arms.changed_settings(["--config-dir=x", "name=y", "parallel=1", "seeds=[0]"]) == ["seeds=[0]"]
+    given: list[dict[str, Any]] = []
+    config = {"name": "n", "page": "docs/studies/mixing.md"}
+    monkeypatch.setattr(arms, "command", lambda name: lambda main: lambda: main(config))
+    monkeypatch.setattr(arms, "plain", lambda values: dict(values))
+    monkeypatch.setattr(arms, "run_folder", lambda name: tmp_path)
+    monkeypatch.setattr(arms.log, "warning", lambda *words: given.append({"warning": words}))
+    for words, page in (["name=other"], "docs/studies/mixing.md"), (["seeds=[0]", "name=n"], None):
+        monkeypatch.setattr(arms.sys, "argv", ["studies/mixing.py", *words])
+        arms.run_study("mixing", lambda values, directory: given.append(values) or {}, lambda summary: None)
+        assert given[-1]["page"] == page and given[-1]["changed"] == [word for word in words if word.startswith("seeds")]
+    assert "seeds=[0]" in given[-2]["warning"], "the warning names what differs"
+    assert "other settings" in mixing_page._origin(["seeds=[0]"]) and "seeds=[0]" in mixing_page._origin(["seeds=[0]"])
+    assert "before the first run" in mixing_page._origin([])

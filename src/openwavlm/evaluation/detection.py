@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from openwavlm.evaluation.features import Features, stream
-from openwavlm.evaluation.mix_sets import frame_energies
+from openwavlm.evaluation.mix_sets import Mixtures, frame_energies
 from openwavlm.evaluation.ridge import RidgeFamily, RidgeStatistics
 from openwavlm.evaluation.sets import ProbeSet
 
@@ -83,17 +83,17 @@ def chosen_figures(on_dev: np.ndarray, on_test: Callable[[int, int], float]) -> 
     return {"layers": layers, "layers_dev": on_dev.max(axis=1), "chosen_layer": best, "chosen": layers[best]}
 
 
-def detection_figures(dev: Scored, test: Scored, speakers: Sequence[str]) -> dict[str, Any]:
+def detection_figures(dev: Scored, test: Scored, mixtures: Mixtures) -> dict[str, Any]:
     """Average precisions of one mark.
 
     Args:
         dev: Scores that choose layer and penalty.
         test: Scores that are judged.
-        speakers: Speaker of each test utterance.
+        mixtures: Those of `test`.
 
     Returns:
         `layers`, `layers_dev`, `chosen_layer`, `chosen`; `share` of marked frames, the precision of chance; `level`, the precision of
-        the frame's energy alone; `by_speaker`: speakers and jackknife `pseudo_values` of `chosen`, for the difference of two models.
+        the frame's energy alone; `pseudo_values` of `chosen`, as `Mixtures.pseudo_values`, for the difference of two models.
     """
     on_dev = np.array([[average_precision(scores, dev.truth) for scores in layer] for layer in dev.scores])
     figures = chosen_figures(on_dev, lambda layer, penalty: average_precision(test.scores[layer, penalty], test.truth))
@@ -102,16 +102,11 @@ def detection_figures(dev: Scored, test: Scored, speakers: Sequence[str]) -> dic
     return figures | {
         "share": float(test.truth.mean()),
         "level": average_precision(test.level, test.truth),
-        "by_speaker": precision_by_speaker(scores, test.truth, np.asarray(speakers)[test.utterance]),
+        "pseudo_values": mixtures.pseudo_values(chosen=lambda kept: _precision(scores, test, kept)),
     }
 
 
-def precision_by_speaker(scores: np.ndarray, truth: np.ndarray, speakers: np.ndarray) -> dict[str, Any]:
-    """Jackknife pseudo-values of the average precision: n · all − (n − 1) · all but one; NaN where that one has every marked frame."""
-    names, whole = sorted(set(speakers.tolist())), average_precision(scores, truth)
-    pseudo = []
-    for name in names:
-        others = speakers != name
-        without = average_precision(scores[others], truth[others]) if truth[others].any() else np.nan
-        pseudo.append(len(names) * whole - (len(names) - 1) * without)
-    return {"speakers": names, "pseudo_values": pseudo}
+def _precision(scores: np.ndarray, test: Scored, kept: np.ndarray) -> float:
+    """Average precision in the utterances of `kept`, bool (utterances,); NaN without a marked frame."""
+    frames = kept[test.utterance]
+    return average_precision(scores[frames], test.truth[frames]) if test.truth[frames].any() else float("nan")

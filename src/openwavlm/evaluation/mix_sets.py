@@ -1,7 +1,8 @@
 """Mixtures of the utterances of a set: the audio, and the frames in which the first and the second speaker are audible (WavLM §III-B)."""
 
+from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,11 +55,43 @@ def audible_overlap(waveforms: Tensor, num_samples: Tensor, record: MixRecord, *
 
 
 class Mixtures(NamedTuple):
-    """Mixtures of the utterances of a set, with the phones and names of the first speaker."""
+    """Mixtures of the utterances of a set; `mixed` has the phones and the name of the first speaker."""
 
     mixed: ProbeSet
     overlapped: tuple[np.ndarray, ...]  # of each utterance, bool (frames,): the second speaker is audible
     active: tuple[np.ndarray, ...]  # likewise: the first speaker is audible
+    partners: tuple[str, ...]  # the second speaker of each utterance
+
+    def pseudo_values(self, **figures: Callable[[np.ndarray], float]) -> dict[str, Any]:
+        """Jackknife pseudo-values of figures by speaker: n · all − (n − 1) · all without a speaker, over n speakers.
+
+        A speaker is left out in both roles, as first and as second one, since a mixture is of both.
+
+        Args:
+            figures: Each a function of the mixtures that are kept, bool (utterances,); NaN where it does not exist.
+
+        Returns:
+            `speakers`, and for each figure its name with the list of its pseudo-values.
+        """
+        first = np.array([utterance.speaker for utterance in self.mixed.utterances])
+        second = np.array(self.partners)
+        names = sorted({*first.tolist(), *self.partners})
+        found: dict[str, Any] = {"speakers": names}
+        for title, figure in figures.items():
+            whole, count = figure(np.ones(len(first), dtype=bool)), len(names)
+            without = [figure((first != name) & (second != name)) for name in names]
+            found[title] = [count * whole - (count - 1) * value for value in without]
+        return found
+
+
+def share_of(numerator: np.ndarray, denominator: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Σ numerator / Σ denominator, each (utterances,), as a function of the utterances that are kept."""
+
+    def figure(kept: np.ndarray) -> float:
+        frames = denominator[kept].sum()
+        return float(numerator[kept].sum() / frames) if frames else float("nan")
+
+    return figure
 
 
 def audible(signal: Tensor, *, audible_db: float = AUDIBLE_DB) -> Tensor:
@@ -106,7 +139,7 @@ def mix_set(
     if len(probe_set.speakers) < 2:
         raise ValueError(f"mixtures need a second speaker, but all utterances are of {probe_set.speakers[0]!r}: add a speaker")
     mixing = Mixing(prob=1.0, speech_db=(energy_ratio_db, energy_ratio_db), max_share=max_share)
-    utterances, overlapped, active = [], [], []
+    utterances, overlapped, active, partners = [], [], [], []
     for number, utterance in enumerate(probe_set.utterances):
         partner = _partner(probe_set, number, seed)
         pair = [utterance.waveform(), partner.waveform()]
@@ -122,7 +155,8 @@ def mix_set(
         utterances.append(replace(utterance, audio=to_int16(mixed[0, : len(pair[0])].numpy())))
         overlapped.append(audible_overlap(batch, valid, record)[0, : utterance.frames].numpy())
         active.append(audible(batch[0, : len(pair[0])]).numpy())
-    return Mixtures(ProbeSet(tuple(utterances), probe_set.inventory), tuple(overlapped), tuple(active))
+        partners.append(partner.speaker)
+    return Mixtures(ProbeSet(tuple(utterances), probe_set.inventory), tuple(overlapped), tuple(active), tuple(partners))
 
 
 def _partner(probe_set: ProbeSet, number: int, seed: int) -> ProbeUtterance:

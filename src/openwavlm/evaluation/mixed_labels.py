@@ -1,4 +1,4 @@
-"""Pseudo-labels of the first speaker predicted in mixtures by the pre-training head: cross-entropy and accuracy by speaker."""
+"""Pseudo-labels of the first speaker predicted in mixtures by the pre-training head: cross-entropy and accuracy."""
 
 from functools import partial
 from pathlib import Path
@@ -10,8 +10,7 @@ import torch
 from openwavlm.audio.frames import num_frames
 from openwavlm.batches.masking import draw_span_mask
 from openwavlm.batches.settings import SpanMasking
-from openwavlm.evaluation.intervals import by_cluster
-from openwavlm.evaluation.mix_sets import Mixtures
+from openwavlm.evaluation.mix_sets import Mixtures, share_of
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
 from openwavlm.labels.store import LabelStore
 from openwavlm.model.pretraining import WavLMForPretraining
@@ -19,6 +18,7 @@ from openwavlm.model.wavlm import normalise
 from openwavlm.shards.index import Index
 from openwavlm.shards.reader import ShardReader
 
+VERSION = 2  # of the figures
 _SUMS = ("nats", "correct", "frames", "masked_nats", "masked_frames")
 
 
@@ -60,8 +60,8 @@ def mixed_label_figures(
         mask_seed: Seed of those masks; keep it when models are compared.
 
     Returns:
-        For JSON: `overlapped` (`cross_entropy` in nats, `accuracy`, `frames`, and `unigram` with the first two), `masked`
-        (`cross_entropy`, `frames`), `by_speaker`: `speakers` and the sums `nats`, `correct`, `frames`, `masked_nats`, `masked_frames`.
+        For JSON: `overlapped` (`cross_entropy` in nats, `accuracy`, `frames`, and `unigram` with the first two) and `masked`
+        (`cross_entropy`, `frames`), each with `pseudo_values` (as `Mixtures.pseudo_values`) of its figures for paired differences.
 
     Raises:
         ValueError: If no frame has a label and an audible second speaker, or none is masked.
@@ -73,10 +73,10 @@ def mixed_label_figures(
         overlapped = (labels >= 0) & torch.from_numpy(mixtures.overlapped[number])
         mask = draw_span_mask(masking, np.array([utterance.frames]), mask_seed, source=0, epoch=0, micro=number)
         spans = torch.from_numpy(mask)
-        nats, correct = _predicted(model, utterance.waveform(), labels, overlapped, None)
         masked = (labels >= 0) & spans[0]
-        masked_nats, _ = _predicted(model, utterance.waveform(), labels, masked, spans)
-        sums[:, number] = nats, correct, int(overlapped.sum()), masked_nats, int(masked.sum())
+        unmasked_sums = _predicted(model, utterance.waveform(), labels, overlapped, None)
+        masked_sum, _ = _predicted(model, utterance.waveform(), labels, masked, spans)
+        sums[:, number] = *unmasked_sums, int(overlapped.sum()), masked_sum, int(masked.sum())
         truth.append(labels[overlapped].numpy())
     total = dict(zip(_SUMS, sums.sum(axis=1).tolist(), strict=True))
     if not (total["frames"] and total["masked_frames"]):
@@ -86,8 +86,7 @@ def mixed_label_figures(
         )
     log_prob = np.log((label_counts + 1.0) / (label_counts + 1.0).sum())
     labels_of_all = np.concatenate(truth)
-    speakers = [utterance.speaker for utterance in mixtures.mixed.utterances]
-    rows = by_cluster(sums, speakers)
+    nats, correct, frames, masked_nats, masked_frames = sums
     return {
         "overlapped": {
             "cross_entropy": total["nats"] / total["frames"],
@@ -97,10 +96,13 @@ def mixed_label_figures(
                 "cross_entropy": float(-log_prob[labels_of_all].mean()),
                 "accuracy": float((labels_of_all == label_counts.argmax()).mean()),
             },
+            "pseudo_values": mixtures.pseudo_values(cross_entropy=share_of(nats, frames), accuracy=share_of(correct, frames)),
         },
-        "masked": {"cross_entropy": total["masked_nats"] / total["masked_frames"], "frames": int(total["masked_frames"])},
-        "by_speaker": {"speakers": list(mixtures.mixed.speakers)}
-        | {name: row.tolist() for name, row in zip(_SUMS, rows, strict=True)},
+        "masked": {
+            "cross_entropy": total["masked_nats"] / total["masked_frames"],
+            "frames": int(total["masked_frames"]),
+            "pseudo_values": mixtures.pseudo_values(cross_entropy=share_of(masked_nats, masked_frames)),
+        },
     }
 
 

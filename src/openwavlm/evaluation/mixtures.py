@@ -8,15 +8,15 @@ import torch
 
 from openwavlm.evaluation.detection import chosen_figures, detection_figures, fit_detectors, score
 from openwavlm.evaluation.features import Features, stream
-from openwavlm.evaluation.intervals import by_cluster, ratio_interval
-from openwavlm.evaluation.mix_sets import Mixtures, mix_set
+from openwavlm.evaluation.intervals import by_cluster, interval, ratio_interval
+from openwavlm.evaluation.mix_sets import Mixtures, mix_set, share_of
 from openwavlm.evaluation.probe import summary
 from openwavlm.evaluation.ridge import PENALTIES, RidgeFamily, RidgeStatistics
 from openwavlm.evaluation.sets import ProbeSet
 from openwavlm.evaluation.unseen import check_disjoint_speakers
 
 # Of the figures: results of another version are not reused by a study.
-VERSION = 2
+VERSION = 3
 
 
 def probe_mixtures(
@@ -45,8 +45,8 @@ def probe_mixtures(
         For JSON, figures as in `detection.detection_figures`: `overlap`, detection of an audible second speaker, and
         `overlap_normalised`, the same with the gain normalised; `target`, with the gain normalised: is the first speaker audible in
         this frame, of the frames where the second one is. `phones`: accuracy of the first speaker's phones in frames with an audible
-        second one (`layers`, `layers_dev`, `chosen_layer`, `chosen`, `interval` over speakers, `by_speaker` sums for paired
-        differences); `clean_phones`: the same probes on all frames of unmixed speech.
+        second one (`layers`, `layers_dev`, `chosen_layer`, `chosen`, `interval` over speakers in both roles, `pseudo_values` for paired
+        differences); `clean_phones`: the same probes on all frames of unmixed speech, with `by_speaker` sums.
 
     Raises:
         ValueError: If the sets share a speaker, or one has a single speaker.
@@ -60,9 +60,8 @@ def probe_mixtures(
         ]
         for normalised in (False, True)
     )
-    speakers = [utterance.speaker for utterance in test.utterances]
-    (overlap,) = _detected(extract, raw, [_overlap_marks], speakers)
-    overlap_normalised, target = _detected(extract, levelled, [_overlap_marks, _target_marks], speakers)
+    (overlap,) = _detected(extract, raw, [_overlap_marks])
+    overlap_normalised, target = _detected(extract, levelled, [_overlap_marks, _target_marks])
     mixed_dev, mixed_test = (_read(extract, phones, part.mixed, part.overlapped) for part in raw[1:])
     clean_dev, clean_test = (_read(extract, phones, part, None) for part in (dev, test))
     return summary(
@@ -70,7 +69,7 @@ def probe_mixtures(
             "overlap": overlap,
             "overlap_normalised": overlap_normalised,
             "target": target,
-            "phones": _phone_figures(mixed_dev, mixed_test, test),
+            "phones": _mixed_phone_figures(mixed_dev, mixed_test, raw[2]),
             "clean_phones": _phone_figures(clean_dev, clean_test, test),
         }
     )
@@ -87,19 +86,20 @@ def _target_marks(mixtures: Mixtures) -> list[np.ndarray]:
 
 
 def _detected(
-    extract: Features, parts: Sequence[Mixtures], marks: Sequence[Callable[[Mixtures], list[np.ndarray]]], speakers: Sequence[str]
+    extract: Features, parts: Sequence[Mixtures], marks: Sequence[Callable[[Mixtures], list[np.ndarray]]]
 ) -> list[dict[str, Any]]:
     """Figures of each mark's detectors, fitted on the first of `parts`, chosen on the second and judged on the third."""
     train, dev, test = parts
     detectors = fit_detectors(extract, train.mixed, [of(train) for of in marks])
     on_dev, on_test = (score(extract, part.mixed, detectors, [of(part) for of in marks]) for part in (dev, test))
-    return [detection_figures(one, other, speakers) for one, other in zip(on_dev, on_test, strict=True)]
+    return [detection_figures(one, other, test) for one, other in zip(on_dev, on_test, strict=True)]
 
 
 def _fit_phones(extract: Features, train: ProbeSet) -> list[RidgeFamily]:
     """Probe of each layer, fitted on clean speech."""
     phones = [RidgeStatistics(dim, len(train.inventory), extract.device) for dim in extract.dims]
-    for piece in stream(extract, train, range(len(extract.dims))):
+    # Whole utterances, as they are judged: normalised features depend on what lies around a frame.
+    for piece in stream(extract, train, range(len(extract.dims)), max_seconds=np.inf):
         for layer, features in enumerate(piece.features):
             phones[layer].add(features, piece.phones)
     return [part.solve() for part in phones]
@@ -127,15 +127,27 @@ def _read(extract: Features, phones: list[RidgeFamily], judged: ProbeSet, where:
     return _Read(correct, frames)
 
 
-def _phone_figures(dev: _Read, test: _Read, test_set: ProbeSet) -> dict[str, Any]:
+def _chosen_phones(dev: _Read, test: _Read) -> tuple[dict[str, Any], np.ndarray]:
+    """Figures of the layers, and correct frames of the chosen one, int64 (utterances,)."""
     on_dev = dev.correct.sum(axis=2) / max(int(dev.frames.sum()), 1)
     figures = chosen_figures(on_dev, lambda layer, penalty: float(test.correct[layer, penalty].sum() / test.frames.sum()))
     layer = figures["chosen_layer"]
+    return figures, test.correct[layer, int(on_dev[layer].argmax())]
+
+
+def _mixed_phone_figures(dev: _Read, test: _Read, mixtures: Mixtures) -> dict[str, Any]:
+    figures, correct = _chosen_phones(dev, test)
+    pseudo = mixtures.pseudo_values(chosen=share_of(correct, test.frames))
+    found = interval(np.array([pseudo["chosen"]]), figures["chosen"])
+    return figures | {"interval": [found.low, found.high], "pseudo_values": pseudo}
+
+
+def _phone_figures(dev: _Read, test: _Read, test_set: ProbeSet) -> dict[str, Any]:
+    figures, correct = _chosen_phones(dev, test)
     speakers = [utterance.speaker for utterance in test_set.utterances]
-    ours = by_cluster(test.correct[layer, int(on_dev[layer].argmax())], speakers)
-    frames = by_cluster(test.frames, speakers)
-    interval = ratio_interval(ours, frames)
+    ours, frames = by_cluster(correct, speakers), by_cluster(test.frames, speakers)
+    found = ratio_interval(ours, frames)
     return figures | {
-        "interval": [interval.low, interval.high],
+        "interval": [found.low, found.high],
         "by_speaker": {"speakers": list(test_set.speakers), "correct": ours, "frames": frames},
     }

@@ -89,7 +89,7 @@ def test_a_held_out_speaker_with_short_utterances_only_leaves_no_validation_and_
 def test_a_kept_share_is_logged_as_kept_and_a_settled_one_by_its_rule(six, caplog):
     half = sorted(split_hash(f"synthetic/{name}") for name in NAMES)[3] / 2**64
     largest = settled_share([Index.open(six["shards"])], share=0.9999999, split_seed=0, key="")
-    kept = "the run keeps its held-out share of {:.4g}, as which an earlier launch settled data.validation_share={:g}"
+    kept = "the run keeps the held-out share of {:.4g} that an earlier launch settled from data.validation_share={:g}"
     for data, expected in (
         (opened({"speech": six}, kept=half), kept.format(half, FEW)),
         (opened({"speech": six}, 0.9999999, kept=half), kept.format(half, 0.9999999)),
@@ -114,7 +114,7 @@ def test_a_codebook_that_a_kept_share_refuses_is_to_be_fitted_with_that_share(tm
     source = labelled(tmp_path, dict.fromkeys(NAMES, 1.5), validation_share=SMALLEST / 1.5, split_seed=0)
     kept = split_hash(f"synthetic/{ORDERED[2]}") / 2**64
     with pytest.raises(
-        ValueError, match=rf"^the run keeps its held-out share .*fit it again with validation_share={kept}, or set"
+        ValueError, match=rf"^the run keeps the held-out share .*fit it again with validation_share={kept}, or set"
     ):
         opened({"speech": source}, kept=kept)
     with pytest.raises(ValueError, match=r"^no speaker has a hash below .*: fit it again on these shard sets, or set data\.val"):

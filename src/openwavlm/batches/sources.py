@@ -114,7 +114,7 @@ class OpenData:
         if same_split and self._asked_share <= fitted["validation_share"] < self.data.validation_share:
             again = f"with validation_share={self.data.validation_share}" if self._keeps_share else "on these shard sets"
             raise ValueError(
-                f"{self.settlement}; but the codebook of source {name} left out a share of {fitted['validation_share']:.4g} alone, so it "
+                f"{self.settlement}; but the codebook of source {name} left out only a share of {fitted['validation_share']:.4g}, so it "
                 f"was perhaps fitted on speakers that are held out: fit it again {again}, or set data.validation_share=0"
             )
         if not (same_split and self.data.validation_share <= fitted["validation_share"]):

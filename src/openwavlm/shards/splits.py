@@ -66,7 +66,7 @@ def settlement(asked: float, share: float, *, kept: bool, key: str) -> str:
     if asked == share:
         return ""
     if kept:
-        return f"the run keeps its held-out share of {share:.4g}, as which an earlier launch settled {key}={asked:g}"
+        return f"the run keeps the held-out share of {share:.4g} that an earlier launch settled from {key}={asked:g}"
     if asked < share:
         return f"no speaker has a hash below {key}={asked:g}: the one with the smallest is held out, a share of {share:.4g}"
     return f"all speakers have a hash below {key}={asked:g}: the one with the largest is trained on, a share of {share:.4g}"

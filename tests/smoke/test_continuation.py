@@ -13,6 +13,8 @@ from openwavlm.evaluation.unseen import unseen_rows
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.feature_files import extract_features_of_folder
 from openwavlm.labels.teacher import model_hash
+from openwavlm.runs.check import check_launch
+from openwavlm.runs.compose import plain
 from openwavlm.runs.export import export_run
 from openwavlm.runs.launch import train
 from openwavlm.runtime.sealed import sealed
@@ -118,6 +120,7 @@ def test_a_run_begins_as_the_checkpoint_with_a_new_head_and_goes_on_without_it(f
     assert not torch.allclose(after[f"model.{FRESH}"], before[f"model.{FRESH}"], atol=1e-4)
     record = json.loads((tmp_path / "run" / "run.json").read_text())["init_from"]
     assert record["model"] == model_hash(openwavlm.load(mine)) and record["dialect"] == "Microsoft"
+    assert record["held_out_seen"] is None, "a lone file does not name its training data"
     mine.unlink()
     assert launch(overrides, tmp_path / "run") == [0], "a resumed run needs its own checkpoint alone"
     assert len(table(tmp_path / "run")) == 4
@@ -131,10 +134,24 @@ def test_two_processes_begin_as_one_does(microsoft, data, tmp_path):
     overrides = [*SHORT, *data, f"init_from={microsoft}"]
     assert launch(overrides, tmp_path / "one") == [0]
     known, record = ((folder / name) for folder, name in ((microsoft.parent, "openwavlm.json"), (tmp_path / "one", "run.json")))
-    assert json.loads(record.read_text())["init_from"]["trained_on"] == json.loads(known.read_text())["trained_on"]
+    begun = json.loads(record.read_text())["init_from"]
+    assert begun["trained_on"] == json.loads(known.read_text())["trained_on"] and begun["held_out_seen"] == 0
     assert launch(overrides, tmp_path / "two", world_size=2) == [0, 0]
     losses = [[float(row["loss"]) for row in table(tmp_path / name)] for name in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(losses[0]) == 4
+
+
+def test_a_run_does_not_hold_out_speakers_that_its_initial_model_was_trained_on(data, tmp_path):
+    nobody = [*SHORT, *data, "data.validation_share=0"]
+    assert launch([*nobody, "stop_after=2"], tmp_path / "parent") == [0]
+    begun = f"init_from={export_run(tmp_path / 'parent', tmp_path / 'model')}"
+    sentence = "no run may be validated on speakers that its initial model was trained on, but .* set data.validation_share=0"
+    refused([*SHORT, *data, begun], tmp_path / "run", sentence)
+    with pytest.raises(ValueError, match=sentence):
+        check_launch(plain(compose([*SHORT, *data, begun])), tmp_path / "run", {})
+    check_launch(plain(compose([*nobody, begun])), tmp_path / "run", {})
+    assert launch([*nobody, begun, "stop_after=2"], tmp_path / "run") == [0]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["init_from"]["held_out_seen"] == 0
 
 
 def test_a_branch_says_what_its_run_began_as_and_heard(first, data, tmp_path):

@@ -80,6 +80,8 @@ def test_a_run_has_the_tensors_of_its_beginning_and_keeps_its_own_settings(tmp_p
     assert run.config.dropout == 0.3
     assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in run.state_dict().items())
     assert (bound["path"], bound["trained_on"], bound["left_out"], bound["made"]) == (str(tmp_path), {"split": "s"}, {}, {})
+    (tmp_path / "openwavlm.json").write_text(json.dumps({"trained_on": {"split": "s"}, "init_from": {}}))
+    assert begin_from(run, tmp_path)["trained_on"] == {"split": "s", "before": None}, "an export of before `before` was noted"
     other = tmp_path / "other"
     save_huggingface(model(1), other)
     changed = begin_from(run, other)

@@ -498,7 +498,7 @@ def test_a_row_is_compared_with_the_best_baseline_of_its_own_number() -> None:
         of_mfcc = [pseudo_by_hand(made) for made in mfcc[clusters]]
         pseudo = np.stack([pseudo_by_hand(made) for made in tallies[row.name, row.kind, row.layer]]) - of_mfcc
         low, high, visible = ends_by_hand(pseudo, row.figures.pnmi - figures[clusters].pnmi)
-        assert (row.difference.low, row.difference.high) == pytest.approx((low, high), abs=1e-9)
+        assert (row.difference.low, row.difference.high) == pytest.approx((low, high), rel=0, abs=1e-12 * (high - low))
         assert row.difference.visible == pytest.approx(visible, rel=1e-3) and row.verdict == row.difference.outcome
     assert rows[0].verdict == "higher" and rows[1].verdict == "equal", "baseline units of three very different seeds"
     spectral = [f"{name}, K = {size}" for name in ("MFCC (raw)", "log-mel (normalised)") for size in (4, 8)]

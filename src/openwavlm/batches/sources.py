@@ -17,7 +17,7 @@ from openwavlm.batches.settings import Batching, Data, label_folders
 from openwavlm.labels.store import AT_ONCE_BYTES, LabelStore
 from openwavlm.shards.index import Index
 from openwavlm.shards.reader import check_shards
-from openwavlm.shards.splits import check_same_names, settled_share, shared_rows, validation_rows
+from openwavlm.shards.splits import check_same_names, settled_share, settlement, shared_rows, validation_rows
 
 _UNIGRAM_ROWS = 20_000
 
@@ -26,7 +26,8 @@ class OpenData:
     """Sources of a run, opened and checked.
 
     Args:
-        data: Sources and split; the attribute `data` has the share by which the speakers are split as `validation_share`.
+        data: Sources and split; the attribute `data` has the share by which the speakers are split as `validation_share`, and
+            `settlement` says how it differs from the config's, "" where it does not.
         validation_share: That share, where an earlier launch settled it; None settles it by the speakers of all sources.
         labels_at_once_bytes: Bytes of each labelling that are compared with their checksums at once (`LabelStore.open`).
 
@@ -55,11 +56,14 @@ class OpenData:
             ]
         self.noise_index = _open(data.noise) if data.noise is not None else None
         self._check_codebooks()
+        kept = validation_share is not None
         if validation_share is None:
             share, split_seed = data.validation_share, data.split_seed
             sources = [self.indexes[name] for name in data.sources]
             validation_share = settled_share(sources, share=share, split_seed=split_seed, key="data.validation_share")
         self._asked_share = data.validation_share
+        self.settlement = settlement(data.validation_share, validation_share, kept=kept, key="data.validation_share")
+        self._keeps_share = kept
         self.data = data = replace(data, validation_share=validation_share)
         for name, stores in self.label_sets.items():
             for store in stores:
@@ -73,12 +77,7 @@ class OpenData:
         }
         self._check_validation_is_not_trained_on()
         for name in data.sources:
-            long_enough = num_frames(np.asarray(self.indexes[name].num_samples, dtype=np.int64)) >= batching.min_frames
-            if not (long_enough & ~self._held_out[name]).any():
-                raise ValueError(
-                    f"source {name} has no usable audio: every utterance is shorter than batch.min_seconds={batching.min_seconds:g} or "
-                    f"held out (data.validation_share={data.validation_share:g}); lower one of them, to 0 if need be, or give more audio"
-                )
+            self._check_source_has_training_audio(name)
         self._background = ThreadPoolExecutor(1, thread_name_prefix="plan")
 
     def _check_codebooks(self) -> None:
@@ -113,10 +112,10 @@ class OpenData:
                 )
         same_split = fitted["split_seed"] == self.data.split_seed
         if same_split and self._asked_share <= fitted["validation_share"] < self.data.validation_share:
+            again = f"with validation_share={self.data.validation_share}" if self._keeps_share else "on these shard sets"
             raise ValueError(
-                f"no speaker of the sources has a hash below data.validation_share={self._asked_share}, so the one with the smallest is "
-                f"held out (a share of {self.data.validation_share}), but the codebook of source {name} was perhaps fitted on it (it left "
-                f"out {fitted['validation_share']}): fit it again on these shard sets, or set data.validation_share=0"
+                f"{self.settlement}; but the codebook of source {name} left out only a share of {fitted['validation_share']:.4g}, so it "
+                f"was perhaps fitted on speakers that are held out: fit it again {again}, or set data.validation_share=0"
             )
         if not (same_split and self.data.validation_share <= fitted["validation_share"]):
             raise ValueError(
@@ -124,6 +123,24 @@ class OpenData:
                 f"{fitted['split_seed']}, perhaps on speakers that this run holds out ({self.data.validation_share}, "
                 f"{self.data.split_seed}): set data.validation_share and data.split_seed to the codebook's, or fit it again with the run's"
             )
+
+    def _check_source_has_training_audio(self, name: str) -> None:
+        long_enough, shortest = self._long_enough(name), f"batch.min_seconds={self.batching.min_seconds:g}"
+        if not long_enough.any():
+            raise ValueError(
+                f"source {name} has no usable audio: every utterance is shorter than {shortest}: lower it, or give longer audio"
+            )
+        if not (long_enough & ~self._held_out[name]).any():
+            why = self.settlement or f"data.validation_share={self._asked_share:g}"
+            lower = "" if self.settlement else "lower data.validation_share, "
+            raise ValueError(
+                f"source {name} has no usable audio to train on: all of its speakers with an utterance of at least {shortest} are held "
+                f"out ({why}): {lower}choose another data.split_seed (the codebook's too), set data.validation_share=0, or add speakers"
+            )
+
+    def _long_enough(self, name: str) -> np.ndarray:
+        """Marks rows that the plan does not leave out as too short; bool (rows,)."""
+        return num_frames(np.asarray(self.indexes[name].num_samples, dtype=np.int64)) >= self.batching.min_frames
 
     def _check_validation_is_not_trained_on(self) -> None:
         for name in self.data.validation:
@@ -223,6 +240,10 @@ class OpenData:
         """Each index with the mask of its training rows, bool (rows,)."""
         return [(index, ~self._held_out[name]) for name, index in self.indexes.items() if not self._held_out[name].all()]
 
+    def held_out_rows(self) -> dict[str, tuple[Index, np.ndarray]]:
+        """Name → index and mask of its held-out rows, bool (rows,)."""
+        return {name: (index, self._held_out[name]) for name, index in self.indexes.items()}
+
     def label_counts(self, label_set: int = 0) -> np.ndarray:
         """Counts of each label of a label set in (a regular sample of) the training rows: int64 (classes,)."""
         counts = np.zeros(self.classes[label_set], dtype=np.int64)
@@ -232,13 +253,8 @@ class OpenData:
                 counts += np.bincount(stores[label_set].read(row), minlength=len(counts))
         return counts
 
-    @property
-    def asked_share(self) -> float:
-        """`data.validation_share` of the config, before it was settled."""
-        return self._asked_share
-
     def summary(self) -> dict[str, float | int]:
-        """Hours and speakers of training and validation, for the start of a run."""
+        """Hours and speakers of training and validation, for the start of a run; `usable_validation_rows` are long enough for a batch."""
         training = [(index, ~self._held_out[name]) for name, index in self.indexes.items()]
         validation = [(index, self._held_out[name]) for name, index in self.indexes.items()]
         return {
@@ -247,6 +263,7 @@ class OpenData:
             "validation_seconds": round(3600 * sum(_hours(*part) for part in validation), 1),
             "training_speakers": sum(map(_speakers, training)),
             "validation_rows": sum(int(held_out.sum()) for _, held_out in validation),
+            "usable_validation_rows": sum(int((self._long_enough(name) & rows).sum()) for name, rows in self._held_out.items()),
             "validation_speakers": sum(map(_speakers, validation)),
         }
 

@@ -147,7 +147,7 @@ def _fits(settings: QualitySettings, index: Index, stores: Mapping[Path, LabelSt
     known = (read_about(Path(settings.encoder)) if settings.encoder else None) or {}
     if "trained_on" in known:
         found[f"the model {settings.encoder}"] = known["trained_on"]
-        if not _records_all(known):
+        if not records_all(known["trained_on"]) or _lacks_beginning(known):
             log.warning(
                 f"{settings.encoder} was initialised from a model without a record of training data: it may have seen any speaker"
             )
@@ -166,11 +166,13 @@ def _is_of_older_run(settings: QualitySettings, index: Index) -> bool:
     return "trained_on" not in known and index.fingerprint in known.get("fingerprints", {}).values()
 
 
-def _records_all(about: Mapping[str, Any]) -> bool:
-    """True if an `openwavlm.json` records the training data of every model that this one was initialised from."""
-    fit = about["trained_on"]
-    if "init_from" in about and "before" not in fit:  # exported before this was noted
-        return False
+def _lacks_beginning(about: Mapping[str, Any]) -> bool:
+    """True for an export of before `before` was noted."""
+    return "init_from" in about and "before" not in about["trained_on"]
+
+
+def records_all(fit: Mapping[str, Any] | None) -> bool:
+    """True if a `trained_on` names the training data of every model that this one was initialised from."""
     while fit is not None and "before" in fit:
         fit = fit["before"]
     return fit is not None

@@ -157,7 +157,10 @@ def warnings_of(iteration: Iteration) -> list[str]:
         found.append("No update was recorded.")
     elif planned and iteration.updates < planned:
         found.append(f"The run is not finished: {iteration.updates} of {planned} updates.")
-    if not len(iteration.validation.get("step", ())):
+    data = iteration.data or {}
+    if data.get("validation_rows") and not data.get("usable_validation_rows", 1):
+        found.append("Nothing was validated: every held-out utterance is shorter than batch.min_seconds.")
+    elif not len(iteration.validation.get("step", ())):
         found.append("Nothing was validated: there are no held-out speakers, or no validation was due yet.")
     elif iteration.data is not None and not iteration.data["validation_speakers"]:
         found.append("Speakers are not known: whole recordings were held out, so a speaker may be on both sides of the split.")

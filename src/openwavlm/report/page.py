@@ -117,10 +117,20 @@ def _outcomes(verdicts: list[Verdict], outcome: str) -> list[tuple[str, str]]:
 
 def _note(iteration: Iteration, verdicts: list[Verdict]) -> str:
     held_out = verdicts and (iteration.data or {}).get("validation_speakers")
-    note = "All figures are of held-out speakers, which the model was not trained on." if held_out else ""
+    note = f"All figures are of held-out speakers, which {_untrained(iteration)}." if held_out else ""
     if any(verdict.interval for verdict in verdicts):
         note += " Ranges after “difference” are 95 % intervals over test speakers and codebook seeds; they do not cover other trainings."
     return note
+
+
+def _untrained(iteration: Iteration) -> str:
+    """End of the sentence on held-out speakers: the training that did not have them, with that of the initial model."""
+    begun = iteration.record.get("init_from")
+    seen = 0 if begun is None else begun.get("held_out_seen")
+    if seen == 0:
+        return "the model was not trained on"
+    perhaps = "may have been trained on any of them" if seen is None else f"was perhaps trained on {seen} of them"
+    return f"this run was not trained on; the model that it was initialised from {perhaps}"
 
 
 def _of_each(iterations: list[Iteration], sentences: Callable[[Iteration], list[str]]) -> list[str]:

@@ -47,17 +47,14 @@ def _announce_data(config: RunConfig, opened: OpenData, plan: PlanStatistics) ->
         )
     elif not data["validation_rows"]:
         log.warning("no speaker is held out (data.validation_share=0), so there is no validation")
-    elif opened.asked_share < opened.data.validation_share:
-        log.info(
-            "no speaker has a hash below data.validation_share=%g: the one with the smallest is held out, a share of %.4g",
-            opened.asked_share,
-            opened.data.validation_share,
-        )
-    elif opened.asked_share > opened.data.validation_share:
-        log.info(
-            "all speakers have a hash below data.validation_share=%g: the one with the largest is trained on, a share of %.4g",
-            opened.asked_share,
-            opened.data.validation_share,
+    elif opened.settlement:
+        log.info("%s", opened.settlement)
+    if data["validation_rows"] and not data["usable_validation_rows"]:
+        log.warning(
+            "there is no validation: each of the %d held-out utterances is shorter than batch.min_seconds=%g; lower it, or hold out other "
+            "speakers (a larger data.validation_share or another data.split_seed, with a codebook that is fitted with the same)",
+            data["validation_rows"],
+            batching.min_seconds,
         )
     if data["validation_rows"] and not data["validation_speakers"]:
         log.warning("no speaker is known: whole recordings are held out, so a speaker may be on both sides of the split")

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from openwavlm.batches.mixing import check_noise_bank
 from openwavlm.batches.settings import Batching
 from openwavlm.batches.sources import OpenData
 from openwavlm.runs.branch import check_branch, check_head
-from openwavlm.runs.init_from import begin_from
+from openwavlm.runs.init_from import begin_from, check_held_out_unseen
 from openwavlm.runs.run_directory import RunRecord, changed_keys, refuse_changes
 from openwavlm.runs.segments import kept_share
+from openwavlm.shards.index import Index
 from openwavlm.training.build import make_model
 from openwavlm.training.checkpoint import newest_checkpoint
 from openwavlm.training.config import RunConfig
@@ -50,11 +52,12 @@ def embeddings_of(config: RunConfig, classes: Sequence[int]) -> list[int]:
 
 
 class CheckedData(NamedTuple):
-    """Classes, fingerprints and places of an `OpenData` that was checked."""
+    """Classes, fingerprints, places and held-out rows of an `OpenData` that was checked."""
 
     classes: tuple[int, ...]
     fingerprints: dict[str, str]
     places: dict[str, str]
+    held_out: dict[str, tuple[Index, np.ndarray]]
 
 
 def check_launch(values: dict[str, Any], directory: Path, opened: dict[str, CheckedData]) -> None:
@@ -73,13 +76,12 @@ def check_launch(values: dict[str, Any], directory: Path, opened: dict[str, Chec
     data = json.dumps([share, *(values[key] for key in ("data", "batch", "mixing", "loss", "seed"))], sort_keys=True)
     if data not in opened:
         found = open_data(config, share)
-        opened[data] = CheckedData(tuple(found.classes), found.fingerprints(), found.places())
+        opened[data] = CheckedData(tuple(found.classes), found.fingerprints(), found.places(), found.held_out_rows())
         found.close()
-    classes, fingerprints, places = opened[data]
+    classes, fingerprints, places, held_out = opened[data]
     with torch.device("meta"):
         model = make_model(config, classes)
-    if config.init_from:
-        begin_from(model.wavlm.to_empty(device="cpu"), config.init_from)
+    begun = begin_from(model.wavlm.to_empty(device="cpu"), config.init_from) if config.init_from else None
     allowed, known = config.allow_change, directory / "config.yaml"
     if known.exists():
         refuse_changes(changed_keys(read_config(known), values), allowed, f"the run in {directory}")
@@ -90,3 +92,5 @@ def check_launch(values: dict[str, Any], directory: Path, opened: dict[str, Chec
         check_branch(checkpoint, values, config.optim, allowed)
     if checkpoint is not None:
         check_head(checkpoint, embeddings_of(config, classes), fingerprints)
+    elif begun is not None:
+        check_held_out_unseen(held_out, config.data.validation, begun, first=True)

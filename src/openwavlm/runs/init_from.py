@@ -1,18 +1,23 @@
 """Initialisation of a new run from the encoder of a checkpoint of any dialect: domain adaptation, or WavLM from a HuBERT."""
 
 import logging
+from collections.abc import Container, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from openwavlm.checkpoints.about import read_about
 from openwavlm.checkpoints.account import NO_GATED_BIAS
 from openwavlm.checkpoints.load import load_checkpoint
+from openwavlm.evaluation.unseen import records_all, unseen_rows
 from openwavlm.labels.teacher import model_hash
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.wavlm import WavLM
+from openwavlm.shards.index import Index
+from openwavlm.shards.splits import split_names
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +50,64 @@ def begin_from(model: WavLM, path: Path | str) -> dict[str, Any]:
     model.load_state_dict(state)
     log.info("the encoder is initialised from %s (%s), the prediction head is random", path, account.dialect)
     about = read_about(Path(path) if Path(path).is_dir() else Path(path).parent) or {}
+    trained_on = about.get("trained_on")
+    if trained_on is not None and "init_from" in about:  # exports of before `before` was noted lack it
+        trained_on = {"before": None} | trained_on
     return {
         "path": str(path),
         "dialect": account.dialect,
         "model": model_hash(loaded),
         "left_out": account.ignored,
         "made": account.created,
-        "trained_on": about.get("trained_on"),
+        "trained_on": trained_on,
     }
+
+
+def check_held_out_unseen(
+    held_out: Mapping[str, tuple[Index, np.ndarray]], validation: Container[str], begun: Mapping[str, Any], *, first: bool
+) -> int | None:
+    """Compares the speakers that a run holds out with those that its initial model was trained on.
+
+    Args:
+        held_out: Sources and validation sets of the run: name → index and mask of the held-out rows, bool (rows,).
+        validation: Names of the validation sets, which are refused only if the model was trained on that very shard set: of another
+            set of the same source its record does not name the speakers.
+        begun: Entry of `begin_from`.
+        first: Whether this is the run's first launch. Later launches only log a warning: the run has been trained.
+
+    Returns:
+        Number of held-out speakers (recordings, where they are unknown) that the model was perhaps trained on; None for no known one
+        and an incomplete record of its training data.
+
+    Raises:
+        ValueError: In the first launch, if the model was perhaps trained on a held-out speaker.
+    """
+    fit, path = begun.get("trained_on"), begun["path"]
+    known, seen, refused = _indexes_of(fit), set[str](), False
+    for name, (index, rows) in held_out.items():
+        of_set = split_names(index, rows & ~unseen_rows(index, fit)) if fit is not None and rows.any() else []
+        refused |= first and bool(of_set) and (name not in validation or index.fingerprint in known)
+        seen |= set(of_set)
+    if not seen:
+        if not records_all(fit):
+            log.warning("%s does not record all of its training data: it may have been trained on held-out speakers", path)
+        return 0 if records_all(fit) else None
+    assert fit is not None
+    named = f"{path} was perhaps trained on {len(seen)} of the speakers that this run holds out ({', '.join(sorted(seen)[:3])}"
+    named += ", …)" if len(seen) > 3 else ")"
+    if refused:
+        raise ValueError(
+            f"no run may be validated on speakers that its initial model was trained on, but {named}: hold out others (that training held "
+            f"out a share of {fit['validation_share']:.4g} by split_seed={fit['split_seed']}), name sets of other speakers in "
+            "data.validation, or set data.validation_share=0"
+        )
+    log.warning("%s: figures of validation are no evidence about new speakers", named)
+    return len(seen)
+
+
+def _indexes_of(fit: Mapping[str, Any] | None) -> set[str]:
+    """Fingerprints of the shard sets of a `trained_on` and of its `before`."""
+    return set() if fit is None else {*fit.get("indexes", []), *_indexes_of(fit.get("before"))}
 
 
 def check_same_beginning(before: dict[str, Any] | None, now: dict[str, Any], allow_change: list[str]) -> None:

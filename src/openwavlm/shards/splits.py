@@ -16,11 +16,13 @@ def split_hash(name: str, split_seed: int = 0) -> int:
     return stable_hash(f"{split_seed}/split/{name}")
 
 
-def split_names(index: Index) -> list[str]:
-    """Names that a split divides, each once: speakers, and recordings of rows without a speaker."""
-    of_speakers = np.flatnonzero(np.bincount(index.speaker[:], minlength=1))
+def split_names(index: Index, rows: np.ndarray | None = None) -> list[str]:
+    """Names that a split divides, each once: speakers, and recordings of rows without a speaker; of `rows`, bool (rows,), or of all."""
+    chosen = slice(None) if rows is None else rows
+    speaker, recording = index.speaker[chosen], index.recording[chosen]
+    of_speakers = np.flatnonzero(np.bincount(speaker, minlength=1))
     speakers, recordings = index.speakers, index.recordings
-    unknown = np.unique(index.recording[index.speaker[:] == 0])
+    unknown = np.unique(recording[speaker == 0])
     return [speakers[speaker] for speaker in of_speakers if speaker] + [recordings[recording] for recording in unknown]
 
 
@@ -57,6 +59,17 @@ def settled_share(indexes: Sequence[Index], *, share: float, split_seed: int, ke
     if largest < _threshold(share):
         return math.nextafter(largest / 2**64, 0.0)
     return share
+
+
+def settlement(asked: float, share: float, *, kept: bool, key: str) -> str:
+    """Clause on a `settled_share`, `kept` from an earlier launch or settled now; "" if it is the share that `key` asked for."""
+    if asked == share:
+        return ""
+    if kept:
+        return f"the run keeps the held-out share of {share:.4g} that an earlier launch settled from {key}={asked:g}"
+    if asked < share:
+        return f"no speaker has a hash below {key}={asked:g}: the one with the smallest is held out, a share of {share:.4g}"
+    return f"all speakers have a hash below {key}={asked:g}: the one with the largest is trained on, a share of {share:.4g}"
 
 
 def _check_share(share: float) -> None:

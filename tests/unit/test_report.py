@@ -166,6 +166,8 @@ def test_without_an_interval_nothing_is_decided_and_nothing_is_won():
     alone = {"chosen": 0.5, "mfcc": 0.1, "differences": {"mfcc": [0.4, None, None, None]}}
     (verdict,) = beats({"phones": alone})
     assert verdict.outcome == "open" and verdict.interval is None
+    nan = alone | {"differences": {"mfcc": [0.4, np.nan, np.nan, np.nan]}}
+    assert beats({"phones": nan}) == [verdict], "before it is written"
     assert verdict.sentence == (
         "not decided against the best baseline, one frame of MFCC (raw), in phones (clean speech): 0.500 against 0.100 of the frames "
         "right; no interval: one test speaker"

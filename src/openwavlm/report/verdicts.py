@@ -134,7 +134,7 @@ def _verdict(
 def _ends(given: Given) -> tuple[float, float] | None:
     """Ends of the interval of a difference, if it has one."""
     low, high = given[1:3] if given else (None, None)
-    return None if low is None or high is None else (low, high)
+    return None if low is None or high is None or low != low or high != high else (low, high)
 
 
 def _word(given: Given, sign: int, *, tie: bool) -> IntervalOutcome:

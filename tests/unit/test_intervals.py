@@ -11,6 +11,7 @@ from openwavlm.evaluation.intervals import (
     MAX_GROUPS,
     Interval,
     by_cluster,
+    deciding,
     group_places,
     interval,
     jackknife,
@@ -252,6 +253,23 @@ def test_no_verdict_of_two_arms_contradicts_its_interval(seeds: int, clusters: i
     words, cell = sentence(FIGURES["phones"], "one", "other", found), table({"phones": found}, FIGURES, "one", "other")[-1]
     assert holds(found.verdict, *printed(words)) and found.verdict in words and found.verdict in cell
     assert ("smallest visible difference" in words) == ("visible from" in cell) == (found.verdict == "equal")
+
+
+@pytest.mark.parametrize(
+    ("ends", "wanted"),
+    [
+        ({"a": (0.002, 0.018), "b": (-0.004, 0.028)}, ("b", "equal")),
+        ({"a": (-0.035, 0.005), "b": (-0.02, -0.006)}, ("b", "lower")),
+        ({"a": (0.001, 0.02), "b": (0.002, 0.03)}, ("a", "higher")),
+        ({"a": (-0.03, -0.01), "b": (-0.02, -0.006)}, ("a", "lower")),
+        ({"a": (-0.01, 0.01), "b": (np.nan, np.nan)}, ("b", "unknown")),
+        ({"a": (np.nan, np.nan), "b": (-0.02, -0.006)}, ("b", "lower")),
+        ({"a": (0.0, 0.01), "b": (-0.01, 0.0)}, ("a", "equal")),
+    ],
+)
+def test_several_baselines_are_decided_by_the_least_favourable_outcome(ends: dict, wanted: tuple[str, str]) -> None:
+    outcomes = {name: outcome_of(*pair) for name, pair in ends.items()}
+    assert deciding(outcomes, {"a": 0.515, "b": 0.513}) == wanted
 
 
 def test_an_interval_is_printed_with_as_many_places_as_its_sign_needs() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from openwavlm.evaluation import measure
-from openwavlm.pipeline import corpora, iteration
+from openwavlm.pipeline import corpora, iteration, masked
 from openwavlm.pipeline import iterate as loop
 from openwavlm.pipeline.iterate import publish
 from openwavlm.pipeline.settings import IterationSettings
@@ -257,7 +257,7 @@ def test_every_stage_of_an_iteration_builds_on_what_it_reads(tmp_path: Path, mon
     labelled = [f"{name} by {book}" for name in ("train", "dev", "test")]
     assert asked == [
         ("2/export", {}, [trained]),
-        ("2/masked", {}, [trained, *labelled]),
+        ("2/masked", {"version": masked.VERSION}, [trained, *labelled]),
         (
             "2/probe",
             {"clusters": 3, "version": measure.VERSION, "alignments": fingerprint(tmp_path / "phones.tsv")},

@@ -10,6 +10,8 @@ import torch
 from openwavlm.batches.masking import draw_span_mask
 from openwavlm.batches.sources import OpenData
 from openwavlm.evaluation.counts import CountTable
+from openwavlm.evaluation.intervals import ratio_interval
+from openwavlm.evaluation.probe import summary
 from openwavlm.labels.assign import assign_labels
 from openwavlm.labels.fit import fit_codebook
 from openwavlm.model.config import Head
@@ -69,10 +71,12 @@ def sequences(parts: RunConfig, opened: OpenData, name: str) -> tuple[list[np.nd
     return labels, masks
 
 
-def losses(parts: RunConfig, opened: OpenData, model: WavLMForPretraining) -> tuple[dict[str, list[float]], float]:
-    """Cross-entropy of each masked frame of the test set by speaker, and share of right guesses, written out in float64."""
+def losses(
+    parts: RunConfig, opened: OpenData, model: WavLMForPretraining
+) -> tuple[dict[str, list[float]], dict[str, list[bool]]]:
+    """Cross-entropy of each masked frame of the test set by speaker, and whether it is guessed right, written out in float64."""
     found: dict[str, list[float]] = {}
-    right: list[bool] = []
+    right: dict[str, list[bool]] = {}
     builder = make_builder(parts, opened, training=False)
     for spec in whole_set(opened, "test", opened.data.split_seed):
         batch = builder[spec]
@@ -90,14 +94,15 @@ def losses(parts: RunConfig, opened: OpenData, model: WavLMForPretraining) -> tu
                 cosine = embeddings_all @ x / np.linalg.norm(embeddings_all, axis=1) / model.logit_temperature
                 own = embeddings[label] @ x / np.linalg.norm(embeddings[label]) / model.logit_temperature
                 found.setdefault(speaker, []).append(float(np.log(np.exp(cosine).sum()) - own))
-                right.append(bool(cosine.argmax() == 4 + label))
-    return found, float(np.mean(right))
+                right.setdefault(speaker, []).append(bool(cosine.argmax() == 4 + label))
+    return found, right
 
 
 def test_the_model_and_the_count_table_are_judged_on_test_and_fitted_without_it(run) -> None:
     parts, opened, model = run
     figures, _ = masked_figures(model, parts, opened, train="speech", dev="dev", test="test")
-    by_speaker, accuracy = losses(parts, opened, model)
+    by_speaker, right = losses(parts, opened, model)
+    accuracy = np.concatenate(list(right.values())).mean()
     every = np.concatenate(list(by_speaker.values()))
     assert figures["frames"] == len(every) == sum(int(mask.sum()) for mask in sequences(parts, opened, "test")[1])
     assert figures["cross_entropy"] == pytest.approx(every.mean(), rel=1e-4)
@@ -131,6 +136,57 @@ def test_sums_by_speaker_are_of_each_speakers_own_frames(run) -> None:
     assert sums.value == pytest.approx(np.concatenate(list(by_speaker.values())).mean(), rel=1e-4)
 
 
+def test_the_model_is_compared_with_every_baseline_in_pairs_by_speaker(run) -> None:
+    parts, opened, model = run
+    figures, _ = masked_figures(model, parts, opened, train="speech", dev="dev", test="test")
+    sums, index = figures["by_speaker"], opened.indexes["test"]
+    by_speaker, right = losses(parts, opened, model)
+    names = [name for name in index.speakers if name in by_speaker]
+    assert sums["speakers"] == names and len(names) == 3
+    frames = np.array([len(by_speaker[name]) for name in names])
+    assert sums["frames"] == frames.tolist()
+    assert sums["cross_entropy"]["model"] == pytest.approx([sum(by_speaker[name]) for name in names], rel=1e-4)
+    assert sums["accuracy"]["model"] == [sum(right[name]) for name in names]
+    # Baselines, from the sequences of each speaker alone.
+    train, dev, test = (sequences(parts, opened, name) for name in ("speech", "dev", "test"))
+    table, counts = CountTable(7).fit(*train, *dev), np.bincount(np.concatenate(train[0]), minlength=7) + 1.0
+    rows = [int(row) for spec in whole_set(opened, "test", opened.data.split_seed) for row in spec.rows]
+    for place, name in enumerate(names):
+        own = [number for number, row in enumerate(rows) if index.speakers[int(index.speaker[row])] == name]
+        labels, masks = ([part[number] for number in own] for part in test)
+        score = table.score(labels, masks)
+        assert score.frames == frames[place]
+        assert sums["cross_entropy"]["count_table"][place] == pytest.approx(score.cross_entropy * score.frames, rel=1e-5)
+        assert sums["accuracy"]["count_table"][place] == pytest.approx(score.accuracy * score.frames)
+        hidden = np.concatenate([row[mask] for row, mask in zip(labels, masks, strict=True)])
+        assert sums["cross_entropy"]["unigram"][place] == pytest.approx(-np.log(counts / counts.sum())[hidden].sum(), rel=1e-5)
+        assert sums["accuracy"]["unigram"][place] == (hidden == counts.argmax()).sum()
+    assert sum(sums["accuracy"]["nearest_label"]) / frames.sum() == pytest.approx(figures["nearest_label"]["accuracy"])
+    compared = {name: set(of) for name, of in figures["differences"].items()}
+    both = {"cross_entropy", "accuracy"}
+    assert compared == {"unigram": both, "count_table": both, "nearest_label": {"accuracy"}}
+    for name, of in figures["differences"].items():
+        for figure, given in of.items():
+            apart = ratio_interval(np.subtract(sums[figure]["model"], sums[figure][name]), frames)
+            assert given == pytest.approx(summary(apart.as_list()), abs=2e-5)
+            assert given[0] == pytest.approx(figures[figure] - figures[name][figure], abs=2e-5)
+    assert any(abs(of["accuracy"][0]) > 0.01 for of in figures["differences"].values())
+
+
+def test_a_count_table_of_other_frames_is_not_compared_in_pairs(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, opened, model = run
+
+    def labels_and_masks(*given):
+        labels, masks = drawn(*given)
+        return labels, ([masks[0] & False, *masks[1:]] if given[1] == "test" else masks)
+
+    drawn = masked_module._labels_and_masks
+    monkeypatch.setattr(masked_module, "_labels_and_masks", labels_and_masks)
+    figures, _ = masked_figures(model, parts, opened, train="speech", dev="dev", test="test")
+    assert figures["count_table"]["frames"] < figures["frames"]
+    assert set(figures["differences"]) == {"unigram", "nearest_label"}
+
+
 def test_the_count_table_is_given_the_parts_in_their_roles(run, monkeypatch: pytest.MonkeyPatch) -> None:
     parts, opened, model = run
     given: dict[str, list[np.ndarray]] = {}
@@ -140,9 +196,9 @@ def test_the_count_table_is_given_the_parts_in_their_roles(run, monkeypatch: pyt
             given.update(train=labels, dev=dev_labels)
             return super().fit(labels, masks, dev_labels, dev_masks)
 
-        def score(self, labels, masks):
+        def guesses(self, labels, masks):
             given.update(test=labels)
-            return super().score(labels, masks)
+            return super().guesses(labels, masks)
 
     monkeypatch.setattr(masked_module, "CountTable", Noting)
     masked_figures(model, parts, opened, train="speech", dev="dev", test="test")

@@ -41,6 +41,11 @@ class MaskedScore(NamedTuple):
     accuracy: float
     frames: int  # masked and labelled
 
+    @classmethod
+    def of(cls, nats: np.ndarray, correct: np.ndarray) -> "MaskedScore":
+        """Means over frames, of the result of `CountTable.guesses`."""
+        return cls(float(nats.sum() / len(nats)), int(correct.sum()) / len(nats), len(nats))
+
 
 def _smooth(counts: np.ndarray, weight: float, prior: np.ndarray) -> np.ndarray:
     """Conditionals over the last axis of counts (buckets, rows, columns), each bucket shrunk to the next longer lag's."""
@@ -133,7 +138,11 @@ class CountTable:
         return self
 
     def score(self, labels: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> MaskedScore:
-        """Scores the guesses on held-out labels.
+        """Scores the guesses on held-out labels; errors as of `guesses`."""
+        return MaskedScore.of(*self.guesses(labels, masks))
+
+    def guesses(self, labels: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Guesses held-out labels: float64 nats and bool correctness, (frames,) each, of all masked, labelled frames in order.
 
         Raises:
             ValueError: If the table was not fitted, sequences and masks do not match, or no frame is masked.
@@ -144,12 +153,12 @@ class CountTable:
         contexts = LabelSequences(labels, self.num_classes).contexts(masks)
         if not len(contexts.label):
             raise ValueError("a count table is judged on masked, labelled frames, but there is none")
-        loss, correct = 0.0, 0
+        nats, correct = [], []
         for part in self._chunks(contexts):
             guess = self.distribution(part)
-            loss -= float(np.log(guess[np.arange(len(part.label)), part.label]).sum(dtype=np.float64))
-            correct += int((guess.argmax(axis=1) == part.label).sum())
-        return MaskedScore(loss / len(contexts.label), correct / len(contexts.label), len(contexts.label))
+            nats.append(-np.log(guess[np.arange(len(part.label)), part.label]).astype(np.float64))
+            correct.append(guess.argmax(axis=1) == part.label)
+        return np.concatenate(nats), np.concatenate(correct)
 
     def distribution(self, contexts: Contexts) -> np.ndarray:
         """p(z | L, R, l, r) of some frames; float32 (events, classes), every entry positive, rows sum to 1."""

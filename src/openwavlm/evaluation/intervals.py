@@ -5,7 +5,7 @@ variance is that of a two-way layout of jackknife pseudo-values, the quantile St
 (docs/decisions/0009). A percentile bootstrap is too narrow here: resampling S seeds gives (S − 1) / S of their variance.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from typing import Literal
@@ -59,6 +59,21 @@ def outcome_of(low: float, high: float) -> Outcome:
     if round(low, PLACES) > 0:
         return "higher"
     return "lower" if round(high, PLACES) < 0 else "equal"
+
+
+def deciding(outcomes: Mapping[str, Outcome], figures: Mapping[str, float]) -> tuple[str, Outcome]:
+    """Outcome against several baselines at once, and the baseline that decides it.
+
+    `lower` than one is `lower`, `higher` than all is `higher`. Otherwise it is `unknown` if one has no interval, else `equal`. The
+    baseline that decides is the highest of those with that outcome.
+
+    Args:
+        outcomes: Baseline → outcome of the difference to it; not empty.
+        figures: Baseline → its figure, higher is better.
+    """
+    order: tuple[Outcome, ...] = ("lower", "unknown", "equal", "higher")
+    decided = min(outcomes.values(), key=order.index)
+    return max((name for name, outcome in outcomes.items() if outcome == decided), key=lambda name: figures[name]), decided
 
 
 def sign_places(low: float, high: float, least: int) -> int:

@@ -200,9 +200,11 @@ def _sentences(
     return sentences
 
 
-def _against(difference: Interval, best: str) -> str:
-    """The outcome of a difference to the best baseline with its interval."""
-    baseline = f"the best baseline, units of {SPECTRA[best]} of the same K"
+def _against(difference: Interval, decider: str) -> str:
+    """The outcome of a difference to the deciding baseline with its interval."""
+    # "higher" is decided by the highest baseline, "equal" and "lower" by one that need not be the highest.
+    one = "a baseline" if difference.outcome in ("equal", "lower") else "the best baseline"
+    baseline = f"{one}, units of {SPECTRA[decider]} of the same K"
     if difference.outcome == "unknown":
         return f"{difference.value:+.3f} against {baseline} (no interval: one speaker)"
     places = sign_places(difference.low, difference.high, 3)

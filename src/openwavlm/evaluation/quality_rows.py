@@ -1,11 +1,11 @@
-"""Labels, layers and baselines as the rows of one table, each compared with the best baseline of the same K on the same frames."""
+"""Labels, layers and baselines as the rows of one table, compared with all baselines of the same K on the same frames."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from openwavlm.evaluation.features import SPECTRA
-from openwavlm.evaluation.intervals import Interval, Outcome, sign_places
+from openwavlm.evaluation.intervals import Interval, Outcome, deciding, sign_places
 from openwavlm.evaluation.unit_figures import UnitFigures, UnitTally, shuffled_tally
 
 COLUMNS = (
@@ -24,9 +24,9 @@ COLUMNS = (
     ("run_frames", "run, frames"),
     ("speaker_information", "speaker inf."),
     ("speaker_accuracy", "speaker accuracy"),
-    ("best_baseline", "best baseline"),
-    ("difference_to_best", "less best baseline (interval)"),
-    ("verdict", "against best baseline"),
+    ("best_baseline", "deciding baseline"),
+    ("difference_to_best", "less deciding baseline (interval)"),
+    ("verdict", "against all baselines"),
 )
 
 
@@ -40,8 +40,8 @@ class QualityRow:
         layer: Number of the layer, where it is one.
         condition: `clean`, `telephone` or `noise10`.
         figures: On the judged speakers.
-        difference: PNMI less that of the best baseline of the same K in this condition, with its interval; None for baselines and
-            without phones.
+        difference: PNMI less that of the deciding baseline (`intervals.deciding`) of the same K in this condition, with its interval;
+            None for baselines and without phones.
         baseline: That baseline, a key of `features.SPECTRA`; empty without a difference.
     """
 
@@ -55,7 +55,7 @@ class QualityRow:
 
     @property
     def verdict(self) -> Outcome | Literal[""]:
-        """Outcome of `difference`; empty for baselines and without phones."""
+        """Outcome against all baselines, which is that of `difference`; empty for baselines and without phones."""
         return self.difference.outcome if self.difference else ""
 
     def as_json(self) -> dict[str, Any]:
@@ -93,8 +93,11 @@ def rows_of(
             continue
         # The same K, unless there was too little speech for it.
         rivals = {key: sizes[min(sizes, key=lambda own: (abs(own - figures.clusters), own))] for key, sizes in figures_of.items()}
-        best = max(rivals, key=lambda key: rivals[key].pnmi)
-        rows.append(QualityRow(name, kind, layer, condition, figures, figures.minus(rivals[best]), best))
+        apart = {key: figures.minus(rival) for key, rival in rivals.items()}
+        decider, _ = deciding(
+            {key: one.outcome for key, one in apart.items()}, {key: rival.pnmi for key, rival in rivals.items()}
+        )
+        rows.append(QualityRow(name, kind, layer, condition, figures, apart[decider], decider))
     rows += [
         QualityRow(f"{SPECTRA[key]}, K = {clusters}", key, None, condition, of)
         for key, sizes in figures_of.items()

@@ -34,6 +34,7 @@ class PretrainingOutput(NamedTuple):
     features: Tensor  # (batch, channels, frames), the extractor's output
     marginal: Tensor | None = None  # float32 (classes,), sums of the first head's probabilities; needs `with_marginal`
     frame_cross_entropies: Tensor | None = None  # float32 (masked,), under the first head; needs `with_frames`
+    frame_correct: Tensor | None = None  # bool (masked,), largest logit at the label; likewise
 
 
 class LabelHead(nn.Module):
@@ -115,11 +116,11 @@ class WavLMForPretraining(nn.Module):
             unmasked_labels: For each label set integers (unmasked,), their pseudo-labels.
             learn_unmasked: Gives their cross-entropy a gradient.
             with_marginal: Also sums the predicted probabilities, without a gradient.
-            with_frames: Also returns the cross-entropy of each masked frame, without a gradient.
+            with_frames: Also returns cross-entropy and correctness of each masked frame, without a gradient.
         """
         encoded = self.wavlm(waveforms, num_samples, mask=mask, layer_keep=layer_keep)
         frames = encoded.final.flatten(0, 1)
-        marginal, by_frame, figures = None, None, []
+        marginal, by_frame, right, figures = None, None, None, list[SetFigures]()
         of_sets = zip_longest(masked_labels, unmasked_labels if unmasked_index is not None else ())
         for head, (of_masked, of_unmasked) in zip(self.heads(), of_sets, strict=True):
             logits = self._logits(head, frames, masked_index)
@@ -133,9 +134,10 @@ class WavLMForPretraining(nn.Module):
             if with_marginal and marginal is None:
                 marginal = logits.detach().softmax(-1).sum(0)[self.special_rows :]
             if with_frames and by_frame is None:
-                by_frame = F.cross_entropy(logits.detach(), (of_masked + self.special_rows).long(), reduction="none")
+                truth = (of_masked + self.special_rows).long()
+                by_frame, right = F.cross_entropy(logits.detach(), truth, reduction="none"), logits.argmax(-1) == truth
             figures.append(SetFigures(cross_entropy_sum, num_correct, unmasked_cross_entropy_sum, num_unmasked_correct))
-        return PretrainingOutput(tuple(figures), feature_penalty(encoded.features), encoded.features, marginal, by_frame)
+        return PretrainingOutput(tuple(figures), feature_penalty(encoded.features), encoded.features, marginal, by_frame, right)
 
     def _logits(self, head: "WavLMForPretraining | LabelHead", frames: Tensor, index: Tensor) -> Tensor:
         projected = head.final_proj(frames.index_select(0, index))

@@ -21,6 +21,7 @@ from openwavlm.labels.fit import fit_codebook
 from openwavlm.labels.teacher import forget_teacher, open_teacher
 from openwavlm.model.wavlm import WavLM
 from openwavlm.pipeline.corpora import SETS
+from openwavlm.pipeline.masked import VERSION as MASKED_VERSION
 from openwavlm.pipeline.masked import masked_figures
 from openwavlm.pipeline.settings import IterationSettings
 from openwavlm.pipeline.stages import Chain, Stage, fingerprint
@@ -48,7 +49,9 @@ class Iteration:
         trained = self._train(number, settings, labels, previous)
         exported = self.chain.run(f"{number}/export", {}, [trained], lambda folder: self._export(trained, folder))
         inputs = [trained, *labels.values()]
-        masked = self.chain.run(f"{number}/masked", {}, inputs, lambda folder: self._masked(trained, labels["test"])[0])
+        masked = self.chain.run(
+            f"{number}/masked", {"version": MASKED_VERSION}, inputs, lambda folder: self._masked(trained, labels["test"])[0]
+        )
         stages = {"codebook": book, "train": trained, "export": exported, "masked": masked}
         if self.times is not None:
             inputs = [exported, *(self.shards[f"{name}_clean"] for name in SETS)]

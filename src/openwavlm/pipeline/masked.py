@@ -1,6 +1,7 @@
 """Masked prediction of a trained run on a labelled shard set, beside baselines without audio: unigram, nearest label, count table."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,51 @@ from openwavlm.batches.batch import PretrainBatch
 from openwavlm.batches.plan import EpochPlan, MicroBatchSpec
 from openwavlm.batches.settings import Loading, SpanMasking
 from openwavlm.batches.sources import OpenData
-from openwavlm.evaluation.counts import COUNTED_FRAMES, CountTable
+from openwavlm.evaluation.counts import COUNTED_FRAMES, CountTable, MaskedScore
+from openwavlm.evaluation.intervals import ratio_interval
 from openwavlm.evaluation.paired import Sums
+from openwavlm.evaluation.probe import summary
+from openwavlm.labels.quality import repeat_nearest
 from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.training.build import make_builder
 from openwavlm.training.config import RunConfig
 from openwavlm.training.control import Control
 from openwavlm.training.health.references import labels_and_masks
-from openwavlm.training.validation import Evaluation
+from openwavlm.training.validation import Evaluation, unigram_log_prob
+
+# To be raised when the figures of an unchanged model change: chains then measure again.
+VERSION = 2
+
+
+class _BySpeaker:
+    """Sums over masked frames by speaker: nats and right guesses of the model and its baselines, float64 (speakers,) each."""
+
+    def __init__(self, speakers: int) -> None:
+        self.frames = np.zeros(speakers)
+        self.sums: dict[tuple[str, str], np.ndarray] = {}
+
+    def add(self, name: str, speaker: np.ndarray, **figures: np.ndarray) -> None:
+        """Adds `cross_entropy` (nats) or `accuracy` (right or not), (frames,) each, of the frames of `speaker`."""
+        for figure, values in figures.items():
+            added = np.bincount(speaker, weights=values, minlength=len(self.frames))
+            self.sums[name, figure] = self.sums.get((name, figure), 0.0) + added
+
+    def differences(self) -> dict[str, dict[str, list[float | None]]]:
+        """Baseline → figure → difference of the model to it: value, lower and upper end, smallest visible difference."""
+        found: dict[str, dict[str, list[float | None]]] = {}
+        for (name, figure), sums in self.sums.items():
+            if name != "model" and self.frames.any():
+                apart = ratio_interval(self.sums["model", figure] - sums, self.frames)
+                found.setdefault(name, {})[figure] = summary(apart.as_list())
+        return found
+
+    def as_json(self, names: Sequence[str]) -> dict[str, Any]:
+        """Sums of the speakers with masked frames: `speakers`, `frames`, and figure → model or baseline → sums."""
+        present = np.flatnonzero(self.frames)
+        figures: dict[str, Any] = {"cross_entropy": {}, "accuracy": {}}
+        for (name, figure), sums in self.sums.items():
+            figures[figure][name] = sums[present]
+        return summary({"speakers": [names[place] for place in present.tolist()], "frames": self.frames[present], **figures})
 
 
 def _labels_and_masks(
@@ -57,26 +95,32 @@ def masked_figures(
         counted: Whether the count table is fitted.
 
     Returns:
-        `cross_entropy`, `accuracy`, `frames` of the model; the same of `unigram`, `nearest_label` and `count_table`; `set`: `test`.
+        `cross_entropy`, `accuracy`, `frames` of the model; the same of `unigram`, `nearest_label` and `count_table`; `set`: `test`;
+        `differences`: baseline → figure → [model minus baseline, lower end, upper end, smallest visible difference], paired by speaker;
+        `by_speaker`: the sums.
         And the model's cross-entropy by speaker, in nats over masked frames.
     """
     seed, masking = opened.data.split_seed, config.masking
-    index = opened.indexes[test]
-    nats, frames = np.zeros(len(index.speakers)), np.zeros(len(index.speakers))
+    index, counts = opened.indexes[test], [opened.label_counts(number) for number in range(len(opened.classes))]
+    by_speaker, log_prob, commonest = _BySpeaker(len(index.speakers)), unigram_log_prob(counts[0]), int(counts[0].argmax())
 
     def add(batch: PretrainBatch, output: PretrainingOutput) -> None:
-        assert output.frame_cross_entropies is not None
-        speakers = index.speaker[batch.rows.numpy()[batch.masked_index.numpy() // batch.mask.shape[1]]]
+        assert output.frame_cross_entropies is not None and output.frame_correct is not None
+        hidden = batch.masked_index.numpy()
+        speaker = index.speaker[batch.rows.numpy()[hidden // batch.mask.shape[1]]]
+        truth, nearest = (
+            labels.numpy().reshape(-1)[hidden] for labels in (batch.labels[0], repeat_nearest(batch.labels[0], batch.mask))
+        )
+        by_speaker.frames += np.bincount(speaker, minlength=len(index.speakers))
         losses = output.frame_cross_entropies.double().numpy()
-        nats[:] += np.bincount(speakers, weights=losses, minlength=len(nats))
-        frames[:] += np.bincount(speakers, minlength=len(frames))
+        by_speaker.add("model", speaker, cross_entropy=losses, accuracy=output.frame_correct.numpy())
+        by_speaker.add("unigram", speaker, cross_entropy=-log_prob[truth], accuracy=truth == commonest)
+        by_speaker.add("nearest_label", speaker, accuracy=nearest == truth)
 
-    counts = [opened.label_counts(number) for number in range(len(opened.classes))]
     evaluation = Evaluation(
         whole_set(opened, test, seed), make_builder(config, opened, training=False), Loading(workers=0), counts, Control()
     )
     found = evaluation.run(model, torch.device("cpu"), add)
-    present = np.flatnonzero(frames)
     figures: dict[str, Any] = {
         "cross_entropy": found["cross_entropy"],
         "accuracy": found["accuracy"],
@@ -86,8 +130,25 @@ def masked_figures(
         "nearest_label": {"accuracy": found["repeat_nearest_accuracy"]},
     }
     if counted:
-        # The table counts no more of the training labels; all of 10,000 hours would take 21 GiB.
-        training = _labels_and_masks(opened, train, masking, seed, COUNTED_FRAMES)
-        table = CountTable(opened.num_classes, seed=0).fit(*training, *_labels_and_masks(opened, dev, masking, seed))
-        figures["count_table"] = table.score(*_labels_and_masks(opened, test, masking, seed))._asdict()
-    return figures, Sums(tuple(index.speakers[speaker] for speaker in present.tolist()), nats[present], frames[present])
+        nats, correct, speaker = _counted(opened, masking, seed, train=train, dev=dev, test=test)
+        figures["count_table"] = MaskedScore.of(nats, correct)._asdict()
+        # Where rows could not be read, the model has fewer frames, and the two are not compared in pairs.
+        if np.array_equal(np.bincount(speaker, minlength=len(index.speakers)), by_speaker.frames):
+            by_speaker.add("count_table", speaker, cross_entropy=nats, accuracy=correct)
+    figures |= {"differences": by_speaker.differences(), "by_speaker": by_speaker.as_json(index.speakers)}
+    present = np.flatnonzero(by_speaker.frames)
+    sums = by_speaker.sums.get(("model", "cross_entropy"), by_speaker.frames)
+    return figures, Sums(tuple(index.speakers[place] for place in present.tolist()), sums[present], by_speaker.frames[present])
+
+
+def _counted(
+    opened: OpenData, masking: SpanMasking, seed: int, *, train: str, dev: str, test: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count table's nats and right guesses, and the speaker, of each masked, labelled frame of `test`; (frames,) each."""
+    # The table counts no more of the training labels; all of 10,000 hours would take 21 GiB.
+    training = _labels_and_masks(opened, train, masking, seed, COUNTED_FRAMES)
+    table = CountTable(opened.num_classes, seed=0).fit(*training, *_labels_and_masks(opened, dev, masking, seed))
+    labels, masks = _labels_and_masks(opened, test, masking, seed)
+    rows = np.concatenate([spec.rows for spec in whole_set(opened, test, seed)])
+    frames = [int((mask & (row >= 0)).sum()) for row, mask in zip(labels, masks, strict=True)]
+    return *table.guesses(labels, masks), np.repeat(opened.indexes[test].speaker[rows], frames)

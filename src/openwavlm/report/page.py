@@ -13,12 +13,12 @@ from openwavlm.report import charts, pictures
 from openwavlm.report.content import Example, Iteration
 from openwavlm.report.facts import health_note, health_rows, health_warnings, labels_note, realised_note, warnings_of, what_ran
 from openwavlm.report.probe_tables import phone_table, phones_note, speakers_note, units_table
+from openwavlm.report.progress import compare_iterations
 from openwavlm.report.recipe import commands_of, differences, recipe_of
 from openwavlm.report.templating import render_page
 from openwavlm.report.verdicts import (
     Verdict,
     beats,
-    compare_iterations,
     good_for,
     headline,
     unmeasured,
@@ -91,6 +91,7 @@ def render(title: str, iterations: list[Iteration], commands: Sequence[tuple[str
         worse=_outcomes(verdicts, "behind"),
         equal=_outcomes(verdicts, "ties"),
         better=wins(verdicts),
+        undecided=_outcomes(verdicts, "open"),
         missing=unmeasured(figures[-1]),
         note=_note(last, verdicts),
         limits=_of_each(iterations, warnings_of),

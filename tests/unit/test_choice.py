@@ -15,7 +15,8 @@ from openwavlm.evaluation import probe as probe_module
 from openwavlm.evaluation.conditions import CONDITIONS, change_of
 from openwavlm.evaluation.detection import Scored, detection_figures
 from openwavlm.evaluation.intervals import interval, outcome_of
-from openwavlm.evaluation.measure import Measured, ProbeSettings, cache_name, development_accuracy, measure
+from openwavlm.evaluation.measure import ProbeSettings, cache_name, development_accuracy, measure
+from openwavlm.evaluation.measured import Measured
 from openwavlm.evaluation.mix_sets import Mixtures, mix_set
 from openwavlm.evaluation.mixtures import _mixed_phone_figures, _phone_figures, _Read, probe_mixtures
 from openwavlm.evaluation.probe import probe_model, summary

@@ -21,7 +21,8 @@ from openwavlm.evaluation.features import (
     stream,
     with_context,
 )
-from openwavlm.evaluation.measure import Measured, ProbeSettings, cache_name, measure
+from openwavlm.evaluation.measure import ProbeSettings, cache_name, measure
+from openwavlm.evaluation.measured import Measured
 from openwavlm.evaluation.mix_sets import mix_set
 from openwavlm.evaluation.mixtures import probe_mixtures
 from openwavlm.evaluation.probe import probe_model

@@ -10,7 +10,8 @@ import numpy as np
 from openwavlm.evaluation.conditions import CONDITIONS
 from openwavlm.evaluation.features import EncoderFeatures, Features, spectral_baselines
 from openwavlm.evaluation.intervals import by_cluster, group_places, interval, ratio_interval
-from openwavlm.evaluation.measure import Measured, ProbeSettings, measure
+from openwavlm.evaluation.measure import ProbeSettings, measure
+from openwavlm.evaluation.measured import Measured
 from openwavlm.evaluation.sets import ProbeSet
 from openwavlm.evaluation.unit_figures import paired_pseudo_values, pnmi_pseudo_values, unit_quality
 from openwavlm.evaluation.unseen import check_disjoint_speakers

@@ -126,7 +126,8 @@ def test_figures_of_a_comparison_are_written_with_five_places():
 def model(masked: float, phones: float, untrained: float, **more: float | None) -> dict:
     """Figures of one model as `summary.json` has them; the baselines differ in every place."""
     given = {"count_table": 2.75, "overlapped_phones": None, "train_seconds": 60.0, "probe_seconds": 30.0} | more
-    baselines = {"mfcc": 0.21, "mfcc_context": 0.22, "logmel": 0.23, "logmel_context": 0.24, "majority": 0.05}
+    baselines = {"mfcc": 0.21, "mfcc_context": 0.22, "mfcc_norm": 0.25, "mfcc_norm_context": 0.26, "logmel_raw": 0.27}
+    baselines |= {"logmel_raw_context": 0.28, "logmel": 0.23, "logmel_context": 0.24, "majority": 0.05}
     return given | {"masked": masked, "phones": {"chosen": phones, "untrained": untrained, **baselines}}
 
 
@@ -172,10 +173,12 @@ def test_the_page_has_every_models_figures_under_their_names():
     ]
     assert rows["nano_mel"] == ["3.550 (3.500, 3.600)", "–", "0.4100 (0.4000, 0.4200)", "0.3450 (0.3900, 0.3000)", "–"]
     for name, phones, overlapped in (
-        ("MFCC, one frame", "0.2100", "0.1110"),
-        ("MFCC ± 5", "0.2200", "0.1220"),
-        ("log-mel, one frame", "0.2300", "0.1330"),
-        ("log-mel ± 5", "0.2400", "0.1440"),
+        ("MFCC (raw), one frame", "0.2100", "0.1110"),
+        ("MFCC (raw), ± 5", "0.2200", "0.1220"),
+        ("MFCC (normalised), ± 5", "0.2600", "–"),
+        ("log-mel (raw), one frame", "0.2700", "–"),
+        ("log-mel (normalised), one frame", "0.2300", "0.1330"),
+        ("log-mel (normalised), ± 5", "0.2400", "0.1440"),
         ("commonest phone", "0.0500", "–"),
     ):
         assert rows[name] == ["–", "–", phones, "–", overlapped]

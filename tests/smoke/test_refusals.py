@@ -249,7 +249,7 @@ def test_noise_without_a_noise_bank_is_refused(place):
 def test_a_batch_without_usable_audio_is_refused(place):
     refused(
         place,
-        r"source speech has no usable audio: every utterance is shorter than batch\.min_seconds=4 or held out \(data",
+        r"source speech has no usable audio: every utterance is shorter than batch\.min_seconds=4: lower it, or give longer audio",
         *place.data(),
         "batch.min_seconds=4",
         "batch.max_seconds=4",

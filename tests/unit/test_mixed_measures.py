@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from openwavlm.audio.frames import num_samples_of
+from openwavlm.audio.frames import num_frames, num_samples_of
 from openwavlm.batches.batch import MixRecord
 from openwavlm.batches.masking import draw_span_mask
 from openwavlm.batches.settings import SpanMasking
@@ -14,7 +14,7 @@ from openwavlm.evaluation.detection import Scored, average_precision, detection_
 from openwavlm.evaluation.intervals import interval
 from openwavlm.evaluation.mix_sets import Mixtures, audible, mix_set, share_of, with_level_of
 from openwavlm.evaluation.mixed_labels import mixed_label_figures
-from openwavlm.evaluation.mixtures import _target_marks
+from openwavlm.evaluation.mixtures import _fit_phones, _target_marks
 from openwavlm.evaluation.sets import ProbeSet, ProbeUtterance
 from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
@@ -90,6 +90,27 @@ def test_the_first_speaker_is_audible_within_30_db_of_its_loudest_frame() -> Non
     found = audible(torch.from_numpy(amplitudes).float()).numpy()
     assert found[:4].all() and found[5:9].all() and not found[10:14].any() and not found[15:].any()
     assert not audible(torch.zeros(4000)).any() and audible(torch.zeros(100)).shape == (0,)
+
+
+class Lengths:
+    """Features of one number a frame that note how long the audio of each call is."""
+
+    dims, settings, device, standardise = (1,), None, torch.device("cpu"), False
+
+    def __init__(self) -> None:
+        self.samples: list[int] = []
+
+    def __call__(self, waveforms: np.ndarray, layers: range) -> list[torch.Tensor]:
+        self.samples.append(waveforms.shape[1])
+        return [torch.arange(float(num_frames(waveforms.shape[1])))[None, :, None]]
+
+
+def test_phones_are_fitted_on_whole_utterances_as_they_are_judged() -> None:
+    frames = 40 * 50  # longer than the 30 s of other probes
+    audio, labels = np.zeros(num_samples_of(frames), dtype=np.int16), np.arange(frames) % 2
+    extract = Lengths()
+    _fit_phones(extract, ProbeSet((ProbeUtterance(audio, labels, "a", "a0"),), ("x", "y")))
+    assert extract.samples == [len(audio)]
 
 
 def test_the_target_is_judged_where_the_second_speaker_is_audible() -> None:

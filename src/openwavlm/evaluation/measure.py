@@ -110,8 +110,7 @@ def measure(
     wanted = sorted({chosen, *judged_layers})
     penalty_multi = run.fit_multi(train, dev, wanted)
     shorter = test.spread_over_speakers(settings.degraded_seconds)
-    judged = [run.judge(test, shorter, condition, wanted) for condition in CONDITIONS]
-    frames, correct, correct_multi, units, speakers = zip(*judged, strict=True)
+    frames, correct, correct_multi, units, speakers = zip(*(run.judge(test, shorter, of, wanted) for of in CONDITIONS), strict=True)
     measured = Measured(
         dev_accuracy=dev_accuracy,
         penalty=penalty,

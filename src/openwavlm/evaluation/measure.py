@@ -82,8 +82,7 @@ def measure(
 ) -> Measured:
     """Measures phones, units and speakers of all layers.
 
-    Memory: dim² float64 a layer, one batch of features, and at most 512 MB of frames for the codebooks (beyond that the chosen layer is
-    extracted a second time).
+    Memory: dim² float64 a layer, one batch of features, and at most 512 MB of frames for the codebooks; beyond that a layer is read again.
 
     Args:
         units_layer: Layer of the units; None = the one with the best phone accuracy on dev.
@@ -110,7 +109,8 @@ def measure(
     wanted = sorted({chosen, *judged_layers})
     penalty_multi = run.fit_multi(train, dev, wanted)
     shorter = test.spread_over_speakers(settings.degraded_seconds)
-    frames, correct, correct_multi, units, speakers = zip(*(run.judge(test, shorter, of, wanted) for of in CONDITIONS), strict=True)
+    judged = [run.judge(test, shorter, condition, wanted) for condition in CONDITIONS]
+    frames, correct, correct_multi, units, speakers = zip(*judged, strict=True)
     measured = Measured(
         dev_accuracy=dev_accuracy,
         penalty=penalty,

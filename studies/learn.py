@@ -19,12 +19,11 @@ from openwavlm.evaluation import measure
 from openwavlm.evaluation.features import SPECTRA
 from openwavlm.evaluation.paired import Pseudo, Sums
 from openwavlm.pipeline.corpora import SETS
+from openwavlm.pipeline.masked import VERSION as MASKED_VERSION
 from openwavlm.pipeline.settings import IterationSettings, iteration_settings
 from openwavlm.pipeline.stages import Chain, Stage
 
 FIRST, SECOND = "iteration_1", "iteration_2"
-
-MASKED_VERSION = 2  # of the figures of masked prediction by speaker
 
 
 @dataclass(frozen=True)

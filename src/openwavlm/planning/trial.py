@@ -27,10 +27,10 @@ from openwavlm.model.costs import LOW_PRECISION
 from openwavlm.planning.budget import Recipe
 from openwavlm.runtime.processes import killed_worker, leave_with_parent, start_fork_server
 from openwavlm.runtime.resources import explained
-from openwavlm.training.build import make_builder, make_model
+from openwavlm.training.build import make_builder, make_model, make_objective
 from openwavlm.training.config import RunConfig
 from openwavlm.training.control import Control
-from openwavlm.training.module import PretrainingModule
+from openwavlm.training.module import TrainingModule
 
 _FEWEST = 2  # timed micro-batches of a trial, however long they take
 
@@ -67,15 +67,14 @@ class _Step:
         model = make_model(config, classes)
         if config.model.compile_layers:
             model.wavlm.compile_layers()
-        self.module = PretrainingModule(
+        self.objective = make_objective(config, classes)
+        self.module = TrainingModule(
             model,
             config.optim,
-            config.loss,
-            config.mixing,
-            seed=config.seed,
+            self.objective,
             control=Control(),
             on_record=lambda record: None,
-            target_weights=config.loss.target_weights(len(classes)),
+            logmel_map=self.objective.logmel_map,
             float16=config.precision == "16-mixed",
             fingerprints={},
             plan_state=lambda step: {},
@@ -91,7 +90,7 @@ class _Step:
         """Adds one micro-batch's gradient, and waits for it."""
         module, batch = self.module, batch.to(self.device)
         with torch.autocast(self.device.type, dtype=self.low, enabled=self.low is not None):
-            loss = module.micro_batch(batch, self.warm)[-1] / max(1, batch.num_masked)
+            loss = self.objective.micro_batch(module.model, batch, self.warm)[-1] / max(1, batch.num_masked)
         (loss if module.loss_scale is None else loss * module.loss_scale.scale).backward()
         self._wait()
 

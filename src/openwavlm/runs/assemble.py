@@ -24,7 +24,7 @@ from openwavlm.runs.segments import names_of_checkpoint, segment_entry
 from openwavlm.runs.trainer import device_type
 from openwavlm.runtime.collectives import on_rank_zero, together
 from openwavlm.runtime.watchdog import Watchdog
-from openwavlm.training.build import make_builder, make_model
+from openwavlm.training.build import make_builder, make_model, make_objective
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.config import RunConfig
 from openwavlm.training.control import Control
@@ -33,7 +33,8 @@ from openwavlm.training.health.monitor import HealthMonitor, WallClock
 from openwavlm.training.label_watch import LabelWatch
 from openwavlm.training.log import RunLog
 from openwavlm.training.log_file import log_file
-from openwavlm.training.module import PretrainingModule
+from openwavlm.training.masked_figures import MaskedFigures
+from openwavlm.training.module import TrainingModule
 from openwavlm.training.records import known_records
 from openwavlm.training.run_files import flatten
 from openwavlm.training.sums import StepRecord
@@ -45,7 +46,7 @@ from openwavlm.training.validation import Evaluation
 class Parts:
     """The parts of a launch; further ranks have no `run_log` and no `monitor`."""
 
-    module: PretrainingModule
+    module: TrainingModule
     loader: StepLoader
     boundary: StepBoundary
     control: Control
@@ -178,8 +179,7 @@ def _run_log(launch: Launch, beginning: Beginning) -> RunLog:
         config.logger,
         last_step=beginning.step,
         updates=config.optim.updates,
-        penalty_weight=config.loss.feature_penalty,
-        target_weights=config.loss.target_weights(len(beginning.data.classes)),
+        figures=MaskedFigures(config.loss.feature_penalty, config.loss.target_weights(len(beginning.data.classes))),
         trackers=open_trackers(config.logger, launch.directory, flatten(launch.values)),
         prefixes=known_records(beginning.state, own=beginning.own),
     )
@@ -193,7 +193,7 @@ def _module(
     control: Control,
     run_log: RunLog | None,
     monitor: HealthMonitor | None,
-) -> PretrainingModule:
+) -> TrainingModule:
     config, data, content, plan_key = launch.config, beginning.data, beginning.record.content, beginning.data.plan_key()
 
     def on_record(step: StepRecord) -> None:
@@ -202,16 +202,14 @@ def _module(
         if monitor is not None:
             monitor.update(step)
 
-    return PretrainingModule(
+    objective = make_objective(config, data.classes)
+    return TrainingModule(
         model,
         config.optim,
-        config.loss,
-        config.mixing,
-        seed=config.seed,
+        objective,
         control=control,
         on_record=on_record,
-        target_weights=config.loss.target_weights(len(data.classes)),
-        unmasked_every=config.callbacks.unmasked_every,
+        logmel_map=objective.logmel_map,
         max_skip_rate=config.data.max_skip_rate,
         float16=config.precision == "16-mixed",
         fingerprints=data.fingerprints(),
@@ -238,12 +236,12 @@ def _begin(
     watch.start()
 
 
-def _probe(live: LiveProbe | None, run_log: RunLog | None) -> Callable[[PretrainingModule, int], None] | None:
+def _probe(live: LiveProbe | None, run_log: RunLog | None) -> Callable[[TrainingModule, int], None] | None:
     """The probe for the step boundary; None without probes."""
     if live is None:
         return None
 
-    def probe(module: PretrainingModule, step: int) -> None:
+    def probe(module: TrainingModule, step: int) -> None:
         began = time.monotonic()
         layers = live.run(module.model.wavlm)
         seconds = time.monotonic() - began

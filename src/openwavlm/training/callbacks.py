@@ -10,9 +10,9 @@ import lightning
 from openwavlm.training.checkpoint import checkpoint_path, prune
 from openwavlm.training.faults import reach
 from openwavlm.training.log import RunLog
-from openwavlm.training.module import PretrainingModule
+from openwavlm.training.module import TrainingModule
 from openwavlm.training.settings import Schedules
-from openwavlm.training.validation import Evaluation
+from openwavlm.training.validation import HeldOut
 
 
 class StepBoundary(lightning.Callback):
@@ -36,11 +36,11 @@ class StepBoundary(lightning.Callback):
         *,
         updates: int,
         stop_after: int | None,
-        evaluation: Evaluation | None,
+        evaluation: HeldOut | None,
         log: RunLog | None,
         on_start: Callable[[], None],
         paused: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-        probe: Callable[[PretrainingModule, int], None] | None = None,
+        probe: Callable[[TrainingModule, int], None] | None = None,
         probe_every: int = 0,
         before_save: Callable[[], None] = lambda: None,
         after_save: Callable[[int], None] = lambda step: None,
@@ -59,7 +59,7 @@ class StepBoundary(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Does the jobs that are due."""
-        assert isinstance(pl_module, PretrainingModule) and pl_module.totals is not None
+        assert isinstance(pl_module, TrainingModule) and pl_module.totals is not None
         step, totals = trainer.global_step, pl_module.totals
         at_end = step >= self._updates
         stop = totals.stop or step == self._stop_after
@@ -73,7 +73,7 @@ class StepBoundary(lightning.Callback):
             reach("validation")
             with self._paused(), trainer.precision_plugin.forward_context():
                 figures = self._evaluation.run(pl_module.model, pl_module.device)
-            pl_module.validation = float(figures["cross_entropy"])
+            pl_module.validation = float(figures[self._evaluation.compared_by])
             if self._log is not None:
                 self._log.validation(step, figures)
         if self._probe is not None and (at_end or step % self._probe_every == 0):
@@ -90,7 +90,7 @@ class StepBoundary(lightning.Callback):
             trainer.should_stop = True
         pl_module.pace.go()
 
-    def _save(self, trainer: lightning.Trainer, module: PretrainingModule, step: int) -> None:
+    def _save(self, trainer: lightning.Trainer, module: TrainingModule, step: int) -> None:
         module.control.note(f"saving after update {step}")
         self._before_save()
         if self._log is not None:

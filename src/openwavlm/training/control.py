@@ -1,4 +1,4 @@
-"""The exchange between ranks, once a step: masked frames, hash of the plan, requests to save or stop, and the last step's time.
+"""The exchange between ranks, once a step: units of the loss, hash of the plan, requests to save or stop, and the last step's time.
 
 It is one all-reduce on the host (gloo) from the first forward to the first backward: no device synchronisation, and all ranks act on a
 signal at the same step boundary.
@@ -24,14 +24,14 @@ class StepTotals:
     """Sums over all ranks.
 
     Attributes:
-        masked_frames: Frames that enter the loss of this step.
+        units: What the loss of this step is divided by: masked frames in pre-training.
         stop: Whether a rank has a request to stop after this step.
         save: Whether a rank has a request to save after this step.
         requeue: Whether a rank got the signal that its job's time is nearly up (SIGUSR1).
         own_us: Microseconds of each rank's own part of the step before, without waiting for others.
     """
 
-    masked_frames: int
+    units: int
     stop: bool
     save: bool
     requeue: bool
@@ -125,11 +125,11 @@ class Control:
         path.unlink(missing_ok=True)
         return True
 
-    def begin(self, masked_frames: int, digest: int, own_ms: float = 0.0) -> None:
+    def begin(self, units: int, digest: int, own_ms: float = 0.0) -> None:
         """Starts the exchange of one step.
 
         Args:
-            masked_frames: Those of this rank's part of the step.
+            units: Those of this rank's part of the step.
             digest: Hash of the plans that the step draws from.
             own_ms: Time of this rank's own part of the step before, milliseconds.
         """
@@ -137,7 +137,7 @@ class Control:
             self.ask_stop("the file stop")
         self._save = self._save or self._touched("save_now")
         self._digest = digest
-        flags = [masked_frames, int(self._stop), int(self._save), int(self._requeue), digest]
+        flags = [units, int(self._stop), int(self._save), int(self._requeue), digest]
         self._vector = torch.tensor(flags + [0] * self.world_size, dtype=torch.int64)
         self._vector[len(flags) + self.rank] = round(1000 * own_ms)
         self._save = False
@@ -153,13 +153,13 @@ class Control:
         if self._work is not None:
             self._work.wait()
             self._work = None
-        masked, stop, save, requeue, digests, *own_us = self._vector.tolist()
+        units, stop, save, requeue, digests, *own_us = self._vector.tolist()
         if digests != self._digest * self.world_size:
             raise RuntimeError(
                 "the ranks planned different data, since their shards, labels or versions differ: compare run.json's fingerprints with the "
                 "index on every node"
             )
-        return StepTotals(masked, stop > 0, save > 0, requeue > 0, tuple(own_us))
+        return StepTotals(units, stop > 0, save > 0, requeue > 0, tuple(own_us))
 
     def sum(self, vector: torch.Tensor) -> torch.Tensor:
         """Sum over all ranks of a float64 vector on the host."""

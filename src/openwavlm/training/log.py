@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -16,10 +16,9 @@ from openwavlm.runtime.resources import naming
 from openwavlm.training.heat_map import baselines_text, heat_map
 from openwavlm.training.records import Value
 from openwavlm.training.settings import Logging
-from openwavlm.training.sums import StepRecord, of_set
+from openwavlm.training.sums import StepRecord
 from openwavlm.training.tables import RunTables
 from openwavlm.training.trackers import Tracker
-from openwavlm.training.validation import validation_figures
 
 log = logging.getLogger(__name__)
 
@@ -38,42 +37,26 @@ def _let_the_main_thread_raise() -> None:
     threading.excepthook = hook
 
 
-def metrics_row(record: StepRecord, penalty_weight: float, target_weights: Sequence[float] = (1.0,)) -> dict[str, Value]:
-    """A row of `metrics.csv`: figures of one update, independent of time and machine.
+class Figures(Protocol):
+    """Columns and sentences of a run's records.
 
-    A column without a number at its end is of the first label set, except the loss, which is of all.
+    Attributes:
+        validation: Columns of `validation.csv` after `step`.
     """
-    sums = record.sums
-    masked = max(1.0, sums["masked"])
-    losses = [sums[of_set("cross_entropy", number)] / masked for number in range(len(target_weights))]
-    hits = [sums[of_set("correct", number)] / masked for number in range(len(target_weights))]
-    predicted, penalty = target_weights[0] * losses[0], sums["penalty"] / masked
-    for weight, loss in zip(target_weights[1:], losses[1:], strict=True):
-        predicted += weight * loss
-    return {
-        "step": record.step,
-        "loss": predicted + penalty_weight * penalty,
-        "cross_entropy": losses[0],
-        "accuracy": hits[0],
-        "unmasked_accuracy": sums["unmasked_correct"] / sums["unmasked"] if record.with_unmasked and sums["unmasked"] else None,
-        "feature_penalty": penalty,
-        "logmel_error": sums["logmel_error"] / masked if sums["logmel_error"] else None,
-        "grad_norm": record.grad_norm,
-        "lr": record.lr,
-        "masked_frames": int(sums["masked"]),
-        "mask_coverage": sums["mask_frames"] / max(1.0, sums["valid_frames"]),
-        "mixed_rows": int(sums["mixtures"]),
-        "rows": int(sums["rows"]),
-        "audio_s": sums["samples"] / 16_000,
-        "padding_share": 1 - sums["samples"] / max(1.0, sums["padded_samples"]),
-        "unreadable_rows": int(sums["unreadable"]),
-        "void": int(not record.grad_norm < float("inf")),
-        **{
-            of_set(name, number): values[number]
-            for number in range(1, len(losses))
-            for name, values in (("cross_entropy", losses), ("accuracy", hits))
-        },
-    }
+
+    validation: Sequence[str]
+
+    def row(self, record: StepRecord) -> dict[str, Value]:
+        """A row of `metrics.csv`; the columns are those of any record."""
+        ...
+
+    def progress(self, row: Mapping[str, Value]) -> str:
+        """The part of a progress line that is about learning."""
+        ...
+
+    def validated(self, figures: Mapping[str, float | int]) -> str:
+        """The sentence on a pass over the held-out set."""
+        ...
 
 
 class RunLog:
@@ -81,7 +64,7 @@ class RunLog:
 
     Args:
         last_step: Step of the checkpoint from which the run resumes, 0 for a new run.
-        penalty_weight: Weight of the feature penalty in the logged loss; `target_weights` those of the label sets.
+        figures: Columns and sentences of the records.
         trackers: Trackers beside TensorBoard; closed with the log.
         prefixes: Of `records.known_records`.
         now: The clock, in seconds.
@@ -94,17 +77,15 @@ class RunLog:
         *,
         last_step: int,
         updates: int,
-        penalty_weight: float,
-        target_weights: Sequence[float] = (1.0,),
+        figures: Figures,
         trackers: Sequence[Tracker] = (),
         prefixes: Mapping[str, Mapping[str, Any]] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._trackers, self._now = trackers, now
-        self._settings, self._updates, self._penalty_weight = settings, updates, penalty_weight
-        self._target_weights, nothing = target_weights, defaultdict[str, float](float)
-        measured = list(metrics_row(StepRecord(0, nothing, 0.0, 0.0, with_unmasked=False), 0.0, target_weights))
-        validated = ["step", *validation_figures(nothing, len(target_weights))]
+        self._settings, self._updates, self._figures = settings, updates, figures
+        measured = list(figures.row(StepRecord(0, defaultdict[str, float](float), 0.0, 0.0, with_unmasked=False)))
+        validated = ["step", *figures.validation]
         self.tables = RunTables(directory, metrics=measured, validation=validated, last_step=last_step, prefixes=prefixes or {})
         self._directory = directory
         _let_the_main_thread_raise()
@@ -117,7 +98,7 @@ class RunLog:
 
     def update(self, record: StepRecord) -> None:
         """Writes one update's figures."""
-        row = metrics_row(record, self._penalty_weight, self._target_weights)
+        row = self._figures.row(record)
         self.tables.metrics.write(row)
         seconds = float(row["audio_s"] or 0)
         self._audio_s += seconds
@@ -156,7 +137,7 @@ class RunLog:
         per_step = elapsed / max(1, step - self._shown_step)
         left = int((self._updates - step) * per_step)
         log.info(
-            f"step {step}/{self._updates} | loss {row['loss']:.3f} | masked accuracy {row['accuracy']:.3f} | "
+            f"step {step}/{self._updates} | {self._figures.progress(row)} | "
             f"grad norm {row['grad_norm']:.2f} | lr {row['lr']:.2e} | {speed:.0f} audio-s/s | "
             f"{left // 3600}:{left % 3600 // 60:02d}:{left % 60:02d} left{self._slowest()}"
         )
@@ -167,11 +148,7 @@ class RunLog:
         """Writes the figures of one validation pass."""
         self.tables.validation.write({"step": step, **figures})
         self._scalars("validation", figures, step)
-        log.info(
-            f"step {step} | held-out speakers: cross-entropy {figures['cross_entropy']:.3f} (unigram "
-            f"{figures['unigram_cross_entropy']:.3f}), masked accuracy {figures['accuracy']:.3f} (commonest label "
-            f"{figures['unigram_accuracy']:.3f}, nearest unmasked label {figures['repeat_nearest_accuracy']:.3f})"
-        )
+        log.info("step %d | %s", step, self._figures.validated(figures))
 
     def finding(self, row: dict[str, Value]) -> None:
         """Writes a row of `health.csv`."""

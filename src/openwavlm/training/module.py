@@ -1,12 +1,12 @@
-"""The global step: masked prediction over the rank's micro-batches, normalised by the masked frames of all ranks.
+"""The global step: an objective over the rank's micro-batches, normalised by the units (masked frames, tokens) of all ranks.
 
-Loss of a micro-batch: (Σ cross-entropy + λ · penalty · n) · W / N, with its n masked frames of the N of the whole step; its gradient is
-averaged over W ranks (fairseq's rule; the same at every number of processes).
+Loss of a micro-batch: its loss summed over its units · W / N, with the N units of the whole step; its gradient is averaged over W ranks
+(fairseq's rule; the same at every number of processes).
 """
 
 import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -16,41 +16,29 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from openwavlm.audio.spectra import NUM_BANDS
-from openwavlm.batches.batch import MicroBatchId, PretrainBatch
+from openwavlm.batches.batch import MicroBatchId
 from openwavlm.batches.loader import StepBatch
-from openwavlm.batches.settings import Mixing
-from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.training.control import Control, StepTotals
 from openwavlm.training.faults import reach
-from openwavlm.training.forward import (
-    forward_micro_batch,
-    logmel_error,
-    micro_batch_loss,
-    over_sets,
-    prepare_waveforms,
-    seed_dropout,
-)
 from openwavlm.training.health.figures import HealthFigures
+from openwavlm.training.objective import Objective
 from openwavlm.training.optim import Optim
 from openwavlm.training.pace import Pace
-from openwavlm.training.settings import Loss
 from openwavlm.training.sharding import fitting_weights, set_gradient_sync, shard_model, state_by_name, state_by_position
 from openwavlm.training.skipped_updates import LossScale, SkippedUpdates
-from openwavlm.training.sums import StepRecord, micro_batch_sums, step_sums
+from openwavlm.training.sums import StepRecord
 
 _TOLERATED = 5  # fewer unreadable rows give no rate
 
 
-class PretrainingModule(lightning.LightningModule):
+class TrainingModule(lightning.LightningModule):
     """Lightning's module of a run: one batch is one global step, optimised by hand.
 
     Args:
-        loss: Loss weights; with `logmel` the module has the linear map, which no export contains.
-        mixing: Settings by which drawn mixtures are applied.
+        model: Encoder `wavlm` and what reads it.
+        objective: The loss of a micro-batch.
         on_record: Called with each finished step's record, one step late.
-        target_weights: Weight of each label set in the loss.
-        unmasked_every: Steps between two measurements of the accuracy on unmasked frames; 0 = never.
+        logmel_map: Linear map of pre-training's log-mel loss, which no export contains; None without.
         max_skip_rate: Share of rows that may be unreadable before the run stops.
         float16: Whether the loss is scaled (`LossScale`).
         health: Collects figures for the health rules; None = no rules.
@@ -60,16 +48,13 @@ class PretrainingModule(lightning.LightningModule):
 
     def __init__(
         self,
-        model: WavLMForPretraining,
+        model: Any,
         optim: Optim,
-        loss: Loss,
-        mixing: Mixing,
+        objective: Objective,
         *,
-        seed: int,
         control: Control,
         on_record: Callable[[StepRecord], None],
-        target_weights: Sequence[float] = (1.0,),
-        unmasked_every: int = 50,
+        logmel_map: nn.Linear | None = None,
         max_skip_rate: float = 1e-3,
         float16: bool = False,
         fingerprints: dict[str, str],
@@ -82,18 +67,16 @@ class PretrainingModule(lightning.LightningModule):
         self.automatic_optimization = False
         self.model = model
         self.ema = copy.deepcopy(model).requires_grad_(requires_grad=False) if optim.ema else None
-        self.logmel_map = nn.Linear(model.wavlm.config.conv_dims[-1], NUM_BANDS) if loss.logmel else None
+        self.logmel_map = logmel_map
         self.loss_scale = LossScale() if float16 else None
         self.skipped = SkippedUpdates(optim.max_skip_rate)
-        self.optim, self.loss, self.mixing, self.seed = optim, loss, mixing, seed
-        self.control, self.on_record, self.unmasked_every = control, on_record, unmasked_every
+        self.optim, self.objective = optim, objective
+        self.control, self.on_record = control, on_record
         self.max_skip_rate, self._rows, self._unreadable = max_skip_rate, 0.0, 0.0
         self.fingerprints, self.plan_state = fingerprints, plan_state
         self.health, self.health_state, self.records = health, health_state, records
-        self.target_weights = target_weights
-        self.sums = step_sums(len(target_weights))
         self.pace = Pace(on_gpu=False)
-        self.validation: float | None = None  # cross-entropy on the held-out set, if this step was validated
+        self.validation: float | None = None  # the figure by which checkpoints are compared, if this step was validated
         self.totals: StepTotals | None = None
         self._pending: tuple[int, Tensor, Tensor, float, bool, list[tuple[MicroBatchId, Tensor]], Tensor | None] | None = None
 
@@ -125,20 +108,18 @@ class PretrainingModule(lightning.LightningModule):
         """Runs one global step."""
         pace, control, last = self.pace, self.control, len(batch.micro_batches) - 1
         pace.begin()
-        control.begin(sum(micro.num_masked for micro in batch.micro_batches), batch.digest, pace.own_ms)
+        control.begin(sum(self.objective.units(micro) for micro in batch.micro_batches), batch.digest, pace.own_ms)
         control.note(f"update {batch.step + 1}: forward of the first micro-batch")
         self.flush()
-        with_unmasked = bool(self.unmasked_every) and (batch.step + 1) % self.unmasked_every == 0
-        warm = self.loss.warm(batch.step, self.optim.updates)
         measured = self.health is not None and self.health.begin(batch.step)
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
-        sums = self.sums.zeros(self.device)
+        sums = self.objective.layout.zeros(self.device)
         losses: list[tuple[MicroBatchId, Tensor]] = []
         for number, micro in enumerate(batch.micro_batches):
             with self._gradient_sync(wanted=number == last):
                 with pace.forward():
-                    output, logmel, loss = self.micro_batch(micro, warm, with_unmasked=with_unmasked, with_marginal=measured)
+                    outcome = self.objective.outcome(self.model, micro, batch.step, measured=measured)
                 if number == 0:
                     self.totals = self._exchange(batch.step)
                 assert self.totals is not None
@@ -147,22 +128,23 @@ class PretrainingModule(lightning.LightningModule):
                     control.note(
                         f"update {batch.step + 1}: backward of the last micro-batch, with the sum of gradients over all ranks"
                     )
-                losses.append((micro.id, over_sets(output, "cross_entropy_sum", self.target_weights).detach()))
-                loss = loss * (micro.weight * control.world_size / max(1, self.totals.masked_frames))
+                losses.append((micro.id, outcome.main))
+                loss = outcome.loss * (micro.weight * control.world_size / max(1, self.totals.units))
                 self.manual_backward(loss if self.loss_scale is None else loss * self.loss_scale.scale)
-                if micro.weight:
-                    sums += micro_batch_sums(self.sums, output, logmel, micro, self.device)
+                if outcome.sums is not None:
+                    sums += outcome.sums
                     if self.health is not None:
-                        self.health.add(output)
+                        self.health.add(outcome.marginal, outcome.features)
         norm = self.update_weights(optimizer, batch.step)
         figures = self.health.end() if self.health is not None else None
+        with_unmasked = self.objective.with_unmasked(batch.step)
         self._pending = (batch.step, sums, norm, self.optim.learning_rate(batch.step), with_unmasked, losses, figures)
         pace.end()
         control.note(f"update {batch.step + 1} is done: side jobs, and waiting for the next batch")
 
     def _exchange(self, step: int) -> StepTotals:
         """Finishes the exchange between ranks."""
-        self.control.note(f"update {step + 1}: waiting for the other ranks' masked frames and signals")
+        self.control.note(f"update {step + 1}: waiting for the other ranks' {self.objective.unit} and signals")
         self.pace.hold()
         totals = self.control.finish()
         self.pace.go()
@@ -177,38 +159,6 @@ class PretrainingModule(lightning.LightningModule):
         if self.device_mesh is not None:
             set_gradient_sync(self, wanted=wanted)
         return contextlib.nullcontext()
-
-    def micro_batch(
-        self, micro: PretrainBatch, warm: float, *, with_unmasked: bool = False, with_marginal: bool = False
-    ) -> tuple[PretrainingOutput, Tensor | None, Tensor]:
-        """Forward pass of one micro-batch on the model's device.
-
-        Args:
-            warm: Factor of the warm-up losses (`Loss.warm`).
-            with_unmasked: Whether unmasked frames are predicted even if their loss has no weight.
-            with_marginal: Whether the predicted probabilities are summed.
-
-        Returns:
-            The model's output; the error of the log-mel map, None without it; the loss, summed over the masked frames.
-        """
-        learn_unmasked = self.loss.unmasked * warm > 0
-        seed_dropout(self.device, self.seed, micro)
-        waveforms = prepare_waveforms(micro, self.mixing, normalised=self.model.wavlm.config.normalise_waveform)
-        output = forward_micro_batch(
-            self.model,
-            micro,
-            waveforms,
-            with_unmasked=with_unmasked or learn_unmasked,
-            learn_unmasked=learn_unmasked,
-            with_marginal=with_marginal,
-        )
-        logmel = None
-        if self.logmel_map is not None:
-            logmel = logmel_error(self.logmel_map, output.features, waveforms, micro.num_samples)
-        loss = micro_batch_loss(
-            output, logmel, self.loss, target_weights=self.target_weights, num_masked=micro.num_masked, warm=warm
-        )
-        return output, logmel, loss
 
     def update_weights(self, optimizer: Any, step: int) -> Tensor:
         """Clips the gradient, and updates the weights if its norm is finite; returns the norm before clipping."""
@@ -243,8 +193,9 @@ class PretrainingModule(lightning.LightningModule):
         step, sums, norm, lr, with_unmasked, losses, measured = self._pending
         self._pending = None
         total = self.control.sum((sums if measured is None else torch.cat([sums, measured])).cpu())
-        figures = self.sums.named(total[: len(self.sums)])
-        health = self.health.record(total[len(self.sums) :].numpy()) if self.health is not None and measured is not None else None
+        summed = len(self.objective.layout)
+        figures = self.objective.layout.named(total[:summed])
+        health = self.health.record(total[summed:].numpy()) if self.health is not None and measured is not None else None
         self.on_record(StepRecord(step + 1, figures, float(norm), lr, with_unmasked, health))
         self._check_unreadable(figures)
         self.skipped.check(step + 1, float(norm), losses)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -50,6 +51,20 @@ def validation_figures(total: Mapping[str, float], sets: int) -> dict[str, float
     }
 
 
+class HeldOut(Protocol):
+    """A fixed pass over a run's held-out set, the same on every rank.
+
+    Attributes:
+        compared_by: The figure by which checkpoints are compared; the lowest is the best.
+    """
+
+    compared_by: str
+
+    def run(self, model: Any, device: torch.device) -> dict[str, float | int]:
+        """Evaluates in eval mode, without draws from the training generators."""
+        ...
+
+
 class Evaluation:
     """A fixed pass over the held-out speakers: clean audio, masks fixed by key, equal figures at every number of processes.
 
@@ -58,6 +73,8 @@ class Evaluation:
         builder: Makes them, without mixing.
         label_counts: int64 (classes,) of each label set: label counts of the training rows.
     """
+
+    compared_by = "cross_entropy"
 
     def __init__(
         self,

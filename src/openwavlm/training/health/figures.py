@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from openwavlm.model.pretraining import PretrainingOutput
-
 
 @dataclass(frozen=True, eq=False)
 class HealthRecord:
@@ -82,13 +80,18 @@ class HealthFigures:
         return measured
 
     @torch.no_grad()
-    def add(self, output: PretrainingOutput) -> None:
-        """Adds a micro-batch's predictions and channels, where this update is measured."""
+    def add(self, marginal: Tensor | None, features: Tensor) -> None:
+        """Adds a micro-batch, where this update is measured.
+
+        Args:
+            marginal: float32 (classes,), its predicted probabilities, summed over frames.
+            features: (batch, channels, frames), the extractor's output.
+        """
         if self._parts is None:
             return
-        assert output.marginal is not None
-        levels = output.features.detach().abs().sum((0, 2), dtype=torch.float64)
-        self._parts.append(torch.cat([output.marginal.double(), levels]))
+        assert marginal is not None
+        levels = features.detach().abs().sum((0, 2), dtype=torch.float64)
+        self._parts.append(torch.cat([marginal.double(), levels]))
 
     @torch.no_grad()
     def gradients(self, module: nn.Module) -> None:

@@ -15,6 +15,7 @@ from openwavlm.checkpoints.huggingface import load_huggingface, save_huggingface
 from openwavlm.checkpoints.huggingface_config import preprocessor_config
 from openwavlm.model.attention import choose_backend, eager_attention, relative_buckets, toeplitz
 from openwavlm.model.config import WavLMConfig
+from openwavlm.model.transformer import PositionalConv
 from openwavlm.model.wavlm import WavLM, normalise
 from openwavlm.runs.compose import composed, plain
 from openwavlm.training.config import RunConfig, with_placeholders
@@ -527,3 +528,23 @@ def test_damaged_and_foreign_directories_are_refused_in_a_sentence(tmp_path):
 def test_importing_the_package_imports_no_torch():
     code = "import sys, openwavlm; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("whole", [False, True], ids=["autocast", "weights in bfloat16"])
+@pytest.mark.parametrize(("dim", "kernel", "groups"), [(32, 8, 4), (64, 32, 8), (192, 64, 16), (96, 8, 3), (32, 9, 4)])
+def test_the_positional_convolution_is_the_one_of_float64_on_every_cpu_at_low_precision(dim, kernel, groups, whole):
+    torch.manual_seed(dim + kernel)
+    positional = PositionalConv(dim, kernel, groups)
+    positional.initialise()
+    x = torch.randn(2, 40, dim).bfloat16().float()
+    if whole:
+        positional.bfloat16()
+    weight = positional.conv.weight.double()
+    bias = positional.conv.bias.double()
+    expected = torch.nn.functional.conv1d(x.double().transpose(1, 2), weight, bias, padding=kernel // 2, groups=groups)
+    expected = torch.nn.functional.gelu(expected[..., :40]).transpose(1, 2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=not whole):
+        found = positional(x.bfloat16() if whole else x)
+    assert float((found.double() - expected).norm() / expected.norm()) < 0.01
+    assert whole or torch.equal(found, positional(x)), "in float32"

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openwavlm.audio import spectra
 from openwavlm.audio.frames import num_frames
-from openwavlm.model import attention
+from openwavlm.model import attention, transformer
 from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
@@ -175,7 +175,11 @@ def _fused_kernels(device: str) -> Iterator[None]:
     def flex(query: Tensor, key: Tensor, value: Tensor, gate: Tensor, table: Tensor, key_padding: Tensor | None) -> Tensor:
         return _FusedAttention.apply(query, key, value, gate, table)
 
-    with patch.object(attention, "flex_gated_attention", flex), _AsOnGpu() if device == "cuda" else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patch.object(attention, "flex_gated_attention", flex))
+        if device == "cuda":
+            stack.enter_context(_AsOnGpu())
+            stack.enter_context(patch.object(transformer, "convolves_in_float32", lambda device: False))
         yield
 
 

@@ -16,7 +16,8 @@ PACKAGE = "openwavlm"
 _LONG = 60  # lines of a function
 _WAY = (  # from the launch to the loss
     "def train(config: DictConfig",
-    "class PretrainingModule",
+    ("class TrainingModule", "class PretrainingModule"),  # the name now and before
+    ("class MaskedPrediction", "class PretrainingModule"),  # apart from the module now
     "def forward_micro_batch(",
     "class WavLMForPretraining",
     "def masked_prediction(",
@@ -62,15 +63,16 @@ def way_to_the_loss(root: Path, modules: dict[str, Path]) -> list[Path]:
     """Files that a step passes from `train.py` to the loss over masked frames, in the order of the calls."""
     chain = [root / "train.py"]
     for definition in _WAY:
-        goal = next(path for path in modules.values() if f"\n{definition}" in path.read_text())
-        chain += _chain(chain[-1], goal, modules)
+        names = (definition,) if isinstance(definition, str) else definition
+        goal = next(path for path in modules.values() if any(f"\n{name}" in path.read_text() for name in names))
+        chain += _chain(chain, goal, modules)
     return list(dict.fromkeys(chain))
 
 
-def _chain(start: Path, goal: Path, modules: dict[str, Path]) -> list[Path]:
-    """The shortest chain of imports from one file to another, without the first."""
-    queue: deque[list[Path]] = deque([[start]])
-    seen = {start}
+def _chain(starts: list[Path], goal: Path, modules: dict[str, Path]) -> list[Path]:
+    """The shortest chain of imports from the last of some files that leads to another one, without the first."""
+    queue: deque[list[Path]] = deque([start] for start in reversed(starts))
+    seen = set(starts)
     while queue:
         chain = queue.popleft()
         if chain[-1] == goal:
@@ -79,7 +81,7 @@ def _chain(start: Path, goal: Path, modules: dict[str, Path]) -> list[Path]:
             if (path := modules[name]) not in seen:
                 seen.add(path)
                 queue.append([*chain, path])
-    raise ValueError(f"no chain of imports leads from {start} to {goal}")
+    raise ValueError(f"no chain of imports leads from {starts[-1]} to {goal}")
 
 
 def lines_in(paths: list[Path]) -> int:

@@ -54,12 +54,12 @@ def run_of_format_one(folder: Path) -> Path:
 
 def without_names() -> None:
     """Patches a launch (`runs.launch(patch=…)`) to bind checkpoints to what version 1 bound them to."""
-    from openwavlm.training.module import PretrainingModule
+    from openwavlm.training.module import TrainingModule
 
-    original = PretrainingModule.__init__
+    original = TrainingModule.__init__
 
     def initialise(self: Any, *arguments: Any, fingerprints: dict[str, str], **settings: Any) -> None:
         kept = {name: value for name, value in fingerprints.items() if not name.startswith("metadata.")}
         original(self, *arguments, fingerprints=kept, **settings)
 
-    PretrainingModule.__init__ = initialise  # type: ignore[method-assign]
+    TrainingModule.__init__ = initialise  # type: ignore[method-assign]

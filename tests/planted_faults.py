@@ -14,15 +14,15 @@ def each_batch(change: Callable) -> None:
 
 
 def each_step(change: Callable) -> None:
-    from openwavlm.training.module import PretrainingModule
+    from openwavlm.training.module import TrainingModule
 
-    real = PretrainingModule.training_step
+    real = TrainingModule.training_step
 
     def training_step(self, batch, batch_idx):
         change(self, batch.step)
         real(self, batch, batch_idx)
 
-    PretrainingModule.training_step = training_step
+    TrainingModule.training_step = training_step
 
 
 def labels_shuffled() -> None:
@@ -124,7 +124,7 @@ def dead_channels() -> None:
 
 
 def infinite_gradients() -> None:
-    from openwavlm.training import module
+    from openwavlm.training import masked_prediction as module
 
     real, calls = module.micro_batch_loss, [0]
 

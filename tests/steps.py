@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from openwavlm.audio.frames import num_frames
+from openwavlm.audio.spectra import NUM_BANDS
 from openwavlm.batches.batch import MicroBatchId, MixRecord, PretrainBatch
 from openwavlm.batches.loader import StepBatch
 from openwavlm.batches.settings import Mixing
@@ -16,7 +17,8 @@ from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.training.control import Control, StepTotals
-from openwavlm.training.module import PretrainingModule
+from openwavlm.training.masked_prediction import MaskedPrediction
+from openwavlm.training.module import TrainingModule
 from openwavlm.training.optim import Optim
 from openwavlm.training.settings import Loss
 from openwavlm.training.sums import StepRecord
@@ -49,9 +51,9 @@ class Ranks(Control):
         super().__init__()
         self.world_size, self._elsewhere, self._here = world_size, masked_elsewhere, 0
 
-    def begin(self, masked_frames: int, digest: int, own_ms: float = 0.0) -> None:
+    def begin(self, units: int, digest: int, own_ms: float = 0.0) -> None:
         """Remembers this rank's masked frames."""
-        self._here = masked_frames
+        self._here = units
 
     def finish(self) -> StepTotals:
         """Adds those of the others."""
@@ -165,24 +167,27 @@ def training_module(
     mixing: Mixing | None = None,
     seed: int = 3,
     **values: Any,
-) -> PretrainingModule:
-    """The module as `train` makes it; finished records go to `records`."""
+) -> TrainingModule:
+    """The module as `train` makes it; finished records go to `records`, further values to the objective or the module."""
     records = [] if records is None else records
-    return PretrainingModule(
+    optim, loss = optim or Optim(updates=20, warmup_updates=0, clip_norm=1e9), loss or Loss()
+    logmel_map = torch.nn.Linear(learner.wavlm.config.conv_dims[-1], NUM_BANDS) if loss.logmel else None
+    chosen = {name: values.pop(name) for name in ("target_weights", "unmasked_every") if name in values}
+    objective = MaskedPrediction(loss, mixing or Mixing(), seed=seed, updates=optim.updates, logmel_map=logmel_map, **chosen)
+    return TrainingModule(
         learner,
-        optim or Optim(updates=20, warmup_updates=0, clip_norm=1e9),
-        loss or Loss(),
-        mixing or Mixing(),
-        seed=seed,
+        optim,
+        objective,
         control=control or Ranks(),
         on_record=records.append,
+        logmel_map=logmel_map,
         fingerprints={},
         plan_state=lambda step: {},
         **values,
     )
 
 
-def fit(module: PretrainingModule, steps: Sequence[StepBatch], callback: lightning.Callback | None = None, **fitting: Any) -> Any:
+def fit(module: TrainingModule, steps: Sequence[StepBatch], callback: lightning.Callback | None = None, **fitting: Any) -> Any:
     """Trains on the steps, one update each, and reads back the last one's figures; returns Lightning's trainer."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")

@@ -26,10 +26,10 @@ def data(tmp_path_factory) -> list[str]:
 
 def _record(path: Path, fault: str | None) -> None:
     """Writes each step's batches, after mixing, as hashes; optionally plants one of two normalisation faults."""
-    from openwavlm.training import module as modules
-    from openwavlm.training.module import PretrainingModule
+    from openwavlm.training import masked_prediction as modules
+    from openwavlm.training.module import TrainingModule
 
-    real_forward, real_backward = modules.forward_micro_batch, PretrainingModule.manual_backward
+    real_forward, real_backward = modules.forward_micro_batch, TrainingModule.manual_backward
 
     def forward_micro_batch(model, batch, mixed, **options):
         if model.training:
@@ -47,23 +47,23 @@ def _record(path: Path, fault: str | None) -> None:
 
     def per_rank_mean(self, loss):
         of_rank = max(1, self.local_masked) * self.control.world_size
-        real_backward(self, loss * self.totals.masked_frames / of_rank)
+        real_backward(self, loss * self.totals.units / of_rank)
 
     def missing_factor(self, loss):
         real_backward(self, loss / self.control.world_size)
 
     modules.forward_micro_batch = forward_micro_batch
     if fault == "per-rank means":
-        real_step = PretrainingModule.training_step
+        real_step = TrainingModule.training_step
 
         def training_step(self, batch, batch_idx):
             self.local_masked = sum(micro.num_masked for micro in batch.micro_batches)
             real_step(self, batch, batch_idx)
 
-        PretrainingModule.training_step = training_step
-        PretrainingModule.manual_backward = per_rank_mean
+        TrainingModule.training_step = training_step
+        TrainingModule.manual_backward = per_rank_mean
     elif fault == "missing factor W":
-        PretrainingModule.manual_backward = missing_factor
+        TrainingModule.manual_backward = missing_factor
 
 
 def recorded(data: list[str], directory: Path, world_size: int, fault: str | None = None, strategy: str = "ddp"):
@@ -171,9 +171,9 @@ def test_validation_gives_the_same_figures_at_any_number_of_processes(data, tmp_
 
 def _die(signals: dict[int, int], step: int) -> None:
     """At `step` the named ranks send themselves a signal, in the middle of the first backward."""
-    from openwavlm.training.module import PretrainingModule
+    from openwavlm.training.module import TrainingModule
 
-    real, count = PretrainingModule.manual_backward, [0]
+    real, count = TrainingModule.manual_backward, [0]
 
     def manual_backward(self, loss, *args, **kwargs):
         rank = int(os.environ.get("RANK", "0"))
@@ -182,7 +182,7 @@ def _die(signals: dict[int, int], step: int) -> None:
             loss.register_hook(lambda gradient: os.kill(os.getpid(), signals[rank]))
         real(self, loss, *args, **kwargs)
 
-    PretrainingModule.manual_backward = manual_backward
+    TrainingModule.manual_backward = manual_backward
 
 
 def newest(directory: Path) -> str:
@@ -248,16 +248,16 @@ def test_a_job_whose_time_is_nearly_up_saves_and_queues_itself_again(data, tmp_p
 
 
 def _hang(rank: int, step: int) -> None:
-    from openwavlm.training.module import PretrainingModule
+    from openwavlm.training.module import TrainingModule
 
-    real = PretrainingModule.training_step
+    real = TrainingModule.training_step
 
     def training_step(self, batch, batch_idx):
         if batch.step == step and int(os.environ["RANK"]) == rank:
             threading.Event().wait(300)
         real(self, batch, batch_idx)
 
-    PretrainingModule.training_step = training_step
+    TrainingModule.training_step = training_step
 
 
 def test_a_hanging_rank_ends_all_and_each_says_where_it_was(data, tmp_path):
@@ -273,7 +273,7 @@ def test_a_hanging_rank_ends_all_and_each_says_where_it_was(data, tmp_path):
 
 def _slow(rank: int) -> None:
     """On a clock that only micro-batches move, this rank takes three times as long for each as the others."""
-    from openwavlm.training import module as modules
+    from openwavlm.training import masked_prediction as modules
 
     now, prepare, pace = [0.0], modules.prepare_waveforms, modules.Pace
 

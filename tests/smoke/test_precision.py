@@ -37,7 +37,7 @@ def test_lower_precision_follows_float32(data, float32, tmp_path, precision):
 
 def _not_a_number() -> None:
     """The fifth update's second micro-batch gets a loss that is not a number."""
-    from openwavlm.training import module as modules
+    from openwavlm.training import masked_prediction as modules
 
     real = modules.forward_micro_batch
     seen = []

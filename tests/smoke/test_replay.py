@@ -86,10 +86,10 @@ def places(folder: Path) -> list[str]:
 
 def _record(path: Path) -> None:
     """Writes hashes of what each update trains on: the micro-batches, and the waveforms as the model gets them."""
-    from openwavlm.training import module as modules
-    from openwavlm.training.module import PretrainingModule
+    from openwavlm.training import masked_prediction as modules
+    from openwavlm.training.module import TrainingModule
 
-    real_forward, real_step, now = modules.forward_micro_batch, PretrainingModule.training_step, [0]
+    real_forward, real_step, now = modules.forward_micro_batch, TrainingModule.training_step, [0]
 
     def training_step(self, batch, batch_idx):
         now[0] = batch.step + 1
@@ -101,7 +101,7 @@ def _record(path: Path) -> None:
             file.write(json.dumps([now[0], batch.fingerprint(), prepared]) + "\n")
         return real_forward(model, batch, waveforms, **options)
 
-    PretrainingModule.training_step, modules.forward_micro_batch = training_step, forward_micro_batch
+    TrainingModule.training_step, modules.forward_micro_batch = training_step, forward_micro_batch
 
 
 def trained(path: Path) -> dict[int, list[list[str]]]:

@@ -126,16 +126,16 @@ def test_a_figure_that_changed_before_the_checkpoint_is_said_and_trains_on(data,
 
 
 def _signal_at_step_seven() -> None:
-    from openwavlm.training.module import PretrainingModule
+    from openwavlm.training.module import TrainingModule
 
-    real = PretrainingModule.training_step
+    real = TrainingModule.training_step
 
     def training_step(self, batch, batch_idx):
         if batch.step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
         real(self, batch, batch_idx)
 
-    PretrainingModule.training_step = training_step
+    TrainingModule.training_step = training_step
 
 
 def test_a_signal_saves_at_the_step_boundary_and_the_run_goes_on_as_if_nothing_was(data, undisturbed, tmp_path):
@@ -146,17 +146,17 @@ def test_a_signal_saves_at_the_step_boundary_and_the_run_goes_on_as_if_nothing_w
 
 
 def _terminate_the_group_at_step_seven() -> None:
-    from openwavlm.training.module import PretrainingModule
+    from openwavlm.training.module import TrainingModule
 
     os.setpgrp()
-    real = PretrainingModule.training_step
+    real = TrainingModule.training_step
 
     def training_step(self, batch, batch_idx):
         if batch.step == 7:
             os.killpg(0, signal.SIGTERM)
         real(self, batch, batch_idx)
 
-    PretrainingModule.training_step = training_step
+    TrainingModule.training_step = training_step
 
 
 def test_a_signal_to_the_whole_process_group_leaves_the_workers_at_work(data, tmp_path):
@@ -166,18 +166,18 @@ def test_a_signal_to_the_whole_process_group_leaves_the_workers_at_work(data, tm
 
 
 def _die_at_step_five(note: Path) -> None:
-    from openwavlm.training.module import PretrainingModule
+    from openwavlm.training.module import TrainingModule
 
     os.setpgrp()
     note.write_text(str(os.getpid()))
-    real = PretrainingModule.training_step
+    real = TrainingModule.training_step
 
     def training_step(self, batch, batch_idx):
         if batch.step == 5:
             os.kill(os.getpid(), signal.SIGKILL)
         real(self, batch, batch_idx)
 
-    PretrainingModule.training_step = training_step
+    TrainingModule.training_step = training_step
 
 
 def living(group: int) -> list[int]:
@@ -222,16 +222,16 @@ def test_a_finished_run_is_extended_by_an_allowed_change(data, undisturbed, tmp_
 
 
 def _ask_at_update_three(name: str) -> None:
-    from openwavlm.training.module import PretrainingModule
+    from openwavlm.training.module import TrainingModule
 
-    real = PretrainingModule.training_step
+    real = TrainingModule.training_step
 
     def training_step(self, batch, batch_idx):
         if batch.step == 2:
             (Path(self.trainer.default_root_dir) / name).touch()
         real(self, batch, batch_idx)
 
-    PretrainingModule.training_step = training_step
+    TrainingModule.training_step = training_step
     logging.getLogger().setLevel(logging.INFO)
 
 

@@ -90,7 +90,7 @@ def answers(tmp_path_factory) -> list[dict[str, Any]]:
 
 def test_every_process_knows_the_sums_of_the_step_and_each_ranks_own_time(answers):
     for found in answers:
-        assert (found["equal"].masked_frames, found["equal"].own_us) == (3 + 4, (1500, 2500))
+        assert (found["equal"].units, found["equal"].own_us) == (3 + 4, (1500, 2500))
         assert not (found["equal"].stop or found["equal"].save or found["equal"].requeue)
         assert found["figures"] == [3.0, 1.0]
     assert [found["ranks"] for found in answers] == [(0, 2), (1, 2)]
@@ -135,6 +135,6 @@ def test_what_rank_zero_does_alone_gives_both_its_result_or_its_error(answers):
 
 def test_one_process_has_its_own_totals(tmp_path):
     totals = _step(Control(tmp_path), 17, 5, 0.25)
-    assert (totals.masked_frames, totals.own_us) == (17, (250,))
+    assert (totals.units, totals.own_us) == (17, (250,))
     assert Ranks.current() == Ranks(0, 1) and Ranks().gather(3) == [3]
     assert together(lambda: 4) == on_rank_zero(lambda: 4) == Ranks().together(lambda: 4) == 4

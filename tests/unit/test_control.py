@@ -45,7 +45,7 @@ def test_alone_a_rank_has_its_own_figures():
     control = Control()
     control.begin(37, 12345, own_ms=2.5)
     totals = control.finish()
-    assert (totals.masked_frames, totals.stop, totals.save, totals.requeue, totals.own_us) == (37, False, False, False, (2500,))
+    assert (totals.units, totals.stop, totals.save, totals.requeue, totals.own_us) == (37, False, False, False, (2500,))
     assert torch.equal(control.sum(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
 
 
@@ -58,7 +58,7 @@ def test_masked_frames_are_summed_and_times_stay_apart(monkeypatch, flags, stop,
     control.begin(10, 7, own_ms=0.012)
     assert not exchange.waited, "the sum is waited for at the end"
     totals = control.finish()
-    assert totals.masked_frames == 1110 and totals.own_us == (11, 12, 13)
+    assert totals.units == 1110 and totals.own_us == (11, 12, 13)
     assert (totals.stop, totals.save, totals.requeue) == (stop, save, requeue)
 
 
@@ -76,7 +76,7 @@ def test_ranks_that_follow_other_plans_are_an_error(monkeypatch, digest, fits):
     control = first_of(monkeypatch, Exchange([5, 0, 0, 0, digest, 0, 0]))
     control.begin(5, 7)
     if fits:
-        assert control.finish().masked_frames == 10
+        assert control.finish().units == 10
     else:
         with pytest.raises(RuntimeError, match="the ranks planned different data"):
             control.finish()
@@ -198,4 +198,4 @@ def test_every_wait_is_noted_for_the_watchdog(monkeypatch, handlers):
 def test_the_folder_may_have_gone_without_harm(tmp_path: Path):
     control = Control(tmp_path / "gone")
     control.begin(3, 1)
-    assert control.finish().masked_frames == 3
+    assert control.finish().units == 3

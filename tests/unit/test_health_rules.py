@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import time
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,7 +149,7 @@ def test_predictions_channels_and_gradients_are_measured_at_every_nth_update_and
         # Two micro-batches; features are (batch, channels, frames).
         for scale in (1.0, 2.0):
             features = scale * torch.tensor([[[1.0, -1.0], [0.0, 0.5], [0.0, 0.0]], [[-2.0, 0.0], [0.0, 0.0], [0.0, 0.25]]])
-            figures.add(SimpleNamespace(features=features, marginal=scale * torch.tensor([0.25, 0.75])))
+            figures.add(scale * torch.tensor([0.25, 0.75]), features)
         figures.gradients(Module())
         pending = figures.end()
         if step != 3:

@@ -8,16 +8,13 @@ import torch
 from closeness import assert_close_to_scale
 from openwavlm.audio.frames import num_frames
 from openwavlm.audio.spectra import NUM_BANDS, normalised_log_mel
-from openwavlm.batches.settings import Mixing
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.model.config import Head, WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
-from openwavlm.training.control import Control
 from openwavlm.training.forward import logmel_error
-from openwavlm.training.module import PretrainingModule
-from openwavlm.training.optim import Optim
 from openwavlm.training.settings import Loss
+from steps import training_module
 
 MEL = WavLMConfig(
     front_end="logmel",
@@ -93,17 +90,7 @@ def test_the_gradient_multiplier_scales_the_map_and_zero_freezes_it():
 
 def test_the_feature_penalty_and_the_warm_up_loss_reach_the_map():
     learner = WavLMForPretraining(model(), Head(final_dim=8), num_classes=5)
-    module = PretrainingModule(
-        learner,
-        Optim(updates=10, warmup_updates=1),
-        Loss(logmel=1.0),
-        Mixing(prob=0),
-        seed=0,
-        control=Control(None),
-        on_record=lambda record: None,
-        fingerprints={},
-        plan_state=lambda step: {},
-    )
+    module = training_module(learner, loss=Loss(logmel=1.0))
     audio, num_samples = waveforms(2, 4000), torch.tensor([4000, 3000])
     output = learner(audio, num_samples, None, torch.tensor([0, 3]), [torch.tensor([1, 2])])
     for loss in (output.feature_penalty, logmel_error(module.logmel_map, output.features, audio, num_samples)):

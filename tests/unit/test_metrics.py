@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from openwavlm.training.log import metrics_row
+from openwavlm.training.masked_figures import metrics_row
 from openwavlm.training.sums import StepRecord, of_further_sets
 
 COLUMNS = [

@@ -10,7 +10,8 @@ from torch import nn
 
 from openwavlm.batches.settings import Mixing
 from openwavlm.training.control import Control
-from openwavlm.training.module import PretrainingModule
+from openwavlm.training.masked_prediction import MaskedPrediction
+from openwavlm.training.module import TrainingModule
 from openwavlm.training.optim import Optim
 from openwavlm.training.settings import Loss
 
@@ -178,12 +179,10 @@ class Twin:
         torch.manual_seed(0)
         self.model = nn.Linear(4, 3)
         optim = Optim(updates=100, lr=0.1, warmup_updates=0, final_share=1.0, clip_norm=clip_norm)
-        module = PretrainingModule(
+        module = TrainingModule(
             self.model,
             optim,
-            Loss(),
-            Mixing(),
-            seed=0,
+            MaskedPrediction(Loss(), Mixing(), seed=0, updates=100),
             control=Control(),
             on_record=lambda record: None,
             fingerprints={},

@@ -21,7 +21,7 @@ from openwavlm.training.config import RunConfig
 from openwavlm.training.log_file import log_file
 from openwavlm.training.settings import TrainerSettings
 from openwavlm.training.sharding import ShardedStrategy
-from openwavlm.training.sums import StepRecord
+from openwavlm.training.sums import SUMS, StepRecord
 from runs import TINY_MODEL, compose
 
 DATA = ["data.sources.speech.shards=here", "data.sources.speech.labels=there"]
@@ -68,7 +68,7 @@ class Launch:
             ),
             "make_monitor": SimpleNamespace(state=lambda: "the rules' state", update=self._saying("rules"), summary=dict),
             "StepLoader": SimpleNamespace(waited_s=0.0),
-            "PretrainingModule": self.module,
+            "TrainingModule": self.module,
             "Evaluation": "evaluation",
             "StepBoundary": SimpleNamespace(requeue=True),
             "make_trainer": SimpleNamespace(fit=self._fit, global_step=18),
@@ -189,9 +189,12 @@ def test_a_first_launch_gives_every_part_its_settings(launch: Launch) -> None:
     ]
     assert not {"begin_branch", "_begin_from", "check_head", "compiled", "inherited"} & {str(one) for one in launch.said}
 
-    (model, optim, loss, mixing), named = launch.given["PretrainingModule"]
-    assert model is not None and optim.updates == 20 and loss.feature_penalty == 3 and mixing.prob == 0.2
-    assert named["seed"] == 11 and named["target_weights"] == [0.75, 0.25] and named["unmasked_every"] == 4
+    (model, optim, objective), named = launch.given["TrainingModule"]
+    assert model is not None and (optim.updates, objective.updates) == (20, 20)
+    mixing = objective.mixing
+    assert (objective.loss.feature_penalty, mixing.prob, objective.seed) == (3, 0.2, 11)
+    assert objective.target_weights == [0.75, 0.25] and objective.unmasked_every == 4
+    assert named["logmel_map"] is objective.logmel_map is None
     assert named["max_skip_rate"] == 0.02 and named["float16"] is False and named["fingerprints"] == launch.fingerprints
     assert named["plan_state"](6) == {"plan_version": PLAN_VERSION, "key": "k", "of": 6}
     assert named["health"] == "figures of health" and named["health_state"]() == "the rules' state"
@@ -210,7 +213,10 @@ def test_a_first_launch_gives_every_part_its_settings(launch: Launch) -> None:
 
     (where, _), log = launch.given["RunLog"]
     assert where == launch.directory and log["last_step"] == 0 and log["updates"] == 20
-    assert log["penalty_weight"] == 3 and log["target_weights"] == [0.75, 0.25]
+    row = log["figures"].row(
+        StepRecord(1, {**dict.fromkeys(SUMS, 4.0), "cross_entropy_2": 8.0, "correct_2": 0.0}, 0.0, 0.0, False)
+    )
+    assert row["loss"] == 0.75 * 1 + 0.25 * 2 + 3 * 1
     _, boundary = launch.given["StepBoundary"]
     assert (boundary["updates"], boundary["stop_after"], boundary["probe_every"]) == (20, 18, 5)
     assert boundary["evaluation"] == "evaluation"
@@ -258,7 +264,7 @@ def test_a_run_that_begins_from_a_checkpoint_takes_its_encoder_before_its_layers
     launch.run("init_from=elsewhere", "model.compile_layers=true", "precision=16-mixed")
     assert launch.given["_begin_from"][0][1].init_from == "elsewhere" and launch.said.count("compiled") == 1
     assert launch.said.index("_begin_from") < launch.said.index("compiled")
-    assert launch.given["PretrainingModule"][1]["float16"] is True
+    assert launch.given["TrainingModule"][1]["float16"] is True
 
 
 @pytest.mark.parametrize(("step", "stop_after", "trains"), [(19, 20, True), (20, None, False), (18, 18, False), (17, 18, True)])
@@ -278,7 +284,7 @@ def test_further_ranks_read_their_part_and_write_nothing(launch: Launch) -> None
     steps = launch.given["StepLoader"][1]
     assert (steps["rank"], steps["world_size"]) == (1, 2)
     assert not {"RunLog", "make_monitor", "announce", "segment"} & set(launch.given)
-    assert launch.given["PretrainingModule"][1]["health_state"]() is None
+    assert launch.given["TrainingModule"][1]["health_state"]() is None
     assert launch.given["Watchdog"][0] == (1800, 1, log_file(launch.directory, 1))
     assert "requeue_job" not in launch.given
     assert not (launch.directory / "summary.json").exists()

@@ -16,9 +16,10 @@ import torch
 
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.control import StepTotals
-from openwavlm.training.log import RunLog, metrics_row
+from openwavlm.training.log import RunLog
 from openwavlm.training.log_file import write_log
-from openwavlm.training.module import PretrainingModule
+from openwavlm.training.masked_figures import MaskedFigures, metrics_row
+from openwavlm.training.module import TrainingModule
 from openwavlm.training.settings import Logging, Schedules
 from openwavlm.training.sums import SUMS, StepRecord
 
@@ -120,7 +121,7 @@ class Clocked:
             settings,
             last_step=last_step,
             updates=100,
-            penalty_weight=10.0,
+            figures=MaskedFigures(10.0),
             trackers=[self.taker],
             now=lambda: self.seconds,
         )
@@ -266,7 +267,7 @@ class Boundary:
         self.done: list[tuple[int, str]] = []
         self.pruned: list[tuple[str, int, dict[str, int]]] = []
         self.step = 0
-        self.module: Any = object.__new__(PretrainingModule)
+        self.module: Any = object.__new__(TrainingModule)
         torch.nn.Module.__init__(self.module)
         for name, value in {
             "_device": torch.device("cpu"),
@@ -282,7 +283,9 @@ class Boundary:
             precision_plugin=SimpleNamespace(forward_context=lambda: self.paused("autocast")),
             save_checkpoint=lambda path, weights_only: self.note(f"save {path.name}"),
         )
-        evaluation: Any = SimpleNamespace(run=lambda model, device: self.note("validate") or {"cross_entropy": 10.0 + self.step})
+        evaluation: Any = SimpleNamespace(
+            run=lambda model, device: self.note("validate") or {"cross_entropy": 10.0 + self.step}, compared_by="cross_entropy"
+        )
         log: Any = SimpleNamespace(
             paces=lambda own_us: None, validation=lambda step, figures: self.note("log"), sync=lambda: self.note("sync")
         )

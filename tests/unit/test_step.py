@@ -25,7 +25,7 @@ from openwavlm.batches.settings import Mixing
 from openwavlm.training import module as training
 from openwavlm.training.forward import prepare_waveforms, seed_dropout
 from openwavlm.training.health.figures import HealthFigures, block_gradients
-from openwavlm.training.module import PretrainingModule
+from openwavlm.training.module import TrainingModule
 from openwavlm.training.optim import Optim
 from openwavlm.training.settings import Loss
 from openwavlm.training.sums import SUMS, StepRecord
@@ -54,14 +54,14 @@ class Explicit:
     """
 
     def __init__(
-        self, module: PretrainingModule, micro_batches: list[PretrainBatch], step: int, masked: int, shares: tuple[float, ...]
+        self, module: TrainingModule, micro_batches: list[PretrainBatch], step: int, masked: int, shares: tuple[float, ...]
     ) -> None:
         learner, log_mels = copy.deepcopy(module.model).double(), copy.deepcopy(module.logmel_map)
-        settings, updates = module.loss, module.optim.updates
+        settings, updates = module.objective.loss, module.optim.updates
         fall = max(0.0, 1 - step / (settings.warm_share * updates))
         heads = [(learner.final_proj, learner.label_embeddings)]
         heads += [(head.final_proj, head.label_embeddings) for head in learner.other_heads]
-        sums = dict.fromkeys(module.sums.names, 0.0)
+        sums = dict.fromkeys(module.objective.layout.names, 0.0)
         classes = learner.num_classes
         self.marginal, self.activations = torch.zeros(classes, dtype=torch.float64), 0.0
         loss = torch.zeros((), dtype=torch.float64)
@@ -213,13 +213,13 @@ def test_a_step_of_three_unequal_micro_batches_is_the_sum_over_their_frames_divi
 
 def test_gradients_are_exchanged_once_a_step_after_the_last_micro_batch(monkeypatch):
     wanted: list[bool] = []
-    real = PretrainingModule._gradient_sync
+    real = TrainingModule._gradient_sync
 
-    def gradient_sync(self: PretrainingModule, *, wanted_now: bool) -> Any:
+    def gradient_sync(self: TrainingModule, *, wanted_now: bool) -> Any:
         wanted.append(wanted_now)
         return real(self, wanted=wanted_now)
 
-    monkeypatch.setattr(PretrainingModule, "_gradient_sync", lambda self, wanted: gradient_sync(self, wanted_now=wanted))
+    monkeypatch.setattr(TrainingModule, "_gradient_sync", lambda self, wanted: gradient_sync(self, wanted_now=wanted))
     fit(training_module(model()), [StepBatch(0, 0, three_micro_batches())])
     assert wanted == [False, False, True]
 
@@ -380,7 +380,7 @@ def test_the_losses_that_are_kept_for_naming_hold_no_graph(monkeypatch):
 # --- what is drawn ------------------------------------------------------------------------------------------------------
 
 
-def dropped_inputs(module: PretrainingModule, micro_batches: list[PretrainBatch]) -> list[Tensor]:
+def dropped_inputs(module: TrainingModule, micro_batches: list[PretrainBatch]) -> list[Tensor]:
     """Which of the encoder's inputs each micro-batch of a step drops."""
     patterns = []
     handle = module.model.wavlm.input_dropout.register_forward_hook(lambda _, args, out: patterns.append((out == 0).detach()))
@@ -525,7 +525,7 @@ def test_a_rank_counts_whole_gradients_only_where_it_is_the_first():
 
 
 def test_unreadable_rows_and_skipped_updates_are_counted_on_through_a_save_and_a_resume(tmp_path):
-    def make() -> PretrainingModule:
+    def make() -> TrainingModule:
         optim = Optim(updates=20, warmup_updates=0, max_skip_rate=0.5)
         module = training_module(model(), optim=optim, max_skip_rate=0.05, health_state=lambda: {"window": 3})
         module.fingerprints, module.plan_state, module.validation = {"speech": "abc"}, lambda step: {"at": step}, 2.5

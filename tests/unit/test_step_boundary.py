@@ -12,7 +12,7 @@ import pytest
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.checkpoint import AtomicCheckpointIO
 from openwavlm.training.control import StepTotals
-from openwavlm.training.module import PretrainingModule
+from openwavlm.training.module import TrainingModule
 from openwavlm.training.settings import Schedules
 from steps import Ranks, model, training_module
 
@@ -59,7 +59,13 @@ class Boundary:
             precision_plugin=SimpleNamespace(forward_context=self.autocast),
         )
         self.autocasting = False
-        arguments = {"updates": 10, "stop_after": None, "evaluation": SimpleNamespace(run=self.evaluate), "probe_every": 0}
+        evaluation = SimpleNamespace(run=self.evaluate, compared_by="cross_entropy")
+        arguments = {
+            "updates": 10,
+            "stop_after": None,
+            "evaluation": evaluation,
+            "probe_every": 0,
+        }
         self.started = 0
         self.boundary = StepBoundary(
             schedules,
@@ -93,7 +99,7 @@ class Boundary:
         self.events.append("validate")
         return {"cross_entropy": self.figures.pop(0)}
 
-    def probe(self, module: PretrainingModule, step: int) -> None:
+    def probe(self, module: TrainingModule, step: int) -> None:
         """A probe."""
         assert self.paused and module is self.module
         self.events.append(f"probe {step}")

@@ -27,9 +27,10 @@ from openwavlm.model.costs import LOW_PRECISION
 from openwavlm.planning.budget import Recipe
 from openwavlm.runtime.processes import killed_worker, leave_with_parent, start_fork_server
 from openwavlm.runtime.resources import explained
-from openwavlm.training.build import make_builder, make_model, make_objective
+from openwavlm.training.build import make_builder, make_model
 from openwavlm.training.config import RunConfig
 from openwavlm.training.control import Control
+from openwavlm.training.masked_prediction import MaskedPrediction
 from openwavlm.training.module import TrainingModule
 
 _FEWEST = 2  # timed micro-batches of a trial, however long they take
@@ -67,7 +68,7 @@ class _Step:
         model = make_model(config, classes)
         if config.model.compile_layers:
             model.wavlm.compile_layers()
-        self.objective = make_objective(config, classes)
+        self.objective = MaskedPrediction.of(config, len(classes))
         self.module = TrainingModule(
             model,
             config.optim,

@@ -24,7 +24,7 @@ from openwavlm.runs.segments import names_of_checkpoint, segment_entry
 from openwavlm.runs.trainer import device_type
 from openwavlm.runtime.collectives import on_rank_zero, together
 from openwavlm.runtime.watchdog import Watchdog
-from openwavlm.training.build import make_builder, make_model, make_objective
+from openwavlm.training.build import make_builder, make_model
 from openwavlm.training.callbacks import StepBoundary
 from openwavlm.training.config import RunConfig
 from openwavlm.training.control import Control
@@ -34,6 +34,7 @@ from openwavlm.training.label_watch import LabelWatch
 from openwavlm.training.log import RunLog
 from openwavlm.training.log_file import log_file
 from openwavlm.training.masked_figures import MaskedFigures
+from openwavlm.training.masked_prediction import MaskedPrediction
 from openwavlm.training.module import TrainingModule
 from openwavlm.training.records import known_records
 from openwavlm.training.run_files import flatten
@@ -202,7 +203,7 @@ def _module(
         if monitor is not None:
             monitor.update(step)
 
-    objective = make_objective(config, data.classes)
+    objective = MaskedPrediction.of(config, len(data.classes))
     return TrainingModule(
         model,
         config.optim,

@@ -1,17 +1,13 @@
-"""Model, batch builder and objective of a pre-training's config."""
+"""Model and batch builder of a training config."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
-
-from openwavlm.audio.spectra import NUM_BANDS
 from openwavlm.batches.collate import Draws, MicroBatchBuilder
 from openwavlm.batches.sources import OpenData
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.training.config import RunConfig
-from openwavlm.training.masked_prediction import MaskedPrediction
 
 
 def make_model(config: RunConfig, num_classes: int | Sequence[int]) -> WavLMForPretraining:
@@ -34,17 +30,4 @@ def make_builder(config: RunConfig, opened: OpenData, *, training: bool) -> Micr
         opened.label_sets,
         draws,
         Path(data.noise) if data.noise and training else None,
-    )
-
-
-def make_objective(config: RunConfig, num_classes: Sequence[int]) -> MaskedPrediction:
-    """Masked prediction with the config's losses, for label sets of so many classes; call it after `make_model`, since it draws weights."""
-    return MaskedPrediction(
-        config.loss,
-        config.mixing,
-        seed=config.seed,
-        updates=config.optim.updates,
-        target_weights=config.loss.target_weights(len(num_classes)),
-        unmasked_every=config.callbacks.unmasked_every,
-        logmel_map=nn.Linear(config.model.conv_dims[-1], NUM_BANDS) if config.loss.logmel else None,
     )

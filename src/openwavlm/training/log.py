@@ -44,7 +44,7 @@ class Figures(Protocol):
         validation: Columns of `validation.csv` after `step`.
     """
 
-    validation: Sequence[str]
+    validation: list[str]
 
     def row(self, record: StepRecord) -> dict[str, Value]:
         """A row of `metrics.csv`; the columns are those of any record."""

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from openwavlm.audio.spectra import NUM_BANDS
 from openwavlm.batches.batch import PretrainBatch
 from openwavlm.batches.settings import Mixing
 from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
+from openwavlm.training.config import RunConfig
 from openwavlm.training.forward import (
     forward_micro_batch,
     logmel_error,
@@ -53,6 +55,19 @@ class MaskedPrediction:
         self.loss, self.mixing, self.seed, self.updates = loss, mixing, seed, updates
         self.target_weights, self.unmasked_every, self.logmel_map = target_weights, unmasked_every, logmel_map
         self.layout = step_sums(len(target_weights))
+
+    @classmethod
+    def of(cls, config: RunConfig, sets: int) -> "MaskedPrediction":
+        """The objective of a config with so many label sets; call it after the model is made, since it may draw weights."""
+        return cls(
+            config.loss,
+            config.mixing,
+            seed=config.seed,
+            updates=config.optim.updates,
+            target_weights=config.loss.target_weights(sets),
+            unmasked_every=config.callbacks.unmasked_every,
+            logmel_map=nn.Linear(config.model.conv_dims[-1], NUM_BANDS) if config.loss.logmel else None,
+        )
 
     def units(self, micro: PretrainBatch) -> int:
         """Masked frames."""

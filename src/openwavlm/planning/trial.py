@@ -82,7 +82,6 @@ class _Step:
         )
         self.module.to(device).train()
         self.device, self.low = device, LOW_PRECISION.get(config.precision)
-        self.warm = config.loss.warm(0, config.optim.updates)
         optimizer = self.module.configure_optimizers()
         # Lightning hands the module a wrapper with these attributes.
         self.optimizer = SimpleNamespace(optimizer=optimizer, param_groups=optimizer.param_groups, step=optimizer.step)
@@ -91,7 +90,7 @@ class _Step:
         """Adds one micro-batch's gradient, and waits for it."""
         module, batch = self.module, batch.to(self.device)
         with torch.autocast(self.device.type, dtype=self.low, enabled=self.low is not None):
-            loss = self.objective.micro_batch(module.model, batch, self.warm)[-1] / max(1, batch.num_masked)
+            loss = self.objective.outcome(module.model, batch, 0, measured=False).loss / max(1, batch.num_masked)
         (loss if module.loss_scale is None else loss * module.loss_scale.scale).backward()
         self._wait()
 

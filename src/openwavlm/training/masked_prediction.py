@@ -6,12 +6,11 @@ Loss of a micro-batch: Σ cross-entropy + λ · penalty · n, with its n masked 
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from openwavlm.audio.spectra import NUM_BANDS
 from openwavlm.batches.batch import PretrainBatch
 from openwavlm.batches.settings import Mixing
-from openwavlm.model.pretraining import PretrainingOutput, WavLMForPretraining
 from openwavlm.training.config import RunConfig
 from openwavlm.training.forward import (
     forward_micro_batch,
@@ -80,47 +79,17 @@ class MaskedPrediction:
     def outcome(self, model: Any, micro: PretrainBatch, step: int, *, measured: bool) -> Outcome:
         """As of `Objective`."""
         warm = self.loss.warm(step, self.updates)
-        output, logmel, loss = self.micro_batch(
-            model, micro, warm, with_unmasked=self.with_unmasked(step), with_marginal=measured
-        )
-        device = micro.waveforms.device
-        return Outcome(
-            loss,
-            over_sets(output, "cross_entropy_sum", self.target_weights).detach(),
-            micro_batch_sums(self.layout, output, logmel, micro, device) if micro.weight else None,
-            output.marginal,
-            output.features,
-        )
-
-    def micro_batch(
-        self,
-        model: WavLMForPretraining,
-        micro: PretrainBatch,
-        warm: float,
-        *,
-        with_unmasked: bool = False,
-        with_marginal: bool = False,
-    ) -> tuple[PretrainingOutput, Tensor | None, Tensor]:
-        """Forward pass of one micro-batch on the model's device.
-
-        Args:
-            warm: Factor of the warm-up losses (`Loss.warm`).
-            with_unmasked: Whether unmasked frames are predicted even if their loss has no weight.
-            with_marginal: Whether the predicted probabilities are summed.
-
-        Returns:
-            The model's output; the error of the log-mel map, None without it; the loss, summed over the masked frames.
-        """
         learn_unmasked = self.loss.unmasked * warm > 0
-        seed_dropout(micro.waveforms.device, self.seed, micro)
+        device = micro.waveforms.device
+        seed_dropout(device, self.seed, micro)
         waveforms = prepare_waveforms(micro, self.mixing, normalised=model.wavlm.config.normalise_waveform)
         output = forward_micro_batch(
             model,
             micro,
             waveforms,
-            with_unmasked=with_unmasked or learn_unmasked,
+            with_unmasked=self.with_unmasked(step) or learn_unmasked,
             learn_unmasked=learn_unmasked,
-            with_marginal=with_marginal,
+            with_marginal=measured,
         )
         logmel = None
         if self.logmel_map is not None:
@@ -128,4 +97,6 @@ class MaskedPrediction:
         loss = micro_batch_loss(
             output, logmel, self.loss, target_weights=self.target_weights, num_masked=micro.num_masked, warm=warm
         )
-        return output, logmel, loss
+        main = over_sets(output, "cross_entropy_sum", self.target_weights).detach()
+        sums = micro_batch_sums(self.layout, output, logmel, micro, device) if micro.weight else None
+        return Outcome(loss, main, sums, output.marginal, output.features)

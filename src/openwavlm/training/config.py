@@ -1,10 +1,10 @@
-"""The typed config of a training run."""
+"""The typed config of a training run: what every training has, and what pre-training adds."""
 
 import inspect
 import types
 import typing
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from openwavlm.batches.settings import Batching, Data, Loading, Mixing, SpanMasking
 from openwavlm.evaluation.settings import LiveProbes
@@ -18,9 +18,56 @@ from openwavlm.training.settings import Logging, Loss, Schedules, TrainerSetting
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
+class LaunchConfig:
+    """What the config of every training has: batches, optimiser, device, records, and the keys that stand alone.
+
+    Subclasses are frozen dataclasses with these fields and their own. `INNER` names groups that stand inside another one; `LATER` has
+    the groups and keys that the config of a run begun before them lacks, so that such a run is still read, exported and resumed.
+    """
+
+    INNER: ClassVar[dict[str, str]] = {}
+    LATER: ClassVar[dict[str, Any]] = {}
+
+    batch: Batching
+    optim: Optim
+    trainer: TrainerSettings
+    callbacks: Schedules
+    logger: Logging
+    loader: Loading
+    health: Health
+    name: str | int | float  # a run may be called 1 or 2e-4
+    seed: int
+    precision: Precision
+    stop_after: int | None
+    branch_from: str | None
+    allow_change: list[str]
+    debug: bool
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """Checks plain values, composed from a config or read from a run's `config.yaml`, and makes the objects of the groups.
+
+        Raises:
+            ValueError: If a key is unknown or missing, or a value is refused; the message names the key.
+        """
+        values, hints = {**cls.LATER, **values}, _hints(cls)
+        names = [name for name in hints if name not in cls.INNER]
+        _refuse_unknown(cls, values, names, "")
+        absent = [key for key in names if key not in values]
+        if absent:
+            raise ValueError(f"the config lacks {', '.join(absent)}: leave out the override that deletes it")
+        for name, hint in hints.items():
+            if not is_dataclass(hint):
+                _check_type(values[name], hint, name)
+        # Names and types before any value, so that a misspelt key is reported before a missing folder.
+        checked = {name: _checked(cls, values, name) for name, hint in hints.items() if is_dataclass(hint)}
+        groups = {name: hints[name](**of_group) for name, of_group in checked.items()}
+        return cls(**groups, **{name: values[name] for name in names if name not in groups})
+
+
 @dataclass(frozen=True)
-class RunConfig:
-    """A training config: the settings of each group, and the keys that stand alone.
+class RunConfig(LaunchConfig):
+    """A pre-training's config.
 
     Attributes:
         model: Encoder; its prediction head is the group `model.head`.
@@ -47,6 +94,9 @@ class RunConfig:
         debug: Tracebacks instead of sentences.
     """
 
+    INNER: ClassVar[dict[str, str]] = {"head": "model"}
+    LATER: ClassVar[dict[str, Any]] = {"health": {}, "init_from": None}
+
     model: WavLMConfig
     head: Head
     masking: SpanMasking
@@ -61,7 +111,7 @@ class RunConfig:
     loader: Loading
     health: Health
     probes: LiveProbes
-    name: str | int | float  # a run may be called 1 or 2e-4
+    name: str | int | float
     seed: int
     precision: Precision
     stop_after: int | None
@@ -70,49 +120,28 @@ class RunConfig:
     allow_change: list[str]
     debug: bool
 
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> "RunConfig":
-        """Checks plain values, composed from `conf/train.yaml` or read from a run's `config.yaml`, and makes the objects of the groups.
 
-        Raises:
-            ValueError: If a key is unknown or missing, or a value is refused; the message names the key.
-        """
-        values = {**_LATER, **values}
-        names = [name for name in _FIELDS if name not in _INNER]
-        _refuse_unknown(values, names, "")
-        absent = [key for key in names if key not in values]
-        if absent:
-            raise ValueError(f"the config lacks {', '.join(absent)}: leave out the override that deletes it")
-        for name, hint in _FIELDS.items():
-            if not is_dataclass(hint):
-                _check_type(values[name], hint, name)
-        # Names and types before any value, so that a misspelt key is reported before a missing folder.
-        checked = {name: _checked(values, name) for name, hint in _FIELDS.items() if is_dataclass(hint)}
-        groups = {name: _FIELDS[name](**of_group) for name, of_group in checked.items()}
-        return cls(**groups, **{name: values[name] for name in names if name not in groups})
+def _hints(kind: type[LaunchConfig]) -> dict[str, Any]:
+    """Name → type of the groups and keys, without the class variables."""
+    found = typing.get_type_hints(kind)
+    return {each.name: found[each.name] for each in fields(kind)}  # type: ignore[arg-type]
 
 
-_FIELDS: dict[str, Any] = typing.get_type_hints(RunConfig)
-_INNER = {"head": "model"}  # a group that stands inside another one
-# Groups and keys that the config of a run begun before them lacks; such a run is still read, exported and resumed.
-_LATER: dict[str, Any] = {"health": {}, "init_from": None}
-
-
-def _checked(values: dict[str, Any], name: str) -> dict[str, Any]:
+def _checked(kind: type[LaunchConfig], values: dict[str, Any], name: str) -> dict[str, Any]:
     """The values of a group, every name and type checked."""
-    outer = _INNER.get(name)
+    outer, of_group = kind.INNER.get(name), _hints(kind)[name]
     node = values[outer].get(name) if outer and isinstance(values[outer], dict) else values.get(name)
     where = f"{outer}.{name}" if outer else name
     if not isinstance(node, dict):
         raise ValueError(f"{where} must be a group of keys, but is {node!r}: take the override away")
-    inner = [group for group, of in _INNER.items() if of == name]
+    inner = [group for group, of in kind.INNER.items() if of == name]
     found = {key: value for key, value in node.items() if key not in inner}
-    parameters = inspect.signature(_FIELDS[name]).parameters
-    _refuse_unknown(found, [*parameters, *inner], where)
+    parameters = inspect.signature(of_group).parameters
+    _refuse_unknown(kind, found, [*parameters, *inner], where)
     missing = [key for key, p in parameters.items() if p.default is p.empty and (key not in found or found[key] is None)]
     if missing:
         raise ValueError(f"{where} needs {', '.join(missing)}")
-    hints = typing.get_type_hints(_FIELDS[name])
+    hints = typing.get_type_hints(of_group)
     for key, value in found.items():
         _check_type(value, hints[key], f"{where}.{key}")
     return found
@@ -138,31 +167,32 @@ def _described(hint: Any) -> str:
     return names.get(hint, "a value")
 
 
-def _refuse_unknown(values: typing.Iterable[str], known: typing.Iterable[str], where: str) -> None:
+def _refuse_unknown(kind: type[LaunchConfig], values: typing.Iterable[str], known: typing.Iterable[str], where: str) -> None:
     known = list(known)
     for key in values:
         if key not in known:
             named = f"{where}.{key}" if where else key
-            near = nearest_key(named, all_keys())
+            near = nearest_key(named, all_keys(kind))
             hint = f"did you mean {near}?" if near else f"known keys: {', '.join(known)}"
             raise ValueError(f"{named} is not a known key; {hint}")
 
 
-def all_keys() -> list[str]:
+def all_keys(kind: type[LaunchConfig] = RunConfig) -> list[str]:
     """Every key of a training config, with its groups, and the groups themselves."""
-    alone = [name for name, hint in _FIELDS.items() if not is_dataclass(hint)]
-    return [*alone, *settings_of(), *(f"{place}.{each.name}" for place, kind in settings_of().items() for each in fields(kind))]
+    alone = [name for name, hint in _hints(kind).items() if not is_dataclass(hint)]
+    groups = settings_of(kind)
+    return [*alone, *groups, *(f"{place}.{each.name}" for place, group in groups.items() for each in fields(group))]
 
 
-def settings_of() -> dict[str, type]:
+def settings_of(kind: type[LaunchConfig] = RunConfig) -> dict[str, Any]:
     """Place of each group in the config → class of its settings."""
-    inside = {name: f"{outer}.{name}" for name, outer in _INNER.items()}
-    return {inside.get(name, name): hint for name, hint in _FIELDS.items() if isinstance(hint, type) and is_dataclass(hint)}
+    inside = {name: f"{outer}.{name}" for name, outer in kind.INNER.items()}
+    return {inside.get(name, name): hint for name, hint in _hints(kind).items() if isinstance(hint, type) and is_dataclass(hint)}
 
 
-def default_values() -> dict[str, Any]:
+def default_values(kind: type[LaunchConfig] = RunConfig) -> dict[str, Any]:
     """Every group with the defaults of its class, as plain values; `???` for a value that has to be given."""
-    return nested({place: _defaults(settings) for place, settings in settings_of().items()})
+    return nested({place: _defaults(settings) for place, settings in settings_of(kind).items()})
 
 
 def _defaults(settings: type) -> dict[str, Any]:

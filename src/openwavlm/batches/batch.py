@@ -13,7 +13,7 @@ from openwavlm.runtime.randomness import stable_hash
 _BY_VALUE_BYTES = 1 << 18
 
 
-class _Movable:
+class Movable:
     """Base of dataclasses with tensors that move together, between devices and between processes."""
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -37,7 +37,7 @@ class _Movable:
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 moved[field.name] = function(value)
-            elif isinstance(value, _Movable):
+            elif isinstance(value, Movable):
                 moved[field.name] = value._apply(function)
         return replace(self, **moved)  # type: ignore[type-var]
 
@@ -55,7 +55,7 @@ class _Movable:
             if isinstance(value, Tensor):
                 digest.update(f"{field.name}{tuple(value.shape)}{value.dtype}".encode())
                 digest.update(value.cpu().contiguous().numpy().tobytes())
-            elif isinstance(value, _Movable):
+            elif isinstance(value, Movable):
                 value._update(digest)
 
     def fingerprint(self) -> str:
@@ -66,7 +66,7 @@ class _Movable:
 
 
 @dataclass(frozen=True)
-class MixRecord(_Movable):
+class MixRecord(Movable):
     """Mixtures of one micro-batch, one entry per mixture (WavLM §III-B, Algorithm 1)."""
 
     row: Tensor  # int64 (mixtures,), the primary's row, ascending
@@ -103,7 +103,7 @@ class MicroBatchId:
 
 
 @dataclass(frozen=True)
-class PretrainBatch(_Movable):
+class PretrainBatch(Movable):
     """One micro-batch of masked-prediction training."""
 
     waveforms: Tensor  # int16 (batch, samples), zero-padded at the end

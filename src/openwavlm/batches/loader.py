@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch.utils.data import DataLoader
 
-from openwavlm.batches.batch import PretrainBatch
-from openwavlm.batches.collate import MicroBatchBuilder
 from openwavlm.batches.plan import MicroBatchSpec
 from openwavlm.batches.schedule import Schedule
 from openwavlm.batches.settings import Loading
@@ -31,7 +29,9 @@ class StepBatch:
 
     step: int  # the update, from 0
     digest: int  # 40-bit hash of the plans of the step
-    micro_batches: list[PretrainBatch]  # in the order in which they run; equally many on every rank
+    micro_batches: list[
+        Any
+    ]  # `PretrainBatch`, or `TaskBatch` of a fine-tuning, in the order in which they run; equally many on every rank
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """Copies the micro-batches to `device`."""
@@ -65,20 +65,26 @@ def _prepare_worker(worker: int) -> None:
     raise_descriptor_limit()
 
 
+class Builder(Protocol):
+    """A map from planned rows to a micro-batch."""
+
+    def __getitem__(self, spec: MicroBatchSpec) -> Any: ...
+
+
 @dataclass(frozen=True)
 class _Sent:
     """Dataset of the workers; returns errors as values, because torch would send only the text of the traceback."""
 
-    builder: MicroBatchBuilder
+    builder: Builder
 
-    def __getitem__(self, spec: MicroBatchSpec) -> PretrainBatch | Exception:
+    def __getitem__(self, spec: MicroBatchSpec) -> Any:
         try:
             return self.builder[spec]
         except (ValueError, OSError, MemoryError) as error:
             return error
 
 
-def received(batches: Iterator[PretrainBatch | Exception]) -> Iterator[PretrainBatch]:
+def received(batches: Iterator[Any]) -> Iterator[Any]:
     """Yields the batches of a `micro_batch_loader`; raises the error of a worker's read.
 
     Raises:
@@ -97,7 +103,7 @@ def received(batches: Iterator[PretrainBatch | Exception]) -> Iterator[PretrainB
         raise OSError(ended) from error
 
 
-def micro_batch_loader(builder: MicroBatchBuilder, specs: Any, loading: Loading) -> DataLoader:
+def micro_batch_loader(builder: Builder, specs: Any, loading: Loading) -> DataLoader:
     """DataLoader with the plan as its sampler: specs in, micro-batches out, in order; read it by `received`."""
     return DataLoader(
         _Sent(builder),  # type: ignore[arg-type]
@@ -123,7 +129,7 @@ class StepLoader:
     """
 
     schedule: Schedule
-    builder: MicroBatchBuilder
+    builder: Builder
     loading: Loading
     _: KW_ONLY
     rank: int = 0

@@ -15,7 +15,7 @@ from openwavlm.runtime.randomness import uniform, words
 _NEVER = np.uint64((1 << 64) - 1)
 
 
-def draw_span_mask(masking: SpanMasking, num_frames: np.ndarray, seed: int, **place: int) -> np.ndarray:
+def draw_span_mask(masking: SpanMasking, num_frames: np.ndarray, seed: int, purpose: str = "mask", /, **place: int) -> np.ndarray:
     """Draws the mask of one micro-batch, keyed by `seed` and `place` as `randomness.words`.
 
     A row of `n` frames gets `max(min_masks, ⌊prob · n / length + u⌋)` spans, u ~ U[0, 1) for each row. Their starts are drawn without
@@ -24,19 +24,20 @@ def draw_span_mask(masking: SpanMasking, num_frames: np.ndarray, seed: int, **pl
 
     Args:
         num_frames: Integers (batch,), frames of the planned rows, readable or not.
+        purpose: Prefix of the draws' purposes, so that another mask of the same rows is independent.
 
     Returns:
         bool (batch, max frames), True = masked. A row of at least one frame keeps at least one unmasked.
     """
     frames = np.asarray(num_frames).astype(np.int64)
     width = int(frames.max(initial=0))
-    rounding = uniform(words(seed, "mask.count", len(frames), **place))
+    rounding = uniform(words(seed, f"{purpose}.count", len(frames), **place))
     spans = np.floor(masking.prob * frames / masking.length + rounding).astype(np.int64)
     spans = np.clip(spans, masking.min_masks, np.maximum(frames - 1, 0))
     room = np.where(frames - masking.length > spans, frames - masking.length, spans + 1)
 
     position = np.arange(width)
-    starts = _smallest(words(seed, "mask.starts", frames.size * width, **place), position < room[:, None], spans)
+    starts = _smallest(words(seed, f"{purpose}.starts", frames.size * width, **place), position < room[:, None], spans)
     started = np.cumsum(starts, axis=1)
     started[:, masking.length :] -= started[:, : -masking.length].copy()
     mask = (started > 0) & (position < frames[:, None])
@@ -46,7 +47,7 @@ def draw_span_mask(masking: SpanMasking, num_frames: np.ndarray, seed: int, **pl
     if masking.same_count:
         limits = np.minimum(limits, counts[frames > 1].min(initial=width))
     if np.any(counts > limits):
-        mask = _smallest(words(seed, "mask.truncate", frames.size * width, **place), mask, np.minimum(counts, limits))
+        mask = _smallest(words(seed, f"{purpose}.truncate", frames.size * width, **place), mask, np.minimum(counts, limits))
     return mask
 
 

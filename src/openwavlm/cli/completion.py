@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from openwavlm.cli.help import TRAINS, config_file
+from openwavlm.cli.help import OF_FINETUNING, TRAINS, config_file
 from openwavlm.runs.compose import conf_dir
 from openwavlm.training.config import RunConfig, all_keys, settings_of
 
@@ -38,7 +38,7 @@ def _keys(command: str, file: Path) -> list[str]:
     own = [name for name in yaml.safe_load(file.read_text()) if name not in ("defaults", "hydra")]
     if command not in TRAINS:
         return own
-    groups = [folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name != "prep"]
+    groups = [folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name not in ("prep", *OF_FINETUNING)]
     return sorted({*own, *groups, *all_keys()})
 
 

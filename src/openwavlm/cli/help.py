@@ -14,6 +14,7 @@ from openwavlm.runs.compose import conf_dir
 from openwavlm.training.config import RunConfig, default_values, settings_of
 
 TRAINS = ("train", "plan", "tune")  # take every key of train.py
+OF_FINETUNING = ("task", "preset")  # groups of conf/finetune.yaml
 _CONFIG_OF = {"import-labels", "import-codebook", "make-shards", "fit-kmeans", "assign-labels", "verify", "synthesize"}
 
 
@@ -65,7 +66,7 @@ def _groups() -> list[str]:
     text = ["Presets:", "", *presets()]
     text += ["", "Choices (described in the first lines of conf/GROUP/NAME.yaml):", ""]
     for folder in sorted(conf_dir().iterdir()):
-        if folder.is_dir() and folder.name not in ("prep", "experiment"):
+        if folder.is_dir() and folder.name not in ("prep", "experiment", *OF_FINETUNING):
             text.append(f"  {folder.name}={' | '.join(sorted(file.stem for file in folder.glob('*.yaml')))}")
     text += ["", "Keys by group; defaults are those of the classes, which a preset or a choice may change:"]
     defaults, comments = default_values(), _attributes(RunConfig)

@@ -12,6 +12,7 @@ COMMANDS = {
     "assign-labels": "label shard sets with a codebook, or with several in one pass",
     "verify": "compare shards and labels with their checksums, and a sample with its recomputation",
     "train": "launch or resume a pre-training run (the same as train.py)",
+    "finetune": "train a head for CTC, phones or classes on an encoder",
     "experiments": "the presets of a training run, each with its purpose",
     "plan": "hours, memory, days and disk of a run, before there are data",
     "tune": "find the settings that train fastest on this machine, by short trials",

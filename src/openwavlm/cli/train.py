@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 _checked: dict[str, CheckedData] = {}  # data of earlier trials; a sweep over other keys has one entry
 
 
-def _under_torchrun(devices: int) -> int:
+def under_torchrun(command: str, devices: int) -> int:
     """Runs this command in `devices` processes under torchrun, however it was started; returns its exit status."""
-    arguments = ["--standalone", f"--nproc-per-node={devices}", "-m", "openwavlm", "train", *sys.argv[1:]]
+    arguments = ["--standalone", f"--nproc-per-node={devices}", "-m", "openwavlm", command, *sys.argv[1:]]
     return run_handing_on_signals([sys.executable, "-m", "openwavlm.runtime.torchrun", *arguments])
 
 
-def _check_devices(settings: TrainerSettings, *, sweeps: bool) -> None:
+def check_devices(settings: TrainerSettings, *, sweeps: bool) -> None:
     """Refuses settings of device and processes that are impossible on this machine."""
     if settings.accelerator == "gpu" and not torch.cuda.is_available():
         raise ValueError(
@@ -48,7 +48,7 @@ def _check_trial(config: DictConfig, folder: Path) -> None:
     """Makes all checks of a sweep's trial that are possible before training."""
     run_folder(config.name)
     values = plain(config)
-    _check_devices(RunConfig.of(values).trainer, sweeps=True)
+    check_devices(RunConfig.of(values).trainer, sweeps=True)
     check_launch(values, folder, _checked)
 
 
@@ -59,10 +59,10 @@ def main(config: DictConfig) -> None:
     hydra = HydraConfig.get()
     run_folder(config.name)
     run = RunConfig.of(plain(config))  # a misspelt key is refused here, by one process
-    _check_devices(run.trainer, sweeps=hydra.mode == RunMode.MULTIRUN)
+    check_devices(run.trainer, sweeps=hydra.mode == RunMode.MULTIRUN)
     if run.trainer.devices > 1 and "WORLD_SIZE" not in os.environ:
         check_world_size(run.trainer.devices, run.batch)
-        sys.exit(_under_torchrun(run.trainer.devices))
+        sys.exit(under_torchrun("train", run.trainer.devices))
     folder = Path(hydra.runtime.output_dir)
     if os.environ.get("RANK", "0") == "0":
         show_config(plain(config), str(folder))

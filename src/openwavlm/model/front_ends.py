@@ -35,21 +35,27 @@ class ConvLayer(nn.Module):
         self.conv = conv
         self.norm = norm
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (batch, channels_in, frames_in) to (batch, channels, frames)."""
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Maps (batch, channels_in, frames_in) to (batch, channels, frames); a group norm takes its statistics over `valid` frames."""
         x = self.conv(x)
         if isinstance(self.norm, Float32LayerNorm):
             x = self.norm(x.transpose(1, 2)).transpose(1, 2)
         elif self.norm is not None:
-            x = self.norm(x)
+            x = self.norm(x, valid)
         return F.gelu(x)
 
 
 class ConvExtractor(nn.Module):
-    """Stack of convolutions: with a LayerNorm over channels on every layer, or with a GroupNorm of one channel per group on the first."""
+    """Stack of convolutions: with a LayerNorm over channels on every layer, or with a GroupNorm of one channel per group on the first.
+
+    Attributes:
+        ignores_padding: Whether the group norm's statistics leave a row's padding out, so that a padded row equals the row alone. False
+            as in both references and in pre-training; fine-tuning sets it.
+    """
 
     def __init__(self, config: WavLMConfig):
         super().__init__()
+        self.ignores_padding = False
         self.layers = nn.ModuleList()
         channels_in = 1
         for channels, kernel, stride in zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True):
@@ -71,10 +77,13 @@ class ConvExtractor(nn.Module):
                 layer.conv.bias.zero_()
 
     def forward(self, waveforms: Tensor, num_samples: Tensor | None = None) -> Tensor:
-        """Maps (batch, samples) to (batch, channels, frames), whatever `num_samples`."""
-        x = waveforms.unsqueeze(1)
+        """Maps (batch, samples) to (batch, channels, frames); `num_samples` (batch,) is read only with `ignores_padding`."""
+        x, valid = waveforms.unsqueeze(1), num_samples if self.ignores_padding else None
         for layer in self.layers:
-            x = layer(x)
+            assert isinstance(layer, ConvLayer)
+            if valid is not None:
+                valid = (valid - layer.conv.kernel_size[0]).div(layer.conv.stride[0], rounding_mode="floor") + 1
+            x = layer(x, valid)
         return x
 
 

@@ -109,6 +109,7 @@ class WavLM(nn.Module):
         num_samples: Tensor | None = None,
         *,
         mask: Tensor | None = None,
+        channel_mask: Tensor | None = None,
         layer_keep: Tensor | None = None,
         until_layer: int | None = None,
     ) -> WavLMOutput:
@@ -118,6 +119,7 @@ class WavLM(nn.Module):
             waveforms: float (batch, samples) in [−1, 1], 16 kHz, zero-padded at the end.
             num_samples: int64 (batch,), valid samples; None = all.
             mask: bool (batch, frames), True = replaced by the mask embedding.
+            channel_mask: bool (batch, dim), True = 0 in every frame (SpecAugment's frequency mask on the encoder's input).
             layer_keep: bool (layers,), LayerDrop's draw; read in training only.
             until_layer: Number of layers to run; None = all.
 
@@ -142,6 +144,8 @@ class WavLM(nn.Module):
                     "make it from frames.num_frames of the padded length"
                 )
             x = torch.where(mask.unsqueeze(-1), self.mask_embedding.to(x.dtype), x)
+        if channel_mask is not None:
+            x = x.masked_fill(channel_mask.unsqueeze(1), 0)
         hidden_states = self.encoder(x, padding_mask, layer_keep=layer_keep if self.training else None, until_layer=until_layer)
         final = hidden_states[-1]
         if self.config.pre_norm and len(hidden_states) == self.config.layers + 1:

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from openwavlm.runs.announce import announce
 from openwavlm.runs.beginning import Beginning, Launch
 from openwavlm.runs.init_from import begin_from, check_held_out_unseen, check_same_beginning
 from openwavlm.runs.monitoring import make_figures, make_monitor
+from openwavlm.runs.parts import Parts
 from openwavlm.runs.run_directory import RunRecord, names_in
 from openwavlm.runs.segments import names_of_checkpoint, segment_entry
 from openwavlm.runs.trainer import device_type
@@ -26,7 +26,7 @@ from openwavlm.runtime.collectives import on_rank_zero, together
 from openwavlm.runtime.watchdog import Watchdog
 from openwavlm.training.build import make_builder, make_model
 from openwavlm.training.callbacks import StepBoundary
-from openwavlm.training.config import RunConfig
+from openwavlm.training.config import LaunchConfig, RunConfig
 from openwavlm.training.control import Control
 from openwavlm.training.health.core_wait import CoreWait
 from openwavlm.training.health.monitor import HealthMonitor, WallClock
@@ -43,24 +43,11 @@ from openwavlm.training.trackers import open_trackers
 from openwavlm.training.validation import Evaluation
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The parts of a launch; further ranks have no `run_log` and no `monitor`."""
-
-    module: TrainingModule
-    loader: StepLoader
-    boundary: StepBoundary
-    control: Control
-    watch: LabelWatch
-    run_log: RunLog | None
-    monitor: HealthMonitor | None
-
-
-def assemble(launch: Launch, beginning: Beginning) -> Parts:
+def assemble(launch: Launch[RunConfig], beginning: Beginning[OpenData]) -> Parts:
     """Act 3: assembles model, batches, records, health rules and step; nothing is written to the run yet."""
     config, data, directory = launch.config, beginning.data, launch.directory
     model = _model(config, beginning)
-    schedule = _schedule(config, beginning)
+    schedule = resumed_schedule(config, beginning)
     control = Control(directory)
     watch = LabelWatch(
         [store for stores in data.label_sets.values() for store in stores],
@@ -95,6 +82,11 @@ def assemble(launch: Launch, beginning: Beginning) -> Parts:
             state=beginning.state if beginning.own else None,
         )
     module = _module(launch, beginning, model, schedule, control, run_log, monitor)
+
+    def start() -> None:
+        begin_launch(launch, beginning, schedule, control, run_log)
+        watch.start()
+
     boundary = StepBoundary(
         config.callbacks,
         directory,
@@ -102,7 +94,7 @@ def assemble(launch: Launch, beginning: Beginning) -> Parts:
         stop_after=config.stop_after,
         evaluation=_evaluation(config, data, control),
         log=run_log,
-        on_start=lambda: _begin(launch, beginning, schedule, control, watch, run_log),
+        on_start=start,
         probe=_probe(live, run_log),
         probe_every=config.probes.every,
         paused=clock.paused,
@@ -112,7 +104,7 @@ def assemble(launch: Launch, beginning: Beginning) -> Parts:
     return Parts(module, loader, boundary, control, watch, run_log, monitor)
 
 
-def _model(config: RunConfig, beginning: Beginning) -> WavLMForPretraining:
+def _model(config: RunConfig, beginning: Beginning[OpenData]) -> WavLMForPretraining:
     """Random weights by the config's seed; the encoder of `init_from` in a run's first launch."""
     torch.manual_seed(config.seed)
     model = make_model(config, beginning.data.classes)
@@ -137,7 +129,7 @@ def _begin_from(encoder: WavLM, config: RunConfig, record: RunRecord) -> None:
     record.content["init_from"] = begun
 
 
-def _compare_held_out(config: RunConfig, beginning: Beginning) -> None:
+def _compare_held_out(config: RunConfig, beginning: Beginning[OpenData]) -> None:
     """Notes in `run.json` how many held-out speakers the model of `init_from` was perhaps trained on; see `check_held_out_unseen`."""
     begun = beginning.record.content.get("init_from")
     if begun is not None:
@@ -146,7 +138,7 @@ def _compare_held_out(config: RunConfig, beginning: Beginning) -> None:
         beginning.record.content["init_from"] = begun | {"held_out_seen": seen}
 
 
-def _schedule(config: RunConfig, beginning: Beginning) -> Schedule:
+def resumed_schedule(config: LaunchConfig, beginning: Beginning[Any]) -> Schedule:
     """The plan of the data, at the checkpoint's place in it."""
     data, state = beginning.data, beginning.state
     schedule = data.schedule()
@@ -173,7 +165,7 @@ def _resume_plan(
         schedule.begin_at(start, state)
 
 
-def _run_log(launch: Launch, beginning: Beginning) -> RunLog:
+def _run_log(launch: Launch[RunConfig], beginning: Beginning[OpenData]) -> RunLog:
     config = launch.config
     return RunLog(
         launch.directory,
@@ -187,8 +179,8 @@ def _run_log(launch: Launch, beginning: Beginning) -> RunLog:
 
 
 def _module(
-    launch: Launch,
-    beginning: Beginning,
+    launch: Launch[RunConfig],
+    beginning: Beginning[OpenData],
     model: WavLMForPretraining,
     schedule: Schedule,
     control: Control,
@@ -221,8 +213,12 @@ def _module(
     )
 
 
-def _begin(
-    launch: Launch, beginning: Beginning, schedule: Schedule, control: Control, watch: LabelWatch, run_log: RunLog | None
+def begin_launch(
+    launch: Launch[Any],
+    beginning: Beginning[Any],
+    schedule: Schedule,
+    control: Control,
+    run_log: RunLog | None,
 ) -> None:
     """Begins the launch in `run.json`, after all checks; on training start."""
     patience = launch.config.trainer.watchdog_s
@@ -234,7 +230,6 @@ def _begin(
         split = data.data.validation_share
         entry = segment_entry(beginning.step, launch.world_size, beginning.changes, data.fingerprints(), split, plan)
         beginning.record.begin_segment(entry | damaged)
-    watch.start()
 
 
 def _probe(live: LiveProbe | None, run_log: RunLog | None) -> Callable[[TrainingModule, int], None] | None:

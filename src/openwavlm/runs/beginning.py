@@ -1,9 +1,10 @@
 """The first two acts of a launch: open the data and the run's record, and find the checkpoint to begin at."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from openwavlm.batches.sources import OpenData
 from openwavlm.runs.branch import begin_branch, check_head
@@ -13,14 +14,31 @@ from openwavlm.runs.segments import kept_share
 from openwavlm.runtime.collectives import on_rank_zero, together
 from openwavlm.training.checkpoint import newest_checkpoint
 from openwavlm.training.checkpoint_reader import read_checkpoint
-from openwavlm.training.config import RunConfig
+from openwavlm.training.config import LaunchConfig, RunConfig
+
+_Config = TypeVar("_Config", bound=LaunchConfig)
+
+
+class RunData(Protocol):
+    """The data of a run, open."""
+
+    def fingerprints(self) -> dict[str, str]:
+        """Identity of the data."""
+        ...
+
+    def close(self) -> None:
+        """Stops planning ahead."""
+        ...
+
+
+_Data = TypeVar("_Data", bound=RunData)
 
 
 @dataclass(frozen=True)
-class Launch:
+class Launch(Generic[_Config]):
     """One process of one launch; `values` are the config as plain values, for the records."""
 
-    config: RunConfig
+    config: _Config
     values: dict[str, Any]
     directory: Path
     rank: int
@@ -28,11 +46,11 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class Beginning(Generic[_Data]):
     """Data, record and state that a launch begins with.
 
     Attributes:
-        data: Shards and labels, open.
+        data: Shards and labels (in fine-tuning, targets), open.
         record: The run's `run.json`.
         checkpoint: The checkpoint that it resumes; None = the first launch of a run of its own.
         state: The checkpoint's entries beside weights and optimiser.
@@ -40,7 +58,7 @@ class Beginning:
         changes: Config keys that differ from the launch or the run before: key → (before, now).
     """
 
-    data: OpenData
+    data: _Data
     record: RunRecord
     checkpoint: Path | None
     state: dict[str, Any] | None
@@ -58,7 +76,7 @@ class Beginning:
         return int(self.state["voids"]) if self.state else 0
 
 
-def open_run(launch: Launch) -> tuple[OpenData, RunRecord]:
+def open_run(launch: Launch[RunConfig]) -> tuple[OpenData, RunRecord]:
     """Act 1: opens data and record; a `ValueError` if they do not fit the config, the machine or the launches before."""
     config = launch.config
     check_world_size(launch.world_size, config.batch)
@@ -77,26 +95,33 @@ def open_run(launch: Launch) -> tuple[OpenData, RunRecord]:
     return data, record
 
 
-def resume(launch: Launch, data: OpenData, record: RunRecord, changes: dict[str, Any]) -> Beginning:
-    """Act 2: finds the checkpoint to resume, of this run or of the one that it branches from.
+def check_label_head(launch: Launch[RunConfig], data: OpenData, checkpoint: Path) -> None:
+    """Refuses a checkpoint whose prediction head does not fit the labels (`branch.check_head`)."""
+    check_head(checkpoint, embeddings_of(launch.config, data.classes), data.fingerprints())
+
+
+def resume(
+    launch: Launch[Any], data: _Data, record: RunRecord, changes: dict[str, Any], check: Callable[[Path], None]
+) -> Beginning[_Data]:
+    """Act 2: finds the checkpoint to resume, of this run or of the one that it branches from; `check` refuses one with another head.
 
     Raises:
-        ValueError: If the checkpoints are lost, or their head does not fit the labels.
+        ValueError: If the checkpoints are lost, or their head does not fit the data.
     """
-    config, fingerprints = launch.config, data.fingerprints()
-    embeddings = embeddings_of(config, data.classes)
+    config = launch.config
     found = on_rank_zero(lambda: newest_checkpoint(launch.directory / "checkpoints"))
     own = found is not None
     if not own:
         on_rank_zero(record.refuse_lost_checkpoints)
         on_rank_zero(record.warn_of_lost_updates)
     if found is not None:
-        check_head(found, embeddings, fingerprints)
+        check(found)
     elif config.branch_from:
         found = Path(config.branch_from)
-        check = partial(check_head, found, embeddings, fingerprints)
         changes = on_rank_zero(
-            partial(begin_branch, found, launch.directory, launch.values, config.optim, config.allow_change, check)
+            partial(
+                begin_branch, found, launch.directory, launch.values, config.optim, config.allow_change, partial(check, found)
+            )
         )
         record.inherit(RunRecord(found.resolve().parents[1]))
     return Beginning(data, record, found, read_checkpoint(found)["openwavlm"] if found else None, own, changes)

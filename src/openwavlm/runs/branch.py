@@ -96,12 +96,12 @@ def _check_rate(step: int, optim: Optim, parent: Optim, checkpoint: Path) -> Non
             f"a branch begins after {checkpoint}, but optim.updates={optim.updates} is not above its {step} updates: raise it"
         )
     decays_from = optim.updates - optim.decay_updates
-    if optim.schedule == "wsd" and step > decays_from:
+    if optim.schedule != "linear" and step > decays_from:
         raise ValueError(
             f"a branch must begin before its decay, but {checkpoint} has {step} updates and the decay of optim.updates={optim.updates} "
             f"begins at {decays_from}: raise optim.updates, lower optim.decay_share, or branch from an earlier checkpoint"
         )
-    if parent.schedule == "wsd" and step > parent.updates - parent.decay_updates:
+    if parent.schedule != "linear" and step > parent.updates - parent.decay_updates:
         log.warning("%s lies in the decay of its run, from update %d on", checkpoint, parent.updates - parent.decay_updates)
     before, after = parent.learning_rate(step), optim.learning_rate(step)
     if abs(after - before) > 0.01 * before:

@@ -136,6 +136,12 @@ def _readme(output: Path, format: str, about: dict[str, Any], config: WavLMConfi
     )
 
 
+def trained_on_of(run: Path) -> dict[str, Any]:
+    """What a run was trained on so far, as its export records it (`_trained_on`)."""
+    record = RunRecord(run)
+    return _trained_on(run, record, record.content.get("fingerprints", {}))
+
+
 def _trained_on(run: Path, record: RunRecord, fingerprints: dict[str, str]) -> dict[str, Any]:
     """The run's split, shard sets and sources, and, as `before`, other data of earlier launches and of the initial model."""
     share = newest_share(run)

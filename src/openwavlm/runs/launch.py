@@ -4,16 +4,19 @@ import contextlib
 import json
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
-from openwavlm.runs.assemble import Parts, assemble
-from openwavlm.runs.beginning import Beginning, Launch, open_run, resume
+from openwavlm.runs.assemble import assemble
+from openwavlm.runs.beginning import Beginning, Launch, check_label_head, open_run, resume
 from openwavlm.runs.compose import plain
 from openwavlm.runs.lock import RunLock
+from openwavlm.runs.parts import Parts
 from openwavlm.runs.run_directory import accept_config
 from openwavlm.runs.trainer import make_trainer
 from openwavlm.runtime.atomic import write_atomically
@@ -36,7 +39,19 @@ def train(config: DictConfig, run_directory: Path) -> dict[str, Any]:
         ValueError: If the config, the data or the state of the run directory does not allow the launch; nothing was trained.
     """
     values = plain(config)
-    settings = RunConfig.of(values)
+    return launched(values, RunConfig.of(values), run_directory, run_launch)
+
+
+def launched(
+    values: dict[str, Any],
+    settings: Any,
+    run_directory: Path,
+    acts: Callable[[Launch[Any], dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
+    """Locks the run directory and calls `acts` with the launch and the config keys that differ from the launch before.
+
+    `values` are the config as plain values, `settings` the object made of it.
+    """
     keep_early_signals()
     rank, world_size = join_processes()
     if settings.trainer.threads:
@@ -50,12 +65,19 @@ def train(config: DictConfig, run_directory: Path) -> dict[str, Any]:
 
         changes = on_rank_zero(enter)
         stack.callback(write_log(run_directory, rank).close)
-        return run_launch(Launch(settings, values, run_directory, rank, world_size), changes)
+        return acts(Launch(settings, values, run_directory, rank, world_size), changes)
 
 
-def run_launch(launch: Launch, changes: dict[str, Any]) -> dict[str, Any]:
-    """Runs the four acts in a run directory that is locked; `changes` are config keys that differ from the launch before."""
-    beginning = resume(launch, *open_run(launch), changes)
+def run_launch(launch: Launch[RunConfig], changes: dict[str, Any]) -> dict[str, Any]:
+    """The four acts of pre-training; `changes` are config keys that differ from the launch before."""
+    data, record = open_run(launch)
+    return fit_the_rest(launch, resume(launch, data, record, changes, partial(check_label_head, launch, data)), assemble)
+
+
+def fit_the_rest(
+    launch: Launch[Any], beginning: Beginning[Any], assemble: Callable[[Launch[Any], Beginning[Any]], Parts]
+) -> dict[str, Any]:
+    """Acts 3 and 4, unless the run has all of its updates already."""
     optim, stop_after = launch.config.optim, launch.config.stop_after
     if beginning.step >= optim.updates or (stop_after is not None and beginning.step >= stop_after):
         log.info("%s has %d updates already; nothing to do", launch.directory, beginning.step)
@@ -63,7 +85,7 @@ def run_launch(launch: Launch, changes: dict[str, Any]) -> dict[str, Any]:
     return fit(launch, beginning, assemble(launch, beginning))
 
 
-def fit(launch: Launch, beginning: Beginning, parts: Parts) -> dict[str, Any]:
+def fit(launch: Launch[Any], beginning: Beginning[Any], parts: Parts) -> dict[str, Any]:
     """Act 4: trains to the end or to a stop, and writes the summary; a `ValueError` if no update had a finite gradient."""
     config, directory, control, run_log = launch.config, launch.directory, parts.control, parts.run_log
     updates, began = config.optim.updates, time.monotonic()
@@ -93,7 +115,7 @@ def fit(launch: Launch, beginning: Beginning, parts: Parts) -> dict[str, Any]:
 
 
 def write_summary(
-    launch: Launch, step: int, skipped: int, audio_s: float = 0.0, seconds: float = 0.0, health: dict[str, Any] | None = None
+    launch: Launch[Any], step: int, skipped: int, audio_s: float = 0.0, seconds: float = 0.0, health: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Writes `summary.json` on rank 0, with its entries of other commands; returns it.
 

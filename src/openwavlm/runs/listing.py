@@ -20,7 +20,7 @@ class RunRow:
         name: Its folder below the root.
         state: `training`, `finished`, `stopped`, `chain` (of `openwavlm iterate` or `studies/learn.py`) or `damaged`.
         step: Updates that are done, of `updates` in all.
-        loss: Masked cross-entropy of the last update, nats.
+        loss: Cross-entropy of the last update, nats: of masked frames, or of the targets in fine-tuning.
         audio_s_per_s: Speed of the last launch that ended.
         age_s: Time since its records changed.
     """
@@ -65,7 +65,7 @@ def _row(folder: Path, root: Path, now: float) -> RunRow:
     launch: dict[str, Any] = summary.get("this_launch", {})
     speed = launch["audio_seconds"] / launch["wall_seconds"] if launch.get("wall_seconds") and "audio_seconds" in launch else None
     state = "training" if _is_held(folder / "lock", now) else "finished" if summary.get("complete") else "stopped"
-    return RunRow(name, state, step, updates, last.get("cross_entropy"), speed, age)
+    return RunRow(name, state, step, updates, last.get("cross_entropy", last.get("loss")), speed, age)
 
 
 def _is_held(lock: Path, now: float) -> bool:

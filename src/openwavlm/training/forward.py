@@ -1,6 +1,7 @@
 """The forward pass of one micro-batch (mixing, normalisation, keyed dropout, choice of frames) and its loss."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def prepare_waveforms(batch: PretrainBatch, mixing: Mixing | None, *, normalised
     return normalise(waveforms, batch.num_samples) if normalised and not again else waveforms
 
 
-def seed_dropout(device: torch.device, seed: int, batch: PretrainBatch) -> None:
+def seed_dropout(device: torch.device, seed: int, batch: Any) -> None:
     """Seeds the device's default generator for one micro-batch, so that dropout depends on the plan alone."""
     key = int(words(seed, "dropout", 1, **batch.id.place)[0] >> 1)
     if device.type == "cuda":

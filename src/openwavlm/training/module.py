@@ -162,6 +162,10 @@ class TrainingModule(lightning.LightningModule):
 
     def update_weights(self, optimizer: Any, step: int) -> Tensor:
         """Clips the gradient, and updates the weights if its norm is finite; returns the norm before clipping."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.optim.learning_rate(step) * group.get("scale", 1.0)
+            for parameter in group["params"] if step < group.get("held", 0) else ():
+                parameter.grad = None  # as if it had none: neither the norm nor the moments know of it
         parameters = [p for p in self.parameters() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.loss_scale is not None:
@@ -172,8 +176,6 @@ class TrainingModule(lightning.LightningModule):
         torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.clip_norm, norm)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        for group in optimizer.param_groups:
-            group["lr"] = self.optim.learning_rate(step)
         # Fused AdamW changes neither parameters nor moments nor its step count where found_inf is 1.
         skipped = (~torch.isfinite(norm)).to(torch.float32)
         optimizer.optimizer.found_inf = skipped

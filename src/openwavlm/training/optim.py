@@ -1,7 +1,8 @@
-"""The optimiser, AdamW, and its learning rate: linear warm-up from 0, then one of two schedules.
+"""The optimiser, AdamW, and its learning rate: linear warm-up from 0, then one of three schedules.
 
 `linear` falls straight to the last update (fairseq's `polynomial_decay` with power 1). `wsd` is constant and falls straight over the last
-share: until then a run can be extended, or ended from any checkpoint by a branch.
+share: until then a run can be extended, or ended from any checkpoint by a branch. `tri_stage` falls exponentially there (fairseq's
+`tri_stage`, usual in fine-tuning: 10 % warm-up, 40 % constant, 50 % decay to .05).
 """
 
 import math
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def _is_matrix(parameter: "nn.Parameter") -> bool:
+def is_matrix(parameter: "nn.Parameter") -> bool:
+    """Whether a parameter has more than one dimension longer than 1, so that it decays under `decay=matrices`."""
     return parameter.squeeze().ndim > 1  # gains of shape (1, 1, kernel) and (1, heads, 1, 1) are vectors
 
 
@@ -25,9 +27,9 @@ class Optim:
         updates: Optimiser steps of the whole run.
         lr: Peak learning rate.
         warmup_updates: Steps of linear warm-up from 0.
-        schedule: `linear` or `wsd` (warm-up, stable, decay).
-        decay_share: Share of the updates over which `wsd` decays, at the end.
-        final_share: Share of `lr` that is left at the last update.
+        schedule: `linear`, `wsd` (warm-up, stable, decay) or `tri_stage` (the same with an exponential decay).
+        decay_share: Share of the updates over which `wsd` and `tri_stage` decay, at the end.
+        final_share: Share of `lr` that is left at the last update; above 0 for `tri_stage`.
         betas: Adam's moments.
         eps: Adam's epsilon.
         weight_decay: Decoupled weight decay.
@@ -44,7 +46,7 @@ class Optim:
     updates: int
     lr: float = 5e-4
     warmup_updates: int = 32_000
-    schedule: Literal["linear", "wsd"] = "linear"
+    schedule: Literal["linear", "wsd", "tri_stage"] = "linear"
     decay_share: float = 0.2
     final_share: float = 0.0
     betas: tuple[float, float] = (0.9, 0.98)
@@ -68,6 +70,7 @@ class Optim:
             (0 < self.lr < math.inf, "lr must be a positive number", self.lr),
             (self.clip_norm > 0, "clip_norm must be positive", self.clip_norm),
             (0 <= self.final_share <= 1, "final_share must lie in [0, 1]", self.final_share),
+            (self.schedule != "tri_stage" or self.final_share > 0, "final_share must be above 0 for tri_stage", self.final_share),
             (
                 0 < self.decay_share <= 1 and self.warmup_updates + self.decay_updates <= self.updates,
                 "decay_share must lie in (0, 1] and leave room for the warm-up",
@@ -85,8 +88,8 @@ class Optim:
 
     @property
     def decay_updates(self) -> int:
-        """Updates over which `wsd` decays; 0 under `linear`."""
-        return max(1, round(self.decay_share * self.updates)) if self.schedule == "wsd" else 0
+        """Updates over which `wsd` and `tri_stage` decay; 0 under `linear`."""
+        return max(1, round(self.decay_share * self.updates)) if self.schedule != "linear" else 0
 
     def ema_decay(self, step: int) -> float:
         """Decay of the running mean at update `step`: min(ema, (1 + step) / (10 + step)), so that the initial weights fade."""
@@ -98,12 +101,14 @@ class Optim:
             return self.lr * (step + 1) / (self.warmup_updates + 1)
         falls = self.updates - self.warmup_updates if self.schedule == "linear" else self.decay_updates
         left = min(1.0, (self.updates - step) / falls)
+        if self.schedule == "tri_stage":
+            return self.lr * self.final_share ** (1 - left)
         return self.lr * (self.final_share + (1 - self.final_share) * left)
 
     def groups(self, module: "nn.Module") -> "list[dict[str, nn.Parameter]]":
         """The trained parameters by name: those that decay, then those that do not; a group without members is left out."""
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        decayed = {name: p for name, p in trained.items() if self.decay == "all" or _is_matrix(p)}
+        decayed = {name: p for name, p in trained.items() if self.decay == "all" or is_matrix(p)}
         others = {name: p for name, p in trained.items() if name not in decayed}
         return [group for group in (decayed, others) if group]
 
@@ -114,6 +119,6 @@ class Optim:
         groups = []
         for group in self.groups(module):
             members = list(group.values())
-            decays = self.decay == "all" or _is_matrix(members[0])
+            decays = self.decay == "all" or is_matrix(members[0])
             groups.append({"params": members, "weight_decay": self.weight_decay if decays else 0.0})
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)

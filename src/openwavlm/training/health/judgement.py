@@ -61,6 +61,7 @@ class Known:
         speeds: Seconds of audio per second in earlier windows of the launch.
         lap: Wall time of the window; None if not measured.
         on_cpu: Whether the step runs on a CPU.
+        held_until: Updates over which only the head is trained.
     """
 
     settings: Health
@@ -71,6 +72,7 @@ class Known:
     speeds: list[float] = field(default_factory=list)
     lap: Lap | None = None
     on_cpu: bool = False
+    held_until: int = 0
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,12 @@ def median(norms: list[float]) -> float | None:
 
 
 def _gradient_flow(window: Window, known: Known) -> Judgement | None:
-    measured = {block: norms for block, norms in window.gradients.items() if len(norms) >= _LEAST_MEASURES}
+    held = window.first <= known.held_until
+    measured = {
+        block: norms
+        for block, norms in window.gradients.items()
+        if len(norms) >= _LEAST_MEASURES and (block == "head" or not held)
+    }
     if not measured:
         return None
     dead = [block for block, norms in measured.items() if not any(norm > 0 and math.isfinite(norm) for norm in norms)]

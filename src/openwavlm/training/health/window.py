@@ -54,8 +54,8 @@ class Window:
         if skipped:
             return
         for name in ("cross_entropy", "masked"):
-            self.sums[name] += sums[name]
-        if sums["unmasked"]:
+            self.sums[name] += sums.get(name, 0.0)  # of pre-training
+        if sums.get("unmasked"):
             for name in ("masked", "correct", "unmasked", "unmasked_correct"):
                 self.seen[name] = self.seen.get(name, 0.0) + sums[name]
         if health is not None:

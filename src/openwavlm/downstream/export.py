@@ -73,15 +73,8 @@ def export_task(run: Path, output: Path | None = None, *, checkpoint: str = "bes
     }
     example = (_CTC if config.task.of_sequences else _CLASSES).format(folder=output.name)
     readme = (
-        f"# {output.resolve().name}
-
-Task {config.task.name} after {loaded.step} updates, written by `openwavlm export`.
-
-"
-        f"```python
-{example}
-```
-"
+        f"# {output.resolve().name}\n\nTask {config.task.name} after {loaded.step} updates, written by `openwavlm export`.\n\n"
+        f"```python\n{example}\n```\n"
     )
     write_atomically(output / "README.md", readme.encode())
     write_atomically(output / ABOUT, about_bytes(about, [output / name for name in (*files, "model.safetensors")]))

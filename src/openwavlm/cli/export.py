@@ -1,12 +1,15 @@
-"""`openwavlm export`: a run's model in the format of Hugging Face, Microsoft or torchaudio."""
+"""`openwavlm export`: a run's model in the format of Hugging Face, Microsoft or torchaudio, a fine-tuning with its head."""
 
 import logging
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from openwavlm.checkpoints.load import SINGLE_FILE
 from openwavlm.checkpoints.torchaudio import sidecar_of
 from openwavlm.cli.app import arguments_of, command
+from openwavlm.downstream import symbols
+from openwavlm.downstream.export import export_task
 from openwavlm.runs.export import FORMATS, export_run
 
 log = logging.getLogger(__name__)
@@ -15,7 +18,15 @@ log = logging.getLogger(__name__)
 @command("export")
 def main(config: DictConfig) -> None:
     """The command `openwavlm export`."""
-    output = export_run(**arguments_of(export_run, config))
+    arguments = arguments_of(export_run, config)
+    if (Path(str(config.run)) / symbols.NAME).is_file():
+        if arguments.pop("format") != "huggingface":
+            raise ValueError(
+                f"a fine-tuning is exported with its head by format=huggingface, but format is {config.format}: leave it out"
+            )
+        log.info("wrote %s: README.md shows how Transformers loads it", export_task(**arguments))
+        return
+    output = export_run(**arguments)
     file = output / SINGLE_FILE
     loaded_by = FORMATS[config.format].format(folder=str(output), weights=str(file), arguments=str(sidecar_of(file)))
     log.info("wrote %s: %s loads it", output, loaded_by)

@@ -40,7 +40,7 @@ def measure_test(directory: Path, config: FinetuneConfig, data: OpenTask, summar
         data.specs(TEST),
         make_builder(config, data, model, training=False),
         config.loader,
-        Control(),
+        Control(alone=True),
         ctc=config.task.of_sequences,
     )
     rows: list[Scored] = []

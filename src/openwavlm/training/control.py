@@ -63,9 +63,12 @@ def forget_requests(directory: Path) -> None:
 
 
 class Control:
-    """The per-step exchange, and the flags that signals and the files `save_now` and `stop` in the run directory set."""
+    """The per-step exchange, and the flags that signals and the files `save_now` and `stop` in the run directory set.
 
-    def __init__(self, directory: Path | None = None) -> None:
+    With `alone` there is no exchange, also in one process of several: for measurements that one rank makes after training.
+    """
+
+    def __init__(self, directory: Path | None = None, *, alone: bool = False) -> None:
         self._directory = directory
         self._stop = self._save = self._requeue = False
         self.why = ""  # source of this rank's request to stop; empty without one
@@ -76,7 +79,7 @@ class Control:
         self._vector = torch.zeros(0, dtype=torch.int64)
         self._digest = 0
         self.world_size, self.rank = 1, 0
-        if dist.is_available() and dist.is_initialized():
+        if not alone and dist.is_available() and dist.is_initialized():
             self.world_size, self.rank = dist.get_world_size(), dist.get_rank()
             if self.world_size > 1:
                 self._group = dist.new_group(backend="gloo")

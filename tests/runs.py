@@ -140,6 +140,7 @@ def _main(
     fsync: int | None,
     patch: Callable[[], None] | None,
     stacks: Path,
+    begin: Callable[[list[str], Path], None],
 ) -> None:
     import logging
 
@@ -154,6 +155,11 @@ def _main(
         _kill_at_fsync(fsync)
     if patch:
         patch()
+    begin(overrides, directory)
+
+
+def pretrain(overrides: list[str], directory: Path) -> None:
+    """Trains as `train.py` does."""
     from openwavlm.runs.launch import train
 
     train(compose(overrides), directory)
@@ -168,6 +174,7 @@ def launch(
     kill_at_fsync: int | None = None,
     patch: Callable[[], None] | None = None,
     patience: float = HANG_S,
+    begin: Callable[[list[str], Path], None] = pretrain,
 ) -> list[int]:
     """Runs a launch to its end or its death; returns the exit codes of its processes.
 
@@ -195,7 +202,7 @@ def launch(
                 "TORCHELASTIC_RUN_ID": "test",
             }
         process = context.Process(
-            target=_main, args=(overrides, directory, environment, kill_at_fsync, patch, folder / f"{rank}")
+            target=_main, args=(overrides, directory, environment, kill_at_fsync, patch, folder / f"{rank}", begin)
         )
         process.start()
         processes.append(process)

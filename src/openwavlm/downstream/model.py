@@ -113,11 +113,11 @@ def make_task_model(config: FinetuneConfig, encoder: Any, num_outputs: int) -> T
     frozen = config.trained.encoder == "frozen" or config.of_spectra
     model = TaskModel(encoder, head, weighted=config.weighted_sum, evaluates=frozen)
     if not config.of_spectra:
-        _choose_trained(encoder, config.trained)
+        choose_trained(encoder, config.trained)
     return model
 
 
-def _choose_trained(encoder: Any, trained: Trained) -> None:
+def choose_trained(encoder: Any, trained: Trained) -> None:
     """Marks the encoder's parameters that are trained, and adds adapters."""
     encoder.requires_grad_(trained.encoder == "full")
     if not trained.extractor:

@@ -97,7 +97,7 @@ def _by_hash(names: set[str], data: TaskData) -> dict[str, int]:
         found[ordered[-1]] = TEST
     if data.validation_share and VALIDATION not in found.values():
         found[ordered[0]] = VALIDATION
-    if TRAINING not in found.values():
+    if ordered and TRAINING not in found.values():
         found[ordered[len(ordered) // 2]] = TRAINING
     return found
 

@@ -1,0 +1,109 @@
+"""Fine-tuned heads in Transformers: every key is known, logits and texts are ours, and the usual five steps of use run."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from openwavlm.downstream.export import export_task
+from openwavlm.downstream.load import load_task_run
+from openwavlm.downstream.vocabulary import Vocabulary
+from tasks import FINETUNE, begin, make_encoder, make_task_shards
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    return make_task_shards(tmp_path_factory.mktemp("corpus"))
+
+
+def tuned(folder: Path, shards: Path, *overrides: str, **architecture: object) -> Path:
+    """A run of a few updates, and its export."""
+    encoder = make_encoder(folder / "encoder", **architecture)
+    place = [f"init={encoder}", f"data.sources.speech.shards={shards}", "data.validation_share=0.2"]
+    begin([*FINETUNE, *place, *overrides], folder / "run")
+    return export_task(folder / "run", folder / "exported")
+
+
+LARGE = {"pre_norm": True, "extractor_norm": "layer", "normalise_waveform": True}
+
+
+@pytest.mark.filterwarnings("ignore")  # Transformers' own
+@pytest.mark.parametrize(
+    ("overrides", "architecture", "name"),
+    [
+        (["task=ctc"], {}, "WavLMForCTC"),
+        (["task=ctc", "trained.encoder=lora", "trained.freeze_updates=0"], LARGE, "WavLMForCTC"),
+        (["task=sid", "task.field=word"], {}, "WavLMForSequenceClassification"),
+        (["task=sid", "trained.weighted_sum=false", "trained.encoder=top"], LARGE, "WavLMForSequenceClassification"),
+    ],
+    ids=["ctc", "ctc of a large model with adapters", "words", "speakers of a large model"],
+)
+def test_a_fine_tuned_model_loads_with_its_head_and_gives_our_logits(shards, tmp_path, overrides, architecture, name):
+    folder = tuned(tmp_path, shards, *overrides, **architecture)
+    model, report = getattr(transformers, name).from_pretrained(str(folder), output_loading_info=True)
+    assert not any(report.values()), report
+    assert json.loads((folder / "config.json").read_text())["architectures"] == [name]
+    ours = load_task_run(tmp_path / "run", "best")
+    generator = torch.Generator().manual_seed(1)
+    waveforms = torch.randn(2, 9000, generator=generator) / 9
+    prepared = waveforms
+    if architecture:
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(str(folder))
+        prepared = extractor(list(waveforms.numpy()), sampling_rate=16_000, return_tensors="pt").input_values
+    with torch.no_grad():
+        theirs = model.eval()(prepared).logits
+        expected = ours.model(prepared, torch.tensor([9000, 9000])).logits
+    assert float((theirs - expected).abs().max() / expected.std()) < 1e-5
+    if "task=sid" in overrides:
+        assert tuple(model.config.id2label[number] for number in range(len(ours.symbols))) == ours.symbols
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_five_steps_of_use_run_on_a_ctc_folder(shards, tmp_path):
+    folder = str(tuned(tmp_path, shards, "task=ctc"))
+    model, processor = transformers.AutoModelForCTC.from_pretrained(folder), transformers.AutoProcessor.from_pretrained(folder)
+    audio = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+    inputs = processor(audio, sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    text = processor.batch_decode(logits.argmax(-1))[0]
+    recogniser = transformers.pipeline("automatic-speech-recognition", folder)
+    assert recogniser(audio)["text"] == text
+    labels = processor(text="abba cab").input_ids
+    assert model(**inputs, labels=torch.tensor([labels])).loss.isfinite()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_five_steps_of_use_run_on_a_classification_folder(shards, tmp_path):
+    folder = str(tuned(tmp_path, shards, "task=sid"))
+    audio = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+    found = transformers.pipeline("audio-classification", folder)(audio, top_k=5)
+    assert {one["label"] for one in found} == {"s0", "s1", "s2", "s3", "s4"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_greedy_texts_are_those_of_transformers_tokenizer(shards, tmp_path):
+    folder = tuned(tmp_path, shards, "task=ctc")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    ours = Vocabulary(load_task_run(tmp_path / "run").symbols, phones=False)
+    generator = random.Random(3)
+    paths = [[generator.choice([0, 0, *range(len(ours))]) for _ in range(generator.randint(1, 60))] for _ in range(1000)]
+    paths = [[0 if 1 <= number <= 3 else number for number in path] for path in paths]
+    theirs = tokenizer.batch_decode(paths)
+    assert [ours.greedy(path) for path in paths] == [" ".join(text.split()) for text in theirs]
+    assert tokenizer("abba cab").input_ids == ours.encode("abba cab")
+
+
+def test_what_transformers_has_no_class_for_is_refused(shards, tmp_path):
+    with pytest.raises(ValueError, match="reads a weighted sum of all layers"):
+        tuned(tmp_path / "a", shards, "task=ctc", "trained.encoder=frozen", "trained.freeze_updates=0")
+    begin(
+        [*FINETUNE, "task=sid", "init=mfcc", f"data.sources.speech.shards={shards}", "trained.freeze_updates=0"], tmp_path / "run"
+    )
+    with pytest.raises(ValueError, match="but init is mfcc"):
+        export_task(tmp_path / "run")

@@ -22,7 +22,7 @@ class Task:
             own fields.
         letters: Case of a transcript's letters: `as_is`, `upper` or `lower`.
         replace: Text → text, applied to every target before it is split into tokens, such as {"-": " ", "é": "e"}; an empty text
-            removes it.
+            removes it; null = nothing.
         projection: Width of the projection before the mean in `sid` (Transformers: classifier_proj_size).
         dropout: Probability of dropout before the output layer of `ctc` and `phones` (fairseq: final_dropout).
 
@@ -34,7 +34,7 @@ class Task:
     field: str | None = None
     table: str | None = None
     letters: Literal["as_is", "upper", "lower"] = "as_is"
-    replace: dict[str, str] = dataclasses.field(default_factory=dict)
+    replace: dict[str, str] | None = None
     projection: int = 256
     dropout: float = 0.1
 

@@ -74,7 +74,7 @@ class Vocabulary:
 
 def prepared(target: str, task: Task) -> str:
     """A target as the task reads it: replacements, then case, then single spaces."""
-    for old, new in task.replace.items():
+    for old, new in (task.replace or {}).items():
         target = target.replace(old, new)
     if task.letters != "as_is":
         target = target.upper() if task.letters == "upper" else target.lower()

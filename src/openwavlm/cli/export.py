@@ -1,13 +1,12 @@
-"""`openwavlm export`: a run's model in the format of Hugging Face, Microsoft or torchaudio."""
+"""`openwavlm export`: a run's model in the format of Hugging Face, Microsoft, torchaudio, s3prl or ONNX."""
 
 import logging
 
 from omegaconf import DictConfig
 
-from openwavlm.checkpoints.load import SINGLE_FILE
-from openwavlm.checkpoints.torchaudio import sidecar_of
 from openwavlm.cli.app import arguments_of, command
-from openwavlm.runs.export import FORMATS, export_run
+from openwavlm.runs.export import export_run
+from openwavlm.runs.export_readme import loaded_by
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +15,4 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> None:
     """The command `openwavlm export`."""
     output = export_run(**arguments_of(export_run, config))
-    file = output / SINGLE_FILE
-    loaded_by = FORMATS[config.format].format(folder=str(output), weights=str(file), arguments=str(sidecar_of(file)))
-    log.info("wrote %s: %s loads it", output, loaded_by)
+    log.info("wrote %s: %s loads it", output, loaded_by(config.format, str(output)))

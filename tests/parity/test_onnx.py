@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import openwavlm
 from openwavlm.audio.frames import num_frames
 from openwavlm.checkpoints import onnx as exporter
 from openwavlm.checkpoints.onnx import EncoderGraph, encoder_onnx_bytes, onnx_bytes
@@ -102,6 +103,7 @@ def test_a_graph_has_the_models_outputs_at_batches_and_lengths_that_were_not_tra
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 @pytest.mark.parametrize(
     "config",
     [TINY, TINY_LARGE, replace(TINY, feature_grad_mult=0.0, attention_backend="flex", attention_dropout=0.0, recompute="all")],
@@ -241,3 +243,10 @@ def test_the_graphs_module_normalises_waveforms_only_where_the_model_expects_it(
         with torch.no_grad():
             one, louder = (graph(factor * waveforms, lengths)[0] for factor in (1, 3))
         assert torch.allclose(one, louder, rtol=0, atol=1e-3) != changes
+
+
+def test_a_graph_is_not_loaded_as_a_checkpoint(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    for path in (tmp_path, tmp_path / "model.onnx"):
+        with pytest.raises(ValueError, match=r"holds an ONNX graph, .*export the run with format=huggingface too"):
+            openwavlm.load(path)

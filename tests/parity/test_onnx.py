@@ -4,6 +4,7 @@ Batches, lengths and padding are others than those of the trace: a graph with a 
 """
 
 import io
+import logging
 import re
 import sys
 from dataclasses import replace
@@ -196,8 +197,10 @@ def exported(module: nn.Module) -> bytes:
     )
 
 
-def test_a_module_with_an_encoder_inside_is_exported_in_evaluation_mode(recogniser):
-    session = session_of(exported(recogniser))
+def test_a_module_with_an_encoder_inside_is_exported_quietly_in_evaluation_mode(recogniser, caplog, capfd):
+    with caplog.at_level(logging.INFO):
+        session = session_of(exported(recogniser))
+    assert not caplog.records and capfd.readouterr() == ("", "")
     assert all(part.training for part in recogniser.modules()), "the mode is restored"
     waveforms = torch.randn(3, 230, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():

@@ -155,16 +155,18 @@ def _traceable(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the exporter's notes about packages that are not needed and its own deprecations."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Silences the exporter's log of each pass, its notes about packages that are not needed, and its own deprecations."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [log.level for log in loggers]
     try:
+        for log in loggers:
+            log.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(loggers, before, strict=True):
+            log.setLevel(level)
 
 
 def _clean(graph: Any, axes: Axes) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import openwavlm
 from openwavlm.audio.frames import num_frames
 from openwavlm.checkpoints import onnx as exporter
-from openwavlm.checkpoints.onnx import EncoderGraph, encoder_onnx_bytes, onnx_bytes
+from openwavlm.checkpoints.onnx import EncoderGraph, encoder_onnx_bytes, example_batch, onnx_bytes
 from openwavlm.model.attention import toeplitz
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.transformer import TransformerEncoder
@@ -113,6 +113,18 @@ def test_a_graph_has_the_models_outputs_at_batches_and_lengths_that_were_not_tra
 def test_the_graphs_of_published_architectures_have_their_outputs(config):
     model = wavlm(config)
     check(model, encoder_onnx_bytes(model))
+
+
+FULL_LARGE = WavLMConfig(
+    dim=1024, ffn_dim=4096, heads=16, layers=24, pre_norm=True, extractor_norm="layer", normalise_waveform=True
+)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("config", [WavLMConfig(), FULL_LARGE], ids=["Base", "Large"])
+def test_a_graph_of_full_size_has_the_models_outputs(config):
+    model = wavlm(config)
+    assert largest_error(model, session_of(encoder_onnx_bytes(model)), example_batch(48_000, 30_000)) < TOLERANCE
 
 
 def test_a_row_without_a_valid_frame_is_finite_and_leaves_the_others_as_they_are(mixed):

@@ -90,6 +90,15 @@ def largest_error(model: WavLM, session, batch: tuple[Tensor, Tensor]) -> float:
     return max(errors)
 
 
+def difference_from_the_row_alone(session) -> float:
+    """Of the valid frames of a padded row, relative to their level."""
+    waveforms, lengths = example_batch(16_000, 9_000)
+    feed = {"waveforms": waveforms.numpy(), "num_samples": lengths.numpy()}
+    alone = {"waveforms": waveforms[1:, :9_000].numpy(), "num_samples": lengths[1:].numpy()}
+    (padded,), (row,) = (session.run(["last_hidden_state"], given) for given in (feed, alone))
+    return float(np.abs(padded[1, : row.shape[1]] - row[0]).max() / np.sqrt(np.square(row).mean()))
+
+
 def check(model: WavLM, graph: bytes) -> None:
     session = session_of(graph)
     for rows in range(1, 6):
@@ -97,6 +106,9 @@ def check(model: WavLM, graph: bytes) -> None:
             for padded in (False, True):
                 error = largest_error(model, session, batch_of(rows, samples, padded=padded))
                 assert error < TOLERANCE, (rows, samples, padded, error)  # NaN too
+    # What README.md says of padding.
+    assert difference_from_the_row_alone(session) < TOLERANCE or model.config.extractor_norm == "group"
+    assert difference_from_the_row_alone(session) > 0.1 or model.config.extractor_norm == "layer"
 
 
 def test_a_graph_has_the_models_outputs_at_batches_and_lengths_that_were_not_traced(mixed):

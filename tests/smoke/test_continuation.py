@@ -65,7 +65,7 @@ def test_the_format_of_torchaudio_loads_there_strictly(first, tmp_path):
 
 def test_each_format_of_one_run_loads_as_the_same_model(first, tmp_path):
     hashes = {}
-    for name in ("huggingface", "microsoft", "torchaudio"):
+    for name in ("huggingface", "microsoft", "torchaudio", "s3prl"):
         folder = export_run(first, tmp_path / name, format=name)
         hashes[name] = model_hash(openwavlm.load(folder))
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -78,8 +78,10 @@ def test_each_format_of_one_run_loads_as_the_same_model(first, tmp_path):
     (tmp_path / "shards" / "index").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"a model has a folder of its own, but .* holds shards"):
         export_run(first, tmp_path / "shards")
-    with pytest.raises(ValueError, match="format must be one of huggingface, microsoft, torchaudio, but is 'onnx'"):
-        export_run(first, format="onnx")
+    with pytest.raises(
+        ValueError, match="format must be one of huggingface, microsoft, torchaudio, s3prl, onnx, but is 'tflite'"
+    ):
+        export_run(first, format="tflite")
 
 
 @pytest.mark.parametrize(
@@ -88,9 +90,13 @@ def test_each_format_of_one_run_loads_as_the_same_model(first, tmp_path):
         ("huggingface", "transformers.WavLMModel.from_pretrained('out')", "config.json"),
         ("microsoft", "torch.load('out/model.pt')['cfg']", "model.pt"),
         ("torchaudio", "the arguments in 'out/model.json'", "model.json"),
+        ("s3prl", "wavlm_local('out/model.pt')", "model.pt"),
+        pytest.param("onnx", "onnxruntime.InferenceSession('out/model.onnx')", "model.onnx", marks=pytest.mark.long),
     ],
 )
 def test_the_command_says_what_loads_its_export(first, tmp_path, name, said, file):
+    if name == "onnx":
+        pytest.importorskip("onnxscript")
     done = run_program(tmp_path, "openwavlm", "export", f"run={first}", f"format={name}", "output=out")
     assert done.status == 0 and said in done.stderr, done
     assert (tmp_path / "out" / file).is_file()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from openwavlm.downstream.validation import TaskEvaluation
 from programs import run_program
 from runs import launch, table, weights
 from tasks import FINETUNE, begin, make_encoder, make_task_shards
@@ -144,21 +145,12 @@ def test_other_targets_are_refused_on_a_second_launch(shards, encoder, tmp_path)
         begin(given, tmp_path / "run")
 
 
-def test_a_collapse_ends_the_run_with_advice(shards, tmp_path):
-    from openwavlm.shards.index import Index
-
-    keys, rare = Index.open(shards).keys, {"s0-0", "s4-1"}  # 2 of 12 training rows
-    lines = [f"{key}\t{'rare' if key[:4] in rare else 'usual'}\n" for key in keys]
-    (tmp_path / "targets.tsv").write_text("key\tword\n" + "".join(lines))
-    settings = ["callbacks.validate_every=2", "trained.freeze_updates=0", "optim.lr=1e-4", "optim.updates=30"]
-    task = [
-        "task=sid",
-        "task.field=word",
-        f"task.table={tmp_path / 'targets.tsv'}",
-        "optim.warmup_updates=0",
-        "trained.head_lr=30",
-    ]
-    with pytest.raises(ValueError, match=r"predictions have collapsed: 'usual' is 100.0 % of them at 3 validations in a row"):
-        begin(arguments(shards, "log_mel", *settings, *task), tmp_path / "run")
-    rows = table(tmp_path / "run", "validation.csv")
-    assert all(float(row["top_share"]) == 1.0 for row in rows[-2:]) and int(rows[-1]["step"]) >= 30 // 5
+def test_a_collapse_ends_the_run_with_advice_and_a_resumed_run_counts_on(shards, encoder, tmp_path, monkeypatch):
+    real = TaskEvaluation.run
+    monkeypatch.setattr(TaskEvaluation, "run", lambda *arguments: real(*arguments) | {"top_share": 0.996, "top_symbol": 0})
+    every = arguments(shards, encoder, "callbacks.validate_every=2", "optim.updates=20")
+    begin([*every, "stop_after=6"], tmp_path / "run")  # validated after 2, which is too early to count, 4 and 6
+    with pytest.raises(ValueError, match=r"predictions have collapsed: '<pad>' is 99.6 % of them at 3 validations in a row"):
+        begin(every, tmp_path / "run")
+    assert [row["step"] for row in table(tmp_path / "run", "validation.csv")] == ["2", "4", "6"]
+    assert len(table(tmp_path / "run")) == 8

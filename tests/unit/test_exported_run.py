@@ -9,6 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 import openwavlm
+from openwavlm.runs import export
 from openwavlm.runs.compose import composed, plain
 from openwavlm.runs.export import export_run, load_run
 from openwavlm.training.build import make_model
@@ -83,13 +84,31 @@ def test_an_export_of_the_running_mean_says_so_and_holds_it(run, tmp_path):
     )
 
 
-def test_one_folder_holds_one_format(run, tmp_path):
-    for format in ("huggingface", "microsoft", "torchaudio"):
+def test_one_folder_holds_one_format(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "check_packages", lambda: None)
+    monkeypatch.setattr(export, "encoder_onnx_bytes", lambda model: b"graph")  # tests/parity/test_onnx.py writes real ones
+    formats = {"huggingface", "microsoft", "torchaudio", "onnx"}
+    for format in sorted(formats):
         export_run(run, tmp_path / format, format=format)
         export_run(run, tmp_path / format, format=format)
-        for other in {"huggingface", "microsoft", "torchaudio"} - {format}:
+        for other in formats - {format}:
             with pytest.raises(ValueError, match=f"holds {format} and format is {other}"):
                 export_run(run, tmp_path / format, format=other)
-    for wrong in ({"weights": "mean"}, {"checkpoint": "4"}, {"format": "onnx"}):
+    for wrong in ({"weights": "mean"}, {"checkpoint": "4"}, {"format": "tensorflow"}):
         with pytest.raises(ValueError, match="must be"):
             export_run(run, tmp_path / "wrong", **wrong)
+
+
+def test_the_file_for_s3prl_is_microsofts_and_a_graph_has_a_checksum(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "check_packages", lambda: None)
+    monkeypatch.setattr(export, "encoder_onnx_bytes", lambda model: b"graph")
+    microsoft, s3prl, onnx = (export_run(run, tmp_path / name, format=name) for name in ("microsoft", "s3prl", "onnx"))
+    assert (s3prl / "model.pt").read_bytes() == (microsoft / "model.pt").read_bytes()
+    assert (onnx / "model.onnx").read_bytes() == b"graph"
+    for folder, file in ((s3prl, "model.pt"), (onnx, "model.onnx")):
+        assert set(json.loads((folder / "openwavlm.json").read_text())["files"]) == {file}
+        assert {path.name for path in folder.iterdir()} == {file, "openwavlm.json", "README.md", "pretraining_head.safetensors"}
+    export_run(run, s3prl, format="microsoft")
+    assert "s3prl" in (export_run(run, s3prl, format="s3prl") / "README.md").read_text()
+    with pytest.raises(ValueError, match="holds microsoft and format is onnx"):
+        export_run(run, s3prl, format="onnx")

@@ -13,7 +13,7 @@ from closeness import assert_close_to_scale
 from openwavlm.audio.frames import num_frames
 from openwavlm.checkpoints.huggingface import load_huggingface, save_huggingface
 from openwavlm.checkpoints.huggingface_config import preprocessor_config
-from openwavlm.model.attention import choose_backend, eager_attention, relative_buckets, toeplitz
+from openwavlm.model.attention import choose_backend, eager_attention, relative_buckets, toeplitz, toeplitz_by_gather
 from openwavlm.model.config import WavLMConfig
 from openwavlm.model.transformer import PositionalConv
 from openwavlm.model.wavlm import WavLM, normalise
@@ -93,6 +93,7 @@ def test_buckets_have_the_golden_values():
 def test_the_spread_table_holds_key_minus_query():
     table = torch.arange(2 * 9.0).view(2, 9)
     dense = toeplitz(table)
+    assert torch.equal(dense, toeplitz_by_gather(table))
     for query in range(5):
         for key in range(5):
             assert torch.equal(dense[:, query, key], table[:, key - query + 4])

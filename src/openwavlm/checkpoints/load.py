@@ -7,6 +7,7 @@ from openwavlm.checkpoints.about import ABOUT, check_files
 from openwavlm.checkpoints.account import Loaded
 from openwavlm.checkpoints.fairseq import is_fairseq, load_fairseq
 from openwavlm.checkpoints.huggingface import load_huggingface, weights_files
+from openwavlm.checkpoints.onnx import GRAPH_FILE
 from openwavlm.checkpoints.pickles import read_pickle
 from openwavlm.checkpoints.torchaudio import is_torchaudio, load_torchaudio, sidecar_of
 
@@ -43,6 +44,10 @@ def load_checkpoint(path: Path | str, *, normalise_waveform: bool | None = None)
 
 
 def _load(path: Path, *, known: bool, normalise_waveform: bool | None) -> Loaded:
+    if path.suffix == ".onnx" or (path / GRAPH_FILE).is_file():
+        raise ValueError(
+            f"{path} holds an ONNX graph, which an ONNX runtime loads, not OpenWavLM; export the run with format=huggingface too"
+        )
     if path.is_dir():
         if (path / "config.json").is_file() or not (path / SINGLE_FILE).is_file():
             if not known:

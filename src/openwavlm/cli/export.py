@@ -1,16 +1,15 @@
-"""`openwavlm export`: a run's model in the format of Hugging Face, Microsoft or torchaudio, a fine-tuning with its head."""
+"""`openwavlm export`: a run's model in the format of Hugging Face, Microsoft, torchaudio, s3prl or ONNX; a fine-tuning with its head."""
 
 import logging
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from openwavlm.checkpoints.load import SINGLE_FILE
-from openwavlm.checkpoints.torchaudio import sidecar_of
 from openwavlm.cli.app import arguments_of, command
 from openwavlm.downstream import symbols
 from openwavlm.downstream.export import export_task
-from openwavlm.runs.export import FORMATS, export_run
+from openwavlm.runs.export import export_run
+from openwavlm.runs.export_readme import loaded_by
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +26,4 @@ def main(config: DictConfig) -> None:
         log.info("wrote %s: README.md shows how Transformers loads it", export_task(**arguments))
         return
     output = export_run(**arguments)
-    file = output / SINGLE_FILE
-    loaded_by = FORMATS[config.format].format(folder=str(output), weights=str(file), arguments=str(sidecar_of(file)))
-    log.info("wrote %s: %s loads it", output, loaded_by)
+    log.info("wrote %s: %s loads it", output, loaded_by(config.format, str(output)))

@@ -21,7 +21,7 @@ COMMANDS = {
     "quality": "phone and speaker information in labels and in a model's layers, on held-out speakers",
     "report": "write a run's report.html: figures, pictures, audio, verdicts",
     "replay": "build the batches of one update again, bit for bit, to look at and listen to",
-    "export": "write a run in the format of Hugging Face, Microsoft or torchaudio",
+    "export": "write a run in the format of Hugging Face, Microsoft, torchaudio, s3prl or ONNX",
     "extract": "features of a model's layers, or units, of a folder of recordings",
     "synthesize": "synthesise the demo's corpus of English speech with phone times",
     "import-labels": "make a labelling of fairseq's .tsv, .km and dictionary",

@@ -64,6 +64,13 @@ def toeplitz(table: Tensor) -> Tensor:
     return table.unfold(-1, frames, 1).flip(1)
 
 
+def toeplitz_by_gather(table: Tensor) -> Tensor:
+    """`toeplitz` by indices, for traced graphs: a traced `unfold` keeps the window of the traced length (torch 2.11)."""
+    frames = (table.shape[-1] + 1) // 2
+    positions = torch.arange(frames, device=table.device)
+    return table[:, positions - positions.unsqueeze(-1) + frames - 1]
+
+
 def choose_backend(backend: str) -> str:
     """Resolves `auto` to `sdpa`; `flex` cannot drop attention weights and has not been run on a GPU yet."""
     return "sdpa" if backend == "auto" else backend

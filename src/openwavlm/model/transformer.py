@@ -118,6 +118,7 @@ class TransformerEncoder(nn.Module):
         self.pre_norm = config.pre_norm
         self.attention_backend = config.attention_backend
         self.skip_dropped_layers = config.layer_drop_mode == "skip"
+        self.spread_bias = toeplitz  # `checkpoints.onnx` replaces it while it traces
         self.positional = PositionalConv(config.dim, config.positional_kernel, config.positional_groups)
         self.norm = Float32LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
@@ -156,7 +157,7 @@ class TransformerEncoder(nn.Module):
         backend = choose_backend(self.attention_backend)
         relative_bias = self.relative_bias(x.shape[1])
         if backend != "flex":
-            relative_bias = toeplitz(relative_bias)
+            relative_bias = self.spread_bias(relative_bias)
         hidden_states = [x]
         for index, layer in enumerate(self.layers[:until_layer]):
             if layer_keep is None:

@@ -231,7 +231,7 @@ class WavLM(nn.Module):
             return self._extract_by_length(waveforms, num_samples, wanted, final_norm=final_norm)
         if self.config.normalise_waveform:
             waveforms = normalise(waveforms, num_samples)
-        with _evaluating(self):
+        with evaluating(self):
             output = self(waveforms, num_samples, until_layer=max(wanted))
         states = output.hidden_states
         if final_norm and len(states) == self.config.layers + 1:
@@ -254,7 +254,8 @@ class WavLM(nn.Module):
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts every part of `model` into evaluation mode and restores the mode of each."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Export of a run to files that Transformers, Microsoft's code or torchaudio load."""
+"""Export of a run to files that Transformers, Microsoft's code, torchaudio, s3prl or an ONNX runtime load."""
 
 import logging
 from pathlib import Path
@@ -11,11 +11,12 @@ from openwavlm.checkpoints.about import ABOUT, about_bytes
 from openwavlm.checkpoints.fairseq import microsoft_bytes
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.checkpoints.load import SINGLE_FILE
+from openwavlm.checkpoints.onnx import GRAPH_FILE, check_packages, encoder_onnx_bytes
 from openwavlm.checkpoints.torchaudio import sidecar_of, torchaudio_bytes
-from openwavlm.model.config import WavLMConfig
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runs.branch import head_sizes
+from openwavlm.runs.export_readme import FORMATS, readme
 from openwavlm.runs.run_directory import RunRecord, of_other_data, training_data
 from openwavlm.runs.segments import newest_share
 from openwavlm.runtime.atomic import write_atomically
@@ -27,12 +28,8 @@ from openwavlm.training.run_files import read_config
 
 log = logging.getLogger(__name__)
 
-# Code that loads each format.
-FORMATS = {
-    "huggingface": "transformers.WavLMModel.from_pretrained({folder!r})",
-    "microsoft": "WavLM(WavLMConfig(torch.load({weights!r})['cfg'])) of Microsoft's code",
-    "torchaudio": "torchaudio.models.wavlm_model with the arguments in {arguments!r}",
-}
+# Formats that are the same file; only README.md differs.
+_SAME = {"s3prl": "microsoft"}
 
 
 def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") -> tuple[WavLMForPretraining, dict[str, Any]]:
@@ -72,21 +69,24 @@ def load_run(run: Path, checkpoint: str = "newest", weights: str = "trained") ->
 def export_run(
     run: Path, output: Path | None = None, *, checkpoint: str = "newest", weights: str = "trained", format: str = "huggingface"
 ) -> Path:
-    """Writes the encoder in one of `FORMATS`, and the prediction head in a file beside it; returns their folder.
+    """Writes the encoder in one of `export_readme.FORMATS`, and the prediction head in a file beside it; returns their folder.
 
     Besides the files of `format` it gets pretraining_head.safetensors, openwavlm.json and README.md.
 
     Args:
         run: Run directory; `checkpoint` and `weights` as in `load_run`.
         output: Folder to write; by default `run/export`, of the other formats `run/export-FORMAT`.
-        format: `huggingface`: model.safetensors, config.json, preprocessor_config.json; `microsoft`: model.pt; `torchaudio`: model.pt,
-            model.json.
+        format: `huggingface`: model.safetensors, config.json, preprocessor_config.json; `microsoft` and `s3prl`: model.pt;
+            `torchaudio`: model.pt, model.json; `onnx`: model.onnx.
 
     Raises:
-        ValueError: If the format is unknown, the output holds another one, or there is nothing to export.
+        ValueError: If the format is unknown or needs a package that is not installed, the output holds another one, or there is nothing
+            to export.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, but is {format!r}")
+    if format == "onnx":
+        check_packages()
     output = output or run / ("export" if format == "huggingface" else f"export-{format}")
     _check_format_of(output, format)
     model, bound = load_run(run, checkpoint, weights)
@@ -111,29 +111,12 @@ def export_run(
         about["label_embeddings"] = [len(of_set.label_embeddings) for of_set in heads]
     if (begun := record.content.get("init_from")) is not None:
         about["init_from"] = {name: begun[name] for name in ("model", "dialect")}
-    write_atomically(output / "README.md", _readme(output, format, about, model.wavlm.config).encode())
-    names = ("config.json", "preprocessor_config.json", "model.safetensors", SINGLE_FILE, sidecar_of(Path(SINGLE_FILE)).name)
+    page = readme(output.resolve().name, format, updates=bound["step"], config=model.wavlm.config)
+    write_atomically(output / "README.md", page.encode())
+    tensors = ("model.safetensors", SINGLE_FILE, GRAPH_FILE)
+    names = ("config.json", "preprocessor_config.json", *tensors, sidecar_of(Path(SINGLE_FILE)).name)
     write_atomically(output / ABOUT, about_bytes(about, [output / name for name in names if (output / name).is_file()]))
     return output
-
-
-_GROUP_NORM = """The first convolution has a group norm, whose statistics are taken over time, padding included: a row that was padded in a
-batch with longer ones gets other features than the row alone, with or without an attention mask. Run recordings of one length together,
-or one at a time, wherever features are compared or kept; `openwavlm extract` and `openwavlm.load(FOLDER).extract` do. Published models of
-this kind were trained without a mask, so `preprocessor_config.json` says `return_attention_mask: false`, as theirs do."""
-_LAYER_NORM = """Every convolution has a layer norm of its own frame: with an attention mask (`return_attention_mask: true` in
-`preprocessor_config.json`, as in published models of this kind) a padded row has the features of the row alone. Pass the mask on."""
-
-
-def _readme(output: Path, format: str, about: dict[str, Any], config: WavLMConfig) -> str:
-    """README of the folder: loading, and the effect of padding."""
-    loaded_by = FORMATS[format].format(folder="FOLDER", weights="FOLDER/model.pt", arguments="FOLDER/model.json")
-    return (
-        f"# {output.resolve().name}\n\nA {config.layers}-layer speech encoder after {about['updates']} updates, written by `openwavlm "
-        f"export` ({format}). Audio is 16 kHz, mono{', each recording normalised' if config.normalise_waveform else ''}; one frame every "
-        f"20 ms.\n\n```python\n{loaded_by}\n```\n\n## Padding\n\n"
-        f"{_GROUP_NORM if config.extractor_norm == 'group' else _LAYER_NORM}\n"
-    )
 
 
 def trained_on_of(run: Path) -> dict[str, Any]:
@@ -161,8 +144,9 @@ def _check_format_of(output: Path, format: str) -> None:
         *(["huggingface"] if (output / "config.json").is_file() else []),
         *(["torchaudio"] if (file := output / SINGLE_FILE).is_file() and sidecar_of(file).is_file() else []),
         *(["microsoft"] if file.is_file() and not sidecar_of(file).is_file() else []),
+        *(["onnx"] if (output / GRAPH_FILE).is_file() else []),
     ]
-    if held and held != [format]:
+    if held and held != [_SAME.get(format, format)]:
         raise ValueError(f"one folder holds one format, but {output} holds {held[0]} and format is {format}: name another output")
 
 
@@ -170,8 +154,10 @@ def _write_encoder(model: WavLM, output: Path, format: str) -> None:
     file = output / SINGLE_FILE
     if format == "huggingface":
         save_huggingface(model, output)
-    elif format == "microsoft":
+    elif format in ("microsoft", "s3prl"):
         write_atomically(file, microsoft_bytes(model))
+    elif format == "onnx":
+        write_atomically(output / GRAPH_FILE, encoder_onnx_bytes(model))
     else:
         weights, arguments = torchaudio_bytes(model)
         write_atomically(sidecar_of(file), arguments)

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from openwavlm.downstream.validation import TaskEvaluation
+from openwavlm.runs.gather import report_runs
+from openwavlm.training.config import RunConfig
+from openwavlm.training.run_files import read_config
 from programs import run_program
 from runs import launch, table, weights
 from tasks import FINETUNE, begin, make_encoder, make_task_shards
@@ -77,6 +80,21 @@ def test_the_test_is_measured_once_with_an_interval_over_speakers(shards, encode
     before = (whole / "test.tsv").stat().st_mtime_ns
     assert launch(arguments(shards, encoder), whole, begin=begin) == [0]
     assert (whole / "test.tsv").stat().st_mtime_ns == before
+
+
+def test_the_page_opens_with_the_tested_rate_and_lists_the_worst_rows(whole, tmp_path):
+    page = report_runs([whole], tmp_path).read_text()
+    test = json.loads((whole / "summary.json").read_text())["test"]
+    low, high = test["interval"]
+    assert (
+        f"Word error rate on the test part: {test['word_error']:.3f} ({low:.3f} … {high:.3f}), over 8 rows of 2 speakers." in page
+    )
+    assert "train the same task with init=mfcc" in page and "Test rows with the most errors (8 of 8)" in page
+    assert page.count('role="img"') == 4 and all(f"<th>{speaker}</th>" in page for speaker in ("s2", "s3"))
+    with pytest.raises(ValueError, match="is a fine-tuning: give it alone"):
+        report_runs([whole, whole], tmp_path)
+    with pytest.raises(ValueError, match="this is one of openwavlm finetune"):
+        RunConfig.of(read_config(whole / "config.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -153,4 +171,4 @@ def test_a_collapse_ends_the_run_with_advice_and_a_resumed_run_counts_on(shards,
     with pytest.raises(ValueError, match=r"predictions have collapsed: '<pad>' is 99.6 % of them at 3 validations in a row"):
         begin(every, tmp_path / "run")
     assert [row["step"] for row in table(tmp_path / "run", "validation.csv")] == ["2", "4", "6"]
-    assert len(table(tmp_path / "run")) == 8
+    assert len(table(tmp_path / "run")) == 7

@@ -48,7 +48,7 @@ def changed(config: dict, key: str, value: object) -> dict:
 
 
 def test_all_config_files_are_known_to_these_tests():
-    assert set(GROUPS) == {"model", "masking", "mixing", "data", "batch", "optim", "loss", "experiment", "prep"}
+    assert set(GROUPS) == {"model", "masking", "mixing", "data", "batch", "optim", "loss", "experiment", "prep", "task", "preset"}
     assert set(GROUPS["experiment"]) == {*RECIPES, *READINGS} and len(RECIPES) == 7
     assert len(GROUPS["model"]) == 6 and len(OPTIONS) == 24
 

@@ -12,12 +12,12 @@ from torch import nn
 from openwavlm.audio.frames import num_frames
 from openwavlm.batches.batch import MicroBatchId
 from openwavlm.downstream.batch import TaskBatch
+from openwavlm.downstream.collapse import COLLAPSED_CHECKS, check_collapse
 from openwavlm.downstream.encoders import SpectralEncoder
 from openwavlm.downstream.model import ClassHead, CtcHead, LowRank, TaskModel, choose_trained, merge_adapters
 from openwavlm.downstream.objective import SUMS, TaskObjective, run_model, task_loss
 from openwavlm.downstream.optim import TaskOptim
 from openwavlm.downstream.settings import Trained
-from openwavlm.downstream.validation import COLLAPSED_CHECKS, check_collapse
 from openwavlm.evaluation.features import LogMelFeatures, MfccFeatures
 from openwavlm.model.front_ends import ConvExtractor
 from openwavlm.model.wavlm import WavLM

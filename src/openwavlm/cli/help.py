@@ -4,14 +4,16 @@ import inspect
 import re
 import shutil
 import textwrap
+from collections.abc import Iterable
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from openwavlm.downstream.config import FinetuneConfig
 from openwavlm.runs.compose import conf_dir
-from openwavlm.training.config import RunConfig, default_values, settings_of
+from openwavlm.training.config import LaunchConfig, RunConfig, default_values, settings_of
 
 TRAINS = ("train", "plan", "tune")  # take every key of train.py
 OF_FINETUNING = ("task", "preset")  # groups of conf/finetune.yaml
@@ -26,12 +28,16 @@ def help_text(command: str, purpose: str) -> str:
     usage = [line.removeprefix("# ") for line in lines[: _first_key(lines)] if line.startswith("# ") and "@package" not in line]
     text = [f"openwavlm {command}: {purpose}", "", *(f"  {line}" for line in usage), ""]
     own = [line for line in _body(lines) if line]
-    if command not in TRAINS:
+    if command not in (*TRAINS, "finetune"):
         return "\n".join([*text, "Keys and defaults (??? must be given):", "", *own, ""])
     text += ["Keys that stand alone, and their defaults (??? must be given):", "", *own]
+    if command == "finetune":
+        return "\n".join([*text, "", *_choices(OF_FINETUNING), *_keys(FinetuneConfig), ""])
     if command != "train":
         text += ["", "Any key of training too:", "", *_body((conf_dir() / "train.yaml").read_text().splitlines())]
-    return "\n".join([*text, "", *_groups(), ""])
+    folders = [folder.name for folder in sorted(conf_dir().iterdir()) if folder.is_dir()]
+    choices = _choices([name for name in folders if name not in ("prep", "experiment", *OF_FINETUNING)])
+    return "\n".join([*text, "", "Presets:", "", *presets(), "", *choices, *_keys(RunConfig), ""])
 
 
 def config_file(command: str) -> Path | None:
@@ -61,23 +67,26 @@ def presets() -> list[str]:
     return [line for path in files for line in _entry(f"experiment={path.stem}", _comment(path))]
 
 
-def _groups() -> list[str]:
-    """The choices of each group and its keys."""
-    text = ["Presets:", "", *presets()]
-    text += ["", "Choices (described in the first lines of conf/GROUP/NAME.yaml):", ""]
-    for folder in sorted(conf_dir().iterdir()):
-        if folder.is_dir() and folder.name not in ("prep", "experiment", *OF_FINETUNING):
-            text.append(f"  {folder.name}={' | '.join(sorted(file.stem for file in folder.glob('*.yaml')))}")
-    text += ["", "Keys by group; defaults are those of the classes, which a preset or a choice may change:"]
-    defaults, comments = default_values(), _attributes(RunConfig)
-    for place, settings in settings_of().items():
+def _choices(groups: Iterable[str]) -> list[str]:
+    """The files of each group."""
+    text = ["Choices (described in the first lines of conf/GROUP/NAME.yaml):", ""]
+    for group in groups:
+        text.append(f"  {group}={' | '.join(sorted(file.stem for file in (conf_dir() / group).glob('*.yaml')))}")
+    return text
+
+
+def _keys(kind: type[LaunchConfig]) -> list[str]:
+    """The keys of each group, with defaults and comments."""
+    text = ["", "Keys by group; defaults are those of the classes, which a preset or a choice may change:"]
+    defaults, comments = default_values(kind), _attributes(kind)
+    for place, settings in settings_of(kind).items():
         values: Any = defaults
         for part in place.split("."):
             values = values[part]
         text += ["", f"{place}: {comments[place.rpartition('.')[2]]}"]
         of_keys = _attributes(settings)
         for key, value in values.items():
-            if f"{place}.{key}" not in settings_of():
+            if f"{place}.{key}" not in settings_of(kind):
                 text += _entry(f"{place}.{key}={_shown(value)}", of_keys[key])
     return text
 

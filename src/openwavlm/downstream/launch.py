@@ -11,6 +11,7 @@ from openwavlm.batches.loader import StepLoader
 from openwavlm.batches.plan import PLAN_VERSION
 from openwavlm.batches.schedule import Schedule
 from openwavlm.downstream.build import make_builder, symbols_of
+from openwavlm.downstream.collapse import WatchedEvaluation
 from openwavlm.downstream.config import FinetuneConfig
 from openwavlm.downstream.data import OpenTask
 from openwavlm.downstream.encoders import encoder_of, open_encoder
@@ -22,7 +23,7 @@ from openwavlm.downstream.overlap import check_unseen
 from openwavlm.downstream.split import TEST, VALIDATION
 from openwavlm.downstream.symbols import write_symbols
 from openwavlm.downstream.testing import measure_test
-from openwavlm.downstream.validation import TaskEvaluation, check_collapse
+from openwavlm.downstream.validation import TaskEvaluation
 from openwavlm.runs.assemble import begin_launch, resumed_schedule
 from openwavlm.runs.beginning import Beginning, Launch, resume
 from openwavlm.runs.check import check_world_size
@@ -41,7 +42,7 @@ from openwavlm.training.health.judgement import Known
 from openwavlm.training.health.monitor import HealthMonitor, WallClock
 from openwavlm.training.log import RunLog
 from openwavlm.training.module import TrainingModule
-from openwavlm.training.records import known_records, read_record
+from openwavlm.training.records import known_records
 from openwavlm.training.run_files import flatten
 from openwavlm.training.sums import StepRecord
 from openwavlm.training.trackers import open_trackers
@@ -129,7 +130,7 @@ def assemble(launch: Launch[FinetuneConfig], beginning: Beginning[OpenTask]) -> 
     evaluation = None
     if specs:
         builder = make_builder(config, data, model, training=False)
-        evaluation = _Watched(
+        evaluation = WatchedEvaluation(
             launch, beginning, TaskEvaluation(data, specs, builder, config.loader, control, ctc=config.task.of_sequences)
         )
     boundary = StepBoundary(
@@ -150,42 +151,6 @@ def assemble(launch: Launch[FinetuneConfig], beginning: Beginning[OpenTask]) -> 
 class _Nothing:
     def close(self) -> None:
         """There is nothing to end."""
-
-
-class _Watched:
-    """Validation that ends the run when predictions have collapsed."""
-
-    def __init__(self, launch: Launch[FinetuneConfig], beginning: Beginning[OpenTask], evaluation: TaskEvaluation) -> None:
-        self._evaluation, self._directory = evaluation, launch.directory
-        self.compared_by = evaluation.compared_by
-        self._symbols = symbols_of(beginning.data)
-        optim, trained = launch.config.optim, launch.config.trained
-        self._from = max(optim.warmup_updates, trained.freeze_updates, optim.updates // 5)
-        self._every, self._at = launch.config.callbacks.validate_every, beginning.step
-        self._shares = on_rank_zero(partial(_top_shares, launch.directory, self._from, beginning.step))
-
-    def run(self, model: Any, device: torch.device) -> dict[str, float | int]:
-        """As of `HeldOut`.
-
-        Raises:
-            ValueError: If predictions have collapsed.
-        """
-        figures = self._evaluation.run(model, device)
-        self._at += self._every - self._at % max(1, self._every)
-        if self._at >= self._from:
-            self._shares.append(float(figures["top_share"]))
-        check_collapse(self._shares, repr(self._symbols[int(figures["top_symbol"])]))
-        return figures
-
-
-def _top_shares(directory: Path, first: int, last: int) -> list[float]:
-    """Share of the commonest prediction at the validations of earlier launches, from update `first` to `last`."""
-    path = directory / "validation.csv"
-    if not path.is_file():
-        return []
-    record = read_record(path, last_step=last)
-    place = record.columns.index("top_share")
-    return [float(row[place]) for row in record.rows if int(row[0]) >= first]
 
 
 def _model(config: FinetuneConfig, beginning: Beginning[OpenTask]) -> TaskModel:

@@ -17,8 +17,6 @@ from openwavlm.downstream.scoring import character_errors, errors_of
 from openwavlm.training.control import Control
 from openwavlm.training.sums import NamedSums
 
-COLLAPSED_SHARE = 0.99
-COLLAPSED_CHECKS = 3
 _SUMS = ("loss", "units", "edits", "length", "character_edits", "characters", "rows", "frames")
 
 
@@ -133,22 +131,3 @@ class TaskEvaluation:
             "top_symbol": top,
             "rows": int(total["rows"]),
         }
-
-
-def check_collapse(shares: Sequence[float], symbol: str) -> None:
-    """Refuses to go on after `COLLAPSED_CHECKS` validations in a row in which one symbol was predicted in nearly every frame.
-
-    Args:
-        shares: Share of the commonest prediction at each validation so far, the last one at the end.
-        symbol: The commonest prediction.
-
-    Raises:
-        ValueError: If predictions have collapsed.
-    """
-    last = shares[-COLLAPSED_CHECKS:]
-    if len(last) == COLLAPSED_CHECKS and min(last) > COLLAPSED_SHARE:
-        raise ValueError(
-            f"predictions have collapsed: {symbol} is {100 * last[-1]:.1f} % of them at {COLLAPSED_CHECKS} validations in a row: lower "
-            "optim.lr, raise trained.freeze_updates or optim.warmup_updates, train longer before callbacks.validate_every, or check the "
-            "targets"
-        )

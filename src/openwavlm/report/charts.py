@@ -49,7 +49,7 @@ _BASELINES = {
 
 
 @contextmanager
-def _chart(drawn: list[Markup], name: str, title: str, x: str, y: str) -> Iterator[Axes]:
+def chart(drawn: list[Markup], name: str, title: str, x: str, y: str) -> Iterator[Axes]:
     """A pair of axes; their figure is put into the list of drawn charts."""
     with rc_context(CHART_STYLE):
         figure = Figure(figsize=(4.2, 2.9), layout="constrained")
@@ -89,21 +89,21 @@ def learning_charts(iteration: Iteration, name: str) -> list[Markup]:
     metrics, validated, drawn = iteration.metrics, _has(iteration.validation, "step"), list[Markup]()
     trained = _has(metrics, "cross_entropy")
     if trained or validated:
-        with _chart(drawn, f"{name}loss", "Masked cross-entropy (lower is better)", "updates", "nats a masked frame") as axes:
+        with chart(drawn, f"{name}loss", "Masked cross-entropy (lower is better)", "updates", "nats a masked frame") as axes:
             if trained:
-                axes.plot(*_smoothed(metrics, "cross_entropy"), color=PALE, linewidth=1.2, label="training batches, mixed")
+                axes.plot(*smoothed(metrics, "cross_entropy"), color=PALE, linewidth=1.2, label="training batches, mixed")
             _held_out(axes, iteration, "cross_entropy", "nats")
     if validated:
-        with _chart(drawn, f"{name}acc", "Masked accuracy (higher is better)", "updates", "share of masked frames") as axes:
+        with chart(drawn, f"{name}acc", "Masked accuracy (higher is better)", "updates", "share of masked frames") as axes:
             _held_out(axes, iteration, "accuracy", "accuracy")
             axes.set_ylim(0, None)
     if _has(metrics, "lr"):
-        with _chart(drawn, f"{name}rate", "Learning rate", "updates", "learning rate") as axes:
+        with chart(drawn, f"{name}rate", "Learning rate", "updates", "learning rate") as axes:
             axes.plot(metrics["step"], metrics["lr"], color=BLUE, linewidth=1.4)
             axes.set_ylim(0, None)
     if _has(metrics, "grad_norm"):
-        with _chart(drawn, f"{name}norm", "Gradient norm before clipping", "updates", "L2 norm") as axes:
-            axes.plot(*_smoothed(metrics, "grad_norm"), color=BLUE, linewidth=1.2, label="gradient norm")
+        with chart(drawn, f"{name}norm", "Gradient norm before clipping", "updates", "L2 norm") as axes:
+            axes.plot(*smoothed(metrics, "grad_norm"), color=BLUE, linewidth=1.2, label="gradient norm")
             clip_norm = (iteration.config.get("optim") or {}).get("clip_norm")
             if clip_norm:
                 axes.axhline(clip_norm, color=ORANGE, linestyle="--", linewidth=1.4, label="clipped to this norm")
@@ -133,7 +133,7 @@ def points_of(iteration: Iteration) -> list[ReferencePoint]:
     return comparable((iteration.plan or {}).get("codebook"), (iteration.config.get("optim") or {}).get("updates", 0))
 
 
-def _smoothed(metrics: dict[str, np.ndarray], column: str, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
+def smoothed(metrics: dict[str, np.ndarray], column: str, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """Steps and means of neighbouring updates with a figure, at most `points`; a NaN breaks the line where updates have no row."""
     steps, values = metrics["step"], metrics[column]
     gaps = steps[:-1][np.diff(steps) > 1] + 0.5
@@ -184,7 +184,7 @@ def layer_charts(phones: dict[str, Any], speakers: dict[str, Any], name: str) ->
         layers, chosen = figures.get("layers") or [], figures.get("chosen_layer")
         if not layers:
             continue
-        with _chart(drawn, name + kind, title, "layer (0: input of the first)", unit) as axes:
+        with chart(drawn, name + kind, title, "layer (0: input of the first)", unit) as axes:
             axes.plot(range(len(layers)), layers, "o-", color=BLUE, markersize=5, label="layers of the model")
             if chosen is not None:
                 interval = (figures.get("intervals") or {}).get("chosen")
@@ -205,7 +205,7 @@ def data_charts(iteration: Iteration, name: str) -> list[Markup]:
     if counts is not None and counts.sum():
         share = 100 * np.sort(counts)[::-1] / counts.sum()
         unit = "% of the training frames"
-        with _chart(drawn, f"{name}use", "Frequency of each label", "labels, most frequent first", unit) as axes:
+        with chart(drawn, f"{name}use", "Frequency of each label", "labels, most frequent first", unit) as axes:
             axes.fill_between(np.arange(len(share)), share, step="mid", color=PALE)
             axes.axhline(100 / len(share), color=GREY, linestyle=":", label="all equally often")
             axes.set_ylim(0, None)
@@ -213,7 +213,7 @@ def data_charts(iteration: Iteration, name: str) -> list[Markup]:
         measured = (realised.energy_ratio_db, realised.overlap_snr_db)
         levels = [np.clip(values[np.isfinite(values)], -20, 25) for values in measured]
         level = "main speaker over added sound, dB (outer bars: and beyond)"
-        with _chart(drawn, f"{name}level", "Measured levels of the mixtures", level, "mixtures") as axes:
+        with chart(drawn, f"{name}level", "Measured levels of the mixtures", level, "mixtures") as axes:
             labels = ["whole utterances (as drawn)", "within the overlap"]
             axes.hist(levels, np.arange(-20, 25.1, 2.5).tolist(), color=[BLUE, ORANGE], label=labels)
             for place, limit in enumerate((iteration.config.get("mixing") or {}).get("speech_db") or []):

@@ -24,9 +24,15 @@ def recipe_of(iteration: Iteration) -> list[tuple[str, str]]:
         "software": _software(last),
         "machine": _machine(last),
         "launches": later if segments[1:] else "",
-        "command": " ".join(["openwavlm train", *map(_quoted, overrides_of(iteration.record))]) if segments else "",
+        "command": " ".join([f"openwavlm {_program(iteration)}", *map(_quoted, overrides_of(iteration.record))])
+        if segments
+        else "",
     }
     return [(topic, text) for topic, text in rows.items() if text]
+
+
+def _program(iteration: Iteration) -> str:
+    return "finetune" if "task" in iteration.config else "train"
 
 
 def _optimiser(optim: dict[str, Any]) -> str:
@@ -45,7 +51,9 @@ def _learning_rate(optim: dict[str, Any]) -> str:
     if not {"lr", "warmup_updates", "schedule", "updates"} <= optim.keys():
         return ""
     down = f"linear decay to {100 * optim.get('final_share', 0):g} %"
-    if optim["schedule"] == "wsd":
+    if optim["schedule"] == "tri_stage":
+        down = f"exponential decay to {100 * optim.get('final_share', 0):g} %"
+    if optim["schedule"] != "linear":
         down = f"constant, then {down} over the last {100 * optim.get('decay_share', 0):g} % of the updates"
     else:
         down += f" until update {optim['updates']}"

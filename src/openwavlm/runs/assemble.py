@@ -15,8 +15,8 @@ from openwavlm.evaluation.live import LiveProbe
 from openwavlm.model.pretraining import WavLMForPretraining
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runs.announce import announce
-from openwavlm.runs.beginning import Beginning, Launch
-from openwavlm.runs.init_from import begin_from, check_held_out_unseen, check_same_beginning
+from openwavlm.runs.beginning import Beginning, Launch, note_held_out_seen
+from openwavlm.runs.init_from import begin_from, check_same_beginning
 from openwavlm.runs.monitoring import make_figures, make_monitor
 from openwavlm.runs.parts import Parts
 from openwavlm.runs.run_directory import RunRecord, names_in
@@ -110,7 +110,7 @@ def _model(config: RunConfig, beginning: Beginning[OpenData]) -> WavLMForPretrai
     model = make_model(config, beginning.data.classes)
     if beginning.checkpoint is None and config.init_from:
         _begin_from(model.wavlm, config, beginning.record)
-    _compare_held_out(config, beginning)
+    note_held_out_seen(config, beginning)
     if config.model.compile_layers:
         model.wavlm.compile_layers()
     return model
@@ -127,15 +127,6 @@ def _begin_from(encoder: WavLM, config: RunConfig, record: RunRecord) -> None:
         )
     check_same_beginning(record.content.get("init_from"), begun, config.allow_change)
     record.content["init_from"] = begun
-
-
-def _compare_held_out(config: RunConfig, beginning: Beginning[OpenData]) -> None:
-    """Notes in `run.json` how many held-out speakers the model of `init_from` was perhaps trained on; see `check_held_out_unseen`."""
-    begun = beginning.record.content.get("init_from")
-    if begun is not None:
-        rows, first = beginning.data.held_out_rows(), beginning.checkpoint is None
-        seen = together(lambda: check_held_out_unseen(rows, config.data.validation, begun, first=first))
-        beginning.record.content["init_from"] = begun | {"held_out_seen": seen}
 
 
 def resumed_schedule(config: LaunchConfig, beginning: Beginning[Any]) -> Schedule:

@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from openwavlm.batches.sources import OpenData
 from openwavlm.runs.branch import begin_branch, check_head
 from openwavlm.runs.check import check_world_size, embeddings_of, open_data
+from openwavlm.runs.init_from import check_held_out_unseen
 from openwavlm.runs.run_directory import RunRecord
 from openwavlm.runs.segments import kept_share
 from openwavlm.runtime.collectives import on_rank_zero, together
@@ -125,3 +126,12 @@ def resume(
         )
         record.inherit(RunRecord(found.resolve().parents[1]))
     return Beginning(data, record, found, read_checkpoint(found)["openwavlm"] if found else None, own, changes)
+
+
+def note_held_out_seen(config: RunConfig, beginning: Beginning[OpenData]) -> None:
+    """Notes in `run.json` how many held-out speakers the model of `init_from` was perhaps trained on; see `check_held_out_unseen`."""
+    begun = beginning.record.content.get("init_from")
+    if begun is not None:
+        rows, first = beginning.data.held_out_rows(), beginning.checkpoint is None
+        seen = together(lambda: check_held_out_unseen(rows, config.data.validation, begun, first=first))
+        beginning.record.content["init_from"] = begun | {"held_out_seen": seen}

@@ -13,6 +13,7 @@ from openwavlm.report.batch_rows import find_mixtures
 from openwavlm.report.content import Iteration, read_iteration
 from openwavlm.report.page import write_report
 from openwavlm.report.rebuild import TrainingData, measure_realised
+from openwavlm.report.task_page import write_task_report
 from openwavlm.runs.segments import newest_share
 from openwavlm.runtime.resources import check_of_the_file
 from openwavlm.runtime.sealed import read_sealed
@@ -81,6 +82,11 @@ def report_runs(runs: Sequence[Path], output: Path | None = None, *, title: str 
     Raises:
         ValueError: If a folder is no run directory.
     """
+    tasks = [run for run in runs if (run / "symbols.json").is_file()]
+    if tasks and len(runs) > 1:
+        raise ValueError(f"a page of several runs compares runs of pre-training, but {tasks[0]} is a fine-tuning: give it alone")
+    if tasks:
+        return write_task_report(tasks[0], output, title=title)
     iterations = [gather(run, micro_batches=micro_batches) for run in runs]
     for iteration, name in zip(iterations, _names(iterations), strict=True):
         iteration.name = name

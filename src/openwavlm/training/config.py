@@ -51,6 +51,8 @@ class LaunchConfig:
             ValueError: If a key is unknown or missing, or a value is refused; the message names the key.
         """
         values, hints = {**cls.LATER, **values}, _hints(cls)
+        if "task" in values and "task" not in hints:
+            raise ValueError("a run of pre-training is needed, but this is one of openwavlm finetune: name another run")
         names = [name for name in hints if name not in cls.INNER]
         _refuse_unknown(cls, values, names, "")
         absent = [key for key in names if key not in values]

@@ -34,7 +34,8 @@ def test_the_target_is_the_tasks_own_field_unless_another_is_named():
 
 
 def test_replacements_are_given_on_the_command_line():
-    assert config("task.replace={b: a, ' ': '', é: e}").task.replace == {"b": "a", " ": "", "é": "e"}
+    given = config('task.replace=["é=e","-= ","==x","!="]').task.replacements
+    assert given == [("é", "e"), ("-", " "), ("=", "x"), ("!", "")]
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,7 @@ def test_replacements_are_given_on_the_command_line():
         ),
         (["+data.sources.other.labels=x"], "data.sources.other.labels is not a known key"),
         (["task.dropout=1"], "task.dropout lie in"),
+        (["task.replace=[a]"], r"texts OLD=NEW, but has 'a'"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(overrides, message):

@@ -67,7 +67,7 @@ def test_ctc_can_emit_a_target_exactly_where_there_are_as_many_frames_as_it_need
 
 
 def test_replacements_come_before_case_and_single_spaces_last():
-    task = Task(letters="upper", replace={"-": " ", "é": "e", "!": ""})
+    task = Task(letters="upper", replace=["-= ", "é=e", "!="])
     assert prepared("a-bé  c! ", task) == "A BE C"
     assert prepared("a-b", Task()) == "a-b"
 
@@ -118,14 +118,14 @@ def test_empty_targets_are_counted_and_refused(tmp_path):
     with pytest.raises(ValueError, match=r"1 of 4 rows of .* have none \(s1-1-"):
         opened(shards)
     with pytest.raises(ValueError, match="4 of 4 rows"):
-        opened(shards, Task(replace=dict.fromkeys("abc", "")))
+        opened(shards, Task(replace=["a=", "b=", "c="]))
 
 
 def test_letters_that_only_held_out_rows_have_are_listed_and_can_be_mapped(tmp_path):
     shards = make_task_shards(tmp_path, speakers=3, utterances=2, text={(0, 0): "zé b", (0, 1): "é"})
     with pytest.raises(ValueError, match=r"2 letters of held-out rows .* \('é' in 2, 'z' in 1 rows\)"):
         opened(shards, test_speakers=["s0"])
-    task = opened(shards, Task(replace={"é": "a", "z": ""}), test_speakers=["s0"])
+    task = opened(shards, Task(replace=["é=a", "z="]), test_speakers=["s0"])
     assert sorted(target for target in task.targets["speech"] if target)[0] == "a"
 
 

@@ -70,9 +70,8 @@ def presets() -> list[str]:
 def _choices(groups: Iterable[str]) -> list[str]:
     """The files of each group."""
     text = ["Choices (described in the first lines of conf/GROUP/NAME.yaml):", ""]
-    for group in groups:
-        text.append(f"  {group}={' | '.join(sorted(file.stem for file in (conf_dir() / group).glob('*.yaml')))}")
-    return text
+    files = {group: sorted(file.stem for file in (conf_dir() / group).glob("*.yaml")) for group in groups}
+    return [*text, *(f"  {group}={' | '.join(names)}" for group, names in files.items())]
 
 
 def _keys(kind: type[LaunchConfig]) -> list[str]:

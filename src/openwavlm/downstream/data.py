@@ -96,7 +96,7 @@ class OpenTask:
         if rows:
             listed = ", ".join(f"{symbol!r} in {count}" for symbol, count in sorted(rows.items(), key=lambda one: -one[1])[:20])
             what, cure = (
-                ("letters", "task.replace={" + f"'{max(rows, key=lambda one: rows[one])}': ''" + "}")
+                ("letters", f"'task.replace=[\"{max(rows, key=lambda one: rows[one])}=\"]'")
                 if self.vocabulary
                 else (
                     "classes",

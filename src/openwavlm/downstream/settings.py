@@ -21,8 +21,8 @@ class Task:
         table: TSV file with a header and the columns `key` (as in the shards, or the recording's name) and `field`; null = the shards'
             own fields.
         letters: Case of a transcript's letters: `as_is`, `upper` or `lower`.
-        replace: Text → text, applied to every target before it is split into tokens, such as {"-": " ", "é": "e"}; an empty text
-            removes it; null = nothing.
+        replace: Texts OLD=NEW, applied in order to every target before it is split into tokens, as in 'task.replace=["é=e","-= ","!="]';
+            an empty NEW removes OLD.
         projection: Width of the projection before the mean in `sid` (Transformers: classifier_proj_size).
         dropout: Probability of dropout before the output layer of `ctc` and `phones` (fairseq: final_dropout).
 
@@ -34,7 +34,7 @@ class Task:
     field: str | None = None
     table: str | None = None
     letters: Literal["as_is", "upper", "lower"] = "as_is"
-    replace: dict[str, str] | None = None
+    replace: list[str] = dataclasses.field(default_factory=list)
     projection: int = 256
     dropout: float = 0.1
 
@@ -43,6 +43,17 @@ class Task:
             raise ValueError(
                 f"task.projection must be at least 1 and task.dropout lie in [0, 1), but are {self.projection}, {self.dropout}"
             )
+        for entry in self.replace:
+            if "=" not in entry[1:]:
+                raise ValueError(
+                    f"task.replace must be texts OLD=NEW, but has {entry!r}: 'task.replace=[\"{entry or 'OLD'}=\"]' removes it"
+                )
+
+    @property
+    def replacements(self) -> list[tuple[str, str]]:
+        """(old, new) of `replace`."""
+        places = [(entry, entry.index("=", 1)) for entry in self.replace]
+        return [(entry[:place], entry[place + 1 :]) for entry, place in places]
 
     @property
     def of_sequences(self) -> bool:

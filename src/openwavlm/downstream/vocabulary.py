@@ -37,7 +37,7 @@ class Vocabulary:
         taken = sorted(found.intersection(SPECIAL))
         if taken:
             raise ValueError(
-                f'{", ".join(taken)} is a special symbol of CTC, but occurs in a target: replace it by task.replace={{{taken[0]}: ""}}'
+                f"{', '.join(taken)} is a special symbol of CTC, but occurs in a target: remove it by 'task.replace=[\"{taken[0]}=\"]'"
             )
         first = () if phones else (DELIMITER,)
         return cls((*SPECIAL, *first, *sorted(found.difference(first))), phones)
@@ -74,7 +74,7 @@ class Vocabulary:
 
 def prepared(target: str, task: Task) -> str:
     """A target as the task reads it: replacements, then case, then single spaces."""
-    for old, new in (task.replace or {}).items():
+    for old, new in task.replacements:
         target = target.replace(old, new)
     if task.letters != "as_is":
         target = target.upper() if task.letters == "upper" else target.lower()

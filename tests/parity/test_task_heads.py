@@ -107,3 +107,28 @@ def test_what_transformers_has_no_class_for_is_refused(shards, tmp_path):
     )
     with pytest.raises(ValueError, match="but init is mfcc"):
         export_task(tmp_path / "run")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "overrides", [["task=ctc"], ["task=sid", "trained.encoder=lora", "trained.freeze_updates=0"]], ids=["ctc", "classes"]
+)
+def test_an_onnx_graph_has_the_logits_of_each_row_alone_at_sizes_that_were_not_traced(shards, tmp_path, overrides):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    encoder = make_encoder(tmp_path / "encoder")
+    place = [f"init={encoder}", f"data.sources.speech.shards={shards}", "optim.updates=4", "callbacks.checkpoint_every=4"]
+    begin([*FINETUNE, *place, *overrides], tmp_path / "run")
+    folder = export_task(tmp_path / "run", format="onnx", checkpoint="newest")
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    model, generator = load_task_run(tmp_path / "run").model, torch.Generator().manual_seed(2)
+    for rows, samples in ((1, 719), (2, 4_240), (3, 16_000), (4, 30_001), (5, 9_000)):
+        lengths = torch.tensor([samples, *torch.randint(400, samples + 1, (rows - 1,), generator=generator).tolist()])
+        audio = torch.randn(rows, samples, generator=generator) / 9 * (torch.arange(samples) < lengths[:, None])
+        logits, frames = session.run(None, {"waveforms": audio.numpy(), "num_samples": lengths.numpy()})
+        for row, length in enumerate(lengths.tolist()):
+            with torch.no_grad():
+                expected = model(audio[row : row + 1, :length], lengths[row : row + 1]).logits[0].numpy()
+            found = logits[row, : frames[row]] if "task=ctc" in overrides else logits[row]
+            assert found.shape == expected.shape
+            assert np.abs(found - expected).max() <= 1e-4 * max(1.0, float(np.abs(expected).max())), (rows, samples, row)

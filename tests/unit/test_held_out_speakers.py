@@ -18,7 +18,7 @@ from openwavlm.report.content import Iteration
 from openwavlm.report.facts import warnings_of
 from openwavlm.report.page import _note
 from openwavlm.runs.announce import _announce_data
-from openwavlm.runs.assemble import _compare_held_out
+from openwavlm.runs.beginning import note_held_out_seen
 from openwavlm.runs.init_from import check_held_out_unseen
 from openwavlm.shards.index import Index
 from openwavlm.shards.splits import settled_share, split_hash, split_names, validation_rows
@@ -222,7 +222,7 @@ def test_the_run_records_the_count_at_each_launch_and_the_report_claims_no_more(
     def noted(of: dict[str, Any] | None, checkpoint: Path | None = None) -> str:
         content = {} if of is None else {"init_from": of}
         beginning = SimpleNamespace(record=SimpleNamespace(content=content), data=data, checkpoint=checkpoint)
-        _compare_held_out(SimpleNamespace(data=data.data), beginning)  # type: ignore[arg-type]
+        note_held_out_seen(SimpleNamespace(data=data.data), beginning)  # type: ignore[arg-type]
         assert of is None or of.items() < content["init_from"].items()
         return _note(Iteration("first", tmp_path, record=content, data=data.summary()), verdicts)
 

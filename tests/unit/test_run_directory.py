@@ -11,8 +11,9 @@ import re
 import signal
 import socket
 import time
+import typing
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from openwavlm.runs.segments import kept_share, newest_share
 from openwavlm.runtime.atomic import write_atomically
 from openwavlm.runtime.sealed import checksum_of, sealed
 from openwavlm.training.checkpoint import AtomicCheckpointIO, checkpoint_path, named_checkpoint, newest_checkpoint, prune
-from openwavlm.training.config import _FIELDS, _INNER
+from openwavlm.training.config import RunConfig
 from openwavlm.training.records import CsvRecord
 from patience import HANG_S, wait_until
 
@@ -518,10 +519,11 @@ def test_the_trajectory_is_every_key_that_decides_what_comes_out():
 
 def test_of_all_keys_of_a_config_only_those_named_here_are_free():
     free = {"trainer", "callbacks", "logger", "loader", "health", "probes", "stop_after", "allow_change", "debug"}
-    keys = [name for name in _FIELDS if name not in _INNER]
+    kinds = {each.name: typing.get_type_hints(RunConfig)[each.name] for each in fields(RunConfig)}
+    keys = [name for name in kinds if name not in RunConfig.INNER]
     assert set(keys) - set(trajectory(dict.fromkeys(keys, 1))) == free
-    for node in {name for name, kind in _FIELDS.items() if is_dataclass(kind)} - free:
-        names = list(inspect.signature(_FIELDS[node]).parameters)
+    for node in {name for name, kind in kinds.items() if is_dataclass(kind)} - free:
+        names = list(inspect.signature(kinds[node]).parameters)
         fixed = {key.removeprefix(f"{node}.") for key in trajectory({node: dict.fromkeys(names, 1)})}
         assert set(names) - fixed == ({"recompute"} if node == "model" else set()), node
 

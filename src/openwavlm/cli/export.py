@@ -19,11 +19,7 @@ def main(config: DictConfig) -> None:
     """The command `openwavlm export`."""
     arguments = arguments_of(export_run, config)
     if (Path(str(config.run)) / symbols.NAME).is_file():
-        if arguments.pop("format") != "huggingface":
-            raise ValueError(
-                f"a fine-tuning is exported with its head by format=huggingface, but format is {config.format}: leave it out"
-            )
-        log.info("wrote %s: README.md shows how Transformers loads it", export_task(**arguments))
+        log.info("wrote %s: README.md shows how to use it", export_task(**arguments))
         return
     output = export_run(**arguments)
     log.info("wrote %s: %s loads it", output, loaded_by(config.format, str(output)))

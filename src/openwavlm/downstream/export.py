@@ -5,44 +5,64 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from openwavlm.checkpoints.about import ABOUT, about_bytes
 from openwavlm.checkpoints.huggingface import huggingface_state
 from openwavlm.checkpoints.huggingface_config import huggingface_config, preprocessor_config
+from openwavlm.checkpoints.onnx import GRAPH_FILE, example_batch, onnx_bytes
 from openwavlm.downstream.load import LoadedTask, load_task_run
-from openwavlm.downstream.model import merge_adapters
+from openwavlm.downstream.model import CtcHead, TaskModel, merge_adapters
+from openwavlm.downstream.symbols import write_symbols
 from openwavlm.downstream.vocabulary import BLANK, DELIMITER, SPECIAL
+from openwavlm.model.wavlm import normalise
 from openwavlm.runs.export import trained_on_of
 from openwavlm.runtime.atomic import write_atomically
 
 _CTC = """from transformers import pipeline
 
 print(pipeline("automatic-speech-recognition", "{folder}")("speech.wav")["text"])"""
+_ONNX = """import numpy
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{folder}/model.onnx")
+waveforms = numpy.zeros((2, 32_000), numpy.float32)  # (batch, samples) in [-1, 1], 16 kHz, zero-padded at the end
+num_samples = numpy.array([32_000, 20_000])  # valid samples of each row
+# ({shape}); symbols.json has the names
+logits, num_frames = session.run(None, {{"waveforms": waveforms, "num_samples": num_samples}})"""
 _CLASSES = """from transformers import pipeline
 
 print(pipeline("audio-classification", "{folder}")("speech.wav"))"""
 
 
-def export_task(run: Path, output: Path | None = None, *, checkpoint: str = "best", weights: str = "trained") -> Path:
-    """Writes a fine-tuning as a folder of Transformers; returns it.
+def export_task(
+    run: Path, output: Path | None = None, *, checkpoint: str = "best", weights: str = "trained", format: str = "huggingface"
+) -> Path:
+    """Writes a fine-tuning with its head, as a folder of Transformers or as an ONNX graph; returns the folder.
 
-    It gets model.safetensors, config.json, preprocessor_config.json, openwavlm.json, README.md and, for CTC, vocab.json,
-    tokenizer_config.json and processor_config.json.
+    The folder of Transformers gets model.safetensors, config.json, preprocessor_config.json, openwavlm.json, README.md and, for CTC,
+    vocab.json, tokenizer_config.json and processor_config.json. That of ONNX gets model.onnx, symbols.json and README.md.
 
     Args:
         run: Run directory; `checkpoint` and `weights` as in `load_task_run`.
-        output: Folder to write; by default `run/export`.
+        output: Folder to write; by default `run/export`, of ONNX `run/export-onnx`.
+        format: `huggingface` or `onnx`.
 
     Raises:
-        ValueError: If Transformers has no class for the model, or there is nothing to export.
+        ValueError: If the format is another one, Transformers has no class for the model, or there is nothing to export.
     """
+    if format not in ("huggingface", "onnx"):
+        raise ValueError(
+            f"a fine-tuning is exported with its head by format=huggingface or onnx, but format is {format}: leave it out"
+        )
     loaded = load_task_run(run, checkpoint, weights)
     config = loaded.config
     if config.of_spectra:
         raise ValueError(
             f"a control without an encoder has no class in Transformers, but init is {config.init}: export another run"
         )
+    if format == "onnx":
+        return _export_onnx(loaded, output or run / "export-onnx")
     if config.task.of_sequences and loaded.model.layer_weights is not None:
         raise ValueError(
             "Transformers' WavLMForCTC reads the last layer, but this run's head reads a weighted sum of all layers: train it with "
@@ -78,6 +98,49 @@ def export_task(run: Path, output: Path | None = None, *, checkpoint: str = "bes
     )
     write_atomically(output / "README.md", readme.encode())
     write_atomically(output / ABOUT, about_bytes(about, [output / name for name in (*files, "model.safetensors")]))
+    return output
+
+
+class TaskGraph(nn.Module):
+    """A fine-tuned model with the inputs and outputs of its ONNX graph."""
+
+    def __init__(self, model: TaskModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, waveforms: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps waveforms (batch, samples) that are not normalised to logits and valid frames; a padded row equals the row alone."""
+        if self.model.wavlm.config.normalise_waveform:
+            waveforms = normalise(waveforms, num_samples)
+        output = self.model(waveforms, num_samples)
+        return output.logits, output.frames
+
+
+def task_onnx_bytes(model: TaskModel) -> bytes:
+    """Bytes of the ONNX graph: `waveforms` float32 (batch, samples), `num_samples` int64 (batch,) to `logits` and `num_frames`.
+
+    Raises:
+        ValueError: As `onnx_bytes` does.
+    """
+    merge_adapters(model.wavlm)
+    axes = ("batch", "frames") if isinstance(model.head, CtcHead) else ("batch",)
+    return onnx_bytes(
+        TaskGraph(model),
+        inputs={"waveforms": ("batch", "samples"), "num_samples": ("batch",)},
+        outputs={"logits": axes, "num_frames": ("batch",)},
+        traced=example_batch(8_000, 6_000),
+        compared=example_batch(4_001, 2_000, 900),
+    )
+
+
+def _export_onnx(loaded: LoadedTask, output: Path) -> Path:
+    graph = task_onnx_bytes(loaded.model)
+    output.mkdir(parents=True, exist_ok=True)
+    write_symbols(output, loaded.config.task.name, loaded.symbols)
+    shape = "batch, frames, symbols" if loaded.config.task.of_sequences else "batch, classes"
+    example = _ONNX.format(folder=output.name, shape=shape)
+    write_atomically(output / "README.md", f"# {output.resolve().name}\n\n```python\n{example}\n```\n".encode())
+    write_atomically(output / GRAPH_FILE, graph)
     return output
 
 

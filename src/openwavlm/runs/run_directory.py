@@ -17,7 +17,7 @@ from openwavlm.training.run_files import FORMAT_VERSION, config_checksum, flatte
 log = logging.getLogger(__name__)
 # May differ between launches: they do not change the trajectory.
 _FREE_GROUPS = ("trainer", "callbacks", "logger", "loader", "health", "probes")
-_FREE_KEYS = ("stop_after", "allow_change", "debug", "model.recompute")
+_FREE_KEYS = ("stop_after", "allow_change", "debug", "model.recompute", "encoder.recompute")
 
 
 def _is_free(key: str) -> bool:

@@ -273,16 +273,16 @@ def test_a_hanging_rank_ends_all_and_each_says_where_it_was(data, tmp_path):
 
 def _slow(rank: int) -> None:
     """On a clock that only micro-batches move, this rank takes three times as long for each as the others."""
-    from openwavlm.training import masked_prediction as modules
+    from openwavlm.training import masked_prediction, module
 
-    now, prepare, pace = [0.0], modules.prepare_waveforms, modules.Pace
+    now, prepare, pace = [0.0], masked_prediction.prepare_waveforms, module.Pace
 
     def prepare_waveforms(*args, **kwargs):
         now[0] += 3.0 if int(os.environ["RANK"]) == rank else 1.0
         return prepare(*args, **kwargs)
 
-    modules.prepare_waveforms = prepare_waveforms
-    modules.Pace = partial(pace, now=lambda: now[0])
+    masked_prediction.prepare_waveforms = prepare_waveforms
+    module.Pace = partial(pace, now=lambda: now[0])
     logging.getLogger().setLevel(logging.INFO)
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "report": "write a run's report.html: figures, pictures, audio, verdicts",
     "replay": "build the batches of one update again, bit for bit, to look at and listen to",
     "export": "write a run in the format of Hugging Face, Microsoft, torchaudio, s3prl or ONNX",
+    "release": "write a run with head, codebooks and model card, for others to continue from",
     "extract": "features of a model's layers, or units, of a folder of recordings",
     "synthesize": "synthesise the demo's corpus of English speech with phone times",
     "import-labels": "make a labelling of fairseq's .tsv, .km and dictionary",

@@ -82,23 +82,29 @@ def export_task(
     for name, content in files.items():
         write_atomically(output / name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     write_atomically(output / "model.safetensors", save(state, metadata={"format": "pt"}))
-    about = {
-        "format_version": 1,
-        "updates": loaded.step,
-        "weights": weights,
-        "task": config.task.name,
-        "fingerprints": loaded.fingerprints,
-        "trained_on": trained_on_of(run) | {"before": loaded.init.get("trained_on")},
-        "init": {name: loaded.init[name] for name in ("model", "dialect")},
-    }
     example = (_CTC if config.task.of_sequences else _CLASSES).format(folder=output.name)
     readme = (
         f"# {output.resolve().name}\n\nTask {config.task.name} after {loaded.step} updates, written by `openwavlm export`.\n\n"
         f"```python\n{example}\n```\n"
     )
     write_atomically(output / "README.md", readme.encode())
-    write_atomically(output / ABOUT, about_bytes(about, [output / name for name in (*files, "model.safetensors")]))
+    write_atomically(
+        output / ABOUT, about_bytes(_about(loaded, run, weights), [output / name for name in (*files, "model.safetensors")])
+    )
     return output
+
+
+def _about(loaded: LoadedTask, run: Path, weights: str) -> dict[str, Any]:
+    """Content of `openwavlm.json`."""
+    return {
+        "format_version": 1,
+        "updates": loaded.step,
+        "weights": weights,
+        "task": loaded.config.task.name,
+        "fingerprints": loaded.fingerprints,
+        "trained_on": trained_on_of(run) | {"before": loaded.init.get("trained_on")},
+        "init": {name: loaded.init[name] for name in ("model", "dialect")},
+    }
 
 
 class TaskGraph(nn.Module):

@@ -4,7 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -39,5 +38,4 @@ def main(config: DictConfig) -> None:
     folder = Path(hydra.runtime.output_dir)
     if os.environ.get("RANK", "0") == "0":
         show_config(plain(config), str(folder))
-    torch.set_num_threads(settings.trainer.threads or torch.get_num_threads())
     finetune(plain(config), folder)

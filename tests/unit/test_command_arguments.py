@@ -19,8 +19,8 @@ COMMANDS = [
 FOR_ALL = {"debug"}  # read by the wrapper of every command
 
 
-def test_eight_commands_pass_their_keys_on_by_name():
-    assert len(COMMANDS) == 8
+def test_nine_commands_pass_their_keys_on_by_name():
+    assert len(COMMANDS) == 9
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=[path.stem for path in COMMANDS])

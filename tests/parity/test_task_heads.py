@@ -39,9 +39,10 @@ LARGE = {"pre_norm": True, "extractor_norm": "layer", "normalise_waveform": True
         (["task=ctc"], {}, "WavLMForCTC"),
         (["task=ctc", "trained.encoder=lora", "trained.freeze_updates=0"], LARGE, "WavLMForCTC"),
         (["task=sid", "task.field=word"], {}, "WavLMForSequenceClassification"),
+        (["task=sid"], LARGE, "WavLMForSequenceClassification"),
         (["task=sid", "trained.weighted_sum=false", "trained.encoder=top"], LARGE, "WavLMForSequenceClassification"),
     ],
-    ids=["ctc", "ctc of a large model with adapters", "words", "speakers of a large model"],
+    ids=["ctc", "ctc of a large model with adapters", "words", "all layers of a large model", "last layer of a large model"],
 )
 def test_a_fine_tuned_model_loads_with_its_head_and_gives_our_logits(shards, tmp_path, overrides, architecture, name):
     folder = tuned(tmp_path, shards, *overrides, **architecture)

@@ -53,7 +53,8 @@ class ClassHead(nn.Module):
 class TaskModel(nn.Module):
     """An encoder, a weighted sum of its layers if asked for, and the head of a task.
 
-    The layers are those of Transformers' heads: the encoder's input and each layer's output, the last one after the closing norm.
+    The layers are those of Transformers' heads (version 5) and of s3prl: the encoder's input and each layer's output, the last one too
+    before the closing norm. A head without the sum reads the last layer after that norm.
 
     Args:
         wavlm: The encoder, or a control in its place.
@@ -97,7 +98,7 @@ class TaskModel(nn.Module):
             encoded = self.wavlm(waveforms, num_samples, mask=mask, channel_mask=channel_mask, layer_keep=layer_keep)
         states = encoded.final
         if self.layer_weights is not None:
-            layers = torch.stack([*encoded.hidden_states[:-1], encoded.final])
+            layers = torch.stack(encoded.hidden_states)
             states = (self.layer_weights.softmax(0)[:, None, None, None] * layers).sum(0)
         return TaskOutput(self.head(states, encoded.padding_mask), num_frames(num_samples), encoded.features)
 

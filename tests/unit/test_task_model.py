@@ -21,6 +21,8 @@ from openwavlm.downstream.settings import Trained
 from openwavlm.evaluation.features import LogMelFeatures, MfccFeatures
 from openwavlm.model.front_ends import ConvExtractor
 from openwavlm.model.wavlm import WavLM
+from openwavlm.training.control import Control
+from openwavlm.training.module import TrainingModule
 from openwavlm.training.optim import Optim
 from random_models import TINY, TINY_LARGE, randomise
 
@@ -205,6 +207,30 @@ def test_rates_fall_from_layer_to_layer_and_the_head_has_its_own():
     assert not any("extractor" in name for name in scales)
 
 
+def test_an_update_multiplies_the_rate_by_each_groups_factor_and_holds_what_is_held():
+    model = nn.Linear(2, 3)
+    module = TrainingModule(
+        model,
+        Optim(updates=20, lr=0.5, warmup_updates=0, final_share=1.0, clip_norm=1e9),
+        TaskObjective(ctc=True, seed=0),
+        control=Control(),
+        on_record=lambda record: None,
+        fingerprints={},
+        plan_state=dict,
+    )
+    stepped: list[bool] = []
+    groups = [{"params": [model.weight], "scale": 0.25, "held": 4}, {"params": [model.bias], "scale": 10.0, "held": 0}]
+    optimizer = SimpleNamespace(param_groups=groups, optimizer=SimpleNamespace(), step=lambda: stepped.append(True))
+    for step, held in ((3, True), (4, False)):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 2.0)
+        norm = module.update_weights(optimizer, step)
+        assert [group["lr"] for group in groups] == [0.125, 5.0]
+        assert (model.weight.grad is None) == held
+        assert float(norm) == pytest.approx(2.0 * math.sqrt(3 if held else 9))
+    assert stepped == [True, True]
+
+
 def test_the_tri_stage_schedule_rises_stays_and_falls_exponentially():
     optim = Optim(updates=100, lr=2.0, warmup_updates=10, schedule="tri_stage", decay_share=0.5, final_share=0.05)
     rates = [optim.learning_rate(step) for step in range(101)]
@@ -260,13 +286,13 @@ def test_the_classification_loss_leaves_unreadable_rows_out():
 def test_the_figures_of_a_micro_batch_are_its_counts(ctc):
     head = CtcHead(64, 7, dropout=0.0) if ctc else ClassHead(64, 8, 7)
     model = TaskModel(encoder(), head, weighted=not ctc)
-    micro = replace(batch([[4, 5], [6], [2]], [9000, 4000, 0]), mask=torch.rand(3, 27) < 0.5)
+    micro = replace(batch([[4, 5, 6], [6], [2]], [9000, 4000, 0]), mask=torch.rand(3, 27) < 0.5)
     objective = TaskObjective(ctc=ctc, seed=1)
     outcome = objective.outcome(model, micro, 0, measured=True)
     figures = objective.layout.named(outcome.sums)
     assert list(figures) == list(SUMS)
     frames = [27, 12, 0]
-    assert figures["units"] == (3 if ctc else 2) == objective.units(micro)
+    assert figures["units"] == (4 if ctc else 2) == objective.units(micro)
     assert (figures["rows"], figures["unreadable"], figures["samples"], figures["padded_samples"]) == (3, 1, 13_000, 27_000)
     assert figures["valid_frames"] == sum(frames) and figures["mask_frames"] == int(micro.mask.sum())
     assert float(outcome.marginal.sum()) == pytest.approx(sum(frames) if ctc else 3, rel=1e-5)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from openwavlm.checkpoints.load import load_checkpoint
 from openwavlm.downstream.validation import TaskEvaluation
 from openwavlm.runs.gather import report_runs
 from openwavlm.training.config import RunConfig
@@ -62,7 +63,10 @@ def test_two_processes_follow_the_trajectory_of_one(shards, encoder, whole, tmp_
                 assert float(after[figure]) == pytest.approx(float(before[figure]), rel=1e-5), (name, figure)
 
 
-def test_the_encoder_is_held_over_the_first_updates_and_trained_then(whole):
+def test_the_encoder_is_held_over_the_first_updates_and_trained_then(shards, encoder, whole, tmp_path):
+    assert launch(arguments(shards, encoder, "stop_after=3"), tmp_path / "run", begin=begin) == [0]
+    first, given = weights(tmp_path / "run", 3), load_checkpoint(encoder)[0].state_dict()
+    assert all((first[f"model.wavlm.{name}"] == value).all() for name, value in given.items())
     held, later = weights(whole, 4), weights(whole, 12)
     moved = {name for name in held if not (held[name] == later[name]).all()}
     assert {"model.head.lm_head.weight", "model.wavlm.encoder.layers.1.attention.query.weight"} <= moved

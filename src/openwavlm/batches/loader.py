@@ -29,9 +29,7 @@ class StepBatch:
 
     step: int  # the update, from 0
     digest: int  # 40-bit hash of the plans of the step
-    micro_batches: list[
-        Any
-    ]  # `PretrainBatch`, or `TaskBatch` of a fine-tuning, in the order in which they run; equally many on every rank
+    micro_batches: list[Any]  # of `PretrainBatch` or `TaskBatch`, in the order in which they run; equally many on every rank
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """Copies the micro-batches to `device`."""

@@ -141,7 +141,7 @@ def _compare(traced: nn.Module, module: nn.Module, arguments: Sequence[Tensor]) 
 
 @contextmanager
 def _traceable(module: nn.Module) -> Iterator[None]:
-    """Lets encoders inside `module` compute attention by operations whose traces hold at any length."""
+    """Computes attention of the encoders inside `module` by operations with traces that hold at any length."""
     encoders = [part for part in module.modules() if isinstance(part, TransformerEncoder)]
     before = [(encoder.attention_backend, encoder.spread_bias) for encoder in encoders]
     try:

@@ -89,7 +89,7 @@ def open_task(launch: Launch[FinetuneConfig]) -> tuple[OpenTask, RunRecord]:
 
 
 def check_symbols(data: OpenTask, checkpoint: Path) -> None:
-    """Refuses a checkpoint whose head has another number of outputs than the data need.
+    """Refuses a checkpoint with another number of outputs than the data need.
 
     Raises:
         ValueError: If the numbers differ.

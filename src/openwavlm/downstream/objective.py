@@ -86,7 +86,9 @@ class TaskObjective:
             probabilities = output.logits.detach().softmax(-1)
             if self.ctc:
                 inside = torch.arange(probabilities.shape[1], device=device) < output.frames[:, None]
-                probabilities = probabilities[inside]
+                probabilities = torch.where(
+                    inside.unsqueeze(-1), probabilities, 0
+                )  # a boolean index would need a synchronisation
             marginal = probabilities.reshape(-1, probabilities.shape[-1]).sum(0)
         sums = self._sums(output, loss, micro, device) if micro.weight else None
         return Outcome(loss, loss.detach(), sums, marginal, output.features)

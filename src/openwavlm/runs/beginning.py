@@ -97,7 +97,7 @@ def open_run(launch: Launch[RunConfig]) -> tuple[OpenData, RunRecord]:
 
 
 def check_label_head(launch: Launch[RunConfig], data: OpenData, checkpoint: Path) -> None:
-    """Refuses a checkpoint whose prediction head does not fit the labels (`branch.check_head`)."""
+    """Refuses a checkpoint with a prediction head that does not fit the labels (`branch.check_head`)."""
     check_head(checkpoint, embeddings_of(launch.config, data.classes), data.fingerprints())
 
 

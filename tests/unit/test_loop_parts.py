@@ -48,8 +48,10 @@ def test_a_probe_is_fitted_on_clean_training_chosen_on_clean_dev_and_reads_clean
 ) -> None:
     given: dict[str, Any] = {}
 
-    def probe_model(model: object, train: ProbeSet, dev: ProbeSet, test: ProbeSet, settings: Any, *, cache: Path) -> dict:
-        given.update(model=model, train=train, dev=dev, test=test, settings=settings, cache=cache)
+    def probe_model(
+        model: object, train: ProbeSet, dev: ProbeSet, test: ProbeSet, settings: Any, *, cache: Path, workers: int
+    ) -> dict:
+        given.update(model=model, train=train, dev=dev, test=test, settings=settings, cache=cache, workers=workers)
         return {"phones": 1}
 
     def pnmi_by_layer(model: object, train: ProbeSet, dev: ProbeSet, settings: Any) -> list[float]:
@@ -67,7 +69,7 @@ def test_a_probe_is_fitted_on_clean_training_chosen_on_clean_dev_and_reads_clean
     assert given["layers_train"] is given["train"] and given["layers_dev"] is given["dev"]
     assert len(given["train"]) == 2 < len(given["dev"]) == len(given["test"]) == 4, "2.5 s: an utterance of each speaker"
     assert given["settings"] == given["layers_settings"] and given["settings"].clusters == 7
-    assert given["cache"] == tmp_path / "stages" / "baselines"
+    assert given["cache"] == tmp_path / "stages" / "baselines" and given["workers"] == 1
 
 
 def test_mixtures_of_the_learning_comparison_are_given_the_clean_parts_in_their_order(

@@ -1,11 +1,14 @@
 """Figures of a model on held-out speakers beside their baselines, the content of `summary.json` (DESIGN §8)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from openwavlm.evaluation.conditions import CONDITIONS
 from openwavlm.evaluation.features import EncoderFeatures, Features, spectral_baselines
@@ -15,6 +18,7 @@ from openwavlm.evaluation.measured import Measured
 from openwavlm.evaluation.sets import ProbeSet
 from openwavlm.evaluation.unit_figures import paired_pseudo_values, pnmi_pseudo_values, unit_quality
 from openwavlm.evaluation.unseen import check_disjoint_speakers
+from openwavlm.labels.kmeans import one_torch_thread
 from openwavlm.model.wavlm import WavLM
 from openwavlm.runtime.progress import ProgressBar
 
@@ -27,6 +31,7 @@ def probe_model(
     settings: ProbeSettings,
     *,
     cache: Path | None = None,
+    workers: int = 1,
     show_progress: bool = True,
 ) -> dict[str, Any]:
     """Measures every layer of a model, and spectral baselines and an untrained encoder of its config on the same frames.
@@ -40,6 +45,7 @@ def probe_model(
         dev: Other speakers.
         test: Other speakers again, not seen in training (see `unseen.check_unseen_audio`).
         cache: Folder that keeps the baselines' figures, keyed by audio, phones, features and settings; never the model's.
+        workers: Baselines and model that are measured at a time, each in a thread; the figures are the same.
         show_progress: Whether to show a bar on standard error if that is a terminal.
 
     Returns:
@@ -63,7 +69,7 @@ def probe_model(
     if not train.inventory == dev.inventory == test.inventory:
         raise ValueError("training, dev and test must number phones by one inventory, but theirs differ: make one for all three")
     check_disjoint_speakers(train=train, dev=dev, test=test)
-    measured, seconds = _measure_all(model, (train, dev, test), settings, cache, show_progress=show_progress)
+    measured, seconds = _measure_all(model, (train, dev, test), settings, cache, workers=workers, show_progress=show_progress)
     parts = {"train": train, "dev": dev, "test": test}
     return summary(
         {
@@ -81,33 +87,51 @@ def probe_model(
 
 
 def _measure_all(
-    model: WavLM, sets: tuple[ProbeSet, ProbeSet, ProbeSet], settings: ProbeSettings, cache: Path | None, *, show_progress: bool
+    model: WavLM,
+    sets: tuple[ProbeSet, ProbeSet, ProbeSet],
+    settings: ProbeSettings,
+    cache: Path | None,
+    *,
+    workers: int,
+    show_progress: bool,
 ) -> tuple[dict[str, Measured], dict[str, float]]:
     """Figures and seconds of the baselines and of the model (`chosen`; seconds under `model`)."""
     encoder = EncoderFeatures(model)
     untrained = EncoderFeatures.untrained(model.config, settings.seed, encoder.device)
     kinds: dict[str, Features] = {**spectral_baselines(), "untrained": untrained, "model": encoder}
-    measured: dict[str, Measured] = {}
-    seconds: dict[str, float] = {}
     train, dev, test = (part.seconds for part in sets)
     total = 2 * (train + dev) + test + (len(CONDITIONS) - 1) * min(test, settings.degraded_seconds)
-    with ProgressBar(total, visible=show_progress, counts=False, transient=True) as bar:
-        for name, features in kinds.items():
-            spectral = not isinstance(features, EncoderFeatures)
-            bar.set(0, f"probe {name}")
-            begin = time.perf_counter()
-            measured[name] = measure(
-                features,
-                *sets,
-                settings,
-                units_layer=0 if spectral else None,
-                judged_layers=range(len(features.dims)) if spectral else (),
-                cache=cache,
-                progress=lambda part, done, name=name: bar.advance(done, f"probe {name}, {part}"),  # type: ignore[misc]
-            )
-            seconds[name] = time.perf_counter() - begin
-    measured["chosen"] = measured.pop("model")
-    return measured, seconds
+
+    def measured(name: str, features: Features) -> tuple[Measured, float]:
+        spectral = not isinstance(features, EncoderFeatures)
+        begin = time.perf_counter()
+        figures = measure(
+            features,
+            *sets,
+            settings,
+            units_layer=0 if spectral else None,
+            judged_layers=range(len(features.dims)) if spectral else (),
+            cache=cache,
+            progress=lambda part, done: bar.advance(done, f"probe {name}, {part}"),
+        )
+        return figures, time.perf_counter() - begin
+
+    with ProgressBar(total * len(kinds), visible=show_progress, counts=False, transient=True) as bar, _threads(workers) as pool:
+        # The encoders first, which take longest.
+        begun = {name: pool.submit(measured, name, kinds[name]) for name in reversed(kinds)}
+        found = {name: begun[name].result() for name in kinds}
+    figures = {"chosen" if name == "model" else name: of for name, (of, _) in found.items()}
+    return figures, {name: seconds for name, (_, seconds) in found.items()}
+
+
+@contextmanager
+def _threads(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool; with several workers each computes on one thread, whatever the others do meanwhile."""
+    with ExitStack() as settings:
+        if workers > 1:
+            settings.enter_context(one_torch_thread())
+            settings.enter_context(threadpool_limits(limits=1))
+        yield settings.enter_context(ThreadPoolExecutor(workers))
 
 
 def _layers_of(measured: dict[str, Measured]) -> dict[str, tuple[Measured, int]]:

@@ -150,7 +150,8 @@ class Iteration:
         rest = {name: value for name, value in self.config["probe"].items() if name not in ("fold_stress", "train_seconds")}
         settings = ProbeSettings(**rest)
         model, _ = load_run(trained.folder / "run")
-        figures = probe_model(model.wavlm, train, dev, test, settings, cache=self.chain.folder / "baselines")
+        workers, cache = self.config["workers"], self.chain.folder / "baselines"
+        figures = probe_model(model.wavlm, train, dev, test, settings, cache=cache, workers=workers)
         return figures | {"pnmi_of_layers": pnmi_by_layer(model.wavlm, train, dev, settings)}
 
     def _clean_sets(self) -> tuple[ProbeSet, ProbeSet, ProbeSet]:

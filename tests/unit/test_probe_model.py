@@ -249,7 +249,9 @@ def test_a_models_figures_stand_beside_its_baselines_and_training_does_not_notic
     }
     side_by_side = probe_model(model, TRAIN, DEV, TEST, SETTINGS, workers=2)
     assert list(side_by_side["units"]["clean"]) == list(figures["units"]["clean"])
-    assert {name: side_by_side[name] for name in again if name != "cost"} == {name: again[name] for name in again if name != "cost"}
+    assert {name: side_by_side[name] for name in again if name != "cost"} == {
+        name: again[name] for name in again if name != "cost"
+    }
     other = probe_model(WavLM(CONFIG), TRAIN, DEV, TEST, SETTINGS, cache=tmp_path)
     assert other["phones"]["layers"] != phones["layers"] and other["phones"]["mfcc"] == phones["mfcc"], (
         "no model's figures are kept"

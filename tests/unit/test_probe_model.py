@@ -1,5 +1,6 @@
 """Whole probes: what is planted in the audio is found, by the right layer, on held-out speakers, once."""
 
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from closeness import assert_close_to_scale
 from openwavlm.audio.frames import num_frames, num_samples_of
 from openwavlm.audio.mfcc import mfcc_features
 from openwavlm.evaluation import measure as measure_module
+from openwavlm.evaluation import probe as probe_module
 from openwavlm.evaluation.conditions import CONDITIONS, change_of, conditions_in_turn
 from openwavlm.evaluation.features import (
     EncoderFeatures,
@@ -256,6 +258,26 @@ def test_a_models_figures_stand_beside_its_baselines_and_training_does_not_notic
     assert other["phones"]["layers"] != phones["layers"] and other["phones"]["mfcc"] == phones["mfcc"], (
         "no model's figures are kept"
     )
+
+
+def test_an_error_in_one_measurement_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    def planted(features, train, dev, test, settings, *, progress, **rest):
+        if features.settings is None:
+            raise ValueError("planted")
+        try:
+            for _ in range(1_000_000):
+                progress("training", 0.0)
+        except CancelledError:
+            ended.append(features.settings["name"])
+            raise
+
+    monkeypatch.setattr(probe_module, "measure", planted)
+    with pytest.raises(ValueError, match="planted"):
+        probe_model(WavLM(CONFIG), TRAIN, DEV, TEST, SETTINGS, workers=2, show_progress=False)
+    # The other thread was at the first or, after it, the second of the rest; those in the queue never began.
+    assert len(ended) <= 2
 
 
 def test_voices_shared_between_parts_and_unequal_inventories_are_refused() -> None:

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,15 @@ def _measure_all(
     total = 2 * (train + dev) + test + (len(CONDITIONS) - 1) * min(test, settings.degraded_seconds)
 
     def measured(name: str, features: Features) -> tuple[Measured, float]:
+        left = total
+
+        def progress(part: str, done: float) -> None:
+            nonlocal left
+            if ended.is_set():
+                raise CancelledError
+            left -= done
+            bar.advance(done, f"probe {name}, {part}")
+
         spectral = not isinstance(features, EncoderFeatures)
         begin = time.perf_counter()
         figures = measure(
@@ -112,14 +122,23 @@ def _measure_all(
             units_layer=0 if spectral else None,
             judged_layers=range(len(features.dims)) if spectral else (),
             cache=cache,
-            progress=lambda part, done: bar.advance(done, f"probe {name}, {part}"),
+            progress=progress,
         )
+        progress("done", left)  # what was cached or shorter than asked for
         return figures, time.perf_counter() - begin
 
-    with ProgressBar(total * len(kinds), visible=show_progress, counts=False, transient=True) as bar, _threads(workers) as pool:
+    ended = Event()
+    bar = ProgressBar(total * len(kinds), visible=show_progress, counts=False, transient=True)
+    with bar, _threads(workers) as pool:
         # The encoders first, which take longest.
         begun = {name: pool.submit(measured, name, kinds[name]) for name in reversed(kinds)}
-        found = {name: begun[name].result() for name in kinds}
+        try:
+            for future in wait(begun.values(), return_when=FIRST_EXCEPTION).done:
+                future.result()
+            found = {name: begun[name].result() for name in kinds}
+        finally:  # after an error or Ctrl-C the others end too
+            ended.set()
+            pool.shutdown(cancel_futures=True)
     figures = {"chosen" if name == "model" else name: of for name, (of, _) in found.items()}
     return figures, {name: seconds for name, (_, seconds) in found.items()}
 

@@ -50,11 +50,11 @@ test-newest: $(STAMP) $(NEWEST)/.current ## Shards to Transformers with the newe
 demo: $(STAMP) ## The whole job on synthetic voices, on a CPU
 	@$(BIN)/openwavlm iterate --config-name demo
 
-study: study-name $(STAMP) ## NAME=learn or NAME=mixing: paired comparisons over seeds (about an hour each); the same command resumes it
-	@$(BIN)/python studies/$(NAME).py
+study: study-name $(STAMP) ## NAME=learn, mixing, or downstream data=DIR: paired comparisons over seeds (about an hour each); the same command resumes it
+	@$(BIN)/python studies/$(NAME).py $(if $(data),"input=$(data)") $(if $(demo),"demo=$(demo)")
 
 study-name: # refused before anything is installed
-	@test -f "studies/$(NAME).yaml" || { echo "error: NAME must be learn or mixing, but is '$(NAME)': make study NAME=mixing" >&2; exit 2; }
+	@test -f "studies/$(NAME).yaml" || { echo "error: NAME must be learn, mixing or downstream, but is '$(NAME)': make study NAME=mixing" >&2; exit 2; }
 
 learn: # the name of `make study NAME=learn` in earlier pages
 	@$(MAKE) --no-print-directory study NAME=learn

@@ -165,9 +165,9 @@ def write_page(path: Path, page: str) -> None:
 
 
 def changed_settings(words: list[str]) -> list[str]:
-    """Overrides of a command line that make another study of it: all but the run's name and the number of parallel trainings."""
+    """Overrides of a command line that make another study of it: all but the run's name, places and the number of parallel trainings."""
     settings = [word for word in words if not word.startswith("-")]
-    return [word for word in settings if word.split("=", 1)[0] not in ("name", "parallel", "debug", "dry_run")]
+    return [word for word in settings if word.split("=", 1)[0] not in ("name", "input", "demo", "parallel", "debug", "dry_run")]
 
 
 def run_study(

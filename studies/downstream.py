@@ -9,7 +9,7 @@ Systems, tasks, outcomes and their reading stand in downstream.yaml. Fine-tuning
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,14 @@ def downstream(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     chain = Chain(directory / "stages")
     sets = task_sets(chain, Path(config["input"]))
     models = {"demo": demo_model(chain, Path(config["demo"])), "libri": _libri(chain, config, sets)}
-    rates, tried = _rates(chain, config, sets, models)
+    tried = _tried(chain, config, sets, models)
+    errors = rate_errors({rate: {place: stage.result for place, stage in of.items()} for rate, of in tried.items()})
+    rates = {task: chosen_rate(of_task) for task, of_task in errors.items()}
     stages = _results(chain, dict(trainings(chain.folder, config, sets, models, rates)), config["parallel"], "fine-tunings")
-    seconds = list({stage.key: stage.seconds for stage in (*tried, *stages.values())}.values())
+    seconds = list({stage.key: stage.seconds for of in (*tried.values(), stages) for stage in of.values()}.values())
     summary = summarised(config, {place: stage.result for place, stage in stages.items()}) | {
         "chosen_rates": rates,
+        "rate_errors": errors,
         "trainings": len(seconds),
         "training_seconds": [min(seconds), max(seconds), round(sum(seconds), 1)],
         "pretraining_seconds": round(sum(one.seconds for one in chain.stages if one.folder.parent == chain.folder / "1"), 1),
@@ -98,33 +101,38 @@ def _libri(chain: Chain, config: dict[str, Any], sets: dict[str, Stage]) -> Stag
 
 def _results(chain: Chain, jobs: dict[Place, Training], parallel: int, title: str) -> dict[Place, Stage]:
     """Stage of each fine-tuning, made in worker processes where it is not done."""
-    to_do = [job for job in jobs.values() if not job.found().done]
-    chain.stages += run_jobs(run_training, to_do, workers=parallel, description=title)
+    # New processes for each seed: a trainer leaves some memory behind.
+    for seed in dict.fromkeys(place[2] for place in jobs):
+        to_do = [job for place, job in jobs.items() if place[2] == seed and not job.found().done]
+        chain.stages += run_jobs(run_training, to_do, workers=parallel, description=f"{title}, seed {seed}")
     return {place: job.found() for place, job in jobs.items()}
 
 
-def _rates(
+def _tried(
     chain: Chain, config: dict[str, Any], sets: dict[str, Stage], models: dict[str, Stage]
-) -> tuple[dict[str, float], list[Stage]]:
-    """Rate of each task, by the first fold and seed, and the fine-tunings that decide it; those of the chosen rates are used again."""
+) -> dict[float, dict[Place, Stage]]:
+    """Fine-tunings of the first fold and seed at each rate; those at the chosen rate are used again."""
     first = config | {"seeds": config["seeds"][:1], "folds": 1}
-    found, tried = {}, []
+    found = {}
     for rate in config["rates"]:
         jobs = dict(trainings(chain.folder, first, sets, models, dict.fromkeys(config["tasks"], rate)))
-        stages = _results(chain, jobs, config["parallel"], f"fine-tunings at the rate {rate:g}")
-        found[rate] = {place: stage.result for place, stage in stages.items()}
-        tried += list(stages.values())
-    return chosen_rates(config["tasks"], found), tried
+        found[rate] = _results(chain, jobs, config["parallel"], f"fine-tunings at the rate {rate:g}")
+    return found
 
 
-def chosen_rates(tasks: Iterable[str], found: dict[float, dict[Place, dict[str, Any]]]) -> dict[str, float]:
-    """Rate of each task: the one of `found` with the lowest mean error on validation over systems; one rate is taken as it is."""
+def rate_errors(found: dict[float, dict[Place, dict[str, Any]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Task → system → rate → error on validation, from the results at each rate."""
+    errors: dict[str, dict[str, dict[str, float]]] = {}
+    for rate, results in found.items():
+        for (task, system, *_), result in results.items():
+            errors.setdefault(task, {}).setdefault(system, {})[f"{rate:g}"] = round(result["validation_error"], 5)
+    return errors
 
-    def error(task: str, rate: float) -> float:
-        errors = [result["validation_error"] for place, result in found[rate].items() if place[0] == task]
-        return sum(errors) / len(errors)
 
-    return {task: min(found, key=lambda rate: error(task, rate)) for task in tasks}
+def chosen_rate(errors: dict[str, dict[str, float]]) -> float:
+    """The rate with the lowest mean error over systems."""
+    rates = list(next(iter(errors.values())))
+    return float(min(rates, key=lambda rate: sum(of_system[rate] for of_system in errors.values())))
 
 
 def trainings(

@@ -20,8 +20,8 @@ TASKS = {
     "phones": Figure("phone error on aligned phrases (share)", higher_is_better=False, places=4),
     "speech": Figure("character error of read speech by CTC (share)", higher_is_better=False, places=4),
 }
-_WORDS = {"higher": "better than", "lower": "worse than", "equal": "equal to", "unknown": "without an interval against"}
-_OF_ERROR = {"higher": "worse than", "lower": "better than", "equal": "equal to", "unknown": "without an interval against"}
+_WORDS = {"higher": "better than", "lower": "worse than", "equal": "equal to", "unknown": "not comparable with"}
+_OF_ERROR = {"higher": "worse than", "lower": "better than", "equal": "equal to", "unknown": "not comparable with"}
 
 
 def page(summary: dict[str, Any], found: dict[str, dict[str, Comparison]]) -> str:
@@ -53,7 +53,7 @@ def page(summary: dict[str, Any], found: dict[str, dict[str, Comparison]]) -> st
                 sentence(TASKS[task], SYSTEM_NAMES[model], SYSTEM_NAMES[other], apart) for other, apart in one.differences.items()
             )
             lines += ["", *(f"- {text}" for text in words)]
-    return "\n".join([*lines, "", *_layers(summary), *_cost(summary)]) + "\n"
+    return "\n".join([*lines, "", *_rates(summary), *_layers(summary), *_cost(summary)]) + "\n"
 
 
 def limits(found: dict[str, dict[str, Comparison]]) -> list[str]:
@@ -64,8 +64,9 @@ def limits(found: dict[str, dict[str, Comparison]]) -> list[str]:
             untrained, (control, against) = one.differences[UNTRAINED].verdict, one.control
             if untrained == "lower" and against == "higher":
                 continue
+            name = TASKS[task].name
             lines.append(
-                f"- {TASKS[task].name}: **{SYSTEM_NAMES[model]}** is {_OF_ERROR[untrained]} the untrained encoder "
+                f"- {name[0].upper()}{name[1:]}: **{SYSTEM_NAMES[model]}** is {_OF_ERROR[untrained]} the untrained encoder "
                 f"and {_WORDS[against]} the control that decides, {SYSTEM_NAMES[control]}."
             )
     if not lines:
@@ -118,6 +119,19 @@ def _all_systems(summary: dict[str, Any]) -> list[str]:
             cells.append(seeds(TASKS[task], of) if of else ABSENT)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _rates(summary: dict[str, Any]) -> list[str]:
+    """Errors on validation at each rate, from which the rates were chosen."""
+    rates = [f"{rate:g}" for rate in summary["rates"]]
+    lines = ["## Rates", "", "Error on the validation part of the first fold and seed, at each rate.", ""]
+    lines += [f"| task | system | {' | '.join(rates)} |", f"|---|---{'|---' * len(rates)}|"]
+    for task, of in summary["rate_errors"].items():
+        for name in of:
+            lines.append(
+                f"| {TASKS[task].name} | {SYSTEM_NAMES[name]} | {' | '.join(f'{of[name][rate]:.4f}' for rate in rates)} |"
+            )
+    return [*lines, ""]
 
 
 def _layers(summary: dict[str, Any]) -> list[str]:

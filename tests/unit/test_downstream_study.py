@@ -41,7 +41,8 @@ def made_up(folder: Path, errors: dict[str, int] = ERRORS) -> dict[str, Any]:
         assert job.characters == (task in ("digits_ctc", "speech"))
     costs = {"trainings": 9, "training_seconds": [1.0, 2.0, 3.0], "pretraining_seconds": 60.0, "machine": "one"}
     rates = dict.fromkeys(CONFIG["tasks"], 0.01)
-    return summarised(CONFIG, found) | costs | {"chosen_rates": rates}
+    errors = {task: {system: {f"{rate:g}": 0.5 for rate in CONFIG["rates"]} for system in SYSTEMS} for task in CONFIG["tasks"]}
+    return summarised(CONFIG, found) | costs | {"chosen_rates": rates, "rate_errors": errors}
 
 
 def test_every_system_is_trained_in_every_fold_and_seed_on_the_same_settings(tmp_path: Path) -> None:
@@ -92,11 +93,13 @@ def test_one_fold_has_no_interval_and_still_a_page(tmp_path: Path) -> None:
 def test_folds_are_merged_by_speaker_and_the_rate_is_chosen_on_validation() -> None:
     parts = [{"speakers": ["b"], "edits": [1], "length": [10]}, {"speakers": ["a"], "edits": [2], "length": [20]}]
     assert merged(parts) == {"speakers": ["a", "b"], "edits": [2, 1], "length": [20, 10]}
-    found = {
+    found: dict[float, Any] = {
         rate: {("digits", system, 0, 0): {"validation_error": error} for system, error in errors.items()}
         for rate, errors in {0.1: {"demo": 0.1, "mfcc": 0.9}, 0.2: {"demo": 0.3, "mfcc": 0.3}}.items()
     }
-    assert study.chosen_rates(["digits"], found) == {"digits": 0.2}
+    errors = study.rate_errors(found)
+    assert errors == {"digits": {"demo": {"0.1": 0.1, "0.2": 0.3}, "mfcc": {"0.1": 0.9, "0.2": 0.3}}}
+    assert study.chosen_rate(errors["digits"]) == 0.2
 
 
 def test_errors_are_read_from_the_files_of_a_run(tmp_path: Path) -> None:

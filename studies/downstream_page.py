@@ -150,7 +150,7 @@ def _cost(summary: dict[str, Any]) -> list[str]:
     return [
         f"Cost: {summary['trainings']} fine-tunings of {least:.0f} to {most:.0f} s, {total / 3600:.1f} hours in all if "
         f"one after the other; pre-training of `libri` {summary['pretraining_seconds'] / 60:.0f} minutes. "
-        f"Commit {', '.join(summary['commits'])}; {summary['machine']}.",
+        f"Commit {', '.join(commit[:10] for commit in summary['commits'])}; {summary['machine']}.",
     ]
 
 

@@ -99,7 +99,7 @@ def _method(summary: dict[str, Any]) -> list[str]:
         "The encoder is frozen; the head reads a trained weighted sum of all layers. Every fine-tuning has "
         f"{summary['updates']} updates, {count} seeds and the settings `{' '.join(summary['finetune'])}`; {tasks}. Rates, of {tried}, with "
         f"the lowest mean error over all systems on the validation part of the first fold and seed: {rates}. The checkpoint is chosen on "
-        "the validation part; the test part is read once.",
+        "the validation part; the test part decides nothing (trials of rates measure it too, unused).",
         "",
         "Data: digits of six speakers (FSDD), each the test of one fold, the next one its validation; phones of two groups of recordings "
         "(autovot, without stress and pauses), each the test of one fold, a share of the other's utterances its validation; read speech of "

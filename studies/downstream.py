@@ -46,7 +46,7 @@ def downstream(config: dict[str, Any], directory: Path) -> dict[str, Any]:
     models = {"demo": demo_model(chain, Path(config["demo"])), "libri": _libri(chain, config, sets)}
     tried = _tried(chain, config, sets, models)
     errors = rate_errors({rate: {place: stage.result for place, stage in of.items()} for rate, of in tried.items()})
-    rates = {task: chosen_rate(of_task) for task, of_task in errors.items()}
+    rates = chosen_rates(errors)
     stages = _results(chain, dict(trainings(chain.folder, config, sets, models, rates)), config["parallel"], "fine-tunings")
     seconds = list({stage.key: stage.seconds for of in (*tried.values(), stages) for stage in of.values()}.values())
     summary = summarised(config, {place: stage.result for place, stage in stages.items()}) | {
@@ -111,11 +111,12 @@ def _results(chain: Chain, jobs: dict[Place, Training], parallel: int, title: st
 def _tried(
     chain: Chain, config: dict[str, Any], sets: dict[str, Stage], models: dict[str, Stage]
 ) -> dict[float, dict[Place, Stage]]:
-    """Fine-tunings of the first fold and seed at each rate; those at the chosen rate are used again."""
+    """Fine-tunings of the first fold and seed at each rate; those at a chosen rate are used again."""
     first = config | {"seeds": config["seeds"][:1], "folds": 1}
     found = {}
     for rate in config["rates"]:
-        jobs = dict(trainings(chain.folder, first, sets, models, dict.fromkeys(config["tasks"], rate)))
+        everywhere = dict.fromkeys(config["tasks"], dict.fromkeys(SYSTEMS, rate))
+        jobs = dict(trainings(chain.folder, first, sets, models, everywhere))
         found[rate] = _results(chain, jobs, config["parallel"], f"fine-tunings at the rate {rate:g}")
     return found
 
@@ -129,14 +130,16 @@ def rate_errors(found: dict[float, dict[Place, dict[str, Any]]]) -> dict[str, di
     return errors
 
 
-def chosen_rate(errors: dict[str, dict[str, float]]) -> float:
-    """The rate with the lowest mean error over systems."""
-    rates = list(next(iter(errors.values())))
-    return float(min(rates, key=lambda rate: sum(of_system[rate] for of_system in errors.values())))
+def chosen_rates(errors: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Task → system → the rate with the lowest error; of equal ones the lowest rate."""
+    return {
+        task: {system: float(min(of, key=lambda rate: (of[rate], float(rate)))) for system, of in by.items()}
+        for task, by in errors.items()
+    }
 
 
 def trainings(
-    folder: Path, config: dict[str, Any], sets: dict[str, Stage], models: dict[str, Stage], rates: dict[str, float]
+    folder: Path, config: dict[str, Any], sets: dict[str, Stage], models: dict[str, Stage], rates: dict[str, dict[str, float]]
 ) -> Iterator[tuple[Place, Training]]:
     """(task, system, seed, number of the fold) and fine-tuning of each, seed by seed, so that a stopped study has whole pairs."""
     inits = {"demo": quoted(models["demo"].folder / "model"), "libri": quoted(models["libri"].folder)}
@@ -153,7 +156,7 @@ def trainings(
             for number, fold in enumerate(folds(asked["set"], sets)[: config["folds"]]):
                 for system in SYSTEMS:
                     source = "demo" if system == UNTRAINED else system
-                    words = [*common, *asked["words"], f"optim.lr={rates[task]}", *fold, f"seed={seed}"]
+                    words = [*common, *asked["words"], f"optim.lr={rates[task][system]}", *fold, f"seed={seed}"]
                     words += ["untrained=true"] if system == UNTRAINED else [f"init={system}"] if system in CONTROLS else []
                     yield (
                         (task, system, seed, number),

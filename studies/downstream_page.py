@@ -90,16 +90,15 @@ def _method(summary: dict[str, Any]) -> list[str]:
     count, pretraining = len(summary["seeds"]), summary["pretraining"]
     tasks = "; ".join(f"`{name}`: `{' '.join(asked['words'])}`" for name, asked in summary["tasks"].items())
     tried = ", ".join(f"{rate:g}" for rate in summary["rates"])
-    rates = ", ".join(f"`{name}` {rate:g}" for name, rate in summary["chosen_rates"].items())
     return [
         f"Systems: {SYSTEM_NAMES['libri']} (`libri`, the demo's first iteration, {pretraining['updates']} updates on the "
         "study's part of train-clean-100, one model for all seeds), the demo's model (`demo`, synthetic speech), an encoder of its "
         "architecture with random weights, and two controls, normalised over the utterance, of a frame and five to each side.",
         "",
         "The encoder is frozen; the head reads a trained weighted sum of all layers. Every fine-tuning has "
-        f"{summary['updates']} updates, {count} seeds and the settings `{' '.join(summary['finetune'])}`; {tasks}. Rates, of {tried}, with "
-        f"the lowest mean error over all systems on the validation part of the first fold and seed: {rates}. The checkpoint is chosen on "
-        "the validation part; the test part decides nothing (trials of rates measure it too, unused).",
+        f"{summary['updates']} updates, {count} seeds and the settings `{' '.join(summary['finetune'])}`; {tasks}. The rate of each task "
+        f"and system is the one of {tried} with the lowest error on the validation part of the first fold and seed (table below). The "
+        "checkpoint is chosen on the validation part; the test part decides nothing (trials of rates measure it too, unused).",
         "",
         "Data: digits of six speakers (FSDD), each the test of one fold, the next one its validation; phones of two groups of recordings "
         "(autovot, without stress and pauses), each the test of one fold, a share of the other's utterances its validation; read speech of "
@@ -124,13 +123,13 @@ def _all_systems(summary: dict[str, Any]) -> list[str]:
 def _rates(summary: dict[str, Any]) -> list[str]:
     """Errors on validation at each rate, from which the rates were chosen."""
     rates = [f"{rate:g}" for rate in summary["rates"]]
-    lines = ["## Rates", "", "Error on the validation part of the first fold and seed, at each rate.", ""]
+    lines = ["## Rates", "", "Error on the validation part of the first fold and seed at each rate; the chosen rate is bold.", ""]
     lines += [f"| task | system | {' | '.join(rates)} |", f"|---|---{'|---' * len(rates)}|"]
     for task, of in summary["rate_errors"].items():
         for name in of:
-            lines.append(
-                f"| {TASKS[task].name} | {SYSTEM_NAMES[name]} | {' | '.join(f'{of[name][rate]:.4f}' for rate in rates)} |"
-            )
+            chosen = f"{summary['chosen_rates'][task][name]:g}"
+            cells = [f"**{of[name][rate]:.4f}**" if rate == chosen else f"{of[name][rate]:.4f}" for rate in rates]
+            lines.append(f"| {TASKS[task].name} | {SYSTEM_NAMES[name]} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 

@@ -25,7 +25,7 @@ def sets_of(folder: Path) -> dict[str, Stage]:
 
 def trainings(folder: Path, **changes: Any) -> dict[Any, Any]:
     models = {name: Stage(name, folder / name, {}, 0.0, made=False) for name in ("demo", "libri")}
-    rates = dict.fromkeys(CONFIG["tasks"], 0.01)
+    rates = dict.fromkeys(CONFIG["tasks"], dict.fromkeys(SYSTEMS, 0.01))
     return dict(study.trainings(folder, CONFIG | changes, sets_of(folder), models, rates))
 
 
@@ -40,7 +40,7 @@ def made_up(folder: Path, errors: dict[str, int] = ERRORS) -> dict[str, Any]:
         found[task, system, seed, fold] = {"by_speaker": sums, "validation_error": 0.5, "layers": layers, "commit": "abc"}
         assert job.characters == (task in ("digits_ctc", "speech"))
     costs = {"trainings": 9, "training_seconds": [1.0, 2.0, 3.0], "pretraining_seconds": 60.0, "machine": "one"}
-    rates = dict.fromkeys(CONFIG["tasks"], 0.01)
+    rates = dict.fromkeys(CONFIG["tasks"], dict.fromkeys(SYSTEMS, 0.01))
     errors = {task: {system: {f"{rate:g}": 0.5 for rate in CONFIG["rates"]} for system in SYSTEMS} for task in CONFIG["tasks"]}
     return summarised(CONFIG, found) | costs | {"chosen_rates": rates, "rate_errors": errors}
 
@@ -99,7 +99,7 @@ def test_folds_are_merged_by_speaker_and_the_rate_is_chosen_on_validation() -> N
     }
     errors = study.rate_errors(found)
     assert errors == {"digits": {"demo": {"0.1": 0.1, "0.2": 0.3}, "mfcc": {"0.1": 0.9, "0.2": 0.3}}}
-    assert study.chosen_rate(errors["digits"]) == 0.2
+    assert study.chosen_rates(errors) == {"digits": {"demo": 0.1, "mfcc": 0.2}}, "each system has its own best"
 
 
 def test_errors_are_read_from_the_files_of_a_run(tmp_path: Path) -> None:

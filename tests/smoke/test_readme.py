@@ -5,17 +5,24 @@ import shlex
 from pathlib import Path
 
 import pytest
+import soundfile
+import torch
 
+from openwavlm.downstream.export import export_task
+from openwavlm.downstream.load import load_task_run
+from openwavlm.downstream.vocabulary import Vocabulary
 from openwavlm.runs.compose import composed, plain
 from openwavlm.training.config import RunConfig, with_placeholders
 from programs import REPOSITORY, run_program
 from runs import compose
 from synthetic import make_corpus, write_speech_like
+from tasks import FINETUNE, begin, make_encoder, make_task_shards
 
 PAGES = sorted(
     path for pattern in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md") for path in REPOSITORY.glob(pattern)
 )
 RECORDINGS, NOISE, FILE = "/path/to/recordings", "/path/to/noise", "/path/to/recordings/SPEAKER/FILE.flac"
+EXPORT, SPOKEN = "runs/asr/export", "speech.flac"
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -76,6 +83,29 @@ def test_the_commands_for_own_recordings_run_as_written(folder, monkeypatch, cap
     audio = folder / "recordings" / "spk00" / "utt000.flac"
     exec(compile(snippet.replace(FILE, str(audio)), "README.md", "exec"), {})
     assert capsys.readouterr().out.count(", 192)") == 4, "nano has three layers of width 192, and the encoder's input"
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' own
+def test_the_five_lines_from_python_give_the_transcript_of_a_fine_tuned_model(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    (snippet,) = blocks(section("README.md", "From Python"), "python")
+    assert len([line for line in snippet.splitlines() if line]) == 5 and EXPORT in snippet and SPOKEN in snippet
+    shards, run = make_task_shards(tmp_path), tmp_path / "run"
+    # A head that has hardly moved from its random weights, so that its transcripts are not empty.
+    short = ["optim.updates=2", "optim.warmup_updates=1", "optim.lr=1e-6"]
+    often = ["callbacks.checkpoint_every=2", "callbacks.validate_every=2"]
+    begin([*FINETUNE, *short, *often, f"init={make_encoder(tmp_path / 'encoder')}", f"data.sources.speech.shards={shards}"], run)
+    audio = tmp_path / "audio" / "s1-2.flac"
+    snippet = snippet.replace(EXPORT, str(export_task(run))).replace(SPOKEN, str(audio))
+    exec(compile(snippet, "README.md", "exec"), {})
+    ours, (waveform, _) = load_task_run(run, "best"), soundfile.read(audio, dtype="float32")
+    with torch.no_grad():
+        logits = ours.model(torch.from_numpy(waveform)[None], torch.tensor([len(waveform)])).logits[0]
+    text = Vocabulary(ours.symbols, phones=False).greedy(logits.argmax(-1).tolist())
+    printed = re.sub(
+        r"<s>|</s>|<unk>", "", capsys.readouterr().out
+    )  # Transformers prints them, a trained head does not predict them
+    assert text and printed.split() == text.split()
 
 
 def test_every_train_command_of_the_pages_composes():

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,98 @@ def test_a_wrong_table_is_refused_with_its_line(tmp_path, content, message):
     (tmp_path / "t.tsv").write_text(content)
     with pytest.raises(ValueError, match=message):
         read_table(tmp_path / "t.tsv", Task())
+
+
+@pytest.mark.filterwarnings("ignore")  # dill's own, in datasets
+@pytest.mark.parametrize("kind", ["parquet", "folder"])
+def test_a_column_of_a_hugging_face_dataset_is_a_table_with_classes_by_their_names(shards, tmp_path, kind):
+    datasets = pytest.importorskip("datasets")
+    keys = Index.open(shards).keys[:3]
+    features = {
+        "mood": datasets.ClassLabel(names=["bad", "good"]),
+        "score": datasets.Value("int32"),
+        "key": datasets.Value("string"),
+    }
+    columns = {"key": keys, "mood": [1, 0, 1], "score": [7, 8, 7]}
+    data = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    path = tmp_path / ("moods.parquet" if kind == "parquet" else "moods")
+    if kind == "parquet":
+        data.to_parquet(path)
+    else:
+        data.save_to_disk(path, num_shards=2)
+    (tmp_path / "moods.tsv").write_text(
+        "key\tmood\n" + "".join(f"{key}\t{mood}\n" for key, mood in zip(keys, ["good", "bad", "good"], strict=True))
+    )
+    moods, lines = (opened(shards, Task(name="sid", field="mood", table=str(one))) for one in (path, tmp_path / "moods.tsv"))
+    assert moods.classes == ("bad", "good") and moods.fingerprints() == lines.fingerprints()
+    assert read_table(path, Task(name="sid", field="score")) == dict(zip(keys, ["7", "8", "7"], strict=True))
+
+
+def write_parquet(path: Path, columns: dict[str, list], names: list[str] | None = None) -> Path:
+    arrow = pytest.importorskip("pyarrow")
+    table = arrow.table(columns)
+    if names is not None:
+        features = {"text": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pytest.importorskip("pyarrow.parquet").write_table(table, path, row_group_size=2)
+    return path
+
+
+def test_a_parquet_file_may_hold_texts_and_numbers_and_other_columns(tmp_path):
+    columns = {"audio": [b"", b"", b""], "text": ["it's", '"b', ""], "key": ["x", "y", "z"], "age": [3.5, 1.0, 2.0]}
+    path = write_parquet(tmp_path / "t.parquet", columns)
+    assert read_table(path, Task()) == {"x": "it's", "y": '"b', "z": ""}
+    assert read_table(path, Task(name="sid", field="age")) == {"x": "3.5", "y": "1.0", "z": "2.0"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "message"),
+    [
+        ({"key": ["x", "y"], "text": ["a", None]}, None, r"t.parquet, row 1: text must be a text or number, but is None"),
+        ({"key": ["x", None], "text": ["a", "b"]}, None, r"row 1: key must be a text or number, but is None"),
+        ({"key": ["x"], "text": [["a", "b"]]}, None, r"row 0: text must be a text or number, but is \['a', 'b'\]"),
+        ({"key": ["x", "y", "z"], "text": [0, 1, -1]}, ["no", "yes"], "row 2: text is the class -1, but there are 2 names"),
+        ({"key": ["x"], "text": [2]}, ["no", "yes"], "row 0: text is the class 2, but there are 2 names"),
+        ({"key": ["x", "y", "x"], "text": ["a", "b", "c"]}, None, "row 2: x has another target before"),
+        ({"id": ["x"], "text": ["a"]}, None, "must have the columns key and text .* but has id, text"),
+    ],
+)
+def test_a_wrong_parquet_file_is_refused_with_its_row(tmp_path, columns, names, message):
+    path = write_parquet(tmp_path / "t.parquet", columns, names)
+    with pytest.raises(ValueError, match=message):
+        read_table(path, Task())
+
+
+def test_a_damaged_parquet_file_or_folder_is_refused_by_name(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "t.parquet").write_bytes(b"PAR1, and then nothing of it")
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    with pytest.raises(ValueError, match=r"t\.parquet cannot be read"):
+        read_table(tmp_path / "t.parquet", Task())
+    with pytest.raises(ValueError, match=r"data\.arrow cannot be read"):
+        read_table(tmp_path, Task())
+    (tmp_path / "data.arrow").write_bytes(b"no arrow")
+    with pytest.raises(ValueError, match=r"data\.arrow cannot be read"):
+        read_table(tmp_path, Task())
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "but has no state.json: write one by Dataset.save_to_disk"),
+        ({"test/state.json": "{}", "train/state.json": "{}"}, "has no state.json: name one of its parts, test, train"),
+        ({"state.json": "{}"}, "state.json does not list the data files"),
+        ({"state.json": "["}, "state.json does not list the data files"),
+        ({"state.json": '{"_data_files": []}'}, "is read by pyarrow, which is not installed: pip install pyarrow"),
+    ],
+)
+def test_a_folder_that_is_no_data_set_is_refused_and_so_is_one_where_pyarrow_is_missing(tmp_path, files, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path, Task())
 
 
 def test_a_missing_field_is_refused_with_those_that_there_are(shards):

@@ -18,8 +18,8 @@ class Task:
         name: `ctc` (characters of a transcript), `phones` (CTC over symbols between spaces) or `sid` (one class for an utterance:
             speaker, word, language, emotion).
         field: Field of the shards' JSON, or column of `table`, that holds the target; null = `text`, `phones` or `speaker`.
-        table: TSV file with a header and the columns `key` (as in the shards, or the recording's name) and `field`; null = the shards'
-            own fields.
+        table: TSV file with a header, `.parquet` file or folder of Hugging Face's `save_to_disk`, with the columns `key` (as in the
+            shards, or the recording's name) and `field`; null = the shards' own fields.
         letters: Case of a transcript's letters: `as_is`, `upper` or `lower`.
         replace: Texts OLD=NEW, applied in order to every target before it is split into tokens, as in 'task.replace=["é=e","-= ","!="]';
             an empty NEW removes OLD.

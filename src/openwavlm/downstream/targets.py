@@ -1,9 +1,10 @@
-"""Targets of the rows of a shard set: a field of the shards' JSON, or a column of a table."""
+"""Targets of the rows of a shard set: a field of the shards' JSON, or a column of a table (TSV, Parquet, Hugging Face dataset)."""
 
 import csv
 import hashlib
+import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from openwavlm.downstream.settings import Task
@@ -58,34 +59,103 @@ def _in_table(table: Mapping[str, str], index: Index, row: int, key: str) -> str
 
 
 def read_table(path: Path, task: Task) -> dict[str, str]:
-    """Targets by `key` of a TSV file with a header; no quoting, so that apostrophes and quotation marks are letters.
+    """Targets by `key` of a TSV file, a `.parquet` file or a folder of `datasets.Dataset.save_to_disk`.
 
     Raises:
-        ValueError: If the file or a column is missing, a row has too few fields, or a key is there twice with different targets.
+        ValueError: If the file or a column is missing, a row has too few fields or no target, or a key is there twice with different
+            targets; for Parquet and folders, if pyarrow is not installed or the file is damaged.
     """
-    if not path.is_file():
-        raise ValueError(f"task.table must be a TSV file, but {path} does not exist")
+    if not path.exists():
+        raise ValueError(f"task.table must be a TSV file, a .parquet file or a folder of save_to_disk, but {path} does not exist")
+    columnar = path.is_dir() or path.suffix == ".parquet"
+    rows = _of_columns(path, task.target) if columnar else _of_lines(path, task.target)
+    found: dict[str, str] = {}
+    for number, key, target in rows:
+        if found.setdefault(key, target) != target:
+            place = f"{path}, {'row' if columnar else 'line'} {number}"
+            raise ValueError(f"{place}: {key} has another target before: remove one")
+    return found
+
+
+def _of_lines(path: Path, field: str) -> Iterator[tuple[int, str, str]]:
+    """(line, key, target) of the rows of a TSV file with a header; no quoting, so that apostrophes and quotation marks are letters."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}): convert it to UTF-8") from error
     header = rows[0] if rows else []
-    missing = [name for name in ("key", task.target) if name not in header]
-    if missing:
-        raise ValueError(
-            f"{path} must have the columns key and {task.target} (task.field), but has {', '.join(header) or 'none'}"
-        )
-    key, target = header.index("key"), header.index(task.target)
-    found: dict[str, str] = {}
+    _check_columns(path, header, field)
+    key, target = header.index("key"), header.index(field)
     for number, row in enumerate(rows[1:], start=2):
         if not row:
             continue
         if len(row) <= max(key, target):
             raise ValueError(f"{path}, line {number}: it must have {len(header)} fields, but has {len(row)}")
-        if found.setdefault(row[key], row[target]) != row[target]:
-            raise ValueError(f"{path}, line {number}: {row[key]} has another target before: remove one")
-    return found
+        yield number, row[key], row[target]
+
+
+def _of_columns(path: Path, field: str) -> Iterator[tuple[int, str, str]]:
+    """(row, key, target) of Arrow data, rows counted from 0, classes by their names; other columns are not decoded."""
+    files = _arrow_files(path)
+    try:
+        arrow = importlib.import_module("pyarrow")
+        importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ValueError(f"task.table={path} is read by pyarrow, which is not installed: pip install pyarrow") from error
+    row = 0
+    for file in files:
+        try:
+            of_parquet = file.suffix == ".parquet"
+            reader = arrow.parquet.ParquetFile(file) if of_parquet else arrow.ipc.open_stream(arrow.memory_map(str(file)))
+            schema = reader.schema_arrow if of_parquet else reader.schema
+            _check_columns(path, schema.names, field)
+            names = _class_names(schema.metadata or {}, field)
+            for batch in reader.iter_batches(columns=["key", field]) if of_parquet else reader:
+                for key, value in zip(batch.column("key").to_pylist(), batch.column(field).to_pylist(), strict=True):
+                    yield row, _as_text(key, None, path, row, "key"), _as_text(value, names, path, row, field)
+                    row += 1
+        except (arrow.ArrowException, OSError) as error:
+            raise ValueError(f"{file} cannot be read ({' '.join(str(error).split())[:200]}): write it again") from error
+
+
+def _arrow_files(path: Path) -> list[Path]:
+    """The Parquet file, or the files of a folder of `datasets.Dataset.save_to_disk` in order."""
+    if path.is_file():
+        return [path]
+    parts = [one.parent.name for one in sorted(path.glob("*/state.json"))]
+    if not (path / "state.json").is_file():
+        cure = f"name one of its parts, {', '.join(parts)}" if parts else "write one by Dataset.save_to_disk"
+        raise ValueError(f"task.table={path} must be a folder of Dataset.save_to_disk, but has no state.json: {cure}")
+    try:
+        return [path / one["filename"] for one in json.loads((path / "state.json").read_text())["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path / 'state.json'} does not list the data files ({error}): write the folder again") from error
+
+
+def _class_names(metadata: Mapping[bytes, bytes], field: str) -> list[str] | None:
+    """Names of a column of type ClassLabel, from the features that `datasets` writes into the schema; None for another column."""
+    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    feature = features.get(field, {})
+    return feature["names"] if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+
+
+def _as_text(value: object, names: list[str] | None, path: Path, row: int, column: str) -> str:
+    if names is not None and isinstance(value, int):
+        if not 0 <= value < len(names):
+            raise ValueError(
+                f"{path}, row {row}: {column} is the class {value}, but there are {len(names)} names: remove the row"
+            )
+        return names[value]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        found = str(value)[:60]
+        raise ValueError(f"{path}, row {row}: {column} must be a text or number, but is {found}: correct or remove the row")
+    return str(value)
+
+
+def _check_columns(path: Path, header: list[str], field: str) -> None:
+    if any(name not in header for name in ("key", field)):
+        raise ValueError(f"{path} must have the columns key and {field} (task.field), but has {', '.join(header) or 'none'}")
 
 
 def fingerprint_of(targets: list[str | None]) -> str:

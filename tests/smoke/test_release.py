@@ -1,18 +1,31 @@
 """A release folder: loads as `init_from`, as teacher and in Transformers, labels other audio as the run's labels, and has a model card."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from openwavlm.batches.sources import OpenData
+from openwavlm.checkpoints.head import codebooks_in, read_heads
 from openwavlm.downstream.release import release_run
 from openwavlm.labels.assign import assign_labels
+from openwavlm.labels.fit import fit_codebook
 from openwavlm.labels.store import LabelStore
 from openwavlm.labels.teacher import open_teacher
+from openwavlm.model.pretraining import WavLMForPretraining
+from openwavlm.runs.check import check_launch
+from openwavlm.runs.compose import plain
+from openwavlm.runs.init_from import begin_from
 from openwavlm.shards.index import Index
-from runs import SETTINGS, launch, make_data
+from openwavlm.training.build import make_builder, make_model
+from openwavlm.training.config import RunConfig
+from openwavlm.training.control import Control
+from openwavlm.training.validation import Evaluation
+from runs import SETTINGS, compose, launch, make_data, table, weights
 from tasks import FINETUNE, begin, make_task_shards
 
 pytest.importorskip("huggingface_hub")
@@ -35,16 +48,66 @@ def place(data: list[str], key: str) -> Path:
     return Path(next(one.partition("=")[2] for one in data if f".{key}=" in one))
 
 
-def test_others_continue_from_it_without_clustering_again(data, released, tmp_path):
-    shards = place(data, "shards")
-    assign_labels(shards, released / "codebook", tmp_path / "labels")
-    index = Index.open(shards)
-    ours, theirs = LabelStore.open(tmp_path / "labels", index), LabelStore.open(place(data, "labels"), index)
+@pytest.fixture(scope="module")
+def continued(data, released, tmp_path_factory) -> tuple[list[str], Path]:
+    """Overrides of a run on labels by the released codebook that begins as the release, and its folder."""
+    folder = tmp_path_factory.mktemp("continued")
+    assign_labels(place(data, "shards"), released / "codebook", folder / "labels")
+    labelled = [f"data.sources.speech.labels={folder / 'labels'}", f"init_from={released}"]
+    overrides = [*QUICK, *data, *labelled, "callbacks.checkpoint_every=2"]
+    assert launch(overrides, folder / "run") == [0]
+    return overrides, folder / "run"
+
+
+def test_others_continue_from_it_without_clustering_again(data, released, continued):
+    index = Index.open(place(data, "shards"))
+    ours, theirs = LabelStore.open(continued[1].parent / "labels", index), LabelStore.open(place(data, "labels"), index)
     assert ours.codebook_hash == theirs.codebook_hash
     assert all(np.array_equal(ours.read(row), theirs.read(row)) for row in range(len(index)))
-    overrides = [*QUICK, *data, f"data.sources.speech.labels={tmp_path / 'labels'}", f"init_from={released}"]
-    assert launch(overrides, tmp_path / "run") == [0]
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["init_from"]["model"] == open_teacher(released).hash
+    begun = json.loads((continued[1] / "run.json").read_text())["init_from"]
+    (head,) = read_heads(released, json.loads((released / "openwavlm.json").read_text()))
+    assert (begun["model"], begun["head"]) == (open_teacher(released).hash, [head.hash()])
+
+
+def cross_entropy(model: WavLMForPretraining, config: RunConfig, opened: OpenData, folder: Path) -> float:
+    """Masked cross-entropy of the held-out speakers, as the run's validation has it."""
+    counts = [opened.label_counts(number) for number in range(len(opened.classes))]
+    builder = make_builder(config, opened, training=False)
+    evaluation = Evaluation(opened.validation_specs(), builder, config.loader, counts, Control(folder))
+    return float(evaluation.run(model, torch.device("cpu"))["cross_entropy"])
+
+
+def test_the_first_cross_entropy_is_the_last_of_the_released_run(data, released, tmp_path):
+    config = RunConfig.of(plain(compose([*QUICK, *data])))
+    last = float(table(released.parent, "validation.csv")[-1]["cross_entropy"])
+    with closing(OpenData(config.data, config.batch, config.seed)) as opened:
+        model, codebooks = make_model(config, opened.classes), codebooks_in(opened.fingerprints())
+        begin_from(model, released, codebooks, new_head=True)
+        assert cross_entropy(model, config, opened, tmp_path) > last + 0.01, "a new head predicts worse"
+        assert None not in begin_from(model, released, codebooks)["head"]
+        assert cross_entropy(model, config, opened, tmp_path) == pytest.approx(last, rel=1e-5)
+
+
+def test_with_labels_of_another_codebook_the_head_is_new(data, released, tmp_path):
+    shards = place(data, "shards")
+    settings = {"engine": "minibatch", "min_frames_per_cluster": 20, "validation_share": 0.3, "seed": 5}
+    fit_codebook([shards], tmp_path / "codebook", clusters=10, **settings)
+    assign_labels(shards, tmp_path / "codebook", tmp_path / "labels")
+    other = f"data.sources.speech.labels={tmp_path / 'labels'}"
+    check_launch(plain(compose([*QUICK, *data, other, f"init_from={released}"])), tmp_path / "run", {})
+    assert launch([*QUICK, *data, other, f"init_from={released}", "stop_after=1"], tmp_path / "run") == [0]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["init_from"]["head"] == [None]
+
+
+@pytest.mark.parametrize(("kill_at", "saved"), [(14, 0), (20, 1)])
+def test_killed_before_or_after_its_first_checkpoint_it_goes_on_bit_equal(continued, tmp_path, kill_at, saved):
+    overrides, whole = continued
+    assert launch(overrides, tmp_path, kill_at_fsync=kill_at) != [0]
+    assert len(list((tmp_path / "checkpoints").glob("*.ckpt"))) == saved
+    assert launch(overrides, tmp_path) == [0]
+    assert (tmp_path / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    after, before = weights(tmp_path, 4), weights(whole, 4)
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 @pytest.mark.filterwarnings("ignore")  # Transformers' own

@@ -12,7 +12,8 @@ from hydra.core.global_hydra import GlobalHydra
 from openwavlm.batches.plan import PLAN_VERSION
 from openwavlm.cli.app import command
 from openwavlm.runs import monitoring
-from openwavlm.runs.assemble import _begin_from, _resume_plan
+from openwavlm.runs.assemble import _begin_from as begin_from_checkpoint
+from openwavlm.runs.assemble import _resume_plan
 from openwavlm.runs.check import check_world_size
 from openwavlm.runs.compose import composed, conf_dir, plain, swept
 from openwavlm.runs.launch import write_summary
@@ -144,11 +145,26 @@ def test_an_interrupted_command_and_a_refused_one_have_statuses_of_their_own(mon
 
 def test_a_run_goes_on_only_from_the_model_that_it_began_as(monkeypatch):
     record = SimpleNamespace(content={})
-    config = SimpleNamespace(init_from="here", allow_change=[])
-    monkeypatch.setattr("openwavlm.runs.assemble.begin_from", lambda encoder, path: {"path": path, "model": encoder})
+    config = SimpleNamespace(init_from="here", init_head=None, allow_change=[])
+    asked: list[Any] = []
+
+    def begin(model: str, path: str, codebooks: list[str], *, new_head: bool, before: Any) -> dict[str, Any]:
+        asked.append((codebooks, before))
+        return {"path": path, "model": model, "head": [None if new_head else "h"]}
+
+    monkeypatch.setattr("openwavlm.runs.assemble.begin_from", begin)
+
+    def _begin_from(model: str, config: Any, record: Any) -> None:
+        begin_from_checkpoint(model, config, record, {"shards.speech": "s", "codebook": "a", "codebook.2": "b"})
+
     _begin_from("first", config, record)
-    assert record.content == {"init_from": {"path": "here", "model": "first"}}
+    assert record.content == {"init_from": {"path": "here", "model": "first", "head": ["h"]}} and asked == [(["a", "b"], None)]
     _begin_from("first", config, record)
+    config.init_head = "new"
+    with pytest.raises(ValueError, match="was initialised with another prediction head than here gives it now"):
+        _begin_from("first", config, record)
+    config.init_head = None
+    assert asked[-1][1] == record.content["init_from"]
     with pytest.raises(ValueError, match="was initialised from the model first of here, but here now holds other"):
         _begin_from("other", config, record)
     assert record.content["init_from"]["model"] == "first"

@@ -316,7 +316,13 @@ def test_a_training_is_given_its_own_labels_and_overrides(tmp_path: Path, monkey
     before = {"export": stage("exported")}
     warm = one._train(2, IterationSettings("layer", 5, updates=70, overrides=("b=2",), start="warm"), labels, before)
     assert any(part.startswith("init_from=") and "exported" in part for part in given[1]) and warm.key != trained.key
-    assert not any(part.startswith("init_from=") for part in program)
+    assert "init_head=new" in given[1] and not any(part.startswith("init_") for part in program)
+    older, newer = (tmp_path / name for name in ("older", "newer"))
+    for run, text in ((older, "init_from: x"), (newer, "init_from: x\ninit_head: new")):
+        run.mkdir()
+        (run / "config.yaml").write_text(text)
+    begun = [iteration._new_head(run, IterationSettings("layer", 5, start="warm")) for run in (older, newer, tmp_path)]
+    assert begun == [[], ["init_head=new"], ["init_head=new"]], "a run of before the key goes on without it"
     mark = json.loads((warm.folder / "stage.json").read_text())
     assert mark["settings"][1:] == [
         {"decides": expected, "start": "warm"},

@@ -17,6 +17,7 @@ from openwavlm.audio.errors import AudioError
 from openwavlm.audio.read import check_clip
 from openwavlm.runtime import open_files
 from openwavlm.runtime.randomness import uniform, words
+from openwavlm.runtime.resources import naming
 from openwavlm.runtime.sealed import write_sealed
 from openwavlm.shards import reader as reader_module
 from openwavlm.shards.corpora.utterance import Utterance, utterance_key
@@ -25,7 +26,7 @@ from openwavlm.shards.done import is_done, refuse_many_skipped, skipped, task_do
 from openwavlm.shards.index import COLUMNS, TABLES, Index, ShardInfo, index_fingerprint, shard_identity
 from openwavlm.shards.index_writer import build_index, write_index
 from openwavlm.shards.prepare import make_shards
-from openwavlm.shards.reader import ShardReader, read_fields
+from openwavlm.shards.reader import ShardReader, read_all_fields, read_fields
 from openwavlm.shards.stats import partner_shares
 from openwavlm.shards.tasks import append_tasks, cut_tasks, join_short_clips, read_task, task_lines
 from openwavlm.shards.verify import verify_shards
@@ -205,6 +206,14 @@ def test_rows_lie_in_the_order_of_their_hashes_in_shards_of_nearly_equal_size(wr
         assert read_fields(index, row)["recording"] == index.recordings[index.recording[row]].removeprefix("set/")
 
 
+def test_the_fields_of_all_rows_are_those_of_each_and_open_each_shard_once(written, monkeypatch):
+    index = build_index(written[0])
+    expected, opened = [read_fields(index, row) for row in range(8)], list[Path]()
+    monkeypatch.setattr(reader_module, "naming", lambda path: opened.append(path) or naming(path))
+    assert list(read_all_fields(index)) == expected
+    assert opened == [index.path / shard.name for shard in index.shards]
+
+
 @pytest.mark.parametrize(("most", "sizes"), [(4, [4, 4]), (5, [4, 4]), (7, [4, 4]), (8, [8]), (1000, [8]), (1, [1] * 8)])
 def test_a_task_has_as_few_shards_as_its_rows_need(written, tmp_path, most, sizes):
     shutil.copy(written[0] / "tasks.jsonl", tmp_path)
@@ -219,6 +228,8 @@ def test_fields_are_read_only_from_behind_a_rows_own_audio(written):
     index.nbytes[1] -= 600  # as of another tar: the block behind is no header of a .json
     with pytest.raises(ValueError, match=r"the audio of row 1 must be followed by its \.json in .*000000-000\.tar"):
         read_fields(index, 1)
+    with pytest.raises(ValueError, match=r"the audio of row 1 must be followed by its \.json"):
+        list(read_all_fields(index))
     assert read_fields(index, 0)["source"] == "set"
 
 

@@ -57,6 +57,8 @@ def batch(targets: list[list[int]], lengths: list[int] = LENGTHS, **values: Any)
         num_samples=torch.tensor(lengths),
         targets=padded,
         target_lengths=torch.tensor([len(numbers) if size else 0 for numbers, size in zip(targets, lengths, strict=True)]),
+        frame_counts=tuple(max(0, int(num_frames(size))) for size in lengths),
+        token_counts=tuple(len(numbers) if size else 0 for numbers, size in zip(targets, lengths, strict=True)),
         mask=torch.zeros(len(lengths), frames, dtype=torch.bool),
         channel_mask=torch.zeros(len(lengths), 64, dtype=torch.bool),
         layer_keep=torch.ones(3, dtype=torch.bool),
@@ -269,7 +271,15 @@ def test_the_ctc_loss_is_the_sum_over_readable_rows_and_a_row_without_a_path_has
 
     expected = sum(-math.log(forward_probability(row)) for row in (0, 1))
     assert forward_probability(2) == 0.0
-    assert float(task_loss(output, micro, ctc=True)) == pytest.approx(expected, rel=1e-5)
+    loss = task_loss(output, micro, ctc=True)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    # The counts on the host are the tensors', which give the same bits.
+    assert list(micro.frame_counts) == output.frames.clamp(min=0).tolist()
+    assert list(micro.token_counts) == micro.target_lengths.tolist()
+    frames, named = output.frames.clamp(min=1), {"reduction": "none", "zero_infinity": True}
+    log_probs = output.logits.log_softmax(-1).transpose(0, 1)
+    rows = nn.functional.ctc_loss(log_probs, micro.targets.clamp(min=1), frames, micro.target_lengths, **named)
+    assert torch.equal(loss, torch.where(micro.target_lengths > 0, rows, 0).sum())
 
 
 @torch.no_grad()

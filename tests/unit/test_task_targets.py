@@ -268,6 +268,7 @@ def test_where_the_speaker_is_the_target_utterances_are_split(shards):
     task = opened(shards, Task(name="sid"), validation_share=0.3)
     assert task.split == "utterance" and task.classes == ("s0", "s1", "s2", "s3", "s4")
     assert {VALIDATION, TRAINING} == set(task.parts["speech"].tolist())
+    assert task.numbers["speech"] == [[task.classes.index(target)] for target in task.targets["speech"]]
 
 
 def test_added_rows_move_no_speaker(shards, tmp_path):

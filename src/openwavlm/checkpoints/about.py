@@ -15,7 +15,7 @@ _AGAIN = "export the model again, or copy its folder again"
 
 def about_bytes(content: Mapping[str, Any], files: Iterable[Path]) -> bytes:
     """Bytes of `openwavlm.json`: `content` and the checksums of the model's files."""
-    checksums = {file.name: _checksum(file) for file in files}
+    checksums = {file.name: file_checksum(file) for file in files}
     return (json.dumps(sealed({**content, "files": checksums}), indent=1) + "\n").encode()
 
 
@@ -25,7 +25,7 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     content = read_sealed(path, remedy=_AGAIN)
-    kinds = {"files": dict, "fingerprints": dict, "trained_on": dict | None}
+    kinds = {"files": dict, "fingerprints": dict, "trained_on": dict | None, "label_embeddings": list}
     wrong = [name for name, kind in kinds.items() if name in content and not isinstance(content[name], kind)]
     if wrong or not all(isinstance(checksum, str) for checksum in content.get("files", {}).values()):
         raise ValueError(f"{path} is damaged ({(wrong or ['files'])[0]} has another type than in an export): {_AGAIN}")
@@ -43,12 +43,13 @@ def check_files(folder: Path) -> bool:
         file = folder / Path(name).name
         if not file.is_file():
             raise ValueError(f"{file} is missing, but {ABOUT} beside it names it: {_AGAIN}")
-        if _checksum(file) != expected:
+        if file_checksum(file) != expected:
             raise ValueError(
                 f"{file} is not the exported file ({ABOUT} has another checksum): {_AGAIN}; if you changed it, delete {folder / ABOUT}"
             )
     return bool(files)
 
 
-def _checksum(file: Path) -> str:
+def file_checksum(file: Path) -> str:
+    """BLAKE2b checksum of a file, as hexadecimal text."""
     return digest_of(file, lambda: hashlib.blake2b(digest_size=16))

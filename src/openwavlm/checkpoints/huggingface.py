@@ -120,7 +120,7 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
             f"a directory must hold model.safetensors or pytorch_model.bin, or one of them in parts with its .index.json, but "
             f"{directory} has none of these; give what save_pretrained or export wrote"
         )
-    return path, _read_parts(path) if path.suffix == ".json" else _read_file(path)
+    return path, _read_parts(path) if path.suffix == ".json" else read_tensors(path)
 
 
 def _read_parts(index: Path) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
         part = index.parent / name
         if not part.is_file():
             raise ValueError(f"every file that {index} names must be beside it, but {name} is missing; fetch it too")
-        held = _read_file(part)
+        held = read_tensors(part)
         expected = {tensor for tensor, file in file_of.items() if file == name}
         if held.keys() != expected:
             wrong = min(held.keys() ^ expected)
@@ -144,7 +144,8 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
     return state
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of one file, a pickle if its name ends in .bin, else safetensors; raises a `ValueError` if it cannot be read."""
     if path.suffix == ".bin":
         state = read_pickle(path, tensors_alone=True)
     else:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openwavlm.audio.frames import num_samples_of
+from openwavlm.audio.frames import num_frames, num_samples_of
 from openwavlm.batches.batch import MicroBatchId, Movable
 from openwavlm.batches.masking import draw_span_mask
 from openwavlm.batches.plan import MicroBatchSpec
@@ -30,6 +30,9 @@ class TaskBatch(Movable):
     num_samples: Tensor  # int64 (batch,), valid samples; 0 for an unreadable row
     targets: Tensor  # int64 (batch, longest), numbers of the vocabulary; −1 = padding
     target_lengths: Tensor  # int64 (batch,); 0 for an unreadable row
+    # On the host, since CTC reads both there, and a copy from the device would wait for it.
+    frame_counts: tuple[int, ...]  # valid frames of each row; 0 for an unreadable row
+    token_counts: tuple[int, ...]  # values of `target_lengths`
     mask: Tensor  # bool (batch, frames), True = masked
     channel_mask: Tensor  # bool (batch, dim), True = channel of the encoder's input that is 0
     layer_keep: Tensor  # bool (layers,), LayerDrop's draw; all True in evaluation
@@ -104,6 +107,8 @@ class TaskBuilder:
             num_samples=torch.from_numpy(num_samples),
             targets=torch.from_numpy(targets),
             target_lengths=torch.from_numpy(lengths.astype(np.int64)),
+            frame_counts=tuple(num_frames(num_samples).tolist()),
+            token_counts=tuple(lengths.tolist()),
             mask=torch.from_numpy(mask),
             channel_mask=torch.from_numpy(channels),
             layer_keep=torch.from_numpy(keep),

@@ -61,7 +61,8 @@ class OpenTask:
         self.parts = split_parts(self.indexes, used, data, self.split)
         self.vocabulary, self.classes = self._symbols()
         self._check_symbols()
-        self.numbers = {name: [self._numbers(target) for target in of_set] for name, of_set in self.targets.items()}
+        number_of = {label: number for number, label in enumerate(self.classes)}
+        self.numbers = {name: [self._numbers(target, number_of) for target in of_set] for name, of_set in self.targets.items()}
         self._check_overlap()
         self.left_out = self._leave_out()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="plan")
@@ -85,12 +86,12 @@ class OpenTask:
 
     def _check_symbols(self) -> None:
         """Refuses held-out targets with symbols or classes that the training part lacks."""
-        rows: dict[str, int] = {}
+        rows, classes = dict[str, int](), set(self.classes)
         for of_set in self.targets.values():
             for target in of_set:
                 if target is None:
                     continue
-                unknown = self.vocabulary.unknown(target) if self.vocabulary else [] if target in self.classes else [target]
+                unknown = self.vocabulary.unknown(target) if self.vocabulary else [] if target in classes else [target]
                 for symbol in unknown:
                     rows[symbol] = rows.get(symbol, 0) + 1
         if rows:
@@ -107,10 +108,10 @@ class OpenTask:
                 f"{len(rows)} {what} of held-out rows do not occur in the training part ({listed} rows): map or remove them by {cure}"
             )
 
-    def _numbers(self, target: str | None) -> list[int] | None:
+    def _numbers(self, target: str | None, number_of: Mapping[str, int]) -> list[int] | None:
         if target is None:
             return None
-        return self.vocabulary.encode(target) if self.vocabulary else [self.classes.index(target)]
+        return self.vocabulary.encode(target) if self.vocabulary else [number_of[target]]
 
     def _check_overlap(self) -> None:
         speakers = shared_speakers(self.indexes, self.parts, (VALIDATION, TEST))

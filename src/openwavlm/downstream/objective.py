@@ -39,8 +39,8 @@ def task_loss(output: TaskOutput, micro: TaskBatch, *, ctc: bool) -> Tensor:
     losses = F.ctc_loss(
         log_probs,
         micro.targets.clamp(min=1),
-        output.frames.clamp(min=1),
-        micro.target_lengths,
+        torch.tensor(micro.frame_counts).clamp(min=1),
+        torch.tensor(micro.token_counts),
         blank=BLANK,
         reduction="none",
         zero_infinity=True,

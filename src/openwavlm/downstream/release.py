@@ -204,7 +204,7 @@ def _use(iteration: Iteration, books: list[Codebook], *, tuned: bool) -> str:
         return "See `transformers.pipeline`; recordings one at a time, 16 kHz, mono."
     lines = ["```python", "import transformers", "", 'model = transformers.WavLMModel.from_pretrained("FOLDER")', "```"]
     if books:
-        lines += ["", "To continue on other audio with the same labels, without clustering again:", "", "```bash"]
+        lines += ["", "To continue encoder and prediction head on other audio, labelled without clustering again:", "", "```bash"]
         lines += [
             "openwavlm assign-labels shards=SHARDS codebook=FOLDER/codebook output=LABELS teacher=TEACHER"
             if "teacher" in books[0].features

@@ -3,14 +3,16 @@
 import csv
 import hashlib
 import importlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from openwavlm.downstream.settings import Task
 from openwavlm.downstream.vocabulary import prepared
 from openwavlm.shards.index import Index
-from openwavlm.shards.reader import read_fields
+from openwavlm.shards.reader import read_all_fields
 
 _SHOWN = 5
 
@@ -23,8 +25,9 @@ def read_targets(index: Index, task: Task, table: Mapping[str, str] | None) -> l
     """
     found: list[str | None] = []
     empty: list[str] = []
-    for row, key in enumerate(index.keys):
-        target = _of_row(index, row, key, task) if table is None else _in_table(table, index, row, key)
+    stored = read_all_fields(index) if table is None else itertools.repeat({})
+    for row, (key, fields) in enumerate(zip(index.keys, stored, strict=table is None)):
+        target = _of_row(fields, index, key, task) if table is None else _in_table(table, index, row, key)
         if target is not None:
             target = prepared(target, task)
             if not target:
@@ -38,8 +41,7 @@ def read_targets(index: Index, task: Task, table: Mapping[str, str] | None) -> l
     return found
 
 
-def _of_row(index: Index, row: int, key: str, task: Task) -> str:
-    fields = read_fields(index, row)
+def _of_row(fields: Mapping[str, Any], index: Index, key: str, task: Task) -> str:
     value = fields.get(task.target)
     if value is None or isinstance(value, bool | list | dict):
         known = ", ".join(sorted(name for name, one in fields.items() if isinstance(one, str | int | float)))

@@ -128,7 +128,7 @@ class Iteration:
 
         def make(folder: Path) -> dict[str, Any]:
             log.info("iteration %d begins with %s; its head is new, as its labels are", number, encoder)
-            return _trained(number, folder, [*chosen, *data])
+            return _trained(number, folder, [*chosen, *data, *_new_head(folder / "run", settings)])
 
         return self.chain.run(f"{number}/train", wanted, inputs, make)
 
@@ -167,6 +167,13 @@ def overrides(config: dict[str, Any], number: int, settings: IterationSettings) 
     """Overrides of the training of iteration `number`, without its data."""
     updates = [f"optim.updates={settings.updates}"] if settings.updates else []
     return [f"name=iteration-{number}", *config["overrides"], *settings.overrides, f"seed={config['seed']}", *updates]
+
+
+def _new_head(run: Path, settings: IterationSettings) -> list[str]:
+    """Override for a new head after a warm start, also on an equal codebook; none for a run that an earlier version began without it."""
+    known = run / "config.yaml"
+    keyless = known.exists() and "init_head" not in read_config(known)
+    return [] if settings.start != "warm" or keyless else ["init_head=new"]
 
 
 def _teacher(settings: IterationSettings, previous: Stages | None) -> Path | None:

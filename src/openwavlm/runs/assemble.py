@@ -11,9 +11,9 @@ from openwavlm.batches.loader import StepLoader
 from openwavlm.batches.plan import PLAN_VERSION
 from openwavlm.batches.schedule import Schedule
 from openwavlm.batches.sources import OpenData
+from openwavlm.checkpoints.head import codebooks_in
 from openwavlm.evaluation.live import LiveProbe
 from openwavlm.model.pretraining import WavLMForPretraining
-from openwavlm.model.wavlm import WavLM
 from openwavlm.runs.announce import announce
 from openwavlm.runs.beginning import Beginning, Launch, note_held_out_seen
 from openwavlm.runs.init_from import begin_from, check_same_beginning
@@ -105,27 +105,28 @@ def assemble(launch: Launch[RunConfig], beginning: Beginning[OpenData]) -> Parts
 
 
 def _model(config: RunConfig, beginning: Beginning[OpenData]) -> WavLMForPretraining:
-    """Random weights by the config's seed; the encoder of `init_from` in a run's first launch."""
+    """Random weights by the config's seed; the encoder of `init_from`, and a head that fits, in a run's first launch."""
     torch.manual_seed(config.seed)
     model = make_model(config, beginning.data.classes)
     if beginning.checkpoint is None and config.init_from:
-        _begin_from(model.wavlm, config, beginning.record)
+        _begin_from(model, config, beginning.record, beginning.data.fingerprints())
     note_held_out_seen(config, beginning)
     if config.model.compile_layers:
         model.wavlm.compile_layers()
     return model
 
 
-def _begin_from(encoder: WavLM, config: RunConfig, record: RunRecord) -> None:
-    """Initialises the encoder from the checkpoint `init_from`, the same one on every rank, and records it in `run.json`."""
-    path = config.init_from
+def _begin_from(model: WavLMForPretraining, config: RunConfig, record: RunRecord, fingerprints: dict[str, str]) -> None:
+    """Initialises the model from the checkpoint `init_from`, the same one on every rank, and records it in `run.json`."""
+    path, before = config.init_from, record.content.get("init_from")
     assert path is not None
-    begun = together(lambda: begin_from(encoder, path))
-    if together(lambda: begun["model"]) != on_rank_zero(lambda: begun["model"]):
+    books = codebooks_in(fingerprints)
+    begun = together(lambda: begin_from(model, path, books, new_head=config.init_head == "new", before=before))
+    if together(lambda: [begun["model"], begun.get("head")]) != on_rank_zero(lambda: [begun["model"], begun.get("head")]):
         raise ValueError(
             f"the ranks are initialised from different models: {path} on this node differs from rank 0's; copy it to every node again"
         )
-    check_same_beginning(record.content.get("init_from"), begun, config.allow_change)
+    check_same_beginning(before, begun, config.allow_change)
     record.content["init_from"] = begun
 
 

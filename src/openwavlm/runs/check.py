@@ -12,6 +12,7 @@ import torch
 from openwavlm.batches.mixing import check_noise_bank
 from openwavlm.batches.settings import Batching
 from openwavlm.batches.sources import OpenData
+from openwavlm.checkpoints.head import codebooks_in
 from openwavlm.runs.branch import check_branch, check_head
 from openwavlm.runs.init_from import begin_from, check_held_out_unseen
 from openwavlm.runs.run_directory import RunRecord, changed_keys, refuse_changes
@@ -81,7 +82,10 @@ def check_launch(values: dict[str, Any], directory: Path, opened: dict[str, Chec
     classes, fingerprints, places, held_out = opened[data]
     with torch.device("meta"):
         model = make_model(config, classes)
-    begun = begin_from(model.wavlm.to_empty(device="cpu"), config.init_from) if config.init_from else None
+    begun = None
+    if config.init_from:
+        new_head = config.init_head == "new"
+        begun = begin_from(model.to_empty(device="cpu"), config.init_from, codebooks_in(fingerprints), new_head=new_head)
     allowed, known = config.allow_change, directory / "config.yaml"
     if known.exists():
         refuse_changes(changed_keys(read_config(known), values), allowed, f"the run in {directory}")

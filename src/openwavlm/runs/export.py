@@ -4,11 +4,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save
-
-from openwavlm.checkpoints.about import ABOUT, about_bytes
+from openwavlm.checkpoints.about import ABOUT, about_bytes, file_checksum
 from openwavlm.checkpoints.fairseq import microsoft_bytes
+from openwavlm.checkpoints.head import HEAD_FILE, head_bytes
 from openwavlm.checkpoints.huggingface import save_huggingface
 from openwavlm.checkpoints.load import SINGLE_FILE
 from openwavlm.checkpoints.onnx import GRAPH_FILE, check_packages, encoder_onnx_bytes
@@ -93,21 +91,16 @@ def export_run(
     record = RunRecord(run)
     output.mkdir(parents=True, exist_ok=True)
     _write_encoder(model.wavlm, output, format)
-    heads = model.heads()  # those of several label sets one after another, as in fairseq
-    head = {
-        "final_proj.weight": torch.cat([of_set.final_proj.weight.detach() for of_set in heads]),
-        "final_proj.bias": torch.cat([of_set.final_proj.bias.detach() for of_set in heads]),
-        "label_embs_concat": torch.cat([of_set.label_embeddings.detach() for of_set in heads]),
-    }
-    write_atomically(output / "pretraining_head.safetensors", save(head))
+    write_atomically(output / HEAD_FILE, head_bytes(model))
     about = {
         "format_version": 1,
         "updates": bound["step"],
         "weights": weights,
         "fingerprints": bound["fingerprints"],
         "trained_on": _trained_on(run, record, bound["fingerprints"]),
+        "head": file_checksum(output / HEAD_FILE),
     }
-    if len(heads) > 1:
+    if len(heads := model.heads()) > 1:
         about["label_embeddings"] = [len(of_set.label_embeddings) for of_set in heads]
     if (begun := record.content.get("init_from")) is not None:
         about["init_from"] = {name: begun[name] for name in ("model", "dialect")}

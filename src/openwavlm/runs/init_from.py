@@ -1,7 +1,7 @@
-"""Initialisation of a new run from the encoder of a checkpoint of any dialect: domain adaptation, or WavLM from a HuBERT."""
+"""Initialisation of a new run from a checkpoint of any dialect: domain adaptation, WavLM from a HuBERT, or a release's labels."""
 
 import logging
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ import torch
 
 from openwavlm.checkpoints.about import read_about
 from openwavlm.checkpoints.account import NO_GATED_BIAS
+from openwavlm.checkpoints.head import SavedHead, read_heads, tensors_of
 from openwavlm.checkpoints.load import load_checkpoint
 from openwavlm.evaluation.unseen import records_all, unseen_rows
 from openwavlm.labels.teacher import model_hash
 from openwavlm.model.config import WavLMConfig
-from openwavlm.model.wavlm import WavLM
+from openwavlm.model.pretraining import LabelHead, WavLMForPretraining
 from openwavlm.shards.index import Index
 from openwavlm.shards.splits import split_names
 
@@ -31,25 +32,44 @@ _FREE = frozenset(
 )
 
 
-def begin_from(model: WavLM, path: Path | str) -> dict[str, Any]:
-    """Copies the encoder of a checkpoint that `load_checkpoint` reads into a new run's `model`; the prediction head stays random.
+def begin_from(
+    model: WavLMForPretraining,
+    path: Path | str,
+    codebooks: Sequence[str],
+    *,
+    new_head: bool = False,
+    before: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Copies the encoder of a checkpoint that `load_checkpoint` reads into a new run's `model`, and prediction heads that fit.
+
+    A head is copied if the checkpoint's folder is an export of ours with a head that was trained on the same codebook and has the same
+    sizes; else it stays random. The log names the reason.
+
+    Args:
+        codebooks: Hash of the codebook of each of the run's label sets.
+        new_head: Leaves all heads random.
+        before: Entry of an earlier launch, which ended before its first checkpoint. If a version that read the encoder alone wrote it,
+            the run begins again as it did: all heads stay random, and the new entry has no `head` either.
 
     Returns:
-        Entry for `run.json`: path, dialect, hash of the model, tensors that were left out and made, and the training data if the
-        checkpoint's folder has them (`openwavlm.json`).
+        Entry for `run.json`: path, dialect, hash of the model and of the head of each label set (`head`; None = random), tensors that
+        were left out and made, and the training data if the checkpoint's folder has them (`openwavlm.json`).
 
     Raises:
-        ValueError: As `load_checkpoint` does; if the run's model has another architecture or normalisation.
+        ValueError: As `load_checkpoint` and `read_heads` do; if the run's model has another architecture or normalisation.
     """
     loaded, account = load_checkpoint(path)
     neutral = account.created.get(_TABLE) == NO_GATED_BIAS
-    check_same_architecture(model.config, loaded.config, path, neutral=neutral)
+    check_same_architecture(model.wavlm.config, loaded.config, path, neutral=neutral)
     state = loaded.state_dict()
     if neutral:  # all zeros, so any buckets fit
-        state[_TABLE] = torch.zeros_like(model.state_dict()[_TABLE])
-    model.load_state_dict(state)
-    log.info("the encoder is initialised from %s (%s), the prediction head is random", path, account.dialect)
+        state[_TABLE] = torch.zeros_like(model.wavlm.state_dict()[_TABLE])
+    model.wavlm.load_state_dict(state)
     about = read_about(Path(path) if Path(path).is_dir() else Path(path).parent) or {}
+    encoder_alone = before is not None and "head" not in before
+    unread = "init_head=new" if new_head else "the run began with a new head" if encoder_alone else ""
+    heads = _begin_heads(model, [] if unread else _saved_heads(Path(path), about), codebooks, unread)
+    log.info("the encoder is initialised from %s (%s); %s", path, account.dialect, "; ".join(sentence for _, sentence in heads))
     trained_on = about.get("trained_on")
     if trained_on is not None and "init_from" in about:  # exports of before `before` was noted lack it
         trained_on = {"before": None} | trained_on
@@ -57,10 +77,62 @@ def begin_from(model: WavLM, path: Path | str) -> dict[str, Any]:
         "path": str(path),
         "dialect": account.dialect,
         "model": model_hash(loaded),
+        **({} if encoder_alone else {"head": [hash for hash, _ in heads]}),
         "left_out": account.ignored,
         "made": account.created,
         "trained_on": trained_on,
     }
+
+
+def _saved_heads(path: Path, about: Mapping[str, Any]) -> list[SavedHead]:
+    """Heads in the folder of a checkpoint; none if the checkpoint is a file that `about`, the folder's `openwavlm.json`, does not name."""
+    if path.is_dir():
+        return read_heads(path, about)
+    return read_heads(path.parent, about) if path.name in about.get("files", {}) else []
+
+
+@torch.no_grad()
+def _begin_heads(
+    model: WavLMForPretraining, saved: Sequence[SavedHead], codebooks: Sequence[str], unread: str
+) -> list[tuple[str | None, str]]:
+    """Copies those of the `saved` heads that belong to the run's codebooks; `unread` is the reason why none was read, or "".
+
+    Returns:
+        For each label set the hash of its head, None for a new one, and a sentence for the log.
+    """
+    found = list[tuple[str | None, str]]()
+    for number, (head, codebook) in enumerate(zip(model.heads(), codebooks, strict=True)):
+        which = f"label set {number + 1}: " if len(codebooks) > 1 else ""
+        theirs = next((one for one in saved if one.codebook == codebook), None)
+        if theirs is None:
+            found.append((None, f"{which}{unread or _absence(saved, codebook)}: the head is new"))
+        elif misfit := _misfit(head, model.special_rows, theirs):
+            found.append((None, f"{which}{misfit}: the head is new"))
+        else:
+            for ours, tensor in zip(tensors_of(head), theirs[1:], strict=True):
+                ours.copy_(tensor)
+            found.append((theirs.hash(), f"{which}labels of the same codebook (hash {codebook[:8]}…): the head is its head"))
+    return found
+
+
+def _absence(saved: Sequence[SavedHead], codebook: str) -> str:
+    """Reason why no saved head belongs to a codebook."""
+    if not saved:
+        return "there is no prediction head beside it"
+    hashes = [f"{one.codebook[:8]}…" for one in saved if one.codebook is not None]
+    there = f"hash {' and '.join(hashes)}" if hashes else "not on record"
+    return f"labels of another codebook ({there}, here {codebook[:8]}…)"
+
+
+def _misfit(head: WavLMForPretraining | LabelHead, special_rows: int, found: SavedHead) -> str:
+    """Reason why the saved head of the same codebook has other sizes than the run's; "" if it has not."""
+    ours = tensors_of(head)
+    if found.shapes() != [tuple(tensor.shape) for tensor in ours]:
+        final_dim, dim = found.weight.shape
+        rows = special_rows + len(found.embeddings) - len(head.label_embeddings)  # one codebook has one number of classes
+        there = f"dim={dim}, final_dim={final_dim} and special_rows={rows}"
+        return f"its head has {there}, this run's {ours[0].shape[1]}, {ours[0].shape[0]} and {special_rows}"
+    return ""
 
 
 def check_held_out_unseen(
@@ -111,11 +183,18 @@ def _indexes_of(fit: Mapping[str, Any] | None) -> set[str]:
 
 
 def check_same_beginning(before: dict[str, Any] | None, now: dict[str, Any], allow_change: list[str]) -> None:
-    """Raises a `ValueError` if `run.json` names another initial model and `init_from` is not allowed to change."""
+    """Raises a `ValueError` if `run.json` names another initial model or head and `init_from` is not allowed to change."""
     if before is not None and before["model"] != now["model"] and "init_from" not in allow_change:
         raise ValueError(
             f"this run was initialised from the model {before['model'][:12]} of {before['path']}, but {now['path']} now holds "
             f"{now['model'][:12]}: restore it, start a new run under another name, or allow_change=[init_from]"
+        )
+    # The data and sizes of the run decide too which head fits.
+    allowed = {key.split(".")[0] for key in allow_change}
+    if before is not None and before.get("head") != now.get("head") and not allowed & {"init_from", "init_head", "data", "model"}:
+        raise ValueError(
+            f"this run was initialised with another prediction head than {now['path']} gives it now: restore that folder, start a new "
+            "run under another name, or allow_change=[init_from]"
         )
 
 

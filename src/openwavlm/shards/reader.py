@@ -2,9 +2,10 @@
 
 import itertools
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -99,17 +100,32 @@ def _decode(payload: bytes, start_sample: int, out: np.ndarray) -> int:
 def read_fields(index: Index, row: int) -> dict[str, Any]:
     """Reads `KEY.json` of a row, which holds more than the index; a ValueError if no JSON follows the row's audio."""
     shard = index.path / index.shards[int(index.shard[row])].name
-    payload = -(-int(index.nbytes[row]) // _TAR_BLOCK) * _TAR_BLOCK
     with naming(shard), shard.open("rb") as file:
-        file.seek(int(index.offset[row]) + payload)
-        header = file.read(_TAR_BLOCK)
-        name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
-        if not name.endswith(".json"):
-            raise ValueError(
-                f"the audio of row {row} must be followed by its .json in {shard}, but by {name!r}: run openwavlm verify on the "
-                "shard set"
-            )
-        fields: dict[str, Any] = json.loads(file.read(int(header[124:136].rstrip(b"\0 "), 8)))
+        return _fields_in(file, index, row, shard)
+
+
+def read_all_fields(index: Index) -> Iterator[dict[str, Any]]:
+    """Reads `KEY.json` of every row in order, as `read_fields` does; each shard is opened once."""
+    for number, of_shard in enumerate(index.shards):
+        shard, found = index.path / of_shard.name, list[dict[str, Any]]()
+        if of_shard.rows:
+            with naming(shard), shard.open("rb") as file:
+                for row in range(int(index.first_row[number]), int(index.first_row[number + 1])):
+                    found.append(_fields_in(file, index, row, shard))
+        yield from found
+
+
+def _fields_in(file: BinaryIO, index: Index, row: int, shard: Path) -> dict[str, Any]:
+    """Reads `KEY.json` of a row from its open shard."""
+    payload = -(-int(index.nbytes[row]) // _TAR_BLOCK) * _TAR_BLOCK
+    file.seek(int(index.offset[row]) + payload)
+    header = file.read(_TAR_BLOCK)
+    name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
+    if not name.endswith(".json"):
+        raise ValueError(
+            f"the audio of row {row} must be followed by its .json in {shard}, but by {name!r}: run openwavlm verify on the shard set"
+        )
+    fields: dict[str, Any] = json.loads(file.read(int(header[124:136].rstrip(b"\0 "), 8)))
     return fields
 
 

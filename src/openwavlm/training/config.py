@@ -91,13 +91,14 @@ class RunConfig(LaunchConfig):
         precision: Of the forward pass.
         stop_after: Update after which this launch ends, resumable; None = none.
         branch_from: Checkpoint of another run at which this one begins; None = none.
-        init_from: Checkpoint as which the encoder of a new run begins; None = random weights.
+        init_from: Checkpoint as which a new run begins; None = random weights. Its prediction head too, if it belongs to the labels.
+        init_head: `new`: the prediction head begins with random weights all the same.
         allow_change: Keys that may differ from the launch before.
         debug: Tracebacks instead of sentences.
     """
 
     INNER: ClassVar[dict[str, str]] = {"head": "model"}
-    LATER: ClassVar[dict[str, Any]] = {"health": {}, "init_from": None}
+    LATER: ClassVar[dict[str, Any]] = {"health": {}, "init_from": None, "init_head": None}
 
     model: WavLMConfig
     head: Head
@@ -119,6 +120,7 @@ class RunConfig(LaunchConfig):
     stop_after: int | None
     branch_from: str | None
     init_from: str | None
+    init_head: Literal["new"] | None
     allow_change: list[str]
     debug: bool
 

@@ -195,7 +195,7 @@ _RUN = {
     "run?": str,
     "first_checkpoint?": Count,
 }
-_BEGINNING = {"path": str, "model": str, "dialect": str}
+_BEGINNING = {"path": str, "model": str, "dialect": str, "head?": list[str | None]}
 
 
 def read_run(path: Path) -> dict[str, Any]:

@@ -1,17 +1,28 @@
 """Fine-tuned heads in Transformers: every key is known, logits and texts are ours, and the usual five steps of use run."""
 
+import importlib
+import importlib.util
 import json
 import random
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from openwavlm.checkpoints.load import load_checkpoint
 from openwavlm.downstream.export import export_task
 from openwavlm.downstream.load import load_task_run
+from openwavlm.downstream.model import merge_adapters
+from openwavlm.downstream.symbols import read_symbols
 from openwavlm.downstream.vocabulary import Vocabulary
+from openwavlm.labels.teacher import model_hash
+from openwavlm.model.wavlm import normalise
 from tasks import FINETUNE, begin, make_encoder, make_task_shards
+from torch_audio import torchaudio
 
 transformers = pytest.importorskip("transformers")
 
@@ -141,3 +152,104 @@ def test_an_onnx_graph_has_the_logits_of_each_row_alone_at_sizes_that_were_not_t
             found = logits[row, : frames[row]] if "task=ctc" in overrides else logits[row]
             assert found.shape == expected.shape
             assert np.abs(found - expected).max() <= 1e-4 * max(1.0, float(np.abs(expected).max())), (rows, samples, row)
+
+
+@pytest.fixture(scope="module")
+def runs(shards, tmp_path_factory) -> dict[str, Path]:
+    """Runs of a few updates: CTC with adapters on a large model, and classes from a weighted sum of all layers of a base one."""
+    found = {}
+    for name, overrides, architecture in (
+        ("ctc", ["task=ctc", "trained.encoder=lora"], LARGE),
+        ("classes", ["task=sid", "task.field=word"], {}),
+    ):
+        folder = tmp_path_factory.mktemp(name)
+        encoder = make_encoder(folder / "encoder", **architecture)
+        place = [f"init={encoder}", f"data.sources.speech.shards={shards}", "optim.updates=4", "callbacks.checkpoint_every=4"]
+        begin([*FINETUNE, *place, *overrides, "trained.freeze_updates=0"], folder / "run")
+        found[name] = folder / "run"
+    return found
+
+
+def loaded_by_torchaudio(folder: Path):
+    """States by torchaudio's own code, with the file loaded strictly: the encoder's input and each layer's output, and the final one."""
+    make = torchaudio().models.wavlm_model
+    arguments = json.loads((folder / "model.json").read_text())
+    reference = make(**{name: arguments[name] for name in make.__code__.co_varnames[: make.__code__.co_argcount]})
+    reference.load_state_dict(torch.load(folder / "model.pt", weights_only=True), strict=True)
+    first = []
+    reference.encoder.transformer.layers[0].register_forward_pre_hook(lambda module, inputs: first.append(inputs[0]))
+
+    def states(waveforms):
+        final, _ = reference(waveforms)
+        layers, _ = reference.extract_features(waveforms)
+        return [first[0], *layers], final
+
+    reference.eval()
+    return states
+
+
+def loaded_by_microsoft(folder: Path):
+    """The same by Microsoft's code."""
+    upstream = importlib.util.find_spec("s3prl")
+    if upstream is None or not upstream.submodule_search_locations:
+        pytest.skip("s3prl, which has Microsoft's code, is not installed: make setup does it")
+    package = types.ModuleType("microsofts")
+    package.__path__ = [str(Path(upstream.submodule_search_locations[0]) / "upstream" / "wavlm")]
+    sys.modules["microsofts"] = package
+    theirs = importlib.import_module("microsofts.WavLM")
+    content = torch.load(folder / "model.pt", weights_only=True)
+    reference = theirs.WavLM(theirs.WavLMConfig(content["cfg"])).eval()
+    assert reference.load_state_dict(content["model"], strict=True) == ([], [])
+
+    def states(waveforms):
+        (_, layers), _ = reference.extract_features(waveforms, output_layer=len(reference.encoder.layers), ret_layer_results=True)
+        return [state.transpose(0, 1) for state, _ in layers], reference.extract_features(waveforms)[0]
+
+    return states
+
+
+@pytest.mark.parametrize("load", [loaded_by_torchaudio, loaded_by_microsoft], ids=["torchaudio", "microsoft"])
+@pytest.mark.parametrize("task", ["ctc", "classes"])
+def test_an_exported_encoder_has_our_states_in_its_library_and_with_its_head_our_logits(runs, task, load, tmp_path):
+    format = load.__name__.removeprefix("loaded_by_")
+    folder = export_task(runs[task], tmp_path / "exported", format=format, checkpoint="newest")
+    states = load(folder)
+    model = load_task_run(runs[task]).model
+    waveforms, num_samples = torch.randn(2, 9000, generator=torch.Generator().manual_seed(1)) / 9, torch.tensor([9000, 9000])
+    if model.wavlm.config.normalise_waveform:
+        waveforms = normalise(waveforms, num_samples)
+    with torch.no_grad():
+        layers, final = states(waveforms)
+        encoded, logits = model.wavlm(waveforms, num_samples), model(waveforms, num_samples).logits
+    assert len(layers) == len(encoded.hidden_states) == 3
+    for found, expected in zip([*layers, final], [*encoded.hidden_states, encoded.final], strict=True):
+        assert float((found - expected).abs().max() / expected.square().mean().sqrt()) < 1e-5
+    head = load_file(folder / "head.safetensors")
+    if task == "ctc":
+        found = final @ head["lm_head.weight"].T + head["lm_head.bias"]
+    else:
+        summed = (head["layer_weights"].softmax(0)[:, None, None, None] * torch.stack(layers)).sum(0)
+        pooled = (summed @ head["projector.weight"].T + head["projector.bias"]).mean(1)
+        found = pooled @ head["classifier.weight"].T + head["classifier.bias"]
+    assert float((found - logits).abs().max() / logits.std()) < 1e-5
+    assert read_symbols(folder) == load_task_run(runs[task]).symbols
+    again, account = load_checkpoint(folder)
+    assert not account.created and not account.ignored and model_hash(again) == model_hash(merged(model))
+    tensors = {"model.pt", "head.safetensors"} | ({"model.json"} if format == "torchaudio" else set())
+    assert set(json.loads((folder / "openwavlm.json").read_text())["files"]) == tensors
+    page = (folder / "README.md").read_text()
+    assert "## Head" in page and ("weighted by `layer_weights.softmax(0)`" in page) == (task == "classes")
+    with pytest.raises(ValueError, match=rf"one folder holds one format, but .* holds {format} and format is huggingface"):
+        export_task(runs[task], folder, checkpoint="newest")
+
+
+def merged(model):
+    merge_adapters(model.wavlm)
+    return model.wavlm
+
+
+def test_an_unknown_format_is_refused(runs):
+    with pytest.raises(
+        ValueError, match="format must be one of huggingface, microsoft, torchaudio, s3prl, onnx, but is 'tflite'"
+    ):
+        export_task(runs["ctc"], format="tflite")

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CPU ?= $(if $(wildcard $(VENV)/.current-cpu),1)
 STAMP := $(VENV)/.current$(if $(CPU),-cpu)
 CONSTRAINTS := $(if $(CPU),constraints-newest.txt,constraints.txt)
-EXTRAS := $(if $(CPU),dev,dev,torchaudio)
+EXTRAS := $(if $(CPU),dev,dev,decode)
 NEWEST := .venv-newest
 # Two test processes with a thread each use two cores better than threads that wait for one another.
 export OMP_NUM_THREADS ?= 1

@@ -2,17 +2,23 @@
 
 import json
 from pathlib import Path
+from shutil import copytree
 
+import jiwer
 import pytest
 
 from openwavlm.checkpoints.load import load_checkpoint
+from openwavlm.downstream.config import FinetuneConfig
+from openwavlm.downstream.data import OpenTask
+from openwavlm.downstream.testing import measure_test
 from openwavlm.downstream.validation import TaskEvaluation
 from openwavlm.runs.gather import report_runs
 from openwavlm.training.config import RunConfig
 from openwavlm.training.run_files import read_config
 from programs import run_program
 from runs import launch, table, weights
-from tasks import FINETUNE, begin, make_encoder, make_task_shards
+from tasks import FINETUNE, begin, make_encoder, make_task_shards, values_of
+from torch_audio import torchaudio
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +90,45 @@ def test_the_test_is_measured_once_with_an_interval_over_speakers(shards, encode
     before = (whole / "test.tsv").stat().st_mtime_ns
     assert launch(arguments(shards, encoder), whole, begin=begin) == [0]
     assert (whole / "test.tsv").stat().st_mtime_ns == before
+
+
+def test_a_beam_search_decodes_the_test_beside_the_greedy_one(shards, encoder, whole, tmp_path):
+    pytest.importorskip("flashlight", reason="flashlight-text is not installed: the extra decode has it")
+    torchaudio()
+    run, words = tmp_path / "run", tmp_path / "words"
+    words.write_text("ab\nba\n")
+    copytree(whole, run)
+    config = FinetuneConfig.of(
+        values_of(arguments(shards, encoder, "task.decoder=beam", f"task.lexicon={words}", "task.beam=20"))
+    )
+    data = OpenTask(config.task, config.data, config.batch, config.seed)
+    before = json.loads((whole / "summary.json").read_text())
+    summary = measure_test(run, config, data, {name: value for name, value in before.items() if name != "test"})
+    test = dict(summary["test"])
+    beam = test.pop("beam")
+    assert test == before["test"] and json.loads((run / "summary.json").read_text()) == summary
+    rows = [line.split("\t") for line in (run / "test.tsv").read_text().splitlines()]
+    assert ["\t".join(row[:6]) for row in rows] == (whole / "test.tsv").read_text().splitlines()
+    assert rows[0][6:] == ["beam_prediction", "beam_edits"]
+    assert {word for row in rows[1:] for word in row[6].split()} <= {"ab", "ba"}
+    edits = [jiwer.process_words(row[2], row[6]) for row in rows[1:]]
+    edits = [one.substitutions + one.deletions + one.insertions for one in edits]
+    assert [int(row[7]) for row in rows[1:]] == edits and beam["word_error"] == pytest.approx(
+        sum(edits) / sum(int(row[5]) for row in rows[1:])
+    )
+    assert (beam["beam"], beam["lexicon"]["path"], len(beam["interval"])) == (20, str(words), 2) and "language_model" not in beam
+    page = report_runs([run], tmp_path / "page").read_text()
+    assert f"By beam search (lexicon {words}): word error rate {beam['word_error']:.3f}, character error rate" in page
+    assert "Test rows with the most errors (8 of 8)" in page
+
+
+def test_a_beam_search_that_cannot_run_is_refused_before_training(shards, encoder, tmp_path):
+    pytest.importorskip("flashlight", reason="flashlight-text is not installed: the extra decode has it")
+    torchaudio()
+    wrong = arguments(shards, encoder, "task.decoder=beam", f"task.language_model={tmp_path / 'lm.arpa'}")
+    with pytest.raises(ValueError, match=r"task.language_model must be an ARPA file, .*lm.arpa does not exist"):
+        begin(wrong, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
 def test_the_page_opens_with_the_tested_rate_and_lists_the_worst_rows(whole, tmp_path):

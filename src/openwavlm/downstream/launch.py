@@ -14,6 +14,7 @@ from openwavlm.downstream.build import make_builder, symbols_of
 from openwavlm.downstream.collapse import WatchedEvaluation
 from openwavlm.downstream.config import FinetuneConfig
 from openwavlm.downstream.data import OpenTask
+from openwavlm.downstream.decoding import check_beam
 from openwavlm.downstream.encoders import encoder_of, open_encoder
 from openwavlm.downstream.figures import TaskFigures
 from openwavlm.downstream.model import TaskModel, make_task_model
@@ -73,6 +74,9 @@ def open_task(launch: Launch[FinetuneConfig]) -> tuple[OpenTask, RunRecord]:
     config = launch.config
     check_world_size(launch.world_size, config.batch)
     data: OpenTask = together(lambda: OpenTask(config.task, config.data, config.batch, config.seed))
+    vocabulary = data.vocabulary
+    if config.task.decoder == "beam" and vocabulary is not None:
+        on_rank_zero(lambda: check_beam(config.task, vocabulary) is None)  # not at the end of training; rank 0 alone tests
     fingerprints = data.fingerprints()
     if together(lambda: fingerprints) != on_rank_zero(lambda: fingerprints):
         raise ValueError(

@@ -25,9 +25,18 @@ class Task:
             an empty NEW removes OLD.
         projection: Width of the projection before the mean in `sid` (Transformers: classifier_proj_size).
         dropout: Probability of dropout before the output layer of `ctc` and `phones` (fairseq: final_dropout).
+        decoder: Decoder of the test part of `ctc` and `phones`: `greedy`, or `beam`, which decodes it a second time by a beam search (extra
+            `decode`). Validation is always greedy.
+        lexicon: Text file for `beam` with a word on each line, and its symbols after it where they are not its letters; null = any
+            sequence of symbols.
+        language_model: ARPA file (or KenLM's binary) for `beam`, over the lexicon's words, or without a lexicon over symbols, `|` between
+            words; null = none.
+        lm_weight: Factor on the language model's log-probabilities.
+        word_score: Added to the score for each word of the lexicon.
+        beam: Hypotheses that a beam search keeps.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If a number is out of its range, or keys of a beam search are given without one.
     """
 
     name: TaskName = "ctc"
@@ -37,6 +46,12 @@ class Task:
     replace: list[str] = dataclasses.field(default_factory=list)
     projection: int = 256
     dropout: float = 0.1
+    decoder: Literal["greedy", "beam"] = "greedy"
+    lexicon: str | None = None
+    language_model: str | None = None
+    lm_weight: float = 2.0
+    word_score: float = 0.0
+    beam: int = 50
 
     def __post_init__(self) -> None:
         if self.projection < 1 or not 0 <= self.dropout < 1:
@@ -48,6 +63,23 @@ class Task:
                 raise ValueError(
                     f"task.replace must be texts OLD=NEW, but has {entry!r}: 'task.replace=[\"{entry or 'OLD'}=\"]' removes it"
                 )
+        self._check_decoder()
+
+    def _check_decoder(self) -> None:
+        if not (self.beam >= 1 and 0 <= self.lm_weight < float("inf") and abs(self.word_score) < float("inf")):
+            raise ValueError(
+                "task.beam must be at least 1, task.lm_weight not negative and task.word_score finite, but are "
+                f"{self.beam}, {self.lm_weight}, {self.word_score}"
+            )
+        given = [f"task.{key}" for key in ("lexicon", "language_model") if getattr(self, key)]
+        if given and self.decoder == "greedy":
+            raise ValueError(
+                f"{given[0]} is used by task.decoder=beam alone, but task.decoder is greedy: set it, or leave the file out"
+            )
+        if self.decoder == "beam" and not self.of_sequences:
+            raise ValueError(f"task.decoder=beam decodes sequences, but task={self.name} predicts one class: leave it out")
+        if self.lexicon and self.name == "phones":
+            raise ValueError("task.lexicon is a lexicon of words, but task=phones predicts phones: leave it out")
 
     @property
     def replacements(self) -> list[tuple[str, str]]:

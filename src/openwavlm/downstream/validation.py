@@ -27,12 +27,14 @@ class Scored:
     Attributes:
         source, row: Place of the row.
         reference, prediction: Prepared target and predicted text, or classes.
+        decoded: Text by the pass's second decoder; None without one.
     """
 
     source: str
     row: int
     reference: str
     prediction: str
+    decoded: str | None = None
 
 
 def columns(task: str) -> list[str]:
@@ -47,6 +49,7 @@ class TaskEvaluation:
     Args:
         specs: Its micro-batches.
         ctc: Whether the targets are sequences.
+        decoder: A second decoder of each row's logits (frames, symbols); the pass's own figures are greedy.
     """
 
     def __init__(
@@ -58,7 +61,9 @@ class TaskEvaluation:
         control: Control,
         *,
         ctc: bool,
+        decoder: Callable[[Tensor], str] | None = None,
     ) -> None:
+        self._decoder = decoder
         self._opened, self._specs, self._builder, self._loading, self._control = opened, list(specs), builder, loading, control
         self._ctc, self._task = ctc, opened.task.name
         self.compared_by = columns(self._task)[0]
@@ -108,7 +113,8 @@ class TaskEvaluation:
             figures["rows"] += 1
             figures["frames"] += len(symbols)
             if each is not None:
-                each(Scored(batch.id.source, row, reference, prediction))
+                decoded = self._decoder(output.logits[place, : len(symbols)]) if self._decoder is not None else None
+                each(Scored(batch.id.source, row, reference, prediction, decoded))
         figures["units"] = float(batch.num_tokens) if self._ctc else figures["rows"]
         vector = self._layout.vector(figures)
         vector[len(_SUMS) :] = histogram

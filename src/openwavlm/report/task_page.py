@@ -90,7 +90,20 @@ def _sentences(iteration: Iteration, test: dict[str, Any] | None) -> list[str]:
         found.append(
             f"Measured once, with the checkpoint after {test['checkpoint']} updates, {chosen}{'; ' + others if others else ''}."
         )
+        if "beam" in test:
+            found.append(_by_beam_search(test["beam"]))
     return found
+
+
+def _by_beam_search(beam: dict[str, Any]) -> str:
+    rates = ", ".join(f"{words} {number(beam[name])}" for name, words in _rates(beam))
+    files = [
+        f"{words} {beam[key]['path']}"
+        for key, words in (("lexicon", "lexicon"), ("language_model", "language model"))
+        if key in beam
+    ]
+    weight = f" of weight {number(beam['lm_weight'])}" if "language_model" in beam else ""
+    return f"By beam search ({', '.join(files) + weight if files else 'without lexicon and language model'}): {rates}."
 
 
 def _limits(iteration: Iteration, test: dict[str, Any] | None) -> list[str]:
@@ -129,7 +142,7 @@ def _test_rows(path: Path) -> list[list[str]]:
     """Rows of `test.tsv`; empty without one."""
     if not path.is_file():
         return []
-    return [row for line in path.read_text().splitlines()[1:] if len(row := line.split("\t")) == 6]
+    return [row[:6] for line in path.read_text().splitlines()[1:] if len(row := line.split("\t")) >= 6]
 
 
 def _by_speaker(rows: list[list[str]]) -> list[list[str]]:

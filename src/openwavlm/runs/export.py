@@ -86,11 +86,11 @@ def export_run(
     if format == "onnx":
         check_packages()
     output = output or run / ("export" if format == "huggingface" else f"export-{format}")
-    _check_format_of(output, format)
+    check_format_of(output, format)
     model, bound = load_run(run, checkpoint, weights)
     record = RunRecord(run)
     output.mkdir(parents=True, exist_ok=True)
-    _write_encoder(model.wavlm, output, format)
+    write_encoder(model.wavlm, output, format)
     write_atomically(output / HEAD_FILE, head_bytes(model))
     about = {
         "format_version": 1,
@@ -129,8 +129,12 @@ def _trained_on(run: Path, record: RunRecord, fingerprints: dict[str, str]) -> d
     return found | ({"sources": noted["sources"]} if "sources" in noted else {}) | before
 
 
-def _check_format_of(output: Path, format: str) -> None:
-    """Checks that the folder holds no other format and no shards: loaders look for Hugging Face's files first."""
+def check_format_of(output: Path, format: str) -> None:
+    """Checks that the folder holds no other format and no shards: loaders look for Hugging Face's files first.
+
+    Raises:
+        ValueError: If it does.
+    """
     if (output / "index").is_dir():
         raise ValueError(f"a model has a folder of its own, but {output} holds shards: name another output")
     held = [
@@ -143,7 +147,8 @@ def _check_format_of(output: Path, format: str) -> None:
         raise ValueError(f"one folder holds one format, but {output} holds {held[0]} and format is {format}: name another output")
 
 
-def _write_encoder(model: WavLM, output: Path, format: str) -> None:
+def write_encoder(model: WavLM, output: Path, format: str) -> None:
+    """Writes the files of an encoder in one of the formats into a folder."""
     file = output / SINGLE_FILE
     if format == "huggingface":
         save_huggingface(model, output)

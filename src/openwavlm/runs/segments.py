@@ -123,7 +123,7 @@ def segment_of(directory: Path, step: int) -> Segment:
 def share_of(record: Mapping[str, Any], data: Mapping[str, Any]) -> float:
     """Share by which a launch held out its speakers, from its entry and its data node.
 
-    Launches before 2026-11-29 recorded none: `data.validation_share` itself was their share, even if it held out nobody.
+    Launches before 2026-11-29 recorded none: `data.validation_share` itself was their share, even if it held out no speaker.
     """
     share: float = record.get("validation_share", data.get("validation_share", Data.validation_share))
     return share

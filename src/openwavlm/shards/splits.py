@@ -29,13 +29,13 @@ def split_names(index: Index, rows: np.ndarray | None = None) -> list[str]:
 def settled_share(indexes: Sequence[Index], *, share: float, split_seed: int, key: str) -> float:
     """Share by which `validation_rows` holds out a speaker and leaves one; a recording where the speaker is unknown.
 
-    A share that holds out nobody is raised until it holds out the speaker with the smallest hash, and one that holds out everybody is
+    A share that holds out no speaker is raised until it holds out the speaker with the smallest hash, and one that holds out all of them is
     lowered until it leaves the one with the largest. Who splits by the result records it: it is a constant from then on, so that added
     data never moves a speaker.
 
     Args:
         indexes: All shard sets that are split together.
-        share: Expected share of the speakers, in [0, 1); 0 holds out nobody.
+        share: Expected share of the speakers, in [0, 1); 0 holds out none.
         split_seed: Seed of the split.
         key: Name of the setting, for errors.
 
